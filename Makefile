@@ -1,0 +1,43 @@
+# `make demo` and `make test` do all their own set-up, in .venv, and start at once when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= isoloop-out
+
+.PHONY: demo test lint format hooks clean
+
+demo: $(VENV)/.installed
+	$(BIN)/isoloop plan demo --out $(OUT)
+	$(BIN)/isoloop run demo --out $(OUT)
+	$(BIN)/isoloop predict demo --out $(OUT) --mean-recurrence 6 --flops 1e12
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+hooks: $(VENV)/.installed-dev
+	$(BIN)/pre-commit install
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "isoloop needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Say: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
