@@ -1,0 +1,86 @@
+"""Training state <-> one directory per step, written atomically.
+
+    <run>/checkpoints/00000400/state.pt     weights, optimizer state, what has been counted so far
+
+Everything random in a run is a pure function of (seed, step), so the step is all the random state and data position
+there is.
+"""
+
+import os
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+_FORMAT = "isoloop-checkpoint-1"
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    run_id: str,
+    step: int,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    counts: dict[str, float],
+    keep: int = 2,
+) -> Path:
+    """Write the state after `step` steps under `folder`, whole or not at all, and drop all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{step:08d}"
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
+    state = {
+        "format": _FORMAT,
+        "run_id": run_id,
+        "step": step,
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "counts": counts,
+    }
+    try:
+        with (building / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(building, final)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints under `folder`, oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def load_checkpoint(
+    checkpoint: Path, *, run_id: str, model: nn.Module, optimizers: list[Optimizer]
+) -> tuple[int, dict[str, float]]:
+    """Restore the state of one checkpoint into `model` and `optimizers`; returns (steps done, counts).
+
+    Raises:
+        ValueError: the checkpoint is torn, isn't one of ours, or belongs to another run.
+    """
+    file = checkpoint / "state.pt"
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        known, owner = state["format"] == _FORMAT, state["run_id"]
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"a checkpoint must hold a whole state.pt, but {file} can't be read ({error}); delete it"
+        ) from error
+    if not known or owner != run_id:
+        raise ValueError(f"a checkpoint must belong to run {run_id}, but {file} is of {owner}; delete or move it")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["counts"]

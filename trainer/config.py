@@ -1,0 +1,175 @@
+"""Frozen configurations of one training run, and the run's identity.
+
+A `RunSpec` holds everything that determines a run's result and nothing else: no folder, no machine, no sweep's name.
+Its content hash is the run's id, so two sweeps that ask for the same run share it.
+"""
+
+import hashlib
+import json
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+BYTE_VOCABULARY = 256
+VOCABULARY_MULTIPLE = 64
+
+
+class Config(BaseModel):
+    """A frozen, keyword-only configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Config):
+    """Shape of a looped model: prelude, recurrent core, coda (SPEC "The model"; Parcae, arXiv:2604.12946).
+
+    The attributes are layers (counts), `width` (channels), `context` and `vocabulary` (tokens).
+    """
+
+    width: PositiveInt = 16
+    heads: PositiveInt = 2
+    prelude_layers: PositiveInt = 1
+    core_layers: PositiveInt = 1
+    coda_layers: PositiveInt = 1
+    context: PositiveInt = 64
+    vocabulary: PositiveInt = BYTE_VOCABULARY
+    injection: Literal["diagonal"] = "diagonal"
+    state_init: Literal["zero", "normal", "like-init"] = "like-init"
+    rotary_base: PositiveFloat = 50_000.0
+    norm_eps: PositiveFloat = 1e-5
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                "width must be an even multiple of heads (rotary pairs channels within a head), "
+                f"but got width={self.width}, heads={self.heads}; choose a width divisible by {2 * self.heads}"
+            )
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Channels per attention head."""
+        return self.width // self.heads
+
+    @property
+    def layers(self) -> int:
+        """Distinct layers: L_P + L_R + L_C."""
+        return self.prelude_layers + self.core_layers + self.coda_layers
+
+    @property
+    def padded_vocabulary(self) -> int:
+        """Rows of the token table: the vocabulary rounded up to a multiple of 64."""
+        return math.ceil(self.vocabulary / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @property
+    def init_std(self) -> float:
+        """Standard deviation of the truncated-normal initialisation, sqrt(2 / (5 d))."""
+        return math.sqrt(2 / (5 * self.width))
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether distinct layer `layer` (0-based) has a value embedding: every other one, counted from the last."""
+        return (self.layers - 1 - layer) % 2 == 0
+
+
+class RecurrenceConfig(Config):
+    """How many loops each sequence runs in training: T ~ Poisson(`mean`) clamped to >= 1, per sequence.
+
+    The last min(T, `backprop_depth`) loops carry gradient; by default µ_bwd = ceil(µ_rec / 2).
+    """
+
+    mean: PositiveInt = 4
+    backprop_depth: PositiveInt | None = None
+
+    @property
+    def gradient_loops(self) -> int:
+        """µ_bwd: the most loops of one sequence that carry gradient."""
+        return self.backprop_depth or math.ceil(self.mean / 2)
+
+
+class DataConfig(Config):
+    """Which text: `stdlib` (the Python standard library's source files) or a file or folder of the user's.
+
+    Files go to training or validation whole; `validation_fraction` is the share of files held out.
+    """
+
+    corpus: str = "stdlib"
+    suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class OptimizerConfig(Config):
+    """Muon for the matrices of the blocks, AdamW for all else (SPEC "Training")."""
+
+    learning_rate: PositiveFloat = 8e-3
+    muon_learning_rate: PositiveFloat | None = None
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    muon_weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.8, 0.95)
+    adam_eps: PositiveFloat = 1e-10
+    gradient_clip: PositiveFloat = 1.0
+
+    @property
+    def matrix_learning_rate(self) -> float:
+        """Peak learning rate of Muon; AdamW's unless set apart."""
+        return self.muon_learning_rate or self.learning_rate
+
+
+class ScheduleConfig(Config):
+    """Trapezoid without warm-up: constant, then linear to 0 over the last `decay_fraction` of the steps."""
+
+    decay_fraction: Fraction = 0.5
+
+
+class EvaluationConfig(Config):
+    """Validation: `sequences` fixed sequences, at the mean recurrence and at each of `recurrences` (loops)."""
+
+    sequences: PositiveInt = 256
+    recurrences: tuple[PositiveInt, ...] = (1, 2, 4, 8)
+
+
+class RunSpec(Config):
+    """All that determines one run's result. `data_fingerprint` is the content hash of the prepared corpus.
+
+    Args:
+        batch: sequences per optimizer step.
+        steps: optimizer steps.
+        precision: `bfloat16` runs the matrix products under autocast; weights stay float32.
+    """
+
+    model: ModelConfig = ModelConfig()
+    recurrence: RecurrenceConfig = RecurrenceConfig()
+    data: DataConfig = DataConfig()
+    data_fingerprint: str
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    batch: PositiveInt = 32
+    steps: PositiveInt
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one optimizer step."""
+        return self.batch * self.model.context
+
+    @property
+    def tokens(self) -> int:
+        """D: training tokens of the whole run."""
+        return self.tokens_per_step * self.steps
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits of the hash of what determines the result.
+
+        Where the text lies does not, what it says does: the corpus enters by its fingerprint alone.
+        """
+        content = self.model_dump(mode="json", exclude={"data"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]

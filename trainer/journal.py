@@ -1,0 +1,63 @@
+"""A run's own append-only record of metrics: one JSON line per record, one write per line.
+
+A process may die in the middle of a line. Opening the journal again cuts the torn line off; reading it stops before
+it. A run that goes on from an older checkpoint passes steps again that it has journaled already: those are not
+written twice.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Append records to `path`; single writer."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
+        records, _ = read_journal(path)
+        self.last_step = max((r["step"] for r in records if r["kind"] == "metrics"), default=-1)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Record `values` at `step`, unless the journal holds that step from before a restart."""
+        if step > self.last_step:
+            self._write({"kind": "metrics", "step": step, "values": values})
+            self.last_step = step
+
+    def event(self, name: str, **details: Any) -> None:
+        """Record that something happened: a start, a resumption, a divergence."""
+        self._write({"kind": "event", "name": name, **details})
+
+    def close(self) -> None:
+        """Close the file; what was written is already with the operating system."""
+        os.close(self._file)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps({"time_ms": round(time.time() * 1000), **record}) + "\n"
+        os.write(self._file, line.encode())
+
+
+def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Whole records of the journal from byte `offset` on, and the offset behind the last of them.
+
+    A missing journal has no records.
+    """
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+
+
+def _cut_torn_line(path: Path) -> None:
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)

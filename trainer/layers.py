@@ -1,0 +1,122 @@
+"""The parts that every model shares: norm, rotary embedding, attention, MLP, pre-norm block (SPEC "The model")."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.accounting import GATE_CHANNELS, MLP_FACTOR
+from trainer.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned weight, computed in float32 whatever the input's type."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of x [..., width]."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding on interleaved pairs: channels 2i and 2i+1 of a head turn together."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_width: int, context: int, base: float) -> None:
+        super().__init__()
+        frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)[:, None, :]
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn x [batch, tokens, heads, head_width] by each token's position."""
+        cos, sin = self.cos[: x.shape[1]].to(x.dtype), self.sin[: x.shape[1]].to(x.dtype)
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Causal attention with normalised queries and keys and, in some layers, a gated value embedding."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.query = nn.Linear(d, d, bias=False)
+        self.key = nn.Linear(d, d, bias=False)
+        self.value = nn.Linear(d, d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.gate = nn.Linear(min(GATE_CHANNELS, d), config.heads, bias=False) if value_embedding else None
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
+        split = (self.heads, -1)
+        query = self.query(x).unflatten(-1, split)
+        key = self.key(x).unflatten(-1, split)
+        value = self.value(x).unflatten(-1, split)
+        if self.gate is not None and value_embedding is not None:
+            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [batch, tokens, heads]
+            value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
+        query, key = (F.rms_norm(rotary(z), (z.shape[-1],)) for z in (query, key))
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+        )
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two matrices with 0.5 * relu(x)^2 between, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, MLP_FACTOR * width, bias=False)
+        self.down = nn.Linear(MLP_FACTOR * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., width] to [..., width]."""
+        return self.down(0.5 * F.relu(self.up(x)).square())
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + Attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, value_embedding=value_embedding)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config.width)
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape."""
+        x = x + self.attention(self.attention_norm(x), rotary, value_embedding)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+@torch.no_grad()
+def init_matrix(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill a matrix with a truncated normal (3 sigma), made orthogonal, and scaled to entries of RMS `std`."""
+    draw = torch.nn.init.trunc_normal_(torch.empty(weight.shape), a=-3.0, b=3.0, generator=generator)
+    tall = draw if draw.shape[0] >= draw.shape[1] else draw.T
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()
+    orthogonal = q if draw.shape[0] >= draw.shape[1] else q.T
+    weight.copy_(orthogonal * std * max(weight.shape) ** 0.5)
+
+
+@torch.no_grad()
+def init_block(block: Block, std: float, generator: torch.Generator) -> None:
+    """Initialise a block's matrices; the output projections of attention and MLP and the gate start at zero."""
+    attention = block.attention
+    for weight in (attention.query.weight, attention.key.weight, attention.value.weight, block.mlp.up.weight):
+        init_matrix(weight, std, generator)
+    attention.out.weight.zero_()
+    block.mlp.down.weight.zero_()
+    if attention.gate is not None:
+        attention.gate.weight.zero_()

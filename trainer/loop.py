@@ -1,0 +1,214 @@
+"""`train(spec, ...) -> RunResult`: one run, from its spec to its result file.
+
+A run lives in a folder of its own:
+
+    spec.json  journal.jsonl  checkpoints/  result.json      (result.json is written last, atomically)
+"""
+
+import fcntl
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.accounting import expected_loops, loop_cost
+from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from trainer.config import RunSpec
+from trainer.data import Corpus, batch_windows, validation_windows
+from trainer.evaluate import bits_per_byte, evaluate
+from trainer.journal import Journal
+from trainer.optim import apply_schedule, make_optimizers
+from trainer.parcae import Parcae
+from trainer.recurrence import sample_recurrences
+from trainer.result import RunResult, read_result, write_result
+
+CURVE_POINTS = 200
+EXPLODED = 3.0
+_STATE_STREAM = 0x9E3779B97F4A7C15
+
+
+class RunBusyError(RuntimeError):
+    """Another process is training the same run in the same folder."""
+
+
+def train(
+    spec: RunSpec,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    cpu_threads: int = 1,
+    checkpoint_seconds: float = 30.0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult | None:
+    """Train one run, or go on from its last checkpoint, or return its result if it has one already.
+
+    On CPU the losses are the same to the bit for the same spec, torch build and `cpu_threads`, stopped between or not.
+
+    Args:
+        spec: what to train.
+        corpus: the prepared corpus; its fingerprint must be the spec's.
+        folder: the run's own folder.
+        device: a torch device.
+        cpu_threads: threads of one operation on the CPU.
+        checkpoint_seconds: time between checkpoints.
+        should_stop: asked after every step; when true, the run saves its state and returns None.
+
+    Raises:
+        ValueError: the corpus isn't the spec's or is too small; a checkpoint is torn or foreign.
+        RunBusyError: another process holds the run's folder.
+    """
+    if corpus.facts.fingerprint != spec.data_fingerprint:
+        raise ValueError(
+            f"the corpus must be the one the run was planned with, {spec.data_fingerprint}, but got "
+            f"{corpus.facts.fingerprint}; plan the sweep again"
+        )
+    corpus.check(spec.model.context)
+    with _sole_owner(folder):
+        finished = read_result(folder)
+        if finished is not None:
+            return finished
+        torch.set_num_threads(cpu_threads)
+        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+        validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
+        model = Parcae(spec.model)
+        model.initialise(spec.seed)
+        model.to(device)
+        optimizers = make_optimizers(model, spec.optimizer)
+        step, counts = 0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}
+        saved = checkpoints(folder / "checkpoints")
+        if saved:
+            step, counts = load_checkpoint(saved[-1], run_id=spec.run_id, model=model, optimizers=optimizers)
+        journal = Journal(folder / "journal.jsonl")
+        journal.event("resumed" if step else "started", step=step, device=device, torch=torch.__version__)
+
+        every = max(1, spec.steps // CURVE_POINTS)
+        exploded = EXPLODED * math.log(spec.model.padded_vocabulary)
+        began = last_saved = time.monotonic()
+        reason = None
+        while step < spec.steps:
+            apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
+            loops = torch.from_numpy(sample_recurrences(spec.recurrence, batch=spec.batch, seed=spec.seed, step=step))
+            loss = _loss_of_step(spec, model, corpus, loops, step, device)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip).item()
+            nats = loss.item()
+            counts["forward_loops"] += loops.sum().item()
+            counts["backward_loops"] += loops.clamp(max=spec.recurrence.gradient_loops).sum().item()
+            if not (math.isfinite(nats) and math.isfinite(norm)) or nats > exploded:
+                reason = f"training loss {nats:.4g}, gradient norm {norm:.4g} at step {step}"
+                step += 1
+                break
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            if step % every == 0 or step == spec.steps:
+                journal.metrics(step, _telemetry(spec, model, optimizers, nats, norm, step))
+            now = time.monotonic()
+            stopping = should_stop() and step < spec.steps
+            if stopping or now - last_saved >= checkpoint_seconds:
+                spent = {**counts, "seconds": counts["seconds"] + now - began}
+                save_checkpoint(
+                    folder / "checkpoints", run_id=spec.run_id, step=step, model=model,
+                    optimizers=optimizers, counts=spent,
+                )  # fmt: skip
+                last_saved = now
+            if stopping:
+                journal.event("stopped", step=step)
+                journal.close()
+                return None
+
+        losses = {}
+        if reason is None:
+            recurrences = {*spec.evaluation.recurrences, spec.recurrence.mean}
+            losses = evaluate(model, validation, recurrences)
+            if not all(map(math.isfinite, losses.values())):
+                reason = f"validation loss is not finite after step {step}: {losses}"
+        result = _result(spec, model, counts, losses, reason, step, time.monotonic() - began)
+        journal.event(result.status, step=step, reason=reason)
+        journal.close()
+        write_result(folder, result)
+        return result
+
+
+def _loss_of_step(spec: RunSpec, model: Parcae, corpus: Corpus, loops: Tensor, step: int, device: str) -> Tensor:
+    """Training loss of one step; batch, loops and initial states are functions of (seed, step)."""
+    windows = torch.from_numpy(
+        batch_windows(corpus, context=spec.model.context, batch=spec.batch, seed=spec.seed, step=step)
+    ).to(device)
+    generator = torch.Generator().manual_seed((spec.seed * _STATE_STREAM + step) % 2**63)
+    h0 = model.initial_state(spec.batch, generator).to(device)
+    half = spec.precision == "bfloat16"
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
+        return model.loss(windows[:, :-1], windows[:, 1:], loops, spec.recurrence.gradient_loops, h0)
+
+
+def _telemetry(spec: RunSpec, model: Parcae, optimizers: list, nats: float, norm: float, step: int) -> dict[str, float]:
+    """What the journal records of a step."""
+    return {
+        "train_loss": nats,
+        "gradient_norm": norm,
+        "spectral_radius": model.injection.spectral_radius(),
+        "learning_rate": optimizers[-1].param_groups[0]["lr"],
+        "tokens": float(step * spec.tokens_per_step),
+    }
+
+
+def _result(
+    spec: RunSpec,
+    model: Parcae,
+    counts: dict[str, float],
+    losses: dict[int, float],
+    reason: str | None,
+    steps: int,
+    seconds: float,
+) -> RunResult:
+    """Put the outcome together; FLOPs are the loops that ran (`exact`) or the nominal ones (`parcae-release`)."""
+    sequences = steps * spec.batch
+    tokens = steps * spec.tokens_per_step
+    forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
+    released = loop_cost(spec.model, "parcae-release")
+    nominal = expected_loops(spec.recurrence, "parcae-release")
+    diverged = reason is not None
+    loss = None if diverged else losses[spec.recurrence.mean]
+    return RunResult(
+        run_id=spec.run_id,
+        status="diverged" if diverged else "finished",
+        reason=reason,
+        simulated=False,
+        steps=steps,
+        tokens=tokens,
+        forward_loops=forward,
+        backward_loops=backward,
+        flops_exact=tokens * loop_cost(spec.model, "exact").flops_per_token(forward, backward),
+        flops_parcae_release=tokens * released.flops_per_token(*nominal),
+        loss=loss,
+        losses={} if diverged else losses,
+        bits_per_byte=None if loss is None else bits_per_byte(loss),
+        spectral_radius=model.injection.spectral_radius(),
+        seconds=counts["seconds"] + seconds,
+    )
+
+
+@contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Hold the run's folder: the kernel lets go of the lock whatever way the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunBusyError(
+                f"a run's folder must have one writer, but another process is training {folder.name}; "
+                "wait for it, or stop it"
+            ) from error
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,58 @@
+"""Muon for the matrices of the blocks, AdamW for the rest, and their schedules (SPEC "Training")."""
+
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from trainer.config import OptimizerConfig, ScheduleConfig
+
+_BLOCKS = ("prelude.", "core.", "coda.")
+
+
+def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
+    """Share of the peak learning rate at `step` (0-based) of `steps`: 1, then linear towards 0 at the end."""
+    decay_steps = schedule.decay_fraction * steps
+    return min(1.0, (steps - step) / decay_steps) if decay_steps else 1.0
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Every parameter exactly once: (matrices of the blocks, everything else)."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        in_block = name.startswith(_BLOCKS) and parameter.ndim == 2
+        (matrices if in_block else rest).append(parameter)
+    return matrices, rest
+
+
+def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    """Muon (learning rate x sqrt(max(1, rows / columns))) and AdamW without decay, at their peak learning rates."""
+    matrices, rest = split_parameters(model)
+    muon = Muon(
+        matrices,
+        lr=config.matrix_learning_rate,
+        momentum=config.muon_momentum,
+        weight_decay=config.muon_weight_decay,
+        adjust_lr_fn="original",
+    )
+    adamw = AdamW(
+        rest,
+        lr=config.learning_rate,
+        betas=config.adam_betas,
+        eps=config.adam_eps,
+        weight_decay=0.0,
+        fused=True,
+    )
+    return [muon, adamw]
+
+
+def apply_schedule(
+    optimizers: list[Optimizer], config: OptimizerConfig, schedule: ScheduleConfig, step: int, steps: int
+) -> None:
+    """Set the learning rates, and Muon's weight decay (linear to 0 over the whole run), for `step` (0-based)."""
+    factor = learning_rate_factor(schedule, step, steps)
+    for optimizer in optimizers:
+        is_muon = isinstance(optimizer, Muon)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * (config.matrix_learning_rate if is_muon else config.learning_rate)
+            if is_muon:
+                group["weight_decay"] = config.muon_weight_decay * (1 - step / steps)

@@ -1,0 +1,72 @@
+"""A run's outcome as data: written last, whole or not at all."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from trainer.config import Config
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class RunResult(Config):
+    """How one run ended.
+
+    Attributes:
+        status: `finished`, or `diverged` (a result, not a failure) with its `reason`.
+        simulated: True where the losses were drawn from a law and no model was trained.
+        tokens: D, tokens trained.
+        forward_loops: mean loops run per training token.
+        backward_loops: of these, the mean that carried gradient.
+        flops_exact: training FLOPs spent, counted as `exact`.
+        flops_parcae_release: the same run counted as `parcae-release`.
+        loss: validation loss at T = µ_rec, nats per token; None if diverged.
+        losses: validation loss by recurrence T, nats per token.
+        spectral_radius: ρ(Ā) at the end; None if simulated.
+        seconds: wall time spent training.
+    """
+
+    run_id: str
+    status: Literal["finished", "diverged"]
+    reason: str | None = None
+    simulated: bool
+    steps: int
+    tokens: int
+    forward_loops: NonNegative
+    backward_loops: NonNegative
+    flops_exact: NonNegative
+    flops_parcae_release: NonNegative
+    loss: float | None
+    losses: dict[int, float]
+    bits_per_byte: float | None
+    spectral_radius: float | None
+    seconds: NonNegative
+
+
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write `result.json` into the run's folder atomically."""
+    partial = folder / ".result.json.partial"
+    with partial.open("w") as file:
+        file.write(result.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / "result.json")
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """The run's result, or None while it has none.
+
+    Raises:
+        ValueError: the file isn't one of ours.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return RunResult.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} must be a run's result, but isn't ({error.error_count()} errors); delete it"
+        ) from error
