@@ -1,0 +1,130 @@
+"""What a token costs at any mean recurrence, read off the runs of one architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+_BACKWARD_SLOPE = 0.5
+_PER_ARCHITECTURE = (
+    "flops_per_token_fixed",
+    "flops_per_token_forward_loop",
+    "flops_per_token_backward_loop",
+    "effective_params_fixed",
+    "effective_params_per_loop",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """FLOPs per token and effective parameters of one architecture, as functions of the mean recurrence mu.
+
+    FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences that ran (the nodes), f and b
+    are the loops that ran, so the cost there is exact under whatever sampling of depths and whatever
+    accounting. Between nodes f - mu and b are linear; beyond them f - mu stays as at the nearest node, and b
+    has the slope 1/2 of a backprop depth mu / 2.
+    """
+
+    flops_per_token_fixed: float
+    flops_per_token_forward_loop: float
+    flops_per_token_backward_loop: float
+    effective_params_fixed: float
+    effective_params_per_loop: float
+    mean_recurrences: tuple[float, ...]
+    forward_loops: tuple[float, ...]
+    backward_loops: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        nodes = self.mean_recurrences
+        if not nodes or len(nodes) != len(self.forward_loops) or len(nodes) != len(self.backward_loops):
+            raise ValueError(
+                "a cost model needs loops forward and backward at each of its mean recurrences, but got "
+                f"{len(nodes)} recurrences, {len(self.forward_loops)} forward and "
+                f"{len(self.backward_loops)} backward; give one of each for every recurrence"
+            )
+        if nodes[0] <= 0 or any(later <= before for before, later in pairwise(nodes)):
+            raise ValueError(f"mean recurrences must be positive and grow, but got {nodes}; sort them")
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> CostModel:
+        """The cost model of a checked run table.
+
+        Raises ValueError if its runs have different architectures, or backprop depths at one recurrence.
+        """
+        for name in _PER_ARCHITECTURE:
+            low, high = float(table[name].min()), float(table[name].max())
+            if high > low * (1 + 1e-9):
+                raise ValueError(
+                    f"a fit takes one architecture, but `{name}` ranges from {low:.10g} to {high:.10g}; "
+                    "filter the table to the runs of one architecture"
+                )
+        ran = table[table["forward_loops"].notna() & table["backward_loops"].notna()]
+        if ran.empty:
+            raise ValueError("a cost model needs a run that ran, but all loop counts are missing; finish a run first")
+        for mean_recurrence, runs in ran.groupby("mean_recurrence"):
+            depths = sorted(set(runs["backprop_depth"]))
+            if len(depths) > 1:
+                raise ValueError(
+                    f"a mean recurrence must have one backprop depth, but {mean_recurrence:g} was trained "
+                    f"with {depths}; filter the table to one of them"
+                )
+        loops = ran.groupby("mean_recurrence")[["forward_loops", "backward_loops"]].mean().sort_index()
+        per_token: dict[str, Any] = {name: float(table[name].iloc[0]) for name in _PER_ARCHITECTURE}
+        return cls(
+            mean_recurrences=tuple(float(node) for node in loops.index),
+            forward_loops=tuple(float(value) for value in loops["forward_loops"]),
+            backward_loops=tuple(float(value) for value in loops["backward_loops"]),
+            **per_token,
+        )
+
+    def loops(self, mean_recurrence: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Mean loops per token (forward, backward), of the shape of `mean_recurrence`."""
+        mu = np.asarray(mean_recurrence, dtype=float)
+        nodes = np.array(self.mean_recurrences)
+        excess = np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
+        beyond = mu - np.clip(mu, nodes[0], nodes[-1])
+        backward = np.interp(mu, nodes, np.array(self.backward_loops)) + _BACKWARD_SLOPE * beyond
+        return mu + excess, np.maximum(backward, min(1.0, self.backward_loops[0]))
+
+    def flops_per_token(self, mean_recurrence: ArrayLike) -> np.ndarray:
+        """FLOPs per token, forward and backward, of the shape of `mean_recurrence`."""
+        forward, backward = self.loops(mean_recurrence)
+        return np.asarray(
+            self.flops_per_token_fixed
+            + self.flops_per_token_forward_loop * forward
+            + self.flops_per_token_backward_loop * backward
+        )
+
+    def effective_params(self, mean_recurrence: ArrayLike) -> np.ndarray:
+        """N(mu), the parameters of the unrolled model, of the shape of `mean_recurrence`."""
+        mu = np.asarray(mean_recurrence, dtype=float)
+        return np.asarray(self.effective_params_fixed + self.effective_params_per_loop * mu)
+
+    def tokens_for(self, budget: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
+        """Tokens that spend exactly `budget` FLOPs at `mean_recurrence`."""
+        return np.asarray(budget, dtype=float) / self.flops_per_token(mean_recurrence)
+
+    def flops_for(self, tokens: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
+        """Training FLOPs of `tokens` tokens at `mean_recurrence`."""
+        return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping; `from_dict` gives an equal model back."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in ((field, getattr(self, field)) for field in self.__dataclass_fields__)
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CostModel:
+        """The model that `to_dict` wrote."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**fields)

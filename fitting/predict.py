@@ -1,0 +1,208 @@
+"""From a stored fit to the loss of a model that nobody has trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fitting.laws import TrainingLaw
+from fitting.result import LawFit, SweepFit
+from fitting.uncertainty import interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerLawOptimum:
+    """What the isoFLOP power laws say is best at the asked compute: beside the training law's answer, to compare."""
+
+    mean_recurrence: float
+    mean_recurrence_interval: tuple[float, float] | None
+    tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Predicted loss (nats per token) of one model at `recurrence` loops.
+
+    Intervals are 95% and None where the fit has no draws; the loss interval holds parameters and the noise of one run.
+    `optimal` says that mean recurrence and tokens were chosen as the best for `flops`; their intervals are then given.
+    """
+
+    loss: float
+    loss_interval: tuple[float, float] | None
+    perplexity: float
+    perplexity_interval: tuple[float, float] | None
+    mean_recurrence: float
+    mean_recurrence_interval: tuple[float, float] | None
+    tokens: float
+    tokens_interval: tuple[float, float] | None
+    flops: float
+    recurrence: float
+    law: str
+    optimal: bool
+    power_law: PowerLawOptimum | None
+    simulated: bool
+    accounting: str
+    notes: tuple[str, ...]
+
+    def report(self) -> str:
+        """The prediction as readable lines."""
+
+        def line(label: str, value: float, bounds: tuple[float, float] | None, unit: str) -> str:
+            said = f"   95%: {bounds[0]:.5g} to {bounds[1]:.5g}" if bounds else ""
+            return f"  {label:<18}{value:<12.5g}{unit:<16}{said}".rstrip()
+
+        lines = [
+            f"Prediction by the {self.law} law" + (", from simulated runs" if self.simulated else ""),
+            line("loss", self.loss, self.loss_interval, "nats per token"),
+            line("perplexity", self.perplexity, self.perplexity_interval, "per token"),
+            line("mean recurrence", self.mean_recurrence, self.mean_recurrence_interval, "loops"),
+            line("tokens", self.tokens, self.tokens_interval, "tokens"),
+            line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
+            line("recurrence T", self.recurrence, None, "loops at test time"),
+        ]
+        if self.power_law:
+            lines.append("Beside it, the isoFLOP power laws")
+            other = self.power_law
+            lines.append(line("mean recurrence", other.mean_recurrence, other.mean_recurrence_interval, "loops"))
+            lines.append(line("tokens", other.tokens, None, "tokens"))
+        return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
+
+
+def predict(
+    fit: SweepFit,
+    *,
+    mean_recurrence: float | None = None,
+    tokens: float | None = None,
+    flops: float | None = None,
+    recurrence: float | None = None,
+) -> Prediction:
+    """Predict the loss of a model with a mean recurrence (loops) and either tokens or training FLOPs.
+
+    With `flops` alone, mean recurrence and tokens are those that the training law finds best for it. Without
+    `recurrence`, the loss is that at T = mean recurrence, from the training law; with it, from the unified law. Raises
+    ValueError for any other combination, for values out of range, and where the needed law has no fit.
+    """
+    _check_question(mean_recurrence, tokens, flops, recurrence)
+    notes: list[str] = []
+    mu_interval = tokens_interval = None
+    power_law = None
+    optimal = mean_recurrence is None
+    if mean_recurrence is None:
+        assert flops is not None
+        mean_recurrence, tokens, mu_interval, tokens_interval = _optimum(fit, flops, notes)
+        power_law = _power_law_optimum(fit, flops)
+    elif tokens is None:
+        assert flops is not None
+        tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
+    flops = float(fit.cost_model.flops_for(tokens, mean_recurrence)) if flops is None else flops
+    law = _needed(fit, "training" if recurrence is None else "unified")
+    loops = mean_recurrence if recurrence is None else recurrence
+    notes += _extrapolations(fit, flops, tokens, mean_recurrence, recurrence)
+    data = {
+        "effective_params": fit.cost_model.effective_params([mean_recurrence]),
+        "tokens": np.array([tokens]),
+        "mean_recurrence": np.array([mean_recurrence]),
+        "recurrence": np.array([loops]),
+    }
+    loss = float(law.loss(data)[0])
+    bounds = law.loss_interval(data)
+    loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
+    return Prediction(
+        loss=loss,
+        loss_interval=loss_interval,
+        perplexity=math.exp(loss),
+        perplexity_interval=(math.exp(loss_interval[0]), math.exp(loss_interval[1])) if loss_interval else None,
+        mean_recurrence=mean_recurrence,
+        mean_recurrence_interval=mu_interval,
+        tokens=tokens,
+        tokens_interval=tokens_interval,
+        flops=flops,
+        recurrence=loops,
+        law=law.law,
+        optimal=optimal,
+        power_law=power_law,
+        simulated=fit.simulated,
+        accounting=fit.accounting,
+        notes=tuple(notes),
+    )
+
+
+def _check_question(
+    mean_recurrence: float | None, tokens: float | None, flops: float | None, recurrence: float | None
+) -> None:
+    for name, value in (("mean_recurrence", mean_recurrence), ("tokens", tokens), ("flops", flops)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, but got {value}; ask with a positive number")
+    if recurrence is not None and not (recurrence >= 1 and math.isfinite(recurrence)):
+        raise ValueError(f"recurrence must be at least 1 and finite, but got {recurrence}; ask for 1 loop or more")
+    if mean_recurrence is not None and (tokens is None) == (flops is None):
+        got = "neither" if tokens is None else "both"
+        raise ValueError(f"a mean recurrence needs either tokens or flops, but got {got}; give one of the two")
+    if mean_recurrence is None and (flops is None or tokens is not None):
+        given = {"tokens": tokens, "flops": flops, "recurrence": recurrence}
+        given = {"tokens": tokens, "flops": flops, "recurrence": recurrence}
+        got = " and ".join(name for name, value in given.items() if value is not None)
+        raise ValueError(
+            "without a mean recurrence a prediction takes flops and no tokens, and finds the best split, but got "
+            f"{got or 'nothing'}; give flops alone, or mean_recurrence with tokens or with flops"
+        )
+
+
+def _needed(fit: SweepFit, what: str) -> LawFit:
+    found = fit.training if what == "training" else fit.unified
+    if found is None:
+        raise ValueError(
+            f"this prediction needs the {what} law, but {fit.name!r} has no fit of it: {fit.why_absent(what)}; "
+            "add runs to the sweep and fit again"
+        )
+    return found
+
+
+def _optimum(
+    fit: SweepFit, flops: float, notes: list[str]
+) -> tuple[float, float, tuple[float, float] | None, tuple[float, float] | None]:
+    law = _needed(fit, "training")
+    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), 1024.0)
+    best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
+    if bool(best.at_bound):
+        notes.append(f"the best mean recurrence is at the end of the search from {bounds[0]:g} to {bounds[1]:g}")
+    mu_interval = tokens_interval = None
+    if law.draws:
+        drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds)
+        mu_interval, tokens_interval = interval(drawn.mean_recurrence), interval(drawn.tokens)
+    return float(best.mean_recurrence), float(best.tokens), mu_interval, tokens_interval
+
+
+def _power_law_optimum(fit: SweepFit, flops: float) -> PowerLawOptimum | None:
+    law = fit.isoflop.mean_recurrence_law if fit.isoflop else None
+    if law is None:
+        return None
+    mean_recurrence = law.at(flops)
+    return PowerLawOptimum(
+        mean_recurrence=mean_recurrence,
+        mean_recurrence_interval=law.interval_at(flops),
+        tokens=float(fit.cost_model.tokens_for(flops, mean_recurrence)),
+    )
+
+
+def _extrapolations(
+    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None
+) -> list[str]:
+    """What lies outside the fitted ranges, by how much."""
+    asked = [
+        ("compute", flops, fit.fitted.flops, "FLOPs"),
+        ("token count", tokens, fit.fitted.tokens, "tokens"),
+        ("mean recurrence", mean_recurrence, fit.fitted.mean_recurrence, "loops"),
+    ]
+    if recurrence is not None and fit.fitted.recurrence is not None:
+        asked.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
+    said = []
+    for label, value, (low, high), unit in asked:
+        # Budgets are met within 1%, so the largest budget itself is no extrapolation.
+        if value > 1.02 * high:
+            said.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit})")
+        elif value < low / 1.02:
+            said.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit})")
+    return said

@@ -1,0 +1,327 @@
+"""What a fit found: frozen, readable as text, and equal after a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fitting.cost import CostModel
+from fitting.isoflop import IsoflopFit, Minimum, PowerLaw
+from fitting.laws import Data, law_named
+from fitting.table import finished_rows, loss_columns
+
+FORMAT = "isoloop-fit/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterEstimate:
+    """One fitted parameter with its 95% interval (None without draws); `at_bound` where the bound holds it."""
+
+    name: str
+    meaning: str
+    value: float
+    interval: tuple[float, float] | None
+    at_bound: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawFit:
+    """One fitted law. `draws` are refitted parameter vectors; `noise` is the relative scatter of one measured loss.
+
+    `delta` is Huber's delta on log loss, None for squared error. `run_id` is set where the law describes one model.
+    """
+
+    law: str
+    parameters: tuple[ParameterEstimate, ...]
+    objective: float
+    delta: float | None
+    rows: int
+    runs: int
+    noise: float
+    converged: bool
+    reasons: tuple[str, ...]
+    draws: tuple[tuple[float, ...], ...] = ()
+    run_id: str | None = None
+    mean_recurrence: float | None = None
+
+    @property
+    def vector(self) -> np.ndarray:
+        """Parameter values in the law's order, shape (p,)."""
+        return np.array([parameter.value for parameter in self.parameters])
+
+    @property
+    def draw_matrix(self) -> np.ndarray:
+        """Refitted parameters, shape (draws, p)."""
+        return np.array(self.draws).reshape(len(self.draws), len(self.parameters))
+
+    def value(self, name: str) -> float:
+        """The value of the parameter called `name`."""
+        return {parameter.name: parameter.value for parameter in self.parameters}[name]
+
+    def loss(self, data: Data) -> np.ndarray:
+        """Predicted loss of each row, nats per token: (rows,)."""
+        return law_named(self.law).loss(self.vector, data)
+
+    def loss_interval(self, data: Data) -> tuple[np.ndarray, np.ndarray] | None:
+        """95% interval of a measured loss at each row: parameters and noise together. None without draws."""
+        if not self.draws:
+            return None
+        # A fixed seed: the same fit gives the same interval each time.
+        rng = np.random.default_rng(0)
+        drawn = np.tile(law_named(self.law).loss(self.draw_matrix, data), (10, 1))
+        noisy = drawn * np.exp(self.noise * rng.standard_normal(drawn.shape))
+        low, high = np.percentile(noisy, [2.5, 97.5], axis=0)
+        return low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRow:
+    """One loss that the fit never saw, nats per token; `error` is (predicted - measured) / measured in percent."""
+
+    method: str
+    run_id: str
+    mean_recurrence: float
+    tokens: float
+    recurrence: float
+    measured: float
+    predicted: float
+    interval: tuple[float, float] | None
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutError:
+    """Mean absolute error of one way of predicting, in percent, over `rows` losses."""
+
+    method: str
+    mean_absolute_error: float
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What was kept out of every fit: all runs at the largest `value` of `column` (budget in FLOPs, or tokens)."""
+
+    column: str
+    value: float
+    runs: int
+    times_beyond: float
+    errors: tuple[HeldOutError, ...]
+    rows: tuple[HeldOutRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRange:
+    """Smallest and largest value of each quantity among the fitted runs: what lies outside is extrapolated."""
+
+    flops: tuple[float, float]
+    tokens: tuple[float, float]
+    mean_recurrence: tuple[float, float]
+    recurrence: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> FittedRange:
+        """The ranges of the finished runs of a checked table."""
+        runs = finished_rows(table)
+        measured = [T for name, T in loss_columns(runs).items() if runs[name].notna().any()]
+
+        def ends(name: str) -> tuple[float, float]:
+            return float(runs[name].min()), float(runs[name].max())
+
+        return cls(
+            flops=ends("flops"),
+            tokens=ends("tokens"),
+            mean_recurrence=ends("mean_recurrence"),
+            recurrence=(measured[0], measured[-1]) if measured else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A fit that could not be made, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFit:
+    """Everything fitted to one sweep. A fit that could not be made is None, and `absent` says why."""
+
+    name: str
+    simulated: bool
+    accounting: str
+    finished_runs: int
+    fitted: FittedRange
+    cost_model: CostModel
+    isoflop: IsoflopFit | None
+    training: LawFit | None
+    unified: LawFit | None
+    test_time: tuple[LawFit, ...]
+    held_out: HeldOut | None
+    absent: tuple[Absent, ...]
+    doubts: tuple[str, ...]
+
+    def why_absent(self, what: str) -> str:
+        """Why there is no fit of that name (isoflop, training, unified, test-time)."""
+        return next((absent.reason for absent in self.absent if absent.what == what), "it was fitted")
+
+    def report(self) -> str:
+        """The whole fit as readable text: methods, parameters, bounds hit, what to doubt. Intervals are 95%."""
+        simulated = "  (simulated)" if self.simulated else ""
+        flops = self.fitted.flops
+        parts = [
+            f"Fit of {self.name}{simulated}\n"
+            f"  runs fitted    {self.finished_runs}\n"
+            f"  compute        {flops[0]:.3g} to {flops[1]:.3g} FLOPs, accounting {self.accounting}\n"
+            f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
+            f"  mean loops     {self.fitted.mean_recurrence[0]:g} to {self.fitted.mean_recurrence[1]:g}"
+        ]
+        parts.append(_isoflop(self.isoflop) if self.isoflop else _absent("isoFLOP curves", self.why_absent("isoflop")))
+        for what, law in (("training", self.training), ("unified", self.unified)):
+            parts.append(_law(law) if law else _absent(f"{what} law", self.why_absent(what)))
+        parts.append(
+            _test_time(self.test_time) if self.test_time else _absent("test-time law", self.why_absent("test-time"))
+        )
+        if self.held_out:
+            parts.append(_held_out(self.held_out))
+        doubts = [textwrap.fill(doubt, 100, initial_indent="  - ", subsequent_indent="    ") for doubt in self.doubts]
+        parts.append("\n".join(["What to doubt", *doubts]))
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back into an equal fit, every float exactly."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SweepFit:
+        """The fit that `to_json` wrote; raises ValueError if the text is something else or of another version."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a stored fit must be JSON, but it is not: {error}; fit the sweep again") from error
+        found = data.pop("format", None) if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise ValueError(f"a stored fit must have the format {FORMAT!r}, but got {found!r}; fit the sweep again")
+        try:
+            return typing.cast(SweepFit, _build(cls, data))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"a stored fit must be whole, but {error!r} is wrong in it; fit the sweep again"
+            ) from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> SweepFit:
+        """The fit stored at `path`; raises ValueError where there is none."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"a stored fit must be a file, but there is none at {path}; fit the sweep first")
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """A value of the annotated type `kind` from plain JSON data."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if data is None else _build(next(part for part in arguments if part is not type(None)), data)
+    if origin is tuple:
+        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(_build(part, value) for part, value in zip(kinds, data, strict=True))
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
+    return kind(data) if kind is float else data
+
+
+def _absent(title: str, reason: str) -> str:
+    return textwrap.fill(f"{title}: not fitted. {reason}", 100, subsequent_indent="  ")
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return f"({bounds[0]:.5g} to {bounds[1]:.5g})" if bounds else "(no interval)"
+
+
+def _isoflop(fit: IsoflopFit) -> str:
+    lines = ["isoFLOP curves: parabola of loss in log(mean recurrence) at each budget; D* spends the budget exactly"]
+    lines.append(f"  {'budget':>10}  {'points':>6}  {'mu*':>8}  {'s.e. of log':>11}  {'D*':>10}  {'loss*':>7}")
+    lines += [_minimum(minimum) for minimum in fit.minima]
+    for symbol, law in (("mu*", fit.mean_recurrence_law), ("D*", fit.tokens_law)):
+        lines.append(_power_law(symbol, law) if law else f"  {symbol}: no power law. {fit.reason}")
+    lines.append(f"  intervals: {fit.interval_method}")
+    return "\n".join(lines)
+
+
+def _minimum(minimum: Minimum) -> str:
+    def cell(value: float | None, width: int, form: str) -> str:
+        return f"{'-' if value is None else format(value, form):>{width}}"
+
+    line = (
+        f"  {minimum.budget:>10.3g}  {minimum.points:>6}  {cell(minimum.mean_recurrence, 8, '.3f')}  "
+        f"{cell(minimum.log_mean_recurrence_error, 11, '.4f')}  {cell(minimum.tokens, 10, '.4g')}  "
+        f"{cell(minimum.loss, 7, '.4f')}"
+    )
+    return line if minimum.included else f"{line}\n              left out: {minimum.reason}"
+
+
+def _power_law(symbol: str, law: PowerLaw) -> str:
+    return f"  {symbol:<3} ~ C^{law.exponent:.4f}  {_interval(law.interval)}"
+
+
+def _law(fit: LawFit) -> str:
+    law = law_named(fit.law)
+    objective = "squared error" if fit.delta is None else f"Huber, delta {fit.delta:g},"
+    lines = [
+        f"{law.name} law: {law.formula}",
+        f"  source      {law.source}",
+        f"  method      {objective} on log loss; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
+        f"  objective   {fit.objective:.6g}; scatter of one loss {100 * fit.noise:.3g}%; {len(fit.draws)} refits",
+    ]
+    for parameter in fit.parameters:
+        bound = ", at its bound" if parameter.at_bound else ""
+        lines.append(
+            f"  {parameter.name:<6}{parameter.value:>12.5g}  {_interval(parameter.interval):<26}  "
+            f"{parameter.meaning}{bound}"
+        )
+    lines += [f"  warning: {reason}" for reason in fit.reasons]
+    return "\n".join(lines)
+
+
+def _test_time(fits: tuple[LawFit, ...]) -> str:
+    law = law_named(fits[0].law)
+    lines = [f"{law.name} law: {law.formula}, one per model ({len(fits)} models)"]
+    lines.append(f"  {'mu':>5}  {'L_inf':>8}  {'Z':>8}  {'z':>8}  {'scatter':>8}  run")
+    for fit in fits:
+        said = f"  ({'; '.join(fit.reasons)})" if fit.reasons else ""
+        lines.append(
+            f"  {fit.mean_recurrence:>5g}  {fit.value('L_inf'):>8.4f}  {fit.value('Z'):>8.4f}  {fit.value('z'):>8.4f}  "
+            f"{100 * fit.noise:>7.3g}%  {fit.run_id}{said}"
+        )
+    return "\n".join(lines)
+
+
+def _held_out(held: HeldOut) -> str:
+    lines = [
+        f"Held out: {held.runs} runs at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"
+    ]
+    for error in held.errors:
+        lines.append(f"  mean absolute error {error.mean_absolute_error:8.4f}%  {error.method}, {error.rows} losses")
+    at_mu = [row for row in held.rows if row.method.startswith("training")]
+    if not at_mu:
+        return "\n".join([*lines, "  no training law was fitted that could predict them at T = mu"])
+    lines.append(f"  {'mu':>5}  {'T':>4}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")
+    for row in at_mu:
+        bounds = f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" if row.interval else "-"
+        lines.append(
+            f"  {row.mean_recurrence:>5g}  {row.recurrence:>4g}  {row.predicted:>9.4f}  {bounds:>18}  "
+            f"{row.measured:>9.4f}  {row.error:>+7.3f}%"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,267 @@
+"""A whole sweep: recovery, holding out, what is said to be doubted, storing, predicting."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fitting import PUBLISHED_TRUTH, SweepFit, draw_losses, fit_sweep, predict, simulate_table
+
+SMALL = {"budgets": (1e18, 2e18, 4e18, 8e18), "mean_recurrences": (1, 2, 4, 8), "recurrences": (1, 2, 4, 8, 12, 16)}
+
+
+@pytest.fixture(scope="module")
+def published():
+    return fit_sweep(simulate_table(seed=1), name="published", draws=60)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    truth = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3, evaluation_noise=1e-4)
+    table = simulate_table(truth, seed=1, **SMALL)
+    return fit_sweep(table, name="held", hold_out_largest_budget=True, draws=60)
+
+
+def test_the_truth_is_found_again(published):
+    for fit in (published.training, published.unified):
+        for parameter in fit.parameters:
+            assert parameter.value == pytest.approx(getattr(PUBLISHED_TRUTH, parameter.name), rel=0.1)
+    assert published.unified.value("z") == pytest.approx(7.5, rel=1e-2)
+    deep = [fit for fit in published.test_time if fit.mean_recurrence == 8]
+    assert len(deep) == 6
+    assert all(fit.value("z") == pytest.approx(7.5 / 8, rel=0.02) for fit in deep)
+
+
+def test_what_to_doubt_is_said(published):
+    text = " ".join(published.doubts)
+    for words in ("simulated", "`exact`", "6.4e+19 FLOPs does not count", "every prediction extrapolates"):
+        assert words in text
+
+
+def test_the_report_holds_every_number(published):
+    text = published.report()
+    assert text.startswith("Fit of published  (simulated)")
+    for words in (
+        "mu* ~ C^0.",
+        "D*  ~ C^0.",
+        "E + X N(mu)^-x",
+        "left out: the minimum is at the grid's edge",
+        "What to doubt",
+    ):
+        assert words in text
+    for parameter in published.training.parameters:
+        assert f"{parameter.value:.5g}" in text
+
+
+def test_json_gives_an_equal_fit_back(published, held_out, tmp_path):
+    for fit in (published, held_out):
+        path = tmp_path / "fit.json"
+        path.write_text(fit.to_json())
+        back = SweepFit.read(path)
+        assert back == fit
+        assert back.report() == fit.report()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "must have the format"),
+        ('{"format": "isoloop-fit/0"}', "but got 'isoloop-fit/0'"),
+        ('{"format": "isoloop-fit/1"}', "must be whole"),
+    ],
+)
+def test_a_stored_fit_that_is_none_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        SweepFit.from_json(text)
+
+
+def test_a_stored_fit_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is none at"):
+        SweepFit.read(tmp_path / "fit.json")
+
+
+def test_the_same_seed_gives_the_same_fit():
+    table = simulate_table(**SMALL)
+    assert fit_sweep(table, name="a", draws=20).to_json() == fit_sweep(table, name="a", draws=20).to_json()
+
+
+def test_nothing_is_fitted_to_the_held_out_budget(held_out):
+    truth = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3, evaluation_noise=1e-4)
+    table = simulate_table(truth, seed=1, **SMALL)
+    without = fit_sweep(table[table["budget"] < 8e18], name="held", draws=60)
+    assert held_out.training == without.training
+    assert held_out.unified == without.unified
+    assert held_out.isoflop == without.isoflop
+    assert held_out.fitted.flops[1] == pytest.approx(4e18)
+
+
+def test_the_error_of_held_out_runs_is_reported(held_out):
+    held = held_out.held_out
+    assert (held.column, held.value, held.runs) == ("budget", 8e18, 4)
+    assert held.times_beyond == pytest.approx(2)
+    errors = {error.method: error for error in held.errors}
+    assert errors["training law at T = mu"].rows == 4
+    assert errors["unified law"].rows == 24
+    assert errors["unified law, given the loss at T = mu"].rows == 20
+    assert errors["unified law"].mean_absolute_error < 0.5
+    given = errors["unified law, given the loss at T = mu"].mean_absolute_error
+    assert given < errors["unified law"].mean_absolute_error
+    for row in held.rows:
+        assert row.error == pytest.approx(100 * (row.predicted / row.measured - 1))
+    assert "was held out of every fit" in " ".join(held_out.doubts)
+
+
+def test_token_sweeps_hold_out_the_largest_token_count():
+    table = token_sweep()
+    fit = fit_sweep(table, name="tokens", hold_out_largest_budget=True, draws=20)
+    assert fit.isoflop is None
+    assert "need the column `budget`" in fit.why_absent("isoflop")
+    assert (fit.held_out.column, fit.held_out.value, fit.held_out.runs) == ("tokens", 8e9, 4)
+    assert fit.training is not None
+
+
+def token_sweep():
+    table = simulate_table(**SMALL).drop(columns="budget")
+    rng = np.random.default_rng(0)
+    for row in table.index:
+        tokens = 1e9 * 2 ** (row // 4)
+        mu = table.loc[row, "mean_recurrence"]
+        losses = draw_losses(PUBLISHED_TRUTH, mu, tokens, [1, 2, 4, 8, 12, 16], rng)
+        table.loc[row, "flops"] *= tokens / table.loc[row, "tokens"]
+        table.loc[row, "tokens"] = tokens
+        table.loc[row, "loss"] = losses[mu]
+        table.loc[row, [f"loss_T{T}" for T in losses]] = list(losses.values())
+    return table
+
+
+def test_unfinished_runs_are_counted_and_not_fitted():
+    table = simulate_table(**SMALL)
+    table.loc[[3, 5], "status"] = ["diverged", "failed"]
+    table.loc[[3, 5], "loss"] = np.nan
+    fit = fit_sweep(table, name="some", draws=0)
+    assert fit.finished_runs == 14
+    assert fit.training.runs == 14
+    assert "1 of 16 runs diverged and is not fitted." in fit.doubts
+    assert "1 of 16 runs failed and is not fitted." in fit.doubts
+
+
+def test_a_missed_budget_is_doubted():
+    table = simulate_table(**SMALL)
+    table.loc[0, "budget"] *= 1.5
+    fit = fit_sweep(table.drop(index=[1, 2, 3]), name="missed", draws=0)
+    assert any("spent over 1% more or less than their budget" in doubt for doubt in fit.doubts)
+
+
+def test_a_tiny_sweep_has_what_it_allows_and_says_the_rest():
+    table = simulate_table(budgets=(1e18, 2e18), mean_recurrences=(1, 2), recurrences=(1, 2, 3, 4, 6))
+    fit = fit_sweep(table, name="tiny", draws=10)
+    assert fit.training is None
+    assert fit.unified is None
+    assert len(fit.test_time) == 4
+    assert "needs at least 6 rows, but got 4" in fit.why_absent("training")
+    assert SweepFit.from_json(fit.to_json()) == fit
+    assert "training law: not fitted" in fit.report()
+    with pytest.raises(ValueError, match="needs the training law, but 'tiny' has no fit of it"):
+        predict(fit, mean_recurrence=2, tokens=1e9)
+
+
+def test_a_sweep_that_allows_nothing_is_refused():
+    with pytest.raises(ValueError, match="needs enough runs for one fit at least, but 'one' allows none"):
+        fit_sweep(simulate_table(budgets=(1e18,), mean_recurrences=(2,), recurrences=()), name="one")
+
+
+def test_no_finished_run_is_refused():
+    table = simulate_table(**SMALL).assign(status="diverged", loss=np.nan)
+    with pytest.raises(ValueError, match="needs finished runs, but 'none' has none"):
+        fit_sweep(table, name="none")
+
+
+def test_holding_out_the_only_budget_is_refused():
+    with pytest.raises(ValueError, match="needs 2 different ones"):
+        fit_sweep(simulate_table(budgets=(1e18,)), name="one", hold_out_largest_budget=True)
+
+
+def test_progress_is_told_to_its_end():
+    told = []
+    fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *what: told.append(what))
+    stages = dict.fromkeys(stage for stage, _, _ in told)
+    assert list(stages) == ["isoFLOP curves", "training law", "test-time laws", "unified law"]
+    assert all(max(done for s, done, _ in told if s == stage) == 1 or stage == "test-time laws" for stage in stages)
+    assert ("test-time laws", 16, 16) in told
+
+
+def test_prediction_by_tokens_and_by_flops_agree(published):
+    by_tokens = predict(published, mean_recurrence=6, tokens=3e9)
+    by_flops = predict(published, mean_recurrence=6, flops=by_tokens.flops)
+    assert by_flops.tokens == pytest.approx(3e9, rel=1e-12)
+    assert by_flops.loss == pytest.approx(by_tokens.loss, rel=1e-12)
+    assert by_tokens.loss == pytest.approx(PUBLISHED_TRUTH.loss(6, 3e9, 6), rel=1e-3)
+    assert by_tokens.loss_interval[0] < by_tokens.loss < by_tokens.loss_interval[1]
+    assert by_tokens.perplexity == pytest.approx(np.exp(by_tokens.loss))
+    assert by_tokens.notes == ()
+
+
+def test_prediction_at_other_recurrences_is_the_unified_laws(published):
+    shallow = predict(published, mean_recurrence=8, tokens=3e9, recurrence=2)
+    assert (shallow.law, shallow.recurrence) == ("unified", 2)
+    assert shallow.loss == pytest.approx(PUBLISHED_TRUTH.loss(8, 3e9, 2), rel=1e-3)
+
+
+def test_prediction_for_compute_alone_is_the_optimum(published):
+    best = predict(published, flops=4e18)
+    assert best.optimal
+    assert float(published.cost_model.flops_for(best.tokens, best.mean_recurrence)) == pytest.approx(4e18, rel=1e-12)
+    for mu in (0.8 * best.mean_recurrence, 1.25 * best.mean_recurrence):
+        assert predict(published, mean_recurrence=mu, flops=4e18).loss > best.loss
+    assert best.mean_recurrence_interval[0] <= best.mean_recurrence <= best.mean_recurrence_interval[1]
+    assert best.power_law.mean_recurrence == pytest.approx(4.9, abs=0.4)
+    assert "Beside it, the isoFLOP power laws" in best.report()
+
+
+def test_extrapolation_is_said(published):
+    assert "4.0x beyond the largest fitted compute (6.4e+19 FLOPs)" in predict(published, flops=2.56e20).notes
+    notes = predict(published, mean_recurrence=8, tokens=3e9, recurrence=48).notes
+    assert notes == ("2.0x beyond the largest fitted recurrence T (24 loops)",)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({}, "but got nothing"),
+        ({"tokens": 1e9}, "but got tokens"),
+        ({"recurrence": 4}, "but got recurrence"),
+        ({"tokens": 1e9, "flops": 1e18}, "but got tokens and flops"),
+        ({"mean_recurrence": 4}, "either tokens or flops, but got neither"),
+        ({"mean_recurrence": 4, "tokens": 1e9, "flops": 1e18}, "but got both"),
+        ({"mean_recurrence": 0, "tokens": 1e9}, "mean_recurrence must be positive"),
+        ({"mean_recurrence": 4, "tokens": -1}, "tokens must be positive"),
+        ({"flops": float("nan")}, "flops must be positive"),
+        ({"mean_recurrence": 4, "tokens": 1e9, "recurrence": 0.5}, "recurrence must be at least 1"),
+    ],
+)
+def test_a_wrong_question_is_refused(published, question, words):
+    with pytest.raises(ValueError, match=words):
+        predict(published, **question)
+
+
+def test_a_draw_is_lucky_everywhere_or_nowhere():
+    truth = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-2, evaluation_noise=1e-5)
+    losses = draw_losses(truth, 8, 1e10, [1, 4, 8], np.random.default_rng(0))
+    off = [np.log(loss / truth.loss(8, 1e10, T)) for T, loss in losses.items()]
+    assert np.ptp(off) < 1e-4 < abs(np.mean(off))
+
+
+@pytest.mark.parametrize("arguments", [(0, 1e9, [1]), (4, -1, [1]), (4, 1e9, [0])])
+def test_a_run_that_cannot_be_is_not_drawn(arguments):
+    with pytest.raises(ValueError, match="but got"):
+        draw_losses(PUBLISHED_TRUTH, *arguments, np.random.default_rng(0))
+
+
+def test_importing_fitting_is_light():
+    code = "import sys, json, fitting; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"matplotlib", "torch", "ray", "mlflow", "trainer", "sweeps"} & set(json.loads(done.stdout))
