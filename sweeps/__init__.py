@@ -1,0 +1,1 @@
+"""What to run, and running it: config, grid, Ray, MLflow, report and the command line."""

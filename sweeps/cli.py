@@ -1,0 +1,346 @@
+"""The `isoloop` command: parse, call, print. Heavy libraries are imported by the command that needs them."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from fitting import SweepFit
+    from sweeps.config import SweepConfig
+    from sweeps.execute import Progress
+    from sweeps.folders import Folders
+    from sweeps.grid import Cell, Plan
+    from trainer.result import RunResult
+
+app = typer.Typer(
+    name="isoloop",
+    help="Plan, train, track and fit the scaling laws of looped language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Sweep = Annotated[str, typer.Argument(help="A preset's name or a sweep's YAML file.")]
+Target = Annotated[str, typer.Argument(help="A sweep that was run (its name or YAML file), or a file.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
+Set = Annotated[list[str], typer.Option("--set", help="Change one value: --set batch=16 --set data.corpus=/my/text")]
+DEFAULT_OUT = Path("isoloop-out")
+BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Run the command; a broken rule is one message on stderr and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"isoloop: {error}", file=sys.stderr)
+        sys.exit(BROKEN_RULE)
+    except KeyboardInterrupt:
+        print("isoloop: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@app.callback(invoke_without_command=True)
+def _isoloop(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"isoloop {installed('isoloop')}")
+        raise typer.Exit
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this preset's YAML, to start your own.")] = None,
+) -> None:
+    """List the sweeps that come with isoloop, or print one."""
+    from sweeps import config
+
+    print("\n".join(config.presets()) if name is None else config.preset_text(name).rstrip())
+
+
+@app.command()
+def plan(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006  typer copies defaults
+    """Show the grid and what it will cost; nothing is started."""
+    from sweeps.execute import finished_results
+    from sweeps.pipeline import prepare
+
+    config, folders = _load(sweep, out, override)
+    planned = prepare(config, folders).plan
+    _print_plan(planned, done=set(finished_results(planned, folders)))
+
+
+@app.command()
+def run(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="A Ray cluster's host:port; a local Ray if left out.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
+    ] = None,
+) -> None:
+    """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
+    from sweeps.pipeline import fit_and_report, prepare, train_and_record
+
+    if tracking_uri is not None:
+        override = [*override, f"tracking.uri={tracking_uri}"]
+    config, folders = _load(sweep, out, override)
+    console = _console()
+    prepared = prepare(config, folders)
+    cells = prepared.plan.cells
+    console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+    try:
+        with _progress_bar(console, prepared.plan) as progress:
+            recorded = train_and_record(prepared, folders, address=address, progress=progress)
+    except KeyboardInterrupt:
+        from sweeps.execute import finished_results
+
+        done = len(finished_results(prepared.plan, folders))
+        console.print(
+            f"Stopped: {done} of {len(cells)} runs are done, the others saved their state. Run it again to go on."
+        )
+        sys.exit(INTERRUPTED)
+    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in prepared.plan.left_out]
+    with _fit_progress(console) as progress:
+        results = fit_and_report(
+            config, folders, recorded.table, left_out=left_out, command=_command(), progress=progress
+        )
+    recorded.store.save_files(recorded.parent, folders.sweep)
+    _print_results(console, results.fit, results.hold_out, results.why_no_fit)
+    console.print(
+        f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
+    )
+    if recorded.failed:
+        for run_id, reason in recorded.failed.items():
+            print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
+        sys.exit(RUNS_FAILED)
+
+
+@app.command()
+def fit(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    hold_out: Annotated[
+        bool, typer.Option("--hold-out", help="Keep the largest budget out; report the error there.")
+    ] = False,
+    draws: Annotated[int, typer.Option(min=20, help="Refits behind each interval.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the refits.")] = 0,
+) -> None:
+    """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
+    from fitting import fit_sweep, read_table
+    from sweeps.folders import Folders
+    from sweeps.pipeline import store_fit
+
+    path = Path(target)
+    is_table = path.suffix in {".csv", ".parquet"}
+    folders = Folders(out=path.parent, name=path.stem) if is_table else _folders_of(target, out)
+    table = read_table(path if is_table else folders.table)
+    with _fit_progress(_console()) as progress:
+        found = fit_sweep(
+            table, name=folders.name, hold_out_largest_budget=hold_out, draws=draws, seed=seed, progress=progress
+        )
+    stored = store_fit(found, folders, hold_out=hold_out)
+    print(found.report())
+    print(f"stored in {stored}")
+
+
+@app.command()
+def predict(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    mean_recurrence: Annotated[float | None, typer.Option(help="µ_rec, mean loops in training.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="D, training tokens.")] = None,
+    flops: Annotated[float | None, typer.Option(help="C, training FLOPs; alone, it asks for the best model.")] = None,
+    recurrence: Annotated[float | None, typer.Option(help="T, loops at test time; µ_rec if left out.")] = None,
+) -> None:
+    """Predict the loss of a model nobody has trained, from a stored fit."""
+    from fitting import predict as predict_loss
+    from sweeps.pipeline import load_fit
+
+    path = Path(target)
+    stored = load_fit(path if path.suffix == ".json" else _folders_of(target, out).fit(hold_out=False))
+    print(
+        predict_loss(stored, mean_recurrence=mean_recurrence, tokens=tokens, flops=flops, recurrence=recurrence)
+        .report()
+        .rstrip()
+    )
+
+
+@app.command()
+def report(target: Target, out: Out = DEFAULT_OUT) -> None:
+    """Fit a finished sweep's table again and write its page anew."""
+    from fitting import read_table
+    from sweeps.pipeline import fit_and_report, prepare
+
+    folders = _folders_of(target, out)
+    table = read_table(folders.table)
+    config, _ = _load(str(folders.sweep / "config.yaml"), out, [])
+    cells = prepare(config, folders).plan.left_out
+    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in cells]
+    with _fit_progress(_console()) as progress:
+        results = fit_and_report(config, folders, table, left_out=left_out, command=_command(), progress=progress)
+    print(results.report)
+
+
+def _load(sweep: str, out: Path, override: list[str]) -> "tuple[SweepConfig, Folders]":
+    from sweeps.config import load_sweep
+    from sweeps.folders import Folders
+
+    config = load_sweep(sweep, override)
+    return config, Folders(out=out, name=config.name)
+
+
+def _folders_of(target: str, out: Path) -> "Folders":
+    """The folders of a sweep given by its name or its YAML file."""
+    from sweeps.config import load_sweep
+    from sweeps.folders import Folders
+
+    name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
+    folders = Folders(out=out, name=name)
+    if not folders.sweep.is_dir():
+        known = sorted(folder.name for folder in folders.sweep.parent.glob("*") if folder.is_dir())
+        there = f"there are {', '.join(known)}" if known else f"no sweep was run there; start with 'isoloop run {name}'"
+        raise ValueError(f"a sweep must have been run under --out, but '{out}' has no sweep '{name}': {there}")
+    return folders
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+
+
+def _print_plan(plan: "Plan", done: set[str]) -> None:
+    from rich.table import Table
+
+    from trainer.accounting import count_parameters
+
+    sweep, console = plan.sweep, _console()
+    parameters = count_parameters(sweep.model)
+    table = Table("µ", "µ_bwd", "budget", "tokens", "steps", "FLOPs", "epochs", "time", "", box=None, pad_edge=False)
+    for cell in sorted(plan.cells, key=lambda cell: (cell.budget or cell.spec.tokens, cell.mean_recurrence)):
+        table.add_row(
+            str(cell.mean_recurrence),
+            str(cell.spec.recurrence.gradient_loops),
+            f"{cell.budget:.3g}" if cell.budget else "-",
+            f"{cell.spec.tokens:.3g}",
+            str(cell.spec.steps),
+            f"{cell.flops:.4g}",
+            f"{cell.epochs:.2f}" if cell.epochs else "-",
+            _duration(cell.flops / sweep.resources.flops_per_second),
+            "done" if cell.run_id in done else "",
+        )
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
+    console.print(f"{sweep.name}: {len(plan.cells)} runs{' (simulated)' if sweep.simulation else ''}, {len(done)} done")
+    console.print(table)
+    for missing in plan.left_out:
+        console.print(f"left out: {missing.asked}, µ = {missing.mean_recurrence}: {missing.reason}")
+    parallel = max(1, (os.cpu_count() or 1) // sweep.resources.cpus)
+    console.print(
+        f"model       {parameters.total:,} parameters, N(µ) = {parameters.effective_fixed:,} + "
+        f"{parameters.effective_per_loop:,} µ effective\n"
+        f"compute     {plan.flops:.4g} FLOPs in all, counted as {sweep.accounting}\n"
+        f"time        about {_duration(plan.hours(parallel) * 3600)} with {parallel} runs at a time, if each does the "
+        f"stated {sweep.resources.flops_per_second:.3g} FLOPs per second"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:,.0f} h"
+
+
+@contextmanager
+def _progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
+    """A bar over the sweep's FLOPs with the time left, and a line for each run that ends."""
+    from rich import progress as rich_progress
+
+    from sweeps import execute
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with rich_progress.Progress(*columns, console=console, speed_estimate_period=120) as bar:
+        task = bar.add_task(f"0/{len(plan.cells)} runs", total=1.0)
+        ended = 0
+
+        class Bar(execute.Progress):
+            def share_done(self, share: float) -> None:
+                bar.update(task, completed=share)
+
+            def run_ended(self, cell: "Cell", result: "RunResult | None", reason: str | None) -> None:
+                nonlocal ended
+                ended += 1
+                bar.update(task, description=f"{ended}/{len(plan.cells)} runs")
+                asked = f"C = {cell.budget:.3g}" if cell.budget else f"D = {cell.spec.tokens:.3g}"
+                if result is None:
+                    said = f"failed: {reason}"
+                elif result.loss is None:
+                    said = f"diverged: {result.reason}"
+                else:
+                    took = " (simulated)" if result.simulated else f" in {_duration(result.seconds)}"
+                    said = f"loss {result.loss:.4f}{took}"
+                bar.console.print(f"  {cell.run_id}  µ = {cell.mean_recurrence:<2}  {asked}  {said}")
+
+        yield Bar()
+
+
+@contextmanager
+def _fit_progress(console: "Console") -> "Iterator[Callable[[str, int, int], None]]":
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(f"fitting {what}", total=total)
+            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield tell
+
+
+def _print_results(
+    console: "Console", fit: "SweepFit | None", hold_out: "SweepFit | None", why_no_fit: str | None
+) -> None:
+    from sweeps.report import answer
+
+    if fit is None:
+        console.print(f"Not fitted: {why_no_fit}")
+        return
+    console.print()
+    for line in answer(fit, hold_out):
+        console.print(line)
+    if hold_out is not None and hold_out.held_out is not None:
+        console.print(f"\nFitted without the largest {hold_out.held_out.column}, then compared with it:")
+        for row in hold_out.held_out.rows:
+            if row.recurrence == row.mean_recurrence:
+                span = f" ({row.interval[0]:.4f} to {row.interval[1]:.4f})" if row.interval else ""
+                console.print(
+                    f"  µ = {row.mean_recurrence:<3g} {row.method}: predicted {row.predicted:.4f}{span}, "
+                    f"measured {row.measured:.4f}, error {row.error:+.2f}%"
+                )
+
+
+def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
+    return config.tracking.uri or f"mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
+
+
+def _command() -> str:
+    return " ".join(["isoloop", *sys.argv[1:]])

@@ -1,0 +1,226 @@
+"""The sweep's configuration: one YAML file, or a preset of that form, read into pydantic.
+
+What isn't an axis every run inherits from the sections `model`, `data`, `optimizer`, ..., which are the trainer's own.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from trainer.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PositiveFloat,
+    PositiveInt,
+    ScheduleConfig,
+)
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"values must be distinct, but got {list(values)}")
+    return values
+
+
+class Resources(Config):
+    """What one run is given, and how fast it is expected to be (for the plan's estimate of time only).
+
+    Args:
+        cpus: CPU cores of one run, and threads of one operation.
+        gpus: GPUs of one run; above 0 the run trains on `cuda`.
+        flops_per_second: training FLOPs per second of one run, stated or measured.
+        checkpoint_seconds: time between two checkpoints of a run.
+    """
+
+    cpus: PositiveInt = 1
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0
+    flops_per_second: PositiveFloat = 1e10
+    checkpoint_seconds: PositiveFloat = 30.0
+
+
+class Tracking(Config):
+    """Where runs are recorded. `uri` is any MLflow tracking URI; None is an sqlite file beside the results."""
+
+    uri: str | None = None
+    experiment: str = "isoloop"
+
+
+class Simulation(Config):
+    """The law that simulated losses are drawn from (SPEC "The laws", unified law), in nats per token.
+
+    L(T | µ, D) = E + X N(µ)^-x + Y D^-y + Z exp(-z T / µ), with N the effective parameters of the sweep's model.
+
+    Args:
+        run_noise: relative standard deviation of a run's loss, one draw per run.
+        evaluation_noise: relative standard deviation of each evaluation beside it.
+    """
+
+    E: PositiveFloat
+    X: PositiveFloat
+    x: PositiveFloat
+    Y: PositiveFloat
+    y: PositiveFloat
+    Z: Annotated[float, Field(ge=0)]
+    z: PositiveFloat
+    run_noise: Annotated[float, Field(ge=0)]
+    evaluation_noise: Annotated[float, Field(ge=0)]
+
+
+class SweepConfig(Config):
+    """A grid: `budgets` (FLOPs) or `tokens` (training tokens), times `mean_recurrences`, at one architecture.
+
+    Args:
+        accounting: how FLOPs are counted, `exact` or `parcae-release`.
+        backprop_depth: µ_bwd of every run; by default ceil(µ_rec / 2).
+        batch: sequences per optimizer step.
+        minimum_steps: a cell that would train fewer steps is left out.
+        simulation: draw the losses from this law and train nothing.
+    """
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    budgets: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    tokens: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    mean_recurrences: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)]
+    accounting: Literal["exact", "parcae-release"] = "exact"
+    backprop_depth: PositiveInt | None = None
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    batch: PositiveInt = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 0
+    minimum_steps: PositiveInt = 50
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    simulation: Simulation | None = None
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        if (self.budgets is None) == (self.tokens is None):
+            got = "neither" if self.budgets is None else "both"
+            raise ValueError(f"one of budgets (FLOPs) and tokens must be given, but got {got}; keep one")
+        return self
+
+
+def presets() -> list[str]:
+    """Names of the sweeps that come with isoloop."""
+    return sorted(file.name.removesuffix(".yaml") for file in _preset_folder().iterdir() if file.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The YAML of a preset.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    known = presets()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"presets are {', '.join(known)}"
+        raise ValueError(f"a sweep must be a preset or a .yaml file that exists, but got '{name}'; {hint}")
+    return (_preset_folder() / f"{name}.yaml").read_text()
+
+
+def load_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a preset by name or a YAML file by path, then apply `overrides` of the form `section.key=value`.
+
+    Raises:
+        ValueError: unknown preset, missing file, bad YAML, unknown keys, wrong types, broken rules.
+    """
+    path = Path(name).expanduser()
+    is_file = path.suffix in {".yaml", ".yml"} or path.is_file()
+    if is_file and not path.is_file():
+        raise ValueError(f"a sweep must be a preset or a .yaml file that exists, but there is no file '{name}'")
+    try:
+        content = parse_yaml(path.read_text() if is_file else preset_text(name))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"a sweep's configuration must be YAML, but '{name}' isn't: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"a sweep's configuration must be a YAML mapping, but '{name}' is a {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    return validate_sweep(content, source=name)
+
+
+def validate_sweep(content: dict[str, Any], *, source: str) -> SweepConfig:
+    """Check a configuration; every broken rule is named in one ValueError."""
+    try:
+        return SweepConfig.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        raise ValueError(f"the sweep '{source}' breaks {error.error_count()} rule(s):\n{problems}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e18 is one, too."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML without building anything but plain data."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def _preset_folder() -> Any:
+    return resources.files("sweeps") / "presets"
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"an override must read section.key=value, but got '{override}'")
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ValueError(f"an override must name a key of a section, but '{section}' in '{override}' is a value")
+    place[last] = parse_yaml(text)
+
+
+def _describe(problem: Any) -> str:
+    """One line for one of pydantic's errors: where, the rule, what was got, what to do."""
+    where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        *sections, key = problem["loc"]
+        known = _known_keys(sections)
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{where}: must be a known key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: must be given, but is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem["input"]
+    shown = "" if isinstance(got, dict) or problem["type"] == "value_error" else f", but got {got!r}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(sections: Sequence[Any]) -> list[str]:
+    model: Any = SweepConfig
+    for section in sections:
+        field = model.model_fields.get(str(section))
+        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)]
+        if not nested:
+            return []
+        model = nested[0]
+    return sorted(model.model_fields)

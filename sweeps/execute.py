@@ -1,0 +1,253 @@
+"""Train a plan's cells on Ray, dearest first, each in its own folder, each once. The only file that imports ray."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeps.config import SweepConfig
+from sweeps.folders import Folders
+from sweeps.grid import Cell, Plan
+from trainer.config import RunSpec
+from trainer.journal import read_journal
+from trainer.result import RunResult, read_result
+
+POLL_SECONDS = 0.5
+STOP_POLL_SECONDS = 1.0
+STOP_GRACE_SECONDS = 30.0
+CONNECT_SECONDS = 5.0
+
+
+class Progress:
+    """What a watcher is told. The default says nothing; the command line shows a bar."""
+
+    def share_done(self, share: float) -> None:
+        """`share` of the sweep's FLOPs, 0 to 1, is trained."""
+
+    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
+        """A run has a result, or failed for `reason`."""
+
+
+@dataclass
+class Outcome:
+    """How the plan's runs ended: results by run id, and reasons by run id where a run failed."""
+
+    results: dict[str, RunResult] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def finished_results(plan: Plan, folders: Folders) -> dict[str, RunResult]:
+    """Results that are there already, by run id."""
+    found = {cell.run_id: read_result(folders.run(cell.run_id)) for cell in plan.cells}
+    return {run_id: result for run_id, result in found.items() if result is not None}
+
+
+def execute(
+    plan: Plan,
+    folders: Folders,
+    *,
+    corpus: Path | None,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run what has no result yet, on a local Ray or on the cluster at `address`.
+
+    This process and every worker must share the output folder. A run that raises is reported and the others go on; a
+    worker that dies is started again by Ray and goes on from its last checkpoint. On KeyboardInterrupt the runs save
+    their state and end, and the interrupt is raised again.
+
+    Raises:
+        ValueError: no Ray answers at `address`, or it can't give one run its resources.
+    """
+    progress = progress or Progress()
+    outcome = Outcome(results=finished_results(plan, folders))
+    waiting = [cell for cell in plan.cells if cell.run_id not in outcome.results]
+    for cell in plan.cells:
+        if cell.run_id in outcome.results:
+            progress.run_ended(cell, outcome.results[cell.run_id], None)
+    if not waiting:
+        progress.share_done(1.0)
+        return outcome
+    folders.stop_file.unlink(missing_ok=True)
+    with _Cluster(plan.sweep, address) as cluster:
+        tasks = {cluster.submit(cell, plan.sweep, folders, corpus): cell for cell in waiting}
+        meter = _Meter(plan, folders)
+        try:
+            while tasks:
+                for task in cluster.ended(list(tasks)):
+                    cell = tasks.pop(task)
+                    reason = cluster.reason_of_failure(task)
+                    result = read_result(folders.run(cell.run_id))
+                    if result is not None:
+                        outcome.results[cell.run_id] = result
+                    else:
+                        outcome.failed[cell.run_id] = reason or "ended without a result"
+                    progress.run_ended(cell, result, outcome.failed.get(cell.run_id))
+                progress.share_done(meter.share_done(outcome))
+        except KeyboardInterrupt:
+            folders.stop_file.touch()
+            cluster.stop(list(tasks))
+            raise
+        finally:
+            folders.stop_file.unlink(missing_ok=True)
+    return outcome
+
+
+class _Meter:
+    """How much of the plan's compute is done, read from the runs' journals."""
+
+    def __init__(self, plan: Plan, folders: Folders) -> None:
+        self.plan, self.folders = plan, folders
+        self.offset = {cell.run_id: 0 for cell in plan.cells}
+        self.step = {cell.run_id: 0 for cell in plan.cells}
+
+    def share_done(self, outcome: Outcome) -> float:
+        """Share of the sweep's FLOPs, 0 to 1."""
+        done = 0.0
+        for cell in self.plan.cells:
+            over = cell.run_id in outcome.results or cell.run_id in outcome.failed
+            done += cell.flops * (1.0 if over else self._latest_step(cell) / cell.spec.steps)
+        return done / self.plan.flops
+
+    def _latest_step(self, cell: Cell) -> int:
+        run_id = cell.run_id
+        journal = self.folders.run(run_id) / "journal.jsonl"
+        records, self.offset[run_id] = read_journal(journal, self.offset[run_id])
+        for record in records:
+            self.step[run_id] = max(self.step[run_id], record.get("step", 0))
+        return self.step[run_id]
+
+
+class _Cluster:
+    """A Ray to submit to, for as long as the `with` block lasts."""
+
+    def __init__(self, sweep: SweepConfig, address: str | None) -> None:
+        if address is not None:
+            _check_reachable(address)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self.ray = ray
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no Ray could be used at '{address or 'local'}': {_first_line(error)}") from error
+        gives = ray.cluster_resources()
+        for name, needs in (("CPU", sweep.resources.cpus), ("GPU", sweep.resources.gpus)):
+            if needs > gives.get(name, 0):
+                self.__exit__()
+                raise ValueError(
+                    f"a run must fit the cluster, but resources ask for {needs:g} {name} a run and the cluster has "
+                    f"{gives.get(name, 0):g}; ask for less, or give the address of a larger cluster"
+                )
+        # A process that has used a GPU ends with its run, so that its memory is free for the next one.
+        self.task = (ray.remote(max_calls=1) if sweep.resources.gpus else ray.remote)(_run_cell)
+        self.needs = {"num_cpus": sweep.resources.cpus, "num_gpus": sweep.resources.gpus}
+
+    def __enter__(self) -> "_Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        session = getattr(getattr(self.ray, "_private", None), "worker", None)
+        node = getattr(session, "_global_node", None)
+        folder = node.get_session_dir_path() if node is not None and node.is_head() else None
+        self.ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)  # Ray never cleans its sessions up
+
+    def submit(self, cell: Cell, sweep: SweepConfig, folders: Folders, corpus: Path | None) -> Any:
+        return self.task.options(name=f"isoloop {cell.run_id}", **self.needs).remote(
+            cell.spec.model_dump_json(),
+            cell.run_id,
+            sweep.model_dump_json(),
+            str(folders.run(cell.run_id).resolve()),
+            str(folders.stop_file.resolve()),
+            None if corpus is None else str(corpus.resolve()),
+        )
+
+    def ended(self, tasks: list[Any]) -> list[Any]:
+        done, _ = self.ray.wait(tasks, num_returns=1, timeout=POLL_SECONDS)
+        return done
+
+    def reason_of_failure(self, task: Any) -> str | None:
+        """First line of why the task failed, or None if it didn't."""
+        try:
+            self.ray.get(task)
+        except self.ray.exceptions.RayTaskError as error:
+            return _first_line(error.cause if error.cause is not None else error)
+        except self.ray.exceptions.RayError as error:
+            return f"{type(error).__name__}: {_first_line(error)}"
+        return None
+
+    def stop(self, tasks: list[Any]) -> None:
+        """Give running tasks time to save and end; those that haven't begun never do."""
+        for task in tasks:
+            self.ray.cancel(task, force=False)
+        self.ray.wait(tasks, num_returns=len(tasks), timeout=STOP_GRACE_SECONDS)
+
+
+def _run_cell(
+    spec_json: str, run_id: str, sweep_json: str, folder: str, stop_file: str, corpus_folder: str | None
+) -> None:
+    """One run, in a Ray worker. Its outcome is the result file in `folder`."""
+    from sweeps.simulated import simulate_run
+
+    spec, sweep = RunSpec.model_validate_json(spec_json), SweepConfig.model_validate_json(sweep_json)
+    if sweep.simulation is not None:
+        simulate_run(spec, sweep.simulation, run_id, Path(folder))
+        return
+    from trainer.data import Corpus
+    from trainer.loop import train
+
+    assert corpus_folder is not None, "a run that trains has a corpus"
+    train(
+        spec,
+        Corpus(Path(corpus_folder)),
+        Path(folder),
+        device="cuda" if sweep.resources.gpus else "cpu",
+        cpu_threads=sweep.resources.cpus,
+        checkpoint_seconds=sweep.resources.checkpoint_seconds,
+        should_stop=_stop_signal(Path(stop_file)),
+    )
+
+
+def _stop_signal(stop_file: Path) -> Callable[[], bool]:
+    """True once `stop_file` is there; looks at most once a second."""
+    looked, stopped = time.monotonic(), False
+
+    def should_stop() -> bool:
+        nonlocal looked, stopped
+        if time.monotonic() - looked >= STOP_POLL_SECONDS:
+            looked, stopped = time.monotonic(), stop_file.exists()
+        return stopped
+
+    return should_stop
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds where Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--address must read host:port or ray://host:port, but got '{address}'")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with 'ray start "
+            "--head', or leave --address out for a local Ray"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,65 @@
+"""Where a sweep's results lie. Corpora, runs and the tracking store are shared by all sweeps of one output folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_OUT = "isoloop-out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """The places of sweep `name` under the output folder `out`.
+
+    <out>/mlflow.db  artifacts/  corpora/<fingerprint>/  runs/<run id>/
+    <out>/sweeps/<name>/  config.yaml  runs.csv  fit.json  fit.txt  hold-out.json  figures/  report.html
+    """
+
+    out: Path
+    name: str
+
+    @property
+    def corpora(self) -> Path:
+        """Prepared corpora."""
+        return self.out / "corpora"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifacts, where the default store is used."""
+        return self.out / "artifacts"
+
+    @property
+    def sweep(self) -> Path:
+        """The sweep's own results."""
+        return self.out / "sweeps" / self.name
+
+    @property
+    def table(self) -> Path:
+        """The run table."""
+        return self.sweep / "runs.csv"
+
+    @property
+    def relay(self) -> Path:
+        """How far each run's journal has reached the tracking store."""
+        return self.sweep / "relay"
+
+    @property
+    def stop_file(self) -> Path:
+        """While it exists, runs of this sweep save their state and end."""
+        return self.sweep / "stop"
+
+    @property
+    def report(self) -> Path:
+        """The sweep's page."""
+        return self.sweep / "report.html"
+
+    def run(self, run_id: str) -> Path:
+        """One run's folder."""
+        return self.out / "runs" / run_id
+
+    def fit(self, *, hold_out: bool) -> Path:
+        """The stored fit, of all runs or without the largest budget."""
+        return self.sweep / ("hold-out.json" if hold_out else "fit.json")
+
+    def default_tracking_uri(self) -> str:
+        """The sqlite store beside the results."""
+        return f"sqlite:///{(self.out / 'mlflow.db').resolve()}"

@@ -1,0 +1,178 @@
+"""Sweep config -> the runs of the grid, what each will cost, and why a cell was left out. Pure: nothing is started."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sweeps.config import SweepConfig
+from trainer.accounting import (
+    LoopCost,
+    count_parameters,
+    expected_loops,
+    flops_per_token,
+    loop_cost,
+    steps_for,
+)
+from trainer.config import RecurrenceConfig, RunSpec
+
+TOLERANCE = 0.01
+SIMULATED_DATA = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid with its expected cost.
+
+    `budget` is the FLOPs asked for, None in a grid over tokens; `flops` what is expected under the sweep's accounting;
+    `epochs` passes over the training split, None without a corpus.
+    """
+
+    spec: RunSpec
+    run_id: str
+    budget: float | None
+    flops: float
+    epochs: float | None
+
+    @property
+    def mean_recurrence(self) -> int:
+        """µ_rec."""
+        return self.spec.recurrence.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A cell of the grid that won't run, and why."""
+
+    asked: str
+    mean_recurrence: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a sweep will run. `cells` has the dearest run first."""
+
+    sweep: SweepConfig
+    cells: tuple[Cell, ...]
+    left_out: tuple[LeftOut, ...] = field(default=())
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of all runs, under the sweep's accounting."""
+        return sum(cell.flops for cell in self.cells)
+
+    @property
+    def cost(self) -> LoopCost:
+        """FLOPs per token of the sweep's architecture, under its accounting."""
+        return loop_cost(self.sweep.model, self.sweep.accounting)
+
+    def hours(self, parallel: int) -> float:
+        """Wall time at the stated FLOPs per second, `parallel` runs at a time: the longest run, or the mean load."""
+        seconds = [cell.flops / self.sweep.resources.flops_per_second for cell in self.cells]
+        return max(*seconds, sum(seconds) / parallel) / 3600 if len(seconds) > 1 else sum(seconds) / 3600
+
+
+def plan_sweep(sweep: SweepConfig, *, data_fingerprint: str, train_tokens: int | None = None) -> Plan:
+    """Solve every cell of the grid for its steps.
+
+    Args:
+        sweep: the sweep.
+        data_fingerprint: the prepared corpus's, or `SIMULATED_DATA`.
+        train_tokens: tokens of the training split, None without a corpus.
+
+    Raises:
+        ValueError: a budget or token count is under one step, or no cell is left.
+    """
+    cells, left_out = [], []
+    for asked, budget, mean in _points(sweep):
+        recurrence = RecurrenceConfig(mean=mean, backprop_depth=sweep.backprop_depth)
+        per_token = flops_per_token(sweep.model, recurrence, sweep.accounting)
+        step_tokens = sweep.batch * sweep.model.context
+        unit = per_token * step_tokens if budget else step_tokens
+        steps = steps_for(asked, unit)
+        what = "budget" if budget else "token count"
+        label = f"{asked:.4g} {'FLOPs' if budget else 'tokens'}"
+        if asked < unit:
+            raise ValueError(
+                f"a {what} must pay for one step at least, but {label} at µ = {mean} is under the {unit:.4g} "
+                f"of one step ({sweep.batch} x {sweep.model.context} tokens); raise it, or make batch or context less"
+            )
+        error = steps * unit / asked - 1
+        if steps < sweep.minimum_steps:
+            reason = f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}"
+        elif abs(error) > TOLERANCE:
+            reason = f"{steps} whole steps miss what was asked by {error:+.1%}, more than {TOLERANCE:.0%}"
+        else:
+            cells.append(_cell(sweep, recurrence, data_fingerprint, steps, budget, train_tokens))
+            continue
+        left_out.append(LeftOut(asked=label, mean_recurrence=mean, reason=reason))
+    if not cells:
+        why = "; ".join(f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in left_out)
+        raise ValueError(f"a sweep must have at least one run, but every cell was left out ({why}); raise the budgets")
+    cells.sort(key=lambda cell: (-cell.flops, cell.run_id))
+    return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
+
+
+def _points(sweep: SweepConfig) -> Iterator[tuple[float, float | None, int]]:
+    """(what was asked, budget or None, mean recurrence) of every cell."""
+    for mean in sweep.mean_recurrences:
+        for budget in sweep.budgets or ():
+            yield budget, budget, mean
+        for tokens in sweep.tokens or ():
+            yield float(tokens), None, mean
+
+
+def _cell(
+    sweep: SweepConfig,
+    recurrence: RecurrenceConfig,
+    data_fingerprint: str,
+    steps: int,
+    budget: float | None,
+    train_tokens: int | None,
+) -> Cell:
+    spec = RunSpec(
+        model=sweep.model,
+        recurrence=recurrence,
+        data=sweep.data,
+        data_fingerprint=data_fingerprint,
+        optimizer=sweep.optimizer,
+        schedule=sweep.schedule,
+        evaluation=sweep.evaluation,
+        batch=sweep.batch,
+        steps=steps,
+        precision=sweep.precision,
+        seed=sweep.seed,
+    )
+    run_id = spec.run_id
+    if sweep.simulation is not None:
+        content = run_id + sweep.simulation.model_dump_json()
+        run_id = "sim-" + hashlib.sha256(content.encode()).hexdigest()[:12]
+    return Cell(
+        spec=spec,
+        run_id=run_id,
+        budget=budget,
+        flops=spec.tokens * flops_per_token(sweep.model, recurrence, sweep.accounting),
+        epochs=spec.tokens / train_tokens if train_tokens else None,
+    )
+
+
+def architecture_columns(plan: Plan, cell: Cell) -> dict[str, float | int | str]:
+    """The columns of the run table that are known before the run: the axes, and the architecture as numbers."""
+    parameters = count_parameters(cell.spec.model)
+    columns: dict[str, float | int | str] = {
+        "accounting": plan.sweep.accounting,
+        "seed": cell.spec.seed,
+        "mean_recurrence": cell.mean_recurrence,
+        "backprop_depth": cell.spec.recurrence.gradient_loops,
+        "flops_per_token_fixed": plan.cost.fixed,
+        "flops_per_token_forward_loop": plan.cost.per_forward_loop,
+        "flops_per_token_backward_loop": plan.cost.per_backward_loop,
+        "effective_params_fixed": parameters.effective_fixed,
+        "effective_params_per_loop": parameters.effective_per_loop,
+    }
+    return columns if cell.budget is None else {**columns, "budget": cell.budget}
+
+
+def nominal_loops(cell: Cell) -> tuple[float, float]:
+    """Loops per token that `parcae-release` counts, forward and backward."""
+    return expected_loops(cell.spec.recurrence, "parcae-release")

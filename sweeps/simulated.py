@@ -1,0 +1,63 @@
+"""A stand-in for the trainer: draws a run's losses from a law, so that the whole line runs at paper scale in seconds.
+
+Everything it makes says `simulated`. It writes the same journal and the same result file as the trainer.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from fitting.simulate import Truth, draw_losses
+from sweeps.config import Simulation
+from trainer.accounting import count_parameters, expected_loops, loop_cost
+from trainer.config import RunSpec
+from trainer.journal import Journal
+from trainer.result import RunResult, read_result, write_result
+
+_CURVE_POINTS = 20
+
+
+def simulate_run(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> RunResult:
+    """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time."""
+    finished = read_result(folder)
+    if finished is not None:
+        return finished
+    parameters = count_parameters(spec.model)
+    truth = Truth(
+        **simulation.model_dump(),
+        effective_params_fixed=float(parameters.effective_fixed),
+        effective_params_per_loop=float(parameters.effective_per_loop),
+    )
+    mean = spec.recurrence.mean
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "little"))
+    recurrences = sorted({*spec.evaluation.recurrences, mean})
+    losses = {int(t): loss for t, loss in draw_losses(truth, mean, spec.tokens, recurrences, rng).items()}
+    journal = Journal(folder / "journal.jsonl")
+    journal.event("started", step=0, simulated=True)
+    for step in np.unique(np.linspace(1, spec.steps, _CURVE_POINTS).round().astype(int)).tolist():
+        tokens = float(step * spec.tokens_per_step)
+        journal.metrics(step, {"train_loss": truth.loss(mean, tokens, mean), "tokens": tokens})
+    journal.event("finished", step=spec.steps, simulated=True)
+    journal.close()
+    forward, backward = expected_loops(spec.recurrence, "exact")
+    released = loop_cost(spec.model, "parcae-release")
+    result = RunResult(
+        run_id=run_id,
+        status="finished",
+        simulated=True,
+        steps=spec.steps,
+        tokens=spec.tokens,
+        forward_loops=forward,
+        backward_loops=backward,
+        flops_exact=spec.tokens * loop_cost(spec.model, "exact").flops_per_token(forward, backward),
+        flops_parcae_release=spec.tokens * released.flops_per_token(*expected_loops(spec.recurrence, "parcae-release")),
+        loss=losses[mean],
+        losses=losses,
+        bits_per_byte=None,
+        spectral_radius=None,
+        seconds=0.0,
+    )
+    (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+    write_result(folder, result)
+    return result
