@@ -35,6 +35,7 @@ _STYLE = {
 }
 _INK, _ACCENT, _MUTED = "#222222", "#d55e00", "#767676"
 _CURVE_POINTS = 200
+_HEADROOM = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +129,14 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
     if law.draws:
         band = np.array([law.interval_at(budget) for budget in compute])
         axes.fill_between(compute, band[:, 0], band[:, 1], color=_INK, alpha=0.12, lw=0)
+    middles = []
     for minimum in included:
         assert minimum.mean_recurrence is not None
         ends = minimum.mean_recurrence * np.exp(
             1.96 * (minimum.log_mean_recurrence_error or 0.0) * np.array([-1, 0, 1])
         )
         low, middle, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
+        middles.append(middle)
         axes.errorbar(
             minimum.budget, middle, [[middle - low], [high - middle]], fmt="o", color=_ACCENT, ms=5, capsize=3, lw=1.2
         )
@@ -146,7 +149,15 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
     else:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_ten(value)))
+    # Few decades need labels between the powers of ten; many have no room for them.
+    short = budgets.max() / budgets.min() < 30
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_ten(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
+    # A band that says nothing must not press everything else flat: the axis follows the minima and the line.
+    shown = [*(law.at(budget) for budget in compute), *middles]
+    axes.set_ylim(min(shown) / _HEADROOM, max(shown) * _HEADROOM)
     _title(axes, "Tokens" if tokens else "Recurrence", fit)
 
 

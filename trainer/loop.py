@@ -177,6 +177,7 @@ def _result(
     nominal = expected_loops(spec.recurrence, "parcae-release")
     diverged = reason is not None
     loss = None if diverged else losses[spec.recurrence.mean]
+    radius = model.injection.spectral_radius()
     return RunResult(
         run_id=spec.run_id,
         status="diverged" if diverged else "finished",
@@ -191,7 +192,7 @@ def _result(
         loss=loss,
         losses={} if diverged else losses,
         bits_per_byte=None if loss is None else bits_per_byte(loss),
-        spectral_radius=model.injection.spectral_radius(),
+        spectral_radius=radius if math.isfinite(radius) else None,
         seconds=counts["seconds"] + seconds,
     )
 

@@ -75,7 +75,8 @@ class Parcae(nn.Module):
         tokens, targets, h = tokens[moved], targets[moved], h0[moved]
         drive, values = self._before_loop(tokens)
         with torch.no_grad():
-            h = self._loop(h, drive.detach(), values, loops - with_gradient)
+            constants = {layer: value.detach() for layer, value in values.items()}
+            h = self._loop(h, drive.detach(), constants, loops - with_gradient)
         h = self._loop(h, drive, values, with_gradient)
         logits = self._after_loop(h, values)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -24,7 +24,7 @@ class RunResult(Config):
         flops_parcae_release: the same run counted as `parcae-release`.
         loss: validation loss at T = µ_rec, nats per token; None if diverged.
         losses: validation loss by recurrence T, nats per token.
-        spectral_radius: ρ(Ā) at the end; None if simulated.
+        spectral_radius: ρ(Ā) at the end; None if simulated, or if divergence left no number.
         seconds: wall time spent training.
     """
 

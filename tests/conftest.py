@@ -1,0 +1,58 @@
+"""What several rooms' tests share: a small corpus, a small spec, and the reference numbers where they are to be had."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RecurrenceConfig,
+    RunSpec,
+)
+from trainer.data import Corpus, prepare_corpus
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference numbers beside the checkout; tests that need it skip where it is absent."""
+    if not (SHARED / "fixtures").is_dir():
+        pytest.skip("the reference numbers (../shared/fixtures) are not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory) -> Path:
+    """A folder of a few text files, enough for a small run."""
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(8):
+        lines = [f"line {i} of file {number}: {'abcdefgh'[i % 8] * (i % 5 + 1)}\n" for i in range(200)]
+        (folder / f"file{number}.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(text_folder, tmp_path_factory) -> Corpus:
+    return prepare_corpus(DataConfig(corpus=str(text_folder)), tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="session")
+def spec(corpus) -> RunSpec:
+    """A run of seconds."""
+    return RunSpec(
+        model=ModelConfig(width=16, heads=2, context=16),
+        recurrence=RecurrenceConfig(mean=3),
+        data_fingerprint=corpus.facts.fingerprint,
+        evaluation=EvaluationConfig(sequences=8, recurrences=(1, 2, 4)),
+        batch=4,
+        steps=12,
+    )

@@ -1,0 +1,198 @@
+"""The command as its user has it: every station, on real input, and what it says of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+ISOLOOP = [sys.executable, "-c", "from sweeps.cli import main; main()"]
+
+
+def isoloop(*arguments, cwd, check=0):
+    done = subprocess.run([*ISOLOOP, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, text_folder):
+    """A folder with a sweep of 2 budgets x 2 recurrences on the small corpus."""
+    folder = tmp_path_factory.mktemp("line")
+    sweep = {
+        "name": "two-by-two",
+        "budgets": [4e9, 8e9],
+        "mean_recurrences": [1, 2],
+        "model": {"width": 16, "heads": 1, "context": 32},
+        "batch": 16,
+        "data": {"corpus": str(text_folder)},
+        "evaluation": {"sequences": 32, "recurrences": [1, 2, 4]},
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(work):
+    return isoloop("run", "sweep.yaml", "--out", "out", cwd=work)
+
+
+def test_plan_starts_nothing(work):
+    said = isoloop("plan", "sweep.yaml", "--out", "elsewhere", cwd=work).stdout
+    assert "4 runs, 0 done" in said
+    assert "counted as exact" in said
+    assert [path.name for path in (work / "elsewhere").iterdir()] == ["corpora"]
+
+
+def test_run_trains_records_and_reports(work, ran):
+    table = pd.read_csv(work / "out/sweeps/two-by-two/runs.csv")
+    assert len(table) == 4
+    assert (table["status"] == "finished").all()
+    assert not table["simulated"].any()
+    assert ((table["flops"] / table["budget"] - 1).abs() < 0.01).all()
+    assert (work / "out/mlflow.db").exists()
+    page = (work / "out/sweeps/two-by-two/report.html").read_text()
+    assert "two-by-two" in page
+    assert "4/4 runs" in ran.stdout
+    # Four runs are too few for a law of five parameters, and the line says so instead of failing.
+    assert "Not fitted" in ran.stdout or "give no exponents" in ran.stdout
+
+
+def test_running_it_again_trains_nothing(work, ran):
+    results = sorted((work / "out/runs").glob("*/result.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    table = (work / "out/sweeps/two-by-two/runs.csv").read_bytes()
+    isoloop("run", "sweep.yaml", "--out", "out", cwd=work)
+    assert [path.stat().st_mtime_ns for path in results] == before
+    assert (work / "out/sweeps/two-by-two/runs.csv").read_bytes() == table
+
+
+def test_too_few_runs_for_a_fit(work, ran):
+    said = isoloop("fit", "two-by-two", "--out", "out", "--hold-out", cwd=work, check=2).stderr
+    assert said.startswith("isoloop: ")
+
+
+def test_ctrl_c_leaves_everything_in_order(work, ran):
+    """Stopped in the middle, then the same command: the table is that of a sweep that was never stopped."""
+    out = work / "stopped"
+    arguments = ["run", "sweep.yaml", "--out", str(out), "--set", "resources.checkpoint_seconds=0.2"]
+    process = subprocess.Popen(
+        [*ISOLOOP, *arguments], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stdout + stderr
+    assert "Stopped" in stdout
+    assert "Traceback" not in stdout + stderr
+    assert not (out / "sweeps/two-by-two/stop").exists()
+    isoloop(*arguments, cwd=work)
+    clock = "seconds"
+    undisturbed = pd.read_csv(work / "out/sweeps/two-by-two/runs.csv").drop(columns=clock)
+    pd.testing.assert_frame_equal(pd.read_csv(out / "sweeps/two-by-two/runs.csv").drop(columns=clock), undisturbed)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    return folder, isoloop("run", "parcae-140m-simulated", cwd=folder)
+
+
+def test_the_published_grid_gives_back_its_exponents(published):
+    folder, ran = published
+    sweep = folder / "isoloop-out/sweeps/parcae-140m-simulated"
+    fit = json.loads((sweep / "fit.json").read_text())
+    assert abs(fit["isoflop"]["mean_recurrence_law"]["exponent"] - 0.40) < 0.02
+    assert abs(fit["isoflop"]["tokens_law"]["exponent"] - 0.78) < 0.02
+    # At the top budget this law's best recurrence lies beyond the published grid, and the fit says so.
+    left_out = [minimum for minimum in fit["isoflop"]["minima"] if not minimum["included"]]
+    assert [minimum["budget"] for minimum in left_out] == [64e18]
+    assert "grid's edge" in left_out[0]["reason"]
+    assert "simulated" in ran.stdout
+    assert "<strong>Simulated.</strong>" in (sweep / "report.html").read_text()
+    assert pd.read_csv(sweep / "runs.csv")["simulated"].all()
+    for figure in ("isoflop_curves", "power_laws", "test_time_curves", "predicted_against_measured"):
+        assert (sweep / f"figures/{figure}.png").stat().st_size > 10_000
+
+
+def test_hold_out_reports_its_error(published):
+    folder, _ = published
+    said = isoloop("fit", "parcae-140m-simulated", "--hold-out", cwd=folder).stdout
+    assert "held out" in said.lower()
+    assert "%" in said
+
+
+def test_predict_answers_for_any_configuration(published):
+    folder, _ = published
+    ask = ["predict", "parcae-140m-simulated"]
+    one = isoloop(*ask, "--mean-recurrence", 6, "--tokens", "5e9", cwd=folder).stdout
+    assert "nats per token" in one
+    assert "simulated" in one
+    deeper = isoloop(*ask, "--mean-recurrence", 6, "--tokens", "5e9", "--recurrence", 2, cwd=folder).stdout
+    assert "unified" in deeper
+    best = isoloop(*ask, "--flops", "1e20", cwd=folder).stdout
+    assert "95%" in best
+    assert isoloop(*ask, "--mean-recurrence", 6, "--flops", "1e19", cwd=folder).stdout
+
+
+def test_report_can_be_made_again(published):
+    folder, _ = published
+    page = folder / "isoloop-out/sweeps/parcae-140m-simulated/report.html"
+    page.unlink()
+    isoloop("report", "parcae-140m-simulated", cwd=folder)
+    assert "data:image/svg+xml;base64," in page.read_text()
+    assert "http://" not in page.read_text().replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "no-such-preset"], "a sweep must be a preset or a .yaml file"),
+        (["run", "demo", "--set", "model.widht=8"], "did you mean 'width'"),
+        (["run", "demo", "--set", "mean_recurrences=[0,2]"], "greater than or equal to 1"),
+        (["plan", "demo", "--set", "budgets=[10]"], "must pay for one step at least"),
+        (["plan", "demo", "--set", "data.corpus=/no/such/folder"], "data.corpus must be"),
+        (["run", "parcae-140m-simulated", "--address", "127.0.0.1:9"], "must answer at --address"),
+        (["run", "parcae-140m-simulated", "--tracking-uri", "http://127.0.0.1:9"], "must answer at the tracking URI"),
+        (["fit", "never-run"], "a sweep must have been run under --out"),
+        (["fit", "absent.csv"], "absent.csv"),
+        (["predict", "absent.json", "--flops", "1e9"], "a stored fit must exist"),
+        (["predict", "broken.json", "--flops", "1e9"], "broken.json"),
+        (["report", "never-run"], "a sweep must have been run under --out"),
+        (["run", "demo", "--colour", "red"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(tmp_path, arguments, said):
+    (tmp_path / "broken.json").write_text('{"a": 1')
+    done = isoloop(*arguments, cwd=tmp_path, check=2)
+    assert said in done.stderr
+    assert done.stderr.count("\n") < 8
+
+
+def test_out_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = isoloop("run", "parcae-140m-simulated", "--out", "file/out", cwd=tmp_path, check=2)
+    assert "file/out" in done.stderr
+
+
+def test_help_and_version(tmp_path):
+    for command in ([], ["plan"], ["run"], ["fit"], ["predict"], ["report"], ["presets"]):
+        assert "Usage" in isoloop(*command, "--help", cwd=tmp_path).stdout
+    assert isoloop("--version", cwd=tmp_path).stdout.startswith("isoloop ")
+    assert "demo" in isoloop("presets", cwd=tmp_path).stdout
+    assert "budgets" in isoloop("presets", "demo", cwd=tmp_path).stdout
+
+
+def test_the_environment_is_left_alone(tmp_path):
+    """A preset printed, changed and planned from a file, from another working folder."""
+    text = isoloop("presets", "parcae-140m-simulated", cwd=tmp_path).stdout
+    (tmp_path / "mine.yaml").write_text(text.replace("name: parcae-140m-simulated", "name: mine"))
+    assert "42 runs" in isoloop("plan", tmp_path / "mine.yaml", cwd=os.sep).stdout

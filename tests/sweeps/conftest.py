@@ -1,0 +1,43 @@
+"""A sweep of seconds, and its simulated twin."""
+
+import pytest
+
+from sweeps.config import validate_sweep
+from sweeps.folders import Folders
+
+SMALL = {
+    "name": "small",
+    "tokens": [256, 512],
+    "mean_recurrences": [1, 3],
+    "model": {"width": 16, "heads": 2, "context": 16},
+    "batch": 4,
+    "minimum_steps": 2,
+    "evaluation": {"sequences": 8, "recurrences": [1, 2, 4]},
+}
+SIMULATION = {
+    "E": 1.5, "X": 30.0, "x": 0.5, "Y": 20.0, "y": 0.3, "Z": 0.5, "z": 6.0, "run_noise": 1e-3, "evaluation_noise": 1e-5,
+}  # fmt: skip
+SIMULATED = {
+    "name": "simulated-grid",
+    "budgets": [1e10, 2e10, 4e10, 8e10],
+    "mean_recurrences": [1, 2, 4, 8],
+    "model": {"width": 16, "heads": 2, "context": 16},
+    "batch": 4,
+    "evaluation": {"recurrences": [1, 2, 4, 8]},
+    "simulation": SIMULATION,
+}
+
+
+@pytest.fixture
+def small(text_folder):
+    return validate_sweep({**SMALL, "data": {"corpus": str(text_folder)}}, source="test")
+
+
+@pytest.fixture
+def simulated():
+    return validate_sweep(SIMULATED, source="test")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return Folders(out=tmp_path / "out", name="small")

@@ -1,0 +1,148 @@
+"""Running a plan on a real local Ray: results, failures, killed workers, stopping."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from sweeps import execute as execute_module
+from sweeps.config import validate_sweep
+from sweeps.execute import Progress, execute
+from sweeps.folders import Folders
+from sweeps.grid import plan_sweep
+from sweeps.pipeline import prepare
+from trainer.loop import train
+
+
+class Watcher(Progress):
+    def __init__(self):
+        self.shares, self.ended = [], {}
+
+    def share_done(self, share):
+        self.shares.append(share)
+
+    def run_ended(self, cell, result, reason):
+        self.ended[cell.run_id] = (result, reason)
+
+
+def losses(results):
+    return {run_id: result.losses for run_id, result in results.items()}
+
+
+@pytest.fixture
+def undisturbed(small, tmp_path):
+    """The sweep's losses, trained one run after the other in this process."""
+    prepared = prepare(small, Folders(out=tmp_path / "quiet", name="small"))
+    return losses(
+        {c.run_id: train(c.spec, prepared.corpus, tmp_path / "quiet" / c.run_id) for c in prepared.plan.cells}
+    )
+
+
+def test_a_sweep_runs_once_and_the_second_time_not_at_all(small, folders, undisturbed, monkeypatch):
+    prepared = prepare(small, folders)
+    folders.sweep.mkdir(parents=True)
+    watcher = Watcher()
+    outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder, progress=watcher)
+    assert losses(outcome.results) == undisturbed
+    assert not outcome.failed
+    assert set(watcher.ended) == {cell.run_id for cell in prepared.plan.cells}
+    assert watcher.shares[-1] == pytest.approx(1.0)
+    assert watcher.shares == sorted(watcher.shares)
+
+    def refuse(*_):
+        raise AssertionError("nothing is missing, so no Ray is started")
+
+    monkeypatch.setattr(execute_module, "_Cluster", refuse)
+    assert losses(execute(prepared.plan, folders, corpus=prepared.corpus.folder).results) == undisturbed
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(small, folders, undisturbed):
+    prepared = prepare(small, folders)
+    folders.sweep.mkdir(parents=True)
+    broken = prepared.plan.cells[0]
+    checkpoint = folders.run(broken.run_id) / "checkpoints" / "00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.pt").write_bytes(b"torn")
+    outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    assert set(outcome.failed) == {broken.run_id}
+    assert "can't be read" in outcome.failed[broken.run_id]
+    assert len(outcome.results) == len(prepared.plan.cells) - 1
+    shutil.rmtree(checkpoint)
+    again = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    assert losses(again.results) == undisturbed
+
+
+def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path):
+    """A long run: its worker is killed, then the sweep is stopped, then it goes on. Its losses are the undisturbed."""
+    long = small.model_copy(update={"tokens": (64 * 600,), "mean_recurrences": (3,)})
+    long = validate_sweep({**long.model_dump(), "resources": {"checkpoint_seconds": 0.2}}, source="test")
+    prepared = prepare(long, folders)
+    folders.sweep.mkdir(parents=True)
+    (cell,) = prepared.plan.cells
+    folder = folders.run(cell.run_id)
+    expected = train(cell.spec, prepared.corpus, tmp_path / "quiet").losses
+
+    def when_saved(count, action):
+        """Call `action` once the run has saved `count` checkpoints more than it has now."""
+        start = newest(folder)
+
+        def wait():
+            deadline = time.monotonic() + 60
+            while newest(folder) <= start + count and time.monotonic() < deadline:
+                time.sleep(0.02)
+            action()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
+
+    killer = when_saved(0, lambda: os.kill(writer_of(folder), signal.SIGKILL))
+    stopper = when_saved(150, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    killer.join()
+    stopper.join()
+    assert not (folder / "result.json").exists()
+    assert not folders.stop_file.exists()
+    assert 150 < newest(folder) < cell.spec.steps
+    outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    assert outcome.results[cell.run_id].losses == expected
+
+
+def newest(folder):
+    return max((int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")), default=0)
+
+
+def writer_of(folder):
+    """The process that has the run's journal open."""
+    target = str((folder / "journal.jsonl").resolve())
+    for process in os.listdir("/proc"):
+        if process.isdigit():
+            try:
+                handles = [os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
+            except OSError:
+                continue
+            if target in handles:
+                return int(process)
+    raise AssertionError(f"no process writes {target}")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:9", "a Ray cluster must answer at --address"), ("nonsense", "must read host:port")],
+)
+def test_an_unreachable_cluster_is_named(simulated, folders, address, said):
+    plan = plan_sweep(simulated, data_fingerprint="simulated")
+    folders.sweep.mkdir(parents=True)
+    with pytest.raises(ValueError, match=said):
+        execute(plan, folders, corpus=None, address=address)
+
+
+def test_a_run_that_fits_no_node_is_refused(simulated, folders):
+    hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
+    folders.sweep.mkdir(parents=True)
+    with pytest.raises(ValueError, match="ask for 100000 CPU a run"):
+        execute(plan_sweep(hungry, data_fingerprint="simulated"), folders, corpus=None)

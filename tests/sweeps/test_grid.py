@@ -1,0 +1,87 @@
+import pytest
+
+from sweeps.config import load_sweep, validate_sweep
+from sweeps.grid import TOLERANCE, architecture_columns, plan_sweep
+from trainer.accounting import expected_loops
+
+SWEEP = {
+    "name": "x",
+    "budgets": [1e9, 4e9],
+    "mean_recurrences": [1, 2, 6],
+    "model": {"width": 16, "heads": 2, "context": 16},
+    "batch": 4,
+}
+
+
+def plan(**change):
+    return plan_sweep(validate_sweep({**SWEEP, **change}, source="test"), data_fingerprint="f", train_tokens=10_000)
+
+
+@pytest.mark.parametrize("accounting", ["exact", "parcae-release"])
+def test_each_cell_spends_its_budget(accounting):
+    planned = plan(accounting=accounting)
+    assert len(planned.cells) == 6
+    for cell in planned.cells:
+        assert cell.flops == pytest.approx(cell.budget, rel=TOLERANCE)
+        loops = expected_loops(cell.spec.recurrence, accounting)
+        assert cell.flops == pytest.approx(cell.spec.tokens * planned.cost.flops_per_token(*loops))
+        assert cell.epochs == cell.spec.tokens / 10_000
+    assert planned.flops == sum(cell.flops for cell in planned.cells)
+
+
+def test_dearest_first():
+    flops = [cell.flops for cell in plan().cells]
+    assert flops == sorted(flops, reverse=True)
+
+
+def test_a_grid_over_tokens():
+    planned = plan(budgets=None, tokens=[6400, 64_000])
+    assert {cell.spec.tokens for cell in planned.cells} == {6400, 64_000}
+    assert all(cell.budget is None and "budget" not in architecture_columns(planned, cell) for cell in planned.cells)
+
+
+def test_left_out_cells_say_why():
+    planned = plan(budgets=[2e8, 4e9])
+    assert {cell.budget for cell in planned.cells} == {4e9}
+    assert [cell.mean_recurrence for cell in planned.left_out] == [1, 2, 6]
+    assert "steps, and minimum_steps is 50" in planned.left_out[0].reason
+    planned = plan(budgets=None, tokens=[64 * 100 + 32, 64 * 9 + 32, 64 * 20], minimum_steps=1)
+    assert len(planned.cells) == 6
+    assert {cell.reason for cell in planned.left_out} == {
+        "10 whole steps miss what was asked by +5.3%, more than 1%",
+    }
+
+
+def test_a_budget_under_one_step_is_refused():
+    with pytest.raises(ValueError, match=r"a budget must pay for one step at least, but 1e\+05 FLOPs at µ = 1"):
+        plan(budgets=[1e5, 1e9])
+    with pytest.raises(ValueError, match="a token count must pay for one step at least"):
+        plan(budgets=None, tokens=[63])
+
+
+def test_a_grid_without_a_cell_is_refused():
+    with pytest.raises(ValueError, match="every cell was left out"):
+        plan(minimum_steps=10**6)
+
+
+def test_run_ids_are_distinct_and_shared_by_sweeps():
+    one, other = plan(), plan(name="other", budgets=[4e9], tracking={"experiment": "elsewhere"})
+    ids = [cell.run_id for cell in one.cells]
+    assert len(set(ids)) == len(ids)
+    assert {cell.run_id for cell in other.cells} == {cell.run_id for cell in one.cells if cell.budget == 4e9}
+
+
+def test_simulated_runs_never_share_an_id_with_trained_ones(simulated):
+    ids = {cell.run_id for cell in plan_sweep(simulated, data_fingerprint="f").cells}
+    real = simulated.model_copy(update={"simulation": None})
+    louder = simulated.model_copy(update={"simulation": simulated.simulation.model_copy(update={"run_noise": 0.5})})
+    for other in (real, louder):
+        assert ids.isdisjoint(cell.run_id for cell in plan_sweep(other, data_fingerprint="f").cells)
+
+
+def test_the_published_grid():
+    planned = plan_sweep(load_sweep("parcae-140m-simulated"), data_fingerprint="simulated")
+    assert len(planned.cells) == 42
+    assert not planned.left_out
+    assert planned.hours(1) == pytest.approx(planned.flops / 4e14 / 3600)
+    assert planned.hours(10_000) == pytest.approx(64e18 / 4e14 / 3600, rel=0.01)
