@@ -268,6 +268,7 @@ def _doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
             for minimum in fit.isoflop.minima
             if not minimum.included
         ]
+        said += _edge_doubts(fit.isoflop, table)
         if fit.isoflop.reason:
             said.append(f"isoFLOP: {fit.isoflop.reason}.")
     for law in (fit.training, fit.unified):
@@ -288,6 +289,20 @@ def _doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         ]
     said.append(f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates.")
     said.append("The intervals' coverage has not been proven.")
+    return said
+
+
+def _edge_doubts(isoflop: IsoflopFit, table: pd.DataFrame) -> list[str]:
+    """Minima inside the grid although the best run measured stands at its edge."""
+    said = []
+    for minimum in isoflop.minima:
+        runs = table[table["budget"] == minimum.budget].dropna(subset=["loss"])
+        best = float(runs.loc[runs["loss"].idxmin(), "mean_recurrence"]) if len(runs) else None
+        if minimum.included and best in (runs["mean_recurrence"].min(), runs["mean_recurrence"].max()):
+            said.append(
+                f"At {minimum.budget:.3g} FLOPs the best run measured is that at {best:g} loops, the grid's edge: the "
+                f"minimum at {minimum.mean_recurrence:.3g} rests on the parabola's shape."
+            )
     return said
 
 

@@ -97,6 +97,11 @@ def answer(fit: SweepFit, hold_out: SweepFit | None) -> list[str]:
             f"The best mean recurrence grows as C^{_exponent(mean)} and the best token count as C^{_exponent(tokens)} "
             f"({fit.accounting} accounting; from the minima of the isoFLOP curves)."
         )
+        flops = 2 * fit.fitted.flops[1]
+        lines.append(
+            f"For {flops:.3g} FLOPs, twice the largest fitted compute, that means a mean recurrence of "
+            f"{_at(mean, flops)} and {_at(tokens, flops)} tokens."
+        )
     else:
         reason = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
         lines.append(f"The minima of the isoFLOP curves give no exponents: {reason}.")
@@ -115,6 +120,11 @@ def answer(fit: SweepFit, hold_out: SweepFit | None) -> list[str]:
         )
     lines.append("Intervals are 95%, from refits to resampled noise; their coverage has not been proven yet.")
     return lines
+
+
+def _at(law: PowerLaw, flops: float) -> str:
+    span = law.interval_at(flops)
+    return f"{law.at(flops):.3g}" + (f" ({span[0]:.3g} to {span[1]:.3g})" if span else "")
 
 
 def _exponent(law: PowerLaw) -> str:
@@ -143,6 +153,7 @@ def _draw(
 
 
 def _held_out(held: HeldOut) -> dict[str, Any]:
+    at_mean = [row for row in held.rows if row.recurrence == row.mean_recurrence]
     rows = [
         (
             row.run_id,
@@ -155,8 +166,7 @@ def _held_out(held: HeldOut) -> dict[str, Any]:
             f"{row.measured:.4f}",
             f"{row.error:+.2f}%",
         )
-        for row in held.rows
-        if row.recurrence == row.mean_recurrence
+        for row in sorted(at_mean, key=lambda row: (row.method, row.mean_recurrence))
     ]
     errors = [
         f"Mean absolute error, {e.method}: {e.mean_absolute_error:.2f}% over {e.rows} losses." for e in held.errors
