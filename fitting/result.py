@@ -221,11 +221,14 @@ class SweepFit:
 
     @classmethod
     def read(cls, path: str | Path) -> SweepFit:
-        """The fit stored at `path`; raises ValueError where there is none."""
+        """The fit stored at `path`; raises ValueError where there is none, or it is not one."""
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"a stored fit must be a file, but there is none at {path}; fit the sweep first")
-        return cls.from_json(path.read_text(encoding="utf-8"))
+            raise ValueError(f"a stored fit must exist, but there is none at {path}; fit the sweep first")
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _build(kind: Any, data: Any) -> Any:

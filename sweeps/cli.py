@@ -45,6 +45,9 @@ def main() -> None:
     except ValueError as error:
         print(f"isoloop: {error}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
+    except OSError as error:
+        print(f"isoloop: files must be readable and writable, but {error}; nothing done is lost", file=sys.stderr)
+        sys.exit(BROKEN_RULE)
     except KeyboardInterrupt:
         print("isoloop: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -165,11 +168,11 @@ def predict(
     recurrence: Annotated[float | None, typer.Option(help="T, loops at test time; µ_rec if left out.")] = None,
 ) -> None:
     """Predict the loss of a model nobody has trained, from a stored fit."""
+    from fitting import SweepFit
     from fitting import predict as predict_loss
-    from sweeps.pipeline import load_fit
 
     path = Path(target)
-    stored = load_fit(path if path.suffix == ".json" else _folders_of(target, out).fit(hold_out=False))
+    stored = SweepFit.read(path if path.suffix == ".json" else _folders_of(target, out).fit(hold_out=False))
     print(
         predict_loss(stored, mean_recurrence=mean_recurrence, tokens=tokens, flops=flops, recurrence=recurrence)
         .report()

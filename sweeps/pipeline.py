@@ -148,21 +148,6 @@ def store_fit(fit: "SweepFit", folders: Folders, *, hold_out: bool) -> Path:
     return path
 
 
-def load_fit(path: Path) -> "SweepFit":
-    """Read a stored fit.
-
-    Raises:
-        ValueError: there is none at `path`, or it isn't one.
-    """
-    from fitting import SweepFit
-
-    if not path.is_file():
-        raise ValueError(
-            f"a stored fit must exist, but there is none at {path}; make it with 'isoloop run' or 'isoloop fit'"
-        )
-    return SweepFit.from_json(path.read_text())
-
-
 def config_text(sweep: SweepConfig) -> str:
     """The whole configuration as YAML, defaults included; `isoloop run` takes it back."""
     return yaml.safe_dump(sweep.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
