@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -113,18 +112,3 @@ class CostModel:
     def flops_for(self, tokens: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """Training FLOPs of `tokens` tokens at `mean_recurrence`."""
         return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready mapping; `from_dict` gives an equal model back."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in ((field, getattr(self, field)) for field in self.__dataclass_fields__)
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> CostModel:
-        """The model that `to_dict` wrote."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        return cls(**fields)

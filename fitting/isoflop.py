@@ -64,12 +64,17 @@ class PowerLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopFit:
-    """Minima by growing budget, and the power laws of the included ones; `reason` says what is missing of them."""
+    """Minima by growing budget, and the power laws of the included ones; `reason` says what is missing of them.
+
+    `redraws_without_minimum` is the share of the redraws behind the intervals in which a curve opened downwards
+    and was left out of the line, as it would be in the data.
+    """
 
     minima: tuple[Minimum, ...]
     mean_recurrence_law: PowerLaw | None
     tokens_law: PowerLaw | None
     interval_method: str
+    redraws_without_minimum: float = 0.0
     reason: str | None = None
 
 
@@ -120,12 +125,13 @@ def fit_isoflop(table: pd.DataFrame, cost_model: CostModel, *, draws: int = 200,
         return IsoflopFit(
             minima=tuple(minima), mean_recurrence_law=None, tokens_law=None, interval_method="none", reason=reason
         )
-    mean_recurrence_law, tokens_law, method = _power_laws(included, cost_model, variance, freedom, draws, seed)
+    mean_recurrence_law, tokens_law, method, lost = _power_laws(included, cost_model, variance, freedom, draws, seed)
     return IsoflopFit(
         minima=tuple(minima),
         mean_recurrence_law=mean_recurrence_law,
         tokens_law=tokens_law,
         interval_method=method,
+        redraws_without_minimum=lost,
         reason=None if mean_recurrence_law.interval else "intervals need 3 budgets, or more points than 3 per budget",
     )
 
@@ -193,7 +199,8 @@ def _vertices(curves: list[_Curve], losses: list[np.ndarray]) -> np.ndarray:
 
 def _power_laws(
     curves: list[_Curve], cost_model: CostModel, variance: float | None, freedom: int, draws: int, seed: int
-) -> tuple[PowerLaw, PowerLaw, str]:
+) -> tuple[PowerLaw, PowerLaw, str, float]:
+    """Both power laws, how their intervals came about, and in which share of redraws a curve had no minimum."""
     log_budget = np.log([curve.budget for curve in curves])
     vertices = _vertices(curves, [curve.loss[None] for curve in curves])
     drawn = np.empty((0, len(curves)))
@@ -208,7 +215,8 @@ def _power_laws(
             smooth = np.vander(curve.log_mu, 3) @ (curve.solver @ curve.loss)
             losses.append(smooth + scale[:, None] * rng.standard_normal((draws, len(smooth))))
         drawn = _vertices(curves, losses)
-        drawn = drawn[~np.isnan(drawn).any(axis=1)]
+        drawn = drawn[(~np.isnan(drawn)).sum(axis=1) >= _BUDGETS_NEEDED]
+    lost = float(np.isnan(drawn).any(axis=1).mean()) if len(drawn) else 0.0
     laws = []
     for quantity, of_vertex in (("mean recurrence", np.asarray), ("tokens", _log_tokens(log_budget, cost_model))):
         exponent, intercept = _line(log_budget, of_vertex(vertices))[0]
@@ -224,7 +232,7 @@ def _power_laws(
             draws=tuple((float(line[1]), float(line[0])) for line in lines),
         )
         laws.append(law)
-    return laws[0], laws[1], method
+    return laws[0], laws[1], method, lost
 
 
 def _log_tokens(log_budget: np.ndarray, cost_model: CostModel) -> Callable[[np.ndarray], np.ndarray]:
@@ -235,8 +243,15 @@ def _log_tokens(log_budget: np.ndarray, cost_model: CostModel) -> Callable[[np.n
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Least-squares (slope, intercept) of each row of y (rows, points) on x (points,): (rows, 2)."""
-    return np.asarray(y @ np.linalg.pinv(np.vander(x, 2)).T)
+    """Least-squares (slope, intercept) of each row of y (rows, points) on x (points,), NaN left out: (rows, 2)."""
+    there = ~np.isnan(y)
+    y = np.where(there, y, 0.0)
+    count = there.sum(axis=1, keepdims=True)
+    mean_x = (there * x).sum(axis=1, keepdims=True) / count
+    mean_y = y.sum(axis=1, keepdims=True) / count
+    centred = there * (x - mean_x)
+    slope = (centred * y).sum(axis=1, keepdims=True) / (centred**2).sum(axis=1, keepdims=True)
+    return np.hstack([slope, mean_y - slope * mean_x])
 
 
 def _scatter_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:

@@ -20,6 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 _BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
+_MANY_LOST = 0.05
 
 
 def fit_sweep(
@@ -269,6 +270,12 @@ def _doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
             if not minimum.included
         ]
         said += _edge_doubts(fit.isoflop, table)
+        lost = fit.isoflop.redraws_without_minimum
+        if lost > _MANY_LOST:
+            said.append(
+                f"In {lost:.0%} of the redraws behind the exponents' intervals, noise took a budget's minimum away: "
+                "the curves hardly show one, and the intervals are too narrow."
+            )
         if fit.isoflop.reason:
             said.append(f"isoFLOP: {fit.isoflop.reason}.")
     for law in (fit.training, fit.unified):

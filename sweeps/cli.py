@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from fitting import SweepFit
     from sweeps.config import SweepConfig
     from sweeps.execute import Progress
     from sweeps.folders import Folders
     from sweeps.grid import Cell, Plan
+    from sweeps.results import Results
     from trainer.result import RunResult
 
 app = typer.Typer(
@@ -96,9 +96,7 @@ def run(
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
     from sweeps.pipeline import fit_and_report, prepare, train_and_record
 
-    if tracking_uri is not None:
-        override = [*override, f"tracking.uri={tracking_uri}"]
-    config, folders = _load(sweep, out, override)
+    config, folders = _load(sweep, out, override, tracking_uri)
     console = _console()
     prepared = prepare(config, folders)
     cells = prepared.plan.cells
@@ -107,23 +105,22 @@ def run(
         with _progress_bar(console, prepared.plan) as progress:
             recorded = train_and_record(prepared, folders, address=address, progress=progress)
     except KeyboardInterrupt:
-        from sweeps.execute import finished_results
+        from sweeps.execute import finished_results, saved_states
 
-        done = len(finished_results(prepared.plan, folders))
+        done, saved = len(finished_results(prepared.plan, folders)), saved_states(prepared.plan, folders)
         console.print(
-            f"Stopped: {done} of {len(cells)} runs are done, the others saved their state. Run it again to go on."
+            f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Run it again to go on."
         )
         sys.exit(INTERRUPTED)
-    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in prepared.plan.left_out]
     with _fit_progress(console) as progress:
-        results = fit_and_report(
-            config, folders, recorded.table, left_out=left_out, command=_command(), progress=progress
-        )
-    recorded.store.save_files(recorded.parent, folders.sweep)
-    _print_results(console, results.fit, results.hold_out, results.why_no_fit)
+        results = fit_and_report(config, folders, recorded.table, command=_command(), progress=progress)
+    _print_results(console, results)
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
+    trouble = recorded.store.save_files(recorded.parent, folders.sweep)
+    if trouble:
+        print(f"isoloop: the results were not copied into MLflow's artifacts: {trouble}", file=sys.stderr)
     if recorded.failed:
         for run_id, reason in recorded.failed.items():
             print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
@@ -142,20 +139,21 @@ def fit(
 ) -> None:
     """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
     from fitting import fit_sweep, read_table
-    from sweeps.folders import Folders
     from sweeps.pipeline import store_fit
 
     path = Path(target)
-    is_table = path.suffix in {".csv", ".parquet"}
-    folders = Folders(out=path.parent, name=path.stem) if is_table else _folders_of(target, out)
-    table = read_table(path if is_table else folders.table)
+    if path.suffix in {".csv", ".parquet"}:
+        table_path, name = path, path.stem
+        stored = path.with_name(f"{path.stem}.{'hold-out' if hold_out else 'fit'}.json")
+    else:
+        folders = _folders_of(target, out)
+        table_path, name, stored = folders.table, folders.name, folders.fit(hold_out=hold_out)
+    table = read_table(table_path)
     with _fit_progress(_console()) as progress:
-        found = fit_sweep(
-            table, name=folders.name, hold_out_largest_budget=hold_out, draws=draws, seed=seed, progress=progress
-        )
-    stored = store_fit(found, folders, hold_out=hold_out)
+        found = fit_sweep(table, name=name, hold_out_largest_budget=hold_out, draws=draws, seed=seed, progress=progress)
+    store_fit(found, stored)
     print(found.report())
-    print(f"stored in {stored}")
+    print(f"stored in {stored}; ask it with: isoloop predict {stored} --flops ...")
 
 
 @app.command()
@@ -184,23 +182,21 @@ def predict(
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
-    from sweeps.pipeline import fit_and_report, prepare
+    from sweeps.pipeline import fit_and_report
 
     folders = _folders_of(target, out)
     table = read_table(folders.table)
-    config, _ = _load(str(folders.sweep / "config.yaml"), out, [])
-    cells = prepare(config, folders).plan.left_out
-    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in cells]
+    config, _ = _load(str(folders.config), out, [])
     with _fit_progress(_console()) as progress:
-        results = fit_and_report(config, folders, table, left_out=left_out, command=_command(), progress=progress)
+        results = fit_and_report(config, folders, table, command=_command(), progress=progress)
     print(results.report)
 
 
-def _load(sweep: str, out: Path, override: list[str]) -> "tuple[SweepConfig, Folders]":
+def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":
     from sweeps.config import load_sweep
     from sweeps.folders import Folders
 
-    config = load_sweep(sweep, override)
+    config = load_sweep(sweep, override, tracking_uri=tracking_uri)
     return config, Folders(out=out, name=config.name)
 
 
@@ -255,8 +251,8 @@ def _print_plan(plan: "Plan", done: set[str]) -> None:
         f"model       {parameters.total:,} parameters, N(µ) = {parameters.effective_fixed:,} + "
         f"{parameters.effective_per_loop:,} µ effective\n"
         f"compute     {plan.flops:.4g} FLOPs in all, counted as {sweep.accounting}\n"
-        f"time        about {_duration(plan.hours(parallel) * 3600)} with {parallel} runs at a time, if each does the "
-        f"stated {sweep.resources.flops_per_second:.3g} FLOPs per second"
+        f"time        about {_duration(plan.hours(parallel) * 3600)} on this machine, {parallel} runs at a time, if "
+        f"each does the stated {sweep.resources.flops_per_second:.3g} FLOPs per second"
     )
 
 
@@ -319,20 +315,16 @@ def _fit_progress(console: "Console") -> "Iterator[Callable[[str, int, int], Non
         yield tell
 
 
-def _print_results(
-    console: "Console", fit: "SweepFit | None", hold_out: "SweepFit | None", why_no_fit: str | None
-) -> None:
+def _print_results(console: "Console", results: "Results") -> None:
     from sweeps.report import answer
 
-    if fit is None:
-        console.print(f"Not fitted: {why_no_fit}")
-        return
     console.print()
-    for line in answer(fit, hold_out):
+    for line in answer(results):
         console.print(line)
-    if hold_out is not None and hold_out.held_out is not None:
-        console.print(f"\nFitted without the largest {hold_out.held_out.column}, then compared with it:")
-        for row in hold_out.held_out.rows:
+    held_out = results.hold_out.held_out if results.hold_out else None
+    if held_out is not None:
+        console.print(f"\nFitted without the largest {held_out.column}, then compared with it:")
+        for row in sorted(held_out.rows, key=lambda row: (row.method, row.mean_recurrence)):
             if row.recurrence == row.mean_recurrence:
                 span = f" ({row.interval[0]:.4f} to {row.interval[1]:.4f})" if row.interval else ""
                 console.print(

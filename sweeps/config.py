@@ -17,7 +17,10 @@ from trainer.config import (
     Config,
     DataConfig,
     EvaluationConfig,
+    Fraction,
     ModelConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
@@ -44,7 +47,7 @@ class Resources(Config):
     """
 
     cpus: PositiveInt = 1
-    gpus: Annotated[float, Field(ge=0, le=1)] = 0
+    gpus: Fraction = 0
     flops_per_second: PositiveFloat = 1e10
     checkpoint_seconds: PositiveFloat = 30.0
 
@@ -71,10 +74,10 @@ class Simulation(Config):
     x: PositiveFloat
     Y: PositiveFloat
     y: PositiveFloat
-    Z: Annotated[float, Field(ge=0)]
+    Z: NonNegativeFloat
     z: PositiveFloat
-    run_noise: Annotated[float, Field(ge=0)]
-    evaluation_noise: Annotated[float, Field(ge=0)]
+    run_noise: NonNegativeFloat
+    evaluation_noise: NonNegativeFloat
 
 
 class SweepConfig(Config):
@@ -101,7 +104,7 @@ class SweepConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     batch: PositiveInt = 32
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     minimum_steps: PositiveInt = 50
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
@@ -134,8 +137,10 @@ def preset_text(name: str) -> str:
     return (_preset_folder() / f"{name}.yaml").read_text()
 
 
-def load_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
+def load_sweep(name: str, overrides: Sequence[str] = (), *, tracking_uri: str | None = None) -> SweepConfig:
     """Read a preset by name or a YAML file by path, then apply `overrides` of the form `section.key=value`.
+
+    `tracking_uri` replaces `tracking.uri` as it stands, whatever signs are in it.
 
     Raises:
         ValueError: unknown preset, missing file, bad YAML, unknown keys, wrong types, broken rules.
@@ -152,6 +157,9 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
         raise ValueError(f"a sweep's configuration must be a YAML mapping, but '{name}' is a {type(content).__name__}")
     for override in overrides:
         _override(content, override)
+    if tracking_uri is not None:
+        tracking = content.setdefault("tracking", {})
+        content["tracking"] = {**tracking, "uri": tracking_uri} if isinstance(tracking, dict) else tracking
     return validate_sweep(content, source=name)
 
 
@@ -194,7 +202,10 @@ def _override(content: dict[str, Any], override: str) -> None:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise ValueError(f"an override must name a key of a section, but '{section}' in '{override}' is a value")
-    place[last] = parse_yaml(text)
+    try:
+        place[last] = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"an override's value must be YAML, but '{text}' in '{override}' isn't") from error
 
 
 def _describe(problem: Any) -> str:

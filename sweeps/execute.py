@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.config import SweepConfig
+from sweeps.errors import first_line
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan
 from trainer.config import RunSpec
@@ -18,7 +19,8 @@ from trainer.result import RunResult, read_result
 
 POLL_SECONDS = 0.5
 STOP_POLL_SECONDS = 1.0
-STOP_GRACE_SECONDS = 30.0
+STOP_GRACE_SECONDS = 60.0
+BUSY_POLL_SECONDS = 2.0
 CONNECT_SECONDS = 5.0
 
 
@@ -44,6 +46,12 @@ def finished_results(plan: Plan, folders: Folders) -> dict[str, RunResult]:
     """Results that are there already, by run id."""
     found = {cell.run_id: read_result(folders.run(cell.run_id)) for cell in plan.cells}
     return {run_id: result for run_id, result in found.items() if result is not None}
+
+
+def saved_states(plan: Plan, folders: Folders) -> int:
+    """How many runs without a result have a checkpoint to go on from."""
+    unfinished = [cell for cell in plan.cells if not (folders.run(cell.run_id) / "result.json").exists()]
+    return sum(any((folders.run(cell.run_id) / "checkpoints").glob("[0-9]*")) for cell in unfinished)
 
 
 def execute(
@@ -74,9 +82,11 @@ def execute(
         return outcome
     folders.stop_file.unlink(missing_ok=True)
     with _Cluster(plan.sweep, address) as cluster:
-        tasks = {cluster.submit(cell, plan.sweep, folders, corpus): cell for cell in waiting}
+        tasks: dict[Any, Cell] = {}
         meter = _Meter(plan, folders)
         try:
+            for cell in waiting:
+                tasks[cluster.submit(cell, plan.sweep, folders, corpus)] = cell
             while tasks:
                 for task in cluster.ended(list(tasks)):
                     cell = tasks.pop(task)
@@ -141,15 +151,16 @@ class _Cluster:
                 logging_level="ERROR",
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"no Ray could be used at '{address or 'local'}': {_first_line(error)}") from error
-        gives = ray.cluster_resources()
-        for name, needs in (("CPU", sweep.resources.cpus), ("GPU", sweep.resources.gpus)):
-            if needs > gives.get(name, 0):
-                self.__exit__()
-                raise ValueError(
-                    f"a run must fit the cluster, but resources ask for {needs:g} {name} a run and the cluster has "
-                    f"{gives.get(name, 0):g}; ask for less, or give the address of a larger cluster"
-                )
+            raise ValueError(f"no Ray could be used at '{address or 'local'}': {first_line(error)}") from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        needs = {"CPU": sweep.resources.cpus, "GPU": sweep.resources.gpus}
+        if not any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+            self.__exit__()
+            has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+            raise ValueError(
+                f"a run must fit one node, but resources ask for {needs['CPU']} CPU, {needs['GPU']:g} GPU a run, and "
+                f"the nodes have {has}; ask for less, or give the address of a larger cluster"
+            )
         # A process that has used a GPU ends with its run, so that its memory is free for the next one.
         self.task = (ray.remote(max_calls=1) if sweep.resources.gpus else ray.remote)(_run_cell)
         self.needs = {"num_cpus": sweep.resources.cpus, "num_gpus": sweep.resources.gpus}
@@ -184,27 +195,44 @@ class _Cluster:
         try:
             self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:
-            return _first_line(error.cause if error.cause is not None else error)
+            return first_line(error.cause if error.cause is not None else error)
         except self.ray.exceptions.RayError as error:
-            return f"{type(error).__name__}: {_first_line(error)}"
+            return f"{type(error).__name__}: {first_line(error)}"
         return None
 
     def stop(self, tasks: list[Any]) -> None:
-        """Give running tasks time to save and end; those that haven't begun never do."""
-        for task in tasks:
-            self.ray.cancel(task, force=False)
-        self.ray.wait(tasks, num_returns=len(tasks), timeout=STOP_GRACE_SECONDS)
+        """Give running tasks time to see the stop file, save and end; those that begin now end at once."""
+        if tasks:
+            self.ray.wait(tasks, num_returns=len(tasks), timeout=STOP_GRACE_SECONDS)
 
 
 def _run_cell(
     spec_json: str, run_id: str, sweep_json: str, folder: str, stop_file: str, corpus_folder: str | None
 ) -> None:
     """One run, in a Ray worker. Its outcome is the result file in `folder`."""
-    from sweeps.simulated import simulate_run
+    from trainer.lock import FolderBusyError
 
-    spec, sweep = RunSpec.model_validate_json(spec_json), SweepConfig.model_validate_json(sweep_json)
+    spec, sweep, stop = (
+        RunSpec.model_validate_json(spec_json),
+        SweepConfig.model_validate_json(sweep_json),
+        Path(stop_file),
+    )
+    while not stop.exists():
+        try:
+            _train_or_simulate(spec, sweep, run_id, Path(folder), stop, corpus_folder)
+        except FolderBusyError:  # another sweep of this output folder is at the same run: share its result
+            time.sleep(BUSY_POLL_SECONDS)
+        else:
+            return
+
+
+def _train_or_simulate(
+    spec: RunSpec, sweep: SweepConfig, run_id: str, folder: Path, stop: Path, corpus_folder: str | None
+) -> None:
     if sweep.simulation is not None:
-        simulate_run(spec, sweep.simulation, run_id, Path(folder))
+        from sweeps.simulated import simulate_run
+
+        simulate_run(spec, sweep.simulation, run_id, folder)
         return
     from trainer.data import Corpus
     from trainer.loop import train
@@ -213,11 +241,11 @@ def _run_cell(
     train(
         spec,
         Corpus(Path(corpus_folder)),
-        Path(folder),
+        folder,
         device="cuda" if sweep.resources.gpus else "cpu",
         cpu_threads=sweep.resources.cpus,
         checkpoint_seconds=sweep.resources.checkpoint_seconds,
-        should_stop=_stop_signal(Path(stop_file)),
+        should_stop=_stop_signal(stop),
     )
 
 
@@ -246,8 +274,3 @@ def _check_reachable(address: str) -> None:
             f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with 'ray start "
             "--head', or leave --address out for a local Ray"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

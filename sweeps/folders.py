@@ -11,7 +11,7 @@ class Folders:
     """The places of sweep `name` under the output folder `out`.
 
     <out>/mlflow.db  artifacts/  corpora/<fingerprint>/  runs/<run id>/
-    <out>/sweeps/<name>/  config.yaml  runs.csv  fit.json  fit.txt  hold-out.json  figures/  report.html
+    <out>/sweeps/<name>/  config.yaml  left-out.txt  runs.csv  fit.json  fit.txt  hold-out.json  figures/  report.html
     """
 
     out: Path
@@ -36,6 +36,21 @@ class Folders:
     def table(self) -> Path:
         """The run table."""
         return self.sweep / "runs.csv"
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the run table is of."""
+        return self.sweep / "config.yaml"
+
+    @property
+    def left_out(self) -> Path:
+        """Cells of the grid that didn't run, a line each, with the reason."""
+        return self.sweep / "left-out.txt"
+
+    @property
+    def figures(self) -> Path:
+        """Figures as PNG and SVG."""
+        return self.sweep / "figures"
 
     @property
     def relay(self) -> Path:

@@ -14,8 +14,12 @@ from trainer.accounting import (
     steps_for,
 )
 from trainer.config import RecurrenceConfig, RunSpec
+from trainer.recurrence import sample_recurrences
 
 TOLERANCE = 0.01
+MOST_STEPS = 10**9
+# Up to so many sequences the loops are drawn in advance; beyond them their mean is within 0.3% of the expected one.
+SEQUENCES_DRAWN = 20_000
 SIMULATED_DATA = "simulated"
 
 
@@ -89,7 +93,6 @@ def plan_sweep(sweep: SweepConfig, *, data_fingerprint: str, train_tokens: int |
         per_token = flops_per_token(sweep.model, recurrence, sweep.accounting)
         step_tokens = sweep.batch * sweep.model.context
         unit = per_token * step_tokens if budget else step_tokens
-        steps = steps_for(asked, unit)
         what = "budget" if budget else "token count"
         label = f"{asked:.4g} {'FLOPs' if budget else 'tokens'}"
         if asked < unit:
@@ -97,18 +100,25 @@ def plan_sweep(sweep: SweepConfig, *, data_fingerprint: str, train_tokens: int |
                 f"a {what} must pay for one step at least, but {label} at µ = {mean} is under the {unit:.4g} "
                 f"of one step ({sweep.batch} x {sweep.model.context} tokens); raise it, or make batch or context less"
             )
-        error = steps * unit / asked - 1
+        if asked / unit > MOST_STEPS:
+            raise ValueError(
+                f"a run may have {MOST_STEPS:.0e} steps at most, but {label} is {asked / unit:.3g}; lower it"
+            )
+        steps, spent = _solve(sweep, recurrence, asked, unit) if budget else _whole_steps(asked, unit)
+        error = spent / asked - 1
         if steps < sweep.minimum_steps:
             reason = f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}"
         elif abs(error) > TOLERANCE:
             reason = f"{steps} whole steps miss what was asked by {error:+.1%}, more than {TOLERANCE:.0%}"
         else:
-            cells.append(_cell(sweep, recurrence, data_fingerprint, steps, budget, train_tokens))
+            flops = spent if budget else steps * step_tokens * per_token
+            cells.append(_cell(sweep, recurrence, data_fingerprint, steps, flops, budget, train_tokens))
             continue
         left_out.append(LeftOut(asked=label, mean_recurrence=mean, reason=reason))
     if not cells:
         why = "; ".join(f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in left_out)
         raise ValueError(f"a sweep must have at least one run, but every cell was left out ({why}); raise the budgets")
+    _check_distinct(cells)
     cells.sort(key=lambda cell: (-cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
@@ -122,11 +132,50 @@ def _points(sweep: SweepConfig) -> Iterator[tuple[float, float | None, int]]:
             yield float(tokens), None, mean
 
 
+def _whole_steps(asked: float, unit: float) -> tuple[int, float]:
+    steps = steps_for(asked, unit)
+    return steps, steps * unit
+
+
+def _solve(sweep: SweepConfig, recurrence: RecurrenceConfig, budget: float, unit: float) -> tuple[int, float]:
+    """Steps that spend `budget` and the FLOPs they are expected to spend, `unit` FLOPs a step on average.
+
+    Loops are random: in a short run those drawn differ from those expected. As they are a function of (seed, step),
+    a short run's are drawn here, and the steps are those whose compute comes closest.
+    """
+    steps = steps_for(budget, unit)
+    if sweep.accounting != "exact" or steps * sweep.batch > SEQUENCES_DRAWN:
+        return steps, steps * unit
+    cost = loop_cost(sweep.model, sweep.accounting)
+    spent, steps_taken = 0.0, 0
+    while True:
+        loops = sample_recurrences(recurrence, batch=sweep.batch, seed=sweep.seed, step=steps_taken)
+        backward = loops.clip(max=recurrence.gradient_loops).mean()
+        more = sweep.batch * sweep.model.context * cost.flops_per_token(float(loops.mean()), float(backward))
+        if abs(spent + more - budget) >= abs(spent - budget):
+            return steps_taken, spent
+        spent, steps_taken = spent + more, steps_taken + 1
+
+
+def _check_distinct(cells: list[Cell]) -> None:
+    """Refuse askings so close that they solve to the same run."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.run_id, cell)
+        if twin is not cell:
+            raise ValueError(
+                f"cells must be different runs, but {twin.budget or twin.spec.tokens:.10g} and "
+                f"{cell.budget or cell.spec.tokens:.10g} at µ = {cell.mean_recurrence} both come to {cell.spec.steps} "
+                "steps; drop one of them"
+            )
+
+
 def _cell(
     sweep: SweepConfig,
     recurrence: RecurrenceConfig,
     data_fingerprint: str,
     steps: int,
+    flops: float,
     budget: float | None,
     train_tokens: int | None,
 ) -> Cell:
@@ -151,12 +200,12 @@ def _cell(
         spec=spec,
         run_id=run_id,
         budget=budget,
-        flops=spec.tokens * flops_per_token(sweep.model, recurrence, sweep.accounting),
+        flops=flops,
         epochs=spec.tokens / train_tokens if train_tokens else None,
     )
 
 
-def architecture_columns(plan: Plan, cell: Cell) -> dict[str, float | int | str]:
+def cost_columns(plan: Plan, cell: Cell) -> dict[str, float | int | str]:
     """The columns of the run table that are known before the run: the axes, and the architecture as numbers."""
     parameters = count_parameters(cell.spec.model)
     columns: dict[str, float | int | str] = {

@@ -1,5 +1,6 @@
 """A sweep from its configuration to its page, station by station. The command line parses and prints; this does."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ import yaml
 from sweeps.config import SweepConfig
 from sweeps.folders import Folders
 from sweeps.grid import SIMULATED_DATA, Plan, plan_sweep
+from sweeps.results import Results
 from trainer.data import Corpus, prepare_corpus
+from trainer.lock import sole_owner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,16 +43,6 @@ class Recorded:
     parent: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """What a sweep's folder holds after fitting; a fit that can't be made is None and `why_no_fit` says why."""
-
-    fit: "SweepFit | None"
-    hold_out: "SweepFit | None"
-    why_no_fit: str | None
-    report: Path
-
-
 def prepare(sweep: SweepConfig, folders: Folders) -> Prepared:
     """Prepare the corpus and solve the grid.
 
@@ -59,7 +52,7 @@ def prepare(sweep: SweepConfig, folders: Folders) -> Prepared:
     if sweep.simulation is not None:
         return Prepared(plan=plan_sweep(sweep, data_fingerprint=SIMULATED_DATA), corpus=None)
     corpus = prepare_corpus(sweep.data, folders.corpora)
-    corpus.check(sweep.model.context)
+    corpus.check(sweep.model.context, sweep.model.vocabulary)
     facts = corpus.facts
     plan = plan_sweep(sweep, data_fingerprint=facts.fingerprint, train_tokens=facts.train_tokens)
     return Prepared(plan=plan, corpus=corpus)
@@ -68,84 +61,86 @@ def prepare(sweep: SweepConfig, folders: Folders) -> Prepared:
 def train_and_record(
     prepared: Prepared, folders: Folders, *, address: str | None = None, progress: "Progress | None" = None
 ) -> Recorded:
-    """Train what is missing, carry it into MLflow and write the run table.
+    """Train what is missing, carry it into MLflow and write the run table with the configuration that it is of.
 
     Raises:
-        ValueError: the tracking store or the Ray address can't be used, or the store didn't take everything.
+        ValueError: the tracking store or the Ray address can't be used, the store didn't take everything, or another
+            process runs this sweep.
         KeyboardInterrupt: stopped; the runs have saved their state and the store says so.
     """
+    with sole_owner(folders.sweep):
+        return _train_and_record(prepared.plan, prepared.corpus, folders, address, progress)
+
+
+def _train_and_record(
+    plan: Plan, corpus: Corpus | None, folders: Folders, address: str | None, progress: "Progress | None"
+) -> Recorded:
     from fitting import check_table
     from sweeps.execute import Outcome, execute
-    from sweeps.tracking import Relay, Store
+    from sweeps.relay import Relay
+    from sweeps.tracking import Store, named_trouble
 
-    plan = prepared.plan
-    folders.sweep.mkdir(parents=True, exist_ok=True)
-    (folders.sweep / "config.yaml").write_text(config_text(plan.sweep))
     uri = plan.sweep.tracking.uri or folders.default_tracking_uri()
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
-    relay = Relay(store, plan, folders)
+    with named_trouble(uri):
+        relay = Relay(store, plan, folders)
     interrupted, outcome = True, Outcome()
     try:
-        corpus = prepared.corpus.folder if prepared.corpus else None
-        outcome = execute(plan, folders, corpus=corpus, address=address, progress=progress)
+        corpus_folder = corpus.folder if corpus else None
+        outcome = execute(plan, folders, corpus=corpus_folder, address=address, progress=progress)
         interrupted = False
     finally:
         pending = relay.close(interrupted=interrupted, failed=outcome.failed)
     if pending:
         raise ValueError(
             f"the tracking store must take every run, but {uri} is {len(pending)} runs behind ({relay.last_error}); "
-            "nothing is lost: bring it back and give the same command again"
+            "nothing is lost: mend that and give the same command again"
         )
-    table = store.read_table(plan)
+    with named_trouble(uri):
+        table = check_table(store.read_table(plan))
+    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}\n" for cell in plan.left_out]
+    folders.left_out.write_text("".join(left_out))
+    folders.config.write_text(config_text(plan.sweep))
     table.to_csv(folders.table, index=False)
-    return Recorded(table=check_table(table), failed=outcome.failed, store=store, parent=relay.parent)
+    return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
 
 def fit_and_report(
-    sweep: SweepConfig,
-    folders: Folders,
-    table: "pd.DataFrame",
-    *,
-    left_out: list[str],
-    command: str,
-    progress: FitProgress | None = None,
+    sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
 ) -> Results:
     """Fit the table with and without its largest budget, store both fits, draw and write the page.
 
-    A table that can't be fitted gets a page all the same, which says why.
+    What was fitted to an earlier table goes first. A table that can't be fitted gets a page all the same; it says why.
     """
     from fitting import fit_sweep
     from sweeps.report import write_report
 
-    fit = hold_out = None
-    why_no_fit: str | None = None
-    try:
-        fit = fit_sweep(table, name=sweep.name, progress=progress)
-        store_fit(fit, folders, hold_out=False)
-        hold_out = fit_sweep(table, name=sweep.name, hold_out_largest_budget=True, progress=progress)
-        store_fit(hold_out, folders, hold_out=True)
-    except ValueError as error:
-        why_no_fit = str(error)
-    report = write_report(
-        folders.report,
-        sweep=sweep,
-        table=table,
-        fit=fit,
-        hold_out=hold_out,
-        why_no_fit=why_no_fit,
-        left_out=left_out,
-        command=command,
+    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
+        stale.unlink(missing_ok=True)
+        stale.with_suffix(".txt").unlink(missing_ok=True)
+    shutil.rmtree(folders.figures, ignore_errors=True)
+    fits: dict[bool, SweepFit | None] = {}
+    why: dict[bool, str | None] = {}
+    for hold_out in (False, True):
+        try:
+            found = fit_sweep(table, name=sweep.name, hold_out_largest_budget=hold_out, progress=progress)
+        except ValueError as error:
+            fits[hold_out], why[hold_out] = None, str(error)
+        else:
+            store_fit(found, folders.fit(hold_out=hold_out))
+            fits[hold_out], why[hold_out] = found, None
+    results = Results(
+        fit=fits[False], hold_out=fits[True], why_no_fit=why[False], why_no_hold_out=why[True], report=folders.report
     )
-    return Results(fit=fit, hold_out=hold_out, why_no_fit=why_no_fit, report=report)
+    left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
+    write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command)
+    return results
 
 
-def store_fit(fit: "SweepFit", folders: Folders, *, hold_out: bool) -> Path:
-    """Write a fit as JSON and, beside it, as readable text; returns the JSON's path."""
-    path = folders.fit(hold_out=hold_out)
-    folders.sweep.mkdir(parents=True, exist_ok=True)
+def store_fit(fit: "SweepFit", path: Path) -> None:
+    """Write a fit to `path` as JSON and, beside it, as readable text."""
     path.write_text(fit.to_json())
     path.with_suffix(".txt").write_text(fit.report())
-    return path
 
 
 def config_text(sweep: SweepConfig) -> str:

@@ -16,6 +16,8 @@ from fitting import SweepFit, figures
 from fitting.isoflop import PowerLaw
 from fitting.result import HeldOut
 from sweeps.config import SweepConfig
+from sweeps.folders import Folders
+from sweeps.results import Results
 
 CAPTIONS = {
     "isoflop_curves": "isoFLOP curves: validation loss against mean recurrence at each budget, with each minimum.",
@@ -40,28 +42,20 @@ _VERSIONS = ("torch", "ray", "mlflow", "numpy", "scipy", "pandas")
 
 
 def write_report(
-    path: Path,
-    *,
-    sweep: SweepConfig,
-    table: pd.DataFrame,
-    fit: SweepFit | None,
-    hold_out: SweepFit | None,
-    why_no_fit: str | None,
-    left_out: list[str],
-    command: str,
-) -> Path:
-    """Write the page of a sweep to `path` with everything inside it; figures also go to files beside it.
+    folders: Folders, *, sweep: SweepConfig, table: pd.DataFrame, results: Results, left_out: list[str], command: str
+) -> None:
+    """Write the page of a sweep with everything inside it; figures also go to files beside it.
 
     Args:
-        path: the HTML file.
+        folders: where the page and the figures go.
         sweep: the configuration that was run.
         table: the checked run table.
-        fit: the fit of all runs, None if there is none, and then `why_no_fit`.
-        hold_out: the fit without the largest budget, with its errors there.
+        results: the fits, or why there are none.
         left_out: cells that didn't run, each with its reason.
         command: how to make the page again.
     """
-    drawn, not_drawn = _draw(path.parent / "figures", table, fit, hold_out)
+    fit, hold_out = results.fit, results.hold_out
+    drawn, not_drawn = _draw(folders.figures, table, fit, hold_out)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sweeps", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -73,9 +67,10 @@ def write_report(
         accounting=sweep.accounting,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=importlib.metadata.version("isoloop"),
-        answer=[why_no_fit] if fit is None else answer(fit, hold_out),
+        answer=answer(results),
         held_out=None if hold_out is None or hold_out.held_out is None else _held_out(hold_out.held_out),
         doubts=["Nothing was fitted."] if fit is None else fit.doubts,
+        why_no_hold_out=results.why_no_hold_out,
         figures=drawn,
         not_drawn=not_drawn,
         table=_table(table),
@@ -84,12 +79,14 @@ def write_report(
         origin=_origin(table, command),
         configuration=yaml.safe_dump(sweep.model_dump(mode="json", exclude_none=True), sort_keys=False),
     )
-    path.write_text(page)
-    return path
+    folders.report.write_text(page)
 
 
-def answer(fit: SweepFit, hold_out: SweepFit | None) -> list[str]:
+def answer(results: Results) -> list[str]:
     """The sweep's result in a few sentences, each number with its interval."""
+    fit, hold_out = results.fit, results.hold_out
+    if fit is None:
+        return [f"Not fitted: {results.why_no_fit}."]
     lines = []
     if fit.isoflop is not None and fit.isoflop.mean_recurrence_law and fit.isoflop.tokens_law:
         mean, tokens = fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law
@@ -118,6 +115,8 @@ def answer(fit: SweepFit, hold_out: SweepFit | None) -> list[str]:
             f"Runs at the largest {held.column} ({held.value:.3g}), kept out of the fit and {held.times_beyond:.3g} "
             f"times beyond it, were predicted with a mean absolute error of: {errors}."
         )
+    if results.why_no_hold_out:
+        lines.append(f"Nothing was held out: {results.why_no_hold_out}.")
     lines.append("Intervals are 95%, from refits to resampled noise; their coverage has not been proven yet.")
     return lines
 
@@ -176,7 +175,8 @@ def _held_out(held: HeldOut) -> dict[str, Any]:
 
 def _table(table: pd.DataFrame) -> dict[str, list]:
     names = [name for name in _COLUMNS if name in table.columns and table[name].notna().any()]
-    order = table.sort_values(["budget" if "budget" in table.columns else "tokens", "mean_recurrence"])
+    has_budgets = "budget" in table.columns and table["budget"].notna().any()
+    order = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"])
     rows = [[_shown(value) for value in row] for row in order[names].itertuples(index=False)]
     return {"columns": [_COLUMNS[name] for name in names], "rows": rows}
 

@@ -13,16 +13,23 @@ from sweeps.config import Simulation
 from trainer.accounting import count_parameters, expected_loops, loop_cost
 from trainer.config import RunSpec
 from trainer.journal import Journal
+from trainer.lock import sole_owner
 from trainer.result import RunResult, read_result, write_result
 
 _CURVE_POINTS = 20
 
 
 def simulate_run(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> RunResult:
-    """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time."""
-    finished = read_result(folder)
-    if finished is not None:
-        return finished
+    """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time.
+
+    Raises:
+        FolderBusyError: another process simulates this run.
+    """
+    with sole_owner(folder):
+        return read_result(folder) or _draw(spec, simulation, run_id, folder)
+
+
+def _draw(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> RunResult:
     parameters = count_parameters(spec.model)
     truth = Truth(
         **simulation.model_dump(),

@@ -28,6 +28,7 @@ ORDER = {
         "evaluate",
         "journal",
         "result",
+        "lock",
         "loop",
     ],
     "fitting": [
@@ -43,7 +44,20 @@ ORDER = {
         "sweep_fit",
         "figures",
     ],
-    "sweeps": ["config", "folders", "grid", "simulated", "tracking", "execute", "report", "pipeline", "cli"],
+    "sweeps": [
+        "config",
+        "errors",
+        "folders",
+        "grid",
+        "simulated",
+        "tracking",
+        "relay",
+        "execute",
+        "results",
+        "report",
+        "pipeline",
+        "cli",
+    ],
 }
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

@@ -56,6 +56,19 @@ def save_checkpoint(
     return final
 
 
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's weights alone, whole or not at all; `torch.load` with `weights_only=True` reads them."""
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(model.state_dict(), partial)
+    os.replace(partial, path)
+
+
+def drop_checkpoints(folder: Path, *, unfinished_only: bool = False) -> None:
+    """Remove the checkpoints under `folder`, or only what a killed process left half written."""
+    for path in folder.glob(".building-*" if unfinished_only else "*"):
+        shutil.rmtree(path)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints under `folder`, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())

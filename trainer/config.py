@@ -7,13 +7,25 @@ Its content hash is the run's id, so two sweeps that ask for the same run share 
 import hashlib
 import json
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _number(value: Any) -> Any:
+    """Refuse what pydantic would quietly turn into a number."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"must be a number, but got {value!r}")
+    return value
+
+
+Number = BeforeValidator(_number)
+PositiveInt = Annotated[int, Number, Field(ge=1)]
+NonNegativeInt = Annotated[int, Number, Field(ge=0)]
+PositiveFloat = Annotated[float, Number, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
+Fraction = Annotated[float, Number, Field(ge=0, le=1)]
+Momentum = Annotated[float, Number, Field(ge=0, lt=1)]
 
 BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
@@ -95,12 +107,12 @@ class RecurrenceConfig(Config):
 class DataConfig(Config):
     """Which text: `stdlib` (the Python standard library's source files) or a file or folder of the user's.
 
-    Files go to training or validation whole; `validation_fraction` is the share of files held out.
+    Files go to training or validation whole; files are held out until they make up `validation_fraction` of the bytes.
     """
 
     corpus: str = "stdlib"
     suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    validation_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.05
 
 
 class OptimizerConfig(Config):
@@ -108,9 +120,9 @@ class OptimizerConfig(Config):
 
     learning_rate: PositiveFloat = 8e-3
     muon_learning_rate: PositiveFloat | None = None
-    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    muon_weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.8, 0.95)
+    muon_momentum: Momentum = 0.95
+    muon_weight_decay: NonNegativeFloat = 0.2
+    adam_betas: tuple[Momentum, Momentum] = (0.8, 0.95)
     adam_eps: PositiveFloat = 1e-10
     gradient_clip: PositiveFloat = 1.0
 
@@ -134,7 +146,9 @@ class EvaluationConfig(Config):
 
 
 class RunSpec(Config):
-    """All that determines one run's result. `data_fingerprint` is the content hash of the prepared corpus.
+    """All that determines one run's result on a given kind of machine.
+
+    `data_fingerprint` is the content hash of the prepared corpus.
 
     Args:
         batch: sequences per optimizer step.
@@ -152,7 +166,7 @@ class RunSpec(Config):
     batch: PositiveInt = 32
     steps: PositiveInt
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
 
     @property
     def tokens_per_step(self) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import DataConfig
+from trainer.config import BYTE_VOCABULARY, DataConfig
 
 SEPARATOR = b"\0"
 STDLIB = "stdlib"
@@ -60,12 +60,17 @@ class Corpus:
         self.train: NDArray[np.uint8] = np.memmap(folder / "train.bin", np.uint8, mode="r")
         self.validation: NDArray[np.uint8] = np.memmap(folder / "validation.bin", np.uint8, mode="r")
 
-    def check(self, context: int) -> None:
-        """Refuse a split too short for one window of `context` + 1 tokens.
+    def check(self, context: int, vocabulary: int) -> None:
+        """Refuse a model that can't read this corpus.
 
         Raises:
-            ValueError: the training or the validation split is too short.
+            ValueError: a split is shorter than one window of `context` + 1 tokens, or `vocabulary` is under 256.
         """
+        if vocabulary < BYTE_VOCABULARY:
+            raise ValueError(
+                f"model.vocabulary must hold every token, and bytes are {BYTE_VOCABULARY}, but got {vocabulary}; "
+                "leave it out"
+            )
         for split, tokens in (("training", self.train), ("validation", self.validation)):
             if count_windows(tokens, context) < 1:
                 raise ValueError(

@@ -8,6 +8,7 @@ written twice.
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class Journal:
         records, _ = read_journal(path)
         self.last_step = max((r["step"] for r in records if r["kind"] == "metrics"), default=-1)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if not records:
+            self._write({"kind": "journal", "id": uuid.uuid4().hex})
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Record `values` at `step`, unless the journal holds that step from before a restart."""
@@ -53,6 +56,15 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
         content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+
+
+def journal_id(path: Path) -> str | None:
+    """What tells this journal from another one at the same place; None while there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        first = file.readline()
+    return json.loads(first).get("id") if first.endswith(b"\n") else None
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -2,26 +2,33 @@
 
 A run lives in a folder of its own:
 
-    spec.json  journal.jsonl  checkpoints/  result.json      (result.json is written last, atomically)
+    spec.json  journal.jsonl  checkpoints/  weights.pt  result.json
+
+`result.json` is written last, atomically; the checkpoints go when it is there.
 """
 
-import fcntl
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from trainer.accounting import expected_loops, loop_cost
-from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    checkpoints,
+    drop_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from trainer.config import RunSpec
 from trainer.data import Corpus, batch_windows, validation_windows
 from trainer.evaluate import bits_per_byte, evaluate
 from trainer.journal import Journal
+from trainer.lock import sole_owner
 from trainer.optim import apply_schedule, make_optimizers
 from trainer.parcae import Parcae
 from trainer.recurrence import sample_recurrences
@@ -30,10 +37,6 @@ from trainer.result import RunResult, read_result, write_result
 CURVE_POINTS = 200
 EXPLODED = 3.0
 _STATE_STREAM = 0x9E3779B97F4A7C15
-
-
-class RunBusyError(RuntimeError):
-    """Another process is training the same run in the same folder."""
 
 
 def train(
@@ -61,15 +64,15 @@ def train(
 
     Raises:
         ValueError: the corpus isn't the spec's or is too small; a checkpoint is torn or foreign.
-        RunBusyError: another process holds the run's folder.
+        FolderBusyError: another process trains this run.
     """
     if corpus.facts.fingerprint != spec.data_fingerprint:
         raise ValueError(
             f"the corpus must be the one the run was planned with, {spec.data_fingerprint}, but got "
             f"{corpus.facts.fingerprint}; plan the sweep again"
         )
-    corpus.check(spec.model.context)
-    with _sole_owner(folder):
+    corpus.check(spec.model.context, spec.model.vocabulary)
+    with sole_owner(folder):
         finished = read_result(folder)
         if finished is not None:
             return finished
@@ -80,11 +83,8 @@ def train(
         model.initialise(spec.seed)
         model.to(device)
         optimizers = make_optimizers(model, spec.optimizer)
-        step, counts = 0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}
-        saved = checkpoints(folder / "checkpoints")
-        if saved:
-            step, counts = load_checkpoint(saved[-1], run_id=spec.run_id, model=model, optimizers=optimizers)
         journal = Journal(folder / "journal.jsonl")
+        step, counts = _go_on(folder, spec, model, optimizers, journal)
         journal.event("resumed" if step else "started", step=step, device=device, torch=torch.__version__)
 
         every = max(1, spec.steps // CURVE_POINTS)
@@ -133,8 +133,30 @@ def train(
         result = _result(spec, model, counts, losses, reason, step, time.monotonic() - began)
         journal.event(result.status, step=step, reason=reason)
         journal.close()
+        save_weights(folder / "weights.pt", model)
         write_result(folder, result)
+        drop_checkpoints(folder / "checkpoints")
         return result
+
+
+def _go_on(
+    folder: Path, spec: RunSpec, model: Parcae, optimizers: list[Optimizer], journal: Journal
+) -> tuple[int, dict[str, float]]:
+    """Restore the newest checkpoint that is whole: (steps done, counts); step 0 if there is none at all.
+
+    Raises:
+        ValueError: there are checkpoints, but none can be used.
+    """
+    drop_checkpoints(folder / "checkpoints", unfinished_only=True)
+    saved = checkpoints(folder / "checkpoints")
+    for checkpoint in reversed(saved):
+        try:
+            return load_checkpoint(checkpoint, run_id=spec.run_id, model=model, optimizers=optimizers)
+        except ValueError as error:
+            journal.event("checkpoint refused", reason=str(error))
+            if checkpoint == saved[0]:
+                raise
+    return 0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}
 
 
 def _loss_of_step(spec: RunSpec, model: Parcae, corpus: Corpus, loops: Tensor, step: int, device: str) -> Tensor:
@@ -149,7 +171,9 @@ def _loss_of_step(spec: RunSpec, model: Parcae, corpus: Corpus, loops: Tensor, s
         return model.loss(windows[:, :-1], windows[:, 1:], loops, spec.recurrence.gradient_loops, h0)
 
 
-def _telemetry(spec: RunSpec, model: Parcae, optimizers: list, nats: float, norm: float, step: int) -> dict[str, float]:
+def _telemetry(
+    spec: RunSpec, model: Parcae, optimizers: list[Optimizer], nats: float, norm: float, step: int
+) -> dict[str, float]:
     """What the journal records of a step."""
     return {
         "train_loss": nats,
@@ -195,21 +219,3 @@ def _result(
         spectral_radius=radius if math.isfinite(radius) else None,
         seconds=counts["seconds"] + seconds,
     )
-
-
-@contextmanager
-def _sole_owner(folder: Path) -> Iterator[None]:
-    """Hold the run's folder: the kernel lets go of the lock whatever way the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunBusyError(
-                f"a run's folder must have one writer, but another process is training {folder.name}; "
-                "wait for it, or stop it"
-            ) from error
-        yield
-    finally:
-        os.close(handle)

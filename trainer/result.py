@@ -2,13 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from trainer.config import Config
-
-NonNegative = Annotated[float, Field(ge=0)]
+from trainer.config import Config, NonNegativeFloat
 
 
 class RunResult(Config):
@@ -34,15 +32,15 @@ class RunResult(Config):
     simulated: bool
     steps: int
     tokens: int
-    forward_loops: NonNegative
-    backward_loops: NonNegative
-    flops_exact: NonNegative
-    flops_parcae_release: NonNegative
+    forward_loops: NonNegativeFloat
+    backward_loops: NonNegativeFloat
+    flops_exact: NonNegativeFloat
+    flops_parcae_release: NonNegativeFloat
     loss: float | None
     losses: dict[int, float]
     bits_per_byte: float | None
     spectral_radius: float | None
-    seconds: NonNegative
+    seconds: NonNegativeFloat
 
 
 def write_result(folder: Path, result: RunResult) -> None:

@@ -156,11 +156,6 @@ def test_cost_between_and_beyond_the_grid():
     assert (np.diff(cost.flops_per_token(np.linspace(0.5, 40, 400))) > 0).all()
 
 
-def test_cost_model_survives_json():
-    cost = published_cost_model()
-    assert CostModel.from_dict(cost.to_dict()) == cost
-
-
 def test_two_architectures_are_refused(table):
     table.loc[0, "effective_params_per_loop"] *= 2
     with pytest.raises(ValueError, match="filter the table to the runs of one architecture"):

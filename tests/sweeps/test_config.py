@@ -24,12 +24,16 @@ def test_numbers_without_a_dot():
     assert parse_yaml("[1e18, 2E-3, 4, 5.0e1]") == [1e18, 2e-3, 4, 50.0]
 
 
+def test_a_tracking_uri_is_taken_as_it_stands():
+    assert load_sweep("demo", tracking_uri="null#{").tracking.uri == "null#{"
+
+
 def test_overrides(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(preset_text("demo"))
     sweep = load_sweep(str(file), ["batch=8", "data.corpus=/some/text", "model.heads=3", "tracking.uri=null"])
     assert (sweep.batch, sweep.data.corpus, sweep.model.heads) == (8, "/some/text", 3)
-    for bad, rule in (("batch", "must read section.key=value"), ("batch.x=1", "is a value")):
+    for bad, rule in (("batch", "must read section"), ("batch.x=1", "is a value"), ("budgets=[1e9", "must be YAML")):
         with pytest.raises(ValueError, match=rule):
             load_sweep("demo", [bad])
 
@@ -39,7 +43,11 @@ def test_overrides(tmp_path):
     [
         ({"bugdets": [1]}, "bugdets: must be a known key; did you mean 'budgets'?"),
         ({"model": {"widht": 8}}, "model.widht: must be a known key; did you mean 'width'?"),
-        ({"batch": "many"}, "batch: input should be a valid integer"),
+        ({"batch": "many"}, "batch: must be a number, but got 'many'"),
+        ({"batch": "32"}, "batch: must be a number, but got '32'"),
+        ({"batch": True}, "batch: must be a number, but got True"),
+        ({"batch": 1.5}, "batch: input should be a valid integer"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
         ({"batch": 0}, "batch: input should be greater than or equal to 1, but got 0"),
         ({"mean_recurrences": [0, 1]}, "mean_recurrences.0: input should be greater than or equal to 1, but got 0"),
         ({"mean_recurrences": []}, "at least 1 item"),

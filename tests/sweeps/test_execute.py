@@ -10,10 +10,12 @@ import pytest
 
 from sweeps import execute as execute_module
 from sweeps.config import validate_sweep
-from sweeps.execute import Progress, execute
+from sweeps.execute import Progress, execute, saved_states
 from sweeps.folders import Folders
 from sweeps.grid import plan_sweep
 from sweeps.pipeline import prepare
+from trainer.journal import read_journal
+from trainer.lock import sole_owner
 from trainer.loop import train
 
 
@@ -75,11 +77,41 @@ def test_a_failed_run_is_reported_and_the_others_go_on(small, folders, undisturb
     assert losses(again.results) == undisturbed
 
 
+def long_sweep(small, checkpoint_seconds):
+    changes = {
+        "tokens": [64 * 600], "mean_recurrences": [3], "resources": {"checkpoint_seconds": checkpoint_seconds},
+    }  # fmt: skip
+    return validate_sweep({**small.model_dump(), **changes}, source="test")
+
+
+def test_a_stop_saves_what_no_checkpoint_holds_yet(small, folders):
+    prepared = prepare(long_sweep(small, checkpoint_seconds=1e6), folders)
+    folders.sweep.mkdir(parents=True)
+    (cell,) = prepared.plan.cells
+    folder = folders.run(cell.run_id)
+
+    def steps_done():
+        return max((r["step"] for r in read_journal(folder / "journal.jsonl")[0] if "step" in r), default=0)
+
+    def stop_in_the_middle():
+        deadline = time.monotonic() + 60
+        while steps_done() < 30 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopper = threading.Thread(target=stop_in_the_middle)
+    stopper.start()
+    with pytest.raises(KeyboardInterrupt):
+        execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    stopper.join()
+    assert 30 <= newest(folder) < cell.spec.steps
+    assert saved_states(prepared.plan, folders) == 1
+    assert "stopped" in [r.get("name") for r in read_journal(folder / "journal.jsonl")[0]]
+
+
 def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path):
     """A long run: its worker is killed, then the sweep is stopped, then it goes on. Its losses are the undisturbed."""
-    long = small.model_copy(update={"tokens": (64 * 600,), "mean_recurrences": (3,)})
-    long = validate_sweep({**long.model_dump(), "resources": {"checkpoint_seconds": 0.2}}, source="test")
-    prepared = prepare(long, folders)
+    prepared = prepare(long_sweep(small, checkpoint_seconds=0.2), folders)
     folders.sweep.mkdir(parents=True)
     (cell,) = prepared.plan.cells
     folder = folders.run(cell.run_id)
@@ -130,6 +162,27 @@ def writer_of(folder):
     raise AssertionError(f"no process writes {target}")
 
 
+def test_two_sweeps_share_a_run_that_is_being_trained(small, folders, undisturbed):
+    """While another process trains one of its runs, a sweep waits for that run's result instead of failing."""
+    prepared = prepare(small, folders)
+    folders.sweep.mkdir(parents=True)
+    shared = prepared.plan.cells[0]
+    with sole_owner(folders.run(shared.run_id)):
+        release = threading.Timer(6.0, lambda: None)
+        release.start()
+        waiting = threading.Thread(target=release.join)
+        waiting.start()
+        outcomes = []
+        sweep = threading.Thread(
+            target=lambda: outcomes.append(execute(prepared.plan, folders, corpus=prepared.corpus.folder))
+        )
+        sweep.start()
+        waiting.join()
+        assert not outcomes
+    sweep.join()
+    assert losses(outcomes[0].results) == undisturbed
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [("127.0.0.1:9", "a Ray cluster must answer at --address"), ("nonsense", "must read host:port")],
@@ -144,5 +197,5 @@ def test_an_unreachable_cluster_is_named(simulated, folders, address, said):
 def test_a_run_that_fits_no_node_is_refused(simulated, folders):
     hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
     folders.sweep.mkdir(parents=True)
-    with pytest.raises(ValueError, match="ask for 100000 CPU a run"):
+    with pytest.raises(ValueError, match="ask for 100000 CPU"):
         execute(plan_sweep(hungry, data_fingerprint="simulated"), folders, corpus=None)

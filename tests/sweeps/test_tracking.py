@@ -9,8 +9,9 @@ from fitting import check_table
 from sweeps import tracking
 from sweeps.folders import Folders
 from sweeps.grid import plan_sweep
+from sweeps.relay import LOSS_BY_RECURRENCE, Relay
 from sweeps.simulated import simulate_run
-from sweeps.tracking import Relay, Store
+from sweeps.tracking import Store
 from trainer.journal import Journal, read_journal
 from trainer.result import RunResult, read_result, write_result
 
@@ -51,6 +52,11 @@ def history(store, mlflow_run, key):
     return [(m.step, m.value, m.timestamp) for m in store.client.get_metric_history(mlflow_run, key)]
 
 
+def all_children(store):
+    found = store.client.search_runs([store.experiment_id])
+    return [run for run in found if run.data.tags[tracking.KIND] == "run"]
+
+
 def journaled(folders, cell, key):
     records, _ = read_journal(folders.run(cell.run_id) / "journal.jsonl")
     return [(r["step"], r["values"][key], r["time_ms"]) for r in records if r["kind"] == "metrics"]
@@ -70,12 +76,17 @@ def test_everything_arrives_once(store, plan, simulated_folders):
         assert run.data.tags[tracking.SIMULATED] == "true"
         assert "(simulated)" in run.info.run_name
         assert run.data.params["model.width"] == "16"
+        assert run.data.tags["isoloop.budget"] == str(cell.budget)
+        assert run.data.metrics["flops_exact"] == result.flops_exact
         assert run.data.params["mean_recurrence"] == str(cell.mean_recurrence)
         curve = history(store, run.info.run_id, "train_loss")
         assert curve == journaled(simulated_folders, cell, "train_loss")
-        against_t = {step: value for step, value, _ in history(store, run.info.run_id, tracking.LOSS_BY_RECURRENCE)}
+        against_t = {step: value for step, value, _ in history(store, run.info.run_id, LOSS_BY_RECURRENCE)}
         assert against_t == result.losses
-    assert store.client.get_run(relay.parent).info.status == "FINISHED"
+    parent = store.client.get_run(relay.parent)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["isoloop.accounting"] == "exact"
+    assert "budgets" in parent.data.tags["mlflow.note.content"]
 
 
 def test_the_table_comes_back_from_the_store_alone(store, plan, simulated_folders):
@@ -113,18 +124,20 @@ def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, mo
             raise ConnectionError("the server is away")
         return working(*args, **kwargs)
 
+    first = Relay(store, plan, simulated_folders)
     monkeypatch.setattr(store.client, "log_batch", flaky)
-    relay = Relay(store, plan, simulated_folders)
-    assert relay.close()
-    assert relay.last_error == "the server is away"
-    for _ in range(60):
-        relay = Relay(store, plan, simulated_folders)
-        if not relay.close():
-            break
+    assert first.close()
+    assert first.last_error == "the server is away"
+    for _ in range(200):
+        try:
+            if not Relay(store, plan, simulated_folders).close():
+                break
+        except ConnectionError:
+            continue
     else:
         pytest.fail("the relay never caught up")
+    assert len(all_children(store)) == len(plan.cells)
     runs = store.cell_runs(plan.sweep.name)
-    assert len(runs) == len(plan.cells)
     for cell in plan.cells:
         curve = history(store, runs[cell.run_id].info.run_id, "train_loss")
         assert curve == journaled(simulated_folders, cell, "train_loss")
@@ -183,6 +196,77 @@ def test_a_diverged_run_is_a_row_without_a_loss(store, plan, simulated_folders):
     assert table.loc[diverged.run_id, "status"] == "diverged"
     assert table["loss"].isna().sum() == 1
     assert table.loc[diverged.run_id, "flops"] == diverged.flops_exact
+
+
+def curve_lengths(store, plan):
+    runs = store.cell_runs(plan.sweep.name)
+    assert len(all_children(store)) == len(plan.cells)
+    return {len(history(store, run.info.run_id, "train_loss")) for run in runs.values()}
+
+
+def test_the_same_runs_from_another_folder_are_not_recorded_twice(store, plan, simulated_folders, tmp_path):
+    run_all(plan, simulated_folders)
+    Relay(store, plan, simulated_folders).close()
+    once = curve_lengths(store, plan)
+    other = Folders(out=tmp_path / "colleague", name=simulated_folders.name)
+    run_all(plan, other)
+    assert Relay(store, plan, other).close() == []
+    assert curve_lengths(store, plan) == once
+
+
+def test_a_journal_begun_anew_is_carried_over_from_where_the_store_is(store, plan, simulated_folders):
+    cell = plan.cells[0]
+    path = simulated_folders.run(cell.run_id) / "journal.jsonl"
+    for values in ({1: 3.0, 2: 2.0}, {1: 3.0, 2: 2.0, 3: 1.5}):  # the run's folder is lost in between
+        path.unlink(missing_ok=True)
+        journal = Journal(path)
+        for step, value in values.items():
+            journal.metrics(step, {"train_loss": value})
+        journal.close()
+        assert Relay(store, plan, simulated_folders).close(interrupted=True) == []
+    (run,) = store.cell_runs(plan.sweep.name).values()
+    assert [(step, value) for step, value, _ in history(store, run.info.run_id, "train_loss")] == [
+        (1, 3.0), (2, 2.0), (3, 1.5),
+    ]  # fmt: skip
+
+
+def test_one_bad_record_does_not_stop_the_others(store, plan, simulated_folders):
+    results = run_all(plan, simulated_folders)
+    bad = {plan.cells[0].run_id, plan.cells[1].run_id, plan.cells[2].run_id}
+    for run_id in bad:
+        (simulated_folders.run(run_id) / "result.json").write_text("{}")
+    assert set(Relay(store, plan, simulated_folders).close()) == bad
+    table = store.read_table(plan).set_index("run_id")
+    for result in results:
+        assert result.run_id in bad or table.loc[result.run_id, "loss"] == result.loss
+
+
+def test_a_run_that_failed_before_its_journal_is_a_row(store, plan, simulated_folders):
+    run_id = plan.cells[0].run_id
+    assert Relay(store, plan, simulated_folders).close(failed={run_id: "no such corpus"}) == []
+    (row,) = store.read_table(plan).to_dict("records")
+    assert (row["run_id"], row["status"]) == (run_id, "failed")
+    simulate_run(plan.cells[0].spec, plan.sweep.simulation, run_id, simulated_folders.run(run_id))
+    Relay(store, plan, simulated_folders).close()
+    (run,) = store.cell_runs(plan.sweep.name).values()
+    assert run.data.tags[tracking.OUTCOME] == "finished"
+    assert run.data.tags[tracking.REASON] == ""
+
+
+def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
+    """A run knows nothing of accounting, so its row must follow the plan that asks."""
+    grid = simulated.model_copy(update={"budgets": None, "tokens": (64_000, 128_000)})
+    folders = Folders(out=tmp_path, name="x")
+    flops = {}
+    for accounting in ("exact", "parcae-release"):
+        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), data_fingerprint="simulated")
+        run_all(plan, folders)
+        assert Relay(store, plan, folders).close() == []
+        table = check_table(store.read_table(plan))
+        assert set(table["accounting"]) == {accounting}
+        flops[accounting] = table.set_index("run_id")["flops"]
+    assert set(flops["exact"].index) == set(flops["parcae-release"].index)
+    assert (flops["exact"] != flops["parcae-release"]).all()
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "no-such-scheme://host", "sqlite:////proc/no/such/mlflow.db"])

@@ -107,4 +107,6 @@ def test_too_little_text_is_refused(tmp_path):
     file.write_text("a few words, and no more than that")
     corpus = prepare_corpus(DataConfig(corpus=str(file)), tmp_path / "cache")
     with pytest.raises(ValueError, match="validation split must hold at least context"):
-        corpus.check(context=16)
+        corpus.check(context=16, vocabulary=256)
+    with pytest.raises(ValueError, match=r"model.vocabulary must hold every token"):
+        corpus.check(context=1, vocabulary=255)

@@ -1,6 +1,5 @@
 """One run from spec to result: resumed equals uninterrupted, divergence, journal, checkpoints."""
 
-import fcntl
 import json
 import os
 
@@ -11,8 +10,9 @@ from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from trainer.config import OptimizerConfig
 from trainer.data import validation_windows
 from trainer.evaluate import bits_per_byte, evaluate
-from trainer.journal import Journal, read_journal
-from trainer.loop import RunBusyError, train
+from trainer.journal import Journal, journal_id, read_journal
+from trainer.lock import FolderBusyError, sole_owner
+from trainer.loop import train
 from trainer.optim import make_optimizers
 from trainer.parcae import Parcae
 from trainer.result import RunResult, read_result
@@ -55,6 +55,9 @@ def test_a_run_records_what_it_did(spec, uninterrupted):
     assert metrics(folder)[0][1].keys() == {
         "train_loss", "gradient_norm", "spectral_radius", "learning_rate", "tokens",
     }  # fmt: skip
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    assert weights.keys() == Parcae(spec.model).state_dict().keys()
+    assert not checkpoints(folder / "checkpoints")  # a finished run needs none
     assert metrics(folder)[-1][1]["train_loss"] < metrics(folder)[0][1]["train_loss"]
 
 
@@ -86,6 +89,28 @@ def test_a_crash_goes_on_from_the_last_checkpoint(spec, corpus, uninterrupted, t
     assert metrics(tmp_path) == metrics(uninterrupted[0])
 
 
+def test_a_torn_checkpoint_gives_way_to_the_one_before(spec, corpus, uninterrupted, tmp_path):
+    for steps in (3, 4):
+        assert train(spec, corpus, tmp_path, should_stop=stop_after(steps)) is None
+    older, newest = checkpoints(tmp_path / "checkpoints")
+    os.truncate(newest / "state.pt", 1000)
+    (tmp_path / "checkpoints" / ".building-left-by-a-kill").mkdir()
+    assert without_clock(train(spec, corpus, tmp_path)) == without_clock(uninterrupted[1])
+    assert metrics(tmp_path) == metrics(uninterrupted[0])
+    events = [r["name"] for r in read_journal(tmp_path / "journal.jsonl")[0] if r["kind"] == "event"]
+    assert "checkpoint refused" in events
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert older.name < newest.name
+
+
+def test_torn_checkpoints_alone_are_refused_by_name(spec, corpus, tmp_path):
+    assert train(spec, corpus, tmp_path, should_stop=stop_after(3)) is None
+    (only,) = checkpoints(tmp_path / "checkpoints")
+    os.truncate(only / "state.pt", 1000)
+    with pytest.raises(ValueError, match=r"00000003/state.pt can't be read"):
+        train(spec, corpus, tmp_path)
+
+
 def test_a_finished_run_is_not_trained_again(spec, corpus, uninterrupted):
     folder, result = uninterrupted
     before = (folder / "journal.jsonl").read_bytes()
@@ -111,10 +136,8 @@ def test_bfloat16_trains(spec, corpus, tmp_path, uninterrupted):
 
 
 def test_one_writer_a_run(spec, corpus, tmp_path):
-    with (tmp_path / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(RunBusyError, match="one writer"):
-            train(spec, corpus, tmp_path)
+    with sole_owner(tmp_path), pytest.raises(FolderBusyError, match="another is at work"):
+        train(spec, corpus, tmp_path)
 
 
 def test_a_corpus_that_was_not_planned_is_refused(spec, corpus, tmp_path):
@@ -141,12 +164,18 @@ class TestJournal:
         journal.close()
         with path.open("ab") as file:
             file.write(b'{"kind": "metr')
-        assert len(read_journal(path)[0]) == 1
+        assert [r["kind"] for r in read_journal(path)[0]] == ["journal", "metrics"]
+        identity = journal_id(path)
         journal = Journal(path)
         journal.metrics(1, {"a": 9.0})  # known from before the restart
         journal.metrics(2, {"a": 2.0})
         journal.close()
-        assert [r["values"]["a"] for r in read_journal(path)[0]] == [1.0, 2.0]
+        assert [r["values"]["a"] for r in read_journal(path)[0][1:]] == [1.0, 2.0]
+        assert journal_id(path) == identity
+        path.unlink()
+        assert journal_id(path) is None
+        Journal(path).close()
+        assert journal_id(path) != identity
 
     def test_reads_from_an_offset(self, tmp_path):
         path = tmp_path / "journal.jsonl"
