@@ -138,6 +138,8 @@ class _Cluster:
     def __init__(self, sweep: SweepConfig, address: str | None) -> None:
         if address is not None:
             _check_reachable(address)
+            if (Path.home() / ".ray" / "auth_token").exists():
+                os.environ.setdefault("RAY_AUTH_MODE", "token")  # what `ray start` asks for; a driver doesn't offer it
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -151,7 +153,8 @@ class _Cluster:
                 logging_level="ERROR",
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"no Ray could be used at '{address or 'local'}': {first_line(error)}") from error
+            hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
+            raise ValueError(f"no Ray could be used at '{address or 'local'}': {first_line(error)}{hint}") from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         needs = {"CPU": sweep.resources.cpus, "GPU": sweep.resources.gpus}
         if not any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):

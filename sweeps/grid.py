@@ -116,8 +116,11 @@ def plan_sweep(sweep: SweepConfig, *, data_fingerprint: str, train_tokens: int |
             continue
         left_out.append(LeftOut(asked=label, mean_recurrence=mean, reason=reason))
     if not cells:
-        why = "; ".join(f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}" for cell in left_out)
-        raise ValueError(f"a sweep must have at least one run, but every cell was left out ({why}); raise the budgets")
+        last = left_out[-1]
+        raise ValueError(
+            f"a sweep must have at least one run, but all {len(left_out)} cells were left out (the last: {last.asked}, "
+            f"µ = {last.mean_recurrence}: {last.reason}); raise the budgets, or lower minimum_steps"
+        )
     _check_distinct(cells)
     cells.sort(key=lambda cell: (-cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))

@@ -85,7 +85,7 @@ def test_budgets_that_come_to_the_same_run_are_refused():
 
 
 def test_a_grid_without_a_cell_is_refused():
-    with pytest.raises(ValueError, match="every cell was left out"):
+    with pytest.raises(ValueError, match="all 6 cells were left out"):
         plan(minimum_steps=10**6)
 
 
