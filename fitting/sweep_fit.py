@@ -254,6 +254,8 @@ def _doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     said = []
     if fit.simulated:
         said.append("Every run is simulated: drawn from a law, not trained.")
+    elif not table.duplicated(["mean_recurrence", "backprop_depth", "tokens"]).any():
+        said.append("Each cell was trained once: how a loss scatters from seed to seed was not measured.")
     said.append(f"Compute is counted by `{fit.accounting}`; under another accounting the exponents differ.")
     for status in ("diverged", "failed"):
         count = int((table["status"] == status).sum())
