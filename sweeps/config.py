@@ -24,6 +24,7 @@ from trainer.config import (
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
+    Recurrence,
     ScheduleConfig,
 )
 
@@ -94,7 +95,7 @@ class SweepConfig(Config):
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     budgets: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
     tokens: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
-    mean_recurrences: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)]
+    mean_recurrences: Annotated[tuple[Recurrence, ...], Field(min_length=1), AfterValidator(_distinct)]
     accounting: Literal["exact", "parcae-release"] = "exact"
     backprop_depth: PositiveInt | None = None
     model: ModelConfig = ModelConfig()

@@ -61,18 +61,20 @@ def execute(
     corpus: Path | None,
     address: str | None = None,
     progress: Progress | None = None,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """Run what has no result yet, on a local Ray or on the cluster at `address`.
 
     This process and every worker must share the output folder. A run that raises is reported and the others go on; a
     worker that dies is started again by Ray and goes on from its last checkpoint. On KeyboardInterrupt the runs save
-    their state and end, and the interrupt is raised again.
+    their state and end, and the interrupt is raised again; `outcome`, if given, then holds what is known until there.
 
     Raises:
         ValueError: no Ray answers at `address`, or it can't give one run its resources.
     """
     progress = progress or Progress()
-    outcome = Outcome(results=finished_results(plan, folders))
+    outcome = outcome or Outcome()
+    outcome.results |= finished_results(plan, folders)
     waiting = [cell for cell in plan.cells if cell.run_id not in outcome.results]
     for cell in plan.cells:
         if cell.run_id in outcome.results:
@@ -268,7 +270,7 @@ def _stop_signal(stop_file: Path) -> Callable[[], bool]:
 def _check_reachable(address: str) -> None:
     """Fail in seconds where Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise ValueError(f"--address must read host:port or ray://host:port, but got '{address}'")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

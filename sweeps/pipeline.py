@@ -84,13 +84,17 @@ def _train_and_record(
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
         relay = Relay(store, plan, folders)
-    interrupted, outcome = True, Outcome()
+    stopped: str | None = "FAILED"
+    outcome = Outcome()
     try:
         corpus_folder = corpus.folder if corpus else None
-        outcome = execute(plan, folders, corpus=corpus_folder, address=address, progress=progress)
-        interrupted = False
+        execute(plan, folders, corpus=corpus_folder, address=address, progress=progress, outcome=outcome)
+        stopped = None
+    except KeyboardInterrupt:
+        stopped = "KILLED"
+        raise
     finally:
-        pending = relay.close(interrupted=interrupted, failed=outcome.failed)
+        pending = relay.close(stopped=stopped, failed=outcome.failed)
     if pending:
         raise ValueError(
             f"the tracking store must take every run, but {uri} is {len(pending)} runs behind ({relay.last_error}); "
@@ -98,6 +102,11 @@ def _train_and_record(
         )
     with named_trouble(uri):
         table = check_table(store.read_table(plan))
+    if len(table) < len(plan.cells):
+        raise ValueError(
+            f"the tracking store must hold all {len(plan.cells)} runs, but {uri} has {len(table)}; nothing is lost: "
+            "give the same command again"
+        )
     left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}\n" for cell in plan.left_out]
     folders.left_out.write_text("".join(left_out))
     folders.config.write_text(config_text(plan.sweep))

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fitting.table import loss_column
 from sweeps.errors import first_line
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan
-from sweeps.tracking import OUTCOME, Store
+from sweeps.tracking import ENDED, OUTCOME, Store
 from trainer.journal import journal_id, read_journal
 from trainer.result import RunResult, read_result
 
@@ -52,18 +52,23 @@ class Relay:
         self.parent = store.sweep_run(plan)
         runs = store.cell_runs(plan.sweep.name)
         self.known = {run_id: run.info.run_id for run_id, run in runs.items()}
-        self.ended = {run_id for run_id, run in runs.items() if run.data.tags.get(OUTCOME) in ("finished", "diverged")}
+        self.settled = {
+            run_id
+            for run_id, run in runs.items()
+            if run.data.tags.get(OUTCOME) in ENDED and run.info.status == "FINISHED"
+        }
         self.opened: set[str] = set()
         self.last_error: str | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="isoloop-relay", daemon=True)
         self._thread.start()
 
-    def close(self, *, interrupted: bool = False, failed: Mapping[str, str] | None = None) -> list[str]:
+    def close(self, *, stopped: str | None = None, failed: Mapping[str, str] | None = None) -> list[str]:
         """Stop the thread, carry over what is left and close the runs in the store.
 
         Args:
-            interrupted: the sweep was stopped; runs without a result are closed as KILLED.
+            stopped: the sweep didn't come to its end: what MLflow shall say of it and of runs without a result, KILLED
+                if somebody stopped it, FAILED otherwise.
             failed: reasons by run id of the runs that failed.
 
         Returns:
@@ -76,9 +81,9 @@ class Relay:
         for cell in self.plan.cells:
             if cell.run_id in reasons:
                 self._try(cell.run_id, partial(self._fail, cell, reasons[cell.run_id]), pending)
-            elif interrupted and cell.run_id not in pending:
-                self._try(cell.run_id, partial(self._interrupt, cell), pending)
-        status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
+            elif stopped and cell.run_id not in pending:
+                self._try(cell.run_id, partial(self._stop, cell, stopped), pending)
+        status = stopped or ("FAILED" if failed or pending else "FINISHED")
         self._try("the sweep", partial(self.store.end, self.parent, status), pending)
         return pending
 
@@ -111,20 +116,25 @@ class Relay:
         """Bring the store up to date with one cell's journal and result."""
         folder = self.folders.run(cell.run_id)
         journal = folder / "journal.jsonl"
+        result = read_result(folder)  # before the journal: what stands in it by now is all there will be
         identity = journal_id(journal)
-        if identity is None:
+        if identity is None and result is None:
             return
         cursor = self._cursor(cell.run_id)
         known = self.known.get(cell.run_id)
         ours = cursor.journal == identity and (known == cursor.mlflow_run or cell.run_id in self.opened)
-        if (ours and cursor.done) or (not ours and cell.run_id in self.ended):
+        if ours and cursor.done and cell.run_id in self.settled:
             return
-        result = read_result(folder)  # before the journal: what stands in it by now is all there will be
         if cell.run_id not in self.opened:
             if not ours:
                 # Another journal of the same run has been here, or none: what the store has isn't sent again.
                 run = known or self.store.cell_run(self.plan, cell, self.parent)
                 cursor = _Cursor(mlflow_run=run, journal=identity, known_step=self.store.last_step(run))
+                if self.store.outcome(run) in ENDED:
+                    self.settled.add(cell.run_id)
+                    self.known[cell.run_id] = run
+                    self._save(cell.run_id, replace(cursor, done=True))
+                    return
             self.store.take_up(cursor.mlflow_run, self.plan, cell)
             self.known[cell.run_id] = cursor.mlflow_run
             self.opened.add(cell.run_id)
@@ -140,12 +150,16 @@ class Relay:
         cursor.offset = offset
         if result is not None:
             self._finish(cursor, result, folder)
+            self.settled.add(cell.run_id)
         self._save(cell.run_id, cursor)
 
     def _finish(self, cursor: _Cursor, result: RunResult, folder: Path) -> None:
         """Record the outcome; its timestamp is the result file's, so that it is the same when sent again."""
         when = int((folder / "result.json").stat().st_mtime * 1000)
-        points = [(key, value, when, result.steps) for key, value in _result_metrics(result).items()]
+        records, _ = read_journal(folder / "journal.jsonl")
+        sent = {key for r in records if r["kind"] == "metrics" and r["step"] == result.steps for key in r["values"]}
+        values = {key: value for key, value in _result_metrics(result).items() if key not in sent}
+        points = [(key, value, when, result.steps) for key, value in values.items()]
         points += [(LOSS_BY_RECURRENCE, loss, when, recurrence) for recurrence, loss in result.losses.items()]
         self.store.send(cursor.mlflow_run, points=points)
         self.store.close_run(cursor.mlflow_run, result.status, result.reason, "FINISHED")
@@ -155,22 +169,30 @@ class Relay:
         """Record a failure, also of a run that failed before it could write a journal."""
         run = self.known.get(cell.run_id) or self.store.cell_run(self.plan, cell, self.parent)
         self.known[cell.run_id] = run
+        if self.store.outcome(run) in ENDED:  # elsewhere the same run came to its end: that record stays
+            return
         self.store.take_up(run, self.plan, cell)
         self.store.close_run(run, "failed", reason, "FAILED")
 
-    def _interrupt(self, cell: Cell) -> None:
+    def _stop(self, cell: Cell, status: str) -> None:
         cursor = self._cursor(cell.run_id)
         if cursor.mlflow_run and not cursor.done:
-            self.store.end(cursor.mlflow_run, "KILLED")
+            self.store.close_run(cursor.mlflow_run, "stopped", None, status)
 
     def _cursor(self, run_id: str) -> _Cursor:
-        file = self.cursors / f"{run_id}.json"
-        return _Cursor(**json.loads(file.read_text())) if file.exists() else _Cursor()
+        """The run's cursor; one that is missing or can't be read begins anew, and the store says how far it is."""
+        try:
+            return _Cursor(**json.loads((self.cursors / f"{run_id}.json").read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return _Cursor()
 
     def _save(self, run_id: str, cursor: _Cursor) -> None:
-        partial = self.cursors / f".{run_id}.partial"
-        partial.write_text(json.dumps(asdict(cursor)))
-        os.replace(partial, self.cursors / f"{run_id}.json")
+        partial_file = self.cursors / f".{run_id}.partial"
+        with partial_file.open("w") as file:
+            file.write(json.dumps(asdict(cursor)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial_file, self.cursors / f"{run_id}.json")
 
 
 def _result_metrics(result: RunResult) -> dict[str, float]:

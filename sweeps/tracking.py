@@ -22,6 +22,7 @@ RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON = (
     f"{PREFIX}{name}" for name in ("run_id", "sweep", "kind", "simulated", "outcome", "reason")
 )
 NOTE = "mlflow.note.content"
+ENDED = ("finished", "diverged")
 BATCH_POINTS = 1000
 _EXTRA = ("steps", "bits_per_byte", "spectral_radius", "seconds")
 
@@ -45,6 +46,8 @@ class Store:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
         local = uri.startswith("sqlite:")
+        if local and (":memory:" in uri or not uri.removeprefix("sqlite:").strip("/")):
+            raise ValueError(f"an sqlite tracking URI must read sqlite:///path/to/file.db, but got '{uri}'")
         with named_trouble(uri), _first_use(uri) if local else contextlib.nullcontext():
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
@@ -88,7 +91,11 @@ class Store:
         self.client.update_run(mlflow_run, status="RUNNING")
         self.send(mlflow_run, params=_parameters(cell))
         asked = {} if cell.budget is None else {f"{PREFIX}budget": cell.budget}
-        self._tag(mlflow_run, {**_origin_tags(plan), **asked})
+        self._tag(mlflow_run, {**_origin_tags(plan), **asked, OUTCOME: "running", REASON: ""})
+
+    def outcome(self, mlflow_run: str) -> str | None:
+        """How the store says a run ended, as of now; None if nothing was said yet."""
+        return self.client.get_run(mlflow_run).data.tags.get(OUTCOME)
 
     def last_step(self, mlflow_run: str) -> int:
         """The last step of the loss curve that the store has, -1 if it has none."""
@@ -132,7 +139,7 @@ class Store:
         readable = {".yaml", ".csv", ".json", ".txt", ".html", ".png", ".svg"}
         try:
             for file in sorted(folder.rglob("*")):
-                if file.suffix in readable and "relay" not in file.parts:
+                if file.suffix in readable and file.relative_to(folder).parts[0] != "relay":
                     inside = file.relative_to(folder).parent.as_posix()
                     self.client.log_artifact(mlflow_run, str(file), None if inside == "." else inside)
         except Exception as error:  # noqa: BLE001  the results are all in `folder`; the caller says what is missing
@@ -188,20 +195,23 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _row(plan: Plan, cell: Cell, run: Any) -> dict[str, Any]:
     """One row of the run table: the result from the MLflow run, the axes and the cost from the plan."""
     tags, metrics = run.data.tags, run.data.metrics
+    outcome = tags.get(OUTCOME)
+    status = outcome if outcome in ENDED else "failed"
     exact = plan.sweep.accounting == "exact"
     forward, backward = (metrics.get("forward_loops"), metrics.get("backward_loops")) if exact else nominal_loops(cell)
     at = sorted((name for name in metrics if name.startswith("loss_T")), key=lambda name: float(name[6:]))
     return {
         "run_id": cell.run_id,
-        "status": tags.get(OUTCOME, "failed"),
+        "status": status,
         "simulated": tags[SIMULATED] == "true",
         **cost_columns(plan, cell),
         "tokens": metrics.get("tokens"),
         "flops": metrics.get("flops_exact" if exact else "flops_parcae_release"),
         "forward_loops": forward,
         "backward_loops": backward,
-        "loss": metrics.get("loss"),
-        **{name: metrics.get(name) for name in (*_EXTRA, *at)},
+        "loss": metrics.get("loss") if status == "finished" else None,
+        **{name: metrics.get(name) for name in _EXTRA},
+        **{name: metrics[name] if status == "finished" else None for name in at},
     }
 
 

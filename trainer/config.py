@@ -21,6 +21,7 @@ def _number(value: Any) -> Any:
 
 Number = BeforeValidator(_number)
 PositiveInt = Annotated[int, Number, Field(ge=1)]
+Recurrence = Annotated[int, Number, Field(ge=1, le=4096)]
 NonNegativeInt = Annotated[int, Number, Field(ge=0)]
 PositiveFloat = Annotated[float, Number, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
@@ -95,7 +96,7 @@ class RecurrenceConfig(Config):
     The last min(T, `backprop_depth`) loops carry gradient; by default µ_bwd = ceil(µ_rec / 2).
     """
 
-    mean: PositiveInt = 4
+    mean: Recurrence = 4
     backprop_depth: PositiveInt | None = None
 
     @property
@@ -142,7 +143,7 @@ class EvaluationConfig(Config):
     """Validation: `sequences` fixed sequences, at the mean recurrence and at each of `recurrences` (loops)."""
 
     sequences: PositiveInt = 256
-    recurrences: tuple[PositiveInt, ...] = (1, 2, 4, 8)
+    recurrences: tuple[Recurrence, ...] = (1, 2, 4, 8)
 
 
 class RunSpec(Config):

@@ -10,7 +10,7 @@ import pytest
 
 from sweeps import execute as execute_module
 from sweeps.config import validate_sweep
-from sweeps.execute import Progress, execute, saved_states
+from sweeps.execute import Outcome, Progress, execute, saved_states
 from sweeps.folders import Folders
 from sweeps.grid import plan_sweep
 from sweeps.pipeline import prepare
@@ -166,26 +166,51 @@ def test_two_sweeps_share_a_run_that_is_being_trained(small, folders, undisturbe
     """While another process trains one of its runs, a sweep waits for that run's result instead of failing."""
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
-    shared = prepared.plan.cells[0]
+    shared, *others = prepared.plan.cells
+    outcomes = []
+    sweep = threading.Thread(
+        target=lambda: outcomes.append(execute(prepared.plan, folders, corpus=prepared.corpus.folder))
+    )
     with sole_owner(folders.run(shared.run_id)):
-        release = threading.Timer(6.0, lambda: None)
-        release.start()
-        waiting = threading.Thread(target=release.join)
-        waiting.start()
-        outcomes = []
-        sweep = threading.Thread(
-            target=lambda: outcomes.append(execute(prepared.plan, folders, corpus=prepared.corpus.folder))
-        )
         sweep.start()
-        waiting.join()
-        assert not outcomes
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:  # the shared run was given out first: these show that it was tried
+            if all((folders.run(cell.run_id) / "result.json").exists() for cell in others):
+                break
+            time.sleep(0.1)
+        time.sleep(2 * execute_module.BUSY_POLL_SECONDS)
+        assert sweep.is_alive()
+        assert not (folders.run(shared.run_id) / "result.json").exists()
     sweep.join()
     assert losses(outcomes[0].results) == undisturbed
 
 
+def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch):
+    prepared = prepare(small, folders)
+    folders.sweep.mkdir(parents=True)
+    broken = prepared.plan.cells[0]
+    checkpoint = folders.run(broken.run_id) / "checkpoints" / "00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.pt").write_bytes(b"torn")
+
+    class StopsAfterAFailure(Progress):
+        def run_ended(self, cell, result, reason):
+            if reason:
+                raise KeyboardInterrupt
+
+    outcome = Outcome()
+    with pytest.raises(KeyboardInterrupt):
+        execute(prepared.plan, folders, corpus=prepared.corpus.folder, progress=StopsAfterAFailure(), outcome=outcome)
+    assert set(outcome.failed) == {broken.run_id}
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("127.0.0.1:9", "a Ray cluster must answer at --address"), ("nonsense", "must read host:port")],
+    [
+        ("127.0.0.1:9", "a Ray cluster must answer at --address"),
+        ("nonsense", "must read host:port"),
+        ("h:99999999999", "must read host:port"),
+    ],
 )
 def test_an_unreachable_cluster_is_named(simulated, folders, address, said):
     plan = plan_sweep(simulated, data_fingerprint="simulated")

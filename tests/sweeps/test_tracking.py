@@ -83,6 +83,9 @@ def test_everything_arrives_once(store, plan, simulated_folders):
         assert curve == journaled(simulated_folders, cell, "train_loss")
         against_t = {step: value for step, value, _ in history(store, run.info.run_id, LOSS_BY_RECURRENCE)}
         assert against_t == result.losses
+        for key in run.data.metrics:
+            steps = [step for step, _, _ in history(store, run.info.run_id, key)]
+            assert len(set(steps)) == len(steps), key
     parent = store.client.get_run(relay.parent)
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["isoloop.accounting"] == "exact"
@@ -166,9 +169,9 @@ def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folde
     journal = Journal(simulated_folders.run(cell.run_id) / "journal.jsonl")
     journal.metrics(1, {"train_loss": 3.0})
     relay = Relay(store, plan, simulated_folders)
-    assert relay.close(interrupted=True) == []
+    assert relay.close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
-    assert run.info.status == "KILLED"
+    assert (run.info.status, run.data.tags[tracking.OUTCOME]) == ("KILLED", "stopped")
     assert store.client.get_run(relay.parent).info.status == "KILLED"
     journal.metrics(2, {"train_loss": 2.0})
     journal.close()
@@ -223,7 +226,7 @@ def test_a_journal_begun_anew_is_carried_over_from_where_the_store_is(store, pla
         for step, value in values.items():
             journal.metrics(step, {"train_loss": value})
         journal.close()
-        assert Relay(store, plan, simulated_folders).close(interrupted=True) == []
+        assert Relay(store, plan, simulated_folders).close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
     assert [(step, value) for step, value, _ in history(store, run.info.run_id, "train_loss")] == [
         (1, 3.0), (2, 2.0), (3, 1.5),
@@ -235,10 +238,52 @@ def test_one_bad_record_does_not_stop_the_others(store, plan, simulated_folders)
     bad = {plan.cells[0].run_id, plan.cells[1].run_id, plan.cells[2].run_id}
     for run_id in bad:
         (simulated_folders.run(run_id) / "result.json").write_text("{}")
-    assert set(Relay(store, plan, simulated_folders).close()) == bad
+    relay = Relay(store, plan, simulated_folders)
+    assert set(relay.close()) == bad
+    assert store.client.get_run(relay.parent).info.status == "FAILED"
     table = store.read_table(plan).set_index("run_id")
     for result in results:
         assert result.run_id in bad or table.loc[result.run_id, "loss"] == result.loss
+
+
+def outcomes(store, plan):
+    runs = store.cell_runs(plan.sweep.name).values()
+    return {(run.info.status, run.data.tags[tracking.OUTCOME]) for run in runs}
+
+
+def test_a_finished_record_outlives_a_failure_elsewhere(store, plan, simulated_folders, tmp_path):
+    """Another folder's copy of the sweep fails or is stopped after ours has finished: the results stay."""
+    other = Folders(out=tmp_path / "colleague", name=simulated_folders.name)
+    late = Relay(store, plan, other)
+    run_all(plan, simulated_folders)
+    Relay(store, plan, simulated_folders).close()
+    journal = Journal(other.run(plan.cells[0].run_id) / "journal.jsonl")
+    journal.metrics(1, {"train_loss": 9.0})
+    journal.close()
+    late.close(stopped="KILLED", failed={plan.cells[1].run_id: "out of memory"})
+    assert outcomes(store, plan) == {("FINISHED", "finished")}
+    check_table(store.read_table(plan))
+
+
+def test_a_record_that_was_spoilt_is_mended(store, plan, simulated_folders):
+    run_all(plan, simulated_folders)
+    Relay(store, plan, simulated_folders).close()
+    for run in store.cell_runs(plan.sweep.name).values():
+        store.close_run(run.info.run_id, "failed", "by hand", "KILLED")
+    assert Relay(store, plan, simulated_folders).close() == []
+    assert outcomes(store, plan) == {("FINISHED", "finished")}
+
+
+def test_results_arrive_without_their_journals_and_cursors(store, plan, simulated_folders):
+    results = run_all(plan, simulated_folders)
+    (simulated_folders.run(plan.cells[0].run_id) / "journal.jsonl").unlink()
+    Relay(store, plan, simulated_folders).close()
+    for cursor in simulated_folders.relay.rglob("*.json"):
+        cursor.write_text("")
+    assert Relay(store, plan, simulated_folders).close() == []
+    table = check_table(store.read_table(plan)).set_index("run_id")
+    assert {result.run_id: result.loss for result in results} == dict(table["loss"])
+    assert len(all_children(store)) == len(plan.cells)
 
 
 def test_a_run_that_failed_before_its_journal_is_a_row(store, plan, simulated_folders):
@@ -269,10 +314,12 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
     assert (flops["exact"] != flops["parcae-release"]).all()
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "no-such-scheme://host", "sqlite:////proc/no/such/mlflow.db"])
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "no-such-scheme://host", "sqlite://", "sqlite:////proc/no/such/mlflow.db"]
+)
 def test_an_unusable_store_is_named(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ValueError, match="an MLflow store must answer at the tracking URI"):
+    with pytest.raises(ValueError, match="tracking URI"):
         Store(uri, "x", artifacts=tmp_path)
 
 
