@@ -173,6 +173,11 @@ def validate_sweep(content: dict[str, Any], *, source: str) -> SweepConfig:
         raise ValueError(f"the sweep '{source}' breaks {error.error_count()} rule(s):\n{problems}") from error
 
 
+def config_text(sweep: SweepConfig) -> str:
+    """The whole configuration as YAML, defaults included; `isoloop run` takes it back."""
+    return yaml.safe_dump(sweep.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers: 1e18 is one, too."""
 

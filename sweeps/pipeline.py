@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
 from sweeps.grid import SIMULATED_DATA, Plan, plan_sweep
 from sweeps.results import Results
@@ -150,8 +148,3 @@ def store_fit(fit: "SweepFit", path: Path) -> None:
     """Write a fit to `path` as JSON and, beside it, as readable text."""
     path.write_text(fit.to_json())
     path.with_suffix(".txt").write_text(fit.report())
-
-
-def config_text(sweep: SweepConfig) -> str:
-    """The whole configuration as YAML, defaults included; `isoloop run` takes it back."""
-    return yaml.safe_dump(sweep.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

@@ -8,7 +8,6 @@ batch twice is harmless: MLflow keeps one point per key, timestamp, step and val
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from sweeps.errors import first_line
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan
 from sweeps.tracking import ENDED, OUTCOME, Store
+from trainer.atomic import write_atomically
 from trainer.journal import journal_id, read_journal
 from trainer.result import RunResult, read_result
 
@@ -58,6 +58,7 @@ class Relay:
             if run.data.tags.get(OUTCOME) in ENDED and run.info.status == "FINISHED"
         }
         self.opened: set[str] = set()
+        self.carried: set[str] = set()
         self.last_error: str | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="isoloop-relay", daemon=True)
@@ -114,6 +115,8 @@ class Relay:
 
     def _carry(self, cell: Cell) -> None:
         """Bring the store up to date with one cell's journal and result."""
+        if cell.run_id in self.carried:
+            return
         folder = self.folders.run(cell.run_id)
         journal = folder / "journal.jsonl"
         result = read_result(folder)  # before the journal: what stands in it by now is all there will be
@@ -124,6 +127,7 @@ class Relay:
         known = self.known.get(cell.run_id)
         ours = cursor.journal == identity and (known == cursor.mlflow_run or cell.run_id in self.opened)
         if ours and cursor.done and cell.run_id in self.settled:
+            self.carried.add(cell.run_id)
             return
         if cell.run_id not in self.opened:
             if not ours:
@@ -131,9 +135,9 @@ class Relay:
                 run = known or self.store.cell_run(self.plan, cell, self.parent)
                 cursor = _Cursor(mlflow_run=run, journal=identity, known_step=self.store.last_step(run))
                 if self.store.outcome(run) in ENDED:
-                    self.settled.add(cell.run_id)
                     self.known[cell.run_id] = run
                     self._save(cell.run_id, replace(cursor, done=True))
+                    self.carried.add(cell.run_id)
                     return
             self.store.take_up(cursor.mlflow_run, self.plan, cell)
             self.known[cell.run_id] = cursor.mlflow_run
@@ -150,8 +154,9 @@ class Relay:
         cursor.offset = offset
         if result is not None:
             self._finish(cursor, result, folder)
-            self.settled.add(cell.run_id)
         self._save(cell.run_id, cursor)
+        if cursor.done:
+            self.carried.add(cell.run_id)
 
     def _finish(self, cursor: _Cursor, result: RunResult, folder: Path) -> None:
         """Record the outcome; its timestamp is the result file's, so that it is the same when sent again."""
@@ -187,12 +192,7 @@ class Relay:
             return _Cursor()
 
     def _save(self, run_id: str, cursor: _Cursor) -> None:
-        partial_file = self.cursors / f".{run_id}.partial"
-        with partial_file.open("w") as file:
-            file.write(json.dumps(asdict(cursor)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_file, self.cursors / f"{run_id}.json")
+        write_atomically(self.cursors / f"{run_id}.json", json.dumps(asdict(cursor)))
 
 
 def _result_metrics(result: RunResult) -> dict[str, float]:

@@ -10,12 +10,11 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 
 from fitting import SweepFit, figures
 from fitting.isoflop import PowerLaw
 from fitting.result import HeldOut
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
 from sweeps.results import Results
 
@@ -77,7 +76,7 @@ def write_report(
         left_out=left_out,
         fit_text="" if fit is None else fit.report(),
         origin=_origin(table, command),
-        configuration=yaml.safe_dump(sweep.model_dump(mode="json", exclude_none=True), sort_keys=False),
+        configuration=config_text(sweep),
     )
     folders.report.write_text(page)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fitting.simulate import Truth, draw_losses
 from sweeps.config import Simulation
-from trainer.accounting import count_parameters, expected_loops, loop_cost
+from trainer.accounting import count_parameters, expected_loops, flops_spent
 from trainer.config import RunSpec
 from trainer.journal import Journal
 from trainer.lock import sole_owner
@@ -48,7 +48,6 @@ def _draw(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> R
     journal.event("finished", step=spec.steps, simulated=True)
     journal.close()
     forward, backward = expected_loops(spec.recurrence, "exact")
-    released = loop_cost(spec.model, "parcae-release")
     result = RunResult(
         run_id=run_id,
         status="finished",
@@ -57,8 +56,7 @@ def _draw(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> R
         tokens=spec.tokens,
         forward_loops=forward,
         backward_loops=backward,
-        flops_exact=spec.tokens * loop_cost(spec.model, "exact").flops_per_token(forward, backward),
-        flops_parcae_release=spec.tokens * released.flops_per_token(*expected_loops(spec.recurrence, "parcae-release")),
+        **flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward),
         loss=losses[mean],
         losses=losses,
         bits_per_byte=None,

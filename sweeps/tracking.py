@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.config import config_text
 from sweeps.errors import first_line
 from sweeps.grid import Cell, Plan, cost_columns, nominal_loops
 
@@ -69,7 +70,7 @@ class Store:
         self.client.update_run(parent, status="RUNNING", name=name)
         axes = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
         self._tag(parent, {**_origin_tags(plan), **{f"{PREFIX}{key}": value for key, value in axes.items()}})
-        self._tag(parent, {NOTE: f"```yaml\n{sweep.model_dump_json(indent=1, exclude_none=True)}\n```"})
+        self._tag(parent, {NOTE: f"```yaml\n{config_text(sweep)}```"})
         return parent
 
     def cell_runs(self, sweep: str) -> dict[str, Any]:

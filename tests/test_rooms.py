@@ -16,6 +16,7 @@ NEVER_IN = {"fitting": {"torch", "ray", "mlflow", "optuna"}, "trainer": {"ray", 
 # The order in which a room's files may import each other: a file imports only files above it.
 ORDER = {
     "trainer": [
+        "atomic",
         "config",
         "accounting",
         "recurrence",

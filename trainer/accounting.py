@@ -136,6 +136,17 @@ def flops_per_token(model: ModelConfig, recurrence: RecurrenceConfig, accounting
     return loop_cost(model, accounting).flops_per_token(*expected_loops(recurrence, accounting))
 
 
+def flops_spent(
+    model: ModelConfig, recurrence: RecurrenceConfig, tokens: int, forward_loops: float, backward_loops: float
+) -> dict[str, float]:
+    """FLOPs of a run under both accountings, named as in its result: `exact` with the mean loops that it ran."""
+    nominal = expected_loops(recurrence, "parcae-release")
+    return {
+        "flops_exact": tokens * loop_cost(model, "exact").flops_per_token(forward_loops, backward_loops),
+        "flops_parcae_release": tokens * loop_cost(model, "parcae-release").flops_per_token(*nominal),
+    }
+
+
 def steps_for(asked: float, per_step: float) -> int:
     """Whole optimizer steps that come closest to what was asked (FLOPs or tokens), given the same of one step."""
     return round(asked / per_step)

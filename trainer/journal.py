@@ -18,8 +18,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
-        records, _ = read_journal(path)
+        records, whole = read_journal(path)
+        if path.exists() and path.stat().st_size > whole:
+            os.truncate(path, whole)  # a torn last line
         self.last_step = max((r["step"] for r in records if r["kind"] == "metrics"), default=-1)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if not records:
@@ -65,11 +66,3 @@ def journal_id(path: Path) -> str | None:
     with path.open("rb") as file:
         first = file.readline()
     return json.loads(first).get("id") if first.endswith(b"\n") else None
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.accounting import expected_loops, loop_cost
+from trainer.accounting import flops_spent
 from trainer.checkpoint import (
     checkpoints,
     drop_checkpoints,
@@ -197,8 +197,6 @@ def _result(
     sequences = steps * spec.batch
     tokens = steps * spec.tokens_per_step
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
-    released = loop_cost(spec.model, "parcae-release")
-    nominal = expected_loops(spec.recurrence, "parcae-release")
     diverged = reason is not None
     loss = None if diverged else losses[spec.recurrence.mean]
     radius = model.injection.spectral_radius()
@@ -211,8 +209,7 @@ def _result(
         tokens=tokens,
         forward_loops=forward,
         backward_loops=backward,
-        flops_exact=tokens * loop_cost(spec.model, "exact").flops_per_token(forward, backward),
-        flops_parcae_release=tokens * released.flops_per_token(*nominal),
+        **flops_spent(spec.model, spec.recurrence, tokens, forward, backward),
         loss=loss,
         losses={} if diverged else losses,
         bits_per_byte=None if loss is None else bits_per_byte(loss),

@@ -1,11 +1,11 @@
 """A run's outcome as data: written last, whole or not at all."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from trainer.atomic import write_atomically
 from trainer.config import Config, NonNegativeFloat
 
 
@@ -45,12 +45,7 @@ class RunResult(Config):
 
 def write_result(folder: Path, result: RunResult) -> None:
     """Write `result.json` into the run's folder atomically."""
-    partial = folder / ".result.json.partial"
-    with partial.open("w") as file:
-        file.write(result.model_dump_json(indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / "result.json")
+    write_atomically(folder / "result.json", result.model_dump_json(indent=1))
 
 
 def read_result(folder: Path) -> RunResult | None:

@@ -1,8 +1,7 @@
 import pytest
 
 from fitting.simulate import PUBLISHED_TRUTH
-from sweeps.config import load_sweep, parse_yaml, preset_text, presets, validate_sweep
-from sweeps.pipeline import config_text
+from sweeps.config import config_text, load_sweep, parse_yaml, preset_text, presets, validate_sweep
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
 

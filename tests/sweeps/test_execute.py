@@ -61,13 +61,18 @@ def test_a_sweep_runs_once_and_the_second_time_not_at_all(small, folders, undist
     assert losses(execute(prepared.plan, folders, corpus=prepared.corpus.folder).results) == undisturbed
 
 
+def torn_checkpoint(folder):
+    checkpoint = folder / "checkpoints" / "00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.pt").write_bytes(b"torn")
+    return checkpoint
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(small, folders, undisturbed):
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
     broken = prepared.plan.cells[0]
-    checkpoint = folders.run(broken.run_id) / "checkpoints" / "00000001"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.pt").write_bytes(b"torn")
+    checkpoint = torn_checkpoint(folders.run(broken.run_id))
     outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
     assert set(outcome.failed) == {broken.run_id}
     assert "can't be read" in outcome.failed[broken.run_id]
@@ -189,9 +194,7 @@ def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch):
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
     broken = prepared.plan.cells[0]
-    checkpoint = folders.run(broken.run_id) / "checkpoints" / "00000001"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.pt").write_bytes(b"torn")
+    torn_checkpoint(folders.run(broken.run_id))
 
     class StopsAfterAFailure(Progress):
         def run_ended(self, cell, result, reason):

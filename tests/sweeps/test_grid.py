@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from fitting.simulate import poisson_loops, published_cost_model
 from sweeps.config import load_sweep, validate_sweep
 from sweeps.grid import TOLERANCE, cost_columns, plan_sweep
 from trainer.accounting import expected_loops
@@ -102,6 +103,19 @@ def test_simulated_runs_never_share_an_id_with_trained_ones(simulated):
     louder = simulated.model_copy(update={"simulation": simulated.simulation.model_copy(update={"run_noise": 0.5})})
     for other in (real, louder):
         assert ids.isdisjoint(cell.run_id for cell in plan_sweep(other, data_fingerprint="f").cells)
+
+
+def test_the_fitting_rooms_own_count_of_the_published_model_agrees():
+    """fitting/ may not ask the trainer, so it counts the 140m model itself; the two counts are held together here."""
+    planned = plan_sweep(load_sweep("parcae-140m-simulated"), data_fingerprint="simulated")
+    theirs = published_cost_model()
+    for cell in planned.cells:
+        recurrence = cell.spec.recurrence
+        loops = expected_loops(recurrence, "exact")
+        assert poisson_loops(recurrence.mean, recurrence.gradient_loops) == pytest.approx(loops)
+        ours = planned.cost.flops_per_token(*loops)
+        # It leaves out the gates of the value embeddings.
+        assert float(theirs.flops_per_token(recurrence.mean)) == pytest.approx(ours, rel=1e-4)
 
 
 def test_the_published_grid():
