@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from trainer.config import (
     Config,
     DataConfig,
+    DepthConfig,
     EvaluationConfig,
+    ExecutionConfig,
     Fraction,
     ModelConfig,
     NonNegativeFloat,
@@ -26,7 +28,9 @@ from trainer.config import (
     PositiveInt,
     Recurrence,
     ScheduleConfig,
+    check_fixed_depth,
 )
+from trainer.sizes import SIZES
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -41,16 +45,39 @@ class Resources(Config):
     """What one run is given, and how fast it is expected to be (for the plan's estimate of time only).
 
     Args:
-        cpus: CPU cores of one run, and threads of one operation.
-        gpus: GPUs of one run; above 0 the run trains on `cuda`.
+        cpus: CPU cores of one process of a run, and threads of one operation.
+        gpus: GPUs of one process; above 0 the run trains on `cuda`.
+        processes: processes of one run, each with its own `cpus` and `gpus`, that share every batch (data parallel).
         flops_per_second: training FLOPs per second of one run, stated or measured.
+        micro_batch: most sequences of one forward and backward pass of a process; None: all of its share at once.
+        activation_checkpointing: compute each loop again in the backward pass instead of keeping it.
+        compile: put the blocks through torch.compile.
         checkpoint_seconds: time between two checkpoints of a run.
+        keep_checkpoints: how many of them a run keeps while it trains.
     """
 
     cpus: PositiveInt = 1
     gpus: Fraction = 0
+    processes: PositiveInt = 1
     flops_per_second: PositiveFloat = 1e10
+    micro_batch: PositiveInt | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
     checkpoint_seconds: PositiveFloat = 30.0
+    keep_checkpoints: PositiveInt = 2
+
+    @property
+    def execution(self) -> ExecutionConfig:
+        """How each process executes a run."""
+        return ExecutionConfig(
+            device="cuda" if self.gpus else "cpu",
+            cpu_threads=self.cpus,
+            micro_batch=self.micro_batch,
+            activation_checkpointing=self.activation_checkpointing,
+            compile=self.compile,
+            checkpoint_seconds=self.checkpoint_seconds,
+            keep_checkpoints=self.keep_checkpoints,
+        )
 
 
 class Tracking(Config):
@@ -81,12 +108,26 @@ class Simulation(Config):
     evaluation_noise: NonNegativeFloat
 
 
+def _sized(value: Any) -> Any:
+    """`140m`, or a mapping with `size: 140m` and what differs from it -> the whole mapping."""
+    if isinstance(value, str):
+        value = {"size": value}
+    if not isinstance(value, dict) or "size" not in value:
+        return value
+    size = str(value["size"])
+    if size not in SIZES:
+        raise ValueError(f"a size must be one of {', '.join(SIZES)}, but got '{size}'")
+    return SIZES[size].model_dump() | {key: entry for key, entry in value.items() if key != "size"}
+
+
 class SweepConfig(Config):
     """A grid: `budgets` (FLOPs) or `tokens` (training tokens), times `mean_recurrences`, at one architecture.
 
     Args:
         accounting: how FLOPs are counted, `exact` or `parcae-release`.
-        backprop_depth: µ_bwd of every run; by default ceil(µ_rec / 2).
+        depth: how loops are drawn around each mean, and how many of them carry gradient.
+        model: the architecture; also a published size (`140m`, `370m`, `770m`, `1.3b`), or `size:` and what differs
+            from it.
         batch: sequences per optimizer step.
         minimum_steps: a cell that would train fewer steps is left out.
         simulation: draw the losses from this law and train nothing.
@@ -97,8 +138,8 @@ class SweepConfig(Config):
     tokens: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
     mean_recurrences: Annotated[tuple[Recurrence, ...], Field(min_length=1), AfterValidator(_distinct)]
     accounting: Literal["exact", "parcae-release"] = "exact"
-    backprop_depth: PositiveInt | None = None
-    model: ModelConfig = ModelConfig()
+    depth: DepthConfig = DepthConfig()
+    model: Annotated[ModelConfig, BeforeValidator(_sized)] = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -116,6 +157,17 @@ class SweepConfig(Config):
         if (self.budgets is None) == (self.tokens is None):
             got = "neither" if self.budgets is None else "both"
             raise ValueError(f"one of budgets (FLOPs) and tokens must be given, but got {got}; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_loops(self) -> Self:
+        start = self.depth.curriculum_start
+        if start is not None and start > min(self.mean_recurrences):
+            raise ValueError(
+                f"a curriculum must grow to every mean recurrence, but curriculum_start={start} is over "
+                f"{min(self.mean_recurrences)}; start lower, or drop the smaller means"
+            )
+        check_fixed_depth(self.model, self.mean_recurrences, self.depth, self.evaluation)
         return self
 
 

@@ -247,9 +247,7 @@ def _train_or_simulate(
         spec,
         Corpus(Path(corpus_folder)),
         folder,
-        device="cuda" if sweep.resources.gpus else "cpu",
-        cpu_threads=sweep.resources.cpus,
-        checkpoint_seconds=sweep.resources.checkpoint_seconds,
+        execution=sweep.resources.execution,
         should_stop=_stop_signal(stop),
     )
 

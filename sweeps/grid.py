@@ -89,7 +89,7 @@ def plan_sweep(sweep: SweepConfig, *, data_fingerprint: str, train_tokens: int |
     """
     cells, left_out = [], []
     for asked, budget, mean in _points(sweep):
-        recurrence = RecurrenceConfig(mean=mean, backprop_depth=sweep.backprop_depth)
+        recurrence = RecurrenceConfig(mean=mean, **sweep.depth.model_dump())
         per_token = flops_per_token(sweep.model, recurrence, sweep.accounting)
         step_tokens = sweep.batch * sweep.model.context
         unit = per_token * step_tokens if budget else step_tokens
@@ -144,15 +144,17 @@ def _solve(sweep: SweepConfig, recurrence: RecurrenceConfig, budget: float, unit
     """Steps that spend `budget` and the FLOPs they are expected to spend, `unit` FLOPs a step on average.
 
     Loops are random: in a short run those drawn differ from those expected. As they are a function of (seed, step),
-    a short run's are drawn here, and the steps are those whose compute comes closest.
+    a short run's are drawn here, and the steps are those whose compute comes closest. Under a curriculum, which
+    stretches with the steps, the expected ones count.
     """
     steps = steps_for(budget, unit)
-    if sweep.accounting != "exact" or steps * sweep.batch > SEQUENCES_DRAWN:
+    drawn = sweep.accounting == "exact" and recurrence.curriculum_start is None
+    if not drawn or steps * sweep.batch > SEQUENCES_DRAWN:
         return steps, steps * unit
     cost = loop_cost(sweep.model, sweep.accounting)
     spent, steps_taken = 0.0, 0
     while True:
-        loops = sample_recurrences(recurrence, batch=sweep.batch, seed=sweep.seed, step=steps_taken)
+        loops = sample_recurrences(recurrence, batch=sweep.batch, seed=sweep.seed, step=steps_taken, steps=steps)
         backward = loops.clip(max=recurrence.gradient_loops).mean()
         more = sweep.batch * sweep.model.context * cost.flops_per_token(float(loops.mean()), float(backward))
         if abs(spent + more - budget) >= abs(spent - budget):

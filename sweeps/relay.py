@@ -200,7 +200,7 @@ def _result_metrics(result: RunResult) -> dict[str, float]:
     values = result.model_dump(
         include={
             "tokens", "steps", "forward_loops", "backward_loops", "flops_exact", "flops_parcae_release", "loss",
-            "bits_per_byte", "spectral_radius", "seconds",
+            "bits_per_byte", "training_loss", "spectral_radius", "seconds",
         }
     )  # fmt: skip
     values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}

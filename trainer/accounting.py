@@ -7,7 +7,8 @@ Two ways to count FLOPs (SPEC "FLOPs: count what runs"):
     with the values count as the whole square, 4 * context * width per layer and token forward, although half of it is
     masked. The output head counts, the look-ups in embedding and value-embedding tables don't. The core counts
     once per loop that runs: forward for every loop, backward for those that carry gradient. Loops are the loops of
-    the sampler, whose clamp at 1 makes their mean µ + exp(-µ), not µ.
+    the sampler, whose clamp at 1 makes their mean µ + exp(-µ), not µ. What activation checkpointing computes a second
+    time doesn't count.
 `parcae-release`
     What the published code counts: 6 FLOPs per token and parameter of everything outside the core blocks except the
     token table (so the value-embedding tables count and the tied head doesn't), plus attention; the core with its
@@ -18,7 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.config import ModelConfig, RecurrenceConfig
+from trainer.config import BLOCKS, ModelConfig, RecurrenceConfig
+from trainer.plugin import own_class
 
 Accounting = Literal["exact", "parcae-release"]
 
@@ -26,11 +28,38 @@ FORWARD_FLOPS = 2
 BACKWARD_FLOPS = 4
 GATE_CHANNELS = 32
 MLP_FACTOR = 4
+_CURRICULUM_POINTS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectionCost:
+    """An injection's parameters, and the multiply-adds per token of its matrices: once, and in every loop."""
+
+    parameters: int
+    products_once: int = 0
+    products_per_loop: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """A block's parameters without its value-embedding table, and its multiply-adds per token.
+
+    `products` are those of its weight matrices, `attention` those of the scores and of their product with the values.
+    """
+
+    parameters: int
+    products: int
+    attention: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Parameters by part of the model. `prelude`, `core` and `coda` are blocks without their value-embedding tables."""
+    """Parameters by part of the model. `prelude`, `core` and `coda` are blocks without their value-embedding tables.
+
+    `looped` is False for the fixed-depth Transformer, whose core runs once.
+    """
+
+    looped: bool
 
     token_table: int
     value_tables: int
@@ -50,12 +79,12 @@ class Parameters:
     @property
     def effective_fixed(self) -> int:
         """The part of the effective parameters N(µ) that doesn't depend on µ: prelude and coda."""
-        return self.prelude + self.coda
+        return self.prelude + self.coda + (0 if self.looped else self.core)
 
     @property
     def effective_per_loop(self) -> int:
         """What one more loop adds to the effective parameters: the core."""
-        return self.core
+        return self.core if self.looped else 0
 
     def effective(self, mean_recurrence: float) -> float:
         """N(µ): parameters of the unrolled model, prelude + coda + µ x core, embeddings and adapters apart."""
@@ -75,53 +104,100 @@ class LoopCost:
         return self.fixed + self.per_forward_loop * forward_loops + self.per_backward_loop * backward_loops
 
 
+def injection_cost(model: ModelConfig) -> InjectionCost:
+    """What the model's injection costs; an injection of the user's own says so itself, in `cost(width)`."""
+    square = model.width**2
+    match model.injection:
+        case "diagonal":
+            return InjectionCost(parameters=square + 2 * model.width, products_once=square)
+        case "concat":
+            return InjectionCost(parameters=2 * square, products_once=square, products_per_loop=square)
+        case "addition" | "none":
+            return InjectionCost(parameters=0)
+    return own_class(model.injection).cost(model.width)
+
+
+def block_cost(model: ModelConfig, layer: int) -> BlockCost:
+    """What distinct layer `layer` costs; a block of the user's own says so itself, in its `cost`."""
+    value_embedding = model.has_value_embedding(layer)
+    if model.block not in BLOCKS:
+        return own_class(model.block).cost(model, value_embedding=value_embedding)
+    gate = _gate_channels(model) * model.heads if value_embedding else 0
+    products = (4 + 2 * MLP_FACTOR) * model.width**2 + gate
+    norms = 2 if model.block == "pre-norm" else 4
+    attention = 2 * model.context * model.width
+    return BlockCost(parameters=products + norms * model.width, products=products, attention=attention)
+
+
 def count_parameters(model: ModelConfig) -> Parameters:
     """Count the parameters of `model` by part; the tests hold this against the real module."""
     d = model.width
     table = model.padded_vocabulary * d
+    blocks = [block_cost(model, layer).parameters for layer in range(model.layers)]
     first_core, first_coda = model.prelude_layers, model.prelude_layers + model.core_layers
     return Parameters(
+        looped=model.is_looped,
         token_table=table,
         value_tables=table * sum(map(model.has_value_embedding, range(model.layers))),
-        prelude=sum(_block_parameters(model, i) for i in range(first_core)),
-        core=sum(_block_parameters(model, i) for i in range(first_core, first_coda)),
-        coda=sum(_block_parameters(model, i) for i in range(first_coda, model.layers)),
-        injection=d * d + 2 * d,
-        state_to_width=d * d,
-        norms=2 * d,
+        prelude=sum(blocks[:first_core]),
+        core=sum(blocks[first_core:first_coda]),
+        coda=sum(blocks[first_coda:]),
+        injection=injection_cost(model).parameters,
+        state_to_width=d * d if model.is_looped else 0,
+        norms=2 * d if model.is_looped and model.prelude_norm else d,
     )
 
 
 def loop_cost(model: ModelConfig, accounting: Accounting) -> LoopCost:
     """FLOPs per token of `model`, split into what runs once, per forward loop and per backward loop."""
-    core = range(model.prelude_layers, model.prelude_layers + model.core_layers)
-    outside = [i for i in range(model.layers) if i not in core]
-    attention = 2 * model.context * model.width
+    layers = range(model.prelude_layers, model.prelude_layers + model.core_layers) if model.is_looped else range(0)
+    blocks = [block_cost(model, layer) for layer in range(model.layers)]
+    core = [block for layer, block in enumerate(blocks) if layer in layers]
+    outside = [block for layer, block in enumerate(blocks) if layer not in layers]
+    both = FORWARD_FLOPS + BACKWARD_FLOPS
     if accounting == "exact":
-        core_products = sum(_block_products(model, i) + attention for i in core)
-        d = model.width
-        once = 2 * d * d + model.padded_vocabulary * d
-        fixed_products = once + sum(_block_products(model, i) + attention for i in outside)
+        injection = injection_cost(model)
+        head = model.padded_vocabulary * model.width
+        once = injection.products_once + head + (model.width**2 if model.is_looped else 0)
+        fixed = both * (once + sum(block.products + block.attention for block in outside))
+        # The first loop that carries gradient starts from a constant: no gradient is computed for that state.
+        fixed -= BACKWARD_FLOPS // 2 * injection.products_per_loop
+        per_loop = injection.products_per_loop + sum(block.products + block.attention for block in core)
     else:
         parameters = count_parameters(model)
-        core_products = parameters.core + len(core) * attention
-        fixed_products = parameters.total - parameters.token_table - parameters.core + len(outside) * attention
-    return LoopCost(
-        fixed=(FORWARD_FLOPS + BACKWARD_FLOPS) * fixed_products,
-        per_forward_loop=FORWARD_FLOPS * core_products,
-        per_backward_loop=BACKWARD_FLOPS * core_products,
-    )
+        in_core = sum(block.parameters for block in core)
+        attention = sum(block.attention for block in outside)
+        fixed = both * (parameters.total - parameters.token_table - in_core + attention)
+        per_loop = in_core + sum(block.attention for block in core)
+    return LoopCost(fixed=fixed, per_forward_loop=FORWARD_FLOPS * per_loop, per_backward_loop=BACKWARD_FLOPS * per_loop)
 
 
 def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tuple[float, float]:
     """Mean loops per token that count: forward and with gradient.
 
-    Under `exact` these are E[T] = µ + exp(-µ) and E[min(T, µ_bwd)] for T = max(1, Poisson(µ)); under `parcae-release`
-    the nominal µ and µ_bwd.
+    Under `exact` these are E[T] and E[min(T, µ_bwd)] of what the sampler draws: for T = max(1, Poisson(µ)), E[T] is
+    µ + exp(-µ). Under `parcae-release` they are the nominal µ and µ_bwd. A curriculum counts with its average over the
+    run.
     """
-    mean, depth = recurrence.mean, recurrence.gradient_loops
+    if recurrence.curriculum_start is None:
+        return _loops_at(recurrence, accounting, float(recurrence.mean))
+    growing = recurrence.curriculum_fraction
+    shares = [(i + 0.5) / _CURRICULUM_POINTS * growing for i in range(_CURRICULUM_POINTS)]
+    ramp = [_loops_at(recurrence, accounting, recurrence.mean_at(share)) for share in shares]
+    forward, backward = _loops_at(recurrence, accounting, float(recurrence.mean))
+    return (
+        growing * sum(f for f, _ in ramp) / len(ramp) + (1 - growing) * forward,
+        growing * sum(b for _, b in ramp) / len(ramp) + (1 - growing) * backward,
+    )
+
+
+def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float) -> tuple[float, float]:
+    """Expected loops, forward and with gradient, where `mean` is the mean in force."""
+    depth = recurrence.gradient_loops
     if accounting == "parcae-release":
-        return float(mean), float(depth)
+        return mean, float(min(depth, mean) if recurrence.curriculum_start is not None else depth)
+    if recurrence.sampling == "fixed":
+        return float(round(mean)), float(min(round(mean), depth))
     probability = cumulative = math.exp(-mean)  # of 0 loops before the clamp; up to and including them
     forward, backward = mean + cumulative, 1.0
     for loops in range(1, depth):
@@ -154,13 +230,3 @@ def steps_for(asked: float, per_step: float) -> int:
 
 def _gate_channels(model: ModelConfig) -> int:
     return min(GATE_CHANNELS, model.width)
-
-
-def _block_products(model: ModelConfig, layer: int) -> int:
-    """Multiply-adds per token of the block's weight matrices; attention's square apart."""
-    gate = _gate_channels(model) * model.heads if model.has_value_embedding(layer) else 0
-    return (4 + 2 * MLP_FACTOR) * model.width**2 + gate
-
-
-def _block_parameters(model: ModelConfig, layer: int) -> int:
-    return _block_products(model, layer) + 2 * model.width

@@ -56,13 +56,6 @@ def save_checkpoint(
     return final
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's weights alone, whole or not at all; `torch.load` with `weights_only=True` reads them."""
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(model.state_dict(), partial)
-    os.replace(partial, path)
-
-
 def drop_checkpoints(folder: Path, *, unfinished_only: bool = False) -> None:
     """Remove the checkpoints under `folder`, or only what a killed process left half written."""
     for path in folder.glob(".building-*" if unfinished_only else "*"):

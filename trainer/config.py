@@ -7,9 +7,10 @@ Its content hash is the run's id, so two sweeps that ask for the same run share 
 import hashlib
 import json
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _number(value: Any) -> Any:
@@ -30,6 +31,21 @@ Momentum = Annotated[float, Number, Field(ge=0, lt=1)]
 
 BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
+FIXED_DEPTH = "none"
+INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
+BLOCKS = ("pre-norm", "residual-norm")
+_OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _variant(known: tuple[str, ...]) -> AfterValidator:
+    """A variant's name: one of `known`, or `module:Class` for a class of the user's own."""
+
+    def check(value: str) -> str:
+        if value not in known and not _OWN_CLASS.fullmatch(value):
+            raise ValueError(f"must be one of {', '.join(known)}, or module:Class for your own, but got '{value}'")
+        return value
+
+    return AfterValidator(check)
 
 
 class Config(BaseModel):
@@ -42,6 +58,14 @@ class ModelConfig(Config):
     """Shape of a looped model: prelude, recurrent core, coda (SPEC "The model"; Parcae, arXiv:2604.12946).
 
     The attributes are layers (counts), `width` (channels), `context` and `vocabulary` (tokens).
+
+    Args:
+        injection: how the prelude's output enters the loop: `diagonal` (Parcae), `concat` (RDM, Geiping et al. 2025),
+            `addition` (Yang et al. 2024). `none` is the fixed-depth Transformer: the same blocks, each run once.
+            `module:Class` is an injection of the user's own.
+        block: `pre-norm`, or `residual-norm` with a second norm behind each residual sum (Geiping et al. 2025).
+            `module:Class` is a block of the user's own.
+        prelude_norm: whether the prelude's output is normalised before it is injected (RDM: it isn't).
     """
 
     width: PositiveInt = 16
@@ -51,7 +75,9 @@ class ModelConfig(Config):
     coda_layers: PositiveInt = 1
     context: PositiveInt = 64
     vocabulary: PositiveInt = BYTE_VOCABULARY
-    injection: Literal["diagonal"] = "diagonal"
+    injection: Annotated[str, _variant(INJECTIONS)] = "diagonal"
+    block: Annotated[str, _variant(BLOCKS)] = "pre-norm"
+    prelude_norm: bool = True
     state_init: Literal["zero", "normal", "like-init"] = "like-init"
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
@@ -64,6 +90,11 @@ class ModelConfig(Config):
                 f"but got width={self.width}, heads={self.heads}; choose a width divisible by {2 * self.heads}"
             )
         return self
+
+    @property
+    def is_looped(self) -> bool:
+        """Whether the core is looped; the fixed-depth Transformer runs each block once."""
+        return self.injection != FIXED_DEPTH
 
     @property
     def head_width(self) -> int:
@@ -90,14 +121,51 @@ class ModelConfig(Config):
         return (self.layers - 1 - layer) % 2 == 0
 
 
-class RecurrenceConfig(Config):
-    """How many loops each sequence runs in training: T ~ Poisson(`mean`) clamped to >= 1, per sequence.
+class DepthConfig(Config):
+    """How loop counts are drawn around a mean, and which loops carry gradient.
 
-    The last min(T, `backprop_depth`) loops carry gradient; by default µ_bwd = ceil(µ_rec / 2).
+    Args:
+        backprop_depth: µ_bwd; the last min(T, µ_bwd) loops carry gradient. By default ceil(µ_rec / 2).
+        sampling: `per-sequence` draws T ~ Poisson(µ_rec) clamped to >= 1 for each sequence, `per-batch` draws one such
+            T for the whole global batch, `fixed` runs T = µ_rec.
+        curriculum_start: the mean at the first step, from where it grows linearly to µ_rec; None: no curriculum.
+        curriculum_fraction: share of the steps over which it grows. µ_bwd stays what it is throughout.
     """
 
-    mean: Recurrence = 4
     backprop_depth: PositiveInt | None = None
+    sampling: Literal["per-sequence", "per-batch", "fixed"] = "per-sequence"
+    curriculum_start: Recurrence | None = None
+    curriculum_fraction: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _check_curriculum(self) -> Self:
+        if (self.curriculum_start is None) != (self.curriculum_fraction == 0):
+            raise ValueError(
+                "a curriculum needs both its start and its share of the steps, but got curriculum_start="
+                f"{self.curriculum_start}, curriculum_fraction={self.curriculum_fraction}; give both or neither"
+            )
+        return self
+
+
+class RecurrenceConfig(DepthConfig):
+    """How many loops each sequence runs in training: `mean` is µ_rec."""
+
+    mean: Recurrence = 4
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.curriculum_start is not None and self.curriculum_start > self.mean:
+            raise ValueError(
+                f"a curriculum must grow, but curriculum_start={self.curriculum_start} is over the mean {self.mean}; "
+                "start lower"
+            )
+        return self
+
+    def mean_at(self, progress: float) -> float:
+        """The mean in force when `progress`, 0 to 1, of the steps is done."""
+        if self.curriculum_start is None or progress >= self.curriculum_fraction:
+            return float(self.mean)
+        return self.curriculum_start + (self.mean - self.curriculum_start) * progress / self.curriculum_fraction
 
     @property
     def gradient_loops(self) -> int:
@@ -146,6 +214,22 @@ class EvaluationConfig(Config):
     recurrences: tuple[Recurrence, ...] = (1, 2, 4, 8)
 
 
+def check_fixed_depth(
+    model: ModelConfig, means: tuple[int, ...], depth: DepthConfig, evaluation: EvaluationConfig
+) -> None:
+    """Refuse loops for a model that has none.
+
+    Raises:
+        ValueError: `model` is the fixed-depth Transformer, and a mean, the sampling or a test-time recurrence isn't 1.
+    """
+    if not model.is_looped and (set(means), depth.sampling, set(evaluation.recurrences)) != ({1}, "fixed", {1}):
+        raise ValueError(
+            "a fixed-depth Transformer (injection: none) runs each block once, so its mean recurrence must be 1, its "
+            f"sampling 'fixed' and evaluation.recurrences [1], but got {list(means)}, '{depth.sampling}' and "
+            f"{list(evaluation.recurrences)}; change these or choose an injection"
+        )
+
+
 class RunSpec(Config):
     """All that determines one run's result on a given kind of machine.
 
@@ -169,6 +253,11 @@ class RunSpec(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: NonNegativeInt = 0
 
+    @model_validator(mode="after")
+    def _check_fixed_depth(self) -> Self:
+        check_fixed_depth(self.model, (self.recurrence.mean,), self.recurrence, self.evaluation)
+        return self
+
     @property
     def tokens_per_step(self) -> int:
         """Training tokens of one optimizer step."""
@@ -188,3 +277,30 @@ class RunSpec(Config):
         content = self.model_dump(mode="json", exclude={"data"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+class ExecutionConfig(Config):
+    """How a run is executed where it runs. None of this enters the run's identity.
+
+    The numbers are the same to the bit for the same values on CPU, and the same up to rounding for others.
+
+    Args:
+        device: a torch device.
+        cpu_threads: threads of one operation on the CPU.
+        micro_batch: most sequences of one forward and backward pass of one process; gradients add up to those of the
+            whole batch. None: the whole share of the process at once.
+        activation_checkpointing: keep a loop's input alone and compute the loop again in the backward pass.
+        compile: put the blocks through torch.compile.
+        checkpoint_seconds: time between two checkpoints.
+        keep_checkpoints: how many of them to keep.
+        peak_flops: FLOPs per second that utilisation refers to; None: the matrix rate measured at the start.
+    """
+
+    device: str = "cpu"
+    cpu_threads: PositiveInt = 1
+    micro_batch: PositiveInt | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_seconds: PositiveFloat = 30.0
+    keep_checkpoints: PositiveInt = 2
+    peak_flops: PositiveFloat | None = None

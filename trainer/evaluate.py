@@ -5,37 +5,43 @@ from collections.abc import Iterable
 
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
-from trainer.parcae import Parcae
+from trainer.head import mean_cross_entropy
+from trainer.language_model import LanguageModel
+from trainer.parallel import Ranks
 
 _BATCH = 64
 _STATE_SEED = 20_260_412
 
 
 @torch.no_grad()
-def evaluate(model: Parcae, windows: NDArray, recurrences: Iterable[int]) -> dict[int, float]:
+def evaluate(
+    model: LanguageModel, windows: NDArray, recurrences: Iterable[int], ranks: Ranks | None = None
+) -> dict[int, float]:
     """Mean cross-entropy in nats per token at each T of `recurrences`, by T ascending.
 
-    T = 1..n costs n loops and n codas. Initial states are drawn from a fixed seed, the same for every model.
+    T = 1..n costs n loops and n codas. Each sequence's initial state is drawn from a fixed seed, the same for every
+    model.
 
     Args:
         model: in any mode; put on any device.
         windows: token ids, shape [sequences, context + 1].
         recurrences: loops to run, each >= 1.
+        ranks: the processes that share the work; this one alone if left out.
     """
+    ranks = ranks or Ranks()
     wanted = sorted(set(recurrences))
     device = model.embedding.weight.device
-    generator = torch.Generator().manual_seed(_STATE_SEED)
-    total = dict.fromkeys(wanted, 0.0)
-    for rows in torch.from_numpy(windows).split(_BATCH):
-        tokens, targets = rows[:, :-1].to(device), rows[:, 1:].to(device)
-        h0 = model.initial_state(len(rows), generator)[:, : tokens.shape[1]].to(device)
-        for recurrence, logits in model.logits(tokens, wanted, h0):
-            nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-            total[recurrence] += nats.item()
-    tokens_seen = windows.shape[0] * (windows.shape[1] - 1)
-    return {recurrence: nats / tokens_seen for recurrence, nats in total.items()}
+    total = torch.zeros(len(wanted), dtype=torch.float64)
+    mine = torch.arange(len(windows))[ranks.rank :: ranks.size]
+    for sequences in mine.split(_BATCH):
+        rows = torch.from_numpy(windows)[sequences].to(device)
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
+        for i, (_, x) in enumerate(model.final_states(tokens, wanted, h0)):
+            total[i] += mean_cross_entropy(x, model.embedding.weight, targets).item() * targets.numel()
+    total = ranks.sum(total.to(device)) / (windows.shape[0] * (windows.shape[1] - 1))
+    return dict(zip(wanted, total.tolist(), strict=True))
 
 
 def bits_per_byte(nats_per_token: float, tokens_per_byte: float = 1.0) -> float:

@@ -1,11 +1,19 @@
-"""The parts that every model shares: norm, rotary embedding, attention, MLP, pre-norm block (SPEC "The model")."""
+"""The parts that every model shares: norm, rotary embedding, attention, MLP, blocks (SPEC "The model").
+
+`Block` is the contract of a block. A block of the user's own derives from it, in a file of its own, and states its
+`cost(config, value_embedding=...)` as a `BlockCost` (docs/trainer.md shows one).
+"""
+
+from abc import ABC, abstractmethod
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.accounting import GATE_CHANNELS, MLP_FACTOR
-from trainer.config import ModelConfig
+from trainer.config import BLOCKS, ModelConfig
+from trainer.plugin import own_class
 
 
 class RMSNorm(nn.Module):
@@ -83,11 +91,28 @@ class MLP(nn.Module):
         return self.down(0.5 * F.relu(self.up(x)).square())
 
 
-class Block(nn.Module):
-    """Pre-norm block: x + Attention(norm(x)), then x + MLP(norm(x))."""
+class Block(nn.Module, ABC):
+    """What a model asks of a block; made from (config, value_embedding=whether its layer has one)."""
 
+    @abstractmethod
     def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
         super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None."""
+
+    @abstractmethod
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw the weights from `generator`, matrices with entries of RMS `std`."""
+
+
+@final
+class PreNormBlock(Block):
+    """x + Attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__(config, value_embedding=value_embedding)
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config, value_embedding=value_embedding)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
@@ -97,6 +122,44 @@ class Block(nn.Module):
         """Map x [batch, tokens, width] to the same shape."""
         x = x + self.attention(self.attention_norm(x), rotary, value_embedding)
         return x + self.mlp(self.mlp_norm(x))
+
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw the matrices; the output projections start at zero."""
+        init_parts(self.attention, self.mlp, std, generator)
+
+
+@final
+class ResidualNormBlock(Block):
+    """norm(x + Attention(norm(x))), then norm(x + MLP(norm(x))): RDM's residual norms (Geiping et al. 2025)."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__(config, value_embedding=value_embedding)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, value_embedding=value_embedding)
+        self.attention_sum_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config.width)
+        self.mlp_sum_norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape."""
+        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding))
+        return self.mlp_sum_norm(x + self.mlp(self.mlp_norm(x)))
+
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw the matrices; the output projections start at zero."""
+        init_parts(self.attention, self.mlp, std, generator)
+
+
+def make_block(config: ModelConfig, layer: int) -> Block:
+    """The block of distinct layer `layer` (0-based).
+
+    Raises:
+        ValueError: a class of the user's own can't be imported, or isn't a `Block`.
+    """
+    known = dict(zip(BLOCKS, (PreNormBlock, ResidualNormBlock), strict=True))
+    kind = known.get(config.block) or own_class(config.block, Block)
+    return kind(config, value_embedding=config.has_value_embedding(layer))
 
 
 @torch.no_grad()
@@ -111,12 +174,11 @@ def init_matrix(weight: Tensor, std: float, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def init_block(block: Block, std: float, generator: torch.Generator) -> None:
-    """Initialise a block's matrices; the output projections of attention and MLP and the gate start at zero."""
-    attention = block.attention
-    for weight in (attention.query.weight, attention.key.weight, attention.value.weight, block.mlp.up.weight):
+def init_parts(attention: Attention, mlp: MLP, std: float, generator: torch.Generator) -> None:
+    """Draw a block's matrices; the output projections of attention and MLP and the gate start at zero."""
+    for weight in (attention.query.weight, attention.key.weight, attention.value.weight, mlp.up.weight):
         init_matrix(weight, std, generator)
     attention.out.weight.zero_()
-    block.mlp.down.weight.zero_()
+    mlp.down.weight.zero_()
     if attention.gate is not None:
         attention.gate.weight.zero_()

@@ -2,41 +2,42 @@
 
 A run lives in a folder of its own:
 
-    spec.json  journal.jsonl  checkpoints/  weights.pt  result.json
+    spec.json  journal.jsonl  checkpoints/  model/ (the weights, in the published layout)  result.json
 
 `result.json` is written last, atomically; the checkpoints go when it is there.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from trainer.accounting import flops_spent
-from trainer.checkpoint import (
-    checkpoints,
-    drop_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
-from trainer.config import RunSpec
-from trainer.data import Corpus, batch_windows, validation_windows
+from trainer.accounting import flops_spent, loop_cost
+from trainer.architecture import build_model
+from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
+from trainer.compilation import compile_blocks
+from trainer.config import ExecutionConfig, RunSpec
+from trainer.data import Corpus, validation_windows
 from trainer.evaluate import bits_per_byte, evaluate
+from trainer.feed import Share, shares
 from trainer.journal import Journal
+from trainer.language_model import LanguageModel
 from trainer.lock import sole_owner
 from trainer.optim import apply_schedule, make_optimizers
-from trainer.parcae import Parcae
-from trainer.recurrence import sample_recurrences
+from trainer.parallel import Ranks
+from trainer.published import save_published
 from trainer.result import RunResult, read_result, write_result
+from trainer.telemetry import SpeedMeter
 
 CURVE_POINTS = 200
 EXPLODED = 3.0
-_STATE_STREAM = 0x9E3779B97F4A7C15
 
 
 def train(
@@ -44,154 +45,213 @@ def train(
     corpus: Corpus,
     folder: Path,
     *,
-    device: str = "cpu",
-    cpu_threads: int = 1,
-    checkpoint_seconds: float = 30.0,
+    execution: ExecutionConfig | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult | None:
     """Train one run, or go on from its last checkpoint, or return its result if it has one already.
 
-    On CPU the losses are the same to the bit for the same spec, torch build and `cpu_threads`, stopped between or not.
+    In a torch.distributed process group, every process calls this with the same arguments; each trains on its part of
+    every batch, and the first one alone writes. On CPU the losses are the same to the bit for the same spec, torch
+    build, `execution` and number of processes, stopped between or not.
 
     Args:
         spec: what to train.
         corpus: the prepared corpus; its fingerprint must be the spec's.
         folder: the run's own folder.
-        device: a torch device.
-        cpu_threads: threads of one operation on the CPU.
-        checkpoint_seconds: time between checkpoints.
-        should_stop: asked after every step; when true, the run saves its state and returns None.
+        execution: how to execute it here; by default on one thread of the CPU.
+        should_stop: asked in every step; when true, the run finishes the step, saves its state and returns None.
 
     Raises:
-        ValueError: the corpus isn't the spec's or is too small; a checkpoint is torn or foreign.
+        ValueError: the corpus isn't the spec's or is too small; a checkpoint is torn or foreign; more processes than
+            sequences in a batch.
         FolderBusyError: another process trains this run.
     """
+    execution, ranks = execution or ExecutionConfig(), Ranks.current()
+    _check(spec, corpus, ranks)
+    with sole_owner(folder) if ranks.is_first else nullcontext():
+        finished = ranks.first_says(read_result(folder) if ranks.is_first else None)
+        return finished or _train(spec, corpus, folder, execution, ranks, should_stop)
+
+
+def _train(
+    spec: RunSpec,
+    corpus: Corpus,
+    folder: Path,
+    execution: ExecutionConfig,
+    ranks: Ranks,
+    should_stop: Callable[[], bool],
+) -> RunResult | None:
+    torch.set_num_threads(execution.cpu_threads)
+    if ranks.is_first:
+        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+    validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
+    model = build_model(spec.model, recompute_loops=execution.activation_checkpointing)
+    model.initialise(spec.seed)
+    model.to(execution.device)
+    optimizers = make_optimizers(model, spec.optimizer)
+    journal = Journal(folder / "journal.jsonl" if ranks.is_first else Path(os.devnull))
+    done, counts = _go_on(folder, spec, model, optimizers, journal, ranks)
+    if execution.compile:
+        compile_blocks(model)
+    meter = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size)
+    journal.event(
+        "resumed" if done else "started",
+        step=done, device=execution.device, processes=ranks.size, torch=torch.__version__, peak_flops=meter.peak,
+    )  # fmt: skip
+
+    every = max(1, spec.steps // CURVE_POINTS)
+    exploded = EXPLODED * math.log(spec.model.padded_vocabulary)
+    began = last_saved = time.monotonic()
+    nats, reason, pinned = None, None, torch.device(execution.device).type == "cuda"
+    for step, share in shares(spec, corpus, ranks, done, pinned=pinned):
+        apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
+        told = _backward(spec, model, share, execution)
+        ranks.sum_gradients(model)
+        gradient = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
+        asked = should_stop() if ranks.is_first else False
+        *means, forward, backward, stop = ranks.sum(torch.cat([told, told.new_tensor([asked])])).tolist()
+        nats, gradient_norm = means[0], gradient.item()
+        counts["forward_loops"] += forward
+        counts["backward_loops"] += backward
+        if not (math.isfinite(nats) and math.isfinite(gradient_norm)) or nats > exploded:
+            reason = f"training loss {nats:.4g}, gradient norm {gradient_norm:.4g}{_radius(model)} at step {step}"
+            done += 1
+            break
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        done += 1
+        meter.count(spec.batch, forward, backward)
+        if done % every == 0 or done == spec.steps:
+            journal.metrics(done, _telemetry(spec, model, optimizers, means, gradient_norm, done) | meter.read())
+        now = time.monotonic()
+        stopping = stop > 0 and done < spec.steps
+        if ranks.is_first and (stopping or now - last_saved >= execution.checkpoint_seconds):
+            save_checkpoint(
+                folder / "checkpoints", run_id=spec.run_id, step=done, model=model, optimizers=optimizers,
+                counts={**counts, "seconds": counts["seconds"] + now - began}, keep=execution.keep_checkpoints,
+            )  # fmt: skip
+            last_saved = now
+        if stopping:
+            journal.event("stopped", step=done)
+            journal.close()
+            return None
+
+    losses = {}
+    if reason is None:
+        losses = evaluate(model, validation, {*spec.evaluation.recurrences, spec.recurrence.mean}, ranks)
+        if not all(map(math.isfinite, losses.values())):
+            reason = f"validation loss is not finite after step {done}{_radius(model)}: {losses}"
+    counts["seconds"] += time.monotonic() - began
+    result = _result(spec, model, counts, losses, reason, done, nats)
+    journal.event(result.status, step=done, reason=reason)
+    journal.close()
+    if ranks.is_first:
+        save_published(folder / "model", model, spec.recurrence)
+        write_result(folder, result)
+        drop_checkpoints(folder / "checkpoints")
+    return result
+
+
+def _check(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> None:
     if corpus.facts.fingerprint != spec.data_fingerprint:
         raise ValueError(
             f"the corpus must be the one the run was planned with, {spec.data_fingerprint}, but got "
             f"{corpus.facts.fingerprint}; plan the sweep again"
         )
     corpus.check(spec.model.context, spec.model.vocabulary)
-    with sole_owner(folder):
-        finished = read_result(folder)
-        if finished is not None:
-            return finished
-        torch.set_num_threads(cpu_threads)
-        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
-        validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
-        model = Parcae(spec.model)
-        model.initialise(spec.seed)
-        model.to(device)
-        optimizers = make_optimizers(model, spec.optimizer)
-        journal = Journal(folder / "journal.jsonl")
-        step, counts = _go_on(folder, spec, model, optimizers, journal)
-        journal.event("resumed" if step else "started", step=step, device=device, torch=torch.__version__)
-
-        every = max(1, spec.steps // CURVE_POINTS)
-        exploded = EXPLODED * math.log(spec.model.padded_vocabulary)
-        began = last_saved = time.monotonic()
-        reason = None
-        while step < spec.steps:
-            apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
-            loops = torch.from_numpy(sample_recurrences(spec.recurrence, batch=spec.batch, seed=spec.seed, step=step))
-            loss = _loss_of_step(spec, model, corpus, loops, step, device)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip).item()
-            nats = loss.item()
-            counts["forward_loops"] += loops.sum().item()
-            counts["backward_loops"] += loops.clamp(max=spec.recurrence.gradient_loops).sum().item()
-            if not (math.isfinite(nats) and math.isfinite(norm)) or nats > exploded:
-                reason = f"training loss {nats:.4g}, gradient norm {norm:.4g} at step {step}"
-                step += 1
-                break
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            step += 1
-            if step % every == 0 or step == spec.steps:
-                journal.metrics(step, _telemetry(spec, model, optimizers, nats, norm, step))
-            now = time.monotonic()
-            stopping = should_stop() and step < spec.steps
-            if stopping or now - last_saved >= checkpoint_seconds:
-                spent = {**counts, "seconds": counts["seconds"] + now - began}
-                save_checkpoint(
-                    folder / "checkpoints", run_id=spec.run_id, step=step, model=model,
-                    optimizers=optimizers, counts=spent,
-                )  # fmt: skip
-                last_saved = now
-            if stopping:
-                journal.event("stopped", step=step)
-                journal.close()
-                return None
-
-        losses = {}
-        if reason is None:
-            recurrences = {*spec.evaluation.recurrences, spec.recurrence.mean}
-            losses = evaluate(model, validation, recurrences)
-            if not all(map(math.isfinite, losses.values())):
-                reason = f"validation loss is not finite after step {step}: {losses}"
-        result = _result(spec, model, counts, losses, reason, step, time.monotonic() - began)
-        journal.event(result.status, step=step, reason=reason)
-        journal.close()
-        save_weights(folder / "weights.pt", model)
-        write_result(folder, result)
-        drop_checkpoints(folder / "checkpoints")
-        return result
+    if ranks.size > spec.batch:
+        raise ValueError(
+            f"each process must have a sequence of a batch, but {ranks.size} processes share {spec.batch}; use fewer"
+        )
 
 
 def _go_on(
-    folder: Path, spec: RunSpec, model: Parcae, optimizers: list[Optimizer], journal: Journal
+    folder: Path, spec: RunSpec, model: LanguageModel, optimizers: list[Optimizer], journal: Journal, ranks: Ranks
 ) -> tuple[int, dict[str, float]]:
     """Restore the newest checkpoint that is whole: (steps done, counts); step 0 if there is none at all.
+
+    The first rank finds it, the others read the same one.
 
     Raises:
         ValueError: there are checkpoints, but none can be used.
     """
-    drop_checkpoints(folder / "checkpoints", unfinished_only=True)
-    saved = checkpoints(folder / "checkpoints")
-    for checkpoint in reversed(saved):
-        try:
-            return load_checkpoint(checkpoint, run_id=spec.run_id, model=model, optimizers=optimizers)
-        except ValueError as error:
-            journal.event("checkpoint refused", reason=str(error))
-            if checkpoint == saved[0]:
-                raise
-    return 0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}
+    restored, chosen = None, None
+    if ranks.is_first:
+        drop_checkpoints(folder / "checkpoints", unfinished_only=True)
+        saved = checkpoints(folder / "checkpoints")
+        for checkpoint in reversed(saved):
+            try:
+                restored = load_checkpoint(checkpoint, run_id=spec.run_id, model=model, optimizers=optimizers)
+            except ValueError as error:
+                journal.event("checkpoint refused", reason=str(error))
+                if checkpoint == saved[0]:
+                    raise
+            else:
+                chosen = checkpoint
+                break
+    chosen = ranks.first_says(chosen)
+    if chosen is not None and restored is None:
+        restored = load_checkpoint(chosen, run_id=spec.run_id, model=model, optimizers=optimizers)
+    return restored or (0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0})
 
 
-def _loss_of_step(spec: RunSpec, model: Parcae, corpus: Corpus, loops: Tensor, step: int, device: str) -> Tensor:
-    """Training loss of one step; batch, loops and initial states are functions of (seed, step)."""
-    windows = torch.from_numpy(
-        batch_windows(corpus, context=spec.model.context, batch=spec.batch, seed=spec.seed, step=step)
-    ).to(device)
-    generator = torch.Generator().manual_seed((spec.seed * _STATE_STREAM + step) % 2**63)
-    h0 = model.initial_state(spec.batch, generator).to(device)
-    half = spec.precision == "bfloat16"
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
-        return model.loss(windows[:, :-1], windows[:, 1:], loops, spec.recurrence.gradient_loops, h0)
+def _backward(spec: RunSpec, model: LanguageModel, share: Share, execution: ExecutionConfig) -> Tensor:
+    """Add this process's part of the step's gradient, one micro-batch at a time.
+
+    Returns:
+        This process's part of [loss, ‖h_T‖, last residual] (means over the global batch; NaN without a loop), then the
+        loops it ran, forward and with gradient.
+    """
+    device, depth = torch.device(execution.device), spec.recurrence.gradient_loops
+    most = execution.micro_batch or len(share.loops)
+    told = torch.zeros(5, device=device)
+    for start in range(0, len(share.loops), most):
+        windows = share.windows[start : start + most].to(device, non_blocking=True)
+        loops = share.loops[start : start + most]
+        h0 = model.initial_state(share.state_seeds[start : start + most], spec.model.context)
+        half = spec.precision == "bfloat16"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0)
+        part = len(loops) / spec.batch
+        (loss.nats * part).backward()
+        means = [told.new_tensor(math.nan) if value is None else value.detach() for value in loss]
+        ran = told.new_tensor([loops.sum(), loops.clamp(max=depth).sum()])
+        told += torch.cat([torch.stack(means) * part, ran])
+    return told
+
+
+def _radius(model: LanguageModel) -> str:
+    radius = model.spectral_radius()
+    return "" if radius is None else f", ρ(Ā) {radius:.4g}"
 
 
 def _telemetry(
-    spec: RunSpec, model: Parcae, optimizers: list[Optimizer], nats: float, norm: float, step: int
+    spec: RunSpec, model: LanguageModel, optimizers: list[Optimizer], means: list[float], norm: float, step: int
 ) -> dict[str, float]:
-    """What the journal records of a step."""
-    return {
-        "train_loss": nats,
+    """What the journal records of a step; what the model hasn't got is missing."""
+    muon, adamw = optimizers
+    told = {
+        "train_loss": means[0],
         "gradient_norm": norm,
-        "spectral_radius": model.injection.spectral_radius(),
-        "learning_rate": optimizers[-1].param_groups[0]["lr"],
+        "learning_rate": adamw.param_groups[0]["lr"],
+        "matrix_learning_rate": muon.param_groups[0]["lr"],
         "tokens": float(step * spec.tokens_per_step),
     }
+    radius = model.spectral_radius()
+    if radius is None:
+        return told
+    return told | {"spectral_radius": radius, "state_norm": means[1], "last_loop_residual": means[2]}
 
 
 def _result(
     spec: RunSpec,
-    model: Parcae,
+    model: LanguageModel,
     counts: dict[str, float],
     losses: dict[int, float],
     reason: str | None,
     steps: int,
-    seconds: float,
+    nats: float | None,
 ) -> RunResult:
     """Put the outcome together; FLOPs are the loops that ran (`exact`) or the nominal ones (`parcae-release`)."""
     sequences = steps * spec.batch
@@ -199,7 +259,7 @@ def _result(
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
     diverged = reason is not None
     loss = None if diverged else losses[spec.recurrence.mean]
-    radius = model.injection.spectral_radius()
+    radius = model.spectral_radius()
     return RunResult(
         run_id=spec.run_id,
         status="diverged" if diverged else "finished",
@@ -213,6 +273,7 @@ def _result(
         loss=loss,
         losses={} if diverged else losses,
         bits_per_byte=None if loss is None else bits_per_byte(loss),
-        spectral_radius=radius if math.isfinite(radius) else None,
-        seconds=counts["seconds"] + seconds,
+        training_loss=nats if nats is not None and math.isfinite(nats) else None,
+        spectral_radius=radius if radius is not None and math.isfinite(radius) else None,
+        seconds=counts["seconds"],
     )

@@ -7,66 +7,49 @@ logits  = head(norm(C(W_C h_T)))
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from trainer.config import ModelConfig
-from trainer.injection import DiagonalInjection
-from trainer.layers import Block, RMSNorm, Rotary, init_block
+from trainer.head import mean_cross_entropy
+from trainer.injection import make_injection
+from trainer.language_model import LanguageModel, StepLoss
+from trainer.layers import RMSNorm
 
 
-class Parcae(nn.Module):
-    """A looped transformer with a diagonal injection, value embeddings and a tied head.
+class _LoopEnd(NamedTuple):
+    """Where the loop leaves each sequence: h_T, and per token the norms of h_T and of h_T - h_{T-1}."""
 
-    Shapes: tokens and targets [batch, context]; states and embeddings [batch, context, width]; loops [batch].
-    """
+    h: Tensor
+    norm: Tensor
+    change: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        vocabulary, d = config.padded_vocabulary, config.width
-        blocks = [Block(config, value_embedding=config.has_value_embedding(i)) for i in range(config.layers)]
-        first_coda = config.prelude_layers + config.core_layers
-        self.embedding = nn.Embedding(vocabulary, d)
-        self.value_embeddings = nn.ModuleDict(
-            {str(i): nn.Embedding(vocabulary, d) for i in range(config.layers) if config.has_value_embedding(i)}
-        )
-        self.prelude = nn.ModuleList(blocks[: config.prelude_layers])
-        self.prelude_norm = RMSNorm(d, config.norm_eps)
-        self.injection = DiagonalInjection(d)
-        self.core = nn.ModuleList(blocks[config.prelude_layers : first_coda])
+
+@final
+class Parcae(LanguageModel):
+    """A looped transformer. `recompute_loops` keeps only a loop's input and runs it again going back."""
+
+    def __init__(self, config: ModelConfig, *, recompute_loops: bool = False) -> None:
+        assert config.is_looped, "the fixed-depth model is a Transformer"
+        super().__init__(config)
+        d = config.width
+        self.recompute_loops = recompute_loops
+        self.prelude_norm = RMSNorm(d, config.norm_eps) if config.prelude_norm else nn.Identity()
+        self.injection = make_injection(config)
         self.state_to_width = nn.Linear(d, d, bias=False)  # W_C
-        self.coda = nn.ModuleList(blocks[first_coda:])
-        self.final_norm = RMSNorm(d, config.norm_eps)
-        self.rotary = Rotary(config.head_width, config.context, config.rotary_base)
 
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Draw the weights on the CPU from `seed`, the same on every device (SPEC "Training", init)."""
-        generator = torch.Generator().manual_seed(seed)
-        std = self.config.init_std
-        for module in (self.embedding, *self.value_embeddings.values()):
-            weight = module.get_parameter("weight")
-            draw = torch.empty(weight.shape)
-            weight.copy_(nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator))
-        for block in (*self.prelude, *self.core, *self.coda):
-            init_block(block, std, generator)
+    def _initialise_own(self, std: float, generator: torch.Generator) -> None:
+        self.injection.initialise(std, generator)
         nn.init.eye_(self.state_to_width.weight)
 
-    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token of one training step.
+    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+        """Loss of one training step.
 
         Sequence i runs loops[i] >= 1 times, its last min(loops[i], gradient_loops) with gradient, and leaves the batch
         when it is done, so that only loops that count are computed.
-
-        Args:
-            tokens: input ids, [batch, context].
-            targets: ids to predict, [batch, context].
-            loops: T_i on the CPU, [batch].
-            gradient_loops: µ_bwd.
-            h0: initial states, [batch, context, width].
         """
         order = torch.argsort(loops, descending=True, stable=True)
         loops = loops[order]
@@ -76,13 +59,13 @@ class Parcae(nn.Module):
         drive, values = self._before_loop(tokens)
         with torch.no_grad():
             constants = {layer: value.detach() for layer, value in values.items()}
-            h = self._loop(h, drive.detach(), constants, loops - with_gradient)
-        h = self._loop(h, drive, values, with_gradient)
-        logits = self._after_loop(h, values)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            h = self._loop(h, drive.detach(), constants, loops - with_gradient).h
+        end = self._loop(h, drive, values, with_gradient)
+        nats = mean_cross_entropy(self._after_loop(end.h, values), self.embedding.weight, targets)
+        return StepLoss(nats, end.norm.mean(), (end.change / end.norm).mean())
 
-    def logits(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (T, logits [batch, context, vocabulary]) for each T of `recurrences`, ascending, in one pass."""
+    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
         drive, values = self._before_loop(tokens)
         h = h0
         wanted = set(recurrences)
@@ -91,45 +74,50 @@ class Parcae(nn.Module):
             if recurrence in wanted:
                 yield recurrence, self._after_loop(h, values)
 
-    def initial_state(self, batch: int, generator: torch.Generator) -> Tensor:
-        """h_0 [batch, context, width] on the CPU, drawn from `generator` as `state_init` says."""
-        shape = (batch, self.config.context, self.config.width)
-        if self.config.state_init == "zero":
-            return torch.zeros(shape)
-        std = self.config.init_std if self.config.state_init == "like-init" else 1.0
-        return torch.randn(shape, generator=generator) * std
+    def spectral_radius(self) -> float:
+        """ρ(Ā)."""
+        return self.injection.spectral_radius()
 
     def _before_loop(self, tokens: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Prelude and prelude norm; returns what enters every loop and each layer's value embeddings."""
-        values = {int(layer): table(tokens) for layer, table in self.value_embeddings.items()}
-        x = self.embedding(tokens)
-        for layer, block in enumerate(self.prelude):
-            x = block(x, self.rotary, values.get(layer))
+        values = self._value_embeddings(tokens)
+        x = self.run_blocks(self.prelude, 0, self.embedding(tokens), self.rotary, values)
         return self.injection.drive(self.prelude_norm(x)), values
 
     def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor]) -> Tensor:
-        h = self.injection.inject(h, drive)
-        for layer, block in enumerate(self.core, start=self.config.prelude_layers):
-            value = values.get(layer)
-            h = block(h, self.rotary, None if value is None else value[: len(h)])
-        return h
+        """One loop of the first len(h) sequences."""
+        values = {layer: value[: len(h)] for layer, value in values.items()}
+        h = self.injection.inject(h, drive[: len(h)])
+        return self.run_blocks(self.core, self.config.prelude_layers, h, self.rotary, values)
 
-    def _loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor) -> Tensor:
+    def _loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor) -> _LoopEnd:
         """Run sequence i loops[i] times; `loops` descends, so those still running are the first ones."""
-        done = []
-        for t in range(int(loops[0])):
+        core = range(self.config.prelude_layers, self.config.prelude_layers + self.config.core_layers)
+        values = {layer: value for layer, value in values.items() if layer in core}
+        ends: list[_LoopEnd] = []
+        before = h
+        for t in range(int(loops[0]) + 1):
             running = int((loops > t).sum())
             if running < len(h):
-                done.append(h[running:])
+                ends.append(_loop_end(h[running:], before[running:]))
                 h = h[:running]
-            h = self._one_loop(h, drive[:running], values)
-        done.append(h)
-        return torch.cat(done[::-1]) if len(done) > 1 else h
+            if not running:
+                break
+            before = h
+            if self.recompute_loops and torch.is_grad_enabled():
+                h = checkpoint(self._one_loop, h, drive, values, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h = self._one_loop(h, drive, values)
+        return _LoopEnd(*map(torch.cat, zip(*ends[::-1], strict=True)))
 
     def _after_loop(self, h: Tensor, values: dict[int, Tensor]) -> Tensor:
-        """W_C, coda, final norm and tied head: logits [batch, context, padded vocabulary]."""
+        """W_C, coda and final norm: [batch, tokens, width]."""
         first = self.config.prelude_layers + self.config.core_layers
-        x = self.state_to_width(h)
-        for layer, block in enumerate(self.coda, start=first):
-            x = block(x, self.rotary, values.get(layer))
-        return F.linear(self.final_norm(x), self.embedding.weight)
+        return self.final_norm(self.run_blocks(self.coda, first, self.state_to_width(h), self.rotary, values))
+
+
+def _loop_end(h: Tensor, before: Tensor) -> _LoopEnd:
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32)
+        change = torch.linalg.vector_norm(h.detach() - before.detach(), dim=-1, dtype=torch.float32)
+    return _LoopEnd(h, norm, change)

@@ -13,7 +13,8 @@ class RunResult(Config):
     """How one run ended.
 
     Attributes:
-        status: `finished`, or `diverged` (a result, not a failure) with its `reason`.
+        status: `finished`, or `diverged` (a result, not a failure) with its `reason`, which names the step, the loss
+            and ρ(Ā).
         simulated: True where the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
         forward_loops: mean loops run per training token.
@@ -22,7 +23,8 @@ class RunResult(Config):
         flops_parcae_release: the same run counted as `parcae-release`.
         loss: validation loss at T = µ_rec, nats per token; None if diverged.
         losses: validation loss by recurrence T, nats per token.
-        spectral_radius: ρ(Ā) at the end; None if simulated, or if divergence left no number.
+        training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
+        spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
         seconds: wall time spent training.
     """
 
@@ -39,6 +41,7 @@ class RunResult(Config):
     loss: float | None
     losses: dict[int, float]
     bits_per_byte: float | None
+    training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
 

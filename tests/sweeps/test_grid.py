@@ -37,7 +37,10 @@ def test_short_runs_are_planned_with_the_loops_that_they_will_draw():
     planned = plan(budgets=[1.5e8, 2e8, 3e8], mean_recurrences=[2, 8], minimum_steps=10)
     for cell in planned.cells:
         spec = cell.spec
-        loops = [sample_recurrences(spec.recurrence, batch=4, seed=0, step=step) for step in range(spec.steps)]
+        loops = [
+            sample_recurrences(spec.recurrence, batch=4, seed=0, step=step, steps=spec.steps)
+            for step in range(spec.steps)
+        ]
         forward = np.mean(loops)
         backward = np.minimum(loops, spec.recurrence.gradient_loops).mean()
         spent = spec.tokens * planned.cost.flops_per_token(forward, backward)

@@ -1,22 +1,62 @@
+import math
+
 import numpy as np
+import pytest
+from pydantic import ValidationError
 
 from trainer.config import RecurrenceConfig
 from trainer.recurrence import sample_recurrences
 
 
-def draw(mean=4, batch=4000, seed=0, step=0):
-    return sample_recurrences(RecurrenceConfig(mean=mean), batch=batch, seed=seed, step=step)
+def draw(mean=4, batch=4000, seed=0, step=0, steps=100, **config):
+    recurrence = RecurrenceConfig(mean=mean, **config)
+    return sample_recurrences(recurrence, batch=batch, seed=seed, step=step, steps=steps)
 
 
-def test_a_function_of_seed_and_step_alone():
-    np.testing.assert_array_equal(draw(seed=1, step=7), draw(seed=1, step=7))
-    assert (draw(seed=1, step=7) != draw(seed=1, step=8)).any()
-    assert (draw(seed=1, step=7) != draw(seed=2, step=7)).any()
+@pytest.mark.parametrize("sampling", ["per-sequence", "per-batch"])
+def test_a_function_of_seed_and_step_alone(sampling):
+    def several(seed, first):
+        return np.array([draw(mean=8, seed=seed, step=first + s, batch=5, sampling=sampling) for s in range(20)])
+
+    np.testing.assert_array_equal(several(1, 7), several(1, 7))
+    assert (several(1, 7) != several(1, 8)).any()
+    assert (several(1, 7) != several(2, 7)).any()
 
 
-def test_poisson_clamped_at_one():
-    loops = draw(mean=1)
+@pytest.mark.parametrize("mean", [1, 3, 8])
+@pytest.mark.parametrize("sampling", ["per-sequence", "per-batch"])
+def test_poisson_clamped_at_one(mean, sampling):
+    """Every frequency within five standard errors of the Poisson's, whose 0 has moved to 1."""
+    if sampling == "per-sequence":
+        loops = draw(mean=mean, batch=20_000)
+    else:
+        loops = np.array([draw(mean=mean, batch=1, step=step, sampling=sampling)[0] for step in range(20_000)])
     assert loops.min() == 1
-    # P(T = 1) is P(0) + P(1) = 2/e before the clamp moves 0 to 1.
-    assert abs((loops == 1).mean() - 2 / np.e) < 0.03
-    assert abs(draw(mean=8).var() - 8) < 0.8
+    for count in range(1, 3 * mean + 4):
+        probability = math.exp(-mean) * mean**count / math.factorial(count) + (math.exp(-mean) if count == 1 else 0)
+        error = math.sqrt(probability * (1 - probability) / len(loops))
+        assert abs((loops == count).mean() - probability) < 5 * error + 1e-6, count
+
+
+def test_one_draw_for_the_batch():
+    assert len({tuple(draw(mean=8, batch=6, step=step, sampling="per-batch")) for step in range(30)}) > 3
+    assert all(len(set(draw(mean=8, batch=6, step=step, sampling="per-batch"))) == 1 for step in range(30))
+
+
+def test_fixed():
+    np.testing.assert_array_equal(draw(mean=5, batch=4, sampling="fixed"), [5, 5, 5, 5])
+
+
+def test_a_curriculum_grows_to_the_mean_and_stays():
+    config = RecurrenceConfig(mean=9, curriculum_start=1, curriculum_fraction=0.5)
+    assert [config.mean_at(progress) for progress in (0, 0.25, 0.5, 0.9)] == [1, 5, 9, 9]
+    growing = {"mean": 9, "curriculum_start": 1, "curriculum_fraction": 0.5}
+    means = [draw(step=step, **growing).mean() for step in (0, 25, 50, 99)]
+    assert means == pytest.approx([1 + math.exp(-1), 5, 9, 9], abs=0.25)
+    assert [draw(step=step, batch=1, sampling="fixed", **growing)[0] for step in (0, 25, 50)] == [1, 5, 9]
+
+
+@pytest.mark.parametrize("half", [{"curriculum_start": 1}, {"curriculum_fraction": 0.5}])
+def test_half_a_curriculum_is_refused(half):
+    with pytest.raises(ValidationError, match="needs both its start and its share"):
+        RecurrenceConfig(mean=4, **half)

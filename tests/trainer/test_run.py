@@ -1,13 +1,16 @@
 """One run from spec to result: resumed equals uninterrupted, divergence, journal, checkpoints."""
 
 import json
+import math
 import os
+import re
 
 import pytest
 import torch
 
+from trainer.accounting import flops_per_token
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from trainer.config import OptimizerConfig
+from trainer.config import ExecutionConfig, ModelConfig, OptimizerConfig, RecurrenceConfig, RunSpec
 from trainer.data import validation_windows
 from trainer.evaluate import bits_per_byte, evaluate
 from trainer.journal import Journal, journal_id, read_journal
@@ -15,6 +18,7 @@ from trainer.lock import FolderBusyError, sole_owner
 from trainer.loop import train
 from trainer.optim import make_optimizers
 from trainer.parcae import Parcae
+from trainer.published import load_published
 from trainer.result import RunResult, read_result
 
 
@@ -28,9 +32,17 @@ def without_clock(result: RunResult) -> dict:
     return result.model_dump(exclude={"seconds"})
 
 
+CLOCK = {"tokens_per_second", "model_flop_utilisation", "peak_memory"}
+
+
 def metrics(folder):
+    """What the journal says of each step, but for what the clock and the machine say."""
     records, _ = read_journal(folder / "journal.jsonl")
-    return [(r["step"], r["values"]) for r in records if r["kind"] == "metrics"]
+    return [
+        (r["step"], {key: value for key, value in r["values"].items() if key not in CLOCK})
+        for r in records
+        if r["kind"] == "metrics"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +64,16 @@ def test_a_run_records_what_it_did(spec, uninterrupted):
     assert 0 < result.spectral_radius < 1
     assert result.backward_loops <= 2
     assert [step for step, _ in metrics(folder)] == list(range(1, 13))
-    assert metrics(folder)[0][1].keys() == {
-        "train_loss", "gradient_norm", "spectral_radius", "learning_rate", "tokens",
+    told = [r["values"] for r in read_journal(folder / "journal.jsonl")[0] if r["kind"] == "metrics"]
+    assert told[0].keys() == {
+        "train_loss", "gradient_norm", "spectral_radius", "state_norm", "last_loop_residual", "learning_rate",
+        "matrix_learning_rate", "tokens", *CLOCK,
     }  # fmt: skip
-    weights = torch.load(folder / "weights.pt", weights_only=True)
-    assert weights.keys() == Parcae(spec.model).state_dict().keys()
+    assert all(value > 0 for values in told for value in values.values())
+    assert told[0]["spectral_radius"] == pytest.approx(0.2**0.5, abs=0.02)
+    model, recurrence = load_published(folder / "model")
+    assert (model.config, recurrence.mean) == (spec.model, spec.recurrence.mean)
+    assert model.spectral_radius() == pytest.approx(result.spectral_radius)
     assert not checkpoints(folder / "checkpoints")  # a finished run needs none
     assert metrics(folder)[-1][1]["train_loss"] < metrics(folder)[0][1]["train_loss"]
 
@@ -72,6 +89,95 @@ def test_resumed_equals_uninterrupted(spec, corpus, uninterrupted, tmp_path, sto
         assert train(spec, corpus, tmp_path, should_stop=stop_after(steps)) is None
     assert without_clock(train(spec, corpus, tmp_path)) == without_clock(whole)
     assert metrics(tmp_path) == metrics(whole_folder)
+
+
+def test_resumed_state_is_the_uninterrupted_one_to_the_bit(spec, corpus, tmp_path):
+    """Weights, optimizer state, counts: the checkpoint at step 9, with and without a stop at 4."""
+
+    def state_at_nine(folder):
+        assert (
+            train(spec, corpus, folder, should_stop=stop_after(9 - len(checkpoints(folder / "checkpoints")) * 4))
+            is None
+        )
+        return torch.load(folder / "checkpoints" / "00000009" / "state.pt", weights_only=True)
+
+    straight = state_at_nine(tmp_path / "straight")
+    assert train(spec, corpus, tmp_path / "stopped", should_stop=stop_after(4)) is None
+    resumed = state_at_nine(tmp_path / "stopped")
+    for state in (straight, resumed):
+        state["counts"].pop("seconds")
+    flat, expected = (dict(flatten(state)) for state in (resumed, straight))
+    assert flat.keys() == expected.keys()
+    assert sum(isinstance(value, torch.Tensor) for value in flat.values()) > 50
+    for key, value in expected.items():
+        same = torch.equal(flat[key], value) if isinstance(value, torch.Tensor) else flat[key] == value
+        assert same, key
+
+
+def flatten(tree, path=""):
+    if isinstance(tree, dict | list | tuple):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from flatten(value, f"{path}/{key}")
+    else:
+        yield path, tree
+
+
+def test_the_number_of_checkpoints_kept_is_asked_for(spec, corpus, tmp_path):
+    always = ExecutionConfig(checkpoint_seconds=1e-6, keep_checkpoints=4)
+    assert train(spec, corpus, tmp_path, execution=always, should_stop=stop_after(8)) is None
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"{step:08d}" for step in (5, 6, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [{"micro_batch": 1}, {"micro_batch": 3}, {"activation_checkpointing": True}],
+    ids=["one at a time", "three at a time", "recomputed"],
+)
+def test_how_it_is_executed_changes_rounding_alone(spec, corpus, uninterrupted, tmp_path, execution):
+    """Gradient accumulation and activation checkpointing: the same run, up to the order of sums."""
+    result = train(spec, corpus, tmp_path, execution=ExecutionConfig(**execution))
+    assert result.losses == pytest.approx(uninterrupted[1].losses, rel=2e-5)
+    assert result.forward_loops == uninterrupted[1].forward_loops
+    ours, theirs = metrics(tmp_path)[0][1], metrics(uninterrupted[0])[0][1]
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+MODELS = {
+    "concat": ModelConfig(width=16, heads=2, context=16, injection="concat", prelude_norm=False, block="residual-norm"),
+    "addition": ModelConfig(width=16, heads=2, context=16, injection="addition"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_injections_train(spec, corpus, tmp_path, name):
+    result = train(spec.model_copy(update={"model": MODELS[name]}), corpus, tmp_path)
+    assert result.status == "finished"
+    assert metrics(tmp_path)[-1][1]["train_loss"] < metrics(tmp_path)[0][1]["train_loss"]
+    assert result.spectral_radius == (1.0 if name == "addition" else pytest.approx(result.spectral_radius))
+
+
+def test_the_fixed_depth_model_trains(spec, corpus, tmp_path):
+    content = spec.model_dump()
+    content["model"]["injection"] = "none"
+    with pytest.raises(ValueError, match="runs each block once, so its mean recurrence must be 1"):
+        RunSpec.model_validate(content)
+    content["recurrence"] = {"mean": 1, "sampling": "fixed"}
+    content["evaluation"]["recurrences"] = [1]
+    fixed = RunSpec.model_validate(content)
+    result = train(fixed, corpus, tmp_path)
+    assert result.losses.keys() == {1}
+    assert result.spectral_radius is None
+    assert not {"spectral_radius", "state_norm", "last_loop_residual"} & metrics(tmp_path)[0][1].keys()
+    assert result.flops_exact == fixed.tokens * flops_per_token(
+        fixed.model, RecurrenceConfig(mean=1, sampling="fixed"), "exact"
+    )
+
+
+def test_one_depth_for_all_and_a_curriculum_train(spec, corpus, tmp_path):
+    recurrence = RecurrenceConfig(mean=6, sampling="fixed", curriculum_start=1, curriculum_fraction=0.5)
+    result = train(spec.model_copy(update={"recurrence": recurrence}), corpus, tmp_path)
+    assert result.forward_loops == pytest.approx((1 + 2 + 2 + 4 + 4 + 5 + 6 * 6) / 12, abs=0.3)
+    assert result.status == "finished"
 
 
 def test_a_crash_goes_on_from_the_last_checkpoint(spec, corpus, uninterrupted, tmp_path):
@@ -118,15 +224,24 @@ def test_a_finished_run_is_not_trained_again(spec, corpus, uninterrupted):
     assert (folder / "journal.jsonl").read_bytes() == before
 
 
-def test_a_diverged_run_is_a_result(spec, corpus, tmp_path):
-    wild = spec.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e6, gradient_clip=1e9)})
+@pytest.mark.parametrize(
+    ("rate", "said"), [(30.0, r"training loss \d.*, ρ\(Ā\) \d.*"), (1e6, "training loss nan.*, ρ.*")]
+)
+def test_a_diverged_run_is_a_result(spec, corpus, tmp_path, rate, said):
+    """An exploding loss and one that is no number: with the step, the loss and ρ(Ā) there."""
+    wild = spec.model_copy(update={"optimizer": OptimizerConfig(learning_rate=rate, gradient_clip=1e9)})
     result = train(wild, corpus, tmp_path)
     assert result.status == "diverged"
     assert result.loss is None
     assert result.losses == {}
-    assert "training loss" in result.reason
+    assert re.fullmatch(rf"{said} at step {result.steps - 1}", result.reason)
     assert result.steps < spec.steps
+    assert (result.training_loss is None) == ("nan" in said)
+    assert result.training_loss is None or result.training_loss > 3 * math.log(256)
+    assert (result.spectral_radius is None) == ("ρ(Ā) nan" in result.reason)
     assert result.flops_exact > 0
+    events = [r for r in read_journal(tmp_path / "journal.jsonl")[0] if r["kind"] == "event"]
+    assert (events[-1]["name"], events[-1]["reason"]) == ("diverged", result.reason)
 
 
 def test_bfloat16_trains(spec, corpus, tmp_path, uninterrupted):

@@ -1,0 +1,28 @@
+"""The published code's way: every sequence of a batch runs as long as the longest one, and masks keep what is done."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.parcae import Parcae
+
+
+def masked_loss(
+    model: Parcae, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor
+) -> Tensor:
+    """The same loss as `model.loss(...).nats`, all sequences running max(T_i) loops, all logits at once."""
+    with_gradient = loops.clamp(max=gradient_loops)
+    drive, values = model._before_loop(tokens)
+    h = h0
+    with torch.no_grad():
+        h = _run(model, h, drive, values, loops - with_gradient)
+    h = _run(model, h, drive, values, with_gradient)
+    logits = F.linear(model._after_loop(h, values), model.embedding.weight)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def _run(model: Parcae, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor) -> Tensor:
+    for t in range(int(loops.max())):
+        running = (t < loops).to(h.device)[:, None, None]
+        h = torch.where(running, model._one_loop(h, drive, values), h)
+    return h

@@ -1,0 +1,76 @@
+"""What a run tells of itself while it trains: speed, utilisation, memory, norms."""
+
+import resource
+import sys
+import time
+from functools import cache
+
+import torch
+
+from trainer.accounting import LoopCost
+from trainer.config import ExecutionConfig, RunSpec
+
+_TRIALS = 5
+_SIZE = {"cuda": 8192, "cpu": 768}
+
+
+@cache
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Measured FLOPs per second of a large square matrix product: the best of five, once per process."""
+    kind = torch.device(device).type
+    size = _SIZE.get(kind, 2048)
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = 0.0
+    for _ in range(_TRIALS + 1):  # the first one warms up
+        _wait_for(device)
+        began = time.perf_counter()
+        a @ a
+        _wait_for(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+class SpeedMeter:
+    """Speed since the last reading, over all processes of the run."""
+
+    def __init__(self, spec: RunSpec, cost: LoopCost, execution: ExecutionConfig, processes: int) -> None:
+        self.context, self.cost, self.execution = spec.model.context, cost, execution
+        self.processes = processes
+        dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+        self.peak = processes * (execution.peak_flops or matrix_rate(execution.device, dtype))
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began = time.monotonic()
+        self.sequences = self.forward_loops = self.backward_loops = 0.0
+
+    def count(self, sequences: int, forward_loops: float, backward_loops: float) -> None:
+        """Add one step: its sequences and the loops they ran, summed over the batch."""
+        self.sequences += sequences
+        self.forward_loops += forward_loops
+        self.backward_loops += backward_loops
+
+    def read(self) -> dict[str, float]:
+        """Tokens per second, the model's FLOPs per second over the peak's, and peak memory in bytes."""
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        tokens = self.sequences * self.context
+        per_token = self.cost.flops_per_token(self.forward_loops / self.sequences, self.backward_loops / self.sequences)
+        self._restart()
+        return {
+            "tokens_per_second": tokens / seconds,
+            "model_flop_utilisation": tokens * per_token / seconds / self.peak,
+            "peak_memory": peak_memory(self.execution.device),
+        }
+
+
+def peak_memory(device: str) -> float:
+    """Most bytes that this process has held: on the GPU where `device` is one, else resident in RAM."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _wait_for(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
