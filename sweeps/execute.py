@@ -13,7 +13,7 @@ from sweeps.config import SweepConfig
 from sweeps.errors import first_line
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan
-from trainer.config import RunSpec
+from trainer.config import ExecutionConfig, RunSpec
 from trainer.journal import read_journal
 from trainer.result import RunResult, read_result
 
@@ -21,6 +21,8 @@ POLL_SECONDS = 0.5
 STOP_POLL_SECONDS = 1.0
 STOP_GRACE_SECONDS = 60.0
 BUSY_POLL_SECONDS = 2.0
+RESTARTS = 3
+MOST_SUBMITTED = 10_000
 CONNECT_SECONDS = 5.0
 
 
@@ -87,9 +89,10 @@ def execute(
         tasks: dict[Any, Cell] = {}
         meter = _Meter(plan, folders)
         try:
-            for cell in waiting:
-                tasks[cluster.submit(cell, plan.sweep, folders, corpus)] = cell
-            while tasks:
+            while tasks or waiting:
+                while waiting and len(tasks) < cluster.at_once:
+                    cell = waiting.pop(0)
+                    tasks[cluster.submit(cell, plan.sweep, folders, corpus)] = cell
                 for task in cluster.ended(list(tasks)):
                     cell = tasks.pop(task)
                     reason = cluster.reason_of_failure(task)
@@ -157,18 +160,26 @@ class _Cluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
             raise ValueError(f"no Ray could be used at '{address or 'local'}': {first_line(error)}{hint}") from error
+        resources = sweep.resources
+        needs = {"CPU": resources.cpus, "GPU": resources.gpus}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        needs = {"CPU": sweep.resources.cpus, "GPU": sweep.resources.gpus}
-        if not any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+        fitting = sum(
+            min(int(node.get(name, 0) / need + 1e-9) for name, need in needs.items() if need > 0) for node in nodes
+        )
+        if fitting < resources.processes:
             self.__exit__()
             has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise ValueError(
-                f"a run must fit one node, but resources ask for {needs['CPU']} CPU, {needs['GPU']:g} GPU a run, and "
-                f"the nodes have {has}; ask for less, or give the address of a larger cluster"
+                f"a run must fit the cluster, but its resources ask for {resources.processes} process(es) of "
+                f"{needs['CPU']} CPU, {needs['GPU']:g} GPU, each on one node, and the nodes have {has}; ask for less, or "
+                "give the address of a larger cluster"
             )
         # A process that has used a GPU ends with its run, so that its memory is free for the next one.
-        self.task = (ray.remote(max_calls=1) if sweep.resources.gpus else ray.remote)(_run_cell)
-        self.needs = {"num_cpus": sweep.resources.cpus, "num_gpus": sweep.resources.gpus}
+        self.task = (ray.remote(max_calls=1) if resources.gpus else ray.remote)(_run_cell)
+        self.needs = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+        self.at_once = MOST_SUBMITTED
+        if resources.processes > 1:  # the task only starts the processes and waits: Ray must not count it
+            self.needs, self.at_once = {"num_cpus": 0, "num_gpus": 0}, fitting // resources.processes
 
     def __enter__(self) -> "_Cluster":
         return self
@@ -239,17 +250,75 @@ def _train_or_simulate(
 
         simulate_run(spec, sweep.simulation, run_id, folder)
         return
+    assert corpus_folder is not None, "a run that trains has a corpus"
+    share = {
+        "spec": spec.model_dump_json(),
+        "execution": sweep.resources.execution.model_dump_json(),
+        "folder": str(folder),
+        "stop": str(stop),
+        "corpus": corpus_folder,
+    }
+    if sweep.resources.processes == 1:
+        _train_share(share)
+    else:
+        _train_in_processes(share, sweep, folder)
+
+
+def _train_share(share: dict[str, str]) -> None:
+    """What each process of a run does: all of it, or its part where Ray Train has set up a process group."""
+    import torch.distributed
+
     from trainer.data import Corpus
     from trainer.loop import train
 
-    assert corpus_folder is not None, "a run that trains has a corpus"
+    execution = ExecutionConfig.model_validate_json(share["execution"])
+    if execution.device == "cuda" and torch.distributed.is_initialized():
+        from ray.train.torch import get_device
+
+        execution = execution.model_copy(update={"device": str(get_device())})
     train(
-        spec,
-        Corpus(Path(corpus_folder)),
-        folder,
-        execution=sweep.resources.execution,
-        should_stop=_stop_signal(stop),
+        RunSpec.model_validate_json(share["spec"]),
+        Corpus(Path(share["corpus"])),
+        Path(share["folder"]),
+        execution=execution,
+        should_stop=_stop_signal(Path(share["stop"])),
     )
+
+
+def _train_in_processes(share: dict[str, str], sweep: SweepConfig, folder: Path) -> None:
+    """Train one run in several processes through Ray Train; when one dies, all go on from the last checkpoint.
+
+    Raises:
+        ValueError: what a process raised for a broken rule.
+        ray.train.WorkerGroupError: processes died more than `RESTARTS` times.
+    """
+    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+
+    resources, notes = sweep.resources, folder / "ray-train"
+    scaling = ScalingConfig(
+        num_workers=resources.processes,
+        use_gpu=resources.gpus > 0,
+        resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
+    )
+    for attempt in range(RESTARTS + 1):
+        try:
+            TorchTrainer(
+                _train_share,
+                train_loop_config=share,
+                scaling_config=scaling,
+                run_config=RunConfig(name=folder.name, storage_path=str(notes)),
+            ).fit()
+        except WorkerGroupError as error:
+            for _, failure in sorted(error.worker_failures.items()):
+                if isinstance(failure, ValueError):
+                    raise failure from error
+            if attempt == RESTARTS:
+                raise
+        else:
+            return
+        finally:
+            shutil.rmtree(notes, ignore_errors=True)
 
 
 def _stop_signal(stop_file: Path) -> Callable[[], bool]:

@@ -225,5 +225,55 @@ def test_an_unreachable_cluster_is_named(simulated, folders, address, said):
 def test_a_run_that_fits_no_node_is_refused(simulated, folders):
     hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
     folders.sweep.mkdir(parents=True)
-    with pytest.raises(ValueError, match="ask for 100000 CPU"):
+    with pytest.raises(ValueError, match=r"ask for 1 process\(es\) of 100000 CPU"):
         execute(plan_sweep(hungry, data_fingerprint="simulated"), folders, corpus=None)
+
+
+class TestSeveralProcesses:
+    """One run in two processes, through Ray Train."""
+
+    @pytest.fixture
+    def shared_run(self, small):
+        content = small.model_dump() | {"tokens": [1024], "mean_recurrences": [3], "resources": {"processes": 2}}
+        return validate_sweep(content, source="test")
+
+    def test_a_killed_process_costs_nothing(self, shared_run, folders):
+        """The losses of one process (to rounding), although one of the two was killed in the middle."""
+        prepared = prepare(shared_run, folders)
+        folders.sweep.mkdir(parents=True)
+        (cell,) = prepared.plan.cells
+        alone = train(cell.spec, prepared.corpus, folders.out / "alone")
+        journal = folders.run(cell.run_id) / "journal.jsonl"
+        killed = threading.Event()
+
+        def kill_one():
+            while not killed.is_set():
+                if any(r["kind"] == "metrics" for r in read_journal(journal)[0]):
+                    os.kill(writer_of(folders.run(cell.run_id)), signal.SIGKILL)
+                    killed.set()
+                time.sleep(0.01)
+
+        killer = threading.Thread(target=kill_one, daemon=True)
+        killer.start()
+        outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+        killed.set()
+        assert not outcome.failed
+        assert outcome.results[cell.run_id].losses == pytest.approx(alone.losses, rel=3e-4)
+        starts = [r["processes"] for r in read_journal(journal)[0] if r.get("name") in ("started", "resumed")]
+        assert starts == [2, 2]
+        assert not (folders.run(cell.run_id) / "ray-train").exists()
+
+    def test_a_broken_rule_is_reported_as_it_is(self, shared_run, folders):
+        prepared = prepare(shared_run, folders)
+        folders.sweep.mkdir(parents=True)
+        (cell,) = prepared.plan.cells
+        torn_checkpoint(folders.run(cell.run_id))
+        outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+        assert "00000001/state.pt can't be read" in outcome.failed[cell.run_id]
+
+    def test_what_no_cluster_can_hold_is_refused(self, shared_run, folders):
+        content = shared_run.model_dump() | {"resources": {"processes": 1000}, "batch": 1000, "minimum_steps": 1}
+        content["tokens"] = [16_000]
+        prepared = prepare(validate_sweep(content, source="test"), folders)
+        with pytest.raises(ValueError, match=r"a run must fit the cluster, but its resources ask for 1000 process"):
+            execute(prepared.plan, folders, corpus=prepared.corpus.folder)

@@ -163,7 +163,7 @@ def test_missing_and_torn_files_are_refused_by_name(saved):
 
 
 def test_a_hub_id_is_fetched(saved, monkeypatch):
-    """The hub itself can't be reached from a test: what is asked of its client is checked, and what it gives is used."""
+    """The hub can't be reached from a test: what is asked of its client is checked, and what it gives is used."""
     asked = {}
 
     def snapshot_download(repo_id, **options):
