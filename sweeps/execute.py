@@ -171,8 +171,8 @@ class _Cluster:
             has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise ValueError(
                 f"a run must fit the cluster, but its resources ask for {resources.processes} process(es) of "
-                f"{needs['CPU']} CPU, {needs['GPU']:g} GPU, each on one node, and the nodes have {has}; ask for less, or "
-                "give the address of a larger cluster"
+                f"{needs['CPU']} CPU, {needs['GPU']:g} GPU, each on one node, and the nodes have {has}; ask for less, "
+                "or give the address of a larger cluster"
             )
         # A process that has used a GPU ends with its run, so that its memory is free for the next one.
         self.task = (ray.remote(max_calls=1) if resources.gpus else ray.remote)(_run_cell)

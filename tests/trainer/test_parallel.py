@@ -67,7 +67,7 @@ def test_the_same_losses_as_one_process(spec, corpus, alone, tmp_path, execution
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
     # From there on sums in another order drift apart: torch's Muon orthogonalises in bfloat16, which magnifies them.
     for step, told in theirs.items():
-        assert ours[step] == pytest.approx(told, rel=3e-4)
+        assert ours[step]["train_loss"] == pytest.approx(told["train_loss"], rel=3e-4)
     assert together.losses == pytest.approx(result.losses, rel=3e-4)
     assert (together.forward_loops, together.backward_loops) == (result.forward_loops, result.backward_loops)
     started = next(r for r in read_journal(tmp_path / "journal.jsonl")[0] if r.get("name") == "started")
