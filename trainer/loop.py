@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.accounting import flops_spent
+from trainer.batches import batch_windows, validation_windows
 from trainer.checkpoint import (
     checkpoints,
     drop_checkpoints,
@@ -25,8 +26,8 @@ from trainer.checkpoint import (
     save_weights,
 )
 from trainer.config import RunSpec
-from trainer.data import Corpus, batch_windows, validation_windows
-from trainer.evaluate import bits_per_byte, evaluate
+from trainer.data import Corpus
+from trainer.evaluate import bits_per_byte, evaluate, tokens_per_byte
 from trainer.journal import Journal
 from trainer.lock import sole_owner
 from trainer.optim import apply_schedule, make_optimizers
@@ -130,7 +131,8 @@ def train(
             losses = evaluate(model, validation, recurrences)
             if not all(map(math.isfinite, losses.values())):
                 reason = f"validation loss is not finite after step {step}: {losses}"
-        result = _result(spec, model, counts, losses, reason, step, time.monotonic() - began)
+        density = tokens_per_byte(validation, corpus.token_bytes)
+        result = _result(spec, model, counts, losses, density, reason, step, time.monotonic() - began)
         journal.event(result.status, step=step, reason=reason)
         journal.close()
         save_weights(folder / "weights.pt", model)
@@ -189,11 +191,15 @@ def _result(
     model: Parcae,
     counts: dict[str, float],
     losses: dict[int, float],
+    density: float,
     reason: str | None,
     steps: int,
     seconds: float,
 ) -> RunResult:
-    """Put the outcome together; FLOPs are the loops that ran (`exact`) or the nominal ones (`parcae-release`)."""
+    """Put the outcome together; FLOPs are the loops that ran (`exact`) or the nominal ones (`parcae-release`).
+
+    `density` is tokens per byte.
+    """
     sequences = steps * spec.batch
     tokens = steps * spec.tokens_per_step
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
@@ -212,7 +218,7 @@ def _result(
         **flops_spent(spec.model, spec.recurrence, tokens, forward, backward),
         loss=loss,
         losses={} if diverged else losses,
-        bits_per_byte=None if loss is None else bits_per_byte(loss),
+        bits_per_byte=None if loss is None else bits_per_byte(loss, density),
         spectral_radius=radius if math.isfinite(radius) else None,
         seconds=counts["seconds"] + seconds,
     )

@@ -4,15 +4,18 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from trainer.config import DataConfig
-from trainer.data import batch_windows, count_windows, prepare_corpus, validation_windows
+from trainer.data import prepare_corpus
+
+
+def text_of(tokens):
+    return bytes(tokens.read(0, len(tokens)).astype("u1"))
 
 
 def test_whole_files_go_to_one_split(corpus, text_folder):
-    train, validation = bytes(corpus.train), bytes(corpus.validation)
+    train, validation = text_of(corpus.train), text_of(corpus.validation)
     texts = [file.read_bytes() for file in text_folder.iterdir()]
     inside = [(text in train, text in validation) for text in texts]
     assert all(a != b for a, b in inside)
@@ -27,7 +30,7 @@ def test_the_place_does_not_matter_but_the_text_does(text_folder, corpus, tmp_pa
     shutil.copytree(text_folder, copy)
     moved = prepare_corpus(DataConfig(corpus=str(copy)), tmp_path / "cache")
     assert moved.facts.fingerprint == corpus.facts.fingerprint
-    np.testing.assert_array_equal(moved.train, corpus.train)
+    assert text_of(moved.train) == text_of(corpus.train)
     (copy / "file0.txt").write_text("other")
     assert prepare_corpus(DataConfig(corpus=str(copy)), tmp_path / "cache").facts.fingerprint != moved.facts.fingerprint
 
@@ -36,7 +39,7 @@ def test_the_standard_library(tmp_path):
     corpus = prepare_corpus(DataConfig(), tmp_path)
     assert corpus.facts.train_tokens > 3_000_000
     assert 0.03 < corpus.facts.validation_tokens / corpus.facts.train_tokens < 0.15
-    assert b"def " in bytes(corpus.validation)
+    assert b"def " in text_of(corpus.validation)
     assert json.loads((corpus.folder / "corpus.json").read_text())["name"] == "stdlib"
 
 
@@ -47,31 +50,6 @@ def test_a_lone_file_is_cut(tmp_path):
     assert (facts.train_tokens, facts.validation_tokens) == (801, 201)
 
 
-def test_each_window_once_an_epoch(corpus):
-    windows = count_windows(corpus.train, 16)
-    batch = 7
-    seen = [batch_windows(corpus, context=16, batch=batch, seed=0, step=s)[:, 0] for s in range(windows // batch + 1)]
-    starts = np.concatenate(seen)[:windows]
-    all_starts = corpus.train[np.arange(windows) * 16]
-    np.testing.assert_array_equal(np.sort(starts), np.sort(all_starts))
-
-
-def test_a_batch_is_a_function_of_seed_and_step(corpus):
-    def take(seed, step):
-        return batch_windows(corpus, context=16, batch=4, seed=seed, step=step)
-
-    np.testing.assert_array_equal(take(0, 5), take(0, 5))
-    assert (take(0, 5) != take(1, 5)).any()
-    assert take(0, 10**7).shape == (4, 17)  # far along, many epochs later, at once
-
-
-def test_validation_is_fixed_and_spread(corpus):
-    windows = validation_windows(corpus, context=16, sequences=5)
-    np.testing.assert_array_equal(windows, validation_windows(corpus, context=16, sequences=5))
-    last = (count_windows(corpus.validation, 16) - 1) * 16
-    np.testing.assert_array_equal(windows[-1], corpus.validation[last : last + 17])
-
-
 def prepare_fingerprint(folder: str, cache: str) -> str:
     return prepare_corpus(DataConfig(corpus=folder), Path(cache)).facts.fingerprint
 
@@ -80,13 +58,13 @@ def test_two_processes_may_build_it_at_once(text_folder, tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         built = list(pool.map(prepare_fingerprint, [str(text_folder)] * 4, [str(tmp_path)] * 4))
     assert len(set(built)) == 1
-    assert [folder.name for folder in tmp_path.iterdir()] == built[:1]
+    assert {folder.name for folder in tmp_path.iterdir()} == {built[0], "requests"}
 
 
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
-        (None, "must be 'stdlib' or a file or folder that exists"),
+        (None, "must be 'stdlib', a file, folder or glob that exists"),
         ({}, "must hold text"),
         ({"a.txt": ""}, "must hold text"),
         ({"a.bin": "text in a file of another suffix"}, "must hold text"),
