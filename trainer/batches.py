@@ -1,6 +1,7 @@
 """Tokens -> batches of windows. A position is a step and nothing more: far along costs what the start costs."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import isqrt
 
 import numpy as np
@@ -58,11 +59,17 @@ def shuffle(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDAr
     """
     assert ((places >= 0) & (places < n)).all(), "places lie below n"
     base = np.uint64(isqrt(n - 1) + 1)
-    keys = np.random.default_rng([seed, epoch, _SHUFFLE_STREAM]).integers(2**64, size=(_ROUNDS, 1), dtype=np.uint64)
+    keys = _round_keys(seed, epoch)
     at = _permute_pairs(places.astype(np.uint64), base, keys)
     while (beyond := at >= n).any():
         at[beyond] = _permute_pairs(at[beyond], base, keys)
     return at.astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _round_keys(seed: int, epoch: int) -> NDArray[np.uint64]:
+    """Shape [rounds, 1]: arrays, since numpy warns of scalars that overflow."""
+    return np.random.default_rng([seed, epoch, _SHUFFLE_STREAM]).integers(2**64, size=(_ROUNDS, 1), dtype=np.uint64)
 
 
 def _permute_pairs(at: NDArray[np.uint64], base: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
