@@ -189,7 +189,8 @@ class CorpusRequest:
             raise ValueError(
                 "training and validation must have a document each, but of the corpus "
                 f"'{self._source.name}' {documents['train']} go to training and {documents['validation']} to "
-                f"validation; use more text, or another validation_fraction than {self._config.validation_fraction}"
+                f"validation; use more text, another validation_fraction than {self._config.validation_fraction}"
+                + (f", or a max_tokens above {limit}" if (limit := self._config.max_tokens) else "")
             )
         said: dict[str, Any] = {split: [s.digest for s in shards[split] if s.tokens] for split in SPLITS}
         canonical = json.dumps({"tokenizer": tokenizer.digest, **said}, sort_keys=True)

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.conftest import document, write_parquet
+from tests.parquet import document, write_parquet
 from trainer import hub
 from trainer.config import DataConfig
 from trainer.documents import open_source

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from tests.trainer.conftest import document
+from tests.parquet import document
 from trainer import hub
 from trainer.config import DataConfig
 from trainer.documents import Document

@@ -1,11 +1,10 @@
-"""Text as parquet."""
+"""Text as parquet files, for the tests of several rooms."""
 
 import random
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "über", "naïve", "世界", "loops", "of", "12", "runs."]
 
@@ -22,12 +21,3 @@ def write_parquet(path: Path, texts: list, *, column: str = "text", kind: pa.Dat
     texts = pa.array(texts, type=kind)
     pq.write_table(pa.table({"id": range(len(texts)), column: texts}), path, row_group_size=20)
     return path
-
-
-@pytest.fixture(scope="session")
-def parquet_folder(tmp_path_factory) -> Path:
-    """Three parquet files of 100 documents each, one of them in a folder of its own."""
-    folder = tmp_path_factory.mktemp("parquet")
-    for number, name in enumerate(("a.parquet", "b.parquet", "more/c.parquet")):
-        write_parquet(folder / name, [document(number * 100 + row) for row in range(100)])
-    return folder
