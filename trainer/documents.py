@@ -351,7 +351,7 @@ def _hub_source(config: DataConfig) -> Source:
                 size=file.size,
                 column=config.column,
                 validation_fraction=config.validation_fraction,
-                fetch=partial(hub.fetch_file, repository, file.path, kind="dataset", revision=commit),
+                fetch=partial(_download, repository, file.path, commit),
             )
             for file in files
         ]
@@ -362,3 +362,13 @@ def _hub_source(config: DataConfig) -> Source:
     commit, files = listing()
     identity = ["hub", repository, *((file.path, file.digest) for file in files)]
     return Source(name=repository, identity=identity, list_parts=lambda: parts_of(commit, files))
+
+
+def _download(repository: str, path: str, commit: str) -> Path:
+    try:
+        return hub.fetch_file(repository, path, kind="dataset", revision=commit)
+    except hub.HubError as error:
+        raise ValueError(
+            f"Hugging Face must give each file of a data set, but gave no '{path}' of '{repository}' ({error}); "
+            "give the same command again: what was tokenised is kept"
+        ) from error

@@ -234,6 +234,20 @@ def test_files_that_are_not_needed_are_not_fetched(parquet_folder, tmp_path, mon
     assert fake.fetched == ["a.parquet"]
 
 
+def test_a_download_that_fails_is_made_up_for(parquet_folder, tmp_path, monkeypatch):
+    fake = FakeHub(parquet_folder, monkeypatch)
+    config = DataConfig(corpus="owner/name", validation_fraction=0.1)
+    fake.broken = "b.parquet"
+    with pytest.raises(
+        ValueError, match=r"gave no 'b.parquet' of 'owner/name' \(a reset line\); give the same command"
+    ):
+        prepare_corpus(config, tmp_path)
+    fake.broken = None
+    fake.fetched.clear()
+    prepare_corpus(config, tmp_path)
+    assert fake.fetched == ["b.parquet", "more/c.parquet"]
+
+
 def count_builds(log, *, slow=0.0, die_at=None):
     """Have `build_part` note each part in `log`, take its time, and end the process in the middle of one."""
 

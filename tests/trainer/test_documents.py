@@ -142,6 +142,7 @@ class FakeHub:
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.listed, self.fetched, self.commit = folder, [], [], "c" * 40
+        self.broken = None
         monkeypatch.setattr(hub, "list_files", self.list_files)
         monkeypatch.setattr(hub, "fetch_file", self.fetch_file)
 
@@ -156,6 +157,8 @@ class FakeHub:
 
     def fetch_file(self, repository, path, *, kind, revision):
         assert (repository, kind, revision) == ("owner/name", "dataset", self.commit)
+        if path == self.broken:
+            raise hub.HubError("a reset line")
         self.fetched.append(path)
         return self.folder / path
 
