@@ -1,5 +1,6 @@
 """What the command says of a corpus: how far its making is, and what it holds."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,10 +11,18 @@ if TYPE_CHECKING:
     from trainer.data import Corpus
     from trainer.documents import Progress
 
+LINE_SECONDS = 60.0
+
 
 @contextmanager
 def corpus_bar(console: "Console") -> "Iterator[Progress]":
-    """A bar over the bytes of input with the time left, shown from the first word on and gone at the end."""
+    """A bar over the bytes of input with the time left, shown from the first word on and gone at the end.
+
+    Where nobody watches, as in the log of a batch job, a line a minute instead.
+    """
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     from rich import progress as rich_progress
 
     columns = (
@@ -35,7 +44,7 @@ def corpus_bar(console: "Console") -> "Iterator[Progress]":
         if first != verb:  # another station of the way: its speed and time left are its own
             if stage is not None:
                 bar.remove_task(stage)
-            stage, verb = bar.add_task(what), first
+            stage, verb = bar.add_task(what, total=None), first
         assert stage is not None, "a stage was begun"
         bar.update(stage, description=what, completed=done, total=total or None)
 
@@ -43,6 +52,18 @@ def corpus_bar(console: "Console") -> "Iterator[Progress]":
         yield tell
     finally:
         bar.stop()
+
+
+def _lines(console: "Console") -> "Progress":
+    told = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= LINE_SECONDS or not total:
+            told = time.monotonic()
+            console.print(f"{what}, {done / total:.0%}" if total else what)
+
+    return tell
 
 
 def describe_corpus(corpus: "Corpus", *, context: int, was_there: bool) -> str:

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +224,8 @@ def _build_parts(
         def tell(
             read: int, made: int, name: str = part.name, done_before: int = done, tokens_before: int = tokens
         ) -> None:
-            total, so_far = whole, tokens_before + made
-            if max_tokens is not None and so_far:  # as much input as the tokens so far make one expect
-                total = min(whole, max((done_before + read) * max_tokens // so_far, done_before + read))
-            progress(f"tokenising {name}", done_before + read, total)
+            at = done_before + read
+            progress(f"tokenising {name}", at, _expected(at, whole, tokens_before + made, max_tokens))
 
         tell(0, 0)
         built = read_part(folder, number)
@@ -245,12 +242,22 @@ def _build_parts(
 
 def _watched(parts: Sequence[Part], progress: Progress, sample_bytes: int) -> Iterator[Document]:
     """The documents of all parts, told as they are read by the training of a tokenizer."""
-    read = 0
-    for document in chain.from_iterable(part.read() for part in parts):
-        if document.split == "train":
-            read += len(document.text)
-            progress("training the tokenizer", min(read, sample_bytes), sample_bytes)
-        yield document
+    whole, done, text = sum(part.size for part in parts), 0, 0
+    for part in parts:
+        for document in part.read():
+            if document.split == "train":
+                text += len(document.text)
+                at = done + document.position
+                progress("training the tokenizer", at, _expected(at, whole, text, sample_bytes))
+            yield document
+        done += part.size
+
+
+def _expected(done: int, whole: int, got: int, wanted: int | None) -> int:
+    """Bytes of input that will have been read when `wanted` is got, if the rest gives what the `done` gave."""
+    if wanted is None or not got:
+        return whole
+    return min(whole, max(done * wanted // got, done))
 
 
 def _move(building: Path, folder: Path) -> None:

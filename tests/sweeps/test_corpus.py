@@ -22,12 +22,27 @@ def test_the_bar_shows_how_far_it_is():
     assert "reading" not in screen.splitlines()[-1]
 
 
+def test_a_log_gets_a_line_now_and_then(monkeypatch):
+    log = io.StringIO()
+    with corpus_bar(Console(file=log, width=120)) as tell:
+        tell("tokenising a.parquet", 30, 120)
+        assert log.getvalue() == ""
+        monkeypatch.setattr("sweeps.corpus.LINE_SECONDS", 0.0)
+        tell("tokenising a.parquet", 60, 120)
+        monkeypatch.undo()
+        tell("tokenising a.parquet", 61, 120)
+        tell("waiting for another", 0, 0)
+    assert log.getvalue() == "tokenising a.parquet, 50%\nwaiting for another\n"
+
+
 def test_nothing_is_shown_where_nothing_is_done():
     assert drawn([]) == ""
 
 
 def test_a_wait_has_no_total():
-    assert "waiting" in drawn([("waiting", 0, 0)])
+    screen = drawn([("waiting", 0, 0)])
+    assert "waiting" in screen
+    assert "100" not in screen
 
 
 def test_what_a_corpus_holds(corpus):

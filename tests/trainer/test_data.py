@@ -303,7 +303,8 @@ def test_a_wait_for_another_process_is_said(parquet_folder, tmp_path):
     assert corpus.facts.train_documents > 200
 
 
-def test_a_build_that_was_killed_goes_on(parquet_folder, tmp_path):
+def test_a_build_that_was_killed_goes_on(parquet_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "build_part", build_part)  # put back at the end, whatever was put there
     code = (
         "import sys; from pathlib import Path; from tests.trainer import test_data as t\n"
         "t.count_builds(sys.argv[3], die_at='b.parquet')\n"
@@ -321,7 +322,6 @@ def test_a_build_that_was_killed_goes_on(parquet_folder, tmp_path):
     (building,) = cache.glob("requests/*/building")
     trained = (building / "tokenizer.json").stat().st_mtime_ns
     assert prepare_and_count((str(parquet_folder), str(cache), str(log)))
-    data.build_part = build_part
     assert log.read_text().split() == ["b.parquet", "more/c.parquet"]  # what was done is not done again
     went_on = prepare_corpus(DataConfig(corpus=str(parquet_folder), **BPE), cache)
     assert (went_on.folder / "tokenizer.json").stat().st_mtime_ns == trained
