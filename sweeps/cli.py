@@ -30,6 +30,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data = typer.Typer(help="Prepare the text that sweeps are trained on.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 Sweep = Annotated[str, typer.Argument(help="A preset's name or a sweep's YAML file.")]
 Target = Annotated[str, typer.Argument(help="A sweep that was run (its name or YAML file), or a file.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
@@ -75,11 +78,13 @@ def presets(
 @app.command()
 def plan(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006  typer copies defaults
     """Show the grid and what it will cost; nothing is started."""
+    from sweeps.corpus import corpus_bar
     from sweeps.execute import finished_results
     from sweeps.pipeline import prepare
 
     config, folders = _load(sweep, out, override)
-    planned = prepare(config, folders).plan
+    with corpus_bar(_console()) as progress:
+        planned = prepare(config, folders, progress).plan
     _print_plan(planned, done=set(finished_results(planned, folders)))
 
 
@@ -94,11 +99,13 @@ def run(
     ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
+    from sweeps.corpus import corpus_bar
     from sweeps.pipeline import fit_and_report, prepare, train_and_record
 
     config, folders = _load(sweep, out, override, tracking_uri)
     console = _console()
-    prepared = prepare(config, folders)
+    with corpus_bar(console) as corpus_progress:
+        prepared = prepare(config, folders, corpus_progress)
     cells = prepared.plan.cells
     console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
     try:
@@ -125,6 +132,26 @@ def run(
         for run_id, reason in recorded.failed.items():
             print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
         sys.exit(RUNS_FAILED)
+
+
+@data.command("prepare")
+def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006
+    """Tokenise the text of a sweep, once for all its runs, and say what it holds. Run it again to go on."""
+    from sweeps.corpus import corpus_bar, describe_corpus
+    from trainer.data import CorpusRequest
+
+    config, folders = _load(sweep, out, override)
+    if config.simulation is not None:
+        raise ValueError(
+            f"a sweep must train to have a corpus, but '{config.name}' draws its losses from a law; name another sweep"
+        )
+    console = _console()
+    with corpus_bar(console) as progress:
+        request = CorpusRequest(config.data, folders.corpora, progress)
+        found = request.find()
+        corpus = found or request.build(progress)
+    console.print(describe_corpus(corpus, context=config.model.context, was_there=found is not None))
+    corpus.check(config.model.context, config.model.vocabulary)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from sweeps.folders import Folders
 from sweeps.grid import SIMULATED_DATA, Plan, plan_sweep
 from sweeps.results import Results
 from trainer.data import Corpus, prepare_corpus
+from trainer.documents import Progress as CorpusProgress
+from trainer.documents import silent
 from trainer.lock import sole_owner
 
 if TYPE_CHECKING:
@@ -41,15 +43,15 @@ class Recorded:
     parent: str
 
 
-def prepare(sweep: SweepConfig, folders: Folders) -> Prepared:
-    """Prepare the corpus and solve the grid.
+def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = silent) -> Prepared:
+    """Prepare the corpus, telling `corpus_progress` how far it is, and solve the grid.
 
     Raises:
         ValueError: the corpus is missing, empty or too small; a budget is too small; no cell is left.
     """
     if sweep.simulation is not None:
         return Prepared(plan=plan_sweep(sweep, data_fingerprint=SIMULATED_DATA), corpus=None)
-    corpus = prepare_corpus(sweep.data, folders.corpora)
+    corpus = prepare_corpus(sweep.data, folders.corpora, corpus_progress)
     corpus.check(sweep.model.context, sweep.model.vocabulary)
     facts = corpus.facts
     plan = plan_sweep(sweep, data_fingerprint=facts.fingerprint, train_tokens=facts.train_tokens)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.parquet import document, write_parquet
 from trainer.config import (
     DataConfig,
     EvaluationConfig,
@@ -37,6 +38,15 @@ def text_folder(tmp_path_factory) -> Path:
     for number in range(8):
         lines = [f"line {i} of file {number}: {'abcdefgh'[i % 8] * (i % 5 + 1)}\n" for i in range(200)]
         (folder / f"file{number}.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parquet_folder(tmp_path_factory) -> Path:
+    """Three parquet files of 100 documents each, one of them in a folder of its own."""
+    folder = tmp_path_factory.mktemp("parquet")
+    for number, name in enumerate(("a.parquet", "b.parquet", "more/c.parquet")):
+        write_parquet(folder / name, [document(number * 100 + row) for row in range(100)])
     return folder
 
 

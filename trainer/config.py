@@ -174,14 +174,62 @@ class RecurrenceConfig(DepthConfig):
 
 
 class DataConfig(Config):
-    """Which text: `stdlib` (the Python standard library's source files) or a file or folder of the user's.
+    """Which text, and what its tokens are (docs/data.md).
 
-    Files go to training or validation whole; files are held out until they make up `validation_fraction` of the bytes.
+    Args:
+        corpus: `stdlib` (the Python standard library's source files), a text file or a folder of text files, a parquet
+            file, a folder or glob of them, or OWNER/NAME, a data set on Hugging Face. A path that exists wins.
+        suffixes: files of a text folder that are read.
+        column: the parquet column that holds the text.
+        files: glob of the parquet files within the folder or data set; `*` also crosses folders. None is all of them.
+        revision: of the data set on Hugging Face: branch, tag or commit; None is `main`.
+        validation_fraction: share held out: of the bytes, in whole files (text), or of the rows (parquet).
+        max_tokens: training tokens after which reading stops, at the end of a document; None reads all.
+        tokenizer: `bytes`; `bpe`, trained on this corpus's training split; a tokenizer.json; or OWNER/NAME, a
+            tokenizer on Hugging Face. All but `bytes` must be byte-level.
+        tokenizer_vocabulary: token ids of a tokenizer that is trained, the separator among them.
+        tokenizer_sample_bytes: bytes of text, from the start of the training split, that it is trained on.
+        separator: the token that closes each document; with `bytes` it is byte 0.
     """
 
-    corpus: str = "stdlib"
+    corpus: Annotated[str, Field(min_length=1)] = "stdlib"
     suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
+    column: Annotated[str, Field(min_length=1)] = "text"
+    files: Annotated[str, Field(min_length=1)] | None = None
+    revision: Annotated[str, Field(min_length=1)] | None = None
     validation_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.05
+    max_tokens: PositiveInt | None = None
+    tokenizer: Annotated[str, Field(min_length=1)] = "bytes"
+    tokenizer_vocabulary: Annotated[int, Number, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
+    tokenizer_sample_bytes: PositiveInt = 200_000_000
+    separator: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.corpus == "stdlib":
+            self.refuse("the standard library", "suffixes", "column", "files", "revision")
+        if self.tokenizer == "bytes":
+            self.refuse("tokenizer 'bytes'", "tokenizer_vocabulary", "tokenizer_sample_bytes", "separator")
+        elif self.tokenizer != "bpe":
+            self.refuse("a tokenizer that is not trained", "tokenizer_vocabulary", "tokenizer_sample_bytes")
+        return self
+
+    def is_set(self, name: str) -> bool:
+        """Whether the argument differs from its default."""
+        return getattr(self, name) != type(self).model_fields[name].default
+
+    def refuse(self, kind: str, *names: str) -> None:
+        """Refuse arguments that were set and that `kind` has no use for.
+
+        Raises:
+            ValueError: one of `names` differs from its default.
+        """
+        for name in names:
+            if self.is_set(name):
+                raise ValueError(
+                    f"an argument must have a use, but {kind} has none for data.{name}={getattr(self, name)!r}; "
+                    "leave it out"
+                )
 
 
 class OptimizerConfig(Config):

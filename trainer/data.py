@@ -1,234 +1,274 @@
-"""Text -> one file of tokens per split -> batches. Bytes are the tokens; a position is a step, nothing more.
+"""A corpus, tokenised once and shared: found again by what was asked for, named by what its tokens are.
 
-A prepared corpus is a folder named by its fingerprint, the hash of what the text says:
+    <cache>/<fingerprint>/   corpus.json  train-00000.bin ...  validation-00000.bin ...  token-bytes.npy  tokenizer.json
+    <cache>/requests/<key>/  prepared.json (the fingerprint)   lock   building/ (while it is)
 
-    <cache>/<fingerprint>/train.bin  validation.bin  corpus.json
-
-Documents are packed, each closed by byte 0. Their order, and which of them are held out for validation, follow from the
-hash of each file's name relative to its folder, so they are the same on every machine that holds the same files.
+The fingerprint is a hash of the tokens of each split and of what they mean; it enters a run's identity. The key is a
+hash of the configuration and of the files' content (text) or names, sizes and times (parquet): it only saves work.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import sysconfig
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import BYTE_VOCABULARY, DataConfig
+from trainer.atomic import open_atomically, write_atomically
+from trainer.config import DataConfig
+from trainer.documents import Document, Part, Progress, Split, open_source, silent
+from trainer.lock import owner_in_turn
+from trainer.shards import SPLITS, Shard, Tokens, build_part, read_part
+from trainer.tokenizer import Tokenizer, make_tokenizer, request_tokenizer
 
-SEPARATOR = b"\0"
-STDLIB = "stdlib"
-# Left out of `stdlib`: what is not the library itself, or what differs from one installation to the next.
-_NOT_STDLIB = {
-    "__pycache__",
-    "dist-packages",
-    "ensurepip",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "test",
-    "tests",
-}
-_SHUFFLE_STREAM = 2
+# Part of every key: raised when the same request would give other tokens or other files.
+_FORMAT = 1
+_FINGERPRINT_DIGITS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFacts:
-    """What a prepared corpus holds. Tokens are bytes here, so nats per token and per byte are the same."""
+    """What a prepared corpus holds. Bytes are of text, one per separator among them."""
 
     name: str
     fingerprint: str
+    tokenizer: str
+    vocabulary: int
     train_documents: int
     validation_documents: int
     train_tokens: int
     validation_tokens: int
+    train_bytes: int
+    validation_bytes: int
 
 
 class Corpus:
-    """A prepared corpus, memory-mapped: `train` and `validation` are token ids, shape [tokens], uint8."""
+    """A prepared corpus: `train` and `validation` are its tokens, `token_bytes` the bytes of each id, [vocabulary].
+
+    Raises:
+        ValueError: a file of it is missing or torn.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.facts = CorpusFacts(**json.loads((folder / "corpus.json").read_text()))
-        self.train: NDArray[np.uint8] = np.memmap(folder / "train.bin", np.uint8, mode="r")
-        self.validation: NDArray[np.uint8] = np.memmap(folder / "validation.bin", np.uint8, mode="r")
+        content = json.loads((folder / "corpus.json").read_text())
+        shards = content.pop("shards")
+        dtype = np.dtype(content.pop("dtype"))
+        self.facts = CorpusFacts(**content)
+        self.train = Tokens(folder, dtype, [Shard(**shard) for shard in shards["train"]])
+        self.validation = Tokens(folder, dtype, [Shard(**shard) for shard in shards["validation"]])
+
+    @cached_property
+    def token_bytes(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of each token id, shape [vocabulary]; the separator counts as one."""
+        return np.load(self.folder / "token-bytes.npy")
 
     def check(self, context: int, vocabulary: int) -> None:
         """Refuse a model that can't read this corpus.
 
         Raises:
-            ValueError: a split is shorter than one window of `context` + 1 tokens, or `vocabulary` is under 256.
+            ValueError: `vocabulary` is under the corpus's, or a split is shorter than `context` + 1 tokens.
         """
-        if vocabulary < BYTE_VOCABULARY:
+        facts = self.facts
+        if vocabulary < facts.vocabulary:
             raise ValueError(
-                f"model.vocabulary must hold every token, and bytes are {BYTE_VOCABULARY}, but got {vocabulary}; "
-                "leave it out"
+                f"model.vocabulary must hold every token, and the tokenizer of '{facts.name}', {facts.tokenizer}, has "
+                f"{facts.vocabulary}, but got {vocabulary}; set model.vocabulary={facts.vocabulary}"
             )
         for split, tokens in (("training", self.train), ("validation", self.validation)):
-            if count_windows(tokens, context) < 1:
+            if tokens.count_windows(context) < 1:
                 raise ValueError(
                     f"the {split} split must hold at least context + 1 = {context + 1} tokens, but that of the corpus "
-                    f"'{self.facts.name}' has {len(tokens)}; use more text, a shorter context or another "
+                    f"'{facts.name}' has {len(tokens)}; use more text, a shorter context or another "
                     "validation_fraction"
                 )
 
 
-@dataclass(frozen=True)
-class _Document:
-    name: str
-    text: bytes
+def prepare_corpus(config: DataConfig, cache: Path, progress: Progress = silent) -> Corpus:
+    """Open the corpus that `config` names; tokenise it first where `cache` doesn't hold it.
 
-    @property
-    def key(self) -> bytes:
-        return hashlib.sha256(self.name.encode()).digest()
+    Processes that ask for the same at once build it once: one works, the others wait for it. A build that was stopped
+    goes on with the part that it was at.
 
-
-def prepare_corpus(config: DataConfig, cache: Path) -> Corpus:
-    """Read the text that `config` names and open it as tokens; build the token files only where they are missing.
+    Args:
+        config: which text, which tokens.
+        cache: the folder of prepared corpora.
+        progress: told (what, done, total) in bytes of input; total 0 is not known.
 
     Raises:
-        ValueError: no such path, no text in it, or too little of it to hold anything out.
+        ValueError: no such corpus or tokenizer, no text in it, too little to hold anything out, or text that can't be
+            read or tokenised.
     """
-    documents = sorted(_read_documents(config), key=lambda document: document.key)
-    total = sum(len(document.text) for document in documents)
-    if total < 2:
-        raise ValueError(
-            f"a corpus must hold text, but '{config.corpus}' has {len(documents)} file(s) ending in "
-            f"{', '.join(config.suffixes)} with {total} bytes in all; name a file, or a folder with such files"
-        )
-    train, validation = _split(documents, config.validation_fraction * total)
-    digest = hashlib.sha256(f"bytes, closed by 0, held out {config.validation_fraction!r}".encode())
-    for document in documents:
-        digest.update(document.key + hashlib.sha256(document.text).digest())
-    fingerprint = digest.hexdigest()[:12]
-    folder = cache / fingerprint
-    if not (folder / "corpus.json").exists():
-        facts = CorpusFacts(
-            name=config.corpus if config.corpus == STDLIB else Path(config.corpus).name,
-            fingerprint=fingerprint,
-            train_documents=len(train),
-            validation_documents=len(validation),
-            train_tokens=_packed_length(train),
-            validation_tokens=_packed_length(validation),
-        )
-        _write_corpus(folder, facts, train, validation)
-    return Corpus(folder)
+    request = CorpusRequest(config, cache, progress)
+    return request.find() or request.build(progress)
 
 
-def batch_windows(corpus: Corpus, *, context: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
-    """The global batch of `step`: windows of context + 1 tokens, shape [batch, context + 1].
+class CorpusRequest:
+    """What a configuration asks for, as it is on disk (or on Hugging Face) now.
 
-    Every window is seen once an epoch, in an order drawn from (seed, epoch).
+    Args:
+        config, cache, progress: as for `prepare_corpus`; text files are read here once, for their hash.
+
+    Raises:
+        ValueError: no such corpus or tokenizer, or no text in it.
     """
-    windows = count_windows(corpus.train, context)
-    first = step * batch
-    rows = []
-    for epoch in range(first // windows, (first + batch - 1) // windows + 1):
-        start, stop = max(first - epoch * windows, 0), min(first + batch - epoch * windows, windows)
-        rows.append(_epoch_order(windows, seed, epoch)[start:stop])
-    return _take(corpus.train, np.concatenate(rows), context)
 
+    def __init__(self, config: DataConfig, cache: Path, progress: Progress = silent) -> None:
+        self._config, self._cache = config, cache
+        self._tokenizer = request_tokenizer(config)
+        self._source = open_source(config, progress)
+        asked = [
+            _FORMAT,
+            self._source.identity,
+            self._tokenizer.identity,
+            config.column,
+            config.validation_fraction,
+            config.max_tokens,
+        ]
+        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:_FINGERPRINT_DIGITS]
+        self.folder = cache / "requests" / key
 
-def validation_windows(corpus: Corpus, *, context: int, sequences: int) -> NDArray[np.int64]:
-    """Fixed validation windows spread evenly over the split: at most `sequences`, shape [n, context + 1]."""
-    windows = count_windows(corpus.validation, context)
-    chosen = np.linspace(0, windows - 1, min(sequences, windows)).round().astype(np.int64)
-    return _take(corpus.validation, chosen, context)
+    @property
+    def _answer(self) -> Path:
+        return self.folder / "prepared.json"
 
+    def find(self) -> Corpus | None:
+        """The prepared corpus, if there is one; no text and no token is read."""
+        if not self._answer.exists():
+            return None
+        folder = self._cache / json.loads(self._answer.read_text())["fingerprint"]
+        return Corpus(folder) if (folder / "corpus.json").exists() else None
 
-def count_windows(tokens: NDArray[np.uint8], context: int) -> int:
-    """Windows of context + 1 tokens, each beginning where the one before predicts its last token."""
-    return (len(tokens) - 1) // context
+    def build(self, progress: Progress = silent) -> Corpus:
+        """Tokenise, unless another process has done so by the time that it is this one's turn.
 
+        Raises:
+            ValueError: see `prepare_corpus`.
+        """
+        with owner_in_turn(
+            self.folder, waiting=lambda: progress("another process prepares this corpus; waiting", 0, 0)
+        ):
+            found = self.find()
+            if found is not None:
+                return found
+            building = self.folder / "building"
+            building.mkdir(exist_ok=True)
+            parts = self._source.list_parts()
+            tokenizer = self._make_tokenizer(building, parts, progress)
+            shards = _build_parts(parts, tokenizer, building, self._config.max_tokens, progress)
+            folder = self._cache / self._finish(building, tokenizer, shards)
+            _move(building, folder)
+            write_atomically(self._answer, json.dumps({"fingerprint": folder.name, "corpus": self._source.name}))
+            return Corpus(folder)
 
-_order_cache: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+    def _make_tokenizer(self, building: Path, parts: Sequence[Part], progress: Progress) -> Tokenizer:
+        """The tokenizer; one that was trained before a stop is read back."""
+        stored = building / "tokenizer.json"
+        if stored.exists():
+            content: str | None = stored.read_text(encoding="utf-8")
+        else:
+            content = self._tokenizer.content(_watched(parts, progress, self._config.tokenizer_sample_bytes))
+            if content is not None:
+                write_atomically(stored, content)
+        return make_tokenizer(self._config.tokenizer, content, self._config.separator)
 
-
-def _epoch_order(windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of one epoch, kept while it is in use."""
-    key = (windows, seed, epoch)
-    if key not in _order_cache:
-        if len(_order_cache) >= 2:
-            _order_cache.pop(next(iter(_order_cache)))
-        _order_cache[key] = np.random.default_rng([seed, epoch, _SHUFFLE_STREAM]).permutation(windows)
-    return _order_cache[key]
-
-
-def _take(tokens: NDArray[np.uint8], windows: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-    positions = windows[:, None] * context + np.arange(context + 1)
-    return tokens[positions].astype(np.int64)
-
-
-def _read_documents(config: DataConfig) -> Iterator[_Document]:
-    if config.corpus == STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = (f for f in root.rglob("*.py") if _is_stdlib(f.relative_to(root)))
-    else:
-        root = Path(config.corpus).expanduser()
-        if not root.exists():
+    def _finish(self, building: Path, tokenizer: Tokenizer, shards: dict[Split, list[Shard]]) -> str:
+        """Write what the corpus holds; its fingerprint."""
+        documents, tokens, text = (
+            {split: sum(getattr(shard, name) for shard in shards[split]) for split in SPLITS}
+            for name in ("documents", "tokens", "bytes")
+        )
+        if not (documents["train"] and documents["validation"]):
             raise ValueError(
-                f"data.corpus must be '{STDLIB}' or a file or folder that exists, but got '{config.corpus}'; "
-                f"relative paths start at {Path.cwd()}"
+                "training and validation must have a document each, but of the corpus "
+                f"'{self._source.name}' {documents['train']} go to training and {documents['validation']} to "
+                f"validation; use more text, another validation_fraction than {self._config.validation_fraction}"
+                + (f", or a max_tokens above {limit}" if (limit := self._config.max_tokens) else "")
             )
-        if root.is_file():
-            yield _Document(root.name, _read(root))
-            return
-        files = (f for f in root.rglob("*") if f.suffix in config.suffixes)
-    for file in files:
-        if file.is_file():
-            yield _Document(file.relative_to(root).as_posix(), _read(file))
+        said: dict[str, Any] = {split: [s.digest for s in shards[split] if s.tokens] for split in SPLITS}
+        canonical = json.dumps({"tokenizer": tokenizer.digest, **said}, sort_keys=True)
+        facts = CorpusFacts(
+            name=self._source.name,
+            fingerprint=hashlib.sha256(canonical.encode()).hexdigest()[:_FINGERPRINT_DIGITS],
+            tokenizer=tokenizer.name,
+            vocabulary=tokenizer.vocabulary,
+            **{f"{s}_documents": documents[s] for s in SPLITS},
+            **{f"{s}_tokens": tokens[s] for s in SPLITS},
+            **{f"{s}_bytes": text[s] for s in SPLITS},
+        )
+        with open_atomically(building / "token-bytes.npy") as file:
+            np.save(file, tokenizer.token_bytes)
+        listed = {split: [asdict(shard) for shard in shards[split]] for split in SPLITS}
+        content = {**asdict(facts), "dtype": tokenizer.dtype.str, "shards": listed}
+        write_atomically(building / "corpus.json", json.dumps(content, indent=1))
+        return facts.fingerprint
 
 
-def _is_stdlib(relative: Path) -> bool:
-    generated = relative.name.startswith("_sysconfigdata")
-    return not generated and _NOT_STDLIB.isdisjoint(relative.parts)
+def _build_parts(
+    parts: Sequence[Part], tokenizer: Tokenizer, folder: Path, max_tokens: int | None, progress: Progress
+) -> dict[Split, list[Shard]]:
+    """Tokenise part after part until all are done or `max_tokens` training tokens are reached."""
+    whole = sum(part.size for part in parts)
+    done = tokens = 0
+    shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
+    for number, part in enumerate(parts):
+        if max_tokens is not None and tokens >= max_tokens:
+            break
+
+        def tell(
+            read: int, made: int, name: str = part.name, done_before: int = done, tokens_before: int = tokens
+        ) -> None:
+            at = done_before + read
+            progress(f"tokenising {name}", at, _expected(at, whole, tokens_before + made, max_tokens))
+
+        tell(0, 0)
+        built = read_part(folder, number)
+        if built is None:
+            left = None if max_tokens is None else max_tokens - tokens
+            built = build_part(part, number, tokenizer, folder, max_train_tokens=left, progress=tell)
+        for split in SPLITS:
+            shards[split].append(built[split])
+        tokens += built["train"].tokens
+        done += part.size
+    progress("tokenised", done, done)
+    return shards
 
 
-def _read(file: Path) -> bytes:
+def _watched(parts: Sequence[Part], progress: Progress, sample_bytes: int) -> Iterator[Document]:
+    """The documents of all parts, told as they are read by the training of a tokenizer."""
+    whole, done, text = sum(part.size for part in parts), 0, 0
+    for part in parts:
+        for document in part.read():
+            if document.split == "train":
+                text += len(document.text)
+                at = done + document.position
+                progress("training the tokenizer", at, _expected(at, whole, text, sample_bytes))
+            yield document
+        done += part.size
+
+
+def _expected(done: int, whole: int, got: int, wanted: int | None) -> int:
+    """Bytes of input that will have been read when `wanted` is got, if the rest gives what the `done` gave."""
+    if wanted is None or not got:
+        return whole
+    return min(whole, max(done * wanted // got, done))
+
+
+def _move(building: Path, folder: Path) -> None:
+    """Put what was built in its place, unless the same tokens lie there already: then that stays, and this goes."""
+    if (folder / "corpus.json").exists():
+        shutil.rmtree(building)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"every file of a corpus must be readable, but {file} is not: {error.strerror}") from error
-
-
-def _split(documents: list[_Document], validation_bytes: float) -> tuple[list[_Document], list[_Document]]:
-    """Hold out the first documents, whole, until they reach `validation_bytes`; a lone document is cut instead."""
-    if len(documents) == 1:
-        text = documents[0].text
-        cut = len(text) - max(1, round(validation_bytes))
-        return [_Document("head", text[:cut])], [_Document("tail", text[cut:])]
-    held_out, count = 0, 0
-    while count < len(documents) - 1 and (held_out < validation_bytes or count == 0):
-        held_out += len(documents[count].text)
-        count += 1
-    return documents[count:], documents[:count]
-
-
-def _packed_length(documents: list[_Document]) -> int:
-    return sum(len(document.text) + len(SEPARATOR) for document in documents)
-
-
-def _write_corpus(folder: Path, facts: CorpusFacts, train: list[_Document], validation: list[_Document]) -> None:
-    """Write beside the final place and rename, so that a corpus is whole or absent whoever else builds it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for name, documents in (("train.bin", train), ("validation.bin", validation)):
-            with (building / name).open("wb") as file:
-                file.writelines(document.text + SEPARATOR for document in documents)
-        (building / "corpus.json").write_text(json.dumps(asdict(facts), indent=1))
-        building.chmod(0o755)
-        if not (folder / "corpus.json").exists():
-            os.replace(building, folder)
+        os.replace(building, folder)
     except OSError:
-        if not (folder / "corpus.json").exists():  # else another process has just built the same corpus
+        if not (folder / "corpus.json").exists():  # else another request has just come to the same tokens
             raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(building)

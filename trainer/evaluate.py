@@ -44,6 +44,17 @@ def evaluate(
     return dict(zip(wanted, total.tolist(), strict=True))
 
 
-def bits_per_byte(nats_per_token: float, tokens_per_byte: float = 1.0) -> float:
-    """Convert a loss in nats per token; a byte is a token unless a tokenizer says otherwise."""
+def tokens_per_byte(windows: NDArray, token_bytes: NDArray) -> float:
+    """Tokens per byte of text among the targets of `windows`: exactly 1 where bytes are the tokens.
+
+    Args:
+        windows: token ids, shape [sequences, context + 1]; the first of each is no target.
+        token_bytes: bytes of each token id, shape [vocabulary].
+    """
+    targets = windows[:, 1:]
+    return targets.size / int(token_bytes[targets].sum())
+
+
+def bits_per_byte(nats_per_token: float, tokens_per_byte: float) -> float:
+    """Convert a loss in nats per token."""
     return nats_per_token * tokens_per_byte / math.log(2)

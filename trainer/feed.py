@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.batches import batch_windows
 from trainer.config import RunSpec
-from trainer.data import Corpus, batch_windows
+from trainer.data import Corpus
 from trainer.parallel import Ranks
 from trainer.recurrence import sample_recurrences
 
@@ -37,7 +38,9 @@ def share_of(spec: RunSpec, corpus: Corpus, ranks: Ranks, step: int) -> Share:
     """
     loops = sample_recurrences(spec.recurrence, batch=spec.batch, seed=spec.seed, step=step, steps=spec.steps)
     mine = np.argsort(-loops, kind="stable")[ranks.rank :: ranks.size]
-    windows = batch_windows(corpus, context=spec.model.context, batch=spec.batch, seed=spec.seed, step=step)[mine]
+    windows = batch_windows(
+        corpus, context=spec.model.context, batch=spec.batch, seed=spec.seed, step=step, rows=mine.tolist()
+    )
     seeds = np.random.SeedSequence([spec.seed, step, _STATE_STREAM]).generate_state(spec.batch, np.uint64)
     return Share(
         windows=torch.from_numpy(windows),

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,15 +18,37 @@ def sole_owner(folder: Path) -> Iterator[None]:
     Raises:
         FolderBusyError: another process owns it.
     """
+    with _lock_file(folder) as handle:
+        if not _try(handle):
+            raise FolderBusyError(
+                f"one process at a time may work in a folder, but another is at work in {folder}; wait or stop it"
+            )
+        yield
+
+
+@contextmanager
+def owner_in_turn(folder: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
+    """Own `folder` as above, after whoever owns it now; `waiting` is called once before a wait."""
+    with _lock_file(folder) as handle:
+        if not _try(handle):
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _lock_file(folder: Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FolderBusyError(
-                f"one process at a time may work in a folder, but another is at work in {folder}; wait or stop it"
-            ) from error
-        yield
+        yield handle
     finally:
         os.close(handle)
+
+
+def _try(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -21,11 +21,12 @@ from torch.optim import Optimizer
 
 from trainer.accounting import flops_spent, loop_cost
 from trainer.architecture import build_model
+from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from trainer.compilation import compile_blocks
 from trainer.config import ExecutionConfig, RunSpec
-from trainer.data import Corpus, validation_windows
-from trainer.evaluate import bits_per_byte, evaluate
+from trainer.data import Corpus
+from trainer.evaluate import bits_per_byte, evaluate, tokens_per_byte
 from trainer.feed import Share, shares
 from trainer.journal import Journal
 from trainer.language_model import LanguageModel
@@ -139,11 +140,13 @@ def _train(
 
     losses = {}
     if reason is None:
-        losses = evaluate(model, validation, {*spec.evaluation.recurrences, spec.recurrence.mean}, ranks)
+        with _precision(spec, execution):
+            losses = evaluate(model, validation, {*spec.evaluation.recurrences, spec.recurrence.mean}, ranks)
         if not all(map(math.isfinite, losses.values())):
             reason = f"validation loss is not finite after step {done}{_radius(model)}: {losses}"
     counts["seconds"] += time.monotonic() - began
-    result = _result(spec, model, counts, losses, reason, done, nats)
+    density = tokens_per_byte(validation, corpus.token_bytes)
+    result = _result(spec, model, counts, losses, density, reason, done, nats)
     journal.event(result.status, step=done, reason=reason)
     journal.close()
     if ranks.is_first:
@@ -210,8 +213,7 @@ def _backward(spec: RunSpec, model: LanguageModel, share: Share, execution: Exec
         windows = share.windows[start : start + most].to(device, non_blocking=True)
         loops = share.loops[start : start + most]
         h0 = model.initial_state(share.state_seeds[start : start + most], spec.model.context)
-        half = spec.precision == "bfloat16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        with _precision(spec, execution):
             loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0)
         part = len(loops) / spec.batch
         (loss.nats * part).backward()
@@ -219,6 +221,12 @@ def _backward(spec: RunSpec, model: LanguageModel, share: Share, execution: Exec
         ran = told.new_tensor([loops.sum(), loops.clamp(max=depth).sum()])
         told += torch.cat([torch.stack(means) * part, ran])
     return told
+
+
+def _precision(spec: RunSpec, execution: ExecutionConfig) -> torch.autocast:
+    """Matrix products in bfloat16 where the spec says so; weights and sums stay float32."""
+    device = torch.device(execution.device).type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16")
 
 
 def _radius(model: LanguageModel) -> str:
@@ -249,11 +257,15 @@ def _result(
     model: LanguageModel,
     counts: dict[str, float],
     losses: dict[int, float],
+    density: float,
     reason: str | None,
     steps: int,
     nats: float | None,
 ) -> RunResult:
-    """Put the outcome together; FLOPs are the loops that ran (`exact`) or the nominal ones (`parcae-release`)."""
+    """Put the outcome together.
+
+    FLOPs are the loops that ran (`exact`) or the nominal ones (`parcae-release`); `density` is tokens per byte.
+    """
     sequences = steps * spec.batch
     tokens = steps * spec.tokens_per_step
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
@@ -272,7 +284,7 @@ def _result(
         **flops_spent(spec.model, spec.recurrence, tokens, forward, backward),
         loss=loss,
         losses={} if diverged else losses,
-        bits_per_byte=None if loss is None else bits_per_byte(loss),
+        bits_per_byte=None if loss is None else bits_per_byte(loss, density),
         training_loss=nats if nats is not None and math.isfinite(nats) else None,
         spectral_radius=radius if radius is not None and math.isfinite(radius) else None,
         seconds=counts["seconds"],

@@ -8,7 +8,6 @@ checkpoint that we have seen: their names below follow the same scheme.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +17,11 @@ from torch import Tensor
 from trainer.architecture import build_model
 from trainer.atomic import write_atomically
 from trainer.config import ModelConfig, RecurrenceConfig
+from trainer.hub import HubError, fetch_model, is_repository
 from trainer.language_model import LanguageModel
 
 LOOPED_CLASS, FIXED_CLASS = "ParcaeConfig", "FixedDepthConfig"
 WEIGHTS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _INJECTIONS = {"diagonal": "diagonal", "concat": "linear", "addition": "add"}
 _BLOCKS = {"pre-norm": "TransformerPreNormBlock", "residual-norm": "SandwichBlock"}
 # Tensors of a published file that our model derives: the head is tied, the rotary table is computed.
@@ -244,14 +243,11 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not _HUB_ID.fullmatch(str(source)):
+    if not is_repository(str(source)):
         raise ValueError(f"a checkpoint must be a folder that exists or a hub id OWNER/NAME, but got '{source}'")
-    from huggingface_hub import snapshot_download
-
     try:
-        wanted = ["config.json", "*.safetensors", "*.bin"]
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the hub's client fails with errors of several libraries
+        return fetch_model(str(source), revision)
+    except HubError as error:
         raise ValueError(
             f"'{source}' is no folder here, and the Hugging Face hub gave no model of that name ({error}); check the "
             "name and the network"

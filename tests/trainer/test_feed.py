@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.batches import batch_windows
 from trainer.config import RecurrenceConfig
-from trainer.data import batch_windows
 from trainer.feed import share_of, shares
 from trainer.parallel import Ranks
 from trainer.recurrence import sample_recurrences

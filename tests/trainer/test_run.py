@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from trainer.accounting import flops_per_token
+from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from trainer.config import ExecutionConfig, ModelConfig, OptimizerConfig, RecurrenceConfig, RunSpec
-from trainer.data import validation_windows
 from trainer.evaluate import bits_per_byte, evaluate
 from trainer.journal import Journal, journal_id, read_journal
 from trainer.lock import FolderBusyError, sole_owner
@@ -268,7 +268,7 @@ def test_evaluation_at_many_recurrences_is_that_at_each(spec, corpus):
     assert list(together) == [1, 2, 4]
     for recurrence, loss in together.items():
         assert evaluate(model, windows, [recurrence])[recurrence] == loss
-    assert bits_per_byte(together[1]) == pytest.approx(together[1] / 0.6931471805599453)
+    assert bits_per_byte(together[1], 1.0) == pytest.approx(together[1] / 0.6931471805599453)
 
 
 class TestJournal:
