@@ -21,7 +21,7 @@ from trainer.recurrence import sample_recurrences
 from trainer.sizes import SIZES
 from trainer.telemetry import matrix_rate
 
-SMALL = ModelConfig(width=256, heads=2, prelude_layers=2, core_layers=2, coda_layers=2, context=64)
+SMALL = ModelConfig(width=256, heads=2, prelude_layers=2, core_layers=2, coda_layers=2, context=128)
 SEQUENCES = 16
 STEPS = 30
 

@@ -266,6 +266,7 @@ def _train_or_simulate(
 
 def _train_share(share: dict[str, str]) -> None:
     """What each process of a run does: all of it, or its part where Ray Train has set up a process group."""
+    import torch
     import torch.distributed
 
     from trainer.data import Corpus
@@ -275,6 +276,7 @@ def _train_share(share: dict[str, str]) -> None:
     if execution.device == "cuda" and torch.distributed.is_initialized():
         from ray.train.torch import get_device
 
+        torch.cuda.set_device(get_device())
         execution = execution.model_copy(update={"device": str(get_device())})
     train(
         RunSpec.model_validate_json(share["spec"]),
