@@ -57,12 +57,19 @@ COLUMNS: tuple[Column, ...] = (
         meaning="FLOPs per token outside the loop",
         may_equal=True,
     ),
-    Column(name="flops_per_token_forward_loop", kind="number", meaning="FLOPs per token of a loop forward"),
-    Column(name="flops_per_token_backward_loop", kind="number", meaning="FLOPs per token of a loop backward"),
+    Column(
+        name="flops_per_token_forward_loop", kind="number", meaning="FLOPs per token of a loop forward", may_equal=True
+    ),
+    Column(
+        name="flops_per_token_backward_loop",
+        kind="number",
+        meaning="FLOPs per token of a loop backward",
+        may_equal=True,
+    ),
     Column(name="forward_loops", kind="number", meaning="mean loops run forward", measured=True),
     Column(name="backward_loops", kind="number", meaning="mean loops run backward", measured=True),
     Column(name="effective_params_fixed", kind="number", meaning="prelude + coda parameters", may_equal=True),
-    Column(name="effective_params_per_loop", kind="number", meaning="parameters of the core"),
+    Column(name="effective_params_per_loop", kind="number", meaning="parameters of the core", may_equal=True),
 )
 REQUIRED_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.required)
 

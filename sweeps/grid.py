@@ -18,8 +18,8 @@ from trainer.recurrence import sample_recurrences
 
 TOLERANCE = 0.01
 MOST_STEPS = 10**9
-# Up to so many sequences the loops are drawn in advance; beyond them their mean is within 0.3% of the expected one.
-SEQUENCES_DRAWN = 20_000
+# Up to so many draws the loops are drawn in advance; beyond them their mean is within 0.3% of the expected one.
+MOST_DRAWN = 20_000
 SIMULATED_DATA = "simulated"
 
 
@@ -149,7 +149,8 @@ def _solve(sweep: SweepConfig, recurrence: RecurrenceConfig, budget: float, unit
     """
     steps = steps_for(budget, unit)
     drawn = sweep.accounting == "exact" and recurrence.curriculum_start is None
-    if not drawn or steps * sweep.batch > SEQUENCES_DRAWN:
+    draws = steps * (1 if recurrence.sampling == "per-batch" else sweep.batch)
+    if not drawn or draws > MOST_DRAWN:
         return steps, steps * unit
     cost = loop_cost(sweep.model, sweep.accounting)
     spent, steps_taken = 0.0, 0

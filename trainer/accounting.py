@@ -33,7 +33,7 @@ _CURRICULUM_POINTS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionCost:
-    """An injection's parameters, and the multiply-adds per token of its matrices: once, and in every loop."""
+    """An injection's parameters, and multiply-adds per token: of what is applied to e, once, and to h, in every loop."""
 
     parameters: int
     products_once: int = 0
