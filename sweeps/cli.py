@@ -273,12 +273,14 @@ def _print_plan(plan: "Plan", done: set[str]) -> None:
     console.print(table)
     for missing in plan.left_out:
         console.print(f"left out: {missing.asked}, µ = {missing.mean_recurrence}: {missing.reason}")
-    parallel = max(1, (os.cpu_count() or 1) // sweep.resources.cpus)
+    resources = sweep.resources
+    parallel = 1 if resources.gpus else max(1, (os.cpu_count() or 1) // (resources.cpus * resources.processes))
+    where = "one run after the other" if resources.gpus else f"on this machine, {parallel} runs at a time"
     console.print(
         f"model       {parameters.total:,} parameters, N(µ) = {parameters.effective_fixed:,} + "
         f"{parameters.effective_per_loop:,} µ effective\n"
         f"compute     {plan.flops:.4g} FLOPs in all, counted as {sweep.accounting}\n"
-        f"time        about {_duration(plan.hours(parallel) * 3600)} on this machine, {parallel} runs at a time, if "
+        f"time        about {_duration(plan.hours(parallel) * 3600)}, {where}, if "
         f"each does the stated {sweep.resources.flops_per_second:.3g} FLOPs per second"
     )
 
@@ -366,3 +368,7 @@ def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
 
 def _command() -> str:
     return " ".join(["isoloop", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ from trainer.config import (
     ScheduleConfig,
     check_fixed_depth,
 )
-from trainer.sizes import SIZES
+from trainer.sizes import SHAPE, SIZES
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -54,6 +54,7 @@ class Resources(Config):
         compile: put the blocks through torch.compile.
         checkpoint_seconds: time between two checkpoints of a run.
         keep_checkpoints: how many of them a run keeps while it trains.
+        peak_flops: FLOPs per second of one process that utilisation refers to; None: measured.
     """
 
     cpus: PositiveInt = 1
@@ -65,6 +66,16 @@ class Resources(Config):
     compile: bool = False
     checkpoint_seconds: PositiveFloat = 30.0
     keep_checkpoints: PositiveInt = 2
+    peak_flops: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.processes > 1 and self.gpus not in (0, 1):
+            raise ValueError(
+                f"processes that share a run need a GPU each, or none, but got processes={self.processes}, "
+                f"gpus={self.gpus:g}; set gpus to 0 or 1"
+            )
+        return self
 
     @property
     def execution(self) -> ExecutionConfig:
@@ -77,6 +88,7 @@ class Resources(Config):
             compile=self.compile,
             checkpoint_seconds=self.checkpoint_seconds,
             keep_checkpoints=self.keep_checkpoints,
+            peak_flops=self.peak_flops,
         )
 
 
@@ -170,6 +182,20 @@ class SweepConfig(Config):
         check_fixed_depth(self.model, self.mean_recurrences, self.depth, self.evaluation)
         return self
 
+    @model_validator(mode="after")
+    def _check_execution(self) -> Self:
+        if self.resources.activation_checkpointing and not self.model.is_looped:
+            raise ValueError(
+                "resources.activation_checkpointing works loop by loop, but a fixed-depth Transformer (injection: "
+                "none) has no loop; leave it out"
+            )
+        if self.resources.processes > self.batch:
+            raise ValueError(
+                f"each process of a run must have a sequence of a batch, but got resources.processes="
+                f"{self.resources.processes}, batch={self.batch}; use fewer processes or a larger batch"
+            )
+        return self
+
 
 def presets() -> list[str]:
     """Names of the sweeps that come with isoloop."""
@@ -255,6 +281,10 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ValueError(f"an override must read section.key=value, but got '{override}'")
     *sections, last = key.split(".")
+    if sections[:1] == ["model"] and isinstance(content.get("model"), str):
+        content["model"] = {"size": content["model"]}
+    if key == "model.size" and isinstance(content.get("model"), dict):
+        content["model"] = {name: value for name, value in content["model"].items() if name not in SHAPE}
     place = content
     for section in sections:
         place = place.setdefault(section, {})
@@ -292,4 +322,4 @@ def _known_keys(sections: Sequence[Any]) -> list[str]:
         if not nested:
             return []
         model = nested[0]
-    return sorted(model.model_fields)
+    return sorted([*model.model_fields, "size"] if model is ModelConfig else model.model_fields)

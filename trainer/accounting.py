@@ -17,7 +17,7 @@ Two ways to count FLOPs (SPEC "FLOPs: count what runs"):
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trainer.config import BLOCKS, ModelConfig, RecurrenceConfig
 from trainer.plugin import own_class
@@ -33,7 +33,7 @@ _CURRICULUM_POINTS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionCost:
-    """An injection's parameters, and multiply-adds per token: of what is applied to e, once, and to h, in every loop."""
+    """An injection's parameters, and multiply-adds per token of what is applied to e, once, and to h, in every loop."""
 
     parameters: int
     products_once: int = 0
@@ -114,14 +114,14 @@ def injection_cost(model: ModelConfig) -> InjectionCost:
             return InjectionCost(parameters=2 * square, products_once=square, products_per_loop=square)
         case "addition" | "none":
             return InjectionCost(parameters=0)
-    return own_class(model.injection).cost(model.width)
+    return _own_cost(model.injection, InjectionCost, model.width)
 
 
 def block_cost(model: ModelConfig, layer: int) -> BlockCost:
     """What distinct layer `layer` costs; a block of the user's own says so itself, in its `cost`."""
     value_embedding = model.has_value_embedding(layer)
     if model.block not in BLOCKS:
-        return own_class(model.block).cost(model, value_embedding=value_embedding)
+        return _own_cost(model.block, BlockCost, model, value_embedding=value_embedding)
     gate = _gate_channels(model) * model.heads if value_embedding else 0
     products = (4 + 2 * MLP_FACTOR) * model.width**2 + gate
     norms = 2 if model.block == "pre-norm" else 4
@@ -176,8 +176,8 @@ def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tupl
     """Mean loops per token that count: forward and with gradient.
 
     Under `exact` these are E[T] and E[min(T, µ_bwd)] of what the sampler draws: for T = max(1, Poisson(µ)), E[T] is
-    µ + exp(-µ). Under `parcae-release` they are the nominal µ and µ_bwd. A curriculum counts with its average over the
-    run.
+    µ + exp(-µ). Under `parcae-release` they are the nominal µ and min(µ_bwd, µ). A curriculum counts with its average
+    over the run.
     """
     if recurrence.curriculum_start is None:
         return _loops_at(recurrence, accounting, float(recurrence.mean))
@@ -195,14 +195,13 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
     """Expected loops, forward and with gradient, where `mean` is the mean in force."""
     depth = recurrence.gradient_loops
     if accounting == "parcae-release":
-        return mean, float(min(depth, mean) if recurrence.curriculum_start is not None else depth)
+        return mean, float(min(depth, mean))
     if recurrence.sampling == "fixed":
         return float(round(mean)), float(min(round(mean), depth))
-    probability = cumulative = math.exp(-mean)  # of 0 loops before the clamp; up to and including them
+    cumulative = math.exp(-mean)  # P(0 loops) before the clamp
     forward, backward = mean + cumulative, 1.0
     for loops in range(1, depth):
-        probability *= mean / loops
-        cumulative += probability
+        cumulative += math.exp(loops * math.log(mean) - mean - math.lgamma(loops + 1))
         backward += 1 - cumulative  # E[min(T, depth)] is the sum of P(T >= j), j = 1 .. depth
     return forward, backward
 
@@ -230,3 +229,20 @@ def steps_for(asked: float, per_step: float) -> int:
 
 def _gate_channels(model: ModelConfig) -> int:
     return min(GATE_CHANNELS, model.width)
+
+
+def _own_cost(path: str, kind: type, *args: Any, **kwargs: Any) -> Any:
+    """What a class of the user's own says that it costs.
+
+    Raises:
+        ValueError: it doesn't, or not as a `kind`.
+    """
+    try:
+        cost = own_class(path).cost(*args, **kwargs)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"a class of your own must state its cost as {kind.__name__}, but '{path}': {error}"
+        ) from error
+    if not isinstance(cost, kind):
+        raise ValueError(f"a class of your own must state its cost as {kind.__name__}, but '{path}' gives {cost!r}")
+    return cost

@@ -16,7 +16,12 @@ MOST_GRAPHS = 16
 
 
 def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
-    """Put the blocks of `model` through torch.compile; at most `MOST_GRAPHS` graphs are made."""
+    """Put the blocks of `model` through torch.compile; at most `MOST_GRAPHS` graphs are made.
+
+    Graphs of another model in this process are forgotten, so that each has the whole number to itself. One graph more
+    than that would run uncompiled, and torch would say so.
+    """
+    torch._dynamo.reset()
     compiled = torch.compile(run_blocks, backend=backend)
 
     def run(blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor]) -> Tensor:

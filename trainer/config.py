@@ -91,6 +91,16 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_loopless(self) -> Self:
+        if not self.is_looped and not (self.prelude_norm and self.state_init == "like-init"):
+            raise ValueError(
+                "a fixed-depth Transformer (injection: none) has no prelude norm and no initial state to choose, but "
+                f"got prelude_norm={self.prelude_norm}, state_init='{self.state_init}'; leave them out, or set them to "
+                "true and like-init"
+            )
+        return self
+
     @property
     def is_looped(self) -> bool:
         """Whether the core is looped; the fixed-depth Transformer runs each block once."""
@@ -270,6 +280,11 @@ def check_fixed_depth(
     Raises:
         ValueError: `model` is the fixed-depth Transformer, and a mean, the sampling or a test-time recurrence isn't 1.
     """
+    if not model.is_looped and depth.backprop_depth is not None:
+        raise ValueError(
+            "a fixed-depth Transformer (injection: none) has no loops to carry gradient, but got backprop_depth="
+            f"{depth.backprop_depth}; leave it out"
+        )
     if not model.is_looped and (set(means), depth.sampling, set(evaluation.recurrences)) != ({1}, "fixed", {1}):
         raise ValueError(
             "a fixed-depth Transformer (injection: none) runs each block once, so its mean recurrence must be 1, its "

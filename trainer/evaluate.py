@@ -10,13 +10,18 @@ from trainer.head import mean_cross_entropy
 from trainer.language_model import LanguageModel
 from trainer.parallel import Ranks
 
-_BATCH = 64
+BATCH = 64
 _STATE_SEED = 20_260_412
 
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, windows: NDArray, recurrences: Iterable[int], ranks: Ranks | None = None
+    model: LanguageModel,
+    windows: NDArray,
+    recurrences: Iterable[int],
+    *,
+    ranks: Ranks | None = None,
+    batch: int = BATCH,
 ) -> dict[int, float]:
     """Mean cross-entropy in nats per token at each T of `recurrences`, by T ascending.
 
@@ -28,13 +33,14 @@ def evaluate(
         windows: token ids, shape [sequences, context + 1].
         recurrences: loops to run, each >= 1.
         ranks: the processes that share the work; this one alone if left out.
+        batch: sequences at once.
     """
     ranks = ranks or Ranks()
     wanted = sorted(set(recurrences))
     device = model.embedding.weight.device
     total = torch.zeros(len(wanted), dtype=torch.float64)
     mine = torch.arange(len(windows))[ranks.rank :: ranks.size]
-    for sequences in mine.split(_BATCH):
+    for sequences in mine.split(batch) if len(mine) else ():
         rows = torch.from_numpy(windows)[sequences].to(device)
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])

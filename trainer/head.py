@@ -26,6 +26,8 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_onc
         logits_at_once: most logits held at a time (at least 64 rows are).
     """
     rows = max(_FEWEST_ROWS, logits_at_once // weight.shape[0])
+    if not torch.is_grad_enabled():  # within a Function they would ask for their gradients all the same
+        x, weight = x.detach(), weight.detach()
     return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows)
 
 
@@ -63,6 +65,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were used up by the first backward pass; compute it again")
         grad_x, grad_weight = ctx.gradients
         ctx.gradients = None  # they are scaled in place, once
         return (

@@ -92,11 +92,11 @@ class ConcatInjection(Injection):
 
     def drive(self, e: Tensor) -> Tensor:
         """B̄ e for e [batch, tokens, width]."""
-        return F.linear(e, self.weight[:, self.weight.shape[0] :])
+        return F.linear(e, self.weight[:, self.weight.shape[0] :]).to(e.dtype)
 
     def inject(self, h: Tensor, drive: Tensor) -> Tensor:
         """Ā h + drive for h and drive [batch, tokens, width]."""
-        return F.linear(h, self.weight[:, : self.weight.shape[0]]) + drive
+        return F.linear(h, self.weight[:, : self.weight.shape[0]]).to(drive.dtype) + drive
 
     @torch.no_grad()
     def spectral_radius(self) -> float:

@@ -26,7 +26,7 @@ from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, s
 from trainer.compilation import compile_blocks
 from trainer.config import ExecutionConfig, RunSpec
 from trainer.data import Corpus
-from trainer.evaluate import bits_per_byte, evaluate, tokens_per_byte
+from trainer.evaluate import BATCH, bits_per_byte, evaluate, tokens_per_byte
 from trainer.feed import Share, shares
 from trainer.journal import Journal
 from trainer.language_model import LanguageModel
@@ -92,6 +92,7 @@ def _train(
     optimizers = make_optimizers(model, spec.optimizer)
     journal = Journal(folder / "journal.jsonl" if ranks.is_first else Path(os.devnull))
     done, counts = _go_on(folder, spec, model, optimizers, journal, ranks)
+    ranks.share_weights(model)
     if execution.compile:
         compile_blocks(model)
     meter = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size)
@@ -110,20 +111,21 @@ def _train(
         ranks.sum_gradients(model)
         gradient = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
         asked = should_stop() if ranks.is_first else False
-        *means, forward, backward, stop = ranks.sum(torch.cat([told, told.new_tensor([asked])])).tolist()
+        ran = share.loops.sum(), share.loops.clamp(max=spec.recurrence.gradient_loops).sum()
+        *means, forward, backward, stop = ranks.sum(torch.cat([told, told.new_tensor([*ran, asked])])).tolist()
         nats, gradient_norm = means[0], gradient.item()
         counts["forward_loops"] += forward
         counts["backward_loops"] += backward
         if not (math.isfinite(nats) and math.isfinite(gradient_norm)) or nats > exploded:
-            reason = f"training loss {nats:.4g}, gradient norm {gradient_norm:.4g}{_radius(model)} at step {step}"
             done += 1
+            reason = f"training loss {nats:.4g}, gradient norm {gradient_norm:.4g}{_radius(model)} in step {done}"
             break
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         done += 1
         meter.count(spec.batch, forward, backward)
-        if done % every == 0 or done == spec.steps:
+        if ranks.is_first and (done % every == 0 or done == spec.steps):
             journal.metrics(done, _telemetry(spec, model, optimizers, means, gradient_norm, done) | meter.read())
         now = time.monotonic()
         stopping = stop > 0 and done < spec.steps
@@ -141,7 +143,8 @@ def _train(
     losses = {}
     if reason is None:
         with _precision(spec, execution):
-            losses = evaluate(model, validation, {*spec.evaluation.recurrences, spec.recurrence.mean}, ranks)
+            recurrences = {*spec.evaluation.recurrences, spec.recurrence.mean}
+            losses = evaluate(model, validation, recurrences, ranks=ranks, batch=execution.micro_batch or BATCH)
         if not all(map(math.isfinite, losses.values())):
             reason = f"validation loss is not finite after step {done}{_radius(model)}: {losses}"
     counts["seconds"] += time.monotonic() - began
@@ -203,12 +206,11 @@ def _backward(spec: RunSpec, model: LanguageModel, share: Share, execution: Exec
     """Add this process's part of the step's gradient, one micro-batch at a time.
 
     Returns:
-        This process's part of [loss, ‖h_T‖, last residual] (means over the global batch; NaN without a loop), then the
-        loops it ran, forward and with gradient.
+        This process's part of [loss, ‖h_T‖, last residual], means over the global batch; NaN without a loop.
     """
     device, depth = torch.device(execution.device), spec.recurrence.gradient_loops
     most = execution.micro_batch or len(share.loops)
-    told = torch.zeros(5, device=device)
+    told = torch.zeros(3, device=device)
     for start in range(0, len(share.loops), most):
         windows = share.windows[start : start + most].to(device, non_blocking=True)
         loops = share.loops[start : start + most]
@@ -218,8 +220,7 @@ def _backward(spec: RunSpec, model: LanguageModel, share: Share, execution: Exec
         part = len(loops) / spec.batch
         (loss.nats * part).backward()
         means = [told.new_tensor(math.nan) if value is None else value.detach() for value in loss]
-        ran = told.new_tensor([loops.sum(), loops.clamp(max=depth).sum()])
-        told += torch.cat([torch.stack(means) * part, ran])
+        told += torch.stack(means) * part
     return told
 
 

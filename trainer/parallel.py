@@ -27,6 +27,12 @@ class Ranks:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    def share_weights(self, model: nn.Module) -> None:
+        """Give every rank the first one's weights: drawn on unlike machines they could differ in the last bit."""
+        if self.size > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.data, src=0)
+
     def sum_gradients(self, model: nn.Module) -> None:
         """Add up each parameter's gradient over the ranks, in place; they end with the same numbers."""
         if self.size == 1:

@@ -51,11 +51,12 @@ class Parcae(LanguageModel):
         Sequence i runs loops[i] >= 1 times, its last min(loops[i], gradient_loops) with gradient, and leaves the batch
         when it is done, so that only loops that count are computed.
         """
-        order = torch.argsort(loops, descending=True, stable=True)
-        loops = loops[order]
+        h = h0
+        if (loops.diff() > 0).any():
+            order = torch.argsort(loops, descending=True, stable=True)
+            moved = order.to(tokens.device)
+            loops, tokens, targets, h = loops[order], tokens[moved], targets[moved], h[moved]
         with_gradient = loops.clamp(max=gradient_loops)
-        moved = order.to(tokens.device)
-        tokens, targets, h = tokens[moved], targets[moved], h0[moved]
         drive, values = self._before_loop(tokens)
         with torch.no_grad():
             constants = {layer: value.detach() for layer, value in values.items()}
@@ -113,7 +114,8 @@ class Parcae(LanguageModel):
     def _after_loop(self, h: Tensor, values: dict[int, Tensor]) -> Tensor:
         """W_C, coda and final norm: [batch, tokens, width]."""
         first = self.config.prelude_layers + self.config.core_layers
-        return self.final_norm(self.run_blocks(self.coda, first, self.state_to_width(h), self.rotary, values))
+        x = self.state_to_width(h).to(h.dtype)
+        return self.final_norm(self.run_blocks(self.coda, first, x, self.rotary, values))
 
 
 def _loop_end(h: Tensor, before: Tensor) -> _LoopEnd:

@@ -83,8 +83,16 @@ def published_name(name: str, block: str) -> str:
     return name
 
 
-def load_published(source: str | Path, *, revision: str | None = None) -> tuple[LanguageModel, RecurrenceConfig]:
+def load_published(
+    source: str | Path, *, revision: str | None = None, own_classes: bool = False
+) -> tuple[LanguageModel, RecurrenceConfig]:
     """Read a folder in the published layout, or a model of the Hugging Face hub such as `SandyResearch/parcae-140m`.
+
+    Args:
+        source: the folder or the id.
+        revision: branch, tag or commit on the hub.
+        own_classes: import the injection or block that config.json names as `module:Class`. That runs code: only for
+            folders that you trust.
 
     Returns:
         The model, float32 on the CPU, and the loops it was trained with.
@@ -95,6 +103,12 @@ def load_published(source: str | Path, *, revision: str | None = None) -> tuple[
     """
     folder = _folder(source, revision)
     model_config, recurrence = read_config(folder)
+    own = [kind for kind in (model_config.injection, model_config.block) if ":" in kind]
+    if own and not own_classes:
+        raise ValueError(
+            f"a checkpoint may name classes to import only where that is asked for, but {folder} names {own}; "
+            "if you trust it, pass own_classes=True"
+        )
     with torch.device("meta"):
         model = build_model(model_config)
     tensors = _read_weights(folder)
@@ -217,7 +231,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
         block=theirs.get(block, block),
         prelude_norm=content.get("prelude_norm", True),
         state_init=content["state_init"],
-        rotary_base=content.get("rope_settings", {}).get("rope_base", 50_000.0),
+        rotary_base=(content.get("rope_settings") or {}).get("rope_base", 50_000.0),
         norm_eps=content["norm_eps"],
     )
 
@@ -225,7 +239,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
 def _recurrence_config(content: dict[str, Any]) -> RecurrenceConfig:
     schemes = {"poisson-truncated-full": content["recurrent_iteration_method"], "fixed": "fixed"}
     scheme = content["sampling_scheme"]
-    if scheme not in schemes:
+    if not isinstance(scheme, str) or scheme not in schemes:
         raise ValueError(f"sampling_scheme must be one of {', '.join(schemes)}, but got {scheme!r}")
     return RecurrenceConfig(
         mean=content["mean_recurrence"], backprop_depth=content["mean_backprop_depth"], sampling=schemes[scheme]
@@ -262,7 +276,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             break
     else:
         raise ValueError(f"a checkpoint must hold weights (.safetensors or .bin), but {folder} has none")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     for file in files:
         try:
             if file.suffix == ".safetensors":
@@ -275,6 +289,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"weights must be plain tensors in a whole file, but {file} can't be read: {error}"
             ) from error
+    others = [f"{name} ({type(value).__name__})" for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"weights must be plain tensors by name, but {folder} also holds {', '.join(others)}")
     return tensors
 
 

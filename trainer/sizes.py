@@ -21,3 +21,6 @@ SIZES = {
     "770m": _published(1280, 6),
     "1.3b": _published(1536, 8),
 }
+
+# What a size says of a model; the rest is free.
+SHAPE = frozenset({"width", "heads", "prelude_layers", "core_layers", "coda_layers", "context", "vocabulary"})

@@ -127,6 +127,15 @@ def test_an_unfinished_run_may_lack_what_it_never_measured(table):
     assert len(law_data(checked)["loss"]) == len(table) - 1
 
 
+def test_a_model_without_a_loop_costs_nothing_per_loop(table):
+    """The fixed-depth baseline: all of its FLOPs and parameters stand in the fixed part."""
+    loopless = table[table["mean_recurrence"] == table["mean_recurrence"].min()].copy()
+    loopless["flops_per_token_fixed"] = loopless["flops"] / loopless["tokens"]
+    for name in ("flops_per_token_forward_loop", "flops_per_token_backward_loop", "effective_params_per_loop"):
+        loopless[name] = 0.0
+    assert len(check_table(loopless)) == len(loopless)
+
+
 def test_the_budget_may_be_absent(table):
     assert "budget" not in check_table(table.drop(columns="budget"))
     assert "budget" not in REQUIRED_COLUMNS

@@ -2,8 +2,15 @@ import pytest
 
 from fitting.simulate import PUBLISHED_TRUTH
 from sweeps.config import config_text, load_sweep, parse_yaml, preset_text, presets, validate_sweep
+from trainer.sizes import SIZES
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
+FIXED = {
+    "mean_recurrences": [1],
+    "model": {"injection": "none"},
+    "depth": {"sampling": "fixed"},
+    "evaluation": {"recurrences": [1]},
+}
 
 
 @pytest.mark.parametrize("name", presets())
@@ -17,6 +24,33 @@ def test_the_simulated_preset_draws_from_the_published_truth():
     simulation = load_sweep("parcae-140m-simulated").simulation
     for key, value in simulation.model_dump().items():
         assert getattr(PUBLISHED_TRUTH, key) == value
+
+
+@pytest.mark.parametrize("name", ["140m", "370m", "770m", "1.3b"])
+def test_a_size_is_a_model(name):
+    for model in (name, {"size": name}):
+        assert validate_sweep({**BASE, "model": model}, source="here").model == SIZES[name]
+    changed = {"size": name, "injection": "concat", "context": 512}
+    assert validate_sweep({**BASE, "model": changed}, source="here").model == SIZES[name].model_copy(
+        update={"injection": "concat", "context": 512}
+    )
+
+
+def test_a_size_is_overridden_and_overrides():
+    """Of a published preset another injection; of any other sweep a published size, whose shape replaces the sweep's."""
+    concat = load_sweep("parcae-140m-simulated", ["model.injection=concat"]).model
+    assert concat == SIZES["140m"].model_copy(update={"injection": "concat"})
+    larger = load_sweep("demo", ["model.size=370m"]).model
+    assert larger == SIZES["370m"].model_copy(update={"state_init": "zero"})
+    narrow = load_sweep("demo", ["model.size=370m", "model.context=64"]).model
+    assert (narrow.width, narrow.context) == (1024, 64)
+
+
+def test_how_a_run_is_executed():
+    resources = {"cpus": 3, "gpus": 1, "micro_batch": 4, "compile": True, "keep_checkpoints": 5, "peak_flops": 1e15}
+    execution = validate_sweep({**BASE, "resources": resources}, source="here").resources.execution
+    assert (execution.device, execution.cpu_threads, execution.micro_batch) == ("cuda", 3, 4)
+    assert (execution.compile, execution.keep_checkpoints, execution.peak_flops) == (True, 5, 1e15)
 
 
 def test_numbers_without_a_dot():
@@ -58,6 +92,18 @@ def test_overrides(tmp_path):
         ({"accounting": "approximate"}, "'exact' or 'parcae-release'"),
         ({"name": "../up"}, "name: string should match pattern"),
         ({"model": {"width": 10, "heads": 4}}, "even multiple of heads"),
+        ({"model": {"injection": "injektion"}}, "must be one of diagonal, concat, addition, none, or module:Class"),
+        ({"model": "141m"}, "a size must be one of 140m, 370m, 770m, 1.3b, but got '141m'"),
+        ({"model": {"sixe": "140m"}}, "model.sixe: must be a known key; did you mean 'size'?"),
+        ({"model": {"injection": "none"}}, "its mean recurrence must be 1, its sampling 'fixed'"),
+        ({**FIXED, "model": {"injection": "none", "prelude_norm": False}}, "has no prelude norm"),
+        ({**FIXED, "model": {"injection": "none", "state_init": "zero"}}, "no initial state to choose"),
+        ({**FIXED, "depth": {"sampling": "fixed", "backprop_depth": 2}}, "has no loops to carry gradient"),
+        ({**FIXED, "resources": {"activation_checkpointing": True}}, "has no loop; leave it out"),
+        ({"depth": {"curriculum_start": 2, "curriculum_fraction": 0.5}}, "curriculum_start=2 is over 1"),
+        ({"depth": {"curriculum_start": 1}}, "give both or neither"),
+        ({"resources": {"processes": 2, "gpus": 0.5}}, "need a GPU each, or none"),
+        ({"resources": {"processes": 33}}, "got resources.processes=33, batch=32"),
     ],
 )
 def test_broken_rules_are_named(change, said):

@@ -48,6 +48,42 @@ def test_short_runs_are_planned_with_the_loops_that_they_will_draw():
         assert spent == pytest.approx(cell.budget, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("sampling", ["per-batch", "fixed"])
+def test_one_depth_for_a_batch_is_planned_as_it_will_be_drawn(sampling):
+    planned = plan(budgets=[2e10], mean_recurrences=[2, 8], batch=64, depth={"sampling": sampling}, minimum_steps=10)
+    assert len(planned.cells) == 2
+    for cell in planned.cells:
+        spec = cell.spec
+        loops = np.array(
+            [
+                sample_recurrences(spec.recurrence, batch=1, seed=0, step=step, steps=spec.steps)[0]
+                for step in range(spec.steps)
+            ]
+        )
+        spent = spec.tokens * planned.cost.flops_per_token(
+            loops.mean(), loops.clip(max=spec.recurrence.gradient_loops).mean()
+        )
+        assert cell.flops == pytest.approx(spent)
+
+
+def test_a_curriculum_is_planned_with_its_average():
+    grown = plan(mean_recurrences=[6], depth={"curriculum_start": 1, "curriculum_fraction": 0.5}).cells[0]
+    assert grown.spec.steps > 1.05 * plan(mean_recurrences=[6]).cells[0].spec.steps
+    assert grown.flops == pytest.approx(grown.budget, rel=TOLERANCE)
+
+
+def test_the_fixed_depth_model_costs_nothing_per_loop():
+    planned = plan(
+        mean_recurrences=[1],
+        model={**SWEEP["model"], "injection": "none"},
+        depth={"sampling": "fixed"},
+        evaluation={"recurrences": [1]},
+    )
+    columns = cost_columns(planned, planned.cells[0])
+    assert columns["flops_per_token_forward_loop"] == columns["effective_params_per_loop"] == 0
+    assert planned.cells[0].flops == pytest.approx(planned.cells[0].spec.tokens * planned.cost.fixed)
+
+
 def test_dearest_first():
     flops = [cell.flops for cell in plan().cells]
     assert flops == sorted(flops, reverse=True)

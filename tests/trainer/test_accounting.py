@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.accounting import count_parameters, expected_loops, flops_per_token, loop_cost, steps_for
+from trainer.accounting import block_cost, count_parameters, expected_loops, flops_per_token, loop_cost, steps_for
 from trainer.architecture import build_model
 from trainer.config import ModelConfig, RecurrenceConfig
 from trainer.evaluate import evaluate
@@ -116,10 +116,15 @@ def test_evaluation_at_many_recurrences_runs_the_loops_once():
             evaluate(model, windows, recurrences)
         return counter.get_total_flops()
 
-    loop = flops([2]) - flops([1])
-    coda_and_head = flops([1, 2]) - flops([2])
-    assert loop == 2 * config.context * loop_cost(config, "exact").per_forward_loop
-    assert flops(range(1, 25)) == flops([1]) + 23 * (loop + coda_and_head)
+    blocks = [block_cost(config, layer) for layer in range(config.layers)]
+    products = [block.products + block.attention for block in blocks]
+    square = config.width**2
+    before = sum(products[: config.prelude_layers]) + square  # and the injection's B
+    after = square + sum(products[-config.coda_layers :]) + config.padded_vocabulary * config.width
+    loop = sum(products[config.prelude_layers : -config.coda_layers])
+    per_product = 2 * 2 * config.context  # two sequences, two FLOPs
+    assert flops([1]) == per_product * (before + loop + after)
+    assert flops(range(1, 25)) == per_product * (before + 24 * loop + 24 * after)
 
 
 @pytest.mark.parametrize("sampling", ["per-sequence", "per-batch", "fixed"])
@@ -144,6 +149,28 @@ def _compare_with_draws(recurrence, batch):
     assert draws.mean() == pytest.approx(forward, abs=5 * draws.std() / np.sqrt(len(draws)) + 0.002)
     capped = np.minimum(draws, recurrence.gradient_loops)
     assert capped.mean() == pytest.approx(backward, abs=5 * capped.std() / np.sqrt(len(draws)) + 0.002)
+
+
+@pytest.mark.parametrize("mean", [700, 1000, 4096])
+def test_expected_loops_of_very_many(mean):
+    forward, backward = expected_loops(RecurrenceConfig(mean=mean, backprop_depth=2 * mean), "exact")
+    assert forward == pytest.approx(mean)
+    assert backward == pytest.approx(mean, rel=1e-9)
+    assert expected_loops(RecurrenceConfig(mean=mean, backprop_depth=2 * mean), "parcae-release") == (mean, mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"injection": "math:pi"}, "must state its cost as InjectionCost, but 'math:pi'"),
+        ({"block": "os:path"}, "must state its cost as BlockCost, but 'os:path'"),
+        ({"block": "tests.trainer.own:ScaledInjection"}, "must state its cost as BlockCost"),
+        ({"injection": "no.such:Thing"}, "must be importable as module:Class"),
+    ],
+)
+def test_a_class_of_ones_own_that_has_no_cost_is_refused(change, rule):
+    with pytest.raises(ValueError, match=rule):
+        loop_cost(SMALL.model_copy(update=change), "exact")
 
 
 def test_expected_loops_without_truncation_are_equal():

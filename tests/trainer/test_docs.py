@@ -27,6 +27,6 @@ def test_an_injection_of_ones_own_trains(spec, corpus, tmp_path, monkeypatch):
     result = train(spec.model_copy(update={"model": config}), corpus, tmp_path / "run")
     assert result.status == "finished"
     assert 0 < result.spectral_radius < 1
-    again, _ = load_published(tmp_path / "run" / "model")
+    again, _ = load_published(tmp_path / "run" / "model", own_classes=True)
     assert again.config == config
     assert torch.equal(again.injection.gate.sigmoid().max(), torch.tensor(result.spectral_radius))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.head import mean_cross_entropy
 
@@ -50,6 +51,20 @@ def test_bfloat16_is_as_close_as_autocast_itself(inputs):
     for exact, theirs, ours in zip(expected, usual, found, strict=True):
         assert ours.dtype == exact.dtype
         assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+def test_without_gradient_only_the_loss_is_computed(inputs):
+    x, weight, targets = inputs
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mean_cross_entropy(x, weight, targets)
+    assert counter.get_total_flops() == 2 * ROWS * WIDTH * VOCABULARY
+
+
+def test_a_second_backward_pass_is_refused(inputs):
+    loss = mean_cross_entropy(*inputs)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up by the first backward pass"):
+        loss.backward()
 
 
 class Largest(TorchDispatchMode):

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from trainer.config import ExecutionConfig, RunSpec
+from trainer.config import EvaluationConfig, ExecutionConfig, RunSpec
 from trainer.data import Corpus
 from trainer.journal import read_journal
 from trainer.loop import train
@@ -79,6 +79,13 @@ def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, tmp_p
     stopped = train_in(2, spec, corpus, tmp_path / "stopped", stops=(5, None))
     assert stopped.losses == whole.losses
     assert told_by_step(tmp_path / "stopped") == told_by_step(tmp_path / "whole")
+
+
+def test_a_process_without_a_validation_window_has_no_say(spec, corpus, tmp_path):
+    one = spec.model_copy(update={"steps": 2, "evaluation": EvaluationConfig(sequences=1, recurrences=(1,))})
+    together = train_in(2, one, corpus, tmp_path / "two")
+    assert together.status == "finished"
+    assert together.losses == pytest.approx(train(one, corpus, tmp_path / "one").losses, rel=1e-4)
 
 
 def test_more_processes_than_sequences_are_refused(spec, corpus, tmp_path):

@@ -120,6 +120,29 @@ def test_what_the_last_loop_did_is_told(model, step):
     torch.testing.assert_close(told.residual, torch.cat(changes).mean())
 
 
+@each
+def test_under_bfloat16_states_stay_float32_and_gradients_come_through(model, step):
+    """The residual stream of prelude, core and coda is float32 for every injection, and no gradient is lost."""
+    tokens, targets, h0 = step
+    loops = torch.tensor([3, 1, 6, 1, 4] if model.config.is_looped else [1] * 5)
+    exact = gradients(model, model.loss(tokens, targets, loops, 2, h0).nats)
+    seen = set()
+    hooks = [
+        block.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+        for block in (*model.prelude, *model.core, *model.coda)
+    ]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(tokens, targets, loops, 2, h0)
+    half = gradients(model, loss.nats)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {torch.float32}
+    assert loss.nats.dtype == torch.float32
+    for name, gradient in exact.items():
+        assert half[name].dtype == torch.float32
+        assert (half[name] - gradient).norm() < 0.06 * gradient.norm(), name
+
+
 def test_the_fixed_depth_model_is_its_blocks_in_a_row(step):
     tokens, targets, h0 = step
     model = build("fixed depth")

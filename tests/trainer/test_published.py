@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import huggingface_hub
 import pytest
@@ -46,7 +47,7 @@ def test_there_and_back(variant, form, tmp_path):
     recurrence = RecurrenceConfig(mean=5, backprop_depth=2, sampling="per-batch")
     save_published(tmp_path, model, recurrence, form=form)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", f".{form}"}
-    again, loops = load_published(tmp_path)
+    again, loops = load_published(tmp_path, own_classes=variant == "own")
     assert (again.config, loops) == (model.config, recurrence)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -133,6 +134,8 @@ def test_nothing_is_unpickled_unsafely(saved, tmp_path):
         ({"rope_settings": {"use_rope": False}}, "rope_settings"),
         ({"injection_type": "gated"}, "must be one of diagonal, concat, addition, none"),
         ({"sampling_scheme": "geometric"}, "sampling_scheme must be one of poisson-truncated-full, fixed"),
+        ({"sampling_scheme": ["fixed"]}, "sampling_scheme must be one of poisson-truncated-full, fixed"),
+        ({"injection_type": "this:Zen"}, "only where that is asked for, but .* names .'this:Zen'."),
         ({"n_embd": 15}, "even multiple of heads"),
     ],
 )
@@ -140,6 +143,28 @@ def test_what_our_model_is_not_is_refused(saved, changes, rule):
     change_config(saved, **changes)
     with pytest.raises(ValueError, match=rule):
         load_published(saved)
+
+
+def test_nothing_is_imported_for_a_checkpoint_unasked(saved):
+    sys.modules.pop("this", None)
+    change_config(saved, injection_type="this:Zen")
+    with pytest.raises(ValueError, match="pass own_classes=True"):
+        load_published(saved)
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize(("extra", "named"), [({"epoch": 3}, r"epoch \(int\)"), ({"model": {}}, r"model \(dict\)")])
+def test_what_is_no_tensor_is_named(saved, extra, named):
+    tensors = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    torch.save(tensors | extra, saved / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=named):
+        load_published(saved)
+
+
+def test_rotary_settings_may_be_left_out(saved):
+    change_config(saved, rope_settings=None)
+    assert load_published(saved)[0].config.rotary_base == 50_000
 
 
 def test_missing_and_torn_files_are_refused_by_name(saved):

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from trainer import compilation
 from trainer.accounting import flops_per_token
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -153,7 +154,7 @@ def test_other_injections_train(spec, corpus, tmp_path, name):
     result = train(spec.model_copy(update={"model": MODELS[name]}), corpus, tmp_path)
     assert result.status == "finished"
     assert metrics(tmp_path)[-1][1]["train_loss"] < metrics(tmp_path)[0][1]["train_loss"]
-    assert result.spectral_radius == (1.0 if name == "addition" else pytest.approx(result.spectral_radius))
+    assert (result.spectral_radius == 1.0) == (name == "addition")
 
 
 def test_the_fixed_depth_model_trains(spec, corpus, tmp_path):
@@ -234,7 +235,7 @@ def test_a_diverged_run_is_a_result(spec, corpus, tmp_path, rate, said):
     assert result.status == "diverged"
     assert result.loss is None
     assert result.losses == {}
-    assert re.fullmatch(rf"{said} at step {result.steps - 1}", result.reason)
+    assert re.fullmatch(rf"{said} in step {result.steps}", result.reason)
     assert result.steps < spec.steps
     assert (result.training_loss is None) == ("nan" in said)
     assert result.training_loss is None or result.training_loss > 3 * math.log(256)
@@ -247,7 +248,25 @@ def test_a_diverged_run_is_a_result(spec, corpus, tmp_path, rate, said):
 def test_bfloat16_trains(spec, corpus, tmp_path, uninterrupted):
     half = spec.model_copy(update={"precision": "bfloat16"})
     assert half.run_id != spec.run_id
-    assert train(half, corpus, tmp_path).loss == pytest.approx(uninterrupted[1].loss, rel=0.02)
+    assert train(half, corpus, tmp_path).loss == pytest.approx(uninterrupted[1].loss, rel=2e-3)
+
+
+# As in test_compilation.py: torch hides its own warning too late.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_run_is_the_same_run_also_when_stopped(spec, corpus, uninterrupted, tmp_path, monkeypatch):
+    """With micro-batches, a stop, a resumption and the evaluation; graphs are traced, not made into machine code."""
+    compiled = []
+
+    def compile_blocks(model):
+        compiled.append(model)
+        compilation.compile_blocks(model, backend="eager")
+
+    monkeypatch.setattr("trainer.loop.compile_blocks", compile_blocks)
+    execution = ExecutionConfig(compile=True, micro_batch=3)
+    assert train(spec, corpus, tmp_path, execution=execution, should_stop=stop_after(5)) is None
+    result = train(spec, corpus, tmp_path, execution=execution)
+    assert len(compiled) == 2
+    assert result.losses == pytest.approx(uninterrupted[1].losses, rel=3e-4)
 
 
 def test_one_writer_a_run(spec, corpus, tmp_path):
