@@ -37,7 +37,7 @@ def test_a_size_is_a_model(name):
 
 
 def test_a_size_is_overridden_and_overrides():
-    """Of a published preset another injection; of any other sweep a published size, whose shape replaces the sweep's."""
+    """A published preset with another injection; any other sweep at a published size, which replaces its shape."""
     concat = load_sweep("parcae-140m-simulated", ["model.injection=concat"]).model
     assert concat == SIZES["140m"].model_copy(update={"injection": "concat"})
     larger = load_sweep("demo", ["model.size=370m"]).model
