@@ -19,6 +19,7 @@ from trainer.config import (
     DepthConfig,
     EvaluationConfig,
     ExecutionConfig,
+    ExecutionSettings,
     Fraction,
     ModelConfig,
     NonNegativeFloat,
@@ -41,32 +42,20 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-class Resources(Config):
-    """What one run is given, and how fast it is expected to be (for the plan's estimate of time only).
+class Resources(ExecutionSettings):
+    """What one run is given, how it is executed on that, and how fast it is expected to be (for the plan's time only).
 
     Args:
         cpus: CPU cores of one process of a run, and threads of one operation.
         gpus: GPUs of one process; above 0 the run trains on `cuda`.
         processes: processes of one run, each with its own `cpus` and `gpus`, that share every batch (data parallel).
         flops_per_second: training FLOPs per second of one run, stated or measured.
-        micro_batch: most sequences of one forward and backward pass of a process; None: all of its share at once.
-        activation_checkpointing: compute each loop again in the backward pass instead of keeping it.
-        compile: put the blocks through torch.compile.
-        checkpoint_seconds: time between two checkpoints of a run.
-        keep_checkpoints: how many of them a run keeps while it trains.
-        peak_flops: FLOPs per second of one process that utilisation refers to; None: measured.
     """
 
     cpus: PositiveInt = 1
     gpus: Fraction = 0
     processes: PositiveInt = 1
     flops_per_second: PositiveFloat = 1e10
-    micro_batch: PositiveInt | None = None
-    activation_checkpointing: bool = False
-    compile: bool = False
-    checkpoint_seconds: PositiveFloat = 30.0
-    keep_checkpoints: PositiveInt = 2
-    peak_flops: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
@@ -80,16 +69,8 @@ class Resources(Config):
     @property
     def execution(self) -> ExecutionConfig:
         """How each process executes a run."""
-        return ExecutionConfig(
-            device="cuda" if self.gpus else "cpu",
-            cpu_threads=self.cpus,
-            micro_batch=self.micro_batch,
-            activation_checkpointing=self.activation_checkpointing,
-            compile=self.compile,
-            checkpoint_seconds=self.checkpoint_seconds,
-            keep_checkpoints=self.keep_checkpoints,
-            peak_flops=self.peak_flops,
-        )
+        settings = {name: getattr(self, name) for name in ExecutionSettings.model_fields}
+        return ExecutionConfig(device="cuda" if self.gpus else "cpu", cpu_threads=self.cpus, **settings)
 
 
 class Tracking(Config):

@@ -342,28 +342,32 @@ class RunSpec(Config):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-class ExecutionConfig(Config):
-    """How a run is executed where it runs. None of this enters the run's identity.
+class ExecutionSettings(Config):
+    """How a run is executed, whatever it is executed on. None of this enters the run's identity.
 
     The numbers are the same to the bit for the same values on CPU, and the same up to rounding for others.
 
     Args:
-        device: a torch device.
-        cpu_threads: threads of one operation on the CPU.
         micro_batch: most sequences of one forward and backward pass of one process; gradients add up to those of the
             whole batch. None: the whole share of the process at once.
         activation_checkpointing: keep a loop's input alone and compute the loop again in the backward pass.
         compile: put the blocks through torch.compile.
         checkpoint_seconds: time between two checkpoints.
         keep_checkpoints: how many of them to keep.
-        peak_flops: FLOPs per second that utilisation refers to; None: the matrix rate measured at the start.
+        peak_flops: FLOPs per second of one process that utilisation refers to; None: the matrix rate measured at the
+            start.
     """
 
-    device: str = "cpu"
-    cpu_threads: PositiveInt = 1
     micro_batch: PositiveInt | None = None
     activation_checkpointing: bool = False
     compile: bool = False
     checkpoint_seconds: PositiveFloat = 30.0
     keep_checkpoints: PositiveInt = 2
     peak_flops: PositiveFloat | None = None
+
+
+class ExecutionConfig(ExecutionSettings):
+    """How and on what one process executes a run: a torch `device`, and threads of one operation on the CPU."""
+
+    device: str = "cpu"
+    cpu_threads: PositiveInt = 1
