@@ -275,7 +275,7 @@ def _print_plan(plan: "Plan", done: set[str]) -> None:
         console.print(f"left out: {missing.asked}, µ = {missing.mean_recurrence}: {missing.reason}")
     resources = sweep.resources
     parallel = 1 if resources.gpus else max(1, (os.cpu_count() or 1) // (resources.cpus * resources.processes))
-    where = "one run after the other" if resources.gpus else f"on this machine, {parallel} runs at a time"
+    where = "one run at a time" if resources.gpus else f"on this machine, {parallel} runs at a time"
     console.print(
         f"model       {parameters.total:,} parameters, N(µ) = {parameters.effective_fixed:,} + "
         f"{parameters.effective_per_loop:,} µ effective\n"

@@ -215,8 +215,8 @@ def load_sweep(name: str, overrides: Sequence[str] = (), *, tracking_uri: str | 
         raise ValueError(f"a sweep's configuration must be YAML, but '{name}' isn't: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"a sweep's configuration must be a YAML mapping, but '{name}' is a {type(content).__name__}")
-    for override in overrides:
-        _override(content, override)
+    for override in sorted(overrides, key=lambda override: not override.startswith(("model=", "model.size="))):
+        _override(content, override)  # a size first: what else is said of the model changes it
     if tracking_uri is not None:
         tracking = content.setdefault("tracking", {})
         content["tracking"] = {**tracking, "uri": tracking_uri} if isinstance(tracking, dict) else tracking

@@ -18,7 +18,7 @@ from trainer.recurrence import sample_recurrences
 
 TOLERANCE = 0.01
 MOST_STEPS = 10**9
-# Up to so many draws the loops are drawn in advance; beyond them their mean is within 0.3% of the expected one.
+# Up to so many draws the loops are drawn in advance; beyond them their mean is within 0.5% of the expected one.
 MOST_DRAWN = 20_000
 SIMULATED_DATA = "simulated"
 

@@ -1,6 +1,7 @@
 """A corpus, tokenised once and shared: found again by what was asked for, named by what its tokens are.
 
     <cache>/<fingerprint>/   corpus.json  train-00000.bin ...  validation-00000.bin ...  token-bytes.npy  tokenizer.json
+                             part-00000.json ...
     <cache>/requests/<key>/  prepared.json (the fingerprint)   lock   building/ (while it is)
 
 The fingerprint is a hash of the tokens of each split and of what they mean; it enters a run's identity. The key is a
@@ -163,8 +164,9 @@ class CorpusRequest:
             tokenizer = self._make_tokenizer(building, parts, progress)
             shards = _build_parts(parts, tokenizer, building, self._config.max_tokens, progress)
             folder = self._cache / self._finish(building, tokenizer, shards)
-            _move(building, folder)
+            # The answer counts from when the folder is there, so nothing is lost whenever this ends.
             write_atomically(self._answer, json.dumps({"fingerprint": folder.name, "corpus": self._source.name}))
+            _move(building, folder)
             return Corpus(folder)
 
     def _make_tokenizer(self, building: Path, parts: Sequence[Part], progress: Progress) -> Tokenizer:
@@ -262,13 +264,12 @@ def _expected(done: int, whole: int, got: int, wanted: int | None) -> int:
 
 def _move(building: Path, folder: Path) -> None:
     """Put what was built in its place, unless the same tokens lie there already: then that stays, and this goes."""
-    if (folder / "corpus.json").exists():
-        shutil.rmtree(building)
-        return
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         os.replace(building, folder)
-    except OSError:
-        if not (folder / "corpus.json").exists():  # else another request has just come to the same tokens
-            raise
+    except OSError as error:
+        if not (folder / "corpus.json").exists():
+            raise ValueError(
+                f"a prepared corpus must be whole, but {folder} lacks its corpus.json; delete that folder and give the "
+                "same command again: what was tokenised is kept"
+            ) from error
         shutil.rmtree(building)

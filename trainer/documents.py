@@ -34,6 +34,7 @@ _NOT_STDLIB = {
 }
 _PARQUET = ".parquet"
 _ROWS = 256
+_BYTES_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def open_source(config: DataConfig, progress: Progress = silent) -> Source:
         config.refuse("one parquet file", "suffixes", "files", "revision")
         return _parquet_source(config, path.parent, [path])
     if path.exists():
-        config.refuse("one text file", "suffixes", "column", "files", "revision")
+        config.refuse("one text file", "suffixes", "column", "files", "revision", "max_tokens")
         return _text_source(config, path.parent, [path], progress)
     if glob.has_magic(name):
         config.refuse("a glob", "suffixes", "files", "revision")
@@ -149,7 +150,7 @@ class _TextFile:
 
     @property
     def key(self) -> bytes:
-        return hashlib.sha256(self.name.encode()).digest()
+        return hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()
 
     def read(self) -> bytes:
         text = _read(self.path)
@@ -243,10 +244,10 @@ class _ParquetPart:
 
         path = self.fetch()
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self._check_column(path, file.schema_arrow)
                 rows, row = file.metadata.num_rows, 0
-                for batch in file.iter_batches(batch_size=_ROWS, columns=[self.column]):
+                for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=[self.column]):
                     texts = batch.column(0).cast(pa.large_string()).cast(pa.large_binary())
                     for text in texts.to_pylist():
                         row += 1
@@ -266,6 +267,11 @@ class _ParquetPart:
     def _check_column(self, path: Path, schema: Any) -> None:
         import pyarrow as pa
 
+        if schema.names.count(self.column) > 1:
+            raise ValueError(
+                f"data.column must name one column, but {path} has {schema.names.count(self.column)} called "
+                f"'{self.column}'; rename the others"
+            )
         if self.column not in schema.names:
             raise ValueError(
                 f"data.column must be a column of every parquet file, but {path} has no '{self.column}'; it has "
@@ -279,6 +285,12 @@ class _ParquetPart:
                 f"data.column must hold text, but '{self.column}' of {path} holds {kind}; name another of "
                 f"{', '.join(schema.names)}"
             )
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Rows whose text is read together: a few hundred, fewer where they are long."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return min(_ROWS, max(1, _BYTES_AT_ONCE * metadata.num_rows // max(size, 1)))
 
 
 def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> Source:

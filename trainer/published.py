@@ -203,6 +203,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
     except KeyError as error:
         raise ValueError(f"config.json must say {error}, but {path} doesn't") from error
     ours = config_to_published(model, recurrence)
+    if not model.is_looped:
+        ours = {key: value for key, value in ours.items() if key not in ("prelude_norm", "state_init")}
     if recurrence.sampling == "fixed":
         ours.pop("recurrent_iteration_method")  # it says how to draw, and nothing is drawn
     differing = [
@@ -229,8 +231,8 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
         vocabulary=content["vocab_size"],
         injection=theirs.get(injection, injection) if looped else "none",
         block=theirs.get(block, block),
-        prelude_norm=content.get("prelude_norm", True),
-        state_init=content["state_init"],
+        prelude_norm=content.get("prelude_norm", True) if looped else True,
+        state_init=content["state_init"] if looped else "like-init",
         rotary_base=(content.get("rope_settings") or {}).get("rope_base", 50_000.0),
         norm_eps=content["norm_eps"],
     )

@@ -23,6 +23,10 @@ from trainer.documents import Document
 if TYPE_CHECKING:
     import tokenizers
 
+# Characters of the longest piece that is encoded in one go, and of the pieces that are encoded together.
+_PIECE = 2**20
+_AT_ONCE = 2**22
+
 # What a byte-level tokenizer must give back byte for byte: scripts, spaces, digits, marks, controls.
 _PROBE = (
     "Hello  world,\t don't!\r\n\n   x = 1234567.89;\0\x1b\x7f "
@@ -113,13 +117,16 @@ class BpeTokenizer(Tokenizer):
 
     def encode(self, documents: Sequence[Document]) -> tuple[NDArray, NDArray[np.int64]]:
         """As `Tokenizer.encode`, on all cores. A separator written out in a text is text."""
-        encoded = self._tokenizer.encode_batch_fast([_decode(d) for d in documents], add_special_tokens=False)
-        pieces, lengths = [], np.empty(len(documents), np.int64)
-        for number, encoding in enumerate(encoded):
-            ids = np.array([*encoding.ids, self._separator], self.dtype)
-            lengths[number] = len(ids)
-            pieces.append(ids)
-        tokens = np.concatenate(pieces)
+        end = np.array([self._separator], self.dtype)
+        pieces = ((number, piece) for number, document in enumerate(documents) for piece in _pieces(_decode(document)))
+        of_document: list[list[NDArray]] = [[] for _ in documents]
+        for some in _few(pieces):
+            encoded = self._tokenizer.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
+            for (number, _), encoding in zip(some, encoded, strict=True):
+                of_document[number].append(np.array(encoding.ids, self.dtype))
+        closed = [np.concatenate([*ids, end]) for ids in of_document]
+        lengths = np.array([len(ids) for ids in closed], np.int64)
+        tokens = np.concatenate(closed)
         got, text = self.token_bytes[tokens].sum(), sum(len(document.text) + 1 for document in documents)
         if got != text:
             raise ValueError(
@@ -177,9 +184,9 @@ def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: i
     The same documents give the same tokenizer.
 
     Args:
-        documents: in their order; those held out for validation are passed over.
+        documents: in their order; those held out for validation are passed over, very long ones taken in pieces.
         vocabulary: ids: 256 bytes, the separator, and merges.
-        sample_bytes: reading stops at the end of the document that reaches it.
+        sample_bytes: reading stops at the end of the piece that reaches it.
         separator: the special token that closes a document; its id is 0.
 
     Raises:
@@ -200,9 +207,9 @@ def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: i
     def texts() -> Iterator[str]:
         nonlocal read
         for document in documents:
-            if document.split == "train":
-                read += len(document.text)
-                yield _decode(document)
+            for piece in _pieces(_decode(document)) if document.split == "train" else ():
+                read += len(piece.encode())
+                yield piece
                 if read >= sample_bytes:
                     return
 
@@ -286,6 +293,30 @@ def _not_byte_level(name: str, why: str) -> ValueError:
         f"a tokenizer must be byte-level BPE, so that a loss can be told per byte, but '{name}' is not: {why}; use "
         "another, or 'bpe' to train one"
     )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text as it is, or, where it is very long, cut behind lines: memory and cores are used by the piece."""
+    start = 0
+    while len(text) - start > _PIECE:
+        cut = text.rfind("\n", start, start + _PIECE) + 1 or start + _PIECE
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _few(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Numbered pieces, so many at a time that their encodings can be held: a hundred times the text and more."""
+    some: list[tuple[int, str]] = []
+    size = 0
+    for number, piece in pieces:
+        some.append((number, piece))
+        size += len(piece)
+        if size >= _AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def _decode(document: Document) -> str:

@@ -42,8 +42,9 @@ def test_a_size_is_overridden_and_overrides():
     assert concat == SIZES["140m"].model_copy(update={"injection": "concat"})
     larger = load_sweep("demo", ["model.size=370m"]).model
     assert larger == SIZES["370m"].model_copy(update={"state_init": "zero"})
-    narrow = load_sweep("demo", ["model.size=370m", "model.context=64"]).model
-    assert (narrow.width, narrow.context) == (1024, 64)
+    for order in (1, -1):
+        narrow = load_sweep("demo", ["model.size=370m", "model.context=64"][::order]).model
+        assert (narrow.width, narrow.context) == (1024, 64)
 
 
 def test_how_a_run_is_executed():

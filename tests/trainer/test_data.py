@@ -329,6 +329,53 @@ def test_a_build_that_was_killed_goes_on(parquet_folder, tmp_path, monkeypatch):
     assert contents(went_on.folder) == contents(whole.folder)
 
 
+def test_a_build_that_ends_at_its_last_step_is_not_lost(parquet_folder, tmp_path, monkeypatch):
+    """Killed before or behind the move into its place: nothing is tokenised again."""
+    config, built = parquet_config(parquet_folder), []
+
+    def build(*args, **kwargs):
+        built.append(args[1])
+        return build_part(*args, **kwargs)
+
+    monkeypatch.setattr(data, "build_part", build)
+    move = data._move
+    for moves in (False, True):
+
+        def stop(building, folder, moves=moves):
+            if moves:
+                move(building, folder)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(data, "_move", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_corpus(config, tmp_path)
+    monkeypatch.setattr(data, "_move", move)
+    corpus = prepare_corpus(config, tmp_path)
+    assert len(corpus.train) == corpus.facts.train_tokens
+    assert built == [0, 1, 2]
+
+
+def test_another_builds_corpus_is_never_removed(parquet_folder, tmp_path):
+    """Two requests come to the same tokens: the second finds the first's folder and leaves it."""
+    first = prepare_corpus(parquet_config(parquet_folder), tmp_path)
+    before = {path.name: path.stat().st_ino for path in first.folder.iterdir()}
+    shutil.copytree(parquet_folder, tmp_path / "copy")
+    second = prepare_corpus(parquet_config(tmp_path / "copy"), tmp_path)
+    assert second.folder == first.folder
+    assert {path.name: path.stat().st_ino for path in first.folder.iterdir()} == before
+    (first.folder / "corpus.json").unlink()  # somebody's hand
+    shutil.rmtree(tmp_path / "requests")
+    with pytest.raises(ValueError, match=r"lacks its corpus\.json; delete that folder"):
+        prepare_corpus(parquet_config(parquet_folder), tmp_path)
+    assert (first.folder / "train-00000.bin").exists()
+
+
+def test_max_tokens_can_not_cut_a_lone_file(tmp_path):
+    (tmp_path / "one.txt").write_text("words " * 1000)
+    with pytest.raises(ValueError, match=r"one text file has none for data\.max_tokens=100"):
+        prepare_corpus(DataConfig(corpus=str(tmp_path / "one.txt"), max_tokens=100), tmp_path / "cache")
+
+
 def test_progress_is_told_in_bytes_of_input(parquet_folder, tmp_path):
     told = []
     prepare_corpus(DataConfig(corpus=str(parquet_folder), **BPE), tmp_path, lambda *what: told.append(what))

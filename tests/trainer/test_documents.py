@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,6 +74,35 @@ def test_a_mixed_folder_must_be_told(tmp_path):
         names(corpus=str(tmp_path))
     assert names(corpus=str(tmp_path), files="*.parquet") == ["x.parquet"]
     assert [document.text for document in read(corpus=str(tmp_path), suffixes=(".md",))[0]] == [b"s", b"word"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match=r"twice\.parquet has 2 called 'text'"):
+        read(corpus=str(tmp_path))
+
+
+def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "long.parquet", ["long " * 400 + str(row) for row in range(40)])
+    asked = []
+    whole = pq.ParquetFile.iter_batches
+
+    def iter_batches(file, batch_size, columns):
+        asked.append(batch_size)
+        return whole(file, batch_size=batch_size, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    monkeypatch.setattr("trainer.documents._BYTES_AT_ONCE", 4000)
+    (texts,) = read(corpus=str(tmp_path))
+    assert len(texts) == 40
+    assert 1 <= asked[0] < 40
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("some text")
+    (tmp_path / "other.txt").write_text("more text")
+    assert len(read(corpus=str(tmp_path), validation_fraction=0.5)[0]) == 2
 
 
 def test_parquet_is_streamed(tmp_path):

@@ -162,6 +162,12 @@ def test_what_is_no_tensor_is_named(saved, extra, named):
         load_published(saved)
 
 
+def test_what_a_fixed_depth_model_has_not_got_may_be_said(tmp_path):
+    save_published(tmp_path, build("fixed depth"), RecurrenceConfig(mean=1, sampling="fixed"))
+    change_config(tmp_path, state_init="zero", prelude_norm=False)
+    assert load_published(tmp_path)[0].config == build("fixed depth").config
+
+
 def test_rotary_settings_may_be_left_out(saved):
     change_config(saved, rope_settings=None)
     assert load_published(saved)[0].config.rotary_base == 50_000

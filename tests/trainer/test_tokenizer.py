@@ -9,6 +9,7 @@ import tokenizers
 
 from tests.parquet import document
 from trainer import hub
+from trainer import tokenizer as tokenizer_module
 from trainer.config import DataConfig
 from trainer.documents import Document
 from trainer.tokenizer import ByteTokenizer, make_tokenizer, request_tokenizer, train_bpe
@@ -67,6 +68,24 @@ def test_bpe_gives_the_text_back(content):
         assert tokens[-1] == 0
     tokens, _ = ours.encode(SAMPLE[:20])
     assert len(tokens) < 0.6 * sum(len(d.text) for d in SAMPLE[:20])  # it has merged
+
+
+def test_a_very_long_text_is_taken_in_pieces(content, monkeypatch):
+    """Cut behind lines, or within a line that is too long; the bytes are all there, in their order."""
+    text = "\n".join(document(number) for number in range(40)) + "x" * 900
+    bpe = make_tokenizer("bpe", content, SEPARATOR)
+    whole, _ = bpe.encode(documents(text, "the next"))
+    monkeypatch.setattr(tokenizer_module, "_PIECE", 400)
+    monkeypatch.setattr(tokenizer_module, "_AT_ONCE", 1000)
+    tokens, lengths = bpe.encode(documents(text, "the next"))
+    library = tokenizers.Tokenizer.from_str(content)
+    first, second = tokens[: lengths[0] - 1].tolist(), tokens[lengths[0] : -1].tolist()
+    assert (library.decode(first), library.decode(second)) == (text, "the next")
+    assert bpe.token_bytes[tokens].sum() == len(text.encode()) + len(b"the next") + 2
+    assert len(whole) <= len(tokens) < 1.05 * len(whole)
+    sample = train_bpe(documents(text), vocabulary=280, sample_bytes=300, separator=SEPARATOR)
+    begun = train_bpe(documents(text[:1200]), vocabulary=280, sample_bytes=300, separator=SEPARATOR)
+    assert sample == begun  # the sample ends with a piece, not with the document
 
 
 def test_training_is_deterministic(content):
