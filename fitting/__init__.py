@@ -1,9 +1,13 @@
 """Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
 
+from fitting.catalogue import LAWS, law_named
 from fitting.cost import CostModel
-from fitting.estimate import HUBER, SQUARED, Estimate, Objective, fit_law
+from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
+from fitting.estimate import Estimate, fit_law
 from fitting.isoflop import IsoflopFit, Minimum, PowerLaw, fit_isoflop
-from fitting.laws import LAWS, Law, Optimum, Parameter, TestTimeLaw, TrainingLaw, UnifiedLaw, law_named
+from fitting.law import Law, Optimum, Parameter
+from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from fitting.objective import HUBER, SQUARED, Objective
 from fitting.predict import Prediction, predict
 from fitting.result import HeldOut, LawFit, SweepFit
 from fitting.simulate import (
@@ -40,10 +44,13 @@ __all__ = [
     "REQUIRED_COLUMNS",
     "SQUARED",
     "STATUSES",
+    "ChinchillaLaw",
     "CostModel",
     "Estimate",
     "HeldOut",
+    "IsoDepthLaw",
     "IsoflopFit",
+    "JointTestTimeLaw",
     "Law",
     "LawFit",
     "Minimum",
@@ -52,6 +59,7 @@ __all__ = [
     "Parameter",
     "PowerLaw",
     "Prediction",
+    "SixParameterLaw",
     "SweepFit",
     "TestTimeLaw",
     "TrainingLaw",

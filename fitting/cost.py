@@ -105,6 +105,22 @@ class CostModel:
         mu = np.asarray(mean_recurrence, dtype=float)
         return np.asarray(self.effective_params_fixed + self.effective_params_per_loop * mu)
 
+    @property
+    def axis(self) -> str:
+        """What varies along an isoFLOP curve."""
+        return "mean_recurrence"
+
+    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns that laws read, of models with mean recurrences `values` that spend `budget` FLOPs exactly.
+
+        The loss is meant at T = mean recurrence. Arrays of the shape of `values`.
+        """
+        tokens = self.tokens_for(budget, values)
+        return architecture_columns(values, self.effective_params_fixed, self.effective_params_per_loop) | {
+            "tokens": tokens,
+            "recurrence": np.asarray(values, dtype=float),
+        }
+
     def tokens_for(self, budget: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """Tokens that spend exactly `budget` FLOPs at `mean_recurrence`."""
         return np.asarray(budget, dtype=float) / self.flops_per_token(mean_recurrence)
@@ -112,3 +128,24 @@ class CostModel:
     def flops_for(self, tokens: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """Training FLOPs of `tokens` tokens at `mean_recurrence`."""
         return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
+
+
+def architecture_columns(
+    mean_recurrence: ArrayLike, effective_params_fixed: ArrayLike, effective_params_per_loop: ArrayLike
+) -> dict[str, np.ndarray]:
+    """What laws read of a model's shape, embeddings apart: arrays of the arguments' broadcast shape.
+
+    `params` counts every parameter once, `effective_params` those of the unrolled model.
+    """
+    mu, once, recurrent = np.broadcast_arrays(
+        np.asarray(mean_recurrence, dtype=float),
+        np.asarray(effective_params_fixed, dtype=float),
+        np.asarray(effective_params_per_loop, dtype=float),
+    )
+    return {
+        "mean_recurrence": mu,
+        "params_once": once,
+        "params_recurrent": recurrent,
+        "params": once + recurrent,
+        "effective_params": once + mu * recurrent,
+    }

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fitting.catalogue import law_named
 from fitting.cost import CostModel
 from fitting.isoflop import IsoflopFit, Minimum, PowerLaw
-from fitting.laws import Data, law_named
+from fitting.law import Data
 from fitting.table import finished_rows, loss_columns
 
 FORMAT = "isoloop-fit/1"

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from fitting.cost import CostModel
-from fitting.estimate import HUBER, Objective, fit_law
+from fitting.estimate import fit_law
 from fitting.isoflop import IsoflopFit, fit_isoflop
-from fitting.laws import Law, TestTimeLaw, TrainingLaw, UnifiedLaw
+from fitting.law import Law
+from fitting.laws import TestTimeLaw, TrainingLaw, UnifiedLaw
+from fitting.objective import HUBER, Objective
 from fitting.result import Absent, FittedRange, HeldOut, HeldOutError, HeldOutRow, LawFit, ParameterEstimate, SweepFit
 from fitting.table import check_table, finished_rows, law_data, test_time_law_data
 from fitting.uncertainty import bootstrap, interval, noise_scale

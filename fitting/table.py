@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from fitting.cost import architecture_columns
+
 STATUSES = ("finished", "diverged", "failed")
 ACCOUNTINGS = ("exact", "parcae-release")
 COST_TOLERANCE = 1e-3
@@ -171,24 +173,26 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Columns that laws read, of the finished runs at T = mean recurrence: arrays of shape (rows,)."""
-    return _with_effective_params(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
+    return _with_architecture(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
 
 
 def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Columns that laws read, one entry per finished run and measured T: arrays of shape (rows,)."""
-    return _with_effective_params(test_time_losses(table), table)
+    return _with_architecture(test_time_losses(table), table)
 
 
 test_time_law_data.__test__ = False  # type: ignore[attr-defined]  # a public name that pytest would collect
 
 
-def _with_effective_params(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
+def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
     by_run = table.set_index("run_id")
     fixed = by_run["effective_params_fixed"].reindex(rows["run_id"]).to_numpy(dtype=float)
     per_loop = by_run["effective_params_per_loop"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
-    data["effective_params"] = fixed + data["mean_recurrence"] * per_loop
+    data = architecture_columns(rows["mean_recurrence"].to_numpy(dtype=float), fixed, per_loop)
+    data |= {name: rows[name].to_numpy(dtype=float) for name in ("tokens", "recurrence", "loss")}
     data["run_id"] = rows["run_id"].to_numpy(dtype=str)
+    if "budget" in table:
+        data["budget"] = by_run["budget"].reindex(rows["run_id"]).to_numpy(dtype=float)
     return data
 
 
