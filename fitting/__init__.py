@@ -1,15 +1,20 @@
 """Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
 
 from fitting.catalogue import LAWS, law_named
+from fitting.choice import Choice, choose
 from fitting.cost import CostModel
 from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
 from fitting.estimate import Estimate, fit_law
+from fitting.holdout import Comparison, LawMethod, compare
 from fitting.isoflop import IsoflopFit, Minimum, PowerLaw, fit_isoflop
 from fitting.law import Law, Optimum, Parameter
+from fitting.law_fit import LawFit, estimate_law
 from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
 from fitting.objective import HUBER, SQUARED, Objective
+from fitting.points import check_points, point_data, read_points
 from fitting.predict import Prediction, predict
-from fitting.result import HeldOut, LawFit, SweepFit
+from fitting.profile import Profile, profile
+from fitting.result import HeldOut, SweepFit
 from fitting.simulate import (
     PUBLISHED_BUDGETS,
     PUBLISHED_RECURRENCES,
@@ -31,9 +36,11 @@ from fitting.table import (
     read_table,
     test_time_losses,
 )
+from fitting.uncertainty import BOOTSTRAP_KINDS, bootstrap
 
 __all__ = [
     "ACCOUNTINGS",
+    "BOOTSTRAP_KINDS",
     "COLUMNS",
     "HUBER",
     "LAWS",
@@ -45,6 +52,8 @@ __all__ = [
     "SQUARED",
     "STATUSES",
     "ChinchillaLaw",
+    "Choice",
+    "Comparison",
     "CostModel",
     "Estimate",
     "HeldOut",
@@ -53,27 +62,37 @@ __all__ = [
     "JointTestTimeLaw",
     "Law",
     "LawFit",
+    "LawMethod",
     "Minimum",
     "Objective",
     "Optimum",
     "Parameter",
     "PowerLaw",
     "Prediction",
+    "Profile",
     "SixParameterLaw",
     "SweepFit",
     "TestTimeLaw",
     "TrainingLaw",
     "Truth",
     "UnifiedLaw",
+    "bootstrap",
+    "check_points",
     "check_table",
+    "choose",
+    "compare",
     "draw_losses",
+    "estimate_law",
     "fit_isoflop",
     "fit_law",
     "fit_sweep",
     "law_named",
     "loss_column",
+    "point_data",
     "predict",
+    "profile",
     "published_cost_model",
+    "read_points",
     "read_table",
     "simulate_table",
     "test_time_losses",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitting.laws import TrainingLaw
-from fitting.result import LawFit, SweepFit
+from fitting.law_fit import LawFit
+from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
 

@@ -88,6 +88,11 @@ def noise_scale(estimate: Estimate, runs: np.ndarray | None = None) -> float:
     return float(np.sqrt(sum(scale**2 for scale, _ in scales)))
 
 
+def noise_freedom(estimate: Estimate, runs: np.ndarray | None = None) -> int:
+    """Degrees of freedom by which the larger part of the noise is known."""
+    return max(_noise(estimate, runs))[1]
+
+
 def _budgets(data: Data) -> np.ndarray:
     budgets = np.asarray(data.get("budget", np.array([np.nan])))
     if np.isnan(budgets).any():
