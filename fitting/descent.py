@@ -20,6 +20,8 @@ _EASY = 1e-3
 _HOPELESS = 1e10
 """No step was downhill up to this damping: what is left is rounding."""
 _NOTHING_LEFT = 1e-28
+_LARGEST_FACTOR = 3.0
+"""Most by which the logarithm of a parameter moves in one step."""
 _LIFT = 8.0
 _LIFTED_STEPS = 4
 
@@ -145,6 +147,7 @@ class _Search:
         law, fits = problem.law, len(starts)
         self.lower = np.array([parameter.lower for parameter in law.parameters])
         self.upper = np.array([parameter.upper for parameter in law.parameters])
+        self.factors = np.array([parameter.logarithmic for parameter in law.parameters])
         self.fixed = np.zeros(len(self.lower), dtype=bool) if problem.fixed is None else problem.fixed
         rows = problem.losses.shape[-1]
         self.target = np.log(problem.losses) if problem.objective.logarithmic else problem.losses
@@ -187,6 +190,8 @@ class _Search:
 
     def _propose(self, slopes: np.ndarray, residuals: np.ndarray) -> np.ndarray:
         delta, weights, at = self.problem.objective.delta, self.weights[self.moving], self.at[self.moving]
+        if self.factors.any():
+            slopes = slopes * np.where(self.factors, at, 1.0)[:, None, :]
         size = np.abs(residuals)
         pull = weights * np.clip(residuals, -delta, delta)
         curvature = weights * np.where(size <= delta, 1.0, _OUTSIDE * delta / size)
@@ -204,7 +209,9 @@ class _Search:
         move = (
             unit * np.linalg.solve(hessian * unit[:, :, None] * unit[:, None, :], (unit * downhill)[..., None])[..., 0]
         )
-        return np.clip(at + np.where(held, 0.0, move), self.lower, self.upper)
+        move = np.where(held, 0.0, move)
+        plain = np.where(self.factors, at * np.exp(np.clip(move, -_LARGEST_FACTOR, _LARGEST_FACTOR)), at + move)
+        return np.clip(plain, self.lower, self.upper)
 
     def _judge(self, proposed: np.ndarray, reached: np.ndarray) -> np.ndarray:
         """Take what went downhill, set each search's damping, and see which have settled: went down (moving,)."""

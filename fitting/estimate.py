@@ -17,6 +17,8 @@ _FIRST_STEPS = 10
 _FINALISTS = 3
 _SMALLEST_SHARE = 1e-9
 """An amplitude whose term is below this share of the loss is zero: at its lower bound."""
+_SMALLEST_START = 1e-6
+"""Share of the loss at which an amplitude starts that can only move by factors."""
 _DEPENDENT = 1e-6
 """Smallest singular value of the unit slopes, below which parameters can't be told apart."""
 
@@ -79,6 +81,8 @@ def starts(problem: Problem) -> np.ndarray:
     basis = law.basis(grid, data) * (root / problem.losses)[:, None]
     target = root * (1 - law.offset(data) / problem.losses)
     candidates = np.concatenate([_non_negative_least_squares(basis, target), grid], axis=1)
+    for place in np.flatnonzero([parameter.logarithmic for parameter in law.parameters]):
+        candidates[:, place] = np.maximum(candidates[:, place], _SMALLEST_START * problem.losses.mean())
     with np.errstate(divide="ignore"):  # where every amplitude is zero
         values = _repeated(problem, len(candidates)).objectives(candidates)
     return candidates[np.argsort(values, kind="stable")[:_STARTS]]

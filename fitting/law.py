@@ -19,7 +19,11 @@ _GOLDEN_STEPS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A named, bounded parameter of a law; `starts` are what a search tries if the law isn't linear in it."""
+    """A named, bounded parameter of a law; `starts` are what a search tries if the law isn't linear in it.
+
+    A `logarithmic` one moves by factors in a search: right for an amplitude that trades off with a decay which no unit
+    of a column can take out.
+    """
 
     name: str
     meaning: str
@@ -27,6 +31,7 @@ class Parameter:
     lower: float = 0.0
     upper: float = np.inf
     starts: tuple[float, ...] = ()
+    logarithmic: bool = False
 
 
 class Cost(Protocol):

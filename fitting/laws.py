@@ -99,7 +99,7 @@ class TestTimeLaw(Law):
     columns = ("recurrence",)
     parameters = (
         Parameter(name="L_inf", meaning="loss after many loops", unit="nats per token"),
-        Parameter(name="Z", meaning="what loops can gain, from T = 0 on", unit="nats per token"),
+        Parameter(name="Z", meaning="what loops can gain, from T = 0 on", unit="nats per token", logarithmic=True),
         Parameter(
             name="z",
             meaning="decay",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.laws import TrainingLaw
 from fitting.law_fit import LawFit
+from fitting.laws import TrainingLaw
 from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
