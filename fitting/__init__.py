@@ -1,7 +1,7 @@
 """Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
 
 from fitting.catalogue import LAWS, law_named
-from fitting.choice import Choice, choose
+from fitting.choice import Choice, choose, choose_table
 from fitting.cost import CostModel
 from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
 from fitting.estimate import Estimate, fit_law
@@ -11,7 +11,7 @@ from fitting.law import Law, Optimum, Parameter
 from fitting.law_fit import LawFit, estimate_law
 from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
 from fitting.objective import HUBER, SQUARED, Objective
-from fitting.points import check_points, point_data, read_points
+from fitting.points import check_points, is_point_table, point_data, read_points
 from fitting.predict import Prediction, predict
 from fitting.profile import Profile, profile
 from fitting.result import HeldOut, SweepFit
@@ -80,12 +80,14 @@ __all__ = [
     "check_points",
     "check_table",
     "choose",
+    "choose_table",
     "compare",
     "draw_losses",
     "estimate_law",
     "fit_isoflop",
     "fit_law",
     "fit_sweep",
+    "is_point_table",
     "law_named",
     "loss_column",
     "point_data",

@@ -88,6 +88,7 @@ ORDER = {
         "results",
         "report",
         "pipeline",
+        "console",
         "cli",
     ],
 }
