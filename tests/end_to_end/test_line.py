@@ -1,16 +1,20 @@
 """The command as its user has it: every station, on real input, and what it says of bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 ISOLOOP = [sys.executable, "-c", "from sweeps.cli import main; main()"]
 
 
@@ -112,8 +116,11 @@ def test_the_published_grid_gives_back_its_exponents(published):
     folder, ran = published
     sweep = folder / "isoloop-out/sweeps/parcae-140m-simulated"
     fit = json.loads((sweep / "fit.json").read_text())
-    assert abs(fit["isoflop"]["mean_recurrence_law"]["exponent"] - 0.40) < 0.02
-    assert abs(fit["isoflop"]["tokens_law"]["exponent"] - 0.78) < 0.02
+    exponents = pd.read_csv(PUBLISHED / "exponents.csv").set_index("exponent")["value"]
+    for law, exponent in (("mean_recurrence_law", "gamma_mu"), ("tokens_law", "gamma_D")):
+        assert abs(fit["isoflop"][law]["exponent"] - exponents[exponent]) < 0.02
+        low, high = fit["isoflop"][law]["interval"]
+        assert low < exponents[exponent] < high
     # At the top budget this law's best recurrence lies beyond the published grid, and the fit says so.
     left_out = [minimum for minimum in fit["isoflop"]["minima"] if not minimum["included"]]
     assert [minimum["budget"] for minimum in left_out] == [64e18]
@@ -125,11 +132,41 @@ def test_the_published_grid_gives_back_its_exponents(published):
         assert (sweep / f"figures/{figure}.png").stat().st_size > 10_000
 
 
+def test_the_published_140m_model_is_predicted_within_the_published_error(published):
+    """A real model's loss, from its published perplexity, that no fit here has seen."""
+    folder, _ = published
+    perplexities = pd.read_csv(PUBLISHED / "perplexity.csv")
+    looped = perplexities[(perplexities["model"] == "Parcae") & (perplexities["size"] == "140m")]
+    measured = math.log(looped[looped["quantity"] == "validation perplexity"]["value"].iloc[0])
+    errors = pd.read_csv(PUBLISHED / "held_out_errors.csv")
+    allowed = errors[(errors["law"] == "training") & (errors["size"] == "140m")]["value"].iloc[0]
+    isoloop("fit", "parcae-140m-simulated", cwd=folder)
+    said = isoloop("predict", "parcae-140m-simulated", "--mean-recurrence", 8, "--tokens", "11.2e9", cwd=folder).stdout
+    predicted = float(next(line for line in said.splitlines() if line.strip().startswith("loss")).split()[1])
+    assert abs(100 * (predicted / measured - 1)) < allowed
+
+
 def test_hold_out_reports_its_error(published):
     folder, _ = published
     said = isoloop("fit", "parcae-140m-simulated", "--hold-out", cwd=folder).stdout
     assert "held out" in said.lower()
     assert "%" in said
+
+
+def test_laws_are_compared_on_a_sweep_and_on_a_table_of_dense_models(published, tmp_path):
+    folder, _ = published
+    said = isoloop("choose", "parcae-140m-simulated", "--draws", 40, cwd=folder).stdout
+    for words in ("training: L(mu, D)", "iso-depth:", "Held out: each budget in turn", "chinchilla: not fitted"):
+        assert words in said
+    budgets = np.repeat([1e19, 3e19, 1e20, 3e20], 6)
+    points = pd.DataFrame({"params": np.tile(np.geomspace(1e8, 1e9, 6), 4), "budget": budgets})
+    points["tokens"] = points["budget"] / 6 / points["params"]
+    points["loss"] = 1.8 + 480 * points["params"] ** -0.35 + 2085 * points["tokens"] ** -0.37
+    points.to_csv(tmp_path / "points.csv", index=False)
+    said = isoloop("choose", "points.csv", "--draws", 20, "--delta", "inf", cwd=tmp_path).stdout
+    assert "chinchilla: E = 1.8 " in said
+    assert "squared error on log loss" in said
+    assert "use 'isoloop choose points.csv'" in isoloop("fit", "points.csv", cwd=tmp_path, check=2).stderr
 
 
 def test_predict_answers_for_any_configuration(published):
@@ -166,6 +203,9 @@ def test_report_can_be_made_again(published):
         (["run", "parcae-140m-simulated", "--tracking-uri", "http://127.0.0.1:9"], "must answer at the tracking URI"),
         (["fit", "never-run"], "a sweep must have been run under --out"),
         (["fit", "absent.csv"], "absent.csv"),
+        (["fit", "absent.csv", "--bootstrap", "jackknife"], "--bootstrap must be one of parametric, rows, budgets"),
+        (["choose", "absent.csv"], "there is none at absent.csv"),
+        (["choose", "never-run"], "a sweep must have been run under --out"),
         (["plan", "demo", "--set", "budgets=[1e9"], "must be YAML"),
         (["plan", "demo", "--set", "batch=true"], "must be a number"),
         (["plan", "demo", "--set", "model.vocabulary=64"], "model.vocabulary must hold every token"),
@@ -189,7 +229,7 @@ def test_out_that_cannot_be_written(tmp_path):
 
 
 def test_help_and_version(tmp_path):
-    for command in ([], ["plan"], ["run"], ["fit"], ["predict"], ["report"], ["presets"]):
+    for command in ([], ["plan"], ["run"], ["fit"], ["choose"], ["predict"], ["report"], ["presets"]):
         assert "Usage" in isoloop(*command, "--help", cwd=tmp_path).stdout
     assert isoloop("--version", cwd=tmp_path).stdout.startswith("isoloop ")
     assert "demo" in isoloop("presets", cwd=tmp_path).stdout
