@@ -1,9 +1,11 @@
 """Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
 
-from fitting.cost import CostModel
+from fitting.cost import Cost, CostModel, DenseCost
 from fitting.estimate import HUBER, SQUARED, Estimate, Objective, fit_law
-from fitting.isoflop import IsoflopFit, Minimum, PowerLaw, fit_isoflop
+from fitting.isoflop import Disagreement, IndependentTokens, IsoflopFit, Minimum, fit_isoflop, predict_from_minima
 from fitting.laws import LAWS, Law, Optimum, Parameter, TestTimeLaw, TrainingLaw, UnifiedLaw, law_named
+from fitting.parabola_bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
+from fitting.power_law import MinimalLossLaw, PowerLaw
 from fitting.predict import Prediction, predict
 from fitting.result import HeldOut, LawFit, SweepFit
 from fitting.simulate import (
@@ -40,15 +42,23 @@ __all__ = [
     "REQUIRED_COLUMNS",
     "SQUARED",
     "STATUSES",
+    "BudgetBias",
+    "Cost",
     "CostModel",
+    "DenseCost",
+    "Disagreement",
     "Estimate",
+    "ExponentBias",
     "HeldOut",
+    "IndependentTokens",
     "IsoflopFit",
     "Law",
     "LawFit",
+    "MinimalLossLaw",
     "Minimum",
     "Objective",
     "Optimum",
+    "ParabolaBias",
     "Parameter",
     "PowerLaw",
     "Prediction",
@@ -64,7 +74,9 @@ __all__ = [
     "fit_sweep",
     "law_named",
     "loss_column",
+    "parabola_bias",
     "predict",
+    "predict_from_minima",
     "published_cost_model",
     "read_table",
     "simulate_table",

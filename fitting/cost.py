@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,9 @@ class CostModel:
     mean_recurrences: tuple[float, ...]
     forward_loops: tuple[float, ...]
     backward_loops: tuple[float, ...]
+
+    axis: ClassVar[str] = "mean_recurrence"
+    """Column of the table that is traded against tokens at a fixed budget."""
 
     def __post_init__(self) -> None:
         nodes = self.mean_recurrences
@@ -112,3 +115,43 @@ class CostModel:
     def flops_for(self, tokens: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """Training FLOPs of `tokens` tokens at `mean_recurrence`."""
         return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseCost:
+    """FLOPs of fixed-depth models of many sizes: `flops_per_param_token` for each of N parameters and D tokens.
+
+    6 N D is the count of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, attention left out. The
+    methods are those of `CostModel`, with N in the place of the mean recurrence.
+    """
+
+    flops_per_param_token: float = 6.0
+
+    axis: ClassVar[str] = "params"
+    """Column of the table that is traded against tokens at a fixed budget."""
+
+    def __post_init__(self) -> None:
+        if not (self.flops_per_param_token > 0 and np.isfinite(self.flops_per_param_token)):
+            raise ValueError(
+                f"FLOPs per parameter and token must be positive, but got {self.flops_per_param_token}; 6 is usual"
+            )
+
+    def flops_per_token(self, params: ArrayLike) -> np.ndarray:
+        """FLOPs per token, forward and backward, of the shape of `params`."""
+        return self.flops_per_param_token * np.asarray(params, dtype=float)
+
+    def effective_params(self, params: ArrayLike) -> np.ndarray:
+        """N itself: every parameter runs once."""
+        return np.asarray(params, dtype=float)
+
+    def tokens_for(self, budget: ArrayLike, params: ArrayLike) -> np.ndarray:
+        """Tokens that spend exactly `budget` FLOPs with `params` parameters."""
+        return np.asarray(budget, dtype=float) / self.flops_per_token(params)
+
+    def flops_for(self, tokens: ArrayLike, params: ArrayLike) -> np.ndarray:
+        """Training FLOPs of `tokens` tokens with `params` parameters."""
+        return np.asarray(tokens, dtype=float) * self.flops_per_token(params)
+
+
+Cost = CostModel | DenseCost
+"""Either way of counting; `axis` tells which column of a table it reads."""
