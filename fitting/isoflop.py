@@ -351,15 +351,32 @@ def _notes(used: list[Curve], noise: Noise | None, redraws: Redraws | None) -> t
             f"In {redraws.rejected:.0%} of the redraws, noise took a budget's minimum away: the curves are hardly "
             "deeper than the noise, and the intervals rest on the minima being near the grid."
         )
+    if redraws is not None and noise is not None and not noise.shape_taken_out:
+        said.append(
+            "With so few points, what a parabola cannot follow counts as noise: where curves are measured well, the "
+            "intervals are wider than they need be."
+        )
     if noise is not None and noise.variance > 0 and len(used) > _BUDGETS_NEEDED:
-        variances = noise.variance * _variances(used, 0)
-        log_budget, vertices = np.log([curve.budget for curve in used]), _vertices(used)
-        slope, intercept = lines(log_budget, vertices[None], 1 / variances)[0]
-        freedom = len(used) - _BUDGETS_NEEDED
-        excess = float(np.sum((vertices - intercept - slope * log_budget) ** 2 / variances)) / freedom
-        if stats.f.sf(excess, freedom, noise.freedom) < _UNLIKELY_SCATTER:
+        losses = np.array([float(curve.minimal_loss(curve.coefficients)) for curve in used])
+        vertex_excess = _excess_scatter(used, _vertices(used), noise.variance * _variances(used, 0), noise)
+        loss_excess = _excess_scatter(used, np.log(losses), noise.variance * _variances(used, 1) / losses**2, noise)
+        if vertex_excess is not None:
             said.append(
-                f"The minima scatter about the power law {np.sqrt(excess):.1f} times as much as their errors explain: "
+                f"The minima scatter about the power law {vertex_excess:.1f} times as much as their errors explain: "
                 "they do not quite follow one, which the intervals do not hold."
             )
+        if loss_excess is not None:
+            said.append(
+                f"The least losses scatter about a pure power law {loss_excess:.1f} times as much as their errors "
+                "explain: it describes these budgets and extrapolates badly."
+            )
     return tuple(said)
+
+
+def _excess_scatter(curves: list[Curve], logs: np.ndarray, variances: np.ndarray, noise: Noise) -> float | None:
+    """How many times their errors `logs` (curves,) are off a line in log C, None where chance may have done it."""
+    log_budget = np.log([curve.budget for curve in curves])
+    slope, intercept = lines(log_budget, logs[None], 1 / variances)[0]
+    freedom = len(curves) - 2
+    excess = float(np.sum((logs - intercept - slope * log_budget) ** 2 / variances)) / freedom
+    return float(np.sqrt(excess)) if stats.f.sf(excess, freedom, noise.freedom) < _UNLIKELY_SCATTER else None

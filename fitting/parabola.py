@@ -84,11 +84,19 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Variance of one loss about its curve (nats squared), its degrees of freedom, and what curve that was."""
+    """Variance of one loss about its curve (nats squared), and its degrees of freedom.
+
+    `shape_taken_out` says that what parabolas cannot follow is no part of it.
+    """
 
     variance: float
     freedom: int
-    about: str
+    shape_taken_out: bool
+
+    @property
+    def about(self) -> str:
+        """The curves that the noise is about, for reports."""
+        return "parabolas with a cubic and a quartic term in common" if self.shape_taken_out else "parabolas"
 
 
 def pooled_noise(curves: list[Curve]) -> Noise | None:
@@ -107,15 +115,13 @@ def pooled_noise(curves: list[Curve]) -> Noise | None:
     offset = np.concatenate([curve.log_axis - curve.centre for curve in curves])
     losses = np.concatenate([curve.loss for curve in curves])
     shaped = np.column_stack([own, offset**3, offset**4])
-    for design, needed, about in (
-        (shaped, _FREEDOM_FOR_SHAPE, "parabolas with a cubic and a quartic term in common"),
-        (own, 1, "parabolas"),
-    ):
+    for design, needed, shape_taken_out in ((shaped, _FREEDOM_FOR_SHAPE, True), (own, 1, False)):
         fitted, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
         freedom = len(losses) - int(rank)
         if freedom >= needed:
             residuals = losses - design @ fitted
-            return Noise(variance=float(residuals @ residuals) / freedom, freedom=freedom, about=about)
+            variance = float(residuals @ residuals) / freedom
+            return Noise(variance=variance, freedom=freedom, shape_taken_out=shape_taken_out)
     return None
 
 
