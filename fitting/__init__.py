@@ -1,13 +1,23 @@
 """Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
 
-from fitting.cost import Cost, CostModel, DenseCost
-from fitting.estimate import HUBER, SQUARED, Estimate, Objective, fit_law
+from fitting.catalogue import LAWS, law_named
+from fitting.choice import Choice, choose
+from fitting.cost import AnyCost, CostModel, DenseCost
+from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
+from fitting.estimate import Estimate, fit_law
+from fitting.holdout import Comparison, LawMethod, compare
 from fitting.isoflop import Disagreement, IndependentTokens, IsoflopFit, Minimum, fit_isoflop, predict_from_minima
-from fitting.laws import LAWS, Law, Optimum, Parameter, TestTimeLaw, TrainingLaw, UnifiedLaw, law_named
+from fitting.law import Law, Optimum, Parameter
+from fitting.law_fit import LawFit, estimate_law
+from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from fitting.minima_method import MinimaMethod
+from fitting.objective import HUBER, SQUARED, Objective
 from fitting.parabola_bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
+from fitting.points import check_points, point_data, read_points
 from fitting.power_law import MinimalLossLaw, PowerLaw
 from fitting.predict import Prediction, predict
-from fitting.result import HeldOut, LawFit, SweepFit
+from fitting.profile import Profile, profile
+from fitting.result import HeldOut, SweepFit
 from fitting.simulate import (
     PUBLISHED_BUDGETS,
     PUBLISHED_RECURRENCES,
@@ -29,9 +39,11 @@ from fitting.table import (
     read_table,
     test_time_losses,
 )
+from fitting.uncertainty import BOOTSTRAP_KINDS, bootstrap
 
 __all__ = [
     "ACCOUNTINGS",
+    "BOOTSTRAP_KINDS",
     "COLUMNS",
     "HUBER",
     "LAWS",
@@ -42,8 +54,11 @@ __all__ = [
     "REQUIRED_COLUMNS",
     "SQUARED",
     "STATUSES",
+    "AnyCost",
     "BudgetBias",
-    "Cost",
+    "ChinchillaLaw",
+    "Choice",
+    "Comparison",
     "CostModel",
     "DenseCost",
     "Disagreement",
@@ -51,9 +66,13 @@ __all__ = [
     "ExponentBias",
     "HeldOut",
     "IndependentTokens",
+    "IsoDepthLaw",
     "IsoflopFit",
+    "JointTestTimeLaw",
     "Law",
     "LawFit",
+    "LawMethod",
+    "MinimaMethod",
     "MinimalLossLaw",
     "Minimum",
     "Objective",
@@ -62,22 +81,32 @@ __all__ = [
     "Parameter",
     "PowerLaw",
     "Prediction",
+    "Profile",
+    "SixParameterLaw",
     "SweepFit",
     "TestTimeLaw",
     "TrainingLaw",
     "Truth",
     "UnifiedLaw",
+    "bootstrap",
+    "check_points",
     "check_table",
+    "choose",
+    "compare",
     "draw_losses",
+    "estimate_law",
     "fit_isoflop",
     "fit_law",
     "fit_sweep",
     "law_named",
     "loss_column",
     "parabola_bias",
+    "point_data",
     "predict",
     "predict_from_minima",
+    "profile",
     "published_cost_model",
+    "read_points",
     "read_table",
     "simulate_table",
     "test_time_losses",

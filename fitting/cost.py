@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,9 +38,6 @@ class CostModel:
     mean_recurrences: tuple[float, ...]
     forward_loops: tuple[float, ...]
     backward_loops: tuple[float, ...]
-
-    axis: ClassVar[str] = "mean_recurrence"
-    """Column of the table that is traded against tokens at a fixed budget."""
 
     def __post_init__(self) -> None:
         nodes = self.mean_recurrences
@@ -108,6 +105,22 @@ class CostModel:
         mu = np.asarray(mean_recurrence, dtype=float)
         return np.asarray(self.effective_params_fixed + self.effective_params_per_loop * mu)
 
+    @property
+    def axis(self) -> str:
+        """What varies along an isoFLOP curve."""
+        return "mean_recurrence"
+
+    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns that laws read, of models with mean recurrences `values` that spend `budget` FLOPs exactly.
+
+        The loss is meant at T = mean recurrence. Arrays of the shape of `values`.
+        """
+        tokens = self.tokens_for(budget, values)
+        return architecture_columns(values, self.effective_params_fixed, self.effective_params_per_loop) | {
+            "tokens": tokens,
+            "recurrence": np.asarray(values, dtype=float),
+        }
+
     def tokens_for(self, budget: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """Tokens that spend exactly `budget` FLOPs at `mean_recurrence`."""
         return np.asarray(budget, dtype=float) / self.flops_per_token(mean_recurrence)
@@ -127,9 +140,6 @@ class DenseCost:
 
     flops_per_param_token: float = 6.0
 
-    axis: ClassVar[str] = "params"
-    """Column of the table that is traded against tokens at a fixed budget."""
-
     def __post_init__(self) -> None:
         if not (self.flops_per_param_token > 0 and np.isfinite(self.flops_per_param_token)):
             raise ValueError(
@@ -140,9 +150,17 @@ class DenseCost:
         """FLOPs per token, forward and backward, of the shape of `params`."""
         return self.flops_per_param_token * np.asarray(params, dtype=float)
 
-    def effective_params(self, params: ArrayLike) -> np.ndarray:
-        """N itself: every parameter runs once."""
-        return np.asarray(params, dtype=float)
+    @property
+    def axis(self) -> str:
+        """What varies along an isoFLOP curve."""
+        return "params"
+
+    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns that laws read, of models with `values` parameters that spend `budget` FLOPs exactly.
+
+        Arrays of the shape of `values`.
+        """
+        return {"params": np.asarray(values, dtype=float), "tokens": self.tokens_for(budget, values)}
 
     def tokens_for(self, budget: ArrayLike, params: ArrayLike) -> np.ndarray:
         """Tokens that spend exactly `budget` FLOPs with `params` parameters."""
@@ -153,5 +171,26 @@ class DenseCost:
         return np.asarray(tokens, dtype=float) * self.flops_per_token(params)
 
 
-Cost = CostModel | DenseCost
+AnyCost = CostModel | DenseCost
 """Either way of counting; `axis` tells which column of a table it reads."""
+
+
+def architecture_columns(
+    mean_recurrence: ArrayLike, effective_params_fixed: ArrayLike, effective_params_per_loop: ArrayLike
+) -> dict[str, np.ndarray]:
+    """What laws read of a model's shape, embeddings apart: arrays of the arguments' broadcast shape.
+
+    `params` counts every parameter once, `effective_params` those of the unrolled model.
+    """
+    mu, once, recurrent = np.broadcast_arrays(
+        np.asarray(mean_recurrence, dtype=float),
+        np.asarray(effective_params_fixed, dtype=float),
+        np.asarray(effective_params_per_loop, dtype=float),
+    )
+    return {
+        "mean_recurrence": mu,
+        "params_once": once,
+        "params_recurrent": recurrent,
+        "params": once + recurrent,
+        "effective_params": once + mu * recurrent,
+    }

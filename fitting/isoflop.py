@@ -9,9 +9,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from fitting.cost import Cost
+from fitting.cost import AnyCost
 from fitting.parabola import POINTS_NEEDED, Curve, Noise, Redraws, pooled_noise, redraw
 from fitting.power_law import FLOOR_BUDGETS, MinimalLossLaw, PowerLaw, fit_minimal_loss, fit_power_law, lines
+from fitting.table import diverged_unnoticed
 
 AXIS_NAMES = {"mean_recurrence": "mean recurrence", "params": "parameter count", "tokens": "token count"}
 """What the columns that a curve may run along are called in sentences."""
@@ -110,7 +111,7 @@ class IsoflopFit:
 
 
 def fit_isoflop(
-    table: pd.DataFrame, cost_model: Cost, *, draws: int = 200, seed: int = 0, independent: bool = False
+    table: pd.DataFrame, cost_model: AnyCost, *, draws: int = 200, seed: int = 0, independent: bool = False
 ) -> IsoflopFit:
     """Fit parabolas to the finished runs of each budget, and power laws to their minima.
 
@@ -185,7 +186,7 @@ def _rows(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     rows = table[table["budget"].notna()]
     usable = np.isfinite(rows["loss"].to_numpy(dtype=float))
     if "status" in rows:
-        usable &= (rows["status"] == "finished").to_numpy()
+        usable &= (rows["status"] == "finished").to_numpy() & ~diverged_unnoticed(rows)
     return rows.assign(loss=rows["loss"].where(usable))
 
 
@@ -202,7 +203,7 @@ def _curves(rows: pd.DataFrame, axis: str) -> list[Curve]:
     return curves
 
 
-def _minimum(curve: Curve, noise: Noise | None, axis: str, cost_model: Cost) -> Minimum:
+def _minimum(curve: Curve, noise: Noise | None, axis: str, cost_model: AnyCost) -> Minimum:
     points = len(curve.loss)
     if curve.distinct < POINTS_NEEDED:
         lost = curve.runs - points
@@ -249,7 +250,7 @@ def _at_edge(curve: Curve, vertex: float, axis: str) -> str | None:
     )
 
 
-def _power_laws(curves: list[Curve], cost_model: Cost, redraws: Redraws | None) -> dict[str, PowerLaw | None]:
+def _power_laws(curves: list[Curve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw | None]:
     """The power laws of the curves' vertices, tokens and curvature, by name."""
     budgets = np.array([curve.budget for curve in curves])
     vertices = _vertices(curves)
@@ -267,7 +268,7 @@ def _power_laws(curves: list[Curve], cost_model: Cost, redraws: Redraws | None) 
     }
 
 
-def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: Cost) -> np.ndarray:
+def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: AnyCost) -> np.ndarray:
     """Log of the tokens that spend exactly the budgets (budgets,) at each vertex: log_axis (..., budgets) to same."""
     return np.asarray(np.log(cost_model.tokens_for(budgets, np.exp(log_axis))))
 
@@ -297,7 +298,7 @@ def _loss_law(curves: list[Curve], redraws: Redraws | None, *, floor: bool) -> M
     return fit_minimal_loss(budgets, losses, drawn, 1 / _variances(curves, 1), floor=floor)
 
 
-def _disagreement(minima: tuple[Minimum, ...], apart: tuple[Minimum, ...], cost_model: Cost) -> Disagreement | None:
+def _disagreement(minima: tuple[Minimum, ...], apart: tuple[Minimum, ...], cost_model: AnyCost) -> Disagreement | None:
     both = [(one, other) for one, other in zip(minima, apart, strict=True) if one.included and other.included]
     if not both:
         return None

@@ -1,78 +1,37 @@
-"""The scaling laws: one final class each, behind one contract.
-
-Every method broadcasts over leading axes of its parameters, so that many candidate fits are evaluated at
-once. A new law is one more `Law` class; estimation, bootstrap and reports need nothing else of it.
-"""
+"""The scaling laws of looped models: one final class each."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
-from fitting.cost import CostModel
+from fitting.law import Data, Law, Parameter
 
-Data = Mapping[str, np.ndarray]
-"""Columns by name, of shape (rows,): effective_params, tokens, mean_recurrence, recurrence, loss (nats)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """A named, bounded parameter of a law; `starts` are what a search tries if the law isn't linear in it."""
-
-    name: str
-    meaning: str
-    lower: float = 0.0
-    upper: float = np.inf
-    starts: tuple[float, ...] = ()
+EXPONENTS = (0.05, 0.12, 0.2, 0.3, 0.4, 0.55, 0.8, 1.2, 2.0)
+FLOOR = Parameter(name="E", meaning="irreducible loss", unit="nats per token")
 
 
-class Law(ABC):
-    """The contract of a scaling law: loss = basis(nonlinear) @ linear, in nats per token.
-
-    `parameters` lists the linear parameters first and then the nonlinear ones; `columns` are the data that it
-    reads.
-    """
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    source: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]]
-    parameters: ClassVar[tuple[Parameter, ...]]
-    linear_count: ClassVar[int]
-
-    @abstractmethod
-    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
-        """Columns that the linear parameters multiply: nonlinear (..., q) to (..., rows, linear_count)."""
-
-    @abstractmethod
-    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """Loss in nats per token: parameters (..., p) to (..., rows)."""
-
-    @abstractmethod
-    def gradient(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """Derivative of `loss` by each parameter: parameters (..., p) to (..., rows, p)."""
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """Names in the order of the parameter vector."""
-        return tuple(parameter.name for parameter in self.parameters)
+def exponent(name: str, meaning: str) -> Parameter:
+    """A positive exponent of a power law, searched for between .01 and 3."""
+    return Parameter(name=name, meaning=meaning, unit="1", lower=0.01, upper=3.0, starts=EXPONENTS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimum:
-    """The best split of a budget; arrays of the parameters' leading shape.
+def amplitude(name: str, of: str) -> Parameter:
+    """The factor of a power of `of`: what that term of the loss is where `of` is 1."""
+    return Parameter(name=name, meaning=f"the term at {of} = 1", unit="nats per token")
 
-    `at_bound` is True where an end of the search was best, so that a better one may lie outside.
-    """
 
-    mean_recurrence: np.ndarray
-    tokens: np.ndarray
-    loss: np.ndarray
-    at_bound: np.ndarray
+def halved_by(exponent: float) -> str:
+    """By how much a quantity must grow for its term of the loss to halve, in words."""
+    return f"{2 ** (1 / exponent):.3g}x"
+
+
+def _power(data: Data, column: str, exponent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """column^-exponent and log(column)."""
+    logs = np.log(data[column])
+    return np.exp(-exponent * logs), logs
 
 
 @final
@@ -83,100 +42,49 @@ class TrainingLaw(Law):
     formula = "L(mu, D) = E + X N(mu)^-x + Y D^-y"
     source = "Parcae (Prairie et al. 2026, arXiv:2604.12946), after Hoffmann et al. 2022"
     columns = ("effective_params", "tokens")
+    scaled = (("effective_params",), ("tokens",))
     parameters = (
-        Parameter(name="E", meaning="irreducible loss, nats per token"),
-        Parameter(name="X", meaning="nats per token at N = 1"),
-        Parameter(name="Y", meaning="nats per token at D = 1"),
-        Parameter(
-            name="x",
-            meaning="exponent of N(mu)",
-            lower=0.01,
-            upper=3.0,
-            starts=(0.05, 0.12, 0.2, 0.3, 0.4, 0.55, 0.8, 1.2, 2.0),
-        ),
-        Parameter(
-            name="y",
-            meaning="exponent of D",
-            lower=0.01,
-            upper=3.0,
-            starts=(0.05, 0.12, 0.2, 0.3, 0.4, 0.55, 0.8, 1.2, 2.0),
-        ),
+        FLOOR,
+        amplitude("X", "N"),
+        amplitude("Y", "D"),
+        exponent("x", "exponent of N(mu)"),
+        exponent("y", "exponent of D"),
     )
     linear_count = 3
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.basis`: the columns 1, N^-x, D^-y."""
-        x, y = nonlinear[..., 0, None], nonlinear[..., 1, None]
-        size = np.exp(-x * np.log(data["effective_params"]))
-        amount = np.exp(-y * np.log(data["tokens"]))
+        size, _ = _power(data, "effective_params", nonlinear[..., 0, None])
+        amount, _ = _power(data, "tokens", nonlinear[..., 1, None])
         return np.stack([np.ones_like(size), size, amount], axis=-1)
 
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
-        return (self.basis(parameters[..., 3:], data) @ parameters[..., :3, None])[..., 0]
-
-    def gradient(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """See `Law.gradient`."""
-        basis = self.basis(parameters[..., 3:], data)
-        by_x = -parameters[..., 1, None] * basis[..., 1] * np.log(data["effective_params"])
-        by_y = -parameters[..., 2, None] * basis[..., 2] * np.log(data["tokens"])
-        return np.concatenate([basis, by_x[..., None], by_y[..., None]], axis=-1)
-
-    def optimum(
-        self,
-        parameters: np.ndarray,
-        cost_model: CostModel,
-        budget: float,
-        bounds: tuple[float, float] = (1.0, 1024.0),
-    ) -> Optimum:
-        """The mean recurrence and tokens of least loss that spend exactly `budget` FLOPs.
-
-        `parameters` has shape (..., 5). The search is over every real mean recurrence within `bounds`; where
-        the best is a bound, `at_bound` is True and a better one may lie outside. Raises ValueError unless 0 <
-        lower < upper and the budget is positive.
-        """
-        low, high = bounds
-        if not (0 < low < high and np.isfinite(high)):
-            raise ValueError(f"bounds of the mean recurrence must be finite with 0 < lower < upper, but got {bounds}")
-        if not (budget > 0 and np.isfinite(budget)):
-            raise ValueError(f"a budget must be positive and finite, but got {budget} FLOPs")
-
-        def loss_at(log_mu: np.ndarray) -> np.ndarray:
-            mu = np.exp(log_mu)
-            data = {
-                "effective_params": cost_model.effective_params(mu),
-                "tokens": cost_model.tokens_for(budget, mu),
-            }
-            return self.loss(parameters, data)
-
-        # The cost has kinks where the backprop depth steps, so a fine grid comes first and a local search
-        # after it.
-        grid = np.linspace(np.log(low), np.log(high), 600)
-        best = np.argmin(loss_at(grid), axis=-1)
-        at_bound = (best == 0) | (best == len(grid) - 1)
-        left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-        inverse_golden = (np.sqrt(5) - 1) / 2
-        for _ in range(40):
-            a, b = right - inverse_golden * (right - left), left + inverse_golden * (right - left)
-            losses = self._loss_each(parameters, cost_model, budget, np.exp(np.stack([a, b], axis=-1)))
-            lower = losses[..., 0] < losses[..., 1]
-            left, right = np.where(lower, left, a), np.where(lower, b, right)
-        inside = np.where(best == 0, grid[0], np.where(best == len(grid) - 1, grid[-1], (left + right) / 2))
-        mu = np.exp(inside)
-        loss = self._loss_each(parameters, cost_model, budget, mu[..., None])[..., 0]
-        return Optimum(
-            mean_recurrence=mu,
-            tokens=cost_model.tokens_for(budget, mu),
-            loss=loss,
-            at_bound=np.asarray(at_bound),
-        )
-
-    @staticmethod
-    def _loss_each(parameters: np.ndarray, cost_model: CostModel, budget: float, mu: np.ndarray) -> np.ndarray:
-        """Loss where every parameter vector has recurrences of its own: (..., 5) and (..., k) to (..., k)."""
         E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
-        size, amount = cost_model.effective_params(mu), cost_model.tokens_for(budget, mu)
-        return np.asarray(E + X * size**-x + Y * amount**-y)
+        return np.asarray(E + X * _power(data, "effective_params", x)[0] + Y * _power(data, "tokens", y)[0])
+
+    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """See `Law.loss_and_gradient`."""
+        E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
+        size, log_size = _power(data, "effective_params", x)
+        amount, log_amount = _power(data, "tokens", y)
+        from_size, from_amount = X * size, Y * amount
+        slopes = np.empty((*size.shape, 5))
+        slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, size, amount
+        slopes[..., 3], slopes[..., 4] = -from_size * log_size, -from_amount * log_amount
+        return E + from_size + from_amount, slopes
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
+        changed = np.array(parameters)
+        changed[..., 1] *= units.get("effective_params", 1.0) ** changed[..., 3]
+        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 4]
+        return changed
+
+    def effective(self, parameters: np.ndarray) -> str:
+        """See `Law.effective`."""
+        _, _, _, x, y = parameters
+        return f"the term of N(mu) halves with {halved_by(x)} the effective parameters, that of D with {halved_by(y)}"
 
 
 @final
@@ -190,11 +98,12 @@ class TestTimeLaw(Law):
     source = "Parcae (Prairie et al. 2026, arXiv:2604.12946)"
     columns = ("recurrence",)
     parameters = (
-        Parameter(name="L_inf", meaning="loss after many loops, nats per token"),
-        Parameter(name="Z", meaning="nats per token at T = 0"),
+        Parameter(name="L_inf", meaning="loss after many loops", unit="nats per token"),
+        Parameter(name="Z", meaning="what loops can gain, from T = 0 on", unit="nats per token", logarithmic=True),
         Parameter(
             name="z",
-            meaning="decay per loop",
+            meaning="decay",
+            unit="per loop",
             lower=1e-3,
             upper=20.0,
             starts=(0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0),
@@ -209,13 +118,84 @@ class TestTimeLaw(Law):
 
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
-        return (self.basis(parameters[..., 2:], data) @ parameters[..., :2, None])[..., 0]
+        rest, Z, z = (parameters[..., i, None] for i in range(3))
+        return np.asarray(rest + Z * np.exp(-z * data["recurrence"]))
 
-    def gradient(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """See `Law.gradient`."""
-        basis = self.basis(parameters[..., 2:], data)
-        by_z = -parameters[..., 1, None] * basis[..., 1] * data["recurrence"]
-        return np.concatenate([basis, by_z[..., None]], axis=-1)
+    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """See `Law.loss_and_gradient`."""
+        rest, Z, z = (parameters[..., i, None] for i in range(3))
+        decay = np.exp(-z * data["recurrence"])
+        slopes = np.stack([np.ones_like(decay), decay, -Z * decay * data["recurrence"]], axis=-1)
+        return rest + Z * decay, slopes
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: loops have no other unit."""
+        changed = np.array(parameters)
+        changed[..., 2] /= units.get("recurrence", 1.0)
+        return changed
+
+    def effective(self, parameters: np.ndarray) -> str:
+        """See `Law.effective`."""
+        return f"95% of what loops gain is there after {np.log(20) / parameters[2]:.3g} loops"
+
+
+@final
+class JointTestTimeLaw(Law):
+    """Loss of any model at T loops, given its loss at T = mean recurrence: one decay in T / mu for all models.
+
+    A run's luck is in the given loss, so what is left to fit is far quieter than the losses themselves.
+    """
+
+    name = "joint-test-time"
+    formula = "L(T) = L(mu) + Z (exp(-z T / mu) - exp(-z))"
+    source = "Parcae (Prairie et al. 2026, arXiv:2604.12946): the unified law, given the loss at T = mu"
+    columns = ("mean_recurrence", "recurrence", "loss_at_mean")
+    vary = ("recurrence",)
+    parameters = (
+        Parameter(name="Z", meaning="what loops can gain, from T = 0 on", unit="nats per token"),
+        Parameter(
+            name="z",
+            meaning="decay",
+            unit="per T / mu",
+            lower=0.01,
+            upper=50.0,
+            starts=(0.1, 0.3, 0.6, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 9.0, 12.0, 20.0),
+        ),
+    )
+    linear_count = 1
+
+    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.basis`: the column exp(-z T / mu) - exp(-z)."""
+        z = nonlinear[..., 0, None]
+        return np.asarray(np.exp(-z * (data["recurrence"] / data["mean_recurrence"])) - np.exp(-z))[..., None]
+
+    def offset(self, data: Data) -> np.ndarray:
+        """See `Law.offset`: the given loss."""
+        return data["loss_at_mean"]
+
+    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.loss`."""
+        Z, z = parameters[..., 0, None], parameters[..., 1, None]
+        gained = np.exp(-z * (data["recurrence"] / data["mean_recurrence"])) - np.exp(-z)
+        return np.asarray(data["loss_at_mean"] + Z * gained)
+
+    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """See `Law.loss_and_gradient`."""
+        Z, z = parameters[..., 0, None], parameters[..., 1, None]
+        loops = data["recurrence"] / data["mean_recurrence"]
+        decay, at_mean = np.exp(-z * loops), np.exp(-z)
+        slopes = np.stack([decay - at_mean, Z * (at_mean - loops * decay)], axis=-1)
+        return data["loss_at_mean"] + Z * (decay - at_mean), slopes
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: T / mu has no unit."""
+        return np.array(parameters)
+
+    def effective(self, parameters: np.ndarray) -> str:
+        """See `Law.effective`."""
+        Z, z = parameters
+        to_mean, beyond = Z * (np.exp(-z / 2) - np.exp(-z)), Z * np.exp(-z)
+        return f"from T = mu / 2 to mu, loops gain {to_mean:.3g} nats per token; beyond mu, {beyond:.2g}"
 
 
 @final
@@ -226,13 +206,15 @@ class UnifiedLaw(Law):
     formula = "L(T | mu, D) = E + X N(mu)^-x + Y D^-y + Z exp(-z T / mu)"
     source = "Parcae (Prairie et al. 2026, arXiv:2604.12946)"
     columns = ("effective_params", "tokens", "mean_recurrence", "recurrence")
+    scaled = (("effective_params",), ("tokens",))
     parameters = (
         *TrainingLaw.parameters[:3],
-        Parameter(name="Z", meaning="nats per token at T = 0"),
+        Parameter(name="Z", meaning="what loops can gain, from T = 0 on", unit="nats per token"),
         *TrainingLaw.parameters[3:],
         Parameter(
             name="z",
-            meaning="decay per T / mu",
+            meaning="decay",
+            unit="per T / mu",
             lower=0.01,
             upper=50.0,
             starts=(0.3, 1.0, 2.0, 4.0, 7.0, 12.0, 20.0),
@@ -242,34 +224,119 @@ class UnifiedLaw(Law):
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.basis`: the columns 1, N^-x, D^-y, exp(-z T / mu)."""
-        x, y, z = (nonlinear[..., i, None] for i in range(3))
-        size = np.exp(-x * np.log(data["effective_params"]))
-        amount = np.exp(-y * np.log(data["tokens"]))
-        decay = np.exp(-z * data["recurrence"] / data["mean_recurrence"])
+        size, _ = _power(data, "effective_params", nonlinear[..., 0, None])
+        amount, _ = _power(data, "tokens", nonlinear[..., 1, None])
+        decay = np.exp(-nonlinear[..., 2, None] * (data["recurrence"] / data["mean_recurrence"]))
         return np.stack([np.ones_like(size), size, amount, decay], axis=-1)
 
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
-        return (self.basis(parameters[..., 4:], data) @ parameters[..., :4, None])[..., 0]
+        E, X, Y, Z, x, y, z = (parameters[..., i, None] for i in range(7))
+        trained = E + X * _power(data, "effective_params", x)[0] + Y * _power(data, "tokens", y)[0]
+        return np.asarray(trained + Z * np.exp(-z * (data["recurrence"] / data["mean_recurrence"])))
 
-    def gradient(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """See `Law.gradient`."""
-        basis = self.basis(parameters[..., 4:], data)
-        by_x = -parameters[..., 1, None] * basis[..., 1] * np.log(data["effective_params"])
-        by_y = -parameters[..., 2, None] * basis[..., 2] * np.log(data["tokens"])
-        by_z = -parameters[..., 3, None] * basis[..., 3] * data["recurrence"] / data["mean_recurrence"]
-        return np.concatenate([basis, by_x[..., None], by_y[..., None], by_z[..., None]], axis=-1)
+    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """See `Law.loss_and_gradient`."""
+        E, X, Y, Z, x, y, z = (parameters[..., i, None] for i in range(7))
+        size, log_size = _power(data, "effective_params", x)
+        amount, log_amount = _power(data, "tokens", y)
+        loops = data["recurrence"] / data["mean_recurrence"]
+        decay = np.exp(-z * loops)
+        from_size, from_amount, from_loops = X * size, Y * amount, Z * decay
+        slopes = np.empty((*size.shape, 7))
+        slopes[..., 0], slopes[..., 1], slopes[..., 2], slopes[..., 3] = 1.0, size, amount, decay
+        slopes[..., 4], slopes[..., 5] = -from_size * log_size, -from_amount * log_amount
+        slopes[..., 6] = -from_loops * loops
+        return E + from_size + from_amount + from_loops, slopes
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
+        changed = np.array(parameters)
+        changed[..., 1] *= units.get("effective_params", 1.0) ** changed[..., 4]
+        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 5]
+        return changed
+
+    def effective(self, parameters: np.ndarray) -> str:
+        """See `Law.effective`."""
+        _, _, _, Z, x, y, z = parameters
+        return (
+            f"the term of N(mu) halves with {halved_by(x)} the effective parameters, that of D with {halved_by(y)}; "
+            f"{Z * np.exp(-z):.2g} nats of {Z:.3g} are left for loops to gain at T = mu"
+        )
 
 
-LAWS: tuple[Law, ...] = (TrainingLaw(), TestTimeLaw(), UnifiedLaw())
-"""Every law, for reports and for the contract test."""
+@final
+class IsoDepthLaw(Law):
+    """Loss of looped models, where r loops of a block count as r^phi blocks of parameters of their own.
 
+    phi = 1 would make a loop worth as much as new layers, 0 worth nothing. r is the mean recurrence, N_once the
+    parameters that run once and N_rec those of the recurrent block (embeddings apart).
+    """
 
-def law_named(name: str) -> Law:
-    """The law of that name; raises ValueError with the known names."""
-    for law in LAWS:
-        if law.name == name:
-            return law
-    raise ValueError(
-        f"a law must be one of {', '.join(law.name for law in LAWS)}, but got {name!r}; choose one of them"
+    name = "iso-depth"
+    formula = "L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta"
+    source = "Schwethelm et al. 2026, arXiv:2604.21106 (phi = 0.46)"
+    columns = ("params_once", "params_recurrent", "mean_recurrence", "tokens")
+    scaled = (("params_once", "params_recurrent"), ("tokens",))
+    vary = ("mean_recurrence", "tokens")
+    may_be_zero = ("params_recurrent",)
+    parameters = (
+        FLOOR,
+        amplitude("A", "N"),
+        amplitude("B", "D"),
+        exponent("alpha", "exponent of N"),
+        exponent("beta", "exponent of D"),
+        Parameter(
+            name="phi",
+            meaning="worth of a loop",
+            unit="1",
+            lower=-1.0,
+            upper=3.0,
+            starts=(0.0, 0.3, 0.6, 1.0),
+        ),
     )
+    linear_count = 3
+
+    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.basis`: the columns 1, N^-alpha, D^-beta."""
+        size = np.exp(-nonlinear[..., 0, None] * np.log(self._size(nonlinear[..., 2, None], data)))
+        amount, _ = _power(data, "tokens", nonlinear[..., 1, None])
+        return np.stack([np.ones_like(size), size, amount], axis=-1)
+
+    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.loss`."""
+        E, A, B, alpha, beta, phi = (parameters[..., i, None] for i in range(6))
+        size = np.exp(-alpha * np.log(self._size(phi, data)))
+        return np.asarray(E + A * size + B * _power(data, "tokens", beta)[0])
+
+    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """See `Law.loss_and_gradient`."""
+        E, A, B, alpha, beta, phi = (parameters[..., i, None] for i in range(6))
+        log_loops = np.log(data["mean_recurrence"])
+        recurrent = np.exp(phi * log_loops) * data["params_recurrent"]
+        whole = data["params_once"] + recurrent
+        log_size = np.log(whole)
+        size = np.exp(-alpha * log_size)
+        amount, log_amount = _power(data, "tokens", beta)
+        from_size, from_amount = A * size, B * amount
+        slopes = np.empty((*size.shape, 6))
+        slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, size, amount
+        slopes[..., 3], slopes[..., 4] = -from_size * log_size, -from_amount * log_amount
+        slopes[..., 5] = -from_size * alpha * log_loops * recurrent / whole
+        return E + from_size + from_amount, slopes
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: A grows as the unit of both N to the alpha, B as that of D to the beta."""
+        changed = np.array(parameters)
+        changed[..., 1] *= units.get("params_once", 1.0) ** changed[..., 3]
+        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 4]
+        return changed
+
+    def effective(self, parameters: np.ndarray) -> str:
+        """See `Law.effective`."""
+        return f"8 loops of a block are worth {8 ** parameters[5]:.3g} blocks with parameters of their own"
+
+    @staticmethod
+    def _size(phi: np.ndarray, data: Data) -> np.ndarray:
+        loops = np.exp(phi * np.log(data["mean_recurrence"]))
+        return np.asarray(data["params_once"] + loops * data["params_recurrent"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from fitting.cost import Cost, DenseCost
+from fitting.cost import AnyCost, DenseCost
 from fitting.isoflop import AXIS_NAMES, IsoflopFit, log_tokens
-from fitting.laws import Data, Optimum
+from fitting.law import Data, Law
 from fitting.parabola import POINTS_NEEDED, Curve
+from fitting.points import point_data
 from fitting.power_law import PowerLaw, lines
 from fitting.table import finished_rows, law_data
 from fitting.uncertainty import interval
@@ -19,20 +19,6 @@ from fitting.uncertainty import interval
 _LARGEST_RECURRENCE = 1024.0
 _PARAMS_SEARCHED = 1000.0
 _BUDGETS_NEEDED = 2
-
-
-class LawWithOptimum(Protocol):
-    """What the bias needs of a law: its loss, and where that is least under a budget."""
-
-    @property
-    def name(self) -> str:
-        """What reports call the law."""
-
-    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """Loss in nats per token: parameters (..., p) to (..., rows)."""
-
-    def optimum(self, parameters: np.ndarray, cost_model: Any, budget: float, bounds: tuple[float, float]) -> Optimum:
-        """The best value along the cost model's axis, within bounds, at a budget in FLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +66,21 @@ class ParabolaBias:
 def parabola_bias(
     fit: IsoflopFit,
     table: pd.DataFrame,
-    law: LawWithOptimum,
+    law: Law,
     parameters: np.ndarray,
-    cost_model: Cost,
+    cost_model: AnyCost,
     draws: np.ndarray | None = None,
+    *,
+    widening: float = 1.0,
 ) -> ParabolaBias:
     """Estimate how far parabolas miss the optima of `law` at `parameters` (p,) on the very grid of `table`.
 
     An isoFLOP curve is steeper on the side of few loops, and a parabola through it is drawn aside: at small and at
     large budgets differently, so that its exponents are off. Here the law takes the place of the runs, without noise:
     its losses at the fitted rows are given to the same parabolas, and their minima compared with the law's exact optima
-    at the same budgets. With `draws` (d, p) of the law's parameters, the same for each of them; they are paired with
-    the draws of `fit` as if independent. Raises ValueError where `fit` has no power law, or the parabolas no minimum
+    at the same budgets. With `draws` (d, p) of the law's parameters, the same for each of them, and the bias's own
+    scatter widened by `widening` as the law's intervals are; it is paired with the draws of `fit` as if independent.
+    Raises ValueError where `fit` has no power law, or the parabolas no minimum
     near the grid on the law's losses at two budgets.
     """
     if fit.axis_law is None or fit.tokens_law is None:
@@ -103,7 +92,7 @@ def parabola_bias(
     budgets = np.array([curve.budget for curve in curves])
     parabola = np.stack([_near(curve, values) for curve, values in zip(curves, losses, strict=True)], axis=-1)
     optima = [law.optimum(vectors, cost_model, float(budget), _bounds(curves, cost_model)) for budget in budgets]
-    exact = np.log(np.stack([optimum.mean_recurrence for optimum in optima], axis=-1))
+    exact = np.log(np.stack([optimum.at for optimum in optima], axis=-1))
     there = ~np.isnan(parabola[0])
     if there.sum() < _BUDGETS_NEEDED:
         raise ValueError(
@@ -112,6 +101,7 @@ def parabola_bias(
         )
     usable = (~np.isnan(parabola)).sum(axis=1) >= _BUDGETS_NEEDED
     parabola, exact = parabola[usable], np.where(np.isnan(parabola), np.nan, exact)[usable]
+    parabola, exact = (logs[0] + widening * (logs - logs[0]) for logs in (parabola, exact))
     found = []
     for i in np.flatnonzero(there):
         off = parabola[:, i] - exact[:, i]
@@ -134,7 +124,7 @@ def parabola_bias(
 
 
 def _law_curves(
-    fit: IsoflopFit, table: pd.DataFrame, law: LawWithOptimum, vectors: np.ndarray, cost_model: Cost
+    fit: IsoflopFit, table: pd.DataFrame, law: Law, vectors: np.ndarray, cost_model: AnyCost
 ) -> tuple[list[Curve], list[np.ndarray]]:
     """The curves of the budgets that count, and the law's losses (draws, points) in the place of the measured ones."""
     rows, data = _fitted(table, cost_model)
@@ -155,15 +145,13 @@ def _law_curves(
     return curves, losses
 
 
-def _fitted(table: pd.DataFrame, cost_model: Cost) -> tuple[pd.DataFrame, Data]:
+def _fitted(table: pd.DataFrame, cost_model: AnyCost) -> tuple[pd.DataFrame, Data]:
     """The rows with a loss, and the columns of them that laws read."""
     if not isinstance(cost_model, DenseCost):
         return finished_rows(table), law_data(table)
     rows = finished_rows(table) if "status" in table else table
     rows = rows[np.isfinite(rows["loss"].to_numpy(dtype=float))]
-    params = rows["params"].to_numpy(dtype=float)
-    columns = {name: rows[name].to_numpy(dtype=float) for name in ("params", "tokens", "loss")}
-    return rows, {**columns, "effective_params": cost_model.effective_params(params)}
+    return rows, point_data(rows)
 
 
 def _near(curve: Curve, losses: np.ndarray) -> np.ndarray:
@@ -173,7 +161,7 @@ def _near(curve: Curve, losses: np.ndarray) -> np.ndarray:
     return np.where((vertices > 2 * low - high) & (vertices < 2 * high - low), vertices, np.nan)
 
 
-def _bounds(curves: list[Curve], cost_model: Cost) -> tuple[float, float]:
+def _bounds(curves: list[Curve], cost_model: AnyCost) -> tuple[float, float]:
     low, high = np.exp(min(curve.grid[0] for curve in curves)), np.exp(max(curve.grid[1] for curve in curves))
     if isinstance(cost_model, DenseCost):
         return float(low / _PARAMS_SEARCHED), float(high * _PARAMS_SEARCHED)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fitting.law_fit import LawFit
 from fitting.laws import TrainingLaw
-from fitting.result import LawFit, SweepFit
+from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
 

@@ -11,101 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from fitting.catalogue import law_named
 from fitting.cost import CostModel
+from fitting.holdout import HeldOutError, HeldOutRow
 from fitting.isoflop import IsoflopFit
 from fitting.isoflop_report import isoflop_text
-from fitting.laws import Data, law_named
+from fitting.law_fit import LawFit
 from fitting.table import finished_rows, loss_columns
 
-FORMAT = "isoloop-fit/1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterEstimate:
-    """One fitted parameter with its 95% interval (None without draws); `at_bound` where the bound holds it."""
-
-    name: str
-    meaning: str
-    value: float
-    interval: tuple[float, float] | None
-    at_bound: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LawFit:
-    """One fitted law. `draws` are refitted parameter vectors; `noise` is the relative scatter of one measured loss.
-
-    `delta` is Huber's delta on log loss, None for squared error. `run_id` is set where the law describes one model.
-    """
-
-    law: str
-    parameters: tuple[ParameterEstimate, ...]
-    objective: float
-    delta: float | None
-    rows: int
-    runs: int
-    noise: float
-    converged: bool
-    reasons: tuple[str, ...]
-    draws: tuple[tuple[float, ...], ...] = ()
-    run_id: str | None = None
-    mean_recurrence: float | None = None
-
-    @property
-    def vector(self) -> np.ndarray:
-        """Parameter values in the law's order, shape (p,)."""
-        return np.array([parameter.value for parameter in self.parameters])
-
-    @property
-    def draw_matrix(self) -> np.ndarray:
-        """Refitted parameters, shape (draws, p)."""
-        return np.array(self.draws).reshape(len(self.draws), len(self.parameters))
-
-    def value(self, name: str) -> float:
-        """The value of the parameter called `name`."""
-        return {parameter.name: parameter.value for parameter in self.parameters}[name]
-
-    def loss(self, data: Data) -> np.ndarray:
-        """Predicted loss of each row, nats per token: (rows,)."""
-        return law_named(self.law).loss(self.vector, data)
-
-    def loss_interval(self, data: Data) -> tuple[np.ndarray, np.ndarray] | None:
-        """95% interval of a measured loss at each row: parameters and noise together. None without draws."""
-        if not self.draws:
-            return None
-        # A fixed seed: the same fit gives the same interval each time.
-        rng = np.random.default_rng(0)
-        drawn = np.tile(law_named(self.law).loss(self.draw_matrix, data), (10, 1))
-        noisy = drawn * np.exp(self.noise * rng.standard_normal(drawn.shape))
-        low, high = np.percentile(noisy, [2.5, 97.5], axis=0)
-        return low, high
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutRow:
-    """One loss that the fit never saw, nats per token; `error` is (predicted - measured) / measured in percent."""
-
-    method: str
-    run_id: str
-    mean_recurrence: float
-    tokens: float
-    recurrence: float
-    measured: float
-    predicted: float
-    interval: tuple[float, float] | None
-    error: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutError:
-    """Mean absolute error of one way of predicting, in percent, over `rows` losses."""
-
-    method: str
-    mean_absolute_error: float
-    rows: int
+FORMAT = "isoloop-fit/2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +83,7 @@ class SweepFit:
     isoflop: IsoflopFit | None
     training: LawFit | None
     unified: LawFit | None
+    joint_test_time: LawFit | None
     test_time: tuple[LawFit, ...]
     held_out: HeldOut | None
     absent: tuple[Absent, ...]
@@ -190,7 +107,8 @@ class SweepFit:
         parts.append(
             isoflop_text(self.isoflop) if self.isoflop else _absent("isoFLOP curves", self.why_absent("isoflop"))
         )
-        for what, law in (("training", self.training), ("unified", self.unified)):
+        laws = (("training", self.training), ("unified", self.unified), ("joint-test-time", self.joint_test_time))
+        for what, law in laws:
             parts.append(_law(law) if law else _absent(f"{what} law", self.why_absent(what)))
         parts.append(
             _test_time(self.test_time) if self.test_time else _absent("test-time law", self.why_absent("test-time"))
@@ -258,21 +176,31 @@ def _interval(bounds: tuple[float, float] | None) -> str:
 
 def _law(fit: LawFit) -> str:
     law = law_named(fit.law)
-    objective = "squared error" if fit.delta is None else f"Huber, delta {fit.delta:g},"
+    scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
     lines = [
         f"{law.name} law: {law.formula}",
         f"  source      {law.source}",
-        f"  method      {objective} on log loss; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
-        f"  objective   {fit.objective:.6g}; scatter of one loss {100 * fit.noise:.3g}%; {len(fit.draws)} refits",
+        f"  method      {fit.kind} on {fit.on}; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
+        f"  objective   {fit.objective:.6g}; scatter of one loss {scatter}; {len(fit.draws)} refits, {fit.bootstrap}",
     ]
+    profiled = any(parameter.profile is not None for parameter in fit.parameters)
+    heading = f"  {'':<6}{'':>12}  {'95% by refits':<26}  {'95% by profile' if profiled else '':<26}"
+    lines += [heading.rstrip()] if fit.draws or profiled else []
     for parameter in fit.parameters:
         bound = ", at its bound" if parameter.at_bound else ""
+        by_profile = f"{_profile(parameter.profile):<26}  " if profiled else ""
         lines.append(
-            f"  {parameter.name:<6}{parameter.value:>12.5g}  {_interval(parameter.interval):<26}  "
-            f"{parameter.meaning}{bound}"
+            f"  {parameter.name:<6}{parameter.value:>12.5g}  {_interval(parameter.interval):<26}  {by_profile}"
+            f"{parameter.meaning}, {parameter.unit}{bound}"
         )
+    lines.append(f"  in effect: {law.effective(fit.vector)}")
     lines += [f"  warning: {reason}" for reason in fit.reasons]
     return "\n".join(lines)
+
+
+def _profile(ends: tuple[float | None, float | None] | None) -> str:
+    low, high = ends or (None, None)
+    return f"({'no limit' if low is None else f'{low:.5g}'} to {'no limit' if high is None else f'{high:.5g}'})"
 
 
 def _test_time(fits: tuple[LawFit, ...]) -> str:
@@ -293,7 +221,10 @@ def _held_out(held: HeldOut) -> str:
         f"Held out: {held.runs} runs at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"
     ]
     for error in held.errors:
-        lines.append(f"  mean absolute error {error.mean_absolute_error:8.4f}%  {error.method}, {error.rows} losses")
+        covered = "" if error.coverage is None else f"; {error.coverage:.0%} inside their 95% intervals"
+        lines.append(
+            f"  mean absolute error {error.mean_absolute_error:8.4f}%  {error.method}, {error.rows} losses{covered}"
+        )
     at_mu = [row for row in held.rows if row.method.startswith("training")]
     if not at_mu:
         return "\n".join([*lines, "  no training law was fitted that could predict them at T = mu"])

@@ -7,13 +7,16 @@ missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+
+from fitting.cost import architecture_columns
+from fitting.suspects import far_off
 
 STATUSES = ("finished", "diverged", "failed")
 ACCOUNTINGS = ("exact", "parcae-release")
@@ -70,6 +73,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="backward_loops", kind="number", meaning="mean loops run backward", measured=True),
     Column(name="effective_params_fixed", kind="number", meaning="prelude + coda parameters", may_equal=True),
     Column(name="effective_params_per_loop", kind="number", meaning="parameters of the core", may_equal=True),
+    Column(name="tokenizer", kind="text", meaning="what tokens and losses are counted in", required=False),
+    Column(name="loss_unit", kind="text", meaning="unit of the losses: nats per token", required=False),
 )
 REQUIRED_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.required)
 
@@ -97,20 +102,21 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"a run table must be a file, but there is none at {path}; export the sweep's runs first")
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"a run table must end in .csv or .parquet, but got {path.name}; convert or rename it")
-    text = {column.name: str for column in COLUMNS if column.kind == "text"}
+    return check_table(read_frame(path, text=[column.name for column in COLUMNS if column.kind == "text"]))
+
+
+def read_frame(path: Path, *, text: Sequence[str] = ()) -> pd.DataFrame:
+    """The table in a `.csv` or `.parquet` file, unchecked; columns named in `text` are not taken for numbers.
+
+    Raises ValueError where the file cannot be read.
+    """
     try:
         # The Python engine reads floats exactly as they were written.
-        csv = path.suffix == ".csv"
-        frame = pd.read_csv(path, dtype=text, engine="python") if csv else pd.read_parquet(path)
-    except (
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-        ValueError,
-        OSError,
-    ) as error:
-        raise ValueError(f"a run table must be a readable {path.suffix} file, but {path} is not: {error}") from error
-    return check_table(frame)
+        if path.suffix == ".csv":
+            return pd.read_csv(path, dtype=dict.fromkeys(text, str), engine="python")
+        return pd.read_parquet(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, OSError) as error:
+        raise ValueError(f"a table must be a readable {path.suffix} file, but {path} is not: {error}") from error
 
 
 def check_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -144,8 +150,19 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that can be fitted: status `finished`, index renewed."""
-    return table[table["status"] == "finished"].reset_index(drop=True)
+    """The rows that can be fitted, index renewed: status `finished`, and no loss that only a diverged run has."""
+    rows = table[table["status"] == "finished"]
+    return rows[~diverged_unnoticed(rows)].reset_index(drop=True)
+
+
+def diverged_unnoticed(rows: pd.DataFrame) -> np.ndarray:
+    """Which of the rows called finished have a loss far off the others of their budget: see `suspects.far_off`."""
+    finished = (rows["status"] == "finished").to_numpy()
+    losses = rows["loss"].to_numpy(dtype=float)
+    budgets = rows["budget"].to_numpy(dtype=float) if "budget" in rows else np.full(len(rows), np.nan)
+    found = np.zeros(len(rows), dtype=bool)
+    found[finished] = far_off(losses[finished], budgets[finished])
+    return found
 
 
 def test_time_losses(table: pd.DataFrame) -> pd.DataFrame:
@@ -171,24 +188,32 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Columns that laws read, of the finished runs at T = mean recurrence: arrays of shape (rows,)."""
-    return _with_effective_params(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
+    return _with_architecture(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
 
 
 def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns that laws read, one entry per finished run and measured T: arrays of shape (rows,)."""
-    return _with_effective_params(test_time_losses(table), table)
+    """Columns that laws read, one entry per finished run and measured T: arrays of shape (rows,).
+
+    `loss_at_mean` is the run's loss at T = mean recurrence.
+    """
+    rows = test_time_losses(table)
+    data = _with_architecture(rows, table)
+    data["loss_at_mean"] = table.set_index("run_id")["loss"].reindex(rows["run_id"]).to_numpy(dtype=float)
+    return data
 
 
 test_time_law_data.__test__ = False  # type: ignore[attr-defined]  # a public name that pytest would collect
 
 
-def _with_effective_params(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
+def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
     by_run = table.set_index("run_id")
     fixed = by_run["effective_params_fixed"].reindex(rows["run_id"]).to_numpy(dtype=float)
     per_loop = by_run["effective_params_per_loop"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
-    data["effective_params"] = fixed + data["mean_recurrence"] * per_loop
+    data = architecture_columns(rows["mean_recurrence"].to_numpy(dtype=float), fixed, per_loop)
+    data |= {name: rows[name].to_numpy(dtype=float) for name in ("tokens", "recurrence", "loss")}
     data["run_id"] = rows["run_id"].to_numpy(dtype=str)
+    if "budget" in table:
+        data["budget"] = by_run["budget"].reindex(rows["run_id"]).to_numpy(dtype=float)
     return data
 
 
@@ -220,6 +245,11 @@ def _check_labels(table: pd.DataFrame) -> None:
     mixed = table["accounting"] != table["accounting"].iloc[0]
     rule = f"must be one value per table, and the first row has {table['accounting'].iloc[0]!r}"
     _refuse_first(table, "accounting", mixed, rule, "fit each accounting apart: their exponents differ")
+    for name in ("tokenizer", "loss_unit"):
+        if name in table:
+            mixed = table[name] != table[name].iloc[0]
+            rule = f"must be one value per table, and the first row has {table[name].iloc[0]!r}"
+            _refuse_first(table, name, mixed, rule, "fit each apart: their losses can't be compared")
     mixed = table["simulated"] != table["simulated"].iloc[0]
     rule = f"must be one value per table, and the first row has {table['simulated'].iloc[0]}"
     _refuse_first(table, "simulated", mixed, rule, "never fit simulated and measured runs together")

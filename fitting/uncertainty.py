@@ -1,71 +1,131 @@
-"""How uncertain a fit is: refits of the law to losses with resampled noise."""
+"""How uncertain a fit is: refits of the law to resampled tables."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Literal, get_args
 
-from fitting.estimate import Estimate, polish
-from fitting.laws import Data
+import numpy as np
+from scipy import stats
+
+from fitting.estimate import Estimate
+from fitting.law import Data
+from fitting.refit import refit
 
 LEVEL = 0.95
+BootstrapKind = Literal["parametric", "rows", "budgets"]
+BOOTSTRAP_KINDS: tuple[str, ...] = get_args(BootstrapKind)
+_GROUPS_NEEDED = 2
 
 
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """The central 95% of `draws` (draws,), by percentiles; NaN draws are left out."""
-    low, high = np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
+def interval(draws: np.ndarray, around: float | None = None, widening: float = 1.0) -> tuple[float, float]:
+    """The central 95% of `draws` (draws,), by percentiles; NaN draws are left out.
+
+    Both ends are moved away from `around`, the estimate, by the factor `widening`: in logarithms where all is positive.
+    """
+    low, high = (float(end) for end in np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)]))
+    if around is None or widening == 1.0:
+        return low, high
+    low, high = min(low, around), max(high, around)
+    if low > 0:
+        return around * (low / around) ** widening, around * (high / around) ** widening
+    return around - widening * (around - low), around + widening * (high - around)
 
 
-def bootstrap(estimate: Estimate, data: Data, *, draws: int, seed: int, runs: np.ndarray | None = None) -> np.ndarray:
-    """Parameters (draws, p) refitted to the fitted losses with resampled residuals added.
+def bootstrap(
+    estimate: Estimate,
+    data: Data,
+    *,
+    draws: int,
+    seed: int,
+    kind: BootstrapKind = "parametric",
+    runs: np.ndarray | None = None,
+) -> np.ndarray:
+    """Parameters (draws, p) of the law fitted again to resampled tables; the same seed gives the same draws.
 
-    Residuals are inflated by sqrt(n / (n - p)), since a fit takes up p of them. Where a run has several rows,
-    pass their run ids as `runs` (rows,): the luck of a run is then resampled run by run, and what remains row
-    by row, because a run's losses at different T are not independent. That these intervals cover the truth as
-    often as they say is not proven.
+    - "parametric": normal noise around the fitted losses, as large as the residuals say for the freedom they have left;
+      how large it is, is itself drawn, which gives the draws the tails of a t distribution. Its 95% intervals cover in
+      92 to 97% of simulated sweeps, also with 2 budgets and with outliers (docs/fitting.md has the table).
+    - "rows": rows drawn with replacement.
+    - "budgets": whole budgets drawn with replacement, for noise that a budget's runs share. It needs `widening`.
+
+    Where a run has several rows, pass their run ids as `runs` (rows,): a run's luck is then drawn once for all its
+    rows. Raises ValueError for another kind, or where the budgets are unknown or fewer than 2.
     """
     rng = np.random.default_rng(seed)
-    noise = _resampled(estimate, runs, draws, rng)
-    targets = np.log(estimate.law.loss(estimate.parameters, data)) + noise
-    starts = np.repeat(_livened(estimate, data)[None], draws, axis=0)
-    return polish(estimate.law, data, starts, targets, estimate.objective_kind)[0]
+    if kind == "parametric":
+        return refit(estimate, data, losses=_redrawn(estimate, data, runs, draws, rng))[0]
+    if kind == "rows":
+        groups = np.arange(len(data["loss"])) if runs is None else runs
+    elif kind == "budgets":
+        groups = _budgets(data)
+    else:
+        raise ValueError(f"a bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {kind!r}; choose one")
+    return refit(estimate, data, weights=resampled_counts(groups, draws, rng))[0]
+
+
+def resampled_counts(groups: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each row (draws, rows) counts when as many groups as there are, are drawn with replacement."""
+    names, which = np.unique(groups, return_inverse=True)
+    return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, which].astype(float)
+
+
+def widening(kind: BootstrapKind, data: Data) -> float:
+    """By what factor percentile intervals of this bootstrap must be widened to cover.
+
+    Few budgets, drawn with replacement, scatter too little: by the share (G - 1) / G of the variance, and with only
+    G - 1 degrees of freedom to know it by. Between 2 and 6 budgets this brought coverage from 72 to 93% up to above
+    93%.
+    """
+    if kind != "budgets":
+        return 1.0
+    groups = len(np.unique(_budgets(data)))
+    return float(np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.5 + LEVEL / 2, groups - 1) / stats.norm.ppf(0.975))
 
 
 def noise_scale(estimate: Estimate, runs: np.ndarray | None = None) -> float:
-    """Relative standard deviation of one measured loss about the law."""
-    luck, rest = _split(estimate, runs)
-    if rest is None:
-        return float(np.sqrt(np.mean(luck**2)))
-    return float(np.sqrt(np.mean(luck**2) + np.mean(rest**2)))
+    """Standard deviation of one measured loss about the law, for the freedom that is left: relative, or in nats."""
+    scales = _noise(estimate, runs)
+    return float(np.sqrt(sum(scale**2 for scale, _ in scales)))
 
 
-def _split(estimate: Estimate, runs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Inflated residuals: per row, or per run and what remains per row."""
+def noise_freedom(estimate: Estimate, runs: np.ndarray | None = None) -> int:
+    """Degrees of freedom by which the larger part of the noise is known."""
+    return max(_noise(estimate, runs))[1]
+
+
+def _budgets(data: Data) -> np.ndarray:
+    budgets = np.asarray(data.get("budget", np.array([np.nan])))
+    if np.isnan(budgets).any():
+        raise ValueError("a bootstrap by budgets needs the column `budget` in every row; draw rows instead")
+    if len(np.unique(budgets)) < _GROUPS_NEEDED:
+        raise ValueError("a bootstrap by budgets needs 2 budgets or more, but there is 1; draw rows instead")
+    return budgets
+
+
+def _noise(estimate: Estimate, runs: np.ndarray | None) -> list[tuple[float, int]]:
+    """Standard deviation and degrees of freedom of the noise per row; of a run's luck, and then of the rest per row."""
     residuals, p = estimate.residuals, len(estimate.parameters)
-    rows = len(residuals)
     if runs is None:
-        return residuals * np.sqrt(rows / (rows - p)), None
+        freedom = max(len(residuals) - p, 1)
+        return [(float(np.sqrt(residuals @ residuals / freedom)), freedom)]
     _, which, counts = np.unique(runs, return_inverse=True, return_counts=True)
     means = np.bincount(which, weights=residuals) / counts
-    luck = means * np.sqrt(len(means) / max(len(means) - p, 1))
-    rest = (residuals - means[which]) * np.sqrt(rows / max(rows - len(means), 1))
-    return luck, rest
+    rest = residuals - means[which]
+    of_runs, of_rows = max(len(means) - p, 1), max(len(residuals) - len(means), 1)
+    return [(float(np.sqrt(means @ means / of_runs)), of_runs), (float(np.sqrt(rest @ rest / of_rows)), of_rows)]
 
 
-def _resampled(estimate: Estimate, runs: np.ndarray | None, draws: int, rng: np.random.Generator) -> np.ndarray:
-    luck, rest = _split(estimate, runs)
-    if rest is None or runs is None:
-        return rng.choice(luck - luck.mean(), size=(draws, len(luck)))
-    which = np.unique(runs, return_inverse=True)[1]
-    return np.asarray(
-        rng.choice(luck - luck.mean(), size=(draws, len(luck)))[:, which] + rng.choice(rest, size=(draws, len(rest)))
-    )
-
-
-def _livened(estimate: Estimate, data: Data) -> np.ndarray:
-    """The fitted parameters with amplitudes of zero raised to 1e-3 of the loss, so that refits can leave the bound."""
-    k = estimate.law.linear_count
-    largest = estimate.law.basis(estimate.parameters[k:], data).max(axis=0)
-    small = 1e-3 * float(np.mean(data["loss"])) / np.maximum(largest, 1e-300)
-    amplitudes = np.where(estimate.parameters[:k] > 0, estimate.parameters[:k], small)
-    return np.concatenate([amplitudes, estimate.parameters[k:]])
+def _redrawn(
+    estimate: Estimate, data: Data, runs: np.ndarray | None, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Losses (draws, rows) of the same rows, were they trained again."""
+    fitted = estimate.law.loss(estimate.parameters, data)
+    noise = np.zeros((draws, len(fitted)))
+    each_row = np.arange(len(fitted))
+    by_level = [each_row] if runs is None else [np.unique(runs, return_inverse=True)[1], each_row]
+    for (scale, freedom), which in zip(_noise(estimate, runs), by_level, strict=True):
+        scales = scale * np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
+        noise += (scales * rng.standard_normal((draws, int(which.max()) + 1)))[:, which]
+    if estimate.objective_kind.logarithmic:
+        return np.asarray(fitted * np.exp(noise))
+    return np.maximum(fitted + noise, np.finfo(float).tiny)

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 
 from fitting import HUBER, LAWS, PUBLISHED_TRUTH, SQUARED, Objective, TestTimeLaw, TrainingLaw, UnifiedLaw, fit_law
 from fitting import simulate_table as simulate
-from fitting.estimate import polish
+from fitting.refit import refit
 from fitting.table import law_data, test_time_law_data
 from fitting.uncertainty import bootstrap, interval, noise_scale
 
@@ -23,6 +23,10 @@ def on_the_law(law, parameters, rows=30, seed=0):
     data = {
         "mean_recurrence": mu,
         "effective_params": 28.3e6 + 14.16e6 * mu,
+        "params": 10 ** rng.uniform(7, 10, rows),
+        "params_once": 10 ** rng.uniform(7, 9, rows),
+        "params_recurrent": 10 ** rng.uniform(7, 9, rows),
+        "loss_at_mean": rng.uniform(2.9, 3.3, rows),
         "tokens": 10 ** rng.uniform(9, 11, rows),
         "recurrence": rng.uniform(1, 12, rows),
     }
@@ -33,6 +37,10 @@ EXAMPLES = {
     "training": [1.7, 40.0, 400.0, 0.3, 0.33],
     "test-time": [2.9, 0.84, 0.9],
     "unified": [2.28, 32.3, 34.65, 0.84, 0.26, 0.19, 4.0],
+    "joint-test-time": [0.84, 4.0],
+    "chinchilla": [1.8, 480.0, 2085.0, 0.35, 0.37],
+    "iso-depth": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.46],
+    "six-parameter": [1.5, 5000.0, 20000.0, 0.5, 0.55, 0.7],
 }
 
 
@@ -121,16 +129,56 @@ def test_a_delta_of_zero_is_refused():
         Objective(delta=0)
 
 
-def test_warm_refits_reach_what_a_careful_fit_of_the_same_losses_reaches():
+@pytest.mark.parametrize("how", ["losses", "weights"])
+def test_warm_refits_reach_what_a_careful_fit_of_the_same_losses_reaches(how):
     law, data = TrainingLaw(), law_data(simulate(NOISY, seed=2))
     estimate = fit_law(law, data)
     rng = np.random.default_rng(0)
-    targets = np.log(data["loss"]) + 2e-3 * rng.standard_normal((25, len(data["loss"])))
-    starts = np.repeat(estimate.parameters[None], 25, axis=0)
-    _, objectives, settled = polish(law, data, starts, targets, HUBER)
-    careful = [fit_law(law, {**data, "loss": np.exp(target)}).objective for target in targets]
-    np.testing.assert_allclose(objectives, careful, rtol=1e-4)
-    assert settled.all()
+    rows = len(data["loss"])
+    if how == "losses":
+        losses = data["loss"] * np.exp(2e-3 * rng.standard_normal((60, rows)))
+        _, objectives = refit(estimate, data, losses=losses)
+        careful = [fit_law(law, {**data, "loss": one}).objective for one in losses]
+    else:
+        weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=60).astype(float)
+        _, objectives = refit(estimate, data, weights=weights)
+        careful = [fit_law(law, data, weights=one).objective for one in weights]
+    assert np.mean(objectives <= np.array(careful) * (1 + 1e-6)) >= 0.98
+
+
+def test_refits_do_not_stop_where_they_start():
+    """The trap: a warm-started L-BFGS with scipy's default tolerances, whose intervals are far too narrow."""
+    law, data = TrainingLaw(), law_data(simulate(NOISY, seed=2))
+    estimate = fit_law(law, data)
+    k, rows = law.linear_count, len(data["loss"])
+    weights = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=40).astype(float)
+    trapped = []
+    for one in weights:
+
+        def objective(at, one=one):
+            residuals = np.log(data["loss"] / law.loss(np.r_[np.exp(at[:k]), at[k:]], data))
+            return float(HUBER.value(residuals, one))
+
+        start = np.r_[np.log(estimate.parameters[:k]), estimate.parameters[k:]]
+        trapped.append(minimize(objective, start, method="L-BFGS-B").x[4])
+    ours = refit(estimate, data, weights=weights)[0][:, 4]
+    careful = np.array([fit_law(law, data, weights=one).parameters[4] for one in weights])
+    assert np.std(trapped) < 0.3 * np.std(careful)  # the trap is real
+    assert np.std(ours) == pytest.approx(np.std(careful), rel=0.02)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+@pytest.mark.parametrize("objective", [Objective(delta=1e-2, on="loss"), Objective(delta=np.inf, on="loss")], ids=str)
+def test_losses_can_be_fitted_instead_of_their_logarithms(law, objective):
+    data = on_the_law(law, EXAMPLES[law.name])
+    rng = np.random.default_rng(3)
+    data["loss"] = data["loss"] + 1e-3 * rng.standard_normal(len(data["loss"]))
+    estimate = fit_law(law, data, objective)
+    truth = objective.value(data["loss"] - law.loss(np.array(EXAMPLES[law.name]), data))
+    assert estimate.objective < truth
+    assert estimate.objective > 0.5 * truth
+    expected = data["loss"] - law.loss(estimate.parameters, data)
+    np.testing.assert_allclose(estimate.residuals, expected, atol=1e-12)
 
 
 def test_bootstrap_intervals_are_as_wide_as_the_spread_over_sweeps():

@@ -10,9 +10,14 @@ from fitting import (
     PUBLISHED_BUDGETS,
     PUBLISHED_TRUTH,
     DenseCost,
+    LawMethod,
+    MinimaMethod,
     SweepFit,
+    check_points,
+    compare,
     fit_isoflop,
     fit_sweep,
+    point_data,
     predict_from_minima,
     published_cost_model,
     simulate_table,
@@ -311,6 +316,26 @@ def test_a_floor_needs_three_budgets():
     assert fit.loss_floor_law is None
     with pytest.raises(ValueError, match="with a floor needs 3 budgets with a minimum inside the grid, but 2 have"):
         predict_from_minima(fit, 1e21, 1e9, floor=True)
+
+
+def test_minima_stand_beside_laws_in_a_comparison():
+    data = point_data(check_points(dense_parabolas()))
+    compared = compare(
+        data,
+        [
+            MinimaMethod(floor=True, cost=DenseCost()),
+            MinimaMethod(floor=False, cost=DenseCost()),
+            LawMethod(law="chinchilla", draws=0),
+        ],
+    )
+    errors = {error.method: error for error in compared.errors}
+    assert errors["isoFLOP minima, L* = E + k C^-g"].mean_absolute_error < 1e-4
+    assert errors["isoFLOP minima, L* = k C^-g"].mean_absolute_error > 0.01
+    assert {error.rows for error in compared.errors} == {7}
+    without = compare(
+        {name: data[name] for name in data if name != "budget"}, [MinimaMethod(floor=True, cost=DenseCost())], by="row"
+    )
+    assert "need the columns budget" in without.absent[0][1]
 
 
 def test_everything_is_stored_and_read_back():

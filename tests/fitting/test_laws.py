@@ -3,16 +3,24 @@
 import numpy as np
 import pytest
 
-from fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, law_named, published_cost_model
+from fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, fit_law, law_named, published_cost_model
 from fitting.simulate import poisson_loops
 
 EXAMPLES = {
     "training": [2.28, 32.3, 34.65, 0.26, 0.19],
     "test-time": [2.9, 0.84, 0.9],
+    "joint-test-time": [0.84, 7.5],
     "unified": [2.28, 32.3, 34.65, 0.84, 0.26, 0.19, 7.5],
+    "chinchilla": [1.8, 480.0, 2085.0, 0.35, 0.37],
+    "iso-depth": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.46],
+    "six-parameter": [1.5, 5000.0, 20000.0, 0.5, 0.55, 0.7],
 }
 DATA = {
     "effective_params": np.array([42e6, 85e6, 1.4e8, 2e8]),
+    "params": np.array([42e6, 42e6, 8e7, 8e7]),
+    "params_once": np.array([28e6, 28e6, 5e7, 5e7]),
+    "params_recurrent": np.array([14e6, 14e6, 3e7, 3e7]),
+    "loss_at_mean": np.array([3.3, 3.2, 3.1, 3.0]),
     "tokens": np.array([1e9, 3e9, 2e9, 8e9]),
     "mean_recurrence": np.array([1.0, 4.0, 8.0, 12.0]),
     "recurrence": np.array([1.0, 2.0, 8.0, 20.0]),
@@ -37,7 +45,45 @@ def test_gradient_is_the_derivative_of_the_loss(law):
 
 def test_loss_is_linear_in_its_amplitudes(law):
     at, k = np.array(EXAMPLES[law.name]), law.linear_count
-    np.testing.assert_allclose(law.loss(at, DATA), law.basis(at[k:], DATA) @ at[:k], rtol=1e-13)
+    if law.name != "six-parameter":  # linear in its floor alone
+        linear = law.offset(DATA) + law.basis(at[k:], DATA) @ at[:k]
+        np.testing.assert_allclose(law.loss(at, DATA), linear, rtol=1e-13)
+    twice = np.concatenate([2 * at[:k], at[k:]])
+    more = law.basis(at[k:], DATA) @ at[:k]
+    np.testing.assert_allclose(law.loss(twice, DATA), law.loss(at, DATA) + more, rtol=1e-13)
+
+
+def test_loss_and_gradient_are_those_of_each_alone(law):
+    at = np.array(EXAMPLES[law.name])
+    loss, gradient = law.loss_and_gradient(at, DATA)
+    np.testing.assert_allclose(loss, law.loss(at, DATA), rtol=1e-14)
+    np.testing.assert_array_equal(gradient, law.gradient(at, DATA))
+
+
+def test_parameters_follow_the_units_of_the_columns(law):
+    at = np.array(EXAMPLES[law.name])
+    units = {name: 7.0 ** (1 + place) for place, group in enumerate(law.scaled) for name in group}
+    smaller = {name: values / units.get(name, 1.0) for name, values in DATA.items()}
+    in_units = law.rescaled(at, {name: 1 / unit for name, unit in units.items()})
+    np.testing.assert_allclose(law.loss(in_units, smaller), law.loss(at, DATA), rtol=1e-12)
+    np.testing.assert_allclose(law.rescaled(in_units, units), at, rtol=1e-12)
+
+
+def test_parameters_have_bounds_units_and_starts(law):
+    for place, parameter in enumerate(law.parameters):
+        assert parameter.unit
+        assert parameter.lower < parameter.upper
+        if place < law.linear_count:
+            assert parameter.lower == 0
+    grid = law.start_grid()
+    assert grid.shape[1] == len(law.parameters) - law.linear_count
+    for column, parameter in zip(grid.T, law.parameters[law.linear_count :], strict=True):
+        assert ((column >= parameter.lower) & (column <= parameter.upper)).all()
+
+
+def test_what_a_fit_means_is_said_in_numbers(law):
+    said = law.effective(np.array(EXAMPLES[law.name]))
+    assert any(character.isdigit() for character in said)
 
 
 def test_many_parameter_vectors_at_once_are_each_alone(law):
@@ -55,17 +101,115 @@ def test_law_reads_no_column_that_it_does_not_name(law):
 
 
 def test_law_describes_itself(law):
-    assert law.formula.startswith("L(")
+    assert law.formula.startswith("L")
     assert law.source
     assert len(set(law.parameter_names)) == len(law.parameters)
     assert all(parameter.lower < parameter.upper and parameter.meaning for parameter in law.parameters)
-    assert all(parameter.starts for parameter in law.parameters[law.linear_count :])
     assert law_named(law.name) is law
 
 
 def test_an_unknown_law_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="training, test-time, unified, but got 'chinchilla'"):
-        law_named("chinchilla")
+    with pytest.raises(ValueError, match=r"training, test-time, .*, six-parameter, or module:Class, but got 'chilla'"):
+        law_named("chilla")
+
+
+OWN_LAW = """
+from typing import final
+import numpy as np
+from fitting import Law, Parameter
+
+@final
+class TokensOnly(Law):
+    \"\"\"Loss from tokens alone.\"\"\"
+    name, formula, source = "tokens-only", "L(D) = E + B D^-beta", "this test"
+    columns, scaled, linear_count = ("tokens",), (("tokens",),), 2
+    parameters = (
+        Parameter(name="E", meaning="floor", unit="nats per token"),
+        Parameter(name="B", meaning="the term at D = 1", unit="nats per token"),
+        Parameter(name="beta", meaning="exponent", unit="1", lower=0.01, upper=3.0, starts=(0.1, 0.3, 0.6, 1.0)),
+    )
+
+    def basis(self, nonlinear, data):
+        power = np.exp(-nonlinear[..., 0, None] * np.log(data["tokens"]))
+        return np.stack([np.ones_like(power), power], axis=-1)
+
+    def loss(self, parameters, data):
+        return (self.basis(parameters[..., 2:], data) @ parameters[..., :2, None])[..., 0]
+
+    def loss_and_gradient(self, parameters, data):
+        basis = self.basis(parameters[..., 2:], data)
+        by_beta = -parameters[..., 1, None] * basis[..., 1] * np.log(data["tokens"])
+        return self.loss(parameters, data), np.concatenate([basis, by_beta[..., None]], axis=-1)
+
+    def rescaled(self, parameters, units):
+        changed = np.array(parameters)
+        changed[..., 1] *= units.get("tokens", 1.0) ** changed[..., 2]
+        return changed
+
+    def effective(self, parameters):
+        return f"D's term halves with {2 ** (1 / parameters[2]):.3g}x the tokens"
+"""
+
+
+def test_a_law_of_ones_own_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "my_laws.py").write_text(OWN_LAW)
+    monkeypatch.syspath_prepend(tmp_path)
+    law = law_named("my_laws:TokensOnly")
+    tokens = np.geomspace(1e9, 1e11, 12)
+    truth = np.array([2.0, 400.0, 0.3])
+    estimate = fit_law(law, {"tokens": tokens, "loss": law.loss(truth, {"tokens": tokens})})
+    np.testing.assert_allclose(estimate.parameters, truth, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_such_module:Law", "can't be imported"),
+        ("fitting:Lawless", "can't be imported"),
+        ("json:JSONDecoder", "derived"),
+    ],
+)
+def test_a_law_that_is_none_is_refused(name, words):
+    with pytest.raises(ValueError, match=words):
+        law_named(name)
+
+
+def test_chinchillas_optimum_is_that_of_hoffmanns_equation_4():
+    law, at = law_named("chinchilla"), np.array([1.69, 406.4, 410.7, 0.34, 0.28])
+    cost, (_, A, B, alpha, beta) = SixND(), at
+    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    for budget in (1e18, 5.76e23):
+        best = law.optimum(at, cost, budget, bounds=(1e6, 1e14))
+        assert float(best.at) == pytest.approx(G * (budget / 6) ** (beta / (alpha + beta)), rel=1e-6)
+        assert float(6 * best.at * best.tokens) == pytest.approx(budget)
+        assert f"N* ~ C^{beta / (alpha + beta):.3f}" in law.effective(at)
+
+
+class SixND:
+    axis = "params"
+
+    def columns(self, budget, values):
+        return {"params": values, "tokens": budget / (6 * values)}
+
+
+def test_gamma_moves_no_optimum():
+    chinchilla, six = law_named("chinchilla"), law_named("six-parameter")
+    at = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
+    plain = chinchilla.optimum(at, SixND(), 1e20, bounds=(1e6, 1e14))
+    bent = six.optimum(np.array([*at, 0.6]), SixND(), 1e20, bounds=(1e6, 1e14))
+    assert float(bent.at) == pytest.approx(float(plain.at), rel=1e-6)
+
+
+def test_a_law_without_tokens_has_no_optimum():
+    with pytest.raises(ValueError, match="the test-time law knows no tokens"):
+        law_named("test-time").optimum(np.array(EXAMPLES["test-time"]), published_cost_model(), 1e18)
+
+
+def test_at_phi_one_the_iso_depth_law_is_the_training_law():
+    at = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
+    unrolled = DATA["params_once"] + DATA["mean_recurrence"] * DATA["params_recurrent"]
+    iso_depth = law_named("iso-depth").loss(np.array([*at, 1.0]), DATA)
+    np.testing.assert_allclose(iso_depth, TrainingLaw().loss(at, {**DATA, "effective_params": unrolled}), rtol=1e-13)
 
 
 def test_unified_law_at_its_mean_recurrence_is_the_training_law():
@@ -106,7 +250,7 @@ def test_optimum_of_many_laws_is_each_alone():
 
 @pytest.mark.parametrize("bounds", [(0.0, 4.0), (4.0, 2.0), (1.0, np.inf)])
 def test_impossible_bounds_are_refused(bounds):
-    with pytest.raises(ValueError, match="bounds of the mean recurrence"):
+    with pytest.raises(ValueError, match="bounds of `mean_recurrence`"):
         TrainingLaw().optimum(np.array(EXAMPLES["training"]), published_cost_model(), 1e18, bounds)
 
 

@@ -12,6 +12,7 @@ import pytest
 from fitting import (
     PUBLISHED_BUDGETS,
     PUBLISHED_TRUTH,
+    ChinchillaLaw,
     DenseCost,
     Optimum,
     ParabolaBias,
@@ -51,7 +52,8 @@ class Parabolas:
     def optimum(self, parameters, cost_model, budget, bounds):
         best = self.best(parameters, budget)[..., 0]
         tokens = cost_model.tokens_for(budget, best)
-        return Optimum(mean_recurrence=best, tokens=tokens, loss=np.full(best.shape, 3.0), at_bound=best < 0)
+        loss = np.full(best.shape, 3.0)
+        return Optimum(axis="mean_recurrence", at=best, tokens=tokens, loss=loss, at_bound=best < 0)
 
 
 def test_parabolas_miss_nothing_on_parabolas():
@@ -116,6 +118,10 @@ def test_draws_of_the_law_widen_the_corrected_interval():
     assert np.ptp(drawn.axis_exponent.bias_interval) > 0.01
     assert np.ptp(drawn.axis_exponent.corrected.interval) > np.ptp(known.axis_exponent.corrected.interval)
     assert drawn.axis_exponent.corrected.interval_at(128e18) is not None
+    wider = parabola_bias(fit, table, TrainingLaw(), PARAMETERS, COST, draws, widening=2.0)
+    for narrow, wide in ((drawn.axis_exponent, wider.axis_exponent), (drawn.budgets[1], wider.budgets[1])):
+        name = "bias_interval" if narrow is drawn.axis_exponent else "log_bias_interval"
+        assert np.ptp(getattr(wide, name)) == pytest.approx(2 * np.ptp(getattr(narrow, name)), rel=0.05)
 
 
 def test_dense_optima_are_those_of_the_closed_form():
@@ -129,7 +135,7 @@ def test_dense_optima_are_those_of_the_closed_form():
             rows.append({"params": params, "tokens": tokens, "budget": budget, "loss": loss})
     table = pd.DataFrame(rows)
     fit = fit_isoflop(table, DenseCost())
-    bias = parabola_bias(fit, table, TrainingLaw(), np.array([E, A, B, alpha, beta]), DenseCost())
+    bias = parabola_bias(fit, table, ChinchillaLaw(), np.array([E, A, B, alpha, beta]), DenseCost())
     assert bias.axis_exponent.exact == pytest.approx(beta / (alpha + beta), abs=1e-5)
     assert bias.axis_exponent.corrected.exponent == pytest.approx(beta / (alpha + beta), abs=1e-5)
     assert abs(bias.budgets[0].log_bias) > 0.005

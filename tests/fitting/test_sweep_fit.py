@@ -71,7 +71,7 @@ def test_json_gives_an_equal_fit_back(published, held_out, tmp_path):
         ("{", "must be JSON"),
         ("[]", "must have the format"),
         ('{"format": "isoloop-fit/0"}', "but got 'isoloop-fit/0'"),
-        ('{"format": "isoloop-fit/1"}', "must be whole"),
+        ('{"format": "isoloop-fit/2"}', "must be whole"),
     ],
 )
 def test_a_stored_fit_that_is_none_is_refused(text, words):
@@ -189,7 +189,7 @@ def test_progress_is_told_to_its_end():
     told = []
     fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *what: told.append(what))
     stages = dict.fromkeys(stage for stage, _, _ in told)
-    assert list(stages) == ["isoFLOP curves", "training law", "test-time laws", "unified law"]
+    assert list(stages) == ["isoFLOP curves", "training law", "test-time laws", "joint test-time law", "unified law"]
     assert all(max(done for s, done, _ in told if s == stage) == 1 or stage == "test-time laws" for stage in stages)
     assert ("test-time laws", 16, 16) in told
 

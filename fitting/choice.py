@@ -1,0 +1,142 @@
+"""Which law? Competing laws on one table: information criteria, and errors at budgets that a fit never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special
+
+from fitting.catalogue import law_named
+from fitting.holdout import Comparison, LawMethod, Method, compare
+from fitting.law import Data
+from fitting.law_fit import LawFit, estimate_law
+from fitting.objective import HUBER, Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One law's fit to the whole table, with its information criteria (smaller is better; differences count)."""
+
+    fit: LawFit
+    log_likelihood: float
+    aic: float
+    bic: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Competing laws on one table; `absent` are (law, why) of those that could not be fitted."""
+
+    rows: int
+    objective: str
+    candidates: tuple[Candidate, ...]
+    absent: tuple[tuple[str, str], ...]
+    comparisons: tuple[Comparison, ...]
+    warnings: tuple[str, ...]
+
+    def report(self) -> str:
+        """All of it as readable text; the least AIC first."""
+        lines = [
+            f"Competing laws on {self.rows} runs, {self.objective}",
+            f"  {'AIC - least':>11}  {'BIC - least':>11}  {'objective':>11}  {'free':>4}  law",
+        ]
+        least_aic = min((one.aic for one in self.candidates), default=0.0)
+        least_bic = min((one.bic for one in self.candidates), default=0.0)
+        for one in sorted(self.candidates, key=lambda one: one.aic):
+            law = law_named(one.fit.law)
+            lines.append(
+                f"  {one.aic - least_aic:>11.1f}  {one.bic - least_bic:>11.1f}  {one.fit.objective:>11.5g}  "
+                f"{len(one.fit.parameters):>4}  {law.name}: {law.formula}"
+            )
+        lines += [f"  {law}: not fitted. {why}" for law, why in self.absent]
+        for one in self.candidates:
+            values = ", ".join(
+                f"{p.name} = {p.value:.5g}" + (f" ({p.interval[0]:.4g} to {p.interval[1]:.4g})" if p.interval else "")
+                for p in one.fit.parameters
+            )
+            law = law_named(one.fit.law)
+            lines += ["", f"{law.name}: {values}", f"  in effect: {law.effective(one.fit.vector)}"]
+            lines += [f"  warning: {reason}" for reason in one.fit.reasons]
+        for comparison in self.comparisons:
+            lines += ["", comparison.report()]
+        if self.warnings:
+            lines += ["", "What to doubt", *(f"  - {warning}" for warning in self.warnings)]
+        return "\n".join(lines) + "\n"
+
+
+def choose(
+    data: Data,
+    laws: Sequence[str],
+    *,
+    others: Sequence[Method] = (),
+    objective: Objective = HUBER,
+    draws: int = 200,
+    seed: int = 0,
+    warnings: Sequence[str] = (),
+) -> Choice:
+    """Fit every law to the rows of `data`, and hold out the largest budget and each budget in turn.
+
+    `others` are further ways of predicting, for the held-out errors alone. Without budgets, tenths of the rows are held
+    out. Raises ValueError where no law can be fitted.
+    """
+    candidates: list[Candidate] = []
+    absent: list[tuple[str, str]] = []
+    for name in laws:
+        try:
+            fit = estimate_law(law_named(name), data, draws=draws, seed=seed, objective=objective, name=name)
+        except ValueError as error:
+            absent.append((name, str(error)))
+            continue
+        candidates.append(candidate(fit, objective))
+    if not candidates:
+        raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {why}' for law, why in absent)}")
+    fitted = [one.fit.law for one in candidates]
+    methods = [*(LawMethod(law=law, objective=objective, draws=draws, seed=seed) for law in fitted), *others]
+    budgets = np.unique(data.get("budget", np.array([np.nan])))
+    ways = ("largest budget", "budget") if len(budgets) > 1 and not np.isnan(budgets).any() else ("row",)
+    return Choice(
+        rows=len(data["loss"]),
+        objective=str(objective),
+        candidates=tuple(candidates),
+        absent=tuple(absent),
+        comparisons=tuple(compare(data, methods, by) for by in ways),  # type: ignore[arg-type]
+        warnings=tuple(warnings),
+    )
+
+
+def candidate(fit: LawFit, objective: Objective) -> Candidate:
+    """A fit with its information criteria: the noise's scale counts as one more parameter."""
+    log_likelihood = _log_likelihood(fit.objective, fit.rows, objective)
+    free = len(fit.parameters) + 1
+    return Candidate(
+        fit=fit,
+        log_likelihood=log_likelihood,
+        aic=2 * free - 2 * log_likelihood,
+        bic=free * math.log(fit.rows) - 2 * log_likelihood,
+    )
+
+
+def _log_likelihood(value: float, rows: int, objective: Objective) -> float:
+    """The greatest log likelihood of residuals with that objective, over the scale s of the density exp(-rho / s) /
+    Z(s).
+
+    rho is the objective's function of one residual: a normal density within delta and an exponential one beyond, which
+    is Huber's least favourable density; Z(s) is in closed form. For squared error it is the normal density throughout.
+    """
+    if np.isinf(objective.delta):
+        variance = max(2 * value / rows, 1e-300)
+        return -0.5 * rows * (math.log(2 * math.pi * variance) + 1)
+    delta = objective.delta
+
+    def negative(log_scale: float) -> float:
+        scale = math.exp(log_scale)
+        inner = math.sqrt(2 * math.pi * scale) * special.erf(delta / math.sqrt(2 * scale))
+        tails = 2 * scale / delta * math.exp(-(delta**2) / (2 * scale))
+        return value / scale + rows * math.log(inner + tails)
+
+    middle = math.log(max(value / rows, 1e-300))
+    found = optimize.minimize_scalar(negative, bounds=(middle - 15, middle + 15), method="bounded")
+    return -float(found.fun)

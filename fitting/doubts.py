@@ -1,0 +1,105 @@
+"""What a reader should not take on trust, as plain sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from fitting.isoflop import IsoflopFit
+from fitting.result import SweepFit
+from fitting.suspects import FAR, warnings
+from fitting.table import diverged_unnoticed, law_data
+
+BUDGET_TOLERANCE = 0.01
+_FEW_RUNS = 12
+_MANY_LOST = 0.05
+
+
+def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
+    """All there is to doubt about a fit to a checked table."""
+    said = []
+    if fit.simulated:
+        said.append("Every run is simulated: drawn from a law, not trained.")
+    elif not table.duplicated(["mean_recurrence", "backprop_depth", "tokens"]).any():
+        said.append("Each cell was trained once: how a loss scatters from seed to seed was not measured.")
+    said.append(f"Compute is counted by `{fit.accounting}`; under another accounting the exponents differ.")
+    for status in ("diverged", "failed"):
+        count = int((table["status"] == status).sum())
+        if count:
+            said.append(f"{count} of {len(table)} runs {status} and {'is' if count == 1 else 'are'} not fitted.")
+    said += _left_out(table)
+    if fit.finished_runs < _FEW_RUNS:
+        said.append(f"Only {fit.finished_runs} runs are fitted: a law's form can hardly be told from so few.")
+    said += _budget_doubts(table)
+    said += warnings(law_data(table))
+    said += [f"There is no {one.what} fit: {one.reason}." for one in fit.absent]
+    if fit.isoflop is not None:
+        said += [
+            f"The budget of {minimum.budget:.3g} FLOPs does not count: {minimum.reason}."
+            for minimum in fit.isoflop.minima
+            if not minimum.included
+        ]
+        said += _edge_doubts(fit.isoflop, table)
+        lost = fit.isoflop.redraws_without_minimum
+        if lost > _MANY_LOST:
+            said.append(
+                f"In {lost:.0%} of the redraws behind the exponents' intervals, noise took a budget's minimum away: "
+                "the curves hardly show one, and the intervals are too narrow."
+            )
+        if fit.isoflop.reason:
+            said.append(f"isoFLOP: {fit.isoflop.reason}.")
+    for law in (fit.training, fit.unified, fit.joint_test_time):
+        if law is not None:
+            said += [f"The {law.law} law: {reason}." for reason in law.reasons]
+    bad = [law for law in fit.test_time if law.reasons]
+    if bad:
+        reasons = ", ".join(sorted({reason for law in bad for reason in law.reasons}))
+        said.append(f"{len(bad)} of {len(fit.test_time)} test-time laws: {reasons}.")
+    if fit.held_out is not None:
+        said.append(
+            f"The largest {fit.held_out.column} ({fit.held_out.value:.4g}, {fit.held_out.times_beyond:.1f}x beyond the "
+            f"rest, {fit.held_out.runs} runs) was held out of every fit."
+        )
+        said += [
+            f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."
+            for error in fit.held_out.errors
+        ]
+    said.append(f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates.")
+    return said
+
+
+def _left_out(table: pd.DataFrame) -> list[str]:
+    """Runs called finished that only a divergence explains."""
+    return [
+        f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is above {FAR:g} times the median of "
+        "its budget, so it counts as diverged."
+        for run in table[diverged_unnoticed(table)].itertuples()
+    ]
+
+
+def _edge_doubts(isoflop: IsoflopFit, table: pd.DataFrame) -> list[str]:
+    """Minima inside the grid although the best run measured stands at its edge."""
+    said = []
+    for minimum in isoflop.minima:
+        runs = table[table["budget"] == minimum.budget].dropna(subset=["loss"])
+        best = float(runs.loc[runs["loss"].idxmin(), "mean_recurrence"]) if len(runs) else None
+        if minimum.included and best in (runs["mean_recurrence"].min(), runs["mean_recurrence"].max()):
+            said.append(
+                f"At {minimum.budget:.3g} FLOPs the best run measured is that at {best:g} loops, the grid's edge: the "
+                f"minimum at {minimum.mean_recurrence:.3g} rests on the parabola's shape."
+            )
+    return said
+
+
+def _budget_doubts(table: pd.DataFrame) -> list[str]:
+    if "budget" not in table:
+        return []
+    off = (table["flops"] / table["budget"] - 1).abs()
+    far = (off > BUDGET_TOLERANCE) & (table["status"] == "finished")
+    if not far.any():
+        return []
+    worst = table["run_id"].iloc[int(np.argmax(off.where(far, -1.0)))]
+    return [
+        f"{int(far.sum())} runs spent over 1% more or less than their budget, {worst!r} most: "
+        f"{100 * float(off[far].max()):.1f}%."
+    ]

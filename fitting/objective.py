@@ -1,0 +1,50 @@
+"""What a fit minimises: squared error or Huber's function, on loss or on log loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Sum over rows of Huber's function of the residual measured - fitted, of log loss or of loss (nats).
+
+    r^2 / 2 up to `delta`, then growing as delta |r|; an infinite `delta` is squared error. `delta` has the unit of the
+    residual: relative for log loss, nats per token for loss. Raises ValueError unless delta is positive.
+    """
+
+    delta: float = 1e-3
+    on: Literal["log loss", "loss"] = "log loss"
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"delta must be positive, but got {self.delta}; use inf for squared error")
+        if self.on not in ("log loss", "loss"):
+            raise ValueError(f"an objective is on 'log loss' or on 'loss', but got {self.on!r}; choose one")
+
+    def __str__(self) -> str:
+        kind = "squared error" if np.isinf(self.delta) else f"Huber, delta {self.delta:g},"
+        return f"{kind} on {self.on}"
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether residuals are of log loss."""
+        return self.on == "log loss"
+
+    def residuals(self, measured: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+        """Residuals of losses in nats, of their broadcast shape."""
+        return np.log(measured) - np.log(fitted) if self.logarithmic else np.asarray(measured - fitted)
+
+    def value(self, residuals: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Residuals (..., rows), each counted `weights` (..., rows) times, to objective (...)."""
+        size = np.abs(residuals)
+        inner = np.minimum(size, self.delta)
+        terms = inner * (size - inner / 2)
+        return np.asarray(terms.sum(axis=-1) if weights is None else np.einsum("...r,...r->...", terms, weights))
+
+
+HUBER = Objective(delta=1e-3)
+SQUARED = Objective(delta=np.inf)

@@ -1,0 +1,90 @@
+"""Tables of dense models: parameters, tokens and loss of each run, as public isoFLOP tables hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fitting.table import read_frame
+
+REQUIRED = ("params", "tokens", "loss")
+ONE_VALUE = ("experiment", "tokenizer", "loss_unit", "accounting")
+"""Columns that, where a table has them, must hold one value throughout: losses across them are not comparable."""
+
+
+def is_point_table(path: str | Path) -> bool:
+    """Whether a `.csv` or `.parquet` file has the columns of a table of dense models rather than a run table."""
+    names = _read(Path(path)).columns
+    return set(REQUIRED) <= set(names) and "run_id" not in names
+
+
+def read_points(path: str | Path, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
+    """Read and check a table of dense models from a `.csv` or `.parquet` file.
+
+    `experiment` keeps the rows of that value in the column `experiment`; without `outliers`, rows marked in the column
+    `outlier` are left out. Raises ValueError as `check_points` does, and where the asked column or value is missing.
+    """
+    frame = _read(Path(path))
+    if experiment is not None:
+        known = sorted(map(str, frame["experiment"].unique())) if "experiment" in frame else []
+        if experiment not in known:
+            there = f"it has {', '.join(known)}" if known else "the table has no such column"
+            raise ValueError(f"an experiment must be in the column `experiment`, but got {experiment!r}; {there}")
+        frame = frame[frame["experiment"] == experiment]
+    if not outliers:
+        if "outlier" not in frame:
+            raise ValueError("leaving outliers out needs the column `outlier`, but the table has none; keep them")
+        frame = frame[~frame["outlier"].astype(bool)]
+    return check_points(frame)
+
+
+def check_points(table: pd.DataFrame) -> pd.DataFrame:
+    """A checked copy of a table with the columns params, tokens, loss (nats per token) and, if known, budget (FLOPs).
+
+    Raises ValueError for missing columns, values that are not positive and finite numbers, no rows at all, or rows
+    whose losses can't be compared (several experiments, tokenizers, units or FLOP accountings).
+    """
+    missing = [name for name in REQUIRED if name not in table.columns]
+    if missing:
+        raise ValueError(f"a table of dense models needs {', '.join(REQUIRED)}, but {', '.join(missing)} is missing")
+    if not len(table):
+        raise ValueError("a table of dense models must have at least one row, but got 0")
+    checked = table.reset_index(drop=True).copy()
+    for name in ONE_VALUE:
+        found = sorted(map(str, checked[name].unique())) if name in checked else []
+        if len(found) > 1:
+            raise ValueError(
+                f"`{name}` must be one value per table, but got {', '.join(found)}; fit each apart, since their losses "
+                "can't be compared"
+            )
+    for name in (*REQUIRED, "budget"):
+        if name not in checked:
+            continue
+        numbers = pd.to_numeric(checked[name], errors="coerce").astype(float)
+        bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)).to_numpy())
+        if len(bad):
+            raise ValueError(
+                f"`{name}` must be a positive and finite number, but row {bad[0]} has {checked[name].iloc[bad[0]]!r}"
+                f"{f', and {len(bad) - 1} more rows break this rule' if len(bad) > 1 else ''}; correct or drop it"
+            )
+        checked[name] = numbers
+    return checked
+
+
+def point_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The columns that laws read, of a checked table: arrays of shape (rows,)."""
+    data = {name: table[name].to_numpy(dtype=float) for name in REQUIRED}
+    data["run_id"] = np.array([f"row {index}" for index in range(len(table))])
+    if "budget" in table:
+        data["budget"] = table["budget"].to_numpy(dtype=float)
+    return data
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ValueError(f"a table must be a file, but there is none at {path}")
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"a table must end in .csv or .parquet, but got {path.name}; convert or rename it")
+    return read_frame(path)
