@@ -43,6 +43,7 @@ def parabola_bias_text(bias: ParabolaBias, axis: str) -> str:
             f"{one.log_bias:>+11.4f}  {_interval(one.log_bias_interval)}{bound}"
         )
     lines += [_exponent(f"{symbol}*", bias.axis_exponent), _exponent("D*", bias.tokens_exponent)]
+    lines += [_filled(f"note: {note}") for note in bias.notes]
     return "\n".join(lines)
 
 

@@ -147,6 +147,13 @@ def test_a_fit_without_power_laws_has_no_bias():
         parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
 
 
+def test_what_little_two_budgets_say_is_said():
+    table = simulate_table(QUIET, budgets=(1e18, 2e18), recurrences=())
+    bias = parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
+    assert "Two budgets hardly fix the law" in bias.notes[0]
+    assert "note: Two budgets" in parabola_bias_text(bias, "mean_recurrence")
+
+
 def test_another_table_than_the_fitted_is_refused():
     table = simulate_table(budgets=(1e18, 2e18, 4e18), recurrences=())
     fit = fit_isoflop(table, COST)
