@@ -1,7 +1,7 @@
 """Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
 
 from fitting.catalogue import LAWS, law_named
-from fitting.choice import Choice, choose
+from fitting.choice import Choice, choose, choose_table
 from fitting.cost import AnyCost, CostModel, DenseCost
 from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
 from fitting.estimate import Estimate, fit_law
@@ -13,7 +13,7 @@ from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw
 from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, SQUARED, Objective
 from fitting.parabola_bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
-from fitting.points import check_points, point_data, read_points
+from fitting.points import check_points, is_point_table, point_data, read_points
 from fitting.power_law import MinimalLossLaw, PowerLaw
 from fitting.predict import Prediction, predict
 from fitting.profile import Profile, profile
@@ -92,12 +92,14 @@ __all__ = [
     "check_points",
     "check_table",
     "choose",
+    "choose_table",
     "compare",
     "draw_losses",
     "estimate_law",
     "fit_isoflop",
     "fit_law",
     "fit_sweep",
+    "is_point_table",
     "law_named",
     "loss_column",
     "parabola_bias",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import optimize, special
@@ -14,6 +15,12 @@ from fitting.holdout import Comparison, LawMethod, Method, compare
 from fitting.law import Data
 from fitting.law_fit import LawFit, estimate_law
 from fitting.objective import HUBER, Objective
+from fitting.points import is_point_table, point_data, read_points
+from fitting.suspects import FAR, far_off, warnings
+from fitting.table import law_data, read_table
+
+DENSE_LAWS = ("chinchilla", "six-parameter")
+LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class Choice:
     candidates: tuple[Candidate, ...]
     absent: tuple[tuple[str, str], ...]
     comparisons: tuple[Comparison, ...]
-    warnings: tuple[str, ...]
+    doubts: tuple[str, ...]
 
     def report(self) -> str:
         """All of it as readable text; the least AIC first."""
@@ -62,8 +69,8 @@ class Choice:
             lines += [f"  warning: {reason}" for reason in one.fit.reasons]
         for comparison in self.comparisons:
             lines += ["", comparison.report()]
-        if self.warnings:
-            lines += ["", "What to doubt", *(f"  - {warning}" for warning in self.warnings)]
+        if self.doubts:
+            lines += ["", "What to doubt", *(f"  - {doubt}" for doubt in self.doubts)]
         return "\n".join(lines) + "\n"
 
 
@@ -75,7 +82,7 @@ def choose(
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
-    warnings: Sequence[str] = (),
+    doubts: Sequence[str] = (),
 ) -> Choice:
     """Fit every law to the rows of `data`, and hold out the largest budget and each budget in turn.
 
@@ -103,7 +110,7 @@ def choose(
         candidates=tuple(candidates),
         absent=tuple(absent),
         comparisons=tuple(compare(data, methods, by) for by in ways),  # type: ignore[arg-type]
-        warnings=tuple(warnings),
+        doubts=tuple(doubts),
     )
 
 
@@ -140,3 +147,37 @@ def _log_likelihood(value: float, rows: int, objective: Objective) -> float:
     middle = math.log(max(value / rows, 1e-300))
     found = optimize.minimize_scalar(negative, bounds=(middle - 15, middle + 15), method="bounded")
     return -float(found.fun)
+
+
+def choose_table(
+    path: str | Path,
+    *,
+    laws: Sequence[str] = (),
+    experiment: str | None = None,
+    outliers: bool = True,
+    objective: Objective = HUBER,
+    draws: int = 200,
+    seed: int = 0,
+) -> Choice:
+    """Competing laws on a table in a file: a run table, or one of dense models.
+
+    `laws` defaults to those that speak of such runs. For dense models, `experiment` and `outliers` are those of
+    `read_points`. Raises ValueError as `read_points`, `read_table` and `choose` do.
+    """
+    dense = is_point_table(path)
+    if dense:
+        table = read_points(path, experiment=experiment, outliers=outliers)
+        data = point_data(table)
+    else:
+        data = law_data(read_table(path))
+    far = far_off(data["loss"], data.get("budget"))
+    said = [f"{int(far.sum())} rows with a loss above {FAR:g} times the median of their budget are left out."]
+    data = {name: values[~far] for name, values in data.items()}
+    return choose(
+        data,
+        laws or (DENSE_LAWS if dense else LOOPED_LAWS),
+        objective=objective,
+        draws=draws,
+        seed=seed,
+        doubts=[*(said if far.any() else []), *warnings(data)],
+    )

@@ -132,7 +132,7 @@ def checked_columns(law: Law, data: Data) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"`{name}` must be positive and finite, but row {bad[0]} has {values[bad[0]]}; drop that row"
             )
-        if name in law.varying and np.ptp(values) <= 1e-9 * values.max():
+        if name in (*law.varying, "loss") and np.ptp(values) <= 1e-9 * values.max():
             raise ValueError(
                 f"the {law.name} law needs `{name}` to vary, but all {rows} rows have {values[0]:g}; "
                 "add runs with other values"

@@ -56,8 +56,8 @@ def check_points(table: pd.DataFrame) -> pd.DataFrame:
         found = sorted(map(str, checked[name].unique())) if name in checked else []
         if len(found) > 1:
             raise ValueError(
-                f"`{name}` must be one value per table, but got {', '.join(found)}; fit each apart, since their losses "
-                "can't be compared"
+                f"`{name}` must be one value per table, but got {', '.join(found)}; fit each apart (--experiment "
+                "picks one), since their losses can't be compared"
             )
     for name in (*REQUIRED, "budget"):
         if name not in checked:

@@ -14,7 +14,10 @@ from fitting.uncertainty import LEVEL
 
 _POINTS = 12
 """Values on each side of the estimate at which the others are fitted again, in each of two rounds."""
-_REACH = 8.0
+_REACH = 4.0
+"""Standard errors to which the first round goes."""
+_FAR = 20.0
+"""Most by which a parameter, or its logarithm, is moved from the estimate."""
 _ROUNDS = 3
 
 
@@ -44,49 +47,87 @@ def profile(estimate: Estimate, data: Data, parameter: str, *, runs: np.ndarray 
         raise ValueError(
             f"a parameter of the {law.name} law is one of {', '.join(law.parameter_names)}, but got {parameter!r}"
         )
-    at = law.parameter_names.index(parameter)
-    fixed = np.arange(len(law.parameters)) == at
-    threshold, together = _threshold(estimate, data, at, runs)
-    centre, bounds = estimate.parameters[at], law.parameters[at]
-    values, rises = np.array([centre]), np.array([0.0])
-    step = max(together[at], 1e-9 * abs(centre), 1e-12)
-    sides = {-1.0: _REACH * step, 1.0: _REACH * step}
+    walk = _Walk(estimate, data, law.parameter_names.index(parameter), runs)
     for _ in range(_ROUNDS):
-        new = np.concatenate(
-            [centre + sign * reach * np.linspace(0, 1, _POINTS + 1)[1:] for sign, reach in sides.items()]
-        )
-        new = np.unique(np.clip(new, max(bounds.lower, centre * 1e-3) if centre > 0 else bounds.lower, bounds.upper))
-        starts = estimate.parameters + (new - centre)[:, None] / step * together
-        starts = np.clip(starts, [p.lower for p in law.parameters], [p.upper for p in law.parameters])
-        starts[:, at] = new
-        weights = np.ones((len(new), len(data["loss"])))
-        reached = refit(estimate, data, weights=weights, fixed=fixed, starts=starts)[1]
-        values, rises = np.append(values, new), np.append(rises, (reached - estimate.objective) / threshold)
-        order = np.argsort(values, kind="stable")
-        values, rises = values[order], rises[order]
-        for sign in sides:
-            end = _crossing(values, rises, centre, sign)
-            # Closer in where the crossing is near, further out where none was found.
-            sides[sign] = 1.3 * abs(end - centre) if end is not None else 4 * sides[sign]
+        walk.look()
     return Profile(
         parameter=parameter,
-        values=tuple(float(value) for value in values),
-        rise=tuple(float(rise) for rise in rises),
-        interval=(_crossing(values, rises, centre, -1.0), _crossing(values, rises, centre, 1.0)),
+        values=tuple(float(value) for value in walk.values),
+        rise=tuple(float(rise) for rise in walk.rises),
+        interval=(walk.end(-1.0), walk.end(1.0)),
     )
 
 
-def _crossing(values: np.ndarray, rises: np.ndarray, centre: float, sign: float) -> float | None:
-    """Where the rise first exceeds 1 on one side of the centre, by linear interpolation of its root."""
-    side = np.flatnonzero((values - centre) * sign >= 0)
-    side = side[np.argsort(np.abs(values[side] - centre), kind="stable")]
-    above = np.flatnonzero(rises[side] > 1)
-    if not len(above) or above[0] == 0:
-        return None
-    inner, outer = side[above[0] - 1], side[above[0]]
-    low, high = np.sqrt(np.maximum(rises[[inner, outer]], 0))
-    share = (1 - low) / (high - low)
-    return float(values[inner] + share * (values[outer] - values[inner]))
+class _Walk:
+    """The values at which one parameter was held so far, in order, with the others' best fits beside them.
+
+    Steps are even in the parameter, or in its logarithm where it can't be negative and is no exponent: amplitudes range
+    over orders of magnitude.
+    """
+
+    def __init__(self, estimate: Estimate, data: Data, at: int, runs: np.ndarray | None) -> None:
+        self.estimate, self.data, self.at = estimate, data, at
+        self.threshold, together = _threshold(estimate, data, at, runs)
+        self.centre, self.bounds = float(estimate.parameters[at]), estimate.law.parameters[at]
+        self.logarithmic = at < estimate.law.linear_count and self.centre > 0
+        self.step = max(together[at], 1e-9 * abs(self.centre), 1e-12)
+        self.slopes = together / self.step
+        self.values, self.rises = np.array([self.centre]), np.array([0.0])
+        self.fits = estimate.parameters[None]
+        scale = self.centre if self.logarithmic else 1.0
+        self.reach = dict.fromkeys((-1.0, 1.0), _REACH * self.step / scale)
+
+    def look(self) -> None:
+        """Hold the parameter at more values on both sides: closer in where the end is near, else further out."""
+        steps = np.linspace(0, 1, _POINTS + 1)[1:]
+        far = np.concatenate([sign * np.minimum(reach, _FAR) * steps for sign, reach in self.reach.items()])
+        new = self.centre * np.exp(far) if self.logarithmic else self.centre + far
+        new = np.setdiff1d(np.clip(new, self.bounds.lower, self.bounds.upper), self.values)
+        if not len(new):
+            return
+        straight = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
+        first = straight + (new - straight[:, self.at])[:, None] * self.slopes
+        self._add(new, *self._held(new, first))
+        # From the neighbours on both sides: a search from too far away may have been lost.
+        for shift in (1, -1, 1):
+            neighbours = self.fits[np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)]
+            fits, rises = self._held(self.values, neighbours)
+            better = rises < self.rises - 1e-9
+            self.fits[better], self.rises[better] = fits[better], rises[better]
+        for sign in self.reach:
+            end = self.end(sign)
+            if end is None:
+                self.reach[sign] *= 4
+            else:
+                self.reach[sign] = 1.3 * abs(np.log(end / self.centre) if self.logarithmic else end - self.centre)
+
+    def end(self, sign: float) -> float | None:
+        """Where the rise first exceeds 1 on one side of the centre, by linear interpolation of its root."""
+        side = np.flatnonzero((self.values - self.centre) * sign >= 0)
+        side = side[np.argsort(np.abs(self.values[side] - self.centre), kind="stable")]
+        above = np.flatnonzero(self.rises[side] > 1)
+        if not len(above) or above[0] == 0:
+            return None
+        inner, outer = side[above[0] - 1], side[above[0]]
+        low, high = np.sqrt(np.maximum(self.rises[[inner, outer]], 0))
+        share = (1 - low) / (high - low)
+        return float(self.values[inner] + share * (self.values[outer] - self.values[inner]))
+
+    def _add(self, values: np.ndarray, fits: np.ndarray, rises: np.ndarray) -> None:
+        order = np.argsort(np.append(self.values, values), kind="stable")
+        self.values = np.append(self.values, values)[order]
+        self.rises = np.append(self.rises, rises)[order]
+        self.fits = np.concatenate([self.fits, fits])[order]
+
+    def _held(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The others' best fits (values, p), from `starts`, and the objective's rise there."""
+        law = self.estimate.law
+        starts = np.clip(starts, [p.lower for p in law.parameters], [p.upper for p in law.parameters])
+        starts[:, self.at] = values
+        fixed = np.arange(len(law.parameters)) == self.at
+        weights = np.ones((len(values), len(self.data["loss"])))
+        fits, reached = refit(self.estimate, self.data, weights=weights, fixed=fixed, starts=starts)
+        return fits, (reached - self.estimate.objective) / self.threshold
 
 
 def _threshold(estimate: Estimate, data: Data, at: int, runs: np.ndarray | None) -> tuple[float, np.ndarray]:

@@ -29,7 +29,7 @@ def fit_sweep(
     *,
     name: str,
     hold_out_largest_budget: bool = False,
-    draws: int = 200,
+    draws: int = 1000,
     seed: int = 0,
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
@@ -46,7 +46,7 @@ def fit_sweep(
     can't be made is None in the result, with its reason in `absent`.
     """
     if draws < 0:
-        raise ValueError(f"draws must be 0 or more, but got {draws}; 200 is usual")
+        raise ValueError(f"draws must be 0 or more, but got {draws}; 1000 is usual")
     checked = check_table(table)
     shown, hidden, column = _split(checked) if hold_out_largest_budget else (checked, None, "")
     if finished_rows(shown).empty:

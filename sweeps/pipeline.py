@@ -132,7 +132,9 @@ def fit_and_report(
     why: dict[bool, str | None] = {}
     for hold_out in (False, True):
         try:
-            found = fit_sweep(table, name=sweep.name, hold_out_largest_budget=hold_out, progress=progress)
+            found = fit_sweep(
+                table, name=sweep.name, hold_out_largest_budget=hold_out, profiles=True, progress=progress
+            )
         except ValueError as error:
             fits[hold_out], why[hold_out] = None, str(error)
         else:

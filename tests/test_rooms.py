@@ -62,6 +62,7 @@ ORDER = {
         "objective",
         "descent",
         "estimate",
+        "lbfgs",
         "refit",
         "uncertainty",
         "profile",
@@ -93,6 +94,7 @@ ORDER = {
         "results",
         "report",
         "pipeline",
+        "console",
         "cli",
     ],
 }

@@ -1,0 +1,184 @@
+"""Bad tables: one clear error or one clear warning in the result each, never a silent wrong answer."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitting import (
+    PUBLISHED_TRUTH,
+    ChinchillaLaw,
+    SweepFit,
+    TrainingLaw,
+    check_points,
+    choose,
+    fit_law,
+    fit_sweep,
+    point_data,
+    simulate_table,
+)
+from fitting.suspects import warnings
+from fitting.table import law_data
+
+TRUTH = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
+NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=5e-4)
+
+
+def points():
+    """A table of dense models on 5 budgets, C = 6 N D."""
+    budgets = np.repeat([1e19, 3e19, 1e20, 3e20, 1e21], 7)
+    params = np.sqrt(budgets / 6 / 20) * np.tile(np.geomspace(0.25, 4, 7), 5)
+    data = {"params": params, "tokens": budgets / (6 * params)}
+    noise = np.random.default_rng(0).normal(0, 2e-3, len(params))
+    return pd.DataFrame({**data, "budget": budgets, "loss": ChinchillaLaw().loss(TRUTH, data) * np.exp(noise)})
+
+
+def sweep(**changes):
+    return simulate_table(NOISY, seed=1, recurrences=(1, 2, 4, 8, 16)).assign(**changes)
+
+
+@pytest.mark.parametrize("column", ["params", "tokens", "loss", "budget"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
+def test_impossible_numbers_are_refused(column, value):
+    table = points()
+    table.loc[4, column] = value
+    with pytest.raises(ValueError, match=f"`{column}` must be a positive and finite number, but row 4 has"):
+        check_points(table)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -2.0, 0.0])
+def test_impossible_losses_of_a_sweep_are_refused(value):
+    table = sweep()
+    table.loc[4, "loss"] = value
+    with pytest.raises(ValueError, match="`loss` must be"):
+        fit_sweep(table, name="bad", draws=0)
+
+
+def test_a_run_that_diverged_unnoticed_is_left_out_and_said():
+    table = sweep()
+    table.loc[10, "loss"] = 11.0
+    without = fit_sweep(table.drop(index=10), name="a", draws=20)
+    fit = fit_sweep(table, name="a", draws=20)
+    run = table["run_id"][10]
+    assert any(f"Run '{run}' is left out of every fit: its loss of 11" in doubt for doubt in fit.doubts)
+    assert fit.training == without.training
+    assert fit.isoflop == without.isoflop
+    assert fit.unified == without.unified
+
+
+def test_losses_of_ordinary_runs_far_from_the_optimum_are_kept():
+    table = sweep()
+    table["loss"] *= np.where(table["mean_recurrence"] == 1, 1.6, 1.0)
+    assert fit_sweep(table, name="a", draws=0).finished_runs == len(table)
+
+
+@pytest.mark.parametrize("column", ["params", "tokens"])
+def test_a_constant_column_is_refused(column):
+    with pytest.raises(ValueError, match=f"needs `{column}` to vary"):
+        fit_law(ChinchillaLaw(), point_data(check_points(points().assign(**{column: 1e9}))))
+
+
+def test_one_budget_is_said_by_every_fit():
+    one = points()[lambda table: table["budget"] == 1e20]
+    assert any("All runs spend one budget" in said for said in warnings(point_data(check_points(one))))
+    table = sweep()[lambda table: table["budget"] == 4e18]
+    fit = fit_sweep(table, name="one", draws=0)
+    assert any("All runs spend one budget" in doubt for doubt in fit.doubts)
+    assert fit.isoflop.mean_recurrence_law is None
+    assert "power laws need 2 budgets" in fit.isoflop.reason
+
+
+def test_fewer_rows_than_parameters_are_refused():
+    with pytest.raises(ValueError, match="needs at least 6 rows, but got 5"):
+        fit_law(ChinchillaLaw(), point_data(check_points(points().head(5))))
+
+
+def test_rows_that_are_all_the_same_are_refused():
+    same = pd.concat([points().head(1)] * 12)
+    with pytest.raises(ValueError, match="needs `params` to vary"):
+        fit_law(ChinchillaLaw(), point_data(check_points(same)))
+
+
+def test_losses_that_are_all_the_same_are_refused():
+    with pytest.raises(ValueError, match="needs `loss` to vary"):
+        fit_law(ChinchillaLaw(), point_data(check_points(points().assign(loss=3.0))))
+
+
+def test_rows_given_twice_are_said():
+    twice = pd.concat([points(), points().head(2)])
+    found = choose(
+        point_data(check_points(twice)), ["chinchilla"], draws=0, doubts=warnings(point_data(check_points(twice)))
+    )
+    assert "2 rows repeat the parameters, tokens and loss of another" in found.report()
+    assert not any("repeat" in said for said in warnings(point_data(check_points(points()))))
+    table = sweep()
+    again = table.head(1).assign(run_id="again")
+    fit = fit_sweep(pd.concat([table, again]), name="twice", draws=0)
+    assert any("1 row repeats" in doubt for doubt in fit.doubts)
+
+
+def test_the_same_run_id_twice_is_refused():
+    table = sweep()
+    with pytest.raises(ValueError, match="`run_id` must be unique"):
+        fit_sweep(pd.concat([table, table.head(1)]), name="twice", draws=0)
+
+
+@pytest.mark.parametrize(("column", "values"), [("accounting", ["exact", "parcae-release"]), ("tokenizer", ["a", "b"])])
+def test_runs_that_cannot_be_compared_are_refused(column, values):
+    mixed = np.array(values, dtype=object)[np.arange(42) % 2]
+    with pytest.raises(ValueError, match=f"`{column}` must be one value per table"):
+        fit_sweep(sweep(**{column: mixed}), name="mixed", draws=0)
+    with pytest.raises(ValueError, match=f"`{column}` must be one value per table"):
+        check_points(points().assign(**{column: mixed[:35]}))
+
+
+@pytest.mark.parametrize("table", [points, sweep])
+def test_mixed_units_of_loss_are_refused(table):
+    rows = table()
+    mixed = np.array(["nats per token", "bits per byte"], dtype=object)[np.arange(len(rows)) % 2]
+    with pytest.raises(ValueError, match="`loss_unit` must be one value per table"):
+        (check_points if table is points else lambda rows: fit_sweep(rows, name="x"))(rows.assign(loss_unit=mixed))
+
+
+def test_several_experiments_are_refused():
+    with pytest.raises(ValueError, match=r"`experiment` must be one value per table, but got 0, 1; .*--experiment"):
+        check_points(points().assign(experiment=np.arange(35) % 2))
+
+
+def test_swapped_parameters_and_tokens_are_said():
+    swapped = points().rename(columns={"params": "tokens", "tokens": "params"})
+    said = warnings(point_data(check_points(swapped)))
+    assert any("were the columns params and tokens swapped?" in one for one in said)
+    assert not any("swapped" in one for one in warnings(point_data(check_points(points()))))
+
+
+def test_read_only_arrays_are_fitted_and_left_alone():
+    table = sweep()
+    data = law_data(table)
+    for values in data.values():
+        values.flags.writeable = False
+    assert fit_law(TrainingLaw(), data).converged
+    kept = points().to_numpy().copy()
+    frame = pd.DataFrame(kept, columns=points().columns)
+    kept.flags.writeable = False
+    choose(point_data(check_points(frame)), ["chinchilla"], draws=20)
+    pd.testing.assert_frame_equal(frame, points())
+
+
+def test_a_stored_fit_of_another_version_is_refused():
+    text = fit_sweep(sweep(), name="x", draws=0).to_json()
+    older = json.dumps({**json.loads(text), "format": "isoloop-fit/1"})
+    with pytest.raises(ValueError, match="the format 'isoloop-fit/2', but got 'isoloop-fit/1'; fit the sweep"):
+        SweepFit.from_json(older)
+
+
+def test_a_bound_that_is_hit_is_said():
+    table = points()
+    # The loss grows with N, which no positive amplitude can follow.
+    table["loss"] = 2.0 + 2085.0 * table["tokens"] ** -0.37 + 0.01 * np.log(table["params"] / 1e8)
+    estimate = fit_law(ChinchillaLaw(), point_data(check_points(table)))
+    assert "A" in estimate.at_bounds
+    found = choose(point_data(check_points(table)), ["chinchilla"], draws=0)
+    assert "warning: A is at its bound" in found.report()
