@@ -2,16 +2,19 @@
 
 from fitting.catalogue import LAWS, law_named
 from fitting.choice import Choice, choose, choose_table
-from fitting.cost import CostModel
+from fitting.cost import AnyCost, CostModel, DenseCost
 from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
 from fitting.estimate import Estimate, fit_law
 from fitting.holdout import Comparison, LawMethod, compare
-from fitting.isoflop import IsoflopFit, Minimum, PowerLaw, fit_isoflop
+from fitting.isoflop import Disagreement, IndependentTokens, IsoflopFit, Minimum, fit_isoflop, predict_from_minima
 from fitting.law import Law, Optimum, Parameter
 from fitting.law_fit import LawFit, estimate_law
 from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, SQUARED, Objective
+from fitting.parabola_bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
 from fitting.points import check_points, is_point_table, point_data, read_points
+from fitting.power_law import MinimalLossLaw, PowerLaw
 from fitting.predict import Prediction, predict
 from fitting.profile import Profile, profile
 from fitting.result import HeldOut, SweepFit
@@ -51,21 +54,30 @@ __all__ = [
     "REQUIRED_COLUMNS",
     "SQUARED",
     "STATUSES",
+    "AnyCost",
+    "BudgetBias",
     "ChinchillaLaw",
     "Choice",
     "Comparison",
     "CostModel",
+    "DenseCost",
+    "Disagreement",
     "Estimate",
+    "ExponentBias",
     "HeldOut",
+    "IndependentTokens",
     "IsoDepthLaw",
     "IsoflopFit",
     "JointTestTimeLaw",
     "Law",
     "LawFit",
     "LawMethod",
+    "MinimaMethod",
+    "MinimalLossLaw",
     "Minimum",
     "Objective",
     "Optimum",
+    "ParabolaBias",
     "Parameter",
     "PowerLaw",
     "Prediction",
@@ -90,8 +102,10 @@ __all__ = [
     "is_point_table",
     "law_named",
     "loss_column",
+    "parabola_bias",
     "point_data",
     "predict",
+    "predict_from_minima",
     "profile",
     "published_cost_model",
     "read_points",

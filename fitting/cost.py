@@ -130,6 +130,51 @@ class CostModel:
         return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseCost:
+    """FLOPs of fixed-depth models of many sizes: `flops_per_param_token` for each of N parameters and D tokens.
+
+    6 N D is the count of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, attention left out. The
+    methods are those of `CostModel`, with N in the place of the mean recurrence.
+    """
+
+    flops_per_param_token: float = 6.0
+
+    def __post_init__(self) -> None:
+        if not (self.flops_per_param_token > 0 and np.isfinite(self.flops_per_param_token)):
+            raise ValueError(
+                f"FLOPs per parameter and token must be positive, but got {self.flops_per_param_token}; 6 is usual"
+            )
+
+    def flops_per_token(self, params: ArrayLike) -> np.ndarray:
+        """FLOPs per token, forward and backward, of the shape of `params`."""
+        return self.flops_per_param_token * np.asarray(params, dtype=float)
+
+    @property
+    def axis(self) -> str:
+        """What varies along an isoFLOP curve."""
+        return "params"
+
+    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns that laws read, of models with `values` parameters that spend `budget` FLOPs exactly.
+
+        Arrays of the shape of `values`.
+        """
+        return {"params": np.asarray(values, dtype=float), "tokens": self.tokens_for(budget, values)}
+
+    def tokens_for(self, budget: ArrayLike, params: ArrayLike) -> np.ndarray:
+        """Tokens that spend exactly `budget` FLOPs with `params` parameters."""
+        return np.asarray(budget, dtype=float) / self.flops_per_token(params)
+
+    def flops_for(self, tokens: ArrayLike, params: ArrayLike) -> np.ndarray:
+        """Training FLOPs of `tokens` tokens with `params` parameters."""
+        return np.asarray(tokens, dtype=float) * self.flops_per_token(params)
+
+
+AnyCost = CostModel | DenseCost
+"""Either way of counting; `axis` tells which column of a table it reads."""
+
+
 def architecture_columns(
     mean_recurrence: ArrayLike, effective_params_fixed: ArrayLike, effective_params_per_loop: ArrayLike
 ) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fitting.isoflop import PowerLaw
+from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.table import finished_rows, law_data, test_time_law_data
 
@@ -132,9 +132,7 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
     middles = []
     for minimum in included:
         assert minimum.mean_recurrence is not None
-        ends = minimum.mean_recurrence * np.exp(
-            1.96 * (minimum.log_mean_recurrence_error or 0.0) * np.array([-1, 0, 1])
-        )
+        ends = minimum.mean_recurrence * np.exp(1.96 * (minimum.log_error or 0.0) * np.array([-1, 0, 1]))
         low, middle, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
         middles.append(middle)
         axes.errorbar(

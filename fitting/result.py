@@ -16,7 +16,8 @@ import pandas as pd
 from fitting.catalogue import law_named
 from fitting.cost import CostModel
 from fitting.holdout import HeldOutError, HeldOutRow
-from fitting.isoflop import IsoflopFit, Minimum, PowerLaw
+from fitting.isoflop import IsoflopFit
+from fitting.isoflop_report import isoflop_text
 from fitting.law_fit import LawFit
 from fitting.table import finished_rows, loss_columns
 
@@ -103,7 +104,9 @@ class SweepFit:
             f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
             f"  mean loops     {self.fitted.mean_recurrence[0]:g} to {self.fitted.mean_recurrence[1]:g}"
         ]
-        parts.append(_isoflop(self.isoflop) if self.isoflop else _absent("isoFLOP curves", self.why_absent("isoflop")))
+        parts.append(
+            isoflop_text(self.isoflop) if self.isoflop else _absent("isoFLOP curves", self.why_absent("isoflop"))
+        )
         laws = (("training", self.training), ("unified", self.unified), ("joint-test-time", self.joint_test_time))
         for what, law in laws:
             parts.append(_law(law) if law else _absent(f"{what} law", self.why_absent(what)))
@@ -169,32 +172,6 @@ def _absent(title: str, reason: str) -> str:
 
 def _interval(bounds: tuple[float, float] | None) -> str:
     return f"({bounds[0]:.5g} to {bounds[1]:.5g})" if bounds else "(no interval)"
-
-
-def _isoflop(fit: IsoflopFit) -> str:
-    lines = ["isoFLOP curves: parabola of loss in log(mean recurrence) at each budget; D* spends the budget exactly"]
-    lines.append(f"  {'budget':>10}  {'points':>6}  {'mu*':>8}  {'s.e. of log':>11}  {'D*':>10}  {'loss*':>7}")
-    lines += [_minimum(minimum) for minimum in fit.minima]
-    for symbol, law in (("mu*", fit.mean_recurrence_law), ("D*", fit.tokens_law)):
-        lines.append(_power_law(symbol, law) if law else f"  {symbol}: no power law. {fit.reason}")
-    lines.append(f"  intervals: {fit.interval_method}")
-    return "\n".join(lines)
-
-
-def _minimum(minimum: Minimum) -> str:
-    def cell(value: float | None, width: int, form: str) -> str:
-        return f"{'-' if value is None else format(value, form):>{width}}"
-
-    line = (
-        f"  {minimum.budget:>10.3g}  {minimum.points:>6}  {cell(minimum.mean_recurrence, 8, '.3f')}  "
-        f"{cell(minimum.log_mean_recurrence_error, 11, '.4f')}  {cell(minimum.tokens, 10, '.4g')}  "
-        f"{cell(minimum.loss, 7, '.4f')}"
-    )
-    return line if minimum.included else f"{line}\n              left out: {minimum.reason}"
-
-
-def _power_law(symbol: str, law: PowerLaw) -> str:
-    return f"  {symbol:<3} ~ C^{law.exponent:.4f}  {_interval(law.interval)}"
 
 
 def _law(fit: LawFit) -> str:

@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from fitting import SweepFit, figures
-from fitting.isoflop import PowerLaw
+from fitting.power_law import PowerLaw
 from fitting.result import HeldOut
 from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
