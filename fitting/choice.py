@@ -11,9 +11,11 @@ import numpy as np
 from scipy import optimize, special
 
 from fitting.catalogue import law_named
+from fitting.cost import AnyCost, CostModel, DenseCost
 from fitting.holdout import Comparison, LawMethod, Method, compare
 from fitting.law import Data
 from fitting.law_fit import LawFit, estimate_law
+from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, Objective
 from fitting.points import is_point_table, point_data, read_points
 from fitting.suspects import FAR, far_off, warnings
@@ -101,7 +103,8 @@ def choose(
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {why}' for law, why in absent)}")
     fitted = [one.fit.law for one in candidates]
-    methods = [*(LawMethod(law=law, objective=objective, draws=draws, seed=seed) for law in fitted), *others]
+    methods: list[Method] = [LawMethod(law=law, objective=objective, draws=draws, seed=seed) for law in fitted]
+    methods += others
     budgets = np.unique(data.get("budget", np.array([np.nan])))
     ways = ("largest budget", "budget") if len(budgets) > 1 and not np.isnan(budgets).any() else ("row",)
     return Choice(
@@ -165,17 +168,19 @@ def choose_table(
     `read_points`. Raises ValueError as `read_points`, `read_table` and `choose` do.
     """
     dense = is_point_table(path)
+    cost: AnyCost
     if dense:
-        table = read_points(path, experiment=experiment, outliers=outliers)
-        data = point_data(table)
+        data, cost = point_data(read_points(path, experiment=experiment, outliers=outliers)), DenseCost()
     else:
-        data = law_data(read_table(path))
+        table = read_table(path)
+        data, cost = law_data(table), CostModel.from_table(table)
     far = far_off(data["loss"], data.get("budget"))
     said = [f"{int(far.sum())} rows with a loss above {FAR:g} times the median of their budget are left out."]
     data = {name: values[~far] for name, values in data.items()}
     return choose(
         data,
         laws or (DENSE_LAWS if dense else LOOPED_LAWS),
+        others=[MinimaMethod(floor=floor, cost=cost) for floor in (False, True)] if "budget" in data else [],
         objective=objective,
         draws=draws,
         seed=seed,

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from fitting.isoflop import IsoflopFit
+from fitting.parabola_bias import ParabolaBias
 from fitting.result import SweepFit
 from fitting.suspects import FAR, warnings
 from fitting.table import diverged_unnoticed, law_data
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
-_MANY_LOST = 0.05
 
 
 def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
@@ -40,14 +40,11 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
             if not minimum.included
         ]
         said += _edge_doubts(fit.isoflop, table)
-        lost = fit.isoflop.redraws_without_minimum
-        if lost > _MANY_LOST:
-            said.append(
-                f"In {lost:.0%} of the redraws behind the exponents' intervals, noise took a budget's minimum away: "
-                "the curves hardly show one, and the intervals are too narrow."
-            )
+        said += fit.isoflop.notes
         if fit.isoflop.reason:
             said.append(f"isoFLOP: {fit.isoflop.reason}.")
+    if fit.parabola_bias is not None:
+        said += _bias_doubts(fit.parabola_bias)
     for law in (fit.training, fit.unified, fit.joint_test_time):
         if law is not None:
             said += [f"The {law.law} law: {reason}." for reason in law.reasons]
@@ -66,6 +63,17 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         ]
     said.append(f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates.")
     return said
+
+
+def _bias_doubts(bias: ParabolaBias) -> list[str]:
+    """By how much the exponents are the parabola's own."""
+    found = bias.axis_exponent
+    said = (
+        f"A parabola through skewed curves is drawn aside: on the {bias.law} law's own losses it gives mu* an "
+        f"exponent of {found.parabola:.3f} where the law's is {found.exact:.3f}. Corrected, mu* ~ "
+        f"C^{found.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}, if the losses follow that law."
+    )
+    return [said, *bias.notes]
 
 
 def _left_out(table: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fitting.law_fit import LawFit
 from fitting.laws import TrainingLaw
+from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
@@ -17,6 +18,7 @@ from fitting.uncertainty import interval
 class PowerLawOptimum:
     """What the isoFLOP power laws say is best at the asked compute: beside the training law's answer, to compare."""
 
+    name: str
     mean_recurrence: float
     mean_recurrence_interval: tuple[float, float] | None
     tokens: float
@@ -42,7 +44,7 @@ class Prediction:
     recurrence: float
     law: str
     optimal: bool
-    power_law: PowerLawOptimum | None
+    power_laws: tuple[PowerLawOptimum, ...]
     simulated: bool
     accounting: str
     notes: tuple[str, ...]
@@ -63,9 +65,8 @@ class Prediction:
             line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
             line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
-        if self.power_law:
-            lines.append("Beside it, the isoFLOP power laws")
-            other = self.power_law
+        for other in self.power_laws:
+            lines.append(f"Beside it, the {other.name}")
             lines.append(line("mean recurrence", other.mean_recurrence, other.mean_recurrence_interval, "loops"))
             lines.append(line("tokens", other.tokens, None, "tokens"))
         return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
@@ -88,12 +89,12 @@ def predict(
     _check_question(mean_recurrence, tokens, flops, recurrence)
     notes: list[str] = []
     mu_interval = tokens_interval = None
-    power_law = None
+    power_laws: tuple[PowerLawOptimum, ...] = ()
     optimal = mean_recurrence is None
     if mean_recurrence is None:
         assert flops is not None
         mean_recurrence, tokens, mu_interval, tokens_interval = _optimum(fit, flops, notes)
-        power_law = _power_law_optimum(fit, flops)
+        power_laws = _power_law_optima(fit, flops)
     elif tokens is None:
         assert flops is not None
         tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
@@ -123,7 +124,7 @@ def predict(
         recurrence=loops,
         law=law.law,
         optimal=optimal,
-        power_law=power_law,
+        power_laws=power_laws,
         simulated=fit.simulated,
         accounting=fit.accounting,
         notes=tuple(notes),
@@ -172,16 +173,23 @@ def _optimum(
     mu_interval = tokens_interval = None
     if law.draws:
         drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds)
-        mu_interval, tokens_interval = interval(drawn.mean_recurrence), interval(drawn.tokens)
+        mu_interval = interval(drawn.mean_recurrence, float(best.mean_recurrence), law.widening)
+        tokens_interval = interval(drawn.tokens, float(best.tokens), law.widening)
     return float(best.mean_recurrence), float(best.tokens), mu_interval, tokens_interval
 
 
-def _power_law_optimum(fit: SweepFit, flops: float) -> PowerLawOptimum | None:
-    law = fit.isoflop.mean_recurrence_law if fit.isoflop else None
-    if law is None:
-        return None
+def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...]:
+    """What the isoFLOP power law says, as fitted and without the parabola's bias, as far as there are such."""
+    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
+    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
+    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
+    return tuple(_power_law_optimum(fit, name, law, flops) for name, law in named if law is not None)
+
+
+def _power_law_optimum(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> PowerLawOptimum:
     mean_recurrence = law.at(flops)
     return PowerLawOptimum(
+        name=name,
         mean_recurrence=mean_recurrence,
         mean_recurrence_interval=law.interval_at(flops),
         tokens=float(fit.cost_model.tokens_for(flops, mean_recurrence)),

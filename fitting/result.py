@@ -17,8 +17,9 @@ from fitting.catalogue import law_named
 from fitting.cost import CostModel
 from fitting.holdout import HeldOutError, HeldOutRow
 from fitting.isoflop import IsoflopFit
-from fitting.isoflop_report import isoflop_text
+from fitting.isoflop_report import isoflop_text, parabola_bias_text
 from fitting.law_fit import LawFit
+from fitting.parabola_bias import ParabolaBias
 from fitting.table import finished_rows, loss_columns
 
 FORMAT = "isoloop-fit/2"
@@ -81,6 +82,7 @@ class SweepFit:
     fitted: FittedRange
     cost_model: CostModel
     isoflop: IsoflopFit | None
+    parabola_bias: ParabolaBias | None
     training: LawFit | None
     unified: LawFit | None
     joint_test_time: LawFit | None
@@ -107,6 +109,8 @@ class SweepFit:
         parts.append(
             isoflop_text(self.isoflop) if self.isoflop else _absent("isoFLOP curves", self.why_absent("isoflop"))
         )
+        if self.isoflop and self.parabola_bias:
+            parts.append(parabola_bias_text(self.parabola_bias, self.isoflop.axis))
         laws = (("training", self.training), ("unified", self.unified), ("joint-test-time", self.joint_test_time))
         for what, law in laws:
             parts.append(_law(law) if law else _absent(f"{what} law", self.why_absent(what)))

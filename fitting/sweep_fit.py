@@ -17,6 +17,7 @@ from fitting.law import Law
 from fitting.law_fit import LawFit, estimate_law
 from fitting.laws import JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
 from fitting.objective import HUBER, Objective
+from fitting.parabola_bias import ParabolaBias, parabola_bias
 from fitting.result import Absent, FittedRange, HeldOut, SweepFit
 from fitting.table import check_table, finished_rows, law_data, test_time_law_data
 from fitting.uncertainty import BootstrapKind
@@ -34,12 +35,14 @@ def fit_sweep(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
+    independent: bool = False,
     progress: Progress | None = None,
 ) -> SweepFit:
     """Fit isoFLOP curves, training law, test-time law per model and jointly, and unified law to a run table.
 
     The laws are fitted by `objective`, and `draws` refits of that `kind` give each interval (see `bootstrap`), with
-    `profiles` the profile likelihood another; the same seed gives the same fit. With `hold_out_largest_budget`, nothing
+    `profiles` the profile likelihood another; the same seed gives the same fit. With `independent`, parabolas in
+    log(tokens) are fitted apart as well. With `hold_out_largest_budget`, nothing
     is fitted to the runs of the largest budget (of the largest token count where the sweep was over tokens), and the
     errors there are in `held_out`. `progress` is called with a stage, how much of it is done, and its total. Raises
     ValueError as `check_table` and `CostModel.from_table` do, and where nothing at all can be fitted; a single fit that
@@ -61,11 +64,13 @@ def fit_sweep(
         objective=objective,
         kind=kind,
         profiles=profiles,
+        independent=independent,
         tell=progress or (lambda stage, done, total: None),
         absent=[],
     )
     isoflop = fitting.isoflop(cost_model)
     training = fitting.law(TrainingLaw(), "training law")
+    bias = fitting.parabola_bias(isoflop, training, cost_model)
     test_time = fitting.test_time()
     joint = fitting.law(JointTestTimeLaw(), "joint test-time law", by_run=True)
     unified = fitting.unified(training)
@@ -85,6 +90,7 @@ def fit_sweep(
         fitted=FittedRange.of(shown),
         cost_model=cost_model,
         isoflop=isoflop,
+        parabola_bias=bias,
         training=training,
         unified=unified,
         joint_test_time=joint,
@@ -108,18 +114,40 @@ class _Fitting:
     objective: Objective
     kind: BootstrapKind
     profiles: bool
+    independent: bool
     tell: Progress
     absent: list[Absent]
 
     def isoflop(self, cost_model: CostModel) -> IsoflopFit | None:
         """The isoFLOP curves; None, and said in `absent`, where there are none."""
         try:
-            found = fit_isoflop(self.table, cost_model, draws=self.draws, seed=self.seed)
+            found = fit_isoflop(self.table, cost_model, draws=self.draws, seed=self.seed, independent=self.independent)
         except ValueError as error:
             self.absent.append(Absent(what="isoflop", reason=str(error)))
             found = None
         self.tell("isoFLOP curves", 1, 1)
         return found
+
+    def parabola_bias(
+        self, isoflop: IsoflopFit | None, training: LawFit | None, cost_model: CostModel
+    ) -> ParabolaBias | None:
+        """What the parabolas miss, if the losses follow the training law; None where it or a power law is missing."""
+        if isoflop is None or isoflop.axis_law is None or training is None:
+            return None
+        draws = training.draw_matrix if training.draws else None
+        try:
+            return parabola_bias(
+                isoflop,
+                self.table,
+                TrainingLaw(),
+                training.vector,
+                cost_model,
+                draws,
+                widening=training.widening,
+            )
+        except ValueError as error:
+            self.absent.append(Absent(what="parabola bias", reason=str(error)))
+            return None
 
     def law(self, law: Law, stage: str, *, by_run: bool = False) -> LawFit | None:
         """One law over all runs; None, and said in `absent`, where it can't be fitted."""

@@ -161,6 +161,7 @@ def fit(
     bootstrap: Annotated[str, typer.Option(help="How tables are redrawn: parametric, rows or budgets.")] = "parametric",
     delta: Delta = 1e-3,
     on: On = "log loss",
+    independent: Annotated[bool, typer.Option("--independent", help="Parabolas in log tokens too, apart.")] = False,
 ) -> None:
     """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
     from fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
@@ -188,6 +189,7 @@ def fit(
             objective=_objective(delta, on),
             kind=bootstrap,  # type: ignore[arg-type]
             profiles=True,
+            independent=independent,
             progress=progress,
         )
     store_fit(found, stored)

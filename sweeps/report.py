@@ -98,6 +98,12 @@ def answer(results: Results) -> list[str]:
             f"For {flops:.3g} FLOPs, twice the largest fitted compute, that means a mean recurrence of "
             f"{_at(mean, flops)} and {_at(tokens, flops)} tokens."
         )
+        if fit.parabola_bias is not None:
+            bias = fit.parabola_bias
+            lines.append(
+                "Without the parabola's bias on skewed curves, as far as the training law holds: "
+                f"C^{_exponent(bias.axis_exponent.corrected)} and C^{_exponent(bias.tokens_exponent.corrected)}."
+            )
     else:
         reason = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
         lines.append(f"The minima of the isoFLOP curves give no exponents: {reason}.")
@@ -116,7 +122,7 @@ def answer(results: Results) -> list[str]:
         )
     if results.why_no_hold_out:
         lines.append(f"Nothing was held out: {results.why_no_hold_out}.")
-    lines.append("Intervals are 95%, from refits to resampled noise; their coverage has not been proven yet.")
+    lines.append("Intervals are 95%, from refits to redrawn noise; docs/fitting.md has how often they cover.")
     return lines
 
 
