@@ -68,11 +68,10 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
 def _bias_doubts(bias: ParabolaBias) -> list[str]:
     """By how much the exponents are the parabola's own."""
     found = bias.axis_exponent
+    corrected = f"mu* ~ C^{found.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     said = (
-        f"A parabola through skewed curves is drawn aside: on the {bias.law} law's own losses it gives mu* an "
-        f"exponent of {found.parabola:.3f} where the law's is {found.exact:.3f}. Corrected, mu* ~ "
-        f"C^{found.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}, if the losses follow "
-        "that law."
+        f"A parabola through skewed curves is drawn aside: on the {bias.law} law's own losses it gives mu* an exponent "
+        f"of {found.parabola:.3f} where the law's is {found.exact:.3f}. Corrected, {corrected}, if the losses follow it."
     )
     return [said, *bias.notes]
 
