@@ -204,6 +204,10 @@ def choose(
     law: Annotated[list[str], typer.Option("--law", help="A law to compare, or module:Class; all if left out.")] = [],  # noqa: B006
     experiment: Annotated[str | None, typer.Option(help="Keep the rows with this in the column `experiment`.")] = None,
     outliers: Annotated[bool, typer.Option(help="Keep the rows marked in the column `outlier`.")] = True,
+    hold_out: Annotated[
+        list[str],
+        typer.Option("--hold-out", help="What to hold out: 'largest budget', budget, size or row; may be repeated."),
+    ] = [],  # noqa: B006
     draws: Draws = 200,
     delta: Delta = 1e-3,
     on: On = "log loss",
@@ -217,7 +221,13 @@ def choose(
     if not is_point_table(path) and (experiment is not None or not outliers):
         raise ValueError("--experiment and --no-outliers are for tables of dense models, but this is a run table")
     found = choose_table(
-        path, laws=law, experiment=experiment, outliers=outliers, objective=_objective(delta, on), draws=draws
+        path,
+        laws=law,
+        experiment=experiment,
+        outliers=outliers,
+        by=hold_out,  # type: ignore[arg-type]
+        objective=_objective(delta, on),
+        draws=draws,
     )
     print(found.report(), end="")
 
