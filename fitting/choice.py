@@ -16,6 +16,7 @@ from fitting.cost import AnyCost, CostModel, DenseCost
 from fitting.holdout import By, Comparison, LawMethod, Method, compare
 from fitting.law import Data
 from fitting.law_fit import LawFit, estimate_law
+from fitting.lbfgs import fit_by_lbfgs
 from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, Objective
 from fitting.points import is_point_table, point_data, read_points
@@ -28,12 +29,16 @@ LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One law's fit to the whole table, with its information criteria (smaller is better; differences count)."""
+    """One law's fit to the whole table, with its information criteria (smaller is better; differences count).
+
+    `by_lbfgs` is the objective that `fit_by_lbfgs` reached, None where it wasn't asked or doesn't fit such laws.
+    """
 
     fit: LawFit
     log_likelihood: float
     aic: float
     bic: float
+    by_lbfgs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,11 @@ class Choice:
             law = law_named(one.fit.law)
             lines += ["", f"{law.name}: {values}", f"  in effect: {law.effective(one.fit.vector)}"]
             lines += [f"  warning: {reason}" for reason in one.fit.reasons]
+            if one.by_lbfgs is not None:
+                off = one.by_lbfgs / one.fit.objective - 1
+                lines.append(
+                    f"  check: the best of many starts of L-BFGS ends {off:+.1e} (relative) from this objective"
+                )
         for comparison in self.comparisons:
             lines += ["", comparison.report()]
         if self.doubts:
@@ -86,12 +96,14 @@ def choose(
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
+    check: bool = False,
     doubts: Sequence[str] = (),
 ) -> Choice:
     """Fit every law to the rows of `data`, and compare their errors on runs held out in each way of `by`.
 
     `others` are further ways of predicting, for the held-out errors alone. `by` defaults to the largest budget and each
-    budget in turn, and where there are none to tenths of the rows. Raises ValueError where no law can be fitted.
+    budget in turn, and where there are none to tenths of the rows. With `check`, each law is fitted the papers' way
+    too. Raises ValueError where no law can be fitted.
     """
     candidates: list[Candidate] = []
     absent: list[tuple[str, str]] = []
@@ -101,7 +113,7 @@ def choose(
         except ValueError as error:
             absent.append((name, str(error)))
             continue
-        candidates.append(candidate(fit, objective))
+        candidates.append(candidate(fit, objective, by_lbfgs=_by_lbfgs(name, data, objective) if check else None))
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {why}' for law, why in absent)}")
     fitted = [one.fit.law for one in candidates]
@@ -120,7 +132,7 @@ def choose(
     )
 
 
-def candidate(fit: LawFit, objective: Objective) -> Candidate:
+def candidate(fit: LawFit, objective: Objective, *, by_lbfgs: float | None = None) -> Candidate:
     """A fit with its information criteria: the noise's scale counts as one more parameter."""
     log_likelihood = _log_likelihood(fit.objective, fit.rows, objective)
     free = len(fit.parameters) + 1
@@ -129,7 +141,15 @@ def candidate(fit: LawFit, objective: Objective) -> Candidate:
         log_likelihood=log_likelihood,
         aic=2 * free - 2 * log_likelihood,
         bic=free * math.log(fit.rows) - 2 * log_likelihood,
+        by_lbfgs=by_lbfgs,
     )
+
+
+def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:
+    try:
+        return fit_by_lbfgs(law_named(law), data, objective).objective
+    except ValueError:  # a law that is no sum of terms has no such form
+        return None
 
 
 def _log_likelihood(value: float, rows: int, objective: Objective) -> float:
@@ -165,6 +185,7 @@ def choose_table(
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
+    check: bool = False,
 ) -> Choice:
     """Competing laws on a table in a file: a run table, or one of dense models.
 
@@ -195,6 +216,7 @@ def choose_table(
         objective=objective,
         draws=draws,
         seed=seed,
+        check=check,
         doubts=[*doubts, *warnings(data)],
     )
 

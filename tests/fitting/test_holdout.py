@@ -153,6 +153,16 @@ def test_choose_reads_run_tables_and_tables_of_dense_models(dense, tmp_path):
     assert [law for law, _ in looped.absent] == ["chinchilla", "six-parameter"]
 
 
+def test_the_papers_way_is_a_check_of_ours(dense):
+    found = choose(dense, ["chinchilla", "six-parameter"], by=["row"], draws=20, check=True)
+    by_name = {one.fit.law: one for one in found.candidates}
+    one = by_name["chinchilla"]
+    assert one.by_lbfgs == pytest.approx(one.fit.objective, rel=1e-6)
+    assert one.by_lbfgs >= one.fit.objective * (1 - 1e-6)
+    assert by_name["six-parameter"].by_lbfgs is None
+    assert found.report().count("check: the best of many starts") == 1
+
+
 def test_without_budgets_rows_are_held_out(dense):
     without = {name: values for name, values in dense.items() if name != "budget"}
     assert [one.by for one in choose(without, ["chinchilla"], draws=20).comparisons] == ["row"]
