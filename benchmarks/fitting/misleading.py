@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.fitting import studies
+from benchmarks.fitting.warm_start import WarmStart, warm_start
 
 _STYLE = {
     "font.size": 10,
@@ -147,7 +148,7 @@ def draw_outliers(figure: Figure, rows: Sequence[studies.OutlierResult]) -> None
     _title(figure, "Outliers, and what is minimised - simulated")
 
 
-def draw_warm_start(figure: Figure, rows: Sequence[studies.WarmStart]) -> None:
+def draw_warm_start(figure: Figure, rows: Sequence[WarmStart]) -> None:
     """The refitted values of each parameter by each way to refit, with their 95% intervals."""
     names, ways = (list(dict.fromkeys(getattr(row, what) for row in rows)) for what in ("parameter", "way"))
     panels = dict(zip(names, figure.subplots(1, len(names), sharey=True), strict=True))
@@ -203,7 +204,7 @@ STUDIES: dict[str, Study] = {
     "grid-width": Study(make=studies.grid_width, draw=draw_grid_width, size=(7.8, 5.6)),
     "few-budgets": Study(make=studies.few_budgets, draw=draw_few_budgets, size=(8.4, 4.0)),
     "outliers": Study(make=studies.outliers, draw=draw_outliers, size=(8.4, 3.6)),
-    "warm-start": Study(make=studies.warm_start, draw=draw_warm_start, size=(8.4, 3.6)),
+    "warm-start": Study(make=warm_start, draw=draw_warm_start, size=(8.4, 3.6)),
     "fitted-apart": Study(make=studies.fitted_apart, draw=draw_fitted_apart, size=(5.6, 3.8)),
 }
 """Every figure by the end of its file's name."""

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import optimize
 
-from benchmarks.fitting.peers import scipy_many_starts
-from benchmarks.fitting.problem import LogProblem
 from fitting import (
     HUBER,
     PUBLISHED_BUDGETS,
@@ -33,9 +30,8 @@ from fitting import (
     simulate_table,
 )
 from fitting.power_law import lines
-from fitting.refit import refit
 from fitting.table import law_data
-from fitting.uncertainty import interval, resampled_counts
+from fitting.uncertainty import interval
 from trainer.accounting import Accounting, expected_loops, loop_cost
 from trainer.config import RecurrenceConfig
 from trainer.sizes import SIZES
@@ -74,7 +70,7 @@ def accounting(*, noise: float = 3e-4, draws: int = 400, seed: int = 0) -> list[
 
     `extra_gamma_tokens` is how much larger gamma_D is than under `exact`, draw by draw.
     """
-    data = law_data(_noisy(_table(), noise, seed))
+    data = law_data(noisy(quiet_table(), noise, seed))
     fit = estimate_law(LAW, data, draws=draws, seed=seed)
     vectors = np.vstack([fit.vector, fit.draw_matrix])
     log_budgets = np.log(PUBLISHED_BUDGETS)
@@ -167,7 +163,7 @@ def grid_width(*, noise: float = NOISE, seeds: int = 60, draws: int = 200) -> li
 
 def _on_grid(name: str, grid: Grid, noise: float, seeds: int, draws: int) -> GridResult:
     best = {budget: float(LAW.optimum(TRUTH, _COST, budget).at) for budget in GRID_BUDGETS}
-    quiet = pd.concat([_table([budget], grid(best[budget])) for budget in GRID_BUDGETS], ignore_index=True)
+    quiet = pd.concat([quiet_table([budget], grid(best[budget])) for budget in GRID_BUDGETS], ignore_index=True)
 
     def off(exponent: float, budgets: Sequence[float]) -> float:
         return exponent - float(lines(np.log(budgets), np.log([[best[budget] for budget in budgets]]))[0, 0])
@@ -176,7 +172,7 @@ def _on_grid(name: str, grid: Grid, noise: float, seeds: int, draws: int) -> Gri
     covered: dict[str, list[bool]] = {"parabola": [], "corrected": []}
     included = []
     for seed in range(seeds):
-        table = _noisy(quiet, noise, seed)
+        table = noisy(quiet, noise, seed)
         fit = fit_isoflop(table, _COST, draws=draws, seed=seed)
         included.append(len(fit.included))
         if fit.axis_law is None:
@@ -236,11 +232,11 @@ def few_budgets(
 
 def _of_budgets(count: int, noise: float, seeds: int, draws: int) -> list[BudgetsResult]:
     budgets = tuple(1e18 * 2.0**k for k in range(count))
-    quiet, beyond = _table(budgets), _best_at(2 * budgets[-1])
+    quiet, beyond = quiet_table(budgets), _best_at(2 * budgets[-1])
     loss, own = float(LAW.loss(TRUTH, beyond)[0]), float(_gamma_mu(TRUTH[None], budgets)[0])
     ends: dict[str, list[Span]] = {"y": [], "gamma_mu": [], "gamma_mu, parabolas": [], "loss": []}
     for seed in range(seeds):
-        table = _noisy(quiet, noise, seed)
+        table = noisy(quiet, noise, seed)
         fit = estimate_law(LAW, law_data(table), draws=draws, seed=seed)
         ends["y"].append(interval(fit.draw_matrix[:, 4]))
         ends["gamma_mu"].append(interval(_gamma_mu(fit.draw_matrix, budgets)))
@@ -291,7 +287,7 @@ OUTLIERS = ("none", "3 of 42 runs with 10x the noise", "1 run 5% too high")
 
 def outliers(*, noise: float = NOISE, seeds: int = 200) -> list[OutlierResult]:
     """The training law by squared error and by Huber's function, on sweeps with and without outliers."""
-    quiet, beyond = law_data(_table()), _best_at(2 * PUBLISHED_BUDGETS[-1])
+    quiet, beyond = law_data(quiet_table()), _best_at(2 * PUBLISHED_BUDGETS[-1])
     true = LAW.loss(TRUTH, beyond)[0]
     rows = []
     for case in OUTLIERS:
@@ -329,63 +325,6 @@ def _with_outliers(losses: np.ndarray, case: str, noise: float, seed: int) -> np
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """One parameter's bootstrap over the same resamples, refitted in one `way`: values (resamples,), their 95%.
-
-    `worst` is the largest excess of an objective over the best found for its resample, in percent.
-    """
-
-    way: str
-    parameter: str
-    estimate: float
-    values: np.ndarray
-    interval: Span
-    worst: float
-
-
-def warm_start(*, noise: float = NOISE, resamples: int = 60, starts: int = 6, seed: int = 0) -> list[WarmStart]:
-    """Rows drawn with replacement, and refitted by `refit`, by scipy from many starts, and by one warm L-BFGS each.
-
-    The last minimises the sum over runs of Huber's function as it is, from the estimate, with scipy's default
-    tolerances: they are absolute, and the sum is about 1e-5.
-    """
-    data = law_data(_noisy(_table(), noise, seed))
-    N, D, loss = data["effective_params"], data["tokens"], data["loss"]
-    estimate = fit_law(LAW, data)
-    weights = resampled_counts(np.arange(len(loss)), resamples, np.random.default_rng(seed))
-    ours, ours_objectives = refit(estimate, data, weights=weights)
-    careful = [scipy_many_starts(N, D, loss, weights=one, starts=starts) for one in weights]
-    problems = [LogProblem(N, D, loss, HUBER.delta, weights=one, centred=False) for one in weights]
-    warm = [problem.fit(_once(problem, estimate.parameters)) for problem in problems]
-    ways = {
-        "one warm-started L-BFGS": (np.array([fit.parameters for fit in warm]), [fit.objective for fit in warm]),
-        "many starts": (np.array([fit.parameters for fit in careful]), [fit.objective for fit in careful]),
-        "ours": (ours, ours_objectives),
-    }
-    best = np.min([objectives for _, objectives in ways.values()], axis=0)
-    return [
-        WarmStart(
-            way=way,
-            parameter=name,
-            estimate=float(estimate.parameters[place]),
-            values=values[:, place],
-            interval=interval(values[:, place]),
-            worst=float(100 * (np.array(objectives) / best - 1).max()),
-        )
-        for way, (values, objectives) in ways.items()
-        for place, name in ((0, "E"), (3, "x"), (4, "y"))
-    ]
-
-
-def _once(problem: LogProblem, parameters: np.ndarray) -> np.ndarray:
-    def raw(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = problem.value_and_gradient(x)
-        return value * problem.unit, gradient * problem.unit
-
-    return np.asarray(optimize.minimize(raw, problem.coordinates(parameters), jac=True, method="L-BFGS-B").x)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Overspent:
     """How many percent more than a budget (FLOPs) mu* and D* of parabolas fitted apart would spend together.
 
@@ -401,9 +340,9 @@ class Overspent:
 
 def fitted_apart(*, noise: float = NOISE, seeds: int = 100) -> list[Overspent]:
     """Parabolas in log mu and in log tokens, each on its own, at the budgets where both have a minimum."""
-    quiet = _table()
+    quiet = quiet_table()
     alone = _overspent(quiet)
-    sweeps = [_overspent(_noisy(quiet, noise, seed)) for seed in range(seeds)]
+    sweeps = [_overspent(noisy(quiet, noise, seed)) for seed in range(seeds)]
     rows = []
     for budget in GRID_BUDGETS:
         values = np.array([sweep[budget] for sweep in sweeps if budget in sweep])
@@ -423,9 +362,10 @@ def _overspent(table: pd.DataFrame) -> dict[float, float]:
     return dict(zip(found.budgets, found.overspent, strict=True)) if found else {}
 
 
-def _table(
+def quiet_table(
     budgets: Sequence[float] = PUBLISHED_BUDGETS, mean_recurrences: Sequence[float] = PUBLISHED_RECURRENCES
 ) -> pd.DataFrame:
+    """A sweep without noise."""
     return simulate_table(_QUIET, budgets=budgets, mean_recurrences=mean_recurrences, recurrences=())
 
 
@@ -434,7 +374,8 @@ def _scattered(losses: ArrayLike, noise: float, seed: int) -> np.ndarray:
     return np.asarray(losses, dtype=float) * np.exp(noise * rng.standard_normal(np.shape(losses)))
 
 
-def _noisy(table: pd.DataFrame, noise: float, seed: int) -> pd.DataFrame:
+def noisy(table: pd.DataFrame, noise: float, seed: int) -> pd.DataFrame:
+    """The same sweep with one draw of luck per run."""
     return table.assign(loss=_scattered(table["loss"], noise, seed))
 
 
