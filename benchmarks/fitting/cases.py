@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,17 +76,22 @@ class Case:
         """The columns of one run at that optimum."""
         return self.cost.columns(BEYOND, np.atleast_1d(self.optimum.at))
 
+    def seed(self, number: int) -> int:
+        """Of one sweep; no two cases share one, so that their luck is not the same."""
+        return 10_000 * zlib.crc32(self.name.encode()) + number
+
     def sweep(self, number: int) -> pd.DataFrame:
         """The run table of one sweep."""
-        table = simulate_table(self.truth, budgets=PUBLISHED_BUDGETS[-self.budgets :], seed=number)
+        seed = self.seed(number)
+        table = simulate_table(self.truth, budgets=PUBLISHED_BUDGETS[-self.budgets :], seed=seed)
         if not self.outliers:
             return table
-        more = np.exp(self._outlying(np.random.default_rng([number, _DRAW_OF_OUTLIERS]), len(table)))
+        more = np.exp(self._outlying(np.random.default_rng([seed, _DRAW_OF_OUTLIERS]), len(table)))
         return table.assign(**{column: table[column] * more for column in ["loss", *loss_columns(table)]})
 
     def measured_beyond(self, number: int) -> float:
         """The loss of one run at the true optimum one budget beyond, as noisy as the sweep's runs; nats per token."""
-        rng = np.random.default_rng([number, _DRAW_BEYOND])
+        rng = np.random.default_rng([self.seed(number), _DRAW_BEYOND])
         luck = self.run_noise * rng.standard_normal() + self._outlying(rng, 1)[0]
         return float(self.optimum.loss * np.exp(luck))
 

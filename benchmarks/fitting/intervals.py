@@ -23,7 +23,9 @@ Found = dict[str, dict[str, Held | None]]
 
 TRAINING = "Training law, "
 PROFILE, UNIFIED = f"{TRAINING}profile likelihood", "Unified law, parametric by run"
-POWER_LAWS, CORRECTED = "isoFLOP power laws, against parabolas without noise", "without the parabolas' bias"
+POWER_LAWS = "isoFLOP power laws, against parabolas without noise"
+SAME_BUDGETS = f"{POWER_LAWS} at the budgets that count in the sweep"
+CORRECTED = "isoFLOP power laws without the parabolas' bias, against the true law's own"
 SLOW_EVERY = 2
 """Profiles and the unified law take most of the time: they are made of one sweep in so many."""
 SLOW = PROFILE, UNIFIED
@@ -92,24 +94,42 @@ def _parameters(fit: LawFit, truth: np.ndarray) -> dict[str, Held | None]:
 def _isoflop(found: Found, case: Case, number: int, draws: int, table: pd.DataFrame, parametric: LawFit) -> None:
     fit = fit_isoflop(table, case.cost, draws=draws, seed=number)
     silent, true_bias = _without_noise(case)
+    found[POWER_LAWS] = _power_laws(fit, silent)
+    # A minimum that noise takes out of the grid is missing, and the laws rest on the others.
+    included = tuple(minimum.budget for minimum in fit.included)
+    found[SAME_BUDGETS] = _power_laws(fit, _without_noise_at(case, included))
+    found[CORRECTED] = {"exponent of mu*": None, "exponent of D*": None}
+    if true_bias is not None and (bias := _bias(fit, table, case, parametric)) is not None:
+        for name, of in (("mu", "axis_exponent"), ("D", "tokens_exponent")):
+            ends = getattr(bias, of).corrected.interval
+            found[CORRECTED][f"exponent of {name}*"] = _held(ends, getattr(true_bias, of).exact)
+
+
+def _power_laws(fit: IsoflopFit, silent: IsoflopFit | None) -> dict[str, Held | None]:
+    """The power laws' intervals, beside what they are `silent`, without noise."""
     held: dict[str, Held | None] = {}
     for symbol, law in (("mu", "mean_recurrence_law"), ("D", "tokens_law")):
-        fitted, true = getattr(fit, law), getattr(silent, law)
+        fitted, true = getattr(fit, law), getattr(silent, law, None)
         known = fitted is not None and true is not None
         held[f"exponent of {symbol}*"] = _held(fitted.interval, true.exponent) if known else None
         for budget in (PUBLISHED_BUDGETS[-1], BEYOND):
             name = f"{symbol}* {'beyond' if budget == BEYOND else 'at the top'}"
             held[name] = _held(fitted.interval_at(budget), true.at(budget)) if known else None
     for form, law in (("k C^-g", "loss_law"), ("E + k C^-g", "loss_floor_law")):
-        fitted, true = getattr(fit, law), getattr(silent, law)
+        fitted, true = getattr(fit, law), getattr(silent, law, None)
         known = fitted is not None and true is not None
         held[f"L* beyond, {form}"] = _held(fitted.interval_at(BEYOND), float(true.at(BEYOND))) if known else None
-    found[POWER_LAWS] = held
-    found[CORRECTED] = {"exponent of mu*": None, "exponent of D*": None}
-    if true_bias is not None and (bias := _bias(fit, table, case, parametric)) is not None:
-        for name, of in (("mu", "axis_exponent"), ("D", "tokens_exponent")):
-            ends = getattr(bias, of).corrected.interval
-            found[CORRECTED][f"exponent of {name}*"] = _held(ends, getattr(true_bias, of).exact)
+    return held
+
+
+@cache
+def _without_noise_at(case: Case, budgets: tuple[float, ...]) -> IsoflopFit | None:
+    """The parabolas of these budgets without noise; None where not all of them have a minimum then."""
+    rows = case.noiseless[case.noiseless["budget"].isin(budgets)]
+    if not len(rows):
+        return None
+    fit = fit_isoflop(rows, case.cost, draws=0)
+    return fit if len(fit.included) == len(budgets) else None
 
 
 def _bias(fit: IsoflopFit, table: pd.DataFrame, case: Case, law: LawFit) -> ParabolaBias | None:

@@ -26,15 +26,15 @@ from fitting.law import Data
 _HOFFMANN_STARTS, _CHINCHILLA_POINTS, _CHINCHILLA_SCALE = 450, 3, 1e6
 _SIX_STARTS = 40
 _WANTED = 1e-6
+_OBJECTIVES = HUBER, SQUARED
 
 
 def run(data_folder: Path) -> str:
     """The section of RESULTS.md."""
     tables = public_tables(data_folder)
-    objectives = (HUBER, SQUARED)
     began = time.process_time()
-    five = [_five(name, data, objective) for name, data in tables.items() for objective in objectives]
-    six = [_six(name, data, objective) for name, data in tables.items() for objective in objectives]
+    five = [_five(name, data, objective) for name, data in tables.items() for objective in _OBJECTIVES]
+    six = [_six(name, data, objective) for name, data in tables.items() for objective in _OBJECTIVES]
     took = time.process_time() - began
     worst = max(float(line[-1]) for line in (*five, *six))
     left_out = "".join(f" {peer} is left out: {why}." for peer, why in missing().items())
