@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import optimize, special
 
 from fitting.catalogue import law_named
 from fitting.cost import AnyCost, CostModel, DenseCost
-from fitting.holdout import Comparison, LawMethod, Method, compare
+from fitting.holdout import By, Comparison, LawMethod, Method, compare
 from fitting.law import Data
 from fitting.law_fit import LawFit, estimate_law
+from fitting.lbfgs import fit_by_lbfgs
 from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, Objective
 from fitting.points import is_point_table, point_data, read_points
 from fitting.suspects import FAR, far_off, warnings
-from fitting.table import law_data, read_table
+from fitting.table import diverged_unnoticed, law_data, read_table
 
 DENSE_LAWS = ("chinchilla", "six-parameter")
 LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
@@ -27,12 +29,16 @@ LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One law's fit to the whole table, with its information criteria (smaller is better; differences count)."""
+    """One law's fit to the whole table, with its information criteria (smaller is better; differences count).
+
+    `by_lbfgs` is the objective that `fit_by_lbfgs` reached, None where it wasn't asked or doesn't fit such laws.
+    """
 
     fit: LawFit
     log_likelihood: float
     aic: float
     bic: float
+    by_lbfgs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,11 @@ class Choice:
             law = law_named(one.fit.law)
             lines += ["", f"{law.name}: {values}", f"  in effect: {law.effective(one.fit.vector)}"]
             lines += [f"  warning: {reason}" for reason in one.fit.reasons]
+            if one.by_lbfgs is not None:
+                off = one.by_lbfgs / one.fit.objective - 1
+                lines.append(
+                    f"  check: the best of many starts of L-BFGS ends {off:+.1e} (relative) from this objective"
+                )
         for comparison in self.comparisons:
             lines += ["", comparison.report()]
         if self.doubts:
@@ -81,15 +92,18 @@ def choose(
     laws: Sequence[str],
     *,
     others: Sequence[Method] = (),
+    by: Sequence[By] = (),
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
+    check: bool = False,
     doubts: Sequence[str] = (),
 ) -> Choice:
-    """Fit every law to the rows of `data`, and hold out the largest budget and each budget in turn.
+    """Fit every law to the rows of `data`, and compare their errors on runs held out in each way of `by`.
 
-    `others` are further ways of predicting, for the held-out errors alone. Without budgets, tenths of the rows are held
-    out. Raises ValueError where no law can be fitted.
+    `others` are further ways of predicting, for the held-out errors alone. `by` defaults to the largest budget and each
+    budget in turn, and where there are none to tenths of the rows. With `check`, each law is fitted the papers' way
+    too. Raises ValueError where no law can be fitted.
     """
     candidates: list[Candidate] = []
     absent: list[tuple[str, str]] = []
@@ -99,25 +113,26 @@ def choose(
         except ValueError as error:
             absent.append((name, str(error)))
             continue
-        candidates.append(candidate(fit, objective))
+        candidates.append(candidate(fit, objective, by_lbfgs=_by_lbfgs(name, data, objective) if check else None))
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {why}' for law, why in absent)}")
     fitted = [one.fit.law for one in candidates]
     methods: list[Method] = [LawMethod(law=law, objective=objective, draws=draws, seed=seed) for law in fitted]
     methods += others
     budgets = np.unique(data.get("budget", np.array([np.nan])))
-    ways = ("largest budget", "budget") if len(budgets) > 1 and not np.isnan(budgets).any() else ("row",)
+    has_budgets = len(budgets) > 1 and not np.isnan(budgets).any()
+    ways: Sequence[By] = by or (("largest budget", "budget") if has_budgets else ("row",))
     return Choice(
         rows=len(data["loss"]),
         objective=str(objective),
         candidates=tuple(candidates),
         absent=tuple(absent),
-        comparisons=tuple(compare(data, methods, by) for by in ways),  # type: ignore[arg-type]
+        comparisons=tuple(compare(data, methods, way) for way in ways),
         doubts=tuple(doubts),
     )
 
 
-def candidate(fit: LawFit, objective: Objective) -> Candidate:
+def candidate(fit: LawFit, objective: Objective, *, by_lbfgs: float | None = None) -> Candidate:
     """A fit with its information criteria: the noise's scale counts as one more parameter."""
     log_likelihood = _log_likelihood(fit.objective, fit.rows, objective)
     free = len(fit.parameters) + 1
@@ -126,7 +141,15 @@ def candidate(fit: LawFit, objective: Objective) -> Candidate:
         log_likelihood=log_likelihood,
         aic=2 * free - 2 * log_likelihood,
         bic=free * math.log(fit.rows) - 2 * log_likelihood,
+        by_lbfgs=by_lbfgs,
     )
+
+
+def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:
+    try:
+        return fit_by_lbfgs(law_named(law), data, objective).objective
+    except ValueError:  # a law that is no sum of terms has no such form
+        return None
 
 
 def _log_likelihood(value: float, rows: int, objective: Objective) -> float:
@@ -158,9 +181,11 @@ def choose_table(
     laws: Sequence[str] = (),
     experiment: str | None = None,
     outliers: bool = True,
+    by: Sequence[By] = (),
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
+    check: bool = False,
 ) -> Choice:
     """Competing laws on a table in a file: a run table, or one of dense models.
 
@@ -168,21 +193,38 @@ def choose_table(
     `read_points`. Raises ValueError as `read_points`, `read_table` and `choose` do.
     """
     dense = is_point_table(path)
-    cost: AnyCost
+    doubts: list[str] = []
+    others: list[Method] = []
+    cost: AnyCost | None
     if dense:
-        data, cost = point_data(read_points(path, experiment=experiment, outliers=outliers)), DenseCost()
+        data = point_data(read_points(path, experiment=experiment, outliers=outliers))
+        far = far_off(data["loss"], data.get("budget"))
+        data, cost = {name: values[~far] for name, values in data.items()}, DenseCost()
     else:
         table = read_table(path)
-        data, cost = law_data(table), CostModel.from_table(table)
-    far = far_off(data["loss"], data.get("budget"))
-    said = [f"{int(far.sum())} rows with a loss above {FAR:g} times the median of their budget are left out."]
-    data = {name: values[~far] for name, values in data.items()}
+        far = diverged_unnoticed(table)
+        data, cost = law_data(table), _cost_model(table, doubts)
+    if far.any():
+        doubts.append(f"{far.sum()} rows with a loss above {FAR:g} times the median of their budget are left out.")
+    if cost is not None and "budget" in data:
+        others = [MinimaMethod(floor=floor, cost=cost) for floor in (False, True)]
     return choose(
         data,
         laws or (DENSE_LAWS if dense else LOOPED_LAWS),
-        others=[MinimaMethod(floor=floor, cost=cost) for floor in (False, True)] if "budget" in data else [],
+        others=others,
+        by=by,
         objective=objective,
         draws=draws,
         seed=seed,
-        doubts=[*(said if far.any() else []), *warnings(data)],
+        check=check,
+        doubts=[*doubts, *warnings(data)],
     )
+
+
+def _cost_model(table: pd.DataFrame, doubts: list[str]) -> CostModel | None:
+    """The cost of a run table's architecture; None, and said, where it holds several."""
+    try:
+        return CostModel.from_table(table)
+    except ValueError as error:
+        doubts.append(f"There are no isoFLOP minima to compare with: {error}.")
+        return None

@@ -70,8 +70,8 @@ def _bias_doubts(bias: ParabolaBias) -> list[str]:
     found = bias.axis_exponent
     corrected = f"mu* ~ C^{found.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     said = (
-        f"A parabola through skewed curves is drawn aside: on the {bias.law} law's own losses it gives mu* an exponent "
-        f"of {found.parabola:.3f} where the law's is {found.exact:.3f}. Corrected, {corrected}, if the losses follow it."
+        f"A parabola through skewed curves is drawn aside: on the {bias.law} law's own losses, mu* gets an exponent of "
+        f"{found.parabola:.3f} where the law's is {found.exact:.3f}. Corrected: {corrected}, if the losses follow it."
     )
     return [said, *bias.notes]
 

@@ -139,7 +139,13 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
             minimum.budget, middle, [[middle - low], [high - middle]], fmt="o", color=_ACCENT, ms=5, capsize=3, lw=1.2
         )
     symbol, quantity = ("D", "best training length D* (tokens)") if tokens else ("µ", "best mean recurrence µ* (loops)")
-    axes.text(0.04, 0.95, _exponent(symbol, law), transform=axes.transAxes, va="top", color=_INK)
+    said = _exponent(symbol, law)
+    if fit.parabola_bias is not None:
+        bias = fit.parabola_bias
+        corrected = (bias.tokens_exponent if tokens else bias.axis_exponent).corrected
+        axes.plot(compute, [corrected.at(budget) for budget in compute], color=_MUTED, lw=1.2, ls="--")
+        said += f"\nbroken line, without the\nparabola's bias: {corrected.exponent:.3f}"
+    axes.text(0.04, 0.95, said, transform=axes.transAxes, va="top", color=_INK)
     axes.set(xscale="log", yscale="log", xlabel="compute C (FLOPs)", ylabel=quantity)
     if not tokens:
         axes.yaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]))

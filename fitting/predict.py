@@ -79,14 +79,17 @@ def predict(
     tokens: float | None = None,
     flops: float | None = None,
     recurrence: float | None = None,
+    loss_at_mean: float | None = None,
 ) -> Prediction:
     """Predict the loss of a model with a mean recurrence (loops) and either tokens or training FLOPs.
 
     With `flops` alone, mean recurrence and tokens are those that the training law finds best for it. Without
-    `recurrence`, the loss is that at T = mean recurrence, from the training law; with it, from the unified law. Raises
-    ValueError for any other combination, for values out of range, and where the needed law has no fit.
+    `recurrence`, the loss is that at T = mean recurrence, from the training law; with it, from the unified law; with
+    `loss_at_mean` as well, the loss measured at T = mean recurrence (nats per token), from the joint test-time law.
+    Raises ValueError for any other combination, for values out of range, and where the needed law has no fit.
     """
     _check_question(mean_recurrence, tokens, flops, recurrence)
+    _check_given(mean_recurrence, recurrence, loss_at_mean)
     notes: list[str] = []
     mu_interval = tokens_interval = None
     power_laws: tuple[PowerLawOptimum, ...] = ()
@@ -99,7 +102,7 @@ def predict(
         assert flops is not None
         tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
     flops = float(fit.cost_model.flops_for(tokens, mean_recurrence)) if flops is None else flops
-    law = _needed(fit, "training" if recurrence is None else "unified")
+    law = _needed(fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time")
     loops = mean_recurrence if recurrence is None else recurrence
     notes += _extrapolations(fit, flops, tokens, mean_recurrence, recurrence)
     data = {
@@ -108,6 +111,8 @@ def predict(
         "mean_recurrence": np.array([mean_recurrence]),
         "recurrence": np.array([loops]),
     }
+    if loss_at_mean is not None:
+        data["loss_at_mean"] = np.array([loss_at_mean])
     loss = float(law.loss(data)[0])
     bounds = law.loss_interval(data)
     loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
@@ -152,8 +157,20 @@ def _check_question(
         )
 
 
+def _check_given(mean_recurrence: float | None, recurrence: float | None, loss_at_mean: float | None) -> None:
+    if loss_at_mean is None:
+        return
+    if not (loss_at_mean > 0 and math.isfinite(loss_at_mean)):
+        raise ValueError(f"loss_at_mean must be positive and finite, but got {loss_at_mean}; give nats per token")
+    if mean_recurrence is None or recurrence is None:
+        missing = "mean_recurrence" if mean_recurrence is None else "recurrence"
+        raise ValueError(
+            f"a measured loss at T = mean recurrence predicts that at another T, but {missing} is missing; give both"
+        )
+
+
 def _needed(fit: SweepFit, what: str) -> LawFit:
-    found = fit.training if what == "training" else fit.unified
+    found = {"training": fit.training, "unified": fit.unified, "joint-test-time": fit.joint_test_time}[what]
     if found is None:
         raise ValueError(
             f"this prediction needs the {what} law, but {fit.name!r} has no fit of it: {fit.why_absent(what)}; "

@@ -204,6 +204,11 @@ def choose(
     law: Annotated[list[str], typer.Option("--law", help="A law to compare, or module:Class; all if left out.")] = [],  # noqa: B006
     experiment: Annotated[str | None, typer.Option(help="Keep the rows with this in the column `experiment`.")] = None,
     outliers: Annotated[bool, typer.Option(help="Keep the rows marked in the column `outlier`.")] = True,
+    hold_out: Annotated[
+        list[str],
+        typer.Option("--hold-out", help="What to hold out: 'largest budget', budget, size or row; may be repeated."),
+    ] = [],  # noqa: B006
+    check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts as well.")] = False,
     draws: Draws = 200,
     delta: Delta = 1e-3,
     on: On = "log loss",
@@ -217,7 +222,14 @@ def choose(
     if not is_point_table(path) and (experiment is not None or not outliers):
         raise ValueError("--experiment and --no-outliers are for tables of dense models, but this is a run table")
     found = choose_table(
-        path, laws=law, experiment=experiment, outliers=outliers, objective=_objective(delta, on), draws=draws
+        path,
+        laws=law,
+        experiment=experiment,
+        outliers=outliers,
+        by=hold_out,  # type: ignore[arg-type]
+        objective=_objective(delta, on),
+        draws=draws,
+        check=check,
     )
     print(found.report(), end="")
 
@@ -230,6 +242,9 @@ def predict(
     tokens: Annotated[float | None, typer.Option(help="D, training tokens.")] = None,
     flops: Annotated[float | None, typer.Option(help="C, training FLOPs; alone, it asks for the best model.")] = None,
     recurrence: Annotated[float | None, typer.Option(help="T, loops at test time; µ_rec if left out.")] = None,
+    loss_at_mean: Annotated[
+        float | None, typer.Option(help="The loss measured at T = µ_rec, nats per token: predicts other T far closer.")
+    ] = None,
 ) -> None:
     """Predict the loss of a model nobody has trained, from a stored fit."""
     from fitting import SweepFit
@@ -238,7 +253,14 @@ def predict(
     path = Path(target)
     stored = SweepFit.read(path if path.suffix == ".json" else _folders_of(target, out).fit(hold_out=False))
     print(
-        predict_loss(stored, mean_recurrence=mean_recurrence, tokens=tokens, flops=flops, recurrence=recurrence)
+        predict_loss(
+            stored,
+            mean_recurrence=mean_recurrence,
+            tokens=tokens,
+            flops=flops,
+            recurrence=recurrence,
+            loss_at_mean=loss_at_mean,
+        )
         .report()
         .rstrip()
     )

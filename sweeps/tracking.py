@@ -205,6 +205,8 @@ def _row(plan: Plan, cell: Cell, run: Any) -> dict[str, Any]:
         "run_id": cell.run_id,
         "status": status,
         "simulated": tags[SIMULATED] == "true",
+        "tokenizer": _tokenizer(plan),
+        "loss_unit": "nats per token",
         **cost_columns(plan, cell),
         "tokens": metrics.get("tokens"),
         "flops": metrics.get("flops_exact" if exact else "flops_parcae_release"),
@@ -214,6 +216,14 @@ def _row(plan: Plan, cell: Cell, run: Any) -> dict[str, Any]:
         **{name: metrics.get(name) for name in _EXTRA},
         **{name: metrics[name] if status == "finished" else None for name in at},
     }
+
+
+def _tokenizer(plan: Plan) -> str:
+    """What the losses are counted in: losses per token of two tokenizers can't be compared."""
+    if plan.sweep.simulation is not None:
+        return "none"
+    data = plan.sweep.data
+    return f"bpe {data.tokenizer_vocabulary} of {data.corpus}" if data.tokenizer == "bpe" else data.tokenizer
 
 
 def _simulated_suffix(plan: Plan) -> str:

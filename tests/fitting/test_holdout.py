@@ -153,6 +153,16 @@ def test_choose_reads_run_tables_and_tables_of_dense_models(dense, tmp_path):
     assert [law for law, _ in looped.absent] == ["chinchilla", "six-parameter"]
 
 
+def test_the_papers_way_is_a_check_of_ours(dense):
+    found = choose(dense, ["chinchilla", "six-parameter"], by=["row"], draws=20, check=True)
+    by_name = {one.fit.law: one for one in found.candidates}
+    one = by_name["chinchilla"]
+    assert one.by_lbfgs == pytest.approx(one.fit.objective, rel=1e-6)
+    assert one.by_lbfgs >= one.fit.objective * (1 - 1e-6)
+    assert by_name["six-parameter"].by_lbfgs is None
+    assert found.report().count("check: the best of many starts") == 1
+
+
 def test_without_budgets_rows_are_held_out(dense):
     without = {name: values for name, values in dense.items() if name != "budget"}
     assert [one.by for one in choose(without, ["chinchilla"], draws=20).comparisons] == ["row"]
@@ -171,3 +181,24 @@ def test_sizes_of_looped_runs_are_held_out_each():
     found = compare(both, [LawMethod(law="training", draws=20)], "size")
     assert found.folds == 2
     assert found.errors[0].rows == 84
+
+
+def test_a_table_of_several_sizes_is_compared_without_minima(tmp_path):
+    small = simulate_table(NOISY, recurrences=(), seed=1)
+    large = simulate_table(NOISY, recurrences=(), seed=2)
+    for name in ("effective_params_fixed", "effective_params_per_loop"):
+        large[name] *= 3
+    both = pd.concat([small, large.assign(run_id=large["run_id"] + "-large")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    found = choose_table(tmp_path / "both.csv", laws=["training"], by=["size", "row"], draws=20)
+    assert [(one.by, one.folds) for one in found.comparisons] == [("size", 2), ("row", 10)]
+    assert "There are no isoFLOP minima to compare with: a fit takes one architecture" in found.report()
+
+
+def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):
+    table = simulate_table(NOISY, recurrences=())
+    table.loc[5, "loss"] = 11.0
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    found = choose_table(tmp_path / "runs.csv", laws=["training"], by=["row"], draws=20)
+    assert found.rows == 41
+    assert "1 rows with a loss above 2 times the median" in found.report()

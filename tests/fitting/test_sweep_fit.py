@@ -211,6 +211,32 @@ def test_prediction_at_other_recurrences_is_the_unified_laws(published):
     assert shallow.loss == pytest.approx(PUBLISHED_TRUTH.loss(8, 3e9, 2), rel=1e-3)
 
 
+def test_a_measured_loss_predicts_the_loss_at_other_recurrences(published):
+    truth = PUBLISHED_TRUTH
+    luck = 1.01  # a run one percent worse than its law says
+    measured = luck * truth.loss(8, 5e9, 8)
+    given = predict(published, mean_recurrence=8, tokens=5e9, recurrence=4, loss_at_mean=measured)
+    assert given.law == "joint-test-time"
+    gained = truth.loss(8, 5e9, 4) - truth.loss(8, 5e9, 8)
+    assert given.loss == pytest.approx(measured + gained, rel=1e-4)
+    ungiven = predict(published, mean_recurrence=8, tokens=5e9, recurrence=4)
+    assert ungiven.loss < given.loss - 0.02
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"mean_recurrence": 8, "tokens": 5e9}, "but recurrence is missing"),
+        ({"flops": 1e18, "recurrence": 4}, "but mean_recurrence is missing"),
+    ],
+)
+def test_a_measured_loss_needs_both_recurrences(published, asked, words):
+    with pytest.raises(ValueError, match=words):
+        predict(published, loss_at_mean=3.0, **asked)
+    with pytest.raises(ValueError, match="loss_at_mean must be positive and finite"):
+        predict(published, loss_at_mean=float("nan"), mean_recurrence=8, tokens=5e9, recurrence=4)
+
+
 def test_prediction_for_compute_alone_is_the_optimum(published):
     best = predict(published, flops=4e18)
     assert best.optimal
