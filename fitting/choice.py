@@ -205,7 +205,9 @@ def choose_table(
         far = diverged_unnoticed(table)
         data, cost = law_data(table), _cost_model(table, doubts)
     if far.any():
-        doubts.append(f"{far.sum()} rows with a loss above {FAR:g} times the median of their budget are left out.")
+        doubts.append(
+            f"Left out, with a loss above {FAR:g} times the median of its budget: {int(far.sum())} of {len(far)} rows."
+        )
     if cost is not None and "budget" in data:
         others = [MinimaMethod(floor=floor, cost=cost) for floor in (False, True)]
     return choose(

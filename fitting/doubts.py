@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.isoflop import IsoflopFit
+from fitting.law_fit import LawFit
 from fitting.parabola_bias import ParabolaBias
 from fitting.result import SweepFit
 from fitting.suspects import FAR, warnings
@@ -13,6 +14,10 @@ from fitting.table import diverged_unnoticed, law_data
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
+_STRAY = 10.0
+"""Times the median distance from the law beyond which a run is named."""
+_STRAY_AT_LEAST = 5e-3
+_STRAYS_NAMED = 5
 
 
 def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
@@ -43,6 +48,8 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         said += fit.isoflop.notes
         if fit.isoflop.reason:
             said.append(f"isoFLOP: {fit.isoflop.reason}.")
+    if fit.training is not None:
+        said += _stray_doubts(fit.training, table)
     if fit.parabola_bias is not None:
         said += _bias_doubts(fit.parabola_bias)
     for law in (fit.training, fit.unified, fit.joint_test_time):
@@ -63,6 +70,19 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         ]
     said.append(f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates.")
     return said
+
+
+def _stray_doubts(law: LawFit, table: pd.DataFrame) -> list[str]:
+    """Runs that the training law misses by far more than it misses the others."""
+    data = law_data(table)
+    off = data["loss"] / law.loss(data) - 1
+    typical = float(np.median(np.abs(off)))
+    stray = np.flatnonzero(np.abs(off) > max(_STRAY * typical, _STRAY_AT_LEAST))
+    return [
+        f"Run {str(data['run_id'][i])!r} lies {100 * off[i]:+.2g}% off the training law, where half of the runs lie "
+        f"within {100 * typical:.2g}%: parabolas, which are least squares, may follow it."
+        for i in stray[:_STRAYS_NAMED]
+    ] + ([f"{len(stray) - _STRAYS_NAMED} more runs lie as far off."] if len(stray) > _STRAYS_NAMED else [])
 
 
 def _bias_doubts(bias: ParabolaBias) -> list[str]:

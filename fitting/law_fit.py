@@ -15,6 +15,8 @@ from fitting.profile import profile
 from fitting.uncertainty import BootstrapKind, bootstrap, interval, noise_freedom, noise_scale, widening
 
 _LUCK_DRAWS = 10
+_NEAR_A_BOUND = 1e-3
+"""Share of a parameter's value within which an end of its interval counts as at the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +128,10 @@ def estimate_law(
     if draws:
         drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind)
     wider = widening(kind, data)
+    parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
     return LawFit(
         law=name or law.name,
-        parameters=_parameters(estimate, data, drawn, wider, runs, profiles),
+        parameters=parameters,
         objective=estimate.objective,
         delta=objective.delta if np.isfinite(objective.delta) else None,
         on=objective.on,
@@ -139,7 +142,7 @@ def estimate_law(
         bootstrap=kind,
         widening=wider,
         converged=estimate.converged,
-        reasons=_reasons(estimate),
+        reasons=_reasons(estimate, parameters),
         draws=tuple(tuple(float(value) for value in draw) for draw in drawn),
     )
 
@@ -167,10 +170,15 @@ def _parameters(
     return tuple(found)
 
 
-def _reasons(estimate: Estimate) -> tuple[str, ...]:
+def _reasons(estimate: Estimate, parameters: tuple[ParameterEstimate, ...]) -> tuple[str, ...]:
     reasons = [f"{name} is at its bound" for name in estimate.at_bounds]
-    if not estimate.converged:
-        reasons.append("the search ran out of steps")
+    for law_parameter, found in zip(estimate.law.parameters, parameters, strict=True):
+        low, high = found.interval or (np.inf, -np.inf)
+        span = _NEAR_A_BOUND * (abs(found.value) + 1e-300)
+        if not found.at_bound and (low <= law_parameter.lower + span or high >= law_parameter.upper - span):
+            reasons.append(f"the interval of {found.name} ends at a bound, so the losses hardly limit it there")
     if estimate.degenerate:
         reasons.append("the losses do not tell its parameters apart")
+    elif not estimate.converged:
+        reasons.append("the search ran out of steps")
     return tuple(reasons)

@@ -65,9 +65,10 @@ def check_points(table: pd.DataFrame) -> pd.DataFrame:
         numbers = pd.to_numeric(checked[name], errors="coerce").astype(float)
         bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)).to_numpy())
         if len(bad):
+            more = f", and {len(bad) - 1} more rows break this rule" if len(bad) > 1 else ""
             raise ValueError(
-                f"`{name}` must be a positive and finite number, but row {bad[0]} has {checked[name].iloc[bad[0]]!r}"
-                f"{f', and {len(bad) - 1} more rows break this rule' if len(bad) > 1 else ''}; correct or drop it"
+                f"`{name}` must be a positive and finite number, but row {bad[0]} has "
+                f"{str(checked[name].iloc[bad[0]])!r}{more}; correct or drop it"
             )
         checked[name] = numbers
     return checked

@@ -81,13 +81,14 @@ def _learnt_from_neighbours(problem: Problem, ended: Descended) -> Descended:
 
 def _cross_objectives(problem: Problem, candidates: np.ndarray) -> np.ndarray:
     """The objective of each resample at each candidate (candidates, p): (resamples, candidates)."""
-    fitted = problem.law.loss(candidates, problem.data)
-    if problem.losses.ndim == 1:
-        assert problem.weights is not None
-        residuals = problem.objective.residuals(problem.losses, fitted)
-        inner = np.minimum(np.abs(residuals), problem.objective.delta)
-        return np.asarray(problem.weights @ (inner * (np.abs(residuals) - inner / 2)).T)
-    columns = [
-        problem.objective.value(problem.objective.residuals(problem.losses, one), problem.weights) for one in fitted
-    ]
-    return np.stack(columns, axis=1)
+    with np.errstate(all="ignore"):  # a candidate may leave the law's domain on another resample's rows
+        fitted = problem.law.loss(candidates, problem.data)
+        if problem.losses.ndim == 1:
+            assert problem.weights is not None
+            residuals = problem.objective.residuals(problem.losses, fitted)
+            inner = np.minimum(np.abs(residuals), problem.objective.delta)
+            values = problem.weights @ (inner * (np.abs(residuals) - inner / 2)).T
+        else:
+            each = (problem.objective.residuals(problem.losses, one) for one in fitted)
+            values = np.stack([problem.objective.value(one, problem.weights) for one in each], axis=1)
+    return np.where(np.isnan(values), np.inf, values)

@@ -20,6 +20,7 @@ from fitting.suspects import far_off
 
 STATUSES = ("finished", "diverged", "failed")
 ACCOUNTINGS = ("exact", "parcae-release")
+LOSS_UNIT = "nats per token"
 COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
@@ -250,6 +251,10 @@ def _check_labels(table: pd.DataFrame) -> None:
             mixed = table[name] != table[name].iloc[0]
             rule = f"must be one value per table, and the first row has {table[name].iloc[0]!r}"
             _refuse_first(table, name, mixed, rule, "fit each apart: their losses can't be compared")
+    if "loss_unit" in table:
+        other = table["loss_unit"] != LOSS_UNIT
+        advice = "convert the losses: nats = bits per byte x ln 2 x bytes per token"
+        _refuse_first(table, "loss_unit", other, f"must be {LOSS_UNIT!r}", advice)
     mixed = table["simulated"] != table["simulated"].iloc[0]
     rule = f"must be one value per table, and the first row has {table['simulated'].iloc[0]}"
     _refuse_first(table, "simulated", mixed, rule, "never fit simulated and measured runs together")

@@ -15,6 +15,8 @@ LEVEL = 0.95
 BootstrapKind = Literal["parametric", "rows", "budgets"]
 BOOTSTRAP_KINDS: tuple[str, ...] = get_args(BootstrapKind)
 _GROUPS_NEEDED = 2
+_CELLS_AT_ONCE = 10_000_000
+"""Draws times rows that are held in memory together: 80 MB an array."""
 
 
 def interval(draws: np.ndarray, around: float | None = None, widening: float = 1.0) -> tuple[float, float]:
@@ -52,15 +54,19 @@ def bootstrap(
     rows. Raises ValueError for another kind, or where the budgets are unknown or fewer than 2.
     """
     rng = np.random.default_rng(seed)
+    rows = len(data["loss"])
+    blocks = [len(block) for block in np.array_split(np.arange(draws), max(1, -(-draws * rows // _CELLS_AT_ONCE)))]
     if kind == "parametric":
-        return refit(estimate, data, losses=_redrawn(estimate, data, runs, draws, rng))[0]
+        drawn = [refit(estimate, data, losses=_redrawn(estimate, data, runs, block, rng))[0] for block in blocks]
+        return np.concatenate(drawn)
     if kind == "rows":
         groups = np.arange(len(data["loss"])) if runs is None else runs
     elif kind == "budgets":
         groups = _budgets(data)
     else:
         raise ValueError(f"a bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {kind!r}; choose one")
-    return refit(estimate, data, weights=resampled_counts(groups, draws, rng))[0]
+    counted = [refit(estimate, data, weights=resampled_counts(groups, block, rng))[0] for block in blocks]
+    return np.concatenate(counted)
 
 
 def resampled_counts(groups: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -201,4 +201,4 @@ def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):
     table.to_csv(tmp_path / "runs.csv", index=False)
     found = choose_table(tmp_path / "runs.csv", laws=["training"], by=["row"], draws=20)
     assert found.rows == 41
-    assert "1 rows with a loss above 2 times the median" in found.report()
+    assert "Left out, with a loss above 2 times the median of its budget: 1 of 42 rows." in found.report()

@@ -134,6 +134,34 @@ def test_runs_that_cannot_be_compared_are_refused(column, values):
         check_points(points().assign(**{column: mixed[:35]}))
 
 
+def test_losses_in_another_unit_are_refused():
+    with pytest.raises(ValueError, match=r"`loss_unit` must be 'nats per token', .*convert the losses"):
+        fit_sweep(sweep(loss_unit="bits per byte"), name="bits", draws=0)
+    assert fit_sweep(sweep(loss_unit="nats per token"), name="nats", draws=0).training
+
+
+def test_a_run_far_off_the_law_is_named():
+    table = sweep()
+    table.loc[10, "loss"] *= 1.1
+    fit = fit_sweep(table, name="stray", draws=0)
+    assert any(f"Run '{table['run_id'][10]}' lies +10% off the training law" in doubt for doubt in fit.doubts)
+    assert not any("off the training law" in doubt for doubt in fit_sweep(sweep(), name="none", draws=0).doubts)
+
+
+def test_an_interval_that_ends_at_a_bound_is_said():
+    table = simulate_table(dataclasses.replace(PUBLISHED_TRUTH, run_noise=3e-3), seed=1, recurrences=())
+    fit = fit_sweep(table, name="wide", draws=100)
+    assert any("the interval of E ends at a bound" in reason for reason in fit.training.reasons)
+
+
+def test_runs_that_are_all_alike_raise_no_warning_of_numpy():
+    table = simulate_table(NOISY, recurrences=(1, 2, 4, 8))
+    same = pd.concat([table.head(1).assign(run_id=str(copy)) for copy in range(10)])
+    with pytest.raises(ValueError, match=r"needs enough runs for one fit|allows none"):
+        fit_sweep(same.drop(columns=[f"loss_T{T}" for T in (1, 2, 4, 8)]), name="same", draws=50)
+    fit_sweep(same, name="same", draws=50)
+
+
 @pytest.mark.parametrize("table", [points, sweep])
 def test_mixed_units_of_loss_are_refused(table):
     rows = table()
