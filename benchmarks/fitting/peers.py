@@ -136,6 +136,24 @@ def scipy_many_starts(
     return _best(problem, ends)
 
 
+def warm_lbfgs(
+    N: np.ndarray, D: np.ndarray, loss: np.ndarray, start: np.ndarray, weights: np.ndarray, delta: float = 1e-3
+) -> PeerFit:
+    """One L-BFGS from the parameters `start`, with scipy's own tolerances on the plain sum: quick, and a trap.
+
+    The tolerances are absolute, and the sum over rows is of the order of 1e-3: the search stops near its start, so
+    that refits to resamples scatter far too little.
+    """
+    problem = LogProblem(N, D, loss, delta, weights=weights, centred=False)
+
+    def plain(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = problem.value_and_gradient(x)
+        return problem.unit * value, problem.unit * gradient
+
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return problem.fit(optimize.minimize(plain, problem.coordinates(start), jac=True, method="L-BFGS-B").x)
+
+
 def law_many_starts(
     fitted: Callable[[np.ndarray], np.ndarray],
     loss: np.ndarray,

@@ -1,0 +1,88 @@
+"""`python -m benchmarks.fitting`: our fitter against others and against known truths, written into RESULTS.md."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Before numpy is there: more threads gain nothing on small matrices, and would add to the CPU time.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+_ROOT = Path(__file__).resolve().parents[2]
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+Folder = Annotated[Path, typer.Option("--data", help="folder of the public tables")]
+Results = Annotated[Path, typer.Option("--results", help="file whose section is written")]
+Cache = Annotated[Path, typer.Option("--cache", help="folder where finished simulated sweeps are kept")]
+Sweeps = Annotated[int, typer.Option("--sweeps", min=2, help="simulated sweeps per case")]
+Draws = Annotated[int, typer.Option("--draws", min=40, help="bootstrap draws per fit")]
+Resamples = Annotated[int, typer.Option("--resamples", min=2, help="bootstrap refits")]
+Careful = Annotated[int, typer.Option("--careful", min=1, help="resamples that brute force looks at too")]
+DATA = _ROOT.parent / "shared" / "data"  # beside the repository
+RESULTS = Path(__file__).with_name("RESULTS.md")
+CACHE = _ROOT / "runs" / "coverage"
+
+
+@app.command()
+def speed(data: Folder = DATA, results: Results = RESULTS, resamples: Resamples = 1000, careful: Careful = 100) -> None:
+    """Time of a fit and of 1,000 refits, beside other ways, and whether they reach the same minima."""
+    from benchmarks.fitting import speed as benchmark
+
+    _write(results, "speed", benchmark.run(data, resamples=resamples, careful=careful))
+
+
+@app.command()
+def optimum(data: Folder = DATA, results: Results = RESULTS) -> None:
+    """How far our minima are above the best that any peer finds, on the public tables."""
+    from benchmarks.fitting import optimum as benchmark
+
+    if _there(data, "optimum"):
+        _write(results, "optimum", benchmark.run(data))
+
+
+@app.command()
+def coverage(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE) -> None:
+    """How often 95% intervals hold the truth in simulated sweeps; goes on where it was stopped."""
+    from benchmarks.fitting import coverage as benchmark
+
+    _write(results, "coverage", benchmark.run(cache, sweeps=sweeps, draws=draws))
+
+
+@app.command()
+def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400) -> None:
+    """Error and coverage at the largest budget of the public tables, held out."""
+    from benchmarks.fitting import held_out as benchmark
+
+    if _there(data, "held-out"):
+        _write(results, "held-out", benchmark.run(data, draws=draws))
+
+
+@app.command("all")
+def everything(
+    data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE
+) -> None:
+    """All of them."""
+    speed(data, results)
+    optimum(data, results)
+    coverage(results, sweeps, draws, cache)
+    held_out(data, results, draws)
+
+
+def _there(folder: Path, command: str) -> bool:
+    from benchmarks.fitting.tables import why_absent
+
+    if reason := why_absent(folder):
+        typer.echo(f"{command} is skipped: {reason}")
+    return reason is None
+
+
+def _write(results: Path, command: str, body: str) -> None:
+    from benchmarks.fitting.results import write_section
+
+    write_section(results, command, body)
+    typer.echo(f"{body}\nwritten to {results}")
+
+
+if __name__ == "__main__":
+    app()
