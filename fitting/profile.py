@@ -141,13 +141,19 @@ def _threshold(estimate: Estimate, data: Data, at: int, runs: np.ndarray | None)
     free = _free(estimate, at)
     lengths = np.linalg.norm(slopes, axis=0)
     unit = np.where(free, slopes / np.where(lengths > 0, lengths, 1.0), 0.0)
-    groups = np.arange(len(fitted)) if runs is None else np.unique(runs, return_inverse=True)[1]
     pull = np.clip(estimate.residuals, -estimate.objective_kind.delta, estimate.objective_kind.delta)
-    scores = np.zeros((int(groups.max()) + 1, len(free)))
-    np.add.at(scores, groups, unit * pull[:, None])
-    freedom = max(len(scores) - int(free.sum()), 1)
+    if runs is None:
+        # The same noise in every row, as the parametric bootstrap has it: rows that pull hard hide their own noise.
+        count, meat = len(fitted), np.mean(pull**2) * unit.T @ unit
+    else:
+        groups = np.unique(runs, return_inverse=True)[1]
+        count = int(groups.max()) + 1
+        scores = np.zeros((count, len(free)))
+        np.add.at(scores, groups, unit * pull[:, None])
+        meat = scores.T @ scores
+    freedom = max(count - int(free.sum()), 1)
     inverse = np.linalg.pinv(_curvature(estimate) * unit.T @ unit, rcond=1e-13, hermitian=True)
-    variance = inverse @ (scores.T @ scores) @ inverse * len(scores) / freedom
+    variance = inverse @ meat @ inverse * count / freedom
     threshold = float(stats.f.ppf(LEVEL, 1, freedom)) * variance[at, at] / inverse[at, at] / 2
     together = inverse[:, at] / inverse[at, at] * np.sqrt(variance[at, at]) / np.where(lengths > 0, lengths, 1.0)
     return max(float(threshold), 1e-300), together

@@ -14,7 +14,8 @@ from fitting.refit import refit
 LEVEL = 0.95
 BootstrapKind = Literal["parametric", "rows", "budgets"]
 BOOTSTRAP_KINDS: tuple[str, ...] = get_args(BootstrapKind)
-_GROUPS_NEEDED = 2
+_GROUPS_NEEDED = 3
+"""With 2 budgets, intervals by budgets held the truth in 71 to 77% of simulated sweeps, however wide."""
 _CELLS_AT_ONCE = 10_000_000
 """Draws times rows that are held in memory together: 80 MB an array."""
 
