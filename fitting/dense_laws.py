@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import final
 
@@ -128,6 +128,10 @@ class SixParameterLaw(Law):
             f"N* ~ C^{beta / (alpha + beta):.3f} and D* ~ C^{alpha / (alpha + beta):.3f} where C = 6 N D; "
             f"with gamma = {gamma:.3g} (Chinchilla's law: 1)"
         )
+
+    def simpler(self, data: Data, fit: Callable[[Law, Data], np.ndarray]) -> list[np.ndarray]:
+        """See `Law.simpler`: Chinchilla's law, at gamma = 1."""
+        return [np.append(fit(ChinchillaLaw(), data), 1.0)]
 
     def start_grid(self) -> np.ndarray:
         """See `Law.start_grid`: what is reducible at the middle of the data (nats), N's share of it, exponents."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
-from fitting.descent import Problem, descend, descend_twice
+from fitting.descent import Descended, Problem, descend, descend_twice
 from fitting.law import Data, Law
 from fitting.objective import HUBER, Objective
 
 _STARTS = 10
 _FIRST_STEPS = 10
-_FINALISTS = 3
+_FINALISTS, _FINALISTS_OF_MANY = 5, 10
+"""Searches followed to their end: more where a law has more than 5 parameters, and so more minima."""
+_FEW_PARAMETERS = 5
+_SAME_PLACE = 1e-2
+"""Relative difference of all parameters below which two searches go to one place."""
 _SMALLEST_SHARE = 1e-9
 """An amplitude whose term is below this share of the loss is zero: at its lower bound."""
 _SMALLEST_START = 1e-6
@@ -51,26 +55,48 @@ def fit_law(law: Law, data: Data, objective: Objective = HUBER, *, weights: np.n
     `at_bounds`.
     """
     columns = checked_columns(law, data)
-    counts = np.ones(len(columns["loss"])) if weights is None else np.asarray(weights, dtype=float)
+    counts = _checked_weights(weights, len(columns["loss"]))
     problem = Problem.of(law, columns, objective, weights=counts[None])
     begun = starts(problem)
     first = descend(_repeated(problem, len(begun)), begun, steps=_FIRST_STEPS)
-    finalists = first.parameters[np.argsort(first.objectives, kind="stable")[:_FINALISTS]]
+    simpler = law.simpler({**problem.data, "loss": columns["loss"]}, _quick(objective, counts))
+    count = _FINALISTS if len(law.parameters) <= _FEW_PARAMETERS else _FINALISTS_OF_MANY
+    finalists = np.concatenate([_distinct(first, count), *(one[None] for one in simpler)])
     ended = descend_twice(_repeated(problem, len(finalists)), finalists)
     order = np.argsort(ended.objectives, kind="stable")
     best = int(order[0])
     parameters = _snapped(problem, ended.parameters[best])
+    residuals = objective.residuals(columns["loss"], law.loss(parameters, problem.data))
     return Estimate(
         law=law,
         parameters=problem.natural(parameters),
-        residuals=objective.residuals(columns["loss"], law.loss(parameters, problem.data)),
-        objective=float(ended.objectives[best]),
+        residuals=residuals,
+        objective=float(objective.value(residuals, counts)),
         objective_kind=objective,
         converged=bool(ended.settled[best]),
         degenerate=_degenerate(problem, parameters),
         at_bounds=_at_bounds(law, parameters),
         others=problem.natural(ended.parameters[order[1:]]),
     )
+
+
+def _quick(objective: Objective, weights: np.ndarray) -> Callable[[Law, Data], np.ndarray]:
+    """How a law asks for the fit of a simpler one that it contains, to the same rows: its parameters."""
+    return lambda law, data: fit_law(law, data, objective, weights=weights).parameters
+
+
+def _distinct(ends: Descended, count: int) -> np.ndarray:
+    """The best `count` ends (count, p) of searches that are not the same place."""
+    order = np.argsort(ends.objectives, kind="stable")
+    kept: list[int] = []
+    for one in order:
+        here, others = ends.parameters[one], ends.parameters[kept]
+        same = np.abs(others - here) <= _SAME_PLACE * (np.abs(others) + np.abs(here))
+        if not same.all(axis=1).any():
+            kept.append(int(one))
+        if len(kept) == count:
+            break
+    return ends.parameters[kept]
 
 
 def starts(problem: Problem) -> np.ndarray:
@@ -83,9 +109,12 @@ def starts(problem: Problem) -> np.ndarray:
     candidates = np.concatenate([_non_negative_least_squares(basis, target), grid], axis=1)
     for place in np.flatnonzero([parameter.logarithmic for parameter in law.parameters]):
         candidates[:, place] = np.maximum(candidates[:, place], _SMALLEST_START * problem.losses.mean())
-    with np.errstate(divide="ignore"):  # where every amplitude is zero
+    with np.errstate(all="ignore"):  # where every amplitude is zero, or a law leaves its domain
         values = _repeated(problem, len(candidates)).objectives(candidates)
-    return candidates[np.argsort(values, kind="stable")[:_STARTS]]
+    order = np.argsort(np.where(np.isnan(values), np.inf, values), kind="stable")
+    _, first_of_kind = np.unique(candidates[order, : law.linear_count] > 0, axis=0, return_index=True)
+    chosen = np.unique(np.concatenate([np.arange(min(_STARTS, len(order))), first_of_kind]))
+    return candidates[order[chosen]]
 
 
 def _repeated(problem: Problem, count: int) -> Problem:
@@ -97,16 +126,38 @@ def _repeated(problem: Problem, count: int) -> Problem:
 def _snapped(problem: Problem, parameters: np.ndarray) -> np.ndarray:
     """Parameters (p,) with linear ones of no account set to exactly zero."""
     k = problem.law.linear_count
-    terms = parameters[:k] * problem.law.basis(parameters[None, k:], problem.data)[0].max(axis=0)
+    terms = parameters[:k] * np.abs(problem.law.basis(parameters[None, k:], problem.data)[0]).max(axis=0)
     kept = np.where(terms < _SMALLEST_SHARE * problem.losses.mean(), 0.0, parameters[:k])
     return np.concatenate([kept, parameters[k:]])
 
 
+def _checked_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
+    if weights is None:
+        return np.ones(rows)
+    counts = np.asarray(weights, dtype=float)
+    if counts.shape != (rows,) or not (np.isfinite(counts) & (counts >= 0)).all() or not counts.any():
+        raise ValueError(f"weights must be {rows} finite numbers of 0 or more, not all 0, but got {weights!r}")
+    return counts
+
+
+def _counted(problem: Problem) -> dict[str, np.ndarray]:
+    """The rows that count at all in the first fit."""
+    assert problem.weights is not None
+    kept = problem.weights[0] > 0
+    return {name: values[kept] for name, values in problem.data.items()}
+
+
 def _degenerate(problem: Problem, parameters: np.ndarray) -> bool:
     """Whether the slopes by the parameters (p,) that are not at zero are nearly dependent."""
-    slopes = problem.law.loss_and_gradient(parameters, problem.data)[1][:, parameters != 0]
+    counted = problem.data if problem.weights is None else _counted(problem)
+    # A term that is not there leaves its exponent without a slope, which its bound already says.
+    gone = np.zeros(len(parameters), dtype=bool)
+    gone[: problem.law.linear_count] = parameters[: problem.law.linear_count] == 0
+    slopes = problem.law.loss_and_gradient(parameters, counted)[1]
+    if gone.any():
+        slopes = slopes[:, ~gone & (np.linalg.norm(slopes, axis=0) > 0)]
     lengths = np.linalg.norm(slopes, axis=0)
-    if (lengths == 0).any():
+    if (lengths == 0).any() or len(slopes) < slopes.shape[1]:
         return True
     return bool(np.linalg.svd(slopes / lengths, compute_uv=False)[-1] < _DEPENDENT)
 

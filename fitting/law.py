@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, Protocol
@@ -116,6 +116,13 @@ class Law(ABC):
     def offset(self, data: Data) -> np.ndarray | float:
         """What the loss holds beside the linear terms, from the data alone: (rows,), nats per token."""
         return 0.0
+
+    def simpler(self, data: Data, fit: Callable[[Law, Data], np.ndarray]) -> list[np.ndarray]:
+        """Parameters (p,) at which this law is a simpler one that `fit` fits: further starts, so that it fits no worse.
+
+        `data` are scaled columns, with the losses.
+        """
+        return []
 
     @property
     def parameter_names(self) -> tuple[str, ...]:

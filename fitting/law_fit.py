@@ -93,7 +93,9 @@ class LawFit:
         """
         if not self.draws:
             return None
-        drawn = law_named(self.law).loss(self.draw_matrix, data)
+        at = self.loss(data)
+        # Widened before the noise joins, which is known better than the parameters.
+        drawn = at * (law_named(self.law).loss(self.draw_matrix, data) / at) ** self.widening
         if measured:
             # A fixed seed: the same fit gives the same interval each time.
             rng = np.random.default_rng(0)
@@ -101,7 +103,7 @@ class LawFit:
             scale = self.noise * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(len(drawn), 1)))
             noise = scale * rng.standard_normal(drawn.shape)
             drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
-        ends = [interval(column, at, self.widening) for column, at in zip(drawn.T, self.loss(data), strict=True)]
+        ends = [interval(column) for column in drawn.T]
         return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
 
 

@@ -86,7 +86,10 @@ class _Walk:
         if not len(new):
             return
         straight = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
-        first = straight + (new - straight[:, self.at])[:, None] * self.slopes
+        moved = new - straight[:, self.at]
+        if self.logarithmic:  # a term's exponent follows the logarithm of its amplitude
+            moved = self.centre * np.log(new / straight[:, self.at])
+        first = straight + moved[:, None] * self.slopes
         self._add(new, *self._held(new, first))
         # From the neighbours on both sides: a search from too far away may have been lost.
         for shift in (1, -1, 1):
@@ -110,7 +113,7 @@ class _Walk:
             return None
         inner, outer = side[above[0] - 1], side[above[0]]
         low, high = np.sqrt(np.maximum(self.rises[[inner, outer]], 0))
-        share = (1 - low) / (high - low)
+        share = (1 - low) / (high - low) if np.isfinite(high) and high > low else 0.0
         return float(self.values[inner] + share * (self.values[outer] - self.values[inner]))
 
     def _add(self, values: np.ndarray, fits: np.ndarray, rises: np.ndarray) -> None:

@@ -52,7 +52,7 @@ def _livened(problem: Problem, parameters: np.ndarray) -> np.ndarray:
     """
     k = problem.law.linear_count
     at = problem.scaled(parameters)
-    largest = problem.law.basis(at[None, k:], problem.data)[0].max(axis=0)
+    largest = np.abs(problem.law.basis(at[None, k:], problem.data)[0]).max(axis=0)
     small = 1e-3 * problem.losses.mean() / np.maximum(largest, 1e-300)
     return np.concatenate([np.where(at[:k] > 0, at[:k], small), at[k:]])
 

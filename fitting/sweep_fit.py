@@ -20,7 +20,7 @@ from fitting.objective import HUBER, Objective
 from fitting.parabola_bias import ParabolaBias, parabola_bias
 from fitting.result import Absent, FittedRange, HeldOut, SweepFit
 from fitting.table import check_table, finished_rows, law_data, test_time_law_data
-from fitting.uncertainty import BootstrapKind
+from fitting.uncertainty import BootstrapKind, widening
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,14 +48,16 @@ def fit_sweep(
     ValueError as `check_table` and `CostModel.from_table` do, and where nothing at all can be fitted; a single fit that
     can't be made is None in the result, with its reason in `absent`.
     """
-    if draws < 0:
-        raise ValueError(f"draws must be 0 or more, but got {draws}; 1000 is usual")
+    if draws < 0 or seed < 0:
+        raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
     checked = check_table(table)
     shown, hidden, column = _split(checked) if hold_out_largest_budget else (checked, None, "")
     if finished_rows(shown).empty:
         raise ValueError(
             f"a fit needs finished runs, but {name!r} has none among {len(shown)} rows; finish a run first"
         )
+    if draws:
+        widening(kind, law_data(shown))  # refuses budgets that can't be redrawn, before anything is fitted
     cost_model = CostModel.from_table(checked)
     fitting = _Fitting(
         table=shown,

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares, minimize
 
-from fitting import HUBER, LAWS, PUBLISHED_TRUTH, SQUARED, Objective, TestTimeLaw, TrainingLaw, UnifiedLaw, fit_law
+from fitting import (
+    HUBER,
+    LAWS,
+    PUBLISHED_TRUTH,
+    SQUARED,
+    Objective,
+    TestTimeLaw,
+    TrainingLaw,
+    UnifiedLaw,
+    fit_law,
+    law_named,
+)
 from fitting import simulate_table as simulate
 from fitting.refit import refit
 from fitting.table import law_data, test_time_law_data
@@ -122,6 +133,60 @@ def test_read_only_columns_are_fitted():
 def test_data_that_cannot_be_fitted_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         fit_law(TrainingLaw(), change(on_the_law(TrainingLaw(), TRAINING_TRUTH)))
+
+
+def test_a_law_fits_no_worse_than_a_simpler_one_that_it_contains():
+    for seed in range(6):
+        law, data = TrainingLaw(), on_the_law(law_named("chinchilla"), EXAMPLES["chinchilla"], seed=seed)
+        data["loss"] = data["loss"] * np.exp(2e-3 * np.random.default_rng(seed).standard_normal(30))
+        simple = fit_law(law_named("chinchilla"), data).objective
+        assert fit_law(law_named("six-parameter"), data).objective <= simple * (1 + 1e-9)
+        unrolled = data["params_once"] + data["mean_recurrence"] * data["params_recurrent"]
+        simple = fit_law(law, {**data, "effective_params": unrolled}).objective
+        assert fit_law(law_named("iso-depth"), data).objective <= simple * (1 + 1e-9)
+        simple = fit_law(law, data).objective
+        assert fit_law(law_named("unified"), data).objective <= simple * (1 + 1e-9)
+
+
+def test_loops_beyond_the_mean_alone_give_the_joint_law_back():
+    law = law_named("joint-test-time")
+    data = on_the_law(law, EXAMPLES["joint-test-time"])
+    data["recurrence"] = data["mean_recurrence"] * 1.5
+    data["loss"] = law.loss(np.array([0.84, 1.0]), data) * np.exp(1e-5 * np.sin(np.arange(30)))
+    data["recurrence"][:15] *= 2
+    data["loss"] = law.loss(np.array([0.84, 1.0]), data)
+    estimate = fit_law(law, data)
+    np.testing.assert_allclose(estimate.parameters, [0.84, 1.0], rtol=1e-5)
+    assert estimate.at_bounds == ()
+    low, high = interval(bootstrap(estimate, data, draws=20, seed=0)[:, 0])
+    assert 0.8 < low <= high < 0.9
+
+
+def test_the_objective_is_that_of_the_residuals():
+    for law in LAWS:
+        data = on_the_law(law, EXAMPLES[law.name])
+        data["loss"] = data["loss"] * np.exp(1e-3 * np.random.default_rng(1).standard_normal(30))
+        estimate = fit_law(law, data)
+        assert estimate.objective == pytest.approx(float(HUBER.value(estimate.residuals)))
+
+
+@pytest.mark.parametrize("weights", [np.zeros(30), -np.ones(30), np.full(30, np.nan), np.ones(7)])
+def test_impossible_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="weights must be 30 finite numbers of 0 or more"):
+        fit_law(TrainingLaw(), on_the_law(TrainingLaw(), TRAINING_TRUTH), weights=weights)
+
+
+def test_loops_that_never_ran_leave_phi_undetermined():
+    law = law_named("iso-depth")
+    data = on_the_law(law, EXAMPLES["iso-depth"])
+    data["params_recurrent"] = 0 * data["params_recurrent"]
+    data["loss"] = law.loss(np.array(EXAMPLES["iso-depth"]), data)
+    assert fit_law(law, data).degenerate
+
+
+def test_fewer_rows_that_count_than_parameters_are_degenerate():
+    data = on_the_law(TrainingLaw(), TRAINING_TRUTH)
+    assert fit_law(TrainingLaw(), data, weights=(np.arange(30) < 3).astype(float)).degenerate
 
 
 def test_a_delta_of_zero_is_refused():

@@ -211,6 +211,13 @@ def test_prediction_at_other_recurrences_is_the_unified_laws(published):
     assert shallow.loss == pytest.approx(PUBLISHED_TRUTH.loss(8, 3e9, 2), rel=1e-3)
 
 
+def test_what_cannot_be_redrawn_is_refused_before_anything_is_fitted():
+    with pytest.raises(ValueError, match="needs the column `budget`"):
+        fit_sweep(token_sweep(), name="tokens", draws=20, kind="budgets")
+    with pytest.raises(ValueError, match="draws and seed must be 0 or more, but got 20 and -1"):
+        fit_sweep(simulate_table(**SMALL), name="seed", draws=20, seed=-1)
+
+
 def test_a_measured_loss_predicts_the_loss_at_other_recurrences(published):
     truth = PUBLISHED_TRUTH
     luck = 1.01  # a run one percent worse than its law says
