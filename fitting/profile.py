@@ -78,11 +78,10 @@ class _Walk:
         self.reach = dict.fromkeys((-1.0, 1.0), _REACH * self.step / scale)
 
     def look(self) -> None:
-        """Hold the parameter at more values on both sides: closer in where the end is near, else further out."""
-        steps = np.linspace(0, 1, _POINTS + 1)[1:]
-        far = np.concatenate([sign * np.minimum(reach, _FAR) * steps for sign, reach in self.reach.items()])
-        new = self.centre * np.exp(far) if self.logarithmic else self.centre + far
-        new = np.setdiff1d(np.clip(new, self.bounds.lower, self.bounds.upper), self.values)
+        """Hold the parameter at more values on both sides: between those that enclose an end, else further out."""
+        new = np.concatenate([self._next(sign) for sign in (-1.0, 1.0)])
+        new = np.clip(new, self.bounds.lower, self.bounds.upper)
+        new = np.setdiff1d(new, self.values)
         if not len(new):
             return
         straight = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
@@ -91,30 +90,60 @@ class _Walk:
             moved = self.centre * np.log(new / straight[:, self.at])
         first = straight + moved[:, None] * self.slopes
         self._add(new, *self._held(new, first))
-        # From the neighbours on both sides: a search from too far away may have been lost.
-        for shift in (1, -1, 1):
-            neighbours = self.fits[np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)]
-            fits, rises = self._held(self.values, neighbours)
-            better = rises < self.rises - 1e-9
-            self.fits[better], self.rises[better] = fits[better], rises[better]
-        for sign in self.reach:
-            end = self.end(sign)
-            if end is None:
-                self.reach[sign] *= 4
-            else:
-                self.reach[sign] = 1.3 * abs(np.log(end / self.centre) if self.logarithmic else end - self.centre)
+        self._learn_from_neighbours()
+
+    def _next(self, sign: float) -> np.ndarray:
+        """The values to look at next on one side."""
+        enclosed = self._enclosing(sign)
+        steps = np.linspace(0, 1, _POINTS + 2)[1:-1]
+        if enclosed is not None:
+            inner, outer = self.values[list(enclosed)]
+            if self.logarithmic and inner > 0 and outer > 0:
+                return np.asarray(inner * (outer / inner) ** steps)
+            return np.asarray(inner + (outer - inner) * steps)
+        reach = min(self.reach[sign], _FAR)
+        self.reach[sign] *= 4
+        return np.asarray(
+            self.centre * np.exp(sign * reach * steps) if self.logarithmic else self.centre + sign * reach * steps
+        )
+
+    def _learn_from_neighbours(self) -> None:
+        """Search again from the fits beside, as long as that finds better ones: a search from too far may be lost."""
+        news = np.ones(len(self.values), dtype=bool)
+        while news.any():
+            found = np.zeros(len(self.values), dtype=bool)
+            for shift in (1, -1):
+                beside = np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)
+                asked = np.flatnonzero(news[beside])
+                starts = self.fits[beside[asked]]
+                moved = self.values[asked] - starts[:, self.at]
+                if self.logarithmic:
+                    moved = self.centre * np.log(self.values[asked] / starts[:, self.at])
+                for trial in (starts, starts + moved[:, None] * self.slopes):
+                    fits, rises = self._held(self.values[asked], trial)
+                    better = rises < self.rises[asked] - 1e-6 * (1 + np.abs(rises))
+                    self.fits[asked[better]], self.rises[asked[better]] = fits[better], rises[better]
+                    found[asked[better]] = True
+            news = found
 
     def end(self, sign: float) -> float | None:
         """Where the rise first exceeds 1 on one side of the centre, by linear interpolation of its root."""
+        enclosed = self._enclosing(sign)
+        if enclosed is None:
+            return None
+        inner, outer = enclosed
+        low, high = np.sqrt(np.maximum(self.rises[[inner, outer]], 0))
+        share = (1 - low) / (high - low) if np.isfinite(high) and high > low else 0.0
+        return float(self.values[inner] + share * (self.values[outer] - self.values[inner]))
+
+    def _enclosing(self, sign: float) -> tuple[int, int] | None:
+        """The last place below 1 and the first above, going out from the centre; None where all are below."""
         side = np.flatnonzero((self.values - self.centre) * sign >= 0)
         side = side[np.argsort(np.abs(self.values[side] - self.centre), kind="stable")]
         above = np.flatnonzero(self.rises[side] > 1)
         if not len(above) or above[0] == 0:
             return None
-        inner, outer = side[above[0] - 1], side[above[0]]
-        low, high = np.sqrt(np.maximum(self.rises[[inner, outer]], 0))
-        share = (1 - low) / (high - low) if np.isfinite(high) and high > low else 0.0
-        return float(self.values[inner] + share * (self.values[outer] - self.values[inner]))
+        return int(side[above[0] - 1]), int(side[above[0]])
 
     def _add(self, values: np.ndarray, fits: np.ndarray, rises: np.ndarray) -> None:
         order = np.argsort(np.append(self.values, values), kind="stable")
