@@ -26,7 +26,8 @@ PROFILE, UNIFIED = f"{TRAINING}profile likelihood", "Unified law, parametric by 
 POWER_LAWS = "isoFLOP power laws, against parabolas without noise"
 SAME_BUDGETS = f"{POWER_LAWS} at the budgets that count in the sweep"
 CORRECTED = "isoFLOP power laws without the parabolas' bias, against the true law's own"
-SLOW_EVERY = 2
+_BUDGETS_TO_REDRAW = 3
+SLOW_EVERY = 4
 """Profiles and the unified law take most of the time: they are made of one sweep in so many."""
 SLOW = PROFILE, UNIFIED
 LOSS, MEASURED = "L beyond", "L beyond, measured"
@@ -51,6 +52,7 @@ def _training(found: Found, case: Case, number: int, draws: int, table: pd.DataF
             TrainingLaw(), data, draws=draws, seed=number, kind=kind, profiles=profiles and kind == "parametric"
         )
         for kind in BOOTSTRAP_KINDS
+        if kind != "budgets" or case.budgets >= _BUDGETS_TO_REDRAW
     }
     measured = case.measured_beyond(number)
     for kind, fit in fits.items():
