@@ -13,14 +13,14 @@ from scipy import optimize, special
 
 from fitting.catalogue import law_named
 from fitting.cost import AnyCost, CostModel, DenseCost
-from fitting.holdout import By, Comparison, LawMethod, Method, compare
+from fitting.holdout import By, Comparison, LawMethod, Method, check_names, compare, folds
 from fitting.law import Data
 from fitting.law_fit import LawFit, estimate_law
 from fitting.lbfgs import fit_by_lbfgs
 from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, Objective
 from fitting.points import is_point_table, point_data, read_points
-from fitting.suspects import FAR, far_off, warnings
+from fitting.suspects import FAR_OFF, far_off, provenance, warnings
 from fitting.table import diverged_unnoticed, law_data, read_table
 
 DENSE_LAWS = ("chinchilla", "six-parameter")
@@ -102,9 +102,12 @@ def choose(
     """Fit every law to the rows of `data`, and compare their errors on runs held out in each way of `by`.
 
     `others` are further ways of predicting, for the held-out errors alone. `by` defaults to the largest budget and each
-    budget in turn, and where there are none to tenths of the rows. With `check`, each law is fitted the papers' way
-    too. Raises ValueError where no law can be fitted.
+    budget in turn, and where there are not two of them to tenths of the rows. With `check`, each law is fitted the
+    papers' way too. Raises ValueError as `LawMethod` and `law_named` do, for two laws of one name, and where no law can
+    be fitted.
     """
+    by_law = {name: LawMethod(law=name, objective=objective, draws=draws, seed=seed) for name in laws}
+    check_names([*(f"{law_named(name).name} law" for name in laws), *(other.name for other in others)])
     candidates: list[Candidate] = []
     absent: list[tuple[str, str]] = []
     for name in laws:
@@ -116,12 +119,8 @@ def choose(
         candidates.append(candidate(fit, objective, by_lbfgs=_by_lbfgs(name, data, objective) if check else None))
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {why}' for law, why in absent)}")
-    fitted = [one.fit.law for one in candidates]
-    methods: list[Method] = [LawMethod(law=law, objective=objective, draws=draws, seed=seed) for law in fitted]
-    methods += others
-    budgets = np.unique(data.get("budget", np.array([np.nan])))
-    has_budgets = len(budgets) > 1 and not np.isnan(budgets).any()
-    ways: Sequence[By] = by or (("largest budget", "budget") if has_budgets else ("row",))
+    methods: list[Method] = [*(by_law[one.fit.law] for one in candidates), *others]
+    ways: Sequence[By] = by or (("largest budget", "budget") if _has_budgets(data) else ("row",))
     return Choice(
         rows=len(data["loss"]),
         objective=str(objective),
@@ -143,6 +142,14 @@ def candidate(fit: LawFit, objective: Objective, *, by_lbfgs: float | None = Non
         bic=free * math.log(fit.rows) - 2 * log_likelihood,
         by_lbfgs=by_lbfgs,
     )
+
+
+def _has_budgets(data: Data) -> bool:
+    """Whether runs can be held out by budget."""
+    try:
+        return bool(folds(data, "budget"))
+    except ValueError:
+        return False
 
 
 def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:
@@ -204,10 +211,9 @@ def choose_table(
         table = read_table(path)
         far = diverged_unnoticed(table)
         data, cost = law_data(table), _cost_model(table, doubts)
+        doubts += provenance(simulated=bool(table["simulated"].iloc[0]), accounting=str(table["accounting"].iloc[0]))
     if far.any():
-        doubts.append(
-            f"Left out, with a loss above {FAR:g} times the median of its budget: {int(far.sum())} of {len(far)} rows."
-        )
+        doubts.append(f"Left out, with a loss {FAR_OFF}: {int(far.sum())} of {len(far)} rows.")
     if cost is not None and "budget" in data:
         others = [MinimaMethod(floor=floor, cost=cost) for floor in (False, True)]
     return choose(

@@ -9,7 +9,7 @@ from fitting.isoflop import IsoflopFit
 from fitting.law_fit import LawFit
 from fitting.parabola_bias import ParabolaBias
 from fitting.result import SweepFit
-from fitting.suspects import FAR, warnings
+from fitting.suspects import FAR_OFF, provenance, warnings
 from fitting.table import diverged_unnoticed, law_data
 
 BUDGET_TOLERANCE = 0.01
@@ -22,19 +22,17 @@ _STRAYS_NAMED = 5
 
 def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """All there is to doubt about a fit to a checked table."""
-    said = []
-    if fit.simulated:
-        said.append("Every run is simulated: drawn from a law, not trained.")
-    elif not table.duplicated(["mean_recurrence", "backprop_depth", "tokens"]).any():
-        said.append("Each cell was trained once: how a loss scatters from seed to seed was not measured.")
-    said.append(f"Compute is counted by `{fit.accounting}`; under another accounting the exponents differ.")
+    said = provenance(simulated=fit.simulated, accounting=fit.accounting)
+    if not fit.simulated and not table.duplicated(["mean_recurrence", "backprop_depth", "tokens"]).any():
+        said.insert(0, "Each cell was trained once: how a loss scatters from seed to seed was not measured.")
     for status in ("diverged", "failed"):
         count = int((table["status"] == status).sum())
         if count:
             said.append(f"{count} of {len(table)} runs {status} and {'is' if count == 1 else 'are'} not fitted.")
     said += _left_out(table)
     if fit.finished_runs < _FEW_RUNS:
-        said.append(f"Only {fit.finished_runs} runs are fitted: a law's form can hardly be told from so few.")
+        runs = "1 run is" if fit.finished_runs == 1 else f"{fit.finished_runs} runs are"
+        said.append(f"Only {runs} fitted: a law's form can hardly be told from so few.")
     said += _budget_doubts(table)
     said += warnings(law_data(table))
     said += [f"There is no {one.what} fit: {one.reason}." for one in fit.absent]
@@ -62,7 +60,7 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     if fit.held_out is not None:
         said.append(
             f"The largest {fit.held_out.column} ({fit.held_out.value:.4g}, {fit.held_out.times_beyond:.1f}x beyond the "
-            f"rest, {fit.held_out.runs} runs) was held out of every fit."
+            f"rest, {fit.held_out.runs} {'run' if fit.held_out.runs == 1 else 'runs'}) was held out of every fit."
         )
         said += [
             f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."
@@ -78,11 +76,12 @@ def _stray_doubts(law: LawFit, table: pd.DataFrame) -> list[str]:
     off = data["loss"] / law.loss(data) - 1
     typical = float(np.median(np.abs(off)))
     stray = np.flatnonzero(np.abs(off) > max(_STRAY * typical, _STRAY_AT_LEAST))
+    more = len(stray) - _STRAYS_NAMED
     return [
         f"Run {str(data['run_id'][i])!r} lies {100 * off[i]:+.2g}% off the training law, where half of the runs lie "
         f"within {100 * typical:.2g}%: parabolas, which are least squares, may follow it."
         for i in stray[:_STRAYS_NAMED]
-    ] + ([f"{len(stray) - _STRAYS_NAMED} more runs lie as far off."] if len(stray) > _STRAYS_NAMED else [])
+    ] + ([f"{more} more {'run lies' if more == 1 else 'runs lie'} as far off."] if more > 0 else [])
 
 
 def _bias_doubts(bias: ParabolaBias) -> list[str]:
@@ -97,10 +96,10 @@ def _bias_doubts(bias: ParabolaBias) -> list[str]:
 
 
 def _left_out(table: pd.DataFrame) -> list[str]:
-    """Runs called finished that only a divergence explains."""
+    """Runs called finished whose loss only a divergence, another unit or a slip explains."""
     return [
-        f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is above {FAR:g} times the median of "
-        "its budget, so it counts as diverged."
+        f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {FAR_OFF}, so the "
+        "run counts as diverged or as an error."
         for run in table[diverged_unnoticed(table)].itertuples()
     ]
 
@@ -127,7 +126,7 @@ def _budget_doubts(table: pd.DataFrame) -> list[str]:
     if not far.any():
         return []
     worst = table["run_id"].iloc[int(np.argmax(off.where(far, -1.0)))]
-    return [
-        f"{int(far.sum())} runs spent over 1% more or less than their budget, {worst!r} most: "
-        f"{100 * float(off[far].max()):.1f}%."
-    ]
+    count, most = int(far.sum()), f"{100 * float(off[far].max()):.1f}%"
+    if count == 1:
+        return [f"1 run spent over 1% more or less than its budget, {worst!r}: {most}."]
+    return [f"{count} runs spent over 1% more or less than their budget, {worst!r} most: {most}."]

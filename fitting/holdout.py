@@ -17,6 +17,10 @@ from fitting.uncertainty import BootstrapKind
 By = Literal["largest budget", "budget", "size", "row"]
 WAYS: tuple[str, ...] = get_args(By)
 _ROW_FOLDS = 10
+_MOST_FOLDS = 40
+"""Of more budgets or sizes than this, neighbours are held out together."""
+LEAST_DRAWS = 20
+"""The fewest refits that say anything of 95%."""
 _SAME = 0.01
 """Budgets and sizes that differ by less are one: of a sweep's runs each spends its budget to within a step."""
 
@@ -68,13 +72,19 @@ class Method(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LawMethod:
-    """A law, fitted and bootstrapped."""
+    """A law, fitted and bootstrapped. Raises ValueError for fewer draws than say anything, and a negative seed."""
 
     law: str
     objective: Objective = HUBER
     kind: BootstrapKind = "parametric"
     draws: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws != 0 and self.draws < LEAST_DRAWS:
+            raise ValueError(f"draws must be 0 or at least {LEAST_DRAWS}, but got {self.draws}; 200 is usual")
+        if self.seed < 0:
+            raise ValueError(f"a seed must be 0 or more, but got {self.seed}; take another")
 
     @property
     def name(self) -> str:
@@ -107,21 +117,29 @@ class Comparison:
 
     def report(self) -> str:
         """The comparison as readable lines, the smallest error first."""
-        kept = {"largest budget": "the largest budget", "budget": "each budget in turn", "size": "each size in turn"}
-        lines = [f"Held out: {kept.get(self.by, f'a {self.folds}th of the rows in turn')}"]
+        lines = [f"Held out: {self._held_out()}"]
         lines.append(f"  {'mean absolute error':>19}  {'inside 95%':>10}  {'losses':>6}")
         for error in sorted(self.errors, key=lambda error: error.mean_absolute_error):
             covered = "-" if error.coverage is None else f"{error.coverage:.0%}"
             lines.append(f"  {error.mean_absolute_error:>18.3f}%  {covered:>10}  {error.rows:>6}  {error.method}")
         return "\n".join([*lines, *(f"  {method}: {why}" for method, why in self.absent)])
 
+    def _held_out(self) -> str:
+        if self.by == "largest budget":
+            return "the largest budget (1 fold)"
+        if self.by == "row":
+            return f"a part of the rows in turn ({self.folds} folds)"
+        together = ", neighbours together where there are more" if self.folds == _MOST_FOLDS else ""
+        return f"each {self.by} in turn ({self.folds} folds{together})"
+
 
 def compare(data: Data, methods: Sequence[Method], by: By = "largest budget") -> Comparison:
     """Predict runs by every method from the other runs: the largest budget's, or each budget's, size's or tenth's.
 
     A method that can't fit one of the folds is left out, and said. Raises ValueError where there is nothing to hold
-    out.
+    out, and for two methods of one name.
     """
+    check_names([method.name for method in methods])
     held_out = folds(data, by)
     rows: list[HeldOutRow] = []
     absent: list[tuple[str, str]] = []
@@ -135,8 +153,19 @@ def compare(data: Data, methods: Sequence[Method], by: By = "largest budget") ->
     return Comparison(by=by, folds=len(held_out), errors=errors_of(rows), rows=tuple(rows), absent=tuple(absent))
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError where two ways of predicting have one name: their errors could not be told apart."""
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise ValueError(f"what is compared must differ in name, but {twice[0]!r} is there twice; drop or rename one")
+
+
 def folds(data: Data, by: By) -> list[np.ndarray]:
-    """Which rows (rows,) each fold holds out: see `compare`. Raises ValueError where there is nothing to hold out."""
+    """Which rows (rows,) each fold holds out: see `compare`. Of very many budgets or sizes, neighbours are held out
+    together.
+
+    Raises ValueError where there is nothing to hold out.
+    """
     if by not in WAYS:
         raise ValueError(f"runs are held out by one of {', '.join(WAYS)}, but got {by!r}; choose one")
     count = len(data["loss"])
@@ -153,8 +182,11 @@ def folds(data: Data, by: By) -> list[np.ndarray]:
         raise ValueError(
             f"holding out by {by} needs 2 different ones, but all runs have {column} {order[0]:.4g}; add other runs"
         )
-    kept = range(len(starts)) if by != "largest budget" else [len(starts) - 1]
-    return [group == fold for fold in kept]
+    if by == "largest budget":
+        return [group == len(starts) - 1]
+    if len(starts) > _MOST_FOLDS:
+        group = group * _MOST_FOLDS // len(starts)
+    return [group == fold for fold in range(group.max() + 1)]
 
 
 def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:

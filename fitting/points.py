@@ -10,33 +10,39 @@ import pandas as pd
 from fitting.table import read_frame
 
 REQUIRED = ("params", "tokens", "loss")
+_MARKS = {"True": True, "true": True, "1": True, "1.0": True, "False": False, "false": False, "0": False, "0.0": False}
 ONE_VALUE = ("experiment", "tokenizer", "loss_unit", "accounting")
 """Columns that, where a table has them, must hold one value throughout: losses across them are not comparable."""
 
 
 def is_point_table(path: str | Path) -> bool:
-    """Whether a `.csv` or `.parquet` file has the columns of a table of dense models rather than a run table."""
+    """Whether a `.csv` or `.parquet` file is a table of dense models (params, tokens) rather than a run table (run_id).
+
+    It may still lack a column: `read_points` says so.
+    """
     names = _read(Path(path)).columns
-    return set(REQUIRED) <= set(names) and "run_id" not in names
+    return {"params", "tokens"} <= set(names) and "run_id" not in names
 
 
 def read_points(path: str | Path, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
     """Read and check a table of dense models from a `.csv` or `.parquet` file.
 
-    `experiment` keeps the rows of that value in the column `experiment`; without `outliers`, rows marked in the column
-    `outlier` are left out. Raises ValueError as `check_points` does, and where the asked column or value is missing.
+    `experiment` keeps the rows of that value, as text, in the column `experiment`; without `outliers`, rows marked in
+    the column `outlier` are left out (True or False, 1 or 0). Raises ValueError as `check_points` does, where the asked
+    column or value is missing, and for any other mark.
     """
     frame = _read(Path(path))
     if experiment is not None:
-        known = sorted(map(str, frame["experiment"].unique())) if "experiment" in frame else []
-        if experiment not in known:
+        values = frame["experiment"].map(str) if "experiment" in frame else pd.Series(dtype=str)
+        known = sorted(values.unique())
+        if str(experiment) not in known:
             there = f"it has {', '.join(known)}" if known else "the table has no such column"
             raise ValueError(f"an experiment must be in the column `experiment`, but got {experiment!r}; {there}")
-        frame = frame[frame["experiment"] == experiment]
+        frame = frame[values == str(experiment)]
     if not outliers:
         if "outlier" not in frame:
             raise ValueError("leaving outliers out needs the column `outlier`, but the table has none; keep them")
-        frame = frame[~frame["outlier"].astype(bool)]
+        frame = frame[~_marked(frame["outlier"])]
     return check_points(frame)
 
 
@@ -65,10 +71,10 @@ def check_points(table: pd.DataFrame) -> pd.DataFrame:
         numbers = pd.to_numeric(checked[name], errors="coerce").astype(float)
         bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)).to_numpy())
         if len(bad):
-            more = f", and {len(bad) - 1} more rows break this rule" if len(bad) > 1 else ""
+            value = checked[name].iloc[bad[0]]
             raise ValueError(
                 f"`{name}` must be a positive and finite number, but row {bad[0]} has "
-                f"{str(checked[name].iloc[bad[0]])!r}{more}; correct or drop it"
+                f"{repr(value) if isinstance(value, str) else value}{_more(len(bad) - 1)}; correct or drop it"
             )
         checked[name] = numbers
     return checked
@@ -83,9 +89,29 @@ def point_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return data
 
 
+def _marked(marks: pd.Series) -> np.ndarray:
+    """The column `outlier` as flags (rows,); a row is named by its place in the file, from 0 on."""
+    flags = marks.map(lambda mark: _MARKS.get(str(mark).strip()))
+    unclear = marks[flags.isna()]
+    if len(unclear):
+        value = unclear.iloc[0]
+        got = "nothing" if pd.isna(value) else repr(value) if isinstance(value, str) else str(value)
+        raise ValueError(
+            f"`outlier` must be True or False (or 1 or 0), but row {unclear.index[0]} has {got}"
+            f"{_more(len(unclear) - 1)}; fill it in, or keep outliers"
+        )
+    return flags.to_numpy(dtype=bool)
+
+
+def _more(count: int) -> str:
+    if not count:
+        return ""
+    return f", and {count} more {'row breaks' if count == 1 else 'rows break'} this rule"
+
+
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"a table must be a file, but there is none at {path}")
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"a table must end in .csv or .parquet, but got {path.name}; convert or rename it")
-    return read_frame(path)
+    return read_frame(path, text=ONE_VALUE)

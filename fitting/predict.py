@@ -13,6 +13,9 @@ from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
+_MOST_LOOPS = 1024.0
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLawOptimum:
@@ -90,50 +93,69 @@ def predict(
     """
     _check_question(mean_recurrence, tokens, flops, recurrence)
     _check_given(mean_recurrence, recurrence, loss_at_mean)
-    notes: list[str] = []
-    mu_interval = tokens_interval = None
-    power_laws: tuple[PowerLawOptimum, ...] = ()
-    optimal = mean_recurrence is None
-    if mean_recurrence is None:
-        assert flops is not None
-        mean_recurrence, tokens, mu_interval, tokens_interval = _optimum(fit, flops, notes)
-        power_laws = _power_law_optima(fit, flops)
-    elif tokens is None:
-        assert flops is not None
-        tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
-    flops = float(fit.cost_model.flops_for(tokens, mean_recurrence)) if flops is None else flops
+    model = _model(fit, mean_recurrence, tokens, flops)
     law = _needed(fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time")
-    loops = mean_recurrence if recurrence is None else recurrence
-    notes += _extrapolations(fit, flops, tokens, mean_recurrence, recurrence)
-    data = {
-        "effective_params": fit.cost_model.effective_params([mean_recurrence]),
-        "tokens": np.array([tokens]),
-        "mean_recurrence": np.array([mean_recurrence]),
-        "recurrence": np.array([loops]),
-    }
-    if loss_at_mean is not None:
-        data["loss_at_mean"] = np.array([loss_at_mean])
-    loss = float(law.loss(data)[0])
-    bounds = law.loss_interval(data)
-    loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
+    loops = model.mean_recurrence if recurrence is None else recurrence
+    loss, loss_interval = _loss(fit, law, model, loops, loss_at_mean)
+    extrapolated = _extrapolations(fit, model.flops, model.tokens, model.mean_recurrence, recurrence)
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
         perplexity=math.exp(loss),
         perplexity_interval=(math.exp(loss_interval[0]), math.exp(loss_interval[1])) if loss_interval else None,
-        mean_recurrence=mean_recurrence,
-        mean_recurrence_interval=mu_interval,
-        tokens=tokens,
-        tokens_interval=tokens_interval,
-        flops=flops,
+        mean_recurrence=model.mean_recurrence,
+        mean_recurrence_interval=model.mean_recurrence_interval,
+        tokens=model.tokens,
+        tokens_interval=model.tokens_interval,
+        flops=model.flops,
         recurrence=loops,
         law=law.law,
-        optimal=optimal,
-        power_laws=power_laws,
+        optimal=mean_recurrence is None,
+        power_laws=_power_law_optima(fit, model.flops) if mean_recurrence is None else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=tuple(notes),
+        notes=(*model.notes, *extrapolated),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """What is asked about, whole; intervals where it is an optimum."""
+
+    mean_recurrence: float
+    tokens: float
+    flops: float
+    mean_recurrence_interval: tuple[float, float] | None = None
+    tokens_interval: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _model(fit: SweepFit, mean_recurrence: float | None, tokens: float | None, flops: float | None) -> _Model:
+    if mean_recurrence is None:
+        assert flops is not None
+        return _optimum(fit, flops)
+    if tokens is None:
+        assert flops is not None
+        tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
+    else:
+        flops = float(fit.cost_model.flops_for(tokens, mean_recurrence))
+    return _Model(mean_recurrence=mean_recurrence, tokens=tokens, flops=flops)
+
+
+def _loss(
+    fit: SweepFit, law: LawFit, model: _Model, recurrence: float, loss_at_mean: float | None
+) -> tuple[float, tuple[float, float] | None]:
+    """The loss, nats per token, and its 95% interval."""
+    data = {
+        "effective_params": fit.cost_model.effective_params([model.mean_recurrence]),
+        "tokens": np.array([model.tokens]),
+        "mean_recurrence": np.array([model.mean_recurrence]),
+        "recurrence": np.array([recurrence]),
+    }
+    if loss_at_mean is not None:
+        data["loss_at_mean"] = np.array([loss_at_mean])
+    bounds = law.loss_interval(data)
+    return float(law.loss(data)[0]), (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
 
 
 def _check_question(
@@ -142,13 +164,16 @@ def _check_question(
     for name, value in (("mean_recurrence", mean_recurrence), ("tokens", tokens), ("flops", flops)):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be positive and finite, but got {value}; ask with a positive number")
+    if mean_recurrence is not None and mean_recurrence < 1:
+        raise ValueError(
+            f"mean_recurrence must be at least 1, but got {mean_recurrence}; a loop runs at least once, so ask for that"
+        )
     if recurrence is not None and not (recurrence >= 1 and math.isfinite(recurrence)):
         raise ValueError(f"recurrence must be at least 1 and finite, but got {recurrence}; ask for 1 loop or more")
     if mean_recurrence is not None and (tokens is None) == (flops is None):
         got = "neither" if tokens is None else "both"
         raise ValueError(f"a mean recurrence needs either tokens or flops, but got {got}; give one of the two")
     if mean_recurrence is None and (flops is None or tokens is not None):
-        given = {"tokens": tokens, "flops": flops, "recurrence": recurrence}
         given = {"tokens": tokens, "flops": flops, "recurrence": recurrence}
         got = " and ".join(name for name, value in given.items() if value is not None)
         raise ValueError(
@@ -179,20 +204,30 @@ def _needed(fit: SweepFit, what: str) -> LawFit:
     return found
 
 
-def _optimum(
-    fit: SweepFit, flops: float, notes: list[str]
-) -> tuple[float, float, tuple[float, float] | None, tuple[float, float] | None]:
+def _optimum(fit: SweepFit, flops: float) -> _Model:
+    """The best model for `flops` under the training law, with a note where the search ended before it did."""
     law = _needed(fit, "training")
-    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), 1024.0)
+    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS)
     best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
-    if bool(best.at_bound):
-        notes.append(f"the best mean recurrence is at the end of the search from {bounds[0]:g} to {bounds[1]:g}")
+    search = f"the end of the search from {bounds[0]:g} to {bounds[1]:g}"
+    notes = [f"the best mean recurrence is at {search}"] if bool(best.at_bound) else []
     mu_interval = tokens_interval = None
     if law.draws:
         drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds)
-        mu_interval = interval(drawn.mean_recurrence, float(best.mean_recurrence), law.widening)
+        low, high = interval(drawn.mean_recurrence, float(best.mean_recurrence), law.widening)
+        mu_interval = max(low, bounds[0]), min(high, bounds[1])
         tokens_interval = interval(drawn.tokens, float(best.tokens), law.widening)
-    return float(best.mean_recurrence), float(best.tokens), mu_interval, tokens_interval
+        # The search is in logs, so that an end of it comes back with a rounding error.
+        if low <= bounds[0] * (1 + _ROUNDING) or high >= bounds[1] * (1 - _ROUNDING):
+            notes.append(f"the 95% interval of the mean recurrence ends at {search}, so it may be wider")
+    return _Model(
+        mean_recurrence=float(best.mean_recurrence),
+        tokens=float(best.tokens),
+        flops=flops,
+        mean_recurrence_interval=mu_interval,
+        tokens_interval=tokens_interval,
+        notes=tuple(notes),
+    )
 
 
 def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...]:

@@ -138,11 +138,13 @@ class SweepFit:
         if found != FORMAT:
             raise ValueError(f"a stored fit must have the format {FORMAT!r}, but got {found!r}; fit the sweep again")
         try:
-            return typing.cast(SweepFit, _build(cls, data))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"a stored fit must be whole, but {error!r} is wrong in it; fit the sweep again"
-            ) from error
+            fit = typing.cast(SweepFit, _build(cls, data))
+            _check_laws(fit)
+            return fit
+        except KeyError as error:
+            raise ValueError(f"a stored fit must be whole, but {error} is missing; fit the sweep again") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"a stored fit must be whole, but: {error}; fit the sweep again") from error
 
     @classmethod
     def read(cls, path: str | Path) -> SweepFit:
@@ -162,12 +164,35 @@ def _build(kind: Any, data: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         return None if data is None else _build(next(part for part in arguments if part is not type(None)), data)
     if origin is tuple:
+        if not isinstance(data, list) or (arguments[-1] is not Ellipsis and len(data) != len(arguments)):
+            size = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+            raise TypeError(f"{size}values belong where {json.dumps(data):.60} is")
         kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(_build(part, value) for part, value in zip(kinds, data, strict=True))
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(data, dict):
+            raise TypeError(f"a {kind.__name__} belongs where {json.dumps(data):.60} is")
         hints = typing.get_type_hints(kind)
         return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
-    return kind(data) if kind is float else data
+    plain = (int, float) if kind is float else kind
+    if not isinstance(data, plain) or (isinstance(data, bool) and kind is not bool):
+        raise TypeError(f"a {kind.__name__} belongs where {json.dumps(data):.60} is")
+    return float(data) if kind is float else data
+
+
+def _check_laws(fit: SweepFit) -> None:
+    """Raises ValueError where a law's fit is another law's, or has too few or too many values."""
+    alone = (("training", fit.training), ("unified", fit.unified), ("joint-test-time", fit.joint_test_time))
+    for what, found in (*alone, *(("test-time", one) for one in fit.test_time)):
+        if found is None:
+            continue
+        names, due = tuple(parameter.name for parameter in found.parameters), law_named(what).parameter_names
+        if found.law != what or names != due:
+            got = f"the {found.law} law with {', '.join(names)}"
+            raise ValueError(f"the {what} law has the parameters {', '.join(due)}, where {got} is")
+        sizes = {len(draw) for draw in found.draws} - {len(due)}
+        if sizes:
+            raise ValueError(f"each refit of the {what} law has {len(due)} values, where one has {min(sizes)}")
 
 
 def _absent(title: str, reason: str) -> str:
@@ -221,9 +246,8 @@ def _test_time(fits: tuple[LawFit, ...]) -> str:
 
 
 def _held_out(held: HeldOut) -> str:
-    lines = [
-        f"Held out: {held.runs} runs at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"
-    ]
+    runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
+    lines = [f"Held out: {runs} at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
     for error in held.errors:
         covered = "" if error.coverage is None else f"; {error.coverage:.0%} inside their 95% intervals"
         lines.append(

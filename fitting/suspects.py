@@ -1,4 +1,4 @@
-"""What in a table can't be meant: runs that diverged unnoticed, rows given twice, columns swapped."""
+"""What in a table can't be meant: runs that diverged unnoticed, rows given twice, columns swapped, units mixed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,44 @@ import numpy as np
 from fitting.law import Data
 
 FAR = 2.0
-"""Times the median loss of its budget (of the table, where it has no budgets) above which a run counts as diverged."""
-_RUNS_FOR_A_MEDIAN = 3
+"""Factor by which a loss may be off the lower quartile of its budget's losses before it is left out."""
+FAR_OFF = f"above {FAR:g} times or below 1/{FAR:g} of the lower quartile of its budget's losses"
+"""What `far_off` means, in words."""
+_QUARTILE = 0.25
+_RUNS_FOR_A_QUARTILE = 3
+_MIXED = 3.0
+_PLAUSIBLE = (3.0, 12.0)
+"""FLOPs per parameter and token between which C = 6 N D is near enough."""
 
 
 def far_off(losses: np.ndarray, budgets: np.ndarray | None = None) -> np.ndarray:
-    """Which of `losses` (rows,) are above `FAR` times the median of their budget (rows,): diverged runs among finished
-    ones.
+    """Which of `losses` (rows,) are above `FAR` times or below 1 / `FAR` of the lower quartile (the 25% quantile) of
+    their budget (rows,).
 
-    On the public isoFLOP tables the farthest is 1.7 times the median of its budget, a run far off the optimum.
+    Above, only a divergence explains them; below, only another unit or a slip. The quartile stands although half of a
+    budget diverged. It is the table's for budgets of fewer than 3 rows and where there are no budgets. On the public
+    isoFLOP tables losses are 0.98 to 1.70 times the quartile of their budget, the farthest a run far off the optimum.
     """
+    if not len(losses):
+        return np.zeros(0, dtype=bool)
     budgets = np.full(len(losses), np.nan) if budgets is None else np.asarray(budgets, dtype=float)
-    medians = np.full(len(losses), np.median(losses) if len(losses) else 0.0)
+    usual = np.full(len(losses), np.quantile(losses, _QUARTILE))
     for budget in np.unique(budgets[~np.isnan(budgets)]):
         same = budgets == budget
-        if same.sum() >= _RUNS_FOR_A_MEDIAN:
-            medians[same] = np.median(losses[same])
-    return np.asarray(losses > FAR * medians)
+        if same.sum() >= _RUNS_FOR_A_QUARTILE:
+            usual[same] = np.quantile(losses[same], _QUARTILE)
+    return np.asarray((losses > FAR * usual) | (losses < usual / FAR))
+
+
+def provenance(*, simulated: bool, accounting: str) -> list[str]:
+    """What a reader should know of where the runs of a run table come from."""
+    drawn = ["Every run is simulated: drawn from a law, not trained."] if simulated else []
+    return [*drawn, f"Compute is counted by `{accounting}`; under another accounting the exponents differ."]
 
 
 def warnings(data: Data) -> list[str]:
     """What a reader of any fit to these rows should know, as plain sentences."""
-    return [*_repeated(data), *_swapped(data), *_one_budget(data)]
+    return [*_repeated(data), *_swapped(data), *_off_six(data), *_one_budget(data)]
 
 
 def _repeated(data: Data) -> list[str]:
@@ -52,6 +68,28 @@ def _swapped(data: Data) -> list[str]:
     return [
         f"Half of the runs have fewer than {ratio:.2g} tokens per parameter, an implausible optimum (published "
         "ones have about 20): were the columns params and tokens swapped?"
+    ]
+
+
+def _off_six(data: Data) -> list[str]:
+    """Budgets of dense models that are not 6 N D, whatever the reason."""
+    if "budget" not in data or "params" not in data or "mean_recurrence" in data:
+        return []
+    ratios = np.asarray(data["budget"]) / (np.asarray(data["params"]) * np.asarray(data["tokens"]))
+    ratios = ratios[np.isfinite(ratios)]
+    if not len(ratios):
+        return []
+    low, middle, high = float(ratios.min()), float(np.median(ratios)), float(ratios.max())
+    if high > _MIXED * low:
+        return [
+            f"The budget is {low:.3g} to {high:.3g} times params x tokens, where one way of counting gives about one "
+            "number: were units mixed?"
+        ]
+    if _PLAUSIBLE[0] <= middle <= _PLAUSIBLE[1]:
+        return []
+    return [
+        f"The budget is {middle:.3g} times params x tokens in the median: C = 6 N D does not hold here, so D* from it "
+        "is off."
     ]
 
 

@@ -151,7 +151,7 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that can be fitted, index renewed: status `finished`, and no loss that only a diverged run has."""
+    """The rows that can be fitted, index renewed: status `finished`, and no loss far off the others of its budget."""
     rows = table[table["status"] == "finished"]
     return rows[~diverged_unnoticed(rows)].reset_index(drop=True)
 
@@ -335,7 +335,8 @@ def _refuse_first(
     row = int(rows[0])
     value = table[name].iloc[row]
     shown = repr(value) if isinstance(value, str) else str(value)
-    more = f", and {len(rows) - 1} more rows break this rule" if len(rows) > 1 else ""
+    others = len(rows) - 1
+    more = f", and {others} more {'row breaks' if others == 1 else 'rows break'} this rule" if others else ""
     said = f" ({detail(row)})" if detail else ""
     raise ValueError(
         f"`{name}` {rule}, but run {table['run_id'].iloc[row]!r} (row {row}) has {name}={shown}{said}{more}; {advice}"

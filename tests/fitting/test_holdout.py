@@ -44,7 +44,7 @@ class Spy:
         return loss, (loss - 0.1, loss + 0.1)
 
 
-@pytest.mark.parametrize(("by", "count"), [("largest budget", 1), ("budget", 6), ("size", 48), ("row", 10)])
+@pytest.mark.parametrize(("by", "count"), [("largest budget", 1), ("budget", 6), ("size", 40), ("row", 10)])
 def test_what_is_predicted_was_not_shown(dense, by, count):
     spy = Spy()
     found = compare(dense, [spy], by)
@@ -201,4 +201,70 @@ def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):
     table.to_csv(tmp_path / "runs.csv", index=False)
     found = choose_table(tmp_path / "runs.csv", laws=["training"], by=["row"], draws=20)
     assert found.rows == 41
-    assert "Left out, with a loss above 2 times the median of its budget: 1 of 42 rows." in found.report()
+    assert (
+        "Left out, with a loss above 2 times or below 1/2 of the lower quartile of its budget's losses: 1 of 42 rows."
+        in found.report()
+    )
+
+
+def test_two_laws_of_one_name_are_refused(dense):
+    with pytest.raises(ValueError, match="must differ in name, but 'chinchilla law' is there twice; drop or rename"):
+        choose(dense, ["chinchilla", "six-parameter", "chinchilla"])
+    with pytest.raises(ValueError, match="'spy' is there twice"):
+        compare(dense, [Spy(), Spy()])
+    with pytest.raises(ValueError, match="'chinchilla law' is there twice"):
+        choose(dense, ["chinchilla"], others=[Spy(name="chinchilla law")])
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"draws": 19}, "draws must be 0 or at least 20, but got 19"),
+        ({"draws": -1}, "draws must be 0 or at least 20, but got -1"),
+        ({"seed": -1}, "a seed must be 0 or more, but got -1"),
+    ],
+)
+def test_too_few_draws_and_negative_seeds_are_refused(dense, asked, words):
+    with pytest.raises(ValueError, match=words):
+        choose(dense, ["chinchilla"], **asked)
+    with pytest.raises(ValueError, match=words):
+        LawMethod(law="chinchilla", **asked)
+
+
+def test_very_many_sizes_are_held_out_with_their_neighbours():
+    sizes = np.repeat(1e6 * 1.05 ** np.arange(200), 2)
+    data = {"params": sizes, "loss": np.full(400, 3.0)}
+    found = folds(data, "size")
+    assert len(found) == 40
+    assert (np.sum(found, axis=0) == 1).all()
+    for fold in found:
+        held = np.flatnonzero(fold)
+        assert 0 < len(held) == held.max() - held.min() + 1
+
+
+def test_the_report_says_how_many_folds(dense):
+    assert (
+        "each size in turn (40 folds, neighbours together where there are more)"
+        in compare(dense, [Spy()], "size").report()
+    )
+    for by, words in (("largest budget", "1 fold"), ("budget", "6 folds"), ("row", "10 folds")):
+        assert f"({words})" in compare(dense, [Spy()], by).report()
+
+
+def test_one_budget_that_runs_miss_by_a_step_falls_back_to_rows(dense):
+    budgets = 1e19 * np.linspace(1, 1.001, 48)
+    assert [one.by for one in choose({**dense, "budget": budgets}, ["chinchilla"], draws=20).comparisons] == ["row"]
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_where_the_runs_of_a_choice_come_from_is_said(tmp_path, simulated):
+    simulate_table(NOISY, recurrences=()).assign(simulated=simulated).to_csv(tmp_path / "runs.csv", index=False)
+    text = choose_table(tmp_path / "runs.csv", laws=["training"], by=["largest budget"], draws=20).report()
+    assert ("Every run is simulated" in text) == simulated
+    assert "Compute is counted by `exact`; under another accounting the exponents differ." in text
+
+
+def test_dense_tables_say_nothing_of_accounting(dense, tmp_path):
+    pd.DataFrame(dense).drop(columns="run_id").to_csv(tmp_path / "points.csv", index=False)
+    found = choose_table(tmp_path / "points.csv", laws=["chinchilla"], by=["largest budget"], draws=20)
+    assert found.doubts == ()

@@ -1,9 +1,13 @@
 """One contract for every law, and the compute-optimal split."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 
-from fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, fit_law, law_named, published_cost_model
+from fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, choose, fit_law, law_named, published_cost_model
+from fitting.catalogue import check_law
 from fitting.simulate import poisson_loops
 
 EXAMPLES = {
@@ -259,3 +263,73 @@ def test_poisson_loops_against_drawn_depths():
     forward, backward = poisson_loops(6.0, 3)
     assert forward == pytest.approx(depths.mean(), abs=0.02)
     assert backward == pytest.approx(np.minimum(depths, 3).mean(), abs=0.005)
+
+
+def own(tmp_path, monkeypatch, text, name="broken_law"):
+    """Writes a module; gives its name. Each test needs another: Python keeps what it imported."""
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    importlib.invalidate_caches()
+    return name
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("def f(:", "can't be imported: .*correct its module"),
+        ("C = no_such_name", "can't be imported: .*no_such_name"),
+        ("from fitting import Law\nclass C(Law):\n    name = 'c'", "basis, effective, loss, .* is missing; write it"),
+        ("from fitting import Law as C", "must be a class derived from fitting.Law, but is"),
+        (OWN_LAW.replace("TokensOnly", "C").replace("linear_count = ", "other = "), "linear_count is missing; add it"),
+        (OWN_LAW.replace("TokensOnly", "C") + "\n    def __init__(self, size):\n        pass\n", "without arguments"),
+    ],
+)
+def test_a_module_without_a_whole_law_is_refused(tmp_path, monkeypatch, module, words):
+    name = own(tmp_path, monkeypatch, module)
+    with pytest.raises(ValueError, match=words):
+        law_named(f"{name}:C")
+
+
+def test_a_module_must_have_its_full_name():
+    with pytest.raises(ValueError, match=r"must have its full name, but got '\.rel:C'"):
+        law_named(".rel:C")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('(("tokens",),), 2', '(("tokens",),), 4', r"between 0 and 3, .*\(E, B, beta\), but got 4"),
+        ('name="B"', 'name="E"', "once, but number 1 is 'E'"),
+        ('name="B"', 'name=""', "once, but number 1 is ''"),
+        ("starts=(0.1, 0.3, 0.6, 1.0)", "starts=()", r"shape \(points, 1\) for beta"),
+        ("starts=(0.1, 0.3, 0.6, 1.0)", "starts=(0.1, 4.0)", "beta = 4 is outside 0.01 to 3"),
+        ("by_beta = -", "by_beta = +", "the loss's derivative, but by beta at E = 1, B = 1, beta = 0.6"),
+        ("np.concatenate([basis,", "np.concatenate([1.1 * basis,", "the loss's derivative, but by E at"),
+        ("return self.loss(parameters, data), np", "return 2 * self.loss(parameters, data), np", "one finite loss"),
+        ('(data["tokens"]))\n        return np.stack', '(data["params"]))\n        return np.stack', "reads 'params'"),
+        ("np.concatenate([basis, by_beta[..., None]], axis=-1)", "basis", r"gradient \(8, 3\), but got"),
+        ("by_beta[..., None]]", "by_beta]", "must take arrays as"),
+    ],
+)
+def test_a_law_that_breaks_the_contract_is_refused(tmp_path, monkeypatch, right, wrong, words):
+    assert right in OWN_LAW
+    name = own(tmp_path, monkeypatch, OWN_LAW.replace(right, wrong))
+    with pytest.raises(ValueError, match=words):
+        law_named(f"{name}:TokensOnly")
+
+
+def test_every_law_of_ours_keeps_the_contract(law):
+    check_law(law)
+
+
+def test_a_law_of_ones_own_is_checked_once(tmp_path, monkeypatch):
+    name = own(tmp_path, monkeypatch, OWN_LAW)
+    assert law_named(f"{name}:TokensOnly") is law_named(f"{name}:TokensOnly")
+
+
+def test_a_law_with_the_name_of_another_is_not_averaged_with_it(tmp_path, monkeypatch):
+    name = own(tmp_path, monkeypatch, OWN_LAW.replace('"tokens-only"', '"chinchilla"'))
+    with pytest.raises(ValueError, match="'chinchilla law' is there twice"):
+        choose(DATA | {"loss": np.ones(4)}, ["chinchilla", f"{name}:TokensOnly"])

@@ -153,7 +153,7 @@ def test_a_missed_budget_is_doubted():
     table = simulate_table(**SMALL)
     table.loc[0, "budget"] *= 1.5
     fit = fit_sweep(table.drop(index=[1, 2, 3]), name="missed", draws=0)
-    assert any("spent over 1% more or less than their budget" in doubt for doubt in fit.doubts)
+    assert any("spent over 1% more or less than its budget" in doubt for doubt in fit.doubts)
 
 
 def test_a_tiny_sweep_has_what_it_allows_and_says_the_rest():
@@ -301,3 +301,48 @@ def test_importing_fitting_is_light():
     code = "import sys, json, fitting; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not {"matplotlib", "torch", "ray", "mlflow", "trainer", "sweeps"} & set(json.loads(done.stdout))
+
+
+def ragged(stored, change):
+    data = json.loads(stored)
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda fit: fit["training"]["draws"][3].pop(), "each refit of the training law has 5 values, where one has 4"),
+        (lambda fit: fit["fitted"]["flops"].append(1.0), "2 values belong where"),
+        (
+            lambda fit: fit["unified"]["parameters"].pop(),
+            "the unified law has the parameters E, X, Y, Z, x, y, z, where",
+        ),
+        (lambda fit: fit["training"].update(law="os:path"), "where the os:path law with E, X, Y, x, y is"),
+        (lambda fit: fit["training"].pop("noise"), "'noise' is missing"),
+        (lambda fit: fit["training"].update(noise="much"), 'a float belongs where "much" is'),
+        (lambda fit: fit["training"].update(parameters=3), "values belong where 3 is"),
+        (lambda fit: fit["cost_model"]["forward_loops"].pop(), "needs loops forward and backward at each"),
+        (lambda fit: fit.update(fitted=[1]), r"a FittedRange belongs where \[1\] is"),
+        (lambda fit: fit.update(finished_runs=True), "a int belongs where true is"),
+    ],
+)
+def test_a_stored_fit_that_is_not_whole_is_refused(published, change, words):
+    with pytest.raises(ValueError, match=f"a stored fit must be whole, but:? .*{words}.*; fit the sweep again"):
+        SweepFit.from_json(ragged(published.to_json(), change))
+
+
+def test_an_interval_that_ends_with_the_search_is_said(published):
+    far = predict(published, flops=1.95e24)
+    assert far.mean_recurrence < 1020
+    assert far.mean_recurrence_interval[1] == pytest.approx(1024)
+    assert any("95% interval of the mean recurrence ends at the end of the search" in note for note in far.notes)
+    near = predict(published, flops=1e19)
+    assert not any("end of the search" in note for note in near.notes)
+
+
+def test_less_than_one_loop_is_refused(published):
+    with pytest.raises(
+        ValueError, match=r"mean_recurrence must be at least 1, but got 0\.5; a loop runs at least once"
+    ):
+        predict(published, mean_recurrence=0.5, tokens=1e9)

@@ -19,7 +19,7 @@ from fitting import (
     point_data,
     simulate_table,
 )
-from fitting.suspects import warnings
+from fitting.suspects import far_off, warnings
 from fitting.table import law_data
 
 TRUTH = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
@@ -210,3 +210,54 @@ def test_a_bound_that_is_hit_is_said():
     assert "A" in estimate.at_bounds
     found = choose(point_data(check_points(table)), ["chinchilla"], draws=0)
     assert "warning: A is at its bound" in found.report()
+
+
+def said_of(table):
+    return " ".join(warnings(point_data(check_points(table))))
+
+
+def test_mixed_units_of_compute_are_said():
+    table = points()
+    assert "params x tokens" not in said_of(table)
+    assert "params x tokens" not in said_of(table.drop(columns="budget"))
+    mixed = table.assign(tokens=table["tokens"] / np.where(np.arange(35) % 2, 1e9, 1.0))
+    assert "The budget is 6 to 6e+09 times params x tokens" in said_of(mixed)
+    assert "were units mixed?" in said_of(mixed)
+    one = table.assign(budget=table["budget"] * np.where(np.arange(35) == 7, 3.1, 1.0))
+    assert "6 to 18.6 times params x tokens" in said_of(one)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(0.4, True), (0.6, False), (1.9, False), (2.1, True)])
+def test_budgets_that_are_not_6nd_are_said(factor, said):
+    text = said_of(points().assign(budget=lambda table: factor * table["budget"]))
+    assert ("C = 6 N D does not hold here, so D* from it is off" in text) == said
+    assert "units mixed" not in text
+
+
+def test_runs_far_off_are_found_although_half_of_a_budget_diverged():
+    losses = np.array([3.0, 3.1, 3.2, 11.0, 11.2, 10.9, 2.5, 2.6, 2.4, 1.0])
+    budgets = np.repeat([1e18, 1e19], [6, 4])
+    assert list(np.flatnonzero(far_off(losses, budgets))) == [3, 4, 5, 9]
+    assert list(np.flatnonzero(far_off(losses[:6]))) == [3, 4, 5]
+    assert not far_off(np.array([])).any()
+
+
+def test_budgets_of_few_runs_are_held_against_the_table():
+    losses = np.array([3.0, 3.1, 3.2, 11.0, 11.0])
+    assert list(far_off(losses, np.array([1e18, 1e18, 1e18, 1e19, 1e19]))) == [False] * 3 + [True] * 2
+
+
+def test_a_run_with_a_loss_in_another_unit_is_left_out_and_said():
+    table = sweep()
+    table.loc[10, "loss"] *= 0.3
+    fit = fit_sweep(table, name="a", draws=0)
+    assert fit.finished_runs == len(table) - 1
+    words = "above 2 times or below 1/2 of the lower quartile of its budget's losses"
+    assert any("is left out of every fit" in doubt and words in doubt for doubt in fit.doubts)
+
+
+def test_one_is_said_in_the_singular():
+    table = sweep()
+    table.loc[0, "budget"] *= 1.5
+    doubts = fit_sweep(table, name="one", draws=0).doubts
+    assert any(doubt.startswith("1 run spent over 1% more or less than its budget, ") for doubt in doubts)
