@@ -157,7 +157,9 @@ def _degenerate(problem: Problem, parameters: np.ndarray) -> bool:
     if gone.any():
         slopes = slopes[:, ~gone & (np.linalg.norm(slopes, axis=0) > 0)]
     lengths = np.linalg.norm(slopes, axis=0)
-    if (lengths == 0).any() or len(slopes) < slopes.shape[1]:
+    if not len(lengths):  # no term is there
+        return False
+    if (lengths == 0).any() or len(slopes) < len(lengths):
         return True
     return bool(np.linalg.svd(slopes / lengths, compute_uv=False)[-1] < _DEPENDENT)
 

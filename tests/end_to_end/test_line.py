@@ -120,7 +120,8 @@ def test_the_published_grid_gives_back_its_exponents(published):
     for law, exponent in (("mean_recurrence_law", "gamma_mu"), ("tokens_law", "gamma_D")):
         assert abs(fit["isoflop"][law]["exponent"] - exponents[exponent]) < 0.02
         low, high = fit["isoflop"][law]["interval"]
-        assert low < exponents[exponent] < high
+        # Published to two digits.
+        assert low - 0.005 < exponents[exponent] < high + 0.005
     # At the top budget this law's best recurrence lies beyond the published grid, and the fit says so.
     left_out = [minimum for minimum in fit["isoflop"]["minima"] if not minimum["included"]]
     assert [minimum["budget"] for minimum in left_out] == [64e18]

@@ -184,6 +184,17 @@ def test_loops_that_never_ran_leave_phi_undetermined():
     assert fit_law(law, data).degenerate
 
 
+def test_loops_that_gain_nothing_leave_nothing_to_tell_apart():
+    law = law_named("joint-test-time")
+    data = on_the_law(law, EXAMPLES["joint-test-time"])
+    # More loops only lose here, which no Z above zero can follow.
+    data["loss"] = data["loss_at_mean"] + 0.01 * (data["recurrence"] / data["mean_recurrence"] - 1)
+    estimate = fit_law(law, data)
+    assert "Z" in estimate.at_bounds
+    assert not estimate.degenerate
+    assert np.isfinite(bootstrap(estimate, data, draws=20, seed=0)).all()
+
+
 def test_fewer_rows_that_count_than_parameters_are_degenerate():
     data = on_the_law(TrainingLaw(), TRAINING_TRUTH)
     assert fit_law(TrainingLaw(), data, weights=(np.arange(30) < 3).astype(float)).degenerate
