@@ -186,6 +186,8 @@ def _threshold(estimate: Estimate, data: Data, at: int, runs: np.ndarray | None)
     freedom = max(count - int(free.sum()), 1)
     inverse = np.linalg.pinv(_curvature(estimate) * unit.T @ unit, rcond=1e-13, hermitian=True)
     variance = inverse @ meat @ inverse * count / freedom
+    if not inverse[at, at] > 0:  # the losses say nothing of it
+        return np.inf, np.zeros(len(free))
     threshold = float(stats.f.ppf(LEVEL, 1, freedom)) * variance[at, at] / inverse[at, at] / 2
     together = inverse[:, at] / inverse[at, at] * np.sqrt(variance[at, at]) / np.where(lengths > 0, lengths, 1.0)
     return max(float(threshold), 1e-300), together

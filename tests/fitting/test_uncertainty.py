@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fitting import HUBER, PUBLISHED_TRUTH, SQUARED, ChinchillaLaw, TrainingLaw, bootstrap, fit_law, profile
+from fitting import HUBER, PUBLISHED_TRUTH, SQUARED, ChinchillaLaw, TrainingLaw, bootstrap, fit_law, law_named, profile
 from fitting import simulate_table as simulate
 from fitting.law_fit import estimate_law
 from fitting.laws import UnifiedLaw
@@ -137,6 +137,15 @@ def test_an_amplitude_that_ranges_over_decades_is_profiled_to_its_end():
     low, high = profile(fit_law(TrainingLaw(), data), data, "X").interval
     assert low < PUBLISHED_TRUTH.X
     assert high is None or high > PUBLISHED_TRUTH.X
+
+
+def test_a_parameter_of_which_the_losses_say_nothing_has_no_limits():
+    law = law_named("joint-test-time")
+    loops = np.tile([1.0, 2, 4, 8, 16], 4)
+    data = {"recurrence": loops, "mean_recurrence": np.full(20, 6.0), "loss_at_mean": 3 + 0.01 * np.arange(20)}
+    # More loops only lose: Z is zero, and z is then anything.
+    data["loss"] = data["loss_at_mean"] + 0.01 * (loops / 6 - 1)
+    assert profile(fit_law(law, data), data, "z").interval == (None, None)
 
 
 def test_an_unknown_parameter_is_refused(sweeps):
