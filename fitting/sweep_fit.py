@@ -42,11 +42,11 @@ def fit_sweep(
 
     The laws are fitted by `objective`, and `draws` refits of that `kind` give each interval (see `bootstrap`), with
     `profiles` the profile likelihood another; the same seed gives the same fit. With `independent`, parabolas in
-    log(tokens) are fitted apart as well. With `hold_out_largest_budget`, nothing
-    is fitted to the runs of the largest budget (of the largest token count where the sweep was over tokens), and the
-    errors there are in `held_out`. `progress` is called with a stage, how much of it is done, and its total. Raises
-    ValueError as `check_table` and `CostModel.from_table` do, and where nothing at all can be fitted; a single fit that
-    can't be made is None in the result, with its reason in `absent`.
+    log(tokens) are fitted apart as well. With `hold_out_largest_budget`, nothing is fitted to the runs of the largest
+    budget (of the largest token count where the sweep was over tokens), and the errors there are in `held_out`.
+    `progress` is called with a stage, how much of it is done, and its total. Raises ValueError as `check_table` and
+    `CostModel.from_table` do, and where nothing at all can be fitted; a single fit that can't be made is None in the
+    result, with its reason in `absent`.
     """
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
@@ -58,9 +58,9 @@ def fit_sweep(
         )
     if draws:
         widening(kind, law_data(shown))  # refuses budgets that can't be redrawn, before anything is fitted
-    cost_model = CostModel.from_table(checked)
-    fitting = _Fitting(
+    fit = _Fitting(
         table=shown,
+        cost_model=CostModel.from_table(checked),
         draws=draws,
         seed=seed,
         objective=objective,
@@ -69,38 +69,7 @@ def fit_sweep(
         independent=independent,
         tell=progress or (lambda stage, done, total: None),
         absent=[],
-    )
-    isoflop = fitting.isoflop(cost_model)
-    training = fitting.law(TrainingLaw(), "training law")
-    bias = fitting.parabola_bias(isoflop, training, cost_model)
-    test_time = fitting.test_time()
-    joint = fitting.law(JointTestTimeLaw(), "joint test-time law", by_run=True)
-    unified = fitting.unified(training)
-    has_minimum = isoflop is not None and any(minimum.included for minimum in isoflop.minima)
-    if training is None and unified is None and not test_time and not has_minimum:
-        reasons = [f"{one.what}: {one.reason}" for one in fitting.absent]
-        if isoflop is not None:
-            reasons.insert(0, f"isoflop: {isoflop.reason}")
-        raise ValueError(
-            f"a sweep needs enough runs for one fit at least, but {name!r} allows none ({'; '.join(reasons)})"
-        )
-    fit = SweepFit(
-        name=name,
-        simulated=bool(checked["simulated"].iloc[0]),
-        accounting=str(checked["accounting"].iloc[0]),
-        finished_runs=len(finished_rows(shown)),
-        fitted=FittedRange.of(shown),
-        cost_model=cost_model,
-        isoflop=isoflop,
-        parabola_bias=bias,
-        training=training,
-        unified=unified,
-        joint_test_time=joint,
-        test_time=test_time,
-        held_out=None,
-        absent=tuple(fitting.absent),
-        doubts=(),
-    )
+    ).everything(name)
     if hidden is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, hidden, column))
     return dataclasses.replace(fit, doubts=tuple(doubts(fit, checked)))
@@ -111,6 +80,7 @@ class _Fitting:
     """How every fit to one table is made, and which of them could not be."""
 
     table: pd.DataFrame
+    cost_model: CostModel
     draws: int
     seed: int
     objective: Objective
@@ -120,19 +90,52 @@ class _Fitting:
     tell: Progress
     absent: list[Absent]
 
-    def isoflop(self, cost_model: CostModel) -> IsoflopFit | None:
+    def everything(self, name: str) -> SweepFit:
+        """All fits, without hold-out and doubts; raises ValueError where nothing can be fitted."""
+        isoflop = self.isoflop()
+        training = self.law(TrainingLaw(), "training law")
+        bias = self.parabola_bias(isoflop, training)
+        test_time = self.test_time()
+        joint = self.law(JointTestTimeLaw(), "joint test-time law", by_run=True)
+        unified = self.unified(training)
+        if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
+            reasons = [f"{one.what}: {one.reason}" for one in self.absent]
+            if isoflop is not None:
+                reasons.insert(0, f"isoflop: {isoflop.reason}")
+            raise ValueError(
+                f"a sweep needs enough runs for one fit at least, but {name!r} allows none ({'; '.join(reasons)})"
+            )
+        return SweepFit(
+            name=name,
+            simulated=bool(self.table["simulated"].iloc[0]),
+            accounting=str(self.table["accounting"].iloc[0]),
+            finished_runs=len(finished_rows(self.table)),
+            fitted=FittedRange.of(self.table),
+            cost_model=self.cost_model,
+            isoflop=isoflop,
+            parabola_bias=bias,
+            training=training,
+            unified=unified,
+            joint_test_time=joint,
+            test_time=test_time,
+            held_out=None,
+            absent=tuple(self.absent),
+            doubts=(),
+        )
+
+    def isoflop(self) -> IsoflopFit | None:
         """The isoFLOP curves; None, and said in `absent`, where there are none."""
         try:
-            found = fit_isoflop(self.table, cost_model, draws=self.draws, seed=self.seed, independent=self.independent)
+            found = fit_isoflop(
+                self.table, self.cost_model, draws=self.draws, seed=self.seed, independent=self.independent
+            )
         except ValueError as error:
             self.absent.append(Absent(what="isoflop", reason=str(error)))
             found = None
         self.tell("isoFLOP curves", 1, 1)
         return found
 
-    def parabola_bias(
-        self, isoflop: IsoflopFit | None, training: LawFit | None, cost_model: CostModel
-    ) -> ParabolaBias | None:
+    def parabola_bias(self, isoflop: IsoflopFit | None, training: LawFit | None) -> ParabolaBias | None:
         """What the parabolas miss, if the losses follow the training law; None where it or a power law is missing."""
         if isoflop is None or isoflop.axis_law is None or training is None:
             return None
@@ -143,7 +146,7 @@ class _Fitting:
                 self.table,
                 TrainingLaw(),
                 training.vector,
-                cost_model,
+                self.cost_model,
                 draws,
                 widening=training.widening,
             )
