@@ -14,6 +14,7 @@ from fitting.table import diverged_unnoticed, law_data
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
+_FEW_FREEDOM = 10
 _STRAY = 10.0
 """Times the median distance from the law beyond which a run is named."""
 _STRAY_AT_LEAST = 5e-3
@@ -44,6 +45,12 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         ]
         said += _edge_doubts(fit.isoflop, table)
         said += fit.isoflop.notes
+        if fit.isoflop.noise is not None and fit.isoflop.noise_freedom < _FEW_FREEDOM:
+            said.append(
+                f"The noise behind the exponents' intervals ({fit.isoflop.noise:.2g} nats) is how far the curves are from "
+                f"parabolas, known by {fit.isoflop.noise_freedom} degrees of freedom: where seeds scatter more, the "
+                "intervals are too narrow."
+            )
         if fit.isoflop.reason:
             said.append(f"isoFLOP: {fit.isoflop.reason}.")
     if fit.training is not None:
@@ -55,7 +62,8 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
             said += [f"The {law.law} law: {reason}." for reason in law.reasons]
     bad = [law for law in fit.test_time if law.reasons]
     if bad:
-        reasons = ", ".join(sorted({reason for law in bad for reason in law.reasons}))
+        kinds = sorted({reason for law in bad for reason in law.reasons if not reason.startswith("the interval")})
+        reasons = ", ".join(kinds or ["an interval ends at a bound"])
         said.append(f"{len(bad)} of {len(fit.test_time)} test-time laws: {reasons}.")
     if fit.held_out is not None:
         said.append(

@@ -173,8 +173,13 @@ def _parameters(
 
 
 def _reasons(estimate: Estimate, parameters: tuple[ParameterEstimate, ...]) -> tuple[str, ...]:
+    law = estimate.law
     reasons = [f"{name} is at its bound" for name in estimate.at_bounds]
-    for law_parameter, found in zip(estimate.law.parameters, parameters, strict=True):
+    # How near to zero an amplitude is depends on the unit of its column, so its interval tells nothing of the kind.
+    in_other_units = law.rescaled(np.ones(len(parameters)), {name: 2.0 for group in law.scaled for name in group})
+    for law_parameter, found, unit in zip(law.parameters, parameters, in_other_units, strict=True):
+        if unit != 1:
+            continue
         low, high = found.interval or (np.inf, -np.inf)
         span = _NEAR_A_BOUND * (abs(found.value) + 1e-300)
         if not found.at_bound and (low <= law_parameter.lower + span or high >= law_parameter.upper - span):
