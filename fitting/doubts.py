@@ -47,7 +47,7 @@ def doubts(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         said += fit.isoflop.notes
         if fit.isoflop.noise is not None and fit.isoflop.noise_freedom < _FEW_FREEDOM:
             said.append(
-                f"The noise behind the exponents' intervals ({fit.isoflop.noise:.2g} nats) is how far the curves are from "
+                f"The noise behind the exponents' intervals ({fit.isoflop.noise:.2g} nats) is how far curves are from "
                 f"parabolas, known by {fit.isoflop.noise_freedom} degrees of freedom: where seeds scatter more, the "
                 "intervals are too narrow."
             )
