@@ -9,7 +9,16 @@ from typing import final
 import numpy as np
 
 from fitting.law import Data, Law, Parameter
-from fitting.laws import FLOOR, amplitude, exponent, halved_by
+from fitting.laws import (
+    FLOOR,
+    amplitude,
+    exponent,
+    halved_by,
+    rescaled_terms,
+    two_powers,
+    two_powers_and_gradient,
+    two_powers_basis,
+)
 
 
 @final
@@ -32,32 +41,19 @@ class ChinchillaLaw(Law):
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.basis`: the columns 1, N^-alpha, D^-beta."""
-        size = np.exp(-nonlinear[..., 0, None] * np.log(data["params"]))
-        amount = np.exp(-nonlinear[..., 1, None] * np.log(data["tokens"]))
-        return np.stack([np.ones_like(size), size, amount], axis=-1)
+        return two_powers_basis(nonlinear, data, "params")
 
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
-        E, A, B, alpha, beta = (parameters[..., i, None] for i in range(5))
-        return np.asarray(E + A * np.exp(-alpha * np.log(data["params"])) + B * np.exp(-beta * np.log(data["tokens"])))
+        return two_powers(parameters, data, "params")
 
     def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
         """See `Law.loss_and_gradient`."""
-        E, A, B, alpha, beta = (parameters[..., i, None] for i in range(5))
-        log_size, log_amount = np.log(data["params"]), np.log(data["tokens"])
-        size, amount = np.exp(-alpha * log_size), np.exp(-beta * log_amount)
-        from_size, from_amount = A * size, B * amount
-        slopes = np.empty((*size.shape, 5))
-        slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, size, amount
-        slopes[..., 3], slopes[..., 4] = -from_size * log_size, -from_amount * log_amount
-        return E + from_size + from_amount, slopes
+        return two_powers_and_gradient(parameters, data, "params")
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: A grows as the unit of N to the alpha, B as that of D to the beta."""
-        changed = np.array(parameters)
-        changed[..., 1] *= units.get("params", 1.0) ** changed[..., 3]
-        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 4]
-        return changed
+        return rescaled_terms(parameters, units, "params")
 
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`; the exponents are eq. 4 of Hoffmann et al. 2022, for C proportional to N D."""
@@ -116,10 +112,7 @@ class SixParameterLaw(Law):
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: A grows as the unit of N to the alpha, B as that of D to the beta."""
-        changed = np.array(parameters)
-        changed[..., 1] *= units.get("params", 1.0) ** changed[..., 3]
-        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 4]
-        return changed
+        return rescaled_terms(parameters, units, "params")
 
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`; the exponents follow as in Hoffmann et al. 2022, eq. 4, since gamma moves no optimum."""

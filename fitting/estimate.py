@@ -32,8 +32,7 @@ class Estimate:
     """The best fit of one law: `parameters` (p,), `residuals` (rows,) as its objective takes them, how it was
     found.
 
-    `others` (n, p) are the ends of further searches, none of them better. `degenerate` says that some parameters trade
-    off so closely that the losses don't tell them apart.
+    `degenerate` says that some parameters trade off so closely that the losses don't tell them apart.
     """
 
     law: Law
@@ -44,7 +43,6 @@ class Estimate:
     converged: bool
     degenerate: bool
     at_bounds: tuple[str, ...]
-    others: np.ndarray
 
 
 def fit_law(law: Law, data: Data, objective: Objective = HUBER, *, weights: np.ndarray | None = None) -> Estimate:
@@ -63,8 +61,7 @@ def fit_law(law: Law, data: Data, objective: Objective = HUBER, *, weights: np.n
     count = _FINALISTS if len(law.parameters) <= _FEW_PARAMETERS else _FINALISTS_OF_MANY
     finalists = np.concatenate([_distinct(first, count), *(one[None] for one in simpler)])
     ended = descend_twice(_repeated(problem, len(finalists)), finalists)
-    order = np.argsort(ended.objectives, kind="stable")
-    best = int(order[0])
+    best = int(np.argmin(ended.objectives))
     parameters = _snapped(problem, ended.parameters[best])
     residuals = objective.residuals(columns["loss"], law.loss(parameters, problem.data))
     return Estimate(
@@ -76,7 +73,6 @@ def fit_law(law: Law, data: Data, objective: Objective = HUBER, *, weights: np.n
         converged=bool(ended.settled[best]),
         degenerate=_degenerate(problem, parameters),
         at_bounds=_at_bounds(law, parameters),
-        others=problem.natural(ended.parameters[order[1:]]),
     )
 
 
@@ -103,7 +99,8 @@ def starts(problem: Problem) -> np.ndarray:
     """Scaled parameters (starts, p): the best points of the law's grid for the first fit, with their amplitudes."""
     law, data = problem.law, problem.data
     grid = law.start_grid()
-    root = np.ones(len(problem.losses)) if problem.weights is None else np.sqrt(problem.weights[0])
+    assert problem.weights is not None
+    root = np.sqrt(problem.weights[0])
     basis = law.basis(grid, data) * (root / problem.losses)[:, None]
     target = root * (1 - law.offset(data) / problem.losses)
     candidates = np.concatenate([_non_negative_least_squares(basis, target), grid], axis=1)
@@ -149,11 +146,10 @@ def _counted(problem: Problem) -> dict[str, np.ndarray]:
 
 def _degenerate(problem: Problem, parameters: np.ndarray) -> bool:
     """Whether the slopes by the parameters (p,) that are not at zero are nearly dependent."""
-    counted = problem.data if problem.weights is None else _counted(problem)
     # A term that is not there leaves its exponent without a slope, which its bound already says.
     gone = np.zeros(len(parameters), dtype=bool)
     gone[: problem.law.linear_count] = parameters[: problem.law.linear_count] == 0
-    slopes = problem.law.loss_and_gradient(parameters, counted)[1]
+    slopes = problem.law.loss_and_gradient(parameters, _counted(problem))[1]
     if gone.any():
         slopes = slopes[:, ~gone & (np.linalg.norm(slopes, axis=0) > 0)]
     lengths = np.linalg.norm(slopes, axis=0)

@@ -19,7 +19,7 @@ from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.table import finished_rows, law_data, test_time_law_data
 
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -59,7 +59,7 @@ def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> Drawn:
         if reason:
             skipped.append((name, reason))
             continue
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure, table, fit)

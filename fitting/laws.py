@@ -34,6 +34,42 @@ def _power(data: Data, column: str, exponent: np.ndarray) -> tuple[np.ndarray, n
     return np.exp(-exponent * logs), logs
 
 
+def two_powers_basis(nonlinear: np.ndarray, data: Data, size: str) -> np.ndarray:
+    """The columns 1, N^-x, D^-y (..., rows, 3), for exponents (..., 2) and N in the column `size`."""
+    from_size, _ = _power(data, size, nonlinear[..., 0, None])
+    from_tokens, _ = _power(data, "tokens", nonlinear[..., 1, None])
+    return np.stack([np.ones_like(from_size), from_size, from_tokens], axis=-1)
+
+
+def two_powers(parameters: np.ndarray, data: Data, size: str) -> np.ndarray:
+    """The loss E + X N^-x + Y D^-y (..., rows), for parameters (..., 5) and N in the column `size`."""
+    E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
+    return np.asarray(E + X * _power(data, size, x)[0] + Y * _power(data, "tokens", y)[0])
+
+
+def two_powers_and_gradient(parameters: np.ndarray, data: Data, size: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `two_powers`, with the derivative by each parameter (..., rows, 5)."""
+    E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
+    of_size, log_size = _power(data, size, x)
+    of_tokens, log_tokens = _power(data, "tokens", y)
+    from_size, from_tokens = X * of_size, Y * of_tokens
+    slopes = np.empty((*of_size.shape, 5))
+    slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, of_size, of_tokens
+    slopes[..., 3], slopes[..., 4] = -from_size * log_size, -from_tokens * log_tokens
+    return E + from_size + from_tokens, slopes
+
+
+def rescaled_terms(parameters: np.ndarray, units: Mapping[str, float], size: str, exponents: int = 3) -> np.ndarray:
+    """Parameters with the factors of N (place 1) and D (place 2) grown as the units to their exponents.
+
+    The exponents stand at the places `exponents` and the one behind it.
+    """
+    changed = np.array(parameters)
+    changed[..., 1] *= units.get(size, 1.0) ** changed[..., exponents]
+    changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., exponents + 1]
+    return changed
+
+
 @final
 class TrainingLaw(Law):
     """Loss after training, at T = mean recurrence, from effective parameters and tokens."""
@@ -54,32 +90,19 @@ class TrainingLaw(Law):
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.basis`: the columns 1, N^-x, D^-y."""
-        size, _ = _power(data, "effective_params", nonlinear[..., 0, None])
-        amount, _ = _power(data, "tokens", nonlinear[..., 1, None])
-        return np.stack([np.ones_like(size), size, amount], axis=-1)
+        return two_powers_basis(nonlinear, data, "effective_params")
 
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
-        E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
-        return np.asarray(E + X * _power(data, "effective_params", x)[0] + Y * _power(data, "tokens", y)[0])
+        return two_powers(parameters, data, "effective_params")
 
     def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
         """See `Law.loss_and_gradient`."""
-        E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
-        size, log_size = _power(data, "effective_params", x)
-        amount, log_amount = _power(data, "tokens", y)
-        from_size, from_amount = X * size, Y * amount
-        slopes = np.empty((*size.shape, 5))
-        slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, size, amount
-        slopes[..., 3], slopes[..., 4] = -from_size * log_size, -from_amount * log_amount
-        return E + from_size + from_amount, slopes
+        return two_powers_and_gradient(parameters, data, "effective_params")
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
-        changed = np.array(parameters)
-        changed[..., 1] *= units.get("effective_params", 1.0) ** changed[..., 3]
-        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 4]
-        return changed
+        return rescaled_terms(parameters, units, "effective_params")
 
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`."""
@@ -251,10 +274,7 @@ class UnifiedLaw(Law):
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
-        changed = np.array(parameters)
-        changed[..., 1] *= units.get("effective_params", 1.0) ** changed[..., 4]
-        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 5]
-        return changed
+        return rescaled_terms(parameters, units, "effective_params", exponents=4)
 
     def simpler(self, data: Data, fit: Callable[[Law, Data], np.ndarray]) -> list[np.ndarray]:
         """See `Law.simpler`: the training law, with little left for loops to gain."""
@@ -333,10 +353,7 @@ class IsoDepthLaw(Law):
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: A grows as the unit of both N to the alpha, B as that of D to the beta."""
-        changed = np.array(parameters)
-        changed[..., 1] *= units.get("params_once", 1.0) ** changed[..., 3]
-        changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., 4]
-        return changed
+        return rescaled_terms(parameters, units, "params_once")
 
     def simpler(self, data: Data, fit: Callable[[Law, Data], np.ndarray]) -> list[np.ndarray]:
         """See `Law.simpler`: the training law, at phi = 1."""

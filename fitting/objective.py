@@ -38,11 +38,15 @@ class Objective:
         """Residuals of losses in nats, of their broadcast shape."""
         return np.log(measured) - np.log(fitted) if self.logarithmic else np.asarray(measured - fitted)
 
-    def value(self, residuals: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Residuals (..., rows), each counted `weights` (..., rows) times, to objective (...)."""
+    def terms(self, residuals: np.ndarray) -> np.ndarray:
+        """What each residual adds to the objective, of the shape of `residuals`."""
         size = np.abs(residuals)
         inner = np.minimum(size, self.delta)
-        terms = inner * (size - inner / 2)
+        return np.asarray(inner * (size - inner / 2))
+
+    def value(self, residuals: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Residuals (..., rows), each counted `weights` (..., rows) times, to objective (...)."""
+        terms = self.terms(residuals)
         return np.asarray(terms.sum(axis=-1) if weights is None else np.einsum("...r,...r->...", terms, weights))
 
 

@@ -20,7 +20,7 @@ def is_point_table(path: str | Path) -> bool:
 
     It may still lack a column: `read_points` says so.
     """
-    names = _read(Path(path)).columns
+    names = _read(Path(path), header=True).columns
     return {"params", "tokens"} <= set(names) and "run_id" not in names
 
 
@@ -109,9 +109,9 @@ def _more(count: int) -> str:
     return f", and {count} more {'row breaks' if count == 1 else 'rows break'} this rule"
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, *, header: bool = False) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"a table must be a file, but there is none at {path}")
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"a table must end in .csv or .parquet, but got {path.name}; convert or rename it")
-    return read_frame(path, text=ONE_VALUE)
+    return read_frame(path, text=ONE_VALUE, header=header)

@@ -85,11 +85,7 @@ class _Walk:
         if not len(new):
             return
         straight = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
-        moved = new - straight[:, self.at]
-        if self.logarithmic:  # a term's exponent follows the logarithm of its amplitude
-            moved = self.centre * np.log(new / straight[:, self.at])
-        first = straight + moved[:, None] * self.slopes
-        self._add(new, *self._held(new, first))
+        self._add(new, *self._held(new, self._along(new, straight)))
         self._learn_from_neighbours()
 
     def _next(self, sign: float) -> np.ndarray:
@@ -107,6 +103,13 @@ class _Walk:
             self.centre * np.exp(sign * reach * steps) if self.logarithmic else self.centre + sign * reach * steps
         )
 
+    def _along(self, values: np.ndarray, fits: np.ndarray) -> np.ndarray:
+        """The fits (values, p) with all parameters moved as they go with this one, to its new values."""
+        moved = values - fits[:, self.at]
+        if self.logarithmic:  # a term's exponent follows the logarithm of its amplitude
+            moved = self.centre * np.log(values / fits[:, self.at])
+        return np.asarray(fits + moved[:, None] * self.slopes)
+
     def _learn_from_neighbours(self) -> None:
         """Search again from the fits beside, as long as that finds better ones: a search from too far may be lost."""
         news = np.ones(len(self.values), dtype=bool)
@@ -116,10 +119,7 @@ class _Walk:
                 beside = np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)
                 asked = np.flatnonzero(news[beside])
                 starts = self.fits[beside[asked]]
-                moved = self.values[asked] - starts[:, self.at]
-                if self.logarithmic:
-                    moved = self.centre * np.log(self.values[asked] / starts[:, self.at])
-                for trial in (starts, starts + moved[:, None] * self.slopes):
+                for trial in (starts, self._along(self.values[asked], starts)):
                     fits, rises = self._held(self.values[asked], trial)
                     better = rises < self.rises[asked] - 1e-6 * (1 + np.abs(rises))
                     self.fits[asked[better]], self.rises[asked[better]] = fits[better], rises[better]

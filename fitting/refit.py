@@ -86,8 +86,7 @@ def _cross_objectives(problem: Problem, candidates: np.ndarray) -> np.ndarray:
         if problem.losses.ndim == 1:
             assert problem.weights is not None
             residuals = problem.objective.residuals(problem.losses, fitted)
-            inner = np.minimum(np.abs(residuals), problem.objective.delta)
-            values = problem.weights @ (inner * (np.abs(residuals) - inner / 2)).T
+            values = problem.weights @ problem.objective.terms(residuals).T
         else:
             each = (problem.objective.residuals(problem.losses, one) for one in fitted)
             values = np.stack([problem.objective.value(one, problem.weights) for one in each], axis=1)

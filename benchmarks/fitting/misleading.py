@@ -18,19 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from benchmarks.fitting import studies
 from benchmarks.fitting.warm_start import WarmStart, warm_start
+from fitting.figures import STYLE
 
-_STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 _INK, _MUTED, _ORANGE, _BLUE, _GREEN = "#222222", "#767676", "#d55e00", "#0072b2", "#009e73"
 
 
@@ -214,7 +203,7 @@ def write(name: str, rows: Sequence[Any], folder: Path) -> Path:
     """Draw the rows of one study to `folder`/fitting-`name`.png (150 dpi)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"fitting-{name}.png"
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=STUDIES[name].size, layout="constrained")
         FigureCanvasAgg(figure)
         STUDIES[name].draw(figure, rows)
