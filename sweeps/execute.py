@@ -120,13 +120,15 @@ def execute(
     if not waiting:
         progress.share_done(1.0)
         return outcome
-    with cluster() as started:
-        with Engine(started, plan.sweep, folders, corpora, progress=progress, outcome=outcome) as engine:
-            engine.add(waiting)
-            done = plan.flops - sum(cell.flops for cell in waiting)
-            while engine.busy:
-                done += sum(cell.flops for cell in engine.poll())
-                progress.share_done((done + engine.flops_under_way()) / plan.flops)
+    with (
+        cluster() as started,
+        Engine(started, plan.sweep, folders, corpora, progress=progress, outcome=outcome) as engine,
+    ):
+        engine.add(waiting)
+        done = plan.flops - sum(cell.flops for cell in waiting)
+        while engine.busy:
+            done += sum(cell.flops for cell in engine.poll())
+            progress.share_done((done + engine.flops_under_way()) / plan.flops)
     return outcome
 
 
