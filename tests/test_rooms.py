@@ -22,6 +22,7 @@ ORDER = {
         "config",
         "plugin",
         "accounting",
+        "memory",
         "sizes",
         "recurrence",
         "layers",
@@ -140,7 +141,7 @@ def test_every_file_has_its_place_in_the_order():
         ("import sweeps.cli", {"torch", "ray", "mlflow", "pandas", "scipy", "numpy", "matplotlib", "pydantic"} | LAZY),
         ("import sweeps.execute, sweeps.pipeline, sweeps.grid", {"torch", "ray", "mlflow", "pandas", "scipy"} | LAZY),
         ("import fitting", {"torch", "ray", "mlflow", "matplotlib"}),
-        ("import trainer.config, trainer.accounting, trainer.batches", {"torch"} | LAZY),
+        ("import trainer.config, trainer.accounting, trainer.memory, trainer.batches", {"torch"} | LAZY),
     ],
 )
 def test_heavy_libraries_are_imported_late(statement, absent):
