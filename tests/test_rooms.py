@@ -84,6 +84,11 @@ ORDER = {
     "sweeps": [
         "config",
         "errors",
+        "remote",
+        "lease",
+        "storage",
+        "mirror",
+        "shipping",
         "folders",
         "grid",
         "corpus",
