@@ -99,16 +99,21 @@ def run(
     sweep: Sweep,
     out: Out = DEFAULT_OUT,
     override: Set = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="A Ray cluster's host:port; a local Ray if left out.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's host:port, or auto; a local Ray if left out.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs lie if workers don't see --out: s3://, gs://, or a folder.")
     ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
     from sweeps.corpus import corpus_bar
     from sweeps.pipeline import fit_and_report, prepare, train_and_record
 
-    config, folders = _load(sweep, out, override, tracking_uri)
+    config, folders = _load(sweep, out, override, tracking_uri, storage)
     console = new_console()
     with corpus_bar(console) as corpus_progress:
         prepared = prepare(config, folders, corpus_progress)
@@ -291,11 +296,13 @@ def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     print(results.report)
 
 
-def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":
+def _load(
+    sweep: str, out: Path, override: list[str], tracking_uri: str | None = None, storage: str | None = None
+) -> "tuple[SweepConfig, Folders]":
     from sweeps.folders import Folders
     from sweeps.loading import load_sweep
 
-    config = load_sweep(sweep, override, tracking_uri=tracking_uri)
+    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
     return config, Folders(out=out, name=config.name)
 
 

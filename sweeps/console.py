@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sweeps.execute import Progress
+    from sweeps.engine import Progress
     from sweeps.grid import Cell, Plan
     from sweeps.results import Results
     from trainer.result import RunResult
@@ -28,7 +28,7 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
     """A bar over the sweep's FLOPs with the time left, and a line for each run that ends."""
     from rich import progress as rich_progress
 
-    from sweeps import execute
+    from sweeps import engine
     from sweeps.bill import duration
 
     columns = (
@@ -41,7 +41,7 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
         task = bar.add_task(f"0/{len(plan.cells)} runs", total=1.0)
         ended = 0
 
-        class Bar(execute.Progress):
+        class Bar(engine.Progress):
             def share_done(self, share: float) -> None:
                 bar.update(task, completed=share)
 

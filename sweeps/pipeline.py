@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from fitting import SweepFit
     from sweeps.cluster import RayCluster
-    from sweeps.execute import Progress
+    from sweeps.engine import Progress
+    from sweeps.storage import Storage
     from sweeps.tracking import Store
 
 FitProgress = Callable[[str, int, int], None]
@@ -95,11 +96,13 @@ def _train_and_record(
     plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: "Progress | None"
 ) -> Recorded:
     from fitting import check_table
-    from sweeps.execute import Outcome, execute
+    from sweeps.engine import Outcome
+    from sweeps.execute import execute
     from sweeps.relay import Relay
     from sweeps.tracking import Store, named_trouble
 
     uri = plan.sweep.tracking.uri or folders.default_tracking_uri()
+    storage = _open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
         relay = Relay(store, plan, folders)
@@ -111,6 +114,7 @@ def _train_and_record(
             folders,
             partial(_cluster, plan.sweep, address),
             corpora=corpora,
+            storage=storage,
             progress=progress,
             outcome=outcome,
         )
@@ -139,15 +143,41 @@ def _train_and_record(
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
 
+def _open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "Storage | None":
+    """The sweep's storage with its corpora in it, and what it has of the plan's runs brought here; None without one.
+
+    Raises:
+        ValueError: the storage can't be used.
+    """
+    if plan.sweep.storage is None:
+        return None
+    from sweeps.remote import StorageError
+    from sweeps.storage import Storage
+
+    storage = Storage(plan.sweep.storage)
+    storage.check()
+    try:
+        for folder in corpora.values():
+            storage.push_corpus(folder)
+        storage.fetch_news([cell.run_id for cell in plan.cells], folders.out)
+    except StorageError as error:
+        raise ValueError(f"{error}; nothing is lost: mend that and give the same command again") from error
+    return storage
+
+
 def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
     """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
     from sweeps.cluster import RayCluster
+    from sweeps.shipping import own_classes, runtime_environment
 
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
         nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
-    return RayCluster(address, declared=declared)
+    runtime_env = None
+    if address is not None:
+        runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
+    return RayCluster(address, runtime_env=runtime_env, declared=declared)
 
 
 def fit_and_report(
