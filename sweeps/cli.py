@@ -145,6 +145,24 @@ def run(
         sys.exit(RUNS_FAILED)
 
 
+@app.command()
+def status(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    every_run: Annotated[bool, typer.Option("--all", help="A row for each run, done and waiting ones too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how far a sweep is, also while another terminal runs it."""
+    from sweeps.console import print_status
+    from sweeps.status import read_status
+
+    found = read_status(_folders_of(target, out))
+    if as_json:
+        print(found.to_json())
+    else:
+        print_status(new_console(), found, every_run=every_run)
+
+
 @data.command("prepare")
 def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006
     """Tokenise the text of a sweep, once for all its runs, and say what it holds. Run it again to go on."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sweeps.engine import Progress
     from sweeps.grid import Cell, Plan
     from sweeps.results import Results
+    from sweeps.status import SweepStatus
     from trainer.result import RunResult
 
 
@@ -62,6 +63,28 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
                 bar.console.print(f"  {cell.run_id}  {cell.label}  starts again: {reason}")
 
         yield Bar()
+
+
+def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
+    """How far a sweep is: the counts, and a row for each run that runs or has trouble, or for all."""
+    from rich.table import Table
+
+    from sweeps.bill import duration
+
+    counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
+    driver = "" if status.at_work or status.share == 1 else "; nobody is at work on it: run it again to go on"
+    console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
+    shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
+    if not shown:
+        return
+    table = Table("run", "", "state", "step", "loss", "time", "why", box=None, pad_edge=False)
+    for run in shown:
+        left = "" if run.seconds is None else duration(run.seconds) + (" left" if run.state == "running" else "")
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        table.add_row(
+            run.run_id, run.label, run.state, f"{run.step}/{run.steps}", loss, left, (run.reason or "").split("\n")[0]
+        )
+    console.print(table)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
 from sweeps.grid import Plan, Text, plan_sweep, simulated_text
 from sweeps.results import Results
+from sweeps.status import write_manifest
 from trainer.config import DataConfig
 from trainer.data import Corpus, prepare_corpus
 from trainer.documents import Progress as CorpusProgress
@@ -102,6 +103,7 @@ def _train_and_record(
     from sweeps.tracking import Store, named_trouble
 
     uri = plan.sweep.tracking.uri or folders.default_tracking_uri()
+    write_manifest(plan, folders)
     storage = _open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):

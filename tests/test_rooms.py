@@ -98,6 +98,7 @@ ORDER = {
         "grid",
         "around",
         "bill",
+        "status",
         "corpus",
         "simulated",
         "tracking",
