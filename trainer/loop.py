@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from trainer.accounting import flops_spent, loop_cost
 from trainer.architecture import build_model
+from trainer.atomic import write_atomically
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from trainer.compilation import compile_blocks
@@ -88,7 +89,7 @@ def _train(
 ) -> RunResult | None:
     torch.set_num_threads(execution.cpu_threads)
     if ranks.is_first:
-        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+        write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
     model = build_model(spec.model, recompute_loops=execution.activation_checkpointing)
     model.initialise(spec.seed)
