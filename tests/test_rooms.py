@@ -22,6 +22,7 @@ NEVER_IN = {"fitting": {"torch", "ray", "mlflow", "optuna"}, "trainer": {"ray", 
 ORDER = {
     "trainer": [
         "atomic",
+        "environment",
         "lock",
         "config",
         "plugin",
@@ -162,7 +163,10 @@ def test_every_file_has_its_place_in_the_order():
         ("import sweeps.cli", {"torch", "ray", "mlflow", "pandas", "scipy", "numpy", "matplotlib", "pydantic"} | LAZY),
         ("import sweeps.execute, sweeps.pipeline, sweeps.grid", {"torch", "ray", "mlflow", "pandas", "scipy"} | LAZY),
         ("import fitting", {"torch", "ray", "mlflow", "matplotlib"}),
-        ("import trainer.config, trainer.accounting, trainer.memory, trainer.batches", {"torch"} | LAZY),
+        (
+            "import trainer.config, trainer.accounting, trainer.memory, trainer.environment, trainer.batches",
+            {"torch"} | LAZY,
+        ),
     ],
 )
 def test_heavy_libraries_are_imported_late(statement, absent):

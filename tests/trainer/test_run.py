@@ -13,6 +13,7 @@ from trainer.accounting import flops_per_token
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from trainer.config import ExecutionConfig, ModelConfig, OptimizerConfig, RecurrenceConfig, RunSpec, ScheduleConfig
+from trainer.environment import environment
 from trainer.evaluate import bits_per_byte, evaluate
 from trainer.journal import Journal, journal_id, read_journal
 from trainer.lock import FolderBusyError, sole_owner
@@ -34,7 +35,10 @@ def without_clock(result: RunResult) -> dict:
 
 
 NO_DECAY = OptimizerConfig(muon_weight_decay=0.0)
-CLOCK = {"tokens_per_second", "model_flop_utilisation", "peak_memory"}
+CLOCK = {
+    "tokens_per_second", "model_flop_utilisation", "peak_memory",
+    "system/cpu_utilization_percentage", "system/system_memory_usage_megabytes",
+}  # fmt: skip
 
 
 def metrics(folder):
@@ -73,6 +77,9 @@ def test_a_run_records_what_it_did(spec, uninterrupted):
     }  # fmt: skip
     assert all(value > 0 for values in told for value in values.values())
     assert told[0]["spectral_radius"] == pytest.approx(0.2**0.5, abs=0.02)
+    started = read_journal(folder / "journal.jsonl")[0][1]
+    assert (started["name"], started["torch"], started["cpu_threads"]) == ("started", torch.__version__, 1)
+    assert started.items() >= environment().items()
     model, recurrence = load_published(folder / "model")
     assert (model.config, recurrence.mean) == (spec.model, spec.recurrence.mean)
     assert model.spectral_radius() == pytest.approx(result.spectral_radius)
