@@ -77,7 +77,8 @@ ray.init(
 def look():
     import os, sweeps, trainer, fitting, my_blocks
     files = [module.__file__ for module in (sweeps, trainer, fitting, my_blocks)]
-    return files, my_blocks.Mine.y, open(sweeps.__path__[0] + "/presets/demo.yaml").read(), os.environ.get("ISOLOOP_COMMIT")
+    preset = open(sweeps.__path__[0] + "/presets/demo.yaml").read()
+    return files, my_blocks.Mine.y, preset, os.environ.get("ISOLOOP_COMMIT")
 print(json.dumps(ray.get(look.remote())))
 ray.shutdown()
 """
