@@ -12,6 +12,7 @@ or variables that it was started with.
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ COMMIT = "ISOLOOP_COMMIT"
 PASSED_ON = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_CLOUD_PROJECT")
 MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _OWN_CLASS = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
 _SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
@@ -58,7 +60,8 @@ def runtime_environment(
     commit = environment.get(COMMIT) or _git_commit(modules[0])
     if commit:
         variables[COMMIT] = commit
-    return {"py_modules": [str(module) for module in modules], "excludes": list(EXCLUDED), "env_vars": variables}
+    made = {"py_modules": [str(module) for module in modules], "excludes": list(EXCLUDED), "env_vars": variables}
+    return _beside_the_job(made, json.loads(environment.get(_JOB, "{}")).get("runtime_env", {}))
 
 
 def own_classes(configuration: Any) -> list[str]:
@@ -70,6 +73,13 @@ def own_classes(configuration: Any) -> list[str]:
     if not isinstance(configuration, list | tuple):
         return []
     return list(dict.fromkeys(found for value in configuration for found in own_classes(value)))
+
+
+def _beside_the_job(made: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left to add where this driver is a Ray job with an environment of its own: Ray refuses a key twice."""
+    given = job.get("env_vars", {})
+    variables = {name: value for name, value in made["env_vars"].items() if name not in given}
+    return {key: value for key, value in made.items() if key not in job} | {"env_vars": variables}
 
 
 def _package(name: str) -> Path:

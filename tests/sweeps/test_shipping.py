@@ -43,6 +43,14 @@ def test_our_packages_and_the_modules_of_own_classes_are_shipped(own):
     assert set(runtime_environment(["torch.nn:Linear", "trainer.layers:Block"])["py_modules"]) == ours
 
 
+def test_a_ray_job_that_brings_an_environment_keeps_it():
+    job = {"runtime_env": {"py_modules": ["gcs://x.zip"], "env_vars": {"AWS_REGION": "there-1"}}}
+    environment = {"AWS_REGION": "there-1", "ISOLOOP_COMMIT": "abc", "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+    made = runtime_environment(environment=environment)
+    assert "py_modules" not in made
+    assert made["env_vars"] == {"ISOLOOP_COMMIT": "abc"}
+
+
 def test_what_cannot_be_shipped_is_refused(own, monkeypatch):
     with pytest.raises(ValueError, match="no module for 'nowhere:Mine'"):
         runtime_environment(["nowhere:Mine"])
@@ -77,7 +85,8 @@ ray.init(
 def look():
     import os, sweeps, trainer, fitting, my_blocks
     files = [module.__file__ for module in (sweeps, trainer, fitting, my_blocks)]
-    return files, my_blocks.Mine.y, open(sweeps.__path__[0] + "/presets/demo.yaml").read(), os.environ.get("ISOLOOP_COMMIT")
+    preset = open(sweeps.__path__[0] + "/presets/demo.yaml").read()
+    return files, my_blocks.Mine.y, preset, os.environ.get("ISOLOOP_COMMIT")
 print(json.dumps(ray.get(look.remote())))
 ray.shutdown()
 """
