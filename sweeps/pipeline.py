@@ -10,6 +10,7 @@ from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
 from sweeps.grid import SIMULATED_DATA, Plan, plan_sweep
 from sweeps.results import Results
+from sweeps.secrets import redacted, with_secret
 from trainer.data import Corpus, prepare_corpus
 from trainer.documents import Progress as CorpusProgress
 from trainer.documents import silent
@@ -80,7 +81,7 @@ def _train_and_record(
     from sweeps.relay import Relay
     from sweeps.tracking import Store, named_trouble
 
-    uri = plan.sweep.tracking.uri or folders.default_tracking_uri()
+    uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
         relay = Relay(store, plan, folders)
@@ -97,19 +98,18 @@ def _train_and_record(
         pending = relay.close(stopped=stopped, failed=outcome.failed)
     if pending:
         raise ValueError(
-            f"the tracking store must take every run, but {uri} is {len(pending)} runs behind ({relay.last_error}); "
-            "nothing is lost: mend that and give the same command again"
+            f"the tracking store must take every run, but {store.shown_uri} is {len(pending)} runs behind "
+            f"({relay.last_error}); nothing is lost: mend that and give the same command again"
         )
-    with named_trouble(uri):
-        table = check_table(store.read_table(plan))
+    table = check_table(store.read_table(plan.sweep.name))
     if len(table) < len(plan.cells):
         raise ValueError(
-            f"the tracking store must hold all {len(plan.cells)} runs, but {uri} has {len(table)}; nothing is lost: "
-            "give the same command again"
+            f"the tracking store must hold all {len(plan.cells)} runs, but {store.shown_uri} has {len(table)}; nothing "
+            "is lost: give the same command again"
         )
     left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}\n" for cell in plan.left_out]
     folders.left_out.write_text("".join(left_out))
-    folders.config.write_text(config_text(plan.sweep))
+    folders.config.write_text(redacted(config_text(plan.sweep)))
     table.to_csv(folders.table, index=False)
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
