@@ -27,26 +27,12 @@ LONGEST_TAG = 5000
 _EXTRA = ("steps", "bits_per_byte", "spectral_radius", "seconds")
 _ABOUT_A_RECORD = ("time_ms", "kind", "name", "step", "id")
 
-Scalar = str | int | float | bool
 
-
-def groups(cells: Iterable[Cell]) -> dict[str, str]:
-    """The group of each cell by run id: its axes but the seed, in words. Nothing, where all cells are one group."""
-    found = {
-        cell.run_id: ", ".join(f"{name}={value}" for name, value in _axes(cell).items() if name != "seed")
-        for cell in cells
-    }
-    return found if len(set(found.values())) > 1 else {}
-
-
-def cell_tags(plan: Plan, cell: Cell, group: str | None) -> dict[str, str]:
+def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
     """What the plan says of a cell: the columns of its row that are known before the run, and where it comes from."""
-    columns: dict[str, Scalar] = {**_axes(cell), **cost_columns(plan, cell)}
-    columns |= {"tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
+    columns = {**cost_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
     if plan.sweep.accounting != "exact":  # nominal loops count, whatever was run
         columns["forward_loops"], columns["backward_loops"] = nominal_loops(cell)
-    if group is not None:
-        columns["group"] = group
     return {
         **origin_tags(plan),
         IN_SWEEP: "true",
@@ -82,9 +68,7 @@ def parameters(cell: Cell) -> dict[str, Any]:
 
 def run_name(plan: Plan, cell: Cell) -> str:
     """How the run is called in MLflow's pages."""
-    asked = f"C={cell.budget:.3g}" if cell.budget else f"D={cell.spec.tokens:.3g}"
-    axes = [f"{name}={value}" for name, value in _axes(cell).items()]
-    return " ".join([f"µ={cell.mean_recurrence}", asked, *axes]) + simulated_suffix(plan)
+    return f"{cell.label}{simulated_suffix(plan)}"
 
 
 def simulated_suffix(plan: Plan) -> str:
@@ -148,7 +132,7 @@ def _columns(tags: Mapping[str, str]) -> dict[str, Any]:
     return {key.removeprefix(COLUMN): _read(value) for key, value in tags.items() if key.startswith(COLUMN) and value}
 
 
-def _written(value: Scalar) -> str:
+def _written(value: Any) -> str:
     """A value as a tag: as JSON, and text without quotation marks where it can't be taken for something else."""
     if not isinstance(value, str):
         return json.dumps(value)
@@ -168,10 +152,6 @@ def _tokenizer(plan: Plan, cell: Cell) -> str:
         return "none"
     data = cell.spec.data
     return redacted(f"bpe {data.tokenizer_vocabulary} of {data.corpus}" if data.tokenizer == "bpe" else data.tokenizer)
-
-
-def _axes(cell: Cell) -> dict[str, Scalar]:
-    return getattr(cell, "axes", {})
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

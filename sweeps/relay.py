@@ -32,7 +32,6 @@ from sweeps.record import (
     cell_tags,
     changed_tags,
     environment_tags,
-    groups,
     parameters,
 )
 from sweeps.secrets import redacted
@@ -78,7 +77,6 @@ class Relay:
         self.cursors = folders.relay / target
         self.cursors.mkdir(parents=True, exist_ok=True)
         self.cells = {cell.run_id: cell for cell in plan.cells}
-        self.groups = groups(plan.cells)
         self.parent = store.sweep_run(plan, environment_tags(driver_environment()))
         runs = store.cell_runs(plan.sweep.name)
         self.known = {run_id: run.info.run_id for run_id, run in runs.items()}
@@ -122,10 +120,6 @@ class Relay:
         self._closing.set()
         self._thread.join()
         self._notice_folders()
-        grown = groups(self.cells.values())
-        if grown != self.groups:
-            self.groups = grown
-            self._unlabelled |= set(self.known)
         pending = self._pass()
         reasons = dict(failed or {})
         for run_id, reason in reasons.items():
@@ -185,15 +179,12 @@ class Relay:
         """Let the tags of a run that the store has follow the plan, also of one that it asks for no more."""
         cell = self.cells.get(run_id)
         present = self._tags.get(run_id, {})
-        changed = {IN_SWEEP: "false"} if cell is None else changed_tags(self._plan_tags(cell), present)
+        changed = {IN_SWEEP: "false"} if cell is None else changed_tags(cell_tags(self.plan, cell), present)
         if any(present.get(key) != value for key, value in changed.items()):
             self.store.send(self.known[run_id], tags=changed)
             self._tags[run_id] = {**present, **changed}
         with self._lock:
             self._unlabelled.discard(run_id)
-
-    def _plan_tags(self, cell: Cell) -> dict[str, str]:
-        return cell_tags(self.plan, cell, self.groups.get(cell.run_id))
 
     def _carry(self, cell: Cell) -> None:
         """Bring the store up to date with one cell's journal and result."""
@@ -252,7 +243,7 @@ class Relay:
 
     def _make(self, cell: Cell) -> str:
         """A new record for a cell that has none."""
-        tags = {**self._plan_tags(cell), OUTCOME: "running", REASON: ""}
+        tags = {**cell_tags(self.plan, cell), OUTCOME: "running", REASON: ""}
         run = self.store.make_cell_run(self.plan, cell, tags, self.parent)
         self.known[cell.run_id], self._tags[cell.run_id] = run, tags
         self.store.send(run, params=parameters(cell))
@@ -260,7 +251,7 @@ class Relay:
 
     def _take_up(self, cell: Cell, run: str) -> None:
         """Say of a record that is there what the plan asks of it, and that its run is at it again."""
-        wanted = self._plan_tags(cell)
+        wanted = cell_tags(self.plan, cell)
         tags = {**changed_tags(wanted, self._tags.get(cell.run_id, {})), OUTCOME: "running", REASON: ""}
         self.store.reopen(run)
         self.store.send(run, params=parameters(cell), tags=tags)

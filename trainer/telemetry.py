@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -49,6 +51,13 @@ class SpeedMeter:
         self.sequences += sequences
         self.forward_loops += forward_loops
         self.backward_loops += backward_loops
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that passes within the `with` block: it isn't training."""
+        stopped = time.monotonic()
+        yield
+        self.began += time.monotonic() - stopped
 
     def read(self) -> dict[str, float]:
         """Tokens per second, the model's FLOPs per second over the peak's, and peak memory in bytes."""

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from sweeps.config import validate_sweep
 from sweeps.folders import Folders
+from sweeps.loading import validate_sweep
 
 SMALL = {
     "name": "small",

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweeps.config import config_text, load_sweep
+from sweeps.config import config_text
 from sweeps.errors import first_line
 from sweeps.folders import Folders
+from sweeps.grid import plan_sweep, simulated_text
+from sweeps.loading import load_sweep
+from sweeps.pipeline import Prepared, fit_and_report, train_and_record
 from sweeps.secrets import redacted, with_secret
+from sweeps.simulated import simulate_run
 from sweeps.tracking import Store, named_trouble
 
 SECRET = "s3cr3t"
@@ -96,20 +100,16 @@ def test_a_stored_configuration_has_no_secret_and_can_be_run_again(simulated, tm
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_database):
     """A sweep whose URIs have secrets: nothing in the output folder has them, nor any log."""
-    from sweeps.grid import SIMULATED_DATA, plan_sweep
-    from sweeps.pipeline import Prepared, fit_and_report, train_and_record
-    from sweeps.simulated import simulate_run
-
     caplog.set_level(logging.DEBUG)
     # sqlite ignores what it doesn't know: the one store with a secret in its URI that needs no server.
     new_database(tmp_path / "store.db")
     uri = f"sqlite:///file:{tmp_path / 'store.db'}?uri=true&password={SECRET}"
     tracking = simulated.tracking.model_copy(update={"uri": uri})
     sweep = simulated.model_copy(update={"tracking": tracking, "budgets": (1e10,), "mean_recurrences": (1, 2)})
-    plan, folders = plan_sweep(sweep, data_fingerprint=SIMULATED_DATA), Folders(out=tmp_path / "out", name=sweep.name)
+    plan, folders = plan_sweep(sweep, simulated_text), Folders(out=tmp_path / "out", name=sweep.name)
     for cell in plan.cells:
         simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
-    recorded = train_and_record(Prepared(plan=plan, corpus=None), folders)
+    recorded = train_and_record(Prepared(plan=plan, corpora={}), folders)
     fit_and_report(sweep, folders, recorded.table, command=f"isoloop run x --tracking-uri {uri}")
     assert recorded.store.save_files(recorded.parent, folders.sweep) is None
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:

@@ -1,6 +1,5 @@
 """The relay: everything a run writes reaches the store once, whatever happens in between."""
 
-import copy
 import dataclasses
 import json
 import time
@@ -12,7 +11,7 @@ import pytest
 from fitting import check_table
 from sweeps import record
 from sweeps.folders import Folders
-from sweeps.grid import plan_sweep
+from sweeps.grid import plan_sweep, simulated_text
 from sweeps.relay import LOSS_BY_RECURRENCE, Relay
 from sweeps.simulated import simulate_run
 from sweeps.tracking import Store
@@ -38,7 +37,7 @@ def store(database, request):
 
 @pytest.fixture
 def plan(simulated):
-    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), data_fingerprint="simulated")
+    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
 
 
 @pytest.fixture
@@ -308,7 +307,7 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
     folders = Folders(out=tmp_path, name="x")
     flops = {}
     for accounting in ("exact", "parcae-release"):
-        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), data_fingerprint="simulated")
+        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_text)
         run_all(plan, folders)
         assert Relay(store, plan, folders).close() == []
         table = check_table(store.read_table(plan.sweep.name))
@@ -388,9 +387,7 @@ def test_axes_are_columns_and_follow_the_plan(store, plan, simulated_folders):
     names = ["1e3", "concat+norm"]
 
     def with_axes(make):
-        cells = [copy.copy(cell) for cell in plan.cells]
-        for index, cell in enumerate(cells):
-            object.__setattr__(cell, "axes", make(index))
+        cells = [dataclasses.replace(cell, axes=make(index)) for index, cell in enumerate(plan.cells)]
         return dataclasses.replace(plan, cells=tuple(cells))
 
     first = with_axes(lambda i: {"variant": names[i % 2], "optimizer.learning_rate": 1e-3 * (1 + i % 2), "seed": 0})
@@ -400,7 +397,7 @@ def test_axes_are_columns_and_follow_the_plan(store, plan, simulated_folders):
         row = table.loc[cell.run_id]
         assert row["variant"] == cell.axes["variant"]
         assert row["optimizer.learning_rate"] == cell.axes["optimizer.learning_rate"]
-        assert row["group"] == f"variant={row['variant']}, optimizer.learning_rate={row['optimizer.learning_rate']}"
+        assert row["group"] == cell.group
     Relay(store, with_axes(lambda i: {"seed": 0}), simulated_folders).close()
     assert not {"variant", "group"} & set(store.read_table(plan.sweep.name))
 
