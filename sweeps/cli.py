@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeps.console import fit_progress, new_console, print_results, progress_bar
+from sweeps.privacy import switch_telemetry_off
+from sweeps.secrets import redacted
 
 if TYPE_CHECKING:
     from fitting import Objective
@@ -38,13 +40,17 @@ BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """Run the command; a broken rule is one message on stderr and exit code 2."""
+    switch_telemetry_off()
     try:
         app()
     except ValueError as error:
-        print(f"isoloop: {error}", file=sys.stderr)
+        print(f"isoloop: {redacted(str(error))}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except OSError as error:
-        print(f"isoloop: files must be readable and writable, but {error}; nothing done is lost", file=sys.stderr)
+        print(
+            f"isoloop: files must be readable and writable, but {redacted(str(error))}; nothing done is lost",
+            file=sys.stderr,
+        )
         sys.exit(BROKEN_RULE)
     except KeyboardInterrupt:
         print("isoloop: stopped", file=sys.stderr)
@@ -339,7 +345,9 @@ def _folders_of(target: str, out: Path) -> "Folders":
 
 
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
-    return config.tracking.uri or f"mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
+    if config.tracking.uri is not None:
+        return redacted(config.tracking.uri)
+    return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
 
 
 def _objective(delta: float, on: str) -> "Objective":

@@ -240,7 +240,7 @@ class Engine:
             resources=cell.resources,
             corpus=None if corpus is None else str(corpus.resolve()),
             simulation=self.sweep.simulation,
-            storage=self.sweep.storage,
+            storage=None if self.storage is None else self.storage.uri,
             owner=self.owner,
         )
 

@@ -88,7 +88,9 @@ ORDER = {
         "figures",
     ],
     "sweeps": [
+        "secrets",
         "errors",
+        "privacy",
         "schedule",
         "resources",
         "config",
@@ -102,6 +104,8 @@ ORDER = {
         "status",
         "corpus",
         "simulated",
+        "driver",
+        "record",
         "tracking",
         "relay",
         "failures",
