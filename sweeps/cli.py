@@ -95,7 +95,8 @@ def run(
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
     from sweeps.corpus import corpus_bar
-    from sweeps.pipeline import fit_and_report, prepare, train_and_record
+    from sweeps.pipeline import fit_and_report, prepare, store_stability, train_and_record
+    from sweeps.stability import is_study
 
     config, folders = _load(sweep, out, override, tracking_uri)
     console = new_console()
@@ -117,6 +118,8 @@ def run(
     with fit_progress(console) as progress:
         results = fit_and_report(config, folders, recorded.table, command=_command(), progress=progress)
     print_results(console, results)
+    if is_study(config):
+        print("\n" + store_stability(config, folders, recorded.table).summary(), end="")
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
@@ -270,14 +273,28 @@ def predict(
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
-    from sweeps.pipeline import fit_and_report
+    from sweeps.pipeline import fit_and_report, store_stability
+    from sweeps.stability import is_study
 
     folders = _folders_of(target, out)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with fit_progress(new_console()) as progress:
         results = fit_and_report(config, folders, table, command=_command(), progress=progress)
+    if is_study(config):
+        store_stability(config, folders, table)
     print(results.report)
+
+
+@app.command()
+def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
+    """Show at which learning rates each injection of a sweep converged, and draw ρ(Ā) and ‖h_T‖ over training."""
+    from fitting import read_table
+    from sweeps.pipeline import store_stability
+
+    folders = _folders_of(target, out)
+    config, _ = _load(str(folders.config), out, [])
+    print(store_stability(config, folders, read_table(folders.table)).report(), end="")
 
 
 def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":

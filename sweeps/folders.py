@@ -63,6 +63,11 @@ class Folders:
         return self.sweep / "stop"
 
     @property
+    def stability(self) -> Path:
+        """What a stability study found, readable; beside it as .csv, a row per run."""
+        return self.sweep / "stability.txt"
+
+    @property
     def report(self) -> Path:
         """The sweep's page."""
         return self.sweep / "report.html"

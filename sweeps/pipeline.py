@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from fitting import SweepFit
     from sweeps.execute import Progress
+    from sweeps.stability import StabilityStudy
     from sweeps.tracking import Store
 
 FitProgress = Callable[[str, int, int], None]
@@ -152,3 +153,22 @@ def store_fit(fit: "SweepFit", path: Path) -> None:
     """Write a fit to `path` as JSON and, beside it, as readable text."""
     path.write_text(fit.to_json())
     path.with_suffix(".txt").write_text(fit.report())
+
+
+def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":
+    """Judge a stability study by its run table and the runs' journals; write its table, report and figure.
+
+    Raises:
+        ValueError: the sweep isn't one (sweeps/stability.py).
+    """
+    from sweeps.stability import study_stability, variant_axis
+    from sweeps.stability_figure import save_stability
+    from trainer.journal import read_journal
+
+    variant = variant_axis(sweep)
+    journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
+    study = study_stability(table, journals, name=sweep.name, variant=variant)
+    study.frame().to_csv(folders.stability.with_suffix(".csv"), index=False)
+    folders.stability.write_text(study.report())
+    save_stability(study, folders.figures)
+    return study

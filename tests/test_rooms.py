@@ -92,6 +92,8 @@ ORDER = {
         "relay",
         "execute",
         "results",
+        "stability",
+        "stability_figure",
         "report",
         "pipeline",
         "console",
