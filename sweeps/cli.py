@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweeps.console import fit_progress, new_console, print_plan, print_results, progress_bar
+from sweeps.console import fit_progress, new_console, print_results, progress_bar
 
 if TYPE_CHECKING:
     from fitting import Objective
@@ -65,14 +65,21 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="Print this preset's YAML, to start your own.")] = None,
 ) -> None:
     """List the sweeps that come with isoloop, or print one."""
-    from sweeps import config
+    from sweeps import loading
 
-    print("\n".join(config.presets()) if name is None else config.preset_text(name).rstrip())
+    print("\n".join(loading.presets()) if name is None else loading.preset_text(name).rstrip())
 
 
 @app.command()
-def plan(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006  typer copies defaults
-    """Show the grid and what it will cost; nothing is started."""
+def plan(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006  typer copies defaults
+    every_run: Annotated[bool, typer.Option("--all", help="A row for each run, however many there are.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Write a row for each run to this .csv file.")] = None,
+) -> None:
+    """Show the grid and what it will cost: time, memory, price; nothing is started."""
+    from sweeps.bill import print_plan, rows
     from sweeps.corpus import corpus_bar
     from sweeps.execute import finished_results
     from sweeps.pipeline import prepare
@@ -80,7 +87,11 @@ def plan(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # n
     config, folders = _load(sweep, out, override)
     with corpus_bar(new_console()) as progress:
         planned = prepare(config, folders, progress).plan
-    print_plan(planned, done=set(finished_results(planned, folders)))
+    print_plan(new_console(), planned, finished_results(planned.cells, folders), every_run=every_run)
+    if to is not None:
+        import pandas as pd
+
+        pd.DataFrame(rows(planned)).to_csv(to, index=False)
 
 
 @app.command()
@@ -110,7 +121,7 @@ def run(
     except KeyboardInterrupt:
         from sweeps.execute import finished_results, saved_states
 
-        done, saved = len(finished_results(prepared.plan, folders)), saved_states(prepared.plan, folders)
+        done, saved = len(finished_results(cells, folders)), saved_states(prepared.plan, folders)
         console.print(
             f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Run it again to go on."
         )
@@ -298,8 +309,8 @@ def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
 
 
 def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":
-    from sweeps.config import load_sweep
     from sweeps.folders import Folders
+    from sweeps.loading import load_sweep
 
     config = load_sweep(sweep, override, tracking_uri=tracking_uri)
     return config, Folders(out=out, name=config.name)
@@ -307,8 +318,8 @@ def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None =
 
 def _folders_of(target: str, out: Path) -> "Folders":
     """The folders of a sweep given by its name or its YAML file."""
-    from sweeps.config import load_sweep
     from sweeps.folders import Folders
+    from sweeps.loading import load_sweep
 
     name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
     folders = Folders(out=out, name=name)

@@ -1,29 +1,50 @@
-"""Train a plan's cells on Ray, dearest first, each in its own folder, each once. The only file that imports ray."""
+"""Run cells to their end: longest first onto what is free, each once, again when the cause of a failure may pass.
 
-import os
-import shutil
-import socket
+Imports no ray: whatever can start, end and kill attempts can be the cluster.
+"""
+
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from sweeps import cost
 from sweeps.config import SweepConfig
-from sweeps.errors import first_line
+from sweeps.failures import hung
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan
-from trainer.config import ExecutionConfig, RunSpec
+from sweeps.schedule import ORDERS, Job, Needs, Node, Pool, Queue, Slot, best_order
+from sweeps.worker import HEARTBEAT, STOP, Ended, Task
+from trainer.atomic import write_atomically
 from trainer.journal import read_journal
 from trainer.result import RunResult, read_result
 
 POLL_SECONDS = 0.5
-STOP_POLL_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+NODES_SECONDS = 5.0
+NODE_GRACE_SECONDS = 300.0
 STOP_GRACE_SECONDS = 60.0
-BUSY_POLL_SECONDS = 2.0
-RESTARTS = 3
-MOST_SUBMITTED = 10_000
-CONNECT_SECONDS = 5.0
+BUSY_SECONDS = 2.0
+RETRY_SECONDS = 5.0
+LONGEST_RETRY_SECONDS = 120.0
+
+
+class Cluster(Protocol):
+    """What attempts are started on."""
+
+    def nodes(self) -> list[Node]:
+        """The machines that are there, with all that they have."""
+
+    def start(self, task: Task, needs: Needs, slots: Sequence[Slot]) -> Any:
+        """Start an attempt where its slots are; returns its handle."""
+
+    def ended(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, Ended]]:
+        """Attempts that have ended, waiting up to `timeout` seconds for the first."""
+
+    def kill(self, handle: Any) -> None:
+        """End an attempt at once."""
 
 
 class Progress:
@@ -32,8 +53,14 @@ class Progress:
     def share_done(self, share: float) -> None:
         """`share` of the sweep's FLOPs, 0 to 1, is trained."""
 
+    def run_started(self, cell: Cell) -> None:
+        """An attempt at a run was given out."""
+
     def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
         """A run has a result, or failed for `reason`."""
+
+    def run_retried(self, cell: Cell, reason: str) -> None:
+        """An attempt ended for `reason`, and there will be another."""
 
 
 @dataclass
@@ -44,9 +71,9 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def finished_results(plan: Plan, folders: Folders) -> dict[str, RunResult]:
+def finished_results(cells: Iterable[Cell], folders: Folders) -> dict[str, RunResult]:
     """Results that are there already, by run id."""
-    found = {cell.run_id: read_result(folders.run(cell.run_id)) for cell in plan.cells}
+    found = {cell.run_id: read_result(folders.run(cell.run_id)) for cell in cells}
     return {run_id: result for run_id, result in found.items() if result is not None}
 
 
@@ -59,292 +86,304 @@ def saved_states(plan: Plan, folders: Folders) -> int:
 def execute(
     plan: Plan,
     folders: Folders,
+    cluster: Callable[[], Any],
     *,
-    corpus: Path | None,
-    address: str | None = None,
+    corpora: Mapping[str, Path],
     progress: Progress | None = None,
     outcome: Outcome | None = None,
 ) -> Outcome:
-    """Run what has no result yet, on a local Ray or on the cluster at `address`.
+    """Run what has no result yet.
 
-    This process and every worker must share the output folder. A run that raises is reported and the others go on; a
-    worker that dies is started again by Ray and goes on from its last checkpoint. On KeyboardInterrupt the runs save
-    their state and end, and the interrupt is raised again; `outcome`, if given, then holds what is known until there.
+    A run that raises is reported and the others go on; where the cause may pass, as with a lost worker, it goes on
+    from its last checkpoint. On KeyboardInterrupt the runs save their state and end, and the interrupt is raised again;
+    `outcome`, if given, then holds what is known until there.
+
+    Args:
+        plan: what to run.
+        folders: where; every worker must see them, unless the sweep has a storage.
+        cluster: makes what the attempts are started on: a context manager; not asked where nothing is missing.
+        corpora: folders of the prepared corpora, by fingerprint.
+        progress: is told how far it is.
+        outcome: is filled in.
 
     Raises:
-        ValueError: no Ray answers at `address`, or it can't give one run its resources.
+        ValueError: there is no such cluster, or it can't give a run its resources.
     """
-    progress = progress or Progress()
-    outcome = outcome or Outcome()
-    outcome.results |= finished_results(plan, folders)
-    waiting = [cell for cell in plan.cells if cell.run_id not in outcome.results]
+    progress, outcome = progress or Progress(), outcome or Outcome()
+    outcome.results |= finished_results(plan.cells, folders)
+    waiting = []
     for cell in plan.cells:
         if cell.run_id in outcome.results:
             progress.run_ended(cell, outcome.results[cell.run_id], None)
+        else:
+            waiting.append(cell)
     if not waiting:
         progress.share_done(1.0)
         return outcome
-    folders.stop_file.unlink(missing_ok=True)
-    with _Cluster(plan.sweep, address) as cluster:
-        tasks: dict[Any, Cell] = {}
-        meter = _Meter(plan, folders)
-        try:
-            while tasks or waiting:
-                while waiting and len(tasks) < cluster.at_once:
-                    cell = waiting.pop(0)
-                    tasks[cluster.submit(cell, plan.sweep, folders, corpus)] = cell
-                for task in cluster.ended(list(tasks)):
-                    cell = tasks.pop(task)
-                    reason = cluster.reason_of_failure(task)
-                    result = read_result(folders.run(cell.run_id))
-                    if result is not None:
-                        outcome.results[cell.run_id] = result
-                    else:
-                        outcome.failed[cell.run_id] = reason or "ended without a result"
-                    progress.run_ended(cell, result, outcome.failed.get(cell.run_id))
-                progress.share_done(meter.share_done(outcome))
-        except KeyboardInterrupt:
-            folders.stop_file.touch()
-            cluster.stop(list(tasks))
-            raise
-        finally:
-            folders.stop_file.unlink(missing_ok=True)
+    with cluster() as started:
+        with Engine(started, plan.sweep, folders, corpora, progress=progress, outcome=outcome) as engine:
+            engine.add(waiting)
+            done = plan.flops - sum(cell.flops for cell in waiting)
+            while engine.busy:
+                done += sum(cell.flops for cell in engine.poll())
+                progress.share_done((done + engine.flops_under_way()) / plan.flops)
     return outcome
 
 
-class _Meter:
-    """How much of the plan's compute is done, read from the runs' journals."""
+@dataclass
+class _Run:
+    """A cell on its way: what was tried, and how far it got."""
 
-    def __init__(self, plan: Plan, folders: Folders) -> None:
-        self.plan, self.folders = plan, folders
-        self.offset = {cell.run_id: 0 for cell in plan.cells}
-        self.step = {cell.run_id: 0 for cell in plan.cells}
+    cell: Cell
+    index: int
+    priority: tuple[float, ...] = ()
+    attempts: int = 0
+    handle: Any = None
+    slots: tuple[Slot, ...] = ()
+    started: float = 0.0
+    beaten: float = 0.0
+    heartbeat: float | None = None
+    offset: int = 0
+    step: int = 0
+    step_at_start: int = -1
+    not_before: float = 0.0
+    hung: bool = False
+    stopping: bool = False
+    reason: str | None = None
 
-    def share_done(self, outcome: Outcome) -> float:
-        """Share of the sweep's FLOPs, 0 to 1."""
-        done = 0.0
-        for cell in self.plan.cells:
-            over = cell.run_id in outcome.results or cell.run_id in outcome.failed
-            done += cell.flops * (1.0 if over else self._latest_step(cell) / cell.spec.steps)
-        return done / self.plan.flops
-
-    def _latest_step(self, cell: Cell) -> int:
-        run_id = cell.run_id
-        journal = self.folders.run(run_id) / "journal.jsonl"
-        records, self.offset[run_id] = read_journal(journal, self.offset[run_id])
-        for record in records:
-            self.step[run_id] = max(self.step[run_id], record.get("step", 0))
-        return self.step[run_id]
+    @property
+    def needs(self) -> Needs:
+        return cost.needs(self.cell.resources)
 
 
-class _Cluster:
-    """A Ray to submit to, for as long as the `with` block lasts."""
+class Engine:
+    """Starts, watches, restarts and ends the runs of cells that are added to it. One `poll` after the other.
 
-    def __init__(self, sweep: SweepConfig, address: str | None) -> None:
-        if address is not None:
-            _check_reachable(address)
-            if (Path.home() / ".ray" / "auth_token").exists():
-                os.environ.setdefault("RAY_AUTH_MODE", "token")  # what `ray start` asks for; a driver doesn't offer it
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
+    Leaving its `with` block asks the runs under way to save and end, and waits for them.
+    """
 
-        self.ray = ray
-        try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
-            raise ValueError(f"no Ray could be used at '{address or 'local'}': {first_line(error)}{hint}") from error
-        resources = sweep.resources
-        needs = {"CPU": resources.cpus, "GPU": resources.gpus}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        fitting = sum(
-            min(int(node.get(name, 0) / need + 1e-9) for name, need in needs.items() if need > 0) for node in nodes
-        )
-        if fitting < resources.processes:
-            self.__exit__()
-            has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
-            raise ValueError(
-                f"a run must fit the cluster, but its resources ask for {resources.processes} process(es) of "
-                f"{needs['CPU']} CPU, {needs['GPU']:g} GPU, each on one node, and the nodes have {has}; ask for less, "
-                "or give the address of a larger cluster"
-            )
-        # A process that has used a GPU ends with its run, so that its memory is free for the next one.
-        self.task = (ray.remote(max_calls=1) if resources.gpus else ray.remote)(_run_cell)
-        self.needs = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-        self.at_once = MOST_SUBMITTED
-        if resources.processes > 1:  # the task only starts the processes and waits: Ray must not count it
-            self.needs, self.at_once = {"num_cpus": 0, "num_gpus": 0}, fitting // resources.processes
+    def __init__(
+        self,
+        cluster: Cluster,
+        sweep: SweepConfig,
+        folders: Folders,
+        corpora: Mapping[str, Path],
+        *,
+        progress: Progress | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        self.cluster, self.sweep, self.folders, self.corpora = cluster, sweep, folders, corpora
+        self.progress, self.outcome = progress or Progress(), outcome or Outcome()
+        self.elastic = sweep.cluster.elastic
+        self.pool = Pool(self._nodes())
+        self.queue = Queue()
+        self.runs: dict[int, _Run] = {}
+        self.under_way: dict[Any, _Run] = {}
+        self.later: list[_Run] = []
+        self.dropped: list[Cell] = []
+        self.looked = self.counted = time.monotonic()
+        self.starved: float | None = None
+        folders.sweep.mkdir(parents=True, exist_ok=True)
+        folders.stop_file.unlink(missing_ok=True)
 
-    def __enter__(self) -> "_Cluster":
+    def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *_: object) -> None:
-        session = getattr(getattr(self.ray, "_private", None), "worker", None)
-        node = getattr(session, "_global_node", None)
-        folder = node.get_session_dir_path() if node is not None and node.is_head() else None
-        self.ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)  # Ray never cleans its sessions up
+        try:
+            if self.under_way:
+                self.folders.stop_file.touch()
+                self._drain(time.monotonic() + STOP_GRACE_SECONDS)
+        finally:
+            self.folders.stop_file.unlink(missing_ok=True)
+            self._tell_state()
 
-    def submit(self, cell: Cell, sweep: SweepConfig, folders: Folders, corpus: Path | None) -> Any:
-        return self.task.options(name=f"isoloop {cell.run_id}", **self.needs).remote(
-            cell.spec.model_dump_json(),
-            cell.run_id,
-            sweep.model_dump_json(),
-            str(folders.run(cell.run_id).resolve()),
-            str(folders.stop_file.resolve()),
-            None if corpus is None else str(corpus.resolve()),
+    @property
+    def busy(self) -> bool:
+        """Whether a run is under way or waits."""
+        return bool(self.under_way or self.later or self.dropped or len(self.queue))
+
+    def add(self, cells: Sequence[Cell]) -> None:
+        """Let more cells wait for their turn.
+
+        Raises:
+            ValueError: a cell asks for more than the whole cluster has.
+        """
+        self._check_feasible(cells)
+        waiting = [Job(cell.seconds, cost.needs(cell.resources)) for cell in cells]
+        order = ORDERS[best_order(waiting, self._nodes())[0]]
+        for cell, job in zip(cells, waiting, strict=True):
+            run = _Run(cell=cell, index=len(self.runs), priority=order(job))
+            self.runs[run.index] = run
+            self._wait(run)
+
+    def stop_run(self, run_id: str) -> None:
+        """Ask one run to save and end; it is not started again, and ends without a result."""
+        for run in self.under_way.values():
+            if run.cell.run_id == run_id:
+                run.stopping = True
+                (self.folders.run(run_id) / STOP).touch()
+        for run in [run for run in self.later if run.cell.run_id == run_id]:
+            self.later.remove(run)
+            self.dropped.append(run.cell)
+
+    def flops_under_way(self) -> float:
+        """FLOPs that the runs under way have spent, by their journals."""
+        return sum(run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.under_way.values())
+
+    def poll(self) -> list[Cell]:
+        """Start what fits, wait a moment, and return the cells that have ended; `outcome` says how."""
+        now = time.monotonic()
+        for run in [run for run in self.later if run.not_before <= now]:
+            self.later.remove(run)
+            self._wait(run)
+        self._start_what_fits()
+        if not self.under_way:
+            time.sleep(POLL_SECONDS if self.later or len(self.queue) else 0.0)
+        ended, self.dropped = self.dropped, []
+        for handle, end in self.cluster.ended(list(self.under_way), POLL_SECONDS) if self.under_way else []:
+            run = self._free(handle)
+            if self._judge(run, end):
+                ended.append(run.cell)
+        self._look()
+        return ended
+
+    def _nodes(self) -> list[Node]:
+        return cost.nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
+
+    def _check_feasible(self, cells: Sequence[Cell]) -> None:
+        empty = Pool(self._nodes())
+        for needs in dict.fromkeys(cost.needs(cell.resources) for cell in cells):
+            if not empty.holds(needs):
+                has = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in empty.nodes.values())
+                raise ValueError(
+                    f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
+                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {has}; ask for "
+                    "less, give the address of a larger cluster, or set cluster.elastic where nodes come when asked for"
+                )
+
+    def _wait(self, run: _Run) -> None:
+        self.queue.add(run.index, run.priority, run.needs)
+
+    def _start_what_fits(self) -> None:
+        while (found := self.queue.next(self.pool)) is not None:
+            index, needs, slots = found
+            run = self.runs[index]
+            folder = self.folders.run(run.cell.run_id)
+            (folder / STOP).unlink(missing_ok=True)
+            run.slots, run.hung, run.heartbeat = slots, False, _heartbeat(folder)
+            run.started = run.beaten = time.monotonic()
+            run.step = self._latest_step(run)
+            run.step_at_start = run.step
+            run.handle = self.cluster.start(self._task(run.cell), needs, () if self.elastic else slots)
+            self.under_way[run.handle] = run
+            self.progress.run_started(run.cell)
+            self._tell_state()
+
+    def _task(self, cell: Cell) -> Task:
+        corpus = self.corpora.get(cell.spec.data_fingerprint)
+        return Task(
+            spec=cell.spec,
+            run_id=cell.run_id,
+            folder=str(self.folders.run(cell.run_id).resolve()),
+            stop_file=str(self.folders.stop_file.resolve()),
+            resources=cell.resources,
+            corpus=None if corpus is None else str(corpus.resolve()),
+            simulation=self.sweep.simulation,
+            storage=self.sweep.storage,
         )
 
-    def ended(self, tasks: list[Any]) -> list[Any]:
-        done, _ = self.ray.wait(tasks, num_returns=1, timeout=POLL_SECONDS)
-        return done
+    def _free(self, handle: Any) -> _Run:
+        run = self.under_way.pop(handle)
+        self.pool.release(run.needs, run.slots)
+        run.handle, run.slots = None, ()
+        return run
 
-    def reason_of_failure(self, task: Any) -> str | None:
-        """First line of why the task failed, or None if it didn't."""
-        try:
-            self.ray.get(task)
-        except self.ray.exceptions.RayTaskError as error:
-            return first_line(error.cause if error.cause is not None else error)
-        except self.ray.exceptions.RayError as error:
-            return f"{type(error).__name__}: {first_line(error)}"
-        return None
+    def _judge(self, run: _Run, end: Ended) -> bool:
+        """What becomes of a run whose attempt has ended: whether it is over, or there will be another one."""
+        cell = run.cell
+        result = read_result(self.folders.run(cell.run_id))
+        self._tell_state()
+        if result is not None:
+            self.outcome.results[cell.run_id] = result
+            self.progress.run_ended(cell, result, None)
+            return True
+        if run.stopping and end.how != "failed":
+            return True
+        if end.how == "failed":
+            return self._failed(run, end)
+        run.not_before = time.monotonic() + (BUSY_SECONDS if end.how == "busy" else 0.0)
+        self.later.append(run)
+        return False
 
-    def stop(self, tasks: list[Any]) -> None:
-        """Give running tasks time to see the stop file, save and end; those that begin now end at once."""
-        if tasks:
-            self.ray.wait(tasks, num_returns=len(tasks), timeout=STOP_GRACE_SECONDS)
+    def _failed(self, run: _Run, end: Ended) -> bool:
+        """Try again where the cause may pass: at once where the run got further, later and later where it didn't."""
+        reason = hung(run.cell.resources.hang_seconds).reason if run.hung else end.reason or "ended without a result"
+        run.step = self._latest_step(run)
+        run.attempts = 1 if run.step > run.step_at_start else run.attempts + 1
+        if end.may_pass and run.attempts <= run.cell.resources.retries:
+            pause = min(RETRY_SECONDS * 2 ** (run.attempts - 1), LONGEST_RETRY_SECONDS) if run.attempts > 1 else 0.0
+            run.not_before, run.reason = time.monotonic() + pause, reason
+            self.later.append(run)
+            self.progress.run_retried(run.cell, reason)
+            return False
+        tried = f" (tried {run.attempts} times without getting further)" if end.may_pass and run.attempts > 1 else ""
+        self.outcome.failed[run.cell.run_id] = reason + tried
+        self.progress.run_ended(run.cell, None, reason + tried)
+        return True
 
+    def _look(self) -> None:
+        """Once in a while: who gets on, who hangs, which machines are there."""
+        now = time.monotonic()
+        if now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            for run in self.under_way.values():
+                run.step = self._latest_step(run)
+                beat = _heartbeat(self.folders.run(run.cell.run_id))
+                if beat != run.heartbeat:
+                    run.heartbeat, run.beaten = beat, now
+                elif beat is not None and now - run.beaten > run.cell.resources.hang_seconds and not run.hung:
+                    run.hung = True
+                    self.cluster.kill(run.handle)
+        if not self.elastic and now - self.counted >= NODES_SECONDS:
+            self.counted = now
+            self._recount()
 
-def _run_cell(
-    spec_json: str, run_id: str, sweep_json: str, folder: str, stop_file: str, corpus_folder: str | None
-) -> None:
-    """One run, in a Ray worker. Its outcome is the result file in `folder`."""
-    from trainer.lock import FolderBusyError
+    def _recount(self) -> None:
+        """Take up machines that have come and forget those that have gone."""
+        there = {node.name: node for node in self._nodes()}
+        for name in set(self.pool.nodes) - set(there):
+            del self.pool.nodes[name]
+        for name in set(there) - set(self.pool.nodes):
+            self.pool.nodes[name] = there[name]
+        starving = bool(len(self.queue)) and not self.under_way
+        self.starved = (self.starved or self.counted) if starving else None
+        if self.starved is not None and self.counted - self.starved > NODE_GRACE_SECONDS:
+            raise ValueError(
+                f"a run must fit the cluster, but for {NODE_GRACE_SECONDS:.0f} s its {len(there)} machines could hold "
+                f"none of the {len(self.queue)} that wait; bring the machines back and give the same command again"
+            )
 
-    spec, sweep, stop = (
-        RunSpec.model_validate_json(spec_json),
-        SweepConfig.model_validate_json(sweep_json),
-        Path(stop_file),
-    )
-    while not stop.exists():
-        try:
-            _train_or_simulate(spec, sweep, run_id, Path(folder), stop, corpus_folder)
-        except FolderBusyError:  # another sweep of this output folder is at the same run: share its result
-            time.sleep(BUSY_POLL_SECONDS)
-        else:
-            return
+    def _latest_step(self, run: _Run) -> int:
+        records, run.offset = read_journal(self.folders.run(run.cell.run_id) / "journal.jsonl", run.offset)
+        return max([run.step, *(record.get("step", 0) for record in records)])
 
+    def _drain(self, deadline: float) -> None:
+        """Wait for the runs under way to save and end."""
+        while self.under_way and time.monotonic() < deadline:
+            for handle, _ in self.cluster.ended(list(self.under_way), POLL_SECONDS):
+                self._free(handle)
 
-def _train_or_simulate(
-    spec: RunSpec, sweep: SweepConfig, run_id: str, folder: Path, stop: Path, corpus_folder: str | None
-) -> None:
-    if sweep.simulation is not None:
-        from sweeps.simulated import simulate_run
-
-        simulate_run(spec, sweep.simulation, run_id, folder)
-        return
-    assert corpus_folder is not None, "a run that trains has a corpus"
-    share = {
-        "spec": spec.model_dump_json(),
-        "execution": sweep.resources.execution.model_dump_json(),
-        "folder": str(folder),
-        "stop": str(stop),
-        "corpus": corpus_folder,
-    }
-    if sweep.resources.processes == 1:
-        _train_share(share)
-    else:
-        _train_in_processes(share, sweep, folder)
-
-
-def _train_share(share: dict[str, str]) -> None:
-    """What each process of a run does: all of it, or its part where Ray Train has set up a process group."""
-    import torch
-    import torch.distributed
-
-    from trainer.data import Corpus
-    from trainer.loop import train
-
-    execution = ExecutionConfig.model_validate_json(share["execution"])
-    if execution.device == "cuda" and torch.distributed.is_initialized():
-        from ray.train.torch import get_device
-
-        torch.cuda.set_device(get_device())
-        execution = execution.model_copy(update={"device": str(get_device())})
-    train(
-        RunSpec.model_validate_json(share["spec"]),
-        Corpus(Path(share["corpus"])),
-        Path(share["folder"]),
-        execution=execution,
-        should_stop=_stop_signal(Path(share["stop"])),
-    )
-
-
-def _train_in_processes(share: dict[str, str], sweep: SweepConfig, folder: Path) -> None:
-    """Train one run in several processes through Ray Train; when one dies, all go on from the last checkpoint.
-
-    Raises:
-        ValueError: what a process raised for a broken rule.
-        ray.train.WorkerGroupError: processes died more than `RESTARTS` times.
-    """
-    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchTrainer
-
-    resources, notes = sweep.resources, folder / "ray-train"
-    scaling = ScalingConfig(
-        num_workers=resources.processes,
-        use_gpu=resources.gpus > 0,
-        resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
-    )
-    for attempt in range(RESTARTS + 1):
-        try:
-            TorchTrainer(
-                _train_share,
-                train_loop_config=share,
-                scaling_config=scaling,
-                run_config=RunConfig(name=folder.name, storage_path=str(notes)),
-            ).fit()
-        except WorkerGroupError as error:
-            for _, failure in sorted(error.worker_failures.items()):
-                if isinstance(failure, ValueError):
-                    raise failure from error
-            if attempt == RESTARTS:
-                raise
-        else:
-            return
-        finally:
-            shutil.rmtree(notes, ignore_errors=True)
+    def _tell_state(self) -> None:
+        """Leave a note of what is under way, for `isoloop status` in another terminal."""
+        running = {run.cell.run_id: {"attempt": run.attempts + 1} for run in self.under_way.values()}
+        again = {run.cell.run_id: run.reason for run in self.later if run.reason}
+        state = {"running": running, "again": again, "failed": self.outcome.failed}
+        write_atomically(self.folders.state, json.dumps(state))
 
 
-def _stop_signal(stop_file: Path) -> Callable[[], bool]:
-    """True once `stop_file` is there; looks at most once a second."""
-    looked, stopped = time.monotonic(), False
-
-    def should_stop() -> bool:
-        nonlocal looked, stopped
-        if time.monotonic() - looked >= STOP_POLL_SECONDS:
-            looked, stopped = time.monotonic(), stop_file.exists()
-        return stopped
-
-    return should_stop
-
-
-def _check_reachable(address: str) -> None:
-    """Fail in seconds where Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
-        raise ValueError(f"--address must read host:port or ray://host:port, but got '{address}'")
+def _heartbeat(folder: Path) -> float | None:
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(
-            f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with 'ray start "
-            "--head', or leave --address out for a local Ray"
-        ) from error
+        return (folder / HEARTBEAT).stat().st_mtime
+    except FileNotFoundError:
+        return None

@@ -68,6 +68,16 @@ class Folders:
         return self.sweep / "stability.txt"
 
     @property
+    def manifest(self) -> Path:
+        """What the sweep will run, written before it starts."""
+        return self.sweep / "plan.json"
+
+    @property
+    def state(self) -> Path:
+        """What is under way, while a driver is at work."""
+        return self.sweep / "state.json"
+
+    @property
     def report(self) -> Path:
         """The sweep's page."""
         return self.sweep / "report.html"

@@ -1,15 +1,18 @@
 """A sweep from its configuration to its page, station by station. The command line parses and prints; this does."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweeps.around import with_centres
 from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
-from sweeps.grid import SIMULATED_DATA, Plan, plan_sweep
+from sweeps.grid import Plan, Text, plan_sweep, simulated_text
 from sweeps.results import Results
+from trainer.config import DataConfig
 from trainer.data import Corpus, prepare_corpus
 from trainer.documents import Progress as CorpusProgress
 from trainer.documents import silent
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fitting import SweepFit
+    from sweeps.cluster import RayCluster
     from sweeps.execute import Progress
     from sweeps.stability import StabilityStudy
     from sweeps.tracking import Store
@@ -28,10 +32,15 @@ FitProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A plan and the corpus it will be trained on (None where losses are simulated)."""
+    """A plan and the corpora it will be trained on, by fingerprint (none where losses are simulated)."""
 
     plan: Plan
-    corpus: Corpus | None
+    corpora: Mapping[str, Corpus]
+
+    @property
+    def corpus_folders(self) -> dict[str, Path]:
+        """Where the corpora lie, by fingerprint."""
+        return {fingerprint: corpus.folder for fingerprint, corpus in self.corpora.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +59,23 @@ def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgres
     Raises:
         ValueError: the corpus is missing, empty or too small; a budget is too small; no cell is left.
     """
+    sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return Prepared(plan=plan_sweep(sweep, data_fingerprint=SIMULATED_DATA), corpus=None)
-    corpus = prepare_corpus(sweep.data, folders.corpora, corpus_progress)
-    corpus.check(sweep.model.context, sweep.model.vocabulary)
-    facts = corpus.facts
-    plan = plan_sweep(sweep, data_fingerprint=facts.fingerprint, train_tokens=facts.train_tokens)
-    return Prepared(plan=plan, corpus=corpus)
+        return Prepared(plan=plan_sweep(sweep, simulated_text), corpora={})
+    corpora: dict[DataConfig, Corpus] = {}
+
+    def text_of(data: DataConfig) -> Text:
+        if data not in corpora:
+            corpora[data] = prepare_corpus(data, folders.corpora, corpus_progress)
+        facts = corpora[data].facts
+        return Text(facts.fingerprint, facts.train_tokens)
+
+    plan = plan_sweep(sweep, text_of)
+    for data, context, vocabulary in {
+        (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
+    }:
+        corpora[data].check(context, vocabulary)
+    return Prepared(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
 
 
 def train_and_record(
@@ -70,11 +89,11 @@ def train_and_record(
         KeyboardInterrupt: stopped; the runs have saved their state and the store says so.
     """
     with sole_owner(folders.sweep):
-        return _train_and_record(prepared.plan, prepared.corpus, folders, address, progress)
+        return _train_and_record(prepared.plan, prepared.corpus_folders, folders, address, progress)
 
 
 def _train_and_record(
-    plan: Plan, corpus: Corpus | None, folders: Folders, address: str | None, progress: "Progress | None"
+    plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: "Progress | None"
 ) -> Recorded:
     from fitting import check_table
     from sweeps.execute import Outcome, execute
@@ -88,8 +107,14 @@ def _train_and_record(
     stopped: str | None = "FAILED"
     outcome = Outcome()
     try:
-        corpus_folder = corpus.folder if corpus else None
-        execute(plan, folders, corpus=corpus_folder, address=address, progress=progress, outcome=outcome)
+        execute(
+            plan,
+            folders,
+            partial(_cluster, plan.sweep, address),
+            corpora=corpora,
+            progress=progress,
+            outcome=outcome,
+        )
         stopped = None
     except KeyboardInterrupt:
         stopped = "KILLED"
@@ -108,11 +133,22 @@ def _train_and_record(
             f"the tracking store must hold all {len(plan.cells)} runs, but {uri} has {len(table)}; nothing is lost: "
             "give the same command again"
         )
-    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}\n" for cell in plan.left_out]
+    left_out = [f"{cell.label}: {cell.reason}\n" for cell in plan.left_out]
     folders.left_out.write_text("".join(left_out))
     folders.config.write_text(config_text(plan.sweep))
     table.to_csv(folders.table, index=False)
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
+
+
+def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
+    """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
+    from sweeps.cluster import RayCluster
+
+    declared = None
+    if sweep.simulation is not None and sweep.cluster.gpus:
+        nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
+        declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
+    return RayCluster(address, declared=declared)
 
 
 def fit_and_report(

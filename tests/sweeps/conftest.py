@@ -2,8 +2,8 @@
 
 import pytest
 
-from sweeps.config import validate_sweep
 from sweeps.folders import Folders
+from sweeps.loading import validate_sweep
 
 SMALL = {
     "name": "small",

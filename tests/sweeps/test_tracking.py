@@ -8,7 +8,7 @@ import pytest
 from fitting import check_table
 from sweeps import tracking
 from sweeps.folders import Folders
-from sweeps.grid import plan_sweep
+from sweeps.grid import plan_sweep, simulated_text
 from sweeps.relay import LOSS_BY_RECURRENCE, Relay
 from sweeps.simulated import simulate_run
 from sweeps.tracking import Store
@@ -34,7 +34,7 @@ def store(database, request):
 
 @pytest.fixture
 def plan(simulated):
-    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), data_fingerprint="simulated")
+    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
     folders = Folders(out=tmp_path, name="x")
     flops = {}
     for accounting in ("exact", "parcae-release"):
-        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), data_fingerprint="simulated")
+        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_text)
         run_all(plan, folders)
         assert Relay(store, plan, folders).close() == []
         table = check_table(store.read_table(plan))

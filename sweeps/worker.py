@@ -1,0 +1,193 @@
+"""What a worker does for one run: train or simulate it in its folder, obey stops, say how it ended.
+
+Started by the cluster, in a process of Ray's. Nothing is raised through Ray: how an attempt ended comes back as data.
+"""
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from sweeps.config import Simulation
+from sweeps.failures import judge
+from sweeps.resources import Resources
+from trainer.config import Config, ExecutionConfig, RunSpec
+from trainer.lock import FolderBusyError
+
+HEARTBEAT = "heartbeat"
+STOP = "stop"
+LOOK_SECONDS = 1.0
+
+
+class Task(Config):
+    """One attempt at a run, as it is sent to a worker.
+
+    Attributes:
+        spec: what determines the result.
+        run_id: its identity.
+        folder: the run's folder, on a disk that the worker sees.
+        stop_file: of the whole sweep; the run's own is `stop` in its folder.
+        resources: what it is given.
+        corpus: folder of the prepared corpus, None where losses are simulated.
+        simulation: the law to draw the losses from, None where the run trains.
+        storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared.
+    """
+
+    spec: RunSpec
+    run_id: str
+    folder: str
+    stop_file: str
+    resources: Resources
+    corpus: str | None
+    simulation: Simulation | None
+    storage: str | None = None
+
+
+class Ended(Config):
+    """How an attempt ended.
+
+    `how`: `done` (there is a result), `stopped` (asked to, state saved), `preempted` (SIGTERM, state saved), `busy`
+    (another process is at this run), or `failed` for `reason`, whose cause may pass or not.
+    """
+
+    how: Literal["done", "stopped", "preempted", "busy", "failed"]
+    reason: str | None = None
+    may_pass: bool = False
+
+
+def run_attempt(task_json: str) -> str:
+    """Run one attempt; takes a `Task` and returns an `Ended`, both as JSON."""
+    task = Task.model_validate_json(task_json)
+    folder = Path(task.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beat(folder)
+        with _preemption() as preempted:
+            stop = _StopSignal(folder, Path(task.stop_file), preempted)
+            done = _run(task, folder, stop)
+            how: Literal["done", "preempted", "stopped"] = (
+                "done" if done else "preempted" if preempted.is_set() else "stopped"
+            )
+            return Ended(how=how).model_dump_json()
+    except FolderBusyError:
+        return Ended(how="busy").model_dump_json()
+    except Exception as error:  # noqa: BLE001  whatever it is, the driver decides what to make of it
+        failure = judge(error)
+        return Ended(how="failed", reason=failure.reason, may_pass=failure.may_pass).model_dump_json()
+
+
+def beat(folder: Path) -> None:
+    """Show that the run is alive and gets on."""
+    (folder / HEARTBEAT).touch()
+
+
+@contextmanager
+def _preemption() -> Iterator[threading.Event]:
+    """Set once the process is told to end (SIGTERM), as when its machine is taken back; a step later it saves."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _StopSignal:
+    """Whether to save and end; asked in every step, it looks at the disk and beats at most once a second."""
+
+    def __init__(self, folder: Path, sweep_stop: Path, preempted: threading.Event) -> None:
+        self.folder, self.preempted = folder, preempted
+        self.files = (folder / STOP, sweep_stop)
+        self.looked, self.stopped = 0.0, False
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            beat(self.folder)
+            self.stopped = self.stopped or any(file.exists() for file in self.files)
+        return self.stopped or self.preempted.is_set()
+
+
+def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
+    """Train or simulate; returns whether there is a result now."""
+    if stop():
+        return False
+    if task.simulation is not None:
+        from sweeps.simulated import simulate_run
+
+        return simulate_run(task.spec, task.simulation, task.run_id, folder, should_stop=stop) is not None
+    assert task.corpus is not None, "a run that trains has a corpus"
+    if task.resources.processes > 1:
+        _train_in_processes(task, folder)
+        return (folder / "result.json").exists()
+    return _train(task, folder, stop)
+
+
+def _train(task: Task, folder: Path, stop: Callable[[], bool], execution: ExecutionConfig | None = None) -> bool:
+    from trainer.data import Corpus
+    from trainer.loop import train
+
+    assert task.corpus is not None, "a run that trains has a corpus"
+    result = train(
+        task.spec,
+        Corpus(Path(task.corpus)),
+        folder,
+        execution=execution or task.resources.execution,
+        should_stop=stop,
+    )
+    return result is not None
+
+
+def _train_share(config: dict[str, str]) -> None:
+    """What each process of a run does in the process group that Ray Train has set up."""
+    import torch
+
+    task = Task.model_validate_json(config["task"])
+    execution = task.resources.execution
+    if execution.device == "cuda":
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+        execution = execution.model_copy(update={"device": str(get_device())})
+    folder = Path(task.folder)
+    _train(task, folder, _StopSignal(folder, Path(task.stop_file), threading.Event()), execution)
+
+
+def _train_in_processes(task: Task, folder: Path) -> None:
+    """Train one run in several processes through Ray Train. When one dies, all end: the run's next attempt goes on.
+
+    Raises:
+        Exception: what a process raised.
+        ray.train.WorkerGroupError: a process died.
+    """
+    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+
+    resources, notes = task.resources, folder / "ray-train"
+    scaling = ScalingConfig(
+        num_workers=resources.processes,
+        use_gpu=resources.gpu_share > 0,
+        resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpu_share},
+    )
+    try:
+        TorchTrainer(
+            _train_share,
+            train_loop_config={"task": task.model_dump_json()},
+            scaling_config=scaling,
+            run_config=RunConfig(name=folder.name, storage_path=str(notes)),
+        ).fit()
+    except WorkerGroupError as error:
+        raised = [failure for _, failure in sorted(error.worker_failures.items())]
+        for failure in raised:
+            if not judge(failure).may_pass:
+                raise failure from error
+        raise
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)
