@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 
@@ -59,14 +59,14 @@ def draw_stability(figure: Figure, study: StabilityStudy) -> None:
     figure.legend(handles=handles, title="learning rate", loc="outside right center")
 
 
-def draw_spectral_radii(axes: Axes, runs: list[StabilityRun], colours: dict[float, tuple[float, ...]]) -> None:
+def draw_spectral_radii(axes: Axes, runs: list[StabilityRun], colours: Mapping[float, tuple[float, ...]]) -> None:
     """ρ(Ā) by step, with a line at 1."""
     _draw(axes, runs, colours, lambda curve: curve.spectral_radii, (_BOTTOM_RADIUS, _TOP_RADIUS))
     axes.axhline(1.0, color=_INK, lw=0.9, ls="--", zorder=1.5)
     axes.set_ylabel("ρ(Ā)")
 
 
-def draw_state_norms(axes: Axes, runs: list[StabilityRun], colours: dict[float, tuple[float, ...]]) -> None:
+def draw_state_norms(axes: Axes, runs: list[StabilityRun], colours: Mapping[float, tuple[float, ...]]) -> None:
     """‖h_T‖ by step, the mean over the batch's tokens; what overflows leaves at the top."""
     _draw(axes, runs, colours, lambda curve: curve.state_norms, (_BOTTOM_NORM, _TOP_NORM))
     axes.set_ylabel(r"$\Vert h_T \Vert$")
@@ -76,7 +76,7 @@ def draw_state_norms(axes: Axes, runs: list[StabilityRun], colours: dict[float, 
 def _draw(
     axes: Axes,
     runs: list[StabilityRun],
-    colours: dict[float, tuple[float, ...]],
+    colours: Mapping[float, tuple[float, ...]],
     values_of: Callable[[Curve], tuple[float, ...]],
     limits: tuple[float, float],
 ) -> None:
