@@ -165,6 +165,7 @@ class StabilityStudy:
             *_aligned([["learning rate", *rates], *cells]),
             "",
             *self.rule.says().splitlines(),
+            *self._sensitivity(),
             "",
             *(self._radius_line(variant) for variant in self.variants),
         ]
@@ -182,6 +183,18 @@ class StabilityStudy:
             rows.append([*about, *losses, *radii, _number(run.norm_growth, "3g"), run.reason])
         told = "Every run: validation loss at T loops, nats per token; ρ(Ā); the most that ‖h_T‖ grew to over its first"
         return "\n".join([self.summary(), told, "", *_aligned(rows)]) + "\n"
+
+    def _sensitivity(self) -> list[str]:
+        """Between which limits the judgement by the final loss would be the same."""
+        best = min((run.loss for run in self.runs if run.loss is not None), default=inf)
+        above = [run.loss - best for run in self.runs if run.loss is not None and run.norm_growth != inf]
+        near = max((gap for gap in above if gap <= self.rule.within), default=0.0)
+        far = min((gap for gap in above if gap > self.rule.within), default=inf)
+        if far == inf:
+            return [f"Any limit from {near:.2f} nats on gives the same outcomes, instead of {self.rule.within:g}."]
+        return [
+            f"Any limit from {near:.2f} to {far:.2f} nats gives the same outcomes, instead of {self.rule.within:g}."
+        ]
 
     def _radius_line(self, variant: str) -> str:
         """How far a variant converges, and whether ρ(Ā) >= 1 tells its diverged runs from the others."""

@@ -90,6 +90,7 @@ def test_the_rule_is_what_its_numbers_say():
     outcomes = {run.run_id: run.outcome for run in strict.runs}
     assert (outcomes["slow"], outcomes["spiky"], outcomes["good"]) == ("diverges", "diverges", "converges")
     assert "more than 0.3 nats" in strict.summary()
+    assert "Any limit from 0.00 to 0.40 nats gives the same outcomes, instead of 0.3." in strict.summary()
 
 
 def test_one_logged_step_and_the_start_are_no_spike():
