@@ -116,8 +116,10 @@ def run(
     ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
+    from sweeps.analysis import fit_and_report, store_stability
     from sweeps.corpus import corpus_bar
-    from sweeps.pipeline import fit_and_report, prepare, train_and_record
+    from sweeps.pipeline import prepare, train_and_record
+    from sweeps.stability import is_study
 
     config, folders = _load(sweep, out, override, tracking_uri, storage)
     console = new_console()
@@ -139,6 +141,8 @@ def run(
     with fit_progress(console) as progress:
         results = fit_and_report(config, folders, recorded.table, command=_command(), progress=progress)
     print_results(console, results)
+    if is_study(config):
+        print("\n" + store_stability(config, folders, recorded.table).summary(), end="")
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
@@ -205,7 +209,7 @@ def fit(
 ) -> None:
     """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
     from fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
-    from sweeps.pipeline import store_fit
+    from sweeps.analysis import store_fit
 
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
@@ -310,14 +314,28 @@ def predict(
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
-    from sweeps.pipeline import fit_and_report
+    from sweeps.analysis import fit_and_report, store_stability
+    from sweeps.stability import is_study
 
     folders = _folders_of(target, out)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with fit_progress(new_console()) as progress:
         results = fit_and_report(config, folders, table, command=_command(), progress=progress)
+    if is_study(config):
+        store_stability(config, folders, table)
     print(results.report)
+
+
+@app.command()
+def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
+    """Show at which learning rates each injection of a sweep converged, and draw ρ(Ā) and ‖h_T‖ over training."""
+    from fitting import read_table
+    from sweeps.analysis import store_stability
+
+    folders = _folders_of(target, out)
+    config, _ = _load(str(folders.config), out, [])
+    print(store_stability(config, folders, read_table(folders.table)).report(), end="")
 
 
 def _load(
