@@ -72,7 +72,6 @@ def run_attempt(task_json: str) -> str:
         with _preemption() as preempted, _within_reach(task) as (near, finished):
             folder = Path(near.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            beat(folder)
             stop = _StopSignal(folder, Path(near.stop_file), preempted)
             done = finished or _run(near, folder, stop)
         how: Literal["done", "preempted", "stopped"]
@@ -114,11 +113,6 @@ def scratch() -> Path:
     return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
 
 
-def beat(folder: Path) -> None:
-    """Show that the run is alive and gets on."""
-    (folder / HEARTBEAT).touch()
-
-
 @contextmanager
 def _preemption() -> Iterator[threading.Event]:
     """Set once the process is told to end (SIGTERM), as when its machine is taken back; a step later it saves."""
@@ -134,7 +128,9 @@ def _preemption() -> Iterator[threading.Event]:
 
 
 class _StopSignal:
-    """Whether to save and end; asked in every step, it looks at the disk and beats at most once a second."""
+    """Whether to save and end. Asked in every step; at most once a second it looks at the disk, and touches the file
+    by which the driver sees that the run gets on.
+    """
 
     def __init__(self, folder: Path, sweep_stop: Path, preempted: threading.Event) -> None:
         self.folder, self.preempted = folder, preempted
@@ -144,7 +140,7 @@ class _StopSignal:
     def __call__(self) -> bool:
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
-            beat(self.folder)
+            (self.folder / HEARTBEAT).touch()
             self.stopped = self.stopped or any(file.exists() for file in self.files)
         return self.stopped or self.preempted.is_set()
 
