@@ -106,6 +106,8 @@ ORDER = {
         "record",
         "tracking",
         "relay",
+        "mapping",
+        "export",
         "failures",
         "worker",
         "cluster",
