@@ -242,6 +242,33 @@ def fit(
 
 
 @app.command()
+def export(
+    target: Annotated[
+        str | None, typer.Argument(help="The name of a sweep that was recorded; none with --map.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", help="The run table's file, .csv or .parquet.")] = Path("runs.csv"),
+    mapping: Annotated[Path | None, typer.Option("--map", help="A YAML that maps runs logged by others.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Any MLflow tracking URI; the sqlite file in --out if left out.")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
+    out: Out = DEFAULT_OUT,
+) -> None:
+    """Write a run table from MLflow alone; with --map, of runs that others logged."""
+    from sweeps.export import export_mapped, export_sweep
+
+    if (target is None) == (mapping is None):
+        got = "neither" if target is None else "both"
+        raise ValueError(f"one of a sweep's name and --map must be given, but got {got}; keep one")
+    if mapping is not None:
+        table = export_mapped(mapping, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    else:
+        table = export_sweep(str(target), to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+    print(f"{len(table)} runs ({counts}) in {to}")
+
+
+@app.command()
 def choose(
     target: Target,
     out: Out = DEFAULT_OUT,

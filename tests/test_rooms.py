@@ -108,6 +108,8 @@ ORDER = {
         "record",
         "tracking",
         "relay",
+        "mapping",
+        "export",
         "failures",
         "remote",
         "lease",
