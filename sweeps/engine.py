@@ -304,7 +304,7 @@ class Engine:
             self._recount()
 
     def _hangs(self, run: _Run, silent: float) -> bool:
-        """Whether a run silent for so many seconds hangs; until its first step it may take longer, or wait for a node."""
+        """Whether a run silent for so many seconds hangs; until its first step it may take longer, or await a node."""
         if run.hung or (self.elastic and not run.begun):
             return False
         return silent > run.cell.resources.hang_seconds + (0.0 if run.begun else START_SECONDS)
