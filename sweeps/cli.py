@@ -1,5 +1,6 @@
 """The `isoloop` command: parse, call, print. Heavy libraries are imported by the command that needs them."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +40,8 @@ BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main() -> None:
-    """Run the command; a broken rule is one message on stderr and exit code 2."""
+    """Run the command; a broken rule is one message on stderr and exit code 2. SIGTERM is taken as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     switch_telemetry_off()
     try:
         app()

@@ -6,11 +6,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import nullcontext
 
 import pandas as pd
 import pytest
+import yaml
 
 from sweeps import engine
 from sweeps.cluster import RayCluster
@@ -19,7 +19,7 @@ from sweeps.execute import execute
 from sweeps.folders import Folders
 from sweeps.loading import validate_sweep
 from sweeps.pipeline import prepare
-from tests.sweeps.conftest import SMALL
+from tests.sweeps.conftest import SMALL, wait_for_steps, writer_of
 from tests.sweeps.faulty import FAULTS
 from trainer.journal import read_journal
 from trainer.loop import train
@@ -145,7 +145,7 @@ def test_sigterm_saves_first(trial):
     tried = trial(resources={"checkpoint_seconds": 1e6})
 
     def preempt():
-        os.kill(writer_of(tried.folder, after_steps=40), signal.SIGTERM)
+        os.kill(writer_of(tried.folder, 40), signal.SIGTERM)
 
     thread = threading.Thread(target=preempt)
     thread.start()
@@ -154,25 +154,6 @@ def test_sigterm_saves_first(trial):
     assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
     assert [event for event in tried.events() if event in ("stopped", "resumed")] == ["stopped", "resumed"]
     assert not tried.watcher.retried
-
-
-def writer_of(folder, after_steps):
-    """The process that has the run's journal open, once it has done some steps."""
-    journal = folder / "journal.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if any(record.get("step", 0) >= after_steps for record in read_journal(journal)[0]):
-            break
-        time.sleep(0.02)
-    target = str(journal.resolve())
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            handles = [os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
-        except OSError:
-            continue
-        if target in handles and int(process) != os.getpid():
-            return int(process)
-    raise AssertionError(f"no process writes {target}")
 
 
 def table(folders):
@@ -184,14 +165,12 @@ def test_a_killed_driver_and_the_same_command_again(sweep, folders, tmp_path):
     """The command is killed with SIGKILL in mid-run; given again, its table is that of a sweep that nothing befell."""
     file = tmp_path / "sweep.yaml"
     content = {**sweep, "model": SMALL["model"], "mean_recurrences": [1, 3]}
-    import yaml
-
     file.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "sweeps.cli", "run", str(file), "--out"]
     driver = subprocess.Popen([*command, str(folders.out)], stdout=subprocess.DEVNULL)
     prepared = prepare(validate_sweep(content, source="test"), folders)
     cell = prepared.plan.cells[0]
-    writer_of(folders.run(cell.run_id), after_steps=60)
+    wait_for_steps(folders.run(cell.run_id), 60)
     driver.kill()
     driver.wait()
     assert not folders.table.exists()
