@@ -104,7 +104,7 @@ def test_two_sweeps_share_what_they_have_in_common():
         ({"axes": {"optimizer.learning_rat": [1]}}, "did you mean 'optimizer.learning_rate'"),
         (
             {"axes": {"variant": [{"model.injection": "addition"}]}},
-            "each entry of an axis of your own must have a name",
+            "an axis of your own must have a name",
         ),
         ({"axes": {"variant": [{"name": "x", "model.nothing": 1}]}}, "must set settings, but got 'model.nothing'"),
         ({"axes": {"budget": [1e9]}}, "axes already, but got axes.budget"),
