@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweeps.console import fit_progress, new_console, print_plan, print_results, progress_bar
+from sweeps.console import fit_progress, new_console, print_results, progress_bar
+from sweeps.privacy import switch_telemetry_off
+from sweeps.secrets import redacted
 
 if TYPE_CHECKING:
     from fitting import Objective
@@ -38,13 +40,17 @@ BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """Run the command; a broken rule is one message on stderr and exit code 2."""
+    switch_telemetry_off()
     try:
         app()
     except ValueError as error:
-        print(f"isoloop: {error}", file=sys.stderr)
+        print(f"isoloop: {redacted(str(error))}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except OSError as error:
-        print(f"isoloop: files must be readable and writable, but {error}; nothing done is lost", file=sys.stderr)
+        print(
+            f"isoloop: files must be readable and writable, but {redacted(str(error))}; nothing done is lost",
+            file=sys.stderr,
+        )
         sys.exit(BROKEN_RULE)
     except KeyboardInterrupt:
         print("isoloop: stopped", file=sys.stderr)
@@ -65,14 +71,21 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="Print this preset's YAML, to start your own.")] = None,
 ) -> None:
     """List the sweeps that come with isoloop, or print one."""
-    from sweeps import config
+    from sweeps import loading
 
-    print("\n".join(config.presets()) if name is None else config.preset_text(name).rstrip())
+    print("\n".join(loading.presets()) if name is None else loading.preset_text(name).rstrip())
 
 
 @app.command()
-def plan(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006  typer copies defaults
-    """Show the grid and what it will cost; nothing is started."""
+def plan(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006  typer copies defaults
+    every_run: Annotated[bool, typer.Option("--all", help="A row for each run, however many there are.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Write a row for each run to this .csv file.")] = None,
+) -> None:
+    """Show the grid and what it will cost: time, memory, price; nothing is started."""
+    from sweeps.bill import print_plan, rows
     from sweeps.corpus import corpus_bar
     from sweeps.execute import finished_results
     from sweeps.pipeline import prepare
@@ -80,7 +93,11 @@ def plan(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # n
     config, folders = _load(sweep, out, override)
     with corpus_bar(new_console()) as progress:
         planned = prepare(config, folders, progress).plan
-    print_plan(planned, done=set(finished_results(planned, folders)))
+    print_plan(new_console(), planned, finished_results(planned.cells, folders), every_run=every_run)
+    if to is not None:
+        import pandas as pd
+
+        pd.DataFrame(rows(planned)).to_csv(to, index=False)
 
 
 @app.command()
@@ -88,16 +105,23 @@ def run(
     sweep: Sweep,
     out: Out = DEFAULT_OUT,
     override: Set = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="A Ray cluster's host:port; a local Ray if left out.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's host:port, or auto; a local Ray if left out.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs lie if workers don't see --out: s3://, gs://, or a folder.")
+    ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
+    from sweeps.analysis import fit_and_report, store_stability
     from sweeps.corpus import corpus_bar
-    from sweeps.pipeline import fit_and_report, prepare, train_and_record
+    from sweeps.pipeline import prepare, train_and_record
+    from sweeps.stability import is_study
 
-    config, folders = _load(sweep, out, override, tracking_uri)
+    config, folders = _load(sweep, out, override, tracking_uri, storage)
     console = new_console()
     with corpus_bar(console) as corpus_progress:
         prepared = prepare(config, folders, corpus_progress)
@@ -109,7 +133,7 @@ def run(
     except KeyboardInterrupt:
         from sweeps.execute import finished_results, saved_states
 
-        done, saved = len(finished_results(prepared.plan, folders)), saved_states(prepared.plan, folders)
+        done, saved = len(finished_results(cells, folders)), saved_states(prepared.plan, folders)
         console.print(
             f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Run it again to go on."
         )
@@ -117,6 +141,8 @@ def run(
     with fit_progress(console) as progress:
         results = fit_and_report(config, folders, recorded.table, command=_command(), progress=progress)
     print_results(console, results)
+    if is_study(config):
+        print("\n" + store_stability(config, folders, recorded.table).summary(), end="")
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
@@ -127,6 +153,24 @@ def run(
         for run_id, reason in recorded.failed.items():
             print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
         sys.exit(RUNS_FAILED)
+
+
+@app.command()
+def status(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    every_run: Annotated[bool, typer.Option("--all", help="A row for each run, done and waiting ones too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how far a sweep is, also while another terminal runs it."""
+    from sweeps.console import print_status
+    from sweeps.status import read_status
+
+    found = read_status(_folders_of(target, out))
+    if as_json:
+        print(found.to_json())
+    else:
+        print_status(new_console(), found, every_run=every_run)
 
 
 @data.command("prepare")
@@ -165,7 +209,7 @@ def fit(
 ) -> None:
     """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
     from fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
-    from sweeps.pipeline import store_fit
+    from sweeps.analysis import store_fit
 
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
@@ -195,6 +239,33 @@ def fit(
     store_fit(found, stored)
     print(found.report())
     print(f"stored in {stored}; ask it with: isoloop predict {stored} --flops ...")
+
+
+@app.command()
+def export(
+    target: Annotated[
+        str | None, typer.Argument(help="The name of a sweep that was recorded; none with --map.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", help="The run table's file, .csv or .parquet.")] = Path("runs.csv"),
+    mapping: Annotated[Path | None, typer.Option("--map", help="A YAML that maps runs logged by others.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Any MLflow tracking URI; the sqlite file in --out if left out.")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
+    out: Out = DEFAULT_OUT,
+) -> None:
+    """Write a run table from MLflow alone; with --map, of runs that others logged."""
+    from sweeps.export import export_mapped, export_sweep
+
+    if (target is None) == (mapping is None):
+        got = "neither" if target is None else "both"
+        raise ValueError(f"one of a sweep's name and --map must be given, but got {got}; keep one")
+    if mapping is not None:
+        table = export_mapped(mapping, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    else:
+        table = export_sweep(str(target), to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+    print(f"{len(table)} runs ({counts}) in {to}")
 
 
 @app.command()
@@ -270,28 +341,44 @@ def predict(
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
-    from sweeps.pipeline import fit_and_report
+    from sweeps.analysis import fit_and_report, store_stability
+    from sweeps.stability import is_study
 
     folders = _folders_of(target, out)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with fit_progress(new_console()) as progress:
         results = fit_and_report(config, folders, table, command=_command(), progress=progress)
+    if is_study(config):
+        store_stability(config, folders, table)
     print(results.report)
 
 
-def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":
-    from sweeps.config import load_sweep
-    from sweeps.folders import Folders
+@app.command()
+def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
+    """Show at which learning rates each injection of a sweep converged, and draw ρ(Ā) and ‖h_T‖ over training."""
+    from fitting import read_table
+    from sweeps.analysis import store_stability
 
-    config = load_sweep(sweep, override, tracking_uri=tracking_uri)
+    folders = _folders_of(target, out)
+    config, _ = _load(str(folders.config), out, [])
+    print(store_stability(config, folders, read_table(folders.table)).report(), end="")
+
+
+def _load(
+    sweep: str, out: Path, override: list[str], tracking_uri: str | None = None, storage: str | None = None
+) -> "tuple[SweepConfig, Folders]":
+    from sweeps.folders import Folders
+    from sweeps.loading import load_sweep
+
+    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
     return config, Folders(out=out, name=config.name)
 
 
 def _folders_of(target: str, out: Path) -> "Folders":
     """The folders of a sweep given by its name or its YAML file."""
-    from sweeps.config import load_sweep
     from sweeps.folders import Folders
+    from sweeps.loading import load_sweep
 
     name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
     folders = Folders(out=out, name=name)
@@ -303,7 +390,9 @@ def _folders_of(target: str, out: Path) -> "Folders":
 
 
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
-    return config.tracking.uri or f"mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
+    if config.tracking.uri is not None:
+        return redacted(config.tracking.uri)
+    return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
 
 
 def _objective(delta: float, on: str) -> "Objective":

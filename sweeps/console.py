@@ -1,6 +1,5 @@
 """What the commands show: plans, bars with the time left, results."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sweeps.execute import Progress
+    from sweeps.engine import Progress
     from sweeps.grid import Cell, Plan
     from sweeps.results import Results
+    from sweeps.status import SweepStatus
     from trainer.result import RunResult
 
 
@@ -24,57 +24,13 @@ def new_console() -> "Console":
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 
 
-def print_plan(plan: "Plan", done: set[str]) -> None:
-    """Every cell with what it will cost, and the sum."""
-    from rich.table import Table
-
-    from trainer.accounting import count_parameters
-
-    sweep, console = plan.sweep, new_console()
-    parameters = count_parameters(sweep.model)
-    table = Table("µ", "µ_bwd", "budget", "tokens", "steps", "FLOPs", "epochs", "time", "", box=None, pad_edge=False)
-    for cell in sorted(plan.cells, key=lambda cell: (cell.budget or cell.spec.tokens, cell.mean_recurrence)):
-        table.add_row(
-            str(cell.mean_recurrence),
-            str(cell.spec.recurrence.gradient_loops),
-            f"{cell.budget:.3g}" if cell.budget else "-",
-            f"{cell.spec.tokens:.3g}",
-            str(cell.spec.steps),
-            f"{cell.flops:.4g}",
-            f"{cell.epochs:.2f}" if cell.epochs else "-",
-            _duration(cell.flops / sweep.resources.flops_per_second),
-            "done" if cell.run_id in done else "",
-        )
-    for column in table.columns:
-        column.justify, column.no_wrap = "right", True
-    console.print(f"{sweep.name}: {len(plan.cells)} runs{' (simulated)' if sweep.simulation else ''}, {len(done)} done")
-    console.print(table)
-    for missing in plan.left_out:
-        console.print(f"left out: {missing.asked}, µ = {missing.mean_recurrence}: {missing.reason}")
-    resources = sweep.resources
-    parallel = 1 if resources.gpus else max(1, (os.cpu_count() or 1) // (resources.cpus * resources.processes))
-    where = "one run at a time" if resources.gpus else f"on this machine, {parallel} runs at a time"
-    console.print(
-        f"model       {parameters.total:,} parameters, N(µ) = {parameters.effective_fixed:,} + "
-        f"{parameters.effective_per_loop:,} µ effective\n"
-        f"compute     {plan.flops:.4g} FLOPs in all, counted as {sweep.accounting}\n"
-        f"time        about {_duration(plan.hours(parallel) * 3600)}, {where}, if "
-        f"each does the stated {sweep.resources.flops_per_second:.3g} FLOPs per second"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:,.0f} h"
-
-
 @contextmanager
 def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
     """A bar over the sweep's FLOPs with the time left, and a line for each run that ends."""
     from rich import progress as rich_progress
 
-    from sweeps import execute
+    from sweeps import engine
+    from sweeps.bill import duration
 
     columns = (
         rich_progress.TextColumn("{task.description}"),
@@ -86,7 +42,7 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
         task = bar.add_task(f"0/{len(plan.cells)} runs", total=1.0)
         ended = 0
 
-        class Bar(execute.Progress):
+        class Bar(engine.Progress):
             def share_done(self, share: float) -> None:
                 bar.update(task, completed=share)
 
@@ -94,17 +50,41 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
                 nonlocal ended
                 ended += 1
                 bar.update(task, description=f"{ended}/{len(plan.cells)} runs")
-                asked = f"C = {cell.budget:.3g}" if cell.budget else f"D = {cell.spec.tokens:.3g}"
                 if result is None:
                     said = f"failed: {reason}"
                 elif result.loss is None:
                     said = f"diverged: {result.reason}"
                 else:
-                    took = " (simulated)" if result.simulated else f" in {_duration(result.seconds)}"
+                    took = " (simulated)" if result.simulated else f" in {duration(result.seconds)}"
                     said = f"loss {result.loss:.4f}{took}"
-                bar.console.print(f"  {cell.run_id}  µ = {cell.mean_recurrence:<2}  {asked}  {said}")
+                bar.console.print(f"  {cell.run_id}  {cell.label}  {said}")
+
+            def run_retried(self, cell: "Cell", reason: str) -> None:
+                bar.console.print(f"  {cell.run_id}  {cell.label}  starts again: {reason}")
 
         yield Bar()
+
+
+def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
+    """How far a sweep is: the counts, and a row for each run that runs or has trouble, or for all."""
+    from rich.table import Table
+
+    from sweeps.bill import duration
+
+    counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
+    driver = "" if status.at_work or status.share == 1 else "; nobody is at work on it: run it again to go on"
+    console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
+    shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
+    if not shown:
+        return
+    table = Table("run", "", "state", "step", "loss", "time", "why", box=None, pad_edge=False)
+    for run in shown:
+        left = "" if run.seconds is None else duration(run.seconds) + (" left" if run.state == "running" else "")
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        table.add_row(
+            run.run_id, run.label, run.state, f"{run.step}/{run.steps}", loss, left, (run.reason or "").split("\n")[0]
+        )
+    console.print(table)
 
 
 @contextmanager
@@ -127,6 +107,11 @@ def print_results(console: "Console", results: "Results") -> None:
     """The answer, and how far off the held-out runs were."""
     from sweeps.report import answer
 
+    for label, group in results.groups.items():
+        console.print(f"\n{label}", style="bold", markup=False)
+        print_results(console, group)
+    if results.groups:
+        return
     console.print()
     for line in answer(results):
         console.print(line)

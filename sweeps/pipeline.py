@@ -1,36 +1,44 @@
 """A sweep from its configuration to its page, station by station. The command line parses and prints; this does."""
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweeps.around import with_centres
 from sweeps.config import SweepConfig, config_text
+from sweeps.engine import Outcome, Progress
 from sweeps.folders import Folders
-from sweeps.grid import SIMULATED_DATA, Plan, plan_sweep
-from sweeps.results import Results
+from sweeps.grid import Cell, Plan, Text, plan_sweep, simulated_text
+from sweeps.secrets import STORAGE_VARIABLE, redacted, with_secret
+from sweeps.status import write_manifest
+from trainer.config import DataConfig
 from trainer.data import Corpus, prepare_corpus
 from trainer.documents import Progress as CorpusProgress
 from trainer.documents import silent
 from trainer.lock import sole_owner
+from trainer.result import RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fitting import SweepFit
-    from sweeps.execute import Progress
+    from sweeps.cluster import RayCluster
+    from sweeps.storage import Storage
     from sweeps.tracking import Store
-
-FitProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A plan and the corpus it will be trained on (None where losses are simulated)."""
+    """A plan and the corpora it will be trained on, by fingerprint (none where losses are simulated)."""
 
     plan: Plan
-    corpus: Corpus | None
+    corpora: Mapping[str, Corpus]
+
+    @property
+    def corpus_folders(self) -> dict[str, Path]:
+        """Where the corpora lie, by fingerprint."""
+        return {fingerprint: corpus.folder for fingerprint, corpus in self.corpora.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +57,27 @@ def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgres
     Raises:
         ValueError: the corpus is missing, empty or too small; a budget is too small; no cell is left.
     """
+    sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return Prepared(plan=plan_sweep(sweep, data_fingerprint=SIMULATED_DATA), corpus=None)
-    corpus = prepare_corpus(sweep.data, folders.corpora, corpus_progress)
-    corpus.check(sweep.model.context, sweep.model.vocabulary)
-    facts = corpus.facts
-    plan = plan_sweep(sweep, data_fingerprint=facts.fingerprint, train_tokens=facts.train_tokens)
-    return Prepared(plan=plan, corpus=corpus)
+        return Prepared(plan=plan_sweep(sweep, simulated_text), corpora={})
+    corpora: dict[DataConfig, Corpus] = {}
+
+    def text_of(data: DataConfig) -> Text:
+        if data not in corpora:
+            corpora[data] = prepare_corpus(data, folders.corpora, corpus_progress)
+        facts = corpora[data].facts
+        return Text(facts.fingerprint, facts.train_tokens)
+
+    plan = plan_sweep(sweep, text_of)
+    for data, context, vocabulary in {
+        (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
+    }:
+        corpora[data].check(context, vocabulary)
+    return Prepared(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
 
 
 def train_and_record(
-    prepared: Prepared, folders: Folders, *, address: str | None = None, progress: "Progress | None" = None
+    prepared: Prepared, folders: Folders, *, address: str | None = None, progress: Progress | None = None
 ) -> Recorded:
     """Train what is missing, carry it into MLflow and write the run table with the configuration that it is of.
 
@@ -69,26 +87,35 @@ def train_and_record(
         KeyboardInterrupt: stopped; the runs have saved their state and the store says so.
     """
     with sole_owner(folders.sweep):
-        return _train_and_record(prepared.plan, prepared.corpus, folders, address, progress)
+        return _train_and_record(prepared.plan, prepared.corpus_folders, folders, address, progress)
 
 
 def _train_and_record(
-    plan: Plan, corpus: Corpus | None, folders: Folders, address: str | None, progress: "Progress | None"
+    plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: Progress | None
 ) -> Recorded:
     from fitting import check_table
-    from sweeps.execute import Outcome, execute
+    from sweeps.execute import execute
     from sweeps.relay import Relay
     from sweeps.tracking import Store, named_trouble
 
-    uri = plan.sweep.tracking.uri or folders.default_tracking_uri()
+    uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
+    write_manifest(plan, folders)
+    storage = _open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
         relay = Relay(store, plan, folders)
     stopped: str | None = "FAILED"
     outcome = Outcome()
     try:
-        corpus_folder = corpus.folder if corpus else None
-        execute(plan, folders, corpus=corpus_folder, address=address, progress=progress, outcome=outcome)
+        execute(
+            plan,
+            folders,
+            partial(_cluster, plan.sweep, address),
+            corpora=corpora,
+            storage=storage,
+            progress=_Noticed(relay.notice, progress),
+            outcome=outcome,
+        )
         stopped = None
     except KeyboardInterrupt:
         stopped = "KILLED"
@@ -97,58 +124,74 @@ def _train_and_record(
         pending = relay.close(stopped=stopped, failed=outcome.failed)
     if pending:
         raise ValueError(
-            f"the tracking store must take every run, but {uri} is {len(pending)} runs behind ({relay.last_error}); "
-            "nothing is lost: mend that and give the same command again"
+            f"the tracking store must take every run, but {store.shown_uri} is {len(pending)} runs behind "
+            f"({relay.last_error}); nothing is lost: mend that and give the same command again"
         )
-    with named_trouble(uri):
-        table = check_table(store.read_table(plan))
+    table = check_table(store.read_table(plan.sweep.name))
     if len(table) < len(plan.cells):
         raise ValueError(
-            f"the tracking store must hold all {len(plan.cells)} runs, but {uri} has {len(table)}; nothing is lost: "
-            "give the same command again"
+            f"the tracking store must hold all {len(plan.cells)} runs, but {store.shown_uri} has {len(table)}; nothing "
+            "is lost: give the same command again"
         )
-    left_out = [f"{cell.asked}, µ = {cell.mean_recurrence}: {cell.reason}\n" for cell in plan.left_out]
+    left_out = [f"{cell.label}: {cell.reason}\n" for cell in plan.left_out]
     folders.left_out.write_text("".join(left_out))
-    folders.config.write_text(config_text(plan.sweep))
+    folders.config.write_text(redacted(config_text(plan.sweep)))
     table.to_csv(folders.table, index=False)
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
 
-def fit_and_report(
-    sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
-) -> Results:
-    """Fit the table with and without its largest budget, store both fits, draw and write the page.
+def _open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "Storage | None":
+    """The sweep's storage with its corpora in it, and what it has of the plan's runs brought here; None without one.
 
-    What was fitted to an earlier table goes first. A table that can't be fitted gets a page all the same; it says why.
+    Raises:
+        ValueError: the storage can't be used.
     """
-    from fitting import fit_sweep
-    from sweeps.report import write_report
+    if plan.sweep.storage is None:
+        return None
+    from sweeps.remote import StorageError
+    from sweeps.storage import Storage
 
-    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
-        stale.unlink(missing_ok=True)
-        stale.with_suffix(".txt").unlink(missing_ok=True)
-    shutil.rmtree(folders.figures, ignore_errors=True)
-    fits: dict[bool, SweepFit | None] = {}
-    why: dict[bool, str | None] = {}
-    for hold_out in (False, True):
-        try:
-            found = fit_sweep(
-                table, name=sweep.name, hold_out_largest_budget=hold_out, profiles=True, progress=progress
-            )
-        except ValueError as error:
-            fits[hold_out], why[hold_out] = None, str(error)
-        else:
-            store_fit(found, folders.fit(hold_out=hold_out))
-            fits[hold_out], why[hold_out] = found, None
-    results = Results(
-        fit=fits[False], hold_out=fits[True], why_no_fit=why[False], why_no_hold_out=why[True], report=folders.report
-    )
-    left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
-    write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command)
-    return results
+    storage = Storage(with_secret(plan.sweep.storage, STORAGE_VARIABLE))
+    storage.check()
+    try:
+        for folder in corpora.values():
+            storage.push_corpus(folder)
+        storage.fetch_news([cell.run_id for cell in plan.cells], folders.out)
+    except StorageError as error:
+        raise ValueError(f"{error}; nothing is lost: mend that and give the same command again") from error
+    return storage
 
 
-def store_fit(fit: "SweepFit", path: Path) -> None:
-    """Write a fit to `path` as JSON and, beside it, as readable text."""
-    path.write_text(fit.to_json())
-    path.with_suffix(".txt").write_text(fit.report())
+class _Noticed(Progress):
+    """Says which runs were started, so that only those are looked at, and passes everything on to a watcher."""
+
+    def __init__(self, notice: Callable[[str], None], watcher: Progress | None) -> None:
+        self.notice, self.watcher = notice, watcher or Progress()
+
+    def share_done(self, share: float) -> None:
+        self.watcher.share_done(share)
+
+    def run_started(self, cell: Cell) -> None:
+        self.notice(cell.run_id)
+        self.watcher.run_started(cell)
+
+    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
+        self.watcher.run_ended(cell, result, reason)
+
+    def run_retried(self, cell: Cell, reason: str) -> None:
+        self.watcher.run_retried(cell, reason)
+
+
+def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
+    """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
+    from sweeps.cluster import RayCluster
+    from sweeps.shipping import own_classes, runtime_environment
+
+    declared = None
+    if sweep.simulation is not None and sweep.cluster.gpus:
+        nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
+        declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
+    runtime_env = None
+    if address is not None:
+        runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
+    return RayCluster(address, runtime_env=runtime_env, declared=declared)

@@ -4,6 +4,8 @@ Everything it makes says `simulated`. It writes the same journal and the same re
 """
 
 import hashlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,34 @@ from trainer.lock import sole_owner
 from trainer.result import RunResult, read_result, write_result
 
 _CURVE_POINTS = 20
+_LOOK_SECONDS = 0.5
 
 
-def simulate_run(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> RunResult:
+def simulate_run(
+    spec: RunSpec,
+    simulation: Simulation,
+    run_id: str,
+    folder: Path,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult | None:
     """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time.
+
+    With `simulation.flops_per_second` it takes its time, and ends without a result where `should_stop` says so.
 
     Raises:
         FolderBusyError: another process simulates this run.
     """
     with sole_owner(folder):
-        return read_result(folder) or _draw(spec, simulation, run_id, folder)
+        return read_result(folder) or _draw(spec, simulation, run_id, folder, should_stop)
 
 
-def _draw(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> RunResult:
+def _draw(
+    spec: RunSpec, simulation: Simulation, run_id: str, folder: Path, should_stop: Callable[[], bool]
+) -> RunResult | None:
     parameters = count_parameters(spec.model)
     truth = Truth(
-        **simulation.model_dump(),
+        **simulation.model_dump(exclude={"flops_per_second"}),
         effective_params_fixed=float(parameters.effective_fixed),
         effective_params_per_loop=float(parameters.effective_per_loop),
     )
@@ -42,12 +56,21 @@ def _draw(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> R
     losses = {int(t): loss for t, loss in draw_losses(truth, mean, spec.tokens, recurrences, rng).items()}
     journal = Journal(folder / "journal.jsonl")
     journal.event("started", step=0, simulated=True)
+    forward, backward = expected_loops(spec.recurrence, "exact")
+    flops = flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward)
+    seconds = 0.0 if simulation.flops_per_second is None else flops["flops_exact"] / simulation.flops_per_second
+    began = time.monotonic()
     for step in np.unique(np.linspace(1, spec.steps, _CURVE_POINTS).round().astype(int)).tolist():
+        while (left := began + seconds * step / spec.steps - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+            if should_stop():
+                journal.event("stopped", step=step)
+                journal.close()
+                return None
         tokens = float(step * spec.tokens_per_step)
         journal.metrics(step, {"train_loss": truth.loss(mean, tokens, mean), "tokens": tokens})
     journal.event("finished", step=spec.steps, simulated=True)
     journal.close()
-    forward, backward = expected_loops(spec.recurrence, "exact")
     result = RunResult(
         run_id=run_id,
         status="finished",
@@ -56,7 +79,7 @@ def _draw(spec: RunSpec, simulation: Simulation, run_id: str, folder: Path) -> R
         tokens=spec.tokens,
         forward_loops=forward,
         backward_loops=backward,
-        **flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward),
+        **flops,
         loss=losses[mean],
         losses=losses,
         bits_per_byte=None,

@@ -41,7 +41,7 @@ class Storage:
     """
 
     def __init__(self, uri: str) -> None:
-        self.remote = Remote(uri)
+        self.uri, self.remote = uri, Remote(uri)
         self.name = self.remote.name
         self._sent: dict[str, tuple[int, int]] = {}
         self._seen: dict[str, Entry] = {}

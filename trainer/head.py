@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_AT_ONCE = 2**24
-_FEWEST_ROWS = 64
+from trainer.memory import FEWEST_ROWS, LOGITS_AT_ONCE
 
 
 def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
@@ -25,7 +24,7 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_onc
         targets: ids to predict, [...].
         logits_at_once: most logits held at a time (at least 64 rows are).
     """
-    rows = max(_FEWEST_ROWS, logits_at_once // weight.shape[0])
+    rows = max(FEWEST_ROWS, logits_at_once // weight.shape[0])
     if not torch.is_grad_enabled():  # within a Function they would ask for their gradients all the same
         x, weight = x.detach(), weight.detach()
     return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows)

@@ -1,7 +1,8 @@
 import pytest
 
 from fitting.simulate import PUBLISHED_TRUTH
-from sweeps.config import config_text, load_sweep, parse_yaml, preset_text, presets, validate_sweep
+from sweeps.config import config_text
+from sweeps.loading import load_sweep, parse_yaml, preset_text, presets, validate_sweep
 from trainer.sizes import SIZES
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
@@ -22,7 +23,7 @@ def test_presets_are_valid_and_named_after_their_file(name):
 
 def test_the_simulated_preset_draws_from_the_published_truth():
     simulation = load_sweep("parcae-140m-simulated").simulation
-    for key, value in simulation.model_dump().items():
+    for key, value in simulation.model_dump(exclude={"flops_per_second"}).items():
         assert getattr(PUBLISHED_TRUTH, key) == value
 
 

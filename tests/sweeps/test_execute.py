@@ -5,14 +5,17 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
-from sweeps import execute as execute_module
-from sweeps.config import validate_sweep
-from sweeps.execute import Outcome, Progress, execute, saved_states
+from sweeps import engine
+from sweeps.cluster import RayCluster
+from sweeps.engine import Outcome, Progress
+from sweeps.execute import execute, saved_states
 from sweeps.folders import Folders
-from sweeps.grid import plan_sweep
+from sweeps.grid import plan_sweep, simulated_text
+from sweeps.loading import validate_sweep
 from sweeps.pipeline import prepare
 from trainer.journal import read_journal
 from trainer.lock import sole_owner
@@ -30,6 +33,28 @@ class Watcher(Progress):
         self.ended[cell.run_id] = (result, reason)
 
 
+@pytest.fixture(scope="module")
+def ray():
+    """One local Ray for all tests of this file."""
+    with RayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def run(ray):
+    """Run a prepared sweep on it."""
+
+    def run(prepared, folders, **watching):
+        return execute(prepared.plan, folders, lambda: nullcontext(ray), corpora=prepared.corpus_folders, **watching)
+
+    return run
+
+
+def text_of(prepared):
+    (corpus,) = prepared.corpora.values()
+    return corpus
+
+
 def losses(results):
     return {run_id: result.losses for run_id, result in results.items()}
 
@@ -39,26 +64,26 @@ def undisturbed(small, tmp_path):
     """The sweep's losses, trained one run after the other in this process."""
     prepared = prepare(small, Folders(out=tmp_path / "quiet", name="small"))
     return losses(
-        {c.run_id: train(c.spec, prepared.corpus, tmp_path / "quiet" / c.run_id) for c in prepared.plan.cells}
+        {c.run_id: train(c.spec, text_of(prepared), tmp_path / "quiet" / c.run_id) for c in prepared.plan.cells}
     )
 
 
-def test_a_sweep_runs_once_and_the_second_time_not_at_all(small, folders, undisturbed, monkeypatch):
+def test_a_sweep_runs_once_and_the_second_time_not_at_all(small, folders, undisturbed, run):
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
     watcher = Watcher()
-    outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder, progress=watcher)
+    outcome = run(prepared, folders, progress=watcher)
     assert losses(outcome.results) == undisturbed
     assert not outcome.failed
     assert set(watcher.ended) == {cell.run_id for cell in prepared.plan.cells}
     assert watcher.shares[-1] == pytest.approx(1.0)
     assert watcher.shares == sorted(watcher.shares)
 
-    def refuse(*_):
+    def refuse():
         raise AssertionError("nothing is missing, so no Ray is started")
 
-    monkeypatch.setattr(execute_module, "_Cluster", refuse)
-    assert losses(execute(prepared.plan, folders, corpus=prepared.corpus.folder).results) == undisturbed
+    again = execute(prepared.plan, folders, refuse, corpora=prepared.corpus_folders)
+    assert losses(again.results) == undisturbed
 
 
 def torn_checkpoint(folder):
@@ -68,28 +93,29 @@ def torn_checkpoint(folder):
     return checkpoint
 
 
-def test_a_failed_run_is_reported_and_the_others_go_on(small, folders, undisturbed):
+def test_a_failed_run_is_reported_and_the_others_go_on(small, folders, undisturbed, run):
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
     broken = prepared.plan.cells[0]
     checkpoint = torn_checkpoint(folders.run(broken.run_id))
-    outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    outcome = run(prepared, folders)
     assert set(outcome.failed) == {broken.run_id}
     assert "can't be read" in outcome.failed[broken.run_id]
     assert len(outcome.results) == len(prepared.plan.cells) - 1
     shutil.rmtree(checkpoint)
-    again = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    again = run(prepared, folders)
     assert losses(again.results) == undisturbed
 
 
 def long_sweep(small, checkpoint_seconds):
     changes = {
         "tokens": [64 * 600], "mean_recurrences": [3], "resources": {"checkpoint_seconds": checkpoint_seconds},
+        "maximum_epochs": 2,
     }  # fmt: skip
     return validate_sweep({**small.model_dump(), **changes}, source="test")
 
 
-def test_a_stop_saves_what_no_checkpoint_holds_yet(small, folders):
+def test_a_stop_saves_what_no_checkpoint_holds_yet(small, folders, run):
     prepared = prepare(long_sweep(small, checkpoint_seconds=1e6), folders)
     folders.sweep.mkdir(parents=True)
     (cell,) = prepared.plan.cells
@@ -107,20 +133,20 @@ def test_a_stop_saves_what_no_checkpoint_holds_yet(small, folders):
     stopper = threading.Thread(target=stop_in_the_middle)
     stopper.start()
     with pytest.raises(KeyboardInterrupt):
-        execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+        run(prepared, folders)
     stopper.join()
     assert 30 <= newest(folder) < cell.spec.steps
     assert saved_states(prepared.plan, folders) == 1
     assert "stopped" in [r.get("name") for r in read_journal(folder / "journal.jsonl")[0]]
 
 
-def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path):
+def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path, run):
     """A long run: its worker is killed, then the sweep is stopped, then it goes on. Its losses are the undisturbed."""
     prepared = prepare(long_sweep(small, checkpoint_seconds=0.2), folders)
     folders.sweep.mkdir(parents=True)
     (cell,) = prepared.plan.cells
     folder = folders.run(cell.run_id)
-    expected = train(cell.spec, prepared.corpus, tmp_path / "quiet").losses
+    expected = train(cell.spec, text_of(prepared), tmp_path / "quiet").losses
 
     def when_saved(count, action):
         """Call `action` once the run has saved `count` checkpoints more than it has now."""
@@ -139,13 +165,13 @@ def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path):
     killer = when_saved(0, lambda: os.kill(writer_of(folder), signal.SIGKILL))
     stopper = when_saved(150, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+        run(prepared, folders)
     killer.join()
     stopper.join()
     assert not (folder / "result.json").exists()
     assert not folders.stop_file.exists()
     assert 150 < newest(folder) < cell.spec.steps
-    outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+    outcome = run(prepared, folders)
     assert outcome.results[cell.run_id].losses == expected
 
 
@@ -167,15 +193,13 @@ def writer_of(folder):
     raise AssertionError(f"no process writes {target}")
 
 
-def test_two_sweeps_share_a_run_that_is_being_trained(small, folders, undisturbed):
+def test_two_sweeps_share_a_run_that_is_being_trained(small, folders, undisturbed, run):
     """While another process trains one of its runs, a sweep waits for that run's result instead of failing."""
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
     shared, *others = prepared.plan.cells
     outcomes = []
-    sweep = threading.Thread(
-        target=lambda: outcomes.append(execute(prepared.plan, folders, corpus=prepared.corpus.folder))
-    )
+    sweep = threading.Thread(target=lambda: outcomes.append(run(prepared, folders)))
     with sole_owner(folders.run(shared.run_id)):
         sweep.start()
         deadline = time.monotonic() + 90
@@ -183,14 +207,14 @@ def test_two_sweeps_share_a_run_that_is_being_trained(small, folders, undisturbe
             if all((folders.run(cell.run_id) / "result.json").exists() for cell in others):
                 break
             time.sleep(0.1)
-        time.sleep(2 * execute_module.BUSY_POLL_SECONDS)
+        time.sleep(2 * engine.BUSY_SECONDS)
         assert sweep.is_alive()
         assert not (folders.run(shared.run_id) / "result.json").exists()
     sweep.join()
     assert losses(outcomes[0].results) == undisturbed
 
 
-def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch):
+def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch, run):
     prepared = prepare(small, folders)
     folders.sweep.mkdir(parents=True)
     broken = prepared.plan.cells[0]
@@ -203,7 +227,7 @@ def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch):
 
     outcome = Outcome()
     with pytest.raises(KeyboardInterrupt):
-        execute(prepared.plan, folders, corpus=prepared.corpus.folder, progress=StopsAfterAFailure(), outcome=outcome)
+        run(prepared, folders, progress=StopsAfterAFailure(), outcome=outcome)
     assert set(outcome.failed) == {broken.run_id}
 
 
@@ -215,18 +239,16 @@ def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch):
         ("h:99999999999", "must read host:port"),
     ],
 )
-def test_an_unreachable_cluster_is_named(simulated, folders, address, said):
-    plan = plan_sweep(simulated, data_fingerprint="simulated")
-    folders.sweep.mkdir(parents=True)
+def test_an_unreachable_cluster_is_named(address, said):
     with pytest.raises(ValueError, match=said):
-        execute(plan, folders, corpus=None, address=address)
+        RayCluster(address)
 
 
-def test_a_run_that_fits_no_node_is_refused(simulated, folders):
+def test_a_run_that_fits_no_node_is_refused(simulated, folders, ray):
     hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
     folders.sweep.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"ask for 1 process\(es\) of 100000 CPU"):
-        execute(plan_sweep(hungry, data_fingerprint="simulated"), folders, corpus=None)
+        execute(plan_sweep(hungry, simulated_text), folders, lambda: nullcontext(ray), corpora={})
 
 
 class TestSeveralProcesses:
@@ -237,12 +259,12 @@ class TestSeveralProcesses:
         content = small.model_dump() | {"tokens": [1024], "mean_recurrences": [3], "resources": {"processes": 2}}
         return validate_sweep(content, source="test")
 
-    def test_a_killed_process_costs_nothing(self, shared_run, folders):
+    def test_a_killed_process_costs_nothing(self, shared_run, folders, run):
         """The losses of one process (to rounding), although one of the two was killed in the middle."""
         prepared = prepare(shared_run, folders)
         folders.sweep.mkdir(parents=True)
         (cell,) = prepared.plan.cells
-        alone = train(cell.spec, prepared.corpus, folders.out / "alone")
+        alone = train(cell.spec, text_of(prepared), folders.out / "alone")
         journal = folders.run(cell.run_id) / "journal.jsonl"
         killed = threading.Event()
 
@@ -255,7 +277,7 @@ class TestSeveralProcesses:
 
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
-        outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+        outcome = run(prepared, folders)
         killed.set()
         assert not outcome.failed
         assert outcome.results[cell.run_id].losses == pytest.approx(alone.losses, rel=3e-4)
@@ -263,17 +285,17 @@ class TestSeveralProcesses:
         assert starts == [2, 2]
         assert not (folders.run(cell.run_id) / "ray-train").exists()
 
-    def test_a_broken_rule_is_reported_as_it_is(self, shared_run, folders):
+    def test_a_broken_rule_is_reported_as_it_is(self, shared_run, folders, run):
         prepared = prepare(shared_run, folders)
         folders.sweep.mkdir(parents=True)
         (cell,) = prepared.plan.cells
         torn_checkpoint(folders.run(cell.run_id))
-        outcome = execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+        outcome = run(prepared, folders)
         assert "00000001/state.pt can't be read" in outcome.failed[cell.run_id]
 
-    def test_what_no_cluster_can_hold_is_refused(self, shared_run, folders):
+    def test_what_no_cluster_can_hold_is_refused(self, shared_run, folders, run):
         content = shared_run.model_dump() | {"resources": {"processes": 1000}, "batch": 1000, "minimum_steps": 1}
         content["tokens"] = [16_000]
         prepared = prepare(validate_sweep(content, source="test"), folders)
         with pytest.raises(ValueError, match=r"a run must fit the cluster, but its resources ask for 1000 process"):
-            execute(prepared.plan, folders, corpus=prepared.corpus.folder)
+            run(prepared, folders)
