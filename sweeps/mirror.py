@@ -61,7 +61,7 @@ class Mirror:
         self._storage, self._run_id, self._folder = storage, run_id, folder
         self._lease = storage.lease(run_id, owner=owner, stale_seconds=stale_seconds)
         self._seconds, self._patience = min(seconds, stale_seconds / 3), patience
-        self._beaten = 0
+        self._beaten, self._asked = 0, False
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(action,), name=f"isoloop-{name}-{run_id}", daemon=True)
@@ -149,10 +149,13 @@ class Mirror:
 
     def _follow_stop(self) -> None:
         if self._storage.is_asked_to_stop(self._run_id):
+            self._asked = True
             (self._folder / STOP).touch()
 
     def _let_go(self) -> None:
         try:
+            if self._asked:  # done: whoever runs this next isn't asked
+                self._storage.withdraw_stop([self._run_id])
             self._lease.release()
         except StorageError as error:  # it goes stale by itself
             log.debug("mirror of %s: %s", self._run_id, error)

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from sweeps.secrets import HIDDEN, redacted
 from trainer.atomic import open_atomically
 
 _CHUNK_BYTES = 16 * 2**20
 _OBJECT_STORES = {"s3", "gcs", "abfs"}
-_SECRET_KEY = re.compile(r"([?&][^=&]*(?:key|secret|token|password|sig)[^=&]*=)[^&\s'\"]*", re.IGNORECASE)
-_USER = re.compile(r"(://)[^/@\s]+@")
 
 
 class StorageError(OSError):
@@ -46,7 +45,7 @@ class Remote:
     """
 
     def __init__(self, uri: str) -> None:
-        self.name, self._uri = _redacted(uri), uri
+        self.name, self._uri = redacted(uri), uri
         self._system, base = _open(uri)
         self._base = base.rstrip("/")
         self._kind = self._system.type_name
@@ -189,13 +188,8 @@ def _open(uri: str) -> tuple[Any, str]:
 def _unusable(uri: str, why: str) -> ValueError:
     return ValueError(
         "a storage must be a folder or a URI that pyarrow or fsspec can open (s3://, gs://, abfs://, file://, or an "
-        f"fsspec scheme whose package is installed), but got {_redacted(uri)}: {_without_secrets(why, uri)}"
+        f"fsspec scheme whose package is installed), but got {redacted(uri)}: {_without_secrets(why, uri)}"
     )
-
-
-def _redacted(uri: str) -> str:
-    """The URI without user, password and what looks like a key in its options."""
-    return _SECRET_KEY.sub(r"\1***", _USER.sub(r"\1***@", uri))
 
 
 def _without_secrets(text: str, uri: str) -> str:
@@ -203,9 +197,10 @@ def _without_secrets(text: str, uri: str) -> str:
         password = urlsplit(uri).password or ""
     except ValueError:
         password = ""
-    for secret in {uri, password, unquote(password)} - {""}:
-        text = text.replace(secret, _redacted(secret) if secret == uri else "***")
-    return _redacted(text)
+    text = text.replace(uri, redacted(uri))
+    for secret in {password, unquote(password)} - {""}:
+        text = text.replace(secret, HIDDEN)
+    return redacted(text)
 
 
 def is_name(text: str) -> bool:
