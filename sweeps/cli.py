@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeps.console import fit_progress, new_console, print_results, progress_bar
+from sweeps.privacy import switch_telemetry_off
+from sweeps.secrets import redacted
 
 if TYPE_CHECKING:
     from fitting import Objective
@@ -38,13 +40,17 @@ BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """Run the command; a broken rule is one message on stderr and exit code 2."""
+    switch_telemetry_off()
     try:
         app()
     except ValueError as error:
-        print(f"isoloop: {error}", file=sys.stderr)
+        print(f"isoloop: {redacted(str(error))}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except OSError as error:
-        print(f"isoloop: files must be readable and writable, but {error}; nothing done is lost", file=sys.stderr)
+        print(
+            f"isoloop: files must be readable and writable, but {redacted(str(error))}; nothing done is lost",
+            file=sys.stderr,
+        )
         sys.exit(BROKEN_RULE)
     except KeyboardInterrupt:
         print("isoloop: stopped", file=sys.stderr)
@@ -99,9 +105,14 @@ def run(
     sweep: Sweep,
     out: Out = DEFAULT_OUT,
     override: Set = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="A Ray cluster's host:port; a local Ray if left out.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's host:port, or auto; a local Ray if left out.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs lie if workers don't see --out: s3://, gs://, or a folder.")
     ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
@@ -109,7 +120,7 @@ def run(
     from sweeps.pipeline import fit_and_report, prepare, store_stability, train_and_record
     from sweeps.stability import is_study
 
-    config, folders = _load(sweep, out, override, tracking_uri)
+    config, folders = _load(sweep, out, override, tracking_uri, storage)
     console = new_console()
     with corpus_bar(console) as corpus_progress:
         prepared = prepare(config, folders, corpus_progress)
@@ -141,6 +152,24 @@ def run(
         for run_id, reason in recorded.failed.items():
             print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
         sys.exit(RUNS_FAILED)
+
+
+@app.command()
+def status(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    every_run: Annotated[bool, typer.Option("--all", help="A row for each run, done and waiting ones too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how far a sweep is, also while another terminal runs it."""
+    from sweeps.console import print_status
+    from sweeps.status import read_status
+
+    found = read_status(_folders_of(target, out))
+    if as_json:
+        print(found.to_json())
+    else:
+        print_status(new_console(), found, every_run=every_run)
 
 
 @data.command("prepare")
@@ -308,11 +337,13 @@ def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
     print(store_stability(config, folders, read_table(folders.table)).report(), end="")
 
 
-def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":
+def _load(
+    sweep: str, out: Path, override: list[str], tracking_uri: str | None = None, storage: str | None = None
+) -> "tuple[SweepConfig, Folders]":
     from sweeps.folders import Folders
     from sweeps.loading import load_sweep
 
-    config = load_sweep(sweep, override, tracking_uri=tracking_uri)
+    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
     return config, Folders(out=out, name=config.name)
 
 
@@ -331,7 +362,9 @@ def _folders_of(target: str, out: Path) -> "Folders":
 
 
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
-    return config.tracking.uri or f"mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
+    if config.tracking.uri is not None:
+        return redacted(config.tracking.uri)
+    return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
 
 
 def _objective(delta: float, on: str) -> "Objective":

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING
 
 from sweeps.around import with_centres
 from sweeps.config import SweepConfig, config_text
+from sweeps.engine import Outcome, Progress
 from sweeps.folders import Folders
-from sweeps.grid import Plan, Text, plan_sweep, simulated_text
+from sweeps.grid import Cell, Plan, Text, plan_sweep, simulated_text
 from sweeps.results import Results
+from sweeps.secrets import STORAGE_VARIABLE, redacted, with_secret
+from sweeps.status import write_manifest
 from trainer.config import DataConfig
 from trainer.data import Corpus, prepare_corpus
 from trainer.documents import Progress as CorpusProgress
 from trainer.documents import silent
 from trainer.lock import sole_owner
+from trainer.result import RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fitting import SweepFit
     from sweeps.cluster import RayCluster
-    from sweeps.execute import Progress
     from sweeps.stability import StabilityStudy
+    from sweeps.storage import Storage
     from sweeps.tracking import Store
 
 FitProgress = Callable[[str, int, int], None]
@@ -79,7 +83,7 @@ def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgres
 
 
 def train_and_record(
-    prepared: Prepared, folders: Folders, *, address: str | None = None, progress: "Progress | None" = None
+    prepared: Prepared, folders: Folders, *, address: str | None = None, progress: Progress | None = None
 ) -> Recorded:
     """Train what is missing, carry it into MLflow and write the run table with the configuration that it is of.
 
@@ -93,14 +97,16 @@ def train_and_record(
 
 
 def _train_and_record(
-    plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: "Progress | None"
+    plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: Progress | None
 ) -> Recorded:
     from fitting import check_table
-    from sweeps.execute import Outcome, execute
+    from sweeps.execute import execute
     from sweeps.relay import Relay
     from sweeps.tracking import Store, named_trouble
 
-    uri = plan.sweep.tracking.uri or folders.default_tracking_uri()
+    uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
+    write_manifest(plan, folders)
+    storage = _open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
         relay = Relay(store, plan, folders)
@@ -112,7 +118,8 @@ def _train_and_record(
             folders,
             partial(_cluster, plan.sweep, address),
             corpora=corpora,
-            progress=progress,
+            storage=storage,
+            progress=_Noticed(relay.notice, progress),
             outcome=outcome,
         )
         stopped = None
@@ -123,32 +130,77 @@ def _train_and_record(
         pending = relay.close(stopped=stopped, failed=outcome.failed)
     if pending:
         raise ValueError(
-            f"the tracking store must take every run, but {uri} is {len(pending)} runs behind ({relay.last_error}); "
-            "nothing is lost: mend that and give the same command again"
+            f"the tracking store must take every run, but {store.shown_uri} is {len(pending)} runs behind "
+            f"({relay.last_error}); nothing is lost: mend that and give the same command again"
         )
-    with named_trouble(uri):
-        table = check_table(store.read_table(plan))
+    table = check_table(store.read_table(plan.sweep.name))
     if len(table) < len(plan.cells):
         raise ValueError(
-            f"the tracking store must hold all {len(plan.cells)} runs, but {uri} has {len(table)}; nothing is lost: "
-            "give the same command again"
+            f"the tracking store must hold all {len(plan.cells)} runs, but {store.shown_uri} has {len(table)}; nothing "
+            "is lost: give the same command again"
         )
     left_out = [f"{cell.label}: {cell.reason}\n" for cell in plan.left_out]
     folders.left_out.write_text("".join(left_out))
-    folders.config.write_text(config_text(plan.sweep))
+    folders.config.write_text(redacted(config_text(plan.sweep)))
     table.to_csv(folders.table, index=False)
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
+
+
+def _open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "Storage | None":
+    """The sweep's storage with its corpora in it, and what it has of the plan's runs brought here; None without one.
+
+    Raises:
+        ValueError: the storage can't be used.
+    """
+    if plan.sweep.storage is None:
+        return None
+    from sweeps.remote import StorageError
+    from sweeps.storage import Storage
+
+    storage = Storage(with_secret(plan.sweep.storage, STORAGE_VARIABLE))
+    storage.check()
+    try:
+        for folder in corpora.values():
+            storage.push_corpus(folder)
+        storage.fetch_news([cell.run_id for cell in plan.cells], folders.out)
+    except StorageError as error:
+        raise ValueError(f"{error}; nothing is lost: mend that and give the same command again") from error
+    return storage
+
+
+class _Noticed(Progress):
+    """Says which runs were started, so that only those are looked at, and passes everything on to a watcher."""
+
+    def __init__(self, notice: Callable[[str], None], watcher: Progress | None) -> None:
+        self.notice, self.watcher = notice, watcher or Progress()
+
+    def share_done(self, share: float) -> None:
+        self.watcher.share_done(share)
+
+    def run_started(self, cell: Cell) -> None:
+        self.notice(cell.run_id)
+        self.watcher.run_started(cell)
+
+    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
+        self.watcher.run_ended(cell, result, reason)
+
+    def run_retried(self, cell: Cell, reason: str) -> None:
+        self.watcher.run_retried(cell, reason)
 
 
 def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
     """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
     from sweeps.cluster import RayCluster
+    from sweeps.shipping import own_classes, runtime_environment
 
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
         nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
-    return RayCluster(address, declared=declared)
+    runtime_env = None
+    if address is not None:
+        runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
+    return RayCluster(address, runtime_env=runtime_env, declared=declared)
 
 
 def fit_and_report(

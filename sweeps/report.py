@@ -17,6 +17,7 @@ from fitting.result import HeldOut
 from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
 from sweeps.results import Results
+from sweeps.secrets import redacted
 
 CAPTIONS = {
     "isoflop_curves": "isoFLOP curves: validation loss against mean recurrence at each budget, with each minimum.",
@@ -76,7 +77,7 @@ def write_report(
         left_out=left_out,
         fit_text="" if fit is None else fit.report(),
         origin=_origin(table, command),
-        configuration=config_text(sweep),
+        configuration=redacted(config_text(sweep)),
     )
     folders.report.write_text(page)
 
@@ -195,7 +196,7 @@ def _shown(value: Any) -> str:
 def _origin(table: pd.DataFrame, command: str) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
     return (
-        f"command    {command}\n"
+        f"command    {redacted(command)}\n"
         f"versions   isoloop {importlib.metadata.version('isoloop')}, Python {platform.python_version()}, {versions}\n"
         f"machine    {platform.machine()} {sys.platform}\n"
         f"runs       {' '.join(table['run_id'])}"

@@ -74,10 +74,16 @@ class Node:
 
 
 class Pool:
-    """Machines and what is free on them. All of it is kept here: nobody is asked."""
+    """Machines and what is free on them. All of it is kept here: nobody is asked.
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    Args:
+        nodes: the machines.
+        spread: whether the processes of one run may sit on several of them.
+    """
+
+    def __init__(self, nodes: Iterable[Node], *, spread: bool = True) -> None:
         self.nodes = {node.name: node for node in nodes}
+        self.spread = spread
 
     def place(self, needs: Needs) -> tuple[Slot, ...] | None:
         """A slot for each process, on as few nodes as can be; None, with nothing taken, if they don't all fit."""
@@ -89,7 +95,7 @@ class Pool:
                 taken.append(slot)
             if len(taken) == needs.processes:
                 return tuple(taken)
-        return self._spread(needs) if needs.processes > 1 else None
+        return self._spread(needs) if needs.processes > 1 and self.spread else None
 
     def release(self, needs: Needs, slots: Sequence[Slot]) -> None:
         """Free the slots of a run; those of nodes that have gone are forgotten."""

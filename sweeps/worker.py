@@ -3,8 +3,10 @@
 Started by the cluster, in a process of Ray's. Nothing is raised through Ray: how an attempt ended comes back as data.
 """
 
+import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from trainer.lock import FolderBusyError
 
 HEARTBEAT = "heartbeat"
 STOP = "stop"
+SCRATCH = "ISOLOOP_SCRATCH"
 LOOK_SECONDS = 1.0
 
 
@@ -34,7 +37,9 @@ class Task(Config):
         resources: what it is given.
         corpus: folder of the prepared corpus, None where losses are simulated.
         simulation: the law to draw the losses from, None where the run trains.
-        storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared.
+        storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared; `folder`,
+            `stop_file` and `corpus` are the driver's then, and of no use here.
+        owner: the driver, as leases on runs in the storage name it.
     """
 
     spec: RunSpec
@@ -45,6 +50,7 @@ class Task(Config):
     corpus: str | None
     simulation: Simulation | None
     storage: str | None = None
+    owner: str | None = None
 
 
 class Ended(Config):
@@ -62,22 +68,50 @@ class Ended(Config):
 def run_attempt(task_json: str) -> str:
     """Run one attempt; takes a `Task` and returns an `Ended`, both as JSON."""
     task = Task.model_validate_json(task_json)
-    folder = Path(task.folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beat(folder)
-        with _preemption() as preempted:
-            stop = _StopSignal(folder, Path(task.stop_file), preempted)
-            done = _run(task, folder, stop)
-            how: Literal["done", "preempted", "stopped"] = (
-                "done" if done else "preempted" if preempted.is_set() else "stopped"
-            )
-            return Ended(how=how).model_dump_json()
+        with _preemption() as preempted, _within_reach(task) as (near, finished):
+            folder = Path(near.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            beat(folder)
+            stop = _StopSignal(folder, Path(near.stop_file), preempted)
+            done = finished or _run(near, folder, stop)
+        how: Literal["done", "preempted", "stopped"]
+        how = "done" if done else "preempted" if preempted.is_set() else "stopped"
+        return Ended(how=how).model_dump_json()
     except FolderBusyError:
         return Ended(how="busy").model_dump_json()
     except Exception as error:  # noqa: BLE001  whatever it is, the driver decides what to make of it
         failure = judge(error)
         return Ended(how="failed", reason=failure.reason, may_pass=failure.may_pass).model_dump_json()
+
+
+@contextmanager
+def _within_reach(task: Task) -> Iterator[tuple[Task, bool]]:
+    """The task with folders that this machine sees, and whether the run has a result already.
+
+    Where runs lie in a storage, its folder and its corpus are fetched to this machine's disk, and what is made here is
+    published meanwhile.
+    """
+    if task.storage is None:
+        yield task, False
+        return
+    from sweeps.mirror import Mirror
+    from sweeps.storage import Storage
+
+    here = scratch()
+    storage = Storage(task.storage)
+    corpus = None
+    if task.corpus is not None:
+        corpus = str(storage.pull_corpus(task.spec.data_fingerprint, here / "corpora"))
+    folder = here / "runs" / task.run_id
+    near = task.model_copy(update={"folder": str(folder), "stop_file": str(folder / STOP), "corpus": corpus})
+    with Mirror(storage, task.run_id, folder, owner=task.owner) as mirror:
+        yield near, mirror.finished
+
+
+def scratch() -> Path:
+    """This machine's own folder for what lies in a storage."""
+    return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
 
 
 def beat(folder: Path) -> None:
@@ -163,19 +197,21 @@ def _train_share(config: dict[str, str]) -> None:
 def _train_in_processes(task: Task, folder: Path) -> None:
     """Train one run in several processes through Ray Train. When one dies, all end: the run's next attempt goes on.
 
+    Where runs lie in a storage, all processes are on this machine.
+
     Raises:
         Exception: what a process raised.
         ray.train.WorkerGroupError: a process died.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
+    from ray.util import get_node_ip_address
 
     resources, notes = task.resources, folder / "ray-train"
-    scaling = ScalingConfig(
-        num_workers=resources.processes,
-        use_gpu=resources.gpu_share > 0,
-        resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpu_share},
-    )
+    each = {"CPU": float(resources.cpus), "GPU": resources.gpu_share}
+    if task.storage is not None:  # what is published lies on this machine's disk
+        each |= {f"node:{get_node_ip_address()}": 0.001}
+    scaling = ScalingConfig(num_workers=resources.processes, use_gpu=resources.gpu_share > 0, resources_per_worker=each)
     try:
         TorchTrainer(
             _train_share,

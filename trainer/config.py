@@ -354,6 +354,8 @@ class ExecutionSettings(Config):
         compile: put the blocks through torch.compile.
         checkpoint_seconds: time between two checkpoints.
         keep_checkpoints: how many of them to keep.
+        validations: evaluations during the training, evenly spaced and apart from the one at the end; the loss at
+            T = µ_rec goes into the journal as `validation_loss`.
         peak_flops: FLOPs per second of one process that utilisation refers to; None: the matrix rate measured at the
             start.
     """
@@ -363,6 +365,7 @@ class ExecutionSettings(Config):
     compile: bool = False
     checkpoint_seconds: PositiveFloat = 30.0
     keep_checkpoints: PositiveInt = 2
+    validations: NonNegativeInt = 0
     peak_flops: PositiveFloat | None = None
 
 

@@ -1,7 +1,7 @@
 """Validation loss at many recurrences in one pass over the loops."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ def evaluate(
     *,
     ranks: Ranks | None = None,
     batch: int = BATCH,
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
     """Mean cross-entropy in nats per token at each T of `recurrences`, by T ascending.
 
@@ -34,6 +35,7 @@ def evaluate(
         recurrences: loops to run, each >= 1.
         ranks: the processes that share the work; this one alone if left out.
         batch: sequences at once.
+        alive: called whenever a part is done: at each T of each batch.
     """
     ranks = ranks or Ranks()
     wanted = sorted(set(recurrences))
@@ -46,6 +48,7 @@ def evaluate(
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
         for i, (_, x) in enumerate(model.final_states(tokens, wanted, h0)):
             total[i] += mean_cross_entropy(x, model.embedding.weight, targets).item() * targets.numel()
+            alive()
     total = ranks.sum(total.to(device)) / (windows.shape[0] * (windows.shape[1] - 1))
     return dict(zip(wanted, total.tolist(), strict=True))
 

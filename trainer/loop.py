@@ -15,17 +15,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from trainer.accounting import flops_spent, loop_cost
 from trainer.architecture import build_model
+from trainer.atomic import write_atomically
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from trainer.compilation import compile_blocks
 from trainer.config import ExecutionConfig, RunSpec
 from trainer.data import Corpus
+from trainer.environment import environment
 from trainer.evaluate import BATCH, bits_per_byte, evaluate, tokens_per_byte
 from trainer.feed import Share, shares
 from trainer.journal import Journal
@@ -35,7 +38,7 @@ from trainer.optim import apply_schedule, make_optimizers
 from trainer.parallel import Ranks
 from trainer.published import save_published
 from trainer.result import RunResult, read_result, write_result
-from trainer.telemetry import SpeedMeter
+from trainer.telemetry import SpeedMeter, SystemMeter
 
 CURVE_POINTS = 200
 EXPLODED = 3.0
@@ -48,6 +51,7 @@ def train(
     *,
     execution: ExecutionConfig | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    alive: Callable[[], None] = lambda: None,
 ) -> RunResult | None:
     """Train one run, or go on from its last checkpoint, or return its result if it has one already.
 
@@ -61,6 +65,7 @@ def train(
         folder: the run's own folder.
         execution: how to execute it here; by default on one thread of the CPU.
         should_stop: asked in every step; when true, the run finishes the step, saves its state and returns None.
+        alive: called in every step and, in an evaluation, at each T of each batch, by every process.
 
     Raises:
         ValueError: the corpus isn't the spec's or is too small; a checkpoint is torn or foreign; more processes than
@@ -71,7 +76,7 @@ def train(
     _check(spec, corpus, ranks)
     with sole_owner(folder) if ranks.is_first else nullcontext():
         finished = ranks.first_says(read_result(folder) if ranks.is_first else None)
-        return finished or _train(spec, corpus, folder, execution, ranks, should_stop)
+        return finished or _train(spec, corpus, folder, execution, ranks, should_stop, alive)
 
 
 def _train(
@@ -81,10 +86,11 @@ def _train(
     execution: ExecutionConfig,
     ranks: Ranks,
     should_stop: Callable[[], bool],
+    alive: Callable[[], None],
 ) -> RunResult | None:
     torch.set_num_threads(execution.cpu_threads)
     if ranks.is_first:
-        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+        write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
     model = build_model(spec.model, recompute_loops=execution.activation_checkpointing)
     model.initialise(spec.seed)
@@ -95,17 +101,20 @@ def _train(
     ranks.share_weights(model)
     if execution.compile:
         compile_blocks(model)
-    meter = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size)
+    meter, system = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size), SystemMeter(execution)
     journal.event(
         "resumed" if done else "started",
-        step=done, device=execution.device, processes=ranks.size, torch=torch.__version__, peak_flops=meter.peak,
+        step=done, processes=ranks.size, device=execution.device, cpu_threads=execution.cpu_threads,
+        peak_flops=meter.peak, **environment(execution.device),
     )  # fmt: skip
 
-    every = max(1, spec.steps // CURVE_POINTS)
+    every, validated = max(1, spec.steps // CURVE_POINTS), _validation_steps(spec.steps, execution.validations)
     exploded = EXPLODED * math.log(spec.model.padded_vocabulary)
-    began = last_saved = time.monotonic()
+    mean, began = spec.recurrence.mean, time.monotonic()
+    last_saved = began
     nats, reason, pinned = None, None, torch.device(execution.device).type == "cuda"
     for step, share in shares(spec, corpus, ranks, done, pinned=pinned):
+        alive()
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
         told = _backward(spec, model, share, execution)
         ranks.sum_gradients(model)
@@ -125,8 +134,15 @@ def _train(
             optimizer.zero_grad()
         done += 1
         meter.count(spec.batch, forward, backward)
+        point: dict[str, float] = {}
+        if done in validated:
+            with meter.paused():
+                loss = _validate(spec, model, validation, {mean}, execution, ranks, alive)[mean]
+            point |= {"validation_loss": loss} if math.isfinite(loss) else {}
         if ranks.is_first and (done % every == 0 or done == spec.steps):
-            journal.metrics(done, _telemetry(spec, model, optimizers, means, gradient_norm, done) | meter.read())
+            point |= _telemetry(spec, model, optimizers, means, gradient_norm, done) | meter.read() | system.read()
+        if point:
+            journal.metrics(done, point)
         now = time.monotonic()
         stopping = stop > 0 and done < spec.steps
         if ranks.is_first and (stopping or now - last_saved >= execution.checkpoint_seconds):
@@ -142,9 +158,7 @@ def _train(
 
     losses = {}
     if reason is None:
-        with _precision(spec, execution):
-            recurrences = {*spec.evaluation.recurrences, spec.recurrence.mean}
-            losses = evaluate(model, validation, recurrences, ranks=ranks, batch=execution.micro_batch or BATCH)
+        losses = _validate(spec, model, validation, {*spec.evaluation.recurrences, mean}, execution, ranks, alive)
         if not all(map(math.isfinite, losses.values())):
             reason = f"validation loss is not finite after step {done}{_radius(model)}: {losses}"
     counts["seconds"] += time.monotonic() - began
@@ -222,6 +236,26 @@ def _backward(spec: RunSpec, model: LanguageModel, share: Share, execution: Exec
         means = [told.new_tensor(math.nan) if value is None else value.detach() for value in loss]
         told += torch.stack(means) * part
     return told
+
+
+def _validation_steps(steps: int, validations: int) -> set[int]:
+    """Steps after which to evaluate: at most `validations`, evenly spaced between the start and the end."""
+    return {round(steps * i / (validations + 1)) for i in range(1, validations + 1)} - {0, steps}
+
+
+def _validate(
+    spec: RunSpec,
+    model: LanguageModel,
+    windows: NDArray,
+    recurrences: set[int],
+    execution: ExecutionConfig,
+    ranks: Ranks,
+    alive: Callable[[], None],
+) -> dict[int, float]:
+    """Validation loss by T, on all processes together."""
+    with _precision(spec, execution):
+        batch = execution.micro_batch or BATCH
+        return evaluate(model, windows, recurrences, ranks=ranks, batch=batch, alive=alive)
 
 
 def _precision(spec: RunSpec, execution: ExecutionConfig) -> torch.autocast:

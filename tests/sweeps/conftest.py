@@ -1,5 +1,7 @@
 """A sweep of seconds, and its simulated twin."""
 
+import shutil
+
 import pytest
 
 from sweeps.folders import Folders
@@ -41,3 +43,19 @@ def simulated():
 @pytest.fixture
 def folders(tmp_path):
     return Folders(out=tmp_path / "out", name="small")
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory):
+    """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
+    from sweeps.tracking import Store
+
+    empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    Store(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
+
+    def make(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+        return f"sqlite:///{path}"
+
+    return make

@@ -78,10 +78,13 @@ def test_the_same_losses_as_one_process(spec, corpus, alone, tmp_path, execution
 
 
 def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, tmp_path):
+    """Validations in between don't show either."""
     whole = train_in(2, spec, corpus, tmp_path / "whole")
-    stopped = train_in(2, spec, corpus, tmp_path / "stopped", stops=(5, None))
+    stopped = train_in(2, spec, corpus, tmp_path / "stopped", stops=(5, None), validations=2)
     assert stopped.losses == whole.losses
     assert told_by_step(tmp_path / "stopped") == told_by_step(tmp_path / "whole")
+    records = read_journal(tmp_path / "stopped" / "journal.jsonl")[0]
+    assert [r["step"] for r in records if "validation_loss" in r.get("values", {})] == [4, 8]
 
 
 def test_a_process_without_a_validation_window_has_no_say(spec, corpus, tmp_path):

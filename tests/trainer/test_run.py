@@ -12,7 +12,8 @@ from trainer import compilation
 from trainer.accounting import flops_per_token
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from trainer.config import ExecutionConfig, ModelConfig, OptimizerConfig, RecurrenceConfig, RunSpec
+from trainer.config import ExecutionConfig, ModelConfig, OptimizerConfig, RecurrenceConfig, RunSpec, ScheduleConfig
+from trainer.environment import environment
 from trainer.evaluate import bits_per_byte, evaluate
 from trainer.journal import Journal, journal_id, read_journal
 from trainer.lock import FolderBusyError, sole_owner
@@ -33,7 +34,11 @@ def without_clock(result: RunResult) -> dict:
     return result.model_dump(exclude={"seconds"})
 
 
-CLOCK = {"tokens_per_second", "model_flop_utilisation", "peak_memory"}
+NO_DECAY = OptimizerConfig(muon_weight_decay=0.0)
+CLOCK = {
+    "tokens_per_second", "model_flop_utilisation", "peak_memory",
+    "system/cpu_utilization_percentage", "system/system_memory_usage_megabytes",
+}  # fmt: skip
 
 
 def metrics(folder):
@@ -72,6 +77,9 @@ def test_a_run_records_what_it_did(spec, uninterrupted):
     }  # fmt: skip
     assert all(value > 0 for values in told for value in values.values())
     assert told[0]["spectral_radius"] == pytest.approx(0.2**0.5, abs=0.02)
+    started = read_journal(folder / "journal.jsonl")[0][1]
+    assert (started["name"], started["torch"], started["cpu_threads"]) == ("started", torch.__version__, 1)
+    assert started.items() >= environment().items()
     model, recurrence = load_published(folder / "model")
     assert (model.config, recurrence.mean) == (spec.model, spec.recurrence.mean)
     assert model.spectral_radius() == pytest.approx(result.spectral_radius)
@@ -141,6 +149,32 @@ def test_how_it_is_executed_changes_rounding_alone(spec, corpus, uninterrupted, 
     assert result.forward_loops == uninterrupted[1].forward_loops
     ours, theirs = metrics(tmp_path)[0][1], metrics(uninterrupted[0])[0][1]
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_validations_in_mid_run_change_nothing_but_the_journal(spec, corpus, uninterrupted, tmp_path):
+    """Three of them, at steps 3, 6 and 9, also where the run is stopped at one and goes on behind it."""
+    execution = ExecutionConfig(validations=3)
+    calls = []
+    assert train(spec, corpus, tmp_path, execution=execution, should_stop=stop_after(6)) is None
+    result = train(spec, corpus, tmp_path, execution=execution, alive=lambda: calls.append(1))
+    assert without_clock(result) == without_clock(uninterrupted[1])
+    told = metrics(tmp_path)
+    assert [step for step, values in told if "validation_loss" in values] == [3, 6, 9]
+    validated = [values.pop("validation_loss") for _, values in told if "validation_loss" in values]
+    assert told == metrics(uninterrupted[0])
+    assert math.log(256) * 3 > validated[0] > validated[-1] > result.loss
+    assert len(calls) == 6 + 1 + len(result.losses)  # steps 7 to 12, one evaluation between, each T at the end
+    for name, theirs in (load_published(uninterrupted[0] / "model")[0]).state_dict().items():
+        assert torch.equal(load_published(tmp_path / "model")[0].state_dict()[name], theirs)
+
+
+def test_a_validation_is_that_of_the_model_at_its_step(spec, corpus, tmp_path):
+    """A run that ends at step 6 evaluates what another one evaluates there, with a constant learning rate."""
+    constant = spec.model_copy(update={"schedule": ScheduleConfig(decay_fraction=0), "optimizer": NO_DECAY})
+    train(constant, corpus, tmp_path / "long", execution=ExecutionConfig(validations=1))
+    short = train(constant.model_copy(update={"steps": 6}), corpus, tmp_path / "short")
+    (told,) = [values for _, values in metrics(tmp_path / "long") if "validation_loss" in values]
+    assert told["validation_loss"] == short.loss
 
 
 MODELS = {
