@@ -1,5 +1,6 @@
 """The `isoloop` command: parse, call, print. Heavy libraries are imported by the command that needs them."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +40,8 @@ BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main() -> None:
-    """Run the command; a broken rule is one message on stderr and exit code 2."""
+    """Run the command; a broken rule is one message on stderr and exit code 2. SIGTERM is taken as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     switch_telemetry_off()
     try:
         app()
@@ -116,8 +118,9 @@ def run(
     ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
+    from sweeps.analysis import fit_and_report, store_stability
     from sweeps.corpus import corpus_bar
-    from sweeps.pipeline import fit_and_report, prepare, store_stability, train_and_record
+    from sweeps.pipeline import prepare, train_and_record
     from sweeps.stability import is_study
 
     config, folders = _load(sweep, out, override, tracking_uri, storage)
@@ -208,7 +211,7 @@ def fit(
 ) -> None:
     """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
     from fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
-    from sweeps.pipeline import store_fit
+    from sweeps.analysis import store_fit
 
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
@@ -238,6 +241,33 @@ def fit(
     store_fit(found, stored)
     print(found.report())
     print(f"stored in {stored}; ask it with: isoloop predict {stored} --flops ...")
+
+
+@app.command()
+def export(
+    target: Annotated[
+        str | None, typer.Argument(help="The name of a sweep that was recorded; none with --map.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", help="The run table's file, .csv or .parquet.")] = Path("runs.csv"),
+    mapping: Annotated[Path | None, typer.Option("--map", help="A YAML that maps runs logged by others.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Any MLflow tracking URI; the sqlite file in --out if left out.")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
+    out: Out = DEFAULT_OUT,
+) -> None:
+    """Write a run table from MLflow alone; with --map, of runs that others logged."""
+    from sweeps.export import export_mapped, export_sweep
+
+    if (target is None) == (mapping is None):
+        got = "neither" if target is None else "both"
+        raise ValueError(f"one of a sweep's name and --map must be given, but got {got}; keep one")
+    if mapping is not None:
+        table = export_mapped(mapping, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    else:
+        table = export_sweep(str(target), to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+    print(f"{len(table)} runs ({counts}) in {to}")
 
 
 @app.command()
@@ -313,7 +343,7 @@ def predict(
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
-    from sweeps.pipeline import fit_and_report, store_stability
+    from sweeps.analysis import fit_and_report, store_stability
     from sweeps.stability import is_study
 
     folders = _folders_of(target, out)
@@ -330,7 +360,7 @@ def report(target: Target, out: Out = DEFAULT_OUT) -> None:
 def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Show at which learning rates each injection of a sweep converged, and draw ρ(Ā) and ‖h_T‖ over training."""
     from fitting import read_table
-    from sweeps.pipeline import store_stability
+    from sweeps.analysis import store_stability
 
     folders = _folders_of(target, out)
     config, _ = _load(str(folders.config), out, [])

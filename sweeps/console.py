@@ -107,6 +107,11 @@ def print_results(console: "Console", results: "Results") -> None:
     """The answer, and how far off the held-out runs were."""
     from sweeps.report import answer
 
+    for label, group in results.groups.items():
+        console.print(f"\n{label}", style="bold", markup=False)
+        print_results(console, group)
+    if results.groups:
+        return
     console.print()
     for line in answer(results):
         console.print(line)

@@ -29,8 +29,9 @@ POLL_SECONDS = 0.5
 LOOK_SECONDS = 1.0
 NODES_SECONDS = 5.0
 NODE_GRACE_SECONDS = 300.0
-STOP_GRACE_SECONDS = 60.0
+STOP_GRACE_SECONDS = 120.0
 BUSY_SECONDS = 2.0
+START_SECONDS = 900.0
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
 
@@ -92,6 +93,7 @@ class _Run:
     step: int = 0
     step_at_start: int = -1
     not_before: float = 0.0
+    begun: bool = False
     hung: bool = False
     stopping: bool = False
     reason: str | None = None
@@ -221,7 +223,7 @@ class Engine:
             run = self.runs[index]
             folder = self.folders.run(run.cell.run_id)
             (folder / STOP).unlink(missing_ok=True)
-            run.slots, run.hung, run.heartbeat = slots, False, _heartbeat(folder)
+            run.slots, run.hung, run.begun, run.heartbeat = slots, False, False, _heartbeat(folder)
             run.started = run.beaten = time.monotonic()
             run.step = self._latest_step(run)
             run.step_at_start = run.step
@@ -293,13 +295,19 @@ class Engine:
                 run.step = self._latest_step(run)
                 beat = _heartbeat(self.folders.run(run.cell.run_id))
                 if beat != run.heartbeat:
-                    run.heartbeat, run.beaten = beat, now
-                elif beat is not None and now - run.beaten > run.cell.resources.hang_seconds and not run.hung:
+                    run.heartbeat, run.beaten, run.begun = beat, now, True
+                elif self._hangs(run, now - run.beaten):
                     run.hung = True
                     self.cluster.kill(run.handle)
         if not self.elastic and now - self.counted >= NODES_SECONDS:
             self.counted = now
             self._recount()
+
+    def _hangs(self, run: _Run, silent: float) -> bool:
+        """Whether a run silent for so many seconds hangs; until its first step it may take longer, or await a node."""
+        if run.hung or (self.elastic and not run.begun):
+            return False
+        return silent > run.cell.resources.hang_seconds + (0.0 if run.begun else START_SECONDS)
 
     def _recount(self) -> None:
         """Take up machines that have come and forget those that have gone."""

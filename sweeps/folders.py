@@ -78,6 +78,15 @@ class Folders:
         return self.sweep / "state.json"
 
     @property
+    def groups(self) -> Path:
+        """What is fitted to each group of runs, where a sweep has several."""
+        return self.sweep / "groups"
+
+    def group(self, slug: str) -> "Folders":
+        """The folders of one group of runs: `<name>/groups/<slug>` is a name that commands take."""
+        return Folders(out=self.out, name=f"{self.name}/groups/{slug}")
+
+    @property
     def report(self) -> Path:
         """The sweep's page."""
         return self.sweep / "report.html"

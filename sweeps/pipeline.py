@@ -1,6 +1,5 @@
 """A sweep from its configuration to its page, station by station. The command line parses and prints; this does."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from sweeps.config import SweepConfig, config_text
 from sweeps.engine import Outcome, Progress
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan, Text, plan_sweep, simulated_text
-from sweeps.results import Results
 from sweeps.secrets import STORAGE_VARIABLE, redacted, with_secret
 from sweeps.status import write_manifest
 from trainer.config import DataConfig
@@ -25,13 +23,9 @@ from trainer.result import RunResult
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fitting import SweepFit
     from sweeps.cluster import RayCluster
-    from sweeps.stability import StabilityStudy
     from sweeps.storage import Storage
     from sweeps.tracking import Store
-
-FitProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,62 +195,3 @@ def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
     if address is not None:
         runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
     return RayCluster(address, runtime_env=runtime_env, declared=declared)
-
-
-def fit_and_report(
-    sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
-) -> Results:
-    """Fit the table with and without its largest budget, store both fits, draw and write the page.
-
-    What was fitted to an earlier table goes first. A table that can't be fitted gets a page all the same; it says why.
-    """
-    from fitting import fit_sweep
-    from sweeps.report import write_report
-
-    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
-        stale.unlink(missing_ok=True)
-        stale.with_suffix(".txt").unlink(missing_ok=True)
-    shutil.rmtree(folders.figures, ignore_errors=True)
-    fits: dict[bool, SweepFit | None] = {}
-    why: dict[bool, str | None] = {}
-    for hold_out in (False, True):
-        try:
-            found = fit_sweep(
-                table, name=sweep.name, hold_out_largest_budget=hold_out, profiles=True, progress=progress
-            )
-        except ValueError as error:
-            fits[hold_out], why[hold_out] = None, str(error)
-        else:
-            store_fit(found, folders.fit(hold_out=hold_out))
-            fits[hold_out], why[hold_out] = found, None
-    results = Results(
-        fit=fits[False], hold_out=fits[True], why_no_fit=why[False], why_no_hold_out=why[True], report=folders.report
-    )
-    left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
-    write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command)
-    return results
-
-
-def store_fit(fit: "SweepFit", path: Path) -> None:
-    """Write a fit to `path` as JSON and, beside it, as readable text."""
-    path.write_text(fit.to_json())
-    path.with_suffix(".txt").write_text(fit.report())
-
-
-def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":
-    """Judge a stability study by its run table and the runs' journals; write its table, report and figure.
-
-    Raises:
-        ValueError: the sweep isn't one (sweeps/stability.py).
-    """
-    from sweeps.stability import study_stability, variant_axis, variant_names
-    from sweeps.stability_figure import save_stability
-    from trainer.journal import read_journal
-
-    variant = variant_axis(sweep)
-    journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
-    study = study_stability(table, journals, name=sweep.name, variant=variant, variants=variant_names(sweep))
-    study.frame().to_csv(folders.stability.with_suffix(".csv"), index=False)
-    folders.stability.write_text(study.report())
-    save_stability(study, folders.figures)
-    return study

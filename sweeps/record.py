@@ -90,6 +90,7 @@ def run_table(runs: Iterable[tuple[Mapping[str, str], Mapping[str, float]]]) -> 
     over = [(tags, metrics) for tags, metrics in runs if is_over(tags) and tags.get(IN_SWEEP) != "false"]
     rows = sorted(over, key=lambda run: _place(run[0]))
     table = pd.DataFrame([_row(tags, metrics) for tags, metrics in rows])
+    table[list(_EXTRA)] = table[list(_EXTRA)].astype(float)  # also where none of the runs has such a number
     known = [column.name for column in COLUMNS]
     first = [name for name in (*known, *_EXTRA) if name in table]
     last = list(loss_columns(table))

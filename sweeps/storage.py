@@ -235,12 +235,14 @@ class Storage:
     def _drop_checkpoints(self, run: str, there: Mapping[str, Entry], *, keep: int) -> None:
         """Remove all but the newest `keep` published checkpoints, and what was left half sent before those."""
         steps = {path.split("/")[1].removesuffix(".json") for path in there if path.startswith("checkpoints/")}
+        if not keep:
+            if steps:
+                self.remote.remove_folder(f"{run}/checkpoints")
+            return
         marked = sorted(step for step in steps if f"checkpoints/{step}.json" in there)
-        kept = marked[-keep:] if keep else []
-        for step in sorted(steps):
-            if step not in kept and (not keep or (kept and step < kept[-1])):
-                if step in marked:
-                    self.remote.remove(f"{run}/checkpoints/{step}.json")
+        for step in sorted(steps - set(marked[-keep:])):
+            if marked and step < marked[-1]:
+                self.remote.remove(f"{run}/checkpoints/{step}.json")
                 self.remote.remove_folder(f"{run}/checkpoints/{step}")
 
     def _push_journal(self, folder: Path, run: str, there: Mapping[str, Entry]) -> None:

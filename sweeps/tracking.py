@@ -223,9 +223,23 @@ class Store:
         return run_table((run.data.tags, run.data.metrics) for run in runs)
 
     def foreign_runs(self, wanted: str) -> list[Any]:
-        """All runs of the experiment that pass a filter in MLflow's language, as MLflow has them, oldest first."""
+        """All runs of the experiment that pass a filter in MLflow's language, as MLflow has them, oldest first.
+
+        Raises:
+            ValueError: it isn't such a filter; the store doesn't answer.
+        """
+        from mlflow.exceptions import MlflowException
+
         with named_trouble(self.uri):
-            return sorted(self._pages(wanted), key=lambda run: (run.info.start_time, run.info.run_id))
+            try:
+                found = self._pages(wanted)
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                refused = first_line(error)
+            else:
+                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+        raise ValueError(f"a filter must be in MLflow's language, but got {wanted!r} ({refused}); correct it")
 
     def _create(self, name: str, tags: dict[str, str]) -> str:
         return self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -72,7 +72,6 @@ def run_attempt(task_json: str) -> str:
         with _preemption() as preempted, _within_reach(task) as (near, finished):
             folder = Path(near.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            beat(folder)
             stop = _StopSignal(folder, Path(near.stop_file), preempted)
             done = finished or _run(near, folder, stop)
         how: Literal["done", "preempted", "stopped"]
@@ -114,11 +113,6 @@ def scratch() -> Path:
     return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
 
 
-def beat(folder: Path) -> None:
-    """Show that the run is alive and gets on."""
-    (folder / HEARTBEAT).touch()
-
-
 @contextmanager
 def _preemption() -> Iterator[threading.Event]:
     """Set once the process is told to end (SIGTERM), as when its machine is taken back; a step later it saves."""
@@ -134,19 +128,24 @@ def _preemption() -> Iterator[threading.Event]:
 
 
 class _StopSignal:
-    """Whether to save and end; asked in every step, it looks at the disk and beats at most once a second."""
+    """Whether to save and end; asked in every step, it looks at the disk at most once a second."""
 
     def __init__(self, folder: Path, sweep_stop: Path, preempted: threading.Event) -> None:
-        self.folder, self.preempted = folder, preempted
+        self.heartbeat, self.preempted = folder / HEARTBEAT, preempted
         self.files = (folder / STOP, sweep_stop)
-        self.looked, self.stopped = 0.0, False
+        self.looked, self.beaten, self.stopped = 0.0, 0.0, False
 
     def __call__(self) -> bool:
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
-            beat(self.folder)
             self.stopped = self.stopped or any(file.exists() for file in self.files)
         return self.stopped or self.preempted.is_set()
+
+    def alive(self) -> None:
+        """Touch the file by which the driver sees that the run gets on, at most once a second."""
+        if time.monotonic() - self.beaten >= LOOK_SECONDS:
+            self.beaten = time.monotonic()
+            self.heartbeat.touch()
 
 
 def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
@@ -156,7 +155,12 @@ def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
     if task.simulation is not None:
         from sweeps.simulated import simulate_run
 
-        return simulate_run(task.spec, task.simulation, task.run_id, folder, should_stop=stop) is not None
+        def stop_or_beat() -> bool:
+            stop.alive()
+            return stop()
+
+        result = simulate_run(task.spec, task.simulation, task.run_id, folder, should_stop=stop_or_beat)
+        return result is not None
     assert task.corpus is not None, "a run that trains has a corpus"
     if task.resources.processes > 1:
         _train_in_processes(task, folder)
@@ -164,7 +168,7 @@ def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
     return _train(task, folder, stop)
 
 
-def _train(task: Task, folder: Path, stop: Callable[[], bool], execution: ExecutionConfig | None = None) -> bool:
+def _train(task: Task, folder: Path, stop: _StopSignal, execution: ExecutionConfig | None = None) -> bool:
     from trainer.data import Corpus
     from trainer.loop import train
 
@@ -175,6 +179,7 @@ def _train(task: Task, folder: Path, stop: Callable[[], bool], execution: Execut
         folder,
         execution=execution or task.resources.execution,
         should_stop=stop,
+        alive=stop.alive,
     )
     return result is not None
 

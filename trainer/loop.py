@@ -7,6 +7,7 @@ A run lives in a folder of its own:
 `result.json` is written last, atomically; the checkpoints go when it is there.
 """
 
+import gc
 import math
 import os
 import time
@@ -76,7 +77,10 @@ def train(
     _check(spec, corpus, ranks)
     with sole_owner(folder) if ranks.is_first else nullcontext():
         finished = ranks.first_says(read_result(folder) if ranks.is_first else None)
-        return finished or _train(spec, corpus, folder, execution, ranks, should_stop, alive)
+        try:
+            return finished or _train(spec, corpus, folder, execution, ranks, should_stop, alive)
+        finally:
+            _give_back(execution.device)
 
 
 def _train(
@@ -171,6 +175,13 @@ def _train(
         write_result(folder, result)
         drop_checkpoints(folder / "checkpoints")
     return result
+
+
+def _give_back(device: str) -> None:
+    """Free what a run held now: torch's optimizers leave a cycle that keeps the model until Python looks for one."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _check(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> None:

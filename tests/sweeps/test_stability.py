@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from fitting import simulate_table
 from fitting.figures import STYLE
+from sweeps.analysis import store_stability
 from sweeps.config import config_text
 from sweeps.folders import Folders
 from sweeps.grid import Text, plan_sweep
 from sweeps.loading import load_sweep, validate_sweep
-from sweeps.pipeline import store_stability
 from sweeps.stability import Rule, is_study, read_curve, rise, study_stability, variant_axis
 from sweeps.stability_figure import draw_stability
 from tests.sweeps.conftest import SIMULATION

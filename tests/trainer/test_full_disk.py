@@ -137,7 +137,7 @@ def test_a_model_is_whole_or_what_it_was(spec, tmp_path, form):
 
 @pytest.mark.parametrize(
     ("limit", "every", "where"),
-    [(3_000, 1e9, "metrics"), (30_000, 1e-6, "save_checkpoint"), (30_000, 1e9, "save_published")],
+    [(5_000, 1e9, "_write"), (30_000, 1e-6, "save_checkpoint"), (30_000, 1e9, "save_published")],
     ids=["in the journal", "in a checkpoint", "in the model at the end"],
 )
 def test_a_run_goes_on_once_there_is_room(spec, corpus, undisturbed, tmp_path, limit, every, where):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import weakref
 
 import pytest
 import torch
@@ -277,6 +278,25 @@ def test_a_diverged_run_is_a_result(spec, corpus, tmp_path, rate, said):
     assert result.flops_exact > 0
     events = [r for r in read_journal(tmp_path / "journal.jsonl")[0] if r["kind"] == "event"]
     assert (events[-1]["name"], events[-1]["reason"]) == ("diverged", result.reason)
+
+
+@pytest.mark.parametrize("rate", [30.0, 8e-3], ids=["diverged", "finished"])
+def test_a_run_that_ended_holds_nothing(spec, corpus, tmp_path, monkeypatch, rate):
+    """Model and optimizers are gone when `train` returns; what diverged is not evaluated first."""
+    made = []
+
+    def make(model, config):
+        optimizers = make_optimizers(model, config)
+        made.extend(weakref.ref(thing) for thing in (model, *optimizers))
+        return optimizers
+
+    monkeypatch.setattr("trainer.loop.make_optimizers", make)
+    if rate > 1:
+        monkeypatch.setattr("trainer.loop.evaluate", None)
+    wild = spec.model_copy(update={"optimizer": OptimizerConfig(learning_rate=rate, gradient_clip=1e9)})
+    assert train(wild, corpus, tmp_path).status == ("diverged" if rate > 1 else "finished")
+    assert len(made) == 3
+    assert [thing() for thing in made] == [None] * 3
 
 
 def test_bfloat16_trains(spec, corpus, tmp_path, uninterrupted):
