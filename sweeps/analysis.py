@@ -132,13 +132,13 @@ def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame")
     Raises:
         ValueError: the sweep isn't one (sweeps/stability.py).
     """
-    from sweeps.stability import study_stability, variant_axis
+    from sweeps.stability import study_stability, variant_axis, variant_names
     from sweeps.stability_figure import save_stability
     from trainer.journal import read_journal
 
     variant = variant_axis(sweep)
     journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
-    study = study_stability(table, journals, name=sweep.name, variant=variant)
+    study = study_stability(table, journals, name=sweep.name, variant=variant, variants=variant_names(sweep))
     study.frame().to_csv(folders.stability.with_suffix(".csv"), index=False)
     folders.stability.write_text(study.report())
     save_stability(study, folders.figures)

@@ -230,6 +230,16 @@ def variant_axis(sweep: "SweepConfig") -> str:
     return _injection_axes(sweep)[0]
 
 
+def variant_names(sweep: "SweepConfig") -> tuple[str, ...]:
+    """The variants of a study as its configuration lists them.
+
+    Raises:
+        ValueError: the sweep isn't a study.
+    """
+    entries = sweep.axes[variant_axis(sweep)]
+    return tuple(str(entry["name"] if isinstance(entry, Mapping) else entry) for entry in entries)
+
+
 def _why_no_study(sweep: "SweepConfig") -> str | None:
     name = sweep.name
     if sweep.simulation is not None:
@@ -266,6 +276,7 @@ def study_stability(
     *,
     name: str,
     variant: str,
+    variants: Sequence[str] = (),
     rule: Rule | None = None,
 ) -> StabilityStudy:
     """Judge every run of a study.
@@ -275,6 +286,7 @@ def study_stability(
         journals: the records of each run's journal, by run id; a run without one is judged by the table alone.
         name: the sweep's.
         variant: the column that names the injection.
+        variants: the order to show them in; those that aren't named follow as the table has them.
         rule: what counts as converged.
 
     Raises:
@@ -297,13 +309,14 @@ def study_stability(
         losses = {at: row[column] for column, at in columns.items() if column in row}
         curve = read_curve(journals.get(row["run_id"], ()))
         runs.append(_judged(row, losses, curve, best, variant, rule))
-    variants = tuple(dict.fromkeys(map(str, table[variant])))
-    order = {name: place for place, name in enumerate(variants)}
+    found = dict.fromkeys(str(value) for value in table[variant])
+    ordered = tuple(dict.fromkeys([*(name for name in variants if name in found), *found]))
+    order = {name: place for place, name in enumerate(ordered)}
     runs.sort(key=lambda run: (order[run.variant], run.learning_rate, run.seed))
     return StabilityStudy(
         name=name,
         mean_recurrence=float(means[0]),
-        variants=variants,
+        variants=ordered,
         learning_rates=tuple(sorted({run.learning_rate for run in runs})),
         seeds=tuple(sorted({run.seed for run in runs})),
         rule=rule,

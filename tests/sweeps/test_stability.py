@@ -206,7 +206,8 @@ def test_results_lie_beside_the_sweeps_others(preset, tmp_path):
         lines = [json.dumps(record) + "\n" for record in records]
         (folders.run(run_id) / "journal.jsonl").write_text("".join(lines))
     kept = load_sweep(str(folders.config))
-    found = store_stability(kept, folders, TABLE)
+    found = store_stability(kept, folders, TABLE[::-1])
+    assert found.variants == ("diagonal", "concat", "addition")  # as the configuration has them
     assert folders.stability.read_text() == found.report()
     assert list(pd.read_csv(folders.sweep / "stability.csv")["outcome"]) == [run.outcome for run in found.runs]
     assert {path.name for path in folders.figures.iterdir()} == {"stability.png", "stability.svg", "stability.pdf"}
