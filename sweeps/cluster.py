@@ -94,8 +94,8 @@ class RayCluster:
         options: dict[str, Any] = {"name": f"isoloop {task.run_id}"}
         if needs.processes == 1:  # otherwise the task only starts the processes and waits: Ray must not count it
             options |= {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
-            if slots:
-                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slots[0].node, soft=True)
+        if slots:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slots[0].node, soft=True)
         remote = self.on_gpu if needs.gpus and task.simulation is None else self.on_cpu
         return remote.options(**options).remote(task.model_dump_json())
 

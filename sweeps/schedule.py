@@ -89,17 +89,23 @@ class Node:
 
 
 class Pool:
-    """Machines and what is free on them. All of it is kept here: nobody is asked."""
+    """Machines and what is free on them. All of it is kept here: nobody is asked.
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    Args:
+        nodes: the machines.
+        spread: whether the processes of one run may sit on several of them.
+    """
+
+    def __init__(self, nodes: Iterable[Node], *, spread: bool = True) -> None:
         self.nodes = {node.name: node for node in nodes}
+        self.spread = spread
         self._too_much: set[Needs] = set()  # what was found not to fit since something was last freed
 
     def place(self, needs: Needs) -> tuple[Slot, ...] | None:
         """A slot for each process, on one node if it can be, else on few; None, with nothing taken, if they don't fit."""
         if needs in self._too_much:
             return None
-        taken = self._on_one_node(needs) or (self._spread(needs) if needs.processes > 1 else None)
+        taken = self._on_one_node(needs) or (self._spread(needs) if needs.processes > 1 and self.spread else None)
         if taken is None:
             self._too_much.add(needs)
         return taken

@@ -1,12 +1,15 @@
 """The relay: everything a run writes reaches the store once, whatever happens in between."""
 
+import dataclasses
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fitting import check_table
-from sweeps import tracking
+from sweeps import record
 from sweeps.folders import Folders
 from sweeps.grid import plan_sweep, simulated_text
 from sweeps.relay import LOSS_BY_RECURRENCE, Relay
@@ -20,10 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """One sqlite store for the module: making its tables takes seconds."""
+def database(tmp_path_factory, new_database):
+    """One sqlite store for the module."""
     folder = tmp_path_factory.mktemp("store")
-    return f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts"
+    return new_database(folder / "mlflow.db"), folder / "artifacts"
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def history(store, mlflow_run, key):
 
 def all_children(store):
     found = store.client.search_runs([store.experiment_id])
-    return [run for run in found if run.data.tags[tracking.KIND] == "run"]
+    return [run for run in found if run.data.tags[record.KIND] == "run"]
 
 
 def journaled(folders, cell, key):
@@ -73,10 +76,10 @@ def test_everything_arrives_once(store, plan, simulated_folders):
         run = runs[cell.run_id]
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == relay.parent
-        assert run.data.tags[tracking.SIMULATED] == "true"
+        assert run.data.tags[record.SIMULATED] == "true"
         assert "(simulated)" in run.info.run_name
         assert run.data.params["model.width"] == "16"
-        assert run.data.tags["isoloop.budget"] == str(cell.budget)
+        assert run.data.tags["isoloop.column.budget"] == str(cell.budget)
         assert run.data.metrics["flops_exact"] == result.flops_exact
         assert run.data.params["mean_recurrence"] == str(cell.mean_recurrence)
         curve = history(store, run.info.run_id, "train_loss")
@@ -95,7 +98,7 @@ def test_everything_arrives_once(store, plan, simulated_folders):
 def test_the_table_comes_back_from_the_store_alone(store, plan, simulated_folders):
     results = {result.run_id: result for result in run_all(plan, simulated_folders)}
     Relay(store, plan, simulated_folders).close()
-    table = check_table(store.read_table(plan))
+    table = check_table(store.read_table(plan.sweep.name))
     assert len(table) == len(plan.cells)
     for row in table.itertuples():
         result = results[row.run_id]
@@ -152,7 +155,7 @@ def test_another_store_gets_everything_from_the_beginning(store, database, plan,
     uri, artifacts = database
     other = Store(uri, "another experiment", artifacts=artifacts)
     assert Relay(other, plan, simulated_folders).close() == []
-    assert len(other.read_table(plan)) == len(plan.cells)
+    assert len(other.read_table(plan.sweep.name)) == len(plan.cells)
 
 
 def test_a_store_that_was_emptied_is_filled_again(store, plan, simulated_folders):
@@ -161,7 +164,7 @@ def test_a_store_that_was_emptied_is_filled_again(store, plan, simulated_folders
     for run in store.cell_runs(plan.sweep.name).values():
         store.client.delete_run(run.info.run_id)
     assert Relay(store, plan, simulated_folders).close() == []
-    assert len(store.read_table(plan)) == len(plan.cells)
+    assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
 
 
 def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folders):
@@ -171,7 +174,7 @@ def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folde
     relay = Relay(store, plan, simulated_folders)
     assert relay.close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
-    assert (run.info.status, run.data.tags[tracking.OUTCOME]) == ("KILLED", "stopped")
+    assert (run.info.status, run.data.tags[record.OUTCOME]) == ("KILLED", "stopped")
     assert store.client.get_run(relay.parent).info.status == "KILLED"
     journal.metrics(2, {"train_loss": 2.0})
     journal.close()
@@ -181,9 +184,9 @@ def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folde
     (taken_up,) = store.cell_runs(plan.sweep.name).values()
     assert taken_up.info.run_id == run.info.run_id
     assert taken_up.info.status == "FAILED"
-    assert taken_up.data.tags[tracking.REASON] == "the disk is full"
+    assert taken_up.data.tags[record.REASON] == "the disk is full"
     assert [value for _, value, _ in history(store, run.info.run_id, "train_loss")] == [3.0, 2.0]
-    (row,) = store.read_table(plan).to_dict("records")
+    (row,) = store.read_table(plan.sweep.name).to_dict("records")
     assert row["status"] == "failed"
     assert row["loss"] is None
 
@@ -195,7 +198,7 @@ def test_a_diverged_run_is_a_row_without_a_loss(store, plan, simulated_folders):
     )
     write_result(simulated_folders.run(diverged.run_id), diverged)
     Relay(store, plan, simulated_folders).close()
-    table = check_table(store.read_table(plan)).set_index("run_id")
+    table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
     assert table.loc[diverged.run_id, "status"] == "diverged"
     assert table["loss"].isna().sum() == 1
     assert table.loc[diverged.run_id, "flops"] == diverged.flops_exact
@@ -241,14 +244,14 @@ def test_one_bad_record_does_not_stop_the_others(store, plan, simulated_folders)
     relay = Relay(store, plan, simulated_folders)
     assert set(relay.close()) == bad
     assert store.client.get_run(relay.parent).info.status == "FAILED"
-    table = store.read_table(plan).set_index("run_id")
+    table = store.read_table(plan.sweep.name).set_index("run_id")
     for result in results:
         assert result.run_id in bad or table.loc[result.run_id, "loss"] == result.loss
 
 
 def outcomes(store, plan):
     runs = store.cell_runs(plan.sweep.name).values()
-    return {(run.info.status, run.data.tags[tracking.OUTCOME]) for run in runs}
+    return {(run.info.status, run.data.tags[record.OUTCOME]) for run in runs}
 
 
 def test_a_finished_record_outlives_a_failure_elsewhere(store, plan, simulated_folders, tmp_path):
@@ -262,7 +265,7 @@ def test_a_finished_record_outlives_a_failure_elsewhere(store, plan, simulated_f
     journal.close()
     late.close(stopped="KILLED", failed={plan.cells[1].run_id: "out of memory"})
     assert outcomes(store, plan) == {("FINISHED", "finished")}
-    check_table(store.read_table(plan))
+    check_table(store.read_table(plan.sweep.name))
 
 
 def test_a_record_that_was_spoilt_is_mended(store, plan, simulated_folders):
@@ -281,7 +284,7 @@ def test_results_arrive_without_their_journals_and_cursors(store, plan, simulate
     for cursor in simulated_folders.relay.rglob("*.json"):
         cursor.write_text("")
     assert Relay(store, plan, simulated_folders).close() == []
-    table = check_table(store.read_table(plan)).set_index("run_id")
+    table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
     assert {result.run_id: result.loss for result in results} == dict(table["loss"])
     assert len(all_children(store)) == len(plan.cells)
 
@@ -289,13 +292,13 @@ def test_results_arrive_without_their_journals_and_cursors(store, plan, simulate
 def test_a_run_that_failed_before_its_journal_is_a_row(store, plan, simulated_folders):
     run_id = plan.cells[0].run_id
     assert Relay(store, plan, simulated_folders).close(failed={run_id: "no such corpus"}) == []
-    (row,) = store.read_table(plan).to_dict("records")
+    (row,) = store.read_table(plan.sweep.name).to_dict("records")
     assert (row["run_id"], row["status"]) == (run_id, "failed")
     simulate_run(plan.cells[0].spec, plan.sweep.simulation, run_id, simulated_folders.run(run_id))
     Relay(store, plan, simulated_folders).close()
     (run,) = store.cell_runs(plan.sweep.name).values()
-    assert run.data.tags[tracking.OUTCOME] == "finished"
-    assert run.data.tags[tracking.REASON] == ""
+    assert run.data.tags[record.OUTCOME] == "finished"
+    assert run.data.tags[record.REASON] == ""
 
 
 def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
@@ -307,7 +310,7 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
         plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_text)
         run_all(plan, folders)
         assert Relay(store, plan, folders).close() == []
-        table = check_table(store.read_table(plan))
+        table = check_table(store.read_table(plan.sweep.name))
         assert set(table["accounting"]) == {accounting}
         flops[accounting] = table.set_index("run_id")["flops"]
     assert set(flops["exact"].index) == set(flops["parcae-release"].index)
@@ -329,3 +332,125 @@ def test_simulated_runs_draw_the_same_every_time(plan, simulated_folders, tmp_pa
     assert first == second
     assert all(result.simulated for result in first)
     assert read_result(simulated_folders.run(plan.cells[0].run_id)) == first[0]
+
+
+def test_settled_runs_cost_nothing_at_a_restart(store, plan, simulated_folders, monkeypatch):
+    run_all(plan, simulated_folders)
+    Relay(store, plan, simulated_folders).close()
+    for cursor in simulated_folders.relay.rglob("*.json"):
+        cursor.unlink()
+    asked = []
+    for name in ("search_runs", "get_run", "get_metric_history", "log_batch", "create_run"):
+        working = getattr(store.client, name)
+        monkeypatch.setattr(store.client, name, lambda *a, _n=name, _w=working, **k: (asked.append(_n), _w(*a, **k))[1])
+    assert Relay(store, plan, simulated_folders).close() == []
+    assert asked == ["search_runs", "log_batch", "search_runs"]  # the parent, its tags, all children at once
+
+
+def test_runs_that_nobody_started_are_not_looked_at(store, plan, simulated_folders, monkeypatch):
+    looked = []
+    monkeypatch.setattr("sweeps.relay.read_result", lambda folder: looked.append(folder.name))
+    relay = Relay(store, plan, simulated_folders)
+    assert relay._pass() == []
+    assert looked == []
+    relay.notice(plan.cells[1].run_id)
+    relay._pass()
+    assert looked == [plan.cells[1].run_id]
+    began = time.monotonic()
+    assert relay.close() == []
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_cell_may_be_added_while_the_relay_runs(store, plan, simulated_folders):
+    begun = dataclasses.replace(plan, cells=plan.cells[:1])
+    relay = Relay(store, begun, simulated_folders)
+    for cell in plan.cells[1:3]:
+        relay.add(cell)
+    run_all(plan, simulated_folders)
+    assert relay.close() == []
+    assert set(store.read_table(plan.sweep.name)["run_id"]) == {cell.run_id for cell in plan.cells[:3]}
+
+
+def test_cells_that_left_the_grid_are_marked_and_come_back(store, plan, simulated_folders):
+    run_all(plan, simulated_folders)
+    Relay(store, plan, simulated_folders).close()
+    smaller = dataclasses.replace(plan, cells=plan.cells[2:])
+    Relay(store, smaller, simulated_folders).close()
+    assert len(all_children(store)) == len(plan.cells)
+    assert set(store.read_table(plan.sweep.name)["run_id"]) == {cell.run_id for cell in smaller.cells}
+    Relay(store, plan, simulated_folders).close()
+    assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
+
+
+def test_axes_are_columns_and_follow_the_plan(store, plan, simulated_folders):
+    run_all(plan, simulated_folders)
+    names = ["1e3", "concat+norm"]
+
+    def with_axes(make):
+        cells = [dataclasses.replace(cell, axes=make(index)) for index, cell in enumerate(plan.cells)]
+        return dataclasses.replace(plan, cells=tuple(cells))
+
+    first = with_axes(lambda i: {"variant": names[i % 2], "optimizer.learning_rate": 1e-3 * (1 + i % 2), "seed": 0})
+    Relay(store, first, simulated_folders).close()
+    table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
+    for cell in first.cells:
+        row = table.loc[cell.run_id]
+        assert row["variant"] == cell.axes["variant"]
+        assert row["optimizer.learning_rate"] == cell.axes["optimizer.learning_rate"]
+        assert row["group"] == cell.group
+    Relay(store, with_axes(lambda i: {"seed": 0}), simulated_folders).close()
+    assert not {"variant", "group"} & set(store.read_table(plan.sweep.name))
+
+
+def test_the_table_is_that_of_any_order_of_arrival(store, database, plan, simulated_folders):
+    run_all(plan, simulated_folders)
+    Relay(store, plan, simulated_folders).close()
+    uri, artifacts = database
+    other = Store(uri, "in another order", artifacts=artifacts)
+    relay = Relay(other, plan, simulated_folders)
+    for cell in reversed(plan.cells):
+        relay._carry(cell)
+    relay.close()
+    tables = [each.read_table(plan.sweep.name).to_csv(index=False) for each in (store, other)]
+    assert tables[0] == tables[1]
+    assert tables[0].splitlines()[1].startswith("sim-")
+
+
+def test_a_run_says_where_it_ran_and_where_its_model_lies(store, plan, simulated_folders, monkeypatch):
+    cell = plan.cells[0]
+    folder = simulated_folders.run(cell.run_id)
+    (result,) = run_all(dataclasses.replace(plan, cells=(cell,)), simulated_folders)
+    write_result(folder, result.model_copy(update={"simulated": False}))
+    journal = Journal(folder / "journal.jsonl")
+    journal.event("resumed", step=3, device="cuda:0", versions={"torch": "2.13.0"}, git_commit="abc", host=None)
+    journal.metrics(10**6, {"system/memory": 5.0, "system/nothing": None})
+    journal.close()
+    assert Relay(store, plan, simulated_folders, runs_at="s3://key:secret@bucket/runs").close() == []
+    (run,) = store.cell_runs(plan.sweep.name).values()
+    tags = run.data.tags
+    assert tags["isoloop.env.device"] == "cuda:0"
+    assert tags["isoloop.env.versions.torch"] == "2.13.0"
+    assert tags["isoloop.env.git_commit"] == "abc"
+    assert tags[record.CHECKPOINT] == f"s3://***@bucket/runs/{cell.run_id}/model"
+    assert run.data.metrics["system/memory"] == 5.0
+    kept = store.client.download_artifacts(run.info.run_id, "spec.json")
+    assert json.loads(Path(kept).read_text()) == cell.spec.model_dump(mode="json")
+    (parent,) = store._search({record.KIND: "sweep"})
+    assert parent.data.tags["isoloop.env.mlflow"]
+    assert parent.data.tags["isoloop.env.python"]
+
+
+def test_artifacts_that_cannot_be_stored_hold_nothing_up(store, plan, simulated_folders, monkeypatch):
+    run_all(plan, simulated_folders)
+    tried = []
+
+    def refuse(run, file):
+        tried.append(run)
+        raise OSError("no space")
+
+    monkeypatch.setattr(store, "save_file", refuse)
+    relay = Relay(store, plan, simulated_folders)
+    assert relay.close() == []
+    assert relay.artifact_trouble == "no space"
+    assert len(tried) == 2  # once, and once more at the end
+    assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
