@@ -313,9 +313,9 @@ class Engine:
         """Take up machines that have come and forget those that have gone."""
         there = {node.name: node for node in self._nodes()}
         for name in set(self.pool.nodes) - set(there):
-            del self.pool.nodes[name]
+            self.pool.drop(name)
         for name in set(there) - set(self.pool.nodes):
-            self.pool.nodes[name] = there[name]
+            self.pool.add(there[name])
         starving = bool(len(self.queue)) and not self.under_way
         self.starved = (self.starved or self.counted) if starving else None
         if self.starved is not None and self.counted - self.starved > NODE_GRACE_SECONDS:
