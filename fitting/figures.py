@@ -81,7 +81,7 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     runs = finished_rows(table)
     minima = fit.isoflop.minima
     budgets = sorted({float(budget) for budget in runs["budget"].dropna()})
-    colours = dict(zip(budgets, _colours(len(budgets)), strict=True))
+    colours = dict(zip(budgets, ordered_colours(len(budgets)), strict=True))
     handles = []
     for budget in reversed(budgets):
         points = runs[runs["budget"] == budget].sort_values("mean_recurrence")
@@ -175,7 +175,7 @@ def draw_test_time(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     column, value, run_ids = _largest_fitted(table, fit)
     fits = sorted((one for one in fit.test_time if one.run_id in run_ids), key=lambda one: one.mean_recurrence or 0.0)
     data = test_time_law_data(table)
-    for one, colour in zip(fits, _colours(len(fits)), strict=True):
+    for one, colour in zip(fits, ordered_colours(len(fits)), strict=True):
         mine = data["run_id"] == one.run_id
         recurrence, loss = data["recurrence"][mine], data["loss"][mine]
         smooth = np.linspace(recurrence.min(), recurrence.max(), _CURVE_POINTS)
@@ -265,7 +265,7 @@ def _title(axes: Axes, text: str, fit: SweepFit) -> None:
     axes.set_title(f"{text} - simulated" if fit.simulated else text, loc="left", color=_INK)
 
 
-def _colours(count: int) -> list[tuple[float, float, float, float]]:
+def ordered_colours(count: int) -> list[tuple[float, float, float, float]]:
     """Ordered colours that keep their order in grey and for the colour-blind."""
     return [tuple(colour) for colour in mpl.colormaps["viridis"](np.linspace(0.0, 0.88, max(count, 1)))][:count]
 

@@ -1,5 +1,6 @@
 """The `isoloop` command: parse, call, print. Heavy libraries are imported by the command that needs them."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +40,8 @@ BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main() -> None:
-    """Run the command; a broken rule is one message on stderr and exit code 2."""
+    """Run the command; a broken rule is one message on stderr and exit code 2. SIGTERM is taken as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     switch_telemetry_off()
     try:
         app()
@@ -105,16 +107,23 @@ def run(
     sweep: Sweep,
     out: Out = DEFAULT_OUT,
     override: Set = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="A Ray cluster's host:port; a local Ray if left out.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's host:port, or auto; a local Ray if left out.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs lie if workers don't see --out: s3://, gs://, or a folder.")
+    ] = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
+    from sweeps.analysis import fit_and_report, store_stability
     from sweeps.corpus import corpus_bar
-    from sweeps.pipeline import fit_and_report, prepare, train_and_record
+    from sweeps.pipeline import prepare, train_and_record
+    from sweeps.stability import is_study
 
-    config, folders = _load(sweep, out, override, tracking_uri)
+    config, folders = _load(sweep, out, override, tracking_uri, storage)
     console = new_console()
     with corpus_bar(console) as corpus_progress:
         prepared = prepare(config, folders, corpus_progress)
@@ -134,6 +143,8 @@ def run(
     with fit_progress(console) as progress:
         results = fit_and_report(config, folders, recorded.table, command=_command(), progress=progress)
     print_results(console, results)
+    if is_study(config):
+        print("\n" + store_stability(config, folders, recorded.table).summary(), end="")
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
@@ -144,6 +155,24 @@ def run(
         for run_id, reason in recorded.failed.items():
             print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
         sys.exit(RUNS_FAILED)
+
+
+@app.command()
+def status(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    every_run: Annotated[bool, typer.Option("--all", help="A row for each run, done and waiting ones too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how far a sweep is, also while another terminal runs it."""
+    from sweeps.console import print_status
+    from sweeps.status import read_status
+
+    found = read_status(_folders_of(target, out))
+    if as_json:
+        print(found.to_json())
+    else:
+        print_status(new_console(), found, every_run=every_run)
 
 
 @data.command("prepare")
@@ -182,7 +211,7 @@ def fit(
 ) -> None:
     """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
     from fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
-    from sweeps.pipeline import store_fit
+    from sweeps.analysis import store_fit
 
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
@@ -314,21 +343,37 @@ def predict(
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
-    from sweeps.pipeline import fit_and_report
+    from sweeps.analysis import fit_and_report, store_stability
+    from sweeps.stability import is_study
 
     folders = _folders_of(target, out)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with fit_progress(new_console()) as progress:
         results = fit_and_report(config, folders, table, command=_command(), progress=progress)
+    if is_study(config):
+        store_stability(config, folders, table)
     print(results.report)
 
 
-def _load(sweep: str, out: Path, override: list[str], tracking_uri: str | None = None) -> "tuple[SweepConfig, Folders]":
+@app.command()
+def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
+    """Show at which learning rates each injection of a sweep converged, and draw ρ(Ā) and ‖h_T‖ over training."""
+    from fitting import read_table
+    from sweeps.analysis import store_stability
+
+    folders = _folders_of(target, out)
+    config, _ = _load(str(folders.config), out, [])
+    print(store_stability(config, folders, read_table(folders.table)).report(), end="")
+
+
+def _load(
+    sweep: str, out: Path, override: list[str], tracking_uri: str | None = None, storage: str | None = None
+) -> "tuple[SweepConfig, Folders]":
     from sweeps.folders import Folders
     from sweeps.loading import load_sweep
 
-    config = load_sweep(sweep, override, tracking_uri=tracking_uri)
+    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
     return config, Folders(out=out, name=config.name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sweeps.errors import first_line
 from sweeps.failures import lost
+from sweeps.privacy import switch_telemetry_off
 from sweeps.schedule import Needs, Node, Slot
 from sweeps.worker import Ended, Task, run_attempt
 
@@ -45,7 +46,7 @@ class RayCluster:
                 os.environ.setdefault("RAY_AUTH_MODE", "token")  # what `ray start` asks for; a driver doesn't offer it
         else:
             os.environ.setdefault(_LOOPBACK, "0")
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        switch_telemetry_off()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
@@ -94,8 +95,8 @@ class RayCluster:
         options: dict[str, Any] = {"name": f"isoloop {task.run_id}"}
         if needs.processes == 1:  # otherwise the task only starts the processes and waits: Ray must not count it
             options |= {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
-            if slots:
-                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slots[0].node, soft=True)
+        if slots:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slots[0].node, soft=True)
         remote = self.on_gpu if needs.gpus and task.simulation is None else self.on_cpu
         return remote.options(**options).remote(task.model_dump_json())
 

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sweeps.execute import Progress
+    from sweeps.engine import Progress
     from sweeps.grid import Cell, Plan
     from sweeps.results import Results
+    from sweeps.status import SweepStatus
     from trainer.result import RunResult
 
 
@@ -28,7 +29,7 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
     """A bar over the sweep's FLOPs with the time left, and a line for each run that ends."""
     from rich import progress as rich_progress
 
-    from sweeps import execute
+    from sweeps import engine
     from sweeps.bill import duration
 
     columns = (
@@ -41,7 +42,7 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
         task = bar.add_task(f"0/{len(plan.cells)} runs", total=1.0)
         ended = 0
 
-        class Bar(execute.Progress):
+        class Bar(engine.Progress):
             def share_done(self, share: float) -> None:
                 bar.update(task, completed=share)
 
@@ -64,6 +65,28 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
         yield Bar()
 
 
+def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
+    """How far a sweep is: the counts, and a row for each run that runs or has trouble, or for all."""
+    from rich.table import Table
+
+    from sweeps.bill import duration
+
+    counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
+    driver = "" if status.at_work or status.share == 1 else "; nobody is at work on it: run it again to go on"
+    console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
+    shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
+    if not shown:
+        return
+    table = Table("run", "", "state", "step", "loss", "time", "why", box=None, pad_edge=False)
+    for run in shown:
+        left = "" if run.seconds is None else duration(run.seconds) + (" left" if run.state == "running" else "")
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        table.add_row(
+            run.run_id, run.label, run.state, f"{run.step}/{run.steps}", loss, left, (run.reason or "").split("\n")[0]
+        )
+    console.print(table)
+
+
 @contextmanager
 def fit_progress(console: "Console") -> "Iterator[Callable[[str, int, int], None]]":
     """A bar for each stage of a fit, gone when all are done."""
@@ -84,6 +107,11 @@ def print_results(console: "Console", results: "Results") -> None:
     """The answer, and how far off the held-out runs were."""
     from sweeps.report import answer
 
+    for label, group in results.groups.items():
+        console.print(f"\n{label}", style="bold", markup=False)
+        print_results(console, group)
+    if results.groups:
+        return
     console.print()
     for line in answer(results):
         console.print(line)

@@ -63,6 +63,11 @@ class Folders:
         return self.sweep / "stop"
 
     @property
+    def stability(self) -> Path:
+        """What a stability study found, readable; beside it as .csv, a row per run."""
+        return self.sweep / "stability.txt"
+
+    @property
     def manifest(self) -> Path:
         """What the sweep will run, written before it starts."""
         return self.sweep / "plan.json"
@@ -71,6 +76,15 @@ class Folders:
     def state(self) -> Path:
         """What is under way, while a driver is at work."""
         return self.sweep / "state.json"
+
+    @property
+    def groups(self) -> Path:
+        """What is fitted to each group of runs, where a sweep has several."""
+        return self.sweep / "groups"
+
+    def group(self, slug: str) -> "Folders":
+        """The folders of one group of runs: `<name>/groups/<slug>` is a name that commands take."""
+        return Folders(out=self.out, name=f"{self.name}/groups/{slug}")
 
     @property
     def report(self) -> Path:

@@ -24,7 +24,7 @@ from trainer.accounting import (
     steps_for,
 )
 from trainer.config import DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
-from trainer.recurrence import sample_recurrences
+from trainer.recurrence import Draws
 
 TOLERANCE = 0.01
 MOST_STEPS = 10**9
@@ -275,6 +275,7 @@ class _Draws:
     """
 
     def __init__(self) -> None:
+        self.draws = Draws()
         self.sums: dict[tuple[RecurrenceConfig, int, int], np.ndarray] = {}
 
     @staticmethod
@@ -315,12 +316,10 @@ class _Draws:
         key = recurrence, batch, seed
         known = self.sums.get(key, np.zeros((2, 0)))
         if known.shape[1] < steps:
-            new = []
-            for step in range(known.shape[1], steps):
-                loops = sample_recurrences(recurrence, batch=batch, seed=seed, step=step, steps=steps)
-                new.append((loops.mean(), loops.clip(max=recurrence.gradient_loops).mean()))
+            loops = self.draws.of(recurrence, batch=batch, seed=seed, steps=range(known.shape[1], steps))
+            means = [loops.mean(axis=1), loops.clip(max=recurrence.gradient_loops).mean(axis=1)]
             start = known[:, -1:] if known.shape[1] else 0.0
-            known = np.hstack([known, start + np.cumsum(np.array(new).T, axis=1)])
+            known = np.hstack([known, start + np.cumsum(means, axis=1)])
             self.sums[key] = known
         return known[:, :steps]
 

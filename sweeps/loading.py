@@ -37,12 +37,14 @@ def preset_text(name: str) -> str:
     return (_preset_folder() / f"{name}.yaml").read_text()
 
 
-def load_sweep(name: str, overrides: Sequence[str] = (), *, tracking_uri: str | None = None) -> SweepConfig:
+def load_sweep(
+    name: str, overrides: Sequence[str] = (), *, tracking_uri: str | None = None, storage: str | None = None
+) -> SweepConfig:
     """Read a preset by name or a YAML file by path, lay it over what it extends, then apply `overrides`.
 
     An override reads `section.key=value`.
 
-    `tracking_uri` replaces `tracking.uri` as it stands, whatever signs are in it.
+    `tracking_uri` and `storage` replace `tracking.uri` and `storage` as they stand, whatever signs are in them.
 
     Raises:
         ValueError: unknown preset, missing file, bad YAML, unknown keys, wrong types, broken rules.
@@ -53,6 +55,8 @@ def load_sweep(name: str, overrides: Sequence[str] = (), *, tracking_uri: str | 
     if tracking_uri is not None:
         tracking = content.setdefault("tracking", {})
         content["tracking"] = {**tracking, "uri": tracking_uri} if isinstance(tracking, dict) else tracking
+    if storage is not None:
+        content["storage"] = storage
     return validate_sweep(content, source=name)
 
 

@@ -1,6 +1,5 @@
 """A sweep from its configuration to its page, station by station. The command line parses and prints; this does."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from sweeps.around import with_centres
 from sweeps.config import SweepConfig, config_text
-from sweeps.execute import Progress
+from sweeps.engine import Outcome, Progress
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan, Text, plan_sweep, simulated_text
-from sweeps.results import Results
-from sweeps.secrets import redacted, with_secret
+from sweeps.secrets import STORAGE_VARIABLE, redacted, with_secret
+from sweeps.status import write_manifest
 from trainer.config import DataConfig
 from trainer.data import Corpus, prepare_corpus
 from trainer.documents import Progress as CorpusProgress
@@ -24,11 +23,9 @@ from trainer.result import RunResult
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fitting import SweepFit
     from sweeps.cluster import RayCluster
+    from sweeps.storage import Storage
     from sweeps.tracking import Store
-
-FitProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +94,17 @@ def _train_and_record(
     plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: Progress | None
 ) -> Recorded:
     from fitting import check_table
-    from sweeps.execute import Outcome, execute
+    from sweeps.execute import execute
     from sweeps.relay import Relay
     from sweeps.tracking import Store, named_trouble
 
     uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
+    write_manifest(plan, folders)
+    storage = _open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
-        relay = Relay(store, plan, folders)
+        runs_at = None if plan.sweep.storage is None else f"{plan.sweep.storage.rstrip('/')}/runs"
+        relay = Relay(store, plan, folders, runs_at=runs_at)
     stopped: str | None = "FAILED"
     outcome = Outcome()
     try:
@@ -113,6 +113,7 @@ def _train_and_record(
             folders,
             partial(_cluster, plan.sweep, address),
             corpora=corpora,
+            storage=storage,
             progress=_Noticed(relay.notice, progress),
             outcome=outcome,
         )
@@ -140,6 +141,28 @@ def _train_and_record(
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
 
+def _open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "Storage | None":
+    """The sweep's storage with its corpora in it, and what it has of the plan's runs brought here; None without one.
+
+    Raises:
+        ValueError: the storage can't be used.
+    """
+    if plan.sweep.storage is None:
+        return None
+    from sweeps.remote import StorageError
+    from sweeps.storage import Storage
+
+    storage = Storage(with_secret(plan.sweep.storage, STORAGE_VARIABLE))
+    storage.check()
+    try:
+        for folder in corpora.values():
+            storage.push_corpus(folder)
+        storage.fetch_news([cell.run_id for cell in plan.cells], folders.out)
+    except StorageError as error:
+        raise ValueError(f"{error}; nothing is lost: mend that and give the same command again") from error
+    return storage
+
+
 class _Noticed(Progress):
     """Says which runs were started, so that only those are looked at, and passes everything on to a watcher."""
 
@@ -163,49 +186,13 @@ class _Noticed(Progress):
 def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
     """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
     from sweeps.cluster import RayCluster
+    from sweeps.shipping import own_classes, runtime_environment
 
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
         nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
-    return RayCluster(address, declared=declared)
-
-
-def fit_and_report(
-    sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
-) -> Results:
-    """Fit the table with and without its largest budget, store both fits, draw and write the page.
-
-    What was fitted to an earlier table goes first. A table that can't be fitted gets a page all the same; it says why.
-    """
-    from fitting import fit_sweep
-    from sweeps.report import write_report
-
-    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
-        stale.unlink(missing_ok=True)
-        stale.with_suffix(".txt").unlink(missing_ok=True)
-    shutil.rmtree(folders.figures, ignore_errors=True)
-    fits: dict[bool, SweepFit | None] = {}
-    why: dict[bool, str | None] = {}
-    for hold_out in (False, True):
-        try:
-            found = fit_sweep(
-                table, name=sweep.name, hold_out_largest_budget=hold_out, profiles=True, progress=progress
-            )
-        except ValueError as error:
-            fits[hold_out], why[hold_out] = None, str(error)
-        else:
-            store_fit(found, folders.fit(hold_out=hold_out))
-            fits[hold_out], why[hold_out] = found, None
-    results = Results(
-        fit=fits[False], hold_out=fits[True], why_no_fit=why[False], why_no_hold_out=why[True], report=folders.report
-    )
-    left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
-    write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command)
-    return results
-
-
-def store_fit(fit: "SweepFit", path: Path) -> None:
-    """Write a fit to `path` as JSON and, beside it, as readable text."""
-    path.write_text(fit.to_json())
-    path.with_suffix(".txt").write_text(fit.report())
+    runtime_env = None
+    if address is not None:
+        runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
+    return RayCluster(address, runtime_env=runtime_env, declared=declared)

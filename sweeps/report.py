@@ -42,7 +42,14 @@ _VERSIONS = ("torch", "ray", "mlflow", "numpy", "scipy", "pandas")
 
 
 def write_report(
-    folders: Folders, *, sweep: SweepConfig, table: pd.DataFrame, results: Results, left_out: list[str], command: str
+    folders: Folders,
+    *,
+    sweep: SweepConfig,
+    table: pd.DataFrame,
+    results: Results,
+    left_out: list[str],
+    command: str,
+    group: str | None = None,
 ) -> None:
     """Write the page of a sweep with everything inside it; figures also go to files beside it.
 
@@ -53,6 +60,7 @@ def write_report(
         results: the fits, or why there are none.
         left_out: cells that didn't run, each with its reason.
         command: how to make the page again.
+        group: which of the sweep's groups of runs the page is about, None if all.
     """
     fit, hold_out = results.fit, results.hold_out
     drawn, not_drawn = _draw(folders.figures, table, fit, hold_out)
@@ -60,7 +68,11 @@ def write_report(
         loader=jinja2.PackageLoader("sweeps", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html.j2").render(
-        name=sweep.name,
+        name=sweep.name if group is None else f"{sweep.name}: {group}",
+        groups=[
+            {"label": label, "page": found.report.relative_to(folders.sweep).as_posix(), "answer": answer(found)[0]}
+            for label, found in results.groups.items()
+        ],
         simulated=sweep.simulation is not None,
         runs=len(table),
         flops=float(table["flops"].sum()),
@@ -180,11 +192,14 @@ def _held_out(held: HeldOut) -> dict[str, Any]:
 
 
 def _table(table: pd.DataFrame) -> dict[str, list]:
+    axes = [name for name in table.columns if "." in name or name in ("seed", "group")]
+    varied = [name for name in axes if name not in _COLUMNS and table[name].nunique(dropna=False) > 1]
     names = [name for name in _COLUMNS if name in table.columns and table[name].notna().any()]
+    names[2:2] = varied
     has_budgets = "budget" in table.columns and table["budget"].notna().any()
     order = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"])
     rows = [[_shown(value) for value in row] for row in order[names].itertuples(index=False)]
-    return {"columns": [_COLUMNS[name] for name in names], "rows": rows}
+    return {"columns": [_COLUMNS.get(name, name) for name in names], "rows": rows}
 
 
 def _shown(value: Any) -> str:

@@ -5,11 +5,15 @@ already, so that whole ones stay free for runs that need them, as Ray packs them
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 _ROUNDING = 1e-9
+_DIGITS = 9  # what is free is rounded to these, so that thirds add up to a whole again
+# An order whose makespan is this close to the lower bound is good enough: no other is tried.
+_GOOD_ENOUGH = 1.01
 
 
 class Needs(NamedTuple):
@@ -47,55 +51,80 @@ class Node:
     cpus: float
     gpus: list[float] = field(default_factory=list)
 
+    def room(self, needs: Needs) -> int:
+        """How many processes fit now."""
+        by_cpus = int((self.cpus + _ROUNDING) / needs.cpus) if needs.cpus else needs.processes
+        if not needs.gpus or not by_cpus:
+            return by_cpus
+        if needs.gpus == 1:
+            return min(by_cpus, self.gpus.count(1.0))
+        return min(by_cpus, sum(int((free + _ROUNDING) / needs.gpus) for free in self.gpus))
+
+    def holds(self, needs: Needs) -> bool:
+        """Whether one process fits now."""
+        has_gpu = not needs.gpus or max(self.gpus, default=0.0) + _ROUNDING >= needs.gpus
+        return has_gpu and self.cpus + _ROUNDING >= needs.cpus
+
     def take(self, needs: Needs) -> Slot | None:
         """Make room for one process, on the GPU that has the least left but enough; None if there is none."""
-        if self.cpus + _ROUNDING < needs.cpus:
+        if not self.holds(needs):
             return None
         gpu = -1
         if needs.gpus:
-            fitting = [(free, index) for index, free in enumerate(self.gpus) if free + _ROUNDING >= needs.gpus]
-            if not fitting:
-                return None
-            _, gpu = min(fitting)
-            self.gpus[gpu] -= needs.gpus
-        self.cpus -= needs.cpus
+            _, gpu = min((free, index) for index, free in enumerate(self.gpus) if free + _ROUNDING >= needs.gpus)
+            self.gpus[gpu] = round(self.gpus[gpu] - needs.gpus, _DIGITS)
+        self.cpus = round(self.cpus - needs.cpus, _DIGITS)
         return Slot(self.name, gpu)
 
     def give_back(self, needs: Needs, slot: Slot) -> None:
         """Free what `take` took."""
-        self.cpus += needs.cpus
+        self.cpus = round(self.cpus + needs.cpus, _DIGITS)
         if slot.gpu >= 0:
-            self.gpus[slot.gpu] += needs.gpus
+            self.gpus[slot.gpu] = round(self.gpus[slot.gpu] + needs.gpus, _DIGITS)
 
     def tightness(self, needs: Needs) -> tuple[bool, float, float]:
         """The less, the sooner this node is chosen: shared GPUs first, then where least is free."""
-        shared = any(needs.gpus <= free + _ROUNDING < 1 for free in self.gpus)
-        return not (0 < needs.gpus < 1 and shared), sum(self.gpus), self.cpus
+        shared = 0 < needs.gpus < 1 and any(needs.gpus <= free + _ROUNDING < 1 for free in self.gpus)
+        return not shared, sum(self.gpus), self.cpus
 
 
 class Pool:
-    """Machines and what is free on them. All of it is kept here: nobody is asked."""
+    """Machines and what is free on them. All of it is kept here: nobody is asked.
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    Args:
+        nodes: the machines.
+        spread: whether the processes of one run may sit on several of them.
+    """
+
+    def __init__(self, nodes: Iterable[Node], *, spread: bool = True) -> None:
         self.nodes = {node.name: node for node in nodes}
+        self.spread = spread
+        self._too_much: set[Needs] = set()  # what was found not to fit since something was last freed
 
     def place(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """A slot for each process, on as few nodes as can be; None, with nothing taken, if they don't all fit."""
-        taken: list[Slot] = []
-        for node in sorted(self.nodes.values(), key=lambda node: node.tightness(needs)):
-            if needs.processes > 1 and len(taken) == 0 and not self._holds_all(node, needs):
-                continue
-            while len(taken) < needs.processes and (slot := node.take(needs)) is not None:
-                taken.append(slot)
-            if len(taken) == needs.processes:
-                return tuple(taken)
-        return self._spread(needs) if needs.processes > 1 else None
+        """A slot for each process, on one node if it can be, else on few; None, with nothing taken, if they don't fit."""
+        if needs in self._too_much:
+            return None
+        taken = self._on_one_node(needs) or (self._spread(needs) if needs.processes > 1 and self.spread else None)
+        if taken is None:
+            self._too_much.add(needs)
+        return taken
 
     def release(self, needs: Needs, slots: Sequence[Slot]) -> None:
         """Free the slots of a run; those of nodes that have gone are forgotten."""
+        self._too_much.clear()
         for slot in slots:
             if slot.node in self.nodes:
                 self.nodes[slot.node].give_back(needs, slot)
+
+    def add(self, node: Node) -> None:
+        """Take up a machine that has come."""
+        self._too_much.clear()
+        self.nodes[node.name] = node
+
+    def drop(self, name: str) -> None:
+        """Forget a machine that has gone."""
+        del self.nodes[name]
 
     def holds(self, needs: Needs) -> bool:
         """Whether the run would fit if nothing else ran; asked of an empty pool."""
@@ -105,21 +134,32 @@ class Pool:
         self.release(needs, slots)
         return True
 
-    def _holds_all(self, node: Node, needs: Needs) -> bool:
-        """Whether all processes fit on one node now."""
-        whole = sum(int((free + _ROUNDING) / needs.gpus) for free in node.gpus) if needs.gpus else needs.processes
-        return whole >= needs.processes and node.cpus + _ROUNDING >= needs.cpus * needs.processes
+    def _on_one_node(self, needs: Needs) -> tuple[Slot, ...] | None:
+        """All processes on the node where least is left, None if no node holds them."""
+        if needs.processes == 1:
+            fitting = [node for node in self.nodes.values() if node.holds(needs)]
+        else:
+            fitting = [node for node in self.nodes.values() if node.room(needs) >= needs.processes]
+        if not fitting:
+            return None
+        node = min(fitting, key=lambda node: node.tightness(needs))
+        return tuple(_taken(node, needs) for _ in range(needs.processes))
 
     def _spread(self, needs: Needs) -> tuple[Slot, ...] | None:
         """Processes over several nodes, those with most free first."""
+        rooms = [(node, node.room(needs)) for node in self.nodes.values()]
+        if sum(room for _, room in rooms) < needs.processes:
+            return None
         taken: list[Slot] = []
-        for node in sorted(self.nodes.values(), key=lambda node: node.tightness(needs), reverse=True):
-            while len(taken) < needs.processes and (slot := node.take(needs)) is not None:
-                taken.append(slot)
-        if len(taken) == needs.processes:
-            return tuple(taken)
-        self.release(needs, taken)
-        return None
+        for node, room in sorted(rooms, key=lambda found: found[0].tightness(needs), reverse=True):
+            taken += [_taken(node, needs) for _ in range(min(room, needs.processes - len(taken)))]
+        return tuple(taken)
+
+
+def _taken(node: Node, needs: Needs) -> Slot:
+    slot = node.take(needs)
+    assert slot is not None, "the node was asked before"
+    return slot
 
 
 Order = Callable[[Job], tuple[float, ...]]
@@ -156,8 +196,8 @@ class Queue:
         return None
 
 
-def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order) -> float:
-    """Seconds until all `jobs` are done when each starts as soon as it fits, in `order`.
+def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, give_up: float = math.inf) -> float:
+    """Seconds until all `jobs` are done when each starts as soon as it fits, in `order`; inf if not before `give_up`.
 
     Raises:
         ValueError: a job asks for more than the nodes have.
@@ -170,33 +210,44 @@ def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order) -> float:
     while queue or ends:
         while (found := queue.next(pool)) is not None:
             index, needs, slots = found
+            if now + jobs[index].seconds >= give_up:
+                return math.inf
             heapq.heappush(ends, (now + jobs[index].seconds, index, needs, slots))
         if not ends:
             raise ValueError("every run must fit the cluster, but some ask for more than its nodes have")
-        now, _, needs, slots = heapq.heappop(ends)
-        pool.release(needs, slots)
+        now = ends[0][0]
+        while ends and ends[0][0] == now:
+            _, _, needs, slots = heapq.heappop(ends)
+            pool.release(needs, slots)
     return now
 
 
 def best_order(jobs: Sequence[Job], nodes: Sequence[Node]) -> tuple[str, float]:
-    """The order with the shortest makespan, and that makespan in seconds."""
+    """The order with the shortest makespan, and that makespan in seconds. The first that is good enough will do.
+
+    Raises:
+        ValueError: a job asks for more than the nodes have.
+    """
     alike = len({job.needs.whole for job in jobs}) <= 1
-    tried = list(ORDERS)[:1] if alike else list(ORDERS)
-    found = {name: makespan(jobs, nodes, ORDERS[name]) for name in tried}
-    name = min(found, key=lambda name: found[name])
-    return name, found[name]
+    enough = _GOOD_ENOUGH * lower_bound(jobs, nodes)
+    best, shortest = "", math.inf
+    for name in list(ORDERS)[:1] if alike else ORDERS:
+        seconds = makespan(jobs, nodes, ORDERS[name], give_up=shortest)
+        if seconds < shortest:
+            best, shortest = name, seconds
+        if shortest <= enough:
+            break
+    return best, shortest
 
 
 def lower_bound(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
-    """Seconds that no schedule can beat: the longest run, or all work shared evenly among GPUs (or cores)."""
-    gpus = [job for job in jobs if job.needs.gpus]
-    cores = [job for job in jobs if not job.needs.gpus]
-    all_gpus, all_cores = sum(sum(node.gpus) for node in nodes), sum(node.cpus for node in nodes)
+    """Seconds that no schedule can beat: the longest run, or all work shared evenly among GPUs, or among cores."""
     bounds = [max((job.seconds for job in jobs), default=0.0)]
-    if gpus and all_gpus:
-        bounds.append(sum(job.seconds * job.needs.whole for job in gpus) / all_gpus)
-    if cores and all_cores:
-        bounds.append(sum(job.seconds * job.needs.whole for job in cores) / all_cores)
+    gpus, cores = sum(sum(node.gpus) for node in nodes), sum(node.cpus for node in nodes)
+    if gpus:
+        bounds.append(sum(job.seconds * job.needs.processes * job.needs.gpus for job in jobs) / gpus)
+    if cores:
+        bounds.append(sum(job.seconds * job.needs.processes * job.needs.cpus for job in jobs) / cores)
     return max(bounds)
 
 

@@ -5,6 +5,7 @@ import re
 
 HIDDEN = "***"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+STORAGE_VARIABLE = "ISOLOOP_STORAGE"
 
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*://)"
 _BEFORE_PORT = r"(?!\d+(?:[/?#]|$))"

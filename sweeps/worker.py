@@ -3,11 +3,13 @@
 Started by the cluster, in a process of Ray's. Nothing is raised through Ray: how an attempt ended comes back as data.
 """
 
+import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,6 +22,7 @@ from trainer.lock import FolderBusyError
 
 HEARTBEAT = "heartbeat"
 STOP = "stop"
+SCRATCH = "ISOLOOP_SCRATCH"
 LOOK_SECONDS = 1.0
 
 
@@ -34,7 +37,9 @@ class Task(Config):
         resources: what it is given.
         corpus: folder of the prepared corpus, None where losses are simulated.
         simulation: the law to draw the losses from, None where the run trains.
-        storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared.
+        storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared; `folder`,
+            `stop_file` and `corpus` are the driver's then, and of no use here.
+        owner: the driver, as leases on runs in the storage name it.
     """
 
     spec: RunSpec
@@ -45,6 +50,7 @@ class Task(Config):
     corpus: str | None
     simulation: Simulation | None
     storage: str | None = None
+    owner: str | None = None
 
 
 class Ended(Config):
@@ -62,17 +68,15 @@ class Ended(Config):
 def run_attempt(task_json: str) -> str:
     """Run one attempt; takes a `Task` and returns an `Ended`, both as JSON."""
     task = Task.model_validate_json(task_json)
-    folder = Path(task.folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beat(folder)
-        with _preemption() as preempted:
-            stop = _StopSignal(folder, Path(task.stop_file), preempted)
-            done = _run(task, folder, stop)
-            how: Literal["done", "preempted", "stopped"] = (
-                "done" if done else "preempted" if preempted.is_set() else "stopped"
-            )
-            return Ended(how=how).model_dump_json()
+        with _preemption() as preempted, _within_reach(task) as (near, finished):
+            folder = Path(near.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            stop = _StopSignal(folder, Path(near.stop_file), preempted)
+            done = finished or _run(near, folder, stop)
+        how: Literal["done", "preempted", "stopped"]
+        how = "done" if done else "preempted" if preempted.is_set() else "stopped"
+        return Ended(how=how).model_dump_json()
     except FolderBusyError:
         return Ended(how="busy").model_dump_json()
     except Exception as error:  # noqa: BLE001  whatever it is, the driver decides what to make of it
@@ -80,9 +84,33 @@ def run_attempt(task_json: str) -> str:
         return Ended(how="failed", reason=failure.reason, may_pass=failure.may_pass).model_dump_json()
 
 
-def beat(folder: Path) -> None:
-    """Show that the run is alive and gets on."""
-    (folder / HEARTBEAT).touch()
+@contextmanager
+def _within_reach(task: Task) -> Iterator[tuple[Task, bool]]:
+    """The task with folders that this machine sees, and whether the run has a result already.
+
+    Where runs lie in a storage, its folder and its corpus are fetched to this machine's disk, and what is made here is
+    published meanwhile.
+    """
+    if task.storage is None:
+        yield task, False
+        return
+    from sweeps.mirror import Mirror
+    from sweeps.storage import Storage
+
+    here = scratch()
+    storage = Storage(task.storage)
+    corpus = None
+    if task.corpus is not None:
+        corpus = str(storage.pull_corpus(task.spec.data_fingerprint, here / "corpora"))
+    folder = here / "runs" / task.run_id
+    near = task.model_copy(update={"folder": str(folder), "stop_file": str(folder / STOP), "corpus": corpus})
+    with Mirror(storage, task.run_id, folder, owner=task.owner) as mirror:
+        yield near, mirror.finished
+
+
+def scratch() -> Path:
+    """This machine's own folder for what lies in a storage."""
+    return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
 
 
 @contextmanager
@@ -100,19 +128,24 @@ def _preemption() -> Iterator[threading.Event]:
 
 
 class _StopSignal:
-    """Whether to save and end; asked in every step, it looks at the disk and beats at most once a second."""
+    """Whether to save and end; asked in every step, it looks at the disk at most once a second."""
 
     def __init__(self, folder: Path, sweep_stop: Path, preempted: threading.Event) -> None:
-        self.folder, self.preempted = folder, preempted
+        self.heartbeat, self.preempted = folder / HEARTBEAT, preempted
         self.files = (folder / STOP, sweep_stop)
-        self.looked, self.stopped = 0.0, False
+        self.looked, self.beaten, self.stopped = 0.0, 0.0, False
 
     def __call__(self) -> bool:
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
-            beat(self.folder)
             self.stopped = self.stopped or any(file.exists() for file in self.files)
         return self.stopped or self.preempted.is_set()
+
+    def alive(self) -> None:
+        """Touch the file by which the driver sees that the run gets on, at most once a second."""
+        if time.monotonic() - self.beaten >= LOOK_SECONDS:
+            self.beaten = time.monotonic()
+            self.heartbeat.touch()
 
 
 def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
@@ -122,7 +155,12 @@ def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
     if task.simulation is not None:
         from sweeps.simulated import simulate_run
 
-        return simulate_run(task.spec, task.simulation, task.run_id, folder, should_stop=stop) is not None
+        def stop_or_beat() -> bool:
+            stop.alive()
+            return stop()
+
+        result = simulate_run(task.spec, task.simulation, task.run_id, folder, should_stop=stop_or_beat)
+        return result is not None
     assert task.corpus is not None, "a run that trains has a corpus"
     if task.resources.processes > 1:
         _train_in_processes(task, folder)
@@ -130,7 +168,7 @@ def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
     return _train(task, folder, stop)
 
 
-def _train(task: Task, folder: Path, stop: Callable[[], bool], execution: ExecutionConfig | None = None) -> bool:
+def _train(task: Task, folder: Path, stop: _StopSignal, execution: ExecutionConfig | None = None) -> bool:
     from trainer.data import Corpus
     from trainer.loop import train
 
@@ -141,6 +179,7 @@ def _train(task: Task, folder: Path, stop: Callable[[], bool], execution: Execut
         folder,
         execution=execution or task.resources.execution,
         should_stop=stop,
+        alive=stop.alive,
     )
     return result is not None
 
@@ -163,19 +202,21 @@ def _train_share(config: dict[str, str]) -> None:
 def _train_in_processes(task: Task, folder: Path) -> None:
     """Train one run in several processes through Ray Train. When one dies, all end: the run's next attempt goes on.
 
+    Where runs lie in a storage, all processes are on this machine.
+
     Raises:
         Exception: what a process raised.
         ray.train.WorkerGroupError: a process died.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
+    from ray.util import get_node_ip_address
 
     resources, notes = task.resources, folder / "ray-train"
-    scaling = ScalingConfig(
-        num_workers=resources.processes,
-        use_gpu=resources.gpu_share > 0,
-        resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpu_share},
-    )
+    each = {"CPU": float(resources.cpus), "GPU": resources.gpu_share}
+    if task.storage is not None:  # what is published lies on this machine's disk
+        each |= {f"node:{get_node_ip_address()}": 0.001}
+    scaling = ScalingConfig(num_workers=resources.processes, use_gpu=resources.gpu_share > 0, resources_per_worker=each)
     try:
         TorchTrainer(
             _train_share,

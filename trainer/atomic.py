@@ -17,11 +17,15 @@ def write_atomically(path: Path, text: str) -> None:
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open for writing beside `path`; at the end of the `with` block it is brought to the disk and renamed.
 
-    After an error, or in a process that was killed, `path` is what it was before.
+    After an error, a full disk for one, `path` is what it was before and nothing else is left. A process that was
+    killed leaves a `.partial` file, which the next one writes anew.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -29,7 +29,11 @@ def save_checkpoint(
     counts: dict[str, float],
     keep: int = 2,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, whole or not at all, and drop all but the newest `keep`."""
+    """Write the state after `step` steps under `folder`, whole or not at all, and drop all but the newest `keep`.
+
+    Raises:
+        OSError: the disk is full, or the like; older checkpoints are as they were.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
@@ -49,6 +53,10 @@ def save_checkpoint(
         if final.exists():
             shutil.rmtree(final)
         os.replace(building, final)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch's writer covers it with an error of its own
+            raise error.__context__ from None
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:

@@ -1,7 +1,8 @@
-"""A run's own append-only record of metrics: one JSON line per record, one write per line.
+"""A run's own append-only record of metrics: one JSON line per record, whole or not there.
 
 A process may die in the middle of a line. Opening the journal again cuts the torn line off; reading it stops before
-it. A run that goes on from an older checkpoint passes steps again that it has journaled already: those are not
+it. A disk may be full in the middle of a line: the journal is then cut back to where it was, and the error is raised.
+A run that goes on from an older checkpoint passes steps again that it has journaled already: those are not
 written twice.
 """
 
@@ -41,8 +42,14 @@ class Journal:
         os.close(self._file)
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps({"time_ms": round(time.time() * 1000), **record}) + "\n"
-        os.write(self._file, line.encode())
+        rest = (json.dumps({"time_ms": round(time.time() * 1000), **record}) + "\n").encode()
+        before = os.fstat(self._file).st_size
+        try:
+            while rest:  # a disk that is nearly full takes a part; only the next write says why
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
 
 
 def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -36,6 +36,14 @@ def owner_in_turn(folder: Path, *, waiting: Callable[[], None]) -> Iterator[None
         yield
 
 
+def is_owned(folder: Path) -> bool:
+    """Whether a process owns `folder` just now; asking disturbs nobody."""
+    if not (folder / "lock").exists():
+        return False
+    with _lock_file(folder) as handle:
+        return not _try(handle)
+
+
 @contextmanager
 def _lock_file(folder: Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ A run lives in a folder of its own:
 `result.json` is written last, atomically; the checkpoints go when it is there.
 """
 
+import gc
 import math
 import os
 import time
@@ -22,11 +23,13 @@ from torch.optim import Optimizer
 
 from trainer.accounting import flops_spent, loop_cost
 from trainer.architecture import build_model
+from trainer.atomic import write_atomically
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from trainer.compilation import compile_blocks
 from trainer.config import ExecutionConfig, RunSpec
 from trainer.data import Corpus
+from trainer.environment import environment
 from trainer.evaluate import BATCH, bits_per_byte, evaluate, tokens_per_byte
 from trainer.feed import Share, shares
 from trainer.journal import Journal
@@ -36,7 +39,7 @@ from trainer.optim import apply_schedule, make_optimizers
 from trainer.parallel import Ranks
 from trainer.published import save_published
 from trainer.result import RunResult, read_result, write_result
-from trainer.telemetry import SpeedMeter
+from trainer.telemetry import SpeedMeter, SystemMeter
 
 CURVE_POINTS = 200
 EXPLODED = 3.0
@@ -74,7 +77,10 @@ def train(
     _check(spec, corpus, ranks)
     with sole_owner(folder) if ranks.is_first else nullcontext():
         finished = ranks.first_says(read_result(folder) if ranks.is_first else None)
-        return finished or _train(spec, corpus, folder, execution, ranks, should_stop, alive)
+        try:
+            return finished or _train(spec, corpus, folder, execution, ranks, should_stop, alive)
+        finally:
+            _give_back(execution.device)
 
 
 def _train(
@@ -88,7 +94,7 @@ def _train(
 ) -> RunResult | None:
     torch.set_num_threads(execution.cpu_threads)
     if ranks.is_first:
-        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+        write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
     model = build_model(spec.model, recompute_loops=execution.activation_checkpointing)
     model.initialise(spec.seed)
@@ -99,10 +105,11 @@ def _train(
     ranks.share_weights(model)
     if execution.compile:
         compile_blocks(model)
-    meter = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size)
+    meter, system = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size), SystemMeter(execution)
     journal.event(
         "resumed" if done else "started",
-        step=done, device=execution.device, processes=ranks.size, torch=torch.__version__, peak_flops=meter.peak,
+        step=done, processes=ranks.size, device=execution.device, cpu_threads=execution.cpu_threads,
+        peak_flops=meter.peak, **environment(execution.device),
     )  # fmt: skip
 
     every, validated = max(1, spec.steps // CURVE_POINTS), _validation_steps(spec.steps, execution.validations)
@@ -137,7 +144,7 @@ def _train(
                 loss = _validate(spec, model, validation, {mean}, execution, ranks, alive)[mean]
             point |= {"validation_loss": loss} if math.isfinite(loss) else {}
         if ranks.is_first and (done % every == 0 or done == spec.steps):
-            point |= _telemetry(spec, model, optimizers, means, gradient_norm, done) | meter.read()
+            point |= _telemetry(spec, model, optimizers, means, gradient_norm, done) | meter.read() | system.read()
         if point:
             journal.metrics(done, point)
         now = time.monotonic()
@@ -168,6 +175,13 @@ def _train(
         write_result(folder, result)
         drop_checkpoints(folder / "checkpoints")
     return result
+
+
+def _give_back(device: str) -> None:
+    """Free what a run held now: torch's optimizers leave a cycle that keeps the model until Python looks for one."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _check(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> None:

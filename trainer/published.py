@@ -8,6 +8,8 @@ checkpoint that we have seen: their names below follow the same scheme.
 """
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,21 +138,39 @@ def save_published(
     """Write `model` into `folder` in the published layout; config.json comes last.
 
     Weights are saved as they are, in float32. Older weights of the other form go.
+
+    Raises:
+        OSError: the disk is full, or the like; older weights are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     block = model.config.block
     tensors = {published_name(name, block): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     partial = folder / f".{WEIGHTS[form]}.partial"
-    if form == "safetensors":
-        from safetensors.torch import save_file
-
-        save_file(tensors, partial, metadata={"format": "pt"})
-    else:
-        torch.save(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, partial)
-    for name in WEIGHTS.values():
-        (folder / name).unlink(missing_ok=True)
-    partial.replace(folder / WEIGHTS[form])
+    try:
+        if form == "safetensors":
+            _save_safetensors(tensors, partial)
+        else:
+            torch.save(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, partial)
+        for name in WEIGHTS.values():
+            (folder / name).unlink(missing_ok=True)
+        partial.replace(folder / WEIGHTS[form])
+    finally:
+        partial.unlink(missing_ok=True)
     write_atomically(folder / "config.json", json.dumps(config_to_published(model.config, recurrence), indent=1))
+
+
+def _save_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """As `save_file`, but an OSError is one, which the library tells in words alone."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What a run tells of itself while it trains: speed, utilisation, memory, norms."""
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -70,6 +72,40 @@ class SpeedMeter:
             "model_flop_utilisation": tokens * per_token / seconds / self.peak,
             "peak_memory": peak_memory(self.execution.device),
         }
+
+
+class SystemMeter:
+    """What the run's first process asks of its machine, under the names that MLflow has for its own system metrics."""
+
+    def __init__(self, execution: ExecutionConfig) -> None:
+        self.execution = execution
+        self.wall, self.busy = time.monotonic(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Processor since the last reading, resident memory, memory in use on the GPU if it runs on one.
+
+        Of the processor, 100% is all the threads that the run is given.
+        """
+        wall, busy = time.monotonic(), time.process_time()
+        share = (busy - self.busy) / max(wall - self.wall, 1e-9) / self.execution.cpu_threads
+        self.wall, self.busy = wall, busy
+        told = {
+            "system/cpu_utilization_percentage": 100 * share,
+            "system/system_memory_usage_megabytes": resident_memory() / 1e6,
+        }
+        if torch.device(self.execution.device).type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.execution.device)
+            told["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
+            told["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
+        return told
+
+
+def resident_memory() -> float:
+    """Bytes of this process that are in RAM; where there is no /proc, the most that ever were."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return float(int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    return peak_memory("cpu")
 
 
 def peak_memory(device: str) -> float:

@@ -1,12 +1,15 @@
 """A sweep of seconds, and its simulated twin."""
 
+import os
 import shutil
+import time
 import warnings
 
 import pytest
 
 from sweeps.folders import Folders
 from sweeps.loading import validate_sweep
+from trainer.journal import read_journal
 
 SMALL = {
     "name": "small",
@@ -62,3 +65,27 @@ def new_database(tmp_path_factory):
         return f"sqlite:///{path}"
 
     return make
+
+
+def wait_for_steps(folder, steps):
+    """Until the run's journal holds so many steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(record.get("step", 0) >= steps for record in read_journal(folder / "journal.jsonl")[0]):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} has no {steps} steps after two minutes")
+
+
+def writer_of(folder, steps):
+    """The process that trains in `folder`, once it has done so many steps."""
+    wait_for_steps(folder, steps)
+    target = str((folder / "journal.jsonl").resolve())
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            handles = [os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
+        except OSError:
+            continue
+        if target in handles and int(process) != os.getpid():
+            return int(process)
+    raise AssertionError(f"no process writes {target}")

@@ -9,9 +9,10 @@ from contextlib import nullcontext
 
 import pytest
 
-from sweeps import execute as execute_module
+from sweeps import engine
 from sweeps.cluster import RayCluster
-from sweeps.execute import Outcome, Progress, execute, saved_states
+from sweeps.engine import Outcome, Progress
+from sweeps.execute import execute, saved_states
 from sweeps.folders import Folders
 from sweeps.grid import plan_sweep, simulated_text
 from sweeps.loading import validate_sweep
@@ -206,7 +207,7 @@ def test_two_sweeps_share_a_run_that_is_being_trained(small, folders, undisturbe
             if all((folders.run(cell.run_id) / "result.json").exists() for cell in others):
                 break
             time.sleep(0.1)
-        time.sleep(2 * execute_module.BUSY_SECONDS)
+        time.sleep(2 * engine.BUSY_SECONDS)
         assert sweep.is_alive()
         assert not (folders.run(shared.run_id) / "result.json").exists()
     sweep.join()

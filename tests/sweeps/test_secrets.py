@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweeps.analysis import fit_and_report
 from sweeps.config import config_text
 from sweeps.errors import first_line
 from sweeps.folders import Folders
 from sweeps.grid import plan_sweep, simulated_text
 from sweeps.loading import load_sweep
-from sweeps.pipeline import Prepared, fit_and_report, train_and_record
+from sweeps.pipeline import Prepared, train_and_record
 from sweeps.secrets import redacted, with_secret
 from sweeps.simulated import simulate_run
 from sweeps.tracking import Store, named_trouble

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from trainer.accounting import flops_per_token
 from trainer.batches import validation_windows
 from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from trainer.config import ExecutionConfig, ModelConfig, OptimizerConfig, RecurrenceConfig, RunSpec, ScheduleConfig
+from trainer.environment import environment
 from trainer.evaluate import bits_per_byte, evaluate
 from trainer.journal import Journal, journal_id, read_journal
 from trainer.lock import FolderBusyError, sole_owner
@@ -34,7 +36,10 @@ def without_clock(result: RunResult) -> dict:
 
 
 NO_DECAY = OptimizerConfig(muon_weight_decay=0.0)
-CLOCK = {"tokens_per_second", "model_flop_utilisation", "peak_memory"}
+CLOCK = {
+    "tokens_per_second", "model_flop_utilisation", "peak_memory",
+    "system/cpu_utilization_percentage", "system/system_memory_usage_megabytes",
+}  # fmt: skip
 
 
 def metrics(folder):
@@ -73,6 +78,9 @@ def test_a_run_records_what_it_did(spec, uninterrupted):
     }  # fmt: skip
     assert all(value > 0 for values in told for value in values.values())
     assert told[0]["spectral_radius"] == pytest.approx(0.2**0.5, abs=0.02)
+    started = read_journal(folder / "journal.jsonl")[0][1]
+    assert (started["name"], started["torch"], started["cpu_threads"]) == ("started", torch.__version__, 1)
+    assert started.items() >= environment().items()
     model, recurrence = load_published(folder / "model")
     assert (model.config, recurrence.mean) == (spec.model, spec.recurrence.mean)
     assert model.spectral_radius() == pytest.approx(result.spectral_radius)
@@ -270,6 +278,25 @@ def test_a_diverged_run_is_a_result(spec, corpus, tmp_path, rate, said):
     assert result.flops_exact > 0
     events = [r for r in read_journal(tmp_path / "journal.jsonl")[0] if r["kind"] == "event"]
     assert (events[-1]["name"], events[-1]["reason"]) == ("diverged", result.reason)
+
+
+@pytest.mark.parametrize("rate", [30.0, 8e-3], ids=["diverged", "finished"])
+def test_a_run_that_ended_holds_nothing(spec, corpus, tmp_path, monkeypatch, rate):
+    """Model and optimizers are gone when `train` returns; what diverged is not evaluated first."""
+    made = []
+
+    def make(model, config):
+        optimizers = make_optimizers(model, config)
+        made.extend(weakref.ref(thing) for thing in (model, *optimizers))
+        return optimizers
+
+    monkeypatch.setattr("trainer.loop.make_optimizers", make)
+    if rate > 1:
+        monkeypatch.setattr("trainer.loop.evaluate", None)
+    wild = spec.model_copy(update={"optimizer": OptimizerConfig(learning_rate=rate, gradient_clip=1e9)})
+    assert train(wild, corpus, tmp_path).status == ("diverged" if rate > 1 else "finished")
+    assert len(made) == 3
+    assert [thing() for thing in made] == [None] * 3
 
 
 def test_bfloat16_trains(spec, corpus, tmp_path, uninterrupted):

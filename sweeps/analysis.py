@@ -1,0 +1,145 @@
+"""What is made of a finished sweep: fits of each group of its runs, the stability table, figures and the page."""
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.config import SweepConfig
+from sweeps.folders import Folders
+from sweeps.results import Results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fitting import SweepFit
+    from sweeps.stability import StabilityStudy
+
+GROUP = "group"
+FEWEST_RUNS = 4
+
+FitProgress = Callable[[str, int, int], None]
+
+
+def fit_and_report(
+    sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
+) -> Results:
+    """Fit a sweep's table, store the fits, draw and write the page.
+
+    Laws hold for runs that differ in budget, tokens, mean recurrence and seed alone. Where other axes tell runs apart,
+    the column `group` says so, and each group is fitted in a folder and on a page of its own.
+    """
+    shutil.rmtree(folders.groups, ignore_errors=True)
+    if GROUP not in table:
+        return _fit_group(sweep, folders, table, command=command, progress=progress)
+    parts = {str(label): part.reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)}
+    slugs = _slugs(list(parts))
+    found: dict[str, Results] = {}
+    for label, part in parts.items():
+        if (part["status"] == "finished").sum() < FEWEST_RUNS:
+            continue
+        own = folders.group(slugs[label])
+        own.sweep.mkdir(parents=True)
+        part.to_csv(own.table, index=False)
+        own.config.write_text(folders.config.read_text())
+        found[label] = _fit_group(sweep, own, part, command=command, progress=progress, label=label)
+    few = len(parts) - len(found)
+    said = f"its runs are of {len(parts)} groups, and a law is fitted to each apart" + (
+        f", but {few} of them have fewer than {FEWEST_RUNS} finished runs" if few else ""
+    )
+    return _write_page(sweep, folders, table, {}, dict.fromkeys((False, True), said), command, found)
+
+
+def _slugs(labels: list[str]) -> dict[str, str]:
+    """A folder's name for each group."""
+    found: dict[str, str] = {}
+    for label in labels:
+        slug = re.sub(r"[^A-Za-z0-9+.=]+", "-", label.replace(" = ", "=")).strip("-.")[:80] or "group"
+        while slug in found.values():
+            slug += "+"
+        found[label] = slug
+    return found
+
+
+def _fit_group(
+    sweep: SweepConfig,
+    folders: Folders,
+    table: "pd.DataFrame",
+    *,
+    command: str,
+    progress: FitProgress | None,
+    label: str | None = None,
+) -> Results:
+    """Fit the table with and without its largest budget.
+
+    What was fitted to an earlier table goes first. A table that can't be fitted gets a page all the same; it says why.
+    """
+    from fitting import fit_sweep
+
+    name = sweep.name if label is None else f"{sweep.name}, {label}"
+    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
+        stale.unlink(missing_ok=True)
+        stale.with_suffix(".txt").unlink(missing_ok=True)
+    shutil.rmtree(folders.figures, ignore_errors=True)
+    fits: dict[bool, SweepFit | None] = {}
+    why: dict[bool, str | None] = {}
+    for hold_out in (False, True):
+        try:
+            found = fit_sweep(table, name=name, hold_out_largest_budget=hold_out, profiles=True, progress=progress)
+        except ValueError as error:
+            fits[hold_out], why[hold_out] = None, str(error)
+        else:
+            store_fit(found, folders.fit(hold_out=hold_out))
+            fits[hold_out], why[hold_out] = found, None
+    return _write_page(sweep, folders, table, fits, why, command, {}, label=label)
+
+
+def _write_page(
+    sweep: SweepConfig,
+    folders: Folders,
+    table: "pd.DataFrame",
+    fits: Mapping[bool, "SweepFit | None"],
+    why: Mapping[bool, str | None],
+    command: str,
+    groups: Mapping[str, Results],
+    label: str | None = None,
+) -> Results:
+    from sweeps.report import write_report
+
+    results = Results(
+        fit=fits.get(False),
+        hold_out=fits.get(True),
+        why_no_fit=why[False],
+        why_no_hold_out=why[True],
+        report=folders.report,
+        groups=groups,
+    )
+    left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
+    write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command, group=label)
+    return results
+
+
+def store_fit(fit: "SweepFit", path: Path) -> None:
+    """Write a fit to `path` as JSON and, beside it, as readable text."""
+    path.write_text(fit.to_json())
+    path.with_suffix(".txt").write_text(fit.report())
+
+
+def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":
+    """Judge a stability study by its run table and the runs' journals; write its table, report and figure.
+
+    Raises:
+        ValueError: the sweep isn't one (sweeps/stability.py).
+    """
+    from sweeps.stability import study_stability, variant_axis, variant_names
+    from sweeps.stability_figure import save_stability
+    from trainer.journal import read_journal
+
+    variant = variant_axis(sweep)
+    journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
+    study = study_stability(table, journals, name=sweep.name, variant=variant, variants=variant_names(sweep))
+    study.frame().to_csv(folders.stability.with_suffix(".csv"), index=False)
+    folders.stability.write_text(study.report())
+    save_stability(study, folders.figures)
+    return study

@@ -1,0 +1,360 @@
+"""Runs cells to their end: longest first onto what is free, each once, again when the cause of a failure may pass.
+
+Imports no ray: whatever can start, end and kill attempts can be the cluster.
+"""
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sweeps import cost
+from sweeps.config import SweepConfig
+from sweeps.failures import hung
+from sweeps.folders import Folders
+from sweeps.grid import Cell
+from sweeps.remote import StorageError
+from sweeps.schedule import ORDERS, Job, Needs, Node, Pool, Queue, Slot, best_order
+from sweeps.storage import Storage
+from sweeps.worker import HEARTBEAT, STOP, Ended, Task
+from trainer.atomic import write_atomically
+from trainer.journal import read_journal
+from trainer.result import RunResult, read_result
+
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 1.0
+NODES_SECONDS = 5.0
+NODE_GRACE_SECONDS = 300.0
+STOP_GRACE_SECONDS = 120.0
+BUSY_SECONDS = 2.0
+START_SECONDS = 900.0
+RETRY_SECONDS = 5.0
+LONGEST_RETRY_SECONDS = 120.0
+
+
+class Cluster(Protocol):
+    """What attempts are started on."""
+
+    def nodes(self) -> list[Node]:
+        """The machines that are there, with all that they have."""
+
+    def start(self, task: Task, needs: Needs, slots: Sequence[Slot]) -> Any:
+        """Start an attempt where its slots are; returns its handle."""
+
+    def ended(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, Ended]]:
+        """Attempts that have ended, waiting up to `timeout` seconds for the first."""
+
+    def kill(self, handle: Any) -> None:
+        """End an attempt at once."""
+
+
+class Progress:
+    """What a watcher is told. The default says nothing; the command line shows a bar."""
+
+    def share_done(self, share: float) -> None:
+        """`share` of the sweep's FLOPs, 0 to 1, is trained."""
+
+    def run_started(self, cell: Cell) -> None:
+        """An attempt at a run was given out."""
+
+    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
+        """A run has a result, or failed for `reason`."""
+
+    def run_retried(self, cell: Cell, reason: str) -> None:
+        """An attempt ended for `reason`, and there will be another."""
+
+
+@dataclass
+class Outcome:
+    """How the plan's runs ended: results by run id, and reasons by run id where a run failed."""
+
+    results: dict[str, RunResult] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Run:
+    """A cell on its way: what was tried, and how far it got."""
+
+    cell: Cell
+    index: int
+    priority: tuple[float, ...] = ()
+    attempts: int = 0
+    handle: Any = None
+    slots: tuple[Slot, ...] = ()
+    started: float = 0.0
+    beaten: float = 0.0
+    heartbeat: float | None = None
+    offset: int = 0
+    step: int = 0
+    step_at_start: int = -1
+    not_before: float = 0.0
+    begun: bool = False
+    hung: bool = False
+    stopping: bool = False
+    reason: str | None = None
+
+    @property
+    def needs(self) -> Needs:
+        return cost.needs(self.cell.resources)
+
+
+class Engine:
+    """Starts, watches, restarts and ends the runs of cells that are added to it. One `poll` after the other.
+
+    Leaving its `with` block asks the runs under way to save and end, and waits for them.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        sweep: SweepConfig,
+        folders: Folders,
+        corpora: Mapping[str, Path],
+        *,
+        storage: Storage | None = None,
+        progress: Progress | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        self.cluster, self.sweep, self.folders, self.corpora = cluster, sweep, folders, corpora
+        self.progress, self.outcome = progress or Progress(), outcome or Outcome()
+        self.storage, self.owner = storage, uuid.uuid4().hex
+        self.elastic = sweep.cluster.elastic
+        self.pool = Pool(self._nodes(), spread=storage is None)
+        self.queue = Queue()
+        self.runs: dict[int, _Run] = {}
+        self.under_way: dict[Any, _Run] = {}
+        self.later: list[_Run] = []
+        self.dropped: list[Cell] = []
+        self.looked = self.counted = time.monotonic()
+        self.starved: float | None = None
+        folders.sweep.mkdir(parents=True, exist_ok=True)
+        folders.stop_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.under_way:
+                self.folders.stop_file.touch()
+                self._ask_to_stop(list(self.under_way.values()))
+                self._drain(time.monotonic() + STOP_GRACE_SECONDS)
+        finally:
+            self.folders.stop_file.unlink(missing_ok=True)
+            self._tell_state()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is under way or waits."""
+        return bool(self.under_way or self.later or self.dropped or len(self.queue))
+
+    def add(self, cells: Sequence[Cell]) -> None:
+        """Let more cells wait for their turn.
+
+        Raises:
+            ValueError: a cell asks for more than the whole cluster has.
+        """
+        self._check_feasible(cells)
+        waiting = [Job(cell.seconds, cost.needs(cell.resources)) for cell in cells]
+        order = ORDERS[best_order(waiting, self._nodes())[0]]
+        for cell, job in zip(cells, waiting, strict=True):
+            run = _Run(cell=cell, index=len(self.runs), priority=order(job))
+            self.runs[run.index] = run
+            self._wait(run)
+
+    def stop_run(self, run_id: str) -> None:
+        """Ask one run to save and end; it is not started again, and ends without a result."""
+        for run in self.under_way.values():
+            if run.cell.run_id == run_id:
+                run.stopping = True
+                (self.folders.run(run_id) / STOP).touch()
+                self._ask_to_stop([run])
+        for run in [run for run in self.later if run.cell.run_id == run_id]:
+            self.later.remove(run)
+            self.dropped.append(run.cell)
+
+    def flops_under_way(self) -> float:
+        """FLOPs that the runs under way have spent, by their journals."""
+        return sum(run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.under_way.values())
+
+    def poll(self) -> list[Cell]:
+        """Start what fits, wait a moment, and return the cells that have ended; `outcome` says how."""
+        now = time.monotonic()
+        for run in [run for run in self.later if run.not_before <= now]:
+            self.later.remove(run)
+            self._wait(run)
+        self._start_what_fits()
+        if not self.under_way:
+            time.sleep(POLL_SECONDS if self.later or len(self.queue) else 0.0)
+        ended, self.dropped = self.dropped, []
+        for handle, end in self.cluster.ended(list(self.under_way), POLL_SECONDS) if self.under_way else []:
+            run = self._free(handle)
+            self._fetch_news([run])
+            if self._judge(run, end):
+                ended.append(run.cell)
+        self._look()
+        return ended
+
+    def _nodes(self) -> list[Node]:
+        return cost.nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
+
+    def _check_feasible(self, cells: Sequence[Cell]) -> None:
+        empty = Pool(self._nodes(), spread=self.storage is None)
+        for needs in dict.fromkeys(cost.needs(cell.resources) for cell in cells):
+            if not empty.holds(needs):
+                has = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in empty.nodes.values())
+                raise ValueError(
+                    f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
+                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {has}; ask for "
+                    "less, give the address of a larger cluster, or set cluster.elastic where nodes come when asked for"
+                )
+
+    def _wait(self, run: _Run) -> None:
+        self.queue.add(run.index, run.priority, run.needs)
+
+    def _start_what_fits(self) -> None:
+        while (found := self.queue.next(self.pool)) is not None:
+            index, needs, slots = found
+            run = self.runs[index]
+            folder = self.folders.run(run.cell.run_id)
+            (folder / STOP).unlink(missing_ok=True)
+            run.slots, run.hung, run.begun, run.heartbeat = slots, False, False, _heartbeat(folder)
+            run.started = run.beaten = time.monotonic()
+            run.step = self._latest_step(run)
+            run.step_at_start = run.step
+            run.handle = self.cluster.start(self._task(run.cell), needs, () if self.elastic else slots)
+            self.under_way[run.handle] = run
+            self.progress.run_started(run.cell)
+            self._tell_state()
+
+    def _task(self, cell: Cell) -> Task:
+        corpus = self.corpora.get(cell.spec.data_fingerprint)
+        return Task(
+            spec=cell.spec,
+            run_id=cell.run_id,
+            folder=str(self.folders.run(cell.run_id).resolve()),
+            stop_file=str(self.folders.stop_file.resolve()),
+            resources=cell.resources,
+            corpus=None if corpus is None else str(corpus.resolve()),
+            simulation=self.sweep.simulation,
+            storage=None if self.storage is None else self.storage.uri,
+            owner=self.owner,
+        )
+
+    def _free(self, handle: Any) -> _Run:
+        run = self.under_way.pop(handle)
+        self.pool.release(run.needs, run.slots)
+        run.handle, run.slots = None, ()
+        return run
+
+    def _judge(self, run: _Run, end: Ended) -> bool:
+        """What becomes of a run whose attempt has ended: whether it is over, or there will be another one."""
+        cell = run.cell
+        result = read_result(self.folders.run(cell.run_id))
+        self._tell_state()
+        if result is not None:
+            self.outcome.results[cell.run_id] = result
+            self.progress.run_ended(cell, result, None)
+            return True
+        if run.stopping and end.how != "failed":
+            return True
+        if end.how == "failed":
+            return self._failed(run, end)
+        run.not_before = time.monotonic() + (BUSY_SECONDS if end.how == "busy" else 0.0)
+        self.later.append(run)
+        return False
+
+    def _failed(self, run: _Run, end: Ended) -> bool:
+        """Try again where the cause may pass: at once where the run got further, later and later where it didn't."""
+        reason = hung(run.cell.resources.hang_seconds).reason if run.hung else end.reason or "ended without a result"
+        run.step = self._latest_step(run)
+        run.attempts = 1 if run.step > run.step_at_start else run.attempts + 1
+        if end.may_pass and run.attempts <= run.cell.resources.retries:
+            pause = min(RETRY_SECONDS * 2 ** (run.attempts - 1), LONGEST_RETRY_SECONDS) if run.attempts > 1 else 0.0
+            run.not_before, run.reason = time.monotonic() + pause, reason
+            self.later.append(run)
+            self.progress.run_retried(run.cell, reason)
+            return False
+        tried = f" (tried {run.attempts} times without getting further)" if end.may_pass and run.attempts > 1 else ""
+        self.outcome.failed[run.cell.run_id] = reason + tried
+        self.progress.run_ended(run.cell, None, reason + tried)
+        return True
+
+    def _look(self) -> None:
+        """Once in a while: who gets on, who hangs, which machines are there."""
+        now = time.monotonic()
+        if now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            self._fetch_news(list(self.under_way.values()))
+            for run in self.under_way.values():
+                run.step = self._latest_step(run)
+                beat = _heartbeat(self.folders.run(run.cell.run_id))
+                if beat != run.heartbeat:
+                    run.heartbeat, run.beaten, run.begun = beat, now, True
+                elif self._hangs(run, now - run.beaten):
+                    run.hung = True
+                    self.cluster.kill(run.handle)
+        if not self.elastic and now - self.counted >= NODES_SECONDS:
+            self.counted = now
+            self._recount()
+
+    def _hangs(self, run: _Run, silent: float) -> bool:
+        """Whether a run silent for so many seconds hangs; until its first step it may take longer, or await a node."""
+        if run.hung or (self.elastic and not run.begun):
+            return False
+        return silent > run.cell.resources.hang_seconds + (0.0 if run.begun else START_SECONDS)
+
+    def _recount(self) -> None:
+        """Take up machines that have come and forget those that have gone."""
+        there = {node.name: node for node in self._nodes()}
+        for name in set(self.pool.nodes) - set(there):
+            self.pool.drop(name)
+        for name in set(there) - set(self.pool.nodes):
+            self.pool.add(there[name])
+        starving = bool(len(self.queue)) and not self.under_way
+        self.starved = (self.starved or self.counted) if starving else None
+        if self.starved is not None and self.counted - self.starved > NODE_GRACE_SECONDS:
+            raise ValueError(
+                f"a run must fit the cluster, but for {NODE_GRACE_SECONDS:.0f} s its {len(there)} machines could hold "
+                f"none of the {len(self.queue)} that wait; bring the machines back and give the same command again"
+            )
+
+    def _latest_step(self, run: _Run) -> int:
+        records, run.offset = read_journal(self.folders.run(run.cell.run_id) / "journal.jsonl", run.offset)
+        return max([run.step, *(record.get("step", 0) for record in records)])
+
+    def _fetch_news(self, runs: Sequence[_Run]) -> None:
+        """Bring what the workers have published to this disk. While the storage is away, there is no news."""
+        if self.storage is not None and runs:
+            with contextlib.suppress(StorageError):
+                self.storage.fetch_news([run.cell.run_id for run in runs], self.folders.out)
+
+    def _ask_to_stop(self, runs: Sequence[_Run]) -> None:
+        if self.storage is not None:
+            with contextlib.suppress(StorageError):  # they go on, then, until the cluster ends them
+                self.storage.ask_to_stop([run.cell.run_id for run in runs])
+
+    def _drain(self, deadline: float) -> None:
+        """Wait for the runs under way to save and end."""
+        while self.under_way and time.monotonic() < deadline:
+            for handle, _ in self.cluster.ended(list(self.under_way), POLL_SECONDS):
+                self._fetch_news([self._free(handle)])
+
+    def _tell_state(self) -> None:
+        """Leave a note of what is under way, for `isoloop status` in another terminal."""
+        running = {run.cell.run_id: {"attempt": run.attempts + 1} for run in self.under_way.values()}
+        again = {run.cell.run_id: run.reason for run in self.later if run.reason}
+        state = {"running": running, "again": again, "failed": self.outcome.failed}
+        write_atomically(self.folders.state, json.dumps(state))
+
+
+def _heartbeat(folder: Path) -> float | None:
+    try:
+        return (folder / HEARTBEAT).stat().st_mtime
+    except FileNotFoundError:
+        return None
