@@ -9,6 +9,7 @@ from typing import Any
 
 from sweeps.errors import first_line
 from sweeps.failures import lost
+from sweeps.privacy import switch_telemetry_off
 from sweeps.schedule import Needs, Node, Slot
 from sweeps.worker import Ended, Task, run_attempt
 
@@ -45,7 +46,7 @@ class RayCluster:
                 os.environ.setdefault("RAY_AUTH_MODE", "token")  # what `ray start` asks for; a driver doesn't offer it
         else:
             os.environ.setdefault(_LOOPBACK, "0")
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        switch_telemetry_off()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 

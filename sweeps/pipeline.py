@@ -103,7 +103,8 @@ def _train_and_record(
     storage = _open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
-        relay = Relay(store, plan, folders)
+        runs_at = None if plan.sweep.storage is None else f"{plan.sweep.storage.rstrip('/')}/runs"
+        relay = Relay(store, plan, folders, runs_at=runs_at)
     stopped: str | None = "FAILED"
     outcome = Outcome()
     try:

@@ -20,10 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeps.privacy import SWITCHES
+
 OURS = ("sweeps", "trainer", "fitting")
 COMMIT = "ISOLOOP_COMMIT"
 # Settings that say where and how, and hold no secret. Workers never talk to MLflow or Hugging Face.
-PASSED_ON = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_CLOUD_PROJECT")
+PASSED_ON = (
+    *SWITCHES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_CLOUD_PROJECT"
+)  # fmt: skip
 MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

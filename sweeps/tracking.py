@@ -40,6 +40,7 @@ from sweeps.secrets import redacted
 NOTE = "mlflow.note.content"
 # MLflow takes 1,000 points, parameters and tags at a time, of the last two 100 each.
 BATCH_POINTS = 800
+POSTGRES_LOCK = 0x150100B  # whatever nobody else takes
 
 
 class Store:
@@ -67,7 +68,7 @@ class Store:
             raise ValueError(f"an sqlite tracking URI must read sqlite:///path/to/file.db, but got '{self.shown_uri}'")
         if local and artifacts is None and not _database(uri).is_file():
             raise ValueError(f"a store to read must be there, but there is no file {_database(uri)}; correct the URI")
-        with named_trouble(uri), _first_use(uri) if local else contextlib.nullcontext():
+        with named_trouble(uri), _first_use(uri):
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is not None:
@@ -286,9 +287,20 @@ def _database(uri: str) -> Path:
 
 @contextlib.contextmanager
 def _first_use(uri: str) -> Iterator[None]:
-    """Let one process at a time make an sqlite store's tables: at once, they crash."""
-    database = _database(uri)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with (database.parent / f".{database.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """Let one process at a time make a database's tables: at once, they crash. A server does that by itself."""
+    if uri.startswith("sqlite:"):
+        database = _database(uri)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with (database.parent / f".{database.name}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+    elif uri.startswith("postgresql"):
+        from sqlalchemy import NullPool, create_engine, text
+
+        # It also says at once that nobody answers, where MLflow would try for minutes.
+        with create_engine(uri, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
+            connection.execute(text(f"select pg_advisory_lock({POSTGRES_LOCK})"))
+            yield
+            connection.execute(text(f"select pg_advisory_unlock({POSTGRES_LOCK})"))
+    else:
         yield

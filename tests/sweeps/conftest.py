@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import warnings
 
 import pytest
 
@@ -54,7 +55,9 @@ def new_database(tmp_path_factory):
     from sweeps.tracking import Store
 
     empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    Store(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
+        Store(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
 
     def make(path):
         path.parent.mkdir(parents=True, exist_ok=True)
