@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sweeps.axes import BUDGET, LABEL, MEAN, TOKENS, Changes, Point, is_path, points, setting_at
 from sweeps.config import RunSettings, SweepConfig
 from sweeps.grid import Cell, TextOf, solve_cells
-from sweeps.space import Dimension, Range, TuneConfig
+from sweeps.space import Dimension, Range
 
 RATE, MUON_RATE, DECAY = "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.muon_weight_decay"
 BATCH = "batch"
@@ -112,7 +112,20 @@ class Search:
         Raises:
             ValueError: a value breaks a rule.
         """
-        return _cell(self.sweep, self.asked, self.mean if mean is None else mean, self.fixed, values, self.text_of, labels)
+        mean = self.mean if mean is None else mean
+        return _cell(self.sweep, self.asked, mean, self.fixed, values, self.text_of, labels)
+
+    def described(self) -> list[str]:
+        """The dimensions, and what was left out of them, a line each."""
+        lines = []
+        for path, dimension in self.space.items():
+            if isinstance(dimension, Range):
+                how = ", even in the logarithm" if dimension.log else ""
+                how += f", {dimension.step:g} apart" if dimension.step is not None else ""
+                lines.append(f"{path} from {dimension.low:g} to {dimension.high:g}{how}")
+            else:
+                lines.append(f"{path} of {', '.join(map(str, dimension))}")
+        return [*lines, *(f"not tried: {note}" for note in self.notes)]
 
     def at_edge(self, values: Values) -> list[str]:
         """Paths at which `values` lie at an end of their range."""
@@ -144,7 +157,14 @@ def grid_base(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...]]:
     kind, amount = (TOKENS, smallest.tokens) if smallest.budget is None else (BUDGET, smallest.budget)
     point = {kind: amount, MEAN: mean, **_first_entries(sweep)}
     resources = sweep.resources.model_copy(update={"validations": sweep.tune.validations})
-    grid = {"budgets": None, "tokens": None, "mean_recurrences": None, "around": None, "axes": {}, "exclude": ()}
+    grid: dict[str, Any] = {
+        "budgets": None,
+        "tokens": None,
+        "mean_recurrences": None,
+        "around": None,
+        "axes": {},
+        "exclude": (),
+    }
     return sweep.model_copy(update={**grid, "points": (point,), "resources": resources}), means
 
 
@@ -165,7 +185,8 @@ def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, text_of: 
     asked = next((kind, point[kind]) for kind in (BUDGET, TOKENS) if kind in point)
     (planned,) = points(sweep)
     wanted = _default_space(planned.settings, fixed) if sweep.tune.space is None else sweep.tune.space
-    space, notes = {}, []
+    space: dict[str, Dimension] = {}
+    notes: list[str] = []
     for path, dimension in wanted.items():
         _check_path(path, fixed)
 
@@ -285,8 +306,9 @@ def _cell(
     if left_out:
         return left_out[0].reason
     (cell,) = cells
-    shown = {path: value if isinstance(value, str | int | float | bool) else str(value) for path, value in values.items()}
-    return replace(cell, axes={**shown, **(labels or {})})
+    plain = str | int | float | bool
+    shown = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}
+    return replace(cell, axes={**(labels or {}), **shown})
 
 
 def tuned_names(values: Values) -> str:
@@ -298,6 +320,3 @@ def ended(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that finished, best first."""
     found = [trial for trial in trials if trial.outcome == "finished" and trial.loss is not None]
     return sorted(found, key=lambda trial: (trial.loss, trial.number))
-
-
-__all__ = ["Outcome", "Search", "Trial", "TuneConfig", "Values", "grid_base", "search_for"]

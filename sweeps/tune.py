@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.errors import first_line
 from sweeps.search import Outcome, Search, Trial, Values, is_whole, rounded
+from sweeps.secrets import redacted
 from sweeps.space import Dimension, Range, TuneConfig
 from trainer.config import RunSpec
 
@@ -51,22 +52,19 @@ class Study:
         url: of the database, as SQLAlchemy has it.
         search: what is searched.
         tune: how.
-        trials: how many there will be.
 
     Raises:
         ValueError: no database answers there.
     """
 
-    def __init__(self, url: str, search: Search, tune: TuneConfig, trials: int) -> None:
+    def __init__(self, url: str, search: Search, tune: TuneConfig) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.optuna, self.search, self.tune = optuna, search, tune
-        self.startup = min(STARTUP_TRIALS, max(3, trials // 3))
-        self.distributions = {
-            path: self._distribution(path, dimension) for path, dimension in search.space.items()
-        }
+        self.startup = min(STARTUP_TRIALS, max(3, tune.trials // 3))
+        self.distributions = {path: self._distribution(path, dimension) for path, dimension in search.space.items()}
         with _named_trouble():
             self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
             self.study = optuna.create_study(
@@ -138,9 +136,7 @@ class Study:
             self._tell(proposal.handle, outcome, states.COMPLETE, loss)
         elif outcome == "diverged":
             assert spec is not None, "a diverged run has a spec"
-            self._tell(
-                proposal.handle, outcome, states.COMPLETE, EXPLODED * math.log(spec.model.padded_vocabulary)
-            )
+            self._tell(proposal.handle, outcome, states.COMPLETE, EXPLODED * math.log(spec.model.padded_vocabulary))
         elif outcome == "pruned":
             self._tell(proposal.handle, outcome, states.PRUNED)
         else:
@@ -158,7 +154,7 @@ class Study:
             if outcome in (DUPLICATE, TORN) or not frozen.params:
                 continue
             last = max(frozen.intermediate_values, default=None)
-            loss = {"finished": frozen.value, "pruned": frozen.intermediate_values.get(last)}.get(outcome)
+            loss = frozen.value if outcome in ("finished", "pruned") else None
             found.append(
                 Trial(
                     number=frozen.number,
@@ -218,12 +214,12 @@ def _plain(choice: Any) -> Any:
 
 @contextmanager
 def _named_trouble() -> Iterator[None]:
-    """Turn whatever goes wrong with the database into one ValueError, which doesn't quote its URL: it may hold a secret."""
+    """Turn whatever goes wrong with the database into one ValueError, without the secrets in its URL."""
     try:
         yield
     except Exception as error:  # a database may be of any kind, each with errors of its own
         raise ValueError(
             "a database must answer at tune.storage (--storage-url), but none does "
-            f"({type(error).__name__}: {first_line(error)}); nothing is lost: start it, correct the URL, or leave it "
-            "out for an sqlite file beside the results"
+            f"({type(error).__name__}: {redacted(first_line(error))}); nothing is lost: start it, correct the URL, or "
+            "leave it out for an sqlite file beside the results"
         ) from error
