@@ -93,11 +93,15 @@ def tune_bar(console: "Console", trials: int) -> "Iterator[Watcher]":
                 at = f" at {trial.share:.0%}" if trial.outcome == "pruned" and trial.share else ""
                 said = trial.reason if trial.loss is None else f"loss {trial.loss:.4f}{at}"
                 outcome = "" if trial.outcome == "finished" else f"{trial.outcome}: "
-                bar.console.print(f"  trial {trial.number}  {search.tuned_names(trial.values)}  {outcome}{said}")
+                bar.console.print(
+                    f"  trial {trial.number}  {search.tuned_names(trial.values)}  {outcome}{said}", markup=False
+                )
 
             def check_ended(self, run: "CheckRun") -> None:
                 said = f"{run.outcome}: {run.reason}" if run.loss is None else f"loss {run.loss:.4f}"
-                bar.console.print(f"  check  µ = {run.mean}, rates x{run.factor:g}, seed {run.seed}  {said}")
+                bar.console.print(
+                    f"  check  µ = {run.mean}, rates x{run.factor:g}, seed {run.seed}  {said}", markup=False
+                )
 
         yield Bar()
 

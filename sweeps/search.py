@@ -201,9 +201,9 @@ def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, text_of: 
                     raise ValueError(f"both ends of a range must be runs, but {path} = {end:g} is {reason}")
             space[path] = dimension
             continue
-        reasons = {choice: why_not(choice) for choice in dimension}
-        notes += [f"{path} = {choice} can't be: {reason}" for choice, reason in reasons.items() if reason is not None]
-        left = tuple(choice for choice, reason in reasons.items() if reason is None)
+        reasons = [(choice, why_not(choice)) for choice in dimension]
+        notes += [f"{path} = {choice} can't be: {reason}" for choice, reason in reasons if reason is not None]
+        left = tuple(choice for choice, reason in reasons if reason is None)
         if not left:
             raise ValueError(f"a list of choices must have one that is a run, but of {path} none is; {notes[-1]}")
         space[path] = left

@@ -127,7 +127,7 @@ class Study:
         """Tell how a proposal's run ended.
 
         A diverged run counts as one with a loss beyond all others: Optuna learns nothing from a failed trial, and would
-        go there again.
+        go there again (docs/sweeps.md, "Tune", has how often).
         """
         states = self.optuna.trial.TrialState
         if reason is not None:

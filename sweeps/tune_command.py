@@ -53,7 +53,7 @@ def tune(
         f"{config.name}: {wanted} trials at µ = {search.mean}, {kind} {amount:.3g}, results in {tuning.folders.sweep}"
     )
     for line in search.described():
-        console.print(f"  {line}")
+        console.print(f"  {line}", markup=False)
     command = " ".join(["isoloop", *sys.argv[1:]])
     try:
         with tune_bar(console, wanted) as watcher:
@@ -66,4 +66,4 @@ def tune(
         sys.exit(INTERRUPTED)
     console.print()
     for line in [*tuned.summary(), "", *tuned.advice(tuning.folders)]:
-        console.print(line)
+        console.print(line, markup=False)

@@ -1,7 +1,7 @@
 """A tuning from a sweep's configuration to the settings that won, station by station."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from sweeps.search import Search, ended, grid_base, search_for
 from sweeps.secrets import with_secret
 from sweeps.tune import Study
 from sweeps.tuned import Tuned, write_tuned
-from sweeps.tuner import Tuner, Watcher
+from sweeps.tuner import Tuner, Watcher, is_complete
 from trainer.config import DataConfig
 from trainer.documents import Progress as CorpusProgress
 from trainer.documents import silent
@@ -130,14 +130,23 @@ def _tune(
         if trial.run_id is not None and trial.outcome == "pruned":
             relay.give_up(trial.run_id, "pruned", trial.reason or "")
     stopped: str | None = "FAILED"
-    outcome, noticed = Outcome(), _Noticed(relay)
+    outcome = Outcome()
     try:
-        with (
-            cluster() as started,
-            Engine(
-                started, sweep, folders, tuning.corpora, storage=storage, progress=noticed, outcome=outcome
-            ) as engine,
-        ):
+        with ExitStack() as stack:
+            engine = None
+            if not is_complete(study, folders, check=check):
+                started = stack.enter_context(cluster())
+                engine = stack.enter_context(
+                    Engine(
+                        started,
+                        sweep,
+                        folders,
+                        tuning.corpora,
+                        storage=storage,
+                        progress=_Noticed(relay),
+                        outcome=outcome,
+                    )
+                )
             more = (len(FACTORS) + 1) * len({search.means[0], search.means[-1]}) if check else 0
             tuner = Tuner(study, engine, folders, relay, watcher=watcher, more=more)
             trials = tuner.run()

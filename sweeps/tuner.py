@@ -67,7 +67,7 @@ class Tuner:
 
     Args:
         study: proposes and remembers.
-        engine: runs.
+        engine: runs; None where nothing is missing (`is_complete`).
         folders: of the tuning.
         recorder: is told of every run.
         watcher: is told how far it is.
@@ -77,17 +77,18 @@ class Tuner:
     def __init__(
         self,
         study: Study,
-        engine: Engine,
+        engine: Engine | None,
         folders: Folders,
         recorder: Recorder,
         *,
         watcher: Watcher | None = None,
         more: int = 0,
     ) -> None:
-        self.study, self.engine, self.folders, self.recorder = study, engine, folders, recorder
+        self.study, self._engine, self.folders, self.recorder = study, engine, folders, recorder
         self.watcher = watcher or Watcher()
         trials, self.validations = study.tune.trials, study.tune.validations
-        self.parallel = study.tune.parallel or default_parallel(study.search, engine.cluster.nodes(), trials)
+        nodes = [] if engine is None else engine.cluster.nodes()
+        self.parallel = study.tune.parallel or default_parallel(study.search, nodes, trials)
         self.known = {trial.number: trial for trial in study.trials()}
         self.wanted = trials + sum(trial.outcome == "failed" for trial in self.known.values())
         self.runs = trials + more
@@ -96,6 +97,12 @@ class Tuner:
         self.left_over = study.unfinished()
         self.exhausted = False
         self.looked = 0.0
+
+    @property
+    def engine(self) -> Engine:
+        """What runs are started on."""
+        assert self._engine is not None, "without an engine nothing is missing"
+        return self._engine
 
     def run(self) -> list[Trial]:
         """Until there are as many trials as wanted, or nothing new is proposed; all of them, in their order."""
@@ -123,15 +130,18 @@ class Tuner:
         waiting = [cell for run_id, cell in cells.items() if run_id not in results]
         if waiting:
             self.engine.add(waiting)
+        failed: dict[str, str] = {}
         left = {cell.run_id for cell in waiting}
         while left:
             left -= {cell.run_id for cell in self.engine.poll()}
             self._tell_share((len(cells) - len(left)) / len(runs) * (self.runs - self.done))
-        results |= self.engine.outcome.results
+        if waiting:
+            results |= self.engine.outcome.results
+            failed = self.engine.outcome.failed
         told = []
         for run in runs:
             run_id = "" if run.cell is None else run.cell.run_id
-            told.append(run.ended(results.get(run_id), self.engine.outcome.failed.get(run_id)))
+            told.append(run.ended(results.get(run_id), failed.get(run_id)))
             self.watcher.check_ended(told[-1])
         self.watcher.share_done(1.0)
         return Check.of(told)
@@ -246,6 +256,18 @@ class Tuner:
 
     def _tell_share(self, under_way: float) -> None:
         self.watcher.share_done(min(1.0, (self.done + under_way) / self.runs))
+
+
+def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
+    """Whether there is nothing to run: enough trials are told, and the check, if it is wanted, has its results."""
+    trials = study.trials()
+    wanted = min(study.tune.trials, study.search.combinations or study.tune.trials)
+    over = [trial for trial in trials if trial.outcome not in ("running", "failed")]
+    if len(over) < wanted or any(trial.outcome == "running" for trial in trials):
+        return False
+    best = ended(trials)
+    cells = [run.cell for run in check_runs(study.search, best[0])] if check and best else []
+    return all(cell is None or read_result(folders.run(cell.run_id)) is not None for cell in cells)
 
 
 def default_parallel(search: Search, nodes: Sequence[Node], trials: int) -> int:
