@@ -10,6 +10,7 @@ import typer
 from sweeps.console import fit_progress, new_console, print_results, progress_bar
 from sweeps.privacy import switch_telemetry_off
 from sweeps.secrets import redacted
+from sweeps.tune_command import tune
 
 if TYPE_CHECKING:
     from fitting import Objective
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="Prepare the text that sweeps are trained on.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.command()(tune)
 
 Sweep = Annotated[str, typer.Argument(help="A preset's name or a sweep's YAML file.")]
 Target = Annotated[str, typer.Argument(help="A sweep that was run (its name or YAML file), or a file.")]
