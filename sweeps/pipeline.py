@@ -158,6 +158,7 @@ def open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "
         for folder in corpora.values():
             storage.push_corpus(folder)
         storage.fetch_news([cell.run_id for cell in plan.cells], folders.out)
+        storage.withdraw_stop([cell.run_id for cell in plan.cells])
     except StorageError as error:
         raise ValueError(f"{error}; nothing is lost: mend that and give the same command again") from error
     return storage

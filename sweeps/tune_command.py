@@ -1,21 +1,18 @@
 """The command `isoloop tune`: parse, call, print."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sweeps.console import new_console, tune_bar
-
-DEFAULT_OUT = Path("isoloop-out")
-INTERRUPTED = 130
+from sweeps.options import DEFAULT_OUT, INTERRUPTED, Address, Out, Set, StorageUri, Sweep, TrackingUri
 
 
 def tune(
-    sweep: Annotated[str, typer.Argument(help="A preset's name or a sweep's YAML file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of all results.")] = DEFAULT_OUT,
-    override: Annotated[list[str], typer.Option("--set", help="Change one value: --set tune.validations=8")] = [],  # noqa: B006
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(min=1, help="Runs with different settings, in all.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     storage_url: Annotated[
@@ -24,15 +21,9 @@ def tune(
     check: Annotated[
         bool, typer.Option(help="Try half and twice the best rates at the least and the most recurrence.")
     ] = True,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster's host:port, or auto; a local Ray if left out.")
-    ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Where runs lie if workers don't see --out: s3://, gs://, or a folder.")
-    ] = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    storage: StorageUri = None,
 ) -> None:
     """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
     from sweeps import tune_pipeline

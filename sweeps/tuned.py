@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sweeps.columns import aligned
 from sweeps.folders import Folders
 from sweeps.rate_check import Check
 from sweeps.search import Search, Trial, Values, ended, tuned_names
@@ -151,7 +152,7 @@ def trial_table(trials: Sequence[Trial]) -> list[str]:
                 tuned_names(trial.values) + (f"  ({trial.reason})" if trial.reason else ""),
             ]
         )
-    return _aligned(rows)
+    return aligned(rows, right=True)
 
 
 def check_table(check: Check) -> list[str]:
@@ -160,15 +161,7 @@ def check_table(check: Check) -> list[str]:
     for run in sorted(check.runs, key=lambda run: (run.mean, run.seed, run.factor)):
         loss = f"({run.reason})" if run.loss is None else f"{run.loss:.4f}"
         rows.append([str(run.mean), f"x{run.factor:g}", str(run.seed), run.outcome or "-", loss])
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, right=True)
 
 
 def _write_csv(tuned: Tuned, folders: Folders) -> None:

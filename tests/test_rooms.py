@@ -91,6 +91,8 @@ ORDER = {
         "secrets",
         "errors",
         "privacy",
+        "columns",
+        "options",
         "schedule",
         "resources",
         "space",
@@ -135,6 +137,7 @@ ORDER = {
         "tune_pipeline",
         "console",
         "tune_command",
+        "law_commands",
         "cli",
     ],
 }

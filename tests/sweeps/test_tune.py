@@ -31,6 +31,7 @@ from sweeps.tune_pipeline import prepare_tuning, tune
 from sweeps.tuner import Tuner, Watcher, default_parallel
 from sweeps.worker import STOP, Ended
 from tests.end_to_end.test_line import isoloop
+from tests.sweeps.conftest import SMALL
 from trainer.journal import Journal, read_journal
 from trainer.lock import sole_owner
 from trainer.result import RunResult, read_result, write_result
@@ -149,18 +150,18 @@ def look_always(monkeypatch):
     monkeypatch.setattr(tuner_module, "LOOK_SECONDS", 0.0)
 
 
-@pytest.fixture
-def tuning_of(small, tmp_path):
+def tuning_in(out, text_folder, *, tune=None, **changes):
     """What is tuned, at 20 steps; `tune` and other settings as given."""
+    tokens = 64 * STEPS
+    asked = {"space": SPACE, "trials": 8, "parallel": 1, "pruner": "none", "validations": 1, **(tune or {})}
+    content = {**SMALL, "data": {"corpus": str(text_folder)}, "tokens": [tokens, 2 * tokens], "tune": asked, **changes}
+    return prepare_tuning(validate_sweep(content, source="test"), Folders(out=out, name="small"))
 
-    def make(*, out="out", tune=None, **changes):
-        tokens = 64 * STEPS
-        asked = {"space": SPACE, "trials": 8, "parallel": 1, "pruner": "none", "validations": 1, **(tune or {})}
-        content = {**small.model_dump(), "tokens": [tokens, 2 * tokens], "tune": asked, **changes}
-        sweep = validate_sweep(content, source="test")
-        return prepare_tuning(sweep, Folders(out=tmp_path / out, name="small"))
 
-    return make
+@pytest.fixture
+def tuning_of(text_folder, tmp_path):
+    """Makes what is tuned, in a folder of its own."""
+    return lambda out="out", **changes: tuning_in(tmp_path / out, text_folder, **changes)
 
 
 def study_of(tuning):
@@ -240,7 +241,10 @@ def test_pruning_stops_a_run_and_keeps_what_it_has(tuning_of):
         assert trial.loss == records[-1]["values"]["validation_loss"] > best
         assert f"above the median at {100 * trial.share:.0f}%" in trial.reason
     # None before its time, by default half of the steps: high rates look bad until they decay.
-    assert len(run(tuning_of(out="late", tune={"trials": 6, "pruner": "median", "prune_from": 0.9}))) == 6
+    assert (
+        len(run(tuning_of(out="late", tune={"trials": 6, "pruner": "median", "validations": 3, "prune_from": 0.9})))
+        == 6
+    )
 
 
 def test_an_interrupted_tuning_goes_on_as_if_it_had_not_been(tuning_of):
@@ -420,23 +424,6 @@ def test_other_settings_are_another_study(tuning_of):
     assert tuning_of(tune={"trials": 99, "seed": 3, "parallel": 7}).search.name in names
 
 
-@pytest.fixture
-def tuned(tuning_of, new_database):
-    """A whole tuning, recorded in MLflow: with diverged and pruned trials, then the check."""
-
-    def make(loss_of=loss_at, watcher=None, **changes):
-        tuning = tuning_of(tune={"trials": 12, "pruner": "median", "validations": 3, "parallel": 2, **changes})
-        new_database(tuning.folders.out / "mlflow.db")
-        cluster = MadeUp(loss_of)
-        found = tune(
-            tuning, "small.yaml", command="isoloop tune small.yaml", cluster=lambda *_: nullcontext(cluster),
-            watcher=watcher,
-        )  # fmt: skip
-        return tuning, found, cluster
-
-    return make
-
-
 class Shares(Watcher):
     def __init__(self):
         self.shares, self.trials, self.checks = [], [], []
@@ -451,9 +438,28 @@ class Shares(Watcher):
         self.checks.append(run)
 
 
-def test_every_trial_is_in_mlflow(tuned):
-    watcher = Shares()
-    tuning, found, _ = tuned(lambda spec: None if spec.optimizer.learning_rate > 0.1 else loss_at(spec), watcher)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text_folder, new_database):
+    """A whole tuning, recorded in MLflow, with diverged and pruned trials, and its check: (what, found, watcher)."""
+    tuning = tuning_in(
+        tmp_path_factory.mktemp("whole"),
+        text_folder,
+        tune={"trials": 12, "pruner": "median", "validations": 3, "parallel": 2},
+    )
+    new_database(tuning.folders.out / "mlflow.db")
+    cluster, watcher = MadeUp(lambda spec: None if spec.optimizer.learning_rate > 0.1 else loss_at(spec)), Shares()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuner_module, "LOOK_SECONDS", 0.0)
+        found = tune(
+            tuning, "small.yaml", command="isoloop tune small.yaml", cluster=lambda *_: nullcontext(cluster),
+            watcher=watcher,
+        )  # fmt: skip
+    assert len(cluster.started) == len(set(cluster.started))
+    return tuning, found, watcher
+
+
+def test_every_trial_is_in_mlflow(whole):
+    tuning, found, watcher = whole
     folders = tuning.folders
     store = Store(folders.default_tracking_uri(), "isoloop", artifacts=None)
     runs = store.client.search_runs([store.experiment_id], max_results=1000)
@@ -481,8 +487,8 @@ def test_every_trial_is_in_mlflow(tuned):
     assert len(watcher.checks) == 8
 
 
-def test_what_won_is_a_file_that_a_sweep_extends(tuned, small, tmp_path):
-    tuning, found, cluster = tuned()
+def test_what_won_is_a_file_that_a_sweep_extends(whole, small, tmp_path):
+    tuning, found, _ = whole
     folders = tuning.folders
     content = small.model_dump(mode="json", exclude_defaults=True) | {"tokens": [64 * STEPS]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
@@ -516,10 +522,11 @@ def test_what_won_is_a_file_that_a_sweep_extends(tuned, small, tmp_path):
     }
     table = (folders.sweep / "tune.txt").read_text()
     assert all(f"\n{str(trial.number).rjust(5)}  " in table for trial in found.trials)
-    started = len(cluster.started)
-    again = tune(tuning, "small.yaml", command="isoloop tune small.yaml", cluster=lambda *_: nullcontext(cluster))
-    assert again == found
-    assert len(cluster.started) == started
+
+    def refuse(*_):
+        raise AssertionError("nothing is missing, so no cluster is started")
+
+    assert tune(tuning, "small.yaml", command="isoloop tune small.yaml", cluster=refuse) == found
 
 
 def check_of(losses, second=None, seed=0):
@@ -559,25 +566,36 @@ def test_the_checks_verdict(losses, second, holds, said):
         assert check.pairs == 1
 
 
-def test_the_check_finds_that_deep_models_want_less(tuned):
+def test_the_check_finds_that_deep_models_want_less(tuning_of):
     """At µ = 3 the optimum is a quarter of what it is at µ = 1, where it was tuned; seeds differ by 0.002."""
 
     def loss_of(spec):
         wanted = BEST_RATE / (4 if spec.recurrence.mean == 3 else 1)
         return 2.0 + 0.05 * math.log2(spec.optimizer.learning_rate / wanted) ** 2 + 0.002 * spec.seed
 
-    _, found, _ = tuned(loss_of, mean_recurrence=1, trials=20, space={RATE: {"low": 1e-3, "high": 0.3, "log": True}})
-    at = {verdict.mean: verdict for verdict in found.check.verdicts}
-    assert at[1].holds
-    assert not at[3].holds
-    assert "a lower rate is better by" in at[3].said
-    assert found.check.noise == pytest.approx(0.002 / math.sqrt(2))
-    assert "a lower rate is better by" in "\n".join(found.summary())
+    space = {RATE: [0.002, 0.005, 0.02, 0.08]}
+    tuning = tuning_of(tune={"mean_recurrence": 1, "trials": 4, "space": space})
+    study = study_of(tuning)
+    with Engine(MadeUp(loss_of), tuning.search.sweep, tuning.folders, tuning.corpora) as engine:
+        tuner = Tuner(study, engine, tuning.folders, Records())
+        best = min(tuner.run(), key=lambda trial: trial.loss)
+        check = tuner.check(best)
+    study.close()
+    assert best.values == {RATE: 0.02}
+    at = {verdict.mean: verdict for verdict in check.verdicts}
+    assert at[1].said == "holds: the next best, x0.5, is 0.0500 worse"
+    assert at[3].said == "a lower rate is better by 0.1500 nats at µ = 3"
+    assert (at[1].holds, at[3].holds) == (True, False)
+    assert check.noise == pytest.approx(0.002 / math.sqrt(2))
+    assert (check.pairs, len(check.runs)) == (2, 8)
 
 
-def test_nothing_that_finishes_is_said(tuned):
-    with pytest.raises(ValueError, match="must have a trial that finishes"):
-        tuned(lambda spec: None, trials=3)
+def test_nothing_that_finishes_is_said(tuning_of, new_database):
+    tuning = tuning_of(tune={"trials": 2})
+    new_database(tuning.folders.out / "mlflow.db")
+    nowhere = MadeUp(lambda spec: None)
+    with pytest.raises(ValueError, match="must have a trial that finishes, but of 'small' none did; the last: loss is"):
+        tune(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
 
 
 def test_axes_of_a_search_at_a_budget(small, folders):
