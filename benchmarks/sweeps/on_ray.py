@@ -239,7 +239,8 @@ def _report(plan: Plan, bound: float, order: str, expected: float, measured: lis
         f"{runs} simulated runs of 1/8 to 8 GPUs and {shortest:.2g} to {longest:.2g} s on a local Ray that is told to "
         f"have {GPUS} GPUs. No order does it under {bound:.1f} s; the plan says {expected:.1f} s "
         f"({expected / bound:.3f} of that, {order}). One session, one way after the other; {warm} worker processes "
-        "were started before, with all that a run imports; Ray Tune's actors are its own. The machine has two cores and other work "
+        "were started before, with all that a run imports; "
+        "Ray Tune's actors are its own. The machine has two cores and other work "
         f"(load {os.getloadavg()[2]:.0f}): workers start and end late where it is busy, ours and theirs. `idle` is the "
         "share of GPU seconds until the last end in which no run got on."
     )
