@@ -8,11 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeps.console import fit_progress, new_console, print_results, progress_bar
+from sweeps.folders import folders_of
+from sweeps.law_commands import choose, fit, predict
+from sweeps.options import (
+    BROKEN_RULE,
+    DEFAULT_OUT,
+    INTERRUPTED,
+    RUNS_FAILED,
+    Address,
+    Out,
+    Set,
+    StorageUri,
+    Sweep,
+    Target,
+    TrackingUri,
+)
 from sweeps.privacy import switch_telemetry_off
 from sweeps.secrets import redacted
+from sweeps.tune_command import tune
 
 if TYPE_CHECKING:
-    from fitting import Objective
     from sweeps.config import SweepConfig
     from sweeps.folders import Folders
 
@@ -27,16 +42,8 @@ app = typer.Typer(
 
 data = typer.Typer(help="Prepare the text that sweeps are trained on.", no_args_is_help=True)
 app.add_typer(data, name="data")
-
-Sweep = Annotated[str, typer.Argument(help="A preset's name or a sweep's YAML file.")]
-Target = Annotated[str, typer.Argument(help="A sweep that was run (its name or YAML file), or a file.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
-Set = Annotated[list[str], typer.Option("--set", help="Change one value: --set batch=16 --set data.corpus=/my/text")]
-Draws = Annotated[int, typer.Option(min=20, help="Refits behind each interval.")]
-Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared error.")]
-On = Annotated[str, typer.Option(help="What residuals are of: 'log loss' or 'loss'.")]
-DEFAULT_OUT = Path("isoloop-out")
-BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
+for command in (tune, fit, choose, predict):
+    app.command()(command)
 
 
 def main() -> None:
@@ -107,15 +114,9 @@ def run(
     sweep: Sweep,
     out: Out = DEFAULT_OUT,
     override: Set = [],  # noqa: B006
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster's host:port, or auto; a local Ray if left out.")
-    ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="Any MLflow tracking URI; sqlite in --out if left out.")
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Where runs lie if workers don't see --out: s3://, gs://, or a folder.")
-    ] = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    storage: StorageUri = None,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
     from sweeps.analysis import fit_and_report, store_stability
@@ -168,7 +169,7 @@ def status(
     from sweeps.console import print_status
     from sweeps.status import read_status
 
-    found = read_status(_folders_of(target, out))
+    found = read_status(folders_of(target, out))
     if as_json:
         print(found.to_json())
     else:
@@ -196,63 +197,13 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
 
 
 @app.command()
-def fit(
-    target: Target,
-    out: Out = DEFAULT_OUT,
-    hold_out: Annotated[
-        bool, typer.Option("--hold-out", help="Keep the largest budget out; report the error there.")
-    ] = False,
-    draws: Draws = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the refits.")] = 0,
-    bootstrap: Annotated[str, typer.Option(help="How tables are redrawn: parametric, rows or budgets.")] = "parametric",
-    delta: Delta = 1e-3,
-    on: On = "log loss",
-    independent: Annotated[bool, typer.Option("--independent", help="Parabolas in log tokens too, apart.")] = False,
-) -> None:
-    """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
-    from fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
-    from sweeps.analysis import store_fit
-
-    if bootstrap not in BOOTSTRAP_KINDS:
-        raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
-    path = Path(target)
-    if path.suffix in {".csv", ".parquet"}:
-        if is_point_table(path):
-            raise ValueError(f"a fit takes a run table, but {path} holds dense models: use 'isoloop choose {path}'")
-        table_path, name = path, path.stem
-        stored = path.with_name(f"{path.stem}.{'hold-out' if hold_out else 'fit'}.json")
-    else:
-        folders = _folders_of(target, out)
-        table_path, name, stored = folders.table, folders.name, folders.fit(hold_out=hold_out)
-    table = read_table(table_path)
-    with fit_progress(new_console()) as progress:
-        found = fit_sweep(
-            table,
-            name=name,
-            hold_out_largest_budget=hold_out,
-            draws=draws,
-            seed=seed,
-            objective=_objective(delta, on),
-            kind=bootstrap,  # type: ignore[arg-type]
-            profiles=True,
-            independent=independent,
-            progress=progress,
-        )
-    store_fit(found, stored)
-    print(found.report())
-    print(f"stored in {stored}; ask it with: isoloop predict {stored} --flops ...")
-
-
-@app.command()
 def export(
     target: Annotated[
         str | None, typer.Argument(help="The name of a sweep that was recorded; none with --map.")
     ] = None,
     to: Annotated[Path, typer.Option("--to", help="The run table's file, .csv or .parquet.")] = Path("runs.csv"),
     mapping: Annotated[Path | None, typer.Option("--map", help="A YAML that maps runs logged by others.")] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="Any MLflow tracking URI; the sqlite file in --out if left out.")
-    ] = None,
+    tracking_uri: TrackingUri = None,
     experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
     out: Out = DEFAULT_OUT,
 ) -> None:
@@ -271,82 +222,13 @@ def export(
 
 
 @app.command()
-def choose(
-    target: Target,
-    out: Out = DEFAULT_OUT,
-    law: Annotated[list[str], typer.Option("--law", help="A law to compare, or module:Class; all if left out.")] = [],  # noqa: B006
-    experiment: Annotated[str | None, typer.Option(help="Keep the rows with this in the column `experiment`.")] = None,
-    outliers: Annotated[bool, typer.Option(help="Keep the rows marked in the column `outlier`.")] = True,
-    hold_out: Annotated[
-        list[str],
-        typer.Option("--hold-out", help="What to hold out: 'largest budget', budget, size or row; may be repeated."),
-    ] = [],  # noqa: B006
-    check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts as well.")] = False,
-    draws: Draws = 200,
-    delta: Delta = 1e-3,
-    on: On = "log loss",
-) -> None:
-    """Compare laws on one table: a sweep's, a run table, or one of dense models (params, tokens, loss, budget)."""
-    from fitting import choose_table, is_point_table
-
-    path = Path(target)
-    if path.suffix not in {".csv", ".parquet"}:
-        path = _folders_of(target, out).table
-    if not is_point_table(path) and (experiment is not None or not outliers):
-        raise ValueError("--experiment and --no-outliers are for tables of dense models, but this is a run table")
-    found = choose_table(
-        path,
-        laws=law,
-        experiment=experiment,
-        outliers=outliers,
-        by=hold_out,  # type: ignore[arg-type]
-        objective=_objective(delta, on),
-        draws=draws,
-        check=check,
-    )
-    print(found.report(), end="")
-
-
-@app.command()
-def predict(
-    target: Target,
-    out: Out = DEFAULT_OUT,
-    mean_recurrence: Annotated[float | None, typer.Option(help="µ_rec, mean loops in training.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="D, training tokens.")] = None,
-    flops: Annotated[float | None, typer.Option(help="C, training FLOPs; alone, it asks for the best model.")] = None,
-    recurrence: Annotated[float | None, typer.Option(help="T, loops at test time; µ_rec if left out.")] = None,
-    loss_at_mean: Annotated[
-        float | None, typer.Option(help="The loss measured at T = µ_rec, nats per token: predicts other T far closer.")
-    ] = None,
-) -> None:
-    """Predict the loss of a model nobody has trained, from a stored fit."""
-    from fitting import SweepFit
-    from fitting import predict as predict_loss
-
-    path = Path(target)
-    stored = SweepFit.read(path if path.suffix == ".json" else _folders_of(target, out).fit(hold_out=False))
-    print(
-        predict_loss(
-            stored,
-            mean_recurrence=mean_recurrence,
-            tokens=tokens,
-            flops=flops,
-            recurrence=recurrence,
-            loss_at_mean=loss_at_mean,
-        )
-        .report()
-        .rstrip()
-    )
-
-
-@app.command()
 def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
     from sweeps.analysis import fit_and_report, store_stability
     from sweeps.stability import is_study
 
-    folders = _folders_of(target, out)
+    folders = folders_of(target, out)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with fit_progress(new_console()) as progress:
@@ -362,7 +244,7 @@ def stability(target: Target, out: Out = DEFAULT_OUT) -> None:
     from fitting import read_table
     from sweeps.analysis import store_stability
 
-    folders = _folders_of(target, out)
+    folders = folders_of(target, out)
     config, _ = _load(str(folders.config), out, [])
     print(store_stability(config, folders, read_table(folders.table)).report(), end="")
 
@@ -377,30 +259,10 @@ def _load(
     return config, Folders(out=out, name=config.name)
 
 
-def _folders_of(target: str, out: Path) -> "Folders":
-    """The folders of a sweep given by its name or its YAML file."""
-    from sweeps.folders import Folders
-    from sweeps.loading import load_sweep
-
-    name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
-    folders = Folders(out=out, name=name)
-    if not folders.sweep.is_dir():
-        known = sorted(folder.name for folder in folders.sweep.parent.glob("*") if folder.is_dir())
-        there = f"there are {', '.join(known)}" if known else f"no sweep was run there; start with 'isoloop run {name}'"
-        raise ValueError(f"a sweep must have been run under --out, but '{out}' has no sweep '{name}': {there}")
-    return folders
-
-
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
     if config.tracking.uri is not None:
         return redacted(config.tracking.uri)
     return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
-
-
-def _objective(delta: float, on: str) -> "Objective":
-    from fitting import Objective
-
-    return Objective(delta=delta, on=on)  # type: ignore[arg-type]
 
 
 def _command() -> str:

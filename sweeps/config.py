@@ -10,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sweeps.resources import ClusterConfig, Resources
+from sweeps.space import TuneConfig
 from trainer.config import (
     Config,
     DataConfig,
@@ -159,6 +160,7 @@ class SweepConfig(RunSettings):
         cluster: what the plan reckons with.
         storage: where runs and corpora lie if workers and driver share no disk: any URI that pyarrow or fsspec knows.
         simulation: draw the losses from this law and train nothing.
+        tune: what `isoloop tune` looks for; no run depends on it.
     """
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -176,6 +178,7 @@ class SweepConfig(RunSettings):
     tracking: Tracking = Tracking()
     storage: Annotated[str, Field(min_length=1)] | None = None
     simulation: Simulation | None = None
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:

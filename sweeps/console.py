@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
     from sweeps.engine import Progress
     from sweeps.grid import Cell, Plan
+    from sweeps.rate_check import CheckRun
     from sweeps.results import Results
+    from sweeps.search import Trial
     from sweeps.status import SweepStatus
+    from sweeps.tuner import Watcher
     from trainer.result import RunResult
 
 
@@ -24,6 +28,16 @@ def new_console() -> "Console":
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 
 
+def _columns() -> "Iterator[ProgressColumn]":
+    """What a bar shows."""
+    from rich import progress as rich_progress
+
+    yield rich_progress.TextColumn("{task.description}")
+    yield rich_progress.BarColumn()
+    yield rich_progress.TaskProgressColumn()
+    yield rich_progress.TimeRemainingColumn(elapsed_when_finished=True)
+
+
 @contextmanager
 def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
     """A bar over the sweep's FLOPs with the time left, and a line for each run that ends."""
@@ -32,13 +46,7 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
     from sweeps import engine
     from sweeps.bill import duration
 
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.TaskProgressColumn(),
-        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with rich_progress.Progress(*columns, console=console, speed_estimate_period=120) as bar:
+    with rich_progress.Progress(*_columns(), console=console, speed_estimate_period=120) as bar:
         task = bar.add_task(f"0/{len(plan.cells)} runs", total=1.0)
         ended = 0
 
@@ -61,6 +69,39 @@ def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
 
             def run_retried(self, cell: "Cell", reason: str) -> None:
                 bar.console.print(f"  {cell.run_id}  {cell.label}  starts again: {reason}")
+
+        yield Bar()
+
+
+@contextmanager
+def tune_bar(console: "Console", trials: int) -> "Iterator[Watcher]":
+    """A bar over all that there is to train with the time left, and a line for each trial and run of the check."""
+    from rich import progress as rich_progress
+
+    from sweeps import search, tuner
+
+    with rich_progress.Progress(*_columns(), console=console, speed_estimate_period=120) as bar:
+        task = bar.add_task(f"0/{trials} trials", total=1.0)
+
+        class Bar(tuner.Watcher):
+            def share_done(self, share: float) -> None:
+                bar.update(task, completed=share)
+
+            def trial_ended(self, trial: "Trial", done: int, best: float | None) -> None:
+                lowest = "" if best is None else f", best {best:.4f}"
+                bar.update(task, description=f"{done}/{trials} trials{lowest}")
+                at = f" at {trial.share:.0%}" if trial.outcome == "pruned" and trial.share else ""
+                said = trial.reason if trial.loss is None else f"loss {trial.loss:.4f}{at}"
+                outcome = "" if trial.outcome == "finished" else f"{trial.outcome}: "
+                bar.console.print(
+                    f"  trial {trial.number}  {search.tuned_names(trial.values)}  {outcome}{said}", markup=False
+                )
+
+            def check_ended(self, run: "CheckRun") -> None:
+                said = f"{run.outcome}: {run.reason}" if run.loss is None else f"loss {run.loss:.4f}"
+                bar.console.print(
+                    f"  check  µ = {run.mean}, rates x{run.factor:g}, seed {run.seed}  {said}", markup=False
+                )
 
         yield Bar()
 

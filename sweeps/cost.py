@@ -142,7 +142,7 @@ def _processes(demand: Demand, resources: Resources, cluster: ClusterConfig) -> 
         if hours <= resources.longest_hours or more > most:
             break
         resources = resources.model_copy(update={"gpus": 1.0, "processes": more})
-    return resources
+    return resources.model_copy(update={"longest_hours": None})  # it has been heeded
 
 
 def _advice(demand: Demand, resources: Resources, there: float) -> str:

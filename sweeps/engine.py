@@ -122,7 +122,7 @@ class Engine:
     ) -> None:
         self.cluster, self.sweep, self.folders, self.corpora = cluster, sweep, folders, corpora
         self.progress, self.outcome = progress or Progress(), outcome or Outcome()
-        self.storage, self.owner = storage, uuid.uuid4().hex
+        self.storage, self.owner = storage, _owner(folders)
         self.elastic = sweep.cluster.elastic
         self.pool = Pool(self._nodes(), spread=storage is None)
         self.queue = Queue()
@@ -351,6 +351,15 @@ class Engine:
         again = {run.cell.run_id: run.reason for run in self.later if run.reason}
         state = {"running": running, "again": again, "failed": self.outcome.failed}
         write_atomically(self.folders.state, json.dumps(state))
+
+
+def _owner(folders: Folders) -> str:
+    """Whom leases on runs are for: this folder's sweep, so that its next driver needn't wait for those of the last."""
+    path = folders.sweep / "owner"
+    if not path.exists():
+        folders.sweep.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, uuid.uuid4().hex)
+    return path.read_text()
 
 
 def _heartbeat(folder: Path) -> float | None:

@@ -102,3 +102,20 @@ class Folders:
     def default_tracking_uri(self) -> str:
         """The sqlite store beside the results."""
         return f"sqlite:///{(self.out / 'mlflow.db').resolve()}"
+
+
+def folders_of(target: str, out: Path) -> Folders:
+    """The folders of a sweep that was run, given by its name, its YAML file or `<name>/groups/<group>`.
+
+    Raises:
+        ValueError: none of that name was run under `out`.
+    """
+    from sweeps.loading import load_sweep
+
+    name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
+    folders = Folders(out=out, name=name)
+    if not folders.sweep.is_dir():
+        known = sorted(folder.name for folder in folders.sweep.parent.glob("*") if folder.is_dir())
+        there = f"there are {', '.join(known)}" if known else f"no sweep was run there; start with 'isoloop run {name}'"
+        raise ValueError(f"a sweep must have been run under --out, but '{out}' has no sweep '{name}': {there}")
+    return folders

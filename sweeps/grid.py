@@ -144,14 +144,7 @@ def plan_sweep(sweep: SweepConfig, text_of: TextOf) -> Plan:
     Raises:
         ValueError: the configuration names or sets what can't be, two cells are the same run, or no cell is left.
     """
-    cells, left_out = [], []
-    draws = _Draws()
-    for point in points(sweep):
-        found = _solve_point(sweep, point, text_of(point.settings.data), draws)
-        if isinstance(found, str):
-            left_out.append(LeftOut(label=point.label, reason=found))
-        else:
-            cells.append(found)
+    cells, left_out = solve_cells(sweep, text_of)
     if not cells:
         why = f"; the last: {left_out[-1].label}: {left_out[-1].reason}" if left_out else ""
         raise ValueError(
@@ -161,6 +154,19 @@ def plan_sweep(sweep: SweepConfig, text_of: TextOf) -> Plan:
     _check_distinct(cells)
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
+
+
+def solve_cells(sweep: SweepConfig, text_of: TextOf) -> tuple[list[Cell], list[LeftOut]]:
+    """Cells in the order of the configuration, and what can't be; there may be none, and the same run twice."""
+    cells, left_out = [], []
+    draws = _Draws()
+    for point in points(sweep):
+        found = _solve_point(sweep, point, text_of(point.settings.data), draws)
+        if isinstance(found, str):
+            left_out.append(LeftOut(label=point.label, reason=found))
+        else:
+            cells.append(found)
+    return cells, left_out
 
 
 def _solve_point(sweep: SweepConfig, point: Point, text: Text, draws: "_Draws") -> Cell | str:

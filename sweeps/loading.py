@@ -61,7 +61,7 @@ def load_sweep(
 
 
 def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A preset's or a file's content, laid over that of what it extends."""
+    """A preset's or a file's content, laid over that of what it extends, the last named on top."""
     path = Path(name).expanduser()
     is_file = path.suffix in {".yaml", ".yml"} or path.is_file()
     if is_file and not path.is_file():
@@ -72,17 +72,18 @@ def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"a sweep's configuration must be YAML, but '{name}' isn't: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"a sweep's configuration must be a YAML mapping, but '{name}' is a {type(content).__name__}")
-    base = content.pop(EXTENDS, None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise ValueError(f"extends must name a preset or a .yaml file, but '{name}' has {base!r}")
-    if base.endswith((".yaml", ".yml")):
-        base = str(path.parent / base)
+    bases = content.pop(EXTENDS, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"extends must name presets or .yaml files, but '{name}' has {bases!r}")
     here = str(path.resolve()) if is_file else name
     if here in seen:
         raise ValueError(f"a sweep may not extend itself, but {' extends '.join([*seen, here])}; break the circle")
-    return _laid_over(_read(base, (*seen, here)), content)
+    merged: dict[str, Any] = {}
+    for base in bases:
+        found = str(path.parent / base) if base.endswith((".yaml", ".yml")) else base
+        merged = _laid_over(merged, _read(found, (*seen, here)))
+    return _laid_over(merged, content)
 
 
 def _laid_over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +139,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"an override must read section.key=value, but got '{override}'")
-    first, _, rest = key.partition(".")
-    # An axis is named by a path itself.
-    *sections, last = (first, rest) if first == "axes" and rest else key.split(".")
+    # An axis, or a dimension to tune, is named by a path itself.
+    named = next((prefix for prefix in ("axes.", "tune.space.") if key.startswith(prefix)), None)
+    *sections, last = [*named[:-1].split("."), key.removeprefix(named)] if named else key.split(".")
     if sections[:1] == ["model"] and isinstance(content.get("model"), str):
         content["model"] = {"size": content["model"]}
     if key == "model.size" and isinstance(content.get("model"), dict):

@@ -100,7 +100,7 @@ def _train_and_record(
 
     uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
     write_manifest(plan, folders)
-    storage = _open_storage(plan, corpora, folders)
+    storage = open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
         runs_at = None if plan.sweep.storage is None else f"{plan.sweep.storage.rstrip('/')}/runs"
@@ -111,7 +111,7 @@ def _train_and_record(
         execute(
             plan,
             folders,
-            partial(_cluster, plan.sweep, address),
+            partial(open_cluster, plan.sweep, address),
             corpora=corpora,
             storage=storage,
             progress=_Noticed(relay.notice, progress),
@@ -141,7 +141,7 @@ def _train_and_record(
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
 
-def _open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "Storage | None":
+def open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "Storage | None":
     """The sweep's storage with its corpora in it, and what it has of the plan's runs brought here; None without one.
 
     Raises:
@@ -158,6 +158,7 @@ def _open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> 
         for folder in corpora.values():
             storage.push_corpus(folder)
         storage.fetch_news([cell.run_id for cell in plan.cells], folders.out)
+        storage.withdraw_stop([cell.run_id for cell in plan.cells])
     except StorageError as error:
         raise ValueError(f"{error}; nothing is lost: mend that and give the same command again") from error
     return storage
@@ -183,7 +184,7 @@ class _Noticed(Progress):
         self.watcher.run_retried(cell, reason)
 
 
-def _cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
+def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
     """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
     from sweeps.cluster import RayCluster
     from sweeps.shipping import own_classes, runtime_environment

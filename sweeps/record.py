@@ -22,6 +22,7 @@ RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON, IN_SWEEP, CHECKPOINT, CORPUS, P
     )
 )  # fmt: skip
 COLUMN, ENVIRONMENT = f"{PREFIX}column.", f"{PREFIX}env."
+SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 ENDED = ("finished", "diverged")
 LONGEST_TAG = 5000
 _EXTRA = ("steps", "bits_per_byte", "spectral_radius", "seconds")

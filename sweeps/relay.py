@@ -29,6 +29,7 @@ from sweeps.record import (
     LONGEST_TAG,
     OUTCOME,
     REASON,
+    SWEEP_KIND,
     cell_tags,
     changed_tags,
     environment_tags,
@@ -61,7 +62,9 @@ class _Cursor:
 class Relay:
     """Carries the journals and results of a plan's cells into a store, in a thread, until it is closed."""
 
-    def __init__(self, store: Store, plan: Plan, folders: Folders, *, runs_at: str | None = None) -> None:
+    def __init__(
+        self, store: Store, plan: Plan, folders: Folders, *, runs_at: str | None = None, kind: str = SWEEP_KIND
+    ) -> None:
         """Start the thread.
 
         Args:
@@ -70,6 +73,7 @@ class Relay:
             folders: where the run folders lie on this machine.
             runs_at: the URI of the folder in which the run folders, and so the trained models, are kept in the end;
                 None: they stay where they are.
+            kind: of the parent run.
         """
         self.store, self.plan, self.folders = store, plan, folders
         self.runs_at = runs_at or str(folders.run("").resolve())
@@ -77,7 +81,7 @@ class Relay:
         self.cursors = folders.relay / target
         self.cursors.mkdir(parents=True, exist_ok=True)
         self.cells = {cell.run_id: cell for cell in plan.cells}
-        self.parent = store.sweep_run(plan, environment_tags(driver_environment()))
+        self.parent = store.sweep_run(plan, environment_tags(driver_environment()), kind=kind)
         runs = store.cell_runs(plan.sweep.name)
         self.known = {run_id: run.info.run_id for run_id, run in runs.items()}
         self.carried = {run_id for run_id, run in runs.items() if is_settled(run)}
@@ -88,6 +92,7 @@ class Relay:
         self._unlabelled = set(runs)
         self._without_spec: dict[str, str] = {}
         self._noticed: set[str] = set()
+        self._given_up: dict[str, tuple[str, str]] = {}
         self._lock = threading.Lock()
         self._notice_folders()
         self._closing = threading.Event()
@@ -103,8 +108,16 @@ class Relay:
         """Take one more cell in, by any thread; a plan may grow while it runs."""
         with self._lock:
             self.cells[cell.run_id] = cell
+            if self._given_up.pop(cell.run_id, None):
+                self.carried.discard(cell.run_id)
             if cell.run_id in self.known:
                 self._unlabelled.add(cell.run_id)
+
+    def give_up(self, run_id: str, outcome: str, reason: str) -> None:
+        """Say how a run ended that has no result and won't go on, once all that it wrote is carried over."""
+        with self._lock:
+            self._given_up[run_id] = outcome, reason
+            self._noticed.add(run_id)
 
     def close(self, *, stopped: str | None = None, failed: Mapping[str, str] | None = None) -> list[str]:
         """Stop the thread, carry over what is left and close the runs in the store.
@@ -126,7 +139,7 @@ class Relay:
             self._try(run_id, partial(self._fail, self.cells[run_id], reason), pending)
         if stopped:
             for run_id, cursor in self.opened.items():
-                if not cursor.done and run_id not in reasons and run_id not in pending:
+                if not cursor.done and run_id not in {*reasons, *pending, *self._given_up}:
                     self._try(
                         run_id, partial(self.store.close_run, cursor.mlflow_run, "stopped", None, stopped), pending
                     )
@@ -219,7 +232,10 @@ class Relay:
             cursor.done = True
         if records or cursor.done:
             self._save(cell.run_id, cursor)
-        if cursor.done:
+        given_up = None if cursor.done else self._given_up.get(cell.run_id)
+        if given_up is not None:
+            self.store.close_run(cursor.mlflow_run, *given_up, "FINISHED")
+        if cursor.done or given_up is not None:
             self.carried.add(cell.run_id)
             self._keep_spec(cell.run_id, cursor.mlflow_run)
 

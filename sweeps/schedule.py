@@ -102,7 +102,7 @@ class Pool:
         self._too_much: set[Needs] = set()  # what was found not to fit since something was last freed
 
     def place(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """A slot for each process, on one node if it can be, else on few; None, with nothing taken, if they don't fit."""
+        """A slot for each process, on one node or on few; None, with nothing taken, if they don't all fit."""
         if needs in self._too_much:
             return None
         taken = self._on_one_node(needs) or (self._spread(needs) if needs.processes > 1 and self.spread else None)

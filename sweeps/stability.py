@@ -21,6 +21,8 @@ from math import inf, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from sweeps.columns import aligned
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -162,7 +164,7 @@ class StabilityStudy:
         lines = [
             f"Stability of '{self.name}' by learning rate, µ = {self.mean_recurrence:g}, {seeds}",
             "",
-            *_aligned([["learning rate", *rates], *cells]),
+            *aligned([["learning rate", *rates], *cells]),
             "",
             *self.rule.says().splitlines(),
             *self._sensitivity(),
@@ -182,7 +184,7 @@ class StabilityStudy:
             about = [run.variant, f"{run.learning_rate:g}", str(run.seed), run.outcome]
             rows.append([*about, *losses, *radii, _number(run.norm_growth, "3g"), run.reason])
         told = "Every run: validation loss at T loops, nats per token; ρ(Ā); the most that ‖h_T‖ grew to over its first"
-        return "\n".join([self.summary(), told, "", *_aligned(rows)]) + "\n"
+        return "\n".join([self.summary(), told, "", *aligned(rows)]) + "\n"
 
     def _sensitivity(self) -> list[str]:
         """Between which limits the judgement by the final loss would be the same."""
@@ -352,7 +354,8 @@ def _judged(
     row: Mapping[str, Any], losses: Mapping[float, float], curve: Curve, best: float, variant: str, rule: Rule
 ) -> StabilityRun:
     """One run with its outcome: the rule of this file, first what it names first."""
-    norms, radii = _overflows(curve.state_norms), _overflows(curve.spectral_radii)
+    # What isn't a number overflowed: inf - inf came before it.
+    norms, radii = ([x if isfinite(x) else inf for x in xs] for xs in (curve.state_norms, curve.spectral_radii))
     loss, greatest = row.get("loss"), max(norms, default=None)
     spike = rise(curve.losses) if curve.losses else None
     outcome: Outcome = "diverges"
@@ -392,16 +395,5 @@ def _present(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if value is not None and value == value}
 
 
-def _overflows(values: Sequence[float]) -> list[float]:
-    """`values`, with inf for what isn't a number: inf - inf came before it."""
-    return [value if isfinite(value) else inf for value in values]
-
-
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:.{form}}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text with their columns one below the other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -29,6 +29,7 @@ from sweeps.record import (
     REASON,
     RUN_ID,
     SWEEP,
+    SWEEP_KIND,
     is_over,
     origin_tags,
     run_name,
@@ -95,13 +96,13 @@ class Store:
                 raise
             return found.experiment_id
 
-    def sweep_run(self, plan: Plan, environment: Mapping[str, str]) -> str:
+    def sweep_run(self, plan: Plan, environment: Mapping[str, str], *, kind: str = SWEEP_KIND) -> str:
         """The MLflow run id of the sweep's parent run, made where it is missing; its note is the configuration.
 
         `environment` are tags that say where the sweep is driven from.
         """
         sweep = plan.sweep
-        identity = {KIND: "sweep", SWEEP: sweep.name}
+        identity = {KIND: kind, SWEEP: sweep.name}
         found = self._search(identity)
         name = f"{sweep.name}{simulated_suffix(plan)}"
         parent = found[0].info.run_id if found else self._create(name, identity)
@@ -119,7 +120,7 @@ class Store:
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps that are recorded here."""
-        return sorted({run.data.tags[SWEEP] for run in self._search({KIND: "sweep"})})
+        return sorted({run.data.tags[SWEEP] for run in self._search({KIND: SWEEP_KIND})})
 
     def cell_runs(self, sweep: str) -> dict[str, Any]:
         """MLflow's runs of a sweep's cells, by our run id; of two of the same cell, the one that came to its end."""

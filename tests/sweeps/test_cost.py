@@ -8,7 +8,7 @@ from sweeps import cost
 from sweeps.bill import Bill, print_plan, rows, slowness
 from sweeps.grid import Text, plan_sweep, simulated_text
 from sweeps.loading import validate_sweep
-from sweeps.resources import DEVICES
+from sweeps.resources import DEVICES, Resources
 from tests.sweeps.conftest import SIMULATED
 from trainer.memory import memory
 from trainer.result import RunResult
@@ -84,6 +84,8 @@ def test_resources_follow_from_the_size():
     assert all(cell.seconds <= 6 * 3600 for cell in long.cells)
     assert {cell.resources.processes for cell in long.cells if cell.budget == 64e18} == {8}
     assert {cell.resources.processes for cell in long.cells if cell.budget == 1e18} == {1}
+    for cell in long.cells:  # what was chosen is a configuration in its own right
+        assert Resources.model_validate_json(cell.resources.model_dump_json()) == cell.resources
 
 
 @pytest.mark.parametrize(

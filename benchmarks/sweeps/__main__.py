@@ -1,0 +1,66 @@
+"""`python -m benchmarks.sweeps`: how sweeps are planned and scheduled, written into RESULTS.md."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.results import Results, processor
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+RESULTS = Path(__file__).with_name("RESULTS.md")
+SECTIONS = Results(
+    title="# Sweeps, measured",
+    said="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
+    sections={"ray": "On Ray", "virtual": "In virtual time", "planning": "Planning"},
+    module="benchmarks.sweeps",
+)
+File = Annotated[Path, typer.Option("--results", help="file whose section is written")]
+Runs = Annotated[int, typer.Option("--runs", min=20, help="runs of the sweep")]
+Seconds = Annotated[float, typer.Option("--seconds", min=1, help="total work over GPUs")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="sweeps drawn of each mix")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="times that each grid is planned")]
+
+
+@app.command()
+def ray(results: File = RESULTS, runs: Runs = 500, seconds: Seconds = 90.0) -> None:
+    """Makespan on a local Ray with 64 declared GPUs, beside grid order and Ray Tune."""
+    from benchmarks.sweeps import on_ray
+
+    _write(results, "ray", on_ray.run(runs=runs, seconds=seconds))
+
+
+@app.command()
+def virtual(results: File = RESULTS, seeds: Seeds = 20) -> None:
+    """Makespan in virtual time, many mixes of runs."""
+    from benchmarks.sweeps import virtual as benchmark
+
+    _write(results, "virtual", benchmark.run(seeds=seeds))
+
+
+@app.command()
+def planning(results: File = RESULTS, repeats: Repeats = 3) -> None:
+    """CPU time of planning 10,000 runs."""
+    from benchmarks.sweeps import planning as benchmark
+
+    _write(results, "planning", benchmark.run(repeats=repeats))
+
+
+@app.command("all")
+def everything(results: File = RESULTS) -> None:
+    """All of them."""
+    planning(results)
+    virtual(results)
+    ray(results)
+
+
+def _write(results: Path, command: str, body: str) -> None:
+    machine = f"{processor()}; Ray {version('ray')}, Python {platform.python_version()}"
+    SECTIONS.write(results, command, body, machine)
+    typer.echo(f"{body}\nwritten to {results}")
+
+
+if __name__ == "__main__":
+    app()

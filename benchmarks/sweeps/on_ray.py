@@ -1,0 +1,270 @@
+"""500 simulated runs on a local Ray with 64 declared GPUs: our schedule, all at once in grid order, and Ray Tune."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from benchmarks.results import table
+from benchmarks.sweeps.mixes import SPREAD, WIDTHS
+from benchmarks.sweeps.tune_peer import run_with_tune
+from sweeps.cluster import RayCluster
+from sweeps.engine import Progress
+from sweeps.execute import execute
+from sweeps.folders import Folders
+from sweeps.grid import Cell, Plan, plan_sweep, simulated_text
+from sweeps.loading import validate_sweep
+from sweeps.schedule import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
+from sweeps.worker import Task, run_attempt
+from trainer.accounting import flops_per_token
+from trainer.config import ModelConfig, RecurrenceConfig
+from trainer.result import RunResult, read_result
+
+GPUS, CPUS = 64, 640
+WANTED_RATIO, WANTED_COST = 1.10, 0.050
+_MODEL = {"width": 16, "heads": 2, "context": 16}
+_BATCH, _SHORTEST_STEPS = 8, 400
+_LAW = {"E": 1.5, "X": 30.0, "x": 0.5, "Y": 20.0, "y": 0.3, "Z": 0.5, "z": 6.0}
+_SEED = 7
+
+
+def run(*, runs: int, seconds: float) -> str:
+    """The section of RESULTS.md."""
+    plan = planned(runs, seconds)
+    nodes = [Node("node", CPUS, [1.0] * GPUS)]
+    bound, (order, expected) = lower_bound(plan.jobs, nodes), best_order(plan.jobs, nodes)
+    with tempfile.TemporaryDirectory() as scratch, RayCluster(declared={"num_cpus": CPUS, "num_gpus": GPUS}) as ray:
+        warm = round(1.25 * most_at_once(plan, nodes, ORDERS[order]))
+        took = _warm_up(ray, warm, Path(scratch))
+        print(f"bound {bound:.1f} s, planned {expected:.1f} s, {warm} workers warm after {took:.0f} s", flush=True)
+        measured = []
+        for name, way in _ways(plan, ray):
+            measured.append(
+                _measure(name, plan, Folders(out=Path(scratch) / name.replace(" ", "-"), name="bench"), way)
+            )
+            print(measured[-1], flush=True)
+    return _report(plan, bound, order, expected, measured, warm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one way took: seconds in all, CPU seconds of the driver, and of each run how late it began (if known).
+
+    `late` is from the moment that it was given out until its worker began, `noticed` from its result until the driver
+    took note; `busy` is GPU seconds in which workers held a run, its own seconds and the worker's overhead together.
+    """
+
+    name: str
+    makespan: float
+    driver_cpu: float
+    busy: float
+    late: list[float]
+    noticed: list[float]
+
+
+def planned(runs: int, seconds: float) -> Plan:
+    """Runs of every width and of durations spread evenly in their logarithm; the bound is `seconds` on all GPUs."""
+    rng = random.Random(_SEED)
+    widths = [rng.choice(list(WIDTHS)) for _ in range(runs)]
+    steps = [round(_SHORTEST_STEPS * SPREAD ** rng.random()) for _ in range(runs)]
+    per_step = flops_per_token(ModelConfig(**_MODEL), RecurrenceConfig(mean=1, sampling="fixed"), "exact")
+    per_step *= _BATCH * _MODEL["context"]
+    work = per_step * sum(width * count for width, count in zip(widths, steps, strict=True))
+    speed = work / (GPUS * seconds)
+    points = [
+        {
+            "tokens": count * _BATCH * _MODEL["context"],
+            "mean_recurrence": 1,
+            "seed": seed,
+            "resources.gpus": WIDTHS[width].gpus,
+            "resources.processes": WIDTHS[width].processes,
+        }
+        for seed, (width, count) in enumerate(zip(widths, steps, strict=True))
+    ]
+    sweep = {
+        "name": "bench",
+        "points": points,
+        "model": _MODEL,
+        "batch": _BATCH,
+        "depth": {"sampling": "fixed"},
+        "evaluation": {"recurrences": [1]},
+        "resources": {"gpus": 1, "flops_per_second": speed},
+        "simulation": {**_LAW, "run_noise": 1e-3, "evaluation_noise": 1e-5, "flops_per_second": speed},
+    }
+    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+
+
+def most_at_once(plan: Plan, nodes: list[Node], order: Order) -> int:
+    """How many runs are under way at once at most."""
+    pool, queue, now, ends, most = Pool(nodes), Queue(), 0.0, [], 0
+    for index, job in enumerate(plan.jobs):
+        queue.add(index, order(job), job.needs)
+    while queue or ends:
+        while (found := queue.next(pool)) is not None:
+            index, needs, slots = found
+            ends.append((now + plan.jobs[index].seconds, index, needs, slots))
+        most = max(most, len(ends))
+        ends.sort(reverse=True)
+        now, _, needs, slots = ends.pop()
+        pool.release(needs, slots)
+    return most
+
+
+def in_grid_order(plan: Plan) -> list[Cell]:
+    """The runs as the configuration lists them."""
+    return sorted(plan.cells, key=lambda cell: cell.spec.seed)
+
+
+def task_of(cell: Cell, plan: Plan, folders: Folders) -> str:
+    """One attempt at a run as the worker takes it."""
+    return Task(
+        spec=cell.spec,
+        run_id=cell.run_id,
+        folder=str(folders.run(cell.run_id)),
+        stop_file=str(folders.stop_file),
+        resources=cell.resources,
+        corpus=None,
+        simulation=plan.sweep.simulation,
+    ).model_dump_json()
+
+
+Way = Callable[[Folders], "_Clock"]
+
+
+class _Clock(Progress):
+    """When runs were given out, and when the driver knew that they had ended, in seconds of the wall clock."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, float] = {}
+        self.known: dict[str, float] = {}
+
+    def run_started(self, cell: Cell) -> None:
+        self.given[cell.run_id] = time.time()
+
+    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
+        assert result is not None, reason
+        self.known[cell.run_id] = time.time()
+
+
+def _ways(plan: Plan, ray: RayCluster) -> list[tuple[str, Way]]:
+    def ours(folders: Folders) -> _Clock:
+        clock = _Clock()
+        execute(plan, folders, lambda: nullcontext(ray), corpora={}, progress=clock)
+        return clock
+
+    def at_once(folders: Folders) -> _Clock:
+        clock, start = _Clock(), ray.ray.remote(max_retries=0)(run_attempt)
+        waiting = {}
+        for cell in in_grid_order(plan):
+            job = start.options(num_cpus=1, num_gpus=_gpus(cell)).remote(task_of(cell, plan, folders))
+            waiting[job] = cell
+        while waiting:
+            (done,), _ = ray.ray.wait(list(waiting), num_returns=1)
+            ray.ray.get(done)
+            clock.known[waiting.pop(done).run_id] = time.time()
+        return clock
+
+    def tune(folders: Folders) -> _Clock:
+        cells = in_grid_order(plan)
+        run_with_tune([task_of(cell, plan, folders) for cell in cells], [_gpus(cell) for cell in cells], folders.out)
+        return _Clock()
+
+    return [("isoloop", ours), ("all at once, grid order", at_once), ("Ray Tune", tune)]
+
+
+def _gpus(cell: Cell) -> float:
+    whole = cell.resources.processes * cell.resources.gpu_share
+    return int(whole) if whole >= 1 else whole
+
+
+def _warm_up(ray: RayCluster, count: int, scratch: Path) -> float:
+    """Have `count` workers running with all that a run imports; seconds that it took."""
+    gate = scratch / "gate"
+    gate.mkdir()
+
+    def wait_for_the_others(number: int) -> None:
+        import sweeps.simulated  # noqa: F401
+
+        (gate / str(number)).touch()
+        while len(os.listdir(gate)) < count:
+            time.sleep(0.5)
+
+    began = time.monotonic()
+    ray.ray.get([ray.ray.remote(wait_for_the_others).options(num_cpus=1).remote(n) for n in range(count)])
+    return time.monotonic() - began
+
+
+def _measure(name: str, plan: Plan, folders: Folders, way: Way) -> Measured:
+    folders.sweep.mkdir(parents=True)
+    began, cpu = time.time(), _cpu_seconds()
+    clock = way(folders)
+    cpu = _cpu_seconds() - cpu
+    starts, ends, busy = {}, {}, 0.0
+    for cell in plan.cells:
+        folder = folders.run(cell.run_id)
+        assert read_result(folder) is not None, f"{name} left {cell.run_id} without a result"
+        with (folder / "journal.jsonl").open() as journal:
+            starts[cell.run_id] = json.loads(journal.readline())["time_ms"] / 1e3
+        ends[cell.run_id] = (folder / "result.json").stat().st_mtime
+        busy += float(_gpus(cell)) * (ends[cell.run_id] - starts[cell.run_id])
+    return Measured(
+        name=name,
+        makespan=max(ends.values()) - began,
+        driver_cpu=cpu,
+        busy=busy,
+        late=[starts[run] - given for run, given in clock.given.items()],
+        noticed=[known - ends[run] for run, known in clock.known.items()],
+    )
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _report(plan: Plan, bound: float, order: str, expected: float, measured: list[Measured], warm: int) -> str:
+    runs, work = len(plan.cells), sum(job.seconds * job.needs.whole for job in plan.jobs)
+    shortest, longest = plan.cells[-1].seconds, plan.cells[0].seconds
+    head = (
+        f"{runs} simulated runs of 1/8 to 8 GPUs and {shortest:.2g} to {longest:.2g} s on a local Ray that is told to "
+        f"have {GPUS} GPUs. No order does it under {bound:.1f} s; the plan says {expected:.1f} s "
+        f"({expected / bound:.3f} of that, {order}). One session, one way after the other; {warm} worker processes "
+        "were started before, with all that a run imports; "
+        "Ray Tune's actors are its own. The machine has two cores and other work "
+        f"(load {os.getloadavg()[2]:.0f}): workers start and end late where it is busy, ours and theirs. `idle` is the "
+        "share of GPU seconds until the last end in which no run got on."
+    )
+    header = ["way", "makespan, s", "over the bound", "over the plan", "idle", "driver's CPU, ms a run"]
+    rows: list[list[Any]] = [
+        [
+            one.name,
+            f"{one.makespan:.1f}",
+            f"{one.makespan / bound:.3f}",
+            f"{one.makespan / expected:.3f}",
+            f"{1 - work / (GPUS * one.makespan):.1%}",
+            f"{1e3 * one.driver_cpu / runs:.1f}",
+        ]
+        for one in measured
+    ]
+    ours = measured[0]
+    wanted = (
+        f"Wanted of isoloop: at most {WANTED_RATIO:.2f} over the bound, and under {1e3 * WANTED_COST:.0f} ms a run for "
+        f"scheduling. From the moment that a run is given out until its worker begins: {_shown(ours.late)}; from its "
+        f"result until the driver knows: {_shown(ours.noticed)}. Runs held their GPUs for "
+        f"{ours.busy / work - 1:.1%} longer than their own seconds."
+    )
+    return f"{head}\n\n{table(header, rows)}\n{wanted}\n"
+
+
+def _shown(seconds: list[float]) -> str:
+    return f"{1e3 * median(seconds):.0f} ms ({1e3 * quantiles(seconds, n=20)[-1]:.0f} ms for one of twenty)"

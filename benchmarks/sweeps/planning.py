@@ -1,0 +1,94 @@
+"""CPU time of `isoloop plan`, without start-up: read the config, solve the grid, sum up the bill, print it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.fitting.cpu_time import cpu_time
+from benchmarks.results import table
+from sweeps.bill import print_plan
+from sweeps.grid import plan_sweep, simulated_text
+from sweeps.loading import validate_sweep
+
+WANTED_SECONDS = 3.0
+_CLUSTER = {"nodes": 8, "gpus": 8, "cpus": 96, "device": "H100", "price_per_hour": 2.5}
+_LAW = {"E": 2.28, "X": 31.8, "x": 0.26, "Y": 34.65, "y": 0.19, "Z": 0.84, "z": 7.5}
+_SIMULATION = {**_LAW, "run_noise": 5e-5, "evaluation_noise": 5e-6}
+_RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+_TINY = {"width": 16, "heads": 2, "context": 16}
+
+
+def _budgets(first: float, count: int, factor: float) -> list[float]:
+    return [first * factor**i for i in range(count)]
+
+
+GRIDS: dict[str, Mapping[str, Any]] = {
+    "140m: 20 budgets x 20 recurrences x 5 learning rates x 5 seeds": {
+        "budgets": _budgets(1e18, 20, 2**0.5),
+        "mean_recurrences": list(range(1, 21)),
+        "axes": {"seed": list(range(5)), "optimizer.learning_rate": _RATES},
+        "model": "140m",
+        "batch": 256,
+        "precision": "bfloat16",
+        "resources": {"gpus": 1, "micro_batch": 4},
+    },
+    "4 sizes x 2 injections x 10 budgets x 10 recurrences x 5 rates x 3 seeds, GPUs chosen (1/8 to 64)": {
+        "budgets": _budgets(1e18, 10, 2.0),
+        "mean_recurrences": [1, 2, 3, 4, 6, 8, 10, 12, 14, 16],
+        "axes": {
+            "model.size": ["140m", "370m", "770m", "1.3b"],
+            "variant": [{"name": name, "model.injection": name} for name in ("diagonal", "concat")],
+            "optimizer.learning_rate": _RATES,
+            "seed": list(range(3)),
+        },
+        "model": "140m",
+        "batch": 256,
+        "precision": "bfloat16",
+        "resources": {"gpus": "auto", "longest_hours": 12, "cpus": 4, "micro_batch": 2},
+    },
+    "tiny runs, loops drawn in advance: 20 budgets x 10 recurrences x 10 rates x 5 seeds, batch 16": {
+        "budgets": _budgets(1e10, 20, 2**0.25),
+        "mean_recurrences": list(range(1, 11)),
+        "axes": {"optimizer.learning_rate": [1e-3 * 1.3**i for i in range(10)], "seed": list(range(5))},
+        "model": _TINY,
+        "batch": 16,
+        "minimum_steps": 1,
+    },
+    "tiny runs, the worst case: 25 budgets x 20 recurrences x 20 seeds, batch 4": {
+        "budgets": _budgets(1e9, 25, 2**0.25),
+        "mean_recurrences": list(range(1, 21)),
+        "axes": {"seed": list(range(20))},
+        "model": _TINY,
+        "batch": 4,
+        "minimum_steps": 1,
+    },
+}
+
+
+def run(*, repeats: int) -> str:
+    """The section of RESULTS.md."""
+    rows = []
+    for name, grid in GRIDS.items():
+        runs = plan(grid)
+        taken = cpu_time(lambda grid=grid: plan(grid), repeats)  # type: ignore[misc]
+        each = taken.median / runs * 10_000
+        rows.append([name, f"{runs:,}", taken.shown(), f"{each:.2f}", f"{each / WANTED_SECONDS:.2f}"])
+    head = (
+        "CPU seconds from the configuration to the printed plan with its bill and makespan (64 GPUs), the median, the "
+        f"least and the most of {repeats}. Wanted: {WANTED_SECONDS:g} s for 10,000 runs; the last column is the share "
+        "of it that is used."
+    )
+    header = ["grid", "runs planned", "CPU-s", "CPU-s for 10,000", "of what is wanted"]
+    return f"{head}\n\n{table(header, rows)}"
+
+
+def plan(grid: Mapping[str, Any]) -> int:
+    """Plan a grid and print its bill; how many runs it has."""
+    sweep = {"name": "planned", "cluster": _CLUSTER, "simulation": _SIMULATION, **grid}
+    planned = plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+    print_plan(Console(file=io.StringIO()), planned, {}, every_run=False)
+    return len(planned.cells)
