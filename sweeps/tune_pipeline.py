@@ -92,7 +92,10 @@ def tune(
     with sole_owner(folders.sweep):
         study = Study(_database(tuning), tuning.search, tuning.search.sweep.tune)
         try:
-            return _tune(tuning, study, source, command, check, watcher, partial(cluster, tuning.search.sweep, address))
+            with study.named_trouble():
+                return _tune(
+                    tuning, study, source, command, check, watcher, partial(cluster, tuning.search.sweep, address)
+                )
         finally:
             study.close()
 
