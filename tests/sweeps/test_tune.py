@@ -641,15 +641,15 @@ def test_settings_may_be_overridden_by_path(tmp_path):
         load_sweep(str(tmp_path / "d.yaml"))
 
 
-def test_from_the_command_line_with_real_models(small, text_folder, tmp_path):
+def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database):
     """Four trials of real models on a local Ray, and the check."""
     content = {
         **small.model_dump(mode="json", exclude_defaults=True), "tokens": [256], "tune": {"space": SPACE},
         "data": {"corpus": str(text_folder)},
     }  # fmt: skip
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
-    arguments = ("tune", "small.yaml", "--trials", 4, "--parallel", 2)
-    said = isoloop(*arguments, cwd=tmp_path).stdout
+    new_database(tmp_path / "isoloop-out" / "mlflow.db")
+    said = isoloop("tune", "small.yaml", "--trials", 4, "--parallel", 2, cwd=tmp_path).stdout
     folders = Folders(out=tmp_path / "isoloop-out", name="small/tune")
     assert "extends: [small.yaml, isoloop-out/sweeps/small/tune/tuned.yaml]" in said
     assert "check at half and twice the learning rates" in said
