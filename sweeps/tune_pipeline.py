@@ -171,11 +171,12 @@ def _open_relay(study: Study, plan: Plan, folders: Folders) -> "Relay":
     from sweeps.relay import Relay
     from sweeps.tracking import Store, named_trouble
 
-    tracking = plan.sweep.tracking
+    tracking, storage = plan.sweep.tracking, plan.sweep.storage
     uri = with_secret(tracking.uri or folders.default_tracking_uri())
     store = Store(uri, tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
-        relay = Relay(store, plan, folders, kind=TUNE_KIND)
+        runs_at = None if storage is None else f"{storage.rstrip('/')}/runs"
+        relay = Relay(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND)
     for trial in study.trials():
         if trial.run_id is not None and trial.outcome == "pruned":
             relay.give_up(trial.run_id, "pruned", trial.reason or "")
