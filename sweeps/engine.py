@@ -177,6 +177,9 @@ class Engine:
         for run in [run for run in self.later if run.cell.run_id == run_id]:
             self.later.remove(run)
             self.dropped.append(run.cell)
+        for run in self.runs.values():
+            if run.cell.run_id == run_id and self.queue.remove(run.index, run.needs):
+                self.dropped.append(run.cell)
 
     def flops_under_way(self) -> float:
         """FLOPs that the runs under way have spent, by their journals."""
@@ -191,14 +194,17 @@ class Engine:
         self._start_what_fits()
         if not self.under_way:
             time.sleep(POLL_SECONDS if self.later or len(self.queue) else 0.0)
-        ended, self.dropped = self.dropped, []
-        for handle, end in self.cluster.ended(list(self.under_way), POLL_SECONDS) if self.under_way else []:
+        over, self.dropped = self.dropped, []
+        ends = self.cluster.ended(list(self.under_way), POLL_SECONDS) if self.under_way else []
+        for handle, end in ends:
             run = self._free(handle)
             self._fetch_news([run])
             if self._judge(run, end):
-                ended.append(run.cell)
-        self._look()
-        return ended
+                over.append(run.cell)
+        if ends:
+            self._tell_state()
+        self._look(lost=any(end.how == "failed" and end.may_pass for _, end in ends))
+        return over
 
     def _nodes(self) -> list[Node]:
         return cost.nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
@@ -218,6 +224,7 @@ class Engine:
         self.queue.add(run.index, run.priority, run.needs)
 
     def _start_what_fits(self) -> None:
+        under_way = len(self.under_way)
         while (found := self.queue.next(self.pool)) is not None:
             index, needs, slots = found
             run = self.runs[index]
@@ -230,6 +237,7 @@ class Engine:
             run.handle = self.cluster.start(self._task(run.cell), needs, () if self.elastic else slots)
             self.under_way[run.handle] = run
             self.progress.run_started(run.cell)
+        if len(self.under_way) > under_way:
             self._tell_state()
 
     def _task(self, cell: Cell) -> Task:
@@ -254,20 +262,25 @@ class Engine:
 
     def _judge(self, run: _Run, end: Ended) -> bool:
         """What becomes of a run whose attempt has ended: whether it is over, or there will be another one."""
-        cell = run.cell
-        result = read_result(self.folders.run(cell.run_id))
-        self._tell_state()
-        if result is not None:
-            self.outcome.results[cell.run_id] = result
-            self.progress.run_ended(cell, result, None)
+        if self._has_result(run):
             return True
-        if run.stopping and end.how != "failed":
+        if run.stopping and (end.how != "failed" or end.may_pass):
             return True
         if end.how == "failed":
             return self._failed(run, end)
-        run.not_before = time.monotonic() + (BUSY_SECONDS if end.how == "busy" else 0.0)
+        # Busy, or stopped by somebody else, or with a result that a storage doesn't show yet: no reason to try at once.
+        run.not_before = time.monotonic() + (0.0 if end.how == "preempted" else BUSY_SECONDS)
         self.later.append(run)
         return False
+
+    def _has_result(self, run: _Run) -> bool:
+        """Note the run's result, if it has one."""
+        result = read_result(self.folders.run(run.cell.run_id))
+        if result is None:
+            return False
+        self.outcome.results[run.cell.run_id] = result
+        self.progress.run_ended(run.cell, result, None)
+        return True
 
     def _failed(self, run: _Run, end: Ended) -> bool:
         """Try again where the cause may pass: at once where the run got further, later and later where it didn't."""
@@ -285,8 +298,8 @@ class Engine:
         self.progress.run_ended(run.cell, None, reason + tried)
         return True
 
-    def _look(self) -> None:
-        """Once in a while: who gets on, who hangs, which machines are there."""
+    def _look(self, *, lost: bool) -> None:
+        """Once in a while: who gets on, who hangs, which machines are there; the machines also if a worker was lost."""
         now = time.monotonic()
         if now - self.looked >= LOOK_SECONDS:
             self.looked = now
@@ -299,7 +312,7 @@ class Engine:
                 elif self._hangs(run, now - run.beaten):
                     run.hung = True
                     self.cluster.kill(run.handle)
-        if not self.elastic and now - self.counted >= NODES_SECONDS:
+        if not self.elastic and (lost or now - self.counted >= NODES_SECONDS):
             self.counted = now
             self._recount()
 
@@ -343,14 +356,17 @@ class Engine:
         """Wait for the runs under way to save and end."""
         while self.under_way and time.monotonic() < deadline:
             for handle, _ in self.cluster.ended(list(self.under_way), POLL_SECONDS):
-                self._fetch_news([self._free(handle)])
+                run = self._free(handle)
+                self._fetch_news([run])
+                self._has_result(run)
 
     def _tell_state(self) -> None:
         """Leave a note of what is under way, for `isoloop status` in another terminal."""
         running = {run.cell.run_id: {"attempt": run.attempts + 1} for run in self.under_way.values()}
         again = {run.cell.run_id: run.reason for run in self.later if run.reason}
         state = {"running": running, "again": again, "failed": self.outcome.failed}
-        write_atomically(self.folders.state, json.dumps(state))
+        with contextlib.suppress(OSError):  # a full disk is the runs' trouble; they say so, and wait for room
+            write_atomically(self.folders.state, json.dumps(state))
 
 
 def _owner(folders: Folders) -> str:

@@ -184,6 +184,16 @@ class Queue:
         """Let run `index` wait; the smallest priority goes first."""
         heapq.heappush(self._by_needs.setdefault(needs, []), (priority, index))
 
+    def remove(self, index: int, needs: Needs) -> bool:
+        """Take out a run, whether or not it fits; False if it doesn't wait."""
+        waiting = self._by_needs.get(needs, [])
+        left = [entry for entry in waiting if entry[1] != index]
+        if len(left) == len(waiting):
+            return False
+        heapq.heapify(left)
+        self._by_needs[needs] = left
+        return True
+
     def next(self, pool: Pool) -> tuple[int, Needs, tuple[Slot, ...]] | None:
         """Take out the first run that fits, with the slots taken for it; None if none fits."""
         for needs in sorted(
