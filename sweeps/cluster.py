@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class RayCluster:
         import ray
 
         self.ray = ray
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=address or "local",
@@ -63,6 +66,8 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
             raise ValueError(f"no Ray could be used at '{address or 'local'}': {first_line(error)}{hint}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the driver before its runs have saved
         # A process that has used a GPU ends with its run, so that its memory is free for the next one. Ray restarts
         # nothing by itself: the driver knows better what may be worth it.
         attempt = {"max_retries": 0, "num_cpus": 0}

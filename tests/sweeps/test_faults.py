@@ -156,6 +156,23 @@ def test_sigterm_saves_first(trial):
     assert not tried.watcher.retried
 
 
+def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    content = {**sweep, "model": SMALL["model"], "tokens": [64 * 500], "resources": {"checkpoint_seconds": 1e6}}
+    file.write_text(yaml.safe_dump(content))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file), "--out", str(folders.out)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    (cell,) = prepare(validate_sweep(content, source="test"), folders).plan.cells
+    wait_for_steps(folders.run(cell.run_id), 40)
+    driver.terminate()
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Run it again to go on." in " ".join(said.split())
+
+
 def table(folders):
     """The run table without what the clock says."""
     return pd.read_csv(folders.table).drop(columns="seconds").sort_values("run_id", ignore_index=True)
