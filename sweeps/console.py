@@ -87,9 +87,12 @@ def tune_bar(console: "Console", trials: int) -> "Iterator[Watcher]":
             def share_done(self, share: float) -> None:
                 bar.update(task, completed=share)
 
-            def trial_ended(self, trial: "Trial", done: int, best: float | None) -> None:
+            def begun(self, done: int, best: float | None) -> None:
                 lowest = "" if best is None else f", best {best:.4f}"
                 bar.update(task, description=f"{done}/{trials} trials{lowest}")
+
+            def trial_ended(self, trial: "Trial", done: int, best: float | None) -> None:
+                self.begun(done, best)
                 at = f" at {trial.share:.0%}" if trial.outcome == "pruned" and trial.share else ""
                 said = trial.reason if trial.loss is None else f"loss {trial.loss:.4f}{at}"
                 outcome = "" if trial.outcome == "finished" else f"{trial.outcome}: "

@@ -78,6 +78,19 @@ class Study:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
+    @contextmanager
+    def named_trouble(self) -> Iterator[None]:
+        """Turn a database that stops to answer into a ValueError that says how to go on."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (self.optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            raise ValueError(
+                f"the database at tune.storage must go on answering, but stopped ({redacted(first_line(error))}); "
+                "nothing is lost, the runs have saved their state: mend that and give the same command again"
+            ) from error
+
     def ask(self, *, at_random: bool = False) -> Proposal:
         """A new proposal, which is in the database now; `at_random` learns from no trial."""
         number = len(self.study.get_trials(deepcopy=False))
@@ -127,7 +140,7 @@ class Study:
         """Tell how a proposal's run ended.
 
         A diverged run counts as one with a loss beyond all others: Optuna learns nothing from a failed trial, and would
-        go there again (docs/sweeps.md, "Tune", has how often).
+        go there again (docs/sweeps-tune.md has how often).
         """
         states = self.optuna.trial.TrialState
         if reason is not None:

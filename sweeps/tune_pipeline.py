@@ -92,7 +92,10 @@ def tune(
     with sole_owner(folders.sweep):
         study = Study(_database(tuning), tuning.search, tuning.search.sweep.tune)
         try:
-            return _tune(tuning, study, source, command, check, watcher, partial(cluster, tuning.search.sweep, address))
+            with study.named_trouble():
+                return _tune(
+                    tuning, study, source, command, check, watcher, partial(cluster, tuning.search.sweep, address)
+                )
         finally:
             study.close()
 
@@ -116,19 +119,10 @@ def _tune(
     watcher: Watcher | None,
     cluster: Callable[[], AbstractContextManager[Any]],
 ) -> Tuned:
-    from sweeps.relay import Relay
-    from sweeps.tracking import Store, named_trouble
-
     search, folders, sweep = tuning.search, tuning.folders, tuning.search.sweep
     plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_cells_so_far(study))
     storage = open_storage(plan, tuning.corpora, folders)
-    uri = with_secret(sweep.tracking.uri or folders.default_tracking_uri())
-    store = Store(uri, sweep.tracking.experiment, artifacts=folders.artifacts)
-    with named_trouble(uri):
-        relay = Relay(store, plan, folders, kind=TUNE_KIND)
-    for trial in study.trials():
-        if trial.run_id is not None and trial.outcome == "pruned":
-            relay.give_up(trial.run_id, "pruned", trial.reason or "")
+    relay = _open_relay(study, plan, folders)
     stopped: str | None = "FAILED"
     outcome = Outcome()
     try:
@@ -164,12 +158,29 @@ def _tune(
     write_tuned(tuned, folders, command)
     if pending:
         raise ValueError(
-            f"the tracking store must take every trial, but {store.shown_uri} is {len(pending)} runs behind "
+            f"the tracking store must take every trial, but {relay.store.shown_uri} is {len(pending)} runs behind "
             f"({relay.last_error}); nothing is lost, and {folders.sweep / 'tuned.yaml'} is written: mend that and give "
             "the same command again"
         )
-    store.save_files(relay.parent, folders.sweep)
+    relay.store.save_files(relay.parent, folders.sweep)
     return tuned
+
+
+def _open_relay(study: Study, plan: Plan, folders: Folders) -> "Relay":
+    """Into MLflow; it knows which trials of earlier calls were pruned."""
+    from sweeps.relay import Relay
+    from sweeps.tracking import Store, named_trouble
+
+    tracking, storage = plan.sweep.tracking, plan.sweep.storage
+    uri = with_secret(tracking.uri or folders.default_tracking_uri())
+    store = Store(uri, tracking.experiment, artifacts=folders.artifacts)
+    with named_trouble(uri):
+        runs_at = None if storage is None else f"{storage.rstrip('/')}/runs"
+        relay = Relay(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND)
+    for trial in study.trials():
+        if trial.run_id is not None and trial.outcome == "pruned":
+            relay.give_up(trial.run_id, "pruned", trial.reason or "")
+    return relay
 
 
 class _Noticed(Progress):

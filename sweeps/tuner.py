@@ -42,6 +42,9 @@ class Recorder(Protocol):
 class Watcher:
     """What a watcher of a tuning is told. The default says nothing; the command line shows a bar."""
 
+    def begun(self, done: int, best: float | None) -> None:
+        """Earlier calls have told `done` trials; `best` is the lowest loss among them."""
+
     def share_done(self, share: float) -> None:
         """`share` of all that there is to train, 0 to 1."""
 
@@ -106,6 +109,8 @@ class Tuner:
 
     def run(self) -> list[Trial]:
         """Until there are as many trials as wanted, or nothing new is proposed; all of them, in their order."""
+        self.watcher.begun(self.done, self._lowest())
+        self._tell_share(0.0)
         while True:
             while len(self.under_way) < self.parallel and (proposal := self._next()) is not None:
                 self._launch(proposal)
@@ -251,8 +256,10 @@ class Tuner:
         self.study.tell(proposal, outcome, spec=spec, loss=loss, reason=reason)
         self.known = {trial.number: trial for trial in self.study.trials()}
         self.done += 1
-        best = next((trial.loss for trial in ended(list(self.known.values()))), None)
-        self.watcher.trial_ended(self.known[proposal.number], self.done, best)
+        self.watcher.trial_ended(self.known[proposal.number], self.done, self._lowest())
+
+    def _lowest(self) -> float | None:
+        return next((trial.loss for trial in ended(list(self.known.values()))), None)
 
     def _tell_share(self, under_way: float) -> None:
         self.watcher.share_done(min(1.0, (self.done + under_way) / self.runs))

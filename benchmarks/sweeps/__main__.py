@@ -14,13 +14,14 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 SECTIONS = Results(
     title="# Sweeps, measured",
     said="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
-    sections={"ray": "On Ray", "virtual": "In virtual time", "planning": "Planning"},
+    sections={"ray": "On Ray", "virtual": "In virtual time", "planning": "Planning", "proposals": "Proposals"},
     module="benchmarks.sweeps",
 )
 File = Annotated[Path, typer.Option("--results", help="file whose section is written")]
 Runs = Annotated[int, typer.Option("--runs", min=20, help="runs of the sweep")]
 Seconds = Annotated[float, typer.Option("--seconds", min=1, help="total work over GPUs")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="sweeps drawn of each mix")]
+Studies = Annotated[int, typer.Option("--studies", min=10, help="studies of each way")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="times that each grid is planned")]
 
 
@@ -48,10 +49,19 @@ def planning(results: File = RESULTS, repeats: Repeats = 3) -> None:
     _write(results, "planning", benchmark.run(repeats=repeats))
 
 
+@app.command()
+def proposals(results: File = RESULTS, studies: Studies = 100) -> None:
+    """What a tuning gains from telling diverged runs as a loss beyond all others."""
+    from benchmarks.sweeps import proposals as benchmark
+
+    _write(results, "proposals", benchmark.run(studies=studies))
+
+
 @app.command("all")
 def everything(results: File = RESULTS) -> None:
     """All of them."""
     planning(results)
+    proposals(results)
     virtual(results)
     ray(results)
 

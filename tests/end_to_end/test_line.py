@@ -37,6 +37,7 @@ def work(tmp_path_factory, text_folder):
         "batch": 16,
         "data": {"corpus": str(text_folder)},
         "evaluation": {"sequences": 32, "recurrences": [1, 2, 4]},
+        "maximum_epochs": 20,
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     return folder
@@ -67,7 +68,7 @@ def test_run_trains_records_and_reports(work, ran):
     # Four runs are too few for a law of five parameters, and the line says so instead of failing.
     assert "Not fitted" in ran.stdout
     assert "Not fitted" in page
-    assert not list((work / "out/sweeps/two-by-two").glob("*.json"))
+    assert {path.name for path in (work / "out/sweeps/two-by-two").glob("*.json")} == {"plan.json", "state.json"}
 
 
 def test_running_it_again_trains_nothing(work, ran):
@@ -198,7 +199,7 @@ def test_report_can_be_made_again(published):
         (["plan", "no-such-preset"], "a sweep must be a preset or a .yaml file"),
         (["run", "demo", "--set", "model.widht=8"], "did you mean 'width'"),
         (["run", "demo", "--set", "mean_recurrences=[0,2]"], "greater than or equal to 1"),
-        (["plan", "demo", "--set", "budgets=[10]"], "must pay for one step at least"),
+        (["plan", "demo", "--set", "budgets=[10]"], "of one step (64 x 32 tokens)"),
         (["plan", "demo", "--set", "data.corpus=/no/such/folder"], "data.corpus must be"),
         (["run", "parcae-140m-simulated", "--address", "127.0.0.1:9"], "must answer at --address"),
         (["run", "parcae-140m-simulated", "--tracking-uri", "http://127.0.0.1:9"], "must answer at the tracking URI"),

@@ -27,7 +27,7 @@ from trainer.journal import Journal, read_journal
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, **SWITCHES, "PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-PATIENCE = 90.0
+PATIENCE = 200.0
 SECRET = "s3cr3t"
 
 

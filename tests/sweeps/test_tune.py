@@ -13,7 +13,9 @@ from statistics import median
 
 import pytest
 import yaml
+from sqlalchemy.exc import OperationalError
 
+from sweeps import tune_pipeline as tune_pipeline_module
 from sweeps import tuner as tuner_module
 from sweeps.engine import Engine
 from sweeps.folders import Folders
@@ -590,12 +592,21 @@ def test_the_check_finds_that_deep_models_want_less(tuning_of):
     assert (check.pairs, len(check.runs)) == (2, 8)
 
 
-def test_nothing_that_finishes_is_said(tuning_of, new_database):
+def test_nothing_that_finishes_and_a_database_that_goes_away_are_said(tuning_of, new_database, monkeypatch):
     tuning = tuning_of(tune={"trials": 2})
     new_database(tuning.folders.out / "mlflow.db")
     nowhere = MadeUp(lambda spec: None)
     with pytest.raises(ValueError, match="must have a trial that finishes, but of 'small' none did; the last: loss is"):
         tune(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
+
+    class Away(Study):
+        def unfinished(self):
+            raise OperationalError("SELECT 1", {}, Exception("postgresql://me:secret@host/db is away"))
+
+    monkeypatch.setattr(tune_pipeline_module, "Study", Away)
+    with pytest.raises(ValueError, match=r"must go on answering, but stopped .*nothing is lost") as caught:
+        tune(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
+    assert "secret" not in str(caught.value)
 
 
 def test_axes_of_a_search_at_a_budget(small, folders):
@@ -630,15 +641,15 @@ def test_settings_may_be_overridden_by_path(tmp_path):
         load_sweep(str(tmp_path / "d.yaml"))
 
 
-def test_from_the_command_line_with_real_models(small, text_folder, tmp_path):
+def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database):
     """Four trials of real models on a local Ray, and the check."""
     content = {
         **small.model_dump(mode="json", exclude_defaults=True), "tokens": [256], "tune": {"space": SPACE},
         "data": {"corpus": str(text_folder)},
     }  # fmt: skip
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
-    arguments = ("tune", "small.yaml", "--trials", 4, "--parallel", 2)
-    said = isoloop(*arguments, cwd=tmp_path).stdout
+    new_database(tmp_path / "isoloop-out" / "mlflow.db")
+    said = isoloop("tune", "small.yaml", "--trials", 4, "--parallel", 2, cwd=tmp_path).stdout
     folders = Folders(out=tmp_path / "isoloop-out", name="small/tune")
     assert "extends: [small.yaml, isoloop-out/sweeps/small/tune/tuned.yaml]" in said
     assert "check at half and twice the learning rates" in said
