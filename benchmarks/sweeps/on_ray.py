@@ -251,9 +251,8 @@ def _report(plan: Plan, bound: float, order: str, expected: float, measured: lis
         f"have {GPUS} GPUs. No order does it under {bound:.1f} s; the plan says {expected:.1f} s "
         f"({expected / bound:.3f} times that, {order}). One Ray, one way after the other; {warm} worker processes were "
         "warm before, with all that a run imports. Ray Tune reuses its actors, but starts them meanwhile, at seconds "
-        "of CPU each, so most of its time here is two cores' lack of them; with actors that start at once it could be "
-        "like grid order, in which it starts its trials. Other work was on the machine (load "
-        f"{os.getloadavg()[2]:.0f} at the end). `idle` is the share of GPU seconds until the last end in which no run "
+        "of CPU each on two cores; how much of its time that is was not told apart. It starts trials in grid order. "
+        "The machine was shared with other work. `idle` is the share of GPU seconds until the last end in which no run "
         "got on, `held` how much longer than its own seconds a run held its GPUs, once its worker had begun."
     )
     header = ["way", "makespan, s", "over the bound", "over the plan", "idle", "held", "driver's CPU, ms a run"]
@@ -272,8 +271,8 @@ def _report(plan: Plan, bound: float, order: str, expected: float, measured: lis
     ours = measured[0]
     wanted = (
         f"Wanted of isoloop: at most {WANTED_RATIO:.2f} times the bound, and under {1e3 * WANTED_COST:.0f} ms a run "
-        f"for scheduling. From the moment that a run is given out until its worker begins: {_shown(ours.late)}; from its "
-        f"result until the driver knows: {_shown(ours.noticed)}."
+        f"for scheduling. From the moment that a run is given out until its worker begins: {_shown(ours.late)}; from "
+        f"its result until the driver knows: {_shown(ours.noticed)}."
     )
     return f"{head}\n\n{table(header, rows)}\n{wanted}\n"
 
