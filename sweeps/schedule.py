@@ -28,6 +28,10 @@ class Needs(NamedTuple):
         """GPUs of the whole run, or its cores where it has no GPU: what it keeps busy."""
         return self.processes * (self.gpus or self.cpus)
 
+    def fits_if(self, more: "Needs") -> bool:
+        """Whether this fits wherever `more` does."""
+        return self.processes <= more.processes and self.gpus <= more.gpus and self.cpus <= more.cpus
+
 
 class Job(NamedTuple):
     """A run to be placed: how long it is expected to take, and what it asks for."""
@@ -103,9 +107,9 @@ class Pool:
 
     def place(self, needs: Needs) -> tuple[Slot, ...] | None:
         """A slot for each process, on one node or on few; None, with nothing taken, if they don't all fit."""
-        if needs in self._too_much:
+        if any(less.fits_if(needs) for less in self._too_much):
             return None
-        taken = self._on_one_node(needs) or (self._spread(needs) if needs.processes > 1 and self.spread else None)
+        taken = self._place_one(needs) if needs.processes == 1 else self._place_several(needs)
         if taken is None:
             self._too_much.add(needs)
         return taken
@@ -134,21 +138,19 @@ class Pool:
         self.release(needs, slots)
         return True
 
-    def _on_one_node(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """All processes on the node where least is left, None if no node holds them."""
-        if needs.processes == 1:
-            fitting = [node for node in self.nodes.values() if node.holds(needs)]
-        else:
-            fitting = [node for node in self.nodes.values() if node.room(needs) >= needs.processes]
-        if not fitting:
-            return None
-        node = min(fitting, key=lambda node: node.tightness(needs))
-        return tuple(_taken(node, needs) for _ in range(needs.processes))
+    def _place_one(self, needs: Needs) -> tuple[Slot, ...] | None:
+        """A process, on the node where the least is left."""
+        fitting = [node for node in self.nodes.values() if node.holds(needs)]
+        return (_taken(min(fitting, key=lambda node: node.tightness(needs)), needs),) if fitting else None
 
-    def _spread(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """Processes over several nodes, those with most free first."""
-        rooms = [(node, node.room(needs)) for node in self.nodes.values()]
-        if sum(room for _, room in rooms) < needs.processes:
+    def _place_several(self, needs: Needs) -> tuple[Slot, ...] | None:
+        """All processes on the node where the least is left, or over several nodes, those with most free first."""
+        rooms = [(node, room) for node in self.nodes.values() if (room := node.room(needs))]
+        fitting = [node for node, room in rooms if room >= needs.processes]
+        if fitting:
+            node = min(fitting, key=lambda node: node.tightness(needs))
+            return tuple(_taken(node, needs) for _ in range(needs.processes))
+        if not self.spread or sum(room for _, room in rooms) < needs.processes:
             return None
         taken: list[Slot] = []
         for node, room in sorted(rooms, key=lambda found: found[0].tightness(needs), reverse=True):

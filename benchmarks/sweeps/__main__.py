@@ -26,7 +26,7 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="times that each 
 
 
 @app.command()
-def ray(results: File = RESULTS, runs: Runs = 500, seconds: Seconds = 90.0) -> None:
+def ray(results: File = RESULTS, runs: Runs = 500, seconds: Seconds = 120.0) -> None:
     """Makespan on a local Ray with 64 declared GPUs, beside grid order and Ray Tune."""
     from benchmarks.sweeps import on_ray
 

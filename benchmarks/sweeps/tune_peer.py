@@ -25,6 +25,9 @@ def run_with_tune(tasks: Sequence[str], gpus: Sequence[float], storage: Path) ->
             run_attempt(self.tasks[self.number])
             return {"done": True}
 
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Nothing is to be kept, but Tune asks at the end."""
+
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.number = new_config["number"]
             return True

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.config import RecurrenceConfig
-from trainer.recurrence import sample_recurrences
+from trainer.recurrence import Draws, sample_recurrences
 
 
 def draw(mean=4, batch=4000, seed=0, step=0, steps=100, **config):
@@ -41,6 +41,17 @@ def test_poisson_clamped_at_one(mean, sampling):
 def test_one_draw_for_the_batch():
     assert len({tuple(draw(mean=8, batch=6, step=step, sampling="per-batch")) for step in range(30)}) > 3
     assert all(len(set(draw(mean=8, batch=6, step=step, sampling="per-batch"))) == 1 for step in range(30))
+
+
+@pytest.mark.parametrize("sampling", ["per-sequence", "per-batch", "fixed"])
+def test_many_steps_at_once_are_drawn_as_one_by_one(sampling):
+    """Whatever was drawn before, for other means as well."""
+    draws = Draws()
+    for mean, seed, steps in [(3, 0, range(12)), (8, 0, range(4, 20)), (3, 1, range(12)), (20, 0, range(5))]:
+        recurrence = RecurrenceConfig(mean=mean, sampling=sampling)
+        found = draws.of(recurrence, batch=6, seed=seed, steps=steps)
+        one_by_one = [draw(mean=mean, batch=6, seed=seed, step=step, sampling=sampling) for step in steps]
+        np.testing.assert_array_equal(np.broadcast_to(found, (len(steps), 6)), one_by_one)
 
 
 def test_fixed():
