@@ -5,6 +5,7 @@ Each point of the grid is a budget or a token count, a mean recurrence, and the 
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +22,39 @@ BUDGET, TOKENS, MEAN = "budget", "tokens", "mean_recurrence"
 ASKED = (BUDGET, TOKENS, MEAN)
 LABEL = "name"
 SEED = "seed"
+
+# Columns that the run table has anyway.
+RESERVED = frozenset(
+    [
+        "run_id",
+        "status",
+        "simulated",
+        "accounting",
+        "seed",
+        "mean_recurrence",
+        "backprop_depth",
+        "tokens",
+        "flops",
+        "budget",
+        "loss",
+        "flops_per_token_fixed",
+        "flops_per_token_forward_loop",
+        "flops_per_token_backward_loop",
+        "forward_loops",
+        "backward_loops",
+        "effective_params_fixed",
+        "effective_params_per_loop",
+        "tokenizer",
+        "loss_unit",
+        "steps",
+        "bits_per_byte",
+        "spectral_radius",
+        "seconds",
+        "group",
+        "trial",
+    ]
+)
+_OWN_NAME = re.compile(r"[A-Za-z][\w-]*")
 
 Changes = dict[str, Any]
 
@@ -278,6 +312,11 @@ def _check_bundle(name: str, entry: Any) -> str:
         raise ValueError(
             f"an axis must be a setting's path, or a name of your own whose entries set several, but got axes.{name} "
             f"with {entry!r}; {_hint(name)}"
+        )
+    if name in RESERVED or not _OWN_NAME.fullmatch(name) or name.startswith("loss_T"):
+        raise ValueError(
+            "an axis of your own must be named in letters, digits, '_' and '-', and not as a column of the run table "
+            f"is, but got axes.{name}; choose another name"
         )
     if not isinstance(entry.get(LABEL), str):
         raise ValueError(f"each entry of an axis of your own must have a name, but axes.{name} has {dict(entry)}")

@@ -8,6 +8,7 @@ from sweeps.engine import Engine, Outcome, Progress
 from sweeps.folders import Folders
 from sweeps.grid import Cell, Plan
 from sweeps.storage import Storage
+from trainer.journal import read_journal
 from trainer.result import RunResult, read_result
 
 
@@ -18,9 +19,16 @@ def finished_results(cells: Iterable[Cell], folders: Folders) -> dict[str, RunRe
 
 
 def saved_states(plan: Plan, folders: Folders) -> int:
-    """How many runs without a result have a checkpoint to go on from."""
-    unfinished = [cell for cell in plan.cells if not (folders.run(cell.run_id) / "result.json").exists()]
-    return sum(any((folders.run(cell.run_id) / "checkpoints").glob("[0-9]*")) for cell in unfinished)
+    """How many runs without a result have a state to go on from: a checkpoint here, or one that a storage has."""
+    unfinished = [folders.run(cell.run_id) for cell in plan.cells]
+    return sum(_has_saved(folder) for folder in unfinished if not (folder / "result.json").exists())
+
+
+def _has_saved(folder: Path) -> bool:
+    if any((folder / "checkpoints").glob("[0-9]*")):
+        return True
+    events = [record["name"] for record in read_journal(folder / "journal.jsonl")[0] if record["kind"] == "event"]
+    return events[-1:] == ["stopped"]
 
 
 def execute(

@@ -106,11 +106,21 @@ def _within_reach(task: Task) -> Iterator[tuple[Task, bool]]:
     near = task.model_copy(update={"folder": str(folder), "stop_file": str(folder / STOP), "corpus": corpus})
     with Mirror(storage, task.run_id, folder, owner=task.owner) as mirror:
         yield near, mirror.finished
+    if (folder / "result.json").exists():  # all of it is published
+        shutil.rmtree(folder)
 
 
 def scratch() -> Path:
-    """This machine's own folder for what lies in a storage."""
-    return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
+    """This machine's own folder for what lies in a storage, for nobody else's eyes.
+
+    Raises:
+        PermissionError: somebody else has made a folder of that name.
+    """
+    folder = Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"the folder {folder} must be this user's, but isn't; name another one in {SCRATCH}")
+    return folder
 
 
 @contextmanager

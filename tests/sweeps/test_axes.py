@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sweeps.around import with_centres
-from sweeps.axes import points
+from sweeps.axes import RESERVED, points
 from sweeps.config import config_text
 from sweeps.folders import Folders
 from sweeps.grid import cost_columns, plan_sweep, simulated_text
@@ -108,6 +108,8 @@ def test_two_sweeps_share_what_they_have_in_common():
         ),
         ({"axes": {"variant": [{"name": "x", "model.nothing": 1}]}}, "must set settings, but got 'model.nothing'"),
         ({"axes": {"budget": [1e9]}}, "axes already, but got axes.budget"),
+        ({"axes": {"loss": VARIANTS}}, "not as a column of the run table is, but got axes.loss"),
+        ({"axes": {"my axis!": VARIANTS}}, "must be named in letters"),
         ({"axes": {"seed": [1, 1]}}, "axes.seed has [1, 1]"),
         ({"axes": {"batch": [0]}}, "at batch = 0 breaks batch: input should be greater than or equal to 1, but got 0"),
         ({"axes": {"model.heads": [3]}}, "even multiple of heads"),
@@ -124,6 +126,12 @@ def test_what_cannot_be_meant_is_named(changes, said):
     with pytest.raises(ValueError, match=r"\w") as caught:
         plan_sweep(sweep(**changes), simulated_text)
     assert said in str(caught.value)
+
+
+def test_the_run_tables_own_columns_are_known():
+    from fitting.table import COLUMNS
+
+    assert {column.name for column in COLUMNS} <= RESERVED
 
 
 def test_the_configuration_says_it_all(tmp_path):
