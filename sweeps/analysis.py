@@ -25,15 +25,21 @@ FitProgress = Callable[[str, int, int], None]
 def fit_and_report(
     sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
 ) -> Results:
-    """Fit a sweep's table, store the fits, draw and write the page.
+    """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
 
     Laws hold for runs that differ in budget, tokens, mean recurrence and seed alone. Where other axes tell runs apart,
     the column `group` says so, and each group is fitted in a folder and on a page of its own.
     """
     shutil.rmtree(folders.groups, ignore_errors=True)
+    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
+        stale.unlink(missing_ok=True)
+        stale.with_suffix(".txt").unlink(missing_ok=True)
+    shutil.rmtree(folders.figures, ignore_errors=True)
     if GROUP not in table:
         return _fit_group(sweep, folders, table, command=command, progress=progress)
-    parts = {str(label): part.reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)}
+    parts = {
+        str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
+    }
     slugs = _slugs(list(parts))
     found: dict[str, Results] = {}
     for label, part in parts.items():
@@ -71,17 +77,10 @@ def _fit_group(
     progress: FitProgress | None,
     label: str | None = None,
 ) -> Results:
-    """Fit the table with and without its largest budget.
-
-    What was fitted to an earlier table goes first. A table that can't be fitted gets a page all the same; it says why.
-    """
+    """Fit the table with and without its largest budget. One that can't be fitted gets a page that says why."""
     from fitting import fit_sweep
 
     name = sweep.name if label is None else f"{sweep.name}, {label}"
-    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
-        stale.unlink(missing_ok=True)
-        stale.with_suffix(".txt").unlink(missing_ok=True)
-    shutil.rmtree(folders.figures, ignore_errors=True)
     fits: dict[bool, SweepFit | None] = {}
     why: dict[bool, str | None] = {}
     for hold_out in (False, True):

@@ -23,8 +23,8 @@ def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
     around = sweep.around
     if around is None or sweep.budgets is None:
         return sweep
-    known = {budget for budget, _ in around.centres or ()}
-    if known >= set(sweep.budgets):
+    known = dict(around.centres or ()) if around.centres_of in (None, around.source) else {}
+    if known.keys() >= set(sweep.budgets):
         return sweep
     from fitting import SweepFit
 
@@ -42,8 +42,9 @@ def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
             f"a grid must count FLOPs as the fit that it is centred on, but the sweep has {sweep.accounting} and "
             f"{path} has {fit.accounting}; set accounting to {fit.accounting}"
         )
-    centres = tuple((budget, _best(fit, budget, around.law, path)) for budget in sweep.budgets)
-    return sweep.model_copy(update={"around": around.model_copy(update={"centres": centres})})
+    found = {budget: _best(fit, budget, around.law, path) for budget in sweep.budgets if budget not in known}
+    update = {"centres": tuple((known | found).items()), "centres_of": around.source}
+    return sweep.model_copy(update={"around": around.model_copy(update=update)})
 
 
 def _best(fit: "SweepFit", budget: float, law: str, path: Path) -> float:

@@ -16,12 +16,14 @@ from pydantic import ValidationError
 from sweeps.config import RunSettings, SweepConfig
 from sweeps.errors import broken_rules
 from trainer.config import Config, ModelConfig
-from trainer.sizes import SHAPE
+from trainer.sizes import SHAPE, SIZES
 
 BUDGET, TOKENS, MEAN = "budget", "tokens", "mean_recurrence"
 ASKED = (BUDGET, TOKENS, MEAN)
 LABEL = "name"
+SIZE = "model.size"
 SEED = "seed"
+RESOURCES = "resources."
 
 # Columns that the run table has anyway.
 RESERVED = frozenset(
@@ -89,6 +91,7 @@ def points(sweep: SweepConfig) -> list[Point]:
     _check_names(sweep)
     variants = _Variants(sweep)
     paths = _paths(sweep)
+    sized = any(SIZE in names for names in (sweep.axes, *sweep.points))
     found = []
     unused = dict(enumerate(sweep.exclude))
     for asked, own in _asked(sweep):
@@ -100,6 +103,8 @@ def points(sweep: SweepConfig) -> list[Point]:
                 continue
             settings = variants.settings(merged)
             axes = {path: setting_at(settings, path) for path in paths} | labels
+            if sized:
+                axes[SIZE] = size_name(settings.model)
             found.append(
                 Point(budget=asked[BUDGET], tokens=asked[TOKENS], mean=asked[MEAN], settings=settings, axes=axes)
             )
@@ -112,11 +117,19 @@ def points(sweep: SweepConfig) -> list[Point]:
 
 
 def setting_at(settings: RunSettings, path: str) -> Any:
-    """The value of the setting that a path names; the size of a model by its name is its width."""
+    """The value of the setting that a path names."""
     value: Any = settings
     for part in path.split("."):
         value = getattr(value, part)
     return value if isinstance(value, str | int | float | bool | None) else json.dumps(_plain(value))
+
+
+def size_name(model: ModelConfig) -> str:
+    """The published size whose shape a model has, or its width and layers."""
+    for name, size in SIZES.items():
+        if all(getattr(model, part) == getattr(size, part) for part in SHAPE):
+            return name
+    return f"{model.width} x {model.prelude_layers}+{model.core_layers}+{model.coda_layers}"
 
 
 def _plain(value: Any) -> Any:
@@ -159,7 +172,7 @@ def _combinations(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[Changes
         for name, entry in zip(axes, entries, strict=True):
             if is_path(name):
                 changes[name] = entry
-                if name in ("model", "model.size"):
+                if name in ("model", SIZE):  # told by what was asked for: a size isn't a setting that stays
                     labels[name] = entry if isinstance(entry, str) else json.dumps(entry)
             else:
                 changes |= {path: value for path, value in entry.items() if path != LABEL}
@@ -171,7 +184,7 @@ def _paths(sweep: SweepConfig) -> list[str]:
     """Settings that tell cells apart by their value: the axes that are paths, and what points set."""
     own = [path for point in sweep.points for path in point if path not in ASKED]
     names = dict.fromkeys([*(name for name in sweep.axes if is_path(name)), *own])
-    return [name for name in names if name not in ("model", "model.size")]
+    return [name for name in names if name not in ("model", SIZE)]
 
 
 def _exclusion(exclude: tuple[Mapping[str, Any], ...], cell: Mapping[str, Any]) -> int | None:
@@ -273,6 +286,11 @@ def _check_names(sweep: SweepConfig) -> None:
     for name, entries in sweep.axes.items():
         if name in ASKED or name in ("budgets", "mean_recurrences"):
             raise ValueError(f"budgets, tokens and mean recurrences are axes already, but got axes.{name}; move it up")
+        if name.startswith(RESOURCES):
+            raise ValueError(
+                f"what a run is given doesn't change its result, so no axis can multiply runs by it, but got "
+                f"axes.{name}; set it beside the settings that call for it, in an axis of your own"
+            )
         if is_path(name):
             distinct = {json.dumps(entry, sort_keys=True, default=str) for entry in entries}
         else:
@@ -291,6 +309,8 @@ def _check_names(sweep: SweepConfig) -> None:
         for path in point:
             if path in set_by_axes:
                 raise ValueError(f"a point may not set what an axis sets, but {dict(point)} has {path}; drop it there")
+            if path == "model":
+                raise ValueError(f"a point must set parts of the model, but got {dict(point)}; name {SIZE} or others")
             if path not in ASKED and not is_path(path):
                 raise ValueError(f"a point's key must be a setting, but got '{path}'; {_hint(path)}")
     known = {*ASKED, *sweep.axes, *set_by_axes, *(path for point in sweep.points for path in point)}

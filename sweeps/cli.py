@@ -48,7 +48,7 @@ for command in (tune, fit, choose, predict):
 
 def main() -> None:
     """Run the command; a broken rule is one message on stderr and exit code 2. SIGTERM is taken as Ctrl-C is."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     switch_telemetry_off()
     try:
         app()

@@ -129,8 +129,9 @@ class AroundConfig(Config):
         width: the recurrences of a budget reach from µ*(C) / width to µ*(C) x width, evenly in log µ.
         count: recurrences of a budget.
         law: what predicts µ*(C): the power law of the isoFLOP minima, or the training law's own optimum.
-        centres: (budget, µ*) pairs, in FLOPs and loops. Filled in when the fit is read; a sweep that has them doesn't
-            read it again.
+        centres: (budget, µ*) pairs, in FLOPs and loops. Filled in when the fit is read, and not changed after that:
+            a budget that is added later gets its own.
+        centres_of: the law and the fit that the centres are of; with others they are found anew.
     """
 
     fit: Annotated[str, Field(min_length=1)]
@@ -138,6 +139,12 @@ class AroundConfig(Config):
     count: Annotated[int, Number, Field(ge=3)] = 5
     law: Literal["isoflop", "training"] = "isoflop"
     centres: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = None
+    centres_of: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The law and the fit that are asked for, in words."""
+        return f"{self.law} of {self.fit}"
 
 
 Axis = Annotated[tuple[Any, ...], Field(min_length=1)]

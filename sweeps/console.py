@@ -25,7 +25,7 @@ def new_console() -> "Console":
     """Where a command prints: as wide as the terminal, or 110 columns."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+    return Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 110)
 
 
 def _columns() -> "Iterator[ProgressColumn]":
@@ -116,7 +116,7 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     from sweeps.bill import duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
-    driver = "" if status.at_work or status.share == 1 else "; nobody is at work on it: run it again to go on"
+    driver = "" if status.at_work or status.is_over else "; nobody is at work on it: run it again to go on"
     console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
     shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
     if not shown:

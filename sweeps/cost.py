@@ -27,12 +27,20 @@ class Rate:
 def rate(resources: Resources, cluster: ClusterConfig, precision: str) -> Rate:
     """How fast a run is expected to be on what it is given.
 
-    In this order: what was stated; a share of the device's peak; a guess for CPUs.
+    In this order: what was stated; a share of the device's peak; a guess.
+
+    Raises:
+        ValueError: a share of the peak of a device that isn't known.
     """
     stated, share = resources.flops_per_second, resources.utilisation
     if stated is not None:
         return Rate(flops_per_second=stated, source=f"the stated {stated:.3g} FLOPs per second of a run")
     peak = cluster.peak(precision)
+    if share is not None and peak is None:
+        raise ValueError(
+            f"utilisation is a share of the device's peak, but got utilisation={share:g} and cluster.device isn't set; "
+            "set it, or set resources.flops_per_second"
+        )
     if resources.gpus and peak is not None:
         used = share or UTILISATION
         said = f"{used:.0%} of the {peak:.3g} FLOPs per second of {cluster.device}'s data sheet"
@@ -54,6 +62,8 @@ class Demand:
         batch: sequences of a step.
         precision: of the matrix products.
         flops: what the run will spend.
+        trains: False where its loss is drawn from a law.
+        together: whether its processes must be on one machine, as where runs lie in a storage.
     """
 
     model: ModelConfig
@@ -61,6 +71,8 @@ class Demand:
     batch: int
     precision: Literal["float32", "bfloat16"]
     flops: float
+    trains: bool = True
+    together: bool = False
 
     def bytes(self, resources: Resources, micro_batch: int | None = None) -> float:
         """Estimated memory of one process."""
@@ -94,13 +106,21 @@ def fit_run(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Fit
     if resources.gpus == AUTO:
         resources = _processes(demand, _share(demand, resources, cluster), cluster)
     needed = demand.bytes(resources)
-    there = math.inf if cluster.memory is None or not resources.gpus else cluster.memory * resources.gpu_share
-    if needed * HEADROOM <= there:
-        return Fit(resources=resources, memory=needed)
-    reason = (
-        f"needs about {needed / 1e9:.3g} GB and {HEADROOM - 1:.0%} to spare, more than the {there / 1e9:.3g} GB of "
-        f"{resources.gpu_share:g} GPU; {_advice(demand, resources, there)}"
-    )
+    reason = None
+    if resources.gpus:
+        there, of = (cluster.memory or math.inf) * resources.gpu_share, f"{resources.gpu_share:g} GPU"
+    else:
+        there, of = cluster.ram if demand.trains else math.inf, "a machine (cluster.node_memory)"
+    if needed * HEADROOM > there:
+        reason = (
+            f"needs about {needed / 1e9:.3g} GB and {HEADROOM - 1:.0%} to spare, more than the {there / 1e9:.3g} GB of "
+            f"{of}; {_advice(demand, resources, there)}"
+        )
+    elif demand.together and resources.gpus and 0 < cluster.gpus < resources.processes:
+        reason = (
+            f"asks for {resources.processes} processes, which must be on one machine where runs lie in a storage, and "
+            f"one has {cluster.gpus} GPUs; ask for fewer processes"
+        )
     return Fit(resources=resources, memory=needed, reason=reason)
 
 
@@ -135,7 +155,7 @@ def _share(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Reso
 
 def _processes(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Resources:
     """Twice as many processes, a GPU each, until the run takes no longer than `longest_hours`."""
-    most = min(demand.batch, cluster.nodes * cluster.gpus)
+    most = min(demand.batch, cluster.gpus * (1 if demand.together else cluster.nodes))
     while resources.longest_hours is not None:
         hours = demand.flops / rate(resources, cluster, demand.precision).flops_per_second / 3600
         more = 2 * resources.processes if resources.gpus == 1 else 1
@@ -157,11 +177,11 @@ def _advice(demand: Demand, resources: Resources, there: float) -> str:
             precision=demand.precision,
             activation_checkpointing=checkpointing,
             processes=resources.processes,
-            device="cuda",
+            device="cuda" if resources.gpus else "cpu",
         )
         if found is not None:
             more = (
                 "" if checkpointing == resources.activation_checkpointing else " and activation_checkpointing to true"
             )
             return f"set resources.micro_batch to {found}{more}"
-    return "it needs a GPU with more memory"
+    return "it needs more memory"

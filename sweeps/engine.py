@@ -32,6 +32,7 @@ NODE_GRACE_SECONDS = 300.0
 STOP_GRACE_SECONDS = 120.0
 BUSY_SECONDS = 2.0
 START_SECONDS = 900.0
+PULSE_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
 
@@ -93,7 +94,7 @@ class _Run:
     step: int = 0
     step_at_start: int = -1
     not_before: float = 0.0
-    begun: bool = False
+    beats: int = 0
     hung: bool = False
     stopping: bool = False
     reason: str | None = None
@@ -141,7 +142,8 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         try:
             if self.under_way:
-                self.folders.stop_file.touch()
+                with contextlib.suppress(OSError):  # a full disk: Ray ends them, and they go on from a checkpoint
+                    self.folders.stop_file.touch()
                 self._ask_to_stop(list(self.under_way.values()))
                 self._drain(time.monotonic() + STOP_GRACE_SECONDS)
         finally:
@@ -230,7 +232,7 @@ class Engine:
             run = self.runs[index]
             folder = self.folders.run(run.cell.run_id)
             (folder / STOP).unlink(missing_ok=True)
-            run.slots, run.hung, run.begun, run.heartbeat = slots, False, False, _heartbeat(folder)
+            run.slots, run.hung, run.beats, run.heartbeat = slots, False, 0, _heartbeat(folder)
             run.started = run.beaten = time.monotonic()
             run.step = self._latest_step(run)
             run.step_at_start = run.step
@@ -286,9 +288,10 @@ class Engine:
         """Try again where the cause may pass: at once where the run got further, later and later where it didn't."""
         reason = hung(run.cell.resources.hang_seconds).reason if run.hung else end.reason or "ended without a result"
         run.step = self._latest_step(run)
-        run.attempts = 1 if run.step > run.step_at_start else run.attempts + 1
+        further = run.step > run.step_at_start
+        run.attempts = 1 if further else run.attempts + 1
         if end.may_pass and run.attempts <= run.cell.resources.retries:
-            pause = min(RETRY_SECONDS * 2 ** (run.attempts - 1), LONGEST_RETRY_SECONDS) if run.attempts > 1 else 0.0
+            pause = 0.0 if further else min(RETRY_SECONDS * 2 ** (run.attempts - 1), LONGEST_RETRY_SECONDS)
             run.not_before, run.reason = time.monotonic() + pause, reason
             self.later.append(run)
             self.progress.run_retried(run.cell, reason)
@@ -303,12 +306,13 @@ class Engine:
         now = time.monotonic()
         if now - self.looked >= LOOK_SECONDS:
             self.looked = now
-            self._fetch_news(list(self.under_way.values()))
+            blind = not self._fetch_news(list(self.under_way.values()))
             for run in self.under_way.values():
                 run.step = self._latest_step(run)
                 beat = _heartbeat(self.folders.run(run.cell.run_id))
-                if beat != run.heartbeat:
-                    run.heartbeat, run.beaten, run.begun = beat, now, True
+                if beat != run.heartbeat or blind:
+                    run.beats += beat != run.heartbeat
+                    run.heartbeat, run.beaten = beat, now
                 elif self._hangs(run, now - run.beaten):
                     run.hung = True
                     self.cluster.kill(run.handle)
@@ -317,10 +321,15 @@ class Engine:
             self._recount()
 
     def _hangs(self, run: _Run, silent: float) -> bool:
-        """Whether a run silent for so many seconds hangs; until its first step it may take longer, or await a node."""
-        if run.hung or (self.elastic and not run.begun):
+        """Whether a run silent for so many seconds hangs.
+
+        The first beat says that its attempt has begun: before it, it waits in Ray for what others use. The second says
+        that it has made a step: until then it imports, compiles, and waits for its other processes.
+        """
+        if run.hung or not run.beats:
             return False
-        return silent > run.cell.resources.hang_seconds + (0.0 if run.begun else START_SECONDS)
+        allowed = run.cell.resources.hang_seconds + (START_SECONDS if run.beats == 1 else 0.0)
+        return silent > allowed + (0.0 if self.storage is None else PULSE_SECONDS)
 
     def _recount(self) -> None:
         """Take up machines that have come and forget those that have gone."""
@@ -341,11 +350,17 @@ class Engine:
         records, run.offset = read_journal(self.folders.run(run.cell.run_id) / "journal.jsonl", run.offset)
         return max([run.step, *(record.get("step", 0) for record in records)])
 
-    def _fetch_news(self, runs: Sequence[_Run]) -> None:
-        """Bring what the workers have published to this disk. While the storage is away, there is no news."""
+    def _fetch_news(self, runs: Sequence[_Run]) -> bool:
+        """Bring what the workers have published to this disk; whether that could be done.
+
+        It can't while the storage is away, or this disk is full.
+        """
         if self.storage is not None and runs:
-            with contextlib.suppress(StorageError):
+            try:
                 self.storage.fetch_news([run.cell.run_id for run in runs], self.folders.out)
+            except OSError:
+                return False
+        return True
 
     def _ask_to_stop(self, runs: Sequence[_Run]) -> None:
         if self.storage is not None:

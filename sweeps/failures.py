@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from sweeps.errors import first_line
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_STAYS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ImportError, NotImplementedError)
+_STAYS = (
+    ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, AssertionError, ImportError,
+    SyntaxError, NotImplementedError,
+)  # fmt: skip
 _MEMORY_SIGNS = ("out of memory", "outofmemory", "cannot allocate memory", "can't allocate memory")
 
 

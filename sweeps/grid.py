@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sweeps import cost
-from sweeps.axes import SEED, Point, points
+from sweeps.axes import RESOURCES, SEED, Point, points
 from sweeps.config import SweepConfig
 from sweeps.errors import broken_rules
 from sweeps.resources import Resources
@@ -81,8 +81,9 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """What the cell shares with those that one law is fitted to: the values of all axes but the seed."""
-        return ", ".join(f"{name} = {value}" for name, value in self.axes.items() if name != SEED) or ONE_GROUP
+        """What the cell shares with those that one law is fitted to: the values of all axes but seed and resources."""
+        told = [(name, value) for name, value in self.axes.items() if name != SEED and not name.startswith(RESOURCES)]
+        return ", ".join(f"{name} = {value}" for name, value in told) or ONE_GROUP
 
     @property
     def label(self) -> str:
@@ -216,6 +217,8 @@ def _cell(
         batch=settings.batch,
         precision=settings.precision,
         flops=flops,
+        trains=sweep.simulation is None,
+        together=sweep.storage is not None,
     )
     fit = cost.fit_run(demand, settings.resources, sweep.cluster)
     if fit.reason is not None:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def load_sweep(
     content = _read(name)
     for override in sorted(overrides, key=lambda override: not override.startswith(("model=", "model.size="))):
         _override(content, override)  # a size first: what else is said of the model changes it
+    _take_places(content, {re.split("[.=]", override)[0] for override in overrides})
     if tracking_uri is not None:
         tracking = content.setdefault("tracking", {})
         content["tracking"] = {**tracking, "uri": tracking_uri} if isinstance(tracking, dict) else tracking
@@ -99,11 +100,16 @@ def _laid_over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(under, dict) and key != "axes":
             value = under | value
         merged[key] = value
-    for one, other in (("budgets", "tokens"), ("mean_recurrences", "around")):
-        for kept, gone in ((one, other), (other, one)):  # what takes the other's place
-            if kept in content and gone not in content:
-                merged.pop(gone, None)
+    _take_places(merged, content)
     return merged
+
+
+def _take_places(merged: dict[str, Any], said: Collection[str]) -> None:
+    """Drop what a key that was said takes the place of."""
+    for one, other in (("budgets", "tokens"), ("mean_recurrences", "around")):
+        for kept, gone in ((one, other), (other, one)):
+            if kept in said and gone not in said:
+                merged.pop(gone, None)
 
 
 def validate_sweep(content: dict[str, Any], *, source: str) -> SweepConfig:

@@ -86,6 +86,10 @@ class Resources(ExecutionSettings):
                 f"processes that share a run need a GPU each, or none, but got processes={self.processes}, "
                 f"gpus={self.gpus}; set gpus to 0 or 1"
             )
+        if self.utilisation is not None and not self.gpus:
+            raise ValueError(
+                f"utilisation is of a GPU, but got utilisation={self.utilisation:g} and gpus=0; set flops_per_second"
+            )
         if self.longest_hours is not None and self.gpus != AUTO:
             raise ValueError(
                 f"longest_hours chooses the processes of a run where gpus is auto, but got gpus={self.gpus}; set gpus "
@@ -120,6 +124,7 @@ class ClusterConfig(Config):
         gpus: GPUs of one of them.
         device: the GPUs' kind: its peak and memory are those of the data sheet.
         gpu_memory: bytes of one GPU, where the kind isn't known or not all of it can be used.
+        node_memory: bytes of one machine; by default those of this one.
         price_per_hour: of one GPU, or of one CPU core where a run has no GPU, in whatever currency.
         elastic: nodes come when runs wait for them (an autoscaler): as many runs are submitted as `nodes` could hold,
             whatever is there.
@@ -130,6 +135,7 @@ class ClusterConfig(Config):
     gpus: NonNegativeInt = 0
     device: Annotated[str, Field(min_length=1)] | None = None
     gpu_memory: PositiveFloat | None = None
+    node_memory: PositiveFloat | None = None
     price_per_hour: PositiveFloat | None = None
     elastic: bool = False
 
@@ -146,6 +152,11 @@ class ClusterConfig(Config):
     def cores(self) -> int:
         """CPU cores of one machine."""
         return self.cpus or os.cpu_count() or 1
+
+    @property
+    def ram(self) -> float:
+        """Bytes of one machine."""
+        return self.node_memory or float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
     @property
     def memory(self) -> float | None:

@@ -59,16 +59,17 @@ def _draw(
     forward, backward = expected_loops(spec.recurrence, "exact")
     flops = flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward)
     seconds = 0.0 if simulation.flops_per_second is None else flops["flops_exact"] / simulation.flops_per_second
-    began = time.monotonic()
+    began, done = time.monotonic(), 0
     for step in np.unique(np.linspace(1, spec.steps, _CURVE_POINTS).round().astype(int)).tolist():
         while (left := began + seconds * step / spec.steps - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_SECONDS))
             if should_stop():
-                journal.event("stopped", step=step)
+                journal.event("stopped", step=done)
                 journal.close()
                 return None
         tokens = float(step * spec.tokens_per_step)
         journal.metrics(step, {"train_loss": truth.loss(mean, tokens, mean), "tokens": tokens})
+        done = step
     journal.event("finished", step=spec.steps, simulated=True)
     journal.close()
     result = RunResult(

@@ -57,6 +57,11 @@ class SweepStatus:
     share: float
     runs: tuple[RunStatus, ...]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every run has a result."""
+        return all(run.state in ("done", "diverged") for run in self.runs)
+
     def counts(self) -> dict[str, int]:
         """Runs by state."""
         found = Counter(run.state for run in self.runs)
@@ -95,8 +100,7 @@ def read_status(folders: Folders) -> SweepStatus:
         state |= json.loads(folders.state.read_text())
     runs = [_run_status(cell, folders.run(cell["run_id"]), state, at_work) for cell in cells]
     whole = sum(cell["flops"] for cell in cells)
-    over = ("done", "diverged", "failed")
-    shares = [1.0 if run.state in over else run.step / run.steps for run in runs]
+    shares = [1.0 if run.state in ("done", "diverged") else run.step / run.steps for run in runs]
     return SweepStatus(
         name=folders.name,
         at_work=at_work,

@@ -72,6 +72,7 @@ def run_attempt(task_json: str) -> str:
         with _preemption() as preempted, _within_reach(task) as (near, finished):
             folder = Path(near.folder)
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / HEARTBEAT).touch()  # an attempt has begun; the next beat is its first step
             stop = _StopSignal(folder, Path(near.stop_file), preempted)
             done = finished or _run(near, folder, stop)
         how: Literal["done", "preempted", "stopped"]

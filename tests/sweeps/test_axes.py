@@ -76,6 +76,21 @@ def test_points_stand_beside_the_product():
     assert asked(alone) == [(2e10, 2)]
 
 
+def test_a_point_of_another_size_is_of_another_group():
+    config = sweep(
+        budgets=[1e18], model="140m", batch=256,
+        points=[{"budget": 1e18, "mean_recurrence": 2, "model.size": "370m"}],
+    )  # fmt: skip
+    assert set(plan_sweep(config, simulated_text).groups) == {"model.size = 140m", "model.size = 370m"}
+
+
+def test_what_a_run_is_given_makes_no_group():
+    config = sweep(points=[{"budget": 4e10, "mean_recurrence": 2, "resources.processes": 2}])
+    planned = plan_sweep(config, simulated_text)
+    assert planned.groups == ["all"]
+    assert {cell.resources.processes for cell in planned.cells} == {1, 2}
+
+
 def test_exclusions_match_every_key():
     config = sweep(
         axes={"variant": VARIANTS, "seed": [0, 1]},
@@ -110,6 +125,8 @@ def test_two_sweeps_share_what_they_have_in_common():
         ({"axes": {"budget": [1e9]}}, "axes already, but got axes.budget"),
         ({"axes": {"loss": VARIANTS}}, "not as a column of the run table is, but got axes.loss"),
         ({"axes": {"my axis!": VARIANTS}}, "must be named in letters"),
+        ({"axes": {"resources.cpus": [1, 2]}}, "doesn't change its result"),
+        ({"points": [{"budget": 1e10, "mean_recurrence": 2, "model": "140m"}]}, "name model.size or others"),
         ({"axes": {"seed": [1, 1]}}, "axes.seed has [1, 1]"),
         ({"axes": {"batch": [0]}}, "at batch = 0 breaks batch: input should be greater than or equal to 1, but got 0"),
         ({"axes": {"model.heads": [3]}}, "even multiple of heads"),
@@ -214,6 +231,21 @@ class TestAround:
                 assert means[-1] == pytest.approx(centres[budget] * 3, abs=0.51)
         again = validate_sweep(parse_yaml(config_text(config)), source="stored")
         assert with_centres(again, Folders(out=out / "gone", name="grid")) == again == config
+
+    def test_centres_stay_and_another_law_finds_its_own(self, out):
+        folders = Folders(out=out, name="grid")
+        config = with_centres(self.around(), folders)
+        other = config.model_copy(update={"around": config.around.model_copy(update={"law": "training"})})
+        assert with_centres(other, folders).around.centres != config.around.centres
+        moved = ((4e18, 9.0), *config.around.centres[1:])
+        wider = config.model_copy(
+            update={
+                "budgets": (*config.budgets, 512e18),
+                "around": config.around.model_copy(update={"centres": moved}),
+            }
+        )
+        assert with_centres(wider, folders).around.centres[:3] == moved
+        assert with_centres(wider, folders).around.centres[3][0] == 512e18
 
     def test_the_training_laws_optimum_can_be_asked_for(self, out):
         isoflop, law = (

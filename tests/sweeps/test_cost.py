@@ -93,6 +93,8 @@ def test_resources_follow_from_the_size():
     [
         ({"resources": {"gpus": "auto"}, "cluster": {"device": None}}, "but cluster.device isn't set"),
         ({"resources": {"gpus": "auto", "flops_per_second": 1e15}}, "with gpus: auto it follows from cluster.device"),
+        ({"cluster": {"device": None}}, "cluster.device isn't set"),
+        ({"resources": {"gpus": 0}}, "utilisation is of a GPU"),
         ({"resources": {"longest_hours": 2}}, "but got gpus=1"),
         ({"resources": {"gpus": "some"}}, "must be a number or 'auto', but got 'some'"),
         ({"resources": {"gpus": 2}}, "less than or equal to 1"),
@@ -102,6 +104,21 @@ def test_resources_follow_from_the_size():
 def test_what_does_not_go_together_is_named(changes, said):
     with pytest.raises(ValueError, match=said):
         plan(**changes)
+
+
+def test_a_machines_own_memory_holds_for_runs_without_a_gpu(simulated):
+    trained = simulated.model_copy(update={"simulation": None, "budgets": (1e10,)})
+    cluster = trained.cluster.model_copy(update={"node_memory": 100e6})
+    with pytest.raises(ValueError, match=r"GB of a machine \(cluster.node_memory\)"):
+        plan_sweep(trained.model_copy(update={"cluster": cluster}), lambda _: Text("f", 10**12))
+    assert plan_sweep(trained, lambda _: Text("f", 10**12)).cells
+
+
+def test_processes_stay_on_one_machine_where_runs_lie_in_a_storage():
+    long = plan(budgets=[64e18], resources={"gpus": "auto", "longest_hours": 1}, storage="/somewhere")
+    assert {cell.resources.processes for cell in long.cells} == {8}
+    with pytest.raises(ValueError, match="which must be on one machine"):
+        plan(budgets=[64e18], resources={"processes": 16}, storage="/somewhere")
 
 
 def test_more_text_than_there_is(simulated):

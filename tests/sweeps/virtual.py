@@ -30,11 +30,15 @@ class Clock:
 
 @dataclass(kw_only=True)
 class Act:
-    """One attempt: after `seconds` (None: as long as the run is expected to take) it has journaled `step` and ends."""
+    """One attempt: after `seconds` (None: as long as the run is expected to take) it has journaled `step` and ends.
+
+    It shows that it has begun, unless it waits in Ray for others to end, and then beats.
+    """
 
     end: Ended = DONE
     seconds: float | None = None
     step: int = 0
+    begins: bool = True
     beats: bool = True
     writes: bool = True
 
@@ -73,6 +77,8 @@ class VirtualCluster:
         now = self.clock.now
         attempt = Attempt(task=task, needs=needs, slots=tuple(slots), act=act, began=now, ends=now + seconds)
         self.running.append(attempt)
+        if act.begins:
+            self.touch(attempt)
         self.log.append((now, "start", task.run_id))
         self.check_room()
         return attempt
@@ -114,10 +120,13 @@ class VirtualCluster:
 
     def beat(self, attempt):
         if attempt.act.beats and attempt.end is None:
-            file = Path(attempt.task.folder) / HEARTBEAT
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-            os.utime(file, (self.clock.now, self.clock.now))
+            self.touch(attempt)
+
+    def touch(self, attempt):
+        file = Path(attempt.task.folder) / HEARTBEAT
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (self.clock.now, self.clock.now))
 
     def stop_if_asked(self, attempt):
         asked = [Path(attempt.task.stop_file), Path(attempt.task.folder) / STOP]

@@ -1,0 +1,60 @@
+"""What is made of a finished sweep whose runs are of several groups."""
+
+import pandas as pd
+import pytest
+
+from fitting.simulate import simulate_table
+from sweeps.analysis import fit_and_report
+from sweeps.config import config_text
+from sweeps.folders import Folders, folders_of
+from sweeps.loading import validate_sweep
+from tests.sweeps.conftest import SIMULATED
+
+
+@pytest.fixture(scope="module")
+def table():
+    one = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(1, 4, 8), seed=1).assign(group="variant = a")
+    other = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(1, 4, 8), seed=2).assign(group="variant = [b]")
+    few = simulate_table(budgets=(1e18,), mean_recurrences=(1, 2), recurrences=(), seed=3).assign(group="variant = c")
+    return pd.concat([one, other, few], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def made(table, tmp_path_factory):
+    """A sweep that was fitted as one before it had groups, then with them."""
+    sweep = validate_sweep(SIMULATED, source="test")
+    folders = Folders(out=tmp_path_factory.mktemp("out"), name=sweep.name)
+    folders.sweep.mkdir(parents=True)
+    folders.config.write_text(config_text(sweep))
+    alone = table[table["group"] == "variant = a"].drop(columns="group").reset_index(drop=True)
+    assert fit_and_report(sweep, folders, alone, command="x").fit is not None
+    assert folders.fit(hold_out=False).exists()
+    return sweep, folders, fit_and_report(sweep, folders, table, command="x")
+
+
+def test_each_group_has_fits_and_a_page_of_its_own(made):
+    _, folders, results = made
+    assert set(results.groups) == {"variant = a", "variant = [b]"}
+    a, b = results.groups["variant = a"], results.groups["variant = [b]"]
+    assert a.fit.training.parameters != b.fit.training.parameters
+    page = folders.report.read_text()
+    for slug in ("variant=a", "variant=-b"):
+        own = folders_of(f"{folders.name}/groups/{slug}", folders.out)
+        assert own.fit(hold_out=False).exists()
+        assert f'href="groups/{slug}/report.html"' in page
+    assert "1 of them have fewer than 4 finished runs" in results.why_no_fit
+
+
+def test_what_was_fitted_before_there_were_groups_is_gone(made):
+    _, folders, _ = made
+    assert not folders.fit(hold_out=False).exists()
+    assert not folders.figures.exists()
+
+
+def test_a_groups_page_can_be_made_anew(made):
+    sweep, folders, _ = made
+    own = folders_of(f"{folders.name}/groups/variant=a", folders.out)
+    again = fit_and_report(sweep, own, pd.read_csv(own.table), command="x")
+    assert again.fit is not None
+    assert not again.groups
+    assert not own.groups.exists()
