@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= isoloop-out
+TESTERS ?= 2
 
 .PHONY: demo test lint format hooks clean
 
@@ -12,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/isoloop predict demo --out $(OUT) --mean-recurrence 6 --flops 1e12
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -13,8 +13,8 @@ from tests.sweeps.conftest import SIMULATED
 
 @pytest.fixture(scope="module")
 def table():
-    one = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(1, 4, 8), seed=1).assign(group="variant = a")
-    other = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(1, 4, 8), seed=2).assign(group="variant = [b]")
+    one = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(), seed=1).assign(group="variant = a")
+    other = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(), seed=2).assign(group="variant = [b]")
     few = simulate_table(budgets=(1e18,), mean_recurrences=(1, 2), recurrences=(), seed=3).assign(group="variant = c")
     return pd.concat([one, other, few], ignore_index=True)
 
