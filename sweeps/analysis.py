@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.config import SweepConfig
 from sweeps.folders import Folders
+from sweeps.options import DEFAULT_DRAWS
 from sweeps.results import Results
 
 if TYPE_CHECKING:
@@ -23,12 +24,19 @@ FitProgress = Callable[[str, int, int], None]
 
 
 def fit_and_report(
-    sweep: SweepConfig, folders: Folders, table: "pd.DataFrame", *, command: str, progress: FitProgress | None = None
+    sweep: SweepConfig,
+    folders: Folders,
+    table: "pd.DataFrame",
+    *,
+    command: str,
+    draws: int = DEFAULT_DRAWS,
+    progress: FitProgress | None = None,
 ) -> Results:
     """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
 
     Laws hold for runs that differ in budget, tokens, mean recurrence and seed alone. Where other axes tell runs apart,
-    the column `group` says so, and each group is fitted in a folder and on a page of its own.
+    the column `group` says so, and each group is fitted in a folder and on a page of its own. `draws` are the refits
+    behind each interval.
     """
     shutil.rmtree(folders.groups, ignore_errors=True)
     for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
@@ -36,7 +44,7 @@ def fit_and_report(
         stale.with_suffix(".txt").unlink(missing_ok=True)
     shutil.rmtree(folders.figures, ignore_errors=True)
     if GROUP not in table:
-        return _fit_group(sweep, folders, table, command=command, progress=progress)
+        return _fit_group(sweep, folders, table, command=command, draws=draws, progress=progress)
     parts = {
         str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
     }
@@ -49,7 +57,7 @@ def fit_and_report(
         own.sweep.mkdir(parents=True)
         part.to_csv(own.table, index=False)
         own.config.write_text(folders.config.read_text())
-        found[label] = _fit_group(sweep, own, part, command=command, progress=progress, label=label)
+        found[label] = _fit_group(sweep, own, part, command=command, draws=draws, progress=progress, label=label)
     few = len(parts) - len(found)
     said = f"its runs are of {len(parts)} groups, and a law is fitted to each apart" + (
         f", but {few} of them have fewer than {FEWEST_RUNS} finished runs" if few else ""
@@ -74,6 +82,7 @@ def _fit_group(
     table: "pd.DataFrame",
     *,
     command: str,
+    draws: int,
     progress: FitProgress | None,
     label: str | None = None,
 ) -> Results:
@@ -85,7 +94,9 @@ def _fit_group(
     why: dict[bool, str | None] = {}
     for hold_out in (False, True):
         try:
-            found = fit_sweep(table, name=name, hold_out_largest_budget=hold_out, profiles=True, progress=progress)
+            found = fit_sweep(
+                table, name=name, hold_out_largest_budget=hold_out, draws=draws, profiles=True, progress=progress
+            )
         except ValueError as error:
             fits[hold_out], why[hold_out] = None, str(error)
         else:

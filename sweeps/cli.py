@@ -12,10 +12,12 @@ from sweeps.folders import folders_of
 from sweeps.law_commands import choose, fit, predict
 from sweeps.options import (
     BROKEN_RULE,
+    DEFAULT_DRAWS,
     DEFAULT_OUT,
     INTERRUPTED,
     RUNS_FAILED,
     Address,
+    Draws,
     Out,
     Set,
     StorageUri,
@@ -117,6 +119,7 @@ def run(
     address: Address = None,
     tracking_uri: TrackingUri = None,
     storage: StorageUri = None,
+    draws: Draws = DEFAULT_DRAWS,
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
     from sweeps.analysis import fit_and_report, store_stability
@@ -142,7 +145,7 @@ def run(
         )
         sys.exit(INTERRUPTED)
     with fit_progress(console) as progress:
-        results = fit_and_report(config, folders, recorded.table, command=_command(), progress=progress)
+        results = fit_and_report(config, folders, recorded.table, command=_command(), draws=draws, progress=progress)
     print_results(console, results)
     if is_study(config):
         print("\n" + store_stability(config, folders, recorded.table).summary(), end="")
@@ -222,7 +225,7 @@ def export(
 
 
 @app.command()
-def report(target: Target, out: Out = DEFAULT_OUT) -> None:
+def report(target: Target, out: Out = DEFAULT_OUT, draws: Draws = DEFAULT_DRAWS) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from fitting import read_table
     from sweeps.analysis import fit_and_report, store_stability
@@ -232,7 +235,7 @@ def report(target: Target, out: Out = DEFAULT_OUT) -> None:
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with fit_progress(new_console()) as progress:
-        results = fit_and_report(config, folders, table, command=_command(), progress=progress)
+        results = fit_and_report(config, folders, table, command=_command(), draws=draws, progress=progress)
     if is_study(config):
         store_stability(config, folders, table)
     print(results.report)

@@ -7,12 +7,11 @@ import typer
 
 from sweeps.console import fit_progress, new_console
 from sweeps.folders import folders_of
-from sweeps.options import DEFAULT_OUT, Out, Target
+from sweeps.options import DEFAULT_DRAWS, DEFAULT_OUT, Draws, Out, Target
 
 if TYPE_CHECKING:
     from fitting import Objective
 
-Draws = Annotated[int, typer.Option(min=20, help="Refits behind each interval.")]
 Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared error.")]
 On = Annotated[str, typer.Option(help="What residuals are of: 'log loss' or 'loss'.")]
 
@@ -23,7 +22,7 @@ def fit(
     hold_out: Annotated[
         bool, typer.Option("--hold-out", help="Keep the largest budget out; report the error there.")
     ] = False,
-    draws: Draws = 1000,
+    draws: Draws = DEFAULT_DRAWS,
     seed: Annotated[int, typer.Option(help="Seed of the refits.")] = 0,
     bootstrap: Annotated[str, typer.Option(help="How tables are redrawn: parametric, rows or budgets.")] = "parametric",
     delta: Delta = 1e-3,

@@ -19,5 +19,7 @@ StorageUri = Annotated[
     str | None,
     typer.Option("--storage", help="Where runs lie if workers don't see --out: s3://, gs://, or a folder."),
 ]
+Draws = Annotated[int, typer.Option(min=20, help="Refits behind each interval.")]
+DEFAULT_DRAWS = 1000
 DEFAULT_OUT = Path("isoloop-out")
 BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130

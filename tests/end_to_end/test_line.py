@@ -45,7 +45,7 @@ def work(tmp_path_factory, text_folder):
 
 @pytest.fixture(scope="module")
 def ran(work):
-    return isoloop("run", "sweep.yaml", "--out", "out", cwd=work)
+    return isoloop("run", "sweep.yaml", "--out", "out", "--draws", 20, cwd=work)
 
 
 def test_plan_starts_nothing(work):
@@ -75,7 +75,7 @@ def test_running_it_again_trains_nothing(work, ran):
     results = sorted((work / "out/runs").glob("*/result.json"))
     before = [path.stat().st_mtime_ns for path in results]
     table = (work / "out/sweeps/two-by-two/runs.csv").read_bytes()
-    isoloop("run", "sweep.yaml", "--out", "out", cwd=work)
+    isoloop("run", "sweep.yaml", "--out", "out", "--draws", 20, cwd=work)
     assert [path.stat().st_mtime_ns for path in results] == before
     assert (work / "out/sweeps/two-by-two/runs.csv").read_bytes() == table
 
@@ -88,7 +88,7 @@ def test_too_few_runs_for_a_fit(work, ran):
 def test_ctrl_c_leaves_everything_in_order(work, ran):
     """Stopped in the middle, then the same command: the table is that of a sweep that was never stopped."""
     out = work / "stopped"
-    arguments = ["run", "sweep.yaml", "--out", str(out), "--set", "resources.checkpoint_seconds=0.2"]
+    arguments = ["run", "sweep.yaml", "--out", str(out), "--set", "resources.checkpoint_seconds=0.2", "--draws", "20"]
     process = subprocess.Popen(
         [*ISOLOOP, *arguments], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_everything_in_order(work, ran):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    return folder, isoloop("run", "parcae-140m-simulated", cwd=folder)
+    return folder, isoloop("run", "parcae-140m-simulated", "--draws", 200, cwd=folder)
 
 
 def test_the_published_grid_gives_back_its_exponents(published):
@@ -142,7 +142,6 @@ def test_the_published_140m_model_is_predicted_within_the_published_error(publis
     measured = math.log(looped[looped["quantity"] == "validation perplexity"]["value"].iloc[0])
     errors = pd.read_csv(PUBLISHED / "held_out_errors.csv")
     allowed = errors[(errors["law"] == "training") & (errors["size"] == "140m")]["value"].iloc[0]
-    isoloop("fit", "parcae-140m-simulated", cwd=folder)
     said = isoloop("predict", "parcae-140m-simulated", "--mean-recurrence", 8, "--tokens", "11.2e9", cwd=folder).stdout
     predicted = float(next(line for line in said.splitlines() if line.strip().startswith("loss")).split()[1])
     assert abs(100 * (predicted / measured - 1)) < allowed
@@ -150,7 +149,7 @@ def test_the_published_140m_model_is_predicted_within_the_published_error(publis
 
 def test_hold_out_reports_its_error(published):
     folder, _ = published
-    said = isoloop("fit", "parcae-140m-simulated", "--hold-out", cwd=folder).stdout
+    said = isoloop("fit", "parcae-140m-simulated", "--hold-out", "--draws", 100, cwd=folder).stdout
     assert "held out" in said.lower()
     assert "%" in said
 
@@ -188,7 +187,7 @@ def test_report_can_be_made_again(published):
     folder, _ = published
     page = folder / "isoloop-out/sweeps/parcae-140m-simulated/report.html"
     page.unlink()
-    isoloop("report", "parcae-140m-simulated", cwd=folder)
+    isoloop("report", "parcae-140m-simulated", "--draws", 40, cwd=folder)
     assert "data:image/svg+xml;base64," in page.read_text()
     assert "http://" not in page.read_text().replace("http://www.w3.org", "")
 

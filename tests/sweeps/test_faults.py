@@ -191,9 +191,9 @@ def test_a_killed_driver_and_the_same_command_again(sweep, folders, tmp_path):
     driver.kill()
     driver.wait()
     assert not folders.table.exists()
-    subprocess.run([*command, str(folders.out)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, str(folders.out), "--draws", "20"], check=True, stdout=subprocess.DEVNULL)
     quiet = Folders(out=tmp_path / "quiet", name=folders.name)
-    subprocess.run([*command, str(quiet.out)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, str(quiet.out), "--draws", "20"], check=True, stdout=subprocess.DEVNULL)
     pd.testing.assert_frame_equal(table(folders), table(quiet))
     with sqlite3.connect(folders.out / "mlflow.db") as store:
         states = store.execute("select status from runs").fetchall()

@@ -99,9 +99,10 @@ def test_a_stored_configuration_has_no_secret_and_can_be_run_again(simulated, tm
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_database):
+def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_database, monkeypatch):
     """A sweep whose URIs have secrets: nothing in the output folder has them, nor any log."""
     caplog.set_level(logging.DEBUG)
+    monkeypatch.chdir(tmp_path)  # MLflow makes the folder `file:/...` for such a URI
     # sqlite ignores what it doesn't know: the one store with a secret in its URI that needs no server.
     new_database(tmp_path / "store.db")
     uri = f"sqlite:///file:{tmp_path / 'store.db'}?uri=true&password={SECRET}"
