@@ -130,8 +130,8 @@ def _runs(plan: Plan, done: "Mapping[str, RunResult]") -> "Table":
     columns = ["µ", "µ_bwd", "budget", *names, "tokens", "steps", "FLOPs", "epochs", "memory"]
     table = _table([*columns, *(["GPUs"] if shares else []), "time", ""])
 
-    def place(cell: Cell) -> tuple[str, float, int]:
-        return cell.group, cell.budget or cell.spec.tokens, cell.mean_recurrence
+    def place(cell: Cell) -> tuple[str, float, int, int]:
+        return cell.group, cell.budget or cell.spec.tokens, cell.mean_recurrence, cell.spec.seed
 
     for cell in sorted(plan.cells, key=place):
         gpus = f"{cell.resources.processes * cell.resources.gpu_share:g}"
