@@ -12,6 +12,7 @@ from fitting.law_fit import LawFit, estimate_law
 from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
 from fitting.minima_method import MinimaMethod
 from fitting.objective import HUBER, SQUARED, Objective
+from fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from fitting.parabola_bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
 from fitting.points import check_points, is_point_table, point_data, read_points
 from fitting.power_law import MinimalLossLaw, PowerLaw
@@ -56,6 +57,7 @@ __all__ = [
     "STATUSES",
     "AnyCost",
     "BudgetBias",
+    "BudgetOptimum",
     "ChinchillaLaw",
     "Choice",
     "Comparison",
@@ -72,6 +74,7 @@ __all__ = [
     "Law",
     "LawFit",
     "LawMethod",
+    "LawOptima",
     "MinimaMethod",
     "MinimalLossLaw",
     "Minimum",
@@ -96,11 +99,13 @@ __all__ = [
     "compare",
     "draw_losses",
     "estimate_law",
+    "exponent_shift",
     "fit_isoflop",
     "fit_law",
     "fit_sweep",
     "is_point_table",
     "law_named",
+    "law_optima",
     "loss_column",
     "parabola_bias",
     "point_data",

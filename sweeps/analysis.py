@@ -137,19 +137,16 @@ def store_fit(fit: "SweepFit", path: Path) -> None:
 
 
 def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":
-    """Judge a stability study by its run table and the runs' journals; write its table, report and figure.
+    """Judge a stability study by its run table and the runs' journals; write its tables, report and figure.
 
     Raises:
         ValueError: the sweep isn't one (sweeps/stability.py).
     """
-    from sweeps.stability import study_stability, variant_axis, variant_names
+    from sweeps.dynamics import judged_study, write_study
     from sweeps.stability_figure import save_stability
-    from trainer.journal import read_journal
 
-    variant = variant_axis(sweep)
-    journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
-    study = study_stability(table, journals, name=sweep.name, variant=variant, variants=variant_names(sweep))
-    study.frame().to_csv(folders.stability.with_suffix(".csv"), index=False)
+    study = judged_study(table, sweep, folders)
+    write_study(study, folders.sweep)
     folders.stability.write_text(study.report())
     save_stability(study, folders.figures)
     return study

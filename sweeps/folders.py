@@ -49,7 +49,7 @@ class Folders:
 
     @property
     def figures(self) -> Path:
-        """Figures as PNG and SVG."""
+        """Figures as PNG, SVG and PDF."""
         return self.sweep / "figures"
 
     @property
@@ -64,7 +64,7 @@ class Folders:
 
     @property
     def stability(self) -> Path:
-        """What a stability study found, readable; beside it as .csv, a row per run."""
+        """What a stability study found, readable; stability.csv and dynamics.csv lie beside it (sweeps/dynamics.py)."""
         return self.sweep / "stability.txt"
 
     @property

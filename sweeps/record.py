@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from fitting.table import COLUMNS, LOSS_UNIT, loss_columns
+from fitting.table import COLUMNS, LOSS_UNIT, loss_column, loss_columns
 from sweeps.grid import Cell, Plan, cost_columns, nominal_loops
 from sweeps.secrets import redacted
+from trainer.result import RunResult
 
 PREFIX = "isoloop."
 RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON, IN_SWEEP, CHECKPOINT, CORPUS, PLANNED_TOKENS = (
@@ -75,6 +76,18 @@ def run_name(plan: Plan, cell: Cell) -> str:
 def simulated_suffix(plan: Plan) -> str:
     """What is added to the name of everything that is simulated."""
     return "" if plan.sweep.simulation is None else " (simulated)"
+
+
+def result_metrics(result: RunResult) -> dict[str, float]:
+    """What a result says in numbers, under both accountings; what is missing has no key."""
+    values = result.model_dump(
+        include={
+            "tokens", "steps", "forward_loops", "backward_loops", "flops_exact", "flops_parcae_release", "loss",
+            "bits_per_byte", "training_loss", "spectral_radius", "seconds",
+        }
+    )  # fmt: skip
+    values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
+    return {key: float(value) for key, value in values.items() if value is not None}
 
 
 def is_over(tags: Mapping[str, str]) -> bool:

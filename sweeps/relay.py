@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fitting.table import loss_column
 from sweeps.driver import driver_environment
 from sweeps.errors import first_line
 from sweeps.folders import Folders
@@ -34,6 +33,7 @@ from sweeps.record import (
     changed_tags,
     environment_tags,
     parameters,
+    result_metrics,
 )
 from sweeps.secrets import redacted
 from sweeps.tracking import Store, is_settled
@@ -333,17 +333,5 @@ def _result_points(result: RunResult, folder: Path) -> list[tuple[str, float, in
     when = int((folder / "result.json").stat().st_mtime * 1000)
     records, _ = read_journal(folder / "journal.jsonl")
     sent = {key for r in records if r["kind"] == "metrics" and r["step"] == result.steps for key in r["values"]}
-    points = [(key, value, when, result.steps) for key, value in _result_metrics(result).items() if key not in sent]
+    points = [(key, value, when, result.steps) for key, value in result_metrics(result).items() if key not in sent]
     return points + [(LOSS_BY_RECURRENCE, loss, when, recurrence) for recurrence, loss in result.losses.items()]
-
-
-def _result_metrics(result: RunResult) -> dict[str, float]:
-    """What a result says in numbers, under both accountings; what is missing has no key."""
-    values = result.model_dump(
-        include={
-            "tokens", "steps", "forward_loops", "backward_loops", "flops_exact", "flops_parcae_release", "loss",
-            "bits_per_byte", "training_loss", "spectral_radius", "seconds",
-        }
-    )  # fmt: skip
-    values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
-    return {key: float(value) for key, value in values.items() if value is not None}

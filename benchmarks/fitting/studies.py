@@ -23,8 +23,10 @@ from fitting import (
     CostModel,
     TrainingLaw,
     estimate_law,
+    exponent_shift,
     fit_isoflop,
     fit_law,
+    law_optima,
     parabola_bias,
     published_cost_model,
     simulate_table,
@@ -72,29 +74,28 @@ def accounting(*, noise: float = 3e-4, draws: int = 400, seed: int = 0) -> list[
     """
     data = law_data(noisy(quiet_table(), noise, seed))
     fit = estimate_law(LAW, data, draws=draws, seed=seed)
-    vectors = np.vstack([fit.vector, fit.draw_matrix])
-    log_budgets = np.log(PUBLISHED_BUDGETS)
     rows: list[Counted] = []
-    exact = np.zeros(len(vectors))
-    for name in ("exact", "parcae-release"):
-        optima = [LAW.optimum(vectors, cost_under(name), budget) for budget in PUBLISHED_BUDGETS]
-        loops, tokens = (np.stack([getattr(one, what) for one in optima], axis=-1) for what in ("at", "tokens"))
-        gamma_mu, gamma_D = (lines(log_budgets, np.log(values))[:, 0] for values in (loops, tokens))
-        exact = gamma_D if name == "exact" else exact
-        extra = gamma_D - exact
+    found = {name: law_optima(fit, cost_under(name), PUBLISHED_BUDGETS) for name in ("exact", "parcae-release")}
+    for name, optima in found.items():
+        best = optima.frame()
+        mu_law, tokens_law = optima.mean_recurrence_law, optima.tokens_law
+        extra, extra_interval = exponent_shift(found["exact"].tokens_law, tokens_law)
+        assert mu_law.interval is not None
+        assert tokens_law.interval is not None
+        assert extra_interval is not None
         row = Counted(
             accounting=name,
             budgets=np.array(PUBLISHED_BUDGETS),
-            mean_recurrence=loops[0],
-            mean_recurrence_ends=np.percentile(loops[1:], [2.5, 97.5], axis=0),
-            tokens=tokens[0],
-            tokens_ends=np.percentile(tokens[1:], [2.5, 97.5], axis=0),
-            gamma_recurrence=float(gamma_mu[0]),
-            gamma_recurrence_interval=interval(gamma_mu[1:]),
-            gamma_tokens=float(gamma_D[0]),
-            gamma_tokens_interval=interval(gamma_D[1:]),
-            extra_gamma_tokens=float(extra[0]),
-            extra_gamma_tokens_interval=interval(extra[1:]),
+            mean_recurrence=best["mean_recurrence"].to_numpy(),
+            mean_recurrence_ends=np.stack(best["mean_recurrence_interval"].to_list(), axis=-1),
+            tokens=best["tokens"].to_numpy(),
+            tokens_ends=np.stack(best["tokens_interval"].to_list(), axis=-1),
+            gamma_recurrence=mu_law.exponent,
+            gamma_recurrence_interval=mu_law.interval,
+            gamma_tokens=tokens_law.exponent,
+            gamma_tokens_interval=tokens_law.interval,
+            extra_gamma_tokens=extra,
+            extra_gamma_tokens_interval=extra_interval,
         )
         rows.append(row)
     return rows
