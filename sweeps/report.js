@@ -71,6 +71,7 @@
     say("#best-tokens-interval", range(best.tokensInterval, short));
     say("#best-loss", loss(best.loss));
     say("#best-loss-interval", best.loss === null ? "" : range(best.lossInterval, loss));
+    say("#best-perplexity", best.loss === null ? "" : `perplexity ${short(Math.exp(best.loss))}`);
     const times = flops / fitted.flops[1];
     const where = times > 1.02
       ? `${short(times, 3)} times the largest measured compute: an extrapolation`
