@@ -30,7 +30,7 @@ def answer(results: Results) -> list[str]:
     return lines
 
 
-def exponent(law: PowerLaw) -> str:
+def _exponent(law: PowerLaw) -> str:
     """The exponent of a power law, with its interval."""
     said = f"{law.exponent:.3f}"
     return f"{said} ({law.interval[0]:.3f} to {law.interval[1]:.3f})" if law.interval else said
@@ -47,7 +47,7 @@ def _exponents(fit: SweepFit) -> list[str]:
     # More loops leave fewer tokens.
     spanned = (float(afforded[2]), float(afforded[1])) if span else None
     lines = [
-        f"The best mean recurrence grows as C^{exponent(mean)} and the best token count as C^{exponent(tokens)} "
+        f"The best mean recurrence grows as C^{_exponent(mean)} and the best token count as C^{_exponent(tokens)} "
         f"({fit.accounting} accounting; from the minima of the isoFLOP curves).",
         f"For {flops:.3g} FLOPs, twice the largest fitted compute, that means a mean recurrence of "
         f"{_with(mean.at(flops), span)} and {_with(afforded[0], spanned)} tokens, which spend them.",
@@ -56,7 +56,7 @@ def _exponents(fit: SweepFit) -> list[str]:
         bias = fit.parabola_bias
         lines.append(
             "Without the parabola's bias on skewed curves, as far as the training law holds: "
-            f"C^{exponent(bias.axis_exponent.corrected)} and C^{exponent(bias.tokens_exponent.corrected)}."
+            f"C^{_exponent(bias.axis_exponent.corrected)} and C^{_exponent(bias.tokens_exponent.corrected)}."
         )
     return lines
 

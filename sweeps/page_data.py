@@ -59,10 +59,10 @@ def draws_in(fit: SweepFit) -> tuple[int, int]:
     return min(there, MOST_DRAWS), there
 
 
-def why_no_calculator(fit: SweepFit | None, why_no_fit: str | None) -> str:
+def why_no_calculator(fit: SweepFit | None) -> str:
     """Why a page has no calculator: for sweeps without training law and power law."""
     if fit is None:
-        return f"nothing was fitted: {why_no_fit}"
+        return "nothing could be fitted to these runs"
     curves = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
     return f"there is no training law ({fit.why_absent('training')}) and no power law of µ* ({curves})"
 

@@ -1,7 +1,7 @@
 """The tables of a page: runs, held-out runs and groups, each cell with the number that it is sorted by."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from fitting import SweepFit, predict
 from fitting.result import HeldOut
-from sweeps.answer import AHEAD, exponent
+from sweeps.answer import AHEAD
 from sweeps.results import Results
 
 _RUNS = {
@@ -18,11 +18,11 @@ _RUNS = {
     "seed": "seed",
     "mean_recurrence": "µ",
     "budget": "budget, FLOPs",
-    "flops": "spent, FLOPs",
     "tokens": "tokens",
-    "steps": "steps",
     "loss": "loss at T = µ, nats/token",
     "bits_per_byte": "bits/byte",
+    "flops": "spent, FLOPs",
+    "steps": "steps",
     "spectral_radius": "ρ(Ā)",
     "seconds": "seconds",
 }
@@ -32,20 +32,22 @@ _AFTER_SEED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a cell shows; `value` is what it is sorted by where that is a number, `kind` how it looks."""
+    """What a cell shows, and in a second line `under` it; sorted by `value` where it has one. `kind` is how it looks."""
 
     text: str
     value: float | None = None
     kind: str = ""
     link: str | None = None
+    under: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A heading; `on_card` says that a point's card shows the column."""
+    """A heading; `on_card` says that a point's card shows the column, `kind` how its cells look."""
 
     label: str
     on_card: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,12 @@ def runs_table(table: pd.DataFrame) -> Table:
     order = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"], kind="stable")
     return Table(
         columns=tuple(
-            Column(label=_RUNS.get(name, name), on_card=name in _ON_THE_CARD or name in varied) for name in names
+            Column(
+                label=_RUNS.get(name, name),
+                on_card=name in _ON_THE_CARD or name in varied,
+                kind="text" if name == "status" or not pd.api.types.is_numeric_dtype(table[name]) else "",
+            )
+            for name in names
         ),
         rows=tuple(
             tuple(_run_cell(name, value) for name, value in zip(names, row, strict=True))
@@ -109,7 +116,7 @@ def held_out_table(held: HeldOut) -> Table:
                 ),
             )
         )
-    return Table(columns=tuple(Column(label=label) for label in labels), rows=tuple(rows))
+    return Table(columns=_headings(labels), rows=tuple(rows))
 
 
 def errors_table(held: HeldOut) -> Table:
@@ -128,7 +135,7 @@ def errors_table(held: HeldOut) -> Table:
             )
         )
     labels = ("predicted by", "losses", "mean absolute error", "inside their 95% intervals")
-    return Table(columns=tuple(Column(label=label) for label in labels), rows=tuple(rows))
+    return Table(columns=_headings(labels), rows=tuple(rows))
 
 
 def groups_table(groups: Mapping[str, Results], pages: Mapping[str, str]) -> tuple[Table, float] | None:
@@ -140,12 +147,13 @@ def groups_table(groups: Mapping[str, Results], pages: Mapping[str, str]) -> tup
     if not fits:
         return None
     flops = AHEAD * max(fit.fitted.flops[1] for fit in fits)
-    labels = ("group", "runs fitted", "µ* grows as C^", "D* grows as C^", "best µ", "best D, tokens", "loss there")
-    columns = [*labels, "held-out error"]
+    columns = (
+        "group", "runs fitted", "exponent of µ*", "exponent of D*", "best µ", "best D, tokens", "loss there", "held-out error",
+    )  # fmt: skip
     rows = tuple(
         (Cell(text=label, link=pages[label], kind="text"), *_of_group(found, flops)) for label, found in groups.items()
     )
-    return Table(columns=tuple(Column(label=label) for label in columns), rows=rows), flops
+    return Table(columns=_headings(columns), rows=rows), flops
 
 
 def _of_group(found: Results, flops: float) -> list[Cell]:
@@ -154,7 +162,7 @@ def _of_group(found: Results, flops: float) -> list[Cell]:
     if fit is None:
         return [Cell(text="not fitted"), *[missing] * 6]
     laws = (fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law) if fit.isoflop else (None, None)
-    exponents = [missing if law is None else Cell(text=exponent(law), value=law.exponent) for law in laws]
+    exponents = [missing if law is None else _spanned(law.exponent, law.interval, ".3f") for law in laws]
     return [number(float(fit.finished_runs), "g"), *exponents, *_best(fit, flops), _error(found.hold_out)]
 
 
@@ -167,19 +175,23 @@ def _best(fit: SweepFit, flops: float) -> list[Cell]:
         (best.tokens, best.tokens_interval, ".3g"),
         (best.loss, best.loss_interval, ".4f"),
     )
-    return [
-        Cell(
-            text=format(value, form) + (f" ({format(span[0], form)} to {format(span[1], form)})" if span else ""),
-            value=value,
-        )
-        for value, span, form in found
-    ]
+    return [_spanned(value, span, form) for value, span, form in found]
+
+
+def _spanned(value: float, span: tuple[float, float] | None, form: str) -> Cell:
+    """A number above its interval."""
+    under = f"{format(span[0], form)} to {format(span[1], form)}" if span else ""
+    return Cell(text=format(value, form), value=value, under=under)
 
 
 def _error(hold_out: SweepFit | None) -> Cell:
     if hold_out is None or hold_out.held_out is None or not hold_out.held_out.errors:
         return Cell(text="-")
     return number(hold_out.held_out.errors[0].mean_absolute_error, ".3g", "%")
+
+
+def _headings(labels: Iterable[str]) -> tuple[Column, ...]:
+    return tuple(Column(label=label, kind="text" if label == "predicted by" else "") for label in labels)
 
 
 def number(value: float, form: str, unit: str = "") -> Cell:
@@ -201,5 +213,5 @@ def _run_cell(name: str, value: Any) -> Cell:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return "-" if pd.isna(value) else f"{value:.5g}"
+        return "-" if pd.isna(value) else f"{value:.5g}".replace("e+", "e")
     return str(value)

@@ -21,6 +21,7 @@
   }
 
   const short = (value, digits = 4) => general(value, digits).replace("e+0", "e").replace("e+", "e");
+  const loops = (mu) => (mu < 1000 ? mu.toPrecision(4) : short(mu));
   const range = (ends, say) => (ends ? `${say(ends[0])} to ${say(ends[1])}` : "no interval");
   const loss = (value) => (value === null ? "-" : value.toFixed(4));
 
@@ -65,8 +66,8 @@
 
   function showAnswer({ flops, best, ways, whole, notes }, fitted) {
     const say = (id, text) => (one(id).textContent = text);
-    say("#best-mu", short(best.mu));
-    say("#best-mu-interval", range(best.muInterval, short));
+    say("#best-mu", loops(best.mu));
+    say("#best-mu-interval", range(best.muInterval, loops));
     say("#best-tokens", words(best.tokens) || short(best.tokens));
     say("#best-tokens-interval", range(best.tokensInterval, short));
     say("#best-loss", loss(best.loss));
@@ -84,7 +85,7 @@
       const row = made("tr");
       row.append(
         made("th", way.name, { scope: "row" }),
-        made("td", short(way.mu)), made("td", range(way.muInterval, short)),
+        made("td", loops(way.mu)), made("td", range(way.muInterval, loops)),
         made("td", short(way.tokens)), made("td", range(way.tokensInterval, short)), made("td", loss(way.loss)));
       return row;
     }));
@@ -121,8 +122,6 @@
     }).map(([, row]) => row);
   }
 
-  const SVG = "http://www.w3.org/2000/svg";
-
   function startPoints() {
     const card = one("#card"), table = one("#runs-table");
     if (!card || !table) return;
@@ -138,7 +137,7 @@
       if (run === null) return;
       if (rowOf.has(run)) rowOf.get(run).classList.add("lit");
       all("svg use[data-run]").filter((point) => point.dataset.run === run).forEach((point) => {
-        const ring = document.createElementNS(SVG, "circle");
+        const ring = document.createElementNS(point.namespaceURI, "circle");
         const shape = { class: "ring", r: 8, cx: point.getAttribute("x"), cy: point.getAttribute("y") };
         Object.entries(shape).forEach(([name, value]) => ring.setAttribute(name, value));
         point.ownerSVGElement.append(ring);
@@ -226,7 +225,9 @@
           button.textContent = "selected: copy it with the keyboard";
         }
       });
-      text.before(button);
+      const box = made("div", "", { class: "copy-box" });
+      text.before(box);
+      box.append(text, button);
     });
   }
 

@@ -36,6 +36,10 @@ CAPTIONS = {
 }
 FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget, where there is one."""
+_NOTHING = {
+    False: "Nothing was fitted.",
+    True: "No law holds for all of these runs. Each group's page says what to doubt.",
+}
 _HERE = Path(__file__).parent
 _LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
 
@@ -89,7 +93,7 @@ def write_report(
         data=None if data is None else htmlsafe_json_dumps(data, dumps=_dumps),
         asked=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
         largest=None if fit is None else f"{fit.fitted.flops[1]:.3g}".replace("e+", "e"),
-        why_no_calculator=why_no_calculator(fit, results.why_no_fit),
+        why_no_calculator=why_no_calculator(fit),
         draws=(0, 0) if fit is None else draws_in(fit),
         answer=answer(results),
         groups=_groups(folders, results),
@@ -97,7 +101,7 @@ def write_report(
         held_out_runs=None if held is None else held_out_table(held),
         errors=None if held is None else errors_table(held),
         why_no_hold_out=results.why_no_hold_out,
-        doubts=["Nothing was fitted."] if fit is None else fit.doubts,
+        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.doubts,
         doubts_of_hold_out=_other_doubts(results),
         figures=drawn,
         not_drawn=not_drawn,

@@ -1,0 +1,498 @@
+"""A sweep's page: it holds everything, reads without a script, and what its scripts compute is what Python computes."""
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from jinja2.utils import htmlsafe_json_dumps
+
+from fitting import SweepFit, fit_sweep, predict
+from fitting.simulate import simulate_table
+from sweeps.analysis import fit_and_report
+from sweeps.config import config_text
+from sweeps.folders import Folders
+from sweeps.loading import validate_sweep
+from sweeps.origin import read_origin
+from sweeps.page_data import calculator_data
+from sweeps.page_figures import Palette, inline_svg, lightened
+from tests.sweeps.browser import in_javascript, in_page
+from tests.sweeps.conftest import SIMULATED
+
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+ODD = "odd<b>&,1"
+LABEL = "variant = <i>a&b"
+CHANGES = ("whole", "no training law", "no draws", "widened, on loss", "training law alone")
+BUDGETS = (3e17, 1e18, 2.7e18, 1.6e19, 3.2e19, 1.6e21, 1e27)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A sweep of a group that can be fitted and one that can't; the runs of the first left their records."""
+    sweep = validate_sweep(SIMULATED, source="test")
+    folders = Folders(out=tmp_path_factory.mktemp("out"), name=sweep.name)
+    folders.sweep.mkdir(parents=True)
+    folders.config.write_text(config_text(sweep))
+    good = simulate_table(
+        budgets=(1e18, 4e18, 16e18), mean_recurrences=(1, 2, 4, 8, 12), recurrences=(1, 2, 4, 8), seed=1
+    ).assign(group=LABEL)
+    # Test-time laws of a few models are enough.
+    good.loc[good["budget"] < 16e18, ["loss_T1", "loss_T2", "loss_T4", "loss_T8"]] = math.nan
+    good.loc[3, "run_id"] = ODD
+    bad = simulate_table(budgets=(1e18,), mean_recurrences=(1, 2, 4), recurrences=(), seed=2)
+    bad = pd.concat([bad, bad.assign(seed=7)], ignore_index=True).assign(group="variant = few")
+    bad["run_id"] = [f"few-{place}" for place in bad.index]
+    bad.loc[bad["mean_recurrence"] == 4, ["status", "loss"]] = ["diverged", math.nan]
+    for place, run_id in enumerate(good["run_id"]):
+        _record(folders.run(run_id), torch="2.9.0" if place else "2.8.0")
+    table = pd.concat([good, bad], ignore_index=True)
+    return fit_and_report(sweep, folders, table, command="isoloop run 'x y.yaml'", draws=30), folders
+
+
+@pytest.fixture(scope="module")
+def fit(made):
+    return made[0].groups[LABEL].fit
+
+
+@pytest.fixture(scope="module")
+def pages(made):
+    """The text of the three pages, and what is in each."""
+    results, _ = made
+    texts = {"sweep": results.report.read_text(), "good": results.groups[LABEL].report.read_text()}
+    texts["bad"] = results.groups["variant = few"].report.read_text()
+    return texts, {name: Page(text) for name, text in texts.items()}
+
+
+def _record(folder, *, torch):
+    folder.mkdir(parents=True)
+    start = {
+        "kind": "event",
+        "name": "started",
+        "host": "secret-host",
+        "torch": torch,
+        "python": "3.11.7",
+        "commit": "c" * 40,
+    }
+    metrics = {"kind": "metrics", "step": 0, "values": {"loss": 1.0}}
+    lines = [{"kind": "journal", "id": "x"}, start, metrics]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn "event"')
+    (folder / "spec.json").write_text(json.dumps({"data_fingerprint": "abc123"}))
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, and its text by line without scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self._hidden = [], [], 0
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, text):
+        if not self._hidden:
+            self.texts.append(text)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.mark.parametrize("name", ["sweep", "good", "bad"])
+def test_a_page_opens_without_a_network(pages, name):
+    texts, parsed = pages
+    page = parsed[name]
+    for tag, attributes in page.elements:
+        for key in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            value = attributes.get(key) or ""
+            assert not re.match(r"(?i)([a-z][a-z0-9+.-]*:|//)", value), (tag, key, value)
+    assert not {"link", "iframe", "object", "embed", "img", "image"} & {tag for tag, _ in page.elements}
+    assert "@import" not in texts[name]
+    assert not re.search(r"url\((?!#)", texts[name])
+    assert "http" not in texts[name].replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("name", ["sweep", "good", "bad"])
+def test_a_page_is_well_made(pages, name):
+    page = pages[1][name]
+    assert page.of("html")[0]["lang"] == "en"
+    assert len(page.of("title")) == 1 + len([None for _ in page.of("use") if "data-run" in _])
+    assert len(page.of("h1")) == len(page.of("main")) == 1
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert [key for key, count in ids.items() if count > 1] == []
+    for _, attributes in page.elements:
+        for key in ("for", "aria-labelledby", "aria-describedby"):
+            assert all(one in ids for one in attributes.get(key, "").split())
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"][1:] in ids
+        assert all(one in ids for one in re.findall(r"url\(#([^)]+)\)", str(attributes.get("clip-path"))))
+    assert all(svg["aria-label"] and svg["role"] for svg in page.of("svg"))
+    assert all(region["aria-label"] for region in page.of("div") if region.get("role") == "region")
+    text = " ".join(page.texts)
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", re.sub(r"inf(inite)?ly", "", text))
+
+
+def test_names_are_escaped(pages):
+    texts, parsed = pages
+    for name in ("sweep", "good"):
+        assert "<i>a&b" not in texts[name]
+        assert "<b>&,1" not in texts[name]
+        assert not parsed[name].of("i")
+        assert not parsed[name].of("b")
+    assert LABEL in " ".join(parsed["sweep"].texts)
+    assert any(row.get("data-run") == ODD for row in parsed["good"].of("tr"))
+
+
+def test_every_doubt_is_there(made, pages):
+    items = [" ".join(text.split()) for text in pages[1]["good"].texts]
+    for found in (made[0].groups[LABEL].fit, made[0].groups[LABEL].hold_out):
+        assert found.doubts
+        assert [doubt for doubt in found.doubts if doubt not in items] == []
+
+
+def test_what_is_not_there_is_said(made, pages):
+    texts, parsed = pages
+    bad = " ".join(" ".join(parsed["bad"].texts).split())
+    assert made[0].groups["variant = few"].why_no_fit in bad
+    assert "No calculator: nothing could be fitted to these runs." in bad
+    assert not [form for form in parsed["bad"].of("form")]
+    assert 'id="fit-data"' not in texts["bad"] + texts["sweep"]
+    assert "2 diverged" in bad
+    good = " ".join(" ".join(parsed["good"].texts).split())
+    assert f"isoloop predict {made[1].name}/groups/" in good
+    assert parsed["good"].of("noscript")
+
+
+def test_the_held_out_runs_are_all_there(made, pages):
+    held = made[0].groups[LABEL].hold_out.held_out
+    cells = set(pages[1]["good"].texts)
+    rows = [row for row in held.rows if row.method.startswith("training law")]
+    assert len(rows) == held.runs == 5
+    for row in rows:
+        assert {f"{row.predicted:.4f}", f"{row.measured:.4f}", f"{row.error:+.2f}%"} <= cells
+        assert f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" in cells
+    for error in held.errors:
+        assert f"{error.mean_absolute_error:.3g}%" in cells
+    assert f"{round(held.errors[0].coverage * 5)} of 5 ({held.errors[0].coverage:.0%})" in cells
+
+
+def test_the_groups_are_compared(made, pages):
+    text = " ".join(pages[1]["sweep"].texts)
+    law = made[0].groups[LABEL].fit.isoflop.mean_recurrence_law
+    assert f"{law.exponent:.3f}" in pages[1]["sweep"].texts
+    assert f"{law.interval[0]:.3f} to {law.interval[1]:.3f}" in text
+    best = predict(made[0].groups[LABEL].fit, flops=2 * made[0].groups[LABEL].fit.fitted.flops[1])
+    assert f"{best.tokens:.3g}" in pages[1]["sweep"].texts
+    assert "not fitted" in text
+    links = {link["href"] for link in pages[1]["sweep"].of("a")}
+    assert {link for link in links if link.startswith("groups/")} == {
+        found.report.relative_to(made[1].sweep).as_posix() for found in made[0].groups.values()
+    }
+    assert "../../report.html" in {link["href"] for link in pages[1]["good"].of("a")}
+
+
+def test_the_page_says_what_the_runs_were_made_with(made, pages):
+    origin = read_origin(made[1], [ODD, "never-ran"])
+    assert (origin.runs, origin.recorded) == (2, 1)
+    assert origin.facts["torch"] == {"2.9.0": 1}
+    assert origin.corpora == {"abc123": 1}
+    text = " ".join(" ".join(pages[1]["good"].texts).split())
+    assert "2.8.0 (1 run); 2.9.0 (14 runs)" in text
+    assert "The runs differ in: torch." in text
+    assert f"git checkout {'c' * 40}" in text
+    assert "abc123" in text
+    assert "isoloop run 'x y.yaml'" in text
+    assert "secret-host" not in pages[0]["good"]
+
+
+def test_every_run_of_the_curves_is_known(made, pages):
+    table = pd.read_csv(made[0].groups[LABEL].report.parent / "runs.csv")
+    points = {point["data-run"] for point in pages[1]["good"].of("use") if "data-run" in point}
+    assert points == set(table["run_id"])
+
+
+def test_points_of_unknown_runs_are_left_alone():
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="10pt" viewBox="0 0 1 1"><g id="runs:a,b">{}</g></svg>'
+    palette = Palette()
+    one, two = '<use href="#m" style="fill: #440154"/>', '<use href="#m" x="1"/><use href="#m" x="2"/>'
+    shown = inline_svg(svg.format(two), name="f", label="l", palette=palette, runs={"b": "run b"})
+    assert re.findall(r'data-run="(.)"', shown) == ["a", "b"]
+    assert 'href="#f-m"' in shown
+    shown = inline_svg(svg.format(one), name="f", label="l", palette=palette, runs={})
+    assert "data-run" not in shown
+    assert "var(--c-440154)" in shown
+    assert "--c-440154: #440154" in palette.css()
+
+
+@pytest.fixture(scope="module")
+def answers(fit):
+    """What the page's script says of fits of every kind: by kind, an answer for each of the budgets."""
+    pages = {change: calculator_data(_changed(fit, change)) for change in CHANGES}
+    ask = f"(page) => {list(BUDGETS)}.map((flops) => page.ask(flops))"
+    script = (SWEEPS / "calculator.js").read_text()
+    found = in_javascript(
+        f"{script}\nconst pages = {htmlsafe_json_dumps(list(pages.values()))};\npages.map(calculator).map({ask})"
+    )
+    return dict(zip(pages, found, strict=True))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_calculator_says_what_predict_says(fit, answers, change):
+    asked, found = _changed(fit, change), answers[change]
+    for flops, said in zip(BUDGETS, found, strict=True):
+        if asked.training is None:
+            _check_power_law(asked, flops, said)
+            continue
+        due = predict(asked, flops=flops)
+        best = said["best"]
+        near = lambda value: pytest.approx(value, rel=1e-6)
+        assert (best["mu"], best["tokens"], best["loss"]) == near((due.mean_recurrence, due.tokens, due.loss))
+        for interval, mine in (
+            (due.mean_recurrence_interval, best["muInterval"]),
+            (due.tokens_interval, best["tokensInterval"]),
+            (due.loss_interval, best["lossInterval"]),
+        ):
+            assert mine == (None if interval is None else near(list(interval)))
+        others = [(way["name"], way["mu"], way["tokens"]) for way in said["ways"][1:]]
+        assert [name for name, *_ in others] == [law.name for law in due.power_laws]
+        for (_, mu, tokens), way, law in zip(others, said["ways"][1:], due.power_laws, strict=True):
+            assert (mu, tokens) == near((law.mean_recurrence, law.tokens))
+            span = law.mean_recurrence_interval
+            assert way["muInterval"] == (None if span is None else near(list(span)))
+        assert [note for note in said["notes"] if "a loop runs at least once" not in note] == list(due.notes)
+
+
+def _changed(fit, change):
+    if change == "no training law":
+        return dataclasses.replace(fit, training=None, parabola_bias=None)
+    if change == "training law alone":
+        return dataclasses.replace(fit, isoflop=None, parabola_bias=None)
+    if change == "widened, on loss":
+        return dataclasses.replace(fit, training=dataclasses.replace(fit.training, widening=1.7, on="loss"))
+    if change == "no draws":
+        table = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(), seed=3)
+        return fit_sweep(table, name="x", draws=0)
+    return fit
+
+
+def _check_power_law(fit, flops, said):
+    law, best = fit.isoflop.mean_recurrence_law, said["best"]
+    tokens = fit.cost_model.tokens_for(flops, [law.at(flops), *law.interval_at(flops)])
+    assert best["mu"] == pytest.approx(law.at(flops))
+    assert best["muInterval"] == pytest.approx(list(law.interval_at(flops)))
+    assert [best["tokens"], *best["tokensInterval"][::-1]] == pytest.approx(list(tokens))
+    assert best["loss"] == pytest.approx(float(fit.isoflop.loss_floor_law.at(flops)))
+    assert best["lossInterval"] == pytest.approx(list(fit.isoflop.loss_floor_law.interval_at(flops)))
+
+
+def test_few_loops_are_said_to_be_too_few(fit):
+    law = fit.isoflop.mean_recurrence_law
+    asked = dataclasses.replace(fit, training=None, parabola_bias=None)
+    flops = math.exp((math.log(0.5) - law.log_coefficient) / law.exponent)
+    script = (SWEEPS / "calculator.js").read_text()
+    found = in_javascript(f"{script}\ncalculator({htmlsafe_json_dumps(calculator_data(asked))}).ask({flops})")
+    assert found["best"]["mu"] == pytest.approx(0.5)
+    assert "ask for a mean recurrence of 0.5, but a loop runs at least once" in found["notes"][0]
+    assert found["whole"]["mu"] == 1
+
+
+def test_what_is_typed_is_read_or_refused():
+    script = (SWEEPS / "calculator.js").read_text()
+    read = "const read = (text) => { try { return readFlops(text); } catch (error) { return error.message; } };"
+    good = {"1e20": 1e20, "3.2e19": 3.2e19, " 2E+12 ": 2e12, "1 000 000": 1e6, "64_000": 64e3, ".5e3": 500.0}
+    bad = ["", "0", "-1e20", "abc", "1e999", "1,5e3", "0x10", "Infinity", "1e20 FLOPs", "--", "<b>"]
+    found = in_javascript(f"{script}\n{read}\n{json.dumps([*good, *bad])}.map(read)")
+    assert found[: len(good)] == list(good.values())
+    for said in found[len(good) :]:
+        assert said.startswith("A budget must be a positive number of FLOPs, but got ")
+
+
+def test_numbers_are_written_as_python_writes_them():
+    values = [*np.random.default_rng(0).lognormal(0, 12, 60).tolist(), 1.0, 10.0, 99995.0, 1e-5, 0.0, 6.4e19]
+    script = (SWEEPS / "calculator.js").read_text()
+    found = in_javascript(f"{script}\n{json.dumps(values)}.map((value) => [general(value, 4), general(value, 6)])")
+    assert found == [[f"{value:.4g}", f"{value:.6g}"] for value in values]
+
+
+DESKTOP = """
+const one = (selector) => document.querySelector(selector), text = (selector) => one(selector).textContent;
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+const found = { best: [text("#best-mu"), text("#best-loss"), text("#best-mu-interval")], notes: text("#best-notes") };
+const type = async (typed) => { one("#flops").value = typed; one("#flops").dispatchEvent(new Event("input")); await wait(300); };
+await type("2e");
+found.refused = [text("#flops-error"), one("#best").hidden];
+await type("4e18");
+found.inside = [text("#best-mu"), text("#best-source"), text("#flops-error"), one("#best-notes").children.length];
+one("[data-times='10']").click();
+found.times = [one("#flops").value, text("#best-source")];
+
+const heads = [...document.querySelectorAll("#runs-table thead th")];
+const column = (name) => heads.findIndex((head) => head.textContent.startsWith(name));
+const cells = (at) => [...document.querySelectorAll("#runs-table tbody tr")].map((row) => row.cells[at].textContent);
+found.sorts = heads.map((head) => head.getAttribute("aria-sort"));
+heads[column("loss")].querySelector("button").click();
+found.up = [heads[column("loss")].getAttribute("aria-sort"), cells(column("loss"))];
+heads[column("loss")].querySelector("button").click();
+found.down = [heads[column("loss")].getAttribute("aria-sort"), cells(column("loss"))];
+heads[column("run")].querySelector("button").focus();
+document.activeElement.click();
+found.byRun = cells(column("run"));
+
+const points = [...document.querySelectorAll("#figure-isoflop_curves use[data-run]")];
+const at = (point, name, kind) => {
+  const box = point.getBoundingClientRect();
+  const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true, pointerType: kind };
+  point.dispatchEvent(new PointerEvent(name, where));
+};
+points[0].scrollIntoView({ block: "center" });
+await wait(100);
+at(points[3], "pointermove", "mouse");
+const card = one("#card");
+const facts = () => [...card.querySelectorAll("dt")].map((term) => [term.textContent, term.nextSibling.textContent]);
+found.hover = [points[3].dataset.run, card.hidden, facts(), one("tr.lit")?.dataset.run];
+const box = card.getBoundingClientRect();
+found.onScreen = box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight && box.width > 50;
+found.rings = document.querySelectorAll("#figure-isoflop_curves .ring").length;
+one("#figure-isoflop_curves svg").dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
+found.left = [card.hidden, document.querySelectorAll(".ring, tr.lit").length];
+points[0].focus();
+points[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+found.keys = [document.activeElement.dataset.run, points[1].dataset.run, card.hidden, points[1].getAttribute("aria-label")];
+document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
+found.escaped = card.hidden;
+at(points[5], "click", "touch");
+found.tapped = [card.hidden, facts()[0][1], points[5].dataset.run, card.querySelector("a").getAttribute("href")];
+found.stops = points.filter((point) => point.getAttribute("tabindex") === "0").length;
+found.wide = document.documentElement.scrollWidth;
+return found;
+"""
+
+
+@pytest.fixture(scope="module")
+def desktop(pages):
+    found, wrong = in_page(pages[0]["good"], DESKTOP)
+    assert wrong == []
+    return found
+
+
+def test_the_calculator_answers_in_the_page(desktop, fit):
+    due = predict(fit, flops=2 * fit.fitted.flops[1])
+    mu, loss, interval = desktop["best"]
+    assert float(mu) == pytest.approx(due.mean_recurrence, rel=2e-3)
+    assert float(loss) == pytest.approx(due.loss, abs=6e-5)
+    assert [float(end) for end in interval.split(" to ")] == pytest.approx(due.mean_recurrence_interval, rel=2e-3)
+    assert "2.0x beyond the largest fitted compute" in desktop["notes"]
+    message, hidden = desktop["refused"]
+    assert message == 'A budget must be a positive number of FLOPs, but got "2e"; type one such as 3.2e19.'
+    assert hidden
+    mu, source, error, notes = desktop["inside"]
+    assert float(mu) == pytest.approx(predict(fit, flops=4e18).mean_recurrence, rel=1e-3)
+    assert "inside the measured compute" in source
+    assert (error, notes) == ("", 0)
+    assert desktop["times"][0] == "1.6e20"
+    assert "10 times the largest measured compute: an extrapolation" in desktop["times"][1]
+
+
+def test_tables_sort(desktop):
+    assert set(desktop["sorts"]) == {"none"}
+    for name, descending in (("up", False), ("down", True)):
+        said, losses = desktop[name]
+        assert said == ("descending" if descending else "ascending")
+        assert [float(loss) for loss in losses] == sorted(map(float, losses), reverse=descending)
+    assert desktop["byRun"][0] == ODD
+    assert len(desktop["byRun"]) == 15
+
+
+def test_a_point_says_which_run_it_is(desktop, made):
+    run_id, hidden, facts, lit = desktop["hover"]
+    table = pd.read_csv(made[0].groups[LABEL].report.parent / "runs.csv").set_index("run_id")
+    assert not hidden
+    assert lit == run_id
+    said = dict(facts)
+    assert said["run"] == run_id
+    assert float(said["µ"]) == table.loc[run_id, "mean_recurrence"]
+    assert float(said["loss at T = µ, nats/token"]) == pytest.approx(table.loc[run_id, "loss"], abs=1e-4)
+    assert {"status", "seed", "budget, FLOPs", "tokens"} <= set(said)
+    assert desktop["onScreen"]
+    assert desktop["rings"] == 1
+    assert desktop["left"] == [True, 0]
+    focused, second, hidden, label = desktop["keys"]
+    assert (focused, hidden) == (second, False)
+    assert second in label
+    assert desktop["escaped"]
+    hidden, first, tapped, link = desktop["tapped"]
+    assert (hidden, first, link) == (False, tapped, f"#run-{tapped}")
+    assert desktop["stops"] == 1
+
+
+PHONE = """
+const style = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+document.querySelectorAll("details").forEach((one) => (one.open = true));
+const wide = [...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5)
+  .filter((one) => !one.closest(".scroll, .figure, pre"));
+return {
+  width: [document.documentElement.scrollWidth, innerWidth, wide.map((one) => one.outerHTML.slice(0, 80))],
+  colours: [style("body", "backgroundColor"), style("body", "color")],
+  letters: document.querySelector("svg text") && [style("svg text", "fill"), style("svg text", "fontSize")],
+  dark: matchMedia("(prefers-color-scheme: dark)").matches,
+};
+"""
+
+
+@pytest.mark.parametrize(("name", "dark"), [("good", True), ("sweep", False), ("bad", False)])
+def test_a_phone_shows_the_page_in_light_and_dark(pages, name, dark):
+    found, wrong = in_page(pages[0][name], PHONE, width=360, dark=dark)
+    assert wrong == []
+    assert found["width"] == [360, 360, []]
+    assert found["dark"] == dark
+    paper, ink = ("rgb(20, 24, 29)", "rgb(230, 234, 238)") if dark else ("rgb(255, 255, 255)", "rgb(27, 31, 36)")
+    assert found["colours"] == [paper, ink]
+    if name == "good":
+        assert found["letters"][0] == ink
+
+
+def test_text_can_be_read_on_its_ground():
+    css = (SWEEPS / "report.css").read_text()
+    light, dark = (
+        dict(re.findall(r"(--[a-z-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    )
+    for colours in (light, dark):
+        for ink in ("--ink", "--soft", "--accent", "--good", "--bad", "--warn"):
+            for ground in ("--paper", "--tint"):
+                assert _contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+        assert _contrast(colours["--warn"], colours["--warn-paper"]) >= 4.5
+        assert _contrast(colours["--ink"], colours["--warn-paper"]) >= 4.5
+    series = ["#440154", "#3b528b", "#21918c", "#5ec962", "#d55e00", "#0072b2"]
+    shown = [lightened(colour) for colour in series]
+    assert all(_contrast(colour, dark["--paper"]) >= 3 for colour in shown)
+    order = [_luminance(colour) for colour in shown[:4]]
+    assert order == sorted(order)
+
+
+def _luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one, other):
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_page_of_many_refits_stays_small(fit):
+    many = dataclasses.replace(fit.training, draws=fit.training.draws * 1000)
+    data = json.dumps(calculator_data(dataclasses.replace(fit, training=many)))
+    assert len(data) < 1_200_000
+    assert isinstance(fit, SweepFit)
