@@ -86,6 +86,11 @@ ORDER = {
         "doubts",
         "sweep_fit",
         "figure_style",
+        "figure_ticks",
+        "figure_legend",
+        "figures_isoflop",
+        "figures_training",
+        "figures_test_time",
         "figures",
     ],
     "sweeps": [
@@ -144,6 +149,7 @@ ORDER = {
         "console",
         "tune_command",
         "law_commands",
+        "figure_command",
         "cli",
     ],
 }
