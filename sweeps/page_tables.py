@@ -32,7 +32,7 @@ _AFTER_SEED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a cell shows, and in a second line `under` it; sorted by `value` where it has one. `kind` is how it looks."""
+    """What a cell shows, with `under` in a second line; `value` is what it is sorted by, `kind` how it looks."""
 
     text: str
     value: float | None = None
@@ -148,7 +148,8 @@ def groups_table(groups: Mapping[str, Results], pages: Mapping[str, str]) -> tup
         return None
     flops = AHEAD * max(fit.fitted.flops[1] for fit in fits)
     columns = (
-        "group", "runs fitted", "exponent of µ*", "exponent of D*", "best µ", "best D, tokens", "loss there", "held-out error",
+        "group", "runs fitted", "exponent of µ*", "exponent of D*",
+        "best µ", "best D, tokens", "loss there", "held-out error",
     )  # fmt: skip
     rows = tuple(
         (Cell(text=label, link=pages[label], kind="text"), *_of_group(found, flops)) for label, found in groups.items()

@@ -1,6 +1,5 @@
 """A sweep's page: it holds everything, reads without a script, and what its scripts compute is what Python computes."""
 
-import dataclasses
 import json
 import math
 import re
@@ -8,28 +7,24 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from jinja2.utils import htmlsafe_json_dumps
 
-from fitting import SweepFit, fit_sweep, predict
+from fitting import predict
 from fitting.simulate import simulate_table
 from sweeps.analysis import fit_and_report
 from sweeps.config import config_text
 from sweeps.folders import Folders
 from sweeps.loading import validate_sweep
 from sweeps.origin import read_origin
-from sweeps.page_data import calculator_data
 from sweeps.page_figures import Palette, inline_svg, lightened
-from tests.sweeps.browser import in_javascript, in_page
+from tests.sweeps.browser import in_page
 from tests.sweeps.conftest import SIMULATED
 
-SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+HERE = Path(__file__).resolve().parent
+SWEEPS = HERE.parents[1] / "sweeps"
 ODD = "odd<b>&,1"
 LABEL = "variant = <i>a&b"
-CHANGES = ("whole", "no training law", "no draws", "widened, on loss", "training law alone")
-BUDGETS = (3e17, 1e18, 2.7e18, 1.6e19, 3.2e19, 1.6e21, 1e27)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +161,7 @@ def test_what_is_not_there_is_said(made, pages):
     bad = " ".join(" ".join(parsed["bad"].texts).split())
     assert made[0].groups["variant = few"].why_no_fit in bad
     assert "No calculator: nothing could be fitted to these runs." in bad
-    assert not [form for form in parsed["bad"].of("form")]
+    assert parsed["bad"].of("form") == []
     assert 'id="fit-data"' not in texts["bad"] + texts["sweep"]
     assert "2 diverged" in bad
     good = " ".join(" ".join(parsed["good"].texts).split())
@@ -236,152 +231,8 @@ def test_points_of_unknown_runs_are_left_alone():
 
 
 @pytest.fixture(scope="module")
-def answers(fit):
-    """What the page's script says of fits of every kind: by kind, an answer for each of the budgets."""
-    pages = {change: calculator_data(_changed(fit, change)) for change in CHANGES}
-    ask = f"(page) => {list(BUDGETS)}.map((flops) => page.ask(flops))"
-    script = (SWEEPS / "calculator.js").read_text()
-    found = in_javascript(
-        f"{script}\nconst pages = {htmlsafe_json_dumps(list(pages.values()))};\npages.map(calculator).map({ask})"
-    )
-    return dict(zip(pages, found, strict=True))
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_the_calculator_says_what_predict_says(fit, answers, change):
-    asked, found = _changed(fit, change), answers[change]
-    for flops, said in zip(BUDGETS, found, strict=True):
-        if asked.training is None:
-            _check_power_law(asked, flops, said)
-            continue
-        due = predict(asked, flops=flops)
-        best = said["best"]
-        near = lambda value: pytest.approx(value, rel=1e-6)
-        assert (best["mu"], best["tokens"], best["loss"]) == near((due.mean_recurrence, due.tokens, due.loss))
-        for interval, mine in (
-            (due.mean_recurrence_interval, best["muInterval"]),
-            (due.tokens_interval, best["tokensInterval"]),
-            (due.loss_interval, best["lossInterval"]),
-        ):
-            assert mine == (None if interval is None else near(list(interval)))
-        others = [(way["name"], way["mu"], way["tokens"]) for way in said["ways"][1:]]
-        assert [name for name, *_ in others] == [law.name for law in due.power_laws]
-        for (_, mu, tokens), way, law in zip(others, said["ways"][1:], due.power_laws, strict=True):
-            assert (mu, tokens) == near((law.mean_recurrence, law.tokens))
-            span = law.mean_recurrence_interval
-            assert way["muInterval"] == (None if span is None else near(list(span)))
-        assert [note for note in said["notes"] if "a loop runs at least once" not in note] == list(due.notes)
-
-
-def _changed(fit, change):
-    if change == "no training law":
-        return dataclasses.replace(fit, training=None, parabola_bias=None)
-    if change == "training law alone":
-        return dataclasses.replace(fit, isoflop=None, parabola_bias=None)
-    if change == "widened, on loss":
-        return dataclasses.replace(fit, training=dataclasses.replace(fit.training, widening=1.7, on="loss"))
-    if change == "no draws":
-        table = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(), seed=3)
-        return fit_sweep(table, name="x", draws=0)
-    return fit
-
-
-def _check_power_law(fit, flops, said):
-    law, best = fit.isoflop.mean_recurrence_law, said["best"]
-    tokens = fit.cost_model.tokens_for(flops, [law.at(flops), *law.interval_at(flops)])
-    assert best["mu"] == pytest.approx(law.at(flops))
-    assert best["muInterval"] == pytest.approx(list(law.interval_at(flops)))
-    assert [best["tokens"], *best["tokensInterval"][::-1]] == pytest.approx(list(tokens))
-    assert best["loss"] == pytest.approx(float(fit.isoflop.loss_floor_law.at(flops)))
-    assert best["lossInterval"] == pytest.approx(list(fit.isoflop.loss_floor_law.interval_at(flops)))
-
-
-def test_few_loops_are_said_to_be_too_few(fit):
-    law = fit.isoflop.mean_recurrence_law
-    asked = dataclasses.replace(fit, training=None, parabola_bias=None)
-    flops = math.exp((math.log(0.5) - law.log_coefficient) / law.exponent)
-    script = (SWEEPS / "calculator.js").read_text()
-    found = in_javascript(f"{script}\ncalculator({htmlsafe_json_dumps(calculator_data(asked))}).ask({flops})")
-    assert found["best"]["mu"] == pytest.approx(0.5)
-    assert "ask for a mean recurrence of 0.5, but a loop runs at least once" in found["notes"][0]
-    assert found["whole"]["mu"] == 1
-
-
-def test_what_is_typed_is_read_or_refused():
-    script = (SWEEPS / "calculator.js").read_text()
-    read = "const read = (text) => { try { return readFlops(text); } catch (error) { return error.message; } };"
-    good = {"1e20": 1e20, "3.2e19": 3.2e19, " 2E+12 ": 2e12, "1 000 000": 1e6, "64_000": 64e3, ".5e3": 500.0}
-    bad = ["", "0", "-1e20", "abc", "1e999", "1,5e3", "0x10", "Infinity", "1e20 FLOPs", "--", "<b>"]
-    found = in_javascript(f"{script}\n{read}\n{json.dumps([*good, *bad])}.map(read)")
-    assert found[: len(good)] == list(good.values())
-    for said in found[len(good) :]:
-        assert said.startswith("A budget must be a positive number of FLOPs, but got ")
-
-
-def test_numbers_are_written_as_python_writes_them():
-    values = [*np.random.default_rng(0).lognormal(0, 12, 60).tolist(), 1.0, 10.0, 99995.0, 1e-5, 0.0, 6.4e19]
-    script = (SWEEPS / "calculator.js").read_text()
-    found = in_javascript(f"{script}\n{json.dumps(values)}.map((value) => [general(value, 4), general(value, 6)])")
-    assert found == [[f"{value:.4g}", f"{value:.6g}"] for value in values]
-
-
-DESKTOP = """
-const one = (selector) => document.querySelector(selector), text = (selector) => one(selector).textContent;
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-const found = { best: [text("#best-mu"), text("#best-loss"), text("#best-mu-interval")], notes: text("#best-notes") };
-const type = async (typed) => { one("#flops").value = typed; one("#flops").dispatchEvent(new Event("input")); await wait(300); };
-await type("2e");
-found.refused = [text("#flops-error"), one("#best").hidden];
-await type("4e18");
-found.inside = [text("#best-mu"), text("#best-source"), text("#flops-error"), one("#best-notes").children.length];
-one("[data-times='10']").click();
-found.times = [one("#flops").value, text("#best-source")];
-
-const heads = [...document.querySelectorAll("#runs-table thead th")];
-const column = (name) => heads.findIndex((head) => head.textContent.startsWith(name));
-const cells = (at) => [...document.querySelectorAll("#runs-table tbody tr")].map((row) => row.cells[at].textContent);
-found.sorts = heads.map((head) => head.getAttribute("aria-sort"));
-heads[column("loss")].querySelector("button").click();
-found.up = [heads[column("loss")].getAttribute("aria-sort"), cells(column("loss"))];
-heads[column("loss")].querySelector("button").click();
-found.down = [heads[column("loss")].getAttribute("aria-sort"), cells(column("loss"))];
-heads[column("run")].querySelector("button").focus();
-document.activeElement.click();
-found.byRun = cells(column("run"));
-
-const points = [...document.querySelectorAll("#figure-isoflop_curves use[data-run]")];
-const at = (point, name, kind) => {
-  const box = point.getBoundingClientRect();
-  const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true, pointerType: kind };
-  point.dispatchEvent(new PointerEvent(name, where));
-};
-points[0].scrollIntoView({ block: "center" });
-await wait(100);
-at(points[3], "pointermove", "mouse");
-const card = one("#card");
-const facts = () => [...card.querySelectorAll("dt")].map((term) => [term.textContent, term.nextSibling.textContent]);
-found.hover = [points[3].dataset.run, card.hidden, facts(), one("tr.lit")?.dataset.run];
-const box = card.getBoundingClientRect();
-found.onScreen = box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight && box.width > 50;
-found.rings = document.querySelectorAll("#figure-isoflop_curves .ring").length;
-one("#figure-isoflop_curves svg").dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
-found.left = [card.hidden, document.querySelectorAll(".ring, tr.lit").length];
-points[0].focus();
-points[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-found.keys = [document.activeElement.dataset.run, points[1].dataset.run, card.hidden, points[1].getAttribute("aria-label")];
-document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
-found.escaped = card.hidden;
-at(points[5], "click", "touch");
-found.tapped = [card.hidden, facts()[0][1], points[5].dataset.run, card.querySelector("a").getAttribute("href")];
-found.stops = points.filter((point) => point.getAttribute("tabindex") === "0").length;
-found.wide = document.documentElement.scrollWidth;
-return found;
-"""
-
-
-@pytest.fixture(scope="module")
 def desktop(pages):
-    found, wrong = in_page(pages[0]["good"], DESKTOP)
+    found, wrong = in_page(pages[0]["good"], (HERE / "report_desktop.js").read_text())
     assert wrong == []
     return found
 
@@ -436,23 +287,9 @@ def test_a_point_says_which_run_it_is(desktop, made):
     assert desktop["stops"] == 1
 
 
-PHONE = """
-const style = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
-document.querySelectorAll("details").forEach((one) => (one.open = true));
-const wide = [...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5)
-  .filter((one) => !one.closest(".scroll, .figure, pre"));
-return {
-  width: [document.documentElement.scrollWidth, innerWidth, wide.map((one) => one.outerHTML.slice(0, 80))],
-  colours: [style("body", "backgroundColor"), style("body", "color")],
-  letters: document.querySelector("svg text") && [style("svg text", "fill"), style("svg text", "fontSize")],
-  dark: matchMedia("(prefers-color-scheme: dark)").matches,
-};
-"""
-
-
 @pytest.mark.parametrize(("name", "dark"), [("good", True), ("sweep", False), ("bad", False)])
 def test_a_phone_shows_the_page_in_light_and_dark(pages, name, dark):
-    found, wrong = in_page(pages[0][name], PHONE, width=360, dark=dark)
+    found, wrong = in_page(pages[0][name], (HERE / "report_phone.js").read_text(), width=360, dark=dark)
     assert wrong == []
     assert found["width"] == [360, 360, []]
     assert found["dark"] == dark
@@ -489,10 +326,3 @@ def _luminance(colour):
 def _contrast(one, other):
     light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
-
-
-def test_a_page_of_many_refits_stays_small(fit):
-    many = dataclasses.replace(fit.training, draws=fit.training.draws * 1000)
-    data = json.dumps(calculator_data(dataclasses.replace(fit, training=many)))
-    assert len(data) < 1_200_000
-    assert isinstance(fit, SweepFit)
