@@ -1,18 +1,23 @@
 """Figures for a page: SVG as matplotlib writes it, made part of the HTML, with its colours in the page's hands."""
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fitting.figure_style import STYLE
 
 RUNS = "runs:"
 """How the id of a group of points begins that stand for runs (fitting/figure_style.py)."""
 ENLARGED = 1.35
-SHRUNK = 0.8
-"""How wide a figure is shown at most and at least, in its own width: letters of 8 points stay legible on a phone."""
+SHRUNK = 0.9
+"""How wide a figure is shown at most and at least, in its own width, so that its letters stay legible."""
 _THEME = {
     "#ffffff": "--paper",
     "#000000": "--ink",
@@ -57,6 +62,14 @@ def lightened(colour: str) -> str:
     light = sum(weight * value for weight, value in zip(_LUMA, channels, strict=True)) / 255
     white = _LIGHTENED * (1 - light)
     return "#" + "".join(f"{round(value + white * (255 - value)):02x}" for value in channels)
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as SVG; the same figure gives the same text."""
+    file = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapping[str, str]) -> Markup:

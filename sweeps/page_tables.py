@@ -28,6 +28,7 @@ _RUNS = {
 }
 _ON_THE_CARD = ("run_id", "status", "seed", "mean_recurrence", "budget", "tokens", "loss")
 _AFTER_SEED = 3
+_NATS = ("loss", "bits_per_byte")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,7 @@ def _run_cell(name: str, value: Any) -> Cell:
         return Cell(text="-")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Cell(text=str(value), kind="text")
-    return Cell(text=_shown(value), value=float(value))
+    return Cell(text=f"{value:.4f}" if name in _NATS else _shown(value), value=float(value))
 
 
 def _shown(value: Any) -> str:

@@ -18,22 +18,11 @@ from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
 from sweeps.origin import Origin, read_origin
 from sweeps.page_data import calculator_data, draws_in, why_no_calculator
-from sweeps.page_figures import Palette, inline_svg
+from sweeps.page_figures import Palette, inline_svg, svg_of
 from sweeps.page_tables import errors_table, groups_table, held_out_table, run_labels, runs_table
 from sweeps.results import Results
 from sweeps.secrets import redacted
 
-CAPTIONS = {
-    "isoflop_curves": "isoFLOP curves: validation loss against mean recurrence at each budget, with each minimum.",
-    "power_laws": "Best mean recurrence and best tokens against compute, with the fitted power laws.",
-    "loss_contours": "Lines of equal loss of the training law over mean recurrence and tokens, with the efficient "
-    "frontier and the runs.",
-    "test_time_curves": "Loss against the loops run at test time, with the fit of each model.",
-    "test_time_collapse": "What loops at test time leave to gain, against T / µ: one curve for all models if the "
-    "unified law holds.",
-    "predicted_against_measured": "Predicted against measured loss; the held-out runs were never fitted.",
-    "held_out_errors": "Error of each held-out prediction, with its interval.",
-}
 FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget, where there is one."""
 _NOTHING = {
@@ -151,22 +140,25 @@ def _draw(
     """Draw the fit's figures; those about held-out runs come from the fit that held them out, where there is one."""
     if results.fit is None:
         return [], []
-    drawn = figures.draw_all(table, results.fit, folder)
-    skipped = dict(drawn.skipped)
-    sources = {name: folder / f"{name}.svg" for name in figures.FIGURES}
-    if results.hold_out is not None:
-        figures.draw_all(table, results.hold_out, folder / "hold-out")
-        sources |= {name: folder / "hold-out" / f"{name}.svg" for name in FROM_HOLD_OUT}
+    skipped = dict(figures.draw_all(table, results.fit, folder).skipped)
+    drawn = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
+    for name in FROM_HOLD_OUT:
+        if results.hold_out is not None and not figures.nothing_to_show(name, results.hold_out):
+            drawn[name] = results.hold_out, folder / "hold-out"
+            figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
+            skipped.pop(name, None)
     labels = run_labels(table)
     shown = []
-    for name in sorted(sources, key=lambda name: list(CAPTIONS).index(name) if name in CAPTIONS else len(CAPTIONS)):
-        file = sources[name] if sources[name].exists() else folder / f"{name}.svg"
-        if not file.exists():
-            continue
-        skipped.pop(name, None)
-        caption = CAPTIONS.get(name, f"{name.replace('_', ' ').capitalize()}.")
-        svg = inline_svg(file.read_text(encoding="utf-8"), name=name, label=caption, palette=palette, runs=labels)
-        shown.append({"name": name, "svg": svg, "caption": caption})
+    for name in (name for name in figures.FIGURES if name in drawn):
+        fit, where = drawn[name]
+        # What a journal's column has room for, a phone has, too.
+        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN)
+        texts = {"wide": (where / f"{name}.svg").read_text(encoding="utf-8"), "narrow": svg_of(narrow)}
+        inlined = {
+            kind: inline_svg(text, name=f"{name}-{kind}", label=figures.ABOUT[name], palette=palette, runs=labels)
+            for kind, text in texts.items()
+        }
+        shown.append({"name": name, "caption": figures.ABOUT[name], **inlined})
     return shown, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
 
 

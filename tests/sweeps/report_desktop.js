@@ -22,7 +22,7 @@ heads[column("run")].querySelector("button").focus();
 document.activeElement.click();
 found.byRun = cells(column("run"));
 
-const points = [...document.querySelectorAll("#figure-isoflop_curves use[data-run]")];
+const points = [...document.querySelectorAll("#figure-isoflop_curves .wide use[data-run]")];
 const at = (point, name, kind) => {
   const box = point.getBoundingClientRect();
   const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true, pointerType: kind };
@@ -36,7 +36,7 @@ const facts = () => [...card.querySelectorAll("dt")].map((term) => [term.textCon
 found.hover = [points[3].dataset.run, card.hidden, facts(), one("tr.lit")?.dataset.run];
 const box = card.getBoundingClientRect();
 found.onScreen = box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight && box.width > 50;
-found.rings = document.querySelectorAll("#figure-isoflop_curves .ring").length;
+found.rings = document.querySelectorAll("#figure-isoflop_curves .wide .ring").length;
 one("#figure-isoflop_curves svg").dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
 found.left = [card.hidden, document.querySelectorAll(".ring, tr.lit").length];
 points[0].focus();

@@ -296,7 +296,9 @@ def test_a_phone_shows_the_page_in_light_and_dark(pages, name, dark):
     paper, ink = ("rgb(20, 24, 29)", "rgb(230, 234, 238)") if dark else ("rgb(255, 255, 255)", "rgb(27, 31, 36)")
     assert found["colours"] == [paper, ink]
     if name == "good":
-        assert found["letters"][0] == ink
+        assert found["letters"] == ink
+        assert len(found["plots"]) >= 5
+        assert all(plot["fits"] and plot["enlarged"] >= 0.9 for plot in found["plots"])
 
 
 def test_text_can_be_read_on_its_ground():
