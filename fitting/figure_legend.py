@@ -46,7 +46,7 @@ def place_legend(axes: Axes, handles: Sequence[Artist], title: str | None = None
         # Beneath the tick labels and the axis label, which have their sizes in points.
         under = 1.2 * _points(mpl.rcParams["xtick.labelsize"]) + 1.3 * _points(axes.xaxis.label.get_fontsize()) + 13
         shift, place, anchor = (0.0, -under), "upper center", (0.5, 0.0)
-        column = text * (_CHARACTER * longest + 4.5)
+        column = text * (_CHARACTER * longest + 4.4)
         columns = max(1, min(3, int(1.2 * 72 * _inches(axes) / column), len(handles)))
     offset = ScaledTranslation(shift[0] / 72, shift[1] / 72, axes.figure.dpi_scale_trans)
     legend = axes.legend(
@@ -115,8 +115,10 @@ def fit_height(figure: Figure, least: float) -> None:
         shape = _LEAST_SHAPE if axes.get_aspect() == "auto" else 1.0
         spare = rows * (box.height * figure.get_figheight() - shape * box.width * figure.get_figwidth())
         height = max(height, figure.get_figheight() - spare)
-    legends = [legend.get_window_extent().height for axes in figure.axes if (legend := axes.get_legend()) is not None]
-    figure.set_figheight(max(height, *(legend / figure.dpi + _MARGIN for legend in legends)))
+        legend = axes.get_legend()
+        if legend is not None:
+            height = max(height, legend.get_window_extent().height / figure.dpi + _MARGIN)
+    figure.set_figheight(height)
 
 
 def _inches(axes: Axes) -> float:

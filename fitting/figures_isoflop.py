@@ -63,7 +63,7 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         _minimum(axes, minimum, style, curve.grid, isoflop)
     handles.append(mark_handle("minimum", marker="*"))
     if any(not minimum.included for minimum in minima.values()):
-        handles.append(mark_handle("at the edge: left out", marker="*", hollow=True))
+        handles.append(mark_handle("left out (edge)", marker="*", hollow=True))
     if isoflop.noise is None:
         handles.append(mark_handle("no intervals: too few runs"))
     else:

@@ -76,7 +76,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
         handles.append(series_handle(style, f"µ = {mu:g}", line=False))
     smooth = np.geomspace(loops.min(), loops.max(), _CURVE_POINTS)
     axes.plot(smooth, Z * np.exp(-z * smooth), color=INK, lw=1.0, zorder=2.5)
-    handles.append(mark_handle("unified law: $Z\\,e^{-zT/µ}$", line="-"))
+    handles.append(mark_handle("unified: $Z\\,e^{-zT/µ}$", line="-"))
     band = _band(law, smooth)
     if band is None:
         handles.append(mark_handle("no band: no refits"))

@@ -125,8 +125,10 @@ def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None
     axes.grid(axis="y", visible=False)
     axes.set_ylim(parts[-1].bottom, parts[0].top + 1.5)
     axes.set(xlabel="predicted / measured - 1 (%)", ylabel="mean recurrence µ of the run (loops)")
-    handles: list[Artist] = [mark_handle("inside its 95%", marker="o", line="-", colour=BLUE)]
-    handles.append(mark_handle("outside its 95%", marker="D", line="-", colour=ACCENT, hollow=True))
+    handles: list[Artist] = []
+    if any(part.bounded.any() for part in parts):
+        handles.append(mark_handle("inside its 95%", marker="o", line="-", colour=BLUE))
+        handles.append(mark_handle("outside its 95%", marker="D", line="-", colour=ACCENT, hollow=True))
     if not all(part.bounded.all() for part in parts):
         handles.append(mark_handle("without interval", marker="s", colour=MUTED))
     place_legend(axes, handles)
@@ -281,7 +283,7 @@ def _frontier(
     bounds = (min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS)
     best = np.array([float(TrainingLaw().optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
-    handles: list[Artist] = [mark_handle("best split by the law", line="-")]
+    handles: list[Artist] = [mark_handle("best split", line="-")]
     if not law.draws:
         return [*handles, mark_handle("no band: no refits")]
     drawn = law.draw_matrix[:_FRONTIER_DRAWS]
@@ -293,4 +295,4 @@ def _frontier(
     x = np.concatenate([low_mu, high_mu[::-1]])
     y = cost.tokens_for(np.concatenate([compute, compute[::-1]]), x)
     axes.fill(x, y, color=INK, alpha=BAND, lw=0, zorder=1)
-    return [*handles, band_handle("95% of the best split")]
+    return [*handles, band_handle("95% of best split")]
