@@ -231,6 +231,8 @@
     });
   }
 
+  // Paper can't be unfolded.
+  addEventListener("beforeprint", () => all("details").forEach((part) => (part.open = true)));
   startCalculator();
   startSorting();
   startPoints();

@@ -211,6 +211,17 @@ def test_the_page_says_what_the_runs_were_made_with(made, pages):
     assert "secret-host" not in pages[0]["good"]
 
 
+def test_a_run_that_went_on_under_other_versions_says_both(tmp_path):
+    folders = Folders(out=tmp_path, name="x")
+    _record(folders.run("a"), torch="2.8.0")
+    journal = folders.run("a") / "journal.jsonl"
+    resumed = {"kind": "event", "name": "resumed", "torch": "2.9.0", "commit": "c" * 40}
+    journal.write_text(journal.read_text().rpartition("\n")[0] + "\n" + json.dumps(resumed) + "\n")
+    facts = read_origin(folders, ["a"]).facts
+    assert facts["torch"] == {"2.8.0, then 2.9.0": 1}
+    assert facts["commit"] == {"c" * 40: 1}
+
+
 def test_every_run_of_the_curves_is_known(made, pages):
     table = pd.read_csv(made[0].groups[LABEL].report.parent / "runs.csv")
     points = {point["data-run"] for point in pages[1]["good"].of("use") if "data-run" in point}
