@@ -23,8 +23,6 @@ _WIDE = 3.4
 """From so many inches on, axes have room for a legend at their right."""
 _CHARACTER = 0.56
 """Width of a character as a share of the font's size, on average."""
-_LEAST_SHAPE = 0.6
-"""Height of axes as a share of their width, at least."""
 _SPARE = 4.0
 _MARGIN = 0.3
 """Inches."""
@@ -100,20 +98,18 @@ def set_title(axes: Axes, text: str, *, simulated: bool) -> None:
     axes.set_title(textwrap.fill(said, max(room, 12)), loc="left", color=INK)
 
 
-def fit_height(figure: Figure, least: float) -> None:
+def fit_height(figure: Figure, least: float, shape: float) -> None:
     """Make a figure with a constrained layout as high as its titles and legends need for axes of a good shape.
 
-    At `least` so many inches high.
+    The figure is `least` inches high at least, and axes `shape` times as high as wide.
     """
     figure.set_figheight(least + _SPARE)
     figure.draw_without_rendering()
     height = least
     for axes in figure.axes:
-        # Where the layout put it, which an equal aspect doesn't fill.
-        box, spec = axes.get_position(original=True), axes.get_subplotspec()
+        box, spec = axes.get_window_extent(), axes.get_subplotspec()
         rows = spec.get_gridspec().nrows if spec is not None else 1
-        shape = _LEAST_SHAPE if axes.get_aspect() == "auto" else 1.0
-        spare = rows * (box.height * figure.get_figheight() - shape * box.width * figure.get_figwidth())
+        spare = rows * (box.height - shape * box.width) / figure.dpi
         height = max(height, figure.get_figheight() - spare)
         legend = axes.get_legend()
         if legend is not None:

@@ -50,6 +50,9 @@ COLUMN = 3.3
 _SIDE_BY_SIDE = 5.0
 """From so many inches on, two panels stand side by side."""
 _LINE_HEIGHT = 0.135
+_USUAL_SHAPE = 0.6
+"""Height of axes as a share of their width, at least."""
+_SHAPES = {"predicted_against_measured": 1.0, "loss_contours": 0.8}
 _WIDTHS = (2.5, 20.0)
 
 
@@ -100,7 +103,7 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
         figure = Figure(figsize=(width or usual, height * min(1.0, (width or usual) / usual)), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, table, fit)
-        fit_height(figure, figure.get_figheight())
+        fit_height(figure, figure.get_figheight(), _SHAPES.get(name, _USUAL_SHAPE))
     return figure
 
 

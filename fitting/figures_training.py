@@ -86,7 +86,6 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     handles.append(bar_handle("95% of a loss") if bounds else mark_handle("no intervals: no refits"))
     handles.append(mark_handle("equal", line="-", colour=MUTED))
     axes.set(xlim=ends, ylim=ends)
-    axes.set_aspect("equal")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set(xlabel="measured loss (nats per token)", ylabel="predicted loss (nats per token)")
