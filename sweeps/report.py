@@ -27,7 +27,7 @@ FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget, where there is one."""
 _NOTHING = {
     False: "Nothing was fitted.",
-    True: "No law holds for all of these runs. Each group's page says what to doubt.",
+    True: "No law is fitted to all of these runs together: each group's page says what to doubt.",
 }
 _HERE = Path(__file__).parent
 _LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
