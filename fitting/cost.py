@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-_BACKWARD_SLOPE = 0.5
+BACKWARD_SLOPE = 0.5
 _PER_ARCHITECTURE = (
     "flops_per_token_fixed",
     "flops_per_token_forward_loop",
@@ -88,7 +88,7 @@ class CostModel:
         nodes = np.array(self.mean_recurrences)
         excess = np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
         beyond = mu - np.clip(mu, nodes[0], nodes[-1])
-        backward = np.interp(mu, nodes, np.array(self.backward_loops)) + _BACKWARD_SLOPE * beyond
+        backward = np.interp(mu, nodes, np.array(self.backward_loops)) + BACKWARD_SLOPE * beyond
         return mu + excess, np.maximum(backward, min(1.0, self.backward_loops[0]))
 
     def flops_per_token(self, mean_recurrence: ArrayLike) -> np.ndarray:

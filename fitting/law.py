@@ -13,8 +13,9 @@ import numpy as np
 Data = Mapping[str, np.ndarray]
 """Columns by name, (rows,), or (..., rows) where every parameter vector has rows of its own. Losses in nats."""
 
-_GRID = 600
-_GOLDEN_STEPS = 40
+GRID_POINTS = 600
+GOLDEN_STEPS = 40
+"""How an optimum is searched: on a grid in logs, then by golden section between the neighbours of its best point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +161,12 @@ class Law(ABC):
             return self.loss(parameters, cost.columns(budget, np.exp(log_values)))
 
         # The cost has kinks where the backprop depth steps, so a fine grid comes first and a local search after it.
-        grid = np.linspace(np.log(low), np.log(high), _GRID)
+        grid = np.linspace(np.log(low), np.log(high), GRID_POINTS)
         best = np.argmin(loss_at(grid), axis=-1)
         at_bound = (best == 0) | (best == len(grid) - 1)
         left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
         inverse_golden = (np.sqrt(5) - 1) / 2
-        for _ in range(_GOLDEN_STEPS):
+        for _ in range(GOLDEN_STEPS):
             a, b = right - inverse_golden * (right - left), left + inverse_golden * (right - left)
             losses = loss_at(np.stack([a, b], axis=-1))
             lower = losses[..., 0] < losses[..., 1]

@@ -14,7 +14,7 @@ from fitting.objective import HUBER, Objective
 from fitting.profile import profile
 from fitting.uncertainty import BootstrapKind, bootstrap, interval, noise_freedom, noise_scale, widening
 
-_LUCK_DRAWS = 10
+LUCK_DRAWS = 10
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval counts as at the bound."""
 
@@ -97,14 +97,22 @@ class LawFit:
         # Widened before the noise joins, which is known better than the parameters.
         drawn = at * (law_named(self.law).loss(self.draw_matrix, data) / at) ** self.widening
         if measured:
-            # A fixed seed: the same fit gives the same interval each time.
-            rng = np.random.default_rng(0)
-            drawn = np.tile(drawn, (_LUCK_DRAWS, 1))
-            scale = self.noise * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(len(drawn), 1)))
-            noise = scale * rng.standard_normal(drawn.shape)
+            noise = self.noise_draws(drawn.shape[1])
+            drawn = np.tile(drawn, (LUCK_DRAWS, 1))
             drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
         ends = [interval(column) for column in drawn.T]
         return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
+
+    def noise_draws(self, rows: int = 1) -> np.ndarray:
+        """What a run's luck does to `rows` losses, `LUCK_DRAWS` times for all draws: (LUCK_DRAWS x draws, rows).
+
+        Added to the log of the loss where the objective is on it, else to the loss.
+        """
+        # A fixed seed: the same fit gives the same interval each time.
+        rng = np.random.default_rng(0)
+        count = LUCK_DRAWS * len(self.draws)
+        scale = self.noise * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(count, 1)))
+        return np.asarray(scale * rng.standard_normal((count, rows)))
 
 
 def estimate_law(

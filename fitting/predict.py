@@ -204,10 +204,15 @@ def _needed(fit: SweepFit, what: str) -> LawFit:
     return found
 
 
+def searched(fit: SweepFit) -> tuple[float, float]:
+    """Between which mean recurrences the best one is searched, loops."""
+    return min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS
+
+
 def _optimum(fit: SweepFit, flops: float) -> _Model:
     """The best model for `flops` under the training law, with a note where the search ended before it did."""
     law = _needed(fit, "training")
-    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS)
+    bounds = searched(fit)
     best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
     search = f"the end of the search from {bounds[0]:g} to {bounds[1]:g}"
     notes = [f"the best mean recurrence is at {search}"] if bool(best.at_bound) else []

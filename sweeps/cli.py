@@ -1,5 +1,6 @@
 """The `isoloop` command: parse, call, print. Heavy libraries are imported by the command that needs them."""
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -270,7 +271,8 @@ def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
 
 
 def _command() -> str:
-    return " ".join(["isoloop", *sys.argv[1:]])
+    # A secret is taken out before quoting: quotation marks would end it too early.
+    return shlex.join(["isoloop", *(redacted(argument) for argument in sys.argv[1:])])
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def fit_progress(console: "Console") -> "Iterator[Callable[[str, int, int], None
 
 def print_results(console: "Console", results: "Results") -> None:
     """The answer, and how far off the held-out runs were."""
-    from sweeps.report import answer
+    from sweeps.answer import answer
 
     for label, group in results.groups.items():
         console.print(f"\n{label}", style="bold", markup=False)

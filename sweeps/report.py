@@ -1,44 +1,36 @@
-"""One self-contained HTML page per sweep: the answer, the held-out test, what to doubt, figures, runs, origin."""
+"""One self-contained HTML page per sweep: the answer, curves, runs, the held-out test, what to doubt, origin."""
 
-import base64
 import importlib.metadata
-import platform
-import sys
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
-from fitting import SweepFit, figures
-from fitting.power_law import PowerLaw
-from fitting.result import HeldOut
+from fitting import figures
+from sweeps.answer import AHEAD, answer
 from sweeps.config import SweepConfig, config_text
 from sweeps.folders import Folders
+from sweeps.origin import Origin, read_origin
+from sweeps.page_data import calculator_data, draws_in, why_no_calculator
+from sweeps.page_figures import Palette, inline_svg, svg_of
+from sweeps.page_tables import errors_table, groups_table, held_out_table, run_labels, runs_table
 from sweeps.results import Results
 from sweeps.secrets import redacted
 
-CAPTIONS = {
-    "isoflop_curves": "isoFLOP curves: validation loss against mean recurrence at each budget, with each minimum.",
-    "power_laws": "Best mean recurrence and best tokens against compute, with the fitted power laws.",
-    "test_time_curves": "Loss against the loops run at test time, with the fit of each model.",
-    "predicted_against_measured": "Predicted against measured loss; the held-out runs were never fitted.",
+FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
+"""Figures that show the fit without the largest budget, where there is one."""
+_NOTHING = {
+    False: "Nothing was fitted.",
+    True: "No law is fitted to all of these runs together: each group's page says what to doubt.",
 }
-_COLUMNS = {
-    "run_id": "run",
-    "status": "status",
-    "mean_recurrence": "µ",
-    "budget": "budget, FLOPs",
-    "flops": "spent, FLOPs",
-    "tokens": "tokens",
-    "steps": "steps",
-    "loss": "loss at T = µ, nats/token",
-    "bits_per_byte": "bits/byte",
-    "spectral_radius": "ρ(Ā)",
-    "seconds": "seconds",
-}
-_VERSIONS = ("torch", "ray", "mlflow", "numpy", "scipy", "pandas")
+_HERE = Path(__file__).parent
+_LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
 
 
 def write_report(
@@ -62,157 +54,144 @@ def write_report(
         command: how to make the page again.
         group: which of the sweep's groups of runs the page is about, None if all.
     """
-    fit, hold_out = results.fit, results.hold_out
-    drawn, not_drawn = _draw(folders.figures, table, fit, hold_out)
+    fit = results.fit
+    held = results.hold_out.held_out if results.hold_out else None
+    palette = Palette()
+    drawn, not_drawn = _draw(folders.figures, table, results, palette)
+    data = calculator_data(fit)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sweeps", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("sweeps", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
         name=sweep.name if group is None else f"{sweep.name}: {group}",
-        groups=[
-            {"label": label, "page": found.report.relative_to(folders.sweep).as_posix(), "answer": answer(found)[0]}
-            for label, found in results.groups.items()
-        ],
+        sweep_name=sweep.name,
+        target=folders.name,
+        is_group=folders.sweep.parent.name == "groups",
         simulated=sweep.simulation is not None,
-        runs=len(table),
+        runs=_counted(table),
         flops=float(table["flops"].sum()),
         accounting=sweep.accounting,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=importlib.metadata.version("isoloop"),
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")) + "\n" + palette.css(),
+        script=Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("calculator.js", "report.js"))),
+        data=None if data is None else htmlsafe_json_dumps(data, dumps=_dumps),
+        asked=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
+        largest=None if fit is None else f"{fit.fitted.flops[1]:.3g}".replace("e+", "e"),
+        why_no_calculator=why_no_calculator(fit),
+        draws=(0, 0) if fit is None else draws_in(fit),
         answer=answer(results),
-        held_out=None if hold_out is None or hold_out.held_out is None else _held_out(hold_out.held_out),
-        doubts=["Nothing was fitted."] if fit is None else fit.doubts,
+        groups=_groups(folders, results),
+        held_out=held,
+        held_out_runs=None if held is None else held_out_table(held),
+        errors=None if held is None else errors_table(held),
         why_no_hold_out=results.why_no_hold_out,
+        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.doubts,
+        doubts_of_hold_out=_other_doubts(results),
         figures=drawn,
         not_drawn=not_drawn,
-        table=_table(table),
+        table=runs_table(table),
         left_out=left_out,
         fit_text="" if fit is None else fit.report(),
-        origin=_origin(table, command),
+        origin=_versions(read_origin(folders, table["run_id"].astype(str))),
+        command=redacted(command),
         configuration=redacted(config_text(sweep)),
     )
-    folders.report.write_text(page)
+    folders.report.write_text(page, encoding="utf-8")
 
 
-def answer(results: Results) -> list[str]:
-    """The sweep's result in a few sentences, each number with its interval."""
-    fit, hold_out = results.fit, results.hold_out
-    if fit is None:
-        return [f"Not fitted: {results.why_no_fit}."]
-    lines = []
-    if fit.isoflop is not None and fit.isoflop.mean_recurrence_law and fit.isoflop.tokens_law:
-        mean, tokens = fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law
-        lines.append(
-            f"The best mean recurrence grows as C^{_exponent(mean)} and the best token count as C^{_exponent(tokens)} "
-            f"({fit.accounting} accounting; from the minima of the isoFLOP curves)."
-        )
-        flops = 2 * fit.fitted.flops[1]
-        lines.append(
-            f"For {flops:.3g} FLOPs, twice the largest fitted compute, that means a mean recurrence of "
-            f"{_at(mean, flops)} and {_at(tokens, flops)} tokens."
-        )
-        if fit.parabola_bias is not None:
-            bias = fit.parabola_bias
-            lines.append(
-                "Without the parabola's bias on skewed curves, as far as the training law holds: "
-                f"C^{_exponent(bias.axis_exponent.corrected)} and C^{_exponent(bias.tokens_exponent.corrected)}."
-            )
-    else:
-        reason = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
-        lines.append(f"The minima of the isoFLOP curves give no exponents: {reason}.")
-    if fit.training is not None:
-        values = ", ".join(
-            f"{p.name} = {p.value:.4g}" + (f" ({p.interval[0]:.4g} to {p.interval[1]:.4g})" if p.interval else "")
-            for p in fit.training.parameters
-        )
-        lines.append(f"Training law L(µ, D) = E + X N(µ)^-x + Y D^-y: {values}.")
-    if hold_out is not None and hold_out.held_out is not None:
-        held = hold_out.held_out
-        errors = "; ".join(f"{error.method} {error.mean_absolute_error:.2f}%" for error in held.errors)
-        lines.append(
-            f"Runs at the largest {held.column} ({held.value:.3g}), kept out of the fit and {held.times_beyond:.3g} "
-            f"times beyond it, were predicted with a mean absolute error of: {errors}."
-        )
-    if results.why_no_hold_out:
-        lines.append(f"Nothing was held out: {results.why_no_hold_out}.")
-    lines.append("Intervals are 95%, from refits to redrawn noise; docs/fitting.md has how often they cover.")
-    return lines
+def _dumps(data: Any, **options: Any) -> str:
+    return json.dumps(data, allow_nan=False, separators=(",", ":"), **options)
 
 
-def _at(law: PowerLaw, flops: float) -> str:
-    span = law.interval_at(flops)
-    return f"{law.at(flops):.3g}" + (f" ({span[0]:.3g} to {span[1]:.3g})" if span else "")
+def _counted(table: pd.DataFrame) -> str:
+    """How many runs there are, and how many of them didn't finish."""
+    counts = table["status"].value_counts()
+    rest = ", ".join(f"{counts[status]} {status}" for status in ("diverged", "failed") if counts.get(status))
+    return f"{len(table)} runs" + (f" ({rest})" if rest else "")
 
 
-def _exponent(law: PowerLaw) -> str:
-    said = f"{law.exponent:.3f}"
-    return f"{said} ({law.interval[0]:.3f} to {law.interval[1]:.3f})" if law.interval else said
+def _other_doubts(results: Results) -> list[str]:
+    """What is to be doubted of the fit without the largest budget alone."""
+    said = () if results.fit is None else results.fit.doubts
+    return [] if results.hold_out is None else [doubt for doubt in results.hold_out.doubts if doubt not in said]
+
+
+def _groups(folders: Folders, results: Results) -> dict[str, Any] | None:
+    if not results.groups:
+        return None
+    pages = {label: found.report.relative_to(folders.sweep).as_posix() for label, found in results.groups.items()}
+    compared = groups_table(results.groups, pages)
+    return {
+        "table": None if compared is None else compared[0],
+        "flops": None if compared is None else f"{compared[1]:.3g}",
+        "pages": pages,
+        "answers": {label: answer(found)[0] for label, found in results.groups.items()},
+    }
 
 
 def _draw(
-    folder: Path, table: pd.DataFrame, fit: SweepFit | None, hold_out: SweepFit | None
-) -> tuple[list[dict[str, str]], list[str]]:
-    """Draw the fit's figures; predicted against measured comes from the hold-out fit where there is one."""
-    if fit is None:
+    folder: Path, table: pd.DataFrame, results: Results, palette: Palette
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw the fit's figures; those about held-out runs come from the fit that held them out, where there is one."""
+    if results.fit is None:
         return [], []
-    drawn = figures.draw_all(table, fit, folder)
-    if hold_out is not None:
-        figures.draw_all(table, hold_out, folder / "hold-out")
+    skipped = dict(figures.draw_all(table, results.fit, folder).skipped)
+    drawn = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
+    for name in FROM_HOLD_OUT:
+        if results.hold_out is not None and not figures.nothing_to_show(name, results.hold_out):
+            drawn[name] = results.hold_out, folder / "hold-out"
+            figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
+            skipped.pop(name, None)
+    labels = run_labels(table)
     shown = []
-    for name, caption in CAPTIONS.items():
-        from_hold_out = folder / "hold-out" / f"{name}.svg"
-        measured = name == "predicted_against_measured" and hold_out is not None and from_hold_out.exists()
-        file = from_hold_out if measured else folder / f"{name}.svg"
-        if file.exists():
-            data = base64.b64encode(file.read_bytes()).decode()
-            shown.append({"source": f"data:image/svg+xml;base64,{data}", "caption": caption})
-    return shown, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in drawn.skipped]
+    for name in (name for name in figures.FIGURES if name in drawn):
+        fit, where = drawn[name]
+        # What a journal's column has room for, a phone has, too.
+        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN)
+        texts = {"wide": (where / f"{name}.svg").read_text(encoding="utf-8"), "narrow": svg_of(narrow)}
+        inlined = {
+            kind: inline_svg(text, name=f"{name}-{kind}", label=figures.ABOUT[name], palette=palette, runs=labels)
+            for kind, text in texts.items()
+        }
+        shown.append({"name": name, "caption": figures.ABOUT[name], **inlined})
+    return shown, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
 
 
-def _held_out(held: HeldOut) -> dict[str, Any]:
-    at_mean = [row for row in held.rows if row.recurrence == row.mean_recurrence]
+def _versions(origin: Origin) -> dict[str, Any]:
+    """The versions of runs and page side by side, and what is to be said of them."""
+    names = list(dict.fromkeys([*origin.facts, *origin.here]))
     rows = [
-        (
-            row.run_id,
-            row.method,
-            f"{row.mean_recurrence:g}",
-            f"{row.recurrence:g}",
-            f"{row.tokens:.3g}",
-            f"{row.predicted:.4f}",
-            "-" if row.interval is None else f"{row.interval[0]:.4f} to {row.interval[1]:.4f}",
-            f"{row.measured:.4f}",
-            f"{row.error:+.2f}%",
-        )
-        for row in sorted(at_mean, key=lambda row: (row.method, row.mean_recurrence))
+        {
+            "name": _LABELS.get(name, name),
+            "runs": _values(origin.facts.get(name, {}), origin.recorded) or "-",
+            "differs": name in origin.differ,
+            "here": origin.here.get(name, "-"),
+        }
+        for name in names
     ]
-    errors = [
-        f"Mean absolute error, {e.method}: {e.mean_absolute_error:.2f}% over {e.rows} losses." for e in held.errors
-    ]
-    return {"where": f"the largest {held.column}, {held.value:.3g}", "rows": rows, "errors": errors}
+    if not origin.recorded:
+        said = "No run's own record of its versions is in this output folder; those of this page are known."
+    else:
+        missing = origin.runs - origin.recorded
+        differ = ", ".join(_LABELS.get(name, name) for name in origin.differ)
+        said = f"The runs differ in: {differ}." if differ else "All runs were made with the same versions."
+        said += f" {missing} of {origin.runs} left no record here." if missing else ""
+    commits = list(origin.facts.get("commit", {}))
+    return {
+        "rows": rows,
+        "said": said,
+        "commit": commits[0] if len(commits) == 1 and len(commits[0]) == 40 else None,
+        "corpora": _values(origin.corpora, origin.runs),
+    }
 
 
-def _table(table: pd.DataFrame) -> dict[str, list]:
-    axes = [name for name in table.columns if "." in name or name in ("seed", "group")]
-    varied = [name for name in axes if name not in _COLUMNS and table[name].nunique(dropna=False) > 1]
-    names = [name for name in _COLUMNS if name in table.columns and table[name].notna().any()]
-    names[2:2] = varied
-    has_budgets = "budget" in table.columns and table["budget"].notna().any()
-    order = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"])
-    rows = [[_shown(value) for value in row] for row in order[names].itertuples(index=False)]
-    return {"columns": [_COLUMNS.get(name, name) for name in names], "rows": rows}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if pd.isna(value) else f"{value:.5g}"
-    return str(value)
-
-
-def _origin(table: pd.DataFrame, command: str) -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
-    return (
-        f"command    {redacted(command)}\n"
-        f"versions   isoloop {importlib.metadata.version('isoloop')}, Python {platform.python_version()}, {versions}\n"
-        f"machine    {platform.machine()} {sys.platform}\n"
-        f"runs       {' '.join(table['run_id'])}"
-    )
+def _values(counts: Mapping[str, int], runs: int) -> str:
+    """The one value of all runs, or each with how many runs have it."""
+    if len(counts) == 1 and next(iter(counts.values())) == runs:
+        return next(iter(counts))
+    return "; ".join(f"{value} ({count} {'run' if count == 1 else 'runs'})" for value, count in counts.items())

@@ -188,8 +188,8 @@ def test_report_can_be_made_again(published):
     page = folder / "isoloop-out/sweeps/parcae-140m-simulated/report.html"
     page.unlink()
     isoloop("report", "parcae-140m-simulated", "--draws", 40, cwd=folder)
-    assert "data:image/svg+xml;base64," in page.read_text()
-    assert "http://" not in page.read_text().replace("http://www.w3.org", "")
+    assert "<svg " in page.read_text()
+    assert "http://" not in page.read_text()
 
 
 @pytest.mark.parametrize(

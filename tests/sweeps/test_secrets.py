@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweeps import cli
 from sweeps.analysis import fit_and_report
 from sweeps.config import config_text
 from sweeps.errors import first_line
@@ -118,6 +119,11 @@ def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_data
         assert SECRET.encode() not in path.read_bytes(), path
     assert SECRET not in caplog.text
     assert yaml.safe_load(folders.config.read_text())["tracking"]["uri"] == redacted(uri)
+
+
+def test_the_command_on_a_page_can_be_given_again_and_has_no_secret(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["isoloop", "run", "my sweep.yaml", "--tracking-uri", f"http://ann:{SECRET}@host"])
+    assert cli._command() == "isoloop run 'my sweep.yaml' --tracking-uri 'http://***@host'"
 
 
 def test_the_command_says_no_secret(tmp_path):

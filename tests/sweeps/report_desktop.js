@@ -1,0 +1,51 @@
+// What a reader does on a large screen: the body of a function that in_page (browser.py) runs.
+const one = (selector) => document.querySelector(selector), text = (selector) => one(selector).textContent;
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+const found = { best: [text("#best-mu"), text("#best-loss"), text("#best-mu-interval")], notes: text("#best-notes") };
+const type = async (typed) => { one("#flops").value = typed; one("#flops").dispatchEvent(new Event("input")); await wait(300); };
+await type("2e");
+found.refused = [text("#flops-error"), one("#best").hidden];
+await type("4e18");
+found.inside = [text("#best-mu"), text("#best-source"), text("#flops-error"), one("#best-notes").children.length];
+one("[data-times='10']").click();
+found.times = [one("#flops").value, text("#best-source")];
+
+const heads = [...document.querySelectorAll("#runs-table thead th")];
+const column = (name) => heads.findIndex((head) => head.textContent.startsWith(name));
+const cells = (at) => [...document.querySelectorAll("#runs-table tbody tr")].map((row) => row.cells[at].textContent);
+found.sorts = heads.map((head) => head.getAttribute("aria-sort"));
+heads[column("loss")].querySelector("button").click();
+found.up = [heads[column("loss")].getAttribute("aria-sort"), cells(column("loss"))];
+heads[column("loss")].querySelector("button").click();
+found.down = [heads[column("loss")].getAttribute("aria-sort"), cells(column("loss"))];
+heads[column("run")].querySelector("button").focus();
+document.activeElement.click();
+found.byRun = cells(column("run"));
+
+const points = [...document.querySelectorAll("#figure-isoflop_curves .wide use[data-run]")];
+const at = (point, name, kind) => {
+  const box = point.getBoundingClientRect();
+  const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true, pointerType: kind };
+  point.dispatchEvent(new PointerEvent(name, where));
+};
+points[0].scrollIntoView({ block: "center" });
+await wait(100);
+at(points[3], "pointermove", "mouse");
+const card = one("#card");
+const facts = () => [...card.querySelectorAll("dt")].map((term) => [term.textContent, term.nextSibling.textContent]);
+found.hover = [points[3].dataset.run, card.hidden, facts(), one("tr.lit")?.dataset.run];
+const box = card.getBoundingClientRect();
+found.onScreen = box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight && box.width > 50;
+found.rings = document.querySelectorAll("#figure-isoflop_curves .wide .ring").length;
+one("#figure-isoflop_curves svg").dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
+found.left = [card.hidden, document.querySelectorAll(".ring, tr.lit").length];
+points[0].focus();
+points[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+found.keys = [document.activeElement.dataset.run, points[1].dataset.run, card.hidden, points[1].getAttribute("aria-label")];
+document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
+found.escaped = card.hidden;
+at(points[5], "click", "touch");
+found.tapped = [card.hidden, facts()[0][1], points[5].dataset.run, card.querySelector("a").getAttribute("href")];
+found.stops = points.filter((point) => point.getAttribute("tabindex") === "0").length;
+found.wide = document.documentElement.scrollWidth;
+return found;
