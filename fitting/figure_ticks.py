@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ Candidates = Callable[[float, float], list[list[float]]]
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CHARACTER = 0.62
 """Width of a character as a share of the font's size, a wide one's."""
-_LINE = 1.35
+_LINE, _ROW = 1.35, 1.05
+"""Heights of a label as shares of the font's size: with air about it, and without."""
 _STEPS = (
     (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
     (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
@@ -46,11 +48,21 @@ def decade_ticks(axis: Axis, *, text: Callable[[float], str] = power_of_ten) -> 
     _log_axis(axis, _round_numbers, text, all_or_none=True)
 
 
+def row_ticks(axis: Axis, labels: Mapping[float, str]) -> None:
+    """A linear axis with the labels at their places, from the top down those that have room."""
+    places = sorted(labels, reverse=True)
+
+    def text(value: float) -> str:
+        return labels.get(value, "")
+
+    axis.set_major_locator(_RoomyLocator(axis, lambda low, high: [places], text, at=lambda value: value, line=_ROW))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
 def _log_axis(axis: Any, candidates: Candidates, text: Callable[[float], str], *, all_or_none: bool) -> None:
-    across = axis is axis.axes.xaxis
     # Setting the scale puts its own locators in place, so it comes first.
-    axis.axes.set_xscale("log") if across else axis.axes.set_yscale("log")
-    axis.set_major_locator(_RoomyLocator(axis, across, candidates, text, all_or_none))
+    axis.axes.set_xscale("log") if axis is axis.axes.xaxis else axis.axes.set_yscale("log")
+    axis.set_major_locator(_RoomyLocator(axis, candidates, text, all_or_none=all_or_none))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
@@ -60,10 +72,18 @@ class _RoomyLocator(Locator):
     """Of several lists of ticks the first whose labels all have room; or of one list, those that have."""
 
     def __init__(
-        self, axis: Any, across: bool, candidates: Candidates, text: Callable[[float], str], all_or_none: bool
+        self,
+        axis: Any,
+        candidates: Candidates,
+        text: Callable[[float], str],
+        *,
+        all_or_none: bool = False,
+        at: Callable[[float], float] = math.log,
+        line: float = _LINE,
     ) -> None:
-        self.of, self.across, self.candidates = axis, across, candidates
-        self.text, self.all_or_none = text, all_or_none
+        self.of, self.across = axis, axis is axis.axes.xaxis
+        self.candidates, self.text, self.all_or_none = candidates, text, all_or_none
+        self.at, self.line = at, line
 
     def __call__(self) -> list[float]:
         """The ticks at the axis's present limits and size."""
@@ -74,13 +94,14 @@ class _RoomyLocator(Locator):
         """The ticks between two limits."""
         window = self.of.axes.get_window_extent()
         points = (window.width if self.across else window.height) * 72 / self.of.axes.figure.dpi
-        per_unit = points / np.log(vmax / vmin)
+        low, high = self.at(vmin), self.at(vmax)
+        per_unit, rounding = points / (high - low), 1e-9 * (high - low)
         kept: list[float] = []
         for values in self.candidates(vmin, vmax):
-            inside = [value for value in values if vmin * (1 - 1e-9) <= value <= vmax * (1 + 1e-9)]
+            inside = [value for value in values if low - rounding <= self.at(value) <= high + rounding]
             kept = []
             for value in inside:
-                if all(abs(np.log(value / other)) * per_unit >= self._room(value, other) for other in kept):
+                if all(abs(self.at(value) - self.at(other)) * per_unit >= self._room(value, other) for other in kept):
                     kept.append(value)
             if not self.all_or_none or len(kept) == len(inside):
                 break
@@ -90,7 +111,7 @@ class _RoomyLocator(Locator):
         """Points between the centres of two labels, at least."""
         size = float(self.of.get_major_ticks(1)[0].label1.get_size())
         if not self.across:
-            return _LINE * size
+            return self.line * size
         return _CHARACTER * size * (len(self.text(one)) + len(self.text(other))) / 2 + 0.4 * size
 
 

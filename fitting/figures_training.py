@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fitting.figure_legend import band_handle, bar_handle, mark_handle, place_legend, series_handle, set_title
 from fitting.figure_style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten
+from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten, row_ticks
 from fitting.law_fit import LawFit
 from fitting.laws import TrainingLaw
 from fitting.result import SweepFit
@@ -120,7 +120,7 @@ def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None
                 error, y, ids = part.error[these], part.y[these], part.run_ids[these]
                 run_points(axes, error, y, ids, colour=colour, marker=marker, hollow=hollow, size=size)
     axes.axvline(0.0, color=INK, lw=0.8, zorder=1)
-    axes.set_yticks([y for y, _ in labels], [text for _, text in labels])
+    row_ticks(axes.yaxis, dict(labels))
     axes.grid(axis="y", visible=False)
     axes.set_ylim(parts[-1].bottom, parts[0].top + 1.5)
     axes.set(xlabel="predicted / measured - 1 (%)", ylabel="mean recurrence µ of the run (loops)")

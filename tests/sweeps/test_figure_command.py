@@ -14,7 +14,7 @@ def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     sweep = folder / "sweeps" / "small"
     sweep.mkdir(parents=True)
-    table = simulate_table(budgets=(1e18, 2e18, 4e18), mean_recurrences=(1, 2, 4, 8), recurrences=(1, 4, 8))
+    table = simulate_table(budgets=(1e18, 2e18, 4e18), mean_recurrences=(1, 2, 4, 8), recurrences=(1, 2, 4, 8))
     table.to_csv(sweep / "runs.csv", index=False)
     table.to_csv(folder / "mine.csv", index=False)
     text = fit_sweep(table, name="small", draws=0).to_json()
