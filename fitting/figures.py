@@ -15,25 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from fitting.figure_style import ACCENT, BLUE, INK, MUTED, STYLE, ordered_colours, run_points, save_figure
 from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.table import finished_rows, law_data, test_time_law_data
 
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "isoloop",
-}
-_INK, _ACCENT, _MUTED = "#222222", "#d55e00", "#767676"
 _CURVE_POINTS = 200
 _HEADROOM = 2.0
 
@@ -47,13 +33,14 @@ class Drawn:
 
 
 def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> Drawn:
-    """Draw every figure that has something to show into `folder`, as PNG (150 dpi) and SVG each.
+    """Draw every figure that has something to show into `folder`, as PNG, SVG and PDF each.
 
     `table` is the checked table of the fit, held-out runs included.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths, skipped = [], []
+    paths: list[Path] = []
+    skipped: list[tuple[str, str]] = []
     for name, (size, draw) in FIGURES.items():
         reason = _nothing_to_show(name, table, fit)
         if reason:
@@ -63,11 +50,7 @@ def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> Drawn:
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure, table, fit)
-            for suffix in (".png", ".svg"):
-                path = folder / f"{name}{suffix}"
-                # No date: the same fit gives the same file.
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
-                paths.append(path)
+        paths += save_figure(figure, folder, name)
     return Drawn(paths=tuple(paths), skipped=tuple(skipped))
 
 
@@ -86,8 +69,8 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     for budget in reversed(budgets):
         points = runs[runs["budget"] == budget].sort_values("mean_recurrence")
         held = fit.held_out is not None and budget not in [minimum.budget for minimum in minima]
-        axes.plot(
-            points["mean_recurrence"], points["loss"], "o", color=colours[budget], mfc="none" if held else None, ms=5
+        run_points(
+            axes, points["mean_recurrence"], points["loss"], points["run_id"], colour=colours[budget], hollow=held
         )
         handles.append(Line2D([], [], color=colours[budget], marker="o", ms=5, mfc="none" if held else None))
         handles[-1].set_label(f"{_power_of_ten(budget)} FLOPs{', held out' if held else ''}")
@@ -103,9 +86,9 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
             at = float(np.clip(vertex, log_mu[0], log_mu[-1]))
             face = colours[minimum.budget] if minimum.included else "white"
             _star(axes, np.exp(at), float(np.polyval(minimum.curve, at)), face, colours[minimum.budget])
-    handles.append(Line2D([], [], ls="", marker="*", ms=12, mfc=_INK, mec=_INK, label="minimum"))
+    handles.append(Line2D([], [], ls="", marker="*", ms=12, mfc=INK, mec=INK, label="minimum"))
     if any(not minimum.included for minimum in minima):
-        handles.append(Line2D([], [], ls="", marker="*", ms=12, mfc="white", mec=_INK, label="at the edge: left out"))
+        handles.append(Line2D([], [], ls="", marker="*", ms=12, mfc="white", mec=INK, label="at the edge: left out"))
     _log_ticks(axes, grid)
     axes.set(xlabel="mean recurrence µ (loops)", ylabel="validation loss at T = µ (nats per token)")
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -125,10 +108,10 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
     included = [minimum for minimum in fit.isoflop.minima if minimum.included]
     budgets = np.array([minimum.budget for minimum in fit.isoflop.minima])
     compute = np.geomspace(budgets.min() / 1.3, budgets.max() * 1.3, 60)
-    axes.plot(compute, [law.at(budget) for budget in compute], color=_INK, lw=1.5)
+    axes.plot(compute, [law.at(budget) for budget in compute], color=INK, lw=1.5)
     if law.draws:
         band = np.array([law.interval_at(budget) for budget in compute])
-        axes.fill_between(compute, band[:, 0], band[:, 1], color=_INK, alpha=0.12, lw=0)
+        axes.fill_between(compute, band[:, 0], band[:, 1], color=INK, alpha=0.12, lw=0)
     middles = []
     for minimum in included:
         assert minimum.mean_recurrence is not None
@@ -136,16 +119,16 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
         low, middle, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
         middles.append(middle)
         axes.errorbar(
-            minimum.budget, middle, [[middle - low], [high - middle]], fmt="o", color=_ACCENT, ms=5, capsize=3, lw=1.2
+            minimum.budget, middle, [[middle - low], [high - middle]], fmt="o", color=ACCENT, ms=5, capsize=3, lw=1.2
         )
     symbol, quantity = ("D", "best training length D* (tokens)") if tokens else ("µ", "best mean recurrence µ* (loops)")
     said = _exponent(symbol, law)
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
         corrected = (bias.tokens_exponent if tokens else bias.axis_exponent).corrected
-        axes.plot(compute, [corrected.at(budget) for budget in compute], color=_MUTED, lw=1.2, ls="--")
+        axes.plot(compute, [corrected.at(budget) for budget in compute], color=MUTED, lw=1.2, ls="--")
         said += f"\nbroken line, without the\nparabola's bias: {corrected.exponent:.3f}"
-    axes.text(0.04, 0.95, said, transform=axes.transAxes, va="top", color=_INK)
+    axes.text(0.04, 0.95, said, transform=axes.transAxes, va="top", color=INK)
     axes.set(xscale="log", yscale="log", xlabel="compute C (FLOPs)", ylabel=quantity)
     if not tokens:
         axes.yaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]))
@@ -201,17 +184,17 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     held = np.array([run_id in held_ids for run_id in data["run_id"]])
     ends = np.array([min(predicted.min(), measured.min()), max(predicted.max(), measured.max())])
     ends += 0.05 * np.ptp(ends) * np.array([-1, 1])
-    axes.plot(ends, ends, color=_MUTED, lw=1)
+    axes.plot(ends, ends, color=MUTED, lw=1)
     error = 100 * np.abs(predicted / measured - 1)
-    axes.plot(
-        measured[~held], predicted[~held], "o", color="#0072b2", ms=5, label=f"fitted: {error[~held].mean():.2g}%"
-    )
+    said = f"fitted: {error[~held].mean():.2g}%"
+    run_points(axes, measured[~held], predicted[~held], data["run_id"][~held], colour=BLUE, label=said)
     if held.any():
         label = f"held out: {error[held].mean():.2g}%"
         bounds = fit.training.loss_interval({name: values[held] for name, values in data.items()})
         if bounds is not None:
-            axes.vlines(measured[held], *bounds, color=_ACCENT, lw=1.2)
-        axes.plot(measured[held], predicted[held], "D", color=_ACCENT, ms=5.5, mfc="white", mew=1.5, label=label)
+            axes.vlines(measured[held], *bounds, color=ACCENT, lw=1.2)
+        ids = data["run_id"][held]
+        run_points(axes, measured[held], predicted[held], ids, colour=ACCENT, marker="D", hollow=True, label=label)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -262,12 +245,7 @@ def _largest_fitted(table: pd.DataFrame, fit: SweepFit) -> tuple[str, float, set
 
 
 def _title(axes: Axes, text: str, fit: SweepFit) -> None:
-    axes.set_title(f"{text} - simulated" if fit.simulated else text, loc="left", color=_INK)
-
-
-def ordered_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Ordered colours that keep their order in grey and for the colour-blind."""
-    return [tuple(colour) for colour in mpl.colormaps["viridis"](np.linspace(0.0, 0.88, max(count, 1)))][:count]
+    axes.set_title(f"{text} - simulated" if fit.simulated else text, loc="left", color=INK)
 
 
 def _star(axes: Axes, x: float, y: float, face: object, edge: object) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fitting.figures import STYLE, ordered_colours
+from fitting.figure_style import STYLE, ordered_colours
 from sweeps.stability import Curve, StabilityRun, StabilityStudy
 
 NAME = "stability"

@@ -85,6 +85,7 @@ ORDER = {
         "predict",
         "doubts",
         "sweep_fit",
+        "figure_style",
         "figures",
     ],
     "sweeps": [

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from matplotlib.figure import Figure
 
-from fitting import PUBLISHED_TRUTH, figures, fit_sweep, simulate_table
+from fitting import PUBLISHED_TRUTH, figure_style, figures, fit_sweep, simulate_table
 
 NAMES = ["isoflop_curves", "power_laws", "test_time_curves", "predicted_against_measured"]
 
@@ -21,20 +21,22 @@ def fit(table):
     return fit_sweep(table, name="figures", hold_out_largest_budget=True, draws=40)
 
 
-def test_all_figures_are_written_twice(table, fit, tmp_path):
+def test_all_figures_are_written_thrice(table, fit, tmp_path):
     drawn = figures.draw_all(table, fit, tmp_path / "figures")
     assert drawn.skipped == ()
-    assert [path.name for path in drawn.paths] == [f"{name}{suffix}" for name in NAMES for suffix in (".png", ".svg")]
+    assert [path.name for path in drawn.paths] == [
+        f"{name}{suffix}" for name in NAMES for suffix in figure_style.SUFFIXES
+    ]
     for path in drawn.paths:
         assert path.stat().st_size > 5000
-    for path in drawn.paths[1::2]:
+    for path in drawn.paths[1::3]:
         assert "simulated" in path.read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_shown_is_skipped_with_its_reason(tmp_path):
     table = simulate_table(budgets=(1e18, 2e18), mean_recurrences=(1, 2), recurrences=(1, 2, 3, 4))
     drawn = figures.draw_all(table, fit_sweep(table, name="tiny", draws=0), tmp_path)
-    assert [path.stem for path in drawn.paths] == ["isoflop_curves"] * 2 + ["test_time_curves"] * 2
+    assert [path.stem for path in drawn.paths] == ["isoflop_curves"] * 3 + ["test_time_curves"] * 3
     assert {name: reason[:24] for name, reason in drawn.skipped} == {
         "power_laws": "power laws need 2 budget",
         "predicted_against_measured": "the training law has 5 p",

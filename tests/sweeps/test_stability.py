@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fitting import simulate_table
-from fitting.figures import STYLE
+from fitting.figure_style import STYLE
 from sweeps.analysis import store_stability
 from sweeps.config import config_text
 from sweeps.folders import Folders
