@@ -2,8 +2,10 @@
 
 from fitting.catalogue import LAWS, law_named
 from fitting.choice import Choice, choose, choose_table
+from fitting.compared_sweep import ComparedSweep
 from fitting.cost import AnyCost, CostModel, DenseCost
 from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
+from fitting.difference import Difference
 from fitting.estimate import Estimate, fit_law
 from fitting.holdout import Comparison, LawMethod, compare
 from fitting.isoflop import Disagreement, IndependentTokens, IsoflopFit, Minimum, fit_isoflop, predict_from_minima
@@ -28,6 +30,7 @@ from fitting.simulate import (
     published_cost_model,
     simulate_table,
 )
+from fitting.sweep_comparison import SweepComparison, compare_sweeps
 from fitting.sweep_fit import fit_sweep
 from fitting.table import (
     ACCOUNTINGS,
@@ -58,9 +61,11 @@ __all__ = [
     "BudgetBias",
     "ChinchillaLaw",
     "Choice",
+    "ComparedSweep",
     "Comparison",
     "CostModel",
     "DenseCost",
+    "Difference",
     "Disagreement",
     "Estimate",
     "ExponentBias",
@@ -83,6 +88,7 @@ __all__ = [
     "Prediction",
     "Profile",
     "SixParameterLaw",
+    "SweepComparison",
     "SweepFit",
     "TestTimeLaw",
     "TrainingLaw",
@@ -94,6 +100,7 @@ __all__ = [
     "choose",
     "choose_table",
     "compare",
+    "compare_sweeps",
     "draw_losses",
     "estimate_law",
     "fit_isoflop",

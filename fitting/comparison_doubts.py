@@ -32,7 +32,7 @@ def comparison_doubts(
         said.append(f"{which} simulated: drawn from a law, not trained.")
     said += _shared_runs(a, b)
     said += _counting(a, b, refused)
-    said += _ranges(a, b, computes)
+    said += _ranges(a, b, [flops for flops in computes if any(one.flops == flops for one in differences)])
     if a.fit is not None and b.fit is not None:
         said += _fits(a.fit, b.fit)
     of_fits = [one for one in differences if one.section in SECTIONS]

@@ -11,7 +11,7 @@ from fitting.difference import Difference, Measured, minus
 from fitting.isoflop import IsoflopFit
 from fitting.table import finished_rows
 
-BEST_RUNS = "Best runs measured at equal FLOPs (which mu, of how many)"
+BEST_RUNS = "Best runs measured at equal FLOPs"
 LEAST_LOSSES = "Least losses of the isoFLOP curves at equal FLOPs"
 _SAME_BUDGET = 0.01
 _LOSS = "nats per token"
@@ -123,4 +123,4 @@ def _scatter_of_seeds(runs: pd.DataFrame) -> tuple[float | None, int]:
 
 def _cells(best: BestRun) -> str:
     several = f", {best.seeds} seeds" if best.seeds > 1 else ""
-    return f"mu = {best.mean_recurrence:g} of {best.cells}{several}"
+    return f"mu = {best.mean_recurrence:g}, best of {best.cells}{several}"
