@@ -9,7 +9,7 @@ import numpy as np
 from fitting.compared_numbers import SECTIONS
 from fitting.compared_sweep import ComparedSweep
 from fitting.difference import Difference
-from fitting.equal_flops import BEST_RUNS
+from fitting.equal_flops import BEST_RUNS, SAME_BUDGET
 from fitting.result import SweepFit
 from fitting.table import finished_rows
 
@@ -115,6 +115,15 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
                 "of the other."
             )
             break
+    budgets = [[minimum.budget for minimum in fit.isoflop.included] if fit.isoflop else [] for fit in (a, b)]
+    if all(budgets) and not (
+        len(budgets[0]) == len(budgets[1]) and np.allclose(budgets[0], budgets[1], rtol=SAME_BUDGET)
+    ):
+        counted = [f"{len(of_fit)} budgets, {of_fit[0]:.3g} to {of_fit[-1]:.3g}" for of_fit in budgets]
+        said.append(
+            f"The power laws rest on other budgets (A: {counted[0]}; B: {counted[1]}): minima follow a power law only "
+            "nearly, so the exponents of two ranges differ without any noise, which no interval here holds."
+        )
     if a.cost_model.mean_recurrences != b.cost_model.mean_recurrences:
         grids = [", ".join(f"{mu:g}" for mu in fit.cost_model.mean_recurrences) for fit in (a, b)]
         said.append(
@@ -127,6 +136,8 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
             f"The training laws were fitted in two ways: A by {' '.join(ways[0] or ())}, B by "
             f"{' '.join(ways[1] or ())}."
         )
+    if a.doubts or b.doubts:
+        said.append(f"Each fit has doubts of its own (A: {len(a.doubts)}, B: {len(b.doubts)}): read its report.")
     return said
 
 

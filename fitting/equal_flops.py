@@ -13,7 +13,7 @@ from fitting.table import finished_rows
 
 BEST_RUNS = "Best runs measured at equal FLOPs"
 LEAST_LOSSES = "Least losses of the isoFLOP curves at equal FLOPs"
-_SAME_BUDGET = 0.01
+SAME_BUDGET = 0.01
 _LOSS = "nats per token"
 
 
@@ -57,7 +57,7 @@ def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
 
 def shared_budgets(first: dict[float, BestRun], second: dict[float, BestRun]) -> list[tuple[float, float]]:
     """Budgets that both have, within 1%: (first's, second's), growing."""
-    return [(one, other) for one in sorted(first) for other in sorted(second) if abs(other / one - 1) <= _SAME_BUDGET]
+    return [(one, other) for one in sorted(first) for other in sorted(second) if abs(other / one - 1) <= SAME_BUDGET]
 
 
 def compare_best_runs(first: dict[float, BestRun], second: dict[float, BestRun]) -> list[Difference]:
@@ -78,7 +78,7 @@ def compare_least_losses(first: IsoflopFit, second: IsoflopFit) -> list[Differen
     found = []
     for one in first.included:
         for other in second.included:
-            if abs(other.budget / one.budget - 1) > _SAME_BUDGET or one.loss is None or other.loss is None:
+            if abs(other.budget / one.budget - 1) > SAME_BUDGET or one.loss is None or other.loss is None:
                 continue
             a = Measured(value=one.loss, error=one.loss_error, freedom=max(first.noise_freedom, 1))
             b = Measured(value=other.loss, error=other.loss_error, freedom=max(second.noise_freedom, 1))

@@ -171,6 +171,14 @@ def test_shared_runs_are_said(one):
     assert any(doubt.startswith("10 runs are in both sweeps") for doubt in found.doubts)
 
 
+def test_power_laws_over_other_budgets_are_said(one):
+    """Without any noise, the exponents of two ranges of budgets differ: their intervals know nothing of it."""
+    part = sweep(NOISY, 4, "part", budgets=GRID["budgets"][1:])
+    said = " ".join(compare_sweeps(one, part).doubts)
+    assert "rest on other budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in said
+    assert "Each fit has doubts of its own" in said
+
+
 def test_ranges_that_do_not_meet_are_said(one):
     found = compare_sweeps(
         one, sweep(NOISY, 6, "large", budgets=(64e18, 128e18, 256e18), mean_recurrences=(4, 8, 16, 24))
