@@ -31,6 +31,7 @@ _ASIDE = (0.98, 1.02)
 _FARTHEST = 20.0
 _SHORT = {"exponent of mu*": "γµ", "exponent of D*": "γD", ", without the parabola's bias": ", without bias"}
 _MOST_BUDGETS = 8
+_SHORT_RATIO = 2.0
 _SIZE = (7.2, 5.4)
 
 Pair = tuple[ComparedSweep, ComparedSweep]
@@ -165,13 +166,15 @@ def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) 
     axes.set_xlabel("B / A" if ratio else f"B − A{unit}{better}")
     if ratio:
         axes.set_xscale("log")
-        ends = np.array([[one.change, *(one.interval or ())][i] for one in differences for i in (0, -1)], dtype=float)
-        wide = ends.max() / ends.min() > 8
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low, high = axes.get_xlim()
+        if high / low > _SHORT_RATIO:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
 def _laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:

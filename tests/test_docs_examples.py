@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import typer.main
 import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sweeps.cli import app
@@ -156,7 +157,7 @@ def test_a_block_of_ones_own_trains(spec, corpus, tmp_path, monkeypatch):
     model.initialise(0)
     # The FLOPs that `cost` stands for, against torch's own counter.
     loops, tokens = loop_cost(config, "exact"), 2 * config.context
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         evaluate(model, np.zeros((2, config.context + 1), dtype=np.int64), [1])
     forward = loops.flops_per_token(1.0, 0.0) - 2 / 3 * loops.flops_per_token(0.0, 0.0)
     assert counter.get_total_flops() == pytest.approx(forward * tokens)
