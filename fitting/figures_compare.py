@@ -12,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from fitting.compared_numbers import BEST_MODEL, LAW_SECTIONS, POWER_LAWS
 from fitting.compared_sweep import ComparedSweep
 from fitting.difference import Difference
 from fitting.equal_flops import BEST_RUNS, LEAST_LOSSES, best_runs
 from fitting.figure_style import ACCENT, BAND, BLUE, INK, STYLE, run_points, save_figure
+from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten
 from fitting.power_law import PowerLaw
 from fitting.sweep_comparison import SweepComparison
 
@@ -111,15 +112,13 @@ def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             bars = [[best - least], [most - best]]
             axes.errorbar(minimum.budget * aside, best, bars, fmt=marker, color=colour, capsize=2, lw=0.9)
             shown.append(float(best))
-    axes.set(xscale="log", yscale="log", xlabel="compute C (FLOPs)")
+    axes.set_xlabel("compute C (FLOPs)")
     axes.set_ylabel("best training length D* (tokens)" if tokens else "best mean recurrence µ* (loops)")
+    decade_ticks(axes.xaxis)
     if tokens:
-        _power_ticks(axes.yaxis, max(shown) / min(shown))
+        decade_ticks(axes.yaxis)
     else:
-        axes.yaxis.set_major_locator(FixedLocator(_RECURRENCES))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    _compute_axis(axes, pair)
+        grid_ticks(axes.yaxis, _RECURRENCES)
     # A band that says nothing must not press everything else flat.
     axes.set_ylim(min(shown) / _HEADROOM, max(shown) * _HEADROOM)
 
@@ -142,8 +141,8 @@ def draw_best_runs(axes: Axes, pair: Pair) -> None:
         for budget, loss in zip(budgets, losses, strict=True):
             if loss.interval is not None:
                 axes.plot([budget, budget], loss.interval, color=colour, lw=0.9)
-    axes.set(xscale="log", xlabel="compute C (FLOPs)", ylabel="best run's loss (nats per token)")
-    _compute_axis(axes, pair)
+    axes.set(xlabel="compute C (FLOPs)", ylabel="best run's loss (nats per token)")
+    decade_ticks(axes.xaxis)
 
 
 def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) -> None:
@@ -165,16 +164,11 @@ def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) 
     better = "\nleft of the line: B is better" if units == {"nats per token"} else ""
     axes.set_xlabel("B / A" if ratio else f"B − A{unit}{better}")
     if ratio:
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        if high / low > _SHORT_RATIO:
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
+        decade_ticks(axes.xaxis, text=lambda value: f"{value:g}")
+    low, high = axes.get_xlim()
+    if not ratio or high / low < _SHORT_RATIO:  # so short a log axis has no round numbers in it
         axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
 def _laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
@@ -216,23 +210,4 @@ def _label(one: Difference) -> str:
         name = "law"
     if one.section == BEST_RUNS:
         name = "run"
-    return name if one.flops is None else f"{name}, {_power_of_ten(one.flops)}"
-
-
-def _compute_axis(axes: Axes, pair: Pair) -> None:
-    computes = [end for sweep in pair for end in sweep.computes]
-    _power_ticks(axes.xaxis, max(computes) / min(computes))
-
-
-def _power_ticks(axis: mpl.axis.Axis, range_: float) -> None:
-    """Labels at powers of ten, and between them where the range is short."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if range_ < 30 else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_ten(value)))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(NullLocator())
-
-
-def _power_of_ten(value: float) -> str:
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    factor = f"{value / 10.0**exponent:.3g}"
-    return rf"$10^{{{exponent}}}$" if factor == "1" else rf"${factor} \times 10^{{{exponent}}}$"
+    return name if one.flops is None else f"{name}, {power_of_ten(one.flops)}"

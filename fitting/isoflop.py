@@ -176,6 +176,11 @@ def predict_from_minima(fit: IsoflopFit, budget: ArrayLike, axis_value: ArrayLik
     return np.asarray(law.at(budget) + np.exp(fit.curvature_law.log_at(budget)) * offset**2)
 
 
+def isoflop_curves(table: pd.DataFrame, axis: str) -> list[Curve]:
+    """The points of each budget's curve along `axis`, by growing budget; raises ValueError without budgets."""
+    return _curves(_rows(table, axis), axis)
+
+
 def _rows(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     """The rows that have a budget; the loss is missing where the run did not finish."""
     if "budget" not in table or table["budget"].isna().all():

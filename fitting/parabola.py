@@ -70,6 +70,10 @@ class Curve:
         x = self.vertex(coefficients) - self.centre
         return np.asarray(coefficients[..., 0] * x**2 + coefficients[..., 1] * x + coefficients[..., 2])
 
+    def errors(self, log_axis: np.ndarray) -> np.ndarray:
+        """Standard error of the parabola at `log_axis` (n,), for losses of unit noise: (n,)."""
+        return np.asarray(np.linalg.norm(np.vander(log_axis - self.centre, 3) @ self.solver, axis=1))
+
     def slopes(self) -> np.ndarray:
         """How vertex, minimal loss and log curvature answer to each loss: (3, points), of a curve that has a vertex.
 

@@ -9,6 +9,7 @@ import typer
 
 from sweeps.compare_command import compare
 from sweeps.console import fit_progress, new_console, print_results, progress_bar
+from sweeps.figure_command import figure
 from sweeps.folders import folders_of
 from sweeps.law_commands import choose, fit, predict
 from sweeps.options import (
@@ -45,7 +46,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="Prepare the text that sweeps are trained on.", no_args_is_help=True)
 app.add_typer(data, name="data")
-for command in (tune, fit, choose, predict, compare):
+for command in (tune, fit, choose, predict, compare, figure):
     app.command()(command)
 
 

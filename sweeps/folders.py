@@ -49,7 +49,7 @@ class Folders:
 
     @property
     def figures(self) -> Path:
-        """Figures as PNG and SVG."""
+        """Figures as PNG, SVG and PDF."""
         return self.sweep / "figures"
 
     @property

@@ -263,7 +263,8 @@ def test_out_that_cannot_be_written(tmp_path):
 
 
 def test_help_and_version(tmp_path):
-    for command in ([], ["plan"], ["run"], ["fit"], ["choose"], ["compare"], ["predict"], ["report"], ["presets"]):
+    commands = ("plan", "run", "fit", "choose", "compare", "predict", "figure", "report", "presets")
+    for command in ([], *([name] for name in commands)):
         assert "Usage" in isoloop(*command, "--help", cwd=tmp_path).stdout
     assert isoloop("--version", cwd=tmp_path).stdout.startswith("isoloop ")
     assert "demo" in isoloop("presets", cwd=tmp_path).stdout

@@ -22,6 +22,7 @@ from fitting import (
     published_cost_model,
     simulate_table,
 )
+from fitting.isoflop import isoflop_curves
 from fitting.isoflop_report import isoflop_text
 
 COST = published_cost_model()
@@ -346,3 +347,12 @@ def test_everything_is_stored_and_read_back():
     back = SweepFit.from_json(fit.to_json())
     assert back.isoflop == isoflop
     assert back.report() == fit.report()
+
+
+def test_the_error_of_a_parabola_is_what_refits_scatter_by():
+    (curve,) = isoflop_curves(parabolas({1e18: 2.5}), "mean_recurrence")
+    at = np.log([1.0, 3.0, 12.0])
+    rng = np.random.default_rng(0)
+    losses = curve.loss + 1e-3 * rng.standard_normal((4000, len(curve.loss)))
+    refits = np.array([np.polyval(np.polyfit(curve.log_axis, one, 2), at) for one in losses])
+    assert refits.std(axis=0) / 1e-3 == pytest.approx(curve.errors(at), rel=0.05)
