@@ -2,8 +2,10 @@
 
 from fitting.catalogue import LAWS, law_named
 from fitting.choice import Choice, choose, choose_table
+from fitting.compared_sweep import ComparedSweep
 from fitting.cost import AnyCost, CostModel, DenseCost
 from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
+from fitting.difference import Difference
 from fitting.estimate import Estimate, fit_law
 from fitting.holdout import Comparison, LawMethod, compare
 from fitting.isoflop import Disagreement, IndependentTokens, IsoflopFit, Minimum, fit_isoflop, predict_from_minima
@@ -29,6 +31,7 @@ from fitting.simulate import (
     published_cost_model,
     simulate_table,
 )
+from fitting.sweep_comparison import SweepComparison, compare_sweeps
 from fitting.sweep_fit import fit_sweep
 from fitting.table import (
     ACCOUNTINGS,
@@ -60,9 +63,11 @@ __all__ = [
     "BudgetOptimum",
     "ChinchillaLaw",
     "Choice",
+    "ComparedSweep",
     "Comparison",
     "CostModel",
     "DenseCost",
+    "Difference",
     "Disagreement",
     "Estimate",
     "ExponentBias",
@@ -86,6 +91,7 @@ __all__ = [
     "Prediction",
     "Profile",
     "SixParameterLaw",
+    "SweepComparison",
     "SweepFit",
     "TestTimeLaw",
     "TrainingLaw",
@@ -97,6 +103,7 @@ __all__ = [
     "choose",
     "choose_table",
     "compare",
+    "compare_sweeps",
     "draw_losses",
     "estimate_law",
     "exponent_shift",

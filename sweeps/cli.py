@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sweeps.compare_command import compare
 from sweeps.console import fit_progress, new_console, print_results, progress_bar
 from sweeps.figure_command import figure
 from sweeps.folders import folders_of
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="Prepare the text that sweeps are trained on.", no_args_is_help=True)
 app.add_typer(data, name="data")
-for command in (tune, fit, choose, predict, figure):
+for command in (tune, fit, choose, predict, compare, figure):
     app.command()(command)
 
 

@@ -170,6 +170,38 @@ def test_laws_are_compared_on_a_sweep_and_on_a_table_of_dense_models(published, 
     assert "use 'isoloop choose points.csv'" in isoloop("fit", "points.csv", cwd=tmp_path, check=2).stderr
 
 
+def test_two_sweeps_are_compared(published, tmp_path):
+    """A sweep, and the table of its largest budgets: the report, its files, and what is to be doubted."""
+    folder, _ = published
+    table = pd.read_csv(folder / "isoloop-out/sweeps/parcae-140m-simulated/runs.csv")
+    table[table["budget"] > 1e18].to_csv(tmp_path / "large.csv", index=False)
+    ask = ["compare", "parcae-140m-simulated", tmp_path / "large.csv", "--draws", 40, "--flops", "3e18"]
+    said = isoloop(*ask, "--to", tmp_path / "found", cwd=folder).stdout
+    for words in ("isoFLOP power laws", "exponent of mu*", "at 3e+18 FLOPs", "35 runs are in both", "Which is better"):
+        assert words in said
+    names = {"compare.txt", "compare.json", "compare.png", "compare.svg", "compare.pdf"}
+    assert {path.name for path in (tmp_path / "found").iterdir()} == names
+    assert (tmp_path / "found/compare.txt").read_text() in said
+    assert json.loads((tmp_path / "found/compare.json").read_text())["computes"] == [3e18]
+    fit = folder / "isoloop-out/sweeps/parcae-140m-simulated/fit.json"
+    isoloop("compare", fit, fit, cwd=folder)
+    assert [path.name for path in (folder / "isoloop-out/compared").iterdir()] == [
+        "parcae-140m-simulated-to-parcae-140m-simulated"
+    ]
+    other = table.assign(accounting="parcae-release")
+    other.to_csv(tmp_path / "other.csv", index=False)
+    said = isoloop("compare", fit, tmp_path / "other.csv", "--draws", 20, cwd=folder, check=2).stderr
+    assert "must count FLOPs alike" in said
+
+
+def test_sweeps_too_small_for_laws_are_compared_by_their_runs(work, ran):
+    said = isoloop("compare", "two-by-two", "sweep.yaml", "--out", "out", "--draws", 20, cwd=work).stdout
+    assert "Best runs measured at equal FLOPs" in said
+    assert "The same runs are in both sweeps" in said
+    stored = json.loads((work / "out/compared/two-by-two-to-two-by-two/compare.json").read_text())
+    assert stored["first"]["validation"].startswith("32 sequences of 32 tokens of the corpus ")
+
+
 def test_predict_answers_for_any_configuration(published):
     folder, _ = published
     ask = ["predict", "parcae-140m-simulated"]
@@ -207,6 +239,7 @@ def test_report_can_be_made_again(published):
         (["fit", "absent.csv", "--bootstrap", "jackknife"], "--bootstrap must be one of parametric, rows, budgets"),
         (["choose", "absent.csv"], "there is none at absent.csv"),
         (["choose", "never-run"], "a sweep must have been run under --out"),
+        (["compare", "never-run", "absent.csv"], "a sweep must have been run under --out"),
         (["plan", "demo", "--set", "budgets=[1e9"], "must be YAML"),
         (["plan", "demo", "--set", "batch=true"], "must be a number"),
         (["plan", "demo", "--set", "model.vocabulary=64"], "model.vocabulary must hold every token"),
@@ -230,7 +263,8 @@ def test_out_that_cannot_be_written(tmp_path):
 
 
 def test_help_and_version(tmp_path):
-    for command in ([], ["plan"], ["run"], ["fit"], ["choose"], ["predict"], ["figure"], ["report"], ["presets"]):
+    commands = ("plan", "run", "fit", "choose", "compare", "predict", "figure", "report", "presets")
+    for command in ([], *([name] for name in commands)):
         assert "Usage" in isoloop(*command, "--help", cwd=tmp_path).stdout
     assert isoloop("--version", cwd=tmp_path).stdout.startswith("isoloop ")
     assert "demo" in isoloop("presets", cwd=tmp_path).stdout
