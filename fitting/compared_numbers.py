@@ -8,7 +8,7 @@ from fitting.difference import Counts, Quantity, widened
 from fitting.law_fit import LawFit
 from fitting.laws import TrainingLaw
 from fitting.power_law import PowerLaw
-from fitting.predict import MOST_LOOPS
+from fitting.predict import searched
 from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
@@ -131,7 +131,7 @@ def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
 
 def _optimum(fit: SweepFit, law: LawFit, flops: float) -> list[Quantity]:
     """The training law's best model for `flops`; the loss is the law's own, without the scatter of one more run."""
-    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), MOST_LOOPS)
+    bounds = searched(fit)
     best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
     drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
     note = "the best mean recurrence is at the end of the search" if bool(best.at_bound) else ""

@@ -16,6 +16,7 @@ from fitting.figure_style import ACCENT, BAND, BLUE, INK, MUTED, run_points, ser
 from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten, row_ticks
 from fitting.law_fit import LawFit
 from fitting.laws import TrainingLaw
+from fitting.predict import searched
 from fitting.result import SweepFit
 from fitting.table import finished_rows, law_data
 from fitting.uncertainty import interval
@@ -24,7 +25,6 @@ _CELLS = 120
 _LEVELS = 9
 _FRONTIER_POINTS = 40
 _FRONTIER_DRAWS = 200
-_MOST_LOOPS = 1024.0
 
 
 def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -279,7 +279,7 @@ def _frontier(
     compute = np.geomspace(
         float(cost.flops_for(up[0], across[0])), float(cost.flops_for(up[1], across[1])), _FRONTIER_POINTS
     )
-    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS)
+    bounds = searched(fit)
     best = np.array([float(TrainingLaw().optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]

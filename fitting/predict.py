@@ -13,7 +13,7 @@ from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.uncertainty import interval
 
-MOST_LOOPS = 1024.0
+_MOST_LOOPS = 1024.0
 _ROUNDING = 1e-9
 
 
@@ -212,11 +212,7 @@ def searched(fit: SweepFit) -> tuple[float, float]:
 def _optimum(fit: SweepFit, flops: float) -> _Model:
     """The best model for `flops` under the training law, with a note where the search ended before it did."""
     law = _needed(fit, "training")
-<<<<<<< HEAD
     bounds = searched(fit)
-=======
-    bounds = (min(1.0, fit.fitted.mean_recurrence[0]), MOST_LOOPS)
->>>>>>> compare6
     best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
     search = f"the end of the search from {bounds[0]:g} to {bounds[1]:g}"
     notes = [f"the best mean recurrence is at {search}"] if bool(best.at_bound) else []
