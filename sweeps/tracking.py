@@ -195,7 +195,7 @@ class Store:
 
     def save_files(self, mlflow_run: str, folder: Path) -> str | None:
         """Keep the readable results of `folder` as artifacts of a run; returns why not, if it could not be done."""
-        readable = {".yaml", ".csv", ".json", ".txt", ".html", ".png", ".svg"}
+        readable = {".yaml", ".csv", ".json", ".txt", ".html", ".png", ".svg", ".pdf"}
         try:
             for file in sorted(folder.rglob("*")):
                 if file.suffix in readable and file.relative_to(folder).parts[0] != "relay":
