@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fitting.catalogue import law_named
 from fitting.difference import Counts, Quantity, widened
 from fitting.law_fit import LawFit
 from fitting.laws import TrainingLaw
@@ -18,6 +19,7 @@ LAW_SECTIONS = {"training": "Training law", "unified": "Unified law", "joint-tes
 SECTIONS = (POWER_LAWS, *LAW_SECTIONS.values(), BEST_MODEL)
 LEAST_LOSS = "least loss"
 _ALSO_IN_TRAINING = {"E", "X", "Y", "x", "y"}
+_TERM_OF = {"x": "X", "y": "Y", "z": "Z"}
 _COUNTED: dict[str, Counts] = {"E": "losses", "X": "losses", "Y": "losses and tokens", "Z": "losses"}
 
 
@@ -104,15 +106,23 @@ def _level(name: str, unit: str, counts: Counts, law: PowerLaw, flops: float) ->
 
 def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
     found = []
+    names, values = [parameter.name for parameter in law.parameters], law.vector
+    bounds = [(parameter.lower, parameter.upper) for parameter in law_named(law.law).parameters]
     for place, parameter in enumerate(law.parameters):
         if parameter.name in skip:
             continue
         amplitude = parameter.name in ("X", "Y", "Z")
-        draws = None
-        if law.draws:
-            draws = widened(parameter.value, law.draw_matrix[:, place], law.widening, in_logs=amplitude)
-        # A ratio to a term that is not there says nothing.
-        gone = amplitude and (parameter.value <= 0 or (draws is not None and bool(np.any(draws <= 0))))
+        draws, why = (law.draw_matrix[:, place], "") if law.draws else (None, "no refits")
+        if draws is not None:
+            # A ratio to a term that is not there says nothing, nor does the exponent of one.
+            term = _TERM_OF.get(parameter.name)
+            if amplitude and (parameter.value <= 0 or bool((draws <= 0).any())):
+                why = f"refits reach {parameter.name} = 0"
+            elif term in names and values[names.index(term)] <= 0:
+                why = f"{parameter.name} says nothing, {term} being 0,"
+            limits = bounds[place]
+            in_logs = parameter.value > 0 and bool((draws > 0).all())
+            draws = None if why else np.clip(widened(parameter.value, draws, law.widening, in_logs=in_logs), *limits)
         found.append(
             Quantity(
                 section=section,
@@ -122,7 +132,8 @@ def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
                 counts=_COUNTED.get(parameter.name, "nothing"),
                 value=parameter.value,
                 interval=parameter.interval,
-                draws=None if gone else draws,
+                draws=draws,
+                why_no_draws=why,
                 note=f"{parameter.name} is at its bound" if parameter.at_bound else "",
             )
         )

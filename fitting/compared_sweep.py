@@ -23,7 +23,7 @@ class ComparedSweep:
         why_no_fit: the reason, where there is no fit.
 
     Raises:
-        ValueError: neither fit nor table is given, or the table breaks its contract.
+        ValueError: neither fit nor table is given, or the table breaks its contract or has runs of several groups.
     """
 
     name: str
@@ -37,6 +37,12 @@ class ComparedSweep:
             raise ValueError(f"a sweep to compare must have a fit or a run table, but {self.name!r} has neither")
         if self.table is not None:
             object.__setattr__(self, "table", check_table(self.table))
+            groups = [] if "group" not in self.table else list(dict.fromkeys(self.table["group"].astype(str)))
+            if len(groups) > 1:
+                raise ValueError(
+                    f"a comparison takes the runs of one group, but {self.name!r} has {len(groups)} "
+                    f"({', '.join(groups[:3])}{', ...' if len(groups) > 3 else ''}); keep the rows of one"
+                )
 
     @property
     def accounting(self) -> str:

@@ -22,7 +22,8 @@ _PAIRINGS = 10
 class Quantity:
     """A number of one sweep: `draws` (d,) of it, widened as its `interval` (95%) is; neither where there are none.
 
-    `flops` is the compute it is at, None where it is of the whole sweep. `note` says what to know of it.
+    `flops` is the compute it is at, None where it is of the whole sweep. `note` says what to know of it, `why_no_draws`
+    why there are none.
     """
 
     section: str
@@ -35,6 +36,7 @@ class Quantity:
     draws: np.ndarray | None
     flops: float | None = None
     note: str = ""
+    why_no_draws: str = "no refits"
 
     @property
     def key(self) -> tuple[str, str, str, float | None]:
@@ -78,11 +80,17 @@ def difference(first: Quantity, second: Quantity, why_not: str | None = None) ->
     """The change from `first` to `second`; none at all where `why_not` says that the two can't be compared."""
     assert first.key == second.key, (first.key, second.key)
     change, bounds = None, None
+    if why_not is None and first.change == "ratio" and first.value == 0:
+        why_not = "A's is 0, and nothing can be divided by it"
     if why_not is None:
         change = second.value / first.value if first.change == "ratio" else second.value - first.value
         if first.draws is None or second.draws is None:
-            lacking = " and ".join(side for side, one in (("A", first), ("B", second)) if one.draws is None)
-            why_not = f"no refits of {lacking}"
+            lacking = {side: one.why_no_draws for side, one in (("A", first), ("B", second)) if one.draws is None}
+            reasons = dict.fromkeys(lacking.values())
+            why_not = "; ".join(
+                f"{reason} of {' and '.join(side for side, why in lacking.items() if why == reason)}"
+                for reason in reasons
+            )
         else:
             a, b = paired(first.draws, second.draws)
             bounds = interval(b / a if first.change == "ratio" else b - a)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from fitting.compared_numbers import BEST_MODEL, LAW_SECTIONS, POWER_LAWS
 from fitting.compared_sweep import ComparedSweep
 from fitting.difference import Difference
 from fitting.equal_flops import BEST_RUNS, LEAST_LOSSES, best_runs
-from fitting.figure_style import ACCENT, BAND, BLUE, INK, STYLE, run_points, save_figure
+from fitting.figure_style import ACCENT, BAND, BLUE, INK, STYLE, plain, run_points, save_figure
 from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten
+from fitting.figures_isoflop import reach
 from fitting.power_law import PowerLaw
 from fitting.sweep_comparison import SweepComparison
 
@@ -58,31 +60,41 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
         )
         if shown
     ]
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    above, below = parts
+    if changes:
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+        above, below = parts
+    else:
+        above = figure.subfigures()
     left, right = above.subplots(1, 2)
     laws = [_laws(sweep) is not None for sweep in pair]
     if all(laws):
         draw_optima(left, pair)
-        draw_optima(right, pair, tokens=True)
+        _panel(right, lambda: draw_optima(right, pair, tokens=True), comparison.refused.get("tokens"))
     else:
-        draw_best_runs(left, pair)
-        if any(laws):
-            draw_optima(right, pair)
-        else:
-            right.set_axis_off()
+        without = [f"{letter} has no run table" for letter, one in zip("AB", pair, strict=True) if one.table is None]
+        _panel(left, lambda: draw_best_runs(left, pair), comparison.refused.get("losses") or ", ".join(without))
+        _panel(right, lambda: draw_optima(right, pair), "" if any(laws) else "neither has power laws")
     for letter, sweep, colour, marker, line in zip("AB", pair, _COLOURS, _MARKERS, _LINES, strict=True):
         simulated = " (simulated)" if sweep.simulated else ""
-        left.plot([], [], color=colour, marker=marker, ls=line, label=f"{letter}: {sweep.name}{simulated}")
-    above.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        left.plot([], [], color=colour, marker=marker, ls=line, label=f"{letter}: {plain(sweep.name)}{simulated}")
+    above.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, title="bars and bands: 95%")
     if not changes:
         return
     for axes, (title, kind, shown) in zip(np.ravel(below.subplots(1, len(changes))), changes, strict=True):
         draw_changes(axes, shown, ratio=kind == "ratio")
         axes.set_title(title, loc="left", color=INK)
-    told = (("the interval excludes no change", INK), ("it doesn't, or there is none", "white"))
+    told = (("95% interval excludes no change", INK), ("it doesn't, or there is none", "white"))
     dots = [Line2D([], [], ls="", marker="o", color=INK, mfc=face, label=label) for label, face in told]
     below.legend(handles=dots, loc="outside lower center", ncols=2)
+
+
+def _panel(axes: Axes, draw: Callable[[], None], why_not: str | None) -> None:
+    """Draw a panel, or say why there is none."""
+    if not why_not:
+        draw()
+        return
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, textwrap.fill(f"not drawn: {why_not}", 40), ha="center", va="center", transform=axes.transAxes)
 
 
 def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
@@ -106,8 +118,8 @@ def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             axes.fill_between(compute, band[:, 0], band[:, 1], color=colour, alpha=BAND, lw=0)
         for minimum in sweep.fit.isoflop.included:
             assert minimum.mean_recurrence is not None
-            reach = min(1.96 * (minimum.log_error or 0.0), _FARTHEST)
-            ends = minimum.mean_recurrence * np.exp(reach * np.array([-1, 0, 1]))
+            half = min(reach(sweep.fit.isoflop) * (minimum.log_error or 0.0), _FARTHEST)
+            ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
             least, best, most = np.sort(sweep.fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
             bars = [[best - least], [most - best]]
             axes.errorbar(minimum.budget * aside, best, bars, fmt=marker, color=colour, capsize=2, lw=0.9)

@@ -58,7 +58,7 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         fitted = np.polyval(minimum.curve, log_mu)
         axes.plot(np.exp(log_mu), fitted, color=style.colour, ls=style.line)
         if isoflop.noise is not None:
-            half = _t(isoflop) * isoflop.noise * curve.errors(log_mu)
+            half = reach(isoflop) * isoflop.noise * curve.errors(log_mu)
             axes.fill_between(np.exp(log_mu), fitted - half, fitted + half, color=style.colour, alpha=BAND, lw=0)
         _minimum(axes, minimum, style, curve.grid, isoflop)
     handles.append(mark_handle("minimum", marker="*"))
@@ -162,7 +162,7 @@ def _isoflop(fit: SweepFit) -> IsoflopFit:
     return fit.isoflop
 
 
-def _t(isoflop: IsoflopFit) -> float:
+def reach(isoflop: IsoflopFit) -> float:
     """How many standard errors a 95% interval reaches, for the freedom by which the noise is known."""
     return float(stats.t.ppf(0.5 + LEVEL / 2, max(isoflop.noise_freedom, 1)))
 
@@ -178,7 +178,7 @@ def _minimum(axes: Axes, minimum: Minimum, style: SeriesStyle, grid: tuple[float
     at = float(np.clip(-b / (2 * a), *grid))
     loss = float(np.polyval(minimum.curve, at))
     if minimum.included and minimum.log_error is not None and minimum.loss_error is not None:
-        half, half_loss = _t(isoflop) * minimum.log_error, _t(isoflop) * minimum.loss_error
+        half, half_loss = reach(isoflop) * minimum.log_error, reach(isoflop) * minimum.loss_error
         axes.plot(np.exp([at - half, at + half]), [loss, loss], color=INK, lw=1.0, zorder=4)
         axes.plot(np.exp([at, at]), [loss - half_loss, loss + half_loss], color=INK, lw=1.0, zorder=4)
     face, edge = (style.colour, "white") if minimum.included else ("white", style.colour)
@@ -194,7 +194,7 @@ def _limits(axes: Axes, losses: np.ndarray) -> None:
 
 def _power_law_point(axes: Axes, minimum: Minimum, fit: SweepFit, isoflop: IsoflopFit, *, tokens: bool) -> float:
     assert minimum.mean_recurrence is not None
-    half = _t(isoflop) * (minimum.log_error or 0.0)
+    half = reach(isoflop) * (minimum.log_error or 0.0)
     ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
     low, middle, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
     bars = [[middle - low], [high - middle]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,9 @@ def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOpt
     best = {name: np.stack([getattr(one, name) for one in found], axis=-1) for name in ("mean_recurrence", "tokens")}
     logs = {name: _widened(np.log(values), fit.widening) for name, values in best.items()}
     power_laws = {name: fit_power_law(name, np.array(ordered), of[0], of[1:]) for name, of in logs.items()}
+    if not len(fit.draw_matrix):
+        # What these points scatter about their line are the cost's kinks: no noise, and no interval follows from it.
+        power_laws = {name: replace(one, interval=None) for name, one in power_laws.items()}
     return LawOptima(
         law=fit.law,
         optima=tuple(

@@ -42,6 +42,7 @@ class SweepComparison:
     missing: tuple[Missing, ...]
     verdicts: tuple[str, ...]
     doubts: tuple[str, ...]
+    refused: dict[str, str]
 
     def of(self, section: str) -> tuple[Difference, ...]:
         """The numbers of one section, by its title in the report."""
@@ -93,6 +94,9 @@ def compare_sweeps(
         for section, reason in absent_sections(one.fit, one.why_no_fit).items()
     ]
     missing += _missing_runs(a, b)
+    if "losses" in refused:
+        missing = [one for one in missing if one.section not in (LEAST_LOSSES, BEST_RUNS)]
+        missing += [Missing(section=one, side="B", reason=refused["losses"]) for one in (LEAST_LOSSES, BEST_RUNS)]
     return SweepComparison(
         first=_side(a),
         second=_side(b),
@@ -102,6 +106,7 @@ def compare_sweeps(
         missing=tuple(sorted(missing, key=lambda one: (_place(one.section), one.side))),
         verdicts=tuple(_verdicts(differences)),
         doubts=tuple(comparison_doubts(a, b, computes, refused, differences)),
+        refused=refused,
     )
 
 
@@ -185,15 +190,14 @@ def _verdict(one: Difference) -> str:
 
 
 def _budget_by_budget(differences: list[Difference], how: str) -> str:
-    """At which budgets which of the two loses less; those whose interval excludes a tie are marked."""
+    """At which budgets which of the two is shown to lose less, and at which neither is; unshown ones by their sign."""
     told = []
     for side, sign in (("A", 1), ("B", -1)):
         lower = [one for one in differences if one.change is not None and one.change * sign > 0]
-        if lower:
-            budgets = (f"{one.flops:.3g}{'*' if one.differs else ''}" for one in lower)
-            told.append(f"{side} is lower at {', '.join(budgets)}")
-    if any(one.interval is not None for one in differences):
-        marks = "* the interval excludes a tie"
-    else:
-        marks = f"no intervals: {differences[0].why_not}"
-    return f"By {how}: {'; '.join(told) or 'a tie everywhere'} ({marks})."
+        for shown, words in ((True, "is lower at"), (False, "is lower in the runs, but not shown to be, at")):
+            budgets = [f"{one.flops:.3g}" for one in lower if bool(one.differs) is shown]
+            if budgets:
+                told.append(f"{side} {words} {', '.join(budgets)}")
+    if all(one.interval is None for one in differences):
+        told.append(f"there are no intervals: {differences[0].why_not}")
+    return f"By {how}: {'; '.join(told) or 'a tie everywhere'}."

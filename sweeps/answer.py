@@ -26,8 +26,21 @@ def answer(results: Results) -> list[str]:
         lines.append(_held_out(hold_out.held_out))
     if results.why_no_hold_out:
         lines.append(f"Nothing was held out: {results.why_no_hold_out}.")
-    lines.append("Intervals are 95%, from refits to redrawn noise; docs/fitting.md has how often they cover.")
+    lines.append(_intervals(fit))
     return lines
+
+
+def _intervals(fit: SweepFit) -> str:
+    """What the intervals rest on."""
+    rest = []
+    power = fit.isoflop.mean_recurrence_law if fit.isoflop is not None else None
+    if fit.isoflop is not None and power is not None and power.interval is not None:
+        rest.append(f"of exponents from {fit.isoflop.interval_method.split(' (')[0]}")
+    if fit.training is not None and fit.training.draws:
+        rest.append("of the laws from refits to redrawn noise")
+    if not rest:
+        return "There are no intervals: nothing was redrawn."
+    return f"Intervals are 95%, {', '.join(rest)}; docs/fitting.md has how often they cover."
 
 
 def _exponent(law: PowerLaw) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from sweeps.console import fit_progress, new_console
 from sweeps.folders import Folders, folders_of
-from sweeps.options import DEFAULT_DRAWS, DEFAULT_OUT, Draws, Out
+from sweeps.options import DEFAULT_DRAWS, DEFAULT_OUT, Out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,13 +27,22 @@ def compare(
         Path | None, typer.Option(help="Folder of compare.json, .txt and the figure; if left out, one in --out.")
     ] = None,
     out: Out = DEFAULT_OUT,
-    draws: Draws = DEFAULT_DRAWS,
+    draws: Annotated[
+        int | None, typer.Option(min=20, help=f"Refits behind each interval of a side fitted here; {DEFAULT_DRAWS}.")
+    ] = None,
 ) -> None:
     """Compare two sweeps: laws side by side, differences with intervals, which is better at equal FLOPs."""
     from fitting import compare_sweeps
     from fitting.figures_compare import save_comparison
 
-    pair = _compared(a, out, draws), _compared(b, out, draws)
+    fitted: list[str] = []
+    refits = draws or DEFAULT_DRAWS
+    pair = _compared(a, out, refits, fitted), _compared(b, out, refits, fitted)
+    if draws is not None and not fitted:
+        raise ValueError(
+            f"--draws is for a side that is fitted here, but {a} and {b} have stored fits; leave it out, or "
+            "fit them anew with: isoloop fit NAME --draws N"
+        )
     found = compare_sweeps(*pair, flops=flops)
     folder = to or out / "compared" / "-to-".join(_slug(one.name) for one in pair)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +53,8 @@ def compare(
     print(f"stored in {folder}: compare.txt, compare.json, and the figure as compare.png, .svg and .pdf")
 
 
-def _compared(target: str, out: Path, draws: int) -> "ComparedSweep":
-    """A sweep's stored fit with its table; a table is fitted here, and a fit alone stands for itself."""
+def _compared(target: str, out: Path, draws: int, fitted: list[str]) -> "ComparedSweep":
+    """A sweep's stored fit with its table; a table is fitted here, which `fitted` learns; a fit stands for itself."""
     from fitting import ComparedSweep, SweepFit, is_point_table, read_table
 
     path = Path(target)
@@ -58,6 +67,7 @@ def _compared(target: str, out: Path, draws: int) -> "ComparedSweep":
                 f"a comparison takes run tables, but {path} holds dense models: use 'isoloop choose {path}'"
             )
         table = read_table(path)
+        fitted.append(target)
         found, why = _fitted(table, path.stem, draws)
         return ComparedSweep(name=path.stem, fit=found, table=table, why_no_fit=why)
     folders = folders_of(target, out)
@@ -67,7 +77,11 @@ def _compared(target: str, out: Path, draws: int) -> "ComparedSweep":
         raise ValueError(f"a comparison takes one group of runs, but '{target}' has several; name one of: {named}")
     table = read_table(folders.table)
     stored = folders.fit(hold_out=False)
-    found, why = (SweepFit.read(stored), "") if stored.exists() else _fitted(table, folders.name, draws)
+    if stored.exists():
+        found, why = SweepFit.read(stored), ""
+    else:
+        fitted.append(target)
+        found, why = _fitted(table, folders.name, draws)
     return ComparedSweep(
         name=folders.name, fit=found, table=table, why_no_fit=why, validation=_validation(table, folders)
     )

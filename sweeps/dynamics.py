@@ -92,7 +92,7 @@ def load_study(target: str, out: str | Path, *, stored: str | Path | None = None
     Args:
         target: a sweep that was run under `out`, its run table, or a folder that `write_study` wrote into.
         out: the output folder, with the runs' journals.
-        stored: such a folder, for where `target` was not run.
+        stored: such a folder, for where `target` was not run; it must be of a study of that name.
 
     Raises:
         ValueError: there is neither, or the sweep isn't a study (sweeps/stability.py).
@@ -102,7 +102,9 @@ def load_study(target: str, out: str | Path, *, stored: str | Path | None = None
         return read_study(target)
     is_table = Path(target).suffix in (".csv", ".parquet")
     if stored is not None and not is_table and not Folders(out=out, name=target).table.is_file():
-        return read_study(stored)
+        study = read_study(stored)
+        if study.name == target:
+            return study
     if not is_table:
         folders_of(target, out)  # says which sweeps there are
     runs = load_runs(target, out, several_groups=True)

@@ -1,4 +1,4 @@
-"""What the pages of docs/ show is run as it stands there: Python, and every command with its options."""
+"""What the pages of docs/ show: the Python of python-api.md and extending.md is run, every command and option known."""
 
 import importlib.metadata
 import os

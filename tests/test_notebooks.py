@@ -11,25 +11,22 @@ import pytest
 from nbclient import NotebookClient
 
 from sweeps.config import config_text
-from sweeps.dynamics import write_study
 from sweeps.folders import Folders
 from sweeps.loading import load_sweep
 from sweeps.runs import simulated_table
-from sweeps.stability import study_stability
-from tests.sweeps.test_stability import JOURNALS, TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "analysis_notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-# The published grid is the default; a sweep by its name and a run table are what else a notebook must take.
+# The published grid is the default, of 6 the stored study; a sweep's name and a run table are what else there is.
 TARGETS = {
     "1_isoflop_curves": "table",
     "2_isoloss_contours": "table",
     "3_test_time_scaling": "sweep",
     "4_held_out_predictions": "default",
     "5_accounting": "sweep",
-    "6_stability": "study",
+    "6_stability": "default",
 }
 FIGURES = {"4_held_out_predictions": 2, "3_test_time_scaling": 2, "1_isoflop_curves": 2}
 
@@ -44,7 +41,7 @@ def code(notebook):
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """An output folder with a small simulated sweep, a run table and a stability study."""
+    """An output folder with a small simulated sweep and a run table."""
     out = tmp_path_factory.mktemp("out")
     small = [
         "name=small",
@@ -59,8 +56,6 @@ def out(tmp_path_factory):
     table = simulated_table(sweep)
     table.to_csv(folders.table, index=False)
     table.to_parquet(out / "alone.parquet")
-    (out / "study").mkdir()
-    write_study(study_stability(TABLE, JOURNALS, name="made-up", variant="variant"), out / "study")
     return out
 
 
@@ -77,7 +72,6 @@ def test_it_runs_and_shows_something(path, out, environment):
     targets = {
         "table": {"ISOLOOP_TARGET": str(out / "alone.parquet")},
         "sweep": {"ISOLOOP_TARGET": "small"},
-        "study": {"ISOLOOP_STUDY": str(out / "study")},
         "default": {},
     }
     notebook = read(path)

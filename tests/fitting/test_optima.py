@@ -83,6 +83,12 @@ def test_a_shift_of_exponents_is_taken_draw_by_draw(fit, table, optima):
         exponent_shift(optima.tokens_law, dataclasses.replace(other.tokens_law, draws=()))
 
 
+def test_without_draws_there_is_no_interval(fit, table):
+    bare = law_optima(dataclasses.replace(fit, draws=()), CostModel.from_table(table), [1e18, 4e18, 16e18])
+    assert bare.mean_recurrence_law.interval is None
+    assert bare.tokens_law.interval is None
+
+
 def test_one_budget_has_no_exponent(fit, table):
     with pytest.raises(ValueError, match=r"2 budgets or more, but got \[1e\+18, 1e\+18\]"):
         law_optima(fit, CostModel.from_table(table), [1e18, 1e18])

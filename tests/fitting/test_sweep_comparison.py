@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from scipy import stats
 
 from fitting import (
     PUBLISHED_TRUTH,
@@ -159,6 +160,9 @@ def test_tokens_of_two_tokenizers_are_not_compared(one, other):
     assert named(found, POWER_LAWS, "mu*", flops=16e18).change is not None
     assert named(found, "Training law", "x").change is not None
     assert named(found, "Training law", "E").change is None
+    assert {(one.section, one.reason) for one in found.missing} >= {
+        (section, "counted in other tokens") for section in (BEST_RUNS, LEAST_LOSSES)
+    }
     assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.doubts)
 
 
@@ -206,7 +210,8 @@ def test_looped_against_fixed_depth_goes_by_the_runs(one):
     assert [row.flops for row in rows] == list(GRID["budgets"])
     assert all(row.interval is None and row.differs is None and row.change < 0 for row in rows)
     assert "no cell was trained with several seeds in A and B" in rows[0].why_not
-    assert "B is lower at 1e+18, 2e+18, 4e+18, 8e+18, 1.6e+19 (no intervals" in found.verdicts[-1]
+    budgets = "1e+18, 2e+18, 4e+18, 8e+18, 1.6e+19"
+    assert f"B is lower in the runs, but not shown to be, at {budgets}; there are no intervals" in found.verdicts[-1]
     assert {missing.section for missing in found.missing if missing.side == "A"} >= {POWER_LAWS, BEST_MODEL}
 
     looped = pd.concat([simulate_table(NOISY, seed=seed, **GRID) for seed in (31, 32, 33)])
@@ -218,9 +223,7 @@ def test_looped_against_fixed_depth_goes_by_the_runs(one):
         assert row.first_interval[0] < alone < row.first_interval[1]
         assert row.first_note == "mu = 1, best of 1, 3 seeds"
         assert row.second_note.endswith("best of 5, 3 seeds")
-    assert (
-        "B is lower at 1e+18*, 2e+18*, 4e+18*, 8e+18*, 1.6e+19* (* the interval excludes a tie)" in found.verdicts[-1]
-    )
+    assert f"B is lower at {budgets}." in found.verdicts[-1]
 
 
 def test_seed_noise_gives_intervals_that_hold():
@@ -321,6 +324,54 @@ def test_the_figure_without_laws_shows_the_best_runs(one, tmp_path):
         "",
         "Losses at equal FLOPs",
     ]
+
+
+def test_the_figure_draws_nothing_that_is_refused(one, other):
+    """Neither token counts nor losses of two tokenizers stand on one axis."""
+    tokens = [
+        dataclasses.replace(side, table=side.table.assign(tokenizer=tokenizer))
+        for side, tokenizer in ((one, "bytes"), (fixed_depth([21]), "bpe 32768"))
+    ]
+    for pair, left in (((tokens[0], dataclasses.replace(tokens[0], name="again")), True), (tuple(tokens), False)):
+        figure = Figure()
+        figures_compare.draw_comparison(figure, pair, compare_sweeps(*pair))
+        panels = [axes for part in figure.subfigs for axes in part.axes][:2]
+        said = [text.get_text().replace("\n", " ") for axes in panels for text in axes.texts]
+        assert said == ([] if left else ["not drawn: counted in other tokens"])
+    pair = one, dataclasses.replace(other, table=other.table.assign(tokenizer="bytes"))
+    pair = dataclasses.replace(one, table=one.table.assign(tokenizer="bpe 32768")), pair[1]
+    figure = Figure()
+    figures_compare.draw_comparison(figure, pair, compare_sweeps(*pair))
+    (text,) = figure.subfigs[0].axes[1].texts
+    assert text.get_text().replace("\n", " ") == "not drawn: counted in other tokens"
+
+
+def test_bars_reach_as_far_as_those_of_the_sweeps_own_figure(one):
+    """Student's t by the freedom of the noise, as in `isoloop figure`."""
+    axes = Figure().add_subplot()
+    figures_compare.draw_optima(axes, (one, one))
+    minimum = one.fit.isoflop.included[0]
+    low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
+    half = stats.t.ppf(0.975, one.fit.isoflop.noise_freedom) * minimum.log_error
+    assert (low, high) == pytest.approx(minimum.mean_recurrence * np.exp([-half, half]))
+
+
+def test_runs_of_several_groups_are_no_seeds(one):
+    groups = one.table.assign(group=["a", "b"] * 12 + ["a"])
+    with pytest.raises(ValueError, match=r"the runs of one group, but 'mixed' has 2 \(a, b\); keep the rows of one"):
+        ComparedSweep(name="mixed", table=groups)
+
+
+def test_a_term_that_is_not_there_has_no_exponent_to_compare(one):
+    law = one.fit.training
+    gone = [dataclasses.replace(p, value=0.0) if p.name == "X" else p for p in law.parameters]
+    fit = dataclasses.replace(one.fit, training=dataclasses.replace(law, parameters=tuple(gone)))
+    found = compare_sweeps(dataclasses.replace(one, name="without", fit=fit), one)
+    assert named(found, "Training law", "x").interval is None
+    assert named(found, "Training law", "x").why_not == "x says nothing, X being 0, of A"
+    assert named(found, "Training law", "X").change is None
+    assert named(found, "Training law", "X").why_not == "A's is 0, and nothing can be divided by it"
+    assert named(found, "Training law", "y").interval is not None
 
 
 def test_dots_are_hollow_where_nothing_is_shown_to_change(one, other):

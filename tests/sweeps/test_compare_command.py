@@ -3,7 +3,7 @@
 import pytest
 
 from fitting import PUBLISHED_TRUTH, fit_sweep, simulate_table
-from sweeps.compare_command import _compared, _slug, _validation
+from sweeps.compare_command import _compared, _slug, _validation, compare
 from sweeps.folders import Folders
 from trainer.config import EvaluationConfig, ModelConfig, RunSpec
 
@@ -24,20 +24,25 @@ def test_a_sweep_of_several_groups_must_say_which(table, tmp_path):
     for group in ("b", "a"):
         stored(sweep.group(group), table)
     with pytest.raises(ValueError, match="'sizes' has several; name one of: sizes/groups/a, sizes/groups/b"):
-        _compared("sizes", tmp_path, 20)
-    assert _compared("sizes/groups/a", tmp_path, 20).name == "sizes/groups/a"
+        _compared("sizes", tmp_path, 20, [])
+    assert _compared("sizes/groups/a", tmp_path, 20, []).name == "sizes/groups/a"
 
 
 def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):
     folders = stored(Folders(out=tmp_path, name="plain"), table)
-    found = _compared("plain", tmp_path, 20)
+    fitted = []
+    found = _compared("plain", tmp_path, 20, fitted)
+    assert fitted == ["plain"]
     assert len(found.fit.isoflop.included) > 0
     fit = fit_sweep(table, name="kept", draws=0)
     folders.fit(hold_out=False).write_text(fit.to_json())
-    assert _compared("plain", tmp_path, 20).fit == fit
-    assert _compared(str(folders.fit(hold_out=False)), tmp_path, 20).table is None
+    assert _compared("plain", tmp_path, 20, fitted).fit == fit
+    assert fitted == ["plain"]
+    with pytest.raises(ValueError, match="--draws is for a side that is fitted here, but plain and plain have stored"):
+        compare("plain", "plain", out=tmp_path, draws=20)
+    assert _compared(str(folders.fit(hold_out=False)), tmp_path, 20, []).table is None
     small = stored(Folders(out=tmp_path, name="small"), table[table["mean_recurrence"] == 1])
-    found = _compared(str(small.table), tmp_path, 20)
+    found = _compared(str(small.table), tmp_path, 20, [])
     assert (found.fit, found.name) == (None, "runs")
     assert "allows none" in found.why_no_fit
 

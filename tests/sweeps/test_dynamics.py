@@ -100,7 +100,9 @@ def test_a_study_that_was_run_comes_before_a_stored_one(ran, study, tmp_path, ru
     stored = tmp_path / "stored"
     stored.mkdir()
     write_study(study, stored)
-    assert load_study("stability", tmp_path / "empty", stored=stored).name == "made-up"
+    assert load_study("made-up", tmp_path / "empty", stored=stored).name == "made-up"
+    with pytest.raises(ValueError, match="has no sweep 'made_up'"):  # a slip shows nobody else's study
+        load_study("made_up", tmp_path / "empty", stored=stored)
     run_table.to_csv(ran.table, index=False)
     found = load_study("stability", ran.out, stored=stored)
     assert found.name == "stability"
