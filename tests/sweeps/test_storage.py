@@ -273,7 +273,7 @@ def test_a_corpus_is_published_whole_and_fetched_once(storage, corpus, tmp_path,
 
 
 def test_one_lease_at_a_time_taken_over_when_stale(storage):
-    with storage.hold(RUN, stale_seconds=0.3) as lease:
+    with storage.hold(RUN, stale_seconds=2.0) as lease:
         renewing = threading.Event()
 
         def renew():
@@ -283,10 +283,10 @@ def test_one_lease_at_a_time_taken_over_when_stale(storage):
         thread = threading.Thread(target=renew)
         thread.start()
         with pytest.raises(FolderBusyError, match="holds runs/run-1/lease"):
-            storage.lease(RUN, stale_seconds=0.3).acquire()
+            storage.lease(RUN, stale_seconds=2.0).acquire()
         renewing.set()
         thread.join()
-        heir = storage.lease(RUN, stale_seconds=0.3)
+        heir = storage.lease(RUN, stale_seconds=2.0)
         heir.acquire()  # silent for long enough
         with pytest.raises(LeaseLostError, match="has taken over"):
             lease.renew()
