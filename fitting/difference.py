@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
-from fitting.uncertainty import LEVEL, interval
+from fitting.uncertainty import interval, reach
 
 Change = Literal["difference", "ratio"]
 Counts = Literal["nothing", "losses", "tokens", "losses and tokens"]
@@ -145,7 +144,7 @@ class Measured:
         """95%, by Student's t."""
         if self.error is None:
             return None
-        half = float(stats.t.ppf(0.5 + LEVEL / 2, self.freedom)) * self.error
+        half = reach(self.freedom) * self.error
         return self.value - half, self.value + half
 
 

@@ -21,9 +21,9 @@ from fitting.difference import Difference
 from fitting.equal_flops import BEST_RUNS, LEAST_LOSSES, best_runs
 from fitting.figure_style import ACCENT, BAND, BLUE, INK, STYLE, plain, run_points, save_figure
 from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten
-from fitting.figures_isoflop import reach
 from fitting.power_law import PowerLaw
 from fitting.sweep_comparison import SweepComparison
+from fitting.uncertainty import reach
 
 NAME = "compare"
 _COLOURS, _MARKERS, _LINES = (BLUE, ACCENT), ("o", "s"), ("-", "--")
@@ -118,7 +118,7 @@ def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             axes.fill_between(compute, band[:, 0], band[:, 1], color=colour, alpha=BAND, lw=0)
         for minimum in sweep.fit.isoflop.included:
             assert minimum.mean_recurrence is not None
-            half = min(reach(sweep.fit.isoflop) * (minimum.log_error or 0.0), _FARTHEST)
+            half = min(reach(sweep.fit.isoflop.noise_freedom) * (minimum.log_error or 0.0), _FARTHEST)
             ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
             least, best, most = np.sort(sweep.fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
             bars = [[best - least], [most - best]]

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from scipy import stats
 
 from fitting.figure_legend import band_handle, bar_handle, mark_handle, place_legend, series_handle, set_title
 from fitting.figure_style import ACCENT, BAND, BLUE, INK, MUTED, SeriesStyle, run_points, series_styles
@@ -17,7 +16,7 @@ from fitting.isoflop import IsoflopFit, Minimum, isoflop_curves
 from fitting.power_law import PowerLaw
 from fitting.result import SweepFit
 from fitting.table import finished_rows
-from fitting.uncertainty import LEVEL
+from fitting.uncertainty import reach
 
 _CURVE_POINTS = 200
 _HEADROOM = 2.0
@@ -58,7 +57,7 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         fitted = np.polyval(minimum.curve, log_mu)
         axes.plot(np.exp(log_mu), fitted, color=style.colour, ls=style.line)
         if isoflop.noise is not None:
-            half = reach(isoflop) * isoflop.noise * curve.errors(log_mu)
+            half = reach(isoflop.noise_freedom) * isoflop.noise * curve.errors(log_mu)
             axes.fill_between(np.exp(log_mu), fitted - half, fitted + half, color=style.colour, alpha=BAND, lw=0)
         _minimum(axes, minimum, style, curve.grid, isoflop)
     handles.append(mark_handle("minimum", marker="*"))
@@ -90,7 +89,7 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
     compute = np.geomspace(budgets.min() / 1.3, budgets.max() * 1.3, 60)
     axes.plot(compute, [law.at(budget) for budget in compute], color=INK, lw=1.5)
     symbol = "D" if tokens else "µ"
-    handles: list[Artist] = [mark_handle(_exponent(symbol, law), line="-")]
+    handles: list[Artist] = [mark_handle(exponent_text(symbol, law), line="-")]
     if law.draws:
         band = np.array([law.interval_at(budget) for budget in compute])
         axes.fill_between(compute, band[:, 0], band[:, 1], color=INK, alpha=BAND, lw=0)
@@ -101,7 +100,7 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
         bias = fit.parabola_bias
         corrected = (bias.tokens_exponent if tokens else bias.axis_exponent).corrected
         axes.plot(compute, [corrected.at(budget) for budget in compute], color=MUTED, ls="--")
-        without = f"without the parabola's\nbias: {_exponent(symbol, corrected)}"
+        without = f"without the parabola's\nbias: {exponent_text(symbol, corrected)}"
         handles.append(mark_handle(without, line="--", colour=MUTED))
     middles = [_power_law_point(axes, minimum, fit, isoflop, tokens=tokens) for minimum in isoflop.included]
     label = "minimum" if isoflop.noise is None else "minimum with its 95%"
@@ -162,11 +161,6 @@ def _isoflop(fit: SweepFit) -> IsoflopFit:
     return fit.isoflop
 
 
-def reach(isoflop: IsoflopFit) -> float:
-    """How many standard errors a 95% interval reaches, for the freedom by which the noise is known."""
-    return float(stats.t.ppf(0.5 + LEVEL / 2, max(isoflop.noise_freedom, 1)))
-
-
 def _minimum(axes: Axes, minimum: Minimum, style: SeriesStyle, grid: tuple[float, float], isoflop: IsoflopFit) -> None:
     """The star of a minimum and its bars. Outside the grid it stands where its parabola leaves it: further out nothing
     was measured.
@@ -178,7 +172,8 @@ def _minimum(axes: Axes, minimum: Minimum, style: SeriesStyle, grid: tuple[float
     at = float(np.clip(-b / (2 * a), *grid))
     loss = float(np.polyval(minimum.curve, at))
     if minimum.included and minimum.log_error is not None and minimum.loss_error is not None:
-        half, half_loss = reach(isoflop) * minimum.log_error, reach(isoflop) * minimum.loss_error
+        errors = reach(isoflop.noise_freedom)
+        half, half_loss = errors * minimum.log_error, errors * minimum.loss_error
         axes.plot(np.exp([at - half, at + half]), [loss, loss], color=INK, lw=1.0, zorder=4)
         axes.plot(np.exp([at, at]), [loss - half_loss, loss + half_loss], color=INK, lw=1.0, zorder=4)
     face, edge = (style.colour, "white") if minimum.included else ("white", style.colour)
@@ -194,7 +189,7 @@ def _limits(axes: Axes, losses: np.ndarray) -> None:
 
 def _power_law_point(axes: Axes, minimum: Minimum, fit: SweepFit, isoflop: IsoflopFit, *, tokens: bool) -> float:
     assert minimum.mean_recurrence is not None
-    half = reach(isoflop) * (minimum.log_error or 0.0)
+    half = reach(isoflop.noise_freedom) * (minimum.log_error or 0.0)
     ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
     low, middle, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
     bars = [[middle - low], [high - middle]]
@@ -202,6 +197,7 @@ def _power_law_point(axes: Axes, minimum: Minimum, fit: SweepFit, isoflop: Isofl
     return float(middle)
 
 
-def _exponent(symbol: str, law: PowerLaw) -> str:
+def exponent_text(symbol: str, law: PowerLaw) -> str:
+    """The power law of `symbol` as a formula, with the 95% interval of its exponent."""
     text = rf"${{{symbol}}}^* \propto C^{{{law.exponent:.3f}}}$"
     return f"{text} ({law.interval[0]:.3f} to {law.interval[1]:.3f})" if law.interval else text

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from fitting.figure_legend import bar_handle, place_legend, series_handle, set_title
 from fitting.figure_style import series_styles
 from fitting.figure_ticks import decade_ticks
+from fitting.figures_isoflop import exponent_text
 from fitting.optima import LawOptima
 
 
@@ -27,10 +28,7 @@ def draw_optima(axes: Axes, optima: Mapping[str, LawOptima], *, tokens: bool = F
         bars = np.abs(ends.T - best)
         axes.errorbar(budgets, best, bars, fmt=style.marker, color=style.colour, capsize=2.5, zorder=3)
         axes.plot(budgets, np.exp(law.log_at(budgets)), color=style.colour, ls=style.line)
-        said = rf"{accounting}: ${{{symbol}}}^* \propto C^{{{law.exponent:.3f}}}$"
-        if law.interval:
-            said += f" ({law.interval[0]:.3f} to {law.interval[1]:.3f})"
-        handles.append(series_handle(style, said))
+        handles.append(series_handle(style, f"{accounting}: {exponent_text(symbol, law)}"))
     handles.append(bar_handle("bars and ranges: 95%"))
     decade_ticks(axes.xaxis)
     if tokens:

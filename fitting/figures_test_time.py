@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from scipy import stats
 
 from fitting.figure_legend import band_handle, mark_handle, place_legend, series_handle, set_title
 from fitting.figure_style import BAND, INK, run_points, series_styles
@@ -14,7 +13,7 @@ from fitting.figure_ticks import decade_ticks, grid_ticks, power_of_ten
 from fitting.law_fit import LawFit
 from fitting.result import SweepFit
 from fitting.table import finished_rows, test_time_law_data
-from fitting.uncertainty import LEVEL, interval
+from fitting.uncertainty import interval, reach
 
 _CURVE_POINTS = 200
 
@@ -95,7 +94,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
 
 def _scatter(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 95% of one loss about its curve; the curve's own uncertainty isn't stored, and isn't in it."""
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, max(fit.freedom, 1))) * fit.noise
+    half = reach(fit.freedom) * fit.noise
     if fit.on == "log loss":
         return fitted * np.exp(-half), fitted * np.exp(half)
     return fitted - half, fitted + half

@@ -204,6 +204,14 @@ def _needed(fit: SweepFit, what: str) -> LawFit:
     return found
 
 
+def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
+    """The isoFLOP power laws of the best mean recurrence, as fitted and without the parabola's bias, by name."""
+    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
+    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
+    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
+    return [(name, law) for name, law in named if law is not None]
+
+
 def searched(fit: SweepFit) -> tuple[float, float]:
     """Between which mean recurrences the best one is searched, loops."""
     return min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS
@@ -237,10 +245,7 @@ def _optimum(fit: SweepFit, flops: float) -> _Model:
 
 def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...]:
     """What the isoFLOP power law says, as fitted and without the parabola's bias, as far as there are such."""
-    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
-    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
-    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
-    return tuple(_power_law_optimum(fit, name, law, flops) for name, law in named if law is not None)
+    return tuple(_power_law_optimum(fit, name, law, flops) for name, law in named_power_laws(fit))
 
 
 def _power_law_optimum(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> PowerLawOptimum:

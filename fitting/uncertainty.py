@@ -38,6 +38,11 @@ def interval(draws: np.ndarray, around: float | None = None, widening: float = 1
     return around - widening * (around - low), around + widening * (high - around)
 
 
+def reach(freedom: int) -> float:
+    """How many standard errors a 95% interval reaches where the noise is known by `freedom` degrees of freedom."""
+    return float(stats.t.ppf(0.5 + LEVEL / 2, max(freedom, 1)))
+
+
 def bootstrap(
     estimate: Estimate,
     data: Data,

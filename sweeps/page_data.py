@@ -10,7 +10,7 @@ from fitting.cost import BACKWARD_SLOPE
 from fitting.law import GOLDEN_STEPS, GRID_POINTS
 from fitting.law_fit import LUCK_DRAWS, LawFit
 from fitting.power_law import MinimalLossLaw, PowerLaw
-from fitting.predict import searched
+from fitting.predict import named_power_laws, searched
 
 MOST_DRAWS = 4000
 """More refits than these aren't put into a page; its intervals then differ a little from those of the fit."""
@@ -18,7 +18,7 @@ MOST_DRAWS = 4000
 
 def calculator_data(fit: SweepFit | None) -> dict[str, Any] | None:
     """What calculator.js takes; None where the fit has neither a training law nor a power law of µ*."""
-    laws = [] if fit is None else _power_laws(fit)
+    laws = [] if fit is None else [_power_law(name, law) for name, law in named_power_laws(fit)]
     if fit is None or (fit.training is None and not laws):
         return None
     cost, least = fit.cost_model, _least_loss(fit)
@@ -65,13 +65,6 @@ def why_no_calculator(fit: SweepFit | None) -> str:
         return "nothing could be fitted to these runs"
     curves = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
     return f"there is no training law ({fit.why_absent('training')}) and no power law of µ* ({curves})"
-
-
-def _power_laws(fit: SweepFit) -> list[dict[str, Any]]:
-    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
-    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
-    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
-    return [_power_law(name, law) for name, law in named if law is not None]
 
 
 def _power_law(name: str, law: PowerLaw) -> dict[str, Any]:
