@@ -3,9 +3,9 @@
 import numpy as np
 
 from benchmarks.measure import Row, device, side_by_side
-from trainer.config import ModelConfig
-from trainer.evaluate import evaluate
-from trainer.parcae import Parcae
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.evaluate import evaluate
+from isoloop.trainer.model.parcae import Parcae
 
 RECURRENCES = range(1, 25)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Row, device, peak_bytes, side_by_side
-from trainer.head import mean_cross_entropy
+from isoloop.trainer.model.head import mean_cross_entropy
 
 VOCABULARY = 32_768
 

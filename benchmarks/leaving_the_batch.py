@@ -4,12 +4,12 @@ import torch
 
 from benchmarks.masked import masked_loss
 from benchmarks.measure import Row, device, side_by_side
-from trainer.accounting import loop_cost
-from trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
-from trainer.optim import make_optimizers
-from trainer.parcae import Parcae
-from trainer.recurrence import sample_recurrences
-from trainer.sizes import SIZES
+from isoloop.trainer.accounting import loop_cost
+from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.model.parcae import Parcae
+from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.optim import make_optimizers
+from isoloop.trainer.recurrence import sample_recurrences
 
 PAIRS = 9
 SEQUENCES = 32

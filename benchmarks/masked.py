@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.parcae import Parcae
+from isoloop.trainer.model.parcae import Parcae
 
 
 def masked_loss(

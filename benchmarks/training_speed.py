@@ -11,15 +11,14 @@ import torch
 from torch.optim import Optimizer
 
 from benchmarks.measure import Row, device, machine, peak_bytes, side_by_side
-from trainer.accounting import loop_cost
-from trainer.architecture import build_model
-from trainer.compilation import compile_blocks
-from trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
-from trainer.language_model import LanguageModel
-from trainer.optim import make_optimizers
-from trainer.recurrence import sample_recurrences
-from trainer.sizes import SIZES
-from trainer.telemetry import matrix_rate
+from isoloop.trainer.accounting import loop_cost
+from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.model.build import build_model, compile_blocks
+from isoloop.trainer.model.language_model import LanguageModel
+from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.optim import make_optimizers
+from isoloop.trainer.recurrence import sample_recurrences
+from isoloop.trainer.run.telemetry import matrix_rate
 
 SMALL = ModelConfig(width=256, heads=2, prelude_layers=2, core_layers=2, coda_layers=2, context=128)
 SEQUENCES = 16

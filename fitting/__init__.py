@@ -1,27 +1,34 @@
-"""Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `fitting.figures`."""
+"""Run table -> scaling laws -> predictions. Imports no torch, Ray or MLflow; drawing is `isoloop.fitting.figures`."""
 
-from fitting.catalogue import LAWS, law_named
-from fitting.choice import Choice, choose, choose_table
-from fitting.compared_sweep import ComparedSweep
-from fitting.cost import AnyCost, CostModel, DenseCost
-from fitting.dense_laws import ChinchillaLaw, SixParameterLaw
-from fitting.difference import Difference
-from fitting.estimate import Estimate, fit_law
-from fitting.holdout import Comparison, LawMethod, compare
-from fitting.isoflop import Disagreement, IndependentTokens, IsoflopFit, Minimum, fit_isoflop, predict_from_minima
-from fitting.law import Law, Optimum, Parameter
-from fitting.law_fit import LawFit, estimate_law
-from fitting.laws import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
-from fitting.minima_method import MinimaMethod
-from fitting.objective import HUBER, SQUARED, Objective
-from fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
-from fitting.parabola_bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
-from fitting.points import check_points, is_point_table, point_data, read_points
-from fitting.power_law import MinimalLossLaw, PowerLaw
-from fitting.predict import Prediction, predict
-from fitting.profile import Profile, profile
-from fitting.result import HeldOut, SweepFit
-from fitting.simulate import (
+from isoloop.fitting.compare.comparison import SweepComparison, compare_sweeps
+from isoloop.fitting.compare.difference import Difference
+from isoloop.fitting.compare.side import ComparedSweep
+from isoloop.fitting.cost import AnyCost, CostModel, DenseCost
+from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, bootstrap
+from isoloop.fitting.estimation.estimate import Estimate, fit_law
+from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.objective import HUBER, SQUARED, Objective
+from isoloop.fitting.estimation.profile import Profile, profile
+from isoloop.fitting.isoflop.bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
+from isoloop.fitting.isoflop.minima import (
+    Disagreement,
+    IndependentTokens,
+    IsoflopFit,
+    Minimum,
+    fit_isoflop,
+    predict_from_minima,
+)
+from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
+from isoloop.fitting.laws.base import Law, Optimum, Parameter
+from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from isoloop.fitting.laws.registry import LAWS, law_named
+from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
+from isoloop.fitting.predict import Prediction, predict
+from isoloop.fitting.result import HeldOut, SweepFit
+from isoloop.fitting.selection.choose import Choice, MinimaMethod, choose, choose_table
+from isoloop.fitting.selection.holdout import Comparison, LawMethod, compare
+from isoloop.fitting.simulate import (
     PUBLISHED_BUDGETS,
     PUBLISHED_RECURRENCES,
     PUBLISHED_TEST_RECURRENCES,
@@ -31,9 +38,9 @@ from fitting.simulate import (
     published_cost_model,
     simulate_table,
 )
-from fitting.sweep_comparison import SweepComparison, compare_sweeps
-from fitting.sweep_fit import fit_sweep
-from fitting.table import (
+from isoloop.fitting.sweep_fit import fit_sweep
+from isoloop.fitting.tables.dense import check_points, is_point_table, point_data, read_points
+from isoloop.fitting.tables.runs import (
     ACCOUNTINGS,
     COLUMNS,
     REQUIRED_COLUMNS,
@@ -43,7 +50,6 @@ from fitting.table import (
     read_table,
     test_time_losses,
 )
-from fitting.uncertainty import BOOTSTRAP_KINDS, bootstrap
 
 __all__ = [
     "ACCOUNTINGS",

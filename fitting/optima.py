@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from fitting.catalogue import law_named
-from fitting.cost import CostModel
-from fitting.law_fit import LawFit
-from fitting.power_law import PowerLaw, fit_power_law
-from fitting.uncertainty import interval
+from isoloop.fitting.cost import CostModel
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.isoflop.power_law import PowerLaw, fit_power_law
+from isoloop.fitting.laws.registry import law_named
 
 _SEARCHED = (1.0, 1024.0)
 

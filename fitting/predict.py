@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.law_fit import LawFit
-from fitting.laws import TrainingLaw
-from fitting.power_law import PowerLaw
-from fitting.result import SweepFit
-from fitting.uncertainty import interval
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.isoflop.power_law import PowerLaw
+from isoloop.fitting.laws.looped import TrainingLaw
+from isoloop.fitting.result import SweepFit
 
 _MOST_LOOPS = 1024.0
 _ROUNDING = 1e-9

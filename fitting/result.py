@@ -13,14 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from fitting.catalogue import law_named
-from fitting.cost import CostModel
-from fitting.holdout import HeldOutError, HeldOutRow
-from fitting.isoflop import IsoflopFit
-from fitting.isoflop_report import isoflop_text, parabola_bias_text
-from fitting.law_fit import LawFit
-from fitting.parabola_bias import ParabolaBias
-from fitting.table import finished_rows, loss_columns
+from isoloop.fitting.cost import CostModel
+from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.isoflop.bias import ParabolaBias
+from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.isoflop.report import isoflop_text, parabola_bias_text
+from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
+from isoloop.fitting.tables.runs import finished_rows, loss_columns
 
 FORMAT = "isoloop-fit/2"
 

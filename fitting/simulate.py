@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fitting.cost import CostModel
-from fitting.laws import UnifiedLaw
-from fitting.table import check_table, loss_column
+from isoloop.fitting.cost import CostModel
+from isoloop.fitting.laws.looped import UnifiedLaw
+from isoloop.fitting.tables.runs import check_table, loss_column
 
 PUBLISHED_RECURRENCES = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
 PUBLISHED_BUDGETS = (1e18, 2e18, 4e18, 8e18, 16e18, 64e18)

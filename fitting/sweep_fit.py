@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fitting.cost import CostModel
-from fitting.doubts import BUDGET_TOLERANCE, doubts
-from fitting.holdout import HeldOutRow, errors_of, held_out_rows
-from fitting.isoflop import IsoflopFit, fit_isoflop
-from fitting.law import Law
-from fitting.law_fit import LawFit, estimate_law
-from fitting.laws import JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
-from fitting.objective import HUBER, Objective
-from fitting.parabola_bias import ParabolaBias, parabola_bias
-from fitting.result import Absent, FittedRange, HeldOut, SweepFit
-from fitting.table import check_table, finished_rows, law_data, test_time_law_data
-from fitting.uncertainty import BootstrapKind, widening
+from isoloop.fitting.caveats import BUDGET_TOLERANCE, doubts
+from isoloop.fitting.cost import CostModel
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
+from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
+from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
+from isoloop.fitting.laws.base import Law
+from isoloop.fitting.laws.looped import JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from isoloop.fitting.result import Absent, FittedRange, HeldOut, SweepFit
+from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
+from isoloop.fitting.tables.runs import check_table, finished_rows, law_data, test_time_law_data
 
 Progress = Callable[[str, int, int], None]
 

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.config import SweepConfig
-from sweeps.folders import Folders
-from sweeps.options import DEFAULT_DRAWS
-from sweeps.results import Results
+from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.report.headline import Results
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fitting import SweepFit
-    from sweeps.stability import StabilityStudy
+    from isoloop.fitting import SweepFit
+    from isoloop.sweeps.stability.study import StabilityStudy
 
 GROUP = "group"
 FEWEST_RUNS = 4
@@ -29,7 +28,7 @@ def fit_and_report(
     table: "pd.DataFrame",
     *,
     command: str,
-    draws: int = DEFAULT_DRAWS,
+    draws: int = 1000,
     progress: FitProgress | None = None,
 ) -> Results:
     """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
@@ -87,7 +86,7 @@ def _fit_group(
     label: str | None = None,
 ) -> Results:
     """Fit the table with and without its largest budget. One that can't be fitted gets a page that says why."""
-    from fitting import fit_sweep
+    from isoloop.fitting import fit_sweep
 
     name = sweep.name if label is None else f"{sweep.name}, {label}"
     fits: dict[bool, SweepFit | None] = {}
@@ -115,7 +114,7 @@ def _write_page(
     groups: Mapping[str, Results],
     label: str | None = None,
 ) -> Results:
-    from sweeps.report import write_report
+    from isoloop.sweeps.report.page import write_report
 
     results = Results(
         fit=fits.get(False),
@@ -140,10 +139,10 @@ def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame")
     """Judge a stability study by its run table and the runs' journals; write its tables, report and figure.
 
     Raises:
-        ValueError: the sweep isn't one (sweeps/stability.py).
+        ValueError: the sweep isn't one (sweeps/stability/study.py).
     """
-    from sweeps.dynamics import judged_study, write_study
-    from sweeps.stability_figure import save_stability
+    from isoloop.sweeps.stability.dynamics import judged_study, write_study
+    from isoloop.sweeps.stability.figure import save_stability
 
     study = judged_study(table, sweep, folders)
     write_study(study, folders.sweep)

@@ -6,26 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.around import with_centres
-from sweeps.config import SweepConfig, config_text
-from sweeps.engine import Outcome, Progress
-from sweeps.folders import Folders
-from sweeps.grid import Cell, Plan, Text, plan_sweep, simulated_text
-from sweeps.secrets import STORAGE_VARIABLE, redacted, with_secret
-from sweeps.status import write_manifest
-from trainer.config import DataConfig
-from trainer.data import Corpus, prepare_corpus
-from trainer.documents import Progress as CorpusProgress
-from trainer.documents import silent
-from trainer.lock import sole_owner
-from trainer.result import RunResult
+from isoloop.sweeps.config.schema import SweepConfig, config_text
+from isoloop.sweeps.execution.engine import Outcome, Progress
+from isoloop.sweeps.execution.status import write_manifest
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.plan.centre import with_centres
+from isoloop.sweeps.plan.grid import Cell, Plan, Text, plan_sweep, simulated_text
+from isoloop.sweeps.redaction import STORAGE_VARIABLE, redacted, with_secret
+from isoloop.trainer.config import DataConfig
+from isoloop.trainer.data.corpus import Corpus, prepare_corpus
+from isoloop.trainer.data.sources import Progress as CorpusProgress
+from isoloop.trainer.data.sources import silent
+from isoloop.trainer.files import sole_owner
+from isoloop.trainer.run.result import RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sweeps.cluster import RayCluster
-    from sweeps.storage import Storage
-    from sweeps.tracking import Store
+    from isoloop.sweeps.execution.ray_cluster import RayCluster
+    from isoloop.sweeps.storage.run_store import Storage
+    from isoloop.sweeps.tracking.mlflow_store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,10 @@ def train_and_record(
 def _train_and_record(
     plan: Plan, corpora: Mapping[str, Path], folders: Folders, address: str | None, progress: Progress | None
 ) -> Recorded:
-    from fitting import check_table
-    from sweeps.execute import execute
-    from sweeps.relay import Relay
-    from sweeps.tracking import Store, named_trouble
+    from isoloop.fitting import check_table
+    from isoloop.sweeps.execution.engine import execute
+    from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
+    from isoloop.sweeps.tracking.uploader import Relay
 
     uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
     write_manifest(plan, folders)
@@ -149,8 +149,8 @@ def open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "
     """
     if plan.sweep.storage is None:
         return None
-    from sweeps.remote import StorageError
-    from sweeps.storage import Storage
+    from isoloop.sweeps.storage.filesystem import StorageError
+    from isoloop.sweeps.storage.run_store import Storage
 
     storage = Storage(with_secret(plan.sweep.storage, STORAGE_VARIABLE))
     storage.check()
@@ -186,8 +186,8 @@ class _Noticed(Progress):
 
 def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
     """Ray, local or at `address`; a local one for simulated runs has what the configuration says of the cluster."""
-    from sweeps.cluster import RayCluster
-    from sweeps.shipping import own_classes, runtime_environment
+    from isoloop.sweeps.execution.ray_cluster import RayCluster
+    from isoloop.sweeps.execution.runtime_env import own_classes, runtime_environment
 
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parquet import document, write_parquet
-from trainer.config import (
+from isoloop.trainer.config import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     RecurrenceConfig,
     RunSpec,
 )
-from trainer.data import Corpus, prepare_corpus
+from isoloop.trainer.data.corpus import Corpus, prepare_corpus
+from tests.parquet import document, write_parquet
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -15,15 +15,15 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sweeps.cli import app
-from sweeps.grid import Text, plan_sweep
-from sweeps.loading import load_sweep
-from trainer.accounting import count_parameters, loop_cost
-from trainer.architecture import build_model
-from trainer.config import DataConfig, ModelConfig
-from trainer.data import prepare_corpus
-from trainer.evaluate import evaluate
-from trainer.loop import train
+from isoloop.sweeps.cli.main import app
+from isoloop.sweeps.config.loading import load_sweep
+from isoloop.sweeps.plan.grid import Text, plan_sweep
+from isoloop.trainer.accounting import count_parameters, loop_cost
+from isoloop.trainer.config import DataConfig, ModelConfig
+from isoloop.trainer.data.corpus import prepare_corpus
+from isoloop.trainer.evaluate import evaluate
+from isoloop.trainer.loop import train
+from isoloop.trainer.model.build import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])

@@ -16,8 +16,8 @@ from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.fitting.peers import scipy_many_starts
 from benchmarks.fitting.results import write_section
 from benchmarks.fitting.tables import FILE, public_tables, simulated_points, table_of_123
-from fitting import HUBER, TrainingLaw, fit_law, simulate_table
-from fitting.table import law_data
+from isoloop.fitting import HUBER, TrainingLaw, fit_law, simulate_table
+from isoloop.fitting.tables.runs import law_data
 
 CASE = Case(run_noise=1e-3, budgets=4)
 SLOW_PEERS = {"chinchilla": "left out of the tests", "lmfit": "left out of the tests"}
@@ -126,7 +126,7 @@ def test_the_fingerprint_is_of_the_code_that_intervals_come_from(monkeypatch, tm
     before = coverage.fingerprint()
     assert coverage.fingerprint() == before
     other = tmp_path / "intervals.py"
-    other.write_text("from fitting.refit import refit\n")
+    other.write_text("from isoloop.fitting.estimation.bootstrap import refit\n")
     monkeypatch.setattr(intervals, "__file__", str(other))
     assert coverage.fingerprint() != before
 

@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from sweeps.config import config_text
-from sweeps.folders import Folders
-from sweeps.loading import load_sweep
-from sweeps.runs import simulated_table
+from isoloop.sweeps.config.loading import load_sweep
+from isoloop.sweeps.config.schema import config_text
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.runs import simulated_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "analysis_notebooks"

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from fitting.simulate import (
+from isoloop.fitting.simulate import (
     PUBLISHED_BUDGETS,
     PUBLISHED_RECURRENCES,
     PUBLISHED_TRUTH,
     published_cost_model,
 )
-from trainer.accounting import count_parameters, flops_per_token
-from trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig, ScheduleConfig
-from trainer.sizes import SIZES
+from isoloop.trainer.accounting import count_parameters, flops_per_token
+from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig, ScheduleConfig
+from isoloop.trainer.model.sizes import SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results" / "published"
@@ -131,7 +131,7 @@ def test_training_settings_are_the_defaults():
 
 @pytest.mark.parametrize("size", ["140m", "370m"])
 def test_presets_are_the_published_grid(size):
-    preset = yaml.safe_load((ROOT / "sweeps" / "presets" / f"parcae-{size}.yaml").read_text())
+    preset = yaml.safe_load((ROOT / "sweeps" / "config" / "presets" / f"parcae-{size}.yaml").read_text())
     # YAML 1.1 reads 1e18, without a dot, as text.
     assert [float(budget) for budget in preset["budgets"]] == values("grid", size=size, quantity="budget")
     assert preset["mean_recurrences"] == values("grid", size=size, quantity="mean recurrence")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fitting import SweepFit, fit_sweep, read_table
-from sweeps.grid import Text, plan_sweep
-from sweeps.loading import load_sweep
+from isoloop.fitting import SweepFit, fit_sweep, read_table
+from isoloop.sweeps.config.loading import load_sweep
+from isoloop.sweeps.plan.grid import Text, plan_sweep
 
 PYTHON = Path(__file__).resolve().parents[1] / "results" / "python"
 SWEEPS = sorted(path.parent for path in PYTHON.glob("*/runs.csv"))

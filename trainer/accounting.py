@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.config import BLOCKS, ModelConfig, RecurrenceConfig
-from trainer.plugin import own_class
+from isoloop.trainer.config import BLOCKS, ModelConfig, RecurrenceConfig
+from isoloop.trainer.plugin import own_class
 
 Accounting = Literal["exact", "parcae-release"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 import torch
 from numpy.typing import NDArray
 
-from trainer.head import mean_cross_entropy
-from trainer.language_model import LanguageModel
-from trainer.parallel import Ranks
+from isoloop.trainer.distributed import Ranks
+from isoloop.trainer.model.head import mean_cross_entropy
+from isoloop.trainer.model.language_model import LanguageModel
 
 BATCH = 64
 _STATE_SEED = 20_260_412

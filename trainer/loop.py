@@ -21,25 +21,22 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from trainer.accounting import flops_spent, loop_cost
-from trainer.architecture import build_model
-from trainer.atomic import write_atomically
-from trainer.batches import validation_windows
-from trainer.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
-from trainer.compilation import compile_blocks
-from trainer.config import ExecutionConfig, RunSpec
-from trainer.data import Corpus
-from trainer.environment import environment
-from trainer.evaluate import BATCH, bits_per_byte, evaluate, tokens_per_byte
-from trainer.feed import Share, shares
-from trainer.journal import Journal
-from trainer.language_model import LanguageModel
-from trainer.lock import sole_owner
-from trainer.optim import apply_schedule, make_optimizers
-from trainer.parallel import Ranks
-from trainer.published import save_published
-from trainer.result import RunResult, read_result, write_result
-from trainer.telemetry import SpeedMeter, SystemMeter
+from isoloop.trainer.accounting import flops_spent, loop_cost
+from isoloop.trainer.config import ExecutionConfig, RunSpec
+from isoloop.trainer.data.batches import validation_windows
+from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.distributed import Ranks, Share, shares
+from isoloop.trainer.evaluate import BATCH, bits_per_byte, evaluate, tokens_per_byte
+from isoloop.trainer.files import sole_owner, write_atomically
+from isoloop.trainer.model.build import build_model, compile_blocks
+from isoloop.trainer.model.language_model import LanguageModel
+from isoloop.trainer.model.pretrained import save_published
+from isoloop.trainer.optim import apply_schedule, make_optimizers
+from isoloop.trainer.run.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
+from isoloop.trainer.run.environment import environment
+from isoloop.trainer.run.journal import Journal
+from isoloop.trainer.run.result import RunResult, read_result, write_result
+from isoloop.trainer.run.telemetry import SpeedMeter, SystemMeter
 
 CURVE_POINTS = 200
 EXPLODED = 3.0

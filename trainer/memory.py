@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from trainer.accounting import GATE_CHANNELS, MLP_FACTOR, block_cost, count_parameters
-from trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.accounting import GATE_CHANNELS, MLP_FACTOR, block_cost, count_parameters
+from isoloop.trainer.config import ModelConfig, RecurrenceConfig
 
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from trainer.config import OptimizerConfig, ScheduleConfig
+from isoloop.trainer.config import OptimizerConfig, ScheduleConfig
 
 _BLOCKS = ("prelude.", "core.", "coda.")
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import RecurrenceConfig
+from isoloop.trainer.config import RecurrenceConfig
 
 _DEPTH_STREAM = 1
 

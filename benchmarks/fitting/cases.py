@@ -10,11 +10,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from fitting.cost import CostModel
-from fitting.law import Data, Optimum
-from fitting.laws import TrainingLaw
-from fitting.simulate import PUBLISHED_BUDGETS, PUBLISHED_TRUTH, Truth, simulate_table
-from fitting.table import loss_columns
+from isoloop.fitting.cost import CostModel
+from isoloop.fitting.laws.base import Data, Optimum
+from isoloop.fitting.laws.looped import TrainingLaw
+from isoloop.fitting.simulate import PUBLISHED_BUDGETS, PUBLISHED_TRUTH, Truth, simulate_table
+from isoloop.fitting.tables.runs import loss_columns
 
 BEYOND = 128e18
 """One budget beyond the published ones, FLOPs."""

@@ -21,7 +21,7 @@ from benchmarks.fitting.intervals import SLOW, SLOW_EVERY, Found
 from benchmarks.fitting.results import table
 
 _ROOT = Path(__file__).resolve().parents[2]
-_OURS = re.compile(r"^from ((?:benchmarks\.)?fitting\.\w+) import", re.MULTILINE)
+_OURS = re.compile(r"^from ((?:benchmarks|isoloop)\.fitting\.[\w.]+) import", re.MULTILINE)
 _WANTED = 0.90, 0.99
 _SAVE_EVERY = 10.0
 """Seconds."""

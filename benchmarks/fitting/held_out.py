@@ -9,11 +9,11 @@ import numpy as np
 
 from benchmarks.fitting.results import table
 from benchmarks.fitting.tables import public_tables
-from fitting import compare
-from fitting.cost import DenseCost
-from fitting.holdout import Comparison, HeldOutError, LawMethod, Method
-from fitting.law import Data
-from fitting.minima_method import MinimaMethod
+from isoloop.fitting import compare
+from isoloop.fitting.cost import DenseCost
+from isoloop.fitting.laws.base import Data
+from isoloop.fitting.selection.choose import MinimaMethod
+from isoloop.fitting.selection.holdout import Comparison, HeldOutError, LawMethod, Method
 
 
 def run(data_folder: Path, *, draws: int = 400) -> str:

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.fitting.cases import BEYOND, Case
-from fitting.isoflop import IsoflopFit, fit_isoflop
-from fitting.law_fit import LawFit, estimate_law
-from fitting.laws import TrainingLaw, UnifiedLaw
-from fitting.parabola_bias import ParabolaBias, parabola_bias
-from fitting.simulate import PUBLISHED_BUDGETS
-from fitting.table import law_data, test_time_law_data
-from fitting.uncertainty import BOOTSTRAP_KINDS, interval
+from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, interval
+from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
+from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
+from isoloop.fitting.laws.looped import TrainingLaw, UnifiedLaw
+from isoloop.fitting.simulate import PUBLISHED_BUDGETS
+from isoloop.fitting.tables.runs import law_data, test_time_law_data
 
 Held = tuple[float, float, float]
 """Both ends of an interval and the truth; an end is infinite where the interval is open."""

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from benchmarks.fitting import studies
 from benchmarks.fitting.warm_start import WarmStart, warm_start
-from fitting.figure_style import STYLE
+from isoloop.fitting.figures.style import STYLE
 
 _INK, _MUTED, _ORANGE, _BLUE, _GREEN = "#222222", "#767676", "#d55e00", "#0072b2", "#009e73"
 

@@ -20,8 +20,8 @@ from benchmarks.fitting.peers import (
 from benchmarks.fitting.problem import huber, objective
 from benchmarks.fitting.results import table
 from benchmarks.fitting.tables import public_tables
-from fitting import HUBER, SQUARED, ChinchillaLaw, Objective, SixParameterLaw, fit_law
-from fitting.law import Data
+from isoloop.fitting import HUBER, SQUARED, ChinchillaLaw, Objective, SixParameterLaw, fit_law
+from isoloop.fitting.laws.base import Data
 
 _HOFFMANN_STARTS, _CHINCHILLA_POINTS, _CHINCHILLA_SCALE = 450, 3, 1e6
 _SIX_STARTS = 40

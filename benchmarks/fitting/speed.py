@@ -17,7 +17,7 @@ from benchmarks.fitting.peers import hoffmann, missing, scipy_many_starts, warm_
 from benchmarks.fitting.problem import NAMES, PeerFit, objective
 from benchmarks.fitting.results import table
 from benchmarks.fitting.tables import table_of_123
-from fitting import (
+from isoloop.fitting import (
     PUBLISHED_TRUTH,
     ChinchillaLaw,
     IsoDepthLaw,
@@ -31,10 +31,9 @@ from fitting import (
     fit_law,
     simulate_table,
 )
-from fitting.law import Data
-from fitting.refit import refit
-from fitting.table import law_data, test_time_law_data
-from fitting.uncertainty import resampled_counts
+from isoloop.fitting.estimation.bootstrap import refit, resampled_counts
+from isoloop.fitting.laws.base import Data
+from isoloop.fitting.tables.runs import law_data, test_time_law_data
 
 _SAME = 1e-4
 """Relative difference of objectives below which a refit is at the minimum."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fitting import (
+from isoloop.fitting import (
     HUBER,
     PUBLISHED_BUDGETS,
     PUBLISHED_RECURRENCES,
@@ -31,12 +31,12 @@ from fitting import (
     published_cost_model,
     simulate_table,
 )
-from fitting.power_law import lines
-from fitting.table import law_data
-from fitting.uncertainty import interval
-from trainer.accounting import Accounting, expected_loops, loop_cost
-from trainer.config import RecurrenceConfig
-from trainer.sizes import SIZES
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.isoflop.power_law import lines
+from isoloop.fitting.tables.runs import law_data
+from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
+from isoloop.trainer.config import RecurrenceConfig
+from isoloop.trainer.model.sizes import SIZES
 
 NOISE = 1e-3
 LAW = TrainingLaw()

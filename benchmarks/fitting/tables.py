@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import point_data, read_points
-from fitting.law import Data
-from fitting.table import read_frame
+from isoloop.fitting import point_data, read_points
+from isoloop.fitting.laws.base import Data
+from isoloop.fitting.tables.runs import read_frame
 
 FILE = "isoflops_public.csv"
 MASSIVETEXT = "massivetext"

@@ -10,10 +10,9 @@ from scipy import optimize
 from benchmarks.fitting.peers import scipy_many_starts
 from benchmarks.fitting.problem import LogProblem
 from benchmarks.fitting.studies import LAW, NOISE, Span, noisy, quiet_table
-from fitting import HUBER, fit_law
-from fitting.refit import refit
-from fitting.table import law_data
-from fitting.uncertainty import interval, resampled_counts
+from isoloop.fitting import HUBER, fit_law
+from isoloop.fitting.estimation.bootstrap import interval, refit, resampled_counts
+from isoloop.fitting.tables.runs import law_data
 
 
 @dataclass(frozen=True, kw_only=True)

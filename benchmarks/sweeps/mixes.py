@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
-from sweeps.schedule import Job, Needs, Node
+from isoloop.sweeps.plan.packing import Job, Needs, Node
 
 WIDTHS = {
     **{share: Needs(cpus=1, gpus=share) for share in (0.125, 0.25, 0.5, 1.0)},

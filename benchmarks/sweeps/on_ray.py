@@ -18,17 +18,16 @@ from typing import Any
 from benchmarks.results import table
 from benchmarks.sweeps.mixes import SPREAD, WIDTHS
 from benchmarks.sweeps.tune_peer import run_with_tune
-from sweeps.cluster import RayCluster
-from sweeps.engine import Progress
-from sweeps.execute import execute
-from sweeps.folders import Folders
-from sweeps.grid import Cell, Plan, plan_sweep, simulated_text
-from sweeps.loading import validate_sweep
-from sweeps.schedule import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
-from sweeps.worker import Task, run_attempt
-from trainer.accounting import flops_per_token
-from trainer.config import ModelConfig, RecurrenceConfig
-from trainer.result import RunResult, read_result
+from isoloop.sweeps.config.loading import validate_sweep
+from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.ray_cluster import RayCluster
+from isoloop.sweeps.execution.worker import Task, run_attempt
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_text
+from isoloop.sweeps.plan.packing import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
+from isoloop.trainer.accounting import flops_per_token
+from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.run.result import RunResult, read_result
 
 GPUS, CPUS = 64, 640
 WANTED_RATIO, WANTED_COST = 1.10, 0.050
@@ -198,7 +197,7 @@ def _warm_up(ray: RayCluster, counts: list[int], task: str) -> float:
     folder = Path(Task.model_validate_json(task).folder).parent
 
     def run_and_wait(number: int, task: str) -> None:
-        from sweeps.worker import Task, run_attempt
+        from isoloop.sweeps.execution.worker import Task, run_attempt
 
         parsed = Task.model_validate_json(task)
         at_once = parsed.simulation.model_copy(update={"flops_per_second": None})

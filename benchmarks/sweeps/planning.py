@@ -10,9 +10,9 @@ from rich.console import Console
 
 from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.results import table
-from sweeps.bill import print_plan
-from sweeps.grid import plan_sweep, simulated_text
-from sweeps.loading import validate_sweep
+from isoloop.sweeps.config.loading import validate_sweep
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.summary import print_plan
 
 WANTED_SECONDS = 3.0
 _CLUSTER = {"nodes": 8, "gpus": 8, "cpus": 96, "device": "H100", "price_per_hour": 2.5}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps.worker import run_attempt
+from isoloop.sweeps.execution.worker import run_attempt
 
 
 def run_with_tune(tasks: Sequence[str], gpus: Sequence[float], storage: Path) -> None:

@@ -9,7 +9,7 @@ from statistics import mean
 
 from benchmarks.results import table
 from benchmarks.sweeps.mixes import CLUSTERS, MIXES
-from sweeps.schedule import ORDERS, Job, Node, best_order, lower_bound, makespan
+from isoloop.sweeps.plan.packing import ORDERS, Job, Node, best_order, lower_bound, makespan
 
 _MANY = 5_000
 WANTED = 1.10

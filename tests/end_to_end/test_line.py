@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
-ISOLOOP = [sys.executable, "-c", "from sweeps.cli import main; main()"]
+ISOLOOP = [sys.executable, "-c", "from isoloop.sweeps.cli.main import main; main()"]
 
 
 def isoloop(*arguments, cwd, check=0):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.fitting import misleading
-from fitting import LAWS, PUBLISHED_TRUTH, CostModel, TrainingLaw, choose_table, law_named, simulate_table
-from fitting.simulate import poisson_loops, published_cost_model
+from isoloop.fitting import LAWS, PUBLISHED_TRUTH, CostModel, TrainingLaw, choose_table, law_named, simulate_table
+from isoloop.fitting.simulate import poisson_loops, published_cost_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "fitting.md"
 

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fitting import PUBLISHED_BUDGETS, CostModel, TrainingLaw, estimate_law, exponent_shift, law_optima, simulate_table
-from fitting.figures_optima import draw_optima
-from fitting.table import law_data
+from isoloop.fitting import (
+    PUBLISHED_BUDGETS,
+    CostModel,
+    TrainingLaw,
+    estimate_law,
+    exponent_shift,
+    law_optima,
+    simulate_table,
+)
+from isoloop.fitting.figures.isoflop import draw_optima
+from isoloop.fitting.tables.runs import law_data
 
 BUDGETS = PUBLISHED_BUDGETS[:5]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fitting import (
+from isoloop.fitting import (
     HUBER,
     PUBLISHED_TRUTH,
     SQUARED,
@@ -21,7 +21,7 @@ from fitting import (
     published_cost_model,
     simulate_table,
 )
-from fitting.table import law_data
+from isoloop.fitting.tables.runs import law_data
 
 # Seeded and without a deadline: the same examples on every machine, however slow.
 STEADY = settings(

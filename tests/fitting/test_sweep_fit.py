@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fitting import PUBLISHED_TRUTH, SweepFit, draw_losses, fit_sweep, predict, simulate_table
+from isoloop.fitting import PUBLISHED_TRUTH, SweepFit, draw_losses, fit_sweep, predict, simulate_table
 
 SMALL = {"budgets": (1e18, 2e18, 4e18, 8e18), "mean_recurrences": (1, 2, 4, 8), "recurrences": (1, 2, 4, 8, 12, 16)}
 

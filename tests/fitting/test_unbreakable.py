@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitting import (
+from isoloop.fitting import (
     PUBLISHED_TRUTH,
     ChinchillaLaw,
     SweepFit,
@@ -19,8 +19,8 @@ from fitting import (
     point_data,
     simulate_table,
 )
-from fitting.suspects import far_off, warnings
-from fitting.table import law_data
+from isoloop.fitting.tables.checks import far_off, warnings
+from isoloop.fitting.tables.runs import law_data
 
 TRUTH = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=5e-4)

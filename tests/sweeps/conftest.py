@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from sweeps.folders import Folders
-from sweeps.loading import validate_sweep
-from trainer.journal import read_journal
+from isoloop.sweeps.config.loading import validate_sweep
+from isoloop.sweeps.paths import Folders
+from isoloop.trainer.run.journal import read_journal
 
 SMALL = {
     "name": "small",
@@ -52,7 +52,7 @@ def folders(tmp_path):
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory):
     """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
-    from sweeps.tracking import Store
+    from isoloop.sweeps.tracking.mlflow_store import Store
 
     empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
     with warnings.catch_warnings():

@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from fitting.simulate import simulate_table
-from sweeps.analysis import fit_and_report
-from sweeps.config import config_text
-from sweeps.folders import Folders, folders_of
-from sweeps.loading import validate_sweep
+from isoloop.fitting.simulate import simulate_table
+from isoloop.sweeps.analysis import fit_and_report
+from isoloop.sweeps.config.loading import validate_sweep
+from isoloop.sweeps.config.schema import config_text
+from isoloop.sweeps.paths import Folders, folders_of
 from tests.sweeps.conftest import SIMULATED
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import SWITCHES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,14 +44,14 @@ import os, sys, time
 from pathlib import Path
 
 if sys.argv[3] == "off":
-    from sweeps.privacy import switch_telemetry_off
+    from isoloop.sweeps.privacy import switch_telemetry_off
     switch_telemetry_off()
-    from sweeps.tracking import Store
-    from sweeps.folders import Folders
-    from sweeps.grid import plan_sweep, simulated_text
-    from sweeps.loading import load_sweep
-    from sweeps.relay import Relay
-    from sweeps.simulated import simulate_run
+    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.paths import Folders
+    from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+    from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.tracking.uploader import Relay
+    from isoloop.sweeps.execution.simulated import simulate_run
     sweep = load_sweep("parcae-140m-simulated", ["budgets=[1e18]", "mean_recurrences=[2]"])
     folders = Folders(out=Path(sys.argv[1]), name=sweep.name)
     plan = plan_sweep(sweep, simulated_text)

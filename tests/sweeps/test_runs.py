@@ -7,20 +7,19 @@ import pandas as pd
 import pytest
 import yaml
 
-from fitting import PUBLISHED_BUDGETS, CostModel, check_table, fit_sweep, law_optima, read_table, simulate_table
-from sweeps.config import config_text
-from sweeps.folders import Folders
-from sweeps.grid import plan_sweep, simulated_text
-from sweeps.loading import load_sweep, validate_sweep
-from sweeps.recount import recount
-from sweeps.relay import Relay
-from sweeps.runs import load_runs, simulated_table
-from sweeps.simulated import simulate_run
-from sweeps.tracking import Store
+from isoloop.fitting import PUBLISHED_BUDGETS, CostModel, check_table, fit_sweep, law_optima, read_table, simulate_table
+from isoloop.sweeps.config.loading import load_sweep, validate_sweep
+from isoloop.sweeps.config.schema import config_text
+from isoloop.sweeps.execution.simulated import simulate_run
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.runs import load_runs, recount, simulated_table
+from isoloop.sweeps.tracking.mlflow_store import Store
+from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.trainer.accounting import flops_per_token
+from isoloop.trainer.config import RecurrenceConfig
+from isoloop.trainer.model.sizes import SIZES
 from tests.sweeps.conftest import SIMULATED
-from trainer.accounting import flops_per_token
-from trainer.config import RecurrenceConfig
-from trainer.sizes import SIZES
 
 PUBLISHED = "parcae-140m-simulated"
 

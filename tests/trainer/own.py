@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from trainer.accounting import BlockCost, InjectionCost
-from trainer.injection import Injection
-from trainer.layers import MLP, Attention, Block, RMSNorm, init_parts
+from isoloop.trainer.accounting import BlockCost, InjectionCost
+from isoloop.trainer.model.injection import Injection
+from isoloop.trainer.model.layers import MLP, Attention, Block, RMSNorm, init_parts
 
 
 class ScaledInjection(Injection):

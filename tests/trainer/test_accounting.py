@@ -6,12 +6,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.accounting import block_cost, count_parameters, expected_loops, flops_per_token, loop_cost, steps_for
-from trainer.architecture import build_model
-from trainer.config import ModelConfig, RecurrenceConfig
-from trainer.evaluate import evaluate
-from trainer.recurrence import sample_recurrences
-from trainer.sizes import SIZES
+from isoloop.trainer.accounting import (
+    block_cost,
+    count_parameters,
+    expected_loops,
+    flops_per_token,
+    loop_cost,
+    steps_for,
+)
+from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.evaluate import evaluate
+from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.recurrence import sample_recurrences
 
 SMALL = ModelConfig(width=16, heads=2, context=8)
 SHAPES = {

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import ModelConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.config import ModelConfig, RecurrenceConfig, RunSpec
 
 
 def test_json_round_trip_keeps_the_run_id(spec):

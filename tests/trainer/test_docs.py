@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.accounting import count_parameters
-from trainer.architecture import build_model
-from trainer.config import ModelConfig
-from trainer.loop import train
-from trainer.published import load_published
+from isoloop.trainer.accounting import count_parameters
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.loop import train
+from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.pretrained import load_published
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "trainer.md"
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from trainer.batches import validation_windows
-from trainer.config import DataConfig, EvaluationConfig, ModelConfig, RecurrenceConfig, RunSpec
-from trainer.data import prepare_corpus
-from trainer.evaluate import bits_per_byte, tokens_per_byte
-from trainer.loop import train
+from isoloop.trainer.config import DataConfig, EvaluationConfig, ModelConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.data.batches import validation_windows
+from isoloop.trainer.data.corpus import prepare_corpus
+from isoloop.trainer.evaluate import bits_per_byte, tokens_per_byte
+from isoloop.trainer.loop import train
 
 
 def test_the_first_token_of_a_window_is_no_target():

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.batches import batch_windows
-from trainer.config import RecurrenceConfig
-from trainer.feed import share_of, shares
-from trainer.parallel import Ranks
-from trainer.recurrence import sample_recurrences
+from isoloop.trainer.config import RecurrenceConfig
+from isoloop.trainer.data.batches import batch_windows
+from isoloop.trainer.distributed import Ranks, share_of, shares
+from isoloop.trainer.recurrence import sample_recurrences
 
 
 @pytest.fixture

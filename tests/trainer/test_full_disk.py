@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from trainer.atomic import write_atomically
-from trainer.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from trainer.config import ExecutionConfig, OptimizerConfig
-from trainer.journal import Journal, read_journal
-from trainer.loop import train
-from trainer.optim import make_optimizers
-from trainer.parcae import Parcae
-from trainer.published import load_published, save_published
+from isoloop.trainer.config import ExecutionConfig, OptimizerConfig
+from isoloop.trainer.files import write_atomically
+from isoloop.trainer.loop import train
+from isoloop.trainer.model.parcae import Parcae
+from isoloop.trainer.model.pretrained import load_published, save_published
+from isoloop.trainer.optim import make_optimizers
+from isoloop.trainer.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from isoloop.trainer.run.journal import Journal, read_journal
 
 FULL = "No space left on device|File too large"
 
@@ -86,7 +86,7 @@ class TestJournal:
 
     def test_a_write_that_takes_a_part_is_gone_on_with(self, tmp_path, monkeypatch):
         write = os.write
-        monkeypatch.setattr("trainer.journal.os.write", lambda file, content: write(file, content[:7]))
+        monkeypatch.setattr("isoloop.trainer.run.journal.os.write", lambda file, content: write(file, content[:7]))
         journal = Journal(tmp_path / "journal.jsonl")
         journal.event("started", step=0)
         journal.close()

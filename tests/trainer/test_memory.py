@@ -8,11 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer.architecture import build_model
-from trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
-from trainer.memory import INDEX, largest_micro_batch, memory
-from trainer.optim import make_optimizers
-from trainer.sizes import SIZES
+from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.memory import INDEX, largest_micro_batch, memory
+from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.optim import make_optimizers
 
 GIB = 2**30
 SEQUENCES, LOOPS = 3, 2

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.optim import AdamW, Muon
 
-from trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
-from trainer.optim import apply_schedule, learning_rate_factor, make_optimizers, split_parameters
-from trainer.parcae import Parcae
+from isoloop.trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from isoloop.trainer.model.parcae import Parcae
+from isoloop.trainer.optim import apply_schedule, learning_rate_factor, make_optimizers, split_parameters
 
 
 @pytest.fixture

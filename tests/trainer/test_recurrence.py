@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import RecurrenceConfig
-from trainer.recurrence import Draws, sample_recurrences
+from isoloop.trainer.config import RecurrenceConfig
+from isoloop.trainer.recurrence import Draws, sample_recurrences
 
 
 def draw(mean=4, batch=4000, seed=0, step=0, steps=100, **config):

@@ -1,0 +1,1 @@
+"""Two sweeps side by side, with intervals on the differences."""

@@ -1,0 +1,1 @@
+"""Fitting one law: objective, minimisation, intervals by bootstrap and by profile likelihood."""

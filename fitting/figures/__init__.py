@@ -1,0 +1,46 @@
+"""Figures of fits, drawn with matplotlib: by name through `FIGURES`, or one function each on axes of your own."""
+
+from isoloop.fitting.figures.compare import draw_comparison, save_comparison
+from isoloop.fitting.figures.isoflop import draw_exponents, draw_isoflop_curves, draw_optima, draw_power_law
+from isoloop.fitting.figures.registry import (
+    ABOUT,
+    COLUMN,
+    FIGURES,
+    Drawn,
+    draw_all,
+    draw_one,
+    draw_power_laws,
+    nothing_to_show,
+)
+from isoloop.fitting.figures.style import STYLE, save_figure, save_figure_as
+from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
+from isoloop.fitting.figures.training import (
+    draw_held_out_errors,
+    draw_loss_contours,
+    draw_predicted_against_measured,
+)
+
+__all__ = [
+    "ABOUT",
+    "COLUMN",
+    "FIGURES",
+    "STYLE",
+    "Drawn",
+    "draw_all",
+    "draw_comparison",
+    "draw_exponents",
+    "draw_held_out_errors",
+    "draw_isoflop_curves",
+    "draw_loss_contours",
+    "draw_one",
+    "draw_optima",
+    "draw_power_law",
+    "draw_power_laws",
+    "draw_predicted_against_measured",
+    "draw_test_time",
+    "draw_test_time_collapse",
+    "nothing_to_show",
+    "save_comparison",
+    "save_figure",
+    "save_figure_as",
+]

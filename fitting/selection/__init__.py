@@ -1,0 +1,1 @@
+"""Choosing between laws: errors on held-out runs and information criteria."""

@@ -1,0 +1,1 @@
+"""The tables that laws are fitted to: run tables, tables of dense models, and sanity checks on both."""

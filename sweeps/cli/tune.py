@@ -1,0 +1,60 @@
+"""The command `isoloop tune`: parse, call, print."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from isoloop.sweeps.cli.console import new_console, tune_bar
+from isoloop.sweeps.cli.options import DEFAULT_OUT, INTERRUPTED, Address, Out, Set, StorageUri, Sweep, TrackingUri
+
+
+def tune(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006
+    trials: Annotated[int | None, typer.Option(min=1, help="Runs with different settings, in all.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    storage_url: Annotated[
+        str | None, typer.Option(help="Database that keeps the trials; an sqlite file in --out if left out.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Try half and twice the best rates at the least and the most recurrence.")
+    ] = True,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    storage: StorageUri = None,
+) -> None:
+    """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
+    from isoloop.sweeps.cli.corpus import corpus_bar
+    from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.paths import Folders
+    from isoloop.sweeps.tuning import pipeline as tune_pipeline
+
+    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
+    given = {"trials": trials, "parallel": parallel, "storage": storage_url}
+    asked = {name: value for name, value in given.items() if value is not None}
+    config = config.model_copy(update={"tune": config.tune.model_copy(update=asked)})
+    console = new_console()
+    with corpus_bar(console) as corpus_progress:
+        tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), corpus_progress)
+    search, wanted = tuning.search, config.tune.trials
+    kind, amount = search.asked
+    console.print(
+        f"{config.name}: {wanted} trials at µ = {search.mean}, {kind} {amount:.3g}, results in {tuning.folders.sweep}"
+    )
+    for line in search.described():
+        console.print(f"  {line}", markup=False)
+    command = " ".join(["isoloop", *sys.argv[1:]])
+    try:
+        with tune_bar(console, wanted) as watcher:
+            tuned = tune_pipeline.tune(tuning, sweep, command=command, check=check, address=address, watcher=watcher)
+    except KeyboardInterrupt:
+        done, left = tune_pipeline.progress_so_far(tuning)
+        console.print(
+            f"Stopped: {done} of {wanted} trials are done, and {left} saved their state. Run it again to go on."
+        )
+        sys.exit(INTERRUPTED)
+    console.print()
+    for line in [*tuned.summary(), "", *tuned.advice(tuning.folders)]:
+        console.print(line, markup=False)

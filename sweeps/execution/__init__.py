@@ -1,0 +1,1 @@
+"""Running a plan: engine, Ray cluster, worker, failures, status."""

@@ -1,0 +1,92 @@
+"""A stand-in for the trainer: draws a run's losses from a law, so that the whole line runs at paper scale in seconds.
+
+Everything it makes says `simulated`. It writes the same journal and the same result file as the trainer.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from isoloop.fitting.simulate import Truth, draw_losses
+from isoloop.sweeps.config.schema import Simulation
+from isoloop.trainer.accounting import count_parameters, expected_loops, flops_spent
+from isoloop.trainer.config import RunSpec
+from isoloop.trainer.files import sole_owner
+from isoloop.trainer.run.journal import Journal
+from isoloop.trainer.run.result import RunResult, read_result, write_result
+
+_CURVE_POINTS = 20
+_LOOK_SECONDS = 0.5
+
+
+def simulate_run(
+    spec: RunSpec,
+    simulation: Simulation,
+    run_id: str,
+    folder: Path,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult | None:
+    """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time.
+
+    With `simulation.flops_per_second` it takes its time, and ends without a result where `should_stop` says so.
+
+    Raises:
+        FolderBusyError: another process simulates this run.
+    """
+    with sole_owner(folder):
+        return read_result(folder) or _draw(spec, simulation, run_id, folder, should_stop)
+
+
+def _draw(
+    spec: RunSpec, simulation: Simulation, run_id: str, folder: Path, should_stop: Callable[[], bool]
+) -> RunResult | None:
+    parameters = count_parameters(spec.model)
+    truth = Truth(
+        **simulation.model_dump(exclude={"flops_per_second"}),
+        effective_params_fixed=float(parameters.effective_fixed),
+        effective_params_per_loop=float(parameters.effective_per_loop),
+    )
+    mean = spec.recurrence.mean
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "little"))
+    recurrences = sorted({*spec.evaluation.recurrences, mean})
+    losses = {int(t): loss for t, loss in draw_losses(truth, mean, spec.tokens, recurrences, rng).items()}
+    journal = Journal(folder / "journal.jsonl")
+    journal.event("started", step=0, simulated=True)
+    forward, backward = expected_loops(spec.recurrence, "exact")
+    flops = flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward)
+    seconds = 0.0 if simulation.flops_per_second is None else flops["flops_exact"] / simulation.flops_per_second
+    began, done = time.monotonic(), 0
+    for step in np.unique(np.linspace(1, spec.steps, _CURVE_POINTS).round().astype(int)).tolist():
+        while (left := began + seconds * step / spec.steps - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+            if should_stop():
+                journal.event("stopped", step=done)
+                journal.close()
+                return None
+        tokens = float(step * spec.tokens_per_step)
+        journal.metrics(step, {"train_loss": truth.loss(mean, tokens, mean), "tokens": tokens})
+        done = step
+    journal.event("finished", step=spec.steps, simulated=True)
+    journal.close()
+    result = RunResult(
+        run_id=run_id,
+        status="finished",
+        simulated=True,
+        steps=spec.steps,
+        tokens=spec.tokens,
+        forward_loops=forward,
+        backward_loops=backward,
+        **flops,
+        loss=losses[mean],
+        losses=losses,
+        bits_per_byte=None,
+        spectral_radius=None,
+        seconds=0.0,
+    )
+    (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+    write_result(folder, result)
+    return result

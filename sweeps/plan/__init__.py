@@ -1,0 +1,1 @@
+"""Configuration to plan: axes, grid, resources, packing, summary. Nothing is started here."""

@@ -1,0 +1,1 @@
+"""At which learning rates each injection trains."""

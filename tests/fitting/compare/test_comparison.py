@@ -1,0 +1,382 @@
+"""Two sweeps compared: intervals of changes hold the true change, and what makes a comparison wrong is said."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from scipy import stats
+
+from isoloop.fitting import (
+    PUBLISHED_TRUTH,
+    ComparedSweep,
+    TrainingLaw,
+    compare_sweeps,
+    fit_isoflop,
+    fit_sweep,
+    published_cost_model,
+    simulate_table,
+)
+from isoloop.fitting.compare.difference import Quantity, difference, paired
+from isoloop.fitting.compare.equal_flops import BEST_RUNS, LEAST_LOSSES
+from isoloop.fitting.compare.side import BEST_MODEL, POWER_LAWS
+from isoloop.fitting.figures import compare as figures_compare
+
+NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=5e-4, evaluation_noise=5e-5)
+# Fewer tokens pay less: mu* grows more slowly, and the least loss is higher throughout.
+OTHER = dataclasses.replace(NOISY, E=2.4, x=0.30, X=64.0, y=0.16)
+GRID = {"budgets": (1e18, 2e18, 4e18, 8e18, 16e18), "mean_recurrences": (1, 2, 4, 8, 16), "recurrences": ()}
+PARAMETERS = ("E", "x", "y")
+
+
+def sweep(truth, seed, name="sweep", *, draws=100, fit_seed=0, **changes):
+    table = simulate_table(truth, seed=seed, **{**GRID, **changes})
+    return ComparedSweep(name=name, fit=fit_sweep(table, name=name, draws=draws, seed=fit_seed), table=table)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return sweep(NOISY, 1, "one", recurrences=(1, 2, 4, 8, 12, 16))
+
+
+@pytest.fixture(scope="module")
+def other():
+    return sweep(OTHER, 2, "other", recurrences=(1, 2, 4, 8, 12, 16))
+
+
+def named(comparison, section, name, *, kind=None, flops=None):
+    (found,) = [
+        one
+        for one in comparison.of(section)
+        if one.name == name and (kind is None or one.kind == kind) and one.flops == flops
+    ]
+    return found
+
+
+def exact_exponents(truth):
+    """What parabolas give on this grid without noise."""
+    table = simulate_table(dataclasses.replace(truth, run_noise=0.0, evaluation_noise=0.0), **GRID)
+    found = fit_isoflop(table, published_cost_model(), draws=0)
+    return {"exponent of mu*": found.mean_recurrence_law.exponent, "exponent of D*": found.tokens_law.exponent}
+
+
+def best_loss(truth, flops):
+    return float(TrainingLaw().optimum(truth_vector(truth), published_cost_model(), flops).loss)
+
+
+def truth_vector(truth):
+    return np.array([getattr(truth, name) for name in TrainingLaw().parameter_names])
+
+
+def test_large_differences_are_found_and_held_by_their_intervals(one, other):
+    found = compare_sweeps(one, other)
+    exact, exact_other = exact_exponents(NOISY), exact_exponents(OTHER)
+    for name in exact:
+        change = named(found, POWER_LAWS, name)
+        low, high = change.interval
+        assert low < exact_other[name] - exact[name] < high
+        assert abs(exact_other[name] - exact[name]) > 0.08
+        assert change.differs
+    assert found.computes == (16e18, 64e18)
+    for flops in found.computes:
+        true = best_loss(OTHER, flops) - best_loss(NOISY, flops)
+        change = named(found, BEST_MODEL, "least loss", kind="difference", flops=flops)
+        assert change.interval[0] < true < change.interval[1]
+        assert change.differs
+        assert change.change == pytest.approx(change.second - change.first)
+        ratio = named(found, BEST_MODEL, "least loss", kind="ratio", flops=flops)
+        assert ratio.change == pytest.approx(ratio.second / ratio.first)
+    y = named(found, "Training law", "y")
+    assert y.interval[0] < OTHER.y - NOISY.y < y.interval[1]
+    assert "by the training laws, the best loss of A is lower" in found.verdicts[0]
+
+
+def test_a_sweep_trained_again_shows_no_difference(one):
+    again = compare_sweeps(one, sweep(NOISY, 3, "again"))
+    for name in ("exponent of mu*", "exponent of D*"):
+        assert named(again, POWER_LAWS, name).differs is False
+    assert named(again, BEST_MODEL, "least loss", kind="difference", flops=16e18).differs is False
+    assert any("neither is shown to be better" in verdict for verdict in again.verdicts)
+
+
+def test_intervals_hold_the_true_change_as_often_as_they_say():
+    """16 pairs of sweeps that were fitted with the same seed; 95% intervals of five numbers."""
+    exact, exact_other = exact_exponents(NOISY), exact_exponents(OTHER)
+    true = {name: exact_other[name] - exact[name] for name in exact}
+    true |= {name: getattr(OTHER, name) - getattr(NOISY, name) for name in PARAMETERS}
+    held = []
+    for pair in range(16):
+        one, other = (sweep(truth, 100 + 2 * pair + i, draws=60) for i, truth in enumerate((NOISY, OTHER)))
+        changes = {change.name: change for change in compare_sweeps(one, other, flops=4e18).differences}
+        held += [changes[name].interval[0] <= value <= changes[name].interval[1] for name, value in true.items()]
+    assert 0.88 <= np.mean(held) <= 0.99  # of 80, not all independent; 95% are meant
+
+
+def test_draws_of_one_seed_are_taken_apart():
+    """The same draws in the same order, as two fits with one seed have: their differences still scatter as two do."""
+    draws = np.random.default_rng(3).normal(0.4, 0.01, 1000)
+    quantity = Quantity(
+        section="s", name="n", unit="1", change="difference", counts="nothing", value=0.4, interval=None, draws=draws
+    )
+    low, high = difference(quantity, quantity).interval
+    assert high - low == pytest.approx(2 * 1.96 * 0.01 * math.sqrt(2), rel=0.1)
+    first, second = paired(draws, draws[:300])
+    assert len(first) == len(second) == 10_000
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
+
+
+def test_other_accounting_is_refused(one):
+    table = simulate_table(NOISY, seed=5, accounting="parcae-release", **GRID)
+    with pytest.raises(ValueError, match=r"must count FLOPs alike.*'exact'.*'parcae-release'.*refit both"):
+        compare_sweeps(one, ComparedSweep(name="released", table=table))
+
+
+def test_losses_that_count_other_things_are_not_compared(one, other):
+    marked = [dataclasses.replace(side, validation=text) for side, text in ((one, "corpus a"), (other, "corpus b"))]
+    found = compare_sweeps(*marked)
+    for section, name in (("Training law", "E"), ("Training law", "Y")):
+        assert named(found, section, name).change is None
+        assert named(found, section, name).why_not == "measured on other text"
+    assert not found.of(BEST_RUNS)
+    assert not found.of(LEAST_LOSSES)
+    assert found.verdicts == ()
+    assert named(found, POWER_LAWS, "exponent of mu*").differs
+    assert named(found, POWER_LAWS, "D*", flops=16e18).change is not None
+    assert "corpus a, B's on corpus b: losses can't be compared; exponents can" in " ".join(found.doubts)
+    assert "Nothing here tells." in found.report()
+
+
+def test_tokens_of_two_tokenizers_are_not_compared(one, other):
+    found = compare_sweeps(
+        *(
+            ComparedSweep(name=side.name, fit=side.fit, table=side.table.assign(tokenizer=tokenizer))
+            for side, tokenizer in ((one, "bytes"), (other, "bpe 32768"))
+        )
+    )
+    assert named(found, POWER_LAWS, "D*", flops=16e18).why_not == "counted in other tokens"
+    assert named(found, POWER_LAWS, "mu*", flops=16e18).change is not None
+    assert named(found, "Training law", "x").change is not None
+    assert named(found, "Training law", "E").change is None
+    assert {(one.section, one.reason) for one in found.missing} >= {
+        (section, "counted in other tokens") for section in (BEST_RUNS, LEAST_LOSSES)
+    }
+    assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.doubts)
+
+
+def test_shared_runs_are_said(one):
+    found = compare_sweeps(one, one)
+    assert any(doubt.startswith("The same runs are in both sweeps") for doubt in found.doubts)
+    assert all(change.differs is False for change in found.differences if change.interval)
+    part = one.table[one.table["budget"] < 4e18]
+    found = compare_sweeps(one, ComparedSweep(name="part", table=part, why_no_fit="two budgets"))
+    assert any(doubt.startswith("10 runs are in both sweeps") for doubt in found.doubts)
+
+
+def test_power_laws_over_other_budgets_are_said(one):
+    """Without any noise, the exponents of two ranges of budgets differ: their intervals know nothing of it."""
+    part = sweep(NOISY, 4, "part", budgets=GRID["budgets"][1:])
+    said = " ".join(compare_sweeps(one, part).doubts)
+    assert "rest on other budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in said
+    assert "Each fit has doubts of its own" in said
+
+
+def test_ranges_that_do_not_meet_are_said(one):
+    found = compare_sweeps(
+        one, sweep(NOISY, 6, "large", budgets=(64e18, 128e18, 256e18), mean_recurrences=(4, 8, 16, 24))
+    )
+    said = " ".join(found.doubts)
+    assert "The two share no compute: A spent 1e+18 to 1.6e+19 FLOPs, B 6.4e+19 to 2.56e+20." in said
+    assert "At 1.6e+19 FLOPs B is extrapolated 4.0x below its least." in said
+    assert "The grids differ (A: mu = 1, 2, 4, 8, 16; B: 4, 8, 16, 24)" in said
+    assert [missing.reason for missing in found.missing if missing.section == BEST_RUNS] == [
+        "it shares no budget with A (within 1%)"
+    ]
+
+
+def fixed_depth(seeds):
+    tables = [simulate_table(OTHER, **{**GRID, "mean_recurrences": (1,)}, seed=seed) for seed in seeds]
+    return ComparedSweep(
+        name="fixed depth", table=pd.concat(tables), why_no_fit="its runs have one recurrence, so no law can be fitted"
+    )
+
+
+def test_looped_against_fixed_depth_goes_by_the_runs(one):
+    """Where one side has no law, the best runs measured are compared; seeds on both sides give an interval."""
+    found = compare_sweeps(fixed_depth([21]), one)
+    rows = found.of(BEST_RUNS)
+    assert [row.flops for row in rows] == list(GRID["budgets"])
+    assert all(row.interval is None and row.differs is None and row.change < 0 for row in rows)
+    assert "no cell was trained with several seeds in A and B" in rows[0].why_not
+    budgets = "1e+18, 2e+18, 4e+18, 8e+18, 1.6e+19"
+    assert f"B is lower in the runs, but not shown to be, at {budgets}; there are no intervals" in found.verdicts[-1]
+    assert {missing.section for missing in found.missing if missing.side == "A"} >= {POWER_LAWS, BEST_MODEL}
+
+    looped = pd.concat([simulate_table(NOISY, seed=seed, **GRID) for seed in (31, 32, 33)])
+    looped = ComparedSweep(name="looped", table=looped)
+    found = compare_sweeps(fixed_depth([21, 22, 23]), looped)
+    for row in found.of(BEST_RUNS):
+        assert row.differs
+        alone = OTHER.loss(1, published_cost_model().tokens_for(row.flops, 1), 1)
+        assert row.first_interval[0] < alone < row.first_interval[1]
+        assert row.first_note == "mu = 1, best of 1, 3 seeds"
+        assert row.second_note.endswith("best of 5, 3 seeds")
+    assert f"B is lower at {budgets}." in found.verdicts[-1]
+
+
+def test_seed_noise_gives_intervals_that_hold():
+    """The 95% interval of the difference of two best runs, both of one cell, over 80 budgets, with 3 seeds each."""
+    held = []
+    for pair in range(16):
+        sides = [
+            pd.concat(
+                simulate_table(truth, seed=1000 + 6 * pair + 3 * i + seed, **{**GRID, "mean_recurrences": (1,)})
+                for seed in range(3)
+            )
+            for i, truth in enumerate((NOISY, OTHER))
+        ]
+        found = compare_sweeps(*(ComparedSweep(name="fixed", table=table) for table in sides))
+        for row in found.of(BEST_RUNS):
+            tokens = float(published_cost_model().tokens_for(row.flops, 1))
+            true = OTHER.loss(1, tokens, 1) - NOISY.loss(1, tokens, 1)
+            held.append(row.interval[0] <= true <= row.interval[1])
+    assert len(held) == 80
+    assert 0.90 <= np.mean(held) <= 0.99
+
+
+def test_without_refits_there_are_changes_but_no_intervals(other):
+    found = compare_sweeps(sweep(NOISY, 1, draws=0), other)
+    change = named(found, POWER_LAWS, "exponent of mu*")
+    assert change.change is not None
+    assert change.interval is None
+    assert change.why_not == "no refits of A"
+    assert "no interval: no refits of A" in found.report()
+
+
+def test_two_fits_alone_can_be_compared(one, other):
+    found = compare_sweeps(one.fit, other.fit, flops=5e18)
+    assert found.computes == (5e18,)
+    assert {missing.reason for missing in found.missing} >= {"only its fit was given, no run table"}
+    said = " ".join(found.doubts)
+    for words in ("share runs isn't known", "same tokens isn't known", "Both sweeps are simulated"):
+        assert words in said
+
+
+def test_the_report_and_json_hold_every_number(one, other):
+    found = compare_sweeps(one, other)
+    text = found.report()
+    for words in ("A  one: 25 runs", "isoFLOP power laws", "Training law", "Which is better", "What to doubt", " *"):
+        assert words in text
+    content = json.loads(found.to_json())
+    assert content["format"] == "isoloop-comparison/1"
+    assert len(content["differences"]) == len(found.differences)
+    for entry, change in zip(content["differences"], found.differences, strict=True):
+        assert f"{change.first:.4g}" in text or f"{change.first:.4f}" in text
+        assert (entry["change"], entry["differs"]) == (change.change, change.differs)
+        assert entry["interval"] == (None if change.interval is None else list(change.interval))
+    assert found.to_json() == compare_sweeps(one, other).to_json()
+
+
+@pytest.mark.parametrize("flops", [0, -1e18, math.inf, math.nan])
+def test_a_compute_that_is_none_is_refused(one, flops):
+    with pytest.raises(ValueError, match="flops must be positive and finite"):
+        compare_sweeps(one, one, flops=flops)
+
+
+def test_a_sweep_of_nothing_is_refused(one):
+    with pytest.raises(ValueError, match="must have a fit or a run table, but 'none' has neither"):
+        ComparedSweep(name="none")
+    failed = one.table.assign(status="failed", loss=np.nan, **{name: np.nan for name in one.table if "loss_T" in name})
+    with pytest.raises(ValueError, match="must have finished runs, but 'failed' has none"):
+        compare_sweeps(one, ComparedSweep(name="failed", table=failed))
+
+
+def test_the_figure_shows_both_sweeps_and_what_changes(one, other, tmp_path):
+    found = compare_sweeps(one, other)
+    paths = figures_compare.save_comparison((one, other), found, tmp_path / "figure")
+    assert [path.name for path in paths] == ["compare.png", "compare.svg", "compare.pdf"]
+    svg = paths[1].read_text(encoding="utf-8")
+    for words in (
+        "A: one (simulated)",
+        "B: other (simulated)",
+        "Exponents",
+        "Losses at equal FLOPs",
+        "left of the line",
+    ):
+        assert words in svg
+    again = figures_compare.save_comparison((one, other), found, tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_the_figure_without_laws_shows_the_best_runs(one, tmp_path):
+    fixed = fixed_depth([21, 22])
+    (_, svg, _) = figures_compare.save_comparison((fixed, one), compare_sweeps(fixed, one), tmp_path)
+    text = svg.read_text(encoding="utf-8")
+    assert "best run's loss (nats per token)" in text
+    assert f"runs:{fixed.table['run_id'].iloc[0]}" in text
+    neither = (fixed, dataclasses.replace(fixed, name="again"))
+    figure = Figure()
+    figures_compare.draw_comparison(figure, neither, compare_sweeps(*neither))
+    assert [axes.get_title(loc="left") for part in figure.subfigs for axes in part.axes] == [
+        "",
+        "",
+        "Losses at equal FLOPs",
+    ]
+
+
+def test_the_figure_draws_nothing_that_is_refused(one, other):
+    """Neither token counts nor losses of two tokenizers stand on one axis."""
+    tokens = [
+        dataclasses.replace(side, table=side.table.assign(tokenizer=tokenizer))
+        for side, tokenizer in ((one, "bytes"), (fixed_depth([21]), "bpe 32768"))
+    ]
+    for pair, left in (((tokens[0], dataclasses.replace(tokens[0], name="again")), True), (tuple(tokens), False)):
+        figure = Figure()
+        figures_compare.draw_comparison(figure, pair, compare_sweeps(*pair))
+        panels = [axes for part in figure.subfigs for axes in part.axes][:2]
+        said = [text.get_text().replace("\n", " ") for axes in panels for text in axes.texts]
+        assert said == ([] if left else ["not drawn: counted in other tokens"])
+    pair = one, dataclasses.replace(other, table=other.table.assign(tokenizer="bytes"))
+    pair = dataclasses.replace(one, table=one.table.assign(tokenizer="bpe 32768")), pair[1]
+    figure = Figure()
+    figures_compare.draw_comparison(figure, pair, compare_sweeps(*pair))
+    (text,) = figure.subfigs[0].axes[1].texts
+    assert text.get_text().replace("\n", " ") == "not drawn: counted in other tokens"
+
+
+def test_bars_reach_as_far_as_those_of_the_sweeps_own_figure(one):
+    """Student's t by the freedom of the noise, as in `isoloop figure`."""
+    axes = Figure().add_subplot()
+    figures_compare.draw_optima(axes, (one, one))
+    minimum = one.fit.isoflop.included[0]
+    low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
+    half = stats.t.ppf(0.975, one.fit.isoflop.noise_freedom) * minimum.log_error
+    assert (low, high) == pytest.approx(minimum.mean_recurrence * np.exp([-half, half]))
+
+
+def test_runs_of_several_groups_are_no_seeds(one):
+    groups = one.table.assign(group=["a", "b"] * 12 + ["a"])
+    with pytest.raises(ValueError, match=r"the runs of one group, but 'mixed' has 2 \(a, b\); keep the rows of one"):
+        ComparedSweep(name="mixed", table=groups)
+
+
+def test_a_term_that_is_not_there_has_no_exponent_to_compare(one):
+    law = one.fit.training
+    gone = [dataclasses.replace(p, value=0.0) if p.name == "X" else p for p in law.parameters]
+    fit = dataclasses.replace(one.fit, training=dataclasses.replace(law, parameters=tuple(gone)))
+    found = compare_sweeps(dataclasses.replace(one, name="without", fit=fit), one)
+    assert named(found, "Training law", "x").interval is None
+    assert named(found, "Training law", "x").why_not == "x says nothing, X being 0, of A"
+    assert named(found, "Training law", "X").change is None
+    assert named(found, "Training law", "X").why_not == "A's is 0, and nothing can be divided by it"
+    assert named(found, "Training law", "y").interval is not None
+
+
+def test_dots_are_hollow_where_nothing_is_shown_to_change(one, other):
+    axes = Figure().add_subplot()
+    rows = [change for change in compare_sweeps(one, other).of(POWER_LAWS) if change.kind == "difference"]
+    figures_compare.draw_changes(axes, rows, ratio=False)
+    faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [face != "white" for face in faces] == [row.differs for row in rows]

@@ -1,0 +1,65 @@
+import io
+
+from rich.console import Console
+
+from isoloop.sweeps.cli.corpus import corpus_bar, describe_corpus
+from isoloop.sweeps.pipeline import prepare
+
+
+def drawn(told):
+    """What a terminal is sent while `told` is told."""
+    screen = io.StringIO()
+    with corpus_bar(Console(file=screen, force_terminal=True, width=120)) as tell:
+        for what in told:
+            tell(*what)
+    return screen.getvalue()
+
+
+def test_the_bar_shows_how_far_it_is():
+    screen = drawn([("reading", 5, 10), ("tokenising a.parquet", 30, 120), ("tokenising b.parquet", 60, 120)])
+    assert "tokenising b.parquet" in screen
+    assert "60/120 bytes" in screen
+    assert "reading" not in screen.splitlines()[-1]
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch):
+    log = io.StringIO()
+    with corpus_bar(Console(file=log, width=120)) as tell:
+        tell("tokenising a.parquet", 30, 120)
+        assert log.getvalue() == ""
+        monkeypatch.setattr("isoloop.sweeps.cli.corpus.LINE_SECONDS", 0.0)
+        tell("tokenising a.parquet", 60, 120)
+        monkeypatch.undo()
+        tell("tokenising a.parquet", 61, 120)
+        tell("waiting for another", 0, 0)
+    assert log.getvalue() == "tokenising a.parquet, 50%\nwaiting for another\n"
+
+
+def test_nothing_is_shown_where_nothing_is_done():
+    assert drawn([]) == ""
+
+
+def test_a_wait_has_no_total():
+    screen = drawn([("waiting", 0, 0)])
+    assert "waiting" in screen
+    assert "100" not in screen
+
+
+def test_what_a_corpus_holds(corpus):
+    said = describe_corpus(corpus, context=16, was_there=False)
+    facts = corpus.facts
+    assert said.startswith(f"{facts.name}: prepared\n")
+    assert facts.fingerprint in said
+    assert str(corpus.folder) in said
+    assert "bytes, 256 ids" in said
+    assert f"{facts.train_tokens:,} tokens in {facts.train_documents} documents, {facts.train_bytes:,} bytes" in said
+    assert f"(1 tokens per byte); {corpus.validation.count_windows(16):,} windows of 16 tokens" in said
+    assert "was there already" in describe_corpus(corpus, context=16, was_there=True)
+
+
+def test_preparing_a_sweep_tells_how_far_it_is(small, tmp_path):
+    from isoloop.sweeps.paths import Folders
+
+    told = []
+    prepare(small, Folders(out=tmp_path, name="small"), lambda *what: told.append(what))
+    assert told[-1][0] == "tokenised"

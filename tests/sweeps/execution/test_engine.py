@@ -1,0 +1,441 @@
+"""The engine on a cluster in virtual time: order, retries, hangs, machines that come and go, stopping."""
+
+import dataclasses
+import errno
+import json
+
+import pytest
+
+from isoloop.sweeps.config.loading import validate_sweep
+from isoloop.sweeps.execution import engine as engine_module
+from isoloop.sweeps.execution.engine import (
+    BUSY_SECONDS,
+    NODE_GRACE_SECONDS,
+    RETRY_SECONDS,
+    Engine,
+    Outcome,
+    Progress,
+    execute,
+)
+from isoloop.sweeps.execution.worker import Ended, Task
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.packing import Node, Pool
+from isoloop.trainer.run.result import write_result
+from tests.sweeps.conftest import SIMULATED
+from tests.sweeps.execution.virtual import BROKEN, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
+
+PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_text)
+
+
+class Watcher(Progress):
+    def __init__(self):
+        self.told = []
+
+    def run_started(self, cell):
+        self.told.append(("started", cell.run_id))
+
+    def run_ended(self, cell, result, reason):
+        self.told.append(("failed" if reason else "ended", cell.run_id))
+
+    def run_retried(self, cell, reason):
+        self.told.append(("retried", cell.run_id))
+
+
+class Trial:
+    """A few runs of known durations on virtual machines."""
+
+    def __init__(self, folders, clock):
+        self.folders, self.clock = folders, clock
+        self.sweep, self.watcher, self.outcome = PLAN.sweep, Watcher(), Outcome()
+        self.cells, self.cluster = [], VirtualCluster(clock, [Node("a", 8, [1.0] * 2)], {})
+
+    def runs(self, *seconds, **resources):
+        """Cells that take so long, each with these resources; returns their ids."""
+        given = PLAN.cells[0].resources.model_copy(update=resources)
+        first = len(self.cells)
+        found = [
+            dataclasses.replace(cell, seconds=float(taken), resources=given)
+            for cell, taken in zip(PLAN.cells[first:], seconds, strict=False)
+        ]
+        self.cells += found
+        self.cluster.seconds |= {cell.run_id: cell.seconds for cell in found}
+        return [cell.run_id for cell in found]
+
+    def engine(self):
+        self.folders.sweep.mkdir(parents=True, exist_ok=True)
+        return Engine(self.cluster, self.sweep, self.folders, {}, progress=self.watcher, outcome=self.outcome)
+
+    def run(self, meanwhile=lambda engine: None, *, limit=100_000):
+        """To the end; then all machines are free again and nothing is left to do."""
+        with self.engine() as engine:
+            engine.add(self.cells)
+            began = self.clock.now
+            while engine.busy:
+                engine.poll()
+                meanwhile(engine)
+                assert self.clock.now - began < limit, "it never ends"
+        assert not self.cluster.running
+        there = {node.name: node for node in self.cluster.machines}
+        if not engine.elastic:
+            assert {n: node for n, node in engine.pool.nodes.items() if n in there} == {
+                n: node for n, node in there.items() if n in engine.pool.nodes
+            }
+        return self.outcome
+
+    def starts(self, run_id):
+        return self.cluster.times("start", run_id)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(engine_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def trial(tmp_path, clock):
+    return Trial(Folders(out=tmp_path / "out", name="small"), clock)
+
+
+class TestOrder:
+    def test_longest_first_and_each_once(self, trial):
+        ids = trial.runs(1, 4, 2, 8, 3)
+        assert set(trial.run().results) == set(ids)
+        assert [run for what, run in trial.watcher.told if what == "started"] == [ids[i] for i in (3, 1, 4, 2, 0)]
+        assert trial.clock.now - 1000 == pytest.approx(9, abs=0.1)  # 18 s of work on two GPUs
+
+    def test_shares_and_several_gpus(self, trial):
+        """Nothing is given twice (the cluster checks), and the wide run isn't forgotten."""
+        trial.cluster.machines = [Node("a", 8, [1.0] * 2), Node("b", 8, [1.0] * 2)]
+        small, wide = trial.runs(1, 2, 3, 4, 5, 6, gpus=0.5), trial.runs(5, 5, processes=3)
+        assert set(trial.run().results) == {*small, *wide}
+
+    def test_what_never_fits_is_refused_before_anything_starts(self, trial):
+        trial.runs(1)
+        trial.runs(1, processes=3)
+        with pytest.raises(ValueError, match=r"a run must fit the cluster, but its resources ask for 3 process\(es\)"):
+            trial.run()
+        assert not trial.cluster.log
+
+    def test_cells_can_be_added_on_the_way(self, trial):
+        ids = trial.runs(5, 5)
+        later = []
+
+        def add(engine):
+            if not later:
+                later.extend(trial.runs(3))
+                engine.add(trial.cells[-1:])
+
+        assert set(trial.run(add).results) == {*ids, *later}
+
+    def test_what_is_done_is_not_started(self, trial, clock):
+        ids = trial.runs(2, 3)
+        folder = trial.folders.run(ids[0])
+        folder.mkdir(parents=True)
+        write_result(folder, result_of(Task.model_construct(run_id=ids[0])))
+        plan = dataclasses.replace(PLAN, cells=tuple(trial.cells))
+
+        class Started:
+            def __enter__(self):
+                return trial.cluster
+
+            def __exit__(self, *_):
+                pass
+
+        assert set(execute(plan, trial.folders, Started, corpora={}).results) == set(ids)
+        assert {run for _, what, run in trial.cluster.log if what == "start"} == {ids[1]}
+
+
+class TestFailures:
+    def test_a_cause_that_may_pass_is_tried_again_at_once_after_progress(self, trial):
+        (lost,) = trial.runs(10)
+        trial.cluster.scripts = {lost: [Act(end=LOST, seconds=4, step=3)]}
+        assert set(trial.run().results) == {lost}
+        assert trial.starts(lost) == pytest.approx([0, 4], abs=0.1)
+        assert ("retried", lost) in trial.watcher.told
+
+    def test_then_later_and_later_and_then_it_is_given_up(self, trial):
+        (lost,) = trial.runs(10, retries=4)
+        trial.cluster.scripts = {lost: [Act(end=LOST, seconds=0)] * 9}
+        outcome = trial.run()
+        assert outcome.failed[lost] == "the worker was lost (tried 5 times without getting further)"
+        waits = [RETRY_SECONDS, RETRY_SECONDS * 2, RETRY_SECONDS * 4, RETRY_SECONDS * 8]
+        gaps = [b - a for a, b in zip(trial.starts(lost), trial.starts(lost)[1:], strict=False)]
+        assert gaps == pytest.approx(waits, abs=1.0)
+
+    def test_others_run_while_it_waits(self, trial):
+        lost, *others = trial.runs(10, 6, 6, 6, 6)
+        trial.cluster.scripts = {lost: [Act(end=LOST, seconds=0)] * 3}
+        assert set(trial.run().results) == {lost, *others}
+        assert max(trial.starts(other)[0] for other in others) < trial.starts(lost)[-1]
+
+    def test_a_run_that_gets_further_each_time_is_not_given_up(self, trial):
+        (lost,) = trial.runs(10, retries=1)
+        trial.cluster.scripts = {lost: [Act(end=LOST, seconds=2, step=step) for step in (10, 20, 30, 40)]}
+        assert set(trial.run().results) == {lost}
+        assert trial.starts(lost) == pytest.approx([0, 2, 4, 6, 8], abs=0.1)
+
+    def test_a_run_that_falls_back_each_time_is(self, trial):
+        (lost,) = trial.runs(10, retries=2)
+        trial.cluster.scripts = {lost: [Act(end=LOST, seconds=2, step=step) for step in (40, 10, 20, 30)]}
+        assert set(trial.run().failed) == {lost}
+        assert len(trial.starts(lost)) == 3
+
+    def test_a_cause_that_stays_is_reported_at_once(self, trial):
+        broken, fine = trial.runs(10, 3)
+        trial.cluster.scripts = {broken: [Act(end=BROKEN, seconds=1)]}
+        outcome = trial.run()
+        assert outcome.failed == {broken: "a rule is broken"}
+        assert set(outcome.results) == {fine}
+        assert len(trial.starts(broken)) == 1
+
+    def test_a_result_counts_whatever_the_attempt_says(self, trial):
+        """A worker that dies after its result was written has done its work."""
+        (run,) = trial.runs(10)
+        trial.cluster.at(5, lambda: trial.cluster.finish(trial.cluster.running[0]))
+        trial.cluster.at(5, lambda: setattr(trial.cluster.running[0], "end", LOST))
+        assert set(trial.run().results) == {run}
+        assert len(trial.starts(run)) == 1
+
+    def test_a_preempted_run_goes_on_and_it_does_not_count(self, trial):
+        (run,) = trial.runs(10, retries=0)
+        trial.cluster.scripts = {run: [Act(end=Ended(how="preempted"), seconds=3)] * 5}
+        assert set(trial.run().results) == {run}
+        assert len(trial.starts(run)) == 6
+
+    @pytest.mark.parametrize("how", ["done", "stopped"])
+    def test_an_attempt_that_leaves_nothing_does_not_spin(self, trial, how):
+        """A storage that is away hides the result; somebody touched the stop file: it waits a moment."""
+        (run,) = trial.runs(10)
+        trial.cluster.scripts = {run: [Act(end=Ended(how=how), seconds=0, writes=False)] * 4}
+        assert set(trial.run().results) == {run}
+        assert trial.starts(run)[-1] >= 4 * BUSY_SECONDS
+
+    def test_the_note_for_status_is_never_late(self, trial):
+        broken, lost = trial.runs(10, 9, retries=5)
+        trial.cluster.scripts = {broken: [Act(end=BROKEN, seconds=1)], lost: [Act(end=LOST, seconds=2)] * 3}
+        seen = []
+
+        def look(engine):
+            note = json.loads(trial.folders.state.read_text())
+            assert note["failed"] == trial.outcome.failed
+            assert set(note["running"]) == {run.cell.run_id for run in engine.under_way.values()}
+            assert set(note["again"]) == {run.cell.run_id for run in engine.later if run.reason}
+            seen.append(note)
+
+        trial.run(look)
+        assert any(note["again"] == {lost: "the worker was lost"} for note in seen)
+
+    def test_a_full_disk_of_the_driver_ends_nothing(self, trial, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        ids = trial.runs(10, 9)
+        with trial.engine() as engine:
+            monkeypatch.setattr(engine_module, "write_atomically", full)
+            engine.add(trial.cells)
+            while engine.busy:
+                engine.poll()
+        assert set(trial.outcome.results) == set(ids)
+
+
+class TestHangs:
+    def test_a_run_without_a_sign_of_life_is_ended_and_goes_on(self, trial):
+        hung, fine = trial.runs(10, 3, hang_seconds=60.0)
+        trial.cluster.scripts = {hung: [Act(seconds=FOREVER, beats=True)]}
+        trial.cluster.at(30, lambda: setattr(trial.cluster.running[0].act, "beats", False))
+        assert set(trial.run().results) == {hung, fine}
+        first, second = trial.starts(hung)
+        assert 90 <= second - first <= 100
+        assert ("retried", hung) in trial.watcher.told
+
+    def test_one_that_always_hangs_is_given_up(self, trial):
+        (hung,) = trial.runs(10, hang_seconds=60.0, retries=1)
+        trial.cluster.scripts = {hung: [Act(seconds=FOREVER, beats=False) for _ in range(3)]}
+        assert "no step for 60 s" in trial.run().failed[hung]
+        assert len(trial.starts(hung)) == 2
+
+    def test_who_waits_in_ray_for_others_does_not_hang(self, trial):
+        (waits,) = trial.runs(10, hang_seconds=60.0)
+        trial.cluster.scripts = {waits: [Act(seconds=9000, begins=False, beats=False)]}
+        assert set(trial.run().results) == {waits}
+        assert len(trial.starts(waits)) == 1
+
+    def test_a_slow_start_is_no_hang(self, trial):
+        """Until its first step a run may take longer, also if an earlier attempt has left its sign of life."""
+        (slow,) = trial.runs(300, hang_seconds=60.0)
+        trial.cluster.scripts = {slow: [Act(end=LOST, seconds=5), Act(seconds=300, beats=False)]}
+        assert set(trial.run().results) == {slow}
+        assert len(trial.starts(slow)) == 2
+
+
+class TestMachines:
+    def test_one_that_is_lost_and_another_that_comes(self, trial):
+        trial.cluster.machines = [Node("a", 8, [1.0]), Node("b", 8, [1.0])]
+        ids = trial.runs(40, 40, 40)
+        trial.cluster.at(10, lambda: trial.cluster.lose("a"))
+        trial.cluster.at(30, lambda: trial.cluster.machines.append(Node("c", 8, [1.0])))
+        assert set(trial.run().results) == set(ids)
+        assert sum(len(trial.starts(run)) for run in ids) == 4
+        assert trial.clock.now - 1000 < 125
+
+    def test_nothing_is_started_where_a_machine_was(self, trial):
+        """The nodes are counted before a lost run is given out again."""
+        trial.cluster.machines = [Node("a", 8, [1.0]), Node("b", 8, [1.0])]
+        trial.runs(40, 40)
+        trial.cluster.at(12.3, lambda: trial.cluster.lose("a"))
+        placed = []
+
+        def look(engine):
+            if trial.clock.now - 1000 > 12.3:
+                placed.extend(slot.node for run in engine.under_way.values() for slot in run.slots)
+
+        trial.run(look)
+        assert set(placed) == {"b"}
+
+    def test_without_machines_it_waits_and_then_says_so(self, trial):
+        trial.runs(40, 40)
+        trial.cluster.at(10, lambda: trial.cluster.lose("a"))
+        with pytest.raises(
+            ValueError, match=r"a run must fit the cluster, but for 300 s its 0 machines could hold none"
+        ):
+            trial.run()
+        assert trial.clock.now - 1000 == pytest.approx(10 + NODE_GRACE_SECONDS, abs=20)
+
+    def test_machines_in_time_are_enough(self, trial):
+        ids = trial.runs(40, 40)
+        trial.cluster.at(10, lambda: trial.cluster.lose("a"))
+        machines = trial.cluster.machines
+
+        def back(engine):
+            if trial.clock.now - 1000 > 200:
+                trial.cluster.machines = machines
+
+        assert set(trial.run(back).results) == set(ids)
+
+    def test_an_elastic_cluster_is_asked_for_more_than_it_has(self, trial):
+        """As many runs are given out as the configured nodes hold; who waits for a node doesn't hang."""
+        elastic = {
+            **SIMULATED,
+            "resources": {"gpus": 1},
+            "cluster": {"nodes": 2, "gpus": 2, "cpus": 8, "elastic": True},
+        }
+        trial.sweep, trial.cluster.machines = validate_sweep(elastic, source="test"), []
+        ids = trial.runs(5000, 10, 10, 10, 10, hang_seconds=60.0)
+        trial.cluster.scripts = {ids[0]: [Act(begins=False, beats=False)]}
+        assert set(trial.run().results) == set(ids)
+        starts = sorted(trial.starts(run)[0] for run in ids)
+        assert starts[:4] == [0, 0, 0, 0]
+        assert starts[4] == pytest.approx(10, abs=0.1)
+        assert [len(trial.starts(run)) for run in ids] == [1] * 5
+
+
+class TestBusy:
+    def test_a_run_of_another_sweep_is_waited_for_without_a_slot(self, trial):
+        trial.cluster.machines = [Node("a", 8, [1.0])]
+        shared, mine = trial.runs(50, 20)
+        trial.cluster.scripts = {shared: [Act(end=Ended(how="busy"), seconds=0)] * 8 + [Act(seconds=0)]}
+        assert set(trial.run().results) == {shared, mine}
+        assert trial.starts(mine)[0] < BUSY_SECONDS
+        assert len(trial.starts(shared)) == 9
+
+
+class TestStopping:
+    def test_one_run_under_way(self, trial):
+        one, other = trial.runs(50, 50)
+        stopped = []
+
+        def stop(engine):
+            if trial.clock.now - 1000 > 10 and not stopped:
+                engine.stop_run(one)
+                stopped.append(one)
+
+        assert set(trial.run(stop).results) == {other}
+        assert trial.cluster.times("stopped", one)
+        assert len(trial.starts(one)) == 1
+        assert one not in trial.outcome.failed
+
+    def test_one_that_waits_for_its_turn(self, trial):
+        trial.cluster.machines = [Node("a", 8, [1.0])]
+        first, waiting = trial.runs(50, 40)
+        ended = []
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            engine.poll()
+            engine.stop_run(waiting)
+            while engine.busy:
+                ended += [cell.run_id for cell in engine.poll()]
+        assert sorted(ended) == sorted([first, waiting])
+        assert set(trial.outcome.results) == {first}
+        assert trial.starts(waiting) == []
+
+    def test_one_that_waits_for_its_next_attempt(self, trial):
+        (lost,) = trial.runs(50, retries=9)
+        trial.cluster.scripts = {lost: [Act(end=LOST, seconds=0)] * 9}
+
+        def stop(engine):
+            if len(trial.starts(lost)) == 3:
+                engine.stop_run(lost)
+
+        outcome = trial.run(stop)
+        assert not outcome.results
+        assert not outcome.failed
+        assert len(trial.starts(lost)) == 3
+
+    def test_one_that_is_lost_before_it_could_stop_is_not_started_again(self, trial):
+        lost, other = trial.runs(50, 50)
+        asked = []
+
+        def stop(engine):
+            if trial.clock.now - 1000 > 10 and not asked:
+                asked.append(lost)
+                engine.stop_run(lost)
+                for attempt in trial.cluster.running:
+                    if attempt.task.run_id == lost:
+                        attempt.end = LOST
+
+        assert set(trial.run(stop).results) == {other}
+        assert len(trial.starts(lost)) == 1
+
+    def test_an_interrupt_lets_the_runs_save(self, trial):
+        ids = trial.runs(50, 50, 50)
+
+        def interrupt(engine):
+            if trial.clock.now - 1000 > 10:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(interrupt)
+        assert [run for run in ids if trial.cluster.times("stopped", run)] == ids[:2]
+        assert not trial.folders.stop_file.exists()
+        assert json.loads(trial.folders.state.read_text())["running"] == {}
+        trial.outcome = Outcome()
+        assert set(trial.run().results) == set(ids)
+
+    def test_a_result_that_comes_while_it_stops_counts(self, trial):
+        (run,) = trial.runs(50)
+
+        def interrupt(engine):
+            trial.cluster.finish(trial.cluster.running[0])
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(interrupt)
+        assert set(trial.outcome.results) == {run}
+
+    def test_all_of_it_is_free_again(self, trial):
+        """Whatever went wrong, the pool is what it was."""
+        trial.cluster.machines = [Node("a", 8, [1.0] * 2), Node("b", 8, [1.0] * 2)]
+        small, wide = trial.runs(3, 4, 5, 6, gpus=0.25, retries=1), trial.runs(7, 8, processes=3)
+        trial.cluster.scripts = {
+            small[0]: [Act(end=LOST, seconds=1), Act(end=LOST, seconds=1, step=3)],
+            small[1]: [Act(end=BROKEN, seconds=1)],
+            wide[0]: [Act(end=Ended(how="preempted"), seconds=1), Act(end=Ended(how="busy"), seconds=0)],
+        }
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            while engine.busy:
+                engine.poll()
+        assert engine.pool.nodes == Pool(trial.cluster.nodes()).nodes

@@ -1,0 +1,201 @@
+"""What goes wrong in the middle of a sweep, on a real Ray: afterwards all is as if nothing had."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+
+import pandas as pd
+import pytest
+import yaml
+
+from isoloop.sweeps.config.loading import validate_sweep
+from isoloop.sweeps.execution import engine
+from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.ray_cluster import RayCluster
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.pipeline import prepare
+from isoloop.trainer.loop import train
+from isoloop.trainer.run.journal import read_journal
+from tests.sweeps.conftest import SMALL, wait_for_steps, writer_of
+from tests.sweeps.execution.faulty import FAULTS
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """The folder that tells runs what goes wrong; known to Ray's workers from their start."""
+    folder = tmp_path_factory.mktemp("faults")
+    os.environ[FAULTS] = str(folder)
+    yield folder
+    del os.environ[FAULTS]
+
+
+@pytest.fixture(scope="module")
+def ray(faults):
+    with RayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def sweep(text_folder):
+    """One run of some seconds that can go wrong, with a checkpoint several times a second."""
+    return {
+        **SMALL,
+        "tokens": [64 * 250],
+        "mean_recurrences": [3],
+        "model": {**SMALL["model"], "injection": "tests.sweeps.execution.faulty:Faulty"},
+        "data": {"corpus": str(text_folder)},
+        "resources": {"checkpoint_seconds": 0.1},
+    }
+
+
+class Watcher(Progress):
+    def __init__(self):
+        self.retried = []
+
+    def run_retried(self, cell, reason):
+        self.retried.append(reason)
+
+
+class Trial:
+    """A sweep of one run, undisturbed in this process and disturbed on Ray."""
+
+    def __init__(self, content, folders, faults, cluster):
+        self.prepared = prepare(validate_sweep(content, source="test"), folders)
+        self.folders, self.faults, self.cluster, self.watcher = folders, faults, cluster, Watcher()
+        (self.cell,) = self.prepared.plan.cells
+        self.folder = folders.run(self.cell.run_id)
+
+    def undisturbed(self):
+        (corpus,) = self.prepared.corpora.values()
+        return train(self.cell.spec, corpus, self.folders.out / "quiet").losses
+
+    def run(self, **faults):
+        for name, what in faults.items():
+            (self.faults / name).write_text(what)
+        try:
+            return execute(
+                self.prepared.plan,
+                self.folders,
+                lambda: nullcontext(self.cluster),
+                corpora=self.prepared.corpus_folders,
+                progress=self.watcher,
+            )
+        finally:
+            for name in ("next", "always"):
+                (self.faults / name).unlink(missing_ok=True)
+
+    def events(self):
+        return [record["name"] for record in read_journal(self.folder / "journal.jsonl")[0] if "name" in record]
+
+
+@pytest.fixture
+def trial(sweep, folders, faults, ray):
+    return lambda **changes: Trial({**sweep, **changes}, folders, faults, ray)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("full", "the disk is full: make room"), ("network", "ConnectionError: the network is gone")],
+)
+def test_what_may_pass_is_tried_again_from_the_last_checkpoint(trial, what, said):
+    tried = trial()
+    outcome = tried.run(next=f"{what} 150")
+    assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
+    assert "resumed" in tried.events()
+    (reason,) = tried.watcher.retried
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("bug", "TypeError: a bug"), ("memory", "set resources.micro_batch lower, resources.activation_checkpointing")],
+)
+def test_what_stays_is_reported_at_once(trial, what, said):
+    tried = trial()
+    outcome = tried.run(always=f"{what} 3")
+    assert said in outcome.failed[tried.cell.run_id]
+    assert not tried.watcher.retried
+    again = tried.run()
+    assert again.results[tried.cell.run_id].losses == tried.undisturbed()
+
+
+def test_what_never_passes_is_given_up(trial, monkeypatch):
+    monkeypatch.setattr(engine, "RETRY_SECONDS", 0.1)
+    tried = trial(resources={"retries": 2})
+    outcome = tried.run(always="network 3")
+    assert "the network is gone (tried 3 times without getting further)" in outcome.failed[tried.cell.run_id]
+    assert len(tried.watcher.retried) == 2
+
+
+def test_a_hung_run_is_ended_and_goes_on(trial):
+    tried = trial(resources={"checkpoint_seconds": 0.1, "hang_seconds": 4})
+    outcome = tried.run(next="hang 150")
+    assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
+    (reason,) = tried.watcher.retried
+    assert "no step for 4 s" in reason
+
+
+def test_sigterm_saves_first(trial):
+    """Without a checkpoint before: what is gone on from is what was saved when told to end."""
+    tried = trial(resources={"checkpoint_seconds": 1e6})
+
+    def preempt():
+        os.kill(writer_of(tried.folder, 40), signal.SIGTERM)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    outcome = tried.run()
+    thread.join()
+    assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
+    assert [event for event in tried.events() if event in ("stopped", "resumed")] == ["stopped", "resumed"]
+    assert not tried.watcher.retried
+
+
+def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    content = {**sweep, "model": SMALL["model"], "tokens": [64 * 500], "resources": {"checkpoint_seconds": 1e6}}
+    file.write_text(yaml.safe_dump(content))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out", str(folders.out)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    (cell,) = prepare(validate_sweep(content, source="test"), folders).plan.cells
+    wait_for_steps(folders.run(cell.run_id), 40)
+    driver.terminate()
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Run it again to go on." in " ".join(said.split())
+
+
+def table(folders):
+    """The run table without what the clock says."""
+    return pd.read_csv(folders.table).drop(columns="seconds").sort_values("run_id", ignore_index=True)
+
+
+def test_a_killed_driver_and_the_same_command_again(sweep, folders, tmp_path):
+    """The command is killed with SIGKILL in mid-run; given again, its table is that of a sweep that nothing befell."""
+    file = tmp_path / "sweep.yaml"
+    content = {**sweep, "model": SMALL["model"], "mean_recurrences": [1, 3]}
+    file.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out"]
+    driver = subprocess.Popen([*command, str(folders.out)], stdout=subprocess.DEVNULL)
+    prepared = prepare(validate_sweep(content, source="test"), folders)
+    cell = prepared.plan.cells[0]
+    wait_for_steps(folders.run(cell.run_id), 60)
+    driver.kill()
+    driver.wait()
+    assert not folders.table.exists()
+    subprocess.run([*command, str(folders.out), "--draws", "20"], check=True, stdout=subprocess.DEVNULL)
+    quiet = Folders(out=tmp_path / "quiet", name=folders.name)
+    subprocess.run([*command, str(quiet.out), "--draws", "20"], check=True, stdout=subprocess.DEVNULL)
+    pd.testing.assert_frame_equal(table(folders), table(quiet))
+    with sqlite3.connect(folders.out / "mlflow.db") as store:
+        states = store.execute("select status from runs").fetchall()
+    assert states == [("FINISHED",)] * 3
+    names = [record.get("name") for record in read_journal(folders.run(cell.run_id) / "journal.jsonl")[0]]
+    assert "resumed" in names

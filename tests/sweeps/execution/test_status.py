@@ -1,0 +1,86 @@
+"""What `isoloop status` says, from a sweep's folder alone."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from isoloop.sweeps.cli.console import print_status
+from isoloop.sweeps.execution.simulated import simulate_run
+from isoloop.sweeps.execution.status import read_status, write_manifest
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.trainer.files import sole_owner
+from isoloop.trainer.run.journal import Journal
+from isoloop.trainer.run.result import write_result
+
+
+@pytest.fixture
+def begun(simulated, folders):
+    """A sweep with one run in each state, and the states by run id."""
+    plan = plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
+    write_manifest(plan, folders)
+    done, diverged, running, again, failed, *waiting = plan.cells
+    for cell in (done, diverged):
+        simulate_run(cell.spec, simulated.simulation, cell.run_id, folders.run(cell.run_id))
+    exploded = simulate_run(diverged.spec, simulated.simulation, diverged.run_id, folders.run(diverged.run_id))
+    write_result(
+        folders.run(diverged.run_id),
+        exploded.model_copy(update={"status": "diverged", "reason": "loss nan", "loss": None, "losses": {}}),
+    )
+    journal = Journal(folders.run(running.run_id) / "journal.jsonl")
+    journal.event("started", step=0)
+    for step in (10, 20, 30):
+        journal.metrics(step, {"train_loss": 5.0 - step / 10})
+    journal.close()
+    state = {
+        "running": {running.run_id: {"attempt": 1}},
+        "again": {again.run_id: "the worker was lost"},
+        "failed": {failed.run_id: "a bug\nsomewhere"},
+    }
+    folders.state.write_text(json.dumps(state))
+    states = {done.run_id: "done", diverged.run_id: "diverged", failed.run_id: "failed"}
+    return plan, states, running, again, [cell.run_id for cell in waiting]
+
+
+def test_every_state_is_told(begun, folders):
+    _, states, running, again, waiting = begun
+    with sole_owner(folders.sweep):
+        status = read_status(folders)
+    assert status.at_work
+    assert {run.run_id: run.state for run in status.runs} == {
+        **states, running.run_id: "running", again.run_id: "again", **dict.fromkeys(waiting, "waiting")
+    }  # fmt: skip
+    (now,) = [run for run in status.runs if run.state == "running"]
+    assert (now.step, now.steps, now.loss) == (30, running.spec.steps, 2.0)
+    assert now.seconds is not None
+    assert 0 < status.share < 1
+    assert json.loads(status.to_json())["name"] == folders.name
+
+
+def test_without_a_driver_nothing_runs(begun, folders):
+    status = read_status(folders)
+    assert not status.at_work
+    assert status.counts() == {"done": 1, "diverged": 1, "failed": 1, "waiting": 5}
+
+
+def test_what_is_shown(begun, folders):
+    _, _, running, _, waiting = begun
+    with sole_owner(folders.sweep):
+        status = read_status(folders)
+    console = Console(width=200, highlight=False, soft_wrap=True)
+    with console.capture() as said:
+        print_status(console, status, every_run=False)
+    said = said.get()
+    assert "of 8 runs 1 done, 1 diverged, 1 failed, 1 running, 1 again, 3 waiting" in said
+    for shown in (running.run_id, f"30/{running.spec.steps}", "loss nan", "the worker was lost", "a bug"):
+        assert shown in said
+    assert "somewhere" not in said
+    assert not any(run_id in said for run_id in waiting)
+    with console.capture() as whole:
+        print_status(console, status, every_run=True)
+    assert all(run_id in whole.get() for run_id in waiting)
+
+
+def test_a_sweep_that_was_never_started_is_named(folders):
+    with pytest.raises(ValueError, match="start it with 'isoloop run small'"):
+        read_status(folders)

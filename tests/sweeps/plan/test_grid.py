@@ -1,0 +1,174 @@
+import re
+
+import numpy as np
+import pytest
+
+from isoloop.fitting.simulate import poisson_loops, published_cost_model
+from isoloop.sweeps.config.loading import load_sweep, validate_sweep
+from isoloop.sweeps.plan.grid import TOLERANCE, Text, cost_columns, plan_sweep, simulated_text
+from isoloop.trainer.accounting import expected_loops, loop_cost
+from isoloop.trainer.recurrence import sample_recurrences
+
+SWEEP = {
+    "name": "x",
+    "budgets": [1e9, 4e9],
+    "mean_recurrences": [1, 2, 6],
+    "model": {"width": 16, "heads": 2, "context": 16},
+    "batch": 4,
+}
+
+
+def cost_of(planned):
+    """FLOPs per token of a plan's one model."""
+    (model,) = {cell.spec.model for cell in planned.cells}
+    return loop_cost(model, planned.sweep.accounting)
+
+
+def plan(**change):
+    return plan_sweep(validate_sweep({**SWEEP, **change}, source="test"), lambda _: Text("f", 10_000_000_000))
+
+
+@pytest.mark.parametrize("accounting", ["exact", "parcae-release"])
+def test_each_cell_spends_its_budget(accounting):
+    planned = plan(accounting=accounting)
+    assert len(planned.cells) == 6
+    for cell in planned.cells:
+        assert cell.flops == pytest.approx(cell.budget, rel=TOLERANCE)
+        loops = expected_loops(cell.spec.recurrence, accounting)
+        assert cell.flops == pytest.approx(cell.spec.tokens * cost_of(planned).flops_per_token(*loops), rel=0.02)
+        assert cell.epochs == cell.spec.tokens / 10_000_000_000
+    assert planned.flops == sum(cell.flops for cell in planned.cells)
+
+
+def test_short_runs_are_planned_with_the_loops_that_they_will_draw():
+    """With few sequences the drawn loops differ by over 1% from the expected ones; the plan knows which they are."""
+    planned = plan(budgets=[1.5e8, 2e8, 3e8], mean_recurrences=[2, 8], minimum_steps=10)
+    for cell in planned.cells:
+        spec = cell.spec
+        loops = [
+            sample_recurrences(spec.recurrence, batch=4, seed=0, step=step, steps=spec.steps)
+            for step in range(spec.steps)
+        ]
+        forward = np.mean(loops)
+        backward = np.minimum(loops, spec.recurrence.gradient_loops).mean()
+        spent = spec.tokens * cost_of(planned).flops_per_token(forward, backward)
+        assert cell.flops == pytest.approx(spent)
+        assert spent == pytest.approx(cell.budget, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("sampling", ["per-batch", "fixed"])
+def test_one_depth_for_a_batch_is_planned_as_it_will_be_drawn(sampling):
+    planned = plan(budgets=[2e10], mean_recurrences=[2, 8], batch=64, depth={"sampling": sampling}, minimum_steps=10)
+    assert len(planned.cells) == 2
+    for cell in planned.cells:
+        spec = cell.spec
+        loops = np.array(
+            [
+                sample_recurrences(spec.recurrence, batch=1, seed=0, step=step, steps=spec.steps)[0]
+                for step in range(spec.steps)
+            ]
+        )
+        spent = spec.tokens * cost_of(planned).flops_per_token(
+            loops.mean(), loops.clip(max=spec.recurrence.gradient_loops).mean()
+        )
+        assert cell.flops == pytest.approx(spent)
+
+
+def test_a_curriculum_is_planned_with_its_average():
+    grown = plan(mean_recurrences=[6], depth={"curriculum_start": 1, "curriculum_fraction": 0.5}).cells[0]
+    assert grown.spec.steps > 1.05 * plan(mean_recurrences=[6]).cells[0].spec.steps
+    assert grown.flops == pytest.approx(grown.budget, rel=TOLERANCE)
+
+
+def test_the_fixed_depth_model_costs_nothing_per_loop():
+    planned = plan(
+        mean_recurrences=[1],
+        model={**SWEEP["model"], "injection": "none"},
+        depth={"sampling": "fixed"},
+        evaluation={"recurrences": [1]},
+    )
+    columns = cost_columns(planned, planned.cells[0])
+    assert columns["flops_per_token_forward_loop"] == columns["effective_params_per_loop"] == 0
+    assert planned.cells[0].flops == pytest.approx(planned.cells[0].spec.tokens * cost_of(planned).fixed)
+
+
+def test_dearest_first():
+    flops = [cell.flops for cell in plan().cells]
+    assert flops == sorted(flops, reverse=True)
+
+
+def test_a_grid_over_tokens():
+    planned = plan(budgets=None, tokens=[6400, 64_000])
+    assert {cell.spec.tokens for cell in planned.cells} == {6400, 64_000}
+    assert all(cell.budget is None and "budget" not in cost_columns(planned, cell) for cell in planned.cells)
+
+
+def test_left_out_cells_say_why():
+    planned = plan(budgets=[2e8, 4e9])
+    assert {cell.budget for cell in planned.cells} == {4e9}
+    assert [cell.label for cell in planned.left_out] == [f"2e+08 FLOPs, µ = {mean}" for mean in (1, 2, 6)]
+    assert "steps, and minimum_steps is 50" in planned.left_out[0].reason
+    planned = plan(budgets=None, tokens=[64 * 100 + 32, 64 * 9 + 32, 64 * 20], minimum_steps=1)
+    assert len(planned.cells) == 6
+    assert {cell.reason for cell in planned.left_out} == {
+        "10 whole steps miss what was asked by +5.3%, more than 1%",
+    }
+
+
+def test_a_budget_under_one_step_is_left_out():
+    planned = plan(budgets=[1e5, 1e9])
+    assert {cell.budget for cell in planned.cells} == {1e9}
+    assert len(planned.left_out) == 3
+    assert all(re.match(r"under the [\d.e+]+ of one step \(4 x 16 tokens\)", cell.reason) for cell in planned.left_out)
+    with pytest.raises(ValueError, match="63 tokens, µ = 1: under the 64 of one step"):
+        plan(budgets=None, tokens=[63], mean_recurrences=[1])
+
+
+def test_absurd_budgets_are_left_out():
+    with pytest.raises(ValueError, match=r"a run may have 1e\+09 at most"):
+        plan(budgets=[1e300])
+
+
+def test_budgets_that_come_to_the_same_run_are_refused():
+    with pytest.raises(ValueError, match="both come to"):
+        plan(budgets=[1e9, 1.00001e9])
+
+
+def test_a_grid_without_a_cell_is_refused():
+    with pytest.raises(ValueError, match="all 6 cells were left out"):
+        plan(minimum_steps=10**6)
+
+
+def test_run_ids_are_distinct_and_shared_by_sweeps():
+    one, other = plan(), plan(name="other", budgets=[4e9], tracking={"experiment": "elsewhere"})
+    ids = [cell.run_id for cell in one.cells]
+    assert len(set(ids)) == len(ids)
+    assert {cell.run_id for cell in other.cells} == {cell.run_id for cell in one.cells if cell.budget == 4e9}
+
+
+def test_simulated_runs_never_share_an_id_with_trained_ones(simulated):
+    ids = {cell.run_id for cell in plan_sweep(simulated, simulated_text).cells}
+    real = simulated.model_copy(update={"simulation": None})
+    louder = simulated.model_copy(update={"simulation": simulated.simulation.model_copy(update={"run_noise": 0.5})})
+    for other in (real, louder):
+        assert ids.isdisjoint(cell.run_id for cell in plan_sweep(other, simulated_text).cells)
+
+
+def test_the_fitting_rooms_own_count_of_the_published_model_agrees():
+    """fitting/ may not ask the trainer, so it counts the 140m model itself; the two counts are held together here."""
+    planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_text)
+    theirs = published_cost_model()
+    for cell in planned.cells:
+        recurrence = cell.spec.recurrence
+        loops = expected_loops(recurrence, "exact")
+        assert poisson_loops(recurrence.mean, recurrence.gradient_loops) == pytest.approx(loops)
+        ours = cost_of(planned).flops_per_token(*loops)
+        # It leaves out the gates of the value embeddings.
+        assert float(theirs.flops_per_token(recurrence.mean)) == pytest.approx(ours, rel=1e-4)
+
+
+def test_the_published_grid():
+    planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_text)
+    assert len(planned.cells) == 42
+    assert not planned.left_out
+    assert sum(cell.seconds for cell in planned.cells) == pytest.approx(planned.flops / 4e14)

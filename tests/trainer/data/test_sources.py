@@ -1,0 +1,270 @@
+import hashlib
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from isoloop.trainer import hub
+from isoloop.trainer.config import DataConfig
+from isoloop.trainer.data.sources import open_source
+from tests.parquet import document, write_parquet
+
+
+def read(**config):
+    return [[*part.read()] for part in open_source(DataConfig(**config)).list_parts()]
+
+
+def names(**config):
+    return [part.name for part in open_source(DataConfig(**config)).list_parts()]
+
+
+def test_every_row_is_a_document(parquet_folder):
+    parts = read(corpus=str(parquet_folder), validation_fraction=0.1)
+    texts = [document.text.decode() for part in parts for document in part]
+    assert texts == [document(number) for number in range(300)]
+    held_out = sum(document.split == "validation" for part in parts for document in part)
+    assert 10 < held_out < 55  # binomial, mean 30
+    for part, file in zip(parts, ("a.parquet", "b.parquet", "more/c.parquet"), strict=True):
+        positions = [document.position for document in part]
+        assert positions == sorted(positions)
+        assert positions[-1] == (parquet_folder / file).stat().st_size
+
+
+def test_a_wider_validation_split_holds_the_narrower(parquet_folder):
+    def held_out(fraction):
+        parts = read(corpus=str(parquet_folder), validation_fraction=fraction)
+        return {document.name for part in parts for document in part if document.split == "validation"}
+
+    assert held_out(0.05) < held_out(0.3)
+
+
+def test_rows_without_text_are_no_documents_but_keep_their_numbers(tmp_path):
+    full = write_parquet(tmp_path / "full" / "x.parquet", [f"text {i}" for i in range(60)])
+    gaps = write_parquet(tmp_path / "gaps" / "x.parquet", [[f"text {i}", None, ""][i % 3] for i in range(60)])
+    splits = {document.text: document.split for document in read(corpus=str(full), validation_fraction=0.5)[0]}
+    kept = {document.text: document.split for document in read(corpus=str(gaps), validation_fraction=0.5)[0]}
+    assert kept == {text: split for text, split in splits.items() if int(text.split()[1]) % 3 == 0}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_every_kind_of_text_column(tmp_path, kind):
+    file = write_parquet(tmp_path / "x.parquet", ["one", "twö"] * 15, column="body", kind=kind)
+    assert [document.text.decode() for document in read(corpus=str(file), column="body")[0]] == ["one", "twö"] * 15
+
+
+def test_ways_to_name_parquet_files(parquet_folder, monkeypatch):
+    every = ["a.parquet", "b.parquet", "more/c.parquet"]
+    assert names(corpus=str(parquet_folder)) == every
+    assert names(corpus=str(parquet_folder), files="more/*.parquet") == ["more/c.parquet"]
+    assert names(corpus=str(parquet_folder / "b.parquet")) == ["b.parquet"]
+    assert names(corpus=str(parquet_folder / "[ab].parquet")) == ["a.parquet", "b.parquet"]
+    assert names(corpus=str(parquet_folder / "**" / "*.parquet")) == every
+    monkeypatch.chdir(parquet_folder)
+    assert names(corpus="*.parquet") == ["a.parquet", "b.parquet"]
+    assert names(corpus="more/c.parquet") == ["c.parquet"]
+
+
+def test_a_mixed_folder_must_be_told(tmp_path):
+    write_parquet(tmp_path / "x.parquet", ["a"])
+    (tmp_path / "README.md").write_text("words")
+    with pytest.raises(ValueError, match="a folder must say which of its files are the corpus"):
+        names(corpus=str(tmp_path))
+    assert names(corpus=str(tmp_path), files="*.parquet") == ["x.parquet"]
+    assert [document.text for document in read(corpus=str(tmp_path), suffixes=(".md",))[0]] == [b"s", b"word"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match=r"twice\.parquet has 2 called 'text'"):
+        read(corpus=str(tmp_path))
+
+
+def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "long.parquet", ["long " * 400 + str(row) for row in range(40)])
+    asked = []
+    whole = pq.ParquetFile.iter_batches
+
+    def iter_batches(file, batch_size, columns):
+        asked.append(batch_size)
+        return whole(file, batch_size=batch_size, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    monkeypatch.setattr("isoloop.trainer.data.sources._BYTES_AT_ONCE", 4000)
+    (texts,) = read(corpus=str(tmp_path))
+    assert len(texts) == 40
+    assert 1 <= asked[0] < 40
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("some text")
+    (tmp_path / "other.txt").write_text("more text")
+    assert len(read(corpus=str(tmp_path), validation_fraction=0.5)[0]) == 2
+
+
+def test_parquet_is_streamed(tmp_path):
+    """What stands before a damaged row group is read, so the file is not read as a whole first."""
+    texts = [hashlib.sha256(str(i).encode()).hexdigest() * 50 for i in range(800)]
+    file = write_parquet(tmp_path / "x.parquet", texts)
+    column = pq.ParquetFile(file).metadata.row_group(35).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(file.read_bytes())
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    file.write_bytes(content)
+    documents, seen = open_source(DataConfig(corpus=str(file))).list_parts()[0].read(), []
+    with pytest.raises(ValueError, match=r"every file must be parquet that can be read, but .*x\.parquet is not"):
+        seen.extend(document.text.decode() for document in iter(lambda: next(documents), None))
+    assert 0 < len(seen) <= 700
+    assert seen == texts[: len(seen)]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"corpus": "no.parquet"}, "data.corpus must be 'stdlib', a file, folder or glob that exists"),
+        ({"corpus": "/no/such/folder"}, "nothing is there; relative paths start at"),
+        ({"corpus": "no-*.parquet"}, r"no parquet file matches '\*.parquet'"),
+        ({"corpus": ".", "files": "z*"}, r"no parquet file matches 'z\*'; check data.corpus and data.files"),
+        (
+            {"column": "body"},
+            r"data.column must be a column of every parquet file, but .* has no 'body'; it has id, t",
+        ),
+        ({"column": "id"}, "data.column must hold text, but 'id' of .* holds int64"),
+        ({"corpus": "spoilt/x.parquet"}, "every file must be parquet that can be read"),
+        ({"corpus": "a.parquet", "files": "*"}, "one parquet file has none for data.files="),
+        ({"suffixes": (".txt",), "files": "*"}, "a folder of parquet files has none for data.suffixes="),
+        ({"revision": "v1"}, "a folder of parquet files has none for data.revision="),
+        ({"corpus": "*.parquet", "revision": "v1"}, "a glob has none for data.revision="),
+        ({"corpus": "spoilt/words.txt", "column": "body"}, "one text file has none for data.column="),
+        ({"corpus": "words", "column": "body"}, "a folder of text files has none for data.column="),
+        ({"corpus": "owner/name", "suffixes": (".txt",)}, "a data set on Hugging Face has none for data.suffixes="),
+    ],
+)
+def test_what_cannot_be_read_is_refused(parquet_folder, tmp_path, monkeypatch, change, rule):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.parquet").write_bytes((parquet_folder / "a.parquet").read_bytes())
+    for folder in ("spoilt", "words"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "words.txt").write_text("words")
+    (tmp_path / "spoilt/x.parquet").write_bytes(b"PAR1 not really")
+    config = {"corpus": str(parquet_folder), **change}
+    with pytest.raises(ValueError, match=rule):
+        read(**config)
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
+    parquet = write_parquet(tmp_path / "x.parquet", ["a"])
+    text = tmp_path / "x.txt"
+    text.write_text("before")
+    parts = [open_source(DataConfig(corpus=str(file))).list_parts()[0] for file in (parquet, text)]
+    write_parquet(parquet, ["b", "c"])
+    text.write_text("after!")
+    for part in parts:
+        with pytest.raises(ValueError, match="must stay as they are while it is tokenised"):
+            list(part.read())
+
+
+class FakeHub:
+    """Stands in for Hugging Face: one data set, whose files lie in a folder here."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.listed, self.fetched, self.commit = folder, [], [], "c" * 40
+        self.broken = None
+        monkeypatch.setattr(hub, "list_files", self.list_files)
+        monkeypatch.setattr(hub, "fetch_file", self.fetch_file)
+
+    def list_files(self, repository, revision):
+        self.listed.append(revision)
+        if repository != "owner/name":
+            raise hub.HubError("404, no such data set")
+        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()
+        found = [(file.relative_to(self.folder).as_posix(), file.stat().st_size, digest(file)) for file in files]
+        return self.commit, [hub.HubFile(path=path, size=size, digest=digest) for path, size, digest in found]
+
+    def fetch_file(self, repository, path, *, kind, revision):
+        assert (repository, kind, revision) == ("owner/name", "dataset", self.commit)
+        if path == self.broken:
+            raise hub.HubError("a reset line")
+        self.fetched.append(path)
+        return self.folder / path
+
+
+@pytest.fixture
+def fake_hub(parquet_folder, monkeypatch):
+    return FakeHub(parquet_folder, monkeypatch)
+
+
+def test_a_data_set_on_the_hub_reads_as_its_copy_does(fake_hub, parquet_folder):
+    parts = open_source(DataConfig(corpus="owner/name")).list_parts()
+    assert fake_hub.fetched == []  # shard by shard, when its turn comes
+    assert [[*part.read()] for part in parts] == read(corpus=str(parquet_folder))
+    assert fake_hub.fetched == ["a.parquet", "b.parquet", "more/c.parquet"]
+    assert names(corpus="owner/name", files="more/*") == ["more/c.parquet"]
+    with pytest.raises(ValueError, match="under 'owner/name' no parquet file matches 'x'"):
+        open_source(DataConfig(corpus="owner/name", files="x"))
+
+
+def test_what_identifies_a_data_set_on_the_hub_is_its_files(fake_hub):
+    before = open_source(DataConfig(corpus="owner/name", revision="main")).identity
+    fake_hub.commit = "d" * 40  # a commit that touched none of the files
+    assert open_source(DataConfig(corpus="owner/name")).identity == before
+    assert open_source(DataConfig(corpus="owner/name", files="[ab]*")).identity != before
+    fake_hub.listed.clear()
+    open_source(DataConfig(corpus="owner/name", revision="c" * 40))
+    assert fake_hub.listed == []  # a commit says it all: a corpus that is prepared needs no network
+
+
+def test_what_is_neither_here_nor_on_the_hub_names_both(fake_hub):
+    with pytest.raises(ValueError, match=r"'my/text': nothing is there, and Hugging Face .* \(404, no such data set\)"):
+        open_source(DataConfig(corpus="my/text"))
+
+
+def test_a_path_that_exists_wins_over_the_hub(fake_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "owner/name/x.parquet", ["a"])
+    assert names(corpus="owner/name") == ["x.parquet"]
+    assert fake_hub.listed == []
+
+
+def test_the_hub_that_cannot_be_reached_is_one_error(monkeypatch):
+    """The two functions that talk to it, with the client's calls failing."""
+    import huggingface_hub
+
+    def fails(*arguments, **options):
+        raise RuntimeError("no route\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fails)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    with pytest.raises(hub.HubError, match=r"^RuntimeError: no route$"):
+        hub.list_files("owner/name", None)
+    with pytest.raises(hub.HubError, match=r"^RuntimeError: no route$"):
+        hub.fetch_file("owner/name", "tokenizer.json", kind="model")
+
+
+def test_the_hubs_answer_is_read(monkeypatch):
+    """The client's own types, as its documentation has them; the network is not asked."""
+    import huggingface_hub
+    from huggingface_hub.hf_api import DatasetInfo, RepoFile, RepoFolder
+
+    lfs = {"size": 7, "oid": "a" * 64, "pointerSize": 1}
+    tree = [
+        RepoFolder(path="data", oid="t"),
+        RepoFile(path="data/x.parquet", size=7, oid="b", lfs=lfs),
+        RepoFile(path="README.md", size=3, oid="b" * 40),
+    ]
+    asked = []
+    info = lambda self, repository, revision: asked.append(revision) or DatasetInfo(id=repository, sha="c" * 40)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_tree", lambda self, repository, **how: asked.append(how["revision"]) or tree
+    )
+    commit, files = hub.list_files("owner/name", "v1")
+    assert asked == ["v1", commit]
+    assert [(file.path, file.size, file.digest) for file in files] == [
+        ("data/x.parquet", 7, "a" * 64),
+        ("README.md", 3, "b" * 40),
+    ]

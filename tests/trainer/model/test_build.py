@@ -1,0 +1,42 @@
+"""torch.compile sees a bounded number of graphs although T and the number of running sequences vary."""
+
+import random
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.build import MOST_GRAPHS, build_model, compile_blocks
+
+
+# torch looks at .grad of what it compiles and hides its own warning, too late where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("injection", ["diagonal", "concat", "none"])
+def test_the_graphs_are_bounded_and_the_numbers_the_same(injection):
+    torch._dynamo.reset()
+    counters.clear()
+    config = ModelConfig(width=16, heads=2, prelude_layers=2, core_layers=2, context=8, injection=injection)
+    model = build_model(config)
+    model.initialise(0)
+    compiled = build_model(config)
+    compiled.load_state_dict(model.state_dict())
+    compile_blocks(compiled, backend="eager")
+    chance = random.Random(0)
+    graphs = []
+    for _ in range(40):
+        batch = chance.choice([1, 3, 8, 9])
+        loops = torch.tensor([chance.randint(1, 9) if config.is_looped else 1 for _ in range(batch)])
+        tokens = torch.randint(0, 256, (batch, 9), generator=torch.Generator().manual_seed(batch))
+        found = []
+        for which in (model, compiled):
+            which.zero_grad()
+            loss = which.loss(tokens[:, :-1], tokens[:, 1:], loops, 3, which.initial_state(range(batch), 8)).nats
+            loss.backward()
+            found.append((loss.detach(), *(p.grad for p in which.parameters())))
+        torch.testing.assert_close(found[1], found[0])
+        with torch.no_grad():
+            list(compiled.logits(tokens[:, :-1], [1, 4] if config.is_looped else [1], torch.zeros(batch, 8, 16)))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 3 <= graphs[-1] <= MOST_GRAPHS
+    assert graphs[-1] == graphs[12]  # all there are, soon

@@ -1,0 +1,92 @@
+"""The chunked cross-entropy against the plain one, and that it never holds all logits."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoloop.trainer.model.head import mean_cross_entropy
+
+ROWS, WIDTH, VOCABULARY = 300, 24, 512
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 100, WIDTH, generator=generator, requires_grad=True)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, requires_grad=True)
+    return x, weight, torch.randint(0, VOCABULARY, (3, 100), generator=generator)
+
+
+def plain(x, weight, targets):
+    return F.cross_entropy((x @ weight.T).flatten(0, 1).float(), targets.flatten())
+
+
+@pytest.mark.parametrize("rows", [64, 100, 299, 300, 10_000])
+def test_loss_and_gradients_are_the_plain_ones(inputs, rows):
+    x, weight, targets = inputs
+    expected = plain(x, weight, targets)
+    gradients = torch.autograd.grad(3 * expected, (x, weight))
+    found = mean_cross_entropy(x, weight, targets, logits_at_once=rows * VOCABULARY)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, (x, weight)), gradients)
+
+
+def test_only_the_gradients_that_are_wanted(inputs):
+    x, weight, targets = inputs
+    alone = mean_cross_entropy(x.detach(), weight, targets)
+    alone.backward()
+    assert x.grad is None
+    with torch.no_grad():
+        torch.testing.assert_close(mean_cross_entropy(x, weight, targets), alone)
+
+
+def test_bfloat16_is_as_close_as_autocast_itself(inputs):
+    x, weight, targets = inputs
+    expected = torch.autograd.grad(plain(x, weight, targets), (x, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        usual = torch.autograd.grad(plain(x, weight, targets), (x, weight))
+        found = torch.autograd.grad(mean_cross_entropy(x, weight, targets, logits_at_once=64 * VOCABULARY), (x, weight))
+    for exact, theirs, ours in zip(expected, usual, found, strict=True):
+        assert ours.dtype == exact.dtype
+        assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+def test_without_gradient_only_the_loss_is_computed(inputs):
+    x, weight, targets = inputs
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mean_cross_entropy(x, weight, targets)
+    assert counter.get_total_flops() == 2 * ROWS * WIDTH * VOCABULARY
+
+
+def test_a_second_backward_pass_is_refused(inputs):
+    loss = mean_cross_entropy(*inputs)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up by the first backward pass"):
+        loss.backward()
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+def test_never_all_logits(inputs):
+    x, weight, targets = inputs
+    with Largest() as chunked:
+        mean_cross_entropy(x, weight, targets, logits_at_once=64 * VOCABULARY).backward()
+    with Largest() as whole:
+        plain(x, weight, targets).backward()
+    assert chunked.elements == 64 * VOCABULARY
+    assert whole.elements == ROWS * VOCABULARY

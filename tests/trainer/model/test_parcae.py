@@ -1,0 +1,248 @@
+"""Properties of the models that no reference number shows."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks.masked import masked_loss
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.layers import Rotary, init_matrix
+from isoloop.trainer.model.parcae import Parcae
+
+CONFIG = ModelConfig(width=32, heads=2, core_layers=2, context=12)
+VARIANTS = {
+    "diagonal": {},
+    "concat": {"injection": "concat", "prelude_norm": False},
+    "addition": {"injection": "addition"},
+    "residual norms": {"injection": "concat", "prelude_norm": False, "block": "residual-norm"},
+    "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
+    "fixed depth": {"injection": "none"},
+}
+LOOPED = [name for name in VARIANTS if name != "fixed depth"]
+
+
+def build(variant, **options):
+    model = build_model(CONFIG.model_copy(update=VARIANTS[variant]), **options)
+    model.initialise(3)
+    with torch.no_grad():  # away from zero, so that every path counts
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def model(request):
+    return build(getattr(request, "param", "diagonal"))
+
+
+each = pytest.mark.parametrize("model", VARIANTS, indirect=True)
+each_looped = pytest.mark.parametrize("model", LOOPED, indirect=True)
+
+
+@pytest.fixture
+def step():
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(0, 256, (5, 13), generator=generator)
+    return windows[:, :-1], windows[:, 1:], torch.randn(5, 12, 32, generator=generator)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@each_looped
+@pytest.mark.parametrize("gradient_loops", [1, 2, 9])
+def test_leaving_the_batch_changes_nothing(model, step, gradient_loops):
+    """Loss and gradients equal those of each sequence trained alone, its early loops without gradient."""
+    tokens, targets, h0 = step
+    loops = torch.tensor([3, 1, 6, 1, 4])
+    together = gradients(model, model.loss(tokens, targets, loops, gradient_loops, h0).nats)
+    model.zero_grad()
+    for i in range(5):
+        alone = model.loss(tokens[i : i + 1], targets[i : i + 1], loops[i : i + 1], gradient_loops, h0[i : i + 1]).nats
+        (alone / 5).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@each_looped
+def test_leaving_the_batch_agrees_with_masking(model, step):
+    """The published code's way: everybody runs as long as the longest."""
+    tokens, targets, h0 = step
+    loops = torch.tensor([3, 1, 6, 1, 4])
+    ours = model.loss(tokens, targets, loops, 2, h0).nats
+    masked = masked_loss(model, tokens, targets, loops, 2, h0)
+    torch.testing.assert_close(ours, masked)
+    expected = gradients(model, masked)
+    for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@each_looped
+def test_recomputed_loops_change_nothing_but_what_is_kept(model, step, request):
+    tokens, targets, h0 = step
+    again = build(request.node.callspec.params["model"], recompute_loops=True)
+    loops, kept = torch.tensor([3, 1, 6, 1, 4]), {}
+    for which in (model, again):
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = which.loss(tokens, targets, loops, 4, h0).nats
+        kept[which] = sum(sizes.values()), gradients(which, loss)
+    assert kept[again][0] < 0.8 * kept[model][0]
+    for name, gradient in kept[model][1].items():
+        torch.testing.assert_close(kept[again][1][name], gradient, rtol=0, atol=0, msg=name)
+
+
+@each_looped
+def test_what_the_last_loop_did_is_told(model, step):
+    tokens, targets, h0 = step
+    loops = torch.tensor([3, 1, 2, 1, 3])
+    told = model.loss(tokens, targets, loops, 2, h0)
+    norms, changes = [], []
+    with torch.no_grad():
+        for i, count in enumerate(loops.tolist()):
+            drive, values = model._before_loop(tokens[i : i + 1])
+            h = h0[i : i + 1]
+            for _ in range(count):
+                before, h = h, model._one_loop(h, drive, values)
+            norms.append(h.norm(dim=-1))
+            changes.append((h - before).norm(dim=-1) / norms[-1])
+    torch.testing.assert_close(told.state_norm, torch.cat(norms).mean())
+    torch.testing.assert_close(told.residual, torch.cat(changes).mean())
+
+
+@each
+def test_under_bfloat16_states_stay_float32_and_gradients_come_through(model, step):
+    """The residual stream of prelude, core and coda is float32 for every injection, and no gradient is lost."""
+    tokens, targets, h0 = step
+    loops = torch.tensor([3, 1, 6, 1, 4] if model.config.is_looped else [1] * 5)
+    exact = gradients(model, model.loss(tokens, targets, loops, 2, h0).nats)
+    seen = set()
+    hooks = [
+        block.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+        for block in (*model.prelude, *model.core, *model.coda)
+    ]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(tokens, targets, loops, 2, h0)
+    half = gradients(model, loss.nats)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {torch.float32}
+    assert loss.nats.dtype == torch.float32
+    for name, gradient in exact.items():
+        assert half[name].dtype == torch.float32
+        assert (half[name] - gradient).norm() < 0.06 * gradient.norm(), name
+
+
+def test_the_fixed_depth_model_is_its_blocks_in_a_row(step):
+    tokens, targets, h0 = step
+    model = build("fixed depth")
+    ones = torch.ones(5, dtype=torch.long)
+    told = model.loss(tokens, targets, ones, 1, h0)
+    assert told.state_norm is told.residual is model.spectral_radius() is None
+    x = model.embedding(tokens)
+    for layer, block in enumerate((*model.prelude, *model.core, *model.coda)):
+        value = model.value_embeddings[str(layer)](tokens) if str(layer) in model.value_embeddings else None
+        x = block(x, model.rotary, value)
+    expected = F.cross_entropy((model.final_norm(x) @ model.embedding.weight.T).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(told.nats, expected)
+    with pytest.raises(ValueError, match="has no loop"):
+        build("fixed depth", recompute_loops=True)
+
+
+def test_residual_norms_stand_behind_each_sum(step):
+    block = build("residual norms").core[0]
+    x = torch.randn(2, 12, 32)
+    rotary = build("residual norms").rotary
+    y = block.attention_sum_norm(x + block.attention(block.attention_norm(x), rotary, None))
+    expected = block.mlp_sum_norm(y + block.mlp(block.mlp_norm(y)))
+    torch.testing.assert_close(block(x, rotary, None), expected)
+    assert (
+        block(x, rotary, None).pow(2).mean(-1).sqrt() / block.mlp_sum_norm.weight.mean()
+    ).mean().item() == pytest.approx(1, rel=0.1)
+
+
+def test_only_the_last_loops_carry_gradient(model, step):
+    """With one gradient loop, the gradient is that of one loop from a state that is a constant."""
+    tokens, targets, h0 = step
+    loops = torch.full((5,), 4)
+    model.loss(tokens, targets, loops, 1, h0).nats.backward()
+    truncated = model.injection.A_log.grad.clone()
+    model.zero_grad()
+    with torch.no_grad():
+        drive, values = model._before_loop(tokens)
+        for _ in range(3):
+            h0 = model._one_loop(h0, drive, values)
+    model.loss(tokens, targets, torch.ones(5, dtype=torch.long), 1, h0).nats.backward()
+    torch.testing.assert_close(model.injection.A_log.grad, truncated)
+
+
+@each
+def test_training_and_evaluation_agree(model, step):
+    tokens, targets, h0 = step
+    with torch.no_grad():
+        for recurrence, logits in model.logits(tokens, [2, 5] if model.config.is_looped else [1], h0):
+            expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss = model.loss(tokens, targets, torch.full((5,), recurrence), 2, h0).nats
+            torch.testing.assert_close(loss, expected)
+
+
+@each
+def test_causal(model, step):
+    tokens, _, h0 = step
+    changed = tokens.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % 256
+    with torch.no_grad():
+        (_, before), (_, after) = (
+            next(model.logits(t, [3] if model.config.is_looped else [1], h0)) for t in (tokens, changed)
+        )
+    torch.testing.assert_close(before[:, :8], after[:, :8])
+    assert (before[:, 8:] - after[:, 8:]).abs().max() > 1e-3
+
+
+def test_output_projections_start_at_zero_and_the_state_map_at_identity():
+    model = Parcae(CONFIG)
+    model.initialise(0)
+    for block in (*model.prelude, *model.core, *model.coda):
+        assert not block.attention.out.weight.any()
+        assert not block.mlp.down.weight.any()
+    torch.testing.assert_close(model.state_to_width.weight, torch.eye(32))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (128, 32), (32, 128)])
+def test_matrices_start_orthogonal_with_the_stated_deviation(shape):
+    weight = torch.empty(shape)
+    init_matrix(weight, 0.1, torch.Generator().manual_seed(0))
+    assert weight.pow(2).mean().sqrt() == pytest.approx(0.1, rel=1e-4)
+    small = weight if shape[0] <= shape[1] else weight.T
+    gram = small @ small.T
+    torch.testing.assert_close(gram, torch.eye(len(gram)) * gram[0, 0], atol=1e-5, rtol=0)
+
+
+def test_rotary_turns_interleaved_pairs():
+    rotary = Rotary(head_width=4, context=3, base=50_000.0)
+    x = torch.zeros(1, 3, 1, 4)
+    x[..., 0] = 1.0
+    turned = rotary(x)[0, :, 0]
+    position = torch.arange(3.0)
+    torch.testing.assert_close(turned[:, 0], position.cos())
+    torch.testing.assert_close(turned[:, 1], position.sin())
+    assert not turned[:, 2:].any()
+
+
+@pytest.mark.parametrize(("state_init", "std"), [("zero", 0.0), ("normal", 1.0), ("like-init", (2 / 160) ** 0.5)])
+def test_initial_state(state_init, std):
+    model = Parcae(CONFIG.model_copy(update={"state_init": state_init}))
+    state = model.initial_state(range(200), 12)
+    assert state.shape == (200, 12, 32)
+    assert state.std().item() == pytest.approx(std, rel=0.02)
+    torch.testing.assert_close(model.initial_state([7, 3], 12), state[[7, 3]])  # each sequence has its own

@@ -1,0 +1,76 @@
+"""The output head and its loss without ever holding all logits.
+
+The logits of all tokens at once, [tokens, vocabulary], are by far the largest tensor of a small model's training step.
+They are computed here a chunk of tokens at a time, and their gradient is formed while the chunk is there: the backward
+pass computes no logits again, so the head costs the FLOPs that it always costs, 2 forward and 4 backward per
+multiply-add.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from isoloop.trainer.memory import FEWEST_ROWS, LOGITS_AT_ONCE
+
+
+def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
+    """Mean cross-entropy, in nats, of the logits x @ weight.T; softmax and sums in float32.
+
+    Args:
+        x: normed final states, [..., width].
+        weight: the head, [vocabulary, width].
+        targets: ids to predict, [...].
+        logits_at_once: most logits held at a time (at least 64 rows are).
+    """
+    rows = max(FEWEST_ROWS, logits_at_once // weight.shape[0])
+    if not torch.is_grad_enabled():  # within a Function they would ask for their gradients all the same
+        x, weight = x.detach(), weight.detach()
+    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Forward computes loss and gradients chunk by chunk; backward scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        head, wants_x, wants_weight = weight.to(dtype), ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        total = torch.zeros((), device=x.device)
+        grad_x = torch.empty_like(x) if wants_x else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(x), rows):
+                some, wanted = x[start : start + rows].to(dtype), targets[start : start + rows, None]
+                logits = (some @ head.T).float()
+                normaliser = logits.logsumexp(-1, keepdim=True)
+                total += (normaliser - logits.gather(1, wanted)).sum()
+                if grad_x is None and grad_weight is None:
+                    continue
+                slope = logits.sub_(normaliser).exp_()  # softmax, then minus one at the target
+                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
+                slope = slope.mul_(1 / len(x)).to(dtype)
+                if grad_x is not None:
+                    grad_x[start : start + rows] = slope @ head
+                if grad_weight is not None and grad_weight.dtype == dtype:
+                    torch.addmm(grad_weight, slope.T, some, out=grad_weight)
+                elif grad_weight is not None:
+                    grad_weight += slope.T @ some
+        ctx.gradients = grad_x, grad_weight
+        return total / len(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were used up by the first backward pass; compute it again")
+        grad_x, grad_weight = ctx.gradients
+        ctx.gradients = None  # they are scaled in place, once
+        return (
+            None if grad_x is None else grad_x.mul_(scale),
+            None if grad_weight is None else grad_weight.mul_(scale),
+            None,
+            None,
+        )

@@ -1,0 +1,115 @@
+"""What the looped model and the fixed-depth one have in common: tables, blocks, final norm, tied head."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.layers import Block, RMSNorm, Rotary, make_block
+
+
+class StepLoss(NamedTuple):
+    """The loss of a training step and what its last loop did; scalars.
+
+    Attributes:
+        nats: mean cross-entropy, nats per token.
+        state_norm: mean over tokens of the Euclidean norm of h_T; None without a loop.
+        residual: mean over tokens of |h_T - h_{T-1}| / |h_T|; None without a loop.
+    """
+
+    nats: Tensor
+    state_norm: Tensor | None
+    residual: Tensor | None
+
+
+class LanguageModel(nn.Module, ABC):
+    """A language model with value embeddings and a tied head.
+
+    Shapes: tokens and targets [batch, tokens]; states and embeddings [batch, tokens, width]; loops [batch].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        vocabulary, d = config.padded_vocabulary, config.width
+        self.embedding = nn.Embedding(vocabulary, d)
+        self.value_embeddings = nn.ModuleDict(
+            {str(i): nn.Embedding(vocabulary, d) for i in range(config.layers) if config.has_value_embedding(i)}
+        )
+        blocks = [make_block(config, layer) for layer in range(config.layers)]
+        first_coda = config.prelude_layers + config.core_layers
+        self.prelude = nn.ModuleList(blocks[: config.prelude_layers])
+        self.core = nn.ModuleList(blocks[config.prelude_layers : first_coda])
+        self.coda = nn.ModuleList(blocks[first_coda:])
+        self.final_norm = RMSNorm(d, config.norm_eps)
+        self.rotary = Rotary(config.head_width, config.context, config.rotary_base)
+        self.run_blocks = run_blocks  # where torch.compile is put in
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw the weights on the CPU from `seed`, the same on every device (SPEC "Training", init)."""
+        generator = torch.Generator().manual_seed(seed)
+        std = self.config.init_std
+        for module in (self.embedding, *self.value_embeddings.values()):
+            weight = module.get_parameter("weight")
+            draw = torch.empty(weight.shape)
+            weight.copy_(nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator))
+        for block in (*self.prelude, *self.core, *self.coda):
+            assert isinstance(block, Block)
+            block.initialise(std, generator)
+        self._initialise_own(std, generator)
+
+    @abstractmethod
+    def _initialise_own(self, std: float, generator: torch.Generator) -> None:
+        """Draw what the model has beside tables and blocks."""
+
+    @abstractmethod
+    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+        """Loss of one training step.
+
+        Args:
+            tokens: input ids, [batch, tokens].
+            targets: ids to predict, [batch, tokens].
+            loops: T_i on the CPU, [batch].
+            gradient_loops: µ_bwd.
+            h0: initial states, [batch, tokens, width].
+        """
+
+    @abstractmethod
+    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
+
+    @abstractmethod
+    def spectral_radius(self) -> float | None:
+        """ρ(Ā), or None without a loop."""
+
+    def logits(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
+        for recurrence, x in self.final_states(tokens, recurrences, h0):
+            yield recurrence, F.linear(x, self.embedding.weight)
+
+    def initial_state(self, seeds: Sequence[int], tokens: int) -> Tensor:
+        """h_0 [len(seeds), tokens, width] on the model's device, as `state_init` says, a seed for each sequence."""
+        device = self.embedding.weight.device
+        h0 = torch.zeros(len(seeds), tokens, self.config.width, device=device)
+        if self.config.is_looped and self.config.state_init != "zero":
+            std = self.config.init_std if self.config.state_init == "like-init" else 1.0
+            generator = torch.Generator(device)
+            for state, seed in zip(h0, seeds, strict=True):
+                state.normal_(0.0, std, generator=generator.manual_seed(int(seed)))
+        return h0
+
+    def _value_embeddings(self, tokens: Tensor) -> dict[int, Tensor]:
+        """Each layer's value embeddings of these tokens, by distinct layer."""
+        return {int(layer): table(tokens) for layer, table in self.value_embeddings.items()}
+
+
+def run_blocks(blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor]) -> Tensor:
+    """Run `blocks`, of which the first is distinct layer `first`, on x [batch, tokens, width]."""
+    for layer, block in enumerate(blocks, start=first):
+        x = block(x, rotary, values.get(layer))
+    return x

@@ -1,0 +1,184 @@
+"""The parts that every model shares: norm, rotary embedding, attention, MLP, blocks (SPEC "The model").
+
+`Block` is the contract of a block. A block of the user's own derives from it, in a file of its own, and states its
+`cost(config, value_embedding=...)` as a `BlockCost` (docs/trainer.md shows one).
+"""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isoloop.trainer.accounting import GATE_CHANNELS, MLP_FACTOR
+from isoloop.trainer.config import BLOCKS, ModelConfig
+from isoloop.trainer.plugin import own_class
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned weight, computed in float32 whatever the input's type."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of x [..., width]."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding on interleaved pairs: channels 2i and 2i+1 of a head turn together."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_width: int, context: int, base: float) -> None:
+        super().__init__()
+        frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)[:, None, :]
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn x [batch, tokens, heads, head_width] by each token's position."""
+        cos, sin = self.cos[: x.shape[1]].to(x.dtype), self.sin[: x.shape[1]].to(x.dtype)
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Causal attention with normalised queries and keys and, in some layers, a gated value embedding."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.query = nn.Linear(d, d, bias=False)
+        self.key = nn.Linear(d, d, bias=False)
+        self.value = nn.Linear(d, d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.gate = nn.Linear(min(GATE_CHANNELS, d), config.heads, bias=False) if value_embedding else None
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
+        split = (self.heads, -1)
+        query = self.query(x).unflatten(-1, split)
+        key = self.key(x).unflatten(-1, split)
+        value = self.value(x).unflatten(-1, split)
+        if self.gate is not None and value_embedding is not None:
+            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [batch, tokens, heads]
+            value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
+        query, key = (F.rms_norm(rotary(z), (z.shape[-1],)) for z in (query, key))
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+        )
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two matrices with 0.5 * relu(x)^2 between, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, MLP_FACTOR * width, bias=False)
+        self.down = nn.Linear(MLP_FACTOR * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., width] to [..., width]."""
+        return self.down(0.5 * F.relu(self.up(x)).square())
+
+
+class Block(nn.Module, ABC):
+    """What a model asks of a block; made from (config, value_embedding=whether its layer has one)."""
+
+    @abstractmethod
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None."""
+
+    @abstractmethod
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw the weights from `generator`, matrices with entries of RMS `std`."""
+
+
+@final
+class PreNormBlock(Block):
+    """x + Attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__(config, value_embedding=value_embedding)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, value_embedding=value_embedding)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config.width)
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape."""
+        x = x + self.attention(self.attention_norm(x), rotary, value_embedding)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw the matrices; the output projections start at zero."""
+        init_parts(self.attention, self.mlp, std, generator)
+
+
+@final
+class ResidualNormBlock(Block):
+    """norm(x + Attention(norm(x))), then norm(x + MLP(norm(x))): RDM's residual norms (Geiping et al. 2025)."""
+
+    def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
+        super().__init__(config, value_embedding=value_embedding)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, value_embedding=value_embedding)
+        self.attention_sum_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config.width)
+        self.mlp_sum_norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape."""
+        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding))
+        return self.mlp_sum_norm(x + self.mlp(self.mlp_norm(x)))
+
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw the matrices; the output projections start at zero."""
+        init_parts(self.attention, self.mlp, std, generator)
+
+
+def make_block(config: ModelConfig, layer: int) -> Block:
+    """The block of distinct layer `layer` (0-based).
+
+    Raises:
+        ValueError: a class of the user's own can't be imported, or isn't a `Block`.
+    """
+    known = dict(zip(BLOCKS, (PreNormBlock, ResidualNormBlock), strict=True))
+    kind = known.get(config.block) or own_class(config.block, Block)
+    return kind(config, value_embedding=config.has_value_embedding(layer))
+
+
+@torch.no_grad()
+def init_matrix(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill a matrix with a truncated normal (3 sigma), made orthogonal, and scaled to entries of RMS `std`."""
+    draw = torch.nn.init.trunc_normal_(torch.empty(weight.shape), a=-3.0, b=3.0, generator=generator)
+    tall = draw if draw.shape[0] >= draw.shape[1] else draw.T
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()
+    orthogonal = q if draw.shape[0] >= draw.shape[1] else q.T
+    weight.copy_(orthogonal * std * max(weight.shape) ** 0.5)
+
+
+@torch.no_grad()
+def init_parts(attention: Attention, mlp: MLP, std: float, generator: torch.Generator) -> None:
+    """Draw a block's matrices; the output projections of attention and MLP and the gate start at zero."""
+    for weight in (attention.query.weight, attention.key.weight, attention.value.weight, mlp.up.weight):
+        init_matrix(weight, std, generator)
+    attention.out.weight.zero_()
+    mlp.down.weight.zero_()
+    if attention.gate is not None:
+        attention.gate.weight.zero_()

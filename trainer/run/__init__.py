@@ -1,0 +1,1 @@
+"""What a run writes and reports: checkpoints, journal, telemetry, environment, result."""

@@ -1,0 +1,68 @@
+"""A run's outcome as data: written last, whole or not at all."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from isoloop.trainer.config import Config, NonNegativeFloat
+from isoloop.trainer.files import write_atomically
+
+
+class RunResult(Config):
+    """How one run ended.
+
+    Attributes:
+        status: `finished`, or `diverged` (a result, not a failure) with its `reason`, which names the step, the loss
+            and ρ(Ā).
+        simulated: True where the losses were drawn from a law and no model was trained.
+        tokens: D, tokens trained.
+        forward_loops: mean loops run per training token.
+        backward_loops: of these, the mean that carried gradient.
+        flops_exact: training FLOPs spent, counted as `exact`.
+        flops_parcae_release: the same run counted as `parcae-release`.
+        loss: validation loss at T = µ_rec, nats per token; None if diverged.
+        losses: validation loss by recurrence T, nats per token.
+        training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
+        spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
+        seconds: wall time spent training.
+    """
+
+    run_id: str
+    status: Literal["finished", "diverged"]
+    reason: str | None = None
+    simulated: bool
+    steps: int
+    tokens: int
+    forward_loops: NonNegativeFloat
+    backward_loops: NonNegativeFloat
+    flops_exact: NonNegativeFloat
+    flops_parcae_release: NonNegativeFloat
+    loss: float | None
+    losses: dict[int, float]
+    bits_per_byte: float | None
+    training_loss: float | None = None
+    spectral_radius: float | None
+    seconds: NonNegativeFloat
+
+
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write `result.json` into the run's folder atomically."""
+    write_atomically(folder / "result.json", result.model_dump_json(indent=1))
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """The run's result, or None while it has none.
+
+    Raises:
+        ValueError: the file isn't one of ours.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return RunResult.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} must be a run's result, but isn't ({error.error_count()} errors); delete it"
+        ) from error
