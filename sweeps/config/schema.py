@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from isoloop.sweeps.config.resources import ClusterConfig, Resources
 from isoloop.sweeps.config.tuning import TuneConfig
 from isoloop.trainer.config import (
+    SIZES,
     Config,
     DataConfig,
     DepthConfig,
@@ -19,15 +20,14 @@ from isoloop.trainer.config import (
     ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
-    Number,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
     Recurrence,
     ScheduleConfig,
+    StrictNumber,
     check_fixed_depth,
 )
-from isoloop.trainer.model.sizes import SIZES
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -135,8 +135,8 @@ class AroundConfig(Config):
     """
 
     fit: Annotated[str, Field(min_length=1)]
-    width: Annotated[float, Number, Field(gt=1)] = 3.0
-    count: Annotated[int, Number, Field(ge=3)] = 5
+    width: Annotated[float, StrictNumber, Field(gt=1)] = 3.0
+    count: Annotated[int, StrictNumber, Field(ge=3)] = 5
     law: Literal["isoflop", "training"] = "isoflop"
     centres: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = None
     centres_of: str | None = None
