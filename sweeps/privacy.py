@@ -1,15 +1,84 @@
-"""Nothing phones home: the switches of every library that would."""
+"""What leaves this process: secrets are cut out of texts and URIs, and no library phones home."""
 
 import os
+import re
 
-SWITCHES = {
+from pydantic import Secret
+
+HIDDEN = "***"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+STORAGE_VARIABLE = "ISOLOOP_STORAGE"
+TUNE_STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
+
+TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
 }
 
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*://)"
+_BEFORE_PORT = r"(?!\d+(?:[/?#]|$))"
+# user:password@, where the password may contain characters that should be escaped; token@; a password with ? or #.
+_OWNER = re.compile(
+    _SCHEME + rf"""(?:[^\s'"<>/:@?\#]*:{_BEFORE_PORT}[^\s'"<>?\#]*@|[^\s'"<>/?\#]*@|"""
+    rf"""[^\s'"<>/:@?\#]*:{_BEFORE_PORT}[^\s'"<>]*@)"""
+)
+# In a database's URL only the password can contain an @, and it may contain anything else unescaped.
+_DATABASE = re.compile(
+    r"""\b((?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|redis)(?:\+\w+)?://)[^\s'"<>]*@""", re.IGNORECASE
+)
+_IN_QUERY = re.compile(
+    r"""([?&;\#][\w.-]*(?:password|passwd|pwd|secret|token|key|sig|auth|credential)[\w.-]*=)[^\s&;\#'"<>]+""",
+    re.IGNORECASE,
+)
+_ASSIGNED = re.compile(
+    r"""\b((?:[\w.-]*[_.-])?(?:password|passwd|pwd|secret|token|(?:api|access|secret|account)_?key)\s*=\s*)"""
+    r"""(?:'[^']*'|"[^"]*"|[^\s&;,'"<>]+)""",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"\b((?:authorization:\s*(?:bearer|basic)|bearer)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+
 
 def switch_telemetry_off() -> None:
-    """Set the switches for this process and those that it starts; called before the libraries are imported."""
-    os.environ.update(SWITCHES)
+    """Switch telemetry off for this process and its children; call this before the libraries are imported."""
+    os.environ.update(TELEMETRY_OFF)
+
+
+def redacted(text: str) -> str:
+    """Return `text`, a URI or a message that may quote one, with `***` for each user, password, token and key in it.
+
+    A text without secrets comes back unchanged, and so does one that was redacted before.
+    """
+    for pattern in (_DATABASE, _OWNER):
+        text = pattern.sub(rf"\g<1>{HIDDEN}@", text)
+    for pattern in (_IN_QUERY, _ASSIGNED, _HEADER):
+        text = pattern.sub(rf"\g<1>{HIDDEN}", text)
+    return text
+
+
+class SecretUri(Secret[str]):
+    """A URI of the configuration: printed, logged, dumped and stored with `***` for its secrets."""
+
+    def _display(self) -> str:
+        return redacted(self.get_secret_value())
+
+    def __len__(self) -> int:
+        return len(self.get_secret_value())
+
+    def with_secret(self, variable: str) -> str:
+        """Return the whole URI, taken from an environment variable if it was stored without its secret.
+
+        Raises:
+            ValueError: the secret was left out, and the variable doesn't hold the same URI with it.
+        """
+        uri = self.get_secret_value()
+        if HIDDEN not in uri:
+            return uri
+        whole = os.environ.get(variable, "")
+        if HIDDEN in whole or redacted(whole) != uri:
+            raise ValueError(
+                f"a URI stored without its secret must be completed from the environment, but {variable} "
+                f"{'holds another URI' if whole else 'is not set'}; set it to the whole of {uri}"
+            )
+        return whole
