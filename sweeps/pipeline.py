@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig, config_text
+from isoloop.sweeps.config.uri import STORAGE_VARIABLE
 from isoloop.sweeps.execution.engine import Outcome, Progress
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, Text, plan_sweep, simulated_text
-from isoloop.sweeps.privacy import STORAGE_VARIABLE
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 from isoloop.trainer.data.sources import Progress as CorpusProgress

@@ -3,12 +3,7 @@
 import os
 import re
 
-from pydantic import Secret
-
 HIDDEN = "***"
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-STORAGE_VARIABLE = "ISOLOOP_STORAGE"
-TUNE_STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
 
 TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -55,30 +50,3 @@ def redacted(text: str) -> str:
     for pattern in (_IN_QUERY, _ASSIGNED, _HEADER):
         text = pattern.sub(rf"\g<1>{HIDDEN}", text)
     return text
-
-
-class SecretUri(Secret[str]):
-    """A URI of the configuration: printed, logged, dumped and stored with `***` for its secrets."""
-
-    def _display(self) -> str:
-        return redacted(self.get_secret_value())
-
-    def __len__(self) -> int:
-        return len(self.get_secret_value())
-
-    def with_secret(self, variable: str) -> str:
-        """Return the whole URI, taken from an environment variable if it was stored without its secret.
-
-        Raises:
-            ValueError: the secret was left out, and the variable doesn't hold the same URI with it.
-        """
-        uri = self.get_secret_value()
-        if HIDDEN not in uri:
-            return uri
-        whole = os.environ.get(variable, "")
-        if HIDDEN in whole or redacted(whole) != uri:
-            raise ValueError(
-                f"a URI stored without its secret must be completed from the environment, but {variable} "
-                f"{'holds another URI' if whole else 'is not set'}; set it to the whole of {uri}"
-            )
-        return whole

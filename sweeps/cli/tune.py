@@ -28,8 +28,8 @@ def tune(
     """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
     from isoloop.sweeps.cli.corpus import corpus_bar
     from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.config.uri import SecretUri
     from isoloop.sweeps.paths import Folders
-    from isoloop.sweeps.privacy import SecretUri
     from isoloop.sweeps.tuning import pipeline as tune_pipeline
 
     config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from isoloop.sweeps.config.resources import ClusterConfig, Resources
 from isoloop.sweeps.config.tuning import TuneConfig
-from isoloop.sweeps.privacy import TRACKING_VARIABLE, SecretUri, redacted
+from isoloop.sweeps.config.uri import TRACKING_VARIABLE, SecretUri
+from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.config import (
     Config,
     DataConfig,

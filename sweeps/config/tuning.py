@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from isoloop.sweeps.privacy import SecretUri
+from isoloop.sweeps.config.uri import SecretUri
 from isoloop.trainer.config import Config, NonNegativeInt, Number, PositiveFloat, PositiveInt, Recurrence
 
 

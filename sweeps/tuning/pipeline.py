@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.config.uri import TUNE_STORAGE_VARIABLE
 from isoloop.sweeps.execution.engine import Engine, Outcome, Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_storage, prepare
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, Text
-from isoloop.sweeps.privacy import TUNE_STORAGE_VARIABLE
 from isoloop.sweeps.tracking.schema import TUNE_KIND
 from isoloop.sweeps.tuning.result import Tuned, write_tuned
 from isoloop.sweeps.tuning.search_space import Search, ended, grid_base, search_for

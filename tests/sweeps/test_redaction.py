@@ -14,12 +14,13 @@ from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.cli import main as cli
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import Tracking, config_text
+from isoloop.sweeps.config.uri import SecretUri
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import Prepared, train_and_record
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
-from isoloop.sweeps.privacy import SecretUri, redacted
+from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
 
 SECRET = "s3cr3t"
