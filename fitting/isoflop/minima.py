@@ -19,7 +19,7 @@ from isoloop.fitting.isoflop.power_law import (
     fit_power_law,
     lines,
 )
-from isoloop.fitting.tables.runs import diverged_unnoticed
+from isoloop.fitting.tables.runs import implausible_rows
 
 AXIS_NAMES = {"mean_recurrence": "mean recurrence", "params": "parameter count", "tokens": "token count"}
 """What the columns that a curve may run along are called in sentences."""
@@ -84,7 +84,7 @@ class IsoflopFit:
 
     `axis` is the column along which the curves run: of `mean_recurrence_law` and `params_law` the other is None.
     `loss_law` and `loss_floor_law` are of the least loss, `curvature_law` is of the parabolas' a. `noise` is the
-    standard deviation of one loss about its curve (nats), with `noise_freedom` degrees of freedom.
+    standard deviation of one loss about its curve (nats), with `noise_dof` degrees of freedom.
     `redraws_without_minimum` is the share of the redraws behind the intervals in which a curve lost its minimum and was
     drawn again. `notes` say what to know about the intervals.
     """
@@ -100,7 +100,7 @@ class IsoflopFit:
     disagreement: Disagreement | None
     independent: IndependentTokens | None
     noise: float | None
-    noise_freedom: int
+    noise_dof: int
     interval_method: str
     redraws_without_minimum: float = 0.0
     notes: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def fit_isoflop(
         disagreement=_disagreement(minima, apart, cost_model),
         independent=_independent(apart_curves, apart, apart_noise, draws, seed) if independent else None,
         noise=None if noise is None else float(np.sqrt(noise.variance)),
-        noise_freedom=0 if noise is None else noise.freedom,
+        noise_dof=0 if noise is None else noise.freedom,
         interval_method=_method(used, noise, redraws),
         redraws_without_minimum=redraws.rejected if redraws else 0.0,
         notes=_notes(used, noise, redraws),
@@ -198,7 +198,7 @@ def _rows(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     rows = table[table["budget"].notna()]
     usable = np.isfinite(rows["loss"].to_numpy(dtype=float))
     if "status" in rows:
-        usable &= (rows["status"] == "finished").to_numpy() & ~diverged_unnoticed(rows)
+        usable &= (rows["status"] == "finished").to_numpy() & ~implausible_rows(rows)
     return rows.assign(loss=rows["loss"].where(usable))
 
 

@@ -40,7 +40,7 @@ def parabola_bias_text(bias: ParabolaBias, axis: str) -> str:
         bound = "  (the law's optimum is at the end of the search)" if one.at_bound else ""
         lines.append(
             f"  {one.budget:>10.3g}  {one.parabola:>13{_FORMS[axis]}}  {one.exact:>10{_FORMS[axis]}}  "
-            f"{one.log_bias:>+11.4f}  {_interval(one.log_bias_interval)}{bound}"
+            f"{one.log_bias:>+11.4f}  {interval_text(one.log_bias_interval)}{bound}"
         )
     lines += [_exponent(f"{symbol}*", bias.axis_exponent), _exponent("D*", bias.tokens_exponent)]
     lines += [_filled(f"note: {note}") for note in bias.notes]
@@ -66,15 +66,15 @@ def _minimum(minimum: Minimum, axis: str) -> str:
 
 
 def _power_law(symbol: str, law: PowerLaw) -> str:
-    return f"  {symbol:<3} ~ C^{law.exponent:.4f}  {_interval(law.interval)}"
+    return f"  {symbol:<3} ~ C^{law.exponent:.4f}  {interval_text(law.interval)}"
 
 
 def _least_loss(law: MinimalLossLaw) -> str:
-    floor = f"{law.floor:.4f} {_interval(law.floor_interval)} + " if law.has_floor else ""
+    floor = f"{law.floor:.4f} {interval_text(law.floor_interval)} + " if law.has_floor else ""
     bound = ", at its bound" if law.at_bound else ""
     return (
         f"  L*  = {floor}{law.coefficient:.4g} (C / {law.reference:.3g})^-{law.exponent:.4f}  "
-        f"{_interval(law.interval)}{bound}"
+        f"{interval_text(law.interval)}{bound}"
     )
 
 
@@ -102,12 +102,13 @@ def _independent(found: IndependentTokens) -> list[str]:
 def _exponent(symbol: str, found: ExponentBias) -> str:
     return (
         f"  {symbol:<3} exponent: by parabola {found.parabola:.4f}, exactly {found.exact:.4f}, bias {found.bias:+.4f} "
-        f"{_interval(found.bias_interval)}\n"
-        f"      corrected: {symbol} ~ C^{found.corrected.exponent:.4f}  {_interval(found.corrected.interval)}"
+        f"{interval_text(found.bias_interval)}\n"
+        f"      corrected: {symbol} ~ C^{found.corrected.exponent:.4f}  {interval_text(found.corrected.interval)}"
     )
 
 
-def _interval(bounds: tuple[float, float] | None) -> str:
+def interval_text(bounds: tuple[float, float] | None) -> str:
+    """Return an interval in brackets, or that there is none."""
     return f"({bounds[0]:.5g} to {bounds[1]:.5g})" if bounds else "(no interval)"
 
 

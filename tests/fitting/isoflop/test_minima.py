@@ -246,7 +246,7 @@ def test_minima_that_follow_no_power_law_are_said():
 
 def test_noise_that_holds_the_shape_is_said():
     few = fit_isoflop(simulate_table(QUIET, budgets=BUDGETS[:2], mean_recurrences=(1, 2, 4, 8), recurrences=()), COST)
-    assert few.noise_freedom == 2
+    assert few.noise_dof == 2
     assert any("what a parabola cannot follow counts as noise" in note for note in few.notes)
 
 
