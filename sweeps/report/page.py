@@ -15,7 +15,7 @@ from markupsafe import Markup
 from isoloop.fitting import figures
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import calculator_data, draws_in, why_no_calculator
 from isoloop.sweeps.report.headline import AHEAD, Results, answer
 from isoloop.sweeps.report.provenance import Origin, read_origin
@@ -98,7 +98,7 @@ def write_report(
         fit_text="" if fit is None else fit.report(),
         origin=_versions(read_origin(folders, table["run_id"].astype(str))),
         command=redacted(command),
-        configuration=redacted(config_text(sweep)),
+        configuration=config_text(sweep),
     )
     folders.report.write_text(page, encoding="utf-8")
 
