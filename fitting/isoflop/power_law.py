@@ -140,7 +140,7 @@ def fit_minimal_loss(
 
 
 def lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Fit (slope, intercept) by least squares to each row of y (rows, points) on x (points,), without NaN: (rows, 2)."""
+    """Fit least-squares (slope, intercept) to each row of y (rows, points) on x (points,), NaN left out: (rows, 2)."""
     weights = np.where(np.isnan(y), 0.0, np.ones_like(x) if weights is None else weights)
     y = np.where(np.isnan(y), 0.0, y)
     total = weights.sum(axis=1, keepdims=True)
