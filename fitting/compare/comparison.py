@@ -21,6 +21,7 @@ from isoloop.fitting.compare.equal_flops import (
 )
 from isoloop.fitting.compare.side import (
     BEST_MODEL,
+    LAW_SECTIONS,
     SECTIONS,
     ComparedSweep,
     Missing,
@@ -186,6 +187,8 @@ def compare_sweeps(
         for section, reason in absent_sections(one.fit, one.why_no_fit).items()
     ]
     missing += _missing_runs(a, b)
+    if _training_laws_differ(a, b):
+        missing.append(Missing(section=LAW_SECTIONS["training"], side="B", reason="it is fitted by another law than A"))
     if "losses" in refused:
         missing = [one for one in missing if one.section not in (LEAST_LOSSES, BEST_RUNS)]
         missing += [Missing(section=one, side="B", reason=refused["losses"]) for one in (LEAST_LOSSES, BEST_RUNS)]
@@ -213,6 +216,8 @@ def _differences(
     found = []
     if a.fit is not None and b.fit is not None:
         of_b = {one.key: one for one in quantities(b.fit, middle, computes)}
+        if _training_laws_differ(a, b):
+            of_b = {key: one for key, one in of_b.items() if one.section != LAW_SECTIONS["training"]}
         for one in quantities(a.fit, middle, computes):
             if one.key in of_b:
                 found.append(difference(one, of_b[one.key], _why_refused(one, refused)))
@@ -221,6 +226,11 @@ def _differences(
     if a.table is not None and b.table is not None and "losses" not in refused:
         found += compare_best_runs(best_runs(a.table), best_runs(b.table))
     return found
+
+
+def _training_laws_differ(a: ComparedSweep, b: ComparedSweep) -> bool:
+    laws = [sweep.fit.training.law for sweep in (a, b) if sweep.fit is not None and sweep.fit.training is not None]
+    return len(set(laws)) > 1
 
 
 def _why_refused(one: Quantity, refused: dict[str, str]) -> str | None:

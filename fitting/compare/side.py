@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,6 @@ from isoloop.fitting.compare.difference import Counts, Quantity, widened
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.laws.looped import TrainingLaw
-from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import check_table, finished_rows
@@ -122,8 +121,6 @@ LAW_SECTIONS = {"training": "Training law", "unified": "Unified law", "joint-tes
 SECTIONS = (POWER_LAWS, *LAW_SECTIONS.values(), BEST_MODEL)
 LEAST_LOSS = "least loss"
 _ALSO_IN_TRAINING = {"E", "X", "Y", "x", "y"}
-_TERM_OF = {"x": "X", "y": "Y", "z": "Z"}
-_COUNTED: dict[str, Counts] = {"E": "losses", "X": "losses", "Y": "losses and tokens", "Z": "losses"}
 
 
 def quantities(fit: SweepFit, middle: float, computes: tuple[float, ...]) -> list[Quantity]:
@@ -210,18 +207,22 @@ def _level(name: str, unit: str, counts: Counts, law: PowerLaw, flops: float) ->
 def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
     found = []
     names, values = [parameter.name for parameter in law.parameters], law.vector
-    bounds = [(parameter.lower, parameter.upper) for parameter in law_named(law.law).parameters]
+    bounds = [(parameter.lower, parameter.upper) for parameter in law.form.parameters]
+    # A parameter has the unit of the loss if the loss is linear in it, and depends on that of tokens as the law says.
+    in_tokens = law.form.rescaled(np.ones(len(names)), {"tokens": 2.0}) != 1
     for place, parameter in enumerate(law.parameters):
         if parameter.name in skip:
             continue
-        amplitude = parameter.name in ("X", "Y", "Z")
+        linear = place < law.form.linear_count
+        amplitude = linear and parameter.name != "E"
+        units = [unit for unit, used in (("losses", linear), ("tokens", in_tokens[place])) if used]
         draws, why = (law.draw_matrix[:, place], "") if law.draws else (None, "no refits")
         if draws is not None:
             # A ratio to a term that is not there says nothing, nor does the exponent of one.
-            term = _TERM_OF.get(parameter.name)
+            term = parameter.name.upper()
             if amplitude and (parameter.value <= 0 or bool((draws <= 0).any())):
                 why = f"refits reach {parameter.name} = 0"
-            elif term in names and values[names.index(term)] <= 0:
+            elif term != parameter.name and term in names and values[names.index(term)] <= 0:
                 why = f"{parameter.name} says nothing, {term} being 0,"
             limits = bounds[place]
             in_logs = parameter.value > 0 and bool((draws > 0).all())
@@ -232,7 +233,7 @@ def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
                 name=parameter.name,
                 unit=parameter.unit,
                 change="ratio" if amplitude else "difference",
-                counts=_COUNTED.get(parameter.name, "nothing"),
+                counts=cast(Counts, " and ".join(units) or "nothing"),
                 value=parameter.value,
                 interval=parameter.interval,
                 draws=draws,
@@ -246,8 +247,8 @@ def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
 def _optimum(fit: SweepFit, law: LawFit, flops: float) -> list[Quantity]:
     """The training law's best model for `flops`; the loss is the law's own, without the scatter of one more run."""
     bounds = recurrence_bounds(fit)
-    best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
-    drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
+    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
+    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
     note = "the best mean recurrence is at the end of the search" if bool(best.at_bound) else ""
     numbers: list[tuple[str, str, Counts, float, np.ndarray | None]] = [
         ("mu*", "loops", "nothing", float(best.mean_recurrence), drawn.mean_recurrence if drawn else None),
