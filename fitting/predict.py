@@ -97,7 +97,7 @@ def predict(
     law = _needed(fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time")
     loops = model.mean_recurrence if recurrence is None else recurrence
     loss, loss_interval = _loss(fit, law, model, loops, loss_at_mean)
-    extrapolated = _extrapolations(fit, model.flops, model.tokens, model.mean_recurrence, recurrence)
+    extrapolated = extrapolation_notes(fit, model.flops, model.tokens, model.mean_recurrence, recurrence)
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
@@ -258,10 +258,10 @@ def _power_law_optimum(fit: SweepFit, name: str, law: PowerLaw, flops: float) ->
     )
 
 
-def _extrapolations(
-    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None
+def extrapolation_notes(
+    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None = None
 ) -> list[str]:
-    """What lies outside the fitted ranges, by how much."""
+    """Return a note for each quantity that lies outside its fitted range, with how far outside it is."""
     asked = [
         ("compute", flops, fit.fitted.flops, "FLOPs"),
         ("token count", tokens, fit.fitted.tokens, "tokens"),

@@ -16,7 +16,7 @@ from isoloop.fitting import figures
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.redaction import redacted
-from isoloop.sweeps.report.calculator import calculator_data, draws_in, why_no_calculator
+from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
 from isoloop.sweeps.report.headline import AHEAD, Results, answer
 from isoloop.sweeps.report.provenance import Origin, read_origin
 from isoloop.sweeps.report.svg import Palette, inline_svg, svg_of
@@ -57,7 +57,7 @@ def write_report(
     held = results.hold_out.held_out if results.hold_out else None
     palette = Palette()
     drawn, not_drawn = _draw(folders.figures, table, results, palette)
-    data = calculator_data(fit)
+    predictions = calculator_table(fit)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isoloop.sweeps.report", "."),
         autoescape=True,
@@ -78,11 +78,12 @@ def write_report(
         version=importlib.metadata.version("isoloop"),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")) + "\n" + palette.css(),
         script=Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("calculator.js", "report.js"))),
-        data=None if data is None else htmlsafe_json_dumps(data, dumps=_dumps),
-        asked=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
+        predictions=predictions,
+        predictions_json=None if predictions is None else htmlsafe_json_dumps(predictions, dumps=_compact_json),
+        multiples=MULTIPLES,
+        first_budget=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
         largest=None if fit is None else f"{fit.fitted.flops[1]:.3g}".replace("e+", "e"),
         why_no_calculator=why_no_calculator(fit),
-        draws=(0, 0) if fit is None else draws_in(fit),
         answer=answer(results),
         groups=_groups(folders, results),
         held_out=held,
@@ -103,7 +104,7 @@ def write_report(
     folders.report.write_text(page, encoding="utf-8")
 
 
-def _dumps(data: Any, **options: Any) -> str:
+def _compact_json(data: Any, **options: Any) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":"), **options)
 
 
