@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted
 
 
 def first_line(error: BaseException) -> str:

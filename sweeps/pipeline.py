@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig, config_text
+from isoloop.sweeps.config.uri import STORAGE_VARIABLE
 from isoloop.sweeps.execution.engine import Outcome, Progress
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, Text, plan_sweep, simulated_text
-from isoloop.sweeps.redaction import STORAGE_VARIABLE, redacted, with_secret
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
-from isoloop.trainer.data.sources import Progress as CorpusProgress
-from isoloop.trainer.data.sources import silent
+from isoloop.trainer.data.sources import CorpusProgress, no_progress
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.result import RunResult
 
@@ -51,7 +50,7 @@ class Recorded:
     parent: str
 
 
-def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = silent) -> Prepared:
+def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = no_progress) -> Prepared:
     """Prepare the corpus, telling `corpus_progress` how far it is, and solve the grid.
 
     Raises:
@@ -98,12 +97,12 @@ def _train_and_record(
     from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
     from isoloop.sweeps.tracking.uploader import Relay
 
-    uri = with_secret(plan.sweep.tracking.uri or folders.default_tracking_uri())
+    uri = plan.sweep.tracking.full_uri(default=folders.default_tracking_uri())
     write_manifest(plan, folders)
     storage = open_storage(plan, corpora, folders)
     store = Store(uri, plan.sweep.tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
-        runs_at = None if plan.sweep.storage is None else f"{plan.sweep.storage.rstrip('/')}/runs"
+        runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
         relay = Relay(store, plan, folders, runs_at=runs_at)
     stopped: str | None = "FAILED"
     outcome = Outcome()
@@ -136,7 +135,7 @@ def _train_and_record(
         )
     left_out = [f"{cell.label}: {cell.reason}\n" for cell in plan.left_out]
     folders.left_out.write_text("".join(left_out))
-    folders.config.write_text(redacted(config_text(plan.sweep)))
+    folders.config.write_text(config_text(plan.sweep))
     table.to_csv(folders.table, index=False)
     return Recorded(table=table, failed=outcome.failed, store=store, parent=relay.parent)
 
@@ -152,7 +151,7 @@ def open_storage(plan: Plan, corpora: Mapping[str, Path], folders: Folders) -> "
     from isoloop.sweeps.storage.filesystem import StorageError
     from isoloop.sweeps.storage.run_store import Storage
 
-    storage = Storage(with_secret(plan.sweep.storage, STORAGE_VARIABLE))
+    storage = Storage(plan.sweep.storage.with_secret(STORAGE_VARIABLE))
     storage.check()
     try:
         for folder in corpora.values():

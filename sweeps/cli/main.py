@@ -29,8 +29,7 @@ from isoloop.sweeps.cli.options import (
 )
 from isoloop.sweeps.cli.tune import tune
 from isoloop.sweeps.paths import folders_of
-from isoloop.sweeps.privacy import switch_telemetry_off
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
@@ -267,7 +266,7 @@ def _load(
 
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
     if config.tracking.uri is not None:
-        return redacted(config.tracking.uri)
+        return str(config.tracking.uri)
     return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
 
 

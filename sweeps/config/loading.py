@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import broken_rule
-from isoloop.trainer.config import Config, ModelConfig
-from isoloop.trainer.model.sizes import SHAPE
+from isoloop.trainer.config import SHAPE_FIELDS, Config, ModelConfig
 
 EXTENDS = "extends"
 
@@ -96,7 +95,7 @@ def _laid_over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
             value = {"size": value} if isinstance(value, str) else value
             under = {"size": under} if isinstance(under, str) else under
             if isinstance(value, dict) and isinstance(under, dict) and "size" in value:
-                under = {name: entry for name, entry in under.items() if name not in SHAPE}
+                under = {name: entry for name, entry in under.items() if name not in SHAPE_FIELDS}
         if isinstance(value, dict) and isinstance(under, dict) and key != "axes":
             value = under | value
         merged[key] = value
@@ -151,7 +150,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if sections[:1] == ["model"] and isinstance(content.get("model"), str):
         content["model"] = {"size": content["model"]}
     if key == "model.size" and isinstance(content.get("model"), dict):
-        content["model"] = {name: value for name, value in content["model"].items() if name not in SHAPE}
+        content["model"] = {name: value for name, value in content["model"].items() if name not in SHAPE_FIELDS}
     place = content
     for section in sections:
         place = place.setdefault(section, {})

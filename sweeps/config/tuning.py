@@ -6,14 +6,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from isoloop.trainer.config import Config, NonNegativeInt, Number, PositiveFloat, PositiveInt, Recurrence
+from isoloop.sweeps.config.uri import SecretUri
+from isoloop.trainer.config import Config, NonNegativeInt, PositiveFloat, PositiveInt, Recurrence, StrictNumber
 
 
 class Range(Config):
     """From `low` to `high`, both included, evenly in the value or, with `log`, in its logarithm; `step` apart."""
 
-    low: Annotated[float, Number]
-    high: Annotated[float, Number]
+    low: Annotated[float, StrictNumber]
+    high: Annotated[float, StrictNumber]
     log: bool = False
     step: PositiveFloat | None = None
 
@@ -88,8 +89,8 @@ class TuneConfig(Config):
     seed: NonNegativeInt = 0
     validations: NonNegativeInt = 4
     pruner: Literal["median", "none"] = "median"
-    prune_from: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
-    storage: Annotated[str, Field(min_length=1)] | None = None
+    prune_from: Annotated[float, StrictNumber, Field(ge=0, lt=1)] = 0.5
+    storage: Annotated[SecretUri, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check_pruner(self) -> Self:

@@ -18,8 +18,7 @@ import pandas as pd
 from isoloop.sweeps.config.schema import NAME, config_text
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.privacy import switch_telemetry_off
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 from isoloop.sweeps.tracking.schema import (
     ENDED,
     IN_SWEEP,
@@ -36,6 +35,7 @@ from isoloop.sweeps.tracking.schema import (
     run_name,
     run_table,
     simulated_suffix,
+    tag_text,
 )
 
 NOTE = "mlflow.note.content"
@@ -108,8 +108,8 @@ class Store:
         parent = found[0].info.run_id if found else self._create(name, identity)
         self.client.update_run(parent, status="RUNNING", name=name)
         asked = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
-        tags = {f"{PREFIX}{key}": redacted(str(value))[:LONGEST_TAG] for key, value in asked.items()}
-        note = redacted(config_text(sweep))
+        tags = {f"{PREFIX}{key}": tag_text(value) for key, value in asked.items()}
+        note = config_text(sweep)
         cut = (
             note
             if len(note) <= LONGEST_TAG
@@ -182,7 +182,7 @@ class Store:
 
     def close_run(self, mlflow_run: str, outcome: str, reason: str | None, status: str) -> None:
         """Record how a run ended: outcome, reason (nothing, where there is none) and MLflow's status."""
-        self.send(mlflow_run, tags={OUTCOME: outcome, REASON: redacted(reason or "")[:LONGEST_TAG]})
+        self.send(mlflow_run, tags={OUTCOME: outcome, REASON: tag_text(reason or "")})
         self.end(mlflow_run, status)
 
     def end(self, mlflow_run: str, status: str) -> None:

@@ -21,12 +21,10 @@ from typing import Any
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.redaction import redacted
 from isoloop.sweeps.tracking.mlflow_store import Store, is_settled
 from isoloop.sweeps.tracking.schema import (
     CHECKPOINT,
     IN_SWEEP,
-    LONGEST_TAG,
     OUTCOME,
     REASON,
     SWEEP_KIND,
@@ -36,6 +34,7 @@ from isoloop.sweeps.tracking.schema import (
     environment_tags,
     parameters,
     result_metrics,
+    tag_text,
 )
 from isoloop.trainer.files import write_atomically
 from isoloop.trainer.run.journal import journal_id, read_journal
@@ -274,9 +273,9 @@ class Relay:
         self._tags[cell.run_id] = wanted
 
     def _outcome_tags(self, result: RunResult, folder: Path) -> dict[str, str]:
-        tags = {OUTCOME: result.status, REASON: redacted(result.reason or "")[:LONGEST_TAG]}
+        tags = {OUTCOME: result.status, REASON: tag_text(result.reason or "")}
         if not result.simulated:
-            tags[CHECKPOINT] = redacted(f"{self.runs_at.rstrip('/')}/{folder.name}/model")
+            tags[CHECKPOINT] = tag_text(f"{self.runs_at.rstrip('/')}/{folder.name}/model")
         return tags
 
     def _keep_spec(self, run_id: str, mlflow_run: str) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.config.uri import TUNE_STORAGE_VARIABLE
 from isoloop.sweeps.execution.engine import Engine, Outcome, Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_storage, prepare
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, Text
-from isoloop.sweeps.redaction import with_secret
 from isoloop.sweeps.tracking.schema import TUNE_KIND
 from isoloop.sweeps.tuning.result import Tuned, write_tuned
 from isoloop.sweeps.tuning.search_space import Search, ended, grid_base, search_for
@@ -21,14 +21,12 @@ from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import FACTORS
 from isoloop.sweeps.tuning.tuner import Tuner, Watcher, is_complete
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.data.sources import Progress as CorpusProgress
-from isoloop.trainer.data.sources import silent
+from isoloop.trainer.data.sources import CorpusProgress, no_progress
 from isoloop.trainer.files import sole_owner
 
 if TYPE_CHECKING:
     from isoloop.sweeps.tracking.uploader import Relay
 
-STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
 ClusterOf = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
 
 
@@ -41,7 +39,7 @@ class Tuning:
     folders: Folders
 
 
-def prepare_tuning(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = silent) -> Tuning:
+def prepare_tuning(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = no_progress) -> Tuning:
     """Prepare the corpus and the search.
 
     Raises:
@@ -172,10 +170,10 @@ def _open_relay(study: Study, plan: Plan, folders: Folders) -> "Relay":
     from isoloop.sweeps.tracking.uploader import Relay
 
     tracking, storage = plan.sweep.tracking, plan.sweep.storage
-    uri = with_secret(tracking.uri or folders.default_tracking_uri())
+    uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = Store(uri, tracking.experiment, artifacts=folders.artifacts)
     with named_trouble(uri):
-        runs_at = None if storage is None else f"{storage.rstrip('/')}/runs"
+        runs_at = None if storage is None else f"{str(storage).rstrip('/')}/runs"
         relay = Relay(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND)
     for trial in study.trials():
         if trial.run_id is not None and trial.outcome == "pruned":
@@ -212,12 +210,14 @@ def _database(tuning: Tuning) -> str:
     sweep = tuning.search.sweep
     if sweep.tune.storage is None:
         return f"sqlite:///{(tuning.folders.sweep / 'tune.db').resolve()}"
-    if sweep.tune.storage in (sweep.tracking.uri, tuning.folders.default_tracking_uri()):
+    database = sweep.tune.storage.with_secret(TUNE_STORAGE_VARIABLE)
+    default = tuning.folders.default_tracking_uri()
+    if database in (default, sweep.tracking.full_uri(default=default)):
         raise ValueError(
             "the study must have a database of its own, but tune.storage (--storage-url) is MLflow's, whose tables "
             "would collide with its; name another one, or leave it out"
         )
-    return with_secret(sweep.tune.storage, STORAGE_VARIABLE)
+    return database
 
 
 def _why_none(name: str, reasons: list[str]) -> str:

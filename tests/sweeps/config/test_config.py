@@ -3,7 +3,7 @@ import pytest
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
 from isoloop.sweeps.config.loading import load_sweep, parse_yaml, preset_text, presets, validate_sweep
 from isoloop.sweeps.config.schema import config_text
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
 FIXED = {
@@ -60,7 +60,7 @@ def test_numbers_without_a_dot():
 
 
 def test_a_tracking_uri_is_taken_as_it_stands():
-    assert load_sweep("demo", tracking_uri="null#{").tracking.uri == "null#{"
+    assert load_sweep("demo", tracking_uri="null#{").tracking.uri.get_secret_value() == "null#{"
 
 
 def test_overrides(tmp_path):

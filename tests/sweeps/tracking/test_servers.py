@@ -18,7 +18,7 @@ from isoloop.fitting import check_table
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import TELEMETRY_OFF
 from isoloop.sweeps.tracking import schema as record
 from isoloop.sweeps.tracking import uploader as relay
 from isoloop.sweeps.tracking.mlflow_store import Store
@@ -27,7 +27,12 @@ from isoloop.trainer.run.journal import Journal, read_journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ROOT = Path(__file__).resolve().parents[3]
-ENVIRONMENT = {**os.environ, **SWITCHES, "PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+ENVIRONMENT = {
+    **os.environ,
+    **TELEMETRY_OFF,
+    "PYTHONPATH": str(ROOT),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 PATIENCE = 200.0
 SECRET = "s3cr3t"
 
