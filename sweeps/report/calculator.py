@@ -28,7 +28,7 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
 
     `budgets` (FLOPs) grow. Each entry of `methods` has a name and, for each quantity, a value per budget; a quantity
     that has no values, such as an interval without refits, is None. The first method is that of the answer, with its
-    `notes` per budget. `whole` is the best model with a whole number of loops.
+    `notes` per budget. `whole` has the best models whose mean recurrence is a whole number.
 
     Between two neighbouring budgets the page interpolates logarithms, so a loss is within 1e-4 of that of `predict`.
     Where the best mean recurrence jumps, the page shows values in between for budgets within 2% of the jump.
@@ -53,8 +53,8 @@ def why_no_calculator(fit: SweepFit | None) -> str:
     """Return the reason why a page has no calculator, for a sweep without training law and power law."""
     if fit is None:
         return "nothing could be fitted to these runs"
-    curves = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
-    return f"there is no training law ({fit.why_absent('training')}) and no power law of µ* ({curves})"
+    curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
+    return f"there is no training law ({fit.why_missing('training')}) and no power law of µ* ({curves})"
 
 
 def _answers(fit: SweepFit) -> dict[float, list[Row]]:
@@ -123,7 +123,7 @@ def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Row:
 
 
 def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict[str, Any]:
-    """Return the best model of each budget that loops a whole number of times on average: next to the best one."""
+    """Return the better of the two whole mean recurrences next to the best one, and the cost of each whole number."""
     loops, losses = [], []
     for flops, mean_recurrence in zip(budgets, best, strict=True):
         beside = np.maximum(1.0, [np.floor(mean_recurrence), np.ceil(mean_recurrence)])
@@ -133,8 +133,8 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
             away = fit.training.loss(fit.cost_model.columns(flops, beside))
             losses.append(float(away.min()))
         loops.append(float(beside[np.argmin(away)]))
-    tokens = fit.cost_model.tokens_for(budgets, loops).tolist()
-    return {"mean_recurrence": loops, "tokens": tokens, "loss": losses or None}
+    costs = fit.cost_model.flops_per_token(np.arange(1, max(loops) + 1))
+    return {"mean_recurrence": loops, "loss": losses or None, "flops_per_token": costs.tolist()}
 
 
 def _column(values: list[Any]) -> list[Any] | None:

@@ -26,7 +26,7 @@ FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget, where there is one."""
 _NOTHING = {
     False: "Nothing was fitted.",
-    True: "No law is fitted to all of these runs together: each group's page says what to doubt.",
+    True: "No law is fitted to all of these runs together: each group's page has its own caveats.",
 }
 _HERE = Path(__file__).parent
 _LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
@@ -90,8 +90,8 @@ def write_report(
         held_out_runs=None if held is None else held_out_table(held),
         errors=None if held is None else errors_table(held),
         why_no_hold_out=results.why_no_hold_out,
-        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.caveats,
-        doubts_of_hold_out=_other_doubts(results),
+        caveats=[_NOTHING[bool(results.groups)]] if fit is None else fit.caveats,
+        hold_out_caveats=_hold_out_caveats(results),
         figures=drawn,
         not_drawn=not_drawn,
         table=runs_table(table),
@@ -115,10 +115,10 @@ def _counted(table: pd.DataFrame) -> str:
     return f"{len(table)} runs" + (f" ({rest})" if rest else "")
 
 
-def _other_doubts(results: Results) -> list[str]:
-    """What is to be doubted of the fit without the largest budget alone."""
-    said = () if results.fit is None else results.fit.caveats
-    return [] if results.hold_out is None else [doubt for doubt in results.hold_out.caveats if doubt not in said]
+def _hold_out_caveats(results: Results) -> list[str]:
+    """Return the caveats of the fit without the largest budget that the other fit doesn't have."""
+    known = () if results.fit is None else results.fit.caveats
+    return [] if results.hold_out is None else [caveat for caveat in results.hold_out.caveats if caveat not in known]
 
 
 def _groups(folders: Folders, results: Results) -> dict[str, Any] | None:

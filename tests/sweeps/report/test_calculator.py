@@ -116,7 +116,7 @@ def test_the_page_interpolates_the_table(fit, tables):
             whole = answer["whole"]
             tokens = _changed(fit, change).cost_model.tokens_for(flops, whole["mu"])
             assert whole["tokens"] == pytest.approx(float(tokens), rel=1e-9)
-            assert abs(whole["mu"] - best["mu"]) <= 1
+            assert abs(whole["mu"] - max(best["mu"], 1)) <= 1
             if change == "no training law":
                 assert whole["loss"] is None
             else:
@@ -133,19 +133,20 @@ def test_the_page_interpolates_the_table(fit, tables):
 
 
 def test_a_budget_outside_the_table_is_refused(tables):
-    read = "const read = (flops) => { try { return calculator(table)(flops); } catch (error) { return error.message; } };"
+    read = (
+        "const read = (flops) => { try { return calculator(table)(flops); } catch (error) { return error.message; } };"
+    )
     script = f"{SCRIPT}\nconst table = {htmlsafe_json_dumps(tables['none'])};\n{read}\n[1e10, 1e30].map(read)"
     for message, flops in zip(in_javascript(script), ("1e+10", "1e+30"), strict=True):
-        assert message == (
-            f"The budget on this page must be between 1e+17 and 1.6e+22 FLOPs, but got {flops}; use isoloop predict for "
-            "others."
-        )
+        assert f"must be between 1e+17 and 1.6e+22 FLOPs, but got {flops}; use isoloop predict for others." in message
 
 
 def test_power_laws_that_want_less_than_one_loop_are_noted(fit):
     law = fit.isoflop.mean_recurrence_law
     exponent = math.log(2) / math.log(4)
-    through_a_half = dataclasses.replace(law, exponent=exponent, log_coefficient=math.log(0.5) - exponent * math.log(4e18))
+    through_a_half = dataclasses.replace(
+        law, exponent=exponent, log_coefficient=math.log(0.5) - exponent * math.log(4e18)
+    )
     changed = dataclasses.replace(
         fit,
         training=None,
