@@ -44,7 +44,7 @@ BATCH_POINTS = 800
 POSTGRES_LOCK = 0x150100B  # whatever nobody else takes
 
 
-class Store:
+class TrackingStore:
     """One MLflow store and the experiment in it that sweeps are recorded under."""
 
     def __init__(self, uri: str, experiment: str, *, artifacts: Path | None) -> None:
@@ -69,7 +69,7 @@ class Store:
             raise ValueError(f"an sqlite tracking URI must read sqlite:///path/to/file.db, but got '{self.shown_uri}'")
         if local and artifacts is None and not _database(uri).is_file():
             raise ValueError(f"a store to read must be there, but there is no file {_database(uri)}; correct the URI")
-        with named_trouble(uri), _first_use(uri):
+        with translate_store_errors(uri), _first_use(uri):
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is not None:
@@ -213,7 +213,7 @@ class Store:
         """
         if not re.fullmatch(NAME, sweep):
             raise ValueError(f"a sweep's name has letters, digits and ._- only, but got '{sweep}'; correct it")
-        with named_trouble(self.uri):
+        with translate_store_errors(self.uri):
             runs = list(self.cell_runs(sweep).values())
             known = [] if runs else self.sweeps()
         if not any(is_over(run.data.tags) and run.data.tags.get(IN_SWEEP) != "false" for run in runs):
@@ -232,7 +232,7 @@ class Store:
         """
         from mlflow.exceptions import MlflowException
 
-        with named_trouble(self.uri):
+        with translate_store_errors(self.uri):
             try:
                 found = self._pages(wanted)
             except MlflowException as error:
@@ -266,7 +266,7 @@ def is_settled(run: Any) -> bool:
 
 
 @contextlib.contextmanager
-def named_trouble(uri: str) -> Iterator[None]:
+def translate_store_errors(uri: str) -> Iterator[None]:
     """Turn whatever goes wrong with a store into one ValueError that names it, without the secrets in its URI."""
     try:
         yield

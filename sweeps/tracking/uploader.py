@@ -22,7 +22,7 @@ from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.redaction import redacted
-from isoloop.sweeps.tracking.mlflow_store import Store, is_settled
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore, is_settled
 from isoloop.sweeps.tracking.schema import (
     CHECKPOINT,
     IN_SWEEP,
@@ -63,7 +63,7 @@ class Relay:
     """Carries the journals and results of a plan's cells into a store, in a thread, until it is closed."""
 
     def __init__(
-        self, store: Store, plan: Plan, folders: Folders, *, runs_at: str | None = None, kind: str = SWEEP_KIND
+        self, store: TrackingStore, plan: Plan, folders: Folders, *, runs_at: str | None = None, kind: str = SWEEP_KIND
     ) -> None:
         """Start the thread.
 
@@ -78,7 +78,7 @@ class Relay:
         self.store, self.plan, self.folders = store, plan, folders
         self.runs_at = runs_at or str(folders.run("").resolve())
         target = hashlib.sha256(f"{store.shown_uri} {store.experiment}".encode()).hexdigest()[:8]
-        self.cursors = folders.relay / target
+        self.cursors = folders.upload_cursors / target
         self.cursors.mkdir(parents=True, exist_ok=True)
         self.cells = {cell.run_id: cell for cell in plan.cells}
         self.parent = store.sweep_run(plan, environment_tags(driver_environment()), kind=kind)
@@ -87,7 +87,7 @@ class Relay:
         self.carried = {run_id for run_id, run in runs.items() if is_settled(run)}
         self.opened: dict[str, _Cursor] = {}
         self.last_error: str | None = None
-        self.artifact_trouble: str | None = None
+        self.artifact_error: str | None = None
         self._tags: dict[str, Mapping[str, str]] = {run_id: run.data.tags for run_id, run in runs.items()}
         self._unlabelled = set(runs)
         self._without_spec: dict[str, str] = {}
@@ -99,7 +99,7 @@ class Relay:
         self._thread = threading.Thread(target=self._work, name="isoloop-relay", daemon=True)
         self._thread.start()
 
-    def notice(self, run_id: str) -> None:
+    def watch(self, run_id: str) -> None:
         """Look at this run from now on; called when it is started, by any thread."""
         with self._lock:
             self._noticed.add(run_id)
@@ -113,7 +113,7 @@ class Relay:
             if cell.run_id in self.known:
                 self._unlabelled.add(cell.run_id)
 
-    def give_up(self, run_id: str, outcome: str, reason: str) -> None:
+    def record_end(self, run_id: str, outcome: str, reason: str) -> None:
         """Say how a run ended that has no result and won't go on, once all that it wrote is carried over."""
         with self._lock:
             self._given_up[run_id] = outcome, reason
@@ -282,20 +282,20 @@ class Relay:
     def _keep_spec(self, run_id: str, mlflow_run: str) -> None:
         """Keep the run's configuration as a file of its record; where that fails, once, it waits for the end."""
         spec = self.folders.run(run_id) / "spec.json"
-        if self.artifact_trouble is not None:
+        if self.artifact_error is not None:
             self._without_spec[run_id] = mlflow_run
             return
         try:
             if spec.exists():
                 self.store.save_file(mlflow_run, spec)
         except Exception as error:  # noqa: BLE001  the store has all of it as parameters; the caller may say what is missing
-            self.artifact_trouble = first_line(error)
+            self.artifact_error = first_line(error)
             self._without_spec[run_id] = mlflow_run
 
     def _keep_specs(self) -> None:
         """Try once more to keep the configurations that could not be kept before."""
         waiting, self._without_spec = self._without_spec, {}
-        self.artifact_trouble = None
+        self.artifact_error = None
         for run_id, mlflow_run in waiting.items():
             self._keep_spec(run_id, mlflow_run)
 
