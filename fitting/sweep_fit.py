@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.caveats import BUDGET_TOLERANCE, doubts
+from isoloop.fitting.caveats import BUDGET_TOLERANCE, fit_caveats
 from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
@@ -18,7 +18,7 @@ from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
 from isoloop.fitting.laws.base import Law
 from isoloop.fitting.laws.looped import JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
-from isoloop.fitting.result import Absent, FittedRange, HeldOut, SweepFit
+from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
 from isoloop.fitting.tables.runs import check_table, finished_rows, law_data, test_time_law_data
 
@@ -46,7 +46,7 @@ def fit_sweep(
     budget (of the largest token count where the sweep was over tokens), and the errors there are in `held_out`.
     `progress` is called with a stage, how much of it is done, and its total. Raises ValueError as `check_table` and
     `CostModel.from_table` do, and where nothing at all can be fitted; a single fit that can't be made is None in the
-    result, with its reason in `absent`.
+    result, with its reason in `missing_fits`.
     """
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
@@ -68,11 +68,11 @@ def fit_sweep(
         profiles=profiles,
         independent=independent,
         tell=progress or (lambda stage, done, total: None),
-        absent=[],
+        missing_fits=[],
     ).everything(name)
     if hidden is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, hidden, column))
-    return dataclasses.replace(fit, doubts=tuple(doubts(fit, checked)))
+    return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,10 @@ class _Fitting:
     profiles: bool
     independent: bool
     tell: Progress
-    absent: list[Absent]
+    missing_fits: list[MissingFit]
 
     def everything(self, name: str) -> SweepFit:
-        """All fits, without hold-out and doubts; raises ValueError where nothing can be fitted."""
+        """All fits, without hold-out and caveats; raises ValueError where nothing can be fitted."""
         isoflop = self.isoflop()
         training = self.law(TrainingLaw(), "training law")
         bias = self.parabola_bias(isoflop, training)
@@ -99,7 +99,7 @@ class _Fitting:
         joint = self.law(JointTestTimeLaw(), "joint test-time law", by_run=True)
         unified = self.unified(training)
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
-            reasons = [f"{one.what}: {one.reason}" for one in self.absent]
+            reasons = [f"{one.name}: {one.reason}" for one in self.missing_fits]
             if isoflop is not None:
                 reasons.insert(0, f"isoflop: {isoflop.reason}")
             raise ValueError(
@@ -119,18 +119,18 @@ class _Fitting:
             joint_test_time=joint,
             test_time=test_time,
             held_out=None,
-            absent=tuple(self.absent),
-            doubts=(),
+            missing_fits=tuple(self.missing_fits),
+            caveats=(),
         )
 
     def isoflop(self) -> IsoflopFit | None:
-        """The isoFLOP curves; None, and said in `absent`, where there are none."""
+        """The isoFLOP curves; None, and said in `missing_fits`, where there are none."""
         try:
             found = fit_isoflop(
                 self.table, self.cost_model, draws=self.draws, seed=self.seed, independent=self.independent
             )
         except ValueError as error:
-            self.absent.append(Absent(what="isoflop", reason=str(error)))
+            self.missing_fits.append(MissingFit(name="isoflop", reason=str(error)))
             found = None
         self.tell("isoFLOP curves", 1, 1)
         return found
@@ -151,11 +151,11 @@ class _Fitting:
                 widening=training.widening,
             )
         except ValueError as error:
-            self.absent.append(Absent(what="parabola bias", reason=str(error)))
+            self.missing_fits.append(MissingFit(name="parabola bias", reason=str(error)))
             return None
 
     def law(self, law: Law, stage: str, *, by_run: bool = False) -> LawFit | None:
-        """One law over all runs; None, and said in `absent`, where it can't be fitted."""
+        """One law over all runs; None, and said in `missing_fits`, where it can't be fitted."""
         data = test_time_law_data(self.table) if by_run else law_data(self.table)
         if isinstance(law, JointTestTimeLaw):
             # At T = mu its prediction is what it was given.
@@ -164,7 +164,7 @@ class _Fitting:
         try:
             found = self._estimate(law, data, by_run=by_run, profiles=self.profiles)
         except ValueError as error:
-            self.absent.append(Absent(what=law.name, reason=str(error)))
+            self.missing_fits.append(MissingFit(name=law.name, reason=str(error)))
             found = None
         self.tell(stage, 1, 1)
         return found
@@ -173,7 +173,9 @@ class _Fitting:
         """The unified law, where there is a training law for it to hold."""
         if training is not None:
             return self.law(UnifiedLaw(), "unified law", by_run=True)
-        self.absent.append(Absent(what="unified", reason="it holds the training law, which could not be fitted"))
+        self.missing_fits.append(
+            MissingFit(name="unified", reason="it holds the training law, which could not be fitted")
+        )
         self.tell("unified law", 1, 1)
         return None
 
@@ -195,7 +197,7 @@ class _Fitting:
             self.tell("test-time laws", done, len(runs))
         if len(fits) < max(1, len(runs)):
             missing = f"{len(runs) - len(fits)} of {len(runs)} models: {reason}"
-            self.absent.append(Absent(what="test-time", reason=missing))
+            self.missing_fits.append(MissingFit(name="test-time", reason=missing))
         return tuple(fits)
 
     def _estimate(self, law: Law, data: dict[str, np.ndarray], *, by_run: bool, profiles: bool) -> LawFit:

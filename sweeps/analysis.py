@@ -93,7 +93,11 @@ def _fit_group(
     for hold_out in (False, True):
         try:
             found = fit_sweep(
-                table, name=name, hold_out_largest_budget=hold_out, draws=draws, profiles=True,
+                table,
+                name=name,
+                hold_out_largest_budget=hold_out,
+                draws=draws,
+                profiles=True,
                 progress=(progress or Progress()).update,
             )
         except ValueError as error:

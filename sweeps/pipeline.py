@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig, config_text
+from isoloop.sweeps.config.uri import STORAGE_VARIABLE
 from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Plan, Text, plan_sweep, simulated_text
 from isoloop.sweeps.progress import Progress
-from isoloop.sweeps.redaction import STORAGE_VARIABLE, redacted, with_secret
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
@@ -121,7 +121,7 @@ def train_sweep(
                 "nothing is lost: rerun the command"
             )
         folders.left_out.write_text("".join(f"{cell.label}: {cell.reason}\n" for cell in plan.left_out))
-        folders.config.write_text(redacted(config_text(plan.sweep)))
+        folders.config.write_text(config_text(plan.sweep))
         table.to_csv(folders.table, index=False)
     return TrainedSweep(table=table, failed=outcome.failed, store=store, parent=uploader.parent)
 
@@ -143,10 +143,10 @@ def open_stores(
     from isoloop.sweeps.tracking.uploader import Uploader
 
     # The storage.
-    storage_uri, run_store = plan.sweep.storage, None
-    if storage_uri is not None:
+    run_store = None
+    if plan.sweep.storage is not None:
         run_ids = [cell.run_id for cell in plan.cells]
-        run_store = RunStore(with_secret(storage_uri, STORAGE_VARIABLE))
+        run_store = RunStore(plan.sweep.storage.with_secret(STORAGE_VARIABLE))
         run_store.check()
         try:
             for folder in corpora.values():
@@ -157,9 +157,9 @@ def open_stores(
             raise ValueError(f"{error}; nothing is lost: fix this and rerun the command") from error
     # MLflow.
     tracking = plan.sweep.tracking
-    uri = with_secret(tracking.uri or folders.default_tracking_uri())
+    uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
-    runs_at = None if storage_uri is None else f"{storage_uri.rstrip('/')}/runs"
+    runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
     with translate_store_errors(uri):
         uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND if is_tuning else SWEEP_KIND)
     stopped: str | None = "FAILED"

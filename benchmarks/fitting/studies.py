@@ -327,7 +327,7 @@ def _with_outliers(losses: np.ndarray, case: str, noise: float, seed: int) -> np
 
 @dataclass(frozen=True, kw_only=True)
 class Overspent:
-    """How many percent more than a budget (FLOPs) mu* and D* of parabolas fitted apart would spend together.
+    """How many percent more than a budget (FLOPs) mu* and D* of separately fitted parabolas would spend together.
 
     `without_noise` is None where a parabola has no minimum inside the grid; `median` and `span` are over sweeps.
     """

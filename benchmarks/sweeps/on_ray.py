@@ -25,9 +25,9 @@ from isoloop.sweeps.execution.worker import Task, run_attempt
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_text
 from isoloop.sweeps.plan.packing import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.sweeps.progress import Progress
 from isoloop.trainer.run.result import read_result
 
 GPUS, CPUS = 64, 640

@@ -17,7 +17,7 @@ _ROUNDING = 1.02
 """Budgets are met within 1%, so what is less than 2% beyond is not beyond."""
 
 
-def comparison_doubts(
+def comparison_caveats(
     a: ComparedSweep,
     b: ComparedSweep,
     computes: Sequence[float],
@@ -135,8 +135,8 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
             f"The training laws were fitted in two ways: A by {' '.join(ways[0] or ())}, B by "
             f"{' '.join(ways[1] or ())}."
         )
-    if a.doubts or b.doubts:
-        said.append(f"Each fit has doubts of its own (A: {len(a.doubts)}, B: {len(b.doubts)}): read its report.")
+    if a.caveats or b.caveats:
+        said.append(f"Each fit has caveats of its own (A: {len(a.caveats)}, B: {len(b.caveats)}): read its report.")
     return said
 
 

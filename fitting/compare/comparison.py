@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isoloop.fitting.compare.caveats import OTHER_TEXT, OTHER_TOKENS, comparison_doubts
+from isoloop.fitting.compare.caveats import OTHER_TEXT, OTHER_TOKENS, comparison_caveats
 from isoloop.fitting.compare.difference import Difference, Quantity, difference
 from isoloop.fitting.compare.equal_flops import (
     BEST_RUNS,
@@ -41,7 +41,7 @@ def comparison_text(
     differences: Sequence[Difference],
     missing: Sequence[Missing],
     verdicts: Sequence[str],
-    doubts: Sequence[str],
+    caveats: Sequence[str],
 ) -> str:
     """Both sweeps, every number that both have, what is missing, which is better, and what to doubt."""
     head = [
@@ -57,7 +57,7 @@ def comparison_text(
         lacking = dict.fromkeys(one.section for one in missing)
         parts.append("\n".join(["Not compared", *(_missing(section, missing) for section in lacking)]))
     parts.append(_list("Which is better at equal FLOPs", verdicts or ["Nothing here tells."]))
-    parts.append(_list("What to doubt", doubts))
+    parts.append(_list("What to doubt", caveats))
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,7 +114,7 @@ def _list(title: str, sentences: Sequence[str]) -> str:
 
 
 # MERGED sweep_comparison
-FORMAT = "isoloop-comparison/1"
+COMPARISON_FORMAT = "isoloop-comparison/2"
 _BEYOND = 4.0
 
 
@@ -123,7 +123,7 @@ class SweepComparison:
     """Sweep A (`first`) beside sweep B (`second`): every number that both have, with what changes from A to B.
 
     `computes` are the FLOPs at which optima are compared. `missing` says what one of them lacks, `verdicts` which of
-    them is the better one at equal FLOPs, and `doubts` what makes the comparison wrong or weak.
+    them is the better one at equal FLOPs, and `caveats` what makes the comparison wrong or weak.
     """
 
     first: OneSide
@@ -133,7 +133,7 @@ class SweepComparison:
     differences: tuple[Difference, ...]
     missing: tuple[Missing, ...]
     verdicts: tuple[str, ...]
-    doubts: tuple[str, ...]
+    caveats: tuple[str, ...]
     refused: dict[str, str]
 
     def of(self, section: str) -> tuple[Difference, ...]:
@@ -143,12 +143,12 @@ class SweepComparison:
     def report(self) -> str:
         """The whole comparison as readable text."""
         return comparison_text(
-            self.first, self.second, self.accounting, self.differences, self.missing, self.verdicts, self.doubts
+            self.first, self.second, self.accounting, self.differences, self.missing, self.verdicts, self.caveats
         )
 
     def to_json(self) -> str:
         """The comparison as JSON text, with `differs` of each number; no number in it is not finite."""
-        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        content = {"format": COMPARISON_FORMAT, **dataclasses.asdict(self)}
         for entry, one in zip(content["differences"], self.differences, strict=True):
             entry["differs"] = one.differs
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -197,7 +197,7 @@ def compare_sweeps(
         differences=tuple(differences),
         missing=tuple(sorted(missing, key=lambda one: (_place(one.section), one.side))),
         verdicts=tuple(_verdicts(differences)),
-        doubts=tuple(comparison_doubts(a, b, computes, refused, differences)),
+        caveats=tuple(comparison_caveats(a, b, computes, refused, differences)),
         refused=refused,
     )
 

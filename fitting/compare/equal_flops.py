@@ -80,8 +80,8 @@ def compare_least_losses(first: IsoflopFit, second: IsoflopFit) -> list[Differen
         for other in second.included:
             if abs(other.budget / one.budget - 1) > SAME_BUDGET or one.loss is None or other.loss is None:
                 continue
-            a = Measured(value=one.loss, error=one.loss_error, freedom=max(first.noise_freedom, 1))
-            b = Measured(value=other.loss, error=other.loss_error, freedom=max(second.noise_freedom, 1))
+            a = Measured(value=one.loss, error=one.loss_error, freedom=max(first.noise_dof, 1))
+            b = Measured(value=other.loss, error=other.loss_error, freedom=max(second.noise_dof, 1))
             lacking = " and ".join(side for side, loss in (("A", a), ("B", b)) if loss.error is None)
             why = f"the curves of {lacking} have too few points to tell their noise" if lacking else None
             found.append(_measured(LEAST_LOSSES, "loss", one.budget, a, b, why))

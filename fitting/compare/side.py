@@ -13,7 +13,7 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.laws.looped import TrainingLaw
 from isoloop.fitting.laws.registry import law_named
-from isoloop.fitting.predict import searched
+from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import check_table, finished_rows
 
@@ -144,11 +144,11 @@ def absent_sections(fit: SweepFit | None, why_no_fit: str) -> dict[str, str]:
         return dict.fromkeys(SECTIONS, why_no_fit)
     found = {}
     if fit.isoflop is None or fit.isoflop.axis_law is None:
-        found[POWER_LAWS] = (fit.isoflop.reason if fit.isoflop else None) or fit.why_absent("isoflop")
+        found[POWER_LAWS] = (fit.isoflop.reason if fit.isoflop else None) or fit.why_missing("isoflop")
     laws = {"training": fit.training, "unified": fit.unified, "joint-test-time": fit.joint_test_time}
-    found |= {LAW_SECTIONS[what]: fit.why_absent(what) for what, law in laws.items() if law is None}
+    found |= {LAW_SECTIONS[what]: fit.why_missing(what) for what, law in laws.items() if law is None}
     if fit.training is None:
-        found[BEST_MODEL] = fit.why_absent("training")
+        found[BEST_MODEL] = fit.why_missing("training")
     return found
 
 
@@ -245,7 +245,7 @@ def _parameters(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
 
 def _optimum(fit: SweepFit, law: LawFit, flops: float) -> list[Quantity]:
     """The training law's best model for `flops`; the loss is the law's own, without the scatter of one more run."""
-    bounds = searched(fit)
+    bounds = recurrence_bounds(fit)
     best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
     drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
     note = "the best mean recurrence is at the end of the search" if bool(best.at_bound) else ""

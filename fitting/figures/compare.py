@@ -117,7 +117,7 @@ def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             axes.fill_between(compute, band[:, 0], band[:, 1], color=colour, alpha=BAND, lw=0)
         for minimum in sweep.fit.isoflop.included:
             assert minimum.mean_recurrence is not None
-            half = min(reach(sweep.fit.isoflop.noise_freedom) * (minimum.log_error or 0.0), _FARTHEST)
+            half = min(reach(sweep.fit.isoflop.noise_dof) * (minimum.log_error or 0.0), _FARTHEST)
             ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
             least, best, most = np.sort(sweep.fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
             bars = [[best - least], [most - best]]

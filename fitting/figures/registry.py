@@ -89,17 +89,17 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
 def nothing_to_show(name: str, fit: SweepFit) -> str | None:
     """Why the fit has nothing for this figure, None where it has."""
     if name == "isoflop_curves" and fit.isoflop is None:
-        return fit.why_absent("isoflop")
+        return fit.why_missing("isoflop")
     if name == "power_laws" and (fit.isoflop is None or fit.isoflop.mean_recurrence_law is None):
-        return fit.isoflop.reason if fit.isoflop else fit.why_absent("isoflop")
+        return fit.isoflop.reason if fit.isoflop else fit.why_missing("isoflop")
     if name in ("loss_contours", "predicted_against_measured") and fit.training is None:
-        return fit.why_absent("training")
+        return fit.why_missing("training")
     if name == "held_out_errors" and not held_out_lines(fit):
         return "no run was held out of this fit, or nothing could predict it"
     if name == "test_time_curves" and not fit.test_time:
-        return fit.why_absent("test-time")
+        return fit.why_missing("test-time")
     if name == "test_time_collapse" and fit.unified is None:
-        return fit.why_absent("unified")
+        return fit.why_missing("unified")
     return None
 
 

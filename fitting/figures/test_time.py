@@ -34,7 +34,7 @@ def draw_test_time(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     Raises ValueError without test-time fits.
     """
     if not fit.test_time:
-        raise ValueError(f"this figure needs test-time fits, but there are none: {fit.why_absent('test-time')}")
+        raise ValueError(f"this figure needs test-time fits, but there are none: {fit.why_missing('test-time')}")
     column, value, run_ids = _largest_fitted(table, fit)
     fits = sorted((one for one in fit.test_time if one.run_id in run_ids), key=lambda one: one.mean_recurrence or 0.0)
     data = test_time_law_data(table)
@@ -67,7 +67,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
     """
     law = fit.unified
     if law is None:
-        raise ValueError(f"this figure needs the unified law, but there is none: {fit.why_absent('unified')}")
+        raise ValueError(f"this figure needs the unified law, but there is none: {fit.why_missing('unified')}")
     data = test_time_law_data(table)
     Z, z = law.value("Z"), law.value("z")
     loops = data["recurrence"] / data["mean_recurrence"]

@@ -27,7 +27,7 @@ from isoloop.fitting.figures.axes import (
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
 from isoloop.fitting.laws.looped import TrainingLaw
-from isoloop.fitting.predict import searched
+from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
@@ -226,7 +226,7 @@ def _short(method: str) -> str:
 
 def _training(fit: SweepFit) -> LawFit:
     if fit.training is None:
-        raise ValueError(f"this figure needs the training law, but there is none: {fit.why_absent('training')}")
+        raise ValueError(f"this figure needs the training law, but there is none: {fit.why_missing('training')}")
     return fit.training
 
 
@@ -289,7 +289,7 @@ def _frontier(
     compute = np.geomspace(
         float(cost.flops_for(up[0], across[0])), float(cost.flops_for(up[1], across[1])), _FRONTIER_POINTS
     )
-    bounds = searched(fit)
+    bounds = recurrence_bounds(fit)
     best = np.array([float(TrainingLaw().optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]

@@ -19,9 +19,9 @@ from isoloop.fitting.isoflop.minima import fit_isoflop, predict_from_minima
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import By, Comparison, LawMethod, Method, Predicted, check_names, compare, folds
-from isoloop.fitting.tables.checks import FAR_OFF, far_off, provenance, warnings
+from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, implausible_losses, provenance_caveats, row_caveats
 from isoloop.fitting.tables.dense import is_point_table, point_data, read_points
-from isoloop.fitting.tables.runs import diverged_unnoticed, law_data, read_table
+from isoloop.fitting.tables.runs import implausible_rows, law_data, read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +232,16 @@ def choose_table(
     cost: AnyCost | None
     if dense:
         data = point_data(read_points(path, experiment=experiment, outliers=outliers))
-        far = far_off(data["loss"], data.get("budget"))
+        far = implausible_losses(data["loss"], data.get("budget"))
         data, cost = {name: values[~far] for name, values in data.items()}, DenseCost()
     else:
         table = read_table(path)
-        far = diverged_unnoticed(table)
+        far = implausible_rows(table)
         data, cost = law_data(table), _cost_model(table, doubts)
-        doubts += provenance(simulated=bool(table["simulated"].iloc[0]), accounting=str(table["accounting"].iloc[0]))
+        simulated, accounting = bool(table["simulated"].iloc[0]), str(table["accounting"].iloc[0])
+        doubts += provenance_caveats(simulated=simulated, accounting=accounting)
     if far.any():
-        doubts.append(f"Left out, with a loss {FAR_OFF}: {int(far.sum())} of {len(far)} rows.")
+        doubts.append(f"Left out, with a loss {IMPLAUSIBLE_LOSS}: {int(far.sum())} of {len(far)} rows.")
     if cost is not None and "budget" in data:
         others = [MinimaMethod(floor=floor, cost=cost) for floor in (False, True)]
     return choose(
@@ -252,7 +253,7 @@ def choose_table(
         draws=draws,
         seed=seed,
         check=check,
-        doubts=[*doubts, *warnings(data)],
+        doubts=[*doubts, *row_caveats(data)],
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import architecture_columns
-from isoloop.fitting.tables.checks import far_off
+from isoloop.fitting.tables.checks import implausible_losses
 
 STATUSES = ("finished", "diverged", "failed")
 ACCOUNTINGS = ("exact", "parcae-release")
@@ -153,19 +153,22 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that can be fitted, index renewed: status `finished`, and no loss far off the others of its budget."""
+    """Return the rows that can be fitted, index renewed: status `finished`, and no implausible loss."""
     rows = table[table["status"] == "finished"]
-    return rows[~diverged_unnoticed(rows)].reset_index(drop=True)
+    return rows[~implausible_rows(rows)].reset_index(drop=True)
 
 
-def diverged_unnoticed(rows: pd.DataFrame) -> np.ndarray:
-    """Which of the rows called finished have a loss far off the others of their budget: see `suspects.far_off`."""
-    finished = (rows["status"] == "finished").to_numpy()
-    losses = rows["loss"].to_numpy(dtype=float)
-    budgets = rows["budget"].to_numpy(dtype=float) if "budget" in rows else np.full(len(rows), np.nan)
-    found = np.zeros(len(rows), dtype=bool)
-    found[finished] = far_off(losses[finished], budgets[finished])
-    return found
+def implausible_rows(table: pd.DataFrame) -> np.ndarray:
+    """Return a mask (rows,) of the finished runs whose loss is implausible beside those of their budget.
+
+    See `checks.implausible_losses`.
+    """
+    finished = (table["status"] == "finished").to_numpy()
+    losses = table["loss"].to_numpy(dtype=float)
+    budgets = table["budget"].to_numpy(dtype=float) if "budget" in table else np.full(len(table), np.nan)
+    mask = np.zeros(len(table), dtype=bool)
+    mask[finished] = implausible_losses(losses[finished], budgets[finished])
+    return mask
 
 
 def test_time_losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -29,8 +29,7 @@ from isoloop.sweeps.cli.options import (
 )
 from isoloop.sweeps.cli.tune import tune
 from isoloop.sweeps.paths import folders_of
-from isoloop.sweeps.privacy import switch_telemetry_off
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
@@ -138,7 +137,7 @@ def run(
         with progress_bar(console) as progress:
             recorded = train_sweep(prepared, folders, address=address, progress=progress)
     except KeyboardInterrupt:
-        from isoloop.sweeps.execution.engine import finished_results, count_saved_runs
+        from isoloop.sweeps.execution.engine import count_saved_runs, finished_results
 
         done, saved = len(finished_results(cells, folders)), count_saved_runs(prepared.plan, folders)
         console.print(
@@ -265,7 +264,7 @@ def _load(
 
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
     if config.tracking.uri is not None:
-        return redacted(config.tracking.uri)
+        return str(config.tracking.uri)
     return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
 
 

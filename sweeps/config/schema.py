@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from isoloop.sweeps.config.resources import ClusterConfig, Resources
 from isoloop.sweeps.config.tuning import TuneConfig
+from isoloop.sweeps.config.uri import TRACKING_VARIABLE, SecretUri
+from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.config import (
     Config,
     DataConfig,
@@ -39,10 +41,23 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Tracking(Config):
-    """Where runs are recorded. `uri` is any MLflow tracking URI; None is an sqlite file beside the results."""
+    """Where runs are recorded.
 
-    uri: str | None = None
+    Args:
+        uri: any MLflow tracking URI; by default an sqlite file beside the results.
+        experiment: name of the MLflow experiment.
+    """
+
+    uri: SecretUri | None = None
     experiment: str = "isoloop"
+
+    def full_uri(self, *, default: str) -> str:
+        """Return the tracking URI with its secret, or `default` if none was given.
+
+        Raises:
+            ValueError: the URI was stored without its secret, and the environment doesn't provide it.
+        """
+        return self.uri.with_secret(TRACKING_VARIABLE) if self.uri else default
 
 
 class Simulation(Config):
@@ -183,7 +198,7 @@ class SweepConfig(RunSettings):
     maximum_epochs: PositiveFloat = 1.0
     cluster: ClusterConfig = ClusterConfig()
     tracking: Tracking = Tracking()
-    storage: Annotated[str, Field(min_length=1)] | None = None
+    storage: Annotated[SecretUri, Field(min_length=1)] | None = None
     simulation: Simulation | None = None
     tune: TuneConfig = TuneConfig()
 
@@ -227,10 +242,9 @@ class SweepConfig(RunSettings):
 
 
 def config_text(sweep: SweepConfig) -> str:
-    """The whole configuration as YAML, defaults included; `isoloop run` takes it back."""
+    """Return the whole configuration as YAML, with defaults and without secrets; `isoloop run` can read it."""
     content = sweep.model_dump(mode="json", exclude_none=True)
     for name in ("points", "axes", "exclude"):  # here null is a value
         content[name] = sweep.model_dump(mode="json", include={name})[name]
-    return yaml.safe_dump(
-        {key: value for key, value in content.items() if value not in ([], {})}, sort_keys=False, allow_unicode=True
-    )
+    content = {key: value for key, value in content.items() if value not in ([], {})}
+    return redacted(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from isoloop.sweeps.config.uri import SecretUri
 from isoloop.trainer.config import Config, NonNegativeInt, Number, PositiveFloat, PositiveInt, Recurrence
 
 
@@ -89,7 +90,7 @@ class TuneConfig(Config):
     validations: NonNegativeInt = 4
     pruner: Literal["median", "none"] = "median"
     prune_from: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
-    storage: Annotated[str, Field(min_length=1)] | None = None
+    storage: Annotated[SecretUri, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check_pruner(self) -> Self:

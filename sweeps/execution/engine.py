@@ -476,7 +476,7 @@ def _result_line(cell: Cell, result: RunResult) -> str:
 
 
 def _lease_owner(folders: Folders) -> str:
-    """Return the id for which this sweep's drivers take leases, so that the next one needn't wait for the last one's."""
+    """Return the id under which this sweep's drivers take leases: the next one needn't wait for the last one's."""
     path = folders.sweep / "owner"
     if not path.exists():
         folders.sweep.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class RayCluster:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
         self._session_folder = None if address else context.address_info["session_dir"]
-        # A process that has used a GPU ends with its run, so that the GPU's memory is free for the next one. Ray retries
+        # A process that has used a GPU ends with its run, so that its memory is free for the next one. Ray retries
         # nothing by itself: the driver knows better what is worth a retry.
         options = {"max_retries": 0, "num_cpus": 0}
         self.on_gpu = ray.remote(max_calls=1, **options)(run_attempt)

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import isoloop
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import TELEMETRY_OFF
 
 COMMIT = "ISOLOOP_COMMIT"
 # Settings that say where and how, and hold no secret. Workers never talk to MLflow or Hugging Face.
 PASSED_ON = (
-    *SWITCHES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_CLOUD_PROJECT"
+    *TELEMETRY_OFF, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_CLOUD_PROJECT",
 )  # fmt: skip
 MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")

@@ -55,7 +55,7 @@ def _best(fit: "SweepFit", budget: float, law: str, path: Path) -> float:
         return predict(fit, flops=budget).mean_recurrence
     found = fit.isoflop.mean_recurrence_law if fit.isoflop else None
     if found is None:
-        reason = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
+        reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
         raise ValueError(
             f"a grid around isoFLOP minima needs their power law, but {path} has none ({reason}); set around.law to "
             "training"

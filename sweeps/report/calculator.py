@@ -10,7 +10,7 @@ from isoloop.fitting.cost import BACKWARD_SLOPE
 from isoloop.fitting.estimation.law_fit import LUCK_DRAWS, LawFit
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 from isoloop.fitting.laws.base import GOLDEN_STEPS, GRID_POINTS
-from isoloop.fitting.predict import named_power_laws, searched
+from isoloop.fitting.predict import named_power_laws, recurrence_bounds
 
 MOST_DRAWS = 4000
 """More refits than these aren't put into a page; its intervals then differ a little from those of the fit."""
@@ -39,7 +39,7 @@ def calculator_data(fit: SweepFit | None) -> dict[str, Any] | None:
             "forwardLoops": cost.forward_loops,
             "backwardLoops": cost.backward_loops,
         },
-        "search": {"bounds": searched(fit), "points": GRID_POINTS, "steps": GOLDEN_STEPS},
+        "search": {"bounds": recurrence_bounds(fit), "points": GRID_POINTS, "steps": GOLDEN_STEPS},
         "training": None if fit.training is None else _training(fit.training),
         "powerLaws": laws,
         "leastLoss": None
@@ -63,8 +63,8 @@ def why_no_calculator(fit: SweepFit | None) -> str:
     """Why a page has no calculator: for sweeps without training law and power law."""
     if fit is None:
         return "nothing could be fitted to these runs"
-    curves = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
-    return f"there is no training law ({fit.why_absent('training')}) and no power law of µ* ({curves})"
+    curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
+    return f"there is no training law ({fit.why_missing('training')}) and no power law of µ* ({curves})"
 
 
 def _power_law(name: str, law: PowerLaw) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _exponent(law: PowerLaw) -> str:
 
 def _exponents(fit: SweepFit) -> list[str]:
     if fit.isoflop is None or not fit.isoflop.mean_recurrence_law or not fit.isoflop.tokens_law:
-        reason = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
+        reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
         return [f"The minima of the isoFLOP curves give no exponents: {reason}."]
     mean, tokens = fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law
     flops = AHEAD * fit.fitted.flops[1]

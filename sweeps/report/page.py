@@ -15,7 +15,7 @@ from markupsafe import Markup
 from isoloop.fitting import figures
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import calculator_data, draws_in, why_no_calculator
 from isoloop.sweeps.report.headline import AHEAD, Results, answer
 from isoloop.sweeps.report.provenance import Origin, read_origin
@@ -89,7 +89,7 @@ def write_report(
         held_out_runs=None if held is None else held_out_table(held),
         errors=None if held is None else errors_table(held),
         why_no_hold_out=results.why_no_hold_out,
-        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.doubts,
+        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.caveats,
         doubts_of_hold_out=_other_doubts(results),
         figures=drawn,
         not_drawn=not_drawn,
@@ -98,7 +98,7 @@ def write_report(
         fit_text="" if fit is None else fit.report(),
         origin=_versions(read_origin(folders, table["run_id"].astype(str))),
         command=redacted(command),
-        configuration=redacted(config_text(sweep)),
+        configuration=config_text(sweep),
     )
     folders.report.write_text(page, encoding="utf-8")
 
@@ -116,8 +116,8 @@ def _counted(table: pd.DataFrame) -> str:
 
 def _other_doubts(results: Results) -> list[str]:
     """What is to be doubted of the fit without the largest budget alone."""
-    said = () if results.fit is None else results.fit.doubts
-    return [] if results.hold_out is None else [doubt for doubt in results.hold_out.doubts if doubt not in said]
+    said = () if results.fit is None else results.fit.caveats
+    return [] if results.hold_out is None else [doubt for doubt in results.hold_out.caveats if doubt not in said]
 
 
 def _groups(folders: Folders, results: Results) -> dict[str, Any] | None:

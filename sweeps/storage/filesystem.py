@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from isoloop.sweeps.redaction import HIDDEN, redacted
+from isoloop.sweeps.privacy import HIDDEN, redacted
 from isoloop.trainer.files import open_atomically
 
 _CHUNK_BYTES = 16 * 2**20

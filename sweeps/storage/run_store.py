@@ -173,7 +173,7 @@ class RunStore:
             marker = self.remote.read(f"corpora/{fingerprint}.json")
             if marker is None:
                 raise ValueError(
-                    f"a corpus must be published before it is used, but {self.remote.name} has no corpus {fingerprint}; "
+                    f"a corpus must be published before use, but {self.remote.name} has no corpus {fingerprint}; "
                     "rerun the command, which publishes it"
                 )
             sizes = {_checked_name(name): size for name, size in json.loads(marker).items()}

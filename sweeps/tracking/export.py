@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import Tracking
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.redaction import with_secret
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +34,7 @@ def export_sweep(
     _check_suffix(to)
     folders = Folders(out=out, name=name)
     tracking = load_sweep(str(folders.config)).tracking if folders.config.is_file() else Tracking()
-    uri = tracking_uri or with_secret(tracking.uri or folders.default_tracking_uri())
+    uri = tracking_uri or tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, experiment or tracking.experiment, artifacts=None)
     return _write(check_table(store.read_table(name)), to)
 

@@ -16,10 +16,9 @@ from typing import Any
 import pandas as pd
 
 from isoloop.sweeps.config.schema import NAME, config_text
-from isoloop.sweeps.messages import first_line
+from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.privacy import switch_telemetry_off
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 from isoloop.sweeps.tracking.schema import (
     ENDED,
     IN_SWEEP,
@@ -36,6 +35,7 @@ from isoloop.sweeps.tracking.schema import (
     run_name,
     run_table,
     simulated_suffix,
+    tag_text,
 )
 
 NOTE = "mlflow.note.content"
@@ -108,8 +108,8 @@ class TrackingStore:
         parent = found[0].info.run_id if found else self._create(name, identity)
         self.client.update_run(parent, status="RUNNING", name=name)
         asked = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
-        tags = {f"{PREFIX}{key}": redacted(str(value))[:LONGEST_TAG] for key, value in asked.items()}
-        note = redacted(config_text(sweep))
+        tags = {f"{PREFIX}{key}": tag_text(value) for key, value in asked.items()}
+        note = config_text(sweep)
         cut = (
             note
             if len(note) <= LONGEST_TAG
@@ -182,7 +182,7 @@ class TrackingStore:
 
     def close_run(self, mlflow_run: str, outcome: str, reason: str | None, status: str) -> None:
         """Record how a run ended: outcome, reason (nothing, where there is none) and MLflow's status."""
-        self.send(mlflow_run, tags={OUTCOME: outcome, REASON: redacted(reason or "")[:LONGEST_TAG]})
+        self.send(mlflow_run, tags={OUTCOME: outcome, REASON: tag_text(reason or "")})
         self.end(mlflow_run, status)
 
     def end(self, mlflow_run: str, status: str) -> None:
@@ -265,21 +265,15 @@ def is_settled(run: Any) -> bool:
     return run.data.tags.get(OUTCOME) in ENDED and run.info.status == "FINISHED"
 
 
-@contextlib.contextmanager
-def translate_store_errors(uri: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a store into one ValueError that names it, without the secrets in its URI."""
-    try:
-        yield
-    except Exception as error:  # the store may be any database or server, each with errors of its own
+def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context that raises any error of a store as one ValueError with its name."""
+
+    def advice(error: Exception) -> str:
         missing = isinstance(error, ModuleNotFoundError) and uri.startswith("postgresql")
-        advice = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
-        trouble = ValueError(
-            f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not ({first_line(error)}); "
-            f"nothing is lost: {advice}, or leave it out for an sqlite file beside the results"
-        )
-        if redacted(str(error)) != str(error):  # a traceback would show the cause as well
-            raise trouble from None
-        raise trouble from error
+        first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
+        return f"nothing is lost: {first}, or leave it out for an sqlite file beside the results"
+
+    return translate_errors(f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not", advice)
 
 
 def _database(uri: str) -> Path:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column, loss_columns
 from isoloop.sweeps.plan.grid import Cell, Plan, cost_columns, nominal_loops
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.run.environment import environment
 from isoloop.trainer.run.result import RunResult
 
@@ -47,10 +47,15 @@ def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
     }
 
 
+def tag_text(value: Any) -> str:
+    """Return a value as the text of a tag: without secrets, and no longer than MLflow's stores take."""
+    return redacted(str(value))[:LONGEST_TAG]
+
+
 def origin_tags(plan: Plan) -> dict[str, str]:
     """Where numbers come from: a law, or a corpus."""
     simulated = plan.sweep.simulation is not None
-    return {SIMULATED: str(simulated).lower(), CORPUS: "none" if simulated else redacted(plan.sweep.data.corpus)}
+    return {SIMULATED: str(simulated).lower(), CORPUS: "none" if simulated else tag_text(plan.sweep.data.corpus)}
 
 
 def changed_tags(wanted: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
@@ -62,7 +67,7 @@ def changed_tags(wanted: Mapping[str, str], present: Mapping[str, str]) -> dict[
 def environment_tags(details: Mapping[str, Any]) -> dict[str, str]:
     """What a run, or the driver, says of where it runs; mappings are laid flat."""
     flat = _flat({key: value for key, value in details.items() if key not in _ABOUT_A_RECORD})
-    return {f"{ENVIRONMENT}{key}": redacted(str(value))[:LONGEST_TAG] for key, value in flat if value is not None}
+    return {f"{ENVIRONMENT}{key}": tag_text(value) for key, value in flat if value is not None}
 
 
 def parameters(cell: Cell) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _tokenizer(plan: Plan, cell: Cell) -> str:
     if plan.sweep.simulation is not None:
         return "none"
     data = cell.spec.data
-    return redacted(f"bpe {data.tokenizer_vocabulary} of {data.corpus}" if data.tokenizer == "bpe" else data.tokenizer)
+    return tag_text(f"bpe {data.tokenizer_vocabulary} of {data.corpus}" if data.tokenizer == "bpe" else data.tokenizer)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.config.uri import TUNE_STORAGE_VARIABLE
 from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, Text
 from isoloop.sweeps.progress import Progress
-from isoloop.sweeps.redaction import with_secret
 from isoloop.sweeps.tuning.result import Tuned, write_tuned
 from isoloop.sweeps.tuning.search_space import Search, ended, grid_base, search_for
 from isoloop.sweeps.tuning.study import Study
@@ -23,7 +23,6 @@ from isoloop.sweeps.tuning.tuner import Tuner, is_complete
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.files import sole_owner
 
-STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
 ClusterOf = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
 
 
@@ -170,12 +169,14 @@ def _database(tuning: Tuning) -> str:
     sweep = tuning.search.sweep
     if sweep.tune.storage is None:
         return f"sqlite:///{(tuning.folders.sweep / 'tune.db').resolve()}"
-    if sweep.tune.storage in (sweep.tracking.uri, tuning.folders.default_tracking_uri()):
+    database = sweep.tune.storage.with_secret(TUNE_STORAGE_VARIABLE)
+    default = tuning.folders.default_tracking_uri()
+    if database in (default, sweep.tracking.full_uri(default=default)):
         raise ValueError(
             "the study must have a database of its own, but tune.storage (--storage-url) is MLflow's, whose tables "
             "would collide with its; name another one, or leave it out"
         )
-    return with_secret(sweep.tune.storage, STORAGE_VARIABLE)
+    return database
 
 
 def _why_none(name: str, reasons: list[str]) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from isoloop.sweeps.messages import aligned
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.tuning.search_space import Search, Trial, Values, ended, tuned_names
 from isoloop.sweeps.tuning.transfer_check import Check
 

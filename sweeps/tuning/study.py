@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.tuning import Dimension, Range, TuneConfig
 from isoloop.sweeps.messages import first_line
-from isoloop.sweeps.redaction import redacted
 from isoloop.sweeps.tuning.search_space import Outcome, Search, Trial, Values, is_whole, rounded
 from isoloop.trainer.config import RunSpec
 
@@ -87,7 +86,7 @@ class Study:
             yield
         except (self.optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
             raise ValueError(
-                f"the database at tune.storage must go on answering, but stopped ({redacted(first_line(error))}); "
+                f"the database at tune.storage must go on answering, but stopped ({first_line(error)}); "
                 "nothing is lost, the runs have saved their state: mend that and give the same command again"
             ) from error
 
@@ -233,6 +232,6 @@ def _named_trouble() -> Iterator[None]:
     except Exception as error:  # a database may be of any kind, each with errors of its own
         raise ValueError(
             "a database must answer at tune.storage (--storage-url), but none does "
-            f"({type(error).__name__}: {redacted(first_line(error))}); nothing is lost: start it, correct the URL, or "
+            f"({type(error).__name__}: {first_line(error)}); nothing is lost: start it, correct the URL, or "
             "leave it out for an sqlite file beside the results"
         ) from error

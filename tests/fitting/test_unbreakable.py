@@ -19,7 +19,7 @@ from isoloop.fitting import (
     point_data,
     simulate_table,
 )
-from isoloop.fitting.tables.checks import far_off, warnings
+from isoloop.fitting.tables.checks import implausible_losses, row_caveats
 from isoloop.fitting.tables.runs import law_data
 
 TRUTH = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
@@ -62,7 +62,7 @@ def test_a_run_that_diverged_unnoticed_is_left_out_and_said():
     without = fit_sweep(table.drop(index=10), name="a", draws=20)
     fit = fit_sweep(table, name="a", draws=20)
     run = table["run_id"][10]
-    assert any(f"Run '{run}' is left out of every fit: its loss of 11" in doubt for doubt in fit.doubts)
+    assert any(f"Run '{run}' is left out of every fit: its loss of 11" in caveat for caveat in fit.caveats)
     assert fit.training == without.training
     assert fit.isoflop == without.isoflop
     assert fit.unified == without.unified
@@ -82,10 +82,10 @@ def test_a_constant_column_is_refused(column):
 
 def test_one_budget_is_said_by_every_fit():
     one = points()[lambda table: table["budget"] == 1e20]
-    assert any("All runs spend one budget" in said for said in warnings(point_data(check_points(one))))
+    assert any("All runs spend one budget" in said for said in row_caveats(point_data(check_points(one))))
     table = sweep()[lambda table: table["budget"] == 4e18]
     fit = fit_sweep(table, name="one", draws=0)
-    assert any("All runs spend one budget" in doubt for doubt in fit.doubts)
+    assert any("All runs spend one budget" in caveat for caveat in fit.caveats)
     assert fit.isoflop.mean_recurrence_law is None
     assert "power laws need 2 budgets" in fit.isoflop.reason
 
@@ -109,14 +109,14 @@ def test_losses_that_are_all_the_same_are_refused():
 def test_rows_given_twice_are_said():
     twice = pd.concat([points(), points().head(2)])
     found = choose(
-        point_data(check_points(twice)), ["chinchilla"], draws=0, doubts=warnings(point_data(check_points(twice)))
+        point_data(check_points(twice)), ["chinchilla"], draws=0, doubts=row_caveats(point_data(check_points(twice)))
     )
     assert "2 rows repeat the parameters, tokens and loss of another" in found.report()
-    assert not any("repeat" in said for said in warnings(point_data(check_points(points()))))
+    assert not any("repeat" in said for said in row_caveats(point_data(check_points(points()))))
     table = sweep()
     again = table.head(1).assign(run_id="again")
     fit = fit_sweep(pd.concat([table, again]), name="twice", draws=0)
-    assert any("1 row repeats" in doubt for doubt in fit.doubts)
+    assert any("1 row repeats" in caveat for caveat in fit.caveats)
 
 
 def test_the_same_run_id_twice_is_refused():
@@ -144,8 +144,8 @@ def test_a_run_far_off_the_law_is_named():
     table = sweep()
     table.loc[10, "loss"] *= 1.1
     fit = fit_sweep(table, name="stray", draws=0)
-    assert any(f"Run '{table['run_id'][10]}' lies +10% off the training law" in doubt for doubt in fit.doubts)
-    assert not any("off the training law" in doubt for doubt in fit_sweep(sweep(), name="none", draws=0).doubts)
+    assert any(f"Run '{table['run_id'][10]}' lies +10% off the training law" in caveat for caveat in fit.caveats)
+    assert not any("off the training law" in caveat for caveat in fit_sweep(sweep(), name="none", draws=0).caveats)
 
 
 def test_an_interval_that_ends_at_a_bound_is_said():
@@ -177,9 +177,9 @@ def test_several_experiments_are_refused():
 
 def test_swapped_parameters_and_tokens_are_said():
     swapped = points().rename(columns={"params": "tokens", "tokens": "params"})
-    said = warnings(point_data(check_points(swapped)))
+    said = row_caveats(point_data(check_points(swapped)))
     assert any("were the columns params and tokens swapped?" in one for one in said)
-    assert not any("swapped" in one for one in warnings(point_data(check_points(points()))))
+    assert not any("swapped" in one for one in row_caveats(point_data(check_points(points()))))
 
 
 def test_read_only_arrays_are_fitted_and_left_alone():
@@ -197,8 +197,8 @@ def test_read_only_arrays_are_fitted_and_left_alone():
 
 def test_a_stored_fit_of_another_version_is_refused():
     text = fit_sweep(sweep(), name="x", draws=0).to_json()
-    older = json.dumps({**json.loads(text), "format": "isoloop-fit/1"})
-    with pytest.raises(ValueError, match="the format 'isoloop-fit/2', but got 'isoloop-fit/1'; fit the sweep"):
+    older = json.dumps({**json.loads(text), "format": "isoloop-fit/2"})
+    with pytest.raises(ValueError, match="the format 'isoloop-fit/3', but got 'isoloop-fit/2'; fit the sweep"):
         SweepFit.from_json(older)
 
 
@@ -213,7 +213,7 @@ def test_a_bound_that_is_hit_is_said():
 
 
 def said_of(table):
-    return " ".join(warnings(point_data(check_points(table))))
+    return " ".join(row_caveats(point_data(check_points(table))))
 
 
 def test_mixed_units_of_compute_are_said():
@@ -237,14 +237,14 @@ def test_budgets_that_are_not_6nd_are_said(factor, said):
 def test_runs_far_off_are_found_although_half_of_a_budget_diverged():
     losses = np.array([3.0, 3.1, 3.2, 11.0, 11.2, 10.9, 2.5, 2.6, 2.4, 1.0])
     budgets = np.repeat([1e18, 1e19], [6, 4])
-    assert list(np.flatnonzero(far_off(losses, budgets))) == [3, 4, 5, 9]
-    assert list(np.flatnonzero(far_off(losses[:6]))) == [3, 4, 5]
-    assert not far_off(np.array([])).any()
+    assert list(np.flatnonzero(implausible_losses(losses, budgets))) == [3, 4, 5, 9]
+    assert list(np.flatnonzero(implausible_losses(losses[:6]))) == [3, 4, 5]
+    assert not implausible_losses(np.array([])).any()
 
 
 def test_budgets_of_few_runs_are_held_against_the_table():
     losses = np.array([3.0, 3.1, 3.2, 11.0, 11.0])
-    assert list(far_off(losses, np.array([1e18, 1e18, 1e18, 1e19, 1e19]))) == [False] * 3 + [True] * 2
+    assert list(implausible_losses(losses, np.array([1e18, 1e18, 1e18, 1e19, 1e19]))) == [False] * 3 + [True] * 2
 
 
 def test_a_run_with_a_loss_in_another_unit_is_left_out_and_said():
@@ -253,11 +253,11 @@ def test_a_run_with_a_loss_in_another_unit_is_left_out_and_said():
     fit = fit_sweep(table, name="a", draws=0)
     assert fit.finished_runs == len(table) - 1
     words = "above 2 times or below 1/2 of the lower quartile of its budget's losses"
-    assert any("is left out of every fit" in doubt and words in doubt for doubt in fit.doubts)
+    assert any("is left out of every fit" in caveat and words in caveat for caveat in fit.caveats)
 
 
 def test_one_is_said_in_the_singular():
     table = sweep()
     table.loc[0, "budget"] *= 1.5
-    doubts = fit_sweep(table, name="one", draws=0).doubts
-    assert any(doubt.startswith("1 run spent over 1% more or less than its budget, ") for doubt in doubts)
+    caveats = fit_sweep(table, name="one", draws=0).caveats
+    assert any(caveat.startswith("1 run spent over 1% more or less than its budget, ") for caveat in caveats)

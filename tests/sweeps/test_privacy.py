@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import TELEMETRY_OFF
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +75,15 @@ if sys.argv[3] == "on":
 print("client", get_telemetry_client() is not None, "attempts", len(attempts), attempts[:3])
 """
 # What these libraries take for a sign that they are tested, and then are silent by themselves.
-SILENCING = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "PYTEST_CURRENT_TEST", "BUILDKITE", "JENKINS_URL", *SWITCHES)
+SILENCING = (
+    "CI",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "PYTEST_CURRENT_TEST",
+    "BUILDKITE",
+    "JENKINS_URL",
+    *TELEMETRY_OFF,
+)
 
 
 def guarded_sweep(tmp_path, database, switch):

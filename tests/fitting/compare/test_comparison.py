@@ -145,7 +145,7 @@ def test_losses_that_count_other_things_are_not_compared(one, other):
     assert found.verdicts == ()
     assert named(found, POWER_LAWS, "exponent of mu*").differs
     assert named(found, POWER_LAWS, "D*", flops=16e18).change is not None
-    assert "corpus a, B's on corpus b: losses can't be compared; exponents can" in " ".join(found.doubts)
+    assert "corpus a, B's on corpus b: losses can't be compared; exponents can" in " ".join(found.caveats)
     assert "Nothing here tells." in found.report()
 
 
@@ -163,31 +163,31 @@ def test_tokens_of_two_tokenizers_are_not_compared(one, other):
     assert {(one.section, one.reason) for one in found.missing} >= {
         (section, "counted in other tokens") for section in (BEST_RUNS, LEAST_LOSSES)
     }
-    assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.doubts)
+    assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.caveats)
 
 
 def test_shared_runs_are_said(one):
     found = compare_sweeps(one, one)
-    assert any(doubt.startswith("The same runs are in both sweeps") for doubt in found.doubts)
+    assert any(caveat.startswith("The same runs are in both sweeps") for caveat in found.caveats)
     assert all(change.differs is False for change in found.differences if change.interval)
     part = one.table[one.table["budget"] < 4e18]
     found = compare_sweeps(one, ComparedSweep(name="part", table=part, why_no_fit="two budgets"))
-    assert any(doubt.startswith("10 runs are in both sweeps") for doubt in found.doubts)
+    assert any(caveat.startswith("10 runs are in both sweeps") for caveat in found.caveats)
 
 
 def test_power_laws_over_other_budgets_are_said(one):
     """Without any noise, the exponents of two ranges of budgets differ: their intervals know nothing of it."""
     part = sweep(NOISY, 4, "part", budgets=GRID["budgets"][1:])
-    said = " ".join(compare_sweeps(one, part).doubts)
+    said = " ".join(compare_sweeps(one, part).caveats)
     assert "rest on other budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in said
-    assert "Each fit has doubts of its own" in said
+    assert "Each fit has caveats of its own" in said
 
 
 def test_ranges_that_do_not_meet_are_said(one):
     found = compare_sweeps(
         one, sweep(NOISY, 6, "large", budgets=(64e18, 128e18, 256e18), mean_recurrences=(4, 8, 16, 24))
     )
-    said = " ".join(found.doubts)
+    said = " ".join(found.caveats)
     assert "The two share no compute: A spent 1e+18 to 1.6e+19 FLOPs, B 6.4e+19 to 2.56e+20." in said
     assert "At 1.6e+19 FLOPs B is extrapolated 4.0x below its least." in said
     assert "The grids differ (A: mu = 1, 2, 4, 8, 16; B: 4, 8, 16, 24)" in said
@@ -259,7 +259,7 @@ def test_two_fits_alone_can_be_compared(one, other):
     found = compare_sweeps(one.fit, other.fit, flops=5e18)
     assert found.computes == (5e18,)
     assert {missing.reason for missing in found.missing} >= {"only its fit was given, no run table"}
-    said = " ".join(found.doubts)
+    said = " ".join(found.caveats)
     for words in ("share runs isn't known", "same tokens isn't known", "Both sweeps are simulated"):
         assert words in said
 
@@ -270,7 +270,7 @@ def test_the_report_and_json_hold_every_number(one, other):
     for words in ("A  one: 25 runs", "isoFLOP power laws", "Training law", "Which is better", "What to doubt", " *"):
         assert words in text
     content = json.loads(found.to_json())
-    assert content["format"] == "isoloop-comparison/1"
+    assert content["format"] == "isoloop-comparison/2"
     assert len(content["differences"]) == len(found.differences)
     for entry, change in zip(content["differences"], found.differences, strict=True):
         assert f"{change.first:.4g}" in text or f"{change.first:.4f}" in text
@@ -352,7 +352,7 @@ def test_bars_reach_as_far_as_those_of_the_sweeps_own_figure(one):
     figures_compare.draw_optima(axes, (one, one))
     minimum = one.fit.isoflop.included[0]
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
-    half = stats.t.ppf(0.975, one.fit.isoflop.noise_freedom) * minimum.log_error
+    half = stats.t.ppf(0.975, one.fit.isoflop.noise_dof) * minimum.log_error
     assert (low, high) == pytest.approx(minimum.mean_recurrence * np.exp([-half, half]))
 
 

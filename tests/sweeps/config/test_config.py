@@ -60,7 +60,7 @@ def test_numbers_without_a_dot():
 
 
 def test_a_tracking_uri_is_taken_as_it_stands():
-    assert load_sweep("demo", tracking_uri="null#{").tracking.uri == "null#{"
+    assert load_sweep("demo", tracking_uri="null#{").tracking.uri.get_secret_value() == "null#{"
 
 
 def test_overrides(tmp_path):

@@ -434,7 +434,10 @@ class TestStopping:
         trial.cluster.scripts = {
             small[0]: [Act(end=LOST, seconds=1), Act(end=LOST, seconds=1, step=3)],
             small[1]: [Act(end=BROKEN, seconds=1)],
-            wide[0]: [Act(end=AttemptEnd(status="preempted"), seconds=1), Act(end=AttemptEnd(status="busy"), seconds=0)],
+            wide[0]: [
+                Act(end=AttemptEnd(status="preempted"), seconds=1),
+                Act(end=AttemptEnd(status="busy"), seconds=0),
+            ],
         }
         with trial.engine() as engine:
             engine.add(trial.cells)

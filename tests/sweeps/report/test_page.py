@@ -152,8 +152,8 @@ def test_names_are_escaped(pages):
 def test_every_doubt_is_there(made, pages):
     items = [" ".join(text.split()) for text in pages[1]["good"].texts]
     for found in (made[0].groups[LABEL].fit, made[0].groups[LABEL].hold_out):
-        assert found.doubts
-        assert [doubt for doubt in found.doubts if doubt not in items] == []
+        assert found.caveats
+        assert [doubt for doubt in found.caveats if doubt not in items] == []
 
 
 def test_what_is_not_there_is_said(made, pages):

@@ -1,4 +1,4 @@
-"""The relay: everything a run writes reaches the store once, whatever happens in between."""
+"""The uploader: everything a run writes reaches the store once, whatever happens in between."""
 
 import dataclasses
 import json
@@ -68,14 +68,14 @@ def journaled(folders, cell, key):
 def test_everything_arrives_once(store, plan, simulated_folders):
     results = run_all(plan, simulated_folders)
     for _ in range(2):  # the second time there is nothing left to carry
-        relay = Uploader(store, plan, simulated_folders)
-        assert relay.close() == []
+        uploader = Uploader(store, plan, simulated_folders)
+        assert uploader.close() == []
     runs = store.cell_runs(plan.sweep.name)
     assert set(runs) == {cell.run_id for cell in plan.cells}
     for cell, result in zip(plan.cells, results, strict=True):
         run = runs[cell.run_id]
         assert run.info.status == "FINISHED"
-        assert run.data.tags["mlflow.parentRunId"] == relay.parent
+        assert run.data.tags["mlflow.parentRunId"] == uploader.parent
         assert run.data.tags[record.SIMULATED] == "true"
         assert "(simulated)" in run.info.run_name
         assert run.data.params["model.width"] == "16"
@@ -89,7 +89,7 @@ def test_everything_arrives_once(store, plan, simulated_folders):
         for key in run.data.metrics:
             steps = [step for step, _, _ in history(store, run.info.run_id, key)]
             assert len(set(steps)) == len(steps), key
-    parent = store.client.get_run(relay.parent)
+    parent = store.client.get_run(uploader.parent)
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["isoloop.accounting"] == "exact"
     assert "budgets" in parent.data.tags["mlflow.note.content"]
@@ -141,7 +141,7 @@ def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, mo
         except ConnectionError:
             continue
     else:
-        pytest.fail("the relay never caught up")
+        pytest.fail("the uploader never caught up")
     assert len(all_children(store)) == len(plan.cells)
     runs = store.cell_runs(plan.sweep.name)
     for cell in plan.cells:
@@ -171,16 +171,16 @@ def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folde
     cell = plan.cells[0]
     journal = Journal(simulated_folders.run(cell.run_id) / "journal.jsonl")
     journal.metrics(1, {"train_loss": 3.0})
-    relay = Uploader(store, plan, simulated_folders)
-    assert relay.close(stopped="KILLED") == []
+    uploader = Uploader(store, plan, simulated_folders)
+    assert uploader.close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
     assert (run.info.status, run.data.tags[record.OUTCOME]) == ("KILLED", "stopped")
-    assert store.client.get_run(relay.parent).info.status == "KILLED"
+    assert store.client.get_run(uploader.parent).info.status == "KILLED"
     journal.metrics(2, {"train_loss": 2.0})
     journal.close()
     again = Uploader(store, plan, simulated_folders)
     again.close(failed={cell.run_id: "the disk is full"})
-    assert again.parent == relay.parent
+    assert again.parent == uploader.parent
     (taken_up,) = store.cell_runs(plan.sweep.name).values()
     assert taken_up.info.run_id == run.info.run_id
     assert taken_up.info.status == "FAILED"
@@ -241,9 +241,9 @@ def test_one_bad_record_does_not_stop_the_others(store, plan, simulated_folders)
     bad = {plan.cells[0].run_id, plan.cells[1].run_id, plan.cells[2].run_id}
     for run_id in bad:
         (simulated_folders.run(run_id) / "result.json").write_text("{}")
-    relay = Uploader(store, plan, simulated_folders)
-    assert set(relay.close()) == bad
-    assert store.client.get_run(relay.parent).info.status == "FAILED"
+    uploader = Uploader(store, plan, simulated_folders)
+    assert set(uploader.close()) == bad
+    assert store.client.get_run(uploader.parent).info.status == "FAILED"
     table = store.read_table(plan.sweep.name).set_index("run_id")
     for result in results:
         assert result.run_id in bad or table.loc[result.run_id, "loss"] == result.loss
@@ -350,24 +350,24 @@ def test_settled_runs_cost_nothing_at_a_restart(store, plan, simulated_folders, 
 def test_runs_that_nobody_started_are_not_looked_at(store, plan, simulated_folders, monkeypatch):
     looked = []
     monkeypatch.setattr("isoloop.sweeps.tracking.uploader.read_result", lambda folder: looked.append(folder.name))
-    relay = Uploader(store, plan, simulated_folders)
-    assert relay._pass() == []
+    uploader = Uploader(store, plan, simulated_folders)
+    assert uploader._upload_round() == []
     assert looked == []
-    relay.watch(plan.cells[1].run_id)
-    relay._pass()
+    uploader.watch(plan.cells[1].run_id)
+    uploader._upload_round()
     assert looked == [plan.cells[1].run_id]
     began = time.monotonic()
-    assert relay.close() == []
+    assert uploader.close() == []
     assert time.monotonic() - began < 1.0
 
 
-def test_a_cell_may_be_added_while_the_relay_runs(store, plan, simulated_folders):
+def test_a_cell_may_be_added_while_the_uploader_runs(store, plan, simulated_folders):
     begun = dataclasses.replace(plan, cells=plan.cells[:1])
-    relay = Uploader(store, begun, simulated_folders)
+    uploader = Uploader(store, begun, simulated_folders)
     for cell in plan.cells[1:3]:
-        relay.add(cell)
+        uploader.add(cell)
     run_all(plan, simulated_folders)
-    assert relay.close() == []
+    assert uploader.close() == []
     assert set(store.read_table(plan.sweep.name)["run_id"]) == {cell.run_id for cell in plan.cells[:3]}
 
 
@@ -407,10 +407,10 @@ def test_the_table_is_that_of_any_order_of_arrival(store, database, plan, simula
     Uploader(store, plan, simulated_folders).close()
     uri, artifacts = database
     other = TrackingStore(uri, "in another order", artifacts=artifacts)
-    relay = Uploader(other, plan, simulated_folders)
+    uploader = Uploader(other, plan, simulated_folders)
     for cell in reversed(plan.cells):
-        relay._carry(cell)
-    relay.close()
+        uploader._upload(cell)
+    uploader.close()
     tables = [each.read_table(plan.sweep.name).to_csv(index=False) for each in (store, other)]
     assert tables[0] == tables[1]
     assert tables[0].splitlines()[1].startswith("sim-")
@@ -449,8 +449,8 @@ def test_artifacts_that_cannot_be_stored_hold_nothing_up(store, plan, simulated_
         raise OSError("no space")
 
     monkeypatch.setattr(store, "save_file", refuse)
-    relay = Uploader(store, plan, simulated_folders)
-    assert relay.close() == []
-    assert relay.artifact_error == "no space"
+    uploader = Uploader(store, plan, simulated_folders)
+    assert uploader.close() == []
+    assert uploader.artifact_error == "no space"
     assert len(tried) == 2  # once, and once more at the end
     assert len(store.read_table(plan.sweep.name)) == len(plan.cells)

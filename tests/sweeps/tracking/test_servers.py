@@ -1,4 +1,4 @@
-"""The relay against real servers: one that is killed for a while, a driver that is killed, PostgreSQL."""
+"""The uploader against real servers: one that is killed for a while, a driver that is killed, PostgreSQL."""
 
 import os
 import shutil
@@ -18,16 +18,21 @@ from isoloop.fitting import check_table
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import TELEMETRY_OFF
 from isoloop.sweeps.tracking import schema as record
-from isoloop.sweeps.tracking import uploader as relay
+from isoloop.sweeps.tracking import uploader
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.run.journal import Journal, read_journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ROOT = Path(__file__).resolve().parents[3]
-ENVIRONMENT = {**os.environ, **SWITCHES, "PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+ENVIRONMENT = {
+    **os.environ,
+    **TELEMETRY_OFF,
+    "PYTHONPATH": str(ROOT),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 PATIENCE = 200.0
 SECRET = "s3cr3t"
 
@@ -116,9 +121,9 @@ def assert_all_there_once(store, plan, folders):
     assert len(check_table(store.read_table(plan.sweep.name))) == len(plan.cells)
 
 
-def test_a_server_killed_in_mid_relay_loses_nothing(server, plan, tmp_path, monkeypatch):
-    for name in ("PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
-        monkeypatch.setattr(relay, name, 0.05)
+def test_a_server_killed_in_mid_upload_loses_nothing(server, plan, tmp_path, monkeypatch):
+    for name in ("UPLOAD_SECONDS", "LONGEST_UPLOAD_PAUSE_SECONDS"):
+        monkeypatch.setattr(uploader, name, 0.05)
     folders = Folders(out=tmp_path, name=plan.sweep.name)
     store = TrackingStore(server.uri, "killed", artifacts=tmp_path)
     journals = [Journal(folders.run(cell.run_id) / "journal.jsonl") for cell in plan.cells]
@@ -167,17 +172,17 @@ def test_two_sweeps_record_at_once(server, simulated, tmp_path):
 DRIVER = """
 import sys, time
 from pathlib import Path
-from isoloop.sweeps.tracking import uploader as relay
+from isoloop.sweeps.tracking import uploader
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
-relay.PAUSE_SECONDS = 0.05
+uploader.UPLOAD_SECONDS = 0.05
 sweep = load_sweep(sys.argv[1])
 folders = Folders(out=Path(sys.argv[2]), name=sweep.name)
 store = TrackingStore(sys.argv[3], "shared", artifacts=folders.artifacts)
-carrying = relay.Uploader(store, plan_sweep(sweep, simulated_text), folders)
+carrying = uploader.Uploader(store, plan_sweep(sweep, simulated_text), folders)
 while not any(cursor.offset for cursor in carrying.opened.values()):
     time.sleep(0.02)
 Path(sys.argv[2], "recorded").touch()
@@ -253,14 +258,11 @@ def postgres():
         postgres_command("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
         shutil.rmtree(folder)
 
-
-FIRST_USE = (
-    "import sys; from isoloop.sweeps.tracking.mlflow_store import Store; TrackingStore(sys.argv[1], 'isoloop', artifacts=None)"
-)
+    """Three processes at once make its tables; then one uploader writes to it, and one to a server in front of it."""
 
 
 def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
-    """Three processes at once make its tables; then a relay to the database itself, and one to a server on it."""
+    """Three processes at once make its tables; then uploads to the database itself, and to a server on it."""
     users = [
         subprocess.Popen(
             [sys.executable, "-c", FIRST_USE, postgres], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
