@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import broken_rule
-from isoloop.trainer.config import Config, ModelConfig
-from isoloop.trainer.model.sizes import SHAPE
+from isoloop.trainer.config import SHAPE_FIELDS, Config, ModelConfig
 
 _SECTION_LIKE_MAPPINGS = ("axes.", "tune.space.")  # their keys are paths of settings, with dots
 _ALTERNATIVES = (("budgets", "tokens"), ("mean_recurrences", "around"))
@@ -115,7 +114,7 @@ def _merge(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_shape(model: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in model.items() if name not in SHAPE}
+    return {name: value for name, value in model.items() if name not in SHAPE_FIELDS}
 
 
 def _drop_replaced_alternatives(content: dict[str, Any], given: Collection[str]) -> None:

@@ -11,9 +11,9 @@ from isoloop.trainer.config import (
     ExecutionConfig,
     ExecutionSettings,
     NonNegativeInt,
-    Number,
     PositiveFloat,
     PositiveInt,
+    StrictNumber,
 )
 
 AUTO = "auto"
@@ -73,7 +73,7 @@ class Resources(ExecutionSettings):
     processes: PositiveInt = 1
     longest_hours: PositiveFloat | None = None
     flops_per_second: PositiveFloat | None = None
-    utilisation: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    utilisation: Annotated[float, StrictNumber, Field(gt=0, le=1)] | None = None
     retries: NonNegativeInt = 3
     hang_seconds: PositiveFloat = 1800.0
 

@@ -15,6 +15,7 @@ from isoloop.sweeps.config.tuning import TuneConfig, refuse_duplicates
 from isoloop.sweeps.config.uri import TRACKING_VARIABLE, SecretUri
 from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.config import (
+    SIZES,
     Config,
     DataConfig,
     DepthConfig,
@@ -22,15 +23,14 @@ from isoloop.trainer.config import (
     ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
-    Number,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
     Recurrence,
     ScheduleConfig,
+    StrictNumber,
     check_fixed_depth,
 )
-from isoloop.trainer.model.sizes import SIZES
 
 NotEmpty = Field(min_length=1)
 Distinct = AfterValidator(refuse_duplicates)
@@ -142,8 +142,8 @@ class CentredGridConfig(Config):
     """
 
     fit: Annotated[str, Field(min_length=1)]
-    width: Annotated[float, Number, Field(gt=1)] = 3.0
-    count: Annotated[int, Number, Field(ge=3)] = 5
+    width: Annotated[float, StrictNumber, Field(gt=1)] = 3.0
+    count: Annotated[int, StrictNumber, Field(ge=3)] = 5
     law: Literal["isoflop", "training"] = "isoflop"
     centres: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = None
     centres_of: str | None = None

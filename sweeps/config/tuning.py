@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from isoloop.sweeps.config.uri import SecretUri
-from isoloop.trainer.config import Config, NonNegativeInt, Number, PositiveFloat, PositiveInt, Recurrence
+from isoloop.trainer.config import Config, NonNegativeInt, PositiveFloat, PositiveInt, Recurrence, StrictNumber
 
 
 class Range(Config):
@@ -20,8 +20,8 @@ class Range(Config):
         step: distance between neighbouring values; any value in the interval by default.
     """
 
-    low: Annotated[float, Number]
-    high: Annotated[float, Number]
+    low: Annotated[float, StrictNumber]
+    high: Annotated[float, StrictNumber]
     log: bool = False
     step: PositiveFloat | None = None
 
@@ -97,7 +97,7 @@ class TuneConfig(Config):
     seed: NonNegativeInt = 0
     validations: NonNegativeInt = 4
     pruner: Literal["median", "none"] = "median"
-    prune_from: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
+    prune_from: Annotated[float, StrictNumber, Field(ge=0, lt=1)] = 0.5
     storage: Annotated[SecretUri, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Literal
 from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, DEFAULT_UTILISATION, ClusterConfig, Resources
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.memory import largest_micro_batch, memory
+from isoloop.trainer.memory import estimate_memory, largest_micro_batch
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 HEADROOM = 1.1  # what the allocator loses to fragments
@@ -77,7 +77,7 @@ class Demand:
     def bytes(self, resources: Resources, micro_batch: int | None = None) -> float:
         """Estimated memory of one process."""
         share = -(-self.batch // resources.processes)
-        return memory(
+        return estimate_memory(
             self.model,
             self.recurrence,
             sequences=min(micro_batch or resources.micro_batch or share, share),
@@ -173,7 +173,7 @@ def _advice(demand: Demand, resources: Resources, there: float) -> str:
             there / HEADROOM,
             demand.model,
             demand.recurrence,
-            most=share,
+            limit=share,
             precision=demand.precision,
             activation_checkpointing=checkpointing,
             processes=resources.processes,

@@ -3,7 +3,7 @@ import pytest
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
 from isoloop.sweeps.config.loading import load_sweep, parse_yaml, preset_names, preset_text, validate_sweep
 from isoloop.sweeps.config.schema import config_text
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
 FIXED = {
