@@ -180,7 +180,7 @@ def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
 
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
-        nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
+        nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores_per_node, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
     runtime_env = None
     if address is not None:

@@ -35,8 +35,7 @@ from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.power_law import lines
 from isoloop.fitting.tables.runs import law_data
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 
 NOISE = 1e-3
 LAW = TrainingLaw()

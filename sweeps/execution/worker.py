@@ -188,7 +188,7 @@ def _train(task: Task, signals: _Signals, execution: ExecutionConfig) -> None:
         Path(task.folder),
         execution=execution,
         should_stop=signals.should_stop,
-        alive=signals.heartbeat,
+        heartbeat=signals.heartbeat,
     )
 
 

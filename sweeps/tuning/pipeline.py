@@ -86,7 +86,7 @@ def tune(
     with sole_owner(folders.sweep):
         study = Study(_database(tuning), tuning.search, tuning.search.sweep.tune)
         try:
-            with study.named_trouble():
+            with study.translate_errors():
                 return _tune(
                     tuning, study, source, command, check, progress, partial(cluster, tuning.search.sweep, address)
                 )

@@ -258,7 +258,12 @@ def postgres():
         postgres_command("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
         shutil.rmtree(folder)
 
-    """Three processes at once make its tables; then one uploader writes to it, and one to a server in front of it."""
+
+FIRST_USE = """
+import sys
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+TrackingStore(sys.argv[1], "isoloop", artifacts=None)
+"""
 
 
 def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
