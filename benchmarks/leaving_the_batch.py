@@ -5,9 +5,8 @@ import torch
 from benchmarks.masked import masked_loss
 from benchmarks.measure import Row, device, side_by_side
 from isoloop.trainer.accounting import loop_cost
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
 from isoloop.trainer.model.parcae import Parcae
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.optim import make_optimizers
 from isoloop.trainer.recurrence import sample_recurrences
 

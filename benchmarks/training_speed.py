@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 
 from benchmarks.measure import Row, device, machine, peak_bytes, side_by_side
 from isoloop.trainer.accounting import loop_cost
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
 from isoloop.trainer.model.build import build_model, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.optim import make_optimizers
 from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.telemetry import matrix_rate

@@ -15,8 +15,7 @@ from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, Text, plan_sweep, simulated_text
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
-from isoloop.trainer.data.sources import Progress as CorpusProgress
-from isoloop.trainer.data.sources import silent
+from isoloop.trainer.data.sources import CorpusProgress, no_progress
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.result import RunResult
 
@@ -51,7 +50,7 @@ class Recorded:
     parent: str
 
 
-def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = silent) -> Prepared:
+def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = no_progress) -> Prepared:
     """Prepare the corpus, telling `corpus_progress` how far it is, and solve the grid.
 
     Raises:
@@ -191,7 +190,7 @@ def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
 
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
-        nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores, sweep.cluster.gpus
+        nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores_per_node, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
     runtime_env = None
     if address is not None:

@@ -15,8 +15,7 @@ from isoloop.fitting.simulate import (
     published_cost_model,
 )
 from isoloop.trainer.accounting import count_parameters, flops_per_token
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig, ScheduleConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig, ScheduleConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results" / "published"

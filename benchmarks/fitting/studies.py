@@ -35,8 +35,7 @@ from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.power_law import lines
 from isoloop.fitting.tables.runs import law_data
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 
 NOISE = 1e-3
 LAW = TrainingLaw()
@@ -327,7 +326,7 @@ def _with_outliers(losses: np.ndarray, case: str, noise: float, seed: int) -> np
 
 @dataclass(frozen=True, kw_only=True)
 class Overspent:
-    """How many percent more than a budget (FLOPs) mu* and D* of parabolas fitted apart would spend together.
+    """How many percent more than a budget (FLOPs) mu* and D* of separately fitted parabolas would spend together.
 
     `without_noise` is None where a parabola has no minimum inside the grid; `median` and `span` are over sweeps.
     """

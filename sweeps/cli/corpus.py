@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from isoloop.trainer.data.corpus import Corpus
-    from isoloop.trainer.data.sources import Progress
+    from isoloop.trainer.data.sources import CorpusProgress
 
 LINE_SECONDS = 60.0
 
 
 @contextmanager
-def corpus_bar(console: "Console") -> "Iterator[Progress]":
+def corpus_bar(console: "Console") -> "Iterator[CorpusProgress]":
     """A bar over the bytes of input with the time left, shown from the first word on and gone at the end.
 
     Where nobody watches, as in the log of a batch job, a line a minute instead.
@@ -54,7 +54,7 @@ def corpus_bar(console: "Console") -> "Iterator[Progress]":
         bar.stop()
 
 
-def _lines(console: "Console") -> "Progress":
+def _lines(console: "Console") -> "CorpusProgress":
     told = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:

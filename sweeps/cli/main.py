@@ -86,7 +86,7 @@ def presets(
     """List the sweeps that come with isoloop, or print one."""
     from isoloop.sweeps.config import loading
 
-    print("\n".join(loading.presets()) if name is None else loading.preset_text(name).rstrip())
+    print("\n".join(loading.preset_names()) if name is None else loading.preset_text(name).rstrip())
 
 
 @app.command()
@@ -260,7 +260,7 @@ def _load(
     from isoloop.sweeps.config.loading import load_sweep
     from isoloop.sweeps.paths import Folders
 
-    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
+    config = load_sweep(sweep, override, settings={"tracking.uri": tracking_uri, "storage": storage})
     return config, Folders(out=out, name=config.name)
 
 

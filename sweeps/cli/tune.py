@@ -28,14 +28,11 @@ def tune(
     """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
     from isoloop.sweeps.cli.corpus import corpus_bar
     from isoloop.sweeps.config.loading import load_sweep
-    from isoloop.sweeps.config.uri import SecretUri
     from isoloop.sweeps.paths import Folders
     from isoloop.sweeps.tuning import pipeline as tune_pipeline
 
-    config = load_sweep(sweep, override, tracking_uri=tracking_uri, storage=storage)
-    given = {"trials": trials, "parallel": parallel, "storage": SecretUri(storage_url) if storage_url else None}
-    asked = {name: value for name, value in given.items() if value is not None}
-    config = config.model_copy(update={"tune": config.tune.model_copy(update=asked)})
+    stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
+    config = load_sweep(sweep, override, settings={**stores, "tune.trials": trials, "tune.parallel": parallel})
     console = new_console()
     with corpus_bar(console) as corpus_progress:
         tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), corpus_progress)

@@ -190,7 +190,7 @@ def _train(task: Task, folder: Path, stop: _StopSignal, execution: ExecutionConf
         folder,
         execution=execution or task.resources.execution,
         should_stop=stop,
-        alive=stop.alive,
+        heartbeat=stop.alive,
     )
     return result is not None
 

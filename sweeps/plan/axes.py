@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.messages import broken_rules
-from isoloop.trainer.config import Config, ModelConfig
-from isoloop.trainer.model.sizes import SHAPE, SIZES
+from isoloop.trainer.config import SHAPE_FIELDS, SIZES, Config, ModelConfig
 
 BUDGET, TOKENS, MEAN = "budget", "tokens", "mean_recurrence"
 ASKED = (BUDGET, TOKENS, MEAN)
@@ -127,7 +126,7 @@ def setting_at(settings: RunSettings, path: str) -> Any:
 def size_name(model: ModelConfig) -> str:
     """The published size whose shape a model has, or its width and layers."""
     for name, size in SIZES.items():
-        if all(getattr(model, part) == getattr(size, part) for part in SHAPE):
+        if all(getattr(model, part) == getattr(size, part) for part in SHAPE_FIELDS):
             return name
     return f"{model.width} x {model.prelude_layers}+{model.core_layers}+{model.coda_layers}"
 
@@ -240,7 +239,7 @@ class _Variants:
                 if whole is not None:
                     changes = {**_flat_section(name, whole), **changes}
                 if f"{name}.size" in changes:
-                    content = {part: kept for part, kept in content.items() if part not in SHAPE}
+                    content = {part: kept for part, kept in content.items() if part not in SHAPE_FIELDS}
                 content |= {path.partition(".")[2]: entry for path, entry in changes.items()}
                 field = RunSettings(**{name: content})
                 self.sections[key] = getattr(field, name)

@@ -24,7 +24,7 @@ from isoloop.trainer.accounting import (
     steps_for,
 )
 from isoloop.trainer.config import DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
-from isoloop.trainer.recurrence import Draws
+from isoloop.trainer.recurrence import RecurrenceSampler
 
 TOLERANCE = 0.01
 MOST_STEPS = 10**9
@@ -241,7 +241,7 @@ def _cell(
         raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
     run_id = spec.run_id
     if sweep.simulation is not None:
-        content = run_id + sweep.simulation.identity
+        content = run_id + sweep.simulation.model_dump_json(exclude={"flops_per_second"})  # no loss depends on it
         run_id = "sim-" + hashlib.sha256(content.encode()).hexdigest()[:12]
     return Cell(
         spec=spec,
@@ -284,7 +284,7 @@ class _Draws:
     """
 
     def __init__(self) -> None:
-        self.draws = Draws()
+        self.draws = RecurrenceSampler()
         self.sums: dict[tuple[RecurrenceConfig, int, int], np.ndarray] = {}
 
     @staticmethod
@@ -325,7 +325,7 @@ class _Draws:
         key = recurrence, batch, seed
         known = self.sums.get(key, np.zeros((2, 0)))
         if known.shape[1] < steps:
-            loops = self.draws.of(recurrence, batch=batch, seed=seed, steps=range(known.shape[1], steps))
+            loops = self.draws.sample(recurrence, batch=batch, seed=seed, steps=range(known.shape[1], steps))
             means = [loops.mean(axis=1), loops.clip(max=recurrence.gradient_loops).mean(axis=1)]
             start = known[:, -1:] if known.shape[1] else 0.0
             known = np.hstack([known, start + np.cumsum(means, axis=1)])

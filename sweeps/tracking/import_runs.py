@@ -18,8 +18,7 @@ from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules
 from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
-from isoloop.trainer.config import Config, DepthConfig, ModelConfig, RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
 KINDS = ("param", "metric", "tag", "attribute")
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")

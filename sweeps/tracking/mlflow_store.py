@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.sweeps.config.schema import NAME, config_text
+from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.privacy import redacted, switch_telemetry_off
@@ -211,7 +211,7 @@ class Store:
         Raises:
             ValueError: no run of that sweep is over; the store doesn't answer.
         """
-        if not re.fullmatch(NAME, sweep):
+        if not re.fullmatch(SWEEP_NAME, sweep):
             raise ValueError(f"a sweep's name has letters, digits and ._- only, but got '{sweep}'; correct it")
         with named_trouble(self.uri):
             runs = list(self.cell_runs(sweep).values())

@@ -21,8 +21,7 @@ from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import FACTORS
 from isoloop.sweeps.tuning.tuner import Tuner, Watcher, is_complete
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.data.sources import Progress as CorpusProgress
-from isoloop.trainer.data.sources import silent
+from isoloop.trainer.data.sources import CorpusProgress, no_progress
 from isoloop.trainer.files import sole_owner
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Tuning:
     folders: Folders
 
 
-def prepare_tuning(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = silent) -> Tuning:
+def prepare_tuning(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = no_progress) -> Tuning:
     """Prepare the corpus and the search.
 
     Raises:

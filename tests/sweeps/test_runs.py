@@ -17,8 +17,7 @@ from isoloop.sweeps.runs import load_runs, recount, simulated_table
 from isoloop.sweeps.tracking.mlflow_store import Store
 from isoloop.sweeps.tracking.uploader import Relay
 from isoloop.trainer.accounting import flops_per_token
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 from tests.sweeps.conftest import SIMULATED
 
 PUBLISHED = "parcae-140m-simulated"

@@ -14,10 +14,9 @@ from isoloop.trainer.accounting import (
     loop_cost,
     steps_for,
 )
-from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.config import SIZES, ModelConfig, RecurrenceConfig
 from isoloop.trainer.evaluate import evaluate
 from isoloop.trainer.model.build import build_model
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.recurrence import sample_recurrences
 
 SMALL = ModelConfig(width=16, heads=2, context=8)
@@ -169,9 +168,9 @@ def test_expected_loops_of_very_many(mean):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"injection": "math:pi"}, "must state its cost as InjectionCost, but 'math:pi'"),
-        ({"block": "os:path"}, "must state its cost as BlockCost, but 'os:path'"),
-        ({"block": "tests.trainer.own:ScaledInjection"}, "must state its cost as BlockCost"),
+        ({"injection": "math:pi"}, "must return its cost as InjectionCost from `cost`, but 'math:pi'"),
+        ({"block": "os:path"}, "must return its cost as BlockCost from `cost`, but 'os:path'"),
+        ({"block": "tests.trainer.own:ScaledInjection"}, "must return its cost as BlockCost"),
         ({"injection": "no.such:Thing"}, "must be importable as module:Class"),
     ],
 )

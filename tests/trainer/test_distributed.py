@@ -96,5 +96,5 @@ def test_a_process_without_a_validation_window_has_no_say(spec, corpus, tmp_path
 
 def test_more_processes_than_sequences_are_refused(spec, corpus, tmp_path):
     lonely = spec.model_copy(update={"batch": 1})
-    with pytest.raises(mp.ProcessRaisedException, match="each process must have a sequence of a batch"):
+    with pytest.raises(mp.ProcessRaisedException, match="each process must have at least one sequence of a batch"):
         train_in(2, lonely, corpus, tmp_path)

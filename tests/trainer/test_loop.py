@@ -164,7 +164,7 @@ def test_validations_in_mid_run_change_nothing_but_the_journal(spec, corpus, uni
     execution = ExecutionConfig(validations=3)
     calls = []
     assert train(spec, corpus, tmp_path, execution=execution, should_stop=stop_after(6)) is None
-    result = train(spec, corpus, tmp_path, execution=execution, alive=lambda: calls.append(1))
+    result = train(spec, corpus, tmp_path, execution=execution, heartbeat=lambda: calls.append(1))
     assert without_clock(result) == without_clock(uninterrupted[1])
     told = metrics(tmp_path)
     assert [step for step, values in told if "validation_loss" in values] == [3, 6, 9]

@@ -8,10 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
-from isoloop.trainer.memory import INDEX, largest_micro_batch, memory
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.memory import INDEX, estimate_memory, largest_micro_batch
 from isoloop.trainer.model.build import build_model
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.optim import make_optimizers
 
 GIB = 2**30
@@ -87,7 +86,9 @@ def test_activations_are_what_the_module_keeps_and_the_peak_is_covered(name, sha
     half = precision == "bfloat16"
     kept, peak = measure(config, half=half, recompute=recompute)
     recurrence = RecurrenceConfig(mean=4, backprop_depth=LOOPS) if config.is_looped else RecurrenceConfig(mean=1)
-    told = memory(config, recurrence, sequences=SEQUENCES, precision=precision, activation_checkpointing=recompute)
+    told = estimate_memory(
+        config, recurrence, sequences=SEQUENCES, precision=precision, activation_checkpointing=recompute
+    )
     ids = SEQUENCES * (config.context + 1) * INDEX
     head = 4 * config.width * (config.padded_vocabulary + SEQUENCES * config.context)  # gradients of table and states
     loss = 4
@@ -108,7 +109,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_real_ones(name):
     for optimizer in optimizers:
         optimizer.step()
     states = [state for optimizer in optimizers for per in optimizer.state.values() for state in per.values()]
-    told = memory(config, RecurrenceConfig(mean=1), sequences=1)
+    told = estimate_memory(config, RecurrenceConfig(mean=1), sequences=1)
     assert told.weights == size([*model.parameters(), *model.buffers()])
     assert told.gradients == size([parameter.grad for parameter in model.parameters()])
     assert told.optimizer == size([state for state in states if state.ndim])  # AdamW also counts steps, one number each
@@ -122,7 +123,7 @@ def test_the_loops_that_carry_gradient_are_what_recurrence_costs():
     model = ModelConfig(**SHAPES["small"])
 
     def needed(**recurrence):
-        return memory(model, RecurrenceConfig(**recurrence), sequences=4).activations
+        return estimate_memory(model, RecurrenceConfig(**recurrence), sequences=4).activations
 
     per_loop = needed(mean=2, backprop_depth=2) - needed(mean=2)
     assert per_loop > 0
@@ -130,24 +131,26 @@ def test_the_loops_that_carry_gradient_are_what_recurrence_costs():
     assert needed(mean=2, backprop_depth=8, sampling="fixed") == needed(mean=2, backprop_depth=2)
     assert needed(mean=2, backprop_depth=4000) == needed(mean=2, backprop_depth=10)  # no sequence draws more
     fixed_depth = ModelConfig(**SHAPES["small"], injection="none")
-    assert memory(fixed_depth, RecurrenceConfig(mean=1), sequences=4).total > 0
+    assert estimate_memory(fixed_depth, RecurrenceConfig(mean=1), sequences=4).total > 0
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits():
     asked = {"precision": "bfloat16", "device": "cuda", "activation_checkpointing": True}
     model, recurrence = SIZES["370m"], RecurrenceConfig(mean=8)
     for available in (40 * GIB, 80 * GIB):
-        most = largest_micro_batch(available, model, recurrence, most=256, **asked)
+        most = largest_micro_batch(available, model, recurrence, limit=256, **asked)
         assert 1 < most < 256
-        assert memory(model, recurrence, sequences=most, **asked).total <= available
-        assert memory(model, recurrence, sequences=most + 1, **asked).total > available
-    assert largest_micro_batch(4 * GIB, model, recurrence, most=256, **asked) is None
-    assert largest_micro_batch(1e15, model, recurrence, most=256, **asked) == 256
+        assert estimate_memory(model, recurrence, sequences=most, **asked).total <= available
+        assert estimate_memory(model, recurrence, sequences=most + 1, **asked).total > available
+    assert largest_micro_batch(4 * GIB, model, recurrence, limit=256, **asked) is None
+    assert largest_micro_batch(1e15, model, recurrence, limit=256, **asked) == 256
 
 
 def test_processes_that_add_up_gradients_need_no_more_unless_they_pack_more_than_activations_take():
     alone, two = (
-        memory(SIZES["1.3b"], RecurrenceConfig(mean=1), sequences=1, processes=processes, activation_checkpointing=True)
+        estimate_memory(
+            SIZES["1.3b"], RecurrenceConfig(mean=1), sequences=1, processes=processes, activation_checkpointing=True
+        )
         for processes in (1, 2)
     )
     assert two.gradients + two.activations + two.working >= 2 * alone.gradients
@@ -157,7 +160,7 @@ def test_processes_that_add_up_gradients_need_no_more_unless_they_pack_more_than
 def test_a_block_of_ones_own_counts_with_its_own_parameters():
     classes = {"block": "tests.trainer.own:ParallelBlock", "injection": "tests.trainer.own:ScaledInjection"}
     own, built_in = ModelConfig(**SHAPES["small"], **classes), ModelConfig(**SHAPES["small"])
-    told, known = (memory(model, RecurrenceConfig(mean=4), sequences=2) for model in (own, built_in))
+    told, known = (estimate_memory(model, RecurrenceConfig(mean=4), sequences=2) for model in (own, built_in))
     assert told.activations == known.activations
     # A norm less in each of three blocks, and one number instead of two vectors.
     assert known.weights - told.weights == 4 * (3 * 64 + 2 * 64 - 1)
@@ -170,7 +173,7 @@ def test_it_is_cheap_enough_for_ten_thousand_cells():
     def all_cells():
         for model in models:
             for recurrence in recurrences:
-                memory(model, recurrence, sequences=8)
+                estimate_memory(model, recurrence, sequences=8)
 
     all_cells()
     assert min(timeit.repeat(all_cells, number=5, repeat=5)) / 5 / 64 < 60e-6

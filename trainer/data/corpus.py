@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.shards import SPLITS, Shard, Tokens, build_part, read_part
-from isoloop.trainer.data.sources import Document, Part, Progress, Split, open_source, silent
+from isoloop.trainer.data.sources import CorpusProgress, Document, Part, Split, no_progress, open_source
 from isoloop.trainer.data.tokenizer import Tokenizer, make_tokenizer, request_tokenizer
 from isoloop.trainer.files import open_atomically, owner_in_turn, write_atomically
 
@@ -90,7 +90,7 @@ class Corpus:
                 )
 
 
-def prepare_corpus(config: DataConfig, cache: Path, progress: Progress = silent) -> Corpus:
+def prepare_corpus(config: DataConfig, cache: Path, progress: CorpusProgress = no_progress) -> Corpus:
     """Open the corpus that `config` names; tokenise it first where `cache` doesn't hold it.
 
     Processes that ask for the same at once build it once: one works, the others wait for it. A build that was stopped
@@ -119,7 +119,7 @@ class CorpusRequest:
         ValueError: no such corpus or tokenizer, or no text in it.
     """
 
-    def __init__(self, config: DataConfig, cache: Path, progress: Progress = silent) -> None:
+    def __init__(self, config: DataConfig, cache: Path, progress: CorpusProgress = no_progress) -> None:
         self._config, self._cache = config, cache
         self._tokenizer = request_tokenizer(config)
         self._source = open_source(config, progress)
@@ -145,7 +145,7 @@ class CorpusRequest:
         folder = self._cache / json.loads(self._answer.read_text())["fingerprint"]
         return Corpus(folder) if (folder / "corpus.json").exists() else None
 
-    def build(self, progress: Progress = silent) -> Corpus:
+    def build(self, progress: CorpusProgress = no_progress) -> Corpus:
         """Tokenise, unless another process has done so by the time that it is this one's turn.
 
         Raises:
@@ -168,7 +168,7 @@ class CorpusRequest:
             _move(building, folder)
             return Corpus(folder)
 
-    def _make_tokenizer(self, building: Path, parts: Sequence[Part], progress: Progress) -> Tokenizer:
+    def _make_tokenizer(self, building: Path, parts: Sequence[Part], progress: CorpusProgress) -> Tokenizer:
         """The tokenizer; one that was trained before a stop is read back."""
         stored = building / "tokenizer.json"
         if stored.exists():
@@ -212,7 +212,7 @@ class CorpusRequest:
 
 
 def _build_parts(
-    parts: Sequence[Part], tokenizer: Tokenizer, folder: Path, max_tokens: int | None, progress: Progress
+    parts: Sequence[Part], tokenizer: Tokenizer, folder: Path, max_tokens: int | None, progress: CorpusProgress
 ) -> dict[Split, list[Shard]]:
     """Tokenise part after part until all are done or `max_tokens` training tokens are reached."""
     whole = sum(part.size for part in parts)
@@ -241,7 +241,7 @@ def _build_parts(
     return shards
 
 
-def _watched(parts: Sequence[Part], progress: Progress, sample_bytes: int) -> Iterator[Document]:
+def _watched(parts: Sequence[Part], progress: CorpusProgress, sample_bytes: int) -> Iterator[Document]:
     """The documents of all parts, told as they are read by the training of a tokenizer."""
     whole, done, text = sum(part.size for part in parts), 0, 0
     for part in parts:

@@ -18,7 +18,7 @@ from isoloop.trainer import hub
 from isoloop.trainer.config import DataConfig
 
 Split = Literal["train", "validation"]
-Progress = Callable[[str, int, int], None]
+CorpusProgress = Callable[[str, int, int], None]
 
 STDLIB = "stdlib"
 # Left out of `stdlib`: what is not the library itself, or what differs from one installation to the next.
@@ -77,11 +77,11 @@ class Source:
     list_parts: Callable[[], Sequence[Part]]
 
 
-def silent(what: str, done: int, total: int) -> None:
+def no_progress(what: str, done: int, total: int) -> None:
     """Progress that nobody watches. Bytes of input: `done` of `total`; a total of 0 is one that isn't known."""
 
 
-def open_source(config: DataConfig, progress: Progress = silent) -> Source:
+def open_source(config: DataConfig, progress: CorpusProgress = no_progress) -> Source:
     """Find the text that `config` names. Text files are read once, for their hash; parquet files are only listed.
 
     Raises:
@@ -117,7 +117,7 @@ def _nothing_there(name: str, said: str | None = None) -> ValueError:
     )
 
 
-def _folder_source(config: DataConfig, folder: Path, progress: Progress) -> Source:
+def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -> Source:
     """Parquet if `files` asks for it or there is nothing else; text if `suffixes` asks for it or nothing else is."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     parquet = [f for f in files if f.suffix == _PARQUET]
@@ -192,7 +192,7 @@ class _TextPart:
         yield Document(path, text[:cut], "train", len(text))
 
 
-def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress: Progress) -> Source:
+def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress: CorpusProgress) -> Source:
     found = [(path.relative_to(root).as_posix(), path) for path in paths if path.is_file()]
     total, done = sum(path.stat().st_size for _, path in found), 0
     files = []

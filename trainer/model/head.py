@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from isoloop.trainer.memory import FEWEST_ROWS, LOGITS_AT_ONCE
+from isoloop.trainer.memory import LOGITS_AT_ONCE, MIN_HEAD_ROWS
 
 
 def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
@@ -24,7 +24,7 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_onc
         targets: ids to predict, [...].
         logits_at_once: most logits held at a time (at least 64 rows are).
     """
-    rows = max(FEWEST_ROWS, logits_at_once // weight.shape[0])
+    rows = max(MIN_HEAD_ROWS, logits_at_once // weight.shape[0])
     if not torch.is_grad_enabled():  # within a Function they would ask for their gradients all the same
         x, weight = x.detach(), weight.detach()
     return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.config import ModelConfig, import_class
 from isoloop.trainer.model.layers import init_matrix
-from isoloop.trainer.plugin import own_class
 
 
 class Injection(nn.Module, ABC):
@@ -141,5 +140,5 @@ def make_injection(config: ModelConfig) -> Injection:
         "concat": ConcatInjection,
         "addition": AdditionInjection,
     }
-    kind: Callable[[int], Injection] = known.get(config.injection) or own_class(config.injection, Injection)
+    kind: Callable[[int], Injection] = known.get(config.injection) or import_class(config.injection, Injection)
     return kind(config.width)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoloop.trainer.accounting import GATE_CHANNELS, MLP_FACTOR
-from isoloop.trainer.config import BLOCKS, ModelConfig
-from isoloop.trainer.plugin import own_class
+from isoloop.trainer.accounting import MLP_FACTOR
+from isoloop.trainer.config import BLOCKS, ModelConfig, import_class
 
 
 class RMSNorm(nn.Module):
@@ -60,7 +59,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(d, d, bias=False)
         self.value = nn.Linear(d, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
-        self.gate = nn.Linear(min(GATE_CHANNELS, d), config.heads, bias=False) if value_embedding else None
+        self.gate = nn.Linear(config.gate_channels, config.heads, bias=False) if value_embedding else None
 
     def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
         """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
@@ -158,7 +157,7 @@ def make_block(config: ModelConfig, layer: int) -> Block:
         ValueError: a class of the user's own can't be imported, or isn't a `Block`.
     """
     known = dict(zip(BLOCKS, (PreNormBlock, ResidualNormBlock), strict=True))
-    kind = known.get(config.block) or own_class(config.block, Block)
+    kind = known.get(config.block) or import_class(config.block, Block)
     return kind(config, value_embedding=config.has_value_embedding(layer))
 
 

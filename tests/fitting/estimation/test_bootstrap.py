@@ -112,7 +112,7 @@ def test_a_profile_of_squared_error_is_the_f_test():
     truth = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
     data["loss"] = ChinchillaLaw().loss(truth, data) + 1e-4 * rng.standard_normal(60)
     estimate = fit_law(ChinchillaLaw(), data, dataclasses.replace(SQUARED, on="loss"))
-    slopes = ChinchillaLaw().gradient(estimate.parameters, data)
+    slopes = ChinchillaLaw().loss_and_gradient(estimate.parameters, data)[1]
     variance = estimate.residuals @ estimate.residuals / 55
     errors = np.sqrt(np.diag(np.linalg.inv(slopes.T @ slopes)) * variance)
     for place, name in enumerate(("E", "A", "B", "alpha", "beta")):

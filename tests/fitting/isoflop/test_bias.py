@@ -150,7 +150,7 @@ def test_a_fit_without_power_laws_has_no_bias():
 def test_what_little_two_budgets_say_is_said():
     table = simulate_table(QUIET, budgets=(1e18, 2e18), recurrences=())
     bias = parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
-    assert "Two budgets hardly fix the law" in bias.notes[0]
+    assert "Two budgets hardly determine the law" in bias.notes[0]
     assert "note: Two budgets" in parabola_bias_text(bias, "mean_recurrence")
 
 

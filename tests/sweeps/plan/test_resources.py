@@ -9,7 +9,7 @@ from isoloop.sweeps.config.resources import DEVICES, Resources
 from isoloop.sweeps.plan import resources as cost
 from isoloop.sweeps.plan.grid import Text, plan_sweep, simulated_text
 from isoloop.sweeps.plan.summary import Bill, print_plan, rows, slowness
-from isoloop.trainer.memory import memory
+from isoloop.trainer.memory import estimate_memory
 from isoloop.trainer.run.result import RunResult
 from tests.sweeps.conftest import SIMULATED
 
@@ -60,7 +60,9 @@ def test_memory_is_checked_before_anything_starts():
     for cell in planned.cells:
         assert (
             cell.memory
-            == memory(cell.spec.model, cell.spec.recurrence, sequences=16, precision="bfloat16", device="cuda").total
+            == estimate_memory(
+                cell.spec.model, cell.spec.recurrence, sequences=16, precision="bfloat16", device="cuda"
+            ).total
         )
     with pytest.raises(ValueError, match=r"needs about \d+ GB and 10% to spare, more than the 80 GB of 1 GPU; set "):
         plan(resources={"micro_batch": 256})
@@ -92,13 +94,16 @@ def test_resources_follow_from_the_size():
     ("changes", "said"),
     [
         ({"resources": {"gpus": "auto"}, "cluster": {"device": None}}, "but cluster.device isn't set"),
-        ({"resources": {"gpus": "auto", "flops_per_second": 1e15}}, "with gpus: auto it follows from cluster.device"),
+        (
+            {"resources": {"gpus": "auto", "flops_per_second": 1e15}},
+            "a run's speed must follow from cluster.device",
+        ),
         ({"cluster": {"device": None}}, "cluster.device isn't set"),
-        ({"resources": {"gpus": 0}}, "utilisation is of a GPU"),
+        ({"resources": {"gpus": 0}}, "utilisation applies to GPUs only"),
         ({"resources": {"longest_hours": 2}}, "but got gpus=1"),
         ({"resources": {"gpus": "some"}}, "must be a number or 'auto', but got 'some'"),
         ({"resources": {"gpus": 2}}, "less than or equal to 1"),
-        ({"cluster": {"device": "TPU"}}, "a device must be one of A100-40GB"),
+        ({"cluster": {"device": "TPU"}}, "device must be one of A100-40GB"),
     ],
 )
 def test_what_does_not_go_together_is_named(changes, said):

@@ -19,8 +19,7 @@ from isoloop.sweeps.tracking.import_runs import read_mapping
 from isoloop.sweeps.tracking.mlflow_store import Store
 from isoloop.sweeps.tracking.uploader import Relay
 from isoloop.trainer.accounting import count_parameters, flops_per_token
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 from isoloop.trainer.run.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
