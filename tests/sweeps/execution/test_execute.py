@@ -33,13 +33,6 @@ class Watcher(Progress):
         self.ended.append(line.split()[0])
 
 
-@pytest.fixture(scope="module")
-def ray():
-    """One local Ray for all tests of this file."""
-    with RayCluster() as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def run(ray):
     """Run a prepared sweep on it."""

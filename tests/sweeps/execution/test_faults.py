@@ -15,29 +15,12 @@ import yaml
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
 from isoloop.sweeps.execution.engine import run_plan
-from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SMALL, wait_for_steps, writer_of
-from tests.sweeps.execution.faulty import FAULTS
-
-
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    """The folder that tells runs what goes wrong; known to Ray's workers from their start."""
-    folder = tmp_path_factory.mktemp("faults")
-    os.environ[FAULTS] = str(folder)
-    yield folder
-    del os.environ[FAULTS]
-
-
-@pytest.fixture(scope="module")
-def ray(faults):
-    with RayCluster() as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.sweeps.conftest import SMALL
 
 
 @pytest.fixture
-def machines():
+def machines(no_ray):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
