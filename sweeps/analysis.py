@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.report.headline import Results
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from isoloop.fitting import SweepFit
-    from isoloop.fitting.sweep_fit import FitProgress
     from isoloop.sweeps.stability.study import StabilityStudy
 
 GROUP = "group"
@@ -29,7 +29,7 @@ def fit_and_report(
     command: str,
     law: str = "training",
     draws: int = 1000,
-    progress: "FitProgress | None" = None,
+    progress: Progress | None = None,
 ) -> Results:
     """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
 
@@ -85,7 +85,7 @@ def _fit_group(
     command: str,
     law: str,
     draws: int,
-    progress: "FitProgress | None",
+    progress: Progress | None,
     label: str | None = None,
 ) -> Results:
     """Fit the table with and without its largest budget. One that can't be fitted gets a page that says why."""
@@ -103,7 +103,7 @@ def _fit_group(
                 hold_out_largest_budget=hold_out,
                 draws=draws,
                 profiles=True,
-                progress=progress,
+                progress=(progress or Progress()).update,
             )
         except ValueError as error:
             fits[hold_out], why[hold_out] = None, str(error)

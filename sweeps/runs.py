@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from isoloop.sweeps.config.loading import load_sweep, presets
+from isoloop.sweeps.config.loading import load_sweep, preset_names
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders, folders_of
@@ -86,7 +86,7 @@ def _load(target: str, out: Path) -> Runs:
     path = Path(target)
     if path.suffix in SUFFIXES:
         return Runs(name=path.stem, table=read_table(path), sweep=_configuration(path.with_name("config.yaml")))
-    is_sweep = path.suffix in _CONFIGURATIONS or target in presets()
+    is_sweep = path.suffix in _CONFIGURATIONS or target in preset_names()
     sweep = load_sweep(target) if is_sweep else None
     folders = Folders(out=out, name=target if sweep is None else sweep.name)
     if folders.table.is_file():

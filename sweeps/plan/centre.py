@@ -23,7 +23,7 @@ def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
     around = sweep.around
     if around is None or sweep.budgets is None:
         return sweep
-    known = dict(around.centres or ()) if around.centres_of in (None, around.source) else {}
+    known = dict(around.centres or ()) if around.centres_of in (None, around.law_and_fit) else {}
     if known.keys() >= set(sweep.budgets):
         return sweep
     from isoloop.fitting import SweepFit
@@ -43,7 +43,7 @@ def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
             f"{path} has {fit.accounting}; set accounting to {fit.accounting}"
         )
     found = {budget: _best(fit, budget, around.law, path) for budget in sweep.budgets if budget not in known}
-    update = {"centres": tuple((known | found).items()), "centres_of": around.source}
+    update = {"centres": tuple((known | found).items()), "centres_of": around.law_and_fit}
     return sweep.model_copy(update={"around": around.model_copy(update=update)})
 
 

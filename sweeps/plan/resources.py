@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, UTILISATION, ClusterConfig, Resources
+from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, DEFAULT_UTILISATION, ClusterConfig, Resources
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
 from isoloop.trainer.memory import estimate_memory, largest_micro_batch
@@ -42,7 +42,7 @@ def rate(resources: Resources, cluster: ClusterConfig, precision: str) -> Rate:
             "set it, or set resources.flops_per_second"
         )
     if resources.gpus and peak is not None:
-        used = share or UTILISATION
+        used = share or DEFAULT_UTILISATION
         said = f"{used:.0%} of the {peak:.3g} FLOPs per second of {cluster.device}'s data sheet"
         return Rate(
             flops_per_second=resources.processes * resources.gpu_share * peak * used,
@@ -108,9 +108,9 @@ def fit_run(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Fit
     needed = demand.bytes(resources)
     reason = None
     if resources.gpus:
-        there, of = (cluster.memory or math.inf) * resources.gpu_share, f"{resources.gpu_share:g} GPU"
+        there, of = (cluster.bytes_per_gpu or math.inf) * resources.gpu_share, f"{resources.gpu_share:g} GPU"
     else:
-        there, of = cluster.ram if demand.trains else math.inf, "a machine (cluster.node_memory)"
+        there, of = cluster.bytes_per_node if demand.trains else math.inf, "a machine (cluster.node_memory)"
     if needed * HEADROOM > there:
         reason = (
             f"needs about {needed / 1e9:.3g} GB and {HEADROOM - 1:.0%} to spare, more than the {there / 1e9:.3g} GB of "
@@ -131,7 +131,7 @@ def needs(resources: Resources) -> Needs:
 
 def nodes(cluster: ClusterConfig) -> list[Node]:
     """The cluster that the plan reckons with, empty."""
-    return [Node(f"node {i}", cluster.cores, [1.0] * cluster.gpus) for i in range(cluster.nodes)]
+    return [Node(f"node {i}", cluster.cores_per_node, [1.0] * cluster.gpus) for i in range(cluster.nodes)]
 
 
 def price(seconds: float, resources: Resources, cluster: ClusterConfig) -> float | None:
@@ -143,13 +143,13 @@ def price(seconds: float, resources: Resources, cluster: ClusterConfig) -> float
 
 def _share(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Resources:
     """The smallest share of a GPU whose memory holds the run."""
-    if cluster.device is None or cluster.memory is None:
+    if cluster.device is None or cluster.bytes_per_gpu is None:
         raise ValueError(
             "with gpus: auto a run's share of a GPU and its speed follow from the device, but cluster.device isn't "
             "set; set it, or set resources.gpus and resources.flops_per_second"
         )
     needed = demand.bytes(resources.model_copy(update={"gpus": 1.0})) * HEADROOM
-    share = next((share for share in SHARES if share * cluster.memory >= needed), 1.0)
+    share = next((share for share in SHARES if share * cluster.bytes_per_gpu >= needed), 1.0)
     return resources.model_copy(update={"gpus": share})
 
 

@@ -193,7 +193,7 @@ def _sums(plan: Plan, done: "Mapping[str, RunResult]") -> Iterable[tuple[str, st
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {busy} hours in all, longest run {longest}"
     sources = dict.fromkeys(cost.rate(c.resources, cluster, c.spec.precision).source for c in plan.cells)
     yield "speed", "; ".join(list(sources)[:3])
-    where = f"{cluster.nodes} node(s) of {cluster.cores} cores"
+    where = f"{cluster.nodes} node(s) of {cluster.cores_per_node} cores"
     where += f" and {cluster.gpus} GPU(s) {cluster.device or ''}".rstrip() if cluster.gpus else ""
     bill = Bill.of(plan, done)
     if bill is None:

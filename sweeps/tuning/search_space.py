@@ -132,7 +132,7 @@ class Search:
         found = []
         for path, value in values.items():
             dimension = self.space.get(path)
-            if isinstance(dimension, Range) and not EDGE < dimension.place(value) < 1 - EDGE:
+            if isinstance(dimension, Range) and not EDGE < dimension.position(value) < 1 - EDGE:
                 found.append(path)
         return found
 
@@ -288,7 +288,7 @@ def _check_path(path: str, fixed: Changes) -> None:
 def _holds(dimension: Dimension, value: Any) -> bool:
     if not isinstance(dimension, Range):
         return value in dimension
-    return isinstance(value, int | float) and dimension.holds(value)
+    return isinstance(value, int | float) and dimension.contains(value)
 
 
 def _cell(

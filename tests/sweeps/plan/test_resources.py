@@ -94,13 +94,16 @@ def test_resources_follow_from_the_size():
     ("changes", "said"),
     [
         ({"resources": {"gpus": "auto"}, "cluster": {"device": None}}, "but cluster.device isn't set"),
-        ({"resources": {"gpus": "auto", "flops_per_second": 1e15}}, "with gpus: auto it follows from cluster.device"),
+        (
+            {"resources": {"gpus": "auto", "flops_per_second": 1e15}},
+            "a run's speed must follow from cluster.device",
+        ),
         ({"cluster": {"device": None}}, "cluster.device isn't set"),
-        ({"resources": {"gpus": 0}}, "utilisation is of a GPU"),
+        ({"resources": {"gpus": 0}}, "utilisation applies to GPUs only"),
         ({"resources": {"longest_hours": 2}}, "but got gpus=1"),
         ({"resources": {"gpus": "some"}}, "must be a number or 'auto', but got 'some'"),
         ({"resources": {"gpus": 2}}, "less than or equal to 1"),
-        ({"cluster": {"device": "TPU"}}, "a device must be one of A100-40GB"),
+        ({"cluster": {"device": "TPU"}}, "device must be one of A100-40GB"),
     ],
 )
 def test_what_does_not_go_together_is_named(changes, said):
