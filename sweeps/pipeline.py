@@ -12,7 +12,7 @@ from isoloop.sweeps.execution.engine import Outcome, Progress
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.centre import with_centres
-from isoloop.sweeps.plan.grid import Cell, Plan, Text, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus, plan_sweep, simulated_corpus
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 from isoloop.trainer.data.sources import CorpusProgress, no_progress
@@ -58,16 +58,16 @@ def prepare(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgres
     """
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return Prepared(plan=plan_sweep(sweep, simulated_text), corpora={})
+        return Prepared(plan=plan_sweep(sweep, simulated_corpus), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
-    def text_of(data: DataConfig) -> Text:
+    def corpus_of(data: DataConfig) -> PlannedCorpus:
         if data not in corpora:
             corpora[data] = prepare_corpus(data, folders.corpora, corpus_progress)
         facts = corpora[data].facts
-        return Text(facts.fingerprint, facts.train_tokens)
+        return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
-    plan = plan_sweep(sweep, text_of)
+    plan = plan_sweep(sweep, corpus_of)
     for data, context, vocabulary in {
         (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -133,7 +133,7 @@ def _train_and_record(
             f"the tracking store must hold all {len(plan.cells)} runs, but {store.shown_uri} has {len(table)}; nothing "
             "is lost: give the same command again"
         )
-    left_out = [f"{cell.label}: {cell.reason}\n" for cell in plan.left_out]
+    left_out = [f"{cell.label}: {cell.reason}\n" for cell in plan.skipped]
     folders.left_out.write_text("".join(left_out))
     folders.config.write_text(config_text(plan.sweep))
     table.to_csv(folders.table, index=False)

@@ -101,7 +101,7 @@ def plan(
     from isoloop.sweeps.cli.corpus import corpus_bar
     from isoloop.sweeps.execution.engine import finished_results
     from isoloop.sweeps.pipeline import prepare
-    from isoloop.sweeps.plan.summary import print_plan, rows
+    from isoloop.sweeps.plan.summary import plan_rows, print_plan
 
     config, folders = _load(sweep, out, override)
     with corpus_bar(new_console()) as progress:
@@ -110,7 +110,7 @@ def plan(
     if to is not None:
         import pandas as pd
 
-        pd.DataFrame(rows(planned)).to_csv(to, index=False)
+        pd.DataFrame(plan_rows(planned)).to_csv(to, index=False)
 
 
 @app.command()

@@ -209,12 +209,12 @@ class Engine:
         return over
 
     def _nodes(self) -> list[Node]:
-        return cost.nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
+        return cost.planned_nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
 
     def _check_feasible(self, cells: Sequence[Cell]) -> None:
         empty = Pool(self._nodes(), spread=self.storage is None)
         for needs in dict.fromkeys(cost.needs(cell.resources) for cell in cells):
-            if not empty.holds(needs):
+            if not empty.fits(needs):
                 has = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in empty.nodes.values())
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
@@ -335,7 +335,7 @@ class Engine:
         """Take up machines that have come and forget those that have gone."""
         there = {node.name: node for node in self._nodes()}
         for name in set(self.pool.nodes) - set(there):
-            self.pool.drop(name)
+            self.pool.remove(name)
         for name in set(there) - set(self.pool.nodes):
             self.pool.add(there[name])
         starving = bool(len(self.queue)) and not self.under_way

@@ -15,7 +15,7 @@ from isoloop.sweeps.execution.engine import Outcome, Progress, execute, saved_st
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
@@ -247,7 +247,7 @@ def test_a_run_that_fits_no_node_is_refused(simulated, folders, ray):
     hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
     folders.sweep.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"ask for 1 process\(es\) of 100000 CPU"):
-        execute(plan_sweep(hungry, simulated_text), folders, lambda: nullcontext(ray), corpora={})
+        execute(plan_sweep(hungry, simulated_corpus), folders, lambda: nullcontext(ray), corpora={})
 
 
 class TestSeveralProcesses:
