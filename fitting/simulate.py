@@ -59,8 +59,8 @@ class Truth:
 # (D*). Its own exact optimum grows as C^.36: a parabola through a skewed curve is biased, and the published exponents
 # come from parabolas. Seeds of real runs differ by about .1 to .2% of the loss; that noise moves the fitted exponent of
 # mu* by .05 (one standard deviation at .1%), so the default is far smaller. Z and z follow the published losses of a
-# 140m model with mu = 8 at T = 1, 4, 8 (3.28, 2.97, 2.95). At T = mu they add Z exp(-z) = 4.6e-4 nats, so the loss there
-# is nearly that of the training law.
+# 140m model with mu = 8 at T = 1, 4, 8 (3.28, 2.97, 2.95). At T = mu they add Z exp(-z) = 4.6e-4 nats, so the
+# loss there is nearly that of the training law.
 PUBLISHED_TRUTH = Truth(
     E=2.28,
     X=31.8,
@@ -103,7 +103,7 @@ def draw_losses(
 
 
 def poisson_loops(mean_recurrence: float, backprop_depth: int) -> tuple[float, float]:
-    """Return the mean loops (forward, backward) of depths max(1, Poisson(mu)); at most `backprop_depth` run backward."""
+    """Return the mean loops forward and backward of depths max(1, Poisson(mu)), at most `backprop_depth` backward."""
     forward = mean_recurrence + math.exp(-mean_recurrence)
     # E[min(T, depth)] is the sum of P(T >= k) over k = 1 .. depth, and P(T >= 1) = 1 after the clamp.
     below, term = 0.0, math.exp(-mean_recurrence)
