@@ -139,7 +139,7 @@ def predict(
         power_laws=_power_law_optima(fit, flops) if optimal else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=(*notes, *_extrapolations(fit, flops, tokens, mean_recurrence, recurrence)),
+        notes=(*notes, *extrapolation_notes(fit, flops, tokens, mean_recurrence, recurrence)),
     )
 
 
@@ -240,8 +240,8 @@ def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...
     )
 
 
-def _extrapolations(
-    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None
+def extrapolation_notes(
+    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None = None
 ) -> list[str]:
     """Return a note for each quantity outside its fitted range, with the distance."""
     quantities = [

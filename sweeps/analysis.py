@@ -2,12 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.report.headline import Results
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 GROUP = "group"
 FEWEST_RUNS = 4
 
-FitProgress = Callable[[str, int, int], None]
-
 
 def fit_and_report(
     sweep: SweepConfig,
@@ -29,7 +28,7 @@ def fit_and_report(
     *,
     command: str,
     draws: int = 1000,
-    progress: FitProgress | None = None,
+    progress: Progress | None = None,
 ) -> Results:
     """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
 
@@ -82,7 +81,7 @@ def _fit_group(
     *,
     command: str,
     draws: int,
-    progress: FitProgress | None,
+    progress: Progress | None,
     label: str | None = None,
 ) -> Results:
     """Fit the table with and without its largest budget. One that can't be fitted gets a page that says why."""
@@ -94,7 +93,12 @@ def _fit_group(
     for hold_out in (False, True):
         try:
             found = fit_sweep(
-                table, name=name, hold_out_largest_budget=hold_out, draws=draws, profiles=True, progress=progress
+                table,
+                name=name,
+                hold_out_largest_budget=hold_out,
+                draws=draws,
+                profiles=True,
+                progress=(progress or Progress()).update,
             )
         except ValueError as error:
             fits[hold_out], why[hold_out] = None, str(error)

@@ -1,6 +1,7 @@
 """What an error says in one line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,3 +42,20 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+@contextmanager
+def translate_errors(
+    rule: str,
+    advice: str | Callable[[Exception], str],
+    kinds: type[Exception] | tuple[type[Exception], ...] = Exception,
+) -> Iterator[None]:
+    """Raise any error of these kinds as one ValueError: the rule, the error's first line, the advice."""
+    try:
+        yield
+    except kinds as error:
+        hint = advice if isinstance(advice, str) else advice(error)
+        translated = ValueError(f"{rule} ({first_line(error)}); {hint}")
+        if redacted(str(error)) != str(error):  # a traceback would show the cause and its secret
+            raise translated from None
+        raise translated from error

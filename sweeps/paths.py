@@ -53,7 +53,7 @@ class Folders:
         return self.sweep / "figures"
 
     @property
-    def relay(self) -> Path:
+    def upload_cursors(self) -> Path:
         """How far each run's journal has reached the tracking store."""
         return self.sweep / "relay"
 

@@ -1,5 +1,7 @@
 """What several rooms' tests share: a small corpus, a small spec, and the reference numbers where they are to be had."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from isoloop.trainer.config import (
 )
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 from tests.parquet import document, write_parquet
+from tests.sweeps.execution.faulty import FAULTS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -66,3 +69,56 @@ def spec(corpus) -> RunSpec:
         batch=4,
         steps=12,
     )
+
+
+class SharedRay:
+    """The local Ray of this process of the tests: started at its first use, and there until the end."""
+
+    cluster = None
+
+    def start(self):
+        if self.cluster is None:
+            from isoloop.sweeps.execution.ray_cluster import RayCluster
+
+            self.cluster = RayCluster()
+        return self.cluster
+
+    def stop(self):
+        if self.cluster is not None:
+            self.cluster.__exit__()
+            self.cluster = None
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory):
+    """The folder that tells runs what goes wrong (tests/sweeps/execution/faulty.py)."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="session")
+def shared_ray(faults):
+    shared = SharedRay()
+    os.environ[FAULTS] = str(faults)  # Ray's workers have the environment in which it was started
+    yield shared
+    shared.stop()
+    del os.environ[FAULTS]
+
+
+@pytest.fixture
+def ray(shared_ray):
+    """A local Ray that other tests have used and will use."""
+    return shared_ray.start()
+
+
+@pytest.fixture
+def no_ray(shared_ray):
+    """No Ray in this process, for a test that starts its own."""
+    shared_ray.stop()
+
+
+@pytest.fixture
+def commands_share_ray(ray, monkeypatch):
+    """Commands within this process use the shared Ray instead of starting their own."""
+    from isoloop.sweeps.execution import ray_cluster
+
+    monkeypatch.setattr(ray_cluster, "RayCluster", lambda *_, **__: nullcontext(ray))

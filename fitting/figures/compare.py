@@ -16,8 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from isoloop.fitting.compare.comparison import SweepComparison
-from isoloop.fitting.compare.difference import Difference
-from isoloop.fitting.compare.equal_flops import BEST_RUNS, LEAST_LOSSES, best_runs
+from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
 from isoloop.fitting.estimation.bootstrap import reach
 from isoloop.fitting.figures.axes import decade_ticks, grid_ticks, power_of_ten
@@ -68,10 +67,10 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
     laws = [_laws(sweep) is not None for sweep in pair]
     if all(laws):
         draw_optima(left, pair)
-        _panel(right, lambda: draw_optima(right, pair, tokens=True), comparison.refused.get("tokens"))
+        _panel(right, lambda: draw_optima(right, pair, tokens=True), comparison.incomparable.get("tokens"))
     else:
         without = [f"{letter} has no run table" for letter, one in zip("AB", pair, strict=True) if one.table is None]
-        _panel(left, lambda: draw_best_runs(left, pair), comparison.refused.get("losses") or ", ".join(without))
+        _panel(left, lambda: draw_best_runs(left, pair), comparison.incomparable.get("losses") or ", ".join(without))
         _panel(right, lambda: draw_optima(right, pair), "" if any(laws) else "neither has power laws")
     for letter, sweep, colour, marker, line in zip("AB", pair, _COLOURS, _MARKERS, _LINES, strict=True):
         simulated = " (simulated)" if sweep.simulated else ""
@@ -107,7 +106,7 @@ def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
         if laws is None or sweep.fit is None or sweep.fit.isoflop is None:
             continue
         law = laws[tokens]
-        low, high = sweep.computes
+        low, high = sweep.flops_range
         compute = np.geomspace(low / 1.3, high * 1.3, 60)
         middle = np.exp(law.log_at(compute))
         axes.plot(compute, middle, color=colour, ls=line)
@@ -199,7 +198,7 @@ def _optima(comparison: SweepComparison) -> list[Difference]:
     """Ratios of mu* and D*, at the computes that were asked for: by power laws, or else by the training laws."""
     for section in (POWER_LAWS, BEST_MODEL):
         found = [one for one in comparison.of(section) if one.kind == "ratio" and one.unit in ("loops", "tokens")]
-        found = [one for one in found if one.flops in comparison.computes and one.change is not None]
+        found = [one for one in found if one.flops in comparison.optima_flops and one.change is not None]
         if found:
             return found
     return []

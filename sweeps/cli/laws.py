@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import fit_progress, new_console
+from isoloop.sweeps.cli.console import new_console, progress_bar
 from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_OUT, Draws, Out, Target
 from isoloop.sweeps.paths import folders_of
 
@@ -45,7 +45,7 @@ def fit(
         folders = folders_of(target, out)
         table_path, name, stored = folders.table, folders.name, folders.fit(hold_out=hold_out)
     table = read_table(table_path)
-    with fit_progress(new_console()) as progress:
+    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
         found = fit_sweep(
             table,
             name=name,
@@ -56,7 +56,7 @@ def fit(
             kind=bootstrap,  # type: ignore[arg-type]
             profiles=True,
             independent=independent,
-            progress=progress,
+            progress=progress.update,
         )
     store_fit(found, stored)
     print(found.report())

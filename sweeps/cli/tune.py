@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import new_console, tune_bar
+from isoloop.sweeps.cli.console import new_console, progress_bar
 from isoloop.sweeps.cli.options import DEFAULT_OUT, INTERRUPTED, Address, Out, Set, StorageUri, Sweep, TrackingUri
 
 
@@ -26,7 +26,6 @@ def tune(
     storage: StorageUri = None,
 ) -> None:
     """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
-    from isoloop.sweeps.cli.corpus import corpus_bar
     from isoloop.sweeps.config.loading import load_sweep
     from isoloop.sweeps.paths import Folders
     from isoloop.sweeps.tuning import pipeline as tune_pipeline
@@ -34,8 +33,8 @@ def tune(
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
     config = load_sweep(sweep, override, settings={**stores, "tune.trials": trials, "tune.parallel": parallel})
     console = new_console()
-    with corpus_bar(console) as corpus_progress:
-        tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), corpus_progress)
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), progress)
     search, wanted = tuning.search, config.tune.trials
     kind, amount = search.asked
     console.print(
@@ -45,8 +44,8 @@ def tune(
         console.print(f"  {line}", markup=False)
     command = " ".join(["isoloop", *sys.argv[1:]])
     try:
-        with tune_bar(console, wanted) as watcher:
-            tuned = tune_pipeline.tune(tuning, sweep, command=command, check=check, address=address, watcher=watcher)
+        with progress_bar(console) as progress:
+            tuned = tune_pipeline.tune(tuning, sweep, command=command, check=check, address=address, progress=progress)
     except KeyboardInterrupt:
         done, left = tune_pipeline.progress_so_far(tuning)
         console.print(

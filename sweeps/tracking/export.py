@@ -29,13 +29,13 @@ def export_sweep(
         ValueError: the store or the sweep isn't there, or has no run that is over; the table can't be written.
     """
     from isoloop.fitting import check_table
-    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
     _check_suffix(to)
     folders = Folders(out=out, name=name)
     tracking = load_sweep(str(folders.config)).tracking if folders.config.is_file() else Tracking()
     uri = tracking_uri or tracking.full_uri(default=folders.default_tracking_uri())
-    store = Store(uri, experiment or tracking.experiment, artifacts=None)
+    store = TrackingStore(uri, experiment or tracking.experiment, artifacts=None)
     return _write(check_table(store.read_table(name)), to)
 
 
@@ -48,12 +48,12 @@ def export_mapped(
         ValueError: the mapping, the store or a run is not as it must be; the message says what to do.
     """
     from isoloop.sweeps.tracking.import_runs import map_runs, read_mapping
-    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
     _check_suffix(to)
     mapped = read_mapping(mapping)
     uri = tracking_uri or Folders(out=out, name="").default_tracking_uri()
-    store = Store(uri, experiment or mapped.experiment, artifacts=None)
+    store = TrackingStore(uri, experiment or mapped.experiment, artifacts=None)
     return _write(map_runs(mapped, store.foreign_runs(mapped.filter)), to)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
-from isoloop.sweeps.messages import first_line
+from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 from isoloop.sweeps.tracking.schema import (
@@ -44,7 +44,7 @@ BATCH_POINTS = 800
 POSTGRES_LOCK = 0x150100B  # whatever nobody else takes
 
 
-class Store:
+class TrackingStore:
     """One MLflow store and the experiment in it that sweeps are recorded under."""
 
     def __init__(self, uri: str, experiment: str, *, artifacts: Path | None) -> None:
@@ -69,7 +69,7 @@ class Store:
             raise ValueError(f"an sqlite tracking URI must read sqlite:///path/to/file.db, but got '{self.shown_uri}'")
         if local and artifacts is None and not _database(uri).is_file():
             raise ValueError(f"a store to read must be there, but there is no file {_database(uri)}; correct the URI")
-        with named_trouble(uri), _first_use(uri):
+        with translate_store_errors(uri), _first_use(uri):
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is not None:
@@ -213,7 +213,7 @@ class Store:
         """
         if not re.fullmatch(SWEEP_NAME, sweep):
             raise ValueError(f"a sweep's name has letters, digits and ._- only, but got '{sweep}'; correct it")
-        with named_trouble(self.uri):
+        with translate_store_errors(self.uri):
             runs = list(self.cell_runs(sweep).values())
             known = [] if runs else self.sweeps()
         if not any(is_over(run.data.tags) and run.data.tags.get(IN_SWEEP) != "false" for run in runs):
@@ -232,7 +232,7 @@ class Store:
         """
         from mlflow.exceptions import MlflowException
 
-        with named_trouble(self.uri):
+        with translate_store_errors(self.uri):
             try:
                 found = self._pages(wanted)
             except MlflowException as error:
@@ -265,21 +265,15 @@ def is_settled(run: Any) -> bool:
     return run.data.tags.get(OUTCOME) in ENDED and run.info.status == "FINISHED"
 
 
-@contextlib.contextmanager
-def named_trouble(uri: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a store into one ValueError that names it, without the secrets in its URI."""
-    try:
-        yield
-    except Exception as error:  # the store may be any database or server, each with errors of its own
+def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context that raises any error of a store as one ValueError with its name."""
+
+    def advice(error: Exception) -> str:
         missing = isinstance(error, ModuleNotFoundError) and uri.startswith("postgresql")
-        advice = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
-        trouble = ValueError(
-            f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not ({first_line(error)}); "
-            f"nothing is lost: {advice}, or leave it out for an sqlite file beside the results"
-        )
-        if redacted(str(error)) != str(error):  # a traceback would show the cause as well
-            raise trouble from None
-        raise trouble from error
+        first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
+        return f"nothing is lost: {first}, or leave it out for an sqlite file beside the results"
+
+    return translate_errors(f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not", advice)
 
 
 def _database(uri: str) -> Path:

@@ -5,27 +5,23 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.config.uri import TUNE_STORAGE_VARIABLE
-from isoloop.sweeps.execution.engine import Engine, Outcome, Progress
+from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import open_cluster, open_storage, prepare
+from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
 from isoloop.sweeps.plan.centre import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
-from isoloop.sweeps.tracking.schema import TUNE_KIND
+from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.tuning.result import Tuned, write_tuned
 from isoloop.sweeps.tuning.search_space import Search, ended, grid_base, search_for
 from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import FACTORS
-from isoloop.sweeps.tuning.tuner import Tuner, Watcher, is_complete
+from isoloop.sweeps.tuning.tuner import Tuner, is_complete
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.data.sources import CorpusProgress, no_progress
 from isoloop.trainer.files import sole_owner
-
-if TYPE_CHECKING:
-    from isoloop.sweeps.tracking.uploader import Relay
 
 ClusterOf = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
 
@@ -39,14 +35,14 @@ class Tuning:
     folders: Folders
 
 
-def prepare_tuning(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = no_progress) -> Tuning:
+def prepare_tuning(sweep: SweepConfig, folders: Folders, progress: Progress | None = None) -> Tuning:
     """Prepare the corpus and the search.
 
     Raises:
         ValueError: the sweep can't be tuned, or not in that space; the corpus is missing, empty or too small.
     """
     base, means = grid_base(with_centres(sweep, folders))
-    prepared = prepare(base, folders, corpus_progress)
+    prepared = prepare(base, folders, progress)
     (cell,) = prepared.plan.cells
     ((fingerprint, corpus),) = prepared.corpora.items()
 
@@ -67,7 +63,7 @@ def tune(
     command: str,
     check: bool = True,
     address: str | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     cluster: ClusterOf = open_cluster,
 ) -> Tuned:
     """Run the trials that are missing and the check, all recorded in MLflow, and write what was found.
@@ -78,7 +74,7 @@ def tune(
         command: the command, for the files' headers.
         check: look whether the best holds at other recurrences.
         address: of a Ray cluster.
-        watcher: is told how far it is.
+        progress: the watcher.
         cluster: makes what runs are started on.
 
     Raises:
@@ -90,9 +86,9 @@ def tune(
     with sole_owner(folders.sweep):
         study = Study(_database(tuning), tuning.search, tuning.search.sweep.tune)
         try:
-            with study.named_trouble():
+            with study.translate_errors():
                 return _tune(
-                    tuning, study, source, command, check, watcher, partial(cluster, tuning.search.sweep, address)
+                    tuning, study, source, command, check, progress, partial(cluster, tuning.search.sweep, address)
                 )
         finally:
             study.close()
@@ -114,81 +110,44 @@ def _tune(
     source: str,
     command: str,
     check: bool,
-    watcher: Watcher | None,
+    progress: Progress | None,
     cluster: Callable[[], AbstractContextManager[Any]],
 ) -> Tuned:
     search, folders, sweep = tuning.search, tuning.folders, tuning.search.sweep
     plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_cells_so_far(study))
-    storage = open_storage(plan, tuning.corpora, folders)
-    relay = _open_relay(study, plan, folders)
-    stopped: str | None = "FAILED"
-    outcome = Outcome()
-    try:
-        with ExitStack() as stack:
-            engine = None
-            if not is_complete(study, folders, check=check):
-                started = stack.enter_context(cluster())
-                engine = stack.enter_context(
-                    Engine(
-                        started,
-                        sweep,
-                        folders,
-                        tuning.corpora,
-                        storage=storage,
-                        progress=_Noticed(relay),
-                        outcome=outcome,
-                    )
+    outcome = SweepOutcome()
+    with (
+        open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+        ExitStack() as stack,
+    ):
+        for trial in study.trials():  # those that earlier calls have pruned
+            if trial.run_id is not None and trial.outcome == "pruned":
+                uploader.record_end(trial.run_id, "pruned", trial.reason or "")
+        engine = None
+        if not is_complete(study, folders, check=check):
+            engine = stack.enter_context(
+                Engine(
+                    stack.enter_context(cluster()),
+                    sweep,
+                    folders,
+                    tuning.corpora,
+                    run_store=run_store,
+                    outcome=outcome,
+                    on_start=uploader.watch,
                 )
-            more = (len(FACTORS) + 1) * len({search.means[0], search.means[-1]}) if check else 0
-            tuner = Tuner(study, engine, folders, relay, watcher=watcher, more=more)
-            trials = tuner.run()
-            finished = ended(trials)
-            checked = tuner.check(finished[0]) if check and finished else None
-        stopped = None
-    except KeyboardInterrupt:
-        stopped = "KILLED"
-        raise
-    finally:
-        pending = relay.close(stopped=stopped, failed=outcome.failed)
+            )
+        more = (len(FACTORS) + 1) * len({search.means[0], search.means[-1]}) if check else 0
+        tuner = Tuner(study, engine, folders, uploader, progress=progress, more=more)
+        trials = tuner.run()
+        finished = ended(trials)
+        checked = tuner.check(finished[0]) if check and finished else None
     if not finished:
         raise ValueError(_why_none(sweep.name, [trial.reason for trial in trials if trial.reason]))
     tuned = Tuned(source=source, search=search, trials=tuple(trials), best=finished[0], check=checked)
     write_tuned(tuned, folders, command)
-    if pending:
-        raise ValueError(
-            f"the tracking store must take every trial, but {relay.store.shown_uri} is {len(pending)} runs behind "
-            f"({relay.last_error}); nothing is lost, and {folders.sweep / 'tuned.yaml'} is written: mend that and give "
-            "the same command again"
-        )
-    relay.store.save_files(relay.parent, folders.sweep)
+    uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
+    uploader.store.save_files(uploader.parent, folders.sweep)
     return tuned
-
-
-def _open_relay(study: Study, plan: Plan, folders: Folders) -> "Relay":
-    """Into MLflow; it knows which trials of earlier calls were pruned."""
-    from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
-    from isoloop.sweeps.tracking.uploader import Relay
-
-    tracking, storage = plan.sweep.tracking, plan.sweep.storage
-    uri = tracking.full_uri(default=folders.default_tracking_uri())
-    store = Store(uri, tracking.experiment, artifacts=folders.artifacts)
-    with named_trouble(uri):
-        runs_at = None if storage is None else f"{str(storage).rstrip('/')}/runs"
-        relay = Relay(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND)
-    for trial in study.trials():
-        if trial.run_id is not None and trial.outcome == "pruned":
-            relay.give_up(trial.run_id, "pruned", trial.reason or "")
-    return relay
-
-
-class _Noticed(Progress):
-    """Tells the relay which runs were started."""
-
-    def __init__(self, relay: "Relay") -> None:
-        self.relay = relay
-
-    def run_started(self, cell: Cell) -> None:
-        self.relay.notice(cell.run_id)
 
 
 def _cells_so_far(study: Study) -> tuple[Cell, ...]:

@@ -8,13 +8,13 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.tuning import Dimension, Range, TuneConfig
-from isoloop.sweeps.messages import first_line
+from isoloop.sweeps.messages import translate_errors
 from isoloop.sweeps.tuning.search_space import Outcome, Search, Trial, Values, is_whole, rounded
 from isoloop.trainer.config import RunSpec
 
@@ -64,7 +64,10 @@ class Study:
         self.optuna, self.search, self.tune = optuna, search, tune
         self.startup = min(STARTUP_TRIALS, max(3, tune.trials // 3))
         self.distributions = {path: self._distribution(path, dimension) for path, dimension in search.space.items()}
-        with _named_trouble():
+        with translate_errors(
+            "a database must answer at tune.storage (--storage-url), but none does",
+            "nothing is lost: start it, correct the URL, or leave it out for an sqlite file beside the results",
+        ):
             self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
             self.study = optuna.create_study(
                 storage=self.storage, study_name=search.name, pruner=self._pruner(), load_if_exists=True
@@ -77,18 +80,15 @@ class Study:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    @contextmanager
-    def named_trouble(self) -> Iterator[None]:
-        """Turn a database that stops to answer into a ValueError that says how to go on."""
+    def translate_errors(self) -> AbstractContextManager[None]:
+        """Return a context in which a database that stops answering is a ValueError that says how to go on."""
         from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            yield
-        except (self.optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-            raise ValueError(
-                f"the database at tune.storage must go on answering, but stopped ({first_line(error)}); "
-                "nothing is lost, the runs have saved their state: mend that and give the same command again"
-            ) from error
+        return translate_errors(
+            "the database at tune.storage must go on answering, but stopped",
+            "nothing is lost, the runs have saved their state: fix this and rerun the command",
+            (self.optuna.exceptions.StorageInternalError, SQLAlchemyError),
+        )
 
     def ask(self, *, at_random: bool = False) -> Proposal:
         """A new proposal, which is in the database now; `at_random` learns from no trial."""
@@ -222,16 +222,3 @@ class Study:
 def _plain(choice: Any) -> Any:
     """A choice as Optuna keeps it: lists and mappings as JSON."""
     return choice if isinstance(choice, str | int | float | bool | None) else json.dumps(choice)
-
-
-@contextmanager
-def _named_trouble() -> Iterator[None]:
-    """Turn whatever goes wrong with the database into one ValueError, without the secrets in its URL."""
-    try:
-        yield
-    except Exception as error:  # a database may be of any kind, each with errors of its own
-        raise ValueError(
-            "a database must answer at tune.storage (--storage-url), but none does "
-            f"({type(error).__name__}: {first_line(error)}); nothing is lost: start it, correct the URL, or "
-            "leave it out for an sqlite file beside the results"
-        ) from error

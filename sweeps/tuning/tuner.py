@@ -14,7 +14,8 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import resources as cost
 from isoloop.sweeps.plan.grid import Cell
 from isoloop.sweeps.plan.packing import Node, Pool
-from isoloop.sweeps.tuning.search_space import Outcome, Search, Trial, ended
+from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.tuning.search_space import Outcome, Search, Trial, ended, tuned_names
 from isoloop.sweeps.tuning.study import Proposal, Study
 from isoloop.sweeps.tuning.transfer_check import Check, CheckRun, check_runs
 from isoloop.trainer.run.journal import read_journal
@@ -27,32 +28,16 @@ MOST_DUPLICATES = 50
 
 
 class Recorder(Protocol):
-    """Where runs are recorded (a relay into MLflow)."""
+    """A place where runs are recorded (the uploader into MLflow)."""
 
     def add(self, cell: Cell) -> None:
-        """A run belongs to the tuning."""
+        """Add a run to the tuning."""
 
-    def notice(self, run_id: str) -> None:
-        """A run was started, or has a folder."""
+    def watch(self, run_id: str) -> None:
+        """Record from now on what the run writes; it was started, or has a folder."""
 
-    def give_up(self, run_id: str, outcome: str, reason: str) -> None:
-        """A run has ended without a result, and how."""
-
-
-class Watcher:
-    """What a watcher of a tuning is told. The default says nothing; the command line shows a bar."""
-
-    def begun(self, done: int, best: float | None) -> None:
-        """Earlier calls have told `done` trials; `best` is the lowest loss among them."""
-
-    def share_done(self, share: float) -> None:
-        """`share` of all that there is to train, 0 to 1."""
-
-    def trial_ended(self, trial: Trial, done: int, best: float | None) -> None:
-        """A trial was told, as number `done` of those that are; `best` is the lowest loss so far."""
-
-    def check_ended(self, run: CheckRun) -> None:
-        """A run of the check has ended."""
+    def record_end(self, run_id: str, outcome: str, reason: str) -> None:
+        """Record the end of a run without a result."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +58,7 @@ class Tuner:
         engine: runs; None where nothing is missing (`is_complete`).
         folders: of the tuning.
         recorder: is told of every run.
-        watcher: is told how far it is.
+        progress: the watcher.
         more: runs that will come after the trials, for the share that is done.
     """
 
@@ -84,11 +69,11 @@ class Tuner:
         folders: Folders,
         recorder: Recorder,
         *,
-        watcher: Watcher | None = None,
+        progress: Progress | None = None,
         more: int = 0,
     ) -> None:
         self.study, self._engine, self.folders, self.recorder = study, engine, folders, recorder
-        self.watcher = watcher or Watcher()
+        self.progress = progress or Progress()
         trials, self.validations = study.tune.trials, study.tune.validations
         nodes = [] if engine is None else engine.cluster.nodes()
         self.parallel = study.tune.parallel or default_parallel(study.search, nodes, trials)
@@ -109,8 +94,7 @@ class Tuner:
 
     def run(self) -> list[Trial]:
         """Until there are as many trials as wanted, or nothing new is proposed; all of them, in their order."""
-        self.watcher.begun(self.done, self._lowest())
-        self._tell_share(0.0)
+        self._report()
         while True:
             while len(self.under_way) < self.parallel and (proposal := self._next()) is not None:
                 self._launch(proposal)
@@ -131,7 +115,7 @@ class Tuner:
         for run_id, cell in cells.items():
             if run_id not in tuned or run_id not in results:
                 self.recorder.add(cell)
-                self.recorder.notice(run_id)
+                self.recorder.watch(run_id)
         waiting = [cell for run_id, cell in cells.items() if run_id not in results]
         if waiting:
             self.engine.add(waiting)
@@ -139,7 +123,7 @@ class Tuner:
         left = {cell.run_id for cell in waiting}
         while left:
             left -= {cell.run_id for cell in self.engine.poll()}
-            self._tell_share((len(cells) - len(left)) / len(runs) * (self.runs - self.done))
+            self._report((len(cells) - len(left)) / len(runs) * (self.runs - self.done))
         if waiting:
             results |= self.engine.outcome.results
             failed = self.engine.outcome.failed
@@ -147,8 +131,8 @@ class Tuner:
         for run in runs:
             run_id = "" if run.cell is None else run.cell.run_id
             told.append(run.ended(results.get(run_id), failed.get(run_id)))
-            self.watcher.check_ended(told[-1])
-        self.watcher.share_done(1.0)
+            self.progress.event(f"  {_check_line(told[-1])}")
+        self._report(self.runs)
         return Check.of(told)
 
     def _next(self) -> Proposal | None:
@@ -188,7 +172,7 @@ class Tuner:
         each = _UnderWay(proposal=proposal, cell=cell)
         folder = self.folders.run(cell.run_id)
         if folder.exists():
-            self.recorder.notice(cell.run_id)
+            self.recorder.watch(cell.run_id)
         result = read_result(folder)
         if result is not None:
             self._tell_result(each, result)
@@ -206,8 +190,7 @@ class Tuner:
         for each in self.under_way.values():
             if each.pruned_at is not None or self._read(each):
                 self.engine.stop_run(each.cell.run_id)
-        flops = self.study.search.base.flops
-        self._tell_share(self.engine.flops_under_way() / flops)
+        self._report()
 
     def _read(self, each: _UnderWay) -> bool:
         """Report what the journal has of new validations; whether the run should be pruned."""
@@ -240,7 +223,7 @@ class Tuner:
     def _tell_pruned(self, each: _UnderWay) -> None:
         assert each.pruned_at is not None, "a run without a result, a failure or a verdict isn't over"
         reason = f"validation loss above the median at {each.pruned_at}% of the steps"
-        self.recorder.give_up(each.cell.run_id, "pruned", reason)
+        self.recorder.record_end(each.cell.run_id, "pruned", reason)
         self._tell(each.proposal, each.cell, "pruned", reason=reason)
 
     def _tell(
@@ -256,13 +239,20 @@ class Tuner:
         self.study.tell(proposal, outcome, spec=spec, loss=loss, reason=reason)
         self.known = {trial.number: trial for trial in self.study.trials()}
         self.done += 1
-        self.watcher.trial_ended(self.known[proposal.number], self.done, self._lowest())
+        self._report()
+        self.progress.event(f"  {_trial_line(self.known[proposal.number])}")
 
     def _lowest(self) -> float | None:
         return next((trial.loss for trial in ended(list(self.known.values()))), None)
 
-    def _tell_share(self, under_way: float) -> None:
-        self.watcher.share_done(min(1.0, (self.done + under_way) / self.runs))
+    def _report(self, runs_in_progress: float | None = None) -> None:
+        """Report the share that is done; runs in progress count by their FLOPs."""
+        if runs_in_progress is None:
+            flops = 0.0 if self._engine is None else self._engine.flops_in_progress()
+            runs_in_progress = flops / self.study.search.base.flops
+        lowest = self._lowest()
+        label = f"trials {self.done}/{self.study.tune.trials}" + ("" if lowest is None else f", best {lowest:.4f}")
+        self.progress.update(label, min(1.0, (self.done + runs_in_progress) / self.runs), 1.0)
 
 
 def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
@@ -286,6 +276,18 @@ def default_parallel(search: Search, nodes: Sequence[Node], trials: int) -> int:
     while count < most and pool.place(needs) is not None:
         count += 1
     return max(1, count)
+
+
+def _trial_line(trial: Trial) -> str:
+    at = f" at {trial.share:.0%}" if trial.outcome == "pruned" and trial.share else ""
+    ending = trial.reason if trial.loss is None else f"loss {trial.loss:.4f}{at}"
+    outcome = "" if trial.outcome == "finished" else f"{trial.outcome}: "
+    return f"trial {trial.number}  {tuned_names(trial.values)}  {outcome}{ending}"
+
+
+def _check_line(run: CheckRun) -> str:
+    ending = f"{run.outcome}: {run.reason}" if run.loss is None else f"loss {run.loss:.4f}"
+    return f"check  µ = {run.mean}, rates x{run.factor:g}, seed {run.seed}  {ending}"
 
 
 def _percent(share: float, validations: int) -> int:

@@ -184,7 +184,7 @@ def test_two_sweeps_are_compared(published, tmp_path):
     names = {"compare.txt", "compare.json", "compare.png", "compare.svg", "compare.pdf"}
     assert {path.name for path in (tmp_path / "found").iterdir()} == names
     assert (tmp_path / "found/compare.txt").read_text() in said
-    assert json.loads((tmp_path / "found/compare.json").read_text())["computes"] == [3e18]
+    assert json.loads((tmp_path / "found/compare.json").read_text())["optima_flops"] == [3e18]
     fit = folder / "isoloop-out/sweeps/parcae-140m-simulated/fit.json"
     isoloop("compare", fit, fit, cwd=folder)
     assert [path.name for path in (folder / "isoloop-out/compared").iterdir()] == [

@@ -14,8 +14,8 @@ from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.runs import load_runs, recount, simulated_table
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import SIZES, RecurrenceConfig
 from tests.sweeps.conftest import SIMULATED
@@ -29,8 +29,8 @@ def test_a_simulated_table_is_that_of_the_store(simulated, tmp_path, new_databas
     folders = Folders(out=tmp_path / "out", name=simulated.name)
     for cell in plan.cells:
         simulate_run(cell.spec, simulated.simulation, cell.run_id, folders.run(cell.run_id))
-    store = Store(new_database(tmp_path / "mlflow.db"), "isoloop", artifacts=folders.artifacts)
-    Relay(store, plan, folders).close()
+    store = TrackingStore(new_database(tmp_path / "mlflow.db"), "isoloop", artifacts=folders.artifacts)
+    Uploader(store, plan, folders).close()
     pd.testing.assert_frame_equal(simulated_table(simulated), check_table(store.read_table(simulated.name)))
 
 

@@ -14,29 +14,13 @@ import yaml
 
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
-from isoloop.sweeps.execution.engine import Progress, execute
-from isoloop.sweeps.execution.ray_cluster import RayCluster
+from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SMALL, wait_for_steps, writer_of
-from tests.sweeps.execution.faulty import FAULTS
-
-
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    """The folder that tells runs what goes wrong; known to Ray's workers from their start."""
-    folder = tmp_path_factory.mktemp("faults")
-    os.environ[FAULTS] = str(folder)
-    yield folder
-    del os.environ[FAULTS]
-
-
-@pytest.fixture(scope="module")
-def ray(faults):
-    with RayCluster() as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -56,8 +40,9 @@ class Watcher(Progress):
     def __init__(self):
         self.retried = []
 
-    def run_retried(self, cell, reason):
-        self.retried.append(reason)
+    def event(self, line):
+        if "starts again: " in line:
+            self.retried.append(line.partition("starts again: ")[2])
 
 
 class Trial:
@@ -77,7 +62,7 @@ class Trial:
         for name, what in faults.items():
             (self.faults / name).write_text(what)
         try:
-            return execute(
+            return run_plan(
                 self.prepared.plan,
                 self.folders,
                 lambda: nullcontext(self.cluster),

@@ -51,7 +51,7 @@ def listening(pids):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or sys.byteorder != "little", reason="reads Linux's /proc")
-def test_a_local_ray_listens_on_the_loopback_address_alone():
+def test_a_local_ray_listens_on_the_loopback_address_alone(no_ray):
     with socket.create_server(("0.0.0.0", 0)), RayCluster() as cluster:
         cluster.ray.get(cluster.ray.remote(lambda: None).remote())  # a worker has started
         found = listening(descendants(os.getpid()))

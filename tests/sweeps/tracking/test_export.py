@@ -16,8 +16,8 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.export import export_mapped, export_sweep
 from isoloop.sweeps.tracking.import_runs import read_mapping
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.accounting import count_parameters, flops_per_token
 from isoloop.trainer.config import SIZES, RecurrenceConfig
 from isoloop.trainer.run.journal import Journal
@@ -47,7 +47,7 @@ def recorded(uri, tmp_path_factory):
     journal = Journal(folders.run(plan.cells[2].run_id) / "journal.jsonl")
     journal.metrics(1, {"train_loss": 3.0})
     journal.close()
-    Relay(Store(uri, "isoloop", artifacts=folders.artifacts), plan, folders).close()
+    Uploader(TrackingStore(uri, "isoloop", artifacts=folders.artifacts), plan, folders).close()
     return sweep.name, results
 
 
@@ -92,7 +92,7 @@ def test_what_is_not_there_is_named(uri, recorded, tmp_path):
 @pytest.fixture(scope="module")
 def foreign(uri):
     """Somebody's experiment: four runs of looped models, and one of another kind."""
-    store = Store(uri, "looped-lm", artifacts=Path("unused"))
+    store = TrackingStore(uri, "looped-lm", artifacts=Path("unused"))
 
     def log(mu, status="FINISHED", losses=None, **tags):
         run = store.client.create_run(store.experiment_id, run_name=f"mu{mu}", tags={"team": "red", **tags}).info.run_id

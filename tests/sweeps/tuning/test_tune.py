@@ -6,6 +6,7 @@ Most runs are made up: a cluster in this process, whose attempts write the journ
 import csv
 import json
 import math
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from sqlalchemy.exc import OperationalError
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.tuning import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
-from isoloop.sweeps.execution.worker import STOP, Ended
+from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
-from isoloop.sweeps.tracking.mlflow_store import Store
+from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.storage.run_store import STOP_FILE
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
 from isoloop.sweeps.tuning import pipeline as tune_pipeline_module
 from isoloop.sweeps.tuning import tuner as tuner_module
@@ -31,7 +34,7 @@ from isoloop.sweeps.tuning.pipeline import prepare_tuning, tune
 from isoloop.sweeps.tuning.search_space import MUON_RATE, RATE, grid_base, search_for
 from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import Check, CheckRun
-from isoloop.sweeps.tuning.tuner import Tuner, Watcher, default_parallel
+from isoloop.sweeps.tuning.tuner import Tuner, default_parallel
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal, read_journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
@@ -76,7 +79,7 @@ class MadeUp:
     def kill(self, handle):
         raise AssertionError("nothing hangs here")
 
-    def ended(self, handles, timeout):
+    def wait(self, handles, timeout):
         self.patience -= 1
         if self.patience < 0:
             self.patience = math.inf
@@ -88,13 +91,13 @@ class MadeUp:
 
     def _get_on(self, task):
         folder, spec = Path(task.folder), task.spec
-        if (folder / STOP).exists() or Path(task.stop_file).exists():
+        if (folder / STOP_FILE).exists() or Path(task.stop_file).exists():
             self.told_to_stop.append(task.run_id)
-            return Ended(how="stopped")
+            return AttemptEnd(status="stopped")
         try:
             loss = self.loss_of(spec)
         except RuntimeError as error:
-            return Ended(how="failed", reason=str(error), may_pass=False)
+            return AttemptEnd(status="failed", reason=str(error), retryable=False)
         validations = task.resources.validations
         done = self.at[task.run_id] = self.at.get(task.run_id, 0) + 1
         step = round(spec.steps * done / (validations + 1))
@@ -102,13 +105,13 @@ class MadeUp:
         if loss is None and 2 * step > spec.steps:
             journal.close()
             write_result(folder, result_of(task, step, None))
-            return Ended(how="done")
+            return AttemptEnd(status="done")
         journal.metrics(step, {"validation_loss": (loss or 9.0) + 1 - step / spec.steps, "train_loss": 3.0})
         journal.close()
         if step < spec.steps:
             return None
         write_result(folder, result_of(task, step, loss))
-        return Ended(how="done")
+        return AttemptEnd(status="done")
 
 
 def result_of(task, steps, loss):
@@ -140,10 +143,10 @@ class Records:
     def add(self, cell):
         self.cells[cell.run_id] = cell
 
-    def notice(self, run_id):
+    def watch(self, run_id):
         assert run_id in self.cells
 
-    def give_up(self, run_id, outcome, reason):
+    def record_end(self, run_id, outcome, reason):
         self.given_up[run_id] = outcome, reason
 
 
@@ -426,18 +429,16 @@ def test_other_settings_are_another_study(tuning_of):
     assert tuning_of(tune={"trials": 99, "seed": 3, "parallel": 7}).search.name in names
 
 
-class Shares(Watcher):
+class Shares(Progress):
     def __init__(self):
-        self.shares, self.trials, self.checks = [], [], []
+        self.shares, self.counts, self.lines = [], [], []
 
-    def share_done(self, share):
-        self.shares.append(share)
+    def update(self, label, done, total):
+        self.shares.append(done / total)
+        self.counts.append(int(re.match(r"trials (\d+)/12", label).group(1)))
 
-    def trial_ended(self, trial, done, best):
-        self.trials.append((trial.number, done, best))
-
-    def check_ended(self, run):
-        self.checks.append(run)
+    def event(self, line):
+        self.lines.append(line.split()[0])
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +455,7 @@ def whole(tmp_path_factory, text_folder, new_database):
         patch.setattr(tuner_module, "LOOK_SECONDS", 0.0)
         found = tune(
             tuning, "small.yaml", command="isoloop tune small.yaml", cluster=lambda *_: nullcontext(cluster),
-            watcher=watcher,
+            progress=watcher,
         )  # fmt: skip
     assert len(cluster.started) == len(set(cluster.started))
     return tuning, found, watcher
@@ -463,7 +464,7 @@ def whole(tmp_path_factory, text_folder, new_database):
 def test_every_trial_is_in_mlflow(whole):
     tuning, found, watcher = whole
     folders = tuning.folders
-    store = Store(folders.default_tracking_uri(), "isoloop", artifacts=None)
+    store = TrackingStore(folders.default_tracking_uri(), "isoloop", artifacts=None)
     runs = store.client.search_runs([store.experiment_id], max_results=1000)
     (parent,) = [run for run in runs if run.data.tags[KIND] == "tune"]
     children = {run.data.tags["isoloop.run_id"]: run for run in runs if run is not parent}
@@ -484,9 +485,11 @@ def test_every_trial_is_in_mlflow(whole):
     assert parent.info.status == "FINISHED"
     assert {file.path for file in store.client.list_artifacts(parent.info.run_id)} >= {"tuned.yaml", "tune.csv"}
     assert len(children) == len({t.run_id for t in found.trials} | {c.cell.run_id for c in found.check.runs})
-    assert [done for _, done, _ in watcher.trials] == list(range(1, 13))
+    assert sorted(set(watcher.counts)) == list(range(13))
+    assert watcher.counts == sorted(watcher.counts)
+    assert watcher.lines.count("trial") == 12
     assert watcher.shares[-1] == 1.0
-    assert len(watcher.checks) == 8
+    assert watcher.lines.count("check") == 8
 
 
 def test_what_won_is_a_file_that_a_sweep_extends(whole, small, tmp_path):
