@@ -102,7 +102,7 @@ def plan(
     """Show the grid and what it will cost: time, memory, price; nothing is started."""
     from isoloop.sweeps.execution.engine import finished_results
     from isoloop.sweeps.pipeline import prepare
-    from isoloop.sweeps.plan.summary import print_plan, rows
+    from isoloop.sweeps.plan.summary import plan_rows, print_plan
 
     config, folders = _load(sweep, out, override)
     with progress_bar(new_console(), in_bytes=True, transient=True) as progress:
@@ -111,7 +111,7 @@ def plan(
     if to is not None:
         import pandas as pd
 
-        pd.DataFrame(rows(planned)).to_csv(to, index=False)
+        pd.DataFrame(plan_rows(planned)).to_csv(to, index=False)
 
 
 @app.command()
