@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
-from isoloop.fitting.estimation.bootstrap import reach
+from isoloop.fitting.estimation.bootstrap import t_quantile
 from isoloop.fitting.figures.axes import decade_ticks, grid_ticks, power_of_ten
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, STYLE, plain, run_points, save_figure
 from isoloop.fitting.isoflop.power_law import PowerLaw
@@ -116,7 +116,7 @@ def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             axes.fill_between(compute, band[:, 0], band[:, 1], color=colour, alpha=BAND, lw=0)
         for minimum in sweep.fit.isoflop.included:
             assert minimum.mean_recurrence is not None
-            half = min(reach(sweep.fit.isoflop.noise_dof) * (minimum.log_error or 0.0), _FARTHEST)
+            half = min(t_quantile(sweep.fit.isoflop.noise_dof) * (minimum.log_error or 0.0), _FARTHEST)
             ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
             least, best, most = np.sort(sweep.fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
             bars = [[best - least], [most - best]]

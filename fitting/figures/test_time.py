@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from isoloop.fitting.estimation.bootstrap import interval, reach
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
     band_handle,
@@ -102,7 +102,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
 
 def _scatter(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 95% of one loss about its curve; the curve's own uncertainty isn't stored, and isn't in it."""
-    half = reach(fit.freedom) * fit.noise
+    half = t_quantile(fit.freedom) * fit.noise
     if fit.on == "log loss":
         return fitted * np.exp(-half), fitted * np.exp(half)
     return fitted - half, fitted + half
