@@ -1,4 +1,4 @@
-"""The places of a sweep's results. Corpora, runs and the tracking store are shared by all sweeps of one output folder."""
+"""The places of a sweep's results. Corpora, runs and the tracking store belong to all sweeps of one output folder."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
 import yaml
-from isoloop.trainer.model.sizes import SIZES
 from pydantic import Field, ValidationError, model_validator
 
 from isoloop.fitting import check_table
@@ -19,7 +18,7 @@ from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules
 from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
-from isoloop.trainer.config import Config, DepthConfig, ModelConfig, RecurrenceConfig
+from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
 SOURCE_KINDS = ("param", "metric", "tag", "attribute", "value")
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
