@@ -69,37 +69,21 @@ class _Kept(NamedTuple):
 
 
 class _Footprint(NamedTuple):
-    """Bytes that depend on the model and the precision only.
+    """Bytes that depend on the model and the precision only; in total unless a comment says per token."""
 
-    Attributes:
-        table: the token table.
-        weights: all of them.
-        gradients: all of them.
-        optimizer: all of its state.
-        outside: kept of what comes before and after the loop.
-        loop: kept of each loop.
-        core_copies: narrow copies of the core's matrices.
-        core_gradients: of the core's matrices, held back until every loop has added its part.
-        state: h, or e; per token.
-        core_values: additional bytes of the core's value embeddings with activation checkpointing; per token.
-        coda: kept of the coda, the first part of `outside` to be freed; per token.
-        locals: tensors that Python holds until the loss is computed; per token.
-        flowing: gradients between two operations of a block; per token.
-    """
-
-    table: int
+    table: int  # the token table
     weights: int
     gradients: int
     optimizer: int
-    outside: _Kept
-    loop: _Kept
-    core_copies: int
-    core_gradients: int
-    state: int
-    core_values: int
-    coda: int
-    locals: int
-    flowing: int
+    outside: _Kept  # of what comes before and after the loop
+    loop: _Kept  # of each loop
+    core_copies: int  # narrow copies of the core's matrices
+    core_gradients: int  # of the core's matrices, held back until every loop has added its part
+    state: int  # h, or e; per token
+    core_values: int  # additional, with activation checkpointing, for the core's value embeddings; per token
+    coda: int  # kept of the coda, the first part of `outside` to be freed; per token
+    locals: int  # tensors that Python holds until the loss is computed; per token
+    flowing: int  # gradients between two operations of a block; per token
 
 
 def estimate_memory(

@@ -16,7 +16,7 @@ from isoloop.fitting import figures
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.privacy import redacted
-from isoloop.sweeps.report.calculator import calculator_data, draws_in, why_no_calculator
+from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
 from isoloop.sweeps.report.headline import AHEAD, Results, answer
 from isoloop.sweeps.report.provenance import Origin, read_origin
 from isoloop.sweeps.report.svg import Palette, inline_svg, svg_of
@@ -26,7 +26,7 @@ FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget, where there is one."""
 _NOTHING = {
     False: "Nothing was fitted.",
-    True: "No law is fitted to all of these runs together: each group's page says what to doubt.",
+    True: "No law is fitted to all of these runs together: each group's page has its own caveats.",
 }
 _HERE = Path(__file__).parent
 _LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
@@ -57,7 +57,7 @@ def write_report(
     held = results.hold_out.held_out if results.hold_out else None
     palette = Palette()
     drawn, not_drawn = _draw(folders.figures, table, results, palette)
-    data = calculator_data(fit)
+    predictions = calculator_table(fit)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isoloop.sweeps.report", "."),
         autoescape=True,
@@ -78,19 +78,20 @@ def write_report(
         version=importlib.metadata.version("isoloop"),
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")) + "\n" + palette.css(),
         script=Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("calculator.js", "report.js"))),
-        data=None if data is None else htmlsafe_json_dumps(data, dumps=_dumps),
-        asked=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
+        predictions=predictions,
+        predictions_json=None if predictions is None else htmlsafe_json_dumps(predictions, dumps=_compact_json),
+        multiples=MULTIPLES,
+        first_budget=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
         largest=None if fit is None else f"{fit.fitted.flops[1]:.3g}".replace("e+", "e"),
         why_no_calculator=why_no_calculator(fit),
-        draws=(0, 0) if fit is None else draws_in(fit),
         answer=answer(results),
         groups=_groups(folders, results),
         held_out=held,
         held_out_runs=None if held is None else held_out_table(held),
         errors=None if held is None else errors_table(held),
         why_no_hold_out=results.why_no_hold_out,
-        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.caveats,
-        doubts_of_hold_out=_other_doubts(results),
+        caveats=[_NOTHING[bool(results.groups)]] if fit is None else fit.caveats,
+        hold_out_caveats=_hold_out_caveats(results),
         figures=drawn,
         not_drawn=not_drawn,
         table=runs_table(table),
@@ -103,7 +104,7 @@ def write_report(
     folders.report.write_text(page, encoding="utf-8")
 
 
-def _dumps(data: Any, **options: Any) -> str:
+def _compact_json(data: Any, **options: Any) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":"), **options)
 
 
@@ -114,10 +115,10 @@ def _counted(table: pd.DataFrame) -> str:
     return f"{len(table)} runs" + (f" ({rest})" if rest else "")
 
 
-def _other_doubts(results: Results) -> list[str]:
-    """What is to be doubted of the fit without the largest budget alone."""
-    said = () if results.fit is None else results.fit.caveats
-    return [] if results.hold_out is None else [doubt for doubt in results.hold_out.caveats if doubt not in said]
+def _hold_out_caveats(results: Results) -> list[str]:
+    """Return the caveats of the fit without the largest budget that the other fit doesn't have."""
+    known = () if results.fit is None else results.fit.caveats
+    return [] if results.hold_out is None else [caveat for caveat in results.hold_out.caveats if caveat not in known]
 
 
 def _groups(folders: Folders, results: Results) -> dict[str, Any] | None:

@@ -239,9 +239,7 @@ def test_a_download_that_fails_is_made_up_for(parquet_folder, tmp_path, monkeypa
     fake = FakeHub(parquet_folder, monkeypatch)
     config = DataConfig(corpus="owner/name", validation_fraction=0.1)
     fake.broken = "b.parquet"
-    with pytest.raises(
-        ValueError, match=r"gave no 'b.parquet' of 'owner/name' \(a reset line\); give the same command"
-    ):
+    with pytest.raises(ValueError, match=r"'b.parquet' of 'owner/name' is not \(a reset line\); rerun the command"):
         prepare_corpus(config, tmp_path)
     fake.broken = None
     fake.fetched.clear()

@@ -56,7 +56,7 @@ def test_a_part_goes_to_its_splits(tmp_path):
 def test_what_a_part_holds_does_not_depend_on_its_batches(tmp_path, monkeypatch, batch_bytes):
     whole = build(tmp_path)
     files = {split: texts(shard, tmp_path) for split, shard in whole.items()}
-    monkeypatch.setattr(shards, "_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(shards, "_TEXT_BYTES", batch_bytes)
     for limit in (None, 1, 20, 21, 60, 61, 10**6):
         made = build(tmp_path, limit=limit)
         kept = made["train"].documents

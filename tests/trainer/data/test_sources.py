@@ -70,7 +70,7 @@ def test_ways_to_name_parquet_files(parquet_folder, monkeypatch):
 def test_a_mixed_folder_must_be_told(tmp_path):
     write_parquet(tmp_path / "x.parquet", ["a"])
     (tmp_path / "README.md").write_text("words")
-    with pytest.raises(ValueError, match="a folder must say which of its files are the corpus"):
+    with pytest.raises(ValueError, match="a folder must hold one kind of text"):
         names(corpus=str(tmp_path))
     assert names(corpus=str(tmp_path), files="*.parquet") == ["x.parquet"]
     assert [document.text for document in read(corpus=str(tmp_path), suffixes=(".md",))[0]] == [b"s", b"word"]
@@ -93,7 +93,7 @@ def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
         return whole(file, batch_size=batch_size, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    monkeypatch.setattr("isoloop.trainer.data.sources._BYTES_AT_ONCE", 4000)
+    monkeypatch.setattr("isoloop.trainer.data.sources._BATCH_BYTES", 4000)
     (texts,) = read(corpus=str(tmp_path))
     assert len(texts) == 40
     assert 1 <= asked[0] < 40
@@ -163,7 +163,7 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
     write_parquet(parquet, ["b", "c"])
     text.write_text("after!")
     for part in parts:
-        with pytest.raises(ValueError, match="must stay as they are while it is tokenised"):
+        with pytest.raises(ValueError, match="must not change while it is tokenised"):
             list(part.read())
 
 

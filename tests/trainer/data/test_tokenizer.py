@@ -76,7 +76,7 @@ def test_a_very_long_text_is_taken_in_pieces(content, monkeypatch):
     bpe = make_tokenizer("bpe", content, SEPARATOR)
     whole, _ = bpe.encode(documents(text, "the next"))
     monkeypatch.setattr(tokenizer_module, "_PIECE", 400)
-    monkeypatch.setattr(tokenizer_module, "_AT_ONCE", 1000)
+    monkeypatch.setattr(tokenizer_module, "_BATCH", 1000)
     tokens, lengths = bpe.encode(documents(text, "the next"))
     library = tokenizers.Tokenizer.from_str(content)
     first, second = tokens[: lengths[0] - 1].tolist(), tokens[lengths[0] : -1].tolist()
@@ -161,7 +161,7 @@ def a_word_of_letters(parts):
         (lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True), "must be byte-level BPE"),
         (lambda parts: parts.update(pre_tokenizer={"type": "Whitespace"}), "must be byte-level BPE"),
         (whitespace_drops_spaces, "must be byte-level BPE"),
-        (no_byte_for_a, "1 of the 256 bytes are no token of it"),
+        (no_byte_for_a, "it has no token for 1 of the 256 bytes"),
         (a_word_of_letters, "its token 400, '世', is not written in bytes"),
         (lambda parts: parts["model"].update(dropout=0.1), "has dropout"),
         (lambda parts: parts.update(added_tokens=[]), "but 'mine' has no '.*'; it has none"),
@@ -234,7 +234,9 @@ def test_no_such_tokenizer(tmp_path, monkeypatch):
         raise hub.HubError("no network")
 
     monkeypatch.setattr(hub, "fetch_file", fails)
-    with pytest.raises(ValueError, match=r"data.tokenizer must be .* but got 'owner/name': .* to give \(no network\)"):
+    with pytest.raises(
+        ValueError, match=r"data.tokenizer must be .* but got 'owner/name': .* of that name \(no network\)"
+    ):
         request_tokenizer(DataConfig(tokenizer="owner/name"))
     with pytest.raises(ValueError, match=r"got 'my/tokenizer\.json': no such file; relative paths start at"):
         request_tokenizer(DataConfig(tokenizer="my/tokenizer.json"))
