@@ -64,15 +64,10 @@ def fit_and_report(
     reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
     if few := len(groups) - len(results):
         reason += f", but {few} of them have fewer than {FEWEST_RUNS} finished runs"
-    return _write_page(
-        sweep,
-        table,
-        folders,
-        command,
-        Results(
-            fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
-        ),
+    whole = Results(
+        fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
+    return _write_page(sweep, table, folders, command, whole)
 
 
 def _slugs(labels: list[str]) -> dict[str, str]:
@@ -97,7 +92,7 @@ def _fit_table(
     progress: Progress,
     label: str | None = None,
 ) -> Results:
-    """Fit the table with and without its largest budget, and write the page, which gives the reason of a missing fit."""
+    """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
     from isoloop.fitting import fit_sweep
 
     fits: dict[bool, SweepFit] = {}
