@@ -13,7 +13,7 @@ from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.centre import with_centres
-from isoloop.sweeps.plan.grid import Plan, Text, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, plan_sweep, simulated_corpus
 from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
@@ -67,16 +67,16 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     """
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return PreparedSweep(plan=plan_sweep(sweep, simulated_text), corpora={})
+        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
-    def text_of(data: DataConfig) -> Text:
+    def corpus_of(data: DataConfig) -> PlannedCorpus:
         if data not in corpora:
             corpora[data] = prepare_corpus(data, folders.corpora, (progress or Progress()).update)
         facts = corpora[data].facts
-        return Text(facts.fingerprint, facts.train_tokens)
+        return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
-    plan = plan_sweep(sweep, text_of)
+    plan = plan_sweep(sweep, corpus_of)
     for data, context, vocabulary in {
         (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -120,7 +120,7 @@ def train_sweep(
                 f"the tracking store must hold all {len(plan.cells)} runs, but {store.shown_uri} has {len(table)}; "
                 "nothing is lost: rerun the command"
             )
-        folders.left_out.write_text("".join(f"{cell.label}: {cell.reason}\n" for cell in plan.left_out))
+        folders.left_out.write_text("".join(f"{cell.label}: {cell.reason}\n" for cell in plan.skipped))
         folders.config.write_text(config_text(plan.sweep))
         table.to_csv(folders.table, index=False)
     return TrainedSweep(table=table, failed=outcome.failed, store=store, parent=uploader.parent)

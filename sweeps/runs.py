@@ -10,8 +10,8 @@ from isoloop.sweeps.config.loading import load_sweep, preset_names
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders, folders_of
-from isoloop.sweeps.plan.axes import points
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.axes import grid_points
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
 from isoloop.trainer.config import DepthConfig, RecurrenceConfig
@@ -69,7 +69,7 @@ def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":
             f"a sweep that was not run must be simulated, but '{sweep.name}' trains; start it with 'isoloop run "
             f"{sweep.name}'"
         )
-    plan = plan_sweep(sweep, simulated_text)
+    plan = plan_sweep(sweep, simulated_corpus)
     found = []
     with TemporaryDirectory() as folder:
         for cell in plan.cells:
@@ -144,9 +144,9 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
 def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
     """The settings of the sweep whose models cost what the table says."""
     row: dict[str, Any] = table.iloc[0].to_dict()
-    for point in points(sweep):
+    for point in grid_points(sweep):
         told = all(_missing(row.get(name)) or row[name] == value for name, value in point.axes.items())
-        if told and point.mean == row["mean_recurrence"] and _agrees(row, point.settings):
+        if told and point.mean_recurrence == row["mean_recurrence"] and _agrees(row, point.settings):
             return point.settings
     raise ValueError(
         f"a table must be of the models of its configuration, but none of '{sweep.name}' costs what its first run "

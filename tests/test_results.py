@@ -9,7 +9,7 @@ import pytest
 
 from isoloop.fitting import SweepFit, fit_sweep, read_table
 from isoloop.sweeps.config.loading import load_sweep
-from isoloop.sweeps.plan.grid import Text, plan_sweep
+from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 
 PYTHON = Path(__file__).resolve().parents[1] / "results" / "python"
 SWEEPS = sorted(path.parent for path in PYTHON.glob("*/runs.csv"))
@@ -27,7 +27,7 @@ def corpus(folder):
 def test_the_runs_are_those_of_the_configuration(folder):
     """Run ids are hashes of all that determines a result: planned anew, they are the table's."""
     facts = corpus(folder)
-    text = Text(facts["fingerprint"], facts["train_tokens"])
+    text = PlannedCorpus(facts["fingerprint"], facts["train_tokens"])
     plan = plan_sweep(load_sweep(str(folder / "config.yaml")), lambda _: text)
     assert {cell.run_id for cell in plan.cells} == set(read_table(folder / "runs.csv")["run_id"])
 

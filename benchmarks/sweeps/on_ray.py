@@ -23,7 +23,7 @@ from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.execution.worker import Task, run_attempt
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
 from isoloop.sweeps.progress import Progress
 from isoloop.trainer.accounting import flops_per_token
@@ -106,7 +106,7 @@ def planned(runs: int, seconds: float) -> Plan:
         "resources": {"gpus": 1, "flops_per_second": speed},
         "simulation": {**_LAW, "run_noise": 1e-3, "evaluation_noise": 1e-5, "flops_per_second": speed},
     }
-    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
 
 
 def most_at_once(plan: Plan, nodes: list[Node], order: Order) -> tuple[int, int]:
@@ -244,7 +244,7 @@ def _cpu_seconds() -> float:
 
 
 def _report(plan: Plan, bound: float, order: str, expected: float, measured: list[Measured], warm: int) -> str:
-    runs, work = len(plan.cells), sum(job.seconds * job.needs.whole for job in plan.jobs)
+    runs, work = len(plan.cells), sum(job.seconds * job.needs.busy_units for job in plan.jobs)
     shortest, longest = plan.cells[-1].seconds, plan.cells[0].seconds
     head = (
         f"{runs} simulated runs of 1/8 to 8 GPUs and {shortest:.2g} to {longest:.2g} s on a local Ray that is told to "

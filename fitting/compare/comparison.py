@@ -22,6 +22,7 @@ from isoloop.fitting.compare.difference import (
 )
 from isoloop.fitting.compare.side import (
     BEST_MODEL,
+    LAW_SECTIONS,
     SECTIONS,
     ComparedSweep,
     SweepSummary,
@@ -136,6 +137,9 @@ def compare_sweeps(
         missing += [MissingSection(section=one, side="B", reason=reason) for one in (LEAST_LOSSES, BEST_RUNS)]
     else:
         missing += _missing_runs(a, b)
+    if _training_laws_differ(a, b):
+        reason = "it is fitted by another law than A"
+        missing.append(MissingSection(section=LAW_SECTIONS["training"], side="B", reason=reason))
     order = [*SECTIONS, BEST_RUNS, LEAST_LOSSES]
     names = [field.name for field in dataclasses.fields(SweepSummary)]
     summaries = [SweepSummary(**{name: getattr(sweep, name) for name in names}) for sweep in (a, b)]
@@ -168,6 +172,10 @@ def _differences(
     differences = []
     if a.fit is not None and b.fit is not None:
         numbers_of_b = {number.key: number for number in quantities(b.fit, middle, optima_flops)}
+        if _training_laws_differ(a, b):
+            numbers_of_b = {
+                k: number for k, number in numbers_of_b.items() if number.section != LAW_SECTIONS["training"]
+            }
         for number in quantities(a.fit, middle, optima_flops):
             if number.key in numbers_of_b:
                 reason = next((why for what, why in incomparable.items() if what in number.counted_in), None)
@@ -177,6 +185,11 @@ def _differences(
     if a.table is not None and b.table is not None and "losses" not in incomparable:
         differences += compare_best_runs(best_runs(a.table), best_runs(b.table))
     return differences
+
+
+def _training_laws_differ(a: ComparedSweep, b: ComparedSweep) -> bool:
+    laws = [sweep.fit.training.law for sweep in (a, b) if sweep.fit is not None and sweep.fit.training is not None]
+    return len(set(laws)) > 1
 
 
 def _missing_runs(a: ComparedSweep, b: ComparedSweep) -> list[MissingSection]:

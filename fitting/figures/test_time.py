@@ -22,7 +22,6 @@ from isoloop.fitting.figures.axes import (
 )
 from isoloop.fitting.figures.style import BAND, INK, run_points, series_styles
 from isoloop.fitting.laws.base import Data
-from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, test_time_law_data
 
@@ -120,7 +119,6 @@ def _removable_loss(fit: LawFit, parameters: np.ndarray, data: Data, loops: np.n
 
     It is the same for every model, so the first of `data` serves, with T counted in units of µ.
     """
-    law = law_named(fit.law)
-    model = {name: np.full_like(loops, data[name][0]) for name in law.columns}
+    model = {name: np.full_like(loops, data[name][0]) for name in fit.form.columns}
     model |= {"mean_recurrence": np.ones_like(loops), "recurrence": loops}
-    return law.loss(parameters, model) - law.loss(parameters, model | {"recurrence": np.full_like(loops, _MANY_LOOPS)})
+    return fit.form.loss(parameters, model) - fit.form.loss(parameters, model | {"recurrence": np.full_like(loops, _MANY_LOOPS)})

@@ -26,7 +26,6 @@ from isoloop.fitting.figures.axes import (
     set_title,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, law_data
@@ -60,7 +59,7 @@ def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     handles.append(mark_handle("equal loss", line="-", colour=MUTED))
     budgets = "budget" in runs and runs["budget"].notna().any()
     place_legend(axes, handles, "budget (FLOPs)" if budgets else None, gap=_SECONDARY_AXIS_GAP)
-    set_title(axes, "Loss by the training law, T = µ", simulated=fit.simulated)
+    set_title(axes, f"Loss by the {law.form.name} law, T = µ", simulated=fit.simulated)
 
 
 def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -244,8 +243,7 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
     """Draw lines of equal loss at round losses, each with its loss on the right-hand edge if it ends there."""
     mu, tokens = np.geomspace(*across, _CELLS), np.geomspace(*up, _CELLS)
     columns, rows = np.meshgrid(mu, tokens)
-    models = fit.cost_model.columns(1.0, columns.ravel()) | {"tokens": rows.ravel()}
-    loss = law.loss(models).reshape(columns.shape)
+    loss = law.loss(fit.cost_model.model_columns(columns.ravel(), rows.ravel())).reshape(columns.shape)
     levels = [float(level) for level in MaxNLocator(_LEVELS).tick_values(float(loss.min()), float(loss.max()))]
     levels = [level for level in levels if loss.min() < level < loss.max()]
     axes.contour(columns, rows, loss, levels=levels, colors=MUTED, linewidths=0.8, zorder=1.5)
@@ -263,17 +261,16 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
 def _draw_best_split(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> list[Artist]:
     """Draw the best split of each compute by the law, with its 95% band along the line of that compute."""
     cost, bounds = fit.cost_model, recurrence_bounds(fit)
-    optimum = law_named(law.law).optimum
     ends = [float(cost.flops_for(tokens, mu)) for tokens, mu in zip(up, across, strict=True)]
     compute = np.geomspace(*ends, _FRONTIER_POINTS)
-    best = np.array([float(optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
+    best = np.array([float(law.form.optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]
     if not law.draws:
         return [*handles, mark_handle("no band: no refits")]
     draws = law.draw_matrix[:_FRONTIER_DRAWS]
     band = [
-        interval(optimum(draws, cost, float(flops), bounds).at, float(at), law.widening)
+        interval(law.form.optimum(draws, cost, float(flops), bounds).at, float(at), law.widening)
         for flops, at in zip(compute, best, strict=True)
     ]
     low_mu, high_mu = np.clip(band, *bounds).T

@@ -106,7 +106,7 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     """How far a sweep is: the counts, and a row for each run that runs or has trouble, or for all."""
     from rich.table import Table
 
-    from isoloop.sweeps.plan.summary import duration
+    from isoloop.sweeps.plan.summary import format_duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
     driver = "" if status.at_work or status.is_over else "; nobody is at work on it: run it again to go on"
@@ -116,7 +116,7 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
         return
     table = Table("run", "", "state", "step", "loss", "time", "why", box=None, pad_edge=False)
     for run in shown:
-        left = "" if run.seconds is None else duration(run.seconds) + (" left" if run.state == "running" else "")
+        left = "" if run.seconds is None else format_duration(run.seconds) + (" left" if run.state == "running" else "")
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         table.add_row(
             run.run_id, run.label, run.state, f"{run.step}/{run.steps}", loss, left, (run.reason or "").split("\n")[0]

@@ -20,7 +20,7 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import resources as cost
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, Slot, best_order
-from isoloop.sweeps.plan.summary import duration
+from isoloop.sweeps.plan.summary import format_duration
 from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
@@ -218,12 +218,12 @@ class Engine:
         return ended
 
     def _nodes(self) -> list[Node]:
-        return cost.nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
+        return cost.planned_nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
 
     def _check_feasible(self, cells: Sequence[Cell]) -> None:
         empty = Pool(self._nodes(), spread=self.run_store is None)
         for needs in dict.fromkeys(cost.needs(cell.resources) for cell in cells):
-            if not empty.holds(needs):
+            if not empty.fits(needs):
                 nodes = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in empty.nodes.values())
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
@@ -340,7 +340,7 @@ class Engine:
         """Add new machines to the pool, drop lost ones, and give up when the queued runs have had none for long."""
         nodes = {node.name: node for node in self._nodes()}
         for name in set(self.pool.nodes) - set(nodes):
-            self.pool.drop(name)
+            self.pool.remove(name)
         for name in set(nodes) - set(self.pool.nodes):
             self.pool.add(nodes[name])
         starving = bool(len(self.queue)) and not self.running
@@ -471,7 +471,9 @@ def _result_line(cell: Cell, result: RunResult) -> str:
     if result.loss is None:
         ending = f"diverged: {result.reason}"
     else:
-        ending = f"loss {result.loss:.4f}" + (" (simulated)" if result.simulated else f" in {duration(result.seconds)}")
+        ending = f"loss {result.loss:.4f}" + (
+            " (simulated)" if result.simulated else f" in {format_duration(result.seconds)}"
+        )
     return f"  {cell.run_id}  {cell.label}  {ending}"
 
 

@@ -13,7 +13,7 @@ from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
 from isoloop.sweeps.plan.centre import with_centres
-from isoloop.sweeps.plan.grid import Cell, Plan, Text
+from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
 from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.tuning.result import Tuned, write_tuned
 from isoloop.sweeps.tuning.search_space import Search, ended, grid_base, search_for
@@ -46,11 +46,11 @@ def prepare_tuning(sweep: SweepConfig, folders: Folders, progress: Progress | No
     (cell,) = prepared.plan.cells
     ((fingerprint, corpus),) = prepared.corpora.items()
 
-    def text_of(_: DataConfig) -> Text:
-        return Text(fingerprint, corpus.facts.train_tokens)
+    def corpus_of(_: DataConfig) -> PlannedCorpus:
+        return PlannedCorpus(fingerprint, corpus.facts.train_tokens)
 
     return Tuning(
-        search=search_for(base, means, cell, text_of),
+        search=search_for(base, means, cell, corpus_of),
         corpora=prepared.corpus_folders,
         folders=replace(folders, name=f"{folders.name}/tune"),
     )

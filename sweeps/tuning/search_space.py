@@ -9,10 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isoloop.sweeps.config.schema import RunSettings, SweepConfig
+from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
 from isoloop.sweeps.config.tuning import Dimension, Range
-from isoloop.sweeps.plan.axes import BUDGET, LABEL, MEAN, TOKENS, Changes, Point, is_path, points, setting_at
-from isoloop.sweeps.plan.grid import Cell, TextOf, solve_cells
+from isoloop.sweeps.plan.axes import (
+    BUDGET,
+    ENTRY_NAME,
+    MEAN_RECURRENCE,
+    TOKENS,
+    Point,
+    SettingChanges,
+    grid_points,
+    setting_at,
+)
+from isoloop.sweeps.plan.grid import Cell, CorpusLookup, plan_cells
 
 RATE, MUON_RATE, DECAY = "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.muon_weight_decay"
 BATCH = "batch"
@@ -60,7 +69,7 @@ class Search:
         fixed: settings that the sweep's axes set: the first entry of each.
         space: the dimensions by path.
         base: the run with the sweep's own settings.
-        text_of: the prepared corpora.
+        corpus_of: the prepared corpora.
         notes: what was left out of the space, and why.
     """
 
@@ -68,10 +77,10 @@ class Search:
     asked: tuple[str, float]
     mean: int
     means: tuple[int, ...]
-    fixed: Changes
+    fixed: SettingChanges
     space: Mapping[str, Dimension]
     base: Cell
-    text_of: TextOf
+    corpus_of: CorpusLookup
     notes: tuple[str, ...] = ()
 
     @property
@@ -87,7 +96,7 @@ class Search:
     @property
     def settings(self) -> RunSettings:
         """What a run has that no proposal changes."""
-        (point,) = points(self.sweep)
+        (point,) = grid_points(self.sweep)
         return point.settings
 
     @property
@@ -113,7 +122,7 @@ class Search:
             ValueError: a value breaks a rule.
         """
         mean = self.mean if mean is None else mean
-        return _cell(self.sweep, self.asked, mean, self.fixed, values, self.text_of, labels)
+        return _cell(self.sweep, self.asked, mean, self.fixed, values, self.corpus_of, labels)
 
     def described(self) -> list[str]:
         """The dimensions, and what was left out of them, a line each."""
@@ -150,12 +159,12 @@ def grid_base(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...]]:
             f"a sweep must train to be tuned, but '{sweep.name}' draws its losses from a law, which knows no learning "
             "rate; name another sweep"
         )
-    asked = points(sweep)
-    means = tuple(sorted({point.mean for point in asked}))
+    asked = grid_points(sweep)
+    means = tuple(sorted({point.mean_recurrence for point in asked}))
     mean = sweep.tune.mean_recurrence or means[len(means) // 2]
     smallest = min(asked, key=_size)
     kind, amount = (TOKENS, smallest.tokens) if smallest.budget is None else (BUDGET, smallest.budget)
-    point = {kind: amount, MEAN: mean, **_first_entries(sweep)}
+    point = {kind: amount, MEAN_RECURRENCE: mean, **_first_entries(sweep)}
     resources = sweep.resources.model_copy(update={"validations": sweep.tune.validations})
     grid: dict[str, Any] = {
         "budgets": None,
@@ -168,22 +177,22 @@ def grid_base(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...]]:
     return sweep.model_copy(update={**grid, "points": (point,), "resources": resources}), means
 
 
-def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, text_of: TextOf) -> Search:
+def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, corpus_of: CorpusLookup) -> Search:
     """What `isoloop tune` searches.
 
     Args:
         sweep: of `grid_base`, with the one point that `base` is the run of.
         means: the grid's mean recurrences.
         base: the run with the sweep's own settings.
-        text_of: the prepared corpora.
+        corpus_of: the prepared corpora.
 
     Raises:
         ValueError: a path can't be tuned, an end of a range can't be run, or no choice is left.
     """
     (point,) = sweep.points
-    fixed = {path: value for path, value in point.items() if path not in (BUDGET, TOKENS, MEAN)}
+    fixed = {path: value for path, value in point.items() if path not in (BUDGET, TOKENS, MEAN_RECURRENCE)}
     asked = next((kind, point[kind]) for kind in (BUDGET, TOKENS) if kind in point)
-    (planned,) = points(sweep)
+    (planned,) = grid_points(sweep)
     wanted = _default_space(planned.settings, fixed) if sweep.tune.space is None else sweep.tune.space
     space: dict[str, Dimension] = {}
     notes: list[str] = []
@@ -191,7 +200,7 @@ def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, text_of: 
         _check_path(path, fixed)
 
         def why_not(value: Any, path: str = path) -> str | None:
-            found = _cell(sweep, asked, base.mean_recurrence, fixed, {path: value}, text_of, None)
+            found = _cell(sweep, asked, base.mean_recurrence, fixed, {path: value}, corpus_of, None)
             return found if isinstance(found, str) else None
 
         if isinstance(dimension, Range):
@@ -215,7 +224,7 @@ def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, text_of: 
         fixed=fixed,
         space=space,
         base=base,
-        text_of=text_of,
+        corpus_of=corpus_of,
         notes=tuple(notes),
     )
 
@@ -250,16 +259,16 @@ def _size(point: Point) -> float:
     return size
 
 
-def _first_entries(sweep: SweepConfig) -> Changes:
+def _first_entries(sweep: SweepConfig) -> SettingChanges:
     """The settings of the first entry of each axis."""
-    changes: Changes = {}
+    changes: SettingChanges = {}
     for name, entries in sweep.axes.items():
-        own = {name: entries[0]} if is_path(name) else entries[0]
-        changes |= {path: value for path, value in own.items() if path != LABEL or is_path(name)}
+        own = {name: entries[0]} if name in setting_paths() else entries[0]
+        changes |= {path: value for path, value in own.items() if path != ENTRY_NAME or name in setting_paths()}
     return changes
 
 
-def _default_space(settings: RunSettings, fixed: Changes) -> dict[str, Dimension]:
+def _default_space(settings: RunSettings, fixed: SettingChanges) -> dict[str, Dimension]:
     """Both learning rates, Muon's weight decay and the batch, unless an axis of the sweep sets them."""
     space: dict[str, Dimension] = {}
     for path in (RATE, MUON_RATE):
@@ -272,8 +281,8 @@ def _default_space(settings: RunSettings, fixed: Changes) -> dict[str, Dimension
     return {path: dimension for path, dimension in space.items() if path not in fixed}
 
 
-def _check_path(path: str, fixed: Changes) -> None:
-    if not is_path(path):
+def _check_path(path: str, fixed: SettingChanges) -> None:
+    if path not in setting_paths():
         raise ValueError(
             f"tune.space must name settings, but got '{path}'; name them as in the configuration, for example {RATE}"
         )
@@ -295,14 +304,14 @@ def _cell(
     sweep: SweepConfig,
     asked: tuple[str, float],
     mean: int,
-    fixed: Changes,
+    fixed: SettingChanges,
     values: Values,
-    text_of: TextOf,
+    corpus_of: CorpusLookup,
     labels: Mapping[str, Any] | None,
 ) -> Cell | str:
     kind, amount = asked
-    point = {kind: amount, MEAN: mean, **fixed, **values}
-    cells, left_out = solve_cells(sweep.model_copy(update={"points": (point,)}), text_of)
+    point = {kind: amount, MEAN_RECURRENCE: mean, **fixed, **values}
+    cells, left_out = plan_cells(sweep.model_copy(update={"points": (point,)}), corpus_of)
     if left_out:
         return left_out[0].reason
     (cell,) = cells

@@ -269,7 +269,7 @@ def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
 
 def default_parallel(search: Search, nodes: Sequence[Node], trials: int) -> int:
     """As many trials as the cluster holds at a time, but a quarter of all at most."""
-    there = cost.nodes(search.sweep.cluster) if search.sweep.cluster.elastic else nodes
+    there = cost.planned_nodes(search.sweep.cluster) if search.sweep.cluster.elastic else nodes
     pool, needs = Pool(list(there)), cost.needs(search.base.resources)
     most = max(1, -(-trials // SHARE_OF_TRIALS))
     count = 0

@@ -48,13 +48,13 @@ if sys.argv[3] == "off":
     switch_telemetry_off()
     from isoloop.sweeps.tracking.mlflow_store import TrackingStore
     from isoloop.sweeps.paths import Folders
-    from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+    from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
     from isoloop.sweeps.config.loading import load_sweep
     from isoloop.sweeps.tracking.uploader import Uploader
     from isoloop.sweeps.execution.simulated import simulate_run
     sweep = load_sweep("parcae-140m-simulated", ["budgets=[1e18]", "mean_recurrences=[2]"])
     folders = Folders(out=Path(sys.argv[1]), name=sweep.name)
-    plan = plan_sweep(sweep, simulated_text)
+    plan = plan_sweep(sweep, simulated_corpus)
     for cell in plan.cells:
         simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
     store = TrackingStore(sys.argv[2], "x", artifacts=folders.artifacts)

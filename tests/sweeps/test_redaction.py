@@ -19,7 +19,7 @@ from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import PreparedSweep, train_sweep
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore, translate_store_errors
 
@@ -129,7 +129,7 @@ def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_data
     new_database(tmp_path / "store.db")
     uri = f"sqlite:///file:{tmp_path / 'store.db'}?uri=true&password={SECRET}"
     sweep = simulated.model_copy(update={"tracking": Tracking(uri=uri), "budgets": (1e10,), "mean_recurrences": (1, 2)})
-    plan, folders = plan_sweep(sweep, simulated_text), Folders(out=tmp_path / "out", name=sweep.name)
+    plan, folders = plan_sweep(sweep, simulated_corpus), Folders(out=tmp_path / "out", name=sweep.name)
     for cell in plan.cells:
         simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
     recorded = train_sweep(PreparedSweep(plan=plan, corpora={}), folders)

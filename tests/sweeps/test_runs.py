@@ -12,7 +12,7 @@ from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.runs import load_runs, recount, simulated_table
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.uploader import Uploader
@@ -25,7 +25,7 @@ PUBLISHED = "parcae-140m-simulated"
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_simulated_table_is_that_of_the_store(simulated, tmp_path, new_database):
-    plan = plan_sweep(simulated, simulated_text)
+    plan = plan_sweep(simulated, simulated_corpus)
     folders = Folders(out=tmp_path / "out", name=simulated.name)
     for cell in plan.cells:
         simulate_run(cell.spec, simulated.simulation, cell.run_id, folders.run(cell.run_id))

@@ -29,7 +29,7 @@ def test_a_run_table_is_none_of_dense_models(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "asked", "words"),
     [
-        ({"experiment": ["a", "b", "b"]}, {"experiment": "c"}, "but got 'c'; it has a, b"),
+        ({"experiment": ["a", "b", "b"]}, {"experiment": "c"}, "but got 'c'; choose one of a, b"),
         ({}, {"experiment": "c"}, "the table has no such column"),
         ({}, {"outliers": False}, "needs the column `outlier`"),
         ({"loss": ["3", "x", "3"]}, {}, "`loss` must be a positive and finite number, but row 1 has 'x'"),
@@ -86,7 +86,7 @@ def test_experiments_in_numbers_are_compared_as_text(tmp_path, suffix):
     path, frame = tmp_path / f"points{suffix}", pd.DataFrame({**ROWS, "experiment": [0, 1, 1]})
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
     assert list(read_points(path, experiment="1")["loss"]) == [2.9, 3.1]
-    with pytest.raises(ValueError, match="but got '2'; it has 0, 1"):
+    with pytest.raises(ValueError, match="but got '2'; choose one of 0, 1"):
         read_points(path, experiment="2")
 
 

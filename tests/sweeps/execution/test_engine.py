@@ -18,14 +18,14 @@ from isoloop.sweeps.execution.engine import (
 )
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node, Pool
 from isoloop.sweeps.progress import Progress
 from isoloop.trainer.run.result import write_result
 from tests.sweeps.conftest import SIMULATED
 from tests.sweeps.execution.virtual import BROKEN, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
 
-PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_text)
+PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_corpus)
 
 
 class Watcher(Progress):

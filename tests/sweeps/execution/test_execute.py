@@ -15,7 +15,7 @@ from isoloop.sweeps.execution.engine import SweepOutcome, count_saved_runs, run_
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.progress import Progress
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.loop import train
@@ -241,7 +241,7 @@ def test_a_run_that_fits_no_node_is_refused(simulated, folders, ray):
     hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
     folders.sweep.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"ask for 1 process\(es\) of 100000 CPU"):
-        run_plan(plan_sweep(hungry, simulated_text), folders, lambda: nullcontext(ray), corpora={})
+        run_plan(plan_sweep(hungry, simulated_corpus), folders, lambda: nullcontext(ray), corpora={})
 
 
 class TestSeveralProcesses:

@@ -13,7 +13,7 @@ from isoloop.fitting import check_table, read_table
 from isoloop.sweeps.cli.main import app
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.export import export_mapped, export_sweep
 from isoloop.sweeps.tracking.import_runs import read_mapping
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
@@ -38,7 +38,7 @@ def recorded(uri, tmp_path_factory):
     from tests.sweeps.conftest import SIMULATED
 
     sweep = validate_sweep({**SIMULATED, "budgets": [1e10], "mean_recurrences": [1, 2, 4]}, source="test")
-    plan = plan_sweep(sweep, simulated_text)
+    plan = plan_sweep(sweep, simulated_corpus)
     folders = Folders(out=tmp_path_factory.mktemp("gone"), name=sweep.name)
     results = {
         cell.run_id: simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))

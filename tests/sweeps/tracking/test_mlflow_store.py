@@ -11,7 +11,7 @@ import pytest
 from isoloop.fitting import check_table
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking import schema as record
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.uploader import LOSS_BY_RECURRENCE, Uploader
@@ -37,7 +37,7 @@ def store(database, request):
 
 @pytest.fixture
 def plan(simulated):
-    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
+    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
     folders = Folders(out=tmp_path, name="x")
     flops = {}
     for accounting in ("exact", "parcae-release"):
-        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_text)
+        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_corpus)
         run_all(plan, folders)
         assert Uploader(store, plan, folders).close() == []
         table = check_table(store.read_table(plan.sweep.name))

@@ -17,7 +17,7 @@ import pytest
 from isoloop.fitting import check_table
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.privacy import TELEMETRY_OFF
 from isoloop.sweeps.tracking import schema as record
 from isoloop.sweeps.tracking import uploader
@@ -98,7 +98,7 @@ def plan(simulated):
 
 def small_plan(simulated, name):
     changes = {"name": name, "budgets": (1e10,), "mean_recurrences": (1, 2)}
-    return plan_sweep(simulated.model_copy(update=changes), simulated_text)
+    return plan_sweep(simulated.model_copy(update=changes), simulated_corpus)
 
 
 def run_all(plan, folders):
@@ -174,7 +174,7 @@ import sys, time
 from pathlib import Path
 from isoloop.sweeps.tracking import uploader
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
@@ -182,7 +182,7 @@ uploader.UPLOAD_SECONDS = 0.05
 sweep = load_sweep(sys.argv[1])
 folders = Folders(out=Path(sys.argv[2]), name=sweep.name)
 store = TrackingStore(sys.argv[3], "shared", artifacts=folders.artifacts)
-carrying = uploader.Uploader(store, plan_sweep(sweep, simulated_text), folders)
+carrying = uploader.Uploader(store, plan_sweep(sweep, simulated_corpus), folders)
 while not any(cursor.offset for cursor in carrying.opened.values()):
     time.sleep(0.02)
 Path(sys.argv[2], "recorded").touch()

@@ -22,7 +22,7 @@ from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
 from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.storage.run_store import STOP_FILE
@@ -622,8 +622,8 @@ def test_axes_of_a_search_at_a_budget(small, folders):
         source="test",
     )  # fmt: skip
     base, means = grid_base(sweep)
-    (cell,) = plan_sweep(base, simulated_text).cells
-    search = search_for(base, means, cell, simulated_text)
+    (cell,) = plan_sweep(base, simulated_corpus).cells
+    search = search_for(base, means, cell, simulated_corpus)
     assert (search.asked, search.mean, search.means) == (("budget", 2e9), 4, (1, 2, 4, 8))
     assert search.cell({RATE: 0.1}, mean=8).spec.recurrence.mean == 8
     assert search.at_edge({RATE: 1e-4}) == [RATE]
