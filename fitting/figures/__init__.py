@@ -37,8 +37,8 @@ __all__ = [
     "draw_predicted_against_measured",
     "draw_test_time",
     "draw_test_time_collapse",
-    "why_unavailable",
     "save_comparison",
     "save_figure",
     "save_figure_as",
+    "why_unavailable",
 ]

@@ -17,7 +17,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
 from isoloop.fitting.figures.style import BAND, INK, SeriesStyle
 
@@ -34,6 +34,7 @@ _ROUND_NUMBERS = (
     (1.0,),
 )
 """Ticks in a decade, the finest first."""
+_MOST_TICKS = 9
 _WIDE = 3.4
 """Width in inches from which axes have room for a legend at their right."""
 _LONG_LABEL = 24
@@ -64,20 +65,9 @@ def grid_ticks(axis: Axis, values: Sequence[float] | np.ndarray) -> None:
 
 
 def decade_ticks(axis: Axis, *, text: Callable[[float], str] = power_of_ten) -> None:
-    """Put an axis on a log scale with round numbers as ticks, as fine as its length allows.
-
-    Set the limits, or draw the data, before.
-    """
-    low, high = sorted(_set_log_scale(axis))
-    length, size = _length(axis), _points(mpl.rcParams["xtick.labelsize"])
-    longest = max(len(text(value)) for value in (1.5 * low, 1.5 * high))
-    room = _LINE_HEIGHT * size if axis.axis_name == "y" else _CHARACTER_WIDTH * size * (longest + 1)
-    per_decade = length / np.log10(high / low)
-    fitting = [
-        steps for steps in _ROUND_NUMBERS if min(np.diff(np.log10([*steps, 10.0]))) * per_decade >= room
-    ] or _ROUND_NUMBERS[-1:]
-    # A locator of matplotlib's own leaves out decades where there is no room for each.
-    _set_ticks(axis, LogLocator(subs=fitting[0]), text)
+    """Put an axis on a log scale with round numbers as ticks, as fine as there is room for."""
+    _set_log_scale(axis)
+    _set_ticks(axis, _RoundNumberLocator(text), text)
 
 
 def row_ticks(axis: Axis, labels: Mapping[float, str]) -> None:
@@ -89,26 +79,45 @@ def row_ticks(axis: Axis, labels: Mapping[float, str]) -> None:
     _set_ticks(axis, _ThinningLocator(sorted(labels, reverse=True), text), text)
 
 
-def _set_log_scale(axis: Any) -> tuple[float, float]:
-    """Put an axis on a log scale and return its limits."""
-    axes = axis.axes
-    if axis.axis_name == "x":
-        axes.set_xscale("log")
-        return axes.get_xlim()
-    axes.set_yscale("log")
-    return axes.get_ylim()
+def _set_log_scale(axis: Any) -> None:
+    # Setting the scale puts its own locators in place, so it comes before the ticks.
+    axis.axes.set_xscale("log") if axis.axis_name == "x" else axis.axes.set_yscale("log")
 
 
-def _set_ticks(axis: Axis, locator: FixedLocator | LogLocator, text: Callable[[float], str]) -> None:
+def _set_ticks(axis: Axis, locator: Locator, text: Callable[[float], str]) -> None:
     axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
+
+
+class _RoundNumberLocator(LogLocator):
+    """Ticks at round numbers of a log axis, as fine as there is room for their labels."""
+
+    axis: Any
+
+    def __init__(self, text: Callable[[float], str]) -> None:
+        super().__init__()
+        self.text = text
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """Return the ticks between two limits."""
+        decades = abs(np.log10(vmax / vmin))
+        powers = 10.0 ** np.floor(np.log10([vmin, vmax]))
+        for steps in _ROUND_NUMBERS:
+            longest = max((self.text(step * power) for step in steps for power in powers), key=len)
+            gap = min(np.diff(np.log10([*steps, 10.0]))) * _length(self.axis) / decades
+            if gap >= _room(self.axis, longest, longest) and decades * len(steps) <= _MOST_TICKS:
+                break
+        # If not even each decade has room, the locator leaves out some.
+        self.set_params(subs=steps)
+        return super().tick_values(vmin, vmax)
 
 
 class _ThinningLocator(FixedLocator):
     """Ticks at given places; one whose label has no room beside those before it is left out."""
 
     axis: Any
+    locs: Sequence[float]
 
     def __init__(self, places: Sequence[float], text: Callable[[float], str]) -> None:
         super().__init__(list(places))
@@ -124,19 +133,22 @@ class _ThinningLocator(FixedLocator):
         low, high = sorted(scale.transform(np.array([vmin, vmax])))
         length = _length(self.axis)
         points = (scale.transform(np.array(self.locs)) - low) * length / (high - low)
-        size = float(self.axis.get_major_ticks(1)[0].label1.get_size())
         kept: dict[float, float] = {}
         for place, point in zip(self.locs, points, strict=True):
-            inside = -1e-6 <= point <= length + 1e-6
-            if inside and all(abs(point - other) >= self._room(place, key, size) for key, other in kept.items()):
+            distances = [
+                (abs(point - other), _room(self.axis, self.text(place), self.text(key))) for key, other in kept.items()
+            ]
+            if -1e-6 <= point <= length + 1e-6 and all(distance >= room for distance, room in distances):
                 kept[float(place)] = float(point)
         return sorted(kept)
 
-    def _room(self, place: float, neighbour: float, size: float) -> float:
-        """Return the least distance of two labels' centres in points."""
-        if self.axis.axis_name == "y":
-            return _LINE_HEIGHT * size
-        return _CHARACTER_WIDTH * size * (len(self.text(place)) + len(self.text(neighbour))) / 2 + 0.4 * size
+
+def _room(axis: Any, label: str, neighbour: str) -> float:
+    """Return the least distance of two labels' centres in points."""
+    size = float(axis.get_major_ticks(1)[0].label1.get_size())
+    if axis.axis_name == "y":
+        return _LINE_HEIGHT * size
+    return _CHARACTER_WIDTH * size * (len(label) + len(neighbour)) / 2 + 0.4 * size
 
 
 def place_legend(axes: Axes, handles: Sequence[Artist], title: str | None = None, *, gap: float = 6.0) -> Legend:
@@ -168,9 +180,7 @@ def mark_handle(label: str, *, marker: str = "", line: Any = "", colour: object 
 
 def series_handle(style: SeriesStyle, label: str, *, line: bool = True, hollow: bool = False) -> Line2D:
     """Return a legend's entry for one series."""
-    return mark_handle(
-        label, marker=style.marker, line=style.line if line else "", colour=style.colour, hollow=hollow
-    )
+    return mark_handle(label, marker=style.marker, line=style.line if line else "", colour=style.colour, hollow=hollow)
 
 
 def bar_handle(label: str, *, colour: object = INK) -> Line2D:

@@ -121,4 +121,6 @@ def _removable_loss(fit: LawFit, parameters: np.ndarray, data: Data, loops: np.n
     """
     model = {name: np.full_like(loops, data[name][0]) for name in fit.form.columns}
     model |= {"mean_recurrence": np.ones_like(loops), "recurrence": loops}
-    return fit.form.loss(parameters, model) - fit.form.loss(parameters, model | {"recurrence": np.full_like(loops, _MANY_LOOPS)})
+    return fit.form.loss(parameters, model) - fit.form.loss(
+        parameters, model | {"recurrence": np.full_like(loops, _MANY_LOOPS)}
+    )

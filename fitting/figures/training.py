@@ -99,7 +99,7 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set(xlabel="measured loss (nats per token)", ylabel="predicted loss (nats per token)")
     place_legend(axes, handles, "mean absolute error")
-    set_title(axes, "Training law, T = µ", simulated=fit.simulated)
+    set_title(axes, f"{law.form.name.capitalize()} law, T = µ", simulated=fit.simulated)
 
 
 def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -261,8 +261,8 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
 def _draw_best_split(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> list[Artist]:
     """Draw the best split of each compute by the law, with its 95% band along the line of that compute."""
     cost, bounds = fit.cost_model, recurrence_bounds(fit)
-    ends = [float(cost.flops_for(tokens, mu)) for tokens, mu in zip(up, across, strict=True)]
-    compute = np.geomspace(*ends, _FRONTIER_POINTS)
+    low, high = (float(cost.flops_for(tokens, mu)) for tokens, mu in zip(up, across, strict=True))
+    compute = np.geomspace(low, high, _FRONTIER_POINTS)
     best = np.array([float(law.form.optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]
