@@ -27,14 +27,15 @@ def fit_and_report(
     table: "pd.DataFrame",
     *,
     command: str,
+    law: str = "training",
     draws: int = 1000,
     progress: Progress | None = None,
 ) -> Results:
     """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
 
     Laws hold for runs that differ in budget, tokens, mean recurrence and seed alone. Where other axes tell runs apart,
-    the column `group` says so, and each group is fitted in a folder and on a page of its own. `draws` are the refits
-    behind each interval.
+    the column `group` says so, and each group is fitted in a folder and on a page of its own. `law` is that of
+    the loss after training, and `draws` are the refits behind each interval.
     """
     shutil.rmtree(folders.groups, ignore_errors=True)
     for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
@@ -42,7 +43,7 @@ def fit_and_report(
         stale.with_suffix(".txt").unlink(missing_ok=True)
     shutil.rmtree(folders.figures, ignore_errors=True)
     if GROUP not in table:
-        return _fit_group(sweep, folders, table, command=command, draws=draws, progress=progress)
+        return _fit_group(sweep, folders, table, command=command, law=law, draws=draws, progress=progress)
     parts = {
         str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
     }
@@ -55,7 +56,9 @@ def fit_and_report(
         own.sweep.mkdir(parents=True)
         part.to_csv(own.table, index=False)
         own.config.write_text(folders.config.read_text())
-        found[label] = _fit_group(sweep, own, part, command=command, draws=draws, progress=progress, label=label)
+        found[label] = _fit_group(
+            sweep, own, part, command=command, law=law, draws=draws, progress=progress, label=label
+        )
     few = len(parts) - len(found)
     said = f"its runs are of {len(parts)} groups, and a law is fitted to each apart" + (
         f", but {few} of them have fewer than {FEWEST_RUNS} finished runs" if few else ""
@@ -80,6 +83,7 @@ def _fit_group(
     table: "pd.DataFrame",
     *,
     command: str,
+    law: str,
     draws: int,
     progress: Progress | None,
     label: str | None = None,
@@ -95,6 +99,7 @@ def _fit_group(
             found = fit_sweep(
                 table,
                 name=name,
+                law=law,
                 hold_out_largest_budget=hold_out,
                 draws=draws,
                 profiles=True,

@@ -76,6 +76,16 @@ class LawFit:
         return "squared error" if self.delta is None else f"Huber, delta {self.delta:g},"
 
     @property
+    def form(self) -> Law:
+        """The law that was fitted: its formula, columns and optimum."""
+        return law_named(self.law)
+
+    @property
+    def at_mean(self) -> str:
+        """Name of this law as a way of predicting the loss at T = mean recurrence."""
+        return f"{self.form.name} law at T = mu"
+
+    @property
     def vector(self) -> np.ndarray:
         """Parameter values in the law's order, shape (p,)."""
         return np.array([parameter.value for parameter in self.parameters])
@@ -91,7 +101,7 @@ class LawFit:
 
     def loss(self, data: Data) -> np.ndarray:
         """Predicted loss of each row, nats per token: (rows,)."""
-        return law_named(self.law).loss(self.vector, data)
+        return self.form.loss(self.vector, data)
 
     def loss_interval(self, data: Data, *, measured: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
         """95% interval of each row's loss, (rows,) each. None without draws.
@@ -102,7 +112,7 @@ class LawFit:
             return None
         at = self.loss(data)
         # Widened before the noise joins, which is known better than the parameters.
-        drawn = at * (law_named(self.law).loss(self.draw_matrix, data) / at) ** self.widening
+        drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
         if measured:
             noise = self.noise_draws(drawn.shape[1])
             drawn = np.tile(drawn, (LUCK_DRAWS, 1))

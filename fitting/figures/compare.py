@@ -190,7 +190,7 @@ def _laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
 
 
 def _exponents(comparison: SweepComparison) -> list[Difference]:
-    of_law = [one for one in comparison.of(LAW_SECTIONS["training"]) if one.name in ("x", "y")]
+    of_law = [one for one in comparison.of(LAW_SECTIONS["training"]) if one.unit == "1"]
     return [one for one in comparison.of(POWER_LAWS) if one.kind == "difference"] + of_law
 
 

@@ -26,7 +26,6 @@ from isoloop.fitting.figures.axes import (
     set_title,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from isoloop.fitting.laws.looped import TrainingLaw
 from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, law_data
@@ -57,7 +56,7 @@ def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     handles.append(mark_handle("equal loss", line="-", colour=MUTED))
     budgets = "budget" in runs and runs["budget"].notna().any()
     place_legend(axes, handles, "budget (FLOPs)" if budgets else None, aside=46)
-    set_title(axes, "Loss by the training law, T = µ", simulated=fit.simulated)
+    set_title(axes, f"Loss by the {law.form.name} law, T = µ", simulated=fit.simulated)
 
 
 def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -100,7 +99,7 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set(xlabel="measured loss (nats per token)", ylabel="predicted loss (nats per token)")
     place_legend(axes, handles, "mean absolute error")
-    set_title(axes, "Training law, T = µ", simulated=fit.simulated)
+    set_title(axes, f"{law.form.name.capitalize()} law, T = µ", simulated=fit.simulated)
 
 
 def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -265,8 +264,7 @@ def _contours(axes: Axes, law: LawFit, fit: SweepFit, across: tuple[float, float
     """Lines of equal loss at round losses, each with its loss on the right-hand edge where it ends there."""
     mu, tokens = np.geomspace(*across, _CELLS), np.geomspace(*up, _CELLS)
     columns, rows = np.meshgrid(mu, tokens)
-    flat = {"effective_params": fit.cost_model.effective_params(columns.ravel()), "tokens": rows.ravel()}
-    loss = law.loss(flat).reshape(columns.shape)
+    loss = law.loss(fit.cost_model.model_columns(columns.ravel(), rows.ravel())).reshape(columns.shape)
     levels = [float(level) for level in MaxNLocator(_LEVELS).tick_values(float(loss.min()), float(loss.max()))]
     levels = [level for level in levels if loss.min() < level < loss.max()]
     axes.contour(columns, rows, loss, levels=levels, colors=MUTED, linewidths=0.8, zorder=1.5)
@@ -290,7 +288,7 @@ def _frontier(
         float(cost.flops_for(up[0], across[0])), float(cost.flops_for(up[1], across[1])), _FRONTIER_POINTS
     )
     bounds = recurrence_bounds(fit)
-    best = np.array([float(TrainingLaw().optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
+    best = np.array([float(law.form.optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]
     if not law.draws:
@@ -298,7 +296,7 @@ def _frontier(
     drawn = law.draw_matrix[:_FRONTIER_DRAWS]
     ends = []
     for flops, at in zip(compute, best, strict=True):
-        low, high = interval(TrainingLaw().optimum(drawn, cost, float(flops), bounds).at, float(at), law.widening)
+        low, high = interval(law.form.optimum(drawn, cost, float(flops), bounds).at, float(at), law.widening)
         ends.append((max(low, bounds[0]), min(high, bounds[1])))
     low_mu, high_mu = np.array(ends).T
     x = np.concatenate([low_mu, high_mu[::-1]])

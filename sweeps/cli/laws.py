@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoloop.sweeps.cli.console import new_console, progress_bar
-from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_OUT, Draws, Out, Target
+from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_LAW, DEFAULT_OUT, Draws, Out, Target, TrainingLaw
 from isoloop.sweeps.paths import folders_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ On = Annotated[str, typer.Option(help="What residuals are of: 'log loss' or 'los
 def fit(
     target: Target,
     out: Out = DEFAULT_OUT,
+    law: TrainingLaw = DEFAULT_LAW,
     hold_out: Annotated[
         bool, typer.Option("--hold-out", help="Keep the largest budget out; report the error there.")
     ] = False,
@@ -49,6 +50,7 @@ def fit(
         found = fit_sweep(
             table,
             name=name,
+            law=law,
             hold_out_largest_budget=hold_out,
             draws=draws,
             seed=seed,

@@ -15,6 +15,7 @@ from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import (
     BROKEN_RULE,
     DEFAULT_DRAWS,
+    DEFAULT_LAW,
     DEFAULT_OUT,
     INTERRUPTED,
     RUNS_FAILED,
@@ -26,6 +27,7 @@ from isoloop.sweeps.cli.options import (
     Sweep,
     Target,
     TrackingUri,
+    TrainingLaw,
 )
 from isoloop.sweeps.cli.tune import tune
 from isoloop.sweeps.paths import folders_of
@@ -225,7 +227,9 @@ def export(
 
 
 @app.command()
-def report(target: Target, out: Out = DEFAULT_OUT, draws: Draws = DEFAULT_DRAWS) -> None:
+def report(
+    target: Target, out: Out = DEFAULT_OUT, law: TrainingLaw = DEFAULT_LAW, draws: Draws = DEFAULT_DRAWS
+) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from isoloop.fitting import read_table
     from isoloop.sweeps.analysis import fit_and_report, store_stability
@@ -235,7 +239,7 @@ def report(target: Target, out: Out = DEFAULT_OUT, draws: Draws = DEFAULT_DRAWS)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
     with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
-        results = fit_and_report(config, folders, table, command=_command(), draws=draws, progress=progress)
+        results = fit_and_report(config, folders, table, command=_command(), law=law, draws=draws, progress=progress)
     if is_study(config):
         store_stability(config, folders, table)
     print(results.report)

@@ -45,7 +45,8 @@ def answer(results: Results) -> list[str]:
             f"{p.name} = {p.value:.4g}" + (f" ({p.interval[0]:.4g} to {p.interval[1]:.4g})" if p.interval else "")
             for p in fit.training.parameters
         )
-        lines.append(f"Training law L(µ, D) = E + X N(µ)^-x + Y D^-y: {values}.")
+        form = fit.training.form
+        lines.append(f"{form.name.capitalize()} law {form.formula.replace('mu', 'µ')}: {values}.")
     if hold_out is not None and hold_out.held_out is not None:
         lines.append(_held_out(hold_out.held_out))
     if results.why_no_hold_out:
@@ -92,7 +93,7 @@ def _exponents(fit: SweepFit) -> list[str]:
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
         lines.append(
-            "Without the parabola's bias on skewed curves, as far as the training law holds: "
+            f"Without the parabola's bias on skewed curves, as far as the {bias.law} law holds: "
             f"C^{_exponent(bias.axis_exponent.corrected)} and C^{_exponent(bias.tokens_exponent.corrected)}."
         )
     return lines
@@ -101,7 +102,7 @@ def _exponents(fit: SweepFit) -> list[str]:
 def _best(fit: SweepFit) -> str:
     found = predict(fit, flops=AHEAD * fit.fitted.flops[1])
     return (
-        f"For {found.flops:.3g} FLOPs, the training law finds a mean recurrence of "
+        f"For {found.flops:.3g} FLOPs, the {found.law} law finds a mean recurrence of "
         f"{_with(found.mean_recurrence, found.mean_recurrence_interval)} and "
         f"{_with(found.tokens, found.tokens_interval)} tokens best, with a loss of "
         f"{_with(found.loss, found.loss_interval, 5)}."

@@ -324,7 +324,7 @@ def ragged(stored, change):
             lambda fit: fit["unified"]["parameters"].pop(),
             "the unified law has the parameters E, X, Y, Z, x, y, z, where",
         ),
-        (lambda fit: fit["training"].update(law="os:path"), "where the os:path law with E, X, Y, x, y is"),
+        (lambda fit: fit["training"].update(law="os:path"), "the law .os:path. must be a class that derives from"),
         (lambda fit: fit["training"].pop("noise"), "`training.noise` is missing"),
         (lambda fit: fit["training"]["parameters"][0].pop("value"), "`training.parameters.0.value` is missing"),
         (lambda fit: fit["training"].update(noise="much"), '`training.noise` must be a valid number, and is "much"'),

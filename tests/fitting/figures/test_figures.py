@@ -279,7 +279,7 @@ def test_what_cannot_be_shown_is_skipped_with_its_reason(tiny, tmp_path):
         "loss_contours": "the training law has 5 p",
         "predicted_against_measured": "the training law has 5 p",
         "held_out_errors": "no run was held out of t",
-        "test_time_collapse": "it holds the training la",
+        "test_time_collapse": "it contains the training",
     }
 
 
