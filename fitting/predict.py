@@ -70,10 +70,10 @@ class Prediction:
             line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
             line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
-        for other in self.power_laws:
-            lines.append(f"For comparison, the {other.name}")
-            lines.append(line("mean recurrence", other.mean_recurrence, other.mean_recurrence_interval, "loops"))
-            lines.append(line("tokens", other.tokens, None, "tokens"))
+        for optimum in self.power_laws:
+            lines.append(f"For comparison, the {optimum.name}")
+            lines.append(line("mean recurrence", optimum.mean_recurrence, optimum.mean_recurrence_interval, "loops"))
+            lines.append(line("tokens", optimum.tokens, None, "tokens"))
         return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
 
 

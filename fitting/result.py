@@ -125,7 +125,9 @@ class SweepFit:
         )
         if self.held_out:
             parts.append(_held_out_text(self.held_out, self.training.at_mean if self.training else None))
-        caveats = [textwrap.fill(one, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for one in self.caveats]
+        caveats = [
+            textwrap.fill(caveat, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for caveat in self.caveats
+        ]
         parts.append("\n".join(["What to doubt", *caveats]))
         return "\n\n".join(parts) + "\n"
 
@@ -190,7 +192,7 @@ def _first_fault(error: ValidationError) -> str:
 
 def _check_laws(fit: SweepFit) -> None:
     """Raise ValueError if the fit of a law is that of another law, or has too few or too many values."""
-    for name, law_fit in (*fit.laws.items(), *(("test-time", one) for one in fit.test_time)):
+    for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
         if law_fit is None:
             continue
         # The loss after training may follow any law; the others are what they are called.

@@ -75,7 +75,7 @@ def test_what_is_not_there_is_named(uri, recorded, tmp_path):
     def export(name="simulated-grid", to="a.csv", tracking_uri=uri, experiment=None):
         return export_sweep(name, tmp_path / to, out=tmp_path / "o", tracking_uri=tracking_uri, experiment=experiment)
 
-    with pytest.raises(ValueError, match="none of 'other': there are sweeps simulated-grid"):
+    with pytest.raises(ValueError, match="none of 'other'; its sweeps: simulated-grid"):
         export(name="other")
     with pytest.raises(ValueError, match="has no 'nothing'; it has Default, isoloop"):
         export(experiment="nothing")
@@ -169,13 +169,13 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
         ),
         ({"columns": {"mean_recurrence": {"param": "family"}}}, r"`mean_recurrence` must be a number, .*= 'looped'"),
         ({"columns": {"tokens": {"param": "tokens_b", "times": -1}}}, "`tokens` must be finite and greater than 0"),
-        ({"columns": {"tokens": {"metric": "seen"}}}, "`tokens` must be there for some run"),
+        ({"columns": {"tokens": {"metric": "seen"}}}, "`tokens` must be given for some run"),
         ({"columns": {"flops": {"value": 1e18}}}, "`flops` must equal tokens x"),
         (
             {"columns": {"seed": {"param": "a", "tag": "b"}}},
             "columns.seed: one of param, metric, .*but got param and tag",
         ),
-        ({"columns": {"seed": {"value": 0, "times": 2}}}, "times is for what a run says"),
+        ({"columns": {"seed": {"value": 0, "times": 2}}}, "times scales what a run holds"),
         ({"colums": {}}, "colums: extra inputs"),
         ({"model": "141m"}, "a size must be one of 140m"),
         (
