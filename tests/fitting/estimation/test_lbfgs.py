@@ -34,7 +34,7 @@ def test_the_papers_way_finds_a_known_truth():
 
 
 def test_laws_of_another_form_are_refused():
-    with pytest.raises(ValueError, match="needs a law that is a sum of terms .*, but the six-parameter law is not"):
+    with pytest.raises(ValueError, match=r"needs a law that is a sum of terms .*, but the six-parameter law is not"):
         fit_by_lbfgs(SixParameterLaw(), {})
     data = {"recurrence": np.arange(1.0, 9.0), "loss": 3 + np.exp(-np.arange(1.0, 9.0))}
     assert fit_by_lbfgs(TestTimeLaw(), data).objective == pytest.approx(
