@@ -29,11 +29,10 @@ from isoloop.fitting.compare.side import (
     missing_sections,
     quantities,
 )
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.result import REPORT_WIDTH, SweepFit
 
 COMPARISON_FORMAT = "isoloop-comparison/2"
 _EXTRAPOLATED = 4.0
-_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class SweepComparison:
             ("Which is better at equal FLOPs", self.verdicts or ["These sweeps can't tell."]),
             ("What to doubt", self.caveats),
         ):
-            parts.append("\n".join([title, *(_wrapped(sentence, "  - ") for sentence in sentences)]))
+            parts.append("\n".join([title, *(_wrap(sentence, "  - ") for sentence in sentences)]))
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:
@@ -278,9 +277,9 @@ def _missing_lines(missing: Sequence[MissingSection]) -> list[str]:
     lines = []
     for section in dict.fromkeys(part.section for part in missing):
         reasons = "; ".join(f"{part.side} has none: {part.reason}" for part in missing if part.section == section)
-        lines.append(_wrapped(f"{section}: {reasons}", "  "))
+        lines.append(_wrap(f"{section}: {reasons}", "  "))
     return lines
 
 
-def _wrapped(text: str, start: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent="    ")
+def _wrap(text: str, start: str) -> str:
+    return textwrap.fill(text, REPORT_WIDTH, initial_indent=start, subsequent_indent="    ")
