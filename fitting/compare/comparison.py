@@ -76,7 +76,7 @@ class SweepComparison:
             lines.append(f"  {letter}  {sweep.name}: {sweep.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}")
         lines += [
             f"  Compute is counted by `{self.accounting}` in both. A change is B - A, or B / A where it begins with x.",
-            "  Brackets are 95% intervals; * marks a change whose interval excludes no change.",
+            "  Brackets are 95% intervals; * marks a significant change: its interval leaves out 0 (1 for a ratio).",
         ]
         parts = ["\n".join(lines)]
         parts += [_section_text(title, self.of(title)) for title in dict.fromkeys(d.section for d in self.differences)]
@@ -274,11 +274,12 @@ def _cells(number: Difference) -> tuple[str, str, str, str]:
 
 
 def _missing_lines(missing: Sequence[MissingSection]) -> list[str]:
-    lines = []
+    """Return the missing sections with the reasons; sections with the same reasons share a line."""
+    sections: dict[str, list[str]] = {}
     for section in dict.fromkeys(part.section for part in missing):
         reasons = "; ".join(f"{part.side} has none: {part.reason}" for part in missing if part.section == section)
-        lines.append(_wrap(f"{section}: {reasons}", "  "))
-    return lines
+        sections.setdefault(reasons, []).append(section)
+    return [_wrap(f"{', '.join(titles)}: {reasons}", "  ") for reasons, titles in sections.items()]
 
 
 def _wrap(text: str, start: str) -> str:
