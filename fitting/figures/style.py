@@ -66,7 +66,7 @@ _METADATA: dict[str, dict[str, None] | None] = {".png": None, ".svg": {"Date": N
 class SeriesStyle:
     """How one of several series looks: any two neighbours differ in marker and line, so colour isn't needed."""
 
-    colour: tuple[float, float, float, float]
+    colour: Any
     marker: str
     line: Any
 

@@ -28,6 +28,7 @@ def tune(
     """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
     from isoloop.sweeps.config.loading import load_sweep
     from isoloop.sweeps.paths import Folders
+    from isoloop.sweeps.privacy import redacted
     from isoloop.sweeps.tuning import pipeline as tune_pipeline
 
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
@@ -35,23 +36,26 @@ def tune(
     console = new_console()
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), progress)
-    search, wanted = tuning.search, config.tune.trials
-    kind, amount = search.asked
+    space, wanted = tuning.space, config.tune.trials
+    size, amount = space.size
     console.print(
-        f"{config.name}: {wanted} trials at µ = {search.mean}, {kind} {amount:.3g}, results in {tuning.folders.sweep}"
+        f"{config.name}: {wanted} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
+        f"{tuning.folders.sweep}"
     )
-    for line in search.described():
+    for line in space.describe():
         console.print(f"  {line}", markup=False)
-    command = " ".join(["isoloop", *sys.argv[1:]])
+    command = redacted(" ".join(["isoloop", *sys.argv[1:]]))
     try:
         with progress_bar(console) as progress:
-            tuned = tune_pipeline.tune(tuning, sweep, command=command, check=check, address=address, progress=progress)
+            result = tune_pipeline.run_tuning(
+                tuning, sweep, command=command, check=check, address=address, progress=progress
+            )
     except KeyboardInterrupt:
-        done, left = tune_pipeline.progress_so_far(tuning)
+        done, left = tune_pipeline.count_trials(tuning)
         console.print(
             f"Stopped: {done} of {wanted} trials are done, and {left} saved their state. Run it again to go on."
         )
         sys.exit(INTERRUPTED)
     console.print()
-    for line in [*tuned.summary(), "", *tuned.advice(tuning.folders)]:
+    for line in [*result.summary(), "", *result.advice(tuning.folders)]:
         console.print(line, markup=False)

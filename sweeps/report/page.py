@@ -143,7 +143,7 @@ def _draw(
     skipped = dict(figures.draw_all(table, results.fit, folder).skipped)
     drawn = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
     for name in FROM_HOLD_OUT:
-        if results.hold_out is not None and not figures.nothing_to_show(name, results.hold_out):
+        if results.hold_out is not None and not figures.why_unavailable(name, results.hold_out):
             drawn[name] = results.hold_out, folder / "hold-out"
             figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
             skipped.pop(name, None)
@@ -152,13 +152,15 @@ def _draw(
     for name in (name for name in figures.FIGURES if name in drawn):
         fit, where = drawn[name]
         # What a journal's column has room for, a phone has, too.
-        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN)
+        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN_WIDTH)
         texts = {"wide": (where / f"{name}.svg").read_text(encoding="utf-8"), "narrow": svg_of(narrow)}
         inlined = {
-            kind: inline_svg(text, name=f"{name}-{kind}", label=figures.ABOUT[name], palette=palette, runs=labels)
+            kind: inline_svg(
+                text, name=f"{name}-{kind}", label=figures.FIGURES[name].about, palette=palette, runs=labels
+            )
             for kind, text in texts.items()
         }
-        shown.append({"name": name, "caption": figures.ABOUT[name], **inlined})
+        shown.append({"name": name, "caption": figures.FIGURES[name].about, **inlined})
     return shown, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
 
 

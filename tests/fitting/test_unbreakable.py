@@ -14,9 +14,9 @@ from isoloop.fitting import (
     TrainingLaw,
     check_points,
     choose,
-    fit_law,
     fit_sweep,
     point_data,
+    point_estimate,
     simulate_table,
 )
 from isoloop.fitting.tables.checks import implausible_losses, row_caveats
@@ -77,7 +77,7 @@ def test_losses_of_ordinary_runs_far_from_the_optimum_are_kept():
 @pytest.mark.parametrize("column", ["params", "tokens"])
 def test_a_constant_column_is_refused(column):
     with pytest.raises(ValueError, match=f"needs `{column}` to vary"):
-        fit_law(ChinchillaLaw(), point_data(check_points(points().assign(**{column: 1e9}))))
+        point_estimate(ChinchillaLaw(), point_data(check_points(points().assign(**{column: 1e9}))))
 
 
 def test_one_budget_is_reported_by_every_fit():
@@ -92,24 +92,24 @@ def test_one_budget_is_reported_by_every_fit():
 
 def test_fewer_rows_than_parameters_are_refused():
     with pytest.raises(ValueError, match="needs at least 6 rows, but got 5"):
-        fit_law(ChinchillaLaw(), point_data(check_points(points().head(5))))
+        point_estimate(ChinchillaLaw(), point_data(check_points(points().head(5))))
 
 
 def test_rows_that_are_all_the_same_are_refused():
     same = pd.concat([points().head(1)] * 12)
     with pytest.raises(ValueError, match="needs `params` to vary"):
-        fit_law(ChinchillaLaw(), point_data(check_points(same)))
+        point_estimate(ChinchillaLaw(), point_data(check_points(same)))
 
 
 def test_losses_that_are_all_the_same_are_refused():
     with pytest.raises(ValueError, match="needs `loss` to vary"):
-        fit_law(ChinchillaLaw(), point_data(check_points(points().assign(loss=3.0))))
+        point_estimate(ChinchillaLaw(), point_data(check_points(points().assign(loss=3.0))))
 
 
 def test_rows_given_twice_are_reported():
     twice = pd.concat([points(), points().head(2)])
     found = choose(
-        point_data(check_points(twice)), ["chinchilla"], draws=0, doubts=row_caveats(point_data(check_points(twice)))
+        point_data(check_points(twice)), ["chinchilla"], draws=0, caveats=row_caveats(point_data(check_points(twice)))
     )
     assert "2 rows repeat the parameters, tokens and loss of another" in found.report()
     assert not any("repeat" in caveat for caveat in row_caveats(point_data(check_points(points()))))
@@ -187,7 +187,7 @@ def test_read_only_arrays_are_fitted_and_left_alone():
     data = law_data(table)
     for values in data.values():
         values.flags.writeable = False
-    assert fit_law(TrainingLaw(), data).converged
+    assert point_estimate(TrainingLaw(), data).converged
     kept = points().to_numpy().copy()
     frame = pd.DataFrame(kept, columns=points().columns)
     kept.flags.writeable = False
@@ -206,7 +206,7 @@ def test_a_bound_that_is_hit_is_reported():
     table = points()
     # The loss grows with N, which no positive amplitude can follow.
     table["loss"] = 2.0 + 2085.0 * table["tokens"] ** -0.37 + 0.01 * np.log(table["params"] / 1e8)
-    estimate = fit_law(ChinchillaLaw(), point_data(check_points(table)))
+    estimate = point_estimate(ChinchillaLaw(), point_data(check_points(table)))
     assert "A" in estimate.at_bounds
     found = choose(point_data(check_points(table)), ["chinchilla"], draws=0)
     assert "warning: A is at its bound" in found.report()

@@ -359,7 +359,7 @@ def test_the_figure_draws_nothing_that_is_refused(one, other):
 def test_bars_reach_as_far_as_those_of_the_sweeps_own_figure(one):
     """Student's t by the freedom of the noise, as in `isoloop figure`."""
     axes = Figure().add_subplot()
-    figures_compare.draw_optima(axes, (one, one))
+    figures_compare.draw_pair_optima(axes, (one, one))
     minimum = one.fit.isoflop.included[0]
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     half = stats.t.ppf(0.975, one.fit.isoflop.noise_dof) * minimum.log_error

@@ -18,8 +18,8 @@ from isoloop.fitting import (
     ParabolaBias,
     TrainingLaw,
     fit_isoflop,
-    fit_law,
     parabola_bias,
+    point_estimate,
     published_cost_model,
     simulate_table,
 )
@@ -94,7 +94,7 @@ def test_corrected_intervals_cover_the_laws_own_exponents():
         noise = np.random.default_rng(seed).standard_normal(len(quiet))
         table = quiet.assign(loss=quiet["loss"] * np.exp(2e-4 * noise))
         fit = fit_isoflop(table, COST, seed=seed)
-        law = fit_law(TrainingLaw(), law_data(table)).parameters
+        law = point_estimate(TrainingLaw(), law_data(table)).parameters
         bias = parabola_bias(fit, table, TrainingLaw(), law, COST)
         exact = exact_exponents([minimum.budget for minimum in fit.included])
         for one, fitted, true in zip(

@@ -10,11 +10,11 @@ from isoloop.fitting import (
     PUBLISHED_BUDGETS,
     PUBLISHED_TRUTH,
     DenseCost,
-    LawMethod,
-    MinimaMethod,
+    LawPredictor,
+    MinimaPredictor,
     SweepFit,
     check_points,
-    compare,
+    cross_validate,
     fit_isoflop,
     fit_sweep,
     point_data,
@@ -321,22 +321,24 @@ def test_a_floor_needs_three_budgets():
 
 def test_minima_stand_beside_laws_in_a_comparison():
     data = point_data(check_points(dense_parabolas()))
-    compared = compare(
+    compared = cross_validate(
         data,
         [
-            MinimaMethod(floor=True, cost=DenseCost()),
-            MinimaMethod(floor=False, cost=DenseCost()),
-            LawMethod(law="chinchilla", draws=0),
+            MinimaPredictor(floor=True, cost=DenseCost()),
+            MinimaPredictor(floor=False, cost=DenseCost()),
+            LawPredictor(law="chinchilla", draws=0),
         ],
     )
     errors = {error.method: error for error in compared.errors}
     assert errors["isoFLOP minima, L* = E + k C^-g"].mean_absolute_error < 1e-4
     assert errors["isoFLOP minima, L* = k C^-g"].mean_absolute_error > 0.01
     assert {error.rows for error in compared.errors} == {7}
-    without = compare(
-        {name: data[name] for name in data if name != "budget"}, [MinimaMethod(floor=True, cost=DenseCost())], by="row"
+    without = cross_validate(
+        {name: data[name] for name in data if name != "budget"},
+        [MinimaPredictor(floor=True, cost=DenseCost())],
+        by="row",
     )
-    assert "need the columns budget" in without.absent[0][1]
+    assert "need the columns budget" in without.missing[0][1]
 
 
 def test_everything_is_stored_and_read_back():
