@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.paths import Folders, SweepResults
 from isoloop.sweeps.progress import Progress
-from isoloop.sweeps.report.headline import Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +29,7 @@ def fit_and_report(
     law: str = "training",
     draws: int = 1000,
     progress: Progress | None = None,
-) -> Results:
+) -> SweepResults:
     """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
 
     Laws hold for runs that differ in budget, tokens, mean recurrence and seed alone. Where other axes tell runs apart,
@@ -48,7 +47,7 @@ def fit_and_report(
         str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
     }
     slugs = _slugs(list(parts))
-    found: dict[str, Results] = {}
+    found: dict[str, SweepResults] = {}
     for label, part in parts.items():
         if (part["status"] == "finished").sum() < FEWEST_RUNS:
             continue
@@ -87,7 +86,7 @@ def _fit_group(
     draws: int,
     progress: Progress | None,
     label: str | None = None,
-) -> Results:
+) -> SweepResults:
     """Fit the table with and without its largest budget. One that can't be fitted gets a page that says why."""
     from isoloop.fitting import fit_sweep
 
@@ -120,12 +119,12 @@ def _write_page(
     fits: Mapping[bool, "SweepFit | None"],
     why: Mapping[bool, str | None],
     command: str,
-    groups: Mapping[str, Results],
+    groups: Mapping[str, SweepResults],
     label: str | None = None,
-) -> Results:
+) -> SweepResults:
     from isoloop.sweeps.report.page import write_report
 
-    results = Results(
+    results = SweepResults(
         fit=fits.get(False),
         hold_out=fits.get(True),
         why_no_fit=why[False],
