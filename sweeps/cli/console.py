@@ -109,7 +109,7 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     from isoloop.sweeps.plan.summary import format_duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
-    driver = "" if status.at_work or status.is_over else "; nobody is at work on it: run it again to go on"
+    driver = "" if status.at_work or status.is_complete else "; no driver is running: run it again to resume"
     console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
     shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
     if not shown:
