@@ -177,17 +177,17 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
 
     # Blocks: what they keep, and the entries of their matrices
     blocks = [_block(model, layer, half, gpu) for layer in range(model.layers)]
-    core, coda = _sum(blocks[core_layers]), _sum(blocks[model.core.stop :])
+    core, coda = sum(blocks[core_layers], _Kept(0)), sum(blocks[model.core.stop :], _Kept(0))
     products = [block_cost(model, layer).products for layer in range(model.layers)]
     core_matrices = sum(products[core_layers])
     other_matrices = sum(products) - core_matrices
     values = [layer for layer in range(model.layers) if model.has_value_embedding(layer)]
 
     # Around the loop: final norm, prelude norm, injection, W_C
-    outside, loop = _sum(blocks[: model.core.start]) + coda + (norm, 0), _Kept(0)
+    outside, loop = sum(blocks[: model.core.start], coda) + _Kept(norm), _Kept(0)
     held = 2 * state  # the normed final state and h_0
     if model.is_looped:
-        outside += (d * product + (norm if model.prelude_norm else 0), 0)  # the input of W_C
+        outside += _Kept(d * product + (norm if model.prelude_norm else 0))  # the input of W_C
         drive, loop, injection_matrix = _injection(model, product)
         outside, loop = outside + drive, loop + core
         other_matrices += d * d + injection_matrix
@@ -195,10 +195,10 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     else:
         outside, core_matrices, other_matrices = outside + core, 0, other_matrices + core_matrices
     if half:
-        outside += (0, 2 * other_matrices)
+        outside += _Kept(0, 2 * other_matrices)
         held += state + len(values) * state
     else:
-        outside += (len(values) * state, 0)
+        outside += _Kept(len(values) * state)
 
     counted = count_parameters(model)
     return _Footprint(
@@ -216,10 +216,6 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         locals=held,
         flowing=3 * MLP_FACTOR * d * product + state,
     )
-
-
-def _sum(parts: list[_Kept]) -> _Kept:
-    return _Kept(sum(part.per_token for part in parts), sum(part.fixed for part in parts))
 
 
 def _norm(model: ModelConfig, gpu: bool) -> int:

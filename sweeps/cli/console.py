@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from isoloop.sweeps.execution.status import SweepStatus
-    from isoloop.sweeps.report.headline import Results
+    from isoloop.sweeps.paths import SweepResults
     from isoloop.trainer.data.corpus import Corpus
 
 LOG_SECONDS = 60.0
@@ -109,7 +109,7 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     from isoloop.sweeps.plan.summary import format_duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
-    driver = "" if status.at_work or status.is_over else "; no driver is running: rerun the sweep to go on"
+    driver = "" if status.at_work or status.is_complete else "; no driver is running: rerun the sweep to go on"
     console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
     shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
     if not shown:
@@ -124,9 +124,9 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     console.print(table)
 
 
-def print_results(console: "Console", results: "Results") -> None:
+def print_results(console: "Console", results: "SweepResults") -> None:
     """Print the main results, and the errors at the held-out runs."""
-    from isoloop.sweeps.report.headline import answer
+    from isoloop.sweeps.report.headline import headline
 
     for label, group in results.groups.items():
         console.print(f"\n{label}", style="bold", markup=False)
@@ -134,7 +134,7 @@ def print_results(console: "Console", results: "Results") -> None:
     if results.groups:
         return
     console.print()
-    for line in answer(results):
+    for line in headline(results):
         console.print(line)
     held_out = results.hold_out.held_out if results.hold_out else None
     if held_out is not None:

@@ -148,7 +148,7 @@ def figure(
         print(save_figure_as(_draw_figure((names or [])[0], source, width, hold_out), to))
     else:
         for name in names or figures.FIGURES:
-            reason = figures.nothing_to_show(name, source[1])
+            reason = figures.why_unavailable(name, source[1])
             if reason and not names:
                 print(f"not drawn: {name}: {_with_hint(reason, name, hold_out)}")
             else:
@@ -159,7 +159,7 @@ def _draw_figure(name: str, source: "TableWithFit", width: float | None, hold_ou
     from isoloop.fitting import figures
 
     table, fit = source
-    reason = figures.nothing_to_show(name, fit)
+    reason = figures.why_unavailable(name, fit)
     if reason:
         raise ValueError(f"{name} has nothing to show in this fit: {_with_hint(reason, name, hold_out)}")
     return figures.draw_one(name, table, fit, width=width)
@@ -199,9 +199,9 @@ def _figure_list(fit: "SweepFit", hold_out: bool) -> list[str]:
     from isoloop.fitting import figures
 
     lines = [f"Figures of {fit.name}; draw them with --to FOLDER, or one with its name and --to FILE"]
-    for name, about in figures.ABOUT.items():
-        reason = figures.nothing_to_show(name, fit)
-        text = about if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
+    for name, kind in figures.FIGURES.items():
+        reason = figures.why_unavailable(name, fit)
+        text = kind.about if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
         lines.append(f"  {name:<27}{text}")
     return lines
 

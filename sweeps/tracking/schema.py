@@ -7,7 +7,6 @@ import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ import pandas as pd
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column, loss_columns
 from isoloop.sweeps.plan.grid import Cell, Plan, cost_columns, nominal_loops
 from isoloop.sweeps.privacy import redacted
-from isoloop.trainer.run.environment import environment
+from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
 PREFIX = "isoloop."
@@ -74,14 +73,7 @@ def environment_tags(details: Mapping[str, Any]) -> dict[str, str]:
 @cache
 def driver_environment() -> dict[str, str | None]:
     """Return versions, the commit of the code, machine and platform of the driver; None for unknown ones."""
-    return {**environment(), "platform": platform.platform(), **{name: _version(name) for name in _PACKAGES}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return {**environment(), "platform": platform.platform(), **{name: package_version(name) for name in _PACKAGES}}
 
 
 def parameters(cell: Cell) -> dict[str, Any]:

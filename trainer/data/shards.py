@@ -1,8 +1,8 @@
 """Token shards: one file of token ids per part and split, written once, memory-mapped and shared by all runs."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -44,12 +44,11 @@ class Tokens:
     """
 
     def __init__(self, folder: Path, dtype: np.dtype, shards: Sequence[Shard]) -> None:
-        self._folder, self._dtype = folder, dtype
-        self._shards = [shard for shard in shards if shard.tokens]
-        self._starts = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
-        self._open: OrderedDict[int, NDArray] = OrderedDict()
-        for shard in self._shards:
-            path = folder / shard.file
+        shards = [shard for shard in shards if shard.tokens]
+        paths = [folder / shard.file for shard in shards]
+        self._starts = np.cumsum([0, *(shard.tokens for shard in shards)], dtype=np.int64)
+        self._map = lru_cache(_OPEN_SHARDS)(lambda number: np.memmap(paths[number], dtype, mode="r"))
+        for path, shard in zip(paths, shards, strict=True):
             size, expected = path.stat().st_size if path.exists() else 0, shard.tokens * dtype.itemsize
             if size != expected:
                 raise ValueError(
@@ -69,7 +68,7 @@ class Tokens:
         while at < stop:
             first, last = int(self._starts[number]), int(self._starts[number + 1])
             end = min(stop, last)
-            tokens[at - start : end - start] = self._shard(number)[at - first : end - first]
+            tokens[at - start : end - start] = self._map(number)[at - first : end - first]
             at, number = end, number + 1
         return tokens
 
@@ -83,15 +82,6 @@ class Tokens:
         for row, window in enumerate(numbers.tolist()):
             windows[row] = self.read(window * context, window * context + context + 1)
         return windows
-
-    def _shard(self, number: int) -> NDArray:
-        if number in self._open:
-            self._open.move_to_end(number)
-        else:
-            if len(self._open) >= _OPEN_SHARDS:
-                self._open.popitem(last=False)
-            self._open[number] = np.memmap(self._folder / self._shards[number].file, self._dtype, mode="r")
-        return self._open[number]
 
 
 def build_part(

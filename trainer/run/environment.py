@@ -18,7 +18,7 @@ def environment(device: str = "cpu") -> dict[str, str | None]:
         device: torch device; torch is imported only for a GPU.
     """
     return {
-        **{package: _version(package) for package in _REPORTED_PACKAGES},
+        **{package: package_version(package) for package in _REPORTED_PACKAGES},
         "python": platform.python_version(),
         "commit": source_commit(),
         "host": platform.node() or None,
@@ -41,7 +41,8 @@ def source_commit(source: Path = _SOURCE) -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
