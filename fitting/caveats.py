@@ -51,7 +51,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats += _bias_caveats(fit.parabola_bias)
     for law in fit.laws.values():
         if law is not None:
-            caveats += [f"The {law.law} law: {reason}." for reason in law.reasons]
+            caveats += [f"The {law.form.name} law: {reason}." for reason in law.reasons]
     flawed = [law for law in fit.test_time if law.reasons]
     if flawed:
         kinds = sorted({reason for law in flawed for reason in law.reasons if not reason.startswith("the interval")})
@@ -122,8 +122,8 @@ def _outliers(law: LawFit, table: pd.DataFrame) -> list[str]:
     typical = float(np.median(np.abs(error)))
     outliers = np.flatnonzero(np.abs(error) > max(_OUTLIER * typical, _OUTLIER_AT_LEAST))
     caveats = [
-        f"Run {str(data['run_id'][i])!r} lies {100 * error[i]:+.2g}% off the training law, where half of the runs lie "
-        f"within {100 * typical:.2g}%: it may pull the parabolas, which are least squares, towards it."
+        f"Run {str(data['run_id'][i])!r} lies {100 * error[i]:+.2g}% off the {law.form.name} law, where half of the "
+        f"runs lie within {100 * typical:.2g}%: it may pull the parabolas, which are least squares, towards it."
         for i in outliers[:_OUTLIERS_NAMED]
     ]
     more = len(outliers) - _OUTLIERS_NAMED

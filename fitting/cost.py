@@ -115,7 +115,14 @@ class CostModel:
 
         The loss is meant at T = mean recurrence. Arrays of the shape of `values`.
         """
-        tokens = self.tokens_for(budget, values)
+        return self.model_columns(values, self.tokens_for(budget, values))
+
+    def model_columns(self, mean_recurrence: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
+        """Return the columns that laws read, of models with these mean recurrences and tokens, at T = mean recurrence.
+
+        Arrays of the arguments' common shape.
+        """
+        values, tokens = np.asarray(mean_recurrence, dtype=float), np.asarray(tokens, dtype=float)
         return architecture_columns(values, self.effective_params_fixed, self.effective_params_per_loop) | {
             "tokens": tokens,
             "recurrence": np.asarray(values, dtype=float),

@@ -10,7 +10,6 @@ import numpy as np
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.laws.looped import TrainingLaw
 from isoloop.fitting.result import SweepFit
 
 BUDGET_ROUNDING = 1.02
@@ -71,10 +70,10 @@ class Prediction:
             line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
             line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
-        for other in self.power_laws:
-            lines.append(f"For comparison, the {other.name}")
-            lines.append(line("mean recurrence", other.mean_recurrence, other.mean_recurrence_interval, "loops"))
-            lines.append(line("tokens", other.tokens, None, "tokens"))
+        for optimum in self.power_laws:
+            lines.append(f"For comparison, the {optimum.name}")
+            lines.append(line("mean recurrence", optimum.mean_recurrence, optimum.mean_recurrence_interval, "loops"))
+            lines.append(line("tokens", optimum.tokens, None, "tokens"))
         return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
 
 
@@ -112,12 +111,7 @@ def predict(
         flops = float(fit.cost_model.flops_for(tokens, mean_recurrence))
     # Its loss.
     loops = mean_recurrence if recurrence is None else recurrence
-    data = {
-        "effective_params": fit.cost_model.effective_params([mean_recurrence]),
-        "tokens": np.array([tokens]),
-        "mean_recurrence": np.array([mean_recurrence]),
-        "recurrence": np.array([loops]),
-    }
+    data = fit.cost_model.model_columns([mean_recurrence], [tokens]) | {"recurrence": np.array([loops])}
     if loss_at_mean is not None:
         data["loss_at_mean"] = np.array([loss_at_mean])
     loss = float(law.loss(data)[0])
@@ -134,12 +128,12 @@ def predict(
         tokens_interval=tokens_interval,
         flops=flops,
         recurrence=loops,
-        law=law.law,
+        law=law.form.name,
         optimal=optimal,
         power_laws=_power_law_optima(fit, flops) if optimal else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=(*notes, *_extrapolations(fit, flops, tokens, mean_recurrence, recurrence)),
+        notes=(*notes, *extrapolation_notes(fit, flops, tokens, mean_recurrence, recurrence)),
     )
 
 
@@ -200,7 +194,7 @@ def _required_law(fit: SweepFit, name: str) -> LawFit:
     if law is None:
         raise ValueError(
             f"this prediction needs the {name} law, but {fit.name!r} has no fit of it: {fit.why_missing(name)}; "
-            "add runs to the sweep and fit it again"
+            "change that and fit the sweep again"
         )
     return law
 
@@ -213,13 +207,13 @@ def _optimum(
     """
     law = _required_law(fit, "training")
     bounds = recurrence_bounds(fit)
-    best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
+    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
     mean_recurrence, tokens = float(best.mean_recurrence), float(best.tokens)
     search = f"the end of the search from {bounds[0]:g} to {bounds[1]:g}"
     notes = [f"the best mean recurrence is at {search}"] if bool(best.at_bound) else []
     if not law.draws:
         return mean_recurrence, None, tokens, None, notes
-    drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds)
+    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds)
     low, high = interval(drawn.mean_recurrence, mean_recurrence, law.widening)
     # The search is in logs, so an end of it comes back with a rounding error.
     if low <= bounds[0] * (1 + _LOG_ROUNDING) or high >= bounds[1] * (1 - _LOG_ROUNDING):
@@ -240,8 +234,8 @@ def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...
     )
 
 
-def _extrapolations(
-    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None
+def extrapolation_notes(
+    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None = None
 ) -> list[str]:
     """Return a note for each quantity outside its fitted range, with the distance."""
     quantities = [

@@ -22,7 +22,7 @@ from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.tables.runs import finished_rows, loss_columns
 
 FIT_FORMAT = "isoloop-fit/3"
-_WIDTH = 100
+REPORT_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +124,16 @@ class SweepFit:
             _test_time_text(self.test_time) if self.test_time else self._not_fitted("test-time law", "test-time")
         )
         if self.held_out:
-            parts.append(_held_out_text(self.held_out))
-        caveats = [textwrap.fill(one, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for one in self.caveats]
+            parts.append(_held_out_text(self.held_out, self.training.at_mean if self.training else None))
+        caveats = [
+            textwrap.fill(caveat, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ")
+            for caveat in self.caveats
+        ]
         parts.append("\n".join(["What to doubt", *caveats]))
         return "\n\n".join(parts) + "\n"
 
     def _not_fitted(self, title: str, name: str) -> str:
-        return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", _WIDTH, subsequent_indent="  ")
+        return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
 
     def to_json(self) -> str:
         """Return JSON text that `from_json` reads back into an equal fit, with every float exact."""
@@ -190,20 +193,22 @@ def _first_fault(error: ValidationError) -> str:
 
 def _check_laws(fit: SweepFit) -> None:
     """Raise ValueError if the fit of a law is that of another law, or has too few or too many values."""
-    for name, law_fit in (*fit.laws.items(), *(("test-time", one) for one in fit.test_time)):
+    for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
         if law_fit is None:
             continue
-        names, expected = tuple(parameter.name for parameter in law_fit.parameters), law_named(name).parameter_names
-        if law_fit.law != name or names != expected:
+        # The loss after training may follow any law; the others are what they are called.
+        due = law_fit.law if name == "training" else name
+        names, expected = tuple(parameter.name for parameter in law_fit.parameters), law_named(due).parameter_names
+        if law_fit.law != due or names != expected:
             got = f"the {law_fit.law} law with {', '.join(names)}"
-            raise ValueError(f"the {name} law has the parameters {', '.join(expected)}, where {got} is")
+            raise ValueError(f"the {due} law has the parameters {', '.join(expected)}, where {got} is")
         sizes = {len(draw) for draw in law_fit.draws} - {len(expected)}
         if sizes:
-            raise ValueError(f"each refit of the {name} law has {len(expected)} values, where one has {min(sizes)}")
+            raise ValueError(f"each refit of the {due} law has {len(expected)} values, where one has {min(sizes)}")
 
 
 def _law_text(fit: LawFit) -> str:
-    law = law_named(fit.law)
+    law = fit.form
     scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
     lines = [
         f"{law.name} law: {law.formula}",
@@ -232,7 +237,7 @@ def _profile_text(limits: tuple[float | None, float | None] | None) -> str:
 
 
 def _test_time_text(fits: tuple[LawFit, ...]) -> str:
-    law = law_named(fits[0].law)
+    law = fits[0].form
     lines = [f"{law.name} law: {law.formula}, one per model ({len(fits)} models)"]
     lines.append(f"  {'mu':>5}  {'L_inf':>8}  {'Z':>8}  {'z':>8}  {'scatter':>8}  run")
     for fit in fits:
@@ -244,7 +249,7 @@ def _test_time_text(fits: tuple[LawFit, ...]) -> str:
     return "\n".join(lines)
 
 
-def _held_out_text(held: HeldOut) -> str:
+def _held_out_text(held: HeldOut, training: str | None) -> str:
     runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
     lines = [f"Held out: {runs} at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
     for error in held.errors:
@@ -252,7 +257,7 @@ def _held_out_text(held: HeldOut) -> str:
         lines.append(
             f"  mean absolute error {error.mean_absolute_error:8.4f}%  {error.method}, {error.rows} losses{covered}"
         )
-    at_mean = [row for row in held.rows if row.method.startswith("training")]
+    at_mean = [row for row in held.rows if row.method == training]
     if not at_mean:
         return "\n".join([*lines, "  no training law was fitted to predict them at T = mu"])
     lines.append(f"  {'mu':>5}  {'T':>4}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")

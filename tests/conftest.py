@@ -139,12 +139,12 @@ def commands_share_ray(shared_ray):
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory):
     """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
-    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
     empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
-        Store(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
+        TrackingStore(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
 
     def make(path):
         path.parent.mkdir(parents=True, exist_ok=True)

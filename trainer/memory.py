@@ -69,37 +69,21 @@ class _Kept(NamedTuple):
 
 
 class _Footprint(NamedTuple):
-    """Bytes that depend on the model and the precision only.
+    """Bytes that depend on the model and the precision only; in total unless a comment says per token."""
 
-    Attributes:
-        table: the token table.
-        weights: all of them.
-        gradients: all of them.
-        optimizer: all of its state.
-        outside: kept of what comes before and after the loop.
-        loop: kept of each loop.
-        core_copies: narrow copies of the core's matrices.
-        core_gradients: of the core's matrices, held back until every loop has added its part.
-        state: h, or e; per token.
-        core_values: additional bytes of the core's value embeddings with activation checkpointing; per token.
-        coda: kept of the coda, the first part of `outside` to be freed; per token.
-        locals: tensors that Python holds until the loss is computed; per token.
-        flowing: gradients between two operations of a block; per token.
-    """
-
-    table: int
+    table: int  # the token table
     weights: int
     gradients: int
     optimizer: int
-    outside: _Kept
-    loop: _Kept
-    core_copies: int
-    core_gradients: int
-    state: int
-    core_values: int
-    coda: int
-    locals: int
-    flowing: int
+    outside: _Kept  # of what comes before and after the loop
+    loop: _Kept  # of each loop
+    core_copies: int  # narrow copies of the core's matrices
+    core_gradients: int  # of the core's matrices, held back until every loop has added its part
+    state: int  # h, or e; per token
+    core_values: int  # additional, with activation checkpointing, for the core's value embeddings; per token
+    coda: int  # kept of the coda, the first part of `outside` to be freed; per token
+    locals: int  # tensors that Python holds until the loss is computed; per token
+    flowing: int  # gradients between two operations of a block; per token
 
 
 def estimate_memory(
@@ -193,17 +177,17 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
 
     # Blocks: what they keep, and the entries of their matrices
     blocks = [_block(model, layer, half, gpu) for layer in range(model.layers)]
-    core, coda = _sum(blocks[core_layers]), _sum(blocks[model.core.stop :])
+    core, coda = sum(blocks[core_layers], _Kept(0)), sum(blocks[model.core.stop :], _Kept(0))
     products = [block_cost(model, layer).products for layer in range(model.layers)]
     core_matrices = sum(products[core_layers])
     other_matrices = sum(products) - core_matrices
     values = [layer for layer in range(model.layers) if model.has_value_embedding(layer)]
 
     # Around the loop: final norm, prelude norm, injection, W_C
-    outside, loop = _sum(blocks[: model.core.start]) + coda + (norm, 0), _Kept(0)
+    outside, loop = sum(blocks[: model.core.start], coda) + _Kept(norm), _Kept(0)
     held = 2 * state  # the normed final state and h_0
     if model.is_looped:
-        outside += (d * product + (norm if model.prelude_norm else 0), 0)  # the input of W_C
+        outside += _Kept(d * product + (norm if model.prelude_norm else 0))  # the input of W_C
         drive, loop, injection_matrix = _injection(model, product)
         outside, loop = outside + drive, loop + core
         other_matrices += d * d + injection_matrix
@@ -211,10 +195,10 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     else:
         outside, core_matrices, other_matrices = outside + core, 0, other_matrices + core_matrices
     if half:
-        outside += (0, 2 * other_matrices)
+        outside += _Kept(0, 2 * other_matrices)
         held += state + len(values) * state
     else:
-        outside += (len(values) * state, 0)
+        outside += _Kept(len(values) * state)
 
     counted = count_parameters(model)
     return _Footprint(
@@ -232,10 +216,6 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         locals=held,
         flowing=3 * MLP_FACTOR * d * product + state,
     )
-
-
-def _sum(parts: list[_Kept]) -> _Kept:
-    return _Kept(sum(part.per_token for part in parts), sum(part.fixed for part in parts))
 
 
 def _norm(model: ModelConfig, gpu: bool) -> int:

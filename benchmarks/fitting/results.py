@@ -14,8 +14,8 @@ __all__ = ["RESULTS", "machine", "table", "write_section"]
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _RESULTS = Results(
     title="# Fitting, measured",
-    said="Every number is from `python -m benchmarks.fitting`; each section says when and on what it was made. Times "
-    "are of one thread, in CPU seconds.",
+    introduction="Every number is from `python -m benchmarks.fitting`; each section says when and on what it was made. "
+    "Times are of one thread, in CPU seconds.",
     sections={"speed": "Speed", "optimum": "Optimum", "coverage": "Coverage", "held-out": "Held-out"},
     module="benchmarks.fitting",
 )

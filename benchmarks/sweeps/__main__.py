@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pret
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SECTIONS = Results(
     title="# Sweeps, measured",
-    said="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
+    introduction="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
     sections={"ray": "On Ray", "virtual": "In virtual time", "planning": "Planning", "proposals": "Proposals"},
     module="benchmarks.sweeps",
 )

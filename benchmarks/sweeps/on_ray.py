@@ -19,15 +19,16 @@ from benchmarks.results import table
 from benchmarks.sweeps.mixes import SPREAD, WIDTHS
 from benchmarks.sweeps.tune_peer import run_with_tune
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.execution.worker import Task, run_attempt
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.run.result import RunResult, read_result
+from isoloop.trainer.run.result import read_result
 
 GPUS, CPUS = 64, 640
 WANTED_RATIO, WANTED_COST = 1.10, 0.050
@@ -105,7 +106,7 @@ def planned(runs: int, seconds: float) -> Plan:
         "resources": {"gpus": 1, "flops_per_second": speed},
         "simulation": {**_LAW, "run_noise": 1e-3, "evaluation_noise": 1e-5, "flops_per_second": speed},
     }
-    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
 
 
 def most_at_once(plan: Plan, nodes: list[Node], order: Order) -> tuple[int, int]:
@@ -153,18 +154,18 @@ class _Clock(Progress):
         self.given: dict[str, float] = {}
         self.known: dict[str, float] = {}
 
-    def run_started(self, cell: Cell) -> None:
-        self.given[cell.run_id] = time.time()
+    def started(self, run_id: str) -> None:
+        self.given[run_id] = time.time()
 
-    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
-        assert result is not None, reason
-        self.known[cell.run_id] = time.time()
+    def event(self, line: str) -> None:
+        assert "failed: " not in line, line
+        self.known[line.split()[0]] = time.time()
 
 
 def _ways(plan: Plan, ray: RayCluster) -> list[tuple[str, Way]]:
     def ours(folders: Folders) -> _Clock:
         clock = _Clock()
-        execute(plan, folders, lambda: nullcontext(ray), corpora={}, progress=clock)
+        run_plan(plan, folders, lambda: nullcontext(ray), corpora={}, progress=clock, on_start=clock.started)
         return clock
 
     def at_once(folders: Folders) -> _Clock:
@@ -243,7 +244,7 @@ def _cpu_seconds() -> float:
 
 
 def _report(plan: Plan, bound: float, order: str, expected: float, measured: list[Measured], warm: int) -> str:
-    runs, work = len(plan.cells), sum(job.seconds * job.needs.whole for job in plan.jobs)
+    runs, work = len(plan.cells), sum(job.seconds * job.needs.busy_units for job in plan.jobs)
     shortest, longest = plan.cells[-1].seconds, plan.cells[0].seconds
     head = (
         f"{runs} simulated runs of 1/8 to 8 GPUs and {shortest:.2g} to {longest:.2g} s on a local Ray that is told to "

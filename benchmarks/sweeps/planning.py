@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.results import table
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.summary import print_plan
 
 WANTED_SECONDS = 3.0
@@ -89,6 +89,6 @@ def run(*, repeats: int) -> str:
 def plan(grid: Mapping[str, Any]) -> int:
     """Plan a grid and print its bill; how many runs it has."""
     sweep = {"name": "planned", "cluster": _CLUSTER, "simulation": _SIMULATION, **grid}
-    planned = plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+    planned = plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
     print_plan(Console(file=io.StringIO()), planned, {}, every_run=False)
     return len(planned.cells)

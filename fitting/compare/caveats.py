@@ -30,24 +30,24 @@ def comparison_caveats(
         caveats.append(f"{which} simulated: drawn from a law, not trained.")
     caveats += _shared_runs(a, b)
     caveats += _units(a, b, incomparable)
-    caveats += _ranges(a, b, [flops for flops in optima_flops if any(one.flops == flops for one in differences)])
+    caveats += _ranges(a, b, [flops for flops in optima_flops if any(number.flops == flops for number in differences)])
     if a.fit is not None and b.fit is not None:
         caveats += _fits(a.fit, b.fit)
     # Their numbers
     for side in ("A", "B"):
-        for one in differences:
-            note = one.first_note if side == "A" else one.second_note
-            at = "" if one.flops is None else f" at {one.flops:.3g} FLOPs"
+        for number in differences:
+            note = number.first_note if side == "A" else number.second_note
+            at = "" if number.flops is None else f" at {number.flops:.3g} FLOPs"
             caveat = f"{side}: {note}{at}."
-            if one.section in SECTIONS and note and caveat not in caveats:
+            if number.section in SECTIONS and note and caveat not in caveats:
                 caveats.append(caveat)
-    tested = sum(one.differs is not None for one in differences)
+    tested = sum(number.differs is not None for number in differences)
     if tested:
         caveats.append(
             f"{tested} changes are tested at the 95% level, each by itself: one in twenty is marked even if nothing "
             "changes."
         )
-    if any(one.section == BEST_RUNS for one in differences):
+    if any(number.section == BEST_RUNS for number in differences):
         caveats.append(
             "The best of several runs is favoured by chance: of two equal sweeps, the one with more cells has the "
             "lower best loss."
@@ -60,11 +60,13 @@ def _shared_runs(a: ComparedSweep, b: ComparedSweep) -> list[str]:
         return [
             "Without both run tables it isn't known whether the two share runs; the intervals assume that they don't."
         ]
-    one, other = (finished_rows(side.table)[["run_id", "loss"]] for side in (a, b))
-    same = len(one.merge(other, on=["run_id", "loss"]))
+    runs_a, runs_b = (finished_rows(side.table)[["run_id", "loss"]] for side in (a, b))
+    same = len(runs_a.merge(runs_b, on=["run_id", "loss"]))
     if not same:
         return []
-    which = "The same runs are" if same == len(one) == len(other) else f"{same} {'run is' if same == 1 else 'runs are'}"
+    which = (
+        "The same runs are" if same == len(runs_a) == len(runs_b) else f"{same} {'run is' if same == 1 else 'runs are'}"
+    )
     return [f"{which} in both sweeps, so their fits are not independent, and the intervals of the changes are wrong."]
 
 

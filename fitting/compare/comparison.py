@@ -22,17 +22,17 @@ from isoloop.fitting.compare.difference import (
 )
 from isoloop.fitting.compare.side import (
     BEST_MODEL,
+    LAW_SECTIONS,
     SECTIONS,
     ComparedSweep,
     SweepSummary,
     missing_sections,
     quantities,
 )
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.result import REPORT_WIDTH, SweepFit
 
 COMPARISON_FORMAT = "isoloop-comparison/2"
 _EXTRAPOLATED = 4.0
-_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class SweepComparison:
 
     def of(self, section: str) -> tuple[Difference, ...]:
         """Return the numbers of one section, by its title in the report."""
-        return tuple(one for one in self.differences if one.section == section)
+        return tuple(number for number in self.differences if number.section == section)
 
     def report(self) -> str:
         """Return the whole comparison as text."""
@@ -76,7 +76,7 @@ class SweepComparison:
             lines.append(f"  {letter}  {sweep.name}: {sweep.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}")
         lines += [
             f"  Compute is counted by `{self.accounting}` in both. A change is B - A, or B / A where it begins with x.",
-            "  Brackets are 95% intervals; * marks a change whose interval excludes no change.",
+            "  Brackets are 95% intervals; * marks a significant change: its interval leaves out 0 (1 for a ratio).",
         ]
         parts = ["\n".join(lines)]
         parts += [_section_text(title, self.of(title)) for title in dict.fromkeys(d.section for d in self.differences)]
@@ -86,14 +86,14 @@ class SweepComparison:
             ("Which is better at equal FLOPs", self.verdicts or ["These sweeps can't tell."]),
             ("What to doubt", self.caveats),
         ):
-            parts.append("\n".join([title, *(_wrapped(sentence, "  - ") for sentence in sentences)]))
+            parts.append("\n".join([title, *(_wrap(sentence, "  - ") for sentence in sentences)]))
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:
         """Return the comparison as JSON text, with `differs` of each number; every number in it is finite."""
         content = {"format": COMPARISON_FORMAT, **dataclasses.asdict(self)}
-        for entry, one in zip(content["differences"], self.differences, strict=True):
-            entry["differs"] = one.differs
+        for entry, number in zip(content["differences"], self.differences, strict=True):
+            entry["differs"] = number.differs
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
@@ -110,7 +110,7 @@ def compare_sweeps(
         ValueError: the two count FLOPs differently, `flops` is not positive, or a sweep has no finished run.
     """
     # Arguments
-    a, b = (one if isinstance(one, ComparedSweep) else ComparedSweep(name=one.name, fit=one) for one in (first, second))
+    a, b = (ComparedSweep(name=one.name, fit=one) if isinstance(one, SweepFit) else one for one in (first, second))
     if a.accounting != b.accounting:
         raise ValueError(
             f"sweeps to compare must count FLOPs alike, but {a.name!r} has accounting {a.accounting!r} and {b.name!r} "
@@ -128,14 +128,17 @@ def compare_sweeps(
     # What is missing
     missing = [
         MissingSection(section=section, side=side, reason=reason)
-        for side, one in (("A", a), ("B", b))
-        for section, reason in missing_sections(one.fit, one.why_no_fit).items()
+        for side, sweep in (("A", a), ("B", b))
+        for section, reason in missing_sections(sweep.fit, sweep.why_no_fit).items()
     ]
     if "losses" in incomparable:
         reason = incomparable["losses"]
-        missing += [MissingSection(section=one, side="B", reason=reason) for one in (LEAST_LOSSES, BEST_RUNS)]
+        missing += [MissingSection(section=title, side="B", reason=reason) for title in (LEAST_LOSSES, BEST_RUNS)]
     else:
         missing += _missing_runs(a, b)
+    if _training_laws_differ(a, b):
+        reason = "it is fitted by another law than A"
+        missing.append(MissingSection(section=LAW_SECTIONS["training"], side="B", reason=reason))
     order = [*SECTIONS, BEST_RUNS, LEAST_LOSSES]
     names = [field.name for field in dataclasses.fields(SweepSummary)]
     summaries = [SweepSummary(**{name: getattr(sweep, name) for name in names}) for sweep in (a, b)]
@@ -145,7 +148,7 @@ def compare_sweeps(
         accounting=a.accounting,
         optima_flops=optima_flops,
         differences=tuple(differences),
-        missing_sections=tuple(sorted(missing, key=lambda one: (order.index(one.section), one.side))),
+        missing_sections=tuple(sorted(missing, key=lambda part: (order.index(part.section), part.side))),
         verdicts=tuple(_verdicts(differences)),
         caveats=tuple(comparison_caveats(a, b, optima_flops, incomparable, differences)),
         incomparable=incomparable,
@@ -168,6 +171,10 @@ def _differences(
     differences = []
     if a.fit is not None and b.fit is not None:
         numbers_of_b = {number.key: number for number in quantities(b.fit, middle, optima_flops)}
+        if _training_laws_differ(a, b):
+            numbers_of_b = {
+                k: number for k, number in numbers_of_b.items() if number.section != LAW_SECTIONS["training"]
+            }
         for number in quantities(a.fit, middle, optima_flops):
             if number.key in numbers_of_b:
                 reason = next((why for what, why in incomparable.items() if what in number.counted_in), None)
@@ -179,12 +186,17 @@ def _differences(
     return differences
 
 
+def _training_laws_differ(a: ComparedSweep, b: ComparedSweep) -> bool:
+    laws = [sweep.fit.training.law for sweep in (a, b) if sweep.fit is not None and sweep.fit.training is not None]
+    return len(set(laws)) > 1
+
+
 def _missing_runs(a: ComparedSweep, b: ComparedSweep) -> list[MissingSection]:
     missing = []
-    for side, one in (("A", a), ("B", b)):
-        if one.table is None:
+    for side, sweep in (("A", a), ("B", b)):
+        if sweep.table is None:
             missing.append(MissingSection(section=BEST_RUNS, side=side, reason="only its fit was given, no run table"))
-        elif not best_runs(one.table):
+        elif not best_runs(sweep.table):
             missing.append(MissingSection(section=BEST_RUNS, side=side, reason="its runs have no FLOP budgets"))
     if missing or a.table is None or b.table is None:
         return missing
@@ -195,27 +207,27 @@ def _missing_runs(a: ComparedSweep, b: ComparedSweep) -> list[MissingSection]:
 
 def _verdicts(differences: list[Difference]) -> list[str]:
     """Return which sweep's model is better at equal FLOPs, by each method that can tell."""
-    losses = [one for one in differences if one.kind == "difference" and one.change is not None]
-    verdicts = [_model_verdict(one) for one in losses if one.section == BEST_MODEL]
+    losses = [number for number in differences if number.kind == "difference" and number.change is not None]
+    verdicts = [_model_verdict(number) for number in losses if number.section == BEST_MODEL]
     for section, how in ((LEAST_LOSSES, "the isoFLOP curves' least losses"), (BEST_RUNS, "the best runs measured")):
-        measured = [one for one in losses if one.section == section]
+        measured = [number for number in losses if number.section == section]
         if measured:
             verdicts.append(_measured_verdict(measured, how))
     return verdicts
 
 
-def _model_verdict(one: Difference) -> str:
-    assert one.change is not None
-    at = f"At {one.flops:.3g} FLOPs, by the training laws,"
-    better = "B" if one.change < 0 else "A"
-    if one.interval is None:
-        return f"{at} the best loss of {better} is {abs(one.change):.4f} nats lower; no interval: {one.reason}."
-    low, high = sorted(abs(end) for end in one.interval)
-    if one.differs:
-        return f"{at} the best loss of {better} is lower by {abs(one.change):.4f} nats ({low:.4f} to {high:.4f})."
+def _model_verdict(loss: Difference) -> str:
+    assert loss.change is not None
+    at = f"At {loss.flops:.3g} FLOPs, by the training laws,"
+    better = "B" if loss.change < 0 else "A"
+    if loss.interval is None:
+        return f"{at} the best loss of {better} is {abs(loss.change):.4f} nats lower; no interval: {loss.reason}."
+    low, high = sorted(abs(end) for end in loss.interval)
+    if loss.differs:
+        return f"{at} the best loss of {better} is lower by {abs(loss.change):.4f} nats ({low:.4f} to {high:.4f})."
     return (
-        f"{at} neither is significantly better: B - A = {one.change:+.4f} nats ({one.interval[0]:+.4f} to "
-        f"{one.interval[1]:+.4f})."
+        f"{at} neither is significantly better: B - A = {loss.change:+.4f} nats ({loss.interval[0]:+.4f} to "
+        f"{loss.interval[1]:+.4f})."
     )
 
 
@@ -223,49 +235,52 @@ def _measured_verdict(differences: list[Difference], how: str) -> str:
     """Return the budgets at which A and B are lower, significantly or not."""
     clauses = []
     for side, sign in (("A", 1), ("B", -1)):
-        lower = [one for one in differences if one.change is not None and one.change * sign > 0]
+        lower = [number for number in differences if number.change is not None and number.change * sign > 0]
         for significant, words in ((True, "is lower at"), (False, "is lower, but not significantly, at")):
-            budgets = [f"{one.flops:.3g}" for one in lower if bool(one.differs) is significant]
+            budgets = [f"{number.flops:.3g}" for number in lower if bool(number.differs) is significant]
             if budgets:
                 clauses.append(f"{side} {words} {', '.join(budgets)}")
-    if all(one.interval is None for one in differences):
+    if all(number.interval is None for number in differences):
         clauses.append(f"there are no intervals: {differences[0].reason}")
     return f"By {how}: {'; '.join(clauses) or 'a tie everywhere'}."
 
 
 def _section_text(title: str, differences: Sequence[Difference]) -> str:
     """Return a table of the numbers of A and B and their change, in columns as wide as their longest cell."""
-    rows = [("", "A", "B", "change"), *(_cells(one) for one in differences)]
+    rows = [("", "A", "B", "change"), *(_cells(number) for number in differences)]
     widths = [max(len(row[place]) for row in rows) for place in range(3)]
     lines = ["  ".join(["", *map(str.ljust, row[:3], widths), row[3]]) for row in rows]
-    reasons = {f"  no interval: {one.reason}" for one in differences if one.change is not None and one.interval is None}
+    without_interval = [number for number in differences if number.change is not None and number.interval is None]
+    reasons = {f"  no interval: {number.reason}" for number in without_interval}
     return "\n".join([title, *lines, *sorted(reasons)])
 
 
-def _cells(one: Difference) -> tuple[str, str, str, str]:
-    at = "" if one.flops is None else f" at {one.flops:.3g} FLOPs"
-    name = f"{one.name}{at}" + ("" if one.unit == "1" else f", {one.unit}")
-    form = ".4f" if one.kind == "difference" and one.unit == "nats per token" else ".4g"
+def _cells(number: Difference) -> tuple[str, str, str, str]:
+    at = "" if number.flops is None else f" at {number.flops:.3g} FLOPs"
+    name = f"{number.name}{at}" + ("" if number.unit == "1" else f", {number.unit}")
+    form = ".4f" if number.kind == "difference" and number.unit == "nats per token" else ".4g"
 
-    def value(number: float, bounds: tuple[float, float] | None, note: str) -> str:
+    def value(side: float, bounds: tuple[float, float] | None, note: str) -> str:
         limits = f" ({bounds[0]:{form}} to {bounds[1]:{form}})" if bounds else ""
-        return f"{number:{form}}{limits}{', ' if note else ''}{note}"
+        return f"{side:{form}}{limits}{', ' if note else ''}{note}"
 
-    a, b = value(one.first, one.first_interval, one.first_note), value(one.second, one.second_interval, one.second_note)
-    if one.change is None:
-        return name, a, b, f"not compared: {one.reason}"
-    prefix, sign = ("x ", ".4g") if one.kind == "ratio" else ("", "+.4f")
-    limits = f"({one.interval[0]:{sign}} to {one.interval[1]:{sign}})" if one.interval else "(no interval)"
-    return name, a, b, f"{prefix}{one.change:{sign}} {limits}{' *' if one.differs else ''}"
+    a = value(number.first, number.first_interval, number.first_note)
+    b = value(number.second, number.second_interval, number.second_note)
+    if number.change is None:
+        return name, a, b, f"not compared: {number.reason}"
+    prefix, sign = ("x ", ".4g") if number.kind == "ratio" else ("", "+.4f")
+    limits = f"({number.interval[0]:{sign}} to {number.interval[1]:{sign}})" if number.interval else "(no interval)"
+    return name, a, b, f"{prefix}{number.change:{sign}} {limits}{' *' if number.differs else ''}"
 
 
 def _missing_lines(missing: Sequence[MissingSection]) -> list[str]:
-    lines = []
-    for section in dict.fromkeys(one.section for one in missing):
-        reasons = "; ".join(f"{one.side} has none: {one.reason}" for one in missing if one.section == section)
-        lines.append(_wrapped(f"{section}: {reasons}", "  "))
-    return lines
+    """Return the missing sections with the reasons; sections with the same reasons share a line."""
+    sections: dict[str, list[str]] = {}
+    for section in dict.fromkeys(part.section for part in missing):
+        reasons = "; ".join(f"{part.side} has none: {part.reason}" for part in missing if part.section == section)
+        sections.setdefault(reasons, []).append(section)
+    return [_wrap(f"{', '.join(titles)}: {reasons}", "  ") for reasons, titles in sections.items()]
 
 
-def _wrapped(text: str, start: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent="    ")
+def _wrap(text: str, start: str) -> str:
+    return textwrap.fill(text, REPORT_WIDTH, initial_indent=start, subsequent_indent="    ")

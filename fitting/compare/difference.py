@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.estimation.bootstrap import interval, reach
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.tables.runs import finished_rows
 
@@ -76,7 +77,7 @@ class Difference:
 
     @property
     def differs(self) -> bool | None:
-        """Whether the interval excludes no change at all; None without an interval."""
+        """True if the change is significant, so that its interval leaves out 0, or 1 for a ratio; None without one."""
         if self.interval is None:
             return None
         no_change = 1.0 if self.kind == "ratio" else 0.0
@@ -92,7 +93,8 @@ def difference(first: Quantity, second: Quantity, reason: str | None = None) -> 
     if reason is None:
         change = second.value / first.value if first.change == "ratio" else second.value - first.value
         if first.draws is None or second.draws is None:
-            lacking = {side: one.no_draws_reason for side, one in (("A", first), ("B", second)) if one.draws is None}
+            sides = (("A", first), ("B", second))
+            lacking = {side: number.no_draws_reason for side, number in sides if number.draws is None}
             reason = "; ".join(
                 f"{why} of {' and '.join(side for side in lacking if lacking[side] == why)}"
                 for why in dict.fromkeys(lacking.values())
@@ -151,7 +153,7 @@ class Measurement:
         """95% interval by Student's t."""
         if self.error is None:
             return None
-        half = reach(self.dof) * self.error
+        half = t_quantile(self.dof) * self.error
         return self.value - half, self.value + half
 
 
@@ -211,32 +213,33 @@ def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
     return best_by_budget
 
 
-def shared_budgets(first: dict[float, BestRun], second: dict[float, BestRun]) -> list[tuple[float, float]]:
-    """Return the budgets that both have, within 1%, as growing pairs (first's, second's)."""
-    return [(one, other) for one in sorted(first) for other in sorted(second) if abs(other / one - 1) <= SAME_BUDGET]
+def shared_budgets(first: Iterable[float], second: Iterable[float]) -> list[tuple[float, float]]:
+    """Return the budgets in both, within 1%, as growing pairs (first's, second's)."""
+    return [(a, b) for a in sorted(first) for b in sorted(second) if abs(b / a - 1) <= SAME_BUDGET]
 
 
 def compare_best_runs(first: dict[float, BestRun], second: dict[float, BestRun]) -> list[Difference]:
     """Return the loss of the second sweep's best run less the first's, at each shared budget."""
     why = "no cell was trained with several seeds in {}, so the scatter of its losses is not known"
     differences = []
-    for one, other in shared_budgets(first, second):
-        a, b = first[one], second[other]
-        differences.append(_loss_difference(BEST_RUNS, one, a.loss, b.loss, why, (a.note, b.note)))
+    for budget, other_budget in shared_budgets(first, second):
+        a, b = first[budget], second[other_budget]
+        differences.append(_loss_difference(BEST_RUNS, budget, a.loss, b.loss, why, (a.note, b.note)))
     return differences
 
 
 def compare_least_losses(first: IsoflopFit, second: IsoflopFit) -> list[Difference]:
     """Return the least loss of the second sweep's isoFLOP curve less the first's, where both have one."""
     why = "the curves of {} have too few points to estimate their noise"
+    minima_a, minima_b = ({minimum.budget: minimum for minimum in fit.included} for fit in (first, second))
     differences = []
-    for one in first.included:
-        for other in second.included:
-            if abs(other.budget / one.budget - 1) > SAME_BUDGET or one.loss is None or other.loss is None:
-                continue
-            a = Measurement(value=one.loss, error=one.loss_error, dof=max(first.noise_dof, 1))
-            b = Measurement(value=other.loss, error=other.loss_error, dof=max(second.noise_dof, 1))
-            differences.append(_loss_difference(LEAST_LOSSES, one.budget, a, b, why))
+    for budget, other_budget in shared_budgets(minima_a, minima_b):
+        minimum_a, minimum_b = minima_a[budget], minima_b[other_budget]
+        assert minimum_a.loss is not None
+        assert minimum_b.loss is not None
+        a = Measurement(value=minimum_a.loss, error=minimum_a.loss_error, dof=max(first.noise_dof, 1))
+        b = Measurement(value=minimum_b.loss, error=minimum_b.loss_error, dof=max(second.noise_dof, 1))
+        differences.append(_loss_difference(LEAST_LOSSES, budget, a, b, why))
     return differences
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,6 @@ from isoloop.fitting.compare.difference import CountedIn, Quantity, widened
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.laws.looped import TrainingLaw
-from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import check_table, finished_rows
@@ -23,8 +22,6 @@ LAW_SECTIONS = {"training": "Training law", "unified": "Unified law", "joint-tes
 SECTIONS = (POWER_LAWS, *LAW_SECTIONS.values(), BEST_MODEL)
 LEAST_LOSS = "least loss"
 _ALSO_IN_TRAINING = {"E", "X", "Y", "x", "y"}
-_AMPLITUDES: dict[str, CountedIn] = {"X": "losses", "Y": "losses and tokens", "Z": "losses"}
-_COUNTED_IN: dict[str, CountedIn] = {"E": "losses", **_AMPLITUDES}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,14 +193,19 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
 def _parameter_quantities(law: LawFit, section: str, *, skip: set[str]) -> list[Quantity]:
     numbers = []
     values = {parameter.name: parameter.value for parameter in law.parameters}
-    for place, (parameter, bounds) in enumerate(zip(law.parameters, law_named(law.law).parameters, strict=True)):
+    in_tokens = law.form.rescaled(np.ones(len(values)), {"tokens": 2.0}) != 1
+    for place, (parameter, bounds) in enumerate(zip(law.parameters, law.form.parameters, strict=True)):
         name = parameter.name
         if name in skip:
             continue
+        # Parameters that the loss is linear in have its unit; the law says which depend on that of tokens.
+        linear = place < law.form.linear_count
+        amplitude = linear and name != "E"
+        units = [unit for unit, used in (("losses", linear), ("tokens", in_tokens[place])) if used]
         draws, reason = (law.draw_matrix[:, place], "") if law.draws else (None, "no refits")
         if draws is not None:
             # A ratio to a term that is zero means nothing, and neither does the exponent of one.
-            if name in _AMPLITUDES and (parameter.value <= 0 or bool((draws <= 0).any())):
+            if amplitude and (parameter.value <= 0 or bool((draws <= 0).any())):
                 reason = f"refits reach {name} = 0"
             elif name.islower() and values.get(name.upper(), 1.0) <= 0:
                 reason = f"{name} means nothing, {name.upper()} being 0,"
@@ -215,8 +217,8 @@ def _parameter_quantities(law: LawFit, section: str, *, skip: set[str]) -> list[
                 section=section,
                 name=name,
                 unit=parameter.unit,
-                change="ratio" if name in _AMPLITUDES else "difference",
-                counted_in=_COUNTED_IN.get(name, "nothing"),
+                change="ratio" if amplitude else "difference",
+                counted_in=cast(CountedIn, " and ".join(units) or "nothing"),
                 value=parameter.value,
                 interval=parameter.interval,
                 draws=draws,
@@ -233,8 +235,8 @@ def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quanti
     The loss is the law's own, without the noise of one more run.
     """
     bounds = recurrence_bounds(fit)
-    best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
-    drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
+    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
+    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
     optima: list[tuple[str, str, CountedIn, float, np.ndarray | None]] = [
         ("mu*", "loops", "nothing", float(best.mean_recurrence), drawn.mean_recurrence if drawn else None),
         ("D*", "tokens", "tokens", float(best.tokens), drawn.tokens if drawn else None),

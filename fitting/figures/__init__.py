@@ -3,14 +3,13 @@
 from isoloop.fitting.figures.compare import draw_comparison, save_comparison
 from isoloop.fitting.figures.isoflop import draw_exponents, draw_isoflop_curves, draw_optima, draw_power_law
 from isoloop.fitting.figures.registry import (
-    ABOUT,
-    COLUMN,
+    COLUMN_WIDTH,
     FIGURES,
-    Drawn,
+    FigureFiles,
     draw_all,
     draw_one,
     draw_power_laws,
-    nothing_to_show,
+    why_unavailable,
 )
 from isoloop.fitting.figures.style import STYLE, save_figure, save_figure_as
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
@@ -21,11 +20,10 @@ from isoloop.fitting.figures.training import (
 )
 
 __all__ = [
-    "ABOUT",
-    "COLUMN",
+    "COLUMN_WIDTH",
     "FIGURES",
     "STYLE",
-    "Drawn",
+    "FigureFiles",
     "draw_all",
     "draw_comparison",
     "draw_exponents",
@@ -39,8 +37,8 @@ __all__ = [
     "draw_predicted_against_measured",
     "draw_test_time",
     "draw_test_time_collapse",
-    "nothing_to_show",
     "save_comparison",
     "save_figure",
     "save_figure_as",
+    "why_unavailable",
 ]

@@ -42,11 +42,11 @@ def parabola_bias_text(bias: ParabolaBias, axis: str) -> str:
     symbol, form = _SYMBOLS[axis], _FORMATS[axis]
     lines = [f"Bias of the parabolas, if losses follow the {bias.law} law: they are fitted to its losses without noise"]
     lines.append(f"  {'budget':>10}  {f'{symbol}* parabola':>13}  {f'{symbol}* exact':>10}  {'bias of log':>11}")
-    for one in bias.budgets:
-        bound = "  (the law's optimum is at the end of the search)" if one.at_bound else ""
+    for at_budget in bias.budgets:
+        bound = "  (the law's optimum is at the end of the search)" if at_budget.at_bound else ""
         lines.append(
-            f"  {one.budget:>10.3g}  {one.parabola:>13{form}}  {one.exact:>10{form}}  "
-            f"{one.log_bias:>+11.4f}  {interval_text(one.log_bias_interval)}{bound}"
+            f"  {at_budget.budget:>10.3g}  {at_budget.parabola:>13{form}}  {at_budget.exact:>10{form}}  "
+            f"{at_budget.log_bias:>+11.4f}  {interval_text(at_budget.log_bias_interval)}{bound}"
         )
     lines += [_exponent_bias_text(f"{symbol}*", bias.axis_exponent), _exponent_bias_text("D*", bias.tokens_exponent)]
     lines += [_wrapped(f"note: {note}") for note in bias.notes]

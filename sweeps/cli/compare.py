@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import fit_progress, new_console
+from isoloop.sweeps.cli.console import new_console, progress_bar
 from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_OUT, Out
 from isoloop.sweeps.paths import Folders, folders_of
 
@@ -91,8 +91,8 @@ def _fitted(table: "pd.DataFrame", name: str, draws: int) -> "tuple[SweepFit | N
     from isoloop.fitting import fit_sweep
 
     try:
-        with fit_progress(new_console()) as progress:
-            return fit_sweep(table, name=name, draws=draws, progress=progress), ""
+        with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+            return fit_sweep(table, name=name, draws=draws, progress=progress.update), ""
     except ValueError as error:
         return None, str(error)
 

@@ -55,7 +55,7 @@ def figure(
         print(save_figure_as(_drawn((names or [])[0], sources, width, hold_out), to))
         return
     for name in names or figures.FIGURES:
-        reason = figures.nothing_to_show(name, sources[1])
+        reason = figures.why_unavailable(name, sources[1])
         if not names and reason:
             print(f"not drawn: {name}: {_how(reason, name, hold_out)}")
             continue
@@ -66,7 +66,7 @@ def _drawn(name: str, sources: "Sources", width: float | None, hold_out: bool) -
     from isoloop.fitting import figures
 
     table, fit = sources
-    reason = figures.nothing_to_show(name, fit)
+    reason = figures.why_unavailable(name, fit)
     if reason:
         raise ValueError(f"{name} has nothing to show in this fit: {_how(reason, name, hold_out)}")
     return figures.draw_one(name, table, fit, width=width)
@@ -113,10 +113,12 @@ def _listed(fit: "SweepFit", hold_out: bool) -> list[str]:
     from isoloop.fitting import figures
 
     lines = [f"Figures of {fit.name}; draw them with --to FOLDER, or one with its name and --to FILE"]
-    for name, about in figures.ABOUT.items():
-        reason = figures.nothing_to_show(name, fit)
+    for name, kind in figures.FIGURES.items():
+        reason = figures.why_unavailable(name, fit)
         lines.append(
-            f"  {name:<27}{about}" if reason is None else f"  {name:<27}can't be drawn: {_how(reason, name, hold_out)}"
+            f"  {name:<27}{kind.about}"
+            if reason is None
+            else f"  {name:<27}can't be drawn: {_how(reason, name, hold_out)}"
         )
     return lines
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import fit_progress, new_console
-from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_OUT, Draws, Out, Target
+from isoloop.sweeps.cli.console import new_console, progress_bar
+from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_LAW, DEFAULT_OUT, Draws, Out, Target, TrainingLaw
 from isoloop.sweeps.paths import folders_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ On = Annotated[str, typer.Option(help="What residuals are of: 'log loss' or 'los
 def fit(
     target: Target,
     out: Out = DEFAULT_OUT,
+    law: TrainingLaw = DEFAULT_LAW,
     hold_out: Annotated[
         bool, typer.Option("--hold-out", help="Keep the largest budget out; report the error there.")
     ] = False,
@@ -45,10 +46,11 @@ def fit(
         folders = folders_of(target, out)
         table_path, name, stored = folders.table, folders.name, folders.fit(hold_out=hold_out)
     table = read_table(table_path)
-    with fit_progress(new_console()) as progress:
+    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
         found = fit_sweep(
             table,
             name=name,
+            law=law,
             hold_out_largest_budget=hold_out,
             draws=draws,
             seed=seed,
@@ -56,7 +58,7 @@ def fit(
             kind=bootstrap,  # type: ignore[arg-type]
             profiles=True,
             independent=independent,
-            progress=progress,
+            progress=progress.update,
         )
     store_fit(found, stored)
     print(found.report())

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoloop.sweeps.cli.compare import compare
-from isoloop.sweeps.cli.console import fit_progress, new_console, print_results, progress_bar
+from isoloop.sweeps.cli.console import new_console, print_results, progress_bar
 from isoloop.sweeps.cli.figure import figure
 from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import (
     BROKEN_RULE,
     DEFAULT_DRAWS,
+    DEFAULT_LAW,
     DEFAULT_OUT,
     INTERRUPTED,
     RUNS_FAILED,
@@ -26,6 +27,7 @@ from isoloop.sweeps.cli.options import (
     Sweep,
     Target,
     TrackingUri,
+    TrainingLaw,
 )
 from isoloop.sweeps.cli.tune import tune
 from isoloop.sweeps.paths import folders_of
@@ -98,19 +100,18 @@ def plan(
     to: Annotated[Path | None, typer.Option(help="Write a row for each run to this .csv file.")] = None,
 ) -> None:
     """Show the grid and what it will cost: time, memory, price; nothing is started."""
-    from isoloop.sweeps.cli.corpus import corpus_bar
     from isoloop.sweeps.execution.engine import finished_results
     from isoloop.sweeps.pipeline import prepare
-    from isoloop.sweeps.plan.summary import print_plan, rows
+    from isoloop.sweeps.plan.summary import plan_rows, print_plan
 
     config, folders = _load(sweep, out, override)
-    with corpus_bar(new_console()) as progress:
+    with progress_bar(new_console(), in_bytes=True, transient=True) as progress:
         planned = prepare(config, folders, progress).plan
     print_plan(new_console(), planned, finished_results(planned.cells, folders), every_run=every_run)
     if to is not None:
         import pandas as pd
 
-        pd.DataFrame(rows(planned)).to_csv(to, index=False)
+        pd.DataFrame(plan_rows(planned)).to_csv(to, index=False)
 
 
 @app.command()
@@ -125,28 +126,27 @@ def run(
 ) -> None:
     """Train what is missing on Ray, record it in MLflow, fit it and write the report. Run it again to go on."""
     from isoloop.sweeps.analysis import fit_and_report, store_stability
-    from isoloop.sweeps.cli.corpus import corpus_bar
-    from isoloop.sweeps.pipeline import prepare, train_and_record
+    from isoloop.sweeps.pipeline import prepare, train_sweep
     from isoloop.sweeps.stability.study import is_study
 
     config, folders = _load(sweep, out, override, tracking_uri, storage)
     console = new_console()
-    with corpus_bar(console) as corpus_progress:
-        prepared = prepare(config, folders, corpus_progress)
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells
     console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
     try:
-        with progress_bar(console, prepared.plan) as progress:
-            recorded = train_and_record(prepared, folders, address=address, progress=progress)
+        with progress_bar(console) as progress:
+            recorded = train_sweep(prepared, folders, address=address, progress=progress)
     except KeyboardInterrupt:
-        from isoloop.sweeps.execution.engine import finished_results, saved_states
+        from isoloop.sweeps.execution.engine import count_saved_runs, finished_results
 
-        done, saved = len(finished_results(cells, folders)), saved_states(prepared.plan, folders)
+        done, saved = len(finished_results(cells, folders)), count_saved_runs(prepared.plan, folders)
         console.print(
             f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Run it again to go on."
         )
         sys.exit(INTERRUPTED)
-    with fit_progress(console) as progress:
+    with progress_bar(console, prefix="fitting ", transient=True) as progress:
         results = fit_and_report(config, folders, recorded.table, command=_command(), draws=draws, progress=progress)
     print_results(console, results)
     if is_study(config):
@@ -184,7 +184,7 @@ def status(
 @data.command("prepare")
 def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006
     """Tokenise the text of a sweep, once for all its runs, and say what it holds. Run it again to go on."""
-    from isoloop.sweeps.cli.corpus import corpus_bar, describe_corpus
+    from isoloop.sweeps.cli.console import describe_corpus
     from isoloop.trainer.data.corpus import CorpusRequest
 
     config, folders = _load(sweep, out, override)
@@ -193,10 +193,10 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
             f"a sweep must train to have a corpus, but '{config.name}' draws its losses from a law; name another sweep"
         )
     console = new_console()
-    with corpus_bar(console) as progress:
-        request = CorpusRequest(config.data, folders.corpora, progress)
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        request = CorpusRequest(config.data, folders.corpora, progress.update)
         found = request.find()
-        corpus = found or request.build(progress)
+        corpus = found or request.build(progress.update)
     console.print(describe_corpus(corpus, context=config.model.context, was_there=found is not None))
     corpus.check(config.model.context, config.model.vocabulary)
 
@@ -227,7 +227,9 @@ def export(
 
 
 @app.command()
-def report(target: Target, out: Out = DEFAULT_OUT, draws: Draws = DEFAULT_DRAWS) -> None:
+def report(
+    target: Target, out: Out = DEFAULT_OUT, law: TrainingLaw = DEFAULT_LAW, draws: Draws = DEFAULT_DRAWS
+) -> None:
     """Fit a finished sweep's table again and write its page anew."""
     from isoloop.fitting import read_table
     from isoloop.sweeps.analysis import fit_and_report, store_stability
@@ -236,8 +238,8 @@ def report(target: Target, out: Out = DEFAULT_OUT, draws: Draws = DEFAULT_DRAWS)
     folders = folders_of(target, out)
     table = read_table(folders.table)
     config, _ = _load(str(folders.config), out, [])
-    with fit_progress(new_console()) as progress:
-        results = fit_and_report(config, folders, table, command=_command(), draws=draws, progress=progress)
+    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+        results = fit_and_report(config, folders, table, command=_command(), law=law, draws=draws, progress=progress)
     if is_study(config):
         store_stability(config, folders, table)
     print(results.report)

@@ -20,6 +20,10 @@ StorageUri = Annotated[
     typer.Option("--storage", help="Where runs lie if workers don't see --out: s3://, gs://, or a folder."),
 ]
 Draws = Annotated[int, typer.Option(min=20, help="Refits behind each interval.")]
+TrainingLaw = Annotated[
+    str, typer.Option("--law", help="The law of the loss after training: a law's name, or module:Class.")
+]
+DEFAULT_LAW = "training"
 DEFAULT_DRAWS = 1000
 DEFAULT_OUT = Path("isoloop-out")
 BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import new_console, tune_bar
+from isoloop.sweeps.cli.console import new_console, progress_bar
 from isoloop.sweeps.cli.options import DEFAULT_OUT, INTERRUPTED, Address, Out, Set, StorageUri, Sweep, TrackingUri
 
 
@@ -26,33 +26,36 @@ def tune(
     storage: StorageUri = None,
 ) -> None:
     """Search learning rates, decay and batch at a sweep's smallest budget, for a file that it extends."""
-    from isoloop.sweeps.cli.corpus import corpus_bar
     from isoloop.sweeps.config.loading import load_sweep
     from isoloop.sweeps.paths import Folders
+    from isoloop.sweeps.privacy import redacted
     from isoloop.sweeps.tuning import pipeline as tune_pipeline
 
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
     config = load_sweep(sweep, override, settings={**stores, "tune.trials": trials, "tune.parallel": parallel})
     console = new_console()
-    with corpus_bar(console) as corpus_progress:
-        tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), corpus_progress)
-    search, wanted = tuning.search, config.tune.trials
-    kind, amount = search.asked
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        tuning = tune_pipeline.prepare_tuning(config, Folders(out=out, name=config.name), progress)
+    space, wanted = tuning.space, config.tune.trials
+    size, amount = space.size
     console.print(
-        f"{config.name}: {wanted} trials at µ = {search.mean}, {kind} {amount:.3g}, results in {tuning.folders.sweep}"
+        f"{config.name}: {wanted} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
+        f"{tuning.folders.sweep}"
     )
-    for line in search.described():
+    for line in space.describe():
         console.print(f"  {line}", markup=False)
-    command = " ".join(["isoloop", *sys.argv[1:]])
+    command = redacted(" ".join(["isoloop", *sys.argv[1:]]))
     try:
-        with tune_bar(console, wanted) as watcher:
-            tuned = tune_pipeline.tune(tuning, sweep, command=command, check=check, address=address, watcher=watcher)
+        with progress_bar(console) as progress:
+            result = tune_pipeline.run_tuning(
+                tuning, sweep, command=command, check=check, address=address, progress=progress
+            )
     except KeyboardInterrupt:
-        done, left = tune_pipeline.progress_so_far(tuning)
+        done, left = tune_pipeline.count_trials(tuning)
         console.print(
             f"Stopped: {done} of {wanted} trials are done, and {left} saved their state. Run it again to go on."
         )
         sys.exit(INTERRUPTED)
     console.print()
-    for line in [*tuned.summary(), "", *tuned.advice(tuning.folders)]:
+    for line in [*result.summary(), "", *result.advice(tuning.folders)]:
         console.print(line, markup=False)

@@ -21,7 +21,7 @@ from math import inf, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from isoloop.sweeps.messages import aligned
+from isoloop.sweeps.messages import align_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ class StabilityStudy:
         lines = [
             f"Stability of '{self.name}' by learning rate, µ = {self.mean_recurrence:g}, {seeds}",
             "",
-            *aligned([["learning rate", *rates], *cells]),
+            *align_columns([["learning rate", *rates], *cells]),
             "",
             *self.rule.says().splitlines(),
             *self._sensitivity(),
@@ -184,7 +184,7 @@ class StabilityStudy:
             about = [run.variant, f"{run.learning_rate:g}", str(run.seed), run.outcome]
             rows.append([*about, *losses, *radii, _number(run.norm_growth, "3g"), run.reason])
         told = "Every run: validation loss at T loops, nats per token; ρ(Ā); the most that ‖h_T‖ grew to over its first"
-        return "\n".join([self.summary(), told, "", *aligned(rows)]) + "\n"
+        return "\n".join([self.summary(), told, "", *align_columns(rows)]) + "\n"
 
     def _sensitivity(self) -> list[str]:
         """Between which limits the judgement by the final loss would be the same."""

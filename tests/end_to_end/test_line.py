@@ -46,7 +46,7 @@ def ran(work, shared_ray, new_database):
 def test_plan_starts_nothing(work):
     said = isoloop("plan", "sweep.yaml", "--out", "elsewhere", cwd=work).stdout
     assert "4 runs, 0 done" in said
-    assert "counted as exact" in said
+    assert "accounting: exact" in said
     assert [path.name for path in (work / "elsewhere").iterdir()] == ["corpora"]
 
 

@@ -18,10 +18,10 @@ from isoloop.sweeps.config.uri import SecretUri
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import Prepared, train_and_record
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.pipeline import PreparedSweep, train_sweep
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.privacy import redacted
-from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore, translate_store_errors
 
 SECRET = "s3cr3t"
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,11 +98,11 @@ def test_errors_leave_secrets_out(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for uri in (f"http://ann:{SECRET}@127.0.0.1:9", f"nonsense://ann:{SECRET}@host", f"http://ann:{SECRET}@[broken"):
         with pytest.raises(ValueError, match="tracking URI") as caught:
-            Store(uri, "x", artifacts=tmp_path)
+            TrackingStore(uri, "x", artifacts=tmp_path)
         assert SECRET not in str(caught.value)
 
     def fail():
-        with named_trouble("http://h"):
+        with translate_store_errors("http://h"):
             raise RuntimeError(f"refused: http://ann:{SECRET}@h")
 
     with pytest.raises(ValueError, match="refused") as caught:
@@ -129,10 +129,10 @@ def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_data
     new_database(tmp_path / "store.db")
     uri = f"sqlite:///file:{tmp_path / 'store.db'}?uri=true&password={SECRET}"
     sweep = simulated.model_copy(update={"tracking": Tracking(uri=uri), "budgets": (1e10,), "mean_recurrences": (1, 2)})
-    plan, folders = plan_sweep(sweep, simulated_text), Folders(out=tmp_path / "out", name=sweep.name)
+    plan, folders = plan_sweep(sweep, simulated_corpus), Folders(out=tmp_path / "out", name=sweep.name)
     for cell in plan.cells:
         simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
-    recorded = train_and_record(Prepared(plan=plan, corpora={}), folders)
+    recorded = train_sweep(PreparedSweep(plan=plan, corpora={}), folders)
     fit_and_report(sweep, folders, recorded.table, command=f"isoloop run x --tracking-uri {uri}")
     assert recorded.store.save_files(recorded.parent, folders.sweep) is None
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:

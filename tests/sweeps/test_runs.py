@@ -12,10 +12,10 @@ from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.runs import load_runs, recount, simulated_table
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import SIZES, RecurrenceConfig
 from tests.sweeps.conftest import SIMULATED
@@ -25,12 +25,12 @@ PUBLISHED = "parcae-140m-simulated"
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_simulated_table_is_that_of_the_store(simulated, tmp_path, new_database):
-    plan = plan_sweep(simulated, simulated_text)
+    plan = plan_sweep(simulated, simulated_corpus)
     folders = Folders(out=tmp_path / "out", name=simulated.name)
     for cell in plan.cells:
         simulate_run(cell.spec, simulated.simulation, cell.run_id, folders.run(cell.run_id))
-    store = Store(new_database(tmp_path / "mlflow.db"), "isoloop", artifacts=folders.artifacts)
-    Relay(store, plan, folders).close()
+    store = TrackingStore(new_database(tmp_path / "mlflow.db"), "isoloop", artifacts=folders.artifacts)
+    Uploader(store, plan, folders).close()
     pd.testing.assert_frame_equal(simulated_table(simulated), check_table(store.read_table(simulated.name)))
 
 

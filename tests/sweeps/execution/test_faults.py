@@ -15,9 +15,10 @@ import yaml
 
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
-from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.commands import isoloop
@@ -41,8 +42,9 @@ class Watcher(Progress):
     def __init__(self):
         self.retried = []
 
-    def run_retried(self, cell, reason):
-        self.retried.append(reason)
+    def event(self, line):
+        if "starts again: " in line:
+            self.retried.append(line.partition("starts again: ")[2])
 
 
 UNDISTURBED = {}
@@ -68,7 +70,7 @@ class Trial:
         for name, what in faults.items():
             (self.faults / name).write_text(what)
         try:
-            return execute(
+            return run_plan(
                 self.prepared.plan,
                 self.folders,
                 lambda: nullcontext(self.cluster),

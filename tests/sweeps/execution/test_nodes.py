@@ -3,9 +3,10 @@
 import pytest
 
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SMALL
@@ -27,14 +28,15 @@ class LosesAMachine(Progress):
         self.machines, self.journal, self.retried = machines, journal, []
         self.node = machines.add_node(num_cpus=1)
 
-    def share_done(self, share):
+    def update(self, label, done, total):
         if self.node is not None and any(record.get("step", 0) >= 40 for record in read_journal(self.journal)[0]):
             self.machines.add_node(num_cpus=1)
             self.machines.remove_node(self.node, allow_graceful=False)
             self.node = None
 
-    def run_retried(self, cell, reason):
-        self.retried.append(reason)
+    def event(self, line):
+        if "starts again: " in line:
+            self.retried.append(line)
 
 
 def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_folder):
@@ -51,7 +53,7 @@ def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_f
     undisturbed = train(cell.spec, corpus, folders.out / "quiet").losses
     folder = folders.run(cell.run_id)
     watcher = LosesAMachine(machines, folder / "journal.jsonl")
-    outcome = execute(
+    outcome = run_plan(
         prepared.plan,
         folders,
         lambda: RayCluster(machines.address),

@@ -8,7 +8,7 @@ from rich.console import Console
 from isoloop.sweeps.cli.console import print_status
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.execution.status import read_status, write_manifest
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import write_result
@@ -17,7 +17,7 @@ from isoloop.trainer.run.result import write_result
 @pytest.fixture
 def begun(simulated, folders):
     """A sweep with one run in each state, and the states by run id."""
-    plan = plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
+    plan = plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
     write_manifest(plan, folders)
     done, diverged, running, again, failed, *waiting = plan.cells
     for cell in (done, diverged):

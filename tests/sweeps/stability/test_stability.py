@@ -15,7 +15,7 @@ from isoloop.sweeps.analysis import store_stability
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import Text, plan_sweep
+from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 from isoloop.sweeps.stability.figure import draw_stability
 from isoloop.sweeps.stability.study import Rule, is_study, read_curve, rise, study_stability, variant_axis
 from tests.sweeps.conftest import SIMULATION
@@ -154,7 +154,7 @@ def preset():
 
 
 def test_preset_is_a_study_of_minutes(preset):
-    plan = plan_sweep(preset, lambda _: Text("0" * 12, 10_000_000))
+    plan = plan_sweep(preset, lambda _: PlannedCorpus("0" * 12, 10_000_000))
     axes = preset.axes
     assert len(plan.cells) == len(axes["variant"]) * len(axes["optimizer.learning_rate"]) * len(axes["seed"])
     assert plan.flops / preset.resources.flops_per_second / 2 < 6 * 60

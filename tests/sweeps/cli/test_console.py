@@ -2,16 +2,17 @@ import io
 
 from rich.console import Console
 
-from isoloop.sweeps.cli.corpus import corpus_bar, describe_corpus
+from isoloop.sweeps.cli.console import describe_corpus, progress_bar
 from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.progress import Progress
 
 
 def drawn(told):
     """What a terminal is sent while `told` is told."""
     screen = io.StringIO()
-    with corpus_bar(Console(file=screen, force_terminal=True, width=120)) as tell:
+    with progress_bar(Console(file=screen, force_terminal=True, width=120), in_bytes=True, transient=True) as progress:
         for what in told:
-            tell(*what)
+            progress.update(*what)
     return screen.getvalue()
 
 
@@ -24,14 +25,14 @@ def test_the_bar_shows_how_far_it_is():
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch):
     log = io.StringIO()
-    with corpus_bar(Console(file=log, width=120)) as tell:
-        tell("tokenising a.parquet", 30, 120)
+    with progress_bar(Console(file=log, width=120)) as progress:
+        progress.update("tokenising a.parquet", 30, 120)
         assert log.getvalue() == ""
-        monkeypatch.setattr("isoloop.sweeps.cli.corpus.LINE_SECONDS", 0.0)
-        tell("tokenising a.parquet", 60, 120)
+        monkeypatch.setattr("isoloop.sweeps.cli.console.LOG_SECONDS", 0.0)
+        progress.update("tokenising a.parquet", 60, 120)
         monkeypatch.undo()
-        tell("tokenising a.parquet", 61, 120)
-        tell("waiting for another", 0, 0)
+        progress.update("tokenising a.parquet", 61, 120)
+        progress.update("waiting for another", 0, 0)
     assert log.getvalue() == "tokenising a.parquet, 50%\nwaiting for another\n"
 
 
@@ -60,6 +61,13 @@ def test_what_a_corpus_holds(corpus):
 def test_preparing_a_sweep_tells_how_far_it_is(small, tmp_path):
     from isoloop.sweeps.paths import Folders
 
-    told = []
-    prepare(small, Folders(out=tmp_path, name="small"), lambda *what: told.append(what))
-    assert told[-1][0] == "tokenised"
+    class Recording(Progress):
+        def __init__(self):
+            self.labels = []
+
+        def update(self, label, done, total):
+            self.labels.append(label)
+
+    progress = Recording()
+    prepare(small, Folders(out=tmp_path, name="small"), progress)
+    assert progress.labels[-1] == "tokenised"
