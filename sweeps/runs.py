@@ -11,9 +11,9 @@ from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
 from isoloop.sweeps.plan.axes import grid_points
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import architecture_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
-from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
+from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import DepthConfig, RecurrenceConfig
 
 if TYPE_CHECKING:
@@ -151,15 +151,8 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 
 
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
-    cost, parameters = loop_cost(settings.model, row["accounting"]), count_parameters(settings.model)
-    expected = {
-        "flops_per_token_fixed": cost.fixed,
-        "flops_per_token_forward_loop": cost.per_forward_loop,
-        "flops_per_token_backward_loop": cost.per_backward_loop,
-        "backprop_depth": _recurrence_config(settings, row["mean_recurrence"]).gradient_loops,
-        "effective_params_fixed": parameters.effective_fixed,
-        "effective_params_per_loop": parameters.effective_per_loop,
-    }
+    recurrence = _recurrence_config(settings, row["mean_recurrence"])
+    expected = architecture_columns(settings.model, recurrence, row["accounting"])
     return all(math.isclose(row[name], value, rel_tol=_COST_TOLERANCE) for name, value in expected.items())
 
 

@@ -33,36 +33,27 @@ MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job; there is no public function that reads it
 _OWN_CLASS = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
-_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def runtime_environment(
-    own_classes: Iterable[str] = (), *, pass_on: Iterable[str] = (), environment: Mapping[str, str] | None = None
+    own_classes: Iterable[str] = (), *, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Return the `runtime_env` with which `ray.init` gives the workers the driver's code and settings.
 
     Args:
         own_classes: the user's own classes in the sweep, as `module:Class`. The file of each is sent with the modules
             and packages beside it that it imports; installed packages must be installed on the nodes, too.
-        pass_on: variables besides `PASSED_ON`.
         environment: the variables; by default the process's own.
 
     Raises:
-        ValueError: a module can't be found or is too large to ship, or a variable looks like a secret.
+        ValueError: a module can't be found or is too large to send.
     """
     environment = os.environ if environment is None else environment
-    names = [*PASSED_ON, *pass_on]
-    for name in names:
-        if _SECRET.search(name):
-            raise ValueError(
-                f"a variable passed on to the workers must be no secret, because Ray logs it, but got {name}; give it "
-                "to the nodes themselves (docs/clusters.md)"
-            )
     package = Path(isoloop.__file__).parent
     modules = [package]
     for path in own_classes:
         modules += [module for module in _modules(path) if module not in modules]
-    variables = {name: environment[name] for name in names if name in environment}
+    variables = {name: environment[name] for name in PASSED_ON if name in environment}
     commit = environment.get(COMMIT_VARIABLE) or _git_commit(package)
     if commit:
         variables[COMMIT_VARIABLE] = commit
