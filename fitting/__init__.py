@@ -5,9 +5,9 @@ from isoloop.fitting.compare.difference import Difference
 from isoloop.fitting.compare.side import ComparedSweep
 from isoloop.fitting.cost import AnyCost, CostModel, DenseCost
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, bootstrap
-from isoloop.fitting.estimation.estimate import Estimate, fit_law
-from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED, Objective
+from isoloop.fitting.estimation.point_estimate import PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import Profile, profile
 from isoloop.fitting.isoflop.bias import BudgetBias, ExponentBias, ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import (
@@ -26,8 +26,8 @@ from isoloop.fitting.laws.registry import LAWS, law_named
 from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.predict import Prediction, predict
 from isoloop.fitting.result import HeldOut, SweepFit
-from isoloop.fitting.selection.choose import Choice, MinimaMethod, choose, choose_table
-from isoloop.fitting.selection.holdout import Comparison, LawMethod, compare
+from isoloop.fitting.selection.choose import Choice, MinimaPredictor, choose, choose_table
+from isoloop.fitting.selection.holdout import CrossValidation, LawPredictor, cross_validate
 from isoloop.fitting.simulate import (
     PUBLISHED_BUDGETS,
     PUBLISHED_RECURRENCES,

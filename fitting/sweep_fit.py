@@ -12,7 +12,7 @@ import pandas as pd
 from isoloop.fitting.caveats import BUDGET_TOLERANCE, fit_caveats
 from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
-from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
@@ -233,7 +233,7 @@ class _SweepFitter:
         return tuple(fits)
 
     def _estimate(self, law: str, data: Data, *, by_run: bool, kind: BootstrapKind, profiles: bool) -> LawFit:
-        return estimate_law(
+        return fit_law(
             law_named(law),
             data,
             draws=self.draws,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.fitting.cases import BEYOND, Case
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, interval
-from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
 from isoloop.fitting.laws.looped import TrainingLaw, UnifiedLaw
@@ -48,7 +48,7 @@ def intervals(case: Case, number: int, draws: int) -> Found:
 def _training(found: Found, case: Case, number: int, draws: int, table: pd.DataFrame, *, profiles: bool) -> LawFit:
     data = law_data(table)
     fits = {
-        kind: estimate_law(
+        kind: fit_law(
             TrainingLaw(), data, draws=draws, seed=number, kind=kind, profiles=profiles and kind == "parametric"
         )
         for kind in BOOTSTRAP_KINDS
@@ -81,7 +81,7 @@ def _profiles(fit: LawFit, truth: np.ndarray) -> dict[str, Held | None]:
 
 
 def _unified(found: Found, case: Case, number: int, draws: int, table: pd.DataFrame) -> None:
-    fit = estimate_law(UnifiedLaw(), test_time_law_data(table), draws=draws, seed=number, by_run=True)
+    fit = fit_law(UnifiedLaw(), test_time_law_data(table), draws=draws, seed=number, by_run=True)
     found[UNIFIED] = _parameters(fit, case.truth.parameters)
 
 

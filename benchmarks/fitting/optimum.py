@@ -20,7 +20,7 @@ from benchmarks.fitting.peers import (
 from benchmarks.fitting.problem import huber, objective
 from benchmarks.fitting.results import table
 from benchmarks.fitting.tables import public_tables
-from isoloop.fitting import HUBER, SQUARED, ChinchillaLaw, Objective, SixParameterLaw, fit_law
+from isoloop.fitting import HUBER, SQUARED, ChinchillaLaw, Objective, SixParameterLaw, point_estimate
 from isoloop.fitting.laws.base import Data
 
 _HOFFMANN_STARTS, _CHINCHILLA_POINTS, _CHINCHILLA_SCALE = 450, 3, 1e6
@@ -57,7 +57,7 @@ def run(data_folder: Path) -> str:
 
 def _five(name: str, data: Data, kind: Objective) -> tuple[object, ...]:
     N, D, loss = data["params"], data["tokens"], data["loss"]
-    fit = fit_law(ChinchillaLaw(), data, kind)
+    fit = point_estimate(ChinchillaLaw(), data, kind)
     ours = objective(fit.parameters, N, D, loss, kind.delta)
     found = {peer: way() for peer, way in _peers(N, D, loss, kind.delta, fit.parameters).items()}
     best = min(found.values())
@@ -82,7 +82,7 @@ def _peers(
 
 
 def _six(name: str, data: Data, kind: Objective) -> tuple[object, ...]:
-    fit = fit_law(SixParameterLaw(), data, kind)
+    fit = point_estimate(SixParameterLaw(), data, kind)
     loss = data["loss"]
     logs = np.stack([np.log(data["params"]), np.log(data["tokens"])])
     middle = logs.mean(axis=1)

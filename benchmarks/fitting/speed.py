@@ -28,7 +28,7 @@ from isoloop.fitting import (
     TrainingLaw,
     UnifiedLaw,
     bootstrap,
-    fit_law,
+    point_estimate,
     simulate_table,
 )
 from isoloop.fitting.estimation.bootstrap import refit, resampled_counts
@@ -115,12 +115,12 @@ def _refits(name: str, data: Data, resamples: int, careful: int) -> str:
 
 def _ours(data: Data, weights: np.ndarray) -> Refits:
     def once() -> tuple[np.ndarray, np.ndarray]:
-        return refit(fit_law(ChinchillaLaw(), data), data, weights=weights)
+        return refit(point_estimate(ChinchillaLaw(), data), data, weights=weights)
 
     took = cpu_time(once, _REPEATS)
     parameters, _ = once()
     return Refits(
-        way="`fit_law` and `refit`",
+        way="`point_estimate` and `refit`",
         seconds=took.median,
         shown=f"{took.shown()}; {_REPEATS} times",
         parameters=parameters,
@@ -220,7 +220,7 @@ def _one_fit(name: str, data: Data) -> str:
     ]
     lines = []
     for law, rows, where in cases:
-        took = cpu_time(partial(fit_law, law, rows), _FITS)
+        took = cpu_time(partial(point_estimate, law, rows), _FITS)
         lines.append((law.name, law.formula, f"{len(rows['loss'])} rows of {where}", took.shown(1e3)))
     return (
         f"From no idea to the minimum; median of {_FITS}, the least and the most. Wanted: {_WANTED_FIT} ms.\n\n"
@@ -232,7 +232,7 @@ def _looped(resamples: int) -> str:
     runs = simulate_table(dataclasses.replace(PUBLISHED_TRUTH, run_noise=_RUN_NOISE))
     lines = []
     for law, rows, by_run in ((TrainingLaw(), law_data(runs), False), (UnifiedLaw(), test_time_law_data(runs), True)):
-        estimate = fit_law(law, rows)
+        estimate = point_estimate(law, rows)
         run_ids = rows["run_id"] if by_run else None
         again = partial(bootstrap, estimate, rows, draws=resamples, seed=0, runs=run_ids)
         took = [cpu_time(partial(again, kind=kind), 3, 0) for kind in ("parametric", "rows")]

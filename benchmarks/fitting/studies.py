@@ -22,12 +22,12 @@ from isoloop.fitting import (
     SQUARED,
     CostModel,
     TrainingLaw,
-    estimate_law,
     exponent_shift,
     fit_isoflop,
     fit_law,
     law_optima,
     parabola_bias,
+    point_estimate,
     published_cost_model,
     simulate_table,
 )
@@ -72,7 +72,7 @@ def accounting(*, noise: float = 3e-4, draws: int = 400, seed: int = 0) -> list[
     `extra_gamma_tokens` is how much larger gamma_D is than under `exact`, draw by draw.
     """
     data = law_data(noisy(quiet_table(), noise, seed))
-    fit = estimate_law(LAW, data, draws=draws, seed=seed)
+    fit = fit_law(LAW, data, draws=draws, seed=seed)
     rows: list[Counted] = []
     found = {name: law_optima(fit, cost_under(name), PUBLISHED_BUDGETS) for name in ("exact", "parcae-release")}
     for name, optima in found.items():
@@ -177,7 +177,7 @@ def _on_grid(name: str, grid: Grid, noise: float, seeds: int, draws: int) -> Gri
         included.append(len(fit.included))
         if fit.axis_law is None:
             continue
-        law = estimate_law(LAW, law_data(table), draws=draws, seed=seed)
+        law = fit_law(LAW, law_data(table), draws=draws, seed=seed)
         try:
             bias = parabola_bias(fit, table, LAW, law.vector, _COST, law.draw_matrix, widening=law.widening)
         except ValueError:
@@ -237,7 +237,7 @@ def _of_budgets(count: int, noise: float, seeds: int, draws: int) -> list[Budget
     ends: dict[str, list[Span]] = {"y": [], "gamma_mu": [], "gamma_mu, parabolas": [], "loss": []}
     for seed in range(seeds):
         table = noisy(quiet, noise, seed)
-        fit = estimate_law(LAW, law_data(table), draws=draws, seed=seed)
+        fit = fit_law(LAW, law_data(table), draws=draws, seed=seed)
         ends["y"].append(interval(fit.draw_matrix[:, 4]))
         ends["gamma_mu"].append(interval(_gamma_mu(fit.draw_matrix, budgets)))
         by_parabola = fit_isoflop(table, _COST, draws=draws, seed=seed).axis_law
@@ -294,7 +294,7 @@ def outliers(*, noise: float = NOISE, seeds: int = 200) -> list[OutlierResult]:
         for objective in (SQUARED, HUBER):
             fits = np.array(
                 [
-                    fit_law(
+                    point_estimate(
                         LAW, quiet | {"loss": _with_outliers(quiet["loss"], case, noise, seed)}, objective
                     ).parameters
                     for seed in range(seeds)

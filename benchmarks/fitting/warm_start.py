@@ -10,7 +10,7 @@ from scipy import optimize
 from benchmarks.fitting.peers import scipy_many_starts
 from benchmarks.fitting.problem import LogProblem
 from benchmarks.fitting.studies import LAW, NOISE, Span, noisy, quiet_table
-from isoloop.fitting import HUBER, fit_law
+from isoloop.fitting import HUBER, point_estimate
 from isoloop.fitting.estimation.bootstrap import interval, refit, resampled_counts
 from isoloop.fitting.tables.runs import law_data
 
@@ -38,7 +38,7 @@ def warm_start(*, noise: float = NOISE, resamples: int = 60, starts: int = 6, se
     """
     data = law_data(noisy(quiet_table(), noise, seed))
     N, D, loss = data["effective_params"], data["tokens"], data["loss"]
-    estimate = fit_law(LAW, data)
+    estimate = point_estimate(LAW, data)
     weights = resampled_counts(np.arange(len(loss)), resamples, np.random.default_rng(seed))
     ours, ours_objectives = refit(estimate, data, weights=weights)
     careful = [scipy_many_starts(N, D, loss, weights=one, starts=starts) for one in weights]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.estimation.bootstrap import interval, reach
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.tables.runs import finished_rows
 
@@ -77,7 +77,7 @@ class Difference:
 
     @property
     def differs(self) -> bool | None:
-        """Whether the interval excludes no change at all; None without an interval."""
+        """True if the change is significant, so that its interval leaves out 0, or 1 for a ratio; None without one."""
         if self.interval is None:
             return None
         no_change = 1.0 if self.kind == "ratio" else 0.0
@@ -153,7 +153,7 @@ class Measurement:
         """95% interval by Student's t."""
         if self.error is None:
             return None
-        half = reach(self.dof) * self.error
+        half = t_quantile(self.dof) * self.error
         return self.value - half, self.value + half
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from isoloop.fitting.estimation.bootstrap import reach
+from isoloop.fitting.estimation.bootstrap import t_quantile
 from isoloop.fitting.figures.axes import (
     band_handle,
     bar_handle,
@@ -66,7 +66,7 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         fitted = np.polyval(minimum.curve, log_mu)
         axes.plot(np.exp(log_mu), fitted, color=style.colour, ls=style.line)
         if isoflop.noise is not None:
-            half = reach(isoflop.noise_dof) * isoflop.noise * curve.errors(log_mu)
+            half = t_quantile(isoflop.noise_dof) * isoflop.noise * curve.errors(log_mu)
             axes.fill_between(np.exp(log_mu), fitted - half, fitted + half, color=style.colour, alpha=BAND, lw=0)
         _draw_minimum(axes, minimum, style, curve.grid, isoflop)
     # Legend, limits and labels. A wide band must not press the losses flat, so the limits follow the losses.
@@ -142,7 +142,7 @@ def draw_law_and_minima(
     shown = list(line)
     for minimum in fit.isoflop.included:
         assert minimum.mean_recurrence is not None
-        half = min(reach(fit.isoflop.noise_dof) * (minimum.log_error or 0.0), _WIDEST_LOG_INTERVAL)
+        half = min(t_quantile(fit.isoflop.noise_dof) * (minimum.log_error or 0.0), _WIDEST_LOG_INTERVAL)
         ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
         low, best, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
         bars = [[best - low], [high - best]]
@@ -245,7 +245,7 @@ def _draw_minimum(
     at = float(np.clip(-b / (2 * a), *grid))
     loss = float(np.polyval(minimum.curve, at))
     if minimum.included and minimum.log_error is not None and minimum.loss_error is not None:
-        errors = reach(isoflop.noise_dof)
+        errors = t_quantile(isoflop.noise_dof)
         half, half_loss = errors * minimum.log_error, errors * minimum.loss_error
         axes.plot(np.exp([at - half, at + half]), [loss, loss], color=INK, lw=1.0, zorder=4)
         axes.plot(np.exp([at, at]), [loss - half_loss, loss + half_loss], color=INK, lw=1.0, zorder=4)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from isoloop.fitting.estimation.bootstrap import interval, reach
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
     band_handle,
@@ -108,7 +108,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
 
 def _one_loss_band(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of 95% for one loss about its curve, without the curve's own uncertainty, which isn't stored."""
-    half = reach(fit.freedom) * fit.noise
+    half = t_quantile(fit.freedom) * fit.noise
     if fit.on == "log loss":
         return fitted * np.exp(-half), fitted * np.exp(half)
     return fitted - half, fitted + half

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from isoloop.fitting.estimation.bootstrap import interval, reach
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 
 BUDGETS_NEEDED = 2
 FLOOR_BUDGETS = 3
@@ -197,5 +197,5 @@ def _scatter_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | Non
     if len(x) < 3:
         return None
     fit = stats.linregress(x, y)
-    half = float(reach(len(x) - 2) * fit.stderr)
+    half = float(t_quantile(len(x) - 2) * fit.stderr)
     return float(fit.slope) - half, float(fit.slope) + half

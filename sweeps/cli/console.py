@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from isoloop.sweeps.execution.status import SweepStatus
-    from isoloop.sweeps.report.headline import Results
+    from isoloop.sweeps.paths import SweepResults
     from isoloop.trainer.data.corpus import Corpus
 
 LOG_SECONDS = 60.0
@@ -124,9 +124,9 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     console.print(table)
 
 
-def print_results(console: "Console", results: "Results") -> None:
+def print_results(console: "Console", results: "SweepResults") -> None:
     """The answer, and how far off the held-out runs were."""
-    from isoloop.sweeps.report.headline import answer
+    from isoloop.sweeps.report.headline import headline
 
     for label, group in results.groups.items():
         console.print(f"\n{label}", style="bold", markup=False)
@@ -134,7 +134,7 @@ def print_results(console: "Console", results: "Results") -> None:
     if results.groups:
         return
     console.print()
-    for line in answer(results):
+    for line in headline(results):
         console.print(line)
     held_out = results.hold_out.held_out if results.hold_out else None
     if held_out is not None:

@@ -43,7 +43,7 @@ def test_a_law_of_ones_own_is_compared(own_law, tmp_path):
     simulate_table(recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
     found = choose_table(tmp_path / "runs.csv", laws=["training", "product:ProductLaw"], draws=20)
     training, product = found.candidates
-    assert found.absent == ()
+    assert found.missing == ()
     assert product.fit.law == "product:ProductLaw"
     assert training.aic < product.aic - 10  # the truth is a training law
     assert f"product: {own_law.formula}" in found.report()

@@ -10,8 +10,8 @@ from isoloop.fitting import (
     PUBLISHED_BUDGETS,
     CostModel,
     TrainingLaw,
-    estimate_law,
     exponent_shift,
+    fit_law,
     law_optima,
     simulate_table,
 )
@@ -28,7 +28,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def fit(table):
-    return estimate_law(TrainingLaw(), law_data(table), draws=60, seed=0)
+    return fit_law(TrainingLaw(), law_data(table), draws=60, seed=0)
 
 
 @pytest.fixture(scope="module")
