@@ -22,7 +22,7 @@ from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.tables.runs import finished_rows, loss_columns
 
 FIT_FORMAT = "isoloop-fit/3"
-_WIDTH = 100
+REPORT_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +126,14 @@ class SweepFit:
         if self.held_out:
             parts.append(_held_out_text(self.held_out, self.training.at_mean if self.training else None))
         caveats = [
-            textwrap.fill(caveat, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for caveat in self.caveats
+            textwrap.fill(caveat, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ")
+            for caveat in self.caveats
         ]
         parts.append("\n".join(["What to doubt", *caveats]))
         return "\n\n".join(parts) + "\n"
 
     def _not_fitted(self, title: str, name: str) -> str:
-        return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", _WIDTH, subsequent_indent="  ")
+        return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
 
     def to_json(self) -> str:
         """Return JSON text that `from_json` reads back into an equal fit, with every float exact."""

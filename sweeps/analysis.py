@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.paths import Folders, SweepResults
 from isoloop.sweeps.progress import Progress
-from isoloop.sweeps.report.headline import Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +29,7 @@ def fit_and_report(
     law: str = "training",
     draws: int = 1000,
     progress: Progress | None = None,
-) -> Results:
+) -> SweepResults:
     """Fit a sweep's table, store the fits, draw the figures and write the page, replacing those of an earlier table.
 
     A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
@@ -51,7 +50,7 @@ def fit_and_report(
         str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
     }
     slugs = _slugs(list(groups))
-    results: dict[str, Results] = {}
+    results: dict[str, SweepResults] = {}
     for label, part in groups.items():
         if (part["status"] == "finished").sum() < FEWEST_RUNS:
             continue
@@ -64,7 +63,7 @@ def fit_and_report(
     reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
     if few := len(groups) - len(results):
         reason += f", but {few} of them have fewer than {FEWEST_RUNS} finished runs"
-    whole = Results(
+    whole = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
     return _write_page(sweep, table, folders, command, whole)
@@ -91,7 +90,7 @@ def _fit_table(
     draws: int,
     progress: Progress,
     label: str | None = None,
-) -> Results:
+) -> SweepResults:
     """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
     from isoloop.fitting import fit_sweep
 
@@ -112,7 +111,7 @@ def _fit_table(
             reasons[hold_out] = str(error)
         else:
             store_fit(fits[hold_out], folders.fit(hold_out=hold_out))
-    results = Results(
+    results = SweepResults(
         fit=fits.get(False),
         hold_out=fits.get(True),
         why_no_fit=reasons.get(False),
@@ -127,9 +126,9 @@ def _write_page(
     table: "pd.DataFrame",
     folders: Folders,
     command: str,
-    results: Results,
+    results: SweepResults,
     label: str | None = None,
-) -> Results:
+) -> SweepResults:
     from isoloop.sweeps.report.page import write_report
 
     left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []

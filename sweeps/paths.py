@@ -1,7 +1,12 @@
 """The places of a sweep's results. Corpora, runs and the tracking store belong to all sweeps of one output folder."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isoloop.fitting import SweepFit
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -69,6 +74,21 @@ class Folders:
     def default_tracking_uri(self) -> str:
         """Return the URI of the sqlite store beside the results."""
         return f"sqlite:///{(self.out / 'mlflow.db').resolve()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """Both fits of a sweep and its page; a fit that can't be made is None, with the reason beside it.
+
+    `groups` are the results of each group of runs, by its label, if the sweep has several groups.
+    """
+
+    fit: "SweepFit | None"
+    hold_out: "SweepFit | None"
+    why_no_fit: str | None
+    why_no_hold_out: str | None
+    report: Path
+    groups: "Mapping[str, SweepResults]" = field(default_factory=dict)
 
 
 def folders_of(target: str, out: Path) -> Folders:

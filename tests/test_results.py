@@ -17,7 +17,7 @@ FITTED = [folder for folder in SWEEPS if (folder / "fit.json").exists()]
 
 
 def corpus(folder):
-    """The text that the runs were trained on: what isoloop said of it."""
+    """Return the facts of the text that the runs were trained on."""
     found = json.loads((PYTHON / "corpora.json").read_text(encoding="utf-8"))
     tokenizer = load_sweep(str(folder / "config.yaml")).data.tokenizer
     return next(each for each in found if each["tokenizer"] == tokenizer)

@@ -29,11 +29,10 @@ from isoloop.fitting.compare.side import (
     missing_sections,
     quantities,
 )
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.result import REPORT_WIDTH, SweepFit
 
 COMPARISON_FORMAT = "isoloop-comparison/2"
 _EXTRAPOLATED = 4.0
-_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class SweepComparison:
             lines.append(f"  {letter}  {sweep.name}: {sweep.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}")
         lines += [
             f"  Compute is counted by `{self.accounting}` in both. A change is B - A, or B / A where it begins with x.",
-            "  Brackets are 95% intervals; * marks a change whose interval excludes no change.",
+            "  Brackets are 95% intervals; * marks a significant change: its interval leaves out 0 (1 for a ratio).",
         ]
         parts = ["\n".join(lines)]
         parts += [_section_text(title, self.of(title)) for title in dict.fromkeys(d.section for d in self.differences)]
@@ -87,7 +86,7 @@ class SweepComparison:
             ("Which is better at equal FLOPs", self.verdicts or ["These sweeps can't tell."]),
             ("What to doubt", self.caveats),
         ):
-            parts.append("\n".join([title, *(_wrapped(sentence, "  - ") for sentence in sentences)]))
+            parts.append("\n".join([title, *(_wrap(sentence, "  - ") for sentence in sentences)]))
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:
@@ -275,12 +274,13 @@ def _cells(number: Difference) -> tuple[str, str, str, str]:
 
 
 def _missing_lines(missing: Sequence[MissingSection]) -> list[str]:
-    lines = []
+    """Return the missing sections with the reasons; sections with the same reasons share a line."""
+    sections: dict[str, list[str]] = {}
     for section in dict.fromkeys(part.section for part in missing):
         reasons = "; ".join(f"{part.side} has none: {part.reason}" for part in missing if part.section == section)
-        lines.append(_wrapped(f"{section}: {reasons}", "  "))
-    return lines
+        sections.setdefault(reasons, []).append(section)
+    return [_wrap(f"{', '.join(titles)}: {reasons}", "  ") for reasons, titles in sections.items()]
 
 
-def _wrapped(text: str, start: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent="    ")
+def _wrap(text: str, start: str) -> str:
+    return textwrap.fill(text, REPORT_WIDTH, initial_indent=start, subsequent_indent="    ")

@@ -77,7 +77,7 @@ class Difference:
 
     @property
     def differs(self) -> bool | None:
-        """Whether the interval excludes no change at all; None without an interval."""
+        """True if the change is significant, so that its interval leaves out 0, or 1 for a ratio; None without one."""
         if self.interval is None:
             return None
         no_change = 1.0 if self.kind == "ratio" else 0.0

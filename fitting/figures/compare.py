@@ -19,7 +19,7 @@ from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Differen
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
 from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle, short_number
 from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
-from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, plain, run_points, save_figure
+from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure
 from isoloop.fitting.isoflop.power_law import PowerLaw
 
 NAME = "compare"
@@ -68,7 +68,7 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
         _panel(left, lambda: draw_best_runs(left, pair), comparison.incomparable.get("losses") or ", ".join(without))
         _panel(right, lambda: draw_pair_optima(right, pair), "" if any(laws) else "neither has power laws")
     handles = [
-        series_handle(style, f"{letter}: {plain(sweep.name)}{' (simulated)' if sweep.simulated else ''}")
+        series_handle(style, f"{letter}: {escape_dollars(sweep.name)}{' (simulated)' if sweep.simulated else ''}")
         for letter, sweep, style in zip("AB", pair, _STYLES, strict=True)
     ]
     above.legend(handles=handles, loc="outside upper left", ncols=2, title="bars and bands: 95%")

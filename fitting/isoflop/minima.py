@@ -133,8 +133,8 @@ def fit_isoflop(
     rows = _rows_with_budget(table, cost_model.axis)
     curves, token_curves = _curves(rows, cost_model.axis), _curves(rows, "tokens")
     noise, token_noise = pooled_noise(curves), pooled_noise(token_curves)
-    minima = tuple(_minimum(curve, noise, cost_model.axis, cost_model) for curve in curves)
-    token_minima = tuple(_minimum(curve, token_noise, "tokens", cost_model) for curve in token_curves)
+    minima = tuple(_fit_minimum(curve, noise, cost_model.axis, cost_model) for curve in curves)
+    token_minima = tuple(_fit_minimum(curve, token_noise, "tokens", cost_model) for curve in token_curves)
     # Power laws, and redraws for their intervals
     used, redraws = _included_curves(curves, minima, noise, draws, seed)
     reason = None
@@ -229,7 +229,7 @@ def _curves(rows: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
     return curves
 
 
-def _minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_model: AnyCost) -> Minimum:
+def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_model: AnyCost) -> Minimum:
     minimum = Minimum(budget=curve.budget, points=len(curve.loss), included=False)
     if curve.distinct_values < POINTS_NEEDED:
         lost = curve.runs - minimum.points
@@ -279,10 +279,10 @@ def _included_curves(
 
 def _power_laws(curves: list[IsoflopCurve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw]:
     """Fit the power laws of the curves' vertices, tokens and curvature; return them by name."""
-    budgets = _budgets(curves)
-    vertices, drawn = _vertices(curves), _drawn(redraws.vertices if redraws else None, curves)
+    budgets = _curve_budgets(curves)
+    vertices, drawn = _vertices(curves), _enough_minima(redraws.vertices if redraws else None, curves)
     curvatures = np.log([curve.coefficients[0] for curve in curves])
-    drawn_curvatures = _drawn(redraws.log_curvatures if redraws else None, curves)
+    drawn_curvatures = _enough_minima(redraws.log_curvatures if redraws else None, curves)
     tokens, drawn_tokens = (log_tokens(budgets, logs, cost_model) for logs in (vertices, drawn))
     return {
         cost_model.axis: _vertex_law(AXIS_NAMES[cost_model.axis], curves, redraws),
@@ -294,7 +294,10 @@ def _power_laws(curves: list[IsoflopCurve], cost_model: AnyCost, redraws: Redraw
 
 def _vertex_law(quantity: str, curves: list[IsoflopCurve], redraws: Redraws | None) -> PowerLaw:
     return fit_power_law(
-        quantity, _budgets(curves), _vertices(curves), _drawn(redraws.vertices if redraws else None, curves)
+        quantity,
+        _curve_budgets(curves),
+        _vertices(curves),
+        _enough_minima(redraws.vertices if redraws else None, curves),
     )
 
 
@@ -302,12 +305,14 @@ def _loss_law(curves: list[IsoflopCurve], redraws: Redraws | None, *, floor: boo
     needed = FLOOR_BUDGETS if floor else BUDGETS_NEEDED
     if len(curves) < needed:
         return None
-    drawn = _drawn(redraws.losses if redraws else None, curves, needed)
+    drawn = _enough_minima(redraws.losses if redraws else None, curves, needed)
     # The noise is common to all budgets, so the weight of a minimum follows from its curve alone.
-    return fit_minimal_loss(_budgets(curves), _minimal_losses(curves), drawn, 1 / _variances(curves, 1), floor=floor)
+    return fit_minimal_loss(
+        _curve_budgets(curves), _minimal_losses(curves), drawn, 1 / _variances(curves, 1), floor=floor
+    )
 
 
-def _budgets(curves: list[IsoflopCurve]) -> np.ndarray:
+def _curve_budgets(curves: list[IsoflopCurve]) -> np.ndarray:
     return np.array([curve.budget for curve in curves])
 
 
@@ -324,7 +329,7 @@ def _variances(curves: list[IsoflopCurve], of: int) -> np.ndarray:
     return np.array([(curve.sensitivities()[of] ** 2).sum() for curve in curves])
 
 
-def _drawn(drawn: np.ndarray | None, curves: list[IsoflopCurve], needed: int = BUDGETS_NEEDED) -> np.ndarray:
+def _enough_minima(drawn: np.ndarray | None, curves: list[IsoflopCurve], needed: int = BUDGETS_NEEDED) -> np.ndarray:
     """Return the rows of `drawn` (draws, budgets) that have a minimum at enough budgets; no rows for None."""
     drawn = np.empty((0, len(curves))) if drawn is None else drawn
     return drawn[(~np.isnan(drawn)).sum(axis=1) >= needed]
@@ -402,7 +407,7 @@ def _excess_scatter(
     """Return the scatter of `logs` (curves,) about a line in log C, in units of their errors; None if chance explains
     it.
     """
-    log_budget = np.log(_budgets(curves))
+    log_budget = np.log(_curve_budgets(curves))
     slope, intercept = lines(log_budget, logs[None], 1 / variances)[0]
     dof = len(curves) - 2
     excess = float(np.sum((logs - intercept - slope * log_budget) ** 2 / variances)) / dof

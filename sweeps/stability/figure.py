@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, plain, save_figure, series_styles
+from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollars, save_figure, series_styles
 from isoloop.sweeps.stability.study import Curve, StabilityRun, StabilityStudy
 
 NAME = "stability"
@@ -42,7 +42,7 @@ def draw_stability(figure: Figure, study: StabilityStudy) -> None:
         runs = [run for run in study.runs if run.variant == variant]
         draw_spectral_radii(grid[0][column], runs, styles)
         draw_state_norms(grid[1][column], runs, styles)
-        grid[0][column].set_title(plain(variant), loc="left", color=INK)
+        grid[0][column].set_title(escape_dollars(variant), loc="left", color=INK)
         for axes in (grid[0][column], grid[1][column]):
             axes.label_outer()
     handles = [

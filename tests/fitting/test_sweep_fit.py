@@ -1,4 +1,4 @@
-"""A whole sweep: recovery, holding out, what is said to be doubted, storing, predicting."""
+"""A whole sweep: recovery, holding out, caveats, storing, predicting."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_the_truth_is_found_again(published):
     assert all(fit.value("z") == pytest.approx(7.5 / 8, rel=0.02) for fit in deep)
 
 
-def test_what_to_doubt_is_said(published):
+def test_caveats_are_reported(published):
     text = " ".join(published.caveats)
     for words in (
         "simulated",
@@ -154,7 +154,7 @@ def test_unfinished_runs_are_counted_and_not_fitted():
     assert "1 of 16 runs failed and is not fitted." in fit.caveats
 
 
-def test_a_missed_budget_is_doubted():
+def test_a_missed_budget_is_a_caveat():
     table = simulate_table(**SMALL)
     table.loc[0, "budget"] *= 1.5
     fit = fit_sweep(table.drop(index=[1, 2, 3]), name="missed", draws=0)
@@ -190,13 +190,13 @@ def test_holding_out_the_only_budget_is_refused():
         fit_sweep(simulate_table(budgets=(1e18,)), name="one", hold_out_largest_budget=True)
 
 
-def test_progress_is_told_to_its_end():
-    told = []
-    fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *what: told.append(what))
-    stages = dict.fromkeys(stage for stage, _, _ in told)
+def test_progress_is_reported_to_its_end():
+    calls = []
+    fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *stage: calls.append(stage))
+    stages = dict.fromkeys(stage for stage, _, _ in calls)
     assert list(stages) == ["isoFLOP curves", "training law", "test-time laws", "joint test-time law", "unified law"]
-    assert all(max(done for s, done, _ in told if s == stage) == 1 or stage == "test-time laws" for stage in stages)
-    assert ("test-time laws", 16, 16) in told
+    assert all(max(done for s, done, _ in calls if s == stage) == 1 or stage == "test-time laws" for stage in stages)
+    assert ("test-time laws", 16, 16) in calls
 
 
 def test_prediction_by_tokens_and_by_flops_agree(published):
@@ -236,15 +236,15 @@ def test_a_measured_loss_predicts_the_loss_at_other_recurrences(published):
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("arguments", "words"),
     [
         ({"mean_recurrence": 8, "tokens": 5e9}, "but recurrence is missing"),
         ({"flops": 1e18, "recurrence": 4}, "but mean_recurrence is missing"),
     ],
 )
-def test_a_measured_loss_needs_both_recurrences(published, asked, words):
+def test_a_measured_loss_needs_both_recurrences(published, arguments, words):
     with pytest.raises(ValueError, match=words):
-        predict(published, loss_at_mean=3.0, **asked)
+        predict(published, loss_at_mean=3.0, **arguments)
     with pytest.raises(ValueError, match="loss_at_mean must be positive and finite"):
         predict(published, loss_at_mean=float("nan"), mean_recurrence=8, tokens=5e9, recurrence=4)
 
@@ -263,7 +263,7 @@ def test_prediction_for_compute_alone_is_the_optimum(published):
     assert "For comparison, the isoFLOP power laws" in best.report()
 
 
-def test_extrapolation_is_said(published):
+def test_extrapolation_is_reported(published):
     assert "4.0x beyond the largest fitted compute (6.4e+19 FLOPs)" in predict(published, flops=2.56e20).notes
     notes = predict(published, mean_recurrence=8, tokens=3e9, recurrence=48).notes
     assert notes == ("2.0x beyond the largest fitted recurrence T (24 loops)",)
@@ -289,7 +289,7 @@ def test_a_wrong_question_is_refused(published, question, words):
         predict(published, **question)
 
 
-def test_a_draw_is_lucky_everywhere_or_nowhere():
+def test_noise_of_a_run_is_common_to_its_recurrences():
     truth = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-2, evaluation_noise=1e-5)
     losses = draw_losses(truth, 8, 1e10, [1, 4, 8], np.random.default_rng(0))
     off = [np.log(loss / truth.loss(8, 1e10, T)) for T, loss in losses.items()]
@@ -341,7 +341,7 @@ def test_a_stored_fit_that_is_not_whole_is_refused(published, change, words):
         SweepFit.from_json(ragged(published.to_json(), change))
 
 
-def test_an_interval_that_ends_with_the_search_is_said(published):
+def test_an_interval_that_ends_with_the_search_is_reported(published):
     far = predict(published, flops=1.95e24)
     assert far.mean_recurrence < 1020
     assert far.mean_recurrence_interval[1] == pytest.approx(1024)

@@ -56,7 +56,7 @@ def test_impossible_losses_of_a_sweep_are_refused(value):
         fit_sweep(table, name="bad", draws=0)
 
 
-def test_a_run_that_diverged_unnoticed_is_left_out_and_said():
+def test_a_run_that_diverged_unnoticed_is_left_out_and_reported():
     table = sweep()
     table.loc[10, "loss"] = 11.0
     without = fit_sweep(table.drop(index=10), name="a", draws=20)
@@ -80,9 +80,9 @@ def test_a_constant_column_is_refused(column):
         point_estimate(ChinchillaLaw(), point_data(check_points(points().assign(**{column: 1e9}))))
 
 
-def test_one_budget_is_said_by_every_fit():
+def test_one_budget_is_reported_by_every_fit():
     one = points()[lambda table: table["budget"] == 1e20]
-    assert any("All runs spend one budget" in said for said in row_caveats(point_data(check_points(one))))
+    assert any("All runs spend one budget" in caveat for caveat in row_caveats(point_data(check_points(one))))
     table = sweep()[lambda table: table["budget"] == 4e18]
     fit = fit_sweep(table, name="one", draws=0)
     assert any("All runs spend one budget" in caveat for caveat in fit.caveats)
@@ -106,13 +106,13 @@ def test_losses_that_are_all_the_same_are_refused():
         point_estimate(ChinchillaLaw(), point_data(check_points(points().assign(loss=3.0))))
 
 
-def test_rows_given_twice_are_said():
+def test_rows_given_twice_are_reported():
     twice = pd.concat([points(), points().head(2)])
     found = choose(
         point_data(check_points(twice)), ["chinchilla"], draws=0, caveats=row_caveats(point_data(check_points(twice)))
     )
     assert "2 rows repeat the parameters, tokens and loss of another" in found.report()
-    assert not any("repeat" in said for said in row_caveats(point_data(check_points(points()))))
+    assert not any("repeat" in caveat for caveat in row_caveats(point_data(check_points(points()))))
     table = sweep()
     again = table.head(1).assign(run_id="again")
     fit = fit_sweep(pd.concat([table, again]), name="twice", draws=0)
@@ -148,7 +148,7 @@ def test_a_run_far_off_the_law_is_named():
     assert not any("off the training law" in caveat for caveat in fit_sweep(sweep(), name="none", draws=0).caveats)
 
 
-def test_an_interval_that_ends_at_a_bound_is_said():
+def test_an_interval_that_ends_at_a_bound_is_reported():
     table = simulate_table(dataclasses.replace(PUBLISHED_TRUTH, run_noise=3e-3), seed=1, recurrences=())
     fit = fit_sweep(table, name="wide", draws=100)
     assert any("the interval of E ends at a bound" in reason for reason in fit.training.reasons)
@@ -175,10 +175,10 @@ def test_several_experiments_are_refused():
         check_points(points().assign(experiment=np.arange(35) % 2))
 
 
-def test_swapped_parameters_and_tokens_are_said():
+def test_swapped_parameters_and_tokens_are_reported():
     swapped = points().rename(columns={"params": "tokens", "tokens": "params"})
-    said = row_caveats(point_data(check_points(swapped)))
-    assert any("were the columns params and tokens swapped?" in one for one in said)
+    caveats = row_caveats(point_data(check_points(swapped)))
+    assert any("were the columns params and tokens swapped?" in caveat for caveat in caveats)
     assert not any("swapped" in one for one in row_caveats(point_data(check_points(points()))))
 
 
@@ -202,7 +202,7 @@ def test_a_stored_fit_of_another_version_is_refused():
         SweepFit.from_json(older)
 
 
-def test_a_bound_that_is_hit_is_said():
+def test_a_bound_that_is_hit_is_reported():
     table = points()
     # The loss grows with N, which no positive amplitude can follow.
     table["loss"] = 2.0 + 2085.0 * table["tokens"] ** -0.37 + 0.01 * np.log(table["params"] / 1e8)
@@ -212,25 +212,25 @@ def test_a_bound_that_is_hit_is_said():
     assert "warning: A is at its bound" in found.report()
 
 
-def said_of(table):
+def caveat_text(table):
     return " ".join(row_caveats(point_data(check_points(table))))
 
 
-def test_mixed_units_of_compute_are_said():
+def test_mixed_units_of_compute_are_reported():
     table = points()
-    assert "params x tokens" not in said_of(table)
-    assert "params x tokens" not in said_of(table.drop(columns="budget"))
+    assert "params x tokens" not in caveat_text(table)
+    assert "params x tokens" not in caveat_text(table.drop(columns="budget"))
     mixed = table.assign(tokens=table["tokens"] / np.where(np.arange(35) % 2, 1e9, 1.0))
-    assert "The budget is 6 to 6e+09 times params x tokens" in said_of(mixed)
-    assert "were units mixed?" in said_of(mixed)
+    assert "The budget is 6 to 6e+09 times params x tokens" in caveat_text(mixed)
+    assert "were units mixed?" in caveat_text(mixed)
     one = table.assign(budget=table["budget"] * np.where(np.arange(35) == 7, 3.1, 1.0))
-    assert "6 to 18.6 times params x tokens" in said_of(one)
+    assert "6 to 18.6 times params x tokens" in caveat_text(one)
 
 
-@pytest.mark.parametrize(("factor", "said"), [(0.4, True), (0.6, False), (1.9, False), (2.1, True)])
-def test_budgets_that_are_not_6nd_are_said(factor, said):
-    text = said_of(points().assign(budget=lambda table: factor * table["budget"]))
-    assert ("C = 6 N D does not hold here, so D* from it is off" in text) == said
+@pytest.mark.parametrize(("factor", "expected"), [(0.4, True), (0.6, False), (1.9, False), (2.1, True)])
+def test_budgets_that_are_not_6nd_are_reported(factor, expected):
+    text = caveat_text(points().assign(budget=lambda table: factor * table["budget"]))
+    assert ("C = 6 N D does not hold here, so D* from it is off" in text) == expected
     assert "units mixed" not in text
 
 
@@ -247,7 +247,7 @@ def test_budgets_of_few_runs_are_held_against_the_table():
     assert list(implausible_losses(losses, np.array([1e18, 1e18, 1e18, 1e19, 1e19]))) == [False] * 3 + [True] * 2
 
 
-def test_a_run_with_a_loss_in_another_unit_is_left_out_and_said():
+def test_a_run_with_a_loss_in_another_unit_is_left_out_and_reported():
     table = sweep()
     table.loc[10, "loss"] *= 0.3
     fit = fit_sweep(table, name="a", draws=0)
@@ -256,7 +256,7 @@ def test_a_run_with_a_loss_in_another_unit_is_left_out_and_said():
     assert any("is left out of every fit" in caveat and words in caveat for caveat in fit.caveats)
 
 
-def test_one_is_said_in_the_singular():
+def test_one_run_is_reported_in_the_singular():
     table = sweep()
     table.loc[0, "budget"] *= 1.5
     caveats = fit_sweep(table, name="one", draws=0).caveats

@@ -25,7 +25,7 @@ LOOPED_CLASS, FIXED_CLASS = "ParcaeConfig", "FixedDepthConfig"
 WEIGHTS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 
 # Our fields of the model's configuration, and the published ones of the same meaning.
-_FIELDS = {
+_FIELD_NAMES = {
     "context": "block_size",
     "vocabulary": "vocab_size",
     "width": "n_embd",
@@ -170,7 +170,7 @@ def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dic
     """Return the content of config.json in the published layout."""
     return {
         "_class_name": LOOPED_CLASS if model.is_looped else FIXED_CLASS,
-        **{theirs: getattr(model, ours) for ours, theirs in _FIELDS.items()},
+        **{theirs: getattr(model, ours) for ours, theirs in _FIELD_NAMES.items()},
         "padded_vocab_size": model.padded_vocabulary,
         "num_key_value_heads": model.heads,
         "intermediate_size": 4 * model.width,
@@ -231,7 +231,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
     injection = content["injection_type"]
     block = content.get("block_class_name", _BLOCK_NAMES["pre-norm"])
     return ModelConfig(
-        **{field: content[published] for field, published in _FIELDS.items()},
+        **{field: content[published] for field, published in _FIELD_NAMES.items()},
         injection=ours.get(injection, injection) if looped else "none",
         block=ours.get(block, block),
         prelude_norm=content.get("prelude_norm", True) if looped else True,

@@ -1,4 +1,4 @@
-"""Two sweeps compared: intervals of changes hold the true change, and what makes a comparison wrong is said."""
+"""Two sweeps compared: intervals of changes hold the true change, and what makes a comparison wrong is reported."""
 
 import dataclasses
 import json
@@ -172,7 +172,7 @@ def test_tokens_of_two_tokenizers_are_not_compared(one, other):
     assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.caveats)
 
 
-def test_shared_runs_are_said(one):
+def test_shared_runs_are_reported(one):
     found = compare_sweeps(one, one)
     assert any(caveat.startswith("The same runs are in both sweeps") for caveat in found.caveats)
     assert all(change.differs is False for change in found.differences if change.interval)
@@ -181,22 +181,22 @@ def test_shared_runs_are_said(one):
     assert any(caveat.startswith("10 runs are in both sweeps") for caveat in found.caveats)
 
 
-def test_power_laws_over_other_budgets_are_said(one):
+def test_power_laws_over_other_budgets_are_reported(one):
     """Without any noise, the exponents of two ranges of budgets differ: their intervals know nothing of it."""
     part = sweep(NOISY, 4, "part", budgets=GRID["budgets"][1:])
-    said = " ".join(compare_sweeps(one, part).caveats)
-    assert "are fitted to different budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in said
-    assert "Each fit has caveats of its own" in said
+    caveats = " ".join(compare_sweeps(one, part).caveats)
+    assert "are fitted to different budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in caveats
+    assert "Each fit has caveats of its own" in caveats
 
 
-def test_ranges_that_do_not_meet_are_said(one):
+def test_ranges_that_do_not_meet_are_reported(one):
     found = compare_sweeps(
         one, sweep(NOISY, 6, "large", budgets=(64e18, 128e18, 256e18), mean_recurrences=(4, 8, 16, 24))
     )
-    said = " ".join(found.caveats)
-    assert "The two share no compute: A spent 1e+18 to 1.6e+19 FLOPs, B 6.4e+19 to 2.56e+20." in said
-    assert "At 1.6e+19 FLOPs B is extrapolated 4.0x below its smallest." in said
-    assert "The grids differ (A: mu = 1, 2, 4, 8, 16; B: 4, 8, 16, 24)" in said
+    caveats = " ".join(found.caveats)
+    assert "The two share no compute: A spent 1e+18 to 1.6e+19 FLOPs, B 6.4e+19 to 2.56e+20." in caveats
+    assert "At 1.6e+19 FLOPs B is extrapolated 4.0x below its smallest." in caveats
+    assert "The grids differ (A: mu = 1, 2, 4, 8, 16; B: 4, 8, 16, 24)" in caveats
     assert [missing.reason for missing in found.missing_sections if missing.section == BEST_RUNS] == [
         "it shares no budget with A (within 1%)"
     ]
@@ -265,13 +265,13 @@ def test_two_fits_alone_can_be_compared(one, other):
     found = compare_sweeps(one.fit, other.fit, flops=5e18)
     assert found.optima_flops == (5e18,)
     assert {missing.reason for missing in found.missing_sections} >= {"only its fit was given, no run table"}
-    said = " ".join(found.caveats)
+    caveats = " ".join(found.caveats)
     for words in (
         "whether the two share runs",
         "whether both count losses in the same tokens",
         "Both sweeps are simulated",
     ):
-        assert words in said
+        assert words in caveats
 
 
 def test_the_report_and_json_hold_every_number(one, other):
@@ -346,8 +346,8 @@ def test_the_figure_draws_nothing_that_is_refused(one, other):
         figure = Figure()
         figures_compare.draw_comparison(figure, pair, compare_sweeps(*pair))
         panels = [axes for part in figure.subfigs for axes in part.axes][:2]
-        said = [text.get_text().replace("\n", " ") for axes in panels for text in axes.texts]
-        assert said == ([] if left else ["not drawn: counted in other tokens"])
+        caveats = [text.get_text().replace("\n", " ") for axes in panels for text in axes.texts]
+        assert caveats == ([] if left else ["not drawn: counted in other tokens"])
     pair = one, dataclasses.replace(other, table=other.table.assign(tokenizer="bytes"))
     pair = dataclasses.replace(one, table=one.table.assign(tokenizer="bpe 32768")), pair[1]
     figure = Figure()

@@ -147,7 +147,7 @@ def test_a_fit_without_power_laws_has_no_bias():
         parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
 
 
-def test_what_little_two_budgets_say_is_said():
+def test_two_budgets_are_a_caveat():
     table = simulate_table(QUIET, budgets=(1e18, 2e18), recurrences=())
     bias = parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
     assert "Two budgets hardly determine the law" in bias.notes[0]

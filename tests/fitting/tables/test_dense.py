@@ -27,7 +27,7 @@ def test_a_run_table_is_none_of_dense_models(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "asked", "words"),
+    ("columns", "arguments", "words"),
     [
         ({"experiment": ["a", "b", "b"]}, {"experiment": "c"}, "but got 'c'; choose one of a, b"),
         ({}, {"experiment": "c"}, "the table has no such column"),
@@ -35,10 +35,10 @@ def test_a_run_table_is_none_of_dense_models(tmp_path):
         ({"loss": ["3", "x", "3"]}, {}, "`loss` must be a positive and finite number, but row 1 has 'x'"),
     ],
 )
-def test_what_cannot_be_read_is_refused(tmp_path, columns, asked, words):
+def test_what_cannot_be_read_is_refused(tmp_path, columns, arguments, words):
     pd.DataFrame({**ROWS, **columns}).to_csv(tmp_path / "points.csv", index=False)
     with pytest.raises(ValueError, match=words):
-        read_points(tmp_path / "points.csv", **asked)
+        read_points(tmp_path / "points.csv", **arguments)
 
 
 def test_missing_columns_files_and_rows_are_refused(tmp_path):

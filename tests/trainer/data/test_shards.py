@@ -22,8 +22,8 @@ class Words:
             yield Document(f"row {i}", b"d" + str(i).encode() * (i + 1), "train" if i % 4 else "validation", i + 1)
 
 
-def build(folder, *, count=12, limit=None, told=lambda read, made: None):
-    return build_part(Words(count), 3, ByteTokenizer(), folder, max_train_tokens=limit, progress=told)
+def build(folder, *, count=12, limit=None, progress=lambda read, made: None):
+    return build_part(Words(count), 3, ByteTokenizer(), folder, max_train_tokens=limit, progress=progress)
 
 
 def texts(shard, folder):
@@ -83,7 +83,7 @@ def test_a_part_that_was_not_finished_is_not_there(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, told=killed)
+        build(tmp_path, progress=killed)
     assert read_part(tmp_path, 3) is None
     assert not list(tmp_path.glob("*.bin"))
     assert build(tmp_path) == read_part(tmp_path, 3)

@@ -212,13 +212,13 @@ def test_ways_to_name_a_tokenizer(content, tmp_path, monkeypatch):
     file.write_text(content)
     assert content_of(str(file)) == content
     assert content_of("bytes") is None
-    asked = []
-    monkeypatch.setattr(hub, "fetch_file", lambda *what, **how: asked.append((what, how)) or file)
+    requests = []
+    monkeypatch.setattr(hub, "fetch_file", lambda *what, **how: requests.append((what, how)) or file)
     assert content_of("owner/name") == content
-    assert asked == [(("owner/name", "tokenizer.json"), {"kind": "model"})]
+    assert requests == [(("owner/name", "tokenizer.json"), {"kind": "model"})]
     monkeypatch.chdir(tmp_path.parent)
     assert content_of(f"{tmp_path.name}/tokenizer.json") == content  # a path that exists wins
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_the_same_file_elsewhere_is_the_same_request(content, tmp_path):

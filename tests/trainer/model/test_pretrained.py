@@ -194,17 +194,17 @@ def test_missing_and_torn_files_are_refused_by_name(saved):
 
 
 def test_a_hub_id_is_fetched(saved, monkeypatch):
-    """The hub can't be reached from a test: what is asked of its client is checked, and what it gives is used."""
-    asked = {}
+    """The hub can't be reached from a test: the call of its client is checked, and its answer is used."""
+    request = {}
 
     def snapshot_download(repo_id, **options):
-        asked.update(options, repo_id=repo_id)
+        request.update(options, repo_id=repo_id)
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     model, _ = load_published("SandyResearch/parcae-140m", revision="abc")
     assert torch.equal(model.embedding.weight, build().embedding.weight)
-    assert (asked["repo_id"], asked["revision"]) == ("SandyResearch/parcae-140m", "abc")
+    assert (request["repo_id"], request["revision"]) == ("SandyResearch/parcae-140m", "abc")
 
     def no_network(repo_id, **options):
         raise ConnectionError("no network")
