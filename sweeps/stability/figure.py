@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollars, save_figure, series_styles
-from isoloop.sweeps.stability.study import Curve, StabilityRun, StabilityStudy
+from isoloop.sweeps.stability.study import LoggedCurve, StabilityRun, StabilityStudy
 
 NAME = "stability"
 _TOP_RADIUS, _TOP_NORM = 100.0, 1e10
@@ -73,7 +73,7 @@ def _draw(
     axes: Axes,
     runs: list[StabilityRun],
     styles: Mapping[float, SeriesStyle],
-    values_of: Callable[[Curve], tuple[float, ...]],
+    values_of: Callable[[LoggedCurve], tuple[float, ...]],
     limits: tuple[float, float],
 ) -> None:
     bottom, top = limits
