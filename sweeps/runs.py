@@ -11,15 +11,15 @@ from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
 from isoloop.sweeps.plan.axes import grid_points
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import architecture_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
-from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
+from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import DepthConfig, RecurrenceConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_TOLERANCE = 1e-9  # relative, within which two costs are the same
+_COST_TOLERANCE = 1e-9  # relative, within which two costs are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def load_runs(target: str, out: str | Path, *, several_groups: bool = False) -> 
     Raises:
         ValueError: there is no such sweep or table, it breaks a rule, or its runs are of several groups.
     """
-    runs = _load(target, Path(out))
+    runs = _load_all_groups(target, Path(out))
     groups = list(dict.fromkeys(runs.table["group"])) if "group" in runs.table else []
     if len(groups) > 1 and not several_groups:
         raise ValueError(
@@ -79,7 +79,7 @@ def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":
     return check_table(run_table(runs))
 
 
-def _load(target: str, out: Path) -> Runs:
+def _load_all_groups(target: str, out: Path) -> Runs:
     from isoloop.fitting import read_table
 
     path = Path(target)
@@ -123,7 +123,7 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
         )
     settings = _settings_of(table, runs.sweep)
     cost = loop_cost(settings.model, accounting)
-    loops = [expected_loops(_recurrence(settings, mean), accounting) for mean in table["mean_recurrence"]]
+    loops = [expected_loops(_recurrence_config(settings, mean), accounting) for mean in table["mean_recurrence"]]
     forward, backward = zip(*loops, strict=True)
     recounted = table.assign(
         accounting=accounting,
@@ -151,19 +151,12 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 
 
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
-    cost, parameters = loop_cost(settings.model, row["accounting"]), count_parameters(settings.model)
-    expected = {
-        "flops_per_token_fixed": cost.fixed,
-        "flops_per_token_forward_loop": cost.per_forward_loop,
-        "flops_per_token_backward_loop": cost.per_backward_loop,
-        "backprop_depth": _recurrence(settings, row["mean_recurrence"]).gradient_loops,
-        "effective_params_fixed": parameters.effective_fixed,
-        "effective_params_per_loop": parameters.effective_per_loop,
-    }
-    return all(math.isclose(row[name], value, rel_tol=_TOLERANCE) for name, value in expected.items())
+    recurrence = _recurrence_config(settings, row["mean_recurrence"])
+    expected = architecture_columns(settings.model, recurrence, row["accounting"])
+    return all(math.isclose(row[name], value, rel_tol=_COST_TOLERANCE) for name, value in expected.items())
 
 
-def _recurrence(settings: RunSettings, mean: float) -> RecurrenceConfig:
+def _recurrence_config(settings: RunSettings, mean: float) -> RecurrenceConfig:
     return RecurrenceConfig(
         mean=int(mean), **{name: getattr(settings.depth, name) for name in DepthConfig.model_fields}
     )

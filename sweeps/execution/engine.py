@@ -271,14 +271,14 @@ class Engine:
         return run
 
     def _has_ended(self, run: _RunState, end: AttemptEnd) -> bool:
-        """Return whether a run whose attempt has ended is over; otherwise queue its next attempt."""
+        """Return whether a run has ended with its attempt; otherwise queue its next attempt."""
         if self._has_result(run):
             return True
         if run.stop_requested and (end.status != "failed" or end.retryable):
             return True
         if end.status == "failed":
             return not self._retries(run, end)
-        # Busy, stopped by somebody else, or a result that the storage doesn't show yet: wait a moment.
+        # Busy, stopped by another process, or a result that the storage doesn't show yet: wait a moment.
         run.not_before = time.monotonic() + (0.0 if end.status == "preempted" else BUSY_SECONDS)
         self.retry_queue.append(run)
         return False
@@ -420,6 +420,7 @@ def run_plan(
             f"runs {len(ended)}/{len(plan.cells)}", sum(cell.flops for cell in ended) + running_flops, plan.flops
         )
 
+    # Report what is done.
     outcome.results |= finished_results(plan.cells, folders)
     report()
     for cell in plan.cells:
@@ -428,6 +429,7 @@ def run_plan(
     missing = [cell for cell in plan.cells if cell.run_id not in outcome.results]
     if not missing:
         return outcome
+    # Run what is missing.
     with (
         open_cluster() as cluster,
         Engine(

@@ -1,6 +1,6 @@
 """Failures of runs: the reason, the advice, and whether another attempt may succeed.
 
-A temporary cause is worth another attempt: a lost worker, a network, a full disk that somebody clears. A permanent one
+A temporary cause is worth another attempt: a lost worker, a network, a full disk that is cleared. A permanent one
 is reported at once: a broken rule, a bug, too little memory.
 """
 

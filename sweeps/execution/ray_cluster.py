@@ -97,7 +97,7 @@ class RayCluster:
         ]
 
     def start(self, task: Task, needs: Needs, slots: Sequence[Slot]) -> Any:
-        """Start an attempt on its slots, wherever Ray likes if there are none, and return its handle."""
+        """Start an attempt on its slots (where Ray decides, if there are none), and return its handle."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"name": f"isoloop {task.run_id}"}

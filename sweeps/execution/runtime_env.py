@@ -22,8 +22,8 @@ from typing import Any
 
 import isoloop
 from isoloop.sweeps.privacy import TELEMETRY_OFF
+from isoloop.trainer.run.environment import COMMIT_VARIABLE
 
-COMMIT_VARIABLE = "ISOLOOP_COMMIT"
 # Settings without secrets. Workers never talk to MLflow or Hugging Face.
 PASSED_ON = (
     *TELEMETRY_OFF, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
@@ -33,36 +33,27 @@ MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job; there is no public function that reads it
 _OWN_CLASS = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
-_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def runtime_environment(
-    own_classes: Iterable[str] = (), *, pass_on: Iterable[str] = (), environment: Mapping[str, str] | None = None
+    own_classes: Iterable[str] = (), *, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Return the `runtime_env` with which `ray.init` gives the workers the driver's code and settings.
 
     Args:
         own_classes: the user's own classes in the sweep, as `module:Class`. The file of each is sent with the modules
             and packages beside it that it imports; installed packages must be installed on the nodes, too.
-        pass_on: variables besides `PASSED_ON`.
         environment: the variables; by default the process's own.
 
     Raises:
-        ValueError: a module can't be found or is too large to ship, or a variable looks like a secret.
+        ValueError: a module can't be found or is too large to send.
     """
     environment = os.environ if environment is None else environment
-    names = [*PASSED_ON, *pass_on]
-    for name in names:
-        if _SECRET.search(name):
-            raise ValueError(
-                f"a variable passed on to the workers must be no secret, because Ray logs it, but got {name}; give it "
-                "to the nodes themselves (docs/clusters.md)"
-            )
     package = Path(isoloop.__file__).parent
     modules = [package]
     for path in own_classes:
         modules += [module for module in _modules(path) if module not in modules]
-    variables = {name: environment[name] for name in names if name in environment}
+    variables = {name: environment[name] for name in PASSED_ON if name in environment}
     commit = environment.get(COMMIT_VARIABLE) or _git_commit(package)
     if commit:
         variables[COMMIT_VARIABLE] = commit
@@ -104,29 +95,29 @@ def _modules(path: str) -> list[Path]:
         origin = Path(str(spec.origin))
     if top == "isoloop" or "site-packages" in origin.parts or not origin.exists():
         return []
-    places = list(dict.fromkeys(_beside(origin, set())))
-    size = sum(file.stat().st_size for place in places for file in _files(place))
+    paths = list(dict.fromkeys(_with_imports(origin, set())))
+    size = sum(file.stat().st_size for each in paths for file in _files(each))
     if size > MOST_BYTES:
         raise ValueError(
             f"the code of '{path}' must be of at most {MOST_BYTES >> 20} MiB to be sent to the workers, but "
-            f"{', '.join(map(str, places))} hold {size >> 20} MiB; keep data out of the package's folder, or install "
+            f"{', '.join(map(str, paths))} hold {size >> 20} MiB; keep data out of the package's folder, or install "
             "the package on the nodes"
         )
-    return places
+    return paths
 
 
-def _beside(place: Path, seen: set[Path]) -> Iterator[Path]:
+def _with_imports(path: Path, seen: set[Path]) -> Iterator[Path]:
     """Yield a file or folder and, from the same folder, whatever it imports."""
-    if place in seen:
+    if path in seen:
         return
-    seen.add(place)
-    yield place
-    for file in _files(place):
+    seen.add(path)
+    yield path
+    for file in _files(path):
         if file.suffix == ".py":
             for top in _imported(file):
-                for neighbour in (place.parent / f"{top}.py", place.parent / top):
+                for neighbour in (path.parent / f"{top}.py", path.parent / top):
                     if top != "isoloop" and (neighbour.is_file() or (neighbour / "__init__.py").is_file()):
-                        yield from _beside(neighbour, seen)
+                        yield from _with_imports(neighbour, seen)
 
 
 def _imported(file: Path) -> set[str]:
@@ -137,16 +128,16 @@ def _imported(file: Path) -> set[str]:
     return {name.split(".")[0] for name in names} - {""}
 
 
-def _files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    return [file for file in place.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
 
 
 def _git_commit(package: Path) -> str | None:
-    """Return the commit of the checkout that `package` is in, with `+` if its code was changed; None outside of one."""
+    """Return the commit of the checkout that holds `package`, with `+` if its code was changed, or None."""
     git = ["git", "-C", str(package)]
-    code = [str(place.resolve()) for place in (package, *package.iterdir()) if place.is_dir()]
+    code = [str(path.resolve()) for path in (package, *package.iterdir()) if path.is_dir()]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         state = subprocess.run([*git, "status", "--porcelain", *code], capture_output=True, text=True, timeout=10)

@@ -18,7 +18,7 @@ from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
 
-_CURVE_POINTS = 20
+_JOURNAL_POINTS = 20
 _STOP_CHECK_SECONDS = 0.5
 
 
@@ -38,10 +38,10 @@ def simulate_run(
         FolderBusyError: another process simulates this run.
     """
     with sole_owner(folder):
-        return read_result(folder) or _draw(spec, simulation, run_id, folder, should_stop)
+        return read_result(folder) or _draw_result(spec, simulation, run_id, folder, should_stop)
 
 
-def _draw(
+def _draw_result(
     spec: RunSpec, simulation: Simulation, run_id: str, folder: Path, should_stop: Callable[[], bool]
 ) -> RunResult | None:
     # Draw the losses.
@@ -62,7 +62,7 @@ def _draw(
     flops = flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward)
     seconds = 0.0 if simulation.flops_per_second is None else flops["flops_exact"] / simulation.flops_per_second
     began, done = time.monotonic(), 0
-    for step in np.unique(np.linspace(1, spec.steps, _CURVE_POINTS).round().astype(int)).tolist():
+    for step in np.unique(np.linspace(1, spec.steps, _JOURNAL_POINTS).round().astype(int)).tolist():
         while (left := began + seconds * step / spec.steps - time.monotonic()) > 0:
             time.sleep(min(left, _STOP_CHECK_SECONDS))
             if should_stop():

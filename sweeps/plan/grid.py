@@ -23,7 +23,7 @@ from isoloop.trainer.accounting import (
     loop_cost,
     steps_for,
 )
-from isoloop.trainer.config import DataConfig, DepthConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.config import DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
 from isoloop.trainer.recurrence import RecurrenceSampler
 
 TOLERANCE = 0.01
@@ -341,22 +341,29 @@ def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
 
     With several groups, the column `group` names the one that the run belongs to.
     """
-    parameters, loops = count_parameters(cell.spec.model), _loop_cost(cell.spec.model, plan.sweep.accounting)
     columns: dict[str, Any] = {
         "accounting": plan.sweep.accounting,
         "seed": cell.spec.seed,
         "mean_recurrence": cell.mean_recurrence,
-        "backprop_depth": cell.spec.recurrence.gradient_loops,
+        **architecture_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+    }
+    columns |= {name: value for name, value in cell.axes.items() if name not in columns}
+    if len(plan.groups) > 1:
+        columns["group"] = cell.group
+    return columns if cell.budget is None else {**columns, "budget": cell.budget}
+
+
+def architecture_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
+    """Return the columns of the run table that describe a model and its cost per token."""
+    parameters, loops = count_parameters(model), _loop_cost(model, accounting)
+    return {
+        "backprop_depth": recurrence.gradient_loops,
         "flops_per_token_fixed": loops.fixed,
         "flops_per_token_forward_loop": loops.per_forward_loop,
         "flops_per_token_backward_loop": loops.per_backward_loop,
         "effective_params_fixed": parameters.effective_fixed,
         "effective_params_per_loop": parameters.effective_per_loop,
     }
-    columns |= {name: value for name, value in cell.axes.items() if name not in columns}
-    if len(plan.groups) > 1:
-        columns["group"] = cell.group
-    return columns if cell.budget is None else {**columns, "budget": cell.budget}
 
 
 def nominal_loops(cell: Cell) -> tuple[float, float]:

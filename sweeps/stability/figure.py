@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from isoloop.fitting.figures.axes import mark_handle
 from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollars, save_figure, series_styles
-from isoloop.sweeps.stability.study import Curve, StabilityRun, StabilityStudy
+from isoloop.sweeps.stability.study import LoggedCurve, StabilityRun, StabilityStudy
 
 NAME = "stability"
 _RADIUS_LIMITS, _NORM_LIMITS = (0.1, 100.0), (0.1, 1e10)
@@ -72,7 +72,7 @@ def _draw_curves(
     axes: Axes,
     runs: list[StabilityRun],
     styles: Mapping[float, SeriesStyle],
-    values_of: Callable[[Curve], tuple[float, ...]],
+    values_of: Callable[[LoggedCurve], tuple[float, ...]],
     limits: tuple[float, float],
 ) -> None:
     """Draw a line for each run, with a mark at its end if the run diverges or spikes.

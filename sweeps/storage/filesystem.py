@@ -9,6 +9,7 @@ Elsewhere, and where an upload fails half-way, a file may be incomplete: a reade
 """
 
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,16 +88,14 @@ class RemoteFolder:
         Raises:
             FileNotFoundError: `source` doesn't exist (any more).
         """
-        place, sent = self._path(path), 0
+        place = self._path(path)
         with (
             source.open("rb") as file,
             self._translate_errors(f"writing {path}"),
             self._open_for_writing(place) as stream,
         ):
-            while chunk := file.read(_CHUNK_BYTES):
-                stream.write(chunk)
-                sent += len(chunk)
-        return sent
+            shutil.copyfileobj(file, stream, _CHUNK_BYTES)
+            return file.tell()
 
     def download(self, path: str, target: Path, *, size: int) -> None:
         """Copy the file at `path` to the local `target`, whole or not at all.
@@ -108,8 +107,7 @@ class RemoteFolder:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._translate_errors(f"reading {path}"), open_atomically(target) as file:
             with self._system.open_input_stream(place) as stream:
-                while chunk := stream.read(_CHUNK_BYTES):
-                    file.write(chunk)
+                shutil.copyfileobj(stream, file, _CHUNK_BYTES)
             if file.tell() != size:
                 raise OSError(f"it must have {size} bytes, but has {file.tell()}")
 

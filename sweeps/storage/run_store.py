@@ -13,14 +13,16 @@ A journal only ever grows for a reader.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError, is_safe_name
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn
 
+T = TypeVar("T")
 # In a run's local folder: touched when the run makes a step; exists while the run is asked to save and end.
 HEARTBEAT_FILE, STOP_FILE = "heartbeat", "stop"
 KEEP_CHECKPOINTS = 2
@@ -131,9 +133,8 @@ class RunStore:
         """
         unfinished = [run_id for run_id in run_ids if not (out / "runs" / run_id / "result.json").exists()]
         listed = self._list_runs(unfinished)
-        with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
-            changed = pool.map(lambda run_id: self._fetch(run_id, listed[run_id], out / "runs" / run_id), unfinished)
-            return [run_id for run_id, has_changed in zip(unfinished, changed, strict=True) if has_changed]
+        changed = _in_parallel(lambda run_id: self._fetch(run_id, listed[run_id], out / "runs" / run_id), unfinished)
+        return [run_id for run_id, has_changed in zip(unfinished, changed, strict=True) if has_changed]
 
     def push_corpus(self, folder: Path) -> str:
         """Publish a prepared corpus unless it is published, and return its fingerprint.
@@ -151,8 +152,7 @@ class RunStore:
             }
             sent = {name: info.size for name, info in self.remote.list(corpus).items()}
             missing = [name for name, size in sizes.items() if sent.get(name) != size]
-            with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
-                list(pool.map(lambda name: self.remote.upload(folder / name, f"{corpus}/{name}"), missing))
+            _in_parallel(lambda name: self.remote.upload(folder / name, f"{corpus}/{name}"), missing)
             self.remote.write(marker, json.dumps(sizes).encode())
         return fingerprint
 
@@ -179,15 +179,10 @@ class RunStore:
             sizes = {_checked_name(name): size for name, size in json.loads(marker).items()}
             building = lock / "building"
             missing = [name for name, size in sizes.items() if _size(building / name) != size]
-            with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
-                list(
-                    pool.map(
-                        lambda name: self.remote.download(
-                            f"corpora/{fingerprint}/{name}", building / name, size=sizes[name]
-                        ),
-                        missing,
-                    )
-                )
+            _in_parallel(
+                lambda name: self.remote.download(f"corpora/{fingerprint}/{name}", building / name, size=sizes[name]),
+                missing,
+            )
             os.replace(building, folder)
         return folder
 
@@ -201,8 +196,7 @@ class RunStore:
 
     def request_stop(self, run_ids: Iterable[str]) -> None:
         """Ask the workers of these runs to save their state and end; they look every few seconds."""
-        with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
-            list(pool.map(lambda run_id: self.remote.write(f"{_run_path(run_id)}/stop", b"stop"), run_ids))
+        _in_parallel(lambda run_id: self.remote.write(f"{_run_path(run_id)}/stop", b"stop"), run_ids)
 
     def clear_stop_request(self, run_ids: Iterable[str]) -> None:
         """Remove stop requests, also those of an earlier driver."""
@@ -271,8 +265,8 @@ class RunStore:
     def _list_runs(self, run_ids: list[str]) -> dict[str, dict[str, FileInfo]]:
         """Return the published files of each run."""
         if len(run_ids) <= LIST_SEPARATELY:
-            with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
-                return dict(zip(run_ids, pool.map(lambda i: self.remote.list(_run_path(i)), run_ids), strict=True))
+            listings = _in_parallel(lambda run_id: self.remote.list(_run_path(run_id)), run_ids)
+            return dict(zip(run_ids, listings, strict=True))
         files: dict[str, dict[str, FileInfo]] = {run_id: {} for run_id in run_ids}
         for path, info in self.remote.list("runs").items():
             run_id, _, rest = path.partition("/")
@@ -322,6 +316,11 @@ class RunStore:
         if info.changed is not None:
             os.utime(partial, ns=(info.changed, info.changed))
         os.replace(partial, folder / "result.json")
+
+
+def _in_parallel(action: Callable[[str], T], names: Iterable[str]) -> list[T]:
+    with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
+        return list(pool.map(action, names))
 
 
 def _run_path(run_id: str) -> str:

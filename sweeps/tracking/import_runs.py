@@ -17,7 +17,8 @@ from isoloop.fitting import check_table
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules
-from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
+from isoloop.sweeps.plan.grid import architecture_columns
+from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
 SOURCE_KINDS = ("param", "metric", "tag", "attribute", "value")
@@ -226,21 +227,16 @@ class _MappedRun:
         recurrence = self.checked(
             lambda: RecurrenceConfig(mean=round(mean), **self.mapping.depth.model_dump()), "depth"
         )
-        loops, parameters = loop_cost(model, self.mapping.accounting), count_parameters(model)
-        forward, backward = expected_loops(recurrence, self.mapping.accounting)
+        accounting = self.mapping.accounting
+        forward, backward = expected_loops(recurrence, accounting)
         forward, backward = row.get("forward_loops", forward), row.get("backward_loops", backward)
         tokens: Any = row.get("tokens")
         known = _is_number(tokens) and _is_number(forward) and _is_number(backward)
         return {
-            "backprop_depth": recurrence.gradient_loops,
-            "flops_per_token_fixed": loops.fixed,
-            "flops_per_token_forward_loop": loops.per_forward_loop,
-            "flops_per_token_backward_loop": loops.per_backward_loop,
-            "effective_params_fixed": parameters.effective_fixed,
-            "effective_params_per_loop": parameters.effective_per_loop,
+            **architecture_columns(model, recurrence, accounting),
             "forward_loops": forward,
             "backward_loops": backward,
-            "flops": tokens * loops.flops_per_token(forward, backward) if known else None,
+            "flops": tokens * loop_cost(model, accounting).flops_per_token(forward, backward) if known else None,
         }
 
     def model(self) -> ModelConfig:

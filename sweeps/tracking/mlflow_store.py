@@ -77,28 +77,28 @@ class TrackingStore:
         # Connect, and find or create the experiment.
         with translate_store_errors(uri), _first_use(uri):
             self.client = MlflowClient(uri)
-            found = self.client.get_experiment_by_name(experiment)
-            if found is not None:
-                self.experiment_id = found.experiment_id
+            existing = self.client.get_experiment_by_name(experiment)
+            if existing is not None:
+                self.experiment_id = existing.experiment_id
             elif artifacts is not None:
                 self.experiment_id = self._create_experiment(artifacts.resolve().as_uri() if is_sqlite else None)
-        if found is None and artifacts is None:
+        if existing is None and artifacts is None:
             names = sorted(each.name for each in self.client.search_experiments())
             raise ValueError(
                 f"an experiment to read must exist, but {self.shown_uri} has no '{experiment}'; it has "
                 f"{', '.join(names)}"
             )
-        if found is not None and found.lifecycle_stage == "deleted":
+        if existing is not None and existing.lifecycle_stage == "deleted":
             raise ValueError(f"the MLflow experiment must exist, but '{experiment}' was deleted; restore or rename it")
 
     def _create_experiment(self, artifacts: str | None) -> str:
         try:
             return self.client.create_experiment(self.experiment, artifact_location=artifacts)
         except Exception:
-            found = self.client.get_experiment_by_name(self.experiment)
-            if found is None:
+            existing = self.client.get_experiment_by_name(self.experiment)
+            if existing is None:
                 raise
-            return found.experiment_id  # another process has just created it
+            return existing.experiment_id  # another process has just created it
 
     def sweep_run(self, plan: Plan, environment: Mapping[str, str], *, kind: str = SWEEP_KIND) -> str:
         """Return the MLflow run id of the sweep's parent run, created if missing; its note is the configuration.
