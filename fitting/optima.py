@@ -12,9 +12,8 @@ from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw, fit_power_law
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE
 from isoloop.fitting.laws.registry import law_named
-
-_SEARCHED = (1.0, 1024.0)
 
 Span = tuple[float, float]
 
@@ -65,7 +64,7 @@ def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOpt
         raise ValueError(f"a power law needs 2 budgets or more, but got {list(budgets)}; add one")
     law = law_named(fit.law)
     vectors = np.vstack([fit.vector, fit.draw_matrix])
-    found = [law.optimum(vectors, cost, budget, _SEARCHED) for budget in ordered]
+    found = [law.optimum(vectors, cost, budget, (1.0, LARGEST_RECURRENCE)) for budget in ordered]
     best = {name: np.stack([getattr(one, name) for one in found], axis=-1) for name in ("mean_recurrence", "tokens")}
     logs = {name: _widened(np.log(values), fit.widening) for name, values in best.items()}
     power_laws = {name: fit_power_law(name, np.array(ordered), of[0], of[1:]) for name, of in logs.items()}

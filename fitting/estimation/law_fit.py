@@ -50,7 +50,7 @@ class LawFit:
 
     `draws` are refitted parameter vectors, made by the kind of `bootstrap`; their intervals are widened by `widening`.
     `noise` is the standard deviation of one measured loss about the law, relative if the objective is `on` log loss and
-    in nats if it is on loss; it is known by `freedom` degrees of freedom. `delta` is Huber's, None for squared error.
+    in nats if it is on loss; known with `noise_dof` degrees of freedom. `delta` is Huber's, None for squared error.
     `run_id` and `mean_recurrence` are set where the law describes one model.
     """
 
@@ -62,7 +62,7 @@ class LawFit:
     rows: int
     runs: int
     noise: float
-    freedom: int
+    noise_dof: int
     bootstrap: str
     widening: float
     converged: bool
@@ -129,7 +129,7 @@ class LawFit:
         # A fixed seed: the same fit gives the same interval each time.
         rng = np.random.default_rng(0)
         count = NOISE_DRAWS * len(self.draws)
-        scale = self.noise * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(count, 1)))
+        scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(count, 1)))
         return np.asarray(scale * rng.standard_normal((count, rows)))
 
 
@@ -167,7 +167,7 @@ def fit_law(
         rows=len(estimate.residuals),
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
         noise=noise_scale(estimate, runs),
-        freedom=noise_dof(estimate, runs),
+        noise_dof=noise_dof(estimate, runs),
         bootstrap=kind,
         widening=wider,
         converged=estimate.converged,
