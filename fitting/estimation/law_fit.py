@@ -134,7 +134,7 @@ class LawFit:
 
 
 def fit_law(
-    law: Law,
+    law: Law | str,
     data: Mapping[str, np.ndarray],
     *,
     draws: int,
@@ -143,14 +143,13 @@ def fit_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
-    name: str | None = None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
-    With `by_run`, the rows of one `run_id` share the noise of their run; this is for data with several rows per run.
-    `name` is what `law_named` knows the law by, if it isn't the law's own name. Raises ValueError as `point_estimate`
-    and `bootstrap` do.
+    The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
+    their run; this is for data with several rows per run. Raises ValueError as `point_estimate` and `bootstrap` do.
     """
+    name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
     estimate = point_estimate(law, data, objective)
     runs = data["run_id"] if by_run else None
     drawn = np.empty((0, len(law.parameters)))
@@ -159,7 +158,7 @@ def fit_law(
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
     return LawFit(
-        law=name or law.name,
+        law=name,
         parameters=parameters,
         objective=estimate.objective,
         delta=objective.delta if np.isfinite(objective.delta) else None,
