@@ -71,8 +71,8 @@ class Server:
 
     def answers(self):
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as said:
-                return said.status == 200
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as response:
+                return response.status == 200
         except OSError:
             return False
 
@@ -276,8 +276,8 @@ def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
     ]
     TrackingStore(postgres, "isoloop", artifacts=tmp_path)
     for user in users:
-        said = user.communicate()[1]
-        assert user.returncode == 0 or "has no 'isoloop'" in said, said  # whichever was first
+        errors = user.communicate()[1]
+        assert user.returncode == 0 or "has no 'isoloop'" in errors, errors  # whichever was first
     server = Server(postgres, tmp_path)
     server.start()
     try:
