@@ -22,7 +22,7 @@ from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageErr
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn
 
-T = TypeVar("T")
+Output = TypeVar("Output")
 # In a run's local folder: touched when the run makes a step; exists while the run is asked to save and end.
 HEARTBEAT_FILE, STOP_FILE = "heartbeat", "stop"
 KEEP_CHECKPOINTS = 2
@@ -318,7 +318,7 @@ class RunStore:
         os.replace(partial, folder / "result.json")
 
 
-def _in_parallel(action: Callable[[str], T], names: Iterable[str]) -> list[T]:
+def _in_parallel(action: Callable[[str], Output], names: Iterable[str]) -> list[Output]:
     with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
         return list(pool.map(action, names))
 
