@@ -12,13 +12,14 @@ A journal only ever grows for a reader.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError, is_safe_name
+from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn
 
@@ -328,7 +329,7 @@ def _run_path(run_id: str) -> str:
 
 
 def _checked_name(text: str) -> str:
-    if not is_safe_name(text):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):  # it leads nowhere else, and isn't hidden
         raise ValueError(f"a name in the storage must be of letters, digits, '.', '_' and '-', but got '{text}'")
     return text
 
