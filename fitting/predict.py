@@ -10,11 +10,11 @@ import numpy as np
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE
 from isoloop.fitting.result import SweepFit
 
 BUDGET_ROUNDING = 1.02
 """Budgets are met within 1%, so a value less than 2% outside a range counts as inside."""
-_LARGEST_RECURRENCE = 1024.0
 _LOG_ROUNDING = 1e-9
 
 
@@ -147,7 +147,7 @@ def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
 
 def recurrence_bounds(fit: SweepFit) -> tuple[float, float]:
     """Return the mean recurrences (loops) between which the best one is searched for."""
-    return min(1.0, fit.fitted.mean_recurrence[0]), _LARGEST_RECURRENCE
+    return min(1.0, fit.fitted.mean_recurrence[0]), LARGEST_RECURRENCE
 
 
 def _check_arguments(

@@ -234,7 +234,7 @@ class _SweepFitter:
 
     def _estimate(self, law: str, data: Data, *, by_run: bool, kind: BootstrapKind, profiles: bool) -> LawFit:
         return fit_law(
-            law_named(law),
+            law,
             data,
             draws=self.draws,
             seed=self.seed,
@@ -242,7 +242,6 @@ class _SweepFitter:
             objective=self.objective,
             kind=kind,
             profiles=profiles,
-            name=law,
         )
 
     def _add_missing(self, name: str, reason: str) -> None:

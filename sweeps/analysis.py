@@ -148,10 +148,10 @@ def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame")
     Raises:
         ValueError: the sweep isn't a stability study (sweeps/stability/study.py).
     """
-    from isoloop.sweeps.stability.dynamics import judged_study, write_study
+    from isoloop.sweeps.stability.dynamics import judge_sweep, write_study
     from isoloop.sweeps.stability.figure import save_stability
 
-    study = judged_study(table, sweep, folders)
+    study = judge_sweep(table, sweep, folders)
     write_study(study, folders.sweep)
     folders.stability.write_text(study.report())
     save_stability(study, folders.figures)

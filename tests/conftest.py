@@ -1,8 +1,11 @@
 """What several rooms' tests share: a small corpus, a small spec, and the reference numbers where they are to be had."""
 
 import os
-from contextlib import nullcontext
+import shutil
+import warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +21,8 @@ from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 from tests.parquet import document, write_parquet
 from tests.sweeps.execution.faulty import FAULTS
 
+# Two processes of tests share two cores, and each starts others: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -88,6 +93,15 @@ class SharedRay:
             self.cluster.__exit__()
             self.cluster = None
 
+    @contextmanager
+    def for_commands(self):
+        """Let commands within this process use this Ray instead of starting their own."""
+        from isoloop.sweeps.execution import ray_cluster
+
+        shared = nullcontext(self.start())
+        with mock.patch.object(ray_cluster, "RayCluster", return_value=shared):
+            yield
+
 
 @pytest.fixture(scope="session")
 def faults(tmp_path_factory):
@@ -117,8 +131,24 @@ def no_ray(shared_ray):
 
 
 @pytest.fixture
-def commands_share_ray(ray, monkeypatch):
-    """Commands within this process use the shared Ray instead of starting their own."""
-    from isoloop.sweeps.execution import ray_cluster
+def commands_share_ray(shared_ray):
+    with shared_ray.for_commands():
+        yield
 
-    monkeypatch.setattr(ray_cluster, "RayCluster", lambda *_, **__: nullcontext(ray))
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory):
+    """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+
+    empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
+        TrackingStore(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
+
+    def make(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+        return f"sqlite:///{path}"
+
+    return make

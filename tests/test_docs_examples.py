@@ -36,7 +36,8 @@ def blocks(page):
     return [(text[: found.start(1)].count("\n"), found.group(1)) for found in BLOCK.finditer(text)]
 
 
-def test_the_python_api_by_example(tmp_path):
+def test_the_python_api_by_example(tmp_path, new_database):
+    new_database(tmp_path / "isoloop-out" / "mlflow.db")
     lines = [""] * max(start + code.count("\n") for start, code in blocks("python-api.md"))
     for start, code in blocks("python-api.md"):
         lines[start : start + code.count("\n")] = code.splitlines()

@@ -1,6 +1,6 @@
 """Cost of a run: parameters, effective parameters and FLOPs per token. No torch.
 
-Two ways to count FLOPs (SPEC "FLOPs: count what runs"):
+There are two ways to count FLOPs:
 
 `exact`
     Every matrix product that runs: 2 FLOPs per multiply-add forward, 4 backward. Attention scores and their product

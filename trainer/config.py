@@ -80,7 +80,7 @@ class Config(BaseModel):
 
 
 class ModelConfig(Config):
-    """Shape of a looped model: prelude, recurrent core, coda (SPEC "The model"; Parcae, arXiv:2604.12946).
+    """Shape of a looped model: prelude, recurrent core, coda (Parcae, arXiv:2604.12946).
 
     `width` is in channels, `context` and `vocabulary` in tokens.
 
@@ -173,7 +173,7 @@ def _published_size(width: int, layers: int) -> ModelConfig:
     )  # fmt: skip
 
 
-# Published sizes (SPEC "Published sizes"): heads of 128, context 2048, vocabulary 32,768.
+# The published sizes of Parcae: heads of 128, context 2048, vocabulary 32,768.
 SIZES = {
     "140m": _published_size(768, 2),
     "370m": _published_size(1024, 4),
@@ -292,7 +292,7 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Muon for the matrices of the blocks, AdamW for everything else (SPEC "Training")."""
+    """Muon for the matrices of the blocks, AdamW for everything else."""
 
     learning_rate: PositiveFloat = 8e-3
     muon_learning_rate: PositiveFloat | None = None

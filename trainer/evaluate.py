@@ -41,8 +41,8 @@ def evaluate(
     depths = sorted(set(recurrences))
     device = model.embedding.weight.device
     total = torch.zeros(len(depths), dtype=torch.float64)
-    mine = torch.arange(len(windows))[ranks.rank :: ranks.size]
-    for sequences in mine.split(batch) if len(mine) else ():
+    share = torch.arange(len(windows))[ranks.rank :: ranks.size]
+    for sequences in share.split(batch) if len(share) else ():
         rows = torch.from_numpy(windows)[sequences].to(device)
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])

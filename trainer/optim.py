@@ -1,4 +1,4 @@
-"""Optimizers, Muon for the matrices of the blocks and AdamW for the rest, and their schedules (SPEC "Training")."""
+"""Optimizers, Muon for the matrices of the blocks and AdamW for the rest, and their schedules."""
 
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer

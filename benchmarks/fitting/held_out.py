@@ -1,4 +1,4 @@
-"""Ways of predicting the largest budget of the public tables from the others, side by side."""
+"""Predictions of the largest budget of the public tables from the others, by several methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError, Law
 
 
 def run(data_folder: Path, *, draws: int = 400) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     began = time.process_time()
     found = {name: (data, cross_validate(data, _methods(draws))) for name, data in public_tables(data_folder).items()}
     took = time.process_time() - began

@@ -146,6 +146,7 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
     if fit.isoflop is None:
         return []
     numbers = []
+    # The power laws, and their exponents
     laws: list[tuple[str, str, CountedIn, PowerLaw]] = []
     if fit.isoflop.mean_recurrence_law is not None:
         laws.append(("mu*", "loops", "nothing", fit.isoflop.mean_recurrence_law))
@@ -168,6 +169,7 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
                 draws=np.array(law.draws)[:, 1] if law.draws else None,
             )
         )
+    # Their levels
     for symbol, unit, counted_in, law in laws:
         for budget in dict.fromkeys((middle, *flops)):
             draws = None

@@ -50,7 +50,7 @@ class LawFit:
 
     `draws` are refitted parameter vectors, made by the kind of `bootstrap`; their intervals are widened by `widening`.
     `noise` is the standard deviation of one measured loss about the law, relative if the objective is `on` log loss and
-    in nats if it is on loss; it is known by `freedom` degrees of freedom. `delta` is Huber's, None for squared error.
+    in nats if it is on loss; known with `noise_dof` degrees of freedom. `delta` is Huber's, None for squared error.
     `run_id` and `mean_recurrence` are set where the law describes one model.
     """
 
@@ -62,7 +62,7 @@ class LawFit:
     rows: int
     runs: int
     noise: float
-    freedom: int
+    noise_dof: int
     bootstrap: str
     widening: float
     converged: bool
@@ -129,12 +129,12 @@ class LawFit:
         # A fixed seed: the same fit gives the same interval each time.
         rng = np.random.default_rng(0)
         count = NOISE_DRAWS * len(self.draws)
-        scale = self.noise * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(count, 1)))
+        scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(count, 1)))
         return np.asarray(scale * rng.standard_normal((count, rows)))
 
 
 def fit_law(
-    law: Law,
+    law: Law | str,
     data: Mapping[str, np.ndarray],
     *,
     draws: int,
@@ -143,14 +143,13 @@ def fit_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
-    name: str | None = None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
-    With `by_run`, the rows of one `run_id` share the noise of their run; this is for data with several rows per run.
-    `name` is what `law_named` knows the law by, if it isn't the law's own name. Raises ValueError as `point_estimate`
-    and `bootstrap` do.
+    The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
+    their run; this is for data with several rows per run. Raises ValueError as `point_estimate` and `bootstrap` do.
     """
+    name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
     estimate = point_estimate(law, data, objective)
     runs = data["run_id"] if by_run else None
     drawn = np.empty((0, len(law.parameters)))
@@ -159,7 +158,7 @@ def fit_law(
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
     return LawFit(
-        law=name or law.name,
+        law=name,
         parameters=parameters,
         objective=estimate.objective,
         delta=objective.delta if np.isfinite(objective.delta) else None,
@@ -167,7 +166,7 @@ def fit_law(
         rows=len(estimate.residuals),
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
         noise=noise_scale(estimate, runs),
-        freedom=noise_dof(estimate, runs),
+        noise_dof=noise_dof(estimate, runs),
         bootstrap=kind,
         widening=wider,
         converged=estimate.converged,

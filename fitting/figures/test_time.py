@@ -108,7 +108,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
 
 def _one_loss_band(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of 95% for one loss about its curve, without the curve's own uncertainty, which isn't stored."""
-    half = t_quantile(fit.freedom) * fit.noise
+    half = t_quantile(fit.noise_dof) * fit.noise
     if fit.on == "log loss":
         return fitted * np.exp(-half), fitted * np.exp(half)
     return fitted - half, fitted + half

@@ -12,11 +12,10 @@ from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit, log_tokens
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve
 from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
-from isoloop.fitting.laws.base import Data, Law
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law
 from isoloop.fitting.tables.dense import point_data
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
-_LARGEST_RECURRENCE = 1024.0
 _PARAMS_FACTOR = 1000.0
 """A dense model's optimum is searched for up to this factor below and above the grid."""
 
@@ -188,7 +187,7 @@ def _search_bounds(curves: list[IsoflopCurve], cost_model: AnyCost) -> tuple[flo
     low, high = np.exp(min(curve.grid[0] for curve in curves)), np.exp(max(curve.grid[1] for curve in curves))
     if isinstance(cost_model, DenseCost):
         return float(low / _PARAMS_FACTOR), float(high * _PARAMS_FACTOR)
-    return min(1.0, float(low)), max(_LARGEST_RECURRENCE, float(high))
+    return min(1.0, float(low)), max(LARGEST_RECURRENCE, float(high))
 
 
 def _exponent_bias(

@@ -142,7 +142,7 @@ def fit_isoflop(
         reason = f"power laws need {BUDGETS_NEEDED} budgets with a minimum inside the grid, but {len(used)} have one"
     elif redraws is None and draws and len(used) < 3:
         reason = "intervals need 3 budgets, or more than 3 points per budget"
-    laws: dict[str, PowerLaw] = _power_laws(used, cost_model, redraws) if len(used) >= BUDGETS_NEEDED else {}
+    laws: dict[str, PowerLaw] = _fit_power_laws(used, cost_model, redraws) if len(used) >= BUDGETS_NEEDED else {}
     separate = None
     if independent:
         token_used, token_redraws = _included_curves(token_curves, token_minima, token_noise, draws, seed)
@@ -277,7 +277,7 @@ def _included_curves(
     return used, redraw(used, noise, draws, seed) if noise and draws and len(used) >= BUDGETS_NEEDED else None
 
 
-def _power_laws(curves: list[IsoflopCurve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw]:
+def _fit_power_laws(curves: list[IsoflopCurve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw]:
     """Fit the power laws of the curves' vertices, tokens and curvature; return them by name."""
     budgets = _curve_budgets(curves)
     vertices, drawn = _vertices(curves), _enough_minima(redraws.vertices if redraws else None, curves)

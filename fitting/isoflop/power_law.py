@@ -15,8 +15,8 @@ FLOOR_BUDGETS = 3
 """Budgets that a power law with a floor needs."""
 _EXPONENT_BOUNDS = (0.005, 1.5)
 """Range in which the exponent of a minimal loss above its floor is searched for."""
-_GRID_POINTS = 40
-_GOLDEN_STEPS = 32
+_EXPONENT_GRID = 40
+_EXPONENT_STEPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +158,11 @@ def _with_floor(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray
     """
     weights = np.where(np.isnan(y), 0.0, weights)
     y = np.where(np.isnan(y), 0.0, y)
-    grid = np.geomspace(*_EXPONENT_BOUNDS, _GRID_POINTS)
+    grid = np.geomspace(*_EXPONENT_BOUNDS, _EXPONENT_GRID)
     best = _linear_part(x, y[:, None], weights[:, None], grid[None, :])[2].argmin(axis=1)
     left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
     inverse_golden = (np.sqrt(5) - 1) / 2
-    for _ in range(_GOLDEN_STEPS):
+    for _ in range(_EXPONENT_STEPS):
         pair = np.stack([right - inverse_golden * (right - left), left + inverse_golden * (right - left)], axis=-1)
         errors = _linear_part(x, y[:, None], weights[:, None], pair)[2]
         lower = errors[:, 0] < errors[:, 1]

@@ -13,6 +13,8 @@ import numpy as np
 Data = Mapping[str, np.ndarray]
 """Columns by name, (rows,), or (..., rows) where every parameter vector has rows of its own. Losses in nats."""
 
+LARGEST_RECURRENCE = 1024.0
+"""The largest mean recurrence, in loops, that a search for the best one considers."""
 GRID_POINTS = 600
 GOLDEN_STEPS = 40
 """An optimum is searched on a grid in logs, then by golden section between the neighbours of its best point."""
@@ -156,7 +158,7 @@ class Law(ABC):
         return np.array(list(product(*(parameter.starts for parameter in self.parameters[self.linear_count :]))))
 
     def optimum(
-        self, parameters: np.ndarray, cost: Cost, budget: float, bounds: tuple[float, float] = (1.0, 1024.0)
+        self, parameters: np.ndarray, cost: Cost, budget: float, bounds: tuple[float, float] = (1.0, LARGEST_RECURRENCE)
     ) -> Optimum:
         """Return the model of least loss on the axis of `cost` that spends exactly `budget` FLOPs.
 

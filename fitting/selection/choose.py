@@ -133,7 +133,7 @@ def choose(
     missing: list[tuple[str, str]] = []
     for name in laws:
         try:
-            fit = fit_law(law_named(name), data, draws=draws, seed=seed, objective=objective, name=name)
+            fit = fit_law(name, data, draws=draws, seed=seed, objective=objective)
         except ValueError as error:
             missing.append((name, str(error)))
             continue

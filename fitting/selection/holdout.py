@@ -94,13 +94,12 @@ class LawPredictor:
     def predict(self, fitted: Data, held_out: Data) -> PredictedLosses:
         """See `Predictor.predict`; raises ValueError as `fit_law` does."""
         fit = fit_law(
-            law_named(self.law),
+            self.law,
             fitted,
             draws=self.draws,
             seed=self.seed,
             objective=self.objective,
             kind=self.kind,
-            name=self.law,
         )
         return fit.loss(held_out), fit.loss_interval(held_out)
 

@@ -21,7 +21,7 @@ LOG_SECONDS = 60.0
 
 
 def new_console() -> "Console":
-    """Where a command prints: as wide as the terminal, or 110 columns."""
+    """Return a console as wide as the terminal, or with 110 columns if there is no terminal."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 110)
@@ -103,13 +103,13 @@ class _LoggedProgress(Progress):
 
 
 def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
-    """How far a sweep is: the counts, and a row for each run that runs or has trouble, or for all."""
+    """Print the progress of a sweep: counts, and a row for each run that is running or failed, or for every run."""
     from rich.table import Table
 
     from isoloop.sweeps.plan.summary import format_duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
-    driver = "" if status.at_work or status.is_complete else "; no driver is running: run it again to resume"
+    driver = "" if status.at_work or status.is_complete else "; no driver is running: rerun the sweep to go on"
     console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
     shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
     if not shown:
@@ -125,7 +125,7 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
 
 
 def print_results(console: "Console", results: "SweepResults") -> None:
-    """The answer, and how far off the held-out runs were."""
+    """Print the main results, and the errors at the held-out runs."""
     from isoloop.sweeps.report.headline import headline
 
     for label, group in results.groups.items():
@@ -148,12 +148,12 @@ def print_results(console: "Console", results: "SweepResults") -> None:
                 )
 
 
-def describe_corpus(corpus: "Corpus", *, context: int, was_there: bool) -> str:
-    """What a corpus holds, for people; `was_there` says that it was prepared before this call."""
+def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:
+    """Return the facts of a corpus in words; `is_new` if this call prepared it."""
     facts = corpus.facts
     lines = [
-        f"{facts.name}: {'was there already' if was_there else 'prepared'}",
-        f"where        {corpus.folder}",
+        f"{facts.name}: {'prepared' if is_new else 'already prepared'}",
+        f"folder       {corpus.folder}",
         f"fingerprint  {facts.fingerprint}",
         f"tokenizer    {facts.tokenizer}, {facts.vocabulary:,} ids",
     ]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from isoloop.sweeps.analysis import fit_and_report
-from isoloop.sweeps.cli import main as cli
+from isoloop.sweeps.cli.options import command_line
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import Tracking, config_text
 from isoloop.sweeps.config.uri import SecretUri
@@ -143,7 +143,7 @@ def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_data
 
 def test_the_command_on_a_page_can_be_given_again_and_has_no_secret(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["isoloop", "run", "my sweep.yaml", "--tracking-uri", f"http://ann:{SECRET}@host"])
-    assert cli._command() == "isoloop run 'my sweep.yaml' --tracking-uri 'http://***@host'"
+    assert command_line() == "isoloop run 'my sweep.yaml' --tracking-uri 'http://***@host'"
 
 
 def test_the_command_says_no_secret(tmp_path):

@@ -67,7 +67,7 @@ def test_parameters_equal_the_module(config):
 
 
 def test_published_sizes():
-    """SPEC.md's two, and the other two counted by hand: 8 and 12 layers' matrices, tables, gates and norms."""
+    """Two are published, the other two are counted by hand: 8 and 12 layers' matrices, tables, gates and norms."""
     totals = {name: count_parameters(model).total for name, model in SIZES.items()}
     assert (totals["140m"], totals["370m"]) == (144_323_136, 388_003_328)
     for name, d, heads, layers in (("770m", 1280, 10, 18), ("1.3b", 1536, 12, 24)):

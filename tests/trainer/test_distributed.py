@@ -19,6 +19,9 @@ from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import read_result
 
+# Processes are forked from one that has imported what takes seconds.
+mp.get_context("forkserver").set_forkserver_preload(["isoloop.trainer.loop", "torch.distributed"])
+
 
 @pytest.fixture
 def large_batch(spec):
@@ -90,7 +93,8 @@ def process(rank, size, port, spec_json, corpus_folder, folder, execution_json, 
 
 def train_in(size, spec, corpus, folder, stops=(None,), **execution):
     arguments = (size, free_port(), spec.model_dump_json(), str(corpus.folder), str(folder))
-    mp.spawn(process, (*arguments, ExecutionConfig(**execution).model_dump_json(), stops), nprocs=size)
+    arguments = (*arguments, ExecutionConfig(**execution).model_dump_json(), stops)
+    mp.start_processes(process, arguments, nprocs=size, start_method="forkserver")
     return read_result(folder)
 
 

@@ -106,6 +106,7 @@ def build_part(
     Raises:
         ValueError: the part can't be read, or the tokenizer can't encode it.
     """
+    # Token ids of both splits, a batch of documents at a time
     names: dict[Split, str] = {split: f"{split}-{number:05d}.bin" for split in SPLITS}
     with open_atomically(folder / names["train"]) as train, open_atomically(folder / names["validation"]) as validation:
         files = {"train": train, "validation": validation}
@@ -125,6 +126,8 @@ def build_part(
             progress(batch[-1].position, int(counts["train"][1]))
             if not keep.all():
                 break
+
+    # Shards and their record
     shards: dict[Split, Shard] = {}
     for split in SPLITS:
         documents, token_count, text = counts[split].tolist()

@@ -203,6 +203,7 @@ def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: i
     Raises:
         ValueError: the sample is too small for that many ids, or isn't UTF-8.
     """
+    # An untrained tokenizer, byte-level on both sides
     library = _import_library()
     trained = library.Tokenizer(library.models.BPE())
     trained.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -213,6 +214,8 @@ def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: i
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+
+    # Training on the sample
     bytes_read = 0
 
     def texts() -> Iterator[str]:

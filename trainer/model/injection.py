@@ -1,4 +1,4 @@
-"""Injections of the prelude's output e into the loop: h <- Ā h + B̄ e (SPEC "Injection variants").
+"""Injections of the prelude's output e into the loop: h <- Ā h + B̄ e.
 
 `Injection` is the contract. An injection of the user's own is a subclass in a file of its own, whose `cost(width)`
 returns an `InjectionCost` (docs/trainer.md shows one).
@@ -41,7 +41,7 @@ class Injection(nn.Module, ABC):
 class DiagonalInjection(Injection):
     """Parcae's injection: Ā = exp(-softplus(dt) exp(A_log)) per channel, B̄ = softplus(dt) B. ρ(Ā) < 1 always.
 
-    At initialisation A_log = 0, Ā = sqrt(1/5) and B is the identity (SPEC "The model").
+    At initialisation A_log = 0, Ā = sqrt(1/5) and B is the identity (Parcae, arXiv:2604.12946).
     """
 
     def __init__(self, width: int) -> None:

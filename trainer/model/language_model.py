@@ -51,7 +51,7 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw the weights on the CPU from `seed`, the same on every device (SPEC "Training", init)."""
+        """Draw the weights on the CPU from `seed`, so that they are the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         std = self.config.init_std
         for module in (self.embedding, *self.value_embeddings.values()):

@@ -1,4 +1,4 @@
-"""Layers of every model: norm, rotary embedding, attention, MLP, blocks (SPEC "The model").
+"""Layers of every model: norm, rotary embedding, attention, MLP, blocks (Parcae, arXiv:2604.12946).
 
 `Block` is the contract of a block. A block of the user's own is a subclass in a file of its own, whose
 `cost(config, value_embedding=...)` returns a `BlockCost` (docs/extending.md shows one).

@@ -33,6 +33,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full, or the like; older checkpoints are unchanged.
     """
+    # Write into a folder beside the final one, then rename it
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
@@ -58,6 +59,8 @@ def save_checkpoint(
         raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+    # Remove older checkpoints
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final

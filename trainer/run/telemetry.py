@@ -10,28 +10,22 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils.benchmark import Timer
 
 from isoloop.trainer.accounting import LoopCost
 from isoloop.trainer.config import ExecutionConfig, RunSpec
 
-_RATE_TRIALS = 5
+_RATE_TRIALS = 3
 _RATE_MATRIX_SIZE = {"cuda": 8192, "cpu": 768}
 
 
 @cache
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Measure the FLOPs per second of a large square matrix product: the best of five, once per process."""
-    kind = torch.device(device).type
-    size = _RATE_MATRIX_SIZE.get(kind, 2048)
+    """Measure the FLOPs per second of a large square matrix product: the best of three, once per process."""
+    size = _RATE_MATRIX_SIZE.get(torch.device(device).type, 2048)
     a = torch.randn(size, size, device=device).to(dtype)
-    best = 0.0
-    for _ in range(_RATE_TRIALS + 1):  # the first one warms up
-        _synchronise(device)
-        start = time.perf_counter()
-        a @ a
-        _synchronise(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.timeit(1).median for _ in range(_RATE_TRIALS))
 
 
 class SpeedMeter:
@@ -113,8 +107,3 @@ def peak_memory(device: str) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _synchronise(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)

@@ -219,6 +219,7 @@ def test_looped_against_fixed_depth_goes_by_the_runs(one):
     budgets = "1e+18, 2e+18, 4e+18, 8e+18, 1.6e+19"
     assert f"B is lower, but not significantly, at {budgets}; there are no intervals" in found.verdicts[-1]
     assert {missing.section for missing in found.missing_sections if missing.side == "A"} >= {POWER_LAWS, BEST_MODEL}
+    assert found.report().count("A has none: its runs have one recurrence") == 1  # for all sections together
 
     looped = pd.concat([simulate_table(NOISY, seed=seed, **GRID) for seed in (31, 32, 33)])
     looped = ComparedSweep(name="looped", table=looped)

@@ -200,7 +200,7 @@ def test_a_table_of_several_sizes_is_compared_without_minima(tmp_path):
     both.to_csv(tmp_path / "both.csv", index=False)
     found = choose_table(tmp_path / "both.csv", laws=["training"], by=["size", "row"], draws=20)
     assert [(one.by, one.folds) for one in found.cross_validations] == [("size", 2), ("row", 10)]
-    assert "There are no isoFLOP minima to compare with: a fit takes one architecture" in found.report()
+    assert "There are no isoFLOP minima to compare with: a fit takes the runs of one architecture" in found.report()
 
 
 def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):

@@ -47,7 +47,7 @@ def test_a_wait_has_no_total():
 
 
 def test_what_a_corpus_holds(corpus):
-    said = describe_corpus(corpus, context=16, was_there=False)
+    said = describe_corpus(corpus, context=16, is_new=True)
     facts = corpus.facts
     assert said.startswith(f"{facts.name}: prepared\n")
     assert facts.fingerprint in said
@@ -55,7 +55,7 @@ def test_what_a_corpus_holds(corpus):
     assert "bytes, 256 ids" in said
     assert f"{facts.train_tokens:,} tokens in {facts.train_documents} documents, {facts.train_bytes:,} bytes" in said
     assert f"(1 tokens per byte); {corpus.validation.count_windows(16):,} windows of 16 tokens" in said
-    assert "was there already" in describe_corpus(corpus, context=16, was_there=True)
+    assert "already prepared" in describe_corpus(corpus, context=16, is_new=False)
 
 
 def test_preparing_a_sweep_tells_how_far_it_is(small, tmp_path):

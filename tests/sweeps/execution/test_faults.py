@@ -1,6 +1,7 @@
 """Faults in the middle of a sweep, on a real Ray: the results are those of an undisturbed sweep."""
 
 import os
+import select
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
+from tests.commands import isoloop
 from tests.sweeps.conftest import SMALL, wait_for_steps, writer_of
 
 
@@ -28,7 +30,7 @@ def sweep(text_folder):
     """One run of some seconds that can go wrong, with a checkpoint several times a second."""
     return {
         **SMALL,
-        "tokens": [64 * 250],
+        "tokens": [64 * 120],
         "mean_recurrences": [3],
         "model": {**SMALL["model"], "injection": "tests.sweeps.execution.faulty:Faulty"},
         "data": {"corpus": str(text_folder)},
@@ -45,6 +47,10 @@ class Watcher(Progress):
             self.retried.append(line.partition("starts again: ")[2])
 
 
+UNDISTURBED = {}
+"""Losses by run id: most tests disturb the same run."""
+
+
 class Trial:
     """A sweep of one run, undisturbed in this process and disturbed on Ray."""
 
@@ -55,8 +61,10 @@ class Trial:
         self.folder = folders.run(self.cell.run_id)
 
     def undisturbed(self):
-        (corpus,) = self.prepared.corpora.values()
-        return train(self.cell.spec, corpus, self.folders.out / "quiet").losses
+        if self.cell.run_id not in UNDISTURBED:
+            (corpus,) = self.prepared.corpora.values()
+            UNDISTURBED[self.cell.run_id] = train(self.cell.spec, corpus, self.folders.out / "quiet").losses
+        return UNDISTURBED[self.cell.run_id]
 
     def run(self, **faults):
         for name, what in faults.items():
@@ -88,7 +96,7 @@ def trial(sweep, folders, faults, ray):
 )
 def test_a_temporary_fault_is_retried_from_the_last_checkpoint(trial, what, message):
     tried = trial()
-    outcome = tried.run(next=f"{what} 150")
+    outcome = tried.run(next=f"{what} 80")
     assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
     assert "resumed" in tried.events()
     (reason,) = tried.watcher.retried
@@ -117,16 +125,16 @@ def test_what_never_passes_is_given_up(trial, monkeypatch):
 
 
 def test_a_hung_run_is_ended_and_goes_on(trial):
-    tried = trial(resources={"checkpoint_seconds": 0.1, "hang_seconds": 4})
-    outcome = tried.run(next="hang 150")
+    tried = trial(resources={"checkpoint_seconds": 0.1, "hang_seconds": 2})
+    outcome = tried.run(next="hang 80")
     assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
     (reason,) = tried.watcher.retried
-    assert "no step for 4 s" in reason
+    assert "no step for 2 s" in reason
 
 
 def test_sigterm_saves_first(trial):
     """Resume from the state that was saved on SIGTERM, without an earlier checkpoint."""
-    tried = trial(resources={"checkpoint_seconds": 1e6})
+    tried = trial(tokens=[64 * 250], resources={"checkpoint_seconds": 1e6})
 
     def preempt():
         os.kill(writer_of(tried.folder, 40), signal.SIGTERM)
@@ -140,10 +148,11 @@ def test_sigterm_saves_first(trial):
     assert not tried.watcher.retried
 
 
-def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path):
+def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_database):
     file = tmp_path / "sweep.yaml"
     content = {**sweep, "model": SMALL["model"], "tokens": [64 * 500], "resources": {"checkpoint_seconds": 1e6}}
     file.write_text(yaml.safe_dump(content))
+    new_database(folders.out / "mlflow.db")
     driver = subprocess.Popen(
         [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out", str(folders.out)],
         stdout=subprocess.PIPE,
@@ -162,25 +171,34 @@ def table(folders):
     return pd.read_csv(folders.table).drop(columns="seconds").sort_values("run_id", ignore_index=True)
 
 
-def test_a_killed_driver_and_the_same_command_again(sweep, folders, tmp_path):
+def test_a_killed_driver_and_the_same_command_again(sweep, folders, faults, tmp_path, new_database, commands_share_ray):
     """Kill the command with SIGKILL in mid-run and rerun it: the table is that of an undisturbed sweep."""
     file = tmp_path / "sweep.yaml"
-    content = {**sweep, "model": SMALL["model"], "mean_recurrences": [1, 3]}
+    content = {**sweep, "mean_recurrences": [1, 3]}
     file.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out"]
-    driver = subprocess.Popen([*command, str(folders.out)], stdout=subprocess.DEVNULL)
-    prepared = prepare(validate_sweep(content, source="test"), folders)
-    cell = prepared.plan.cells[0]
-    wait_for_steps(folders.run(cell.run_id), 60)
+    quiet = Folders(out=tmp_path / "quiet", name=folders.name)
+    for one in (folders, quiet):
+        new_database(one.out / "mlflow.db")
+    (faults / "always").write_text("hang 80")  # so that no run is done before the kill, however slow that is
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out", str(folders.out)],
+        stdout=subprocess.DEVNULL,
+    )
+    cells = prepare(validate_sweep(content, source="test"), folders).plan.cells
+    workers = [os.pidfd_open(writer_of(folders.run(cell.run_id), 60)) for cell in cells]
     driver.kill()
     driver.wait()
+    for worker in workers:
+        assert select.select([worker], [], [], 60)[0], "Ray ends the workers of a driver that is gone"
+        os.close(worker)
+    (faults / "always").unlink()
     assert not folders.table.exists()
-    subprocess.run([*command, str(folders.out), "--draws", "20"], check=True, stdout=subprocess.DEVNULL)
-    quiet = Folders(out=tmp_path / "quiet", name=folders.name)
-    subprocess.run([*command, str(quiet.out), "--draws", "20"], check=True, stdout=subprocess.DEVNULL)
+    for one in (folders, quiet):
+        isoloop("run", file, "--out", one.out, "--draws", 20, cwd=tmp_path)
     pd.testing.assert_frame_equal(table(folders), table(quiet))
     with sqlite3.connect(folders.out / "mlflow.db") as store:
         states = store.execute("select status from runs").fetchall()
     assert states == [("FINISHED",)] * 3
-    names = [record.get("name") for record in read_journal(folders.run(cell.run_id) / "journal.jsonl")[0]]
-    assert "resumed" in names
+    for cell in cells:
+        names = [record.get("name") for record in read_journal(folders.run(cell.run_id) / "journal.jsonl")[0]]
+        assert "resumed" in names

@@ -39,11 +39,12 @@ class LosesAMachine(Progress):
             self.retried.append(line)
 
 
-def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_folder):
+def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_folder, faults):
     content = {
         **SMALL,
-        "tokens": [64 * 400],
+        "tokens": [64 * 120],
         "mean_recurrences": [3],
+        "model": {**SMALL["model"], "injection": "tests.sweeps.execution.faulty:Faulty"},
         "data": {"corpus": str(text_folder)},
         "resources": {"checkpoint_seconds": 0.1},
     }
@@ -52,6 +53,7 @@ def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_f
     (corpus,) = prepared.corpora.values()
     undisturbed = train(cell.spec, corpus, folders.out / "quiet").losses
     folder = folders.run(cell.run_id)
+    (faults / "next").write_text("hang 80")  # so that the run is not done before its machine is lost
     watcher = LosesAMachine(machines, folder / "journal.jsonl")
     outcome = run_plan(
         prepared.plan,

@@ -39,7 +39,7 @@ from isoloop.sweeps.tuning.tuner import Tuner, default_parallel
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal, read_journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
-from tests.end_to_end.test_line import isoloop
+from tests.commands import isoloop
 from tests.sweeps.conftest import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -645,7 +645,7 @@ def test_settings_may_be_overridden_by_path(tmp_path):
         load_sweep(str(tmp_path / "d.yaml"))
 
 
-def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database):
+def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database, commands_share_ray):
     """Four trials of real models on a local Ray, and the check."""
     content = {
         **small.model_dump(mode="json", exclude_defaults=True), "tokens": [256], "tune": {"space": SPACE},
