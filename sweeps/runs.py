@@ -123,7 +123,7 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
         )
     settings = _settings_of(table, runs.sweep)
     cost = loop_cost(settings.model, accounting)
-    loops = [expected_loops(_recurrence_config(settings, mean), accounting) for mean in table["mean_recurrence"]]
+    loops = [expected_loops(_recurrence_of(settings, mean), accounting) for mean in table["mean_recurrence"]]
     forward, backward = zip(*loops, strict=True)
     recounted = table.assign(
         accounting=accounting,
@@ -151,12 +151,12 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 
 
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
-    recurrence = _recurrence_config(settings, row["mean_recurrence"])
+    recurrence = _recurrence_of(settings, row["mean_recurrence"])
     expected = model_columns(settings.model, recurrence, row["accounting"])
     return all(math.isclose(row[name], value, rel_tol=_COST_TOLERANCE) for name, value in expected.items())
 
 
-def _recurrence_config(settings: RunSettings, mean: float) -> RecurrenceConfig:
+def _recurrence_of(settings: RunSettings, mean: float) -> RecurrenceConfig:
     return RecurrenceConfig(
         mean=int(mean), **{name: getattr(settings.depth, name) for name in DepthConfig.model_fields}
     )
