@@ -60,7 +60,7 @@ def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOpt
     """
     ordered = sorted(set(budgets))
     if len(ordered) < 2:
-        raise ValueError(f"a power law needs 2 budgets or more, but got {len(ordered)}; add one")
+        raise ValueError(f"a power law needs 2 different budgets or more, but got {len(ordered)}; add one")
     # The optimum at each budget, by the fitted parameters (first row) and by each draw of them.
     vectors = np.vstack([fit.vector, fit.draw_matrix])
     optima = [fit.form.optimum(vectors, cost, budget, (1.0, LARGEST_RECURRENCE)) for budget in ordered]

@@ -98,7 +98,7 @@ def test_without_draws_there_is_no_interval(fit, table):
 
 
 def test_one_budget_has_no_exponent(fit, table):
-    with pytest.raises(ValueError, match=r"2 budgets or more, but got \[1e\+18, 1e\+18\]"):
+    with pytest.raises(ValueError, match="2 different budgets or more, but got 1"):
         law_optima(fit, CostModel.from_table(table), [1e18, 1e18])
 
 
