@@ -11,7 +11,7 @@ from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
 from isoloop.sweeps.plan.axes import grid_points
-from isoloop.sweeps.plan.grid import architecture_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import model_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import DepthConfig, RecurrenceConfig
@@ -123,7 +123,7 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
         )
     settings = _settings_of(table, runs.sweep)
     cost = loop_cost(settings.model, accounting)
-    loops = [expected_loops(_recurrence_config(settings, mean), accounting) for mean in table["mean_recurrence"]]
+    loops = [expected_loops(_recurrence_of(settings, mean), accounting) for mean in table["mean_recurrence"]]
     forward, backward = zip(*loops, strict=True)
     recounted = table.assign(
         accounting=accounting,
@@ -151,12 +151,12 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 
 
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
-    recurrence = _recurrence_config(settings, row["mean_recurrence"])
-    expected = architecture_columns(settings.model, recurrence, row["accounting"])
+    recurrence = _recurrence_of(settings, row["mean_recurrence"])
+    expected = model_columns(settings.model, recurrence, row["accounting"])
     return all(math.isclose(row[name], value, rel_tol=_COST_TOLERANCE) for name, value in expected.items())
 
 
-def _recurrence_config(settings: RunSettings, mean: float) -> RecurrenceConfig:
+def _recurrence_of(settings: RunSettings, mean: float) -> RecurrenceConfig:
     return RecurrenceConfig(
         mean=int(mean), **{name: getattr(settings.depth, name) for name in DepthConfig.model_fields}
     )

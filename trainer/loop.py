@@ -37,7 +37,8 @@ from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
 from isoloop.trainer.run.telemetry import SpeedMeter, SystemMeter
 
-MAX_JOURNALED_STEPS = 200
+# Metrics are journaled at this many evenly spaced steps or up to twice as many, and in shorter runs at every step.
+JOURNALED_STEPS = 200
 # A run whose training loss exceeds this many times ln(vocabulary) has diverged.
 DIVERGENCE_FACTOR = 3.0
 
@@ -118,7 +119,8 @@ def _run_training(
         peak_flops=speed.peak, **environment(execution.device),
     )  # fmt: skip
 
-    journal_interval = max(1, spec.steps // MAX_JOURNALED_STEPS)
+    # Training, one step at a time
+    journal_interval = max(1, spec.steps // JOURNALED_STEPS)
     intervals = execution.validations + 1
     validation_steps = {round(spec.steps * i / intervals) for i in range(1, intervals)} - {0, spec.steps}
     max_loss = DIVERGENCE_FACTOR * math.log(spec.model.padded_vocabulary)

@@ -4,6 +4,7 @@
 and train_loss (nats per token) at about sixty steps of each run. Outcomes are judged before the curves are thinned.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.plan.axes import ENTRY_NAME
 from isoloop.sweeps.runs import load_runs
 from isoloop.sweeps.stability.study import (
     LEARNING_RATE,
@@ -22,7 +24,6 @@ from isoloop.sweeps.stability.study import (
     judge_runs,
     present_values,
     variant_axis,
-    variant_names,
 )
 from isoloop.trainer.run.journal import read_journal
 
@@ -143,7 +144,9 @@ def judge_sweep(table: "pd.DataFrame", sweep: SweepConfig, folders: Folders) -> 
         ValueError: the sweep isn't a study (sweeps/stability/study.py).
     """
     journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
-    return judge_runs(table, journals, name=sweep.name, variant=variant_axis(sweep), variants=variant_names(sweep))
+    axis = variant_axis(sweep)
+    variants = [str(entry[ENTRY_NAME] if isinstance(entry, Mapping) else entry) for entry in sweep.axes[axis]]
+    return judge_runs(table, journals, name=sweep.name, variant=axis, variants=variants)
 
 
 def _thin(run: StabilityRun) -> "pd.DataFrame":

@@ -17,12 +17,13 @@ As the best run is that of the study, the rule only compares runs of the same to
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoloop.sweeps.messages import align_columns
-from isoloop.sweeps.plan.axes import ENTRY_NAME, SEED
+from isoloop.sweeps.plan.axes import SEED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,12 +144,8 @@ class StabilityStudy:
 
     def converges_up_to(self, variant: str) -> float | None:
         """Return the largest learning rate up to which every seed converges at every rate; None if there is none."""
-        highest = None
-        for rate in self.learning_rates:
-            if self.cell_text(variant, rate) != "converges":
-                break
-            highest = rate
-        return highest
+        converged = takewhile(lambda rate: self.cell_text(variant, rate) == "converges", self.learning_rates)
+        return max(converged, default=None)
 
     def frame(self) -> "pd.DataFrame":
         """Return a row per run in natural units, with the run table's column names as far as it has them."""
@@ -220,7 +217,11 @@ class StabilityStudy:
 
 def is_study(sweep: "SweepConfig") -> bool:
     """Return whether the sweep's runs differ in learning rate and injection, and otherwise at most in seed."""
-    return _why_no_study(sweep) is None
+    try:
+        variant_axis(sweep)
+    except ValueError:
+        return False
+    return True
 
 
 def variant_axis(sweep: "SweepConfig") -> str:
@@ -229,50 +230,30 @@ def variant_axis(sweep: "SweepConfig") -> str:
     Raises:
         ValueError: the sweep isn't a study.
     """
-    reason = _why_no_study(sweep)
-    if reason is not None:
-        raise ValueError(reason)
-    return _injection_axes(sweep)[0]
-
-
-def variant_names(sweep: "SweepConfig") -> tuple[str, ...]:
-    """Return the variants of a study in the order of its configuration.
-
-    Raises:
-        ValueError: the sweep isn't a study.
-    """
-    entries = sweep.axes[variant_axis(sweep)]
-    return tuple(str(entry[ENTRY_NAME] if isinstance(entry, Mapping) else entry) for entry in entries)
-
-
-def _why_no_study(sweep: "SweepConfig") -> str | None:
     name = sweep.name
     if sweep.simulation is not None:
-        return f"a stability study must train, but '{name}' draws its losses from a law; remove its simulation"
-    injection_axes = _injection_axes(sweep)
+        raise ValueError(
+            f"a stability study must train, but '{name}' draws its losses from a law; remove its simulation"
+        )
+    injection_axes = [
+        axis
+        for axis, entries in sweep.axes.items()
+        if axis == INJECTION or any(isinstance(entry, Mapping) and INJECTION in entry for entry in entries)
+    ]
     if LEARNING_RATE not in sweep.axes or len(injection_axes) != 1:
-        return (
+        raise ValueError(
             f"a stability study must have an axis {LEARNING_RATE} and one that sets {INJECTION}, but '{name}' has "
             f"{', '.join(sweep.axes) or 'no axes'}; see the preset 'stability'"
         )
     counts = (len(sweep.budgets or sweep.tokens or ()), len(sweep.mean_recurrences or ()))
     others = set(sweep.axes) - {LEARNING_RATE, SEED, *injection_axes}
     if others or sweep.points or counts != (1, 1):
-        return (
+        raise ValueError(
             f"a stability study's runs may only differ in learning rate, injection and seed, but those of '{name}' "
             f"also differ in {', '.join(sorted(others)) or 'tokens, mean recurrence or single points'}; make it "
             "several sweeps"
         )
-    return None
-
-
-def _injection_axes(sweep: "SweepConfig") -> list[str]:
-    """Return the axes that set the injection, alone or with other settings."""
-    return [
-        axis
-        for axis, entries in sweep.axes.items()
-        if axis == INJECTION or any(isinstance(entry, Mapping) and INJECTION in entry for entry in entries)
-    ]
+    return injection_axes[0]
 
 
 def judge_runs(

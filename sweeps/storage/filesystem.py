@@ -8,7 +8,6 @@ On an object store a file appears when its last byte has arrived; on a disk it i
 Elsewhere, and where an upload fails half-way, a file may be incomplete: a reader must know its size, or how it ends.
 """
 
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -197,8 +196,3 @@ def _without_secrets(text: str, uri: str) -> str:
     for secret in {password, unquote(password)} - {""}:
         text = text.replace(secret, HIDDEN)
     return redacted(text)
-
-
-def is_safe_name(text: str) -> bool:
-    """Return whether `text` can name a file or folder: it leads nowhere else, and isn't hidden."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None

@@ -12,17 +12,18 @@ A journal only ever grows for a reader.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError, is_safe_name
+from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn
 
-T = TypeVar("T")
+Output = TypeVar("Output")
 # In a run's local folder: touched when the run makes a step; exists while the run is asked to save and end.
 HEARTBEAT_FILE, STOP_FILE = "heartbeat", "stop"
 KEEP_CHECKPOINTS = 2
@@ -318,7 +319,7 @@ class RunStore:
         os.replace(partial, folder / "result.json")
 
 
-def _in_parallel(action: Callable[[str], T], names: Iterable[str]) -> list[T]:
+def _in_parallel(action: Callable[[str], Output], names: Iterable[str]) -> list[Output]:
     with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
         return list(pool.map(action, names))
 
@@ -328,7 +329,7 @@ def _run_path(run_id: str) -> str:
 
 
 def _checked_name(text: str) -> str:
-    if not is_safe_name(text):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):  # it leads nowhere else, and isn't hidden
         raise ValueError(f"a name in the storage must be of letters, digits, '.', '_' and '-', but got '{text}'")
     return text
 

@@ -17,7 +17,7 @@ SYNC_SECONDS = 15.0
 TIMEOUT_SECONDS = 600.0
 LONGEST_SYNC_PAUSE_SECONDS = 30.0
 
-T = TypeVar("T")
+Returned = TypeVar("Returned")
 log = logging.getLogger("isoloop.sync")
 
 
@@ -159,7 +159,7 @@ class RunSync:
         except StorageError as error:  # the lease becomes stale
             log.debug("run %s: %s", self._run_id, error)
 
-    def _retry(self, action: Callable[[], T]) -> T:
+    def _retry(self, action: Callable[[], Returned]) -> Returned:
         """Return what `action` returns, trying again until the timeout."""
         end, pause = time.monotonic() + self._timeout, 1.0
         while True:

@@ -43,12 +43,16 @@ class Proposal:
         values: settings by path.
         handle: Optuna's trial.
         reported: losses reported so far, by percent of the steps.
+        journal_offset: position up to which the run's journal was read.
+        pruned_at: percentage of the steps at which the run was pruned.
     """
 
     number: int
     values: TrialValues
     handle: Any
     reported: dict[int, float] = field(default_factory=dict)
+    journal_offset: int = 0
+    pruned_at: int | None = None
 
 
 class Study:

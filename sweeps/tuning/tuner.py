@@ -6,7 +6,6 @@ its run starts. A driver that was killed leaves trials running; the next one con
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from isoloop.sweeps.execution.engine import Engine
@@ -40,16 +39,6 @@ class Recorder(Protocol):
         """Record the end of a run without a result."""
 
 
-@dataclass(kw_only=True)
-class _RunningTrial:
-    """A trial whose run was started, the position in its journal, and the percentage at which it was pruned."""
-
-    proposal: Proposal
-    cell: Cell
-    offset: int = 0
-    pruned_at: int | None = None
-
-
 class Tuner:
     """The trials of a study, run up to their number; those of earlier calls count unless they failed.
 
@@ -74,15 +63,15 @@ class Tuner:
     ) -> None:
         self.study, self._engine, self.folders, self.recorder = study, engine, folders, recorder
         self.progress = progress or Progress()
-        wanted = study.tune.trials
+        trial_count = study.tune.trials
         nodes = [] if engine is None else engine.cluster.nodes()
-        self.parallel = study.tune.parallel or default_parallel(study.space, nodes, wanted)
+        self.parallel = study.tune.parallel or default_parallel(study.space, nodes, trial_count)
         self.trials = {trial.number: trial for trial in study.trials()}
         outcomes = [trial.outcome for trial in self.trials.values()]
-        self.limit = wanted + outcomes.count("failed")
-        self.total_runs = wanted + check_runs
+        self.limit = trial_count + outcomes.count("failed")
+        self.total_runs = trial_count + check_runs
         self.done = len(outcomes) - outcomes.count("running") - outcomes.count("failed")
-        self.running: dict[str, _RunningTrial] = {}
+        self.running: dict[str, tuple[Proposal, Cell]] = {}  # by run id
         self.unfinished = study.unfinished()
         self.exhausted = False
         self.last_check = 0.0
@@ -102,8 +91,8 @@ class Tuner:
             if not self.running:
                 return self.study.trials()
             for cell in self.engine.poll():
-                trial = self.running.pop(cell.run_id)
-                self._record_end(trial, self.engine.outcome.results.get(cell.run_id))
+                proposal, _ = self.running.pop(cell.run_id)
+                self._record_end(proposal, cell, self.engine.outcome.results.get(cell.run_id))
             self._check_running()
 
     def check(self, best: Trial) -> TransferCheck:
@@ -141,11 +130,11 @@ class Tuner:
         """Return an unfinished proposal, else a new one; None if there are enough trials or all were proposed."""
         if self.unfinished:
             return self.unfinished.pop(0)
-        count = len(set(self.trials) | {trial.proposal.number for trial in self.running.values()})
+        count = len(set(self.trials) | {proposal.number for proposal, _ in self.running.values()})
         if count >= self.limit or self.exhausted:
             return None
         known = [trial.values for trial in self.trials.values()]
-        known += [trial.proposal.values for trial in self.running.values()]
+        known += [proposal.values for proposal, _ in self.running.values()]
         for attempt in range(MOST_RETRIES):
             proposal = self.study.ask(at_random=attempt >= SAMPLED_RETRIES)
             if proposal.values not in known:
@@ -172,56 +161,54 @@ class Tuner:
             return
         self.study.record_run(proposal, cell.run_id)
         self.recorder.add(cell)
-        trial = _RunningTrial(proposal=proposal, cell=cell)
         folder = self.folders.run(cell.run_id)
         if folder.exists():
             self.recorder.watch(cell.run_id)
         result = read_result(folder)
-        if result is not None or self._report_validations(trial):  # an earlier driver may have left a run to prune
-            self._record_end(trial, result)
+        if result is not None or self._should_prune(proposal, cell):  # an earlier driver may have left a run to prune
+            self._record_end(proposal, cell, result)
         else:
-            self.running[cell.run_id] = trial
+            self.running[cell.run_id] = proposal, cell
             self.engine.add([cell])
 
     def _check_running(self) -> None:
-        """Every `CHECK_SECONDS`, report the validations of running trials, and stop those to prune."""
+        """Report the validations of running trials every `CHECK_SECONDS`, and stop those to prune."""
         if time.monotonic() - self.last_check < CHECK_SECONDS:
             return
         self.last_check = time.monotonic()
-        for trial in self.running.values():
-            if trial.pruned_at is not None or self._report_validations(trial):
-                self.engine.stop_run(trial.cell.run_id)
+        for proposal, cell in self.running.values():
+            if self._should_prune(proposal, cell):
+                self.engine.stop_run(cell.run_id)
         self._report_progress()
 
-    def _report_validations(self, trial: _RunningTrial) -> bool:
+    def _should_prune(self, proposal: Proposal, cell: Cell) -> bool:
         """Report new validation losses to the study, and return whether the run should be pruned."""
         validations = self.study.tune.validations
-        path = self.folders.run(trial.cell.run_id) / "journal.jsonl"
-        records, trial.offset = read_journal(path, trial.offset)
+        path = self.folders.run(cell.run_id) / "journal.jsonl"
+        records, proposal.journal_offset = read_journal(path, proposal.journal_offset)
         for record in records:
             loss = record.get("values", {}).get("validation_loss")
             if loss is None:
                 continue
             # Steps are whole, but losses are compared at equal shares, so the share is that of the nearest validation.
-            share = record["step"] / trial.cell.spec.steps
+            share = record["step"] / cell.spec.steps
             percent = round(100 * round(share * (validations + 1)) / (validations + 1) if validations else 100 * share)
-            if self.study.report(trial.proposal, percent, loss):
-                trial.pruned_at = percent
-        return trial.pruned_at is not None
+            if self.study.report(proposal, percent, loss):
+                proposal.pruned_at = percent
+        return proposal.pruned_at is not None
 
-    def _record_end(self, trial: _RunningTrial, result: RunResult | None) -> None:
+    def _record_end(self, proposal: Proposal, cell: Cell, result: RunResult | None) -> None:
         """Record how a run ended: with a result, a failure, or pruned."""
-        run_id = trial.cell.run_id
         if result is not None:
-            self._report_validations(trial)
-            self._conclude(trial.proposal, trial.cell, result.status, loss=result.loss, reason=result.reason)
-        elif run_id in self.engine.outcome.failed:
-            self._conclude(trial.proposal, trial.cell, "failed", reason=self.engine.outcome.failed[run_id])
+            self._should_prune(proposal, cell)  # reports the last losses
+            self._conclude(proposal, cell, result.status, loss=result.loss, reason=result.reason)
+        elif cell.run_id in self.engine.outcome.failed:
+            self._conclude(proposal, cell, "failed", reason=self.engine.outcome.failed[cell.run_id])
         else:
-            assert trial.pruned_at is not None, "a run ends with a result, with a failure, or pruned"
-            reason = f"validation loss above the median at {trial.pruned_at}% of the steps"
-            self.recorder.record_end(run_id, "pruned", reason)
-            self._conclude(trial.proposal, trial.cell, "pruned", reason=reason)
+            assert proposal.pruned_at is not None, "a run ends with a result, with a failure, or pruned"
+            reason = f"validation loss above the median at {proposal.pruned_at}% of the steps"
+            self.recorder.record_end(cell.run_id, "pruned", reason)
+            self._conclude(proposal, cell, "pruned", reason=reason)
 
     def _conclude(
         self,
@@ -253,9 +240,9 @@ class Tuner:
 def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
     """Return whether nothing is left to run: there are enough trials, and the check's runs if it is wanted."""
     trials = study.trials()
-    wanted = min(study.tune.trials, study.space.combinations or study.tune.trials)
+    needed = min(study.tune.trials, study.space.combinations or study.tune.trials)
     outcomes = [trial.outcome for trial in trials]
-    if "running" in outcomes or len(trials) - outcomes.count("failed") < wanted:
+    if "running" in outcomes or len(trials) - outcomes.count("failed") < needed:
         return False
     best = finished_trials(trials)
     cells = [run.cell for run in runs_to_check(study.space, best[0])] if check and best else []

@@ -1,4 +1,4 @@
-"""What is made of a finished sweep whose runs are of several groups."""
+"""The analysis of a finished sweep whose runs are of several groups."""
 
 import pandas as pd
 import pytest
@@ -22,7 +22,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def made(table, tmp_path_factory):
-    """A sweep that was fitted as one before it had groups, then with them."""
+    """Fit a sweep as a whole, then with its groups."""
     sweep = validate_sweep(SIMULATED, source="test")
     folders = Folders(out=tmp_path_factory.mktemp("out"), name=sweep.name)
     folders.sweep.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A name stands for one run table: of a sweep that was run, of a file, or drawn from a simulated sweep's law."""
+"""Run tables by name: of a sweep that was run, of a file, or drawn from a simulated sweep's law."""
 
 import dataclasses
 
@@ -72,15 +72,15 @@ def test_runs_of_several_groups_are_refused_unless_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("demo", "must have been run under --out, but .* has no sweep 'demo'"),
         ("never-run", "has no sweep 'never-run'"),
         ("absent.csv", "there is none at absent.csv"),
     ],
 )
-def test_what_is_not_there_is_said(tmp_path, target, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_not_there_is_said(tmp_path, target, message):
+    with pytest.raises(ValueError, match=message):
         load_runs(target, tmp_path)
 
 

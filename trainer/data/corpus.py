@@ -120,10 +120,7 @@ class CorpusRequest:
         request += [config.column, config.validation_fraction, config.max_tokens]
         key = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:_FINGERPRINT_DIGITS]
         self.folder = cache / "requests" / key
-
-    @property
-    def _prepared(self) -> Path:
-        return self.folder / "prepared.json"
+        self._prepared = self.folder / "prepared.json"
 
     def find(self) -> Corpus | None:
         """Open the prepared corpus, if there is one, without reading text or tokens."""

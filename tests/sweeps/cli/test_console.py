@@ -7,12 +7,12 @@ from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.progress import Progress
 
 
-def drawn(told):
-    """What a terminal is sent while `told` is told."""
+def drawn(reports):
+    """Return the output to a terminal while `reports` are made."""
     screen = io.StringIO()
     with progress_bar(Console(file=screen, force_terminal=True, width=120), in_bytes=True, transient=True) as progress:
-        for what in told:
-            progress.update(*what)
+        for report in reports:
+            progress.update(*report)
     return screen.getvalue()
 
 

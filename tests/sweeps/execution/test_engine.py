@@ -52,13 +52,13 @@ class Trial:
         """Cells that take so long, each with these resources; returns their ids."""
         given = PLAN.cells[0].resources.model_copy(update=resources)
         first = len(self.cells)
-        found = [
+        cells = [
             dataclasses.replace(cell, seconds=float(taken), resources=given)
             for cell, taken in zip(PLAN.cells[first:], seconds, strict=False)
         ]
-        self.cells += found
-        self.cluster.seconds |= {cell.run_id: cell.seconds for cell in found}
-        return [cell.run_id for cell in found]
+        self.cells += cells
+        self.cluster.seconds |= {cell.run_id: cell.seconds for cell in cells}
+        return [cell.run_id for cell in cells]
 
     def engine(self):
         self.folders.sweep.mkdir(parents=True, exist_ok=True)
@@ -151,14 +151,14 @@ class TestOrder:
 
 
 class TestFailures:
-    def test_a_cause_that_may_pass_is_tried_again_at_once_after_progress(self, trial):
+    def test_a_temporary_cause_is_retried_at_once_after_progress(self, trial):
         (lost,) = trial.runs(10)
         trial.cluster.scripts = {lost: [Act(end=LOST, seconds=4, step=3)]}
         assert set(trial.run().results) == {lost}
         assert trial.starts(lost) == pytest.approx([0, 4], abs=0.1)
         assert lost in trial.watcher.retried()
 
-    def test_then_later_and_later_and_then_it_is_given_up(self, trial):
+    def test_then_after_growing_pauses_until_it_is_given_up(self, trial):
         (lost,) = trial.runs(10, retries=4)
         trial.cluster.scripts = {lost: [Act(end=LOST, seconds=0)] * 9}
         outcome = trial.run()
@@ -185,7 +185,7 @@ class TestFailures:
         assert set(trial.run().failed) == {lost}
         assert len(trial.starts(lost)) == 3
 
-    def test_a_cause_that_stays_is_reported_at_once(self, trial):
+    def test_a_permanent_cause_is_reported_at_once(self, trial):
         broken, fine = trial.runs(10, 3)
         trial.cluster.scripts = {broken: [Act(end=BROKEN, seconds=1)]}
         outcome = trial.run()
@@ -209,7 +209,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("how", ["done", "stopped"])
     def test_an_attempt_that_leaves_nothing_does_not_spin(self, trial, how):
-        """A storage that is away hides the result; somebody touched the stop file: it waits a moment."""
+        """Wait a moment when a storage that is away hides the result, or when somebody touched the stop file."""
         (run,) = trial.runs(10)
         trial.cluster.scripts = {run: [Act(end=AttemptEnd(status=how), seconds=0, writes=False)] * 4}
         assert set(trial.run().results) == {run}
@@ -284,7 +284,7 @@ class TestMachines:
         assert trial.clock.now - 1000 < 125
 
     def test_nothing_is_started_where_a_machine_was(self, trial):
-        """The nodes are counted before a lost run is given out again."""
+        """Scan the nodes before a lost run starts again."""
         trial.cluster.machines = [Node("a", 8, [1.0]), Node("b", 8, [1.0])]
         trial.runs(40, 40)
         trial.cluster.at(12.3, lambda: trial.cluster.lose("a"))
@@ -388,11 +388,11 @@ class TestStopping:
 
     def test_one_that_is_lost_before_it_could_stop_is_not_started_again(self, trial):
         lost, other = trial.runs(50, 50)
-        asked = []
+        stopped = []
 
         def stop(engine):
-            if trial.clock.now - 1000 > 10 and not asked:
-                asked.append(lost)
+            if trial.clock.now - 1000 > 10 and not stopped:
+                stopped.append(lost)
                 engine.stop_run(lost)
                 for attempt in trial.cluster.running:
                     if attempt.task.run_id == lost:
@@ -428,7 +428,7 @@ class TestStopping:
         assert set(trial.outcome.results) == {run}
 
     def test_all_of_it_is_free_again(self, trial):
-        """Whatever went wrong, the pool is what it was."""
+        """Leave the pool as it was, after all kinds of failures."""
         trial.cluster.machines = [Node("a", 8, [1.0] * 2), Node("b", 8, [1.0] * 2)]
         small, wide = trial.runs(3, 4, 5, 6, gpus=0.25, retries=1), trial.runs(7, 8, processes=3)
         trial.cluster.scripts = {

@@ -134,7 +134,7 @@ def test_a_stop_saves_what_no_checkpoint_holds_yet(small, folders, run):
 
 
 def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path, run):
-    """A long run: its worker is killed, then the sweep is stopped, then it goes on. Its losses are the undisturbed."""
+    """Kill the worker of a long run, stop the sweep, resume it: the losses are those of an undisturbed run."""
     prepared = prepare(long_sweep(small, checkpoint_seconds=0.2), folders)
     folders.sweep.mkdir(parents=True)
     (cell,) = prepared.plan.cells
@@ -173,7 +173,7 @@ def newest(folder):
 
 
 def writer_of(folder):
-    """The process that has the run's journal open."""
+    """Return the process that has the run's journal open."""
     target = str((folder / "journal.jsonl").resolve())
     for process in os.listdir("/proc"):
         if process.isdigit():
@@ -225,15 +225,15 @@ def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch, run):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("127.0.0.1:9", "a Ray cluster must answer at --address"),
         ("nonsense", "must read host:port"),
         ("h:99999999999", "must read host:port"),
     ],
 )
-def test_an_unreachable_cluster_is_named(address, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_unreachable_cluster_is_named(address, message):
+    with pytest.raises(ValueError, match=message):
         RayCluster(address)
 
 

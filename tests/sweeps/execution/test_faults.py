@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a sweep, on a real Ray: afterwards all is as if nothing had."""
+"""Faults in the middle of a sweep, on a real Ray: the results are those of an undisturbed sweep."""
 
 import os
 import select
@@ -91,26 +91,26 @@ def trial(sweep, folders, faults, ray):
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [("full", "the disk is full: make room"), ("network", "ConnectionError: the network is gone")],
 )
-def test_what_may_pass_is_tried_again_from_the_last_checkpoint(trial, what, said):
+def test_a_temporary_fault_is_retried_from_the_last_checkpoint(trial, what, message):
     tried = trial()
     outcome = tried.run(next=f"{what} 80")
     assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
     assert "resumed" in tried.events()
     (reason,) = tried.watcher.retried
-    assert said in reason
+    assert message in reason
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [("bug", "TypeError: a bug"), ("memory", "set resources.micro_batch lower, resources.activation_checkpointing")],
 )
-def test_what_stays_is_reported_at_once(trial, what, said):
+def test_a_permanent_fault_is_reported_at_once(trial, what, message):
     tried = trial()
     outcome = tried.run(always=f"{what} 3")
-    assert said in outcome.failed[tried.cell.run_id]
+    assert message in outcome.failed[tried.cell.run_id]
     assert not tried.watcher.retried
     again = tried.run()
     assert again.results[tried.cell.run_id].losses == tried.undisturbed()
@@ -133,7 +133,7 @@ def test_a_hung_run_is_ended_and_goes_on(trial):
 
 
 def test_sigterm_saves_first(trial):
-    """Without a checkpoint before: what is gone on from is what was saved when told to end."""
+    """Resume from the state that was saved on SIGTERM, without an earlier checkpoint."""
     tried = trial(tokens=[64 * 250], resources={"checkpoint_seconds": 1e6})
 
     def preempt():
@@ -161,18 +161,18 @@ def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_
     (cell,) = prepare(validate_sweep(content, source="test"), folders).plan.cells
     wait_for_steps(folders.run(cell.run_id), 40)
     driver.terminate()
-    said, _ = driver.communicate(timeout=120)
+    message, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130
-    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Rerun it to go on." in " ".join(said.split())
+    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Rerun it to go on." in " ".join(message.split())
 
 
 def table(folders):
-    """The run table without what the clock says."""
+    """Return the run table without its times."""
     return pd.read_csv(folders.table).drop(columns="seconds").sort_values("run_id", ignore_index=True)
 
 
 def test_a_killed_driver_and_the_same_command_again(sweep, folders, faults, tmp_path, new_database, commands_share_ray):
-    """The command is killed with SIGKILL in mid-run; given again, its table is that of a sweep that nothing befell."""
+    """Kill the command with SIGKILL in mid-run and rerun it: the table is that of an undisturbed sweep."""
     file = tmp_path / "sweep.yaml"
     content = {**sweep, "mean_recurrences": [1, 3]}
     file.write_text(yaml.safe_dump(content))

@@ -1,4 +1,4 @@
-"""A Ray cluster of several machines, in small: they go and come in the middle of a sweep."""
+"""A small Ray cluster of several machines, which come and go in the middle of a sweep."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a worker runs is what the driver had, without a shared home."""
+"""Workers run the driver's code, without a shared home."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A folder on Python's path with a module of the user's own, what that imports, and a large file beside it."""
+    """Make a folder on Python's path with a module of the user's own, its imports, and unrelated files."""
     folder = tmp_path / "own"
     (folder / "beside").mkdir(parents=True)
     (folder / "my_blocks.py").write_text(

@@ -17,7 +17,7 @@ BROKEN = AttemptEnd(status="failed", reason="a rule is broken", retryable=False)
 
 
 class Clock:
-    """What stands in for the module `time`."""
+    """A stand-in for the module `time`."""
 
     def __init__(self):
         self.now = 1000.0
@@ -95,17 +95,17 @@ class VirtualCluster:
             self.stop_if_asked(attempt)
             if attempt.end is None and attempt.ends <= until:
                 self.finish(attempt)
-        found = [attempt for attempt in handles if attempt.end is not None]
-        for attempt in found:
+        ended = [attempt for attempt in handles if attempt.end is not None]
+        for attempt in ended:
             self.running.remove(attempt)
             self.log.append((self.clock.now, attempt.end.status, attempt.task.run_id))
-        return [(attempt, attempt.end) for attempt in found]
+        return [(attempt, attempt.end) for attempt in ended]
 
     def kill(self, handle):
         handle.end = LOST
 
     def lose(self, name):
-        """A machine goes, and all that ran on it."""
+        """Lose a machine with everything that runs on it."""
         self.machines = [node for node in self.machines if node.name != name]
         for attempt in self.running:
             if any(slot.node == name for slot in attempt.slots):
@@ -130,8 +130,8 @@ class VirtualCluster:
         os.utime(file, (self.clock.now, self.clock.now))
 
     def stop_if_asked(self, attempt):
-        asked = [Path(attempt.task.stop_file), Path(attempt.task.folder) / STOP_FILE]
-        if attempt.end is None and any(file.exists() for file in asked):
+        stop_files = [Path(attempt.task.stop_file), Path(attempt.task.folder) / STOP_FILE]
+        if attempt.end is None and any(file.exists() for file in stop_files):
             attempt.end = AttemptEnd(status="stopped")
 
     def finish(self, attempt):
@@ -157,7 +157,7 @@ class VirtualCluster:
 
 
 def result_of(task):
-    """A result as good as any."""
+    """Return some result."""
     return RunResult(
         run_id=task.run_id, status="finished", simulated=True, steps=1, tokens=1, forward_loops=1, backward_loops=1,
         flops_exact=1, flops_parcae_release=1, loss=1.0, losses={1: 1.0}, bits_per_byte=None, spectral_radius=None,

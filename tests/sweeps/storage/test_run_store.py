@@ -1,4 +1,4 @@
-"""Runs and corpora in a storage, whole or not there, on every kind of file system; machines that share only that."""
+"""Runs and corpora in a storage, complete or absent, on every kind of file system; machines that share nothing else."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ def s3():
 
 @pytest.fixture(params=["folder", "file", "memory", "s3"])
 def uri(request, tmp_path):
-    """A fresh place on each kind of file system."""
+    """Return a fresh URI on each kind of file system."""
     kind = request.param
     if kind == "s3":
         return request.getfixturevalue("s3").format(uuid.uuid4().hex)

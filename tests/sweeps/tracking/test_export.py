@@ -161,7 +161,7 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"columns": {"mean_recurrence": {"param": "mue"}}},
@@ -188,11 +188,11 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
         ({"filter": "colour is red"}, "a filter must be in MLflow's language, but got 'colour is red'"),
     ],
 )
-def test_what_is_wrong_with_a_mapping_is_named(mapped, mapping, change, said):
+def test_what_is_wrong_with_a_mapping_is_named(mapped, mapping, change, message):
     content = yaml.safe_load(mapping)
     columns = change.get("columns")
     content |= {**change, "columns": content["columns"] | columns} if columns else change
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         mapped(yaml.safe_dump(content))
 
 

@@ -1,4 +1,4 @@
-"""The uploader: everything a run writes reaches the store once, whatever happens in between."""
+"""The uploader sends everything a run writes to the store once, whatever happens in between."""
 
 import dataclasses
 import json
@@ -123,10 +123,10 @@ def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
 def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, monkeypatch):
     run_all(plan, simulated_folders)
     working = store.client.log_batch
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def flaky(*args, **kwargs):
-        if luck.random() < 0.4:
+        if rng.random() < 0.4:
             raise ConnectionError("the server is away")
         return working(*args, **kwargs)
 
@@ -339,23 +339,23 @@ def test_settled_runs_cost_nothing_at_a_restart(store, plan, simulated_folders, 
     Uploader(store, plan, simulated_folders).close()
     for cursor in simulated_folders.upload_cursors.rglob("*.json"):
         cursor.unlink()
-    asked = []
+    calls = []
     for name in ("search_runs", "get_run", "get_metric_history", "log_batch", "create_run"):
         working = getattr(store.client, name)
-        monkeypatch.setattr(store.client, name, lambda *a, _n=name, _w=working, **k: (asked.append(_n), _w(*a, **k))[1])
+        monkeypatch.setattr(store.client, name, lambda *a, _n=name, _w=working, **k: (calls.append(_n), _w(*a, **k))[1])
     assert Uploader(store, plan, simulated_folders).close() == []
-    assert asked == ["search_runs", "log_batch", "search_runs"]  # the parent, its tags, all children at once
+    assert calls == ["search_runs", "log_batch", "search_runs"]  # the parent, its tags, all children at once
 
 
 def test_runs_that_nobody_started_are_not_looked_at(store, plan, simulated_folders, monkeypatch):
-    looked = []
-    monkeypatch.setattr("isoloop.sweeps.tracking.uploader.read_result", lambda folder: looked.append(folder.name))
+    read = []
+    monkeypatch.setattr("isoloop.sweeps.tracking.uploader.read_result", lambda folder: read.append(folder.name))
     uploader = Uploader(store, plan, simulated_folders)
     assert uploader._upload_round() == []
-    assert looked == []
+    assert read == []
     uploader.watch(plan.cells[1].run_id)
     uploader._upload_round()
-    assert looked == [plan.cells[1].run_id]
+    assert read == [plan.cells[1].run_id]
     began = time.monotonic()
     assert uploader.close() == []
     assert time.monotonic() - began < 1.0

@@ -71,8 +71,8 @@ class Server:
 
     def answers(self):
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as said:
-                return said.status == 200
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as response:
+                return response.status == 200
         except OSError:
             return False
 
@@ -135,7 +135,7 @@ def test_a_server_killed_in_mid_upload_loses_nothing(server, plan, tmp_path, mon
 
     write(range(1500))  # several batches
     carrying = Uploader(store, plan, folders)
-    wait_for(lambda: any(cursor.mlflow_run for cursor in carrying.opened.values()), "the first batch")
+    wait_for(lambda: any(cursor.mlflow_run for cursor in carrying.cursors.values()), "the first batch")
     server.kill()
     write(range(1500, 1600))
     wait_for(lambda: carrying.last_error is not None, "noticing that the server is away")
@@ -183,7 +183,7 @@ sweep = load_sweep(sys.argv[1])
 folders = Folders(out=Path(sys.argv[2]), name=sweep.name)
 store = TrackingStore(sys.argv[3], "shared", artifacts=folders.artifacts)
 carrying = uploader.Uploader(store, plan_sweep(sweep, simulated_corpus), folders)
-while not any(cursor.offset for cursor in carrying.opened.values()):
+while not any(cursor.offset for cursor in carrying.cursors.values()):
     time.sleep(0.02)
 Path(sys.argv[2], "recorded").touch()
 time.sleep(1000)
@@ -276,8 +276,8 @@ def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
     ]
     TrackingStore(postgres, "isoloop", artifacts=tmp_path)
     for user in users:
-        said = user.communicate()[1]
-        assert user.returncode == 0 or "has no 'isoloop'" in said, said  # whichever was first
+        errors = user.communicate()[1]
+        assert user.returncode == 0 or "has no 'isoloop'" in errors, errors  # whichever was first
     server = Server(postgres, tmp_path)
     server.start()
     try:
