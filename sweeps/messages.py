@@ -27,8 +27,8 @@ def broken_rule(problem: Mapping[str, Any]) -> str:
         return f"{place}: must be given, but is missing"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    shown = "" if isinstance(value, dict) or problem["type"] == "value_error" else f", but got {value!r}"
-    return f"{place}: {message[:1].lower()}{message[1:]}{shown}"
+    got = "" if isinstance(value, dict) or problem["type"] == "value_error" else f", but got {value!r}"
+    return f"{place}: {message[:1].lower()}{message[1:]}{got}"
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""What leaves this process: secrets are cut out of texts and URIs, and no library phones home."""
+"""Privacy: secrets are cut out of texts and URIs, and no library sends telemetry."""
 
 import os
 import re

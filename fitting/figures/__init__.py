@@ -18,27 +18,3 @@ from isoloop.fitting.figures.training import (
     draw_loss_contours,
     draw_predicted_against_measured,
 )
-
-__all__ = [
-    "COLUMN_WIDTH",
-    "FIGURES",
-    "STYLE",
-    "FigureFiles",
-    "draw_all",
-    "draw_comparison",
-    "draw_exponents",
-    "draw_held_out_errors",
-    "draw_isoflop_curves",
-    "draw_loss_contours",
-    "draw_one",
-    "draw_optima",
-    "draw_power_law",
-    "draw_power_laws",
-    "draw_predicted_against_measured",
-    "draw_test_time",
-    "draw_test_time_collapse",
-    "save_comparison",
-    "save_figure",
-    "save_figure_as",
-    "why_unavailable",
-]

@@ -51,17 +51,12 @@ def power_of_ten(value: float) -> str:
     return power if factor == "1" else f"{factor}×{power}"
 
 
-def short_number(value: float) -> str:
-    """Return a number as text with up to 6 digits: 0.5, 12."""
-    return f"{value:g}"
-
-
 def grid_ticks(axis: Axis, values: Sequence[float] | np.ndarray) -> None:
     """Put an axis on a log scale with as many of the `values` as ticks as there is room for, powers of two first."""
     distinct = sorted({float(value) for value in values})
     _set_log_scale(axis)
     powers_first = sorted(distinct, key=lambda value: (not np.log2(value).is_integer(), value))
-    _set_ticks(axis, _ThinningLocator(powers_first, short_number), short_number)
+    _set_ticks(axis, _ThinningLocator(powers_first, "{:g}".format), "{:g}".format)
 
 
 def decade_ticks(axis: Axis, *, text: Callable[[float], str] = power_of_ten) -> None:

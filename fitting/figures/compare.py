@@ -17,12 +17,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
-from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle, short_number
+from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
 from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
 from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure
 from isoloop.fitting.isoflop.power_law import PowerLaw
 
-NAME = "compare"
 _SIZE = (7.2, 5.4)
 _STYLES = (SeriesStyle(colour=BLUE, marker="o", line="-"), SeriesStyle(colour=ACCENT, marker="s", line="--"))
 _OFFSETS = (0.98, 1.02)
@@ -41,7 +40,7 @@ def save_comparison(pair: Pair, comparison: SweepComparison, folder: str | Path)
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
         draw_comparison(figure, pair, comparison)
-    return save_figure(figure, folder, NAME)
+    return save_figure(figure, folder, "compare")
 
 
 def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> None:
@@ -50,16 +49,16 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
     If a sweep has no power laws, the best runs stand above instead.
     """
     changes = {
-        "Exponents": _exponents(pair, comparison),
-        "Optima": _optima(comparison),
-        "Losses at equal FLOPs": _losses(comparison),
+        "Exponents": _exponent_changes(pair, comparison),
+        "Optima": _optimum_changes(comparison),
+        "Losses at equal FLOPs": _loss_changes(comparison),
     }
     changes = {title: shown for title, shown in changes.items() if shown}
     parts: Any = figure.subfigures(1 + bool(changes), 1, height_ratios=(1.15, 1) if changes else None, squeeze=False)
     above = parts[0, 0]
     # Optima, or best runs.
     left, right = above.subplots(1, 2)
-    laws = [_power_laws(sweep) is not None for sweep in pair]
+    laws = [_optimum_laws(sweep) is not None for sweep in pair]
     if all(laws):
         draw_pair_optima(left, pair)
         _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), comparison.incomparable.get("tokens"))
@@ -99,7 +98,7 @@ def draw_pair_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
     """Draw the best mean recurrence (or tokens) of both sweeps against compute, as far as they have power laws."""
     shown: list[float] = []
     for sweep, style, offset in zip(pair, _STYLES, _OFFSETS, strict=True):
-        laws = _power_laws(sweep)
+        laws = _optimum_laws(sweep)
         if laws is None or sweep.fit is None:
             continue
         low, high = sweep.flops_range
@@ -153,14 +152,14 @@ def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) 
     unit = " (nats per token)\nleft of the line: B is better" if in_nats else ""
     axes.set_xlabel("B / A" if ratio else f"B − A{unit}")
     if ratio:
-        decade_ticks(axes.xaxis, text=short_number)
+        decade_ticks(axes.xaxis, text="{:g}".format)
     low, high = axes.get_xlim()
     if not ratio or high / low < _SHORT_RATIO:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
-def _power_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
+def _optimum_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
     """Return the power laws of µ* and of D*, None unless the sweep has both."""
     isoflop = sweep.fit.isoflop if sweep.fit is not None else None
     if isoflop is None or isoflop.mean_recurrence_law is None or isoflop.tokens_law is None:
@@ -168,7 +167,7 @@ def _power_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
     return isoflop.mean_recurrence_law, isoflop.tokens_law
 
 
-def _exponents(pair: Pair, comparison: SweepComparison) -> list[Difference]:
+def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Difference]:
     """Return the changes of the power laws' exponents, and of the training law's parameters that it isn't linear in."""
     training = next((sweep.fit.training for sweep in pair if sweep.fit and sweep.fit.training), None)
     names = training.form.parameter_names[training.form.linear_count :] if training else ()
@@ -176,7 +175,7 @@ def _exponents(pair: Pair, comparison: SweepComparison) -> list[Difference]:
     return of_power_laws + [one for one in comparison.of(LAW_SECTIONS["training"]) if one.name in names]
 
 
-def _optima(comparison: SweepComparison) -> list[Difference]:
+def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
     """Return the ratios of µ* and D* by the power laws, or else by the training laws."""
     for section in (POWER_LAWS, BEST_MODEL):
         ratios = [one for one in comparison.of(section) if one.kind == "ratio" and one.unit in ("loops", "tokens")]
@@ -186,7 +185,7 @@ def _optima(comparison: SweepComparison) -> list[Difference]:
     return []
 
 
-def _losses(comparison: SweepComparison) -> list[Difference]:
+def _loss_changes(comparison: SweepComparison) -> list[Difference]:
     """Return the changes of losses: of the curves' minima, or else of runs, and of the training laws' best models."""
     measured = comparison.of(LEAST_LOSSES) or comparison.of(BEST_RUNS)
     best = [one for one in comparison.of(BEST_MODEL) if one.kind == "difference"]

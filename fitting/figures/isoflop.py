@@ -21,7 +21,6 @@ from isoloop.fitting.figures.axes import (
     power_of_ten,
     series_handle,
     set_title,
-    short_number,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, SeriesStyle, run_points, series_styles
 from isoloop.fitting.isoflop.minima import IsoflopFit, Minimum, isoflop_curves
@@ -162,7 +161,7 @@ def finish_optimum_axes(axes: Axes, shown: list[float] | None = None, *, tokens:
     if shown is not None:
         axes.set_ylim(min(shown) / _LIMIT_FACTOR, max(shown) * _LIMIT_FACTOR)
     decade_ticks(axes.xaxis)
-    decade_ticks(axes.yaxis, text=power_of_ten if tokens else short_number)
+    decade_ticks(axes.yaxis, text=power_of_ten if tokens else "{:g}".format)
 
 
 def draw_exponents(axes: Axes, fits: Mapping[str, SweepFit]) -> None:

@@ -29,7 +29,7 @@ COLUMN_WIDTH = 3.3
 _WIDTHS = (2.5, 20.0)
 _SIDE_BY_SIDE_WIDTH = 5.0
 """Width in inches from which two panels stand side by side."""
-_LINE_HEIGHT = 0.135
+_HELD_OUT_LINE_HEIGHT = 0.135
 """Height in inches of a line of the held-out errors."""
 
 
@@ -121,7 +121,7 @@ def draw_power_laws(figure: Figure, table: pd.DataFrame, fit: SweepFit) -> None:
 
 
 def _draw_held_out_errors(figure: Figure, table: pd.DataFrame, fit: SweepFit) -> None:
-    figure.set_figheight(max(figure.get_figheight(), 1.0 + _LINE_HEIGHT * held_out_lines(fit)))
+    figure.set_figheight(max(figure.get_figheight(), 1.0 + _HELD_OUT_LINE_HEIGHT * held_out_lines(fit)))
     draw_held_out_errors(figure.add_subplot(), table, fit)
 
 

@@ -74,16 +74,12 @@ class SeriesStyle:
 
 
 def series_styles(count: int) -> list[SeriesStyle]:
-    """Return the looks of `count` series in their order, from dark to light."""
+    """Return the looks of `count` series from dark to light, an order that grey print and the colour-blind keep."""
+    colours = mpl.colormaps["viridis"](np.linspace(0.0, _LIGHTEST, max(count, 1)))[:count]
     return [
-        SeriesStyle(colour=colour, marker=_MARKERS[i % len(_MARKERS)], line=_LINES[i % len(_LINES)])
-        for i, colour in enumerate(ordered_colours(count))
+        SeriesStyle(colour=tuple(colour), marker=_MARKERS[i % len(_MARKERS)], line=_LINES[i % len(_LINES)])
+        for i, colour in enumerate(colours)
     ]
-
-
-def ordered_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Return `count` colours from dark to light, in an order that grey print and the colour-blind keep."""
-    return [tuple(colour) for colour in mpl.colormaps["viridis"](np.linspace(0.0, _LIGHTEST, max(count, 1)))][:count]
 
 
 def run_points(

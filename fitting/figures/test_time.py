@@ -18,14 +18,13 @@ from isoloop.fitting.figures.axes import (
     power_of_ten,
     series_handle,
     set_title,
-    short_number,
 )
 from isoloop.fitting.figures.style import BAND, INK, run_points, series_styles
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, test_time_law_data
 
-_CURVE_POINTS = 200
+_SMOOTH_POINTS = 200
 _MANY_LOOPS = 1e9
 
 
@@ -50,7 +49,7 @@ def draw_test_time(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     for model, style in zip(models, series_styles(len(models)), strict=True):
         rows = data["run_id"] == model.run_id
         recurrence, loss = data["recurrence"][rows], data["loss"][rows]
-        smooth = np.geomspace(recurrence.min(), recurrence.max(), _CURVE_POINTS)
+        smooth = np.geomspace(recurrence.min(), recurrence.max(), _SMOOTH_POINTS)
         fitted = model.loss({"recurrence": smooth})
         axes.plot(smooth, fitted, color=style.colour, ls=style.line)
         axes.fill_between(smooth, *_one_loss_band(model, fitted), color=style.colour, alpha=BAND, lw=0)
@@ -85,7 +84,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
         run_points(axes, x, y, run_ids, colour=style.colour, marker=style.marker, size=4)
         handles.append(series_handle(style, f"µ = {mu:g}", line=False))
     # The law with its band.
-    smooth = np.geomspace(loops.min(), loops.max(), _CURVE_POINTS)
+    smooth = np.geomspace(loops.min(), loops.max(), _SMOOTH_POINTS)
     curve = _removable_loss(law, law.vector, data, smooth)
     axes.plot(smooth, curve, color=INK, lw=1.0, zorder=2.5)
     handles.append(mark_handle("unified law", line="-"))
@@ -100,7 +99,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
     top, bottom = float(max(removable.max(), curve.max())), min(0.0, float(removable.min()))
     margin = 0.06 * (top - bottom)
     axes.set_ylim(bottom - margin, top + margin)
-    decade_ticks(axes.xaxis, text=short_number)
+    decade_ticks(axes.xaxis, text="{:g}".format)
     axes.set(xlabel="loops at test time / in training, T/µ (no unit)", ylabel="removable loss (nats per token)")
     place_legend(axes, handles, "mean recurrence (loops)")
     set_title(axes, "Loss that further loops remove", simulated=fit.simulated)

@@ -178,7 +178,7 @@ def _held_out_layout(fit: SweepFit) -> _HeldOutLayout:
     labels, headings, top = {}, {}, 0.0
     for summary in fit.held_out.errors:
         covered = "no intervals" if summary.coverage is None else f"{summary.coverage:.0%} inside 95%"
-        headings[top] = f"{_short(summary.method)}: {summary.mean_absolute_error:.2g}%, {covered}"
+        headings[top] = f"{_short_method(summary.method)}: {summary.mean_absolute_error:.2g}%, {covered}"
         of_method = rows[rows["method"] == summary.method].sort_values("recurrence", kind="stable")
         for (mean_recurrence, _), line in of_method.groupby(["mean_recurrence", "run_id"]):
             labels[top - 0.5] = f"{mean_recurrence:g}"
@@ -204,7 +204,7 @@ def _draw_heading(axes: Axes, y: float, text: str) -> None:
     )
 
 
-def _short(method: str) -> str:
+def _short_method(method: str) -> str:
     return method.replace("mu", "µ").replace("the loss at T = µ", "L(µ)").replace("test-time law", "law")
 
 

@@ -10,10 +10,10 @@ from isoloop.sweeps.cli.options import (
     DEFAULT_LAW,
     DEFAULT_OUT,
     DEFAULT_REFITS,
+    LawOption,
     Out,
     Refits,
     Target,
-    TrainingLaw,
     files_of,
 )
 
@@ -27,7 +27,7 @@ On = Annotated[str, typer.Option(help="Quantity whose residuals are minimised: '
 def fit(
     target: Target,
     out: Out = DEFAULT_OUT,
-    law: TrainingLaw = DEFAULT_LAW,
+    law: LawOption = DEFAULT_LAW,
     hold_out: Annotated[
         bool, typer.Option("--hold-out", help="Fit without the largest budget, and report the error there.")
     ] = False,

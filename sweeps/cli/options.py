@@ -31,7 +31,7 @@ StorageUri = Annotated[
     typer.Option("--storage", help="Folder of the runs if workers can't see --out: s3://, gs://, or a path."),
 ]
 Refits = Annotated[int, typer.Option("--draws", min=20, help="Refits behind each interval.")]
-TrainingLaw = Annotated[
+LawOption = Annotated[
     str, typer.Option("--law", help="The law of the loss after training: a law's name, or module:Class.")
 ]
 DEFAULT_LAW = "training"

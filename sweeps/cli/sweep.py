@@ -14,6 +14,7 @@ from isoloop.sweeps.cli.options import (
     INTERRUPTED,
     RUNS_FAILED,
     Address,
+    LawOption,
     Out,
     Refits,
     RunTarget,
@@ -21,7 +22,6 @@ from isoloop.sweeps.cli.options import (
     StorageUri,
     Sweep,
     TrackingUri,
-    TrainingLaw,
     command_line,
     load_config,
 )
@@ -107,10 +107,10 @@ def tune(
     console = new_console()
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         tuning = prepare_tuning(config, folders, progress)
-    space, wanted = tuning.space, config.tune.trials
+    space, trial_count = tuning.space, config.tune.trials
     size, amount = space.size
     console.print(
-        f"{config.name}: {wanted} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
+        f"{config.name}: {trial_count} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
         f"{tuning.folders.sweep}"
     )
     for line in space.describe():
@@ -122,7 +122,9 @@ def tune(
             result = run_tuning(tuning, sweep, command=command_line(), check=check, address=address, progress=progress)
     except KeyboardInterrupt:
         done, saved = count_trials(tuning)
-        console.print(f"Stopped: {done} of {wanted} trials are done, and {saved} saved their state. Rerun it to go on.")
+        console.print(
+            f"Stopped: {done} of {trial_count} trials are done, and {saved} saved their state. Rerun it to go on."
+        )
         sys.exit(INTERRUPTED)
     console.print()
     for line in [*result.summary(), "", *result.advice(tuning.folders)]:
@@ -199,7 +201,7 @@ def status(
 
 
 def report(
-    target: RunTarget, out: Out = DEFAULT_OUT, law: TrainingLaw = DEFAULT_LAW, draws: Refits = DEFAULT_REFITS
+    target: RunTarget, out: Out = DEFAULT_OUT, law: LawOption = DEFAULT_LAW, draws: Refits = DEFAULT_REFITS
 ) -> None:
     """Fit a sweep's run table again and rewrite its report."""
     from isoloop.fitting import read_table

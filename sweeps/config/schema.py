@@ -38,7 +38,7 @@ SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class Tracking(Config):
-    """Where runs are recorded.
+    """The MLflow store that runs are recorded in.
 
     Args:
         uri: any MLflow tracking URI; by default an sqlite file beside the results.

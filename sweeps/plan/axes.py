@@ -160,14 +160,14 @@ def _varied_paths(sweep: SweepConfig) -> list[str]:
 def _matching_exclusion(exclude: tuple[Mapping[str, Any], ...], cell: Mapping[str, Any]) -> int | None:
     """Return the index of the first exclusion that matches a cell, None if there is none."""
     for index, exclusion in enumerate(exclude):
-        if all(_matches(cell.get(key), wanted) for key, wanted in exclusion.items()):
+        if all(_matches(cell.get(key), allowed) for key, allowed in exclusion.items()):
             return index
     return None
 
 
-def _matches(value: Any, wanted: Any) -> bool:
-    is_choice = isinstance(wanted, list | tuple) and not isinstance(value, list | tuple)
-    return value in wanted if is_choice else value == wanted
+def _matches(value: Any, allowed: Any) -> bool:
+    is_choice = isinstance(allowed, list | tuple) and not isinstance(value, list | tuple)
+    return value in allowed if is_choice else value == allowed
 
 
 class _SettingVariants:

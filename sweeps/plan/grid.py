@@ -241,19 +241,8 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
 def _spec(sweep: SweepConfig, point: Point, recurrence: RecurrenceConfig, fingerprint: str, steps: int) -> RunSpec:
     settings = point.settings
     try:
-        return RunSpec(
-            model=settings.model,
-            recurrence=recurrence,
-            data=settings.data,
-            data_fingerprint=fingerprint,
-            optimizer=settings.optimizer,
-            schedule=settings.schedule,
-            evaluation=settings.evaluation,
-            batch=settings.batch,
-            steps=steps,
-            precision=settings.precision,
-            seed=settings.seed,
-        )
+        inherited = {name: value for name, value in settings if name not in ("depth", "resources")}
+        return RunSpec(recurrence=recurrence, data_fingerprint=fingerprint, steps=steps, **inherited)
     except ValidationError as error:
         raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
 
@@ -345,7 +334,7 @@ def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
         "accounting": plan.sweep.accounting,
         "seed": cell.spec.seed,
         "mean_recurrence": cell.mean_recurrence,
-        **architecture_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+        **model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
     }
     columns |= {name: value for name, value in cell.axes.items() if name not in columns}
     if len(plan.groups) > 1:
@@ -353,7 +342,7 @@ def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     return columns if cell.budget is None else {**columns, "budget": cell.budget}
 
 
-def architecture_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
+def model_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
     """Return the columns of the run table that describe a model and its cost per token."""
     parameters, loops = count_parameters(model), _loop_cost(model, accounting)
     return {

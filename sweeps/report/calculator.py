@@ -14,8 +14,8 @@ MULTIPLES = (1, 2, 10, 100)
 _RANGE = (0.1, 1000.0)
 """Ends of the table: the smallest fitted compute times the first, the largest times the second."""
 _FIRST_BUDGETS = 17
-_TOLERANCES = {"loss": 1e-4, "mean_recurrence": 0.02, "mean_recurrence_interval": 0.05}
-"""Errors of interpolation, as shares, above which a budget is added between two."""
+_TOLERANCES = {"loss": 3e-4, "mean_recurrence": 0.02, "mean_recurrence_interval": 0.05}
+"""Relative errors half-way between two budgets above which more are added; with the middle one, a quarter remains."""
 _SHORTEST_STEP = 1.03
 """Ratio of neighbouring budgets below which none is added: there the best mean recurrence jumps."""
 _FIELDS = ("mean_recurrence", "mean_recurrence_interval", "tokens", "tokens_interval", "loss", "loss_interval")
@@ -35,7 +35,9 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
     """
     if fit is None or (fit.training is None and not named_power_laws(fit)):
         return None
-    answers = _answers(fit)
+    # A power law with a wide interval may leave the range of floating-point numbers.
+    with np.errstate(over="ignore", divide="ignore"):
+        answers = _answers(fit)
     budgets, rows = list(answers), list(answers.values())
     return {
         "fitted": fit.fitted.flops,
@@ -92,7 +94,7 @@ def _methods(fit: SweepFit, flops: float) -> list[Row]:
     else:
         prediction = predict(fit, flops=flops)
         values = {field: getattr(prediction, field) for field in _FIELDS}
-        rows.insert(0, values | {"name": "training law", "notes": list(prediction.notes)})
+        rows.insert(0, values | {"name": f"{fit.training.form.name} law", "notes": list(prediction.notes)})
     # A note is shown for budgets about this one, so its multiple is approximate.
     rows[0]["notes"] = [f"about {note}" if note[0].isdigit() else note for note in rows[0]["notes"]]
     return rows
@@ -138,4 +140,5 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
 
 
 def _column(values: list[Any]) -> list[Any] | None:
-    return None if values[0] is None else values
+    """Return a column with values that JSON and logarithms can hold, or None if it has none."""
+    return None if values[0] is None else np.clip(np.nan_to_num(values), 1e-300, 1e300).tolist()

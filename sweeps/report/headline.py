@@ -12,22 +12,22 @@ def headline(results: SweepResults) -> list[str]:
     fit, hold_out = results.fit, results.hold_out
     if fit is None:
         return [f"Not fitted: {results.why_no_fit}."]
-    sentences = _power_laws(fit)
+    sentences = _power_law_sentences(fit)
     if fit.training is not None:
         law = fit.training.form
         values = (f"{one.name} = {_spanned(one.value, one.interval, '.4g')}" for one in fit.training.parameters)
         sentences += [
-            _best_model(fit),
+            _best_model_sentence(fit),
             f"{law.name.capitalize()} law {law.formula.replace('mu', 'µ')}: {', '.join(values)}.",
         ]
     if hold_out is not None and hold_out.held_out is not None:
-        sentences.append(_held_out(hold_out.held_out))
+        sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
-    return [*sentences, _source_of_intervals(fit)]
+    return [*sentences, _interval_sentence(fit)]
 
 
-def _power_laws(fit: SweepFit) -> list[str]:
+def _power_law_sentences(fit: SweepFit) -> list[str]:
     if fit.isoflop is None or not fit.isoflop.mean_recurrence_law or not fit.isoflop.tokens_law:
         reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
         return [f"The minima of the isoFLOP curves give no exponents: {reason}."]
@@ -51,7 +51,7 @@ def _power_laws(fit: SweepFit) -> list[str]:
     return sentences
 
 
-def _best_model(fit: SweepFit) -> str:
+def _best_model_sentence(fit: SweepFit) -> str:
     best = predict(fit, flops=HEADLINE_MULTIPLE * fit.fitted.flops[1])
     return (
         f"At {best.flops:.3g} FLOPs, the training law's best model has a mean recurrence of "
@@ -61,7 +61,7 @@ def _best_model(fit: SweepFit) -> str:
     )
 
 
-def _held_out(held: HeldOut) -> str:
+def _held_out_sentence(held: HeldOut) -> str:
     errors = "; ".join(f"{error.mean_absolute_error:.2g}% ({error.method})" for error in held.errors)
     return (
         f"Without the runs at the largest {held.column} ({held.value:.3g}, {held.times_beyond:.3g} times beyond the "
@@ -69,7 +69,7 @@ def _held_out(held: HeldOut) -> str:
     )
 
 
-def _source_of_intervals(fit: SweepFit) -> str:
+def _interval_sentence(fit: SweepFit) -> str:
     sources = []
     power = fit.isoflop.mean_recurrence_law if fit.isoflop is not None else None
     if fit.isoflop is not None and power is not None and power.interval is not None:

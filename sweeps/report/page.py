@@ -87,8 +87,8 @@ def write_report(
         predictions=predictions,
         predictions_json=None if predictions is None else htmlsafe_json_dumps(predictions, dumps=_compact_json),
         multiples=MULTIPLES,
-        first_budget=None if fit is None else _short(HEADLINE_MULTIPLE * fit.fitted.flops[1]),
-        largest=None if fit is None else _short(fit.fitted.flops[1]),
+        first_budget=None if fit is None else _budget_text(HEADLINE_MULTIPLE * fit.fitted.flops[1]),
+        largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),
         groups=_groups(folders, results),
@@ -114,7 +114,7 @@ def _compact_json(data: Any, **options: Any) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":"), **options)
 
 
-def _short(flops: float) -> str:
+def _budget_text(flops: float) -> str:
     return f"{flops:.3g}".replace("e+", "e")
 
 

@@ -17,7 +17,6 @@ from isoloop.fitting.figures.axes import mark_handle
 from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollars, save_figure, series_styles
 from isoloop.sweeps.stability.study import LoggedCurve, StabilityRun, StabilityStudy
 
-NAME = "stability"
 _RADIUS_LIMITS, _NORM_LIMITS = (0.1, 100.0), (0.1, 1e10)
 _END_MARKS: dict[str, dict[str, Any]] = {
     "diverges": {"marker": "x", "ms": 7, "mew": 1.8},
@@ -32,7 +31,7 @@ def save_stability(study: StabilityStudy, folder: str | Path) -> tuple[Path, ...
         figure = Figure(figsize=(1.9 * len(study.variants) + 1.3, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         draw_stability(figure, study)
-        return save_figure(figure, folder, NAME)
+        return save_figure(figure, folder, "stability")
 
 
 def draw_stability(figure: Figure, study: StabilityStudy) -> None:

@@ -136,17 +136,17 @@ class SearchSpace:
             return skipped[0].reason
         (cell,) = cells
         plain = str | int | float | bool
-        shown = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}
-        return replace(cell, axes={**(labels or {}), **shown})
+        axes = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}
+        return replace(cell, axes={**(labels or {}), **axes})
 
     def describe(self) -> list[str]:
         """Return a line for each dimension and for each choice that was left out."""
         lines = []
         for path, dimension in self.dimensions.items():
             if isinstance(dimension, Range):
-                how = ", log-uniform" if dimension.log else ""
-                how += f", in steps of {dimension.step:g}" if dimension.step is not None else ""
-                lines.append(f"{path} from {dimension.low:g} to {dimension.high:g}{how}")
+                spacing = ", log-uniform" if dimension.log else ""
+                spacing += f", in steps of {dimension.step:g}" if dimension.step is not None else ""
+                lines.append(f"{path} from {dimension.low:g} to {dimension.high:g}{spacing}")
             else:
                 lines.append(f"{path} from {', '.join(map(str, dimension))}")
         return [*lines, *(f"left out: {note}" for note in self.notes)]
@@ -225,8 +225,8 @@ def make_search_space(
     # Check that both ends of each range can be run, and keep the choices that can.
     dimensions: dict[str, Dimension] = {}
     notes: list[str] = []
-    wanted = _default_dimensions(settings, fixed) if sweep.tune.space is None else sweep.tune.space
-    for path, dimension in wanted.items():
+    requested = _default_dimensions(settings, fixed) if sweep.tune.space is None else sweep.tune.space
+    for path, dimension in requested.items():
         _check_path(path, fixed)
         if isinstance(dimension, Range):
             for end in (dimension.low, dimension.high):

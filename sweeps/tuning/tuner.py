@@ -63,13 +63,13 @@ class Tuner:
     ) -> None:
         self.study, self._engine, self.folders, self.recorder = study, engine, folders, recorder
         self.progress = progress or Progress()
-        wanted = study.tune.trials
+        trial_count = study.tune.trials
         nodes = [] if engine is None else engine.cluster.nodes()
-        self.parallel = study.tune.parallel or default_parallel(study.space, nodes, wanted)
+        self.parallel = study.tune.parallel or default_parallel(study.space, nodes, trial_count)
         self.trials = {trial.number: trial for trial in study.trials()}
         outcomes = [trial.outcome for trial in self.trials.values()]
-        self.limit = wanted + outcomes.count("failed")
-        self.total_runs = wanted + check_runs
+        self.limit = trial_count + outcomes.count("failed")
+        self.total_runs = trial_count + check_runs
         self.done = len(outcomes) - outcomes.count("running") - outcomes.count("failed")
         self.running: dict[str, tuple[Proposal, Cell]] = {}  # by run id
         self.unfinished = study.unfinished()
@@ -172,7 +172,7 @@ class Tuner:
             self.engine.add([cell])
 
     def _check_running(self) -> None:
-        """Every `CHECK_SECONDS`, report the validations of running trials, and stop those to prune."""
+        """Report the validations of running trials every `CHECK_SECONDS`, and stop those to prune."""
         if time.monotonic() - self.last_check < CHECK_SECONDS:
             return
         self.last_check = time.monotonic()
@@ -240,9 +240,9 @@ class Tuner:
 def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
     """Return whether nothing is left to run: there are enough trials, and the check's runs if it is wanted."""
     trials = study.trials()
-    wanted = min(study.tune.trials, study.space.combinations or study.tune.trials)
+    needed = min(study.tune.trials, study.space.combinations or study.tune.trials)
     outcomes = [trial.outcome for trial in trials]
-    if "running" in outcomes or len(trials) - outcomes.count("failed") < wanted:
+    if "running" in outcomes or len(trials) - outcomes.count("failed") < needed:
         return False
     best = finished_trials(trials)
     cells = [run.cell for run in runs_to_check(study.space, best[0])] if check and best else []
