@@ -92,8 +92,8 @@ class Case:
     def measured_beyond(self, number: int) -> float:
         """Return the loss of one run at the true optimum one budget beyond, as noisy as the sweep's runs (nats)."""
         rng = np.random.default_rng([self.seed(number), _DRAW_BEYOND])
-        luck = self.run_noise * rng.standard_normal() + self._outlying(rng, 1)[0]
-        return float(self.optimum.loss * np.exp(luck))
+        noise = self.run_noise * rng.standard_normal() + self._outlying(rng, 1)[0]
+        return float(self.optimum.loss * np.exp(noise))
 
     def _outlying(self, rng: np.random.Generator, runs: int) -> np.ndarray:
         """Return what is added to the noise (runs,) so that an outlier's is ten times as large."""

@@ -33,7 +33,7 @@ def progress_bar(
 ) -> "Iterator[Progress]":
     """Show a bar with the time left, from the first report on, and a line for each event.
 
-    Where the output is no terminal, as in the log of a batch job, print a line a minute and at the end instead.
+    Where the output is no terminal, as in the log of a batch job, print a line a minute and the last one instead.
 
     Args:
         console: the terminal or the log.
@@ -42,10 +42,12 @@ def progress_bar(
         transient: remove the bar at the end.
     """
     if not console.is_terminal:
-        log = _LoggedProgress(console, prefix)
-        yield log
-        if not transient:
-            log.print_last()
+        logged = _LoggedProgress(console, prefix)
+        try:
+            yield logged
+        finally:
+            if not transient and logged.text:
+                logged.event(logged.text)
         return
     from rich import progress as rich_progress
 
@@ -94,20 +96,13 @@ class _LoggedProgress(Progress):
     """A line a minute, and one for each event."""
 
     def __init__(self, console: "Console", prefix: str) -> None:
-        self.console, self.prefix, self.last_line = console, prefix, time.monotonic()
-        self.unprinted: str | None = None
+        self.console, self.prefix, self.last_line, self.text = console, prefix, time.monotonic(), ""
 
     def update(self, label: str, done: float, total: float) -> None:
-        self.unprinted = f"{self.prefix}{label}" + (f", {done / total:.0%}" if total else "")
+        self.text = f"{self.prefix}{label}" + (f", {done / total:.0%}" if total else "")
         if time.monotonic() - self.last_line >= LOG_SECONDS or not total:
             self.last_line = time.monotonic()
-            self.print_last()
-
-    def print_last(self) -> None:
-        """Print the last report, unless it was printed before."""
-        if self.unprinted is not None:
-            self.console.print(self.unprinted, markup=False)
-        self.unprinted = None
+            self.event(self.text)
 
     def event(self, line: str) -> None:
         self.console.print(line, markup=False)

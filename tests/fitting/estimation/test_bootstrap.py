@@ -159,7 +159,7 @@ def test_a_parameter_of_which_the_losses_say_nothing_has_no_limits():
 
 
 def test_an_unknown_parameter_is_refused(sweeps):
-    with pytest.raises(ValueError, match="is one of E, X, Y, x, y, but got 'Q'"):
+    with pytest.raises(ValueError, match="must be one of E, X, Y, x, y for the training law, but got 'Q'"):
         profile(*sweeps[0], "Q")
 
 
