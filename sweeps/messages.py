@@ -1,6 +1,7 @@
 """Messages for people: errors in one line, and rows of text in aligned columns."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +30,12 @@ def broken_rule(problem: Mapping[str, Any]) -> str:
     value = problem["input"]
     got = "" if isinstance(value, dict) or problem["type"] == "value_error" else f", but got {value!r}"
     return f"{place}: {message[:1].lower()}{message[1:]}{got}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a question with the known name that is closest to `name`, or `otherwise` if none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else otherwise
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:

@@ -33,7 +33,7 @@ def progress_bar(
 ) -> "Iterator[Progress]":
     """Show a bar with the time left, from the first report on, and a line for each event.
 
-    Where the output is no terminal, as in the log of a batch job, print a line a minute instead of the bar.
+    Where the output is no terminal, as in the log of a batch job, print a line a minute and the last one instead.
 
     Args:
         console: the terminal or the log.
@@ -42,7 +42,12 @@ def progress_bar(
         transient: remove the bar at the end.
     """
     if not console.is_terminal:
-        yield _LoggedProgress(console, prefix)
+        logged = _LoggedProgress(console, prefix)
+        try:
+            yield logged
+        finally:
+            if not transient and logged.text:
+                logged.event(logged.text)
         return
     from rich import progress as rich_progress
 
@@ -91,12 +96,13 @@ class _LoggedProgress(Progress):
     """A line a minute, and one for each event."""
 
     def __init__(self, console: "Console", prefix: str) -> None:
-        self.console, self.prefix, self.last_line = console, prefix, time.monotonic()
+        self.console, self.prefix, self.last_line, self.text = console, prefix, time.monotonic(), ""
 
     def update(self, label: str, done: float, total: float) -> None:
+        self.text = f"{self.prefix}{label}" + (f", {done / total:.0%}" if total else "")
         if time.monotonic() - self.last_line >= LOG_SECONDS or not total:
             self.last_line = time.monotonic()
-            self.console.print(f"{self.prefix}{label}" + (f", {done / total:.0%}" if total else ""), markup=False)
+            self.event(self.text)
 
     def event(self, line: str) -> None:
         self.console.print(line, markup=False)

@@ -1,6 +1,5 @@
 """Sweep configurations from YAML: presets, files, `extends`, overrides, and errors that say what to do."""
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
@@ -11,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.messages import broken_rule
+from isoloop.sweeps.messages import broken_rule, did_you_mean
 from isoloop.trainer.config import SHAPE_FIELDS, Config, ModelConfig
 
 _SECTION_LIKE_MAPPINGS = ("axes.", "tune.space.")  # their keys are paths of settings, with dots
@@ -31,8 +30,7 @@ def preset_text(name: str) -> str:
     """
     names = preset_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"presets are {', '.join(names)}"
+        hint = did_you_mean(name, names, f"presets are {', '.join(names)}")
         raise ValueError(f"a sweep must be a preset or a .yaml file that exists, but got '{name}'; {hint}")
     return (_preset_folder() / f"{name}.yaml").read_text()
 
@@ -177,8 +175,7 @@ def _describe(problem: Any) -> str:
         return broken_rule(problem)
     *sections, key = problem["loc"]
     keys = _keys_of(sections)
-    close = difflib.get_close_matches(str(key), keys, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(keys)}"
+    hint = did_you_mean(str(key), keys, f"known keys: {', '.join(keys)}")
     return f"{'.'.join(map(str, problem['loc']))}: must be a known key; {hint}"
 
 

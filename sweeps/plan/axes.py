@@ -1,6 +1,5 @@
 """Expansion of a sweep's grid: the product of its axes and its single points, without what it excludes."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
-from isoloop.sweeps.messages import broken_rules
+from isoloop.sweeps.messages import broken_rules, did_you_mean
 from isoloop.trainer.config import SHAPE_FIELDS, SIZES, Config, ModelConfig
 
 BUDGET, TOKENS, MEAN_RECURRENCE = GRID_KEYS = ("budget", "tokens", "mean_recurrence")
@@ -294,7 +293,5 @@ def _check_named_entry(axis: str, entry: Any) -> str:
 
 
 def _suggestion(path: str) -> str:
-    close = difflib.get_close_matches(path, sorted(setting_paths()), n=1)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return "name it as in the configuration, for example optimizer.learning_rate"
+    example = "name it as in the configuration, for example optimizer.learning_rate"
+    return did_you_mean(path, setting_paths(), otherwise=example)

@@ -37,20 +37,9 @@ INJECTION = "model.injection"
 _START_SHARE = 0.1  # of the steps, in which a rising loss is no spike
 _CRITICAL_RADIUS = 1.0
 # Columns of the stored table and the attributes of a run, in their order; loss_T<T> follow `loss`.
-RUN_COLUMNS = {
-    "variant": "variant",
-    LEARNING_RATE: "learning_rate",
-    "seed": "seed",
-    "run_id": "run_id",
-    "outcome": "outcome",
-    "reason": "reason",
-    "steps": "steps",
-    "loss": "loss",
-    "spectral_radius": "spectral_radius",
-    "greatest_spectral_radius": "max_spectral_radius",
-    "state_norm_growth": "norm_growth",
-    "spike": "spike",
-}
+RUN_COLUMNS = {"variant": "variant", LEARNING_RATE: "learning_rate"}
+RUN_COLUMNS |= {name: name for name in ("seed", "run_id", "outcome", "reason", "steps", "loss", "spectral_radius")}
+RUN_COLUMNS |= {"greatest_spectral_radius": "max_spectral_radius", "state_norm_growth": "norm_growth", "spike": "spike"}
 
 
 @dataclass(frozen=True, kw_only=True)

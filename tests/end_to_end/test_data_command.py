@@ -35,7 +35,7 @@ def test_prepare_then_run(sweep_file, tmp_path, new_database):
     assert corpus.parent.name in said
     assert f"{json.loads(corpus.read_text())['train_tokens']:,} tokens" in said
     written = corpus.stat().st_mtime_ns
-    assert "was there already" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
+    assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
     assert "1 runs, 0 done" in isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
     new_database(tmp_path / "isoloop-out" / "mlflow.db")
     ran = isoloop_process("run", "sweep.yaml", cwd=tmp_path)
@@ -49,7 +49,7 @@ def test_prepare_then_run(sweep_file, tmp_path, new_database):
 def test_plan_prepares_what_is_not_there(sweep_file, tmp_path):
     said = isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
     assert "1 runs, 0 done" in said
-    assert "was there already" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
+    assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(

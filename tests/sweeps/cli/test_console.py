@@ -25,7 +25,7 @@ def test_the_bar_shows_how_far_it_is():
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch):
     log = io.StringIO()
-    with progress_bar(Console(file=log, width=120)) as progress:
+    with progress_bar(Console(file=log, width=120), transient=True) as progress:
         progress.update("tokenising a.parquet", 30, 120)
         assert log.getvalue() == ""
         monkeypatch.setattr("isoloop.sweeps.cli.console.LOG_SECONDS", 0.0)
@@ -34,6 +34,10 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
         progress.update("tokenising a.parquet", 61, 120)
         progress.update("waiting for another", 0, 0)
     assert log.getvalue() == "tokenising a.parquet, 50%\nwaiting for another\n"
+    with progress_bar(Console(file=log, width=120)) as progress:
+        progress.update("runs 1/4", 1, 4)
+        progress.update("runs 4/4", 4, 4)
+    assert log.getvalue().endswith("waiting for another\nruns 4/4, 100%\n")
 
 
 def test_nothing_is_shown_where_nothing_is_done():
