@@ -1,1 +1,1 @@
-"""Ratios, measured side by side in one process. `python -m benchmarks` runs them."""
+"""Benchmarks of the trainer, as ratios measured side by side in one process; run by `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run what this machine can, and write it into benchmarks/RESULTS.md with the date."""
+"""`python -m benchmarks`: run the benchmarks that this machine can, and write benchmarks/RESULTS.md."""
 
 import datetime
 import os
@@ -8,25 +8,24 @@ import torch
 
 from benchmarks import evaluation, head, leaving_the_batch, training_speed
 from benchmarks.measure import Row, machine
+from benchmarks.results import table
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
-    lines = ["| what | result | wanted |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {row.name} | {row.result} | {row.wanted} |" for row in rows)])
+HEADER = ("what", "result", "wanted")
 
 
 def main() -> None:
-    """Run all and write the table."""
+    """Run all benchmarks and write their table."""
     torch.set_num_threads(os.cpu_count() or 1)
     rows: list[Row] = []
     for benchmark in (leaving_the_batch, head, evaluation, training_speed):
-        rows += (found := benchmark.run())
-        print(table(found), flush=True)
+        measured = benchmark.run()
+        print(table(HEADER, [(row.name, row.result, row.wanted) for row in measured]), flush=True)
+        rows += measured
     text = f"# Measured {datetime.date.today().isoformat()}\n\n{machine()}. Made by `python -m benchmarks`.\n\n"
-    RESULTS.write_text(text + table(rows) + "\n")
+    RESULTS.write_text(text + table(HEADER, [(row.name, row.result, row.wanted) for row in rows]))
     print(f"written to {RESULTS}")
 
 

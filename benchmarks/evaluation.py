@@ -1,4 +1,4 @@
-"""Loss at T = 1..24 in one pass over the loops, against a pass for each T."""
+"""Benchmark of the loss at T = 1..24: one pass over the loops, against a pass for each T."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ RECURRENCES = range(1, 25)
 
 
 def run() -> list[Row]:
-    """One batch of 16 sequences."""
+    """Measure one batch of 16 sequences."""
     config = ModelConfig(width=128, heads=1, prelude_layers=2, core_layers=2, coda_layers=2, context=64)
     model = Parcae(config)
     model.initialise(0)

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against all logits at once: time and peak memory of the loss, forward and backward."""
+"""Benchmark of the chunked cross-entropy against all logits at once: time and peak memory, forward and backward."""
 
 import torch
 from torch import Tensor
@@ -11,27 +11,27 @@ VOCABULARY = 32_768
 
 
 def plain(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The usual way: all logits, then torch's own loss."""
+    """Compute all logits, then torch's own loss."""
     return F.cross_entropy(F.linear(x, weight).float(), targets)
 
 
 def run() -> list[Row]:
-    """The loss alone: final states [tokens, width] to gradients of states and head."""
-    where = device()
-    tokens, width, pairs = (32_768, 768, 15) if where == "cuda" else (4096, 512, 7)
+    """Measure the loss alone: from final states [tokens, width] to the gradients of states and head."""
+    place = device()
+    tokens, width, pairs = (32_768, 768, 15) if place == "cuda" else (4096, 512, 7)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, width, generator=generator).to(where).requires_grad_()
-    weight = (0.02 * torch.randn(VOCABULARY, width, generator=generator)).to(where).requires_grad_()
-    targets = torch.randint(0, VOCABULARY, (tokens,), generator=generator).to(where)
+    x = torch.randn(tokens, width, generator=generator).to(place).requires_grad_()
+    weight = (0.02 * torch.randn(VOCABULARY, width, generator=generator)).to(place).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (tokens,), generator=generator).to(place)
 
     def use(loss_of: object, _: int = 0) -> None:
-        with torch.autocast(where, dtype=torch.bfloat16, enabled=where == "cuda"):
+        with torch.autocast(place, dtype=torch.bfloat16, enabled=place == "cuda"):
             loss = loss_of(x, weight, targets)  # type: ignore[operator]
         loss.backward()
         x.grad = weight.grad = None
 
     ratio = side_by_side(lambda n: use(mean_cross_entropy, n), lambda n: use(plain, n), pairs=pairs)
-    whole, chunked = (peak_bytes(lambda way=way: use(way)) for way in (plain, mean_cross_entropy))
+    whole, chunked = (peak_bytes(lambda loss=loss: use(loss)) for loss in (plain, mean_cross_entropy))
     shape = f"{tokens} tokens, width {width}, vocabulary {VOCABULARY}"
     return [
         Row(name=f"chunked / plain loss, time; {shape}", result=str(ratio), wanted="at most 1.10x"),

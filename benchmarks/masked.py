@@ -1,4 +1,4 @@
-"""The published code's way: every sequence of a batch runs as long as the longest one, and masks keep what is done."""
+"""Loss as the published code computes it: all sequences of a batch run as long as the longest, with masks."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from isoloop.trainer.model.parcae import Parcae
 def masked_loss(
     model: Parcae, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor
 ) -> Tensor:
-    """The same loss as `model.loss(...).nats`, all sequences running max(T_i) loops, all logits at once."""
+    """Compute the loss `model.loss(...).nats` with max(T_i) loops for all sequences, and all logits at once."""
     with_gradient = loops.clamp(max=gradient_loops)
     drive, values = model._before_loop(tokens)
     h = h0

@@ -1,4 +1,4 @@
-"""RESULTS.md, section by section: each command writes its own and leaves the others as they are."""
+"""Files of results: each command writes a section of its own and leaves the others unchanged."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A file of results: its head, the title of each command's section in their order, and the module they are of."""
+    """A file of results: title and introduction, the title of each command's section in order, and their module."""
 
     title: str
-    said: str
+    introduction: str
     sections: Mapping[str, str]
     module: str
 
     def write(self, path: Path, command: str, body: str, machine: str) -> None:
-        """Put `body` in the place of the section of `command`, dated and with the machine that it was made on."""
-        found = _sections(path.read_text() if path.is_file() else "")
+        """Write `body` as the section of `command`, with the date and the machine."""
+        bodies = _sections(path.read_text() if path.is_file() else "")
         made = f"Measured {datetime.date.today().isoformat()} on {machine}, by `python -m {self.module} {command}`."
-        found[self.sections[command]] = f"{made}\n\n{body.strip()}\n"
-        parts = [f"## {title}\n\n{found[title]}" for title in self.sections.values() if title in found]
-        path.write_text("\n".join([f"{self.title}\n\n{self.said}\n", *parts]))
+        bodies[self.sections[command]] = f"{made}\n\n{body.strip()}\n"
+        parts = [f"## {title}\n\n{bodies[title]}" for title in self.sections.values() if title in bodies]
+        path.write_text("\n".join([f"{self.title}\n\n{self.introduction}\n", *parts]))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (header, ["---"] * len(header), *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def processor() -> str:
-    """The cores that the numbers were made on."""
+    """Describe the processor and its cores."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
     model = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -44,6 +44,6 @@ def processor() -> str:
 
 
 def _sections(text: str) -> dict[str, str]:
-    """Bodies of the sections by title."""
+    """Return the bodies of the sections by title."""
     parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)[1:]
     return {title: body.strip() + "\n" for title, body in zip(parts[::2], parts[1::2], strict=True)}

@@ -1,4 +1,4 @@
-"""Training steps: compiled against not, recomputed loops against kept ones; on a GPU tokens per second and utilisation.
+"""Benchmarks of training steps: compiled or not, loops recomputed or kept; on a GPU, tokens per second.
 
 `python -m benchmarks.training_speed` alone measures the published sizes on a GPU: 140m and 370m, µ = 1 and 8, bfloat16.
 """
@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 
 from benchmarks.measure import Row, device, machine, peak_bytes, side_by_side
 from isoloop.trainer.accounting import loop_cost
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
 from isoloop.trainer.model.build import build_model, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.optim import make_optimizers
 from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.telemetry import matrix_rate
@@ -26,28 +25,28 @@ STEPS = 30
 
 
 class Trial:
-    """A model and what a training step of it needs."""
+    """A model with its optimizers, to run single training steps."""
 
     def __init__(
         self, config: ModelConfig, mean: int, *, compiled: bool = False, recompute_loops: bool = False
     ) -> None:
-        self.config, self.recurrence, self.where = config, RecurrenceConfig(mean=mean), device()
+        self.config, self.recurrence, self.device = config, RecurrenceConfig(mean=mean), device()
         self.model: LanguageModel = build_model(config, recompute_loops=recompute_loops)
         self.model.initialise(0)
-        self.model.to(self.where)
+        self.model.to(self.device)
         self.optimizers: list[Optimizer] = make_optimizers(self.model, OptimizerConfig(learning_rate=1e-5))
         if compiled:
             compile_blocks(self.model)
 
     def step(self, number: int, sequences: int = SEQUENCES) -> tuple[float, float]:
-        """One step on random tokens; returns mean loops, forward and with gradient."""
+        """Run one step on random tokens; return mean loops, forward and with gradient."""
         loops = sample_recurrences(self.recurrence, batch=sequences, seed=1, step=number, steps=STEPS)
         generator = torch.Generator().manual_seed(number)
         shape = sequences, self.config.context + 1
-        windows = torch.randint(0, self.config.vocabulary, shape, generator=generator).to(self.where)
+        windows = torch.randint(0, self.config.vocabulary, shape, generator=generator).to(self.device)
         depth = self.recurrence.gradient_loops
         h0 = self.model.initial_state(range(sequences), self.config.context)
-        with torch.autocast(self.where, dtype=torch.bfloat16, enabled=self.where == "cuda"):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda"):
             loss = self.model.loss(windows[:, :-1], windows[:, 1:], torch.from_numpy(loops), depth, h0)
         loss.nats.backward()
         for optimizer in self.optimizers:
@@ -57,10 +56,10 @@ class Trial:
 
 
 def run() -> list[Row]:
-    """Ratios at a small size, wherever it runs."""
+    """Measure ratios at a small size, on any machine."""
     config = SIZES["140m"].model_copy(update={"context": 1024}) if device() == "cuda" else SMALL
     plain, compiled = Trial(config, 8), Trial(config, 8, compiled=True)
-    for number in range(8):  # batches of many sizes: every graph there will be is made here
+    for number in range(8):  # batches of many sizes, so that all graphs are compiled before the measurement
         compiled.step(number, sequences=SEQUENCES if number % 2 else 3)
     ratio = side_by_side(plain.step, compiled.step, pairs=9)
     recomputing = Trial(config, 8, recompute_loops=True)
@@ -78,17 +77,17 @@ def run() -> list[Row]:
 
 
 def speed(size: str, mean: int, *, compiled: bool, sequences: int) -> dict[str, object]:
-    """Tokens per second and utilisation of `size` on this GPU, in bfloat16, over `STEPS` steps."""
+    """Measure tokens per second and utilisation of `size` on this GPU, in bfloat16, over `STEPS` steps."""
     config = SIZES[size]
     trial = Trial(config, mean, compiled=compiled)
     for number in range(STEPS):
         trial.step(number, sequences)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
+    start = time.perf_counter()
     loops = [trial.step(number, sequences) for number in range(STEPS)]
     torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     forward, backward = (sum(pair[i] for pair in loops) / STEPS for i in range(2))
     tokens = STEPS * sequences * config.context
     flops = tokens * loop_cost(config, "exact").flops_per_token(forward, backward)
@@ -111,14 +110,14 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32, help="sequences of one step")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("this table needs a GPU that torch can use; `python -m benchmarks` runs what a CPU can")
+        raise SystemExit("this table needs a GPU, but torch finds none; run `python -m benchmarks` for a CPU")
     rate = matrix_rate("cuda", torch.bfloat16)
     print(f"{machine()}; measured bf16 matrix rate {rate / 1e12:.0f} TFLOP/s")
     for i, (size, mean, compiled) in enumerate(itertools.product(options.sizes, (1, 8), (False, True))):
-        found = speed(size, mean, compiled=compiled, sequences=options.sequences)
+        row = speed(size, mean, compiled=compiled, sequences=options.sequences)
         if i == 0:
-            print("| " + " | ".join(found) + " |\n" + "| --- " * len(found) + "|")
-        print("| " + " | ".join(map(str, found.values())) + " |", flush=True)
+            print("| " + " | ".join(row) + " |\n" + "| --- " * len(row) + "|")
+        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a token costs at any mean recurrence, read off the runs of one architecture."""
+"""FLOPs per token as a function of the mean recurrence, from the runs of one architecture, or of the parameters."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PER_ARCHITECTURE = (
 class CostModel:
     """FLOPs per token and effective parameters of one architecture, as functions of the mean recurrence mu.
 
-    FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences that ran (the nodes), f and b
-    are the loops that ran, so the cost there is exact under whatever sampling of depths and whatever
-    accounting. Between nodes f - mu and b are linear; beyond them f - mu stays as at the nearest node, and b
-    has the slope 1/2 of a backprop depth mu / 2.
+    FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences of the runs (the nodes), f and b are
+    the loops that were run, so the cost is exact there under any sampling of depths and any accounting. Between nodes,
+    f - mu and b are interpolated linearly. Beyond them, f - mu is that of the nearest node, and b grows with the slope
+    1/2 of a backprop depth mu / 2.
     """
 
     flops_per_token_fixed: float
@@ -47,25 +47,25 @@ class CostModel:
                 f"{len(nodes)} recurrences, {len(self.forward_loops)} forward and "
                 f"{len(self.backward_loops)} backward; give one of each for every recurrence"
             )
-        if nodes[0] <= 0 or any(later <= before for before, later in pairwise(nodes)):
-            raise ValueError(f"mean recurrences must be positive and grow, but got {nodes}; sort them")
+        if nodes[0] <= 0 or any(second <= first for first, second in pairwise(nodes)):
+            raise ValueError(f"mean recurrences must be positive and increasing, but got {nodes}; sort them")
 
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> CostModel:
-        """The cost model of a checked run table.
+        """Return the cost model of a checked run table.
 
-        Raises ValueError if its runs have different architectures, or backprop depths at one recurrence.
+        Raises ValueError if its runs differ in architecture, or in backprop depth at one mean recurrence.
         """
         for name in _PER_ARCHITECTURE:
             low, high = float(table[name].min()), float(table[name].max())
             if high > low * (1 + 1e-9):
                 raise ValueError(
-                    f"a fit takes one architecture, but `{name}` ranges from {low:.10g} to {high:.10g}; "
+                    f"a fit takes the runs of one architecture, but `{name}` ranges from {low:.10g} to {high:.10g}; "
                     "filter the table to the runs of one architecture"
                 )
         ran = table[table["forward_loops"].notna() & table["backward_loops"].notna()]
         if ran.empty:
-            raise ValueError("a cost model needs a run that ran, but all loop counts are missing; finish a run first")
+            raise ValueError("a cost model needs loop counts, but those of all runs are missing; finish a run first")
         for mean_recurrence, runs in ran.groupby("mean_recurrence"):
             depths = sorted(set(runs["backprop_depth"]))
             if len(depths) > 1:
@@ -83,7 +83,7 @@ class CostModel:
         )
 
     def loops(self, mean_recurrence: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Mean loops per token (forward, backward), of the shape of `mean_recurrence`."""
+        """Return the mean loops per token (forward, backward), of the shape of `mean_recurrence`."""
         mu = np.asarray(mean_recurrence, dtype=float)
         nodes = np.array(self.mean_recurrences)
         excess = np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
@@ -92,7 +92,7 @@ class CostModel:
         return mu + excess, np.maximum(backward, min(1.0, self.backward_loops[0]))
 
     def flops_per_token(self, mean_recurrence: ArrayLike) -> np.ndarray:
-        """FLOPs per token, forward and backward, of the shape of `mean_recurrence`."""
+        """Return FLOPs per token, forward and backward, of the shape of `mean_recurrence`."""
         forward, backward = self.loops(mean_recurrence)
         return np.asarray(
             self.flops_per_token_fixed
@@ -101,32 +101,36 @@ class CostModel:
         )
 
     def effective_params(self, mean_recurrence: ArrayLike) -> np.ndarray:
-        """N(mu), the parameters of the unrolled model, of the shape of `mean_recurrence`."""
+        """Return N(mu), the parameters of the unrolled model, of the shape of `mean_recurrence`."""
         mu = np.asarray(mean_recurrence, dtype=float)
         return np.asarray(self.effective_params_fixed + self.effective_params_per_loop * mu)
 
     @property
     def axis(self) -> str:
-        """What varies along an isoFLOP curve."""
+        """Column that varies along an isoFLOP curve."""
         return "mean_recurrence"
 
     def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """The columns that laws read, of models with mean recurrences `values` that spend `budget` FLOPs exactly.
+        """Return columns that laws read, of models with mean recurrences `values` that spend `budget` FLOPs exactly.
 
-        The loss is meant at T = mean recurrence. Arrays of the shape of `values`.
+        The loss is that at T = mean recurrence. Arrays have the shape of `values`.
         """
-        tokens = self.tokens_for(budget, values)
+        return self.model_columns(values, self.tokens_for(budget, values))
+
+    def model_columns(self, mean_recurrence: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
+        """Return columns that laws read, of models with these mean recurrences and tokens, at T = mean recurrence."""
+        values, tokens = np.asarray(mean_recurrence, dtype=float), np.asarray(tokens, dtype=float)
         return architecture_columns(values, self.effective_params_fixed, self.effective_params_per_loop) | {
             "tokens": tokens,
             "recurrence": np.asarray(values, dtype=float),
         }
 
     def tokens_for(self, budget: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
-        """Tokens that spend exactly `budget` FLOPs at `mean_recurrence`."""
+        """Return the tokens that spend exactly `budget` FLOPs at `mean_recurrence`."""
         return np.asarray(budget, dtype=float) / self.flops_per_token(mean_recurrence)
 
     def flops_for(self, tokens: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
-        """Training FLOPs of `tokens` tokens at `mean_recurrence`."""
+        """Return the training FLOPs of `tokens` tokens at `mean_recurrence`."""
         return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
 
 
@@ -134,7 +138,7 @@ class CostModel:
 class DenseCost:
     """FLOPs of fixed-depth models of many sizes: `flops_per_param_token` for each of N parameters and D tokens.
 
-    6 N D is the count of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, attention left out. The
+    The count 6 N D is that of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, without attention. The
     methods are those of `CostModel`, with N in the place of the mean recurrence.
     """
 
@@ -147,38 +151,35 @@ class DenseCost:
             )
 
     def flops_per_token(self, params: ArrayLike) -> np.ndarray:
-        """FLOPs per token, forward and backward, of the shape of `params`."""
+        """Return FLOPs per token, forward and backward, of the shape of `params`."""
         return self.flops_per_param_token * np.asarray(params, dtype=float)
 
     @property
     def axis(self) -> str:
-        """What varies along an isoFLOP curve."""
+        """Column that varies along an isoFLOP curve."""
         return "params"
 
     def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """The columns that laws read, of models with `values` parameters that spend `budget` FLOPs exactly.
-
-        Arrays of the shape of `values`.
-        """
+        """Return the columns that laws read, of models with `values` parameters that spend exactly `budget` FLOPs."""
         return {"params": np.asarray(values, dtype=float), "tokens": self.tokens_for(budget, values)}
 
     def tokens_for(self, budget: ArrayLike, params: ArrayLike) -> np.ndarray:
-        """Tokens that spend exactly `budget` FLOPs with `params` parameters."""
+        """Return the tokens that spend exactly `budget` FLOPs with `params` parameters."""
         return np.asarray(budget, dtype=float) / self.flops_per_token(params)
 
     def flops_for(self, tokens: ArrayLike, params: ArrayLike) -> np.ndarray:
-        """Training FLOPs of `tokens` tokens with `params` parameters."""
+        """Return the training FLOPs of `tokens` tokens with `params` parameters."""
         return np.asarray(tokens, dtype=float) * self.flops_per_token(params)
 
 
 AnyCost = CostModel | DenseCost
-"""Either way of counting; `axis` tells which column of a table it reads."""
+"""The cost of looped or of dense models; `axis` is the column that it depends on."""
 
 
 def architecture_columns(
     mean_recurrence: ArrayLike, effective_params_fixed: ArrayLike, effective_params_per_loop: ArrayLike
 ) -> dict[str, np.ndarray]:
-    """What laws read of a model's shape, embeddings apart: arrays of the arguments' broadcast shape.
+    """Return the columns of a model's shape that laws read, embeddings apart, of the arguments' broadcast shape.
 
     `params` counts every parameter once, `effective_params` those of the unrolled model.
     """

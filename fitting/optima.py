@@ -1,4 +1,4 @@
-"""What a fitted law finds best at each budget under one way of counting compute, and the power laws through that."""
+"""The best models of a fitted law at several budgets under one accounting, and the power laws through them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw, fit_power_law
-from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE
 
-_SEARCHED = (1.0, 1024.0)
-
-Span = tuple[float, float]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptimum:
     """The best model for `budget` FLOPs: mean recurrence (loops), tokens, and its loss (nats per token).
 
-    Intervals are 95% over the law's draws, None without them. `at_bound` says that the best lies at an end of the
-    search, and a better one perhaps beyond.
+    Intervals are 95% over the law's draws, None without draws. `at_bound` says that the best mean recurrence is at an
+    end of the search range, so that a better one may lie outside.
     """
 
     budget: float
     mean_recurrence: float
-    mean_recurrence_interval: Span | None
+    mean_recurrence_interval: Interval | None
     tokens: float
-    tokens_interval: Span | None
+    tokens_interval: Interval | None
     loss: float
     at_bound: bool
 
@@ -40,8 +38,8 @@ class BudgetOptimum:
 class LawOptima:
     """The optima of one law at several budgets, counted by one cost model, and the power laws through them.
 
-    An optimum follows the cost, which has kinks, so these are lines through points that lie on no line: their exponents
-    hold for these budgets, and their intervals carry the law's uncertainty and not that.
+    The cost has kinks and so have the optima, which therefore follow no exact power law: the exponents hold for these
+    budgets, and their intervals contain the law's uncertainty, but not that deviation.
     """
 
     law: str
@@ -50,28 +48,31 @@ class LawOptima:
     tokens_law: PowerLaw
 
     def frame(self) -> pd.DataFrame:
-        """A row per budget, in natural units."""
+        """Return a table with a row per budget."""
         return pd.DataFrame(self.optima)
 
 
 def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOptima:
-    """The models that `fit` finds best at `budgets` (FLOPs), as `cost` counts them, each spending its budget exactly.
+    """Return the best models at `budgets` (FLOPs, as `cost` counts them) by the law of `fit`.
 
-    The search for the mean recurrence is from 1 to 1024 loops. Raises ValueError with fewer than 2 budgets, and as
+    The mean recurrence is searched from 1 to 1024 loops. Raises ValueError for fewer than 2 budgets, and as
     `Law.optimum` does.
     """
     ordered = sorted(set(budgets))
     if len(ordered) < 2:
-        raise ValueError(f"a power law needs 2 budgets or more, but got {list(budgets)}; add one")
-    law = law_named(fit.law)
+        raise ValueError(f"a power law needs 2 different budgets or more, but got {len(ordered)}; add one")
+    # The optimum at each budget, by the fitted parameters (first row) and by each draw of them.
     vectors = np.vstack([fit.vector, fit.draw_matrix])
-    found = [law.optimum(vectors, cost, budget, _SEARCHED) for budget in ordered]
-    best = {name: np.stack([getattr(one, name) for one in found], axis=-1) for name in ("mean_recurrence", "tokens")}
+    optima = [fit.form.optimum(vectors, cost, budget, (1.0, LARGEST_RECURRENCE)) for budget in ordered]
+    best = {
+        "mean_recurrence": np.stack([optimum.mean_recurrence for optimum in optima], axis=-1),
+        "tokens": np.stack([optimum.tokens for optimum in optima], axis=-1),
+    }
     logs = {name: _widened(np.log(values), fit.widening) for name, values in best.items()}
     power_laws = {name: fit_power_law(name, np.array(ordered), of[0], of[1:]) for name, of in logs.items()}
     if not len(fit.draw_matrix):
-        # What these points scatter about their line are the cost's kinks: no noise, and no interval follows from it.
-        power_laws = {name: replace(one, interval=None) for name, one in power_laws.items()}
+        # The scatter about the line comes from the cost's kinks, not from noise, so no interval follows from it.
+        power_laws = {name: replace(power_law, interval=None) for name, power_law in power_laws.items()}
     return LawOptima(
         law=fit.law,
         optima=tuple(
@@ -81,39 +82,38 @@ def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOpt
                 mean_recurrence_interval=_ends(logs["mean_recurrence"][1:, i]),
                 tokens=float(best["tokens"][0, i]),
                 tokens_interval=_ends(logs["tokens"][1:, i]),
-                loss=float(one.loss[0]),
-                at_bound=bool(one.at_bound[0]),
+                loss=float(optimum.loss[0]),
+                at_bound=bool(optimum.at_bound[0]),
             )
-            for i, (budget, one) in enumerate(zip(ordered, found, strict=True))
+            for i, (budget, optimum) in enumerate(zip(ordered, optima, strict=True))
         ),
         mean_recurrence_law=power_laws["mean_recurrence"],
         tokens_law=power_laws["tokens"],
     )
 
 
-def exponent_shift(one: PowerLaw, other: PowerLaw) -> tuple[float, Span | None]:
-    """How much larger the exponent of `other` is than that of `one`, with its 95% interval, None without draws.
+def exponent_shift(first: PowerLaw, second: PowerLaw) -> tuple[float, Interval | None]:
+    """Return the exponent of `second` minus that of `first`, with its 95% interval, None without draws.
 
-    The draws are taken in pairs, so both must come from the same draws of one law: what they have in common cancels.
-    Raises ValueError where they have not equally many.
+    The draws are paired, so both must come from the same draws of one law. Raises ValueError if their numbers differ.
     """
-    if len(one.draws) != len(other.draws):
+    if len(first.draws) != len(second.draws):
         raise ValueError(
-            f"exponents are compared draw by draw, but there are {len(one.draws)} and {len(other.draws)} draws; take "
-            "both from the same fit"
+            f"exponents are compared draw by draw, but there are {len(first.draws)} and {len(second.draws)} draws; "
+            "take both from the same fit"
         )
-    shift = other.exponent - one.exponent
-    if not one.draws:
+    shift = second.exponent - first.exponent
+    if not first.draws:
         return shift, None
-    return shift, interval(np.array(other.draws)[:, 1] - np.array(one.draws)[:, 1])
+    return shift, interval(np.array(second.draws)[:, 1] - np.array(first.draws)[:, 1])
 
 
 def _widened(logs: np.ndarray, widening: float) -> np.ndarray:
-    """`logs` (1 + draws, budgets), the draws moved away from the estimate in the first row as the law's intervals."""
+    """Widen the draws in `logs` (1 + draws, budgets) about the estimate in the first row."""
     return np.vstack([logs[:1], logs[0] + widening * (logs[1:] - logs[0])])
 
 
-def _ends(logs: np.ndarray) -> Span | None:
+def _ends(logs: np.ndarray) -> Interval | None:
     if not len(logs):
         return None
     low, high = interval(logs)

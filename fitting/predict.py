@@ -1,4 +1,4 @@
-"""From a stored fit to the loss of a model that nobody has trained."""
+"""Predictions from a stored fit: the loss of a model that nobody has trained, and the best model for a budget."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.laws.looped import TrainingLaw
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE
 from isoloop.fitting.result import SweepFit
 
-_MOST_LOOPS = 1024.0
-_ROUNDING = 1e-9
+BUDGET_ROUNDING = 1.02
+"""Budgets are met within 1%, so a value less than 2% outside a range counts as inside."""
+_LOG_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLawOptimum:
-    """What the isoFLOP power laws say is best at the asked compute: beside the training law's answer, to compare."""
+    """The best model for a budget by the isoFLOP power laws, to compare with the training law's."""
 
     name: str
     mean_recurrence: float
@@ -31,8 +32,9 @@ class PowerLawOptimum:
 class Prediction:
     """Predicted loss (nats per token) of one model at `recurrence` loops.
 
-    Intervals are 95% and None where the fit has no draws; the loss interval holds parameters and the noise of one run.
-    `optimal` says that mean recurrence and tokens were chosen as the best for `flops`; their intervals are then given.
+    Intervals are 95% and None where the fit has no draws; the interval of the loss covers the uncertainty of the
+    parameters and the noise of one run. `optimal` is True if mean recurrence and tokens were chosen as the best for
+    `flops`; only then do they have intervals.
     """
 
     loss: float
@@ -53,11 +55,11 @@ class Prediction:
     notes: tuple[str, ...]
 
     def report(self) -> str:
-        """The prediction as readable lines."""
+        """Return the prediction as text."""
 
         def line(label: str, value: float, bounds: tuple[float, float] | None, unit: str) -> str:
-            said = f"   95%: {bounds[0]:.5g} to {bounds[1]:.5g}" if bounds else ""
-            return f"  {label:<18}{value:<12.5g}{unit:<16}{said}".rstrip()
+            limits = f"   95%: {bounds[0]:.5g} to {bounds[1]:.5g}" if bounds else ""
+            return f"  {label:<18}{value:<12.5g}{unit:<16}{limits}".rstrip()
 
         lines = [
             f"Prediction by the {self.law} law" + (", from simulated runs" if self.simulated else ""),
@@ -68,10 +70,10 @@ class Prediction:
             line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
             line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
-        for other in self.power_laws:
-            lines.append(f"Beside it, the {other.name}")
-            lines.append(line("mean recurrence", other.mean_recurrence, other.mean_recurrence_interval, "loops"))
-            lines.append(line("tokens", other.tokens, None, "tokens"))
+        for optimum in self.power_laws:
+            lines.append(f"For comparison, the {optimum.name}")
+            lines.append(line("mean recurrence", optimum.mean_recurrence, optimum.mean_recurrence_interval, "loops"))
+            lines.append(line("tokens", optimum.tokens, None, "tokens"))
         return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
 
 
@@ -86,90 +88,86 @@ def predict(
 ) -> Prediction:
     """Predict the loss of a model with a mean recurrence (loops) and either tokens or training FLOPs.
 
-    With `flops` alone, mean recurrence and tokens are those that the training law finds best for it. Without
-    `recurrence`, the loss is that at T = mean recurrence, from the training law; with it, from the unified law; with
-    `loss_at_mean` as well, the loss measured at T = mean recurrence (nats per token), from the joint test-time law.
-    Raises ValueError for any other combination, for values out of range, and where the needed law has no fit.
+    With `flops` alone, mean recurrence and tokens are the best for it by the training law. Without `recurrence`, the
+    training law predicts the loss at T = mean recurrence; with it, the unified law predicts the loss at that T; with
+    `loss_at_mean` as well, the loss measured at T = mean recurrence (nats per token), the joint test-time law does.
+    Raises ValueError for any other combination, for values out of range, and if the law it needs was not fitted.
     """
-    _check_question(mean_recurrence, tokens, flops, recurrence)
-    _check_given(mean_recurrence, recurrence, loss_at_mean)
-    model = _model(fit, mean_recurrence, tokens, flops)
-    law = _needed(fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time")
-    loops = model.mean_recurrence if recurrence is None else recurrence
-    loss, loss_interval = _loss(fit, law, model, loops, loss_at_mean)
-    extrapolated = _extrapolations(fit, model.flops, model.tokens, model.mean_recurrence, recurrence)
+    _check_arguments(mean_recurrence, tokens, flops, recurrence, loss_at_mean)
+    law = _required_law(
+        fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time"
+    )
+    # The model: given by two of its numbers, or the best one for a budget.
+    optimal = mean_recurrence is None
+    mu_interval = tokens_interval = None
+    notes: list[str] = []
+    if mean_recurrence is None:
+        assert flops is not None
+        mean_recurrence, mu_interval, tokens, tokens_interval, notes = _optimum(fit, flops)
+    elif tokens is None:
+        assert flops is not None
+        tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
+    else:
+        flops = float(fit.cost_model.flops_for(tokens, mean_recurrence))
+    # Its loss.
+    loops = mean_recurrence if recurrence is None else recurrence
+    data = fit.cost_model.model_columns([mean_recurrence], [tokens]) | {"recurrence": np.array([loops])}
+    if loss_at_mean is not None:
+        data["loss_at_mean"] = np.array([loss_at_mean])
+    loss = float(law.loss(data)[0])
+    bounds = law.loss_interval(data)
+    loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
         perplexity=math.exp(loss),
         perplexity_interval=(math.exp(loss_interval[0]), math.exp(loss_interval[1])) if loss_interval else None,
-        mean_recurrence=model.mean_recurrence,
-        mean_recurrence_interval=model.mean_recurrence_interval,
-        tokens=model.tokens,
-        tokens_interval=model.tokens_interval,
-        flops=model.flops,
+        mean_recurrence=mean_recurrence,
+        mean_recurrence_interval=mu_interval,
+        tokens=tokens,
+        tokens_interval=tokens_interval,
+        flops=flops,
         recurrence=loops,
-        law=law.law,
-        optimal=mean_recurrence is None,
-        power_laws=_power_law_optima(fit, model.flops) if mean_recurrence is None else (),
+        law=law.form.name,
+        optimal=optimal,
+        power_laws=_power_law_optima(fit, flops) if optimal else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=(*model.notes, *extrapolated),
+        notes=(*notes, *extrapolation_notes(fit, flops, tokens, mean_recurrence, recurrence)),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """What is asked about, whole; intervals where it is an optimum."""
-
-    mean_recurrence: float
-    tokens: float
-    flops: float
-    mean_recurrence_interval: tuple[float, float] | None = None
-    tokens_interval: tuple[float, float] | None = None
-    notes: tuple[str, ...] = ()
+def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
+    """Return the isoFLOP power laws of the best mean recurrence, as fitted and without the parabola's bias, by name."""
+    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
+    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
+    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
+    return [(name, law) for name, law in named if law is not None]
 
 
-def _model(fit: SweepFit, mean_recurrence: float | None, tokens: float | None, flops: float | None) -> _Model:
-    if mean_recurrence is None:
-        assert flops is not None
-        return _optimum(fit, flops)
-    if tokens is None:
-        assert flops is not None
-        tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
-    else:
-        flops = float(fit.cost_model.flops_for(tokens, mean_recurrence))
-    return _Model(mean_recurrence=mean_recurrence, tokens=tokens, flops=flops)
+def recurrence_bounds(fit: SweepFit) -> tuple[float, float]:
+    """Return the mean recurrences (loops) between which the best one is searched for."""
+    return min(1.0, fit.fitted.mean_recurrence[0]), LARGEST_RECURRENCE
 
 
-def _loss(
-    fit: SweepFit, law: LawFit, model: _Model, recurrence: float, loss_at_mean: float | None
-) -> tuple[float, tuple[float, float] | None]:
-    """The loss, nats per token, and its 95% interval."""
-    data = {
-        "effective_params": fit.cost_model.effective_params([model.mean_recurrence]),
-        "tokens": np.array([model.tokens]),
-        "mean_recurrence": np.array([model.mean_recurrence]),
-        "recurrence": np.array([recurrence]),
-    }
-    if loss_at_mean is not None:
-        data["loss_at_mean"] = np.array([loss_at_mean])
-    bounds = law.loss_interval(data)
-    return float(law.loss(data)[0]), (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
-
-
-def _check_question(
-    mean_recurrence: float | None, tokens: float | None, flops: float | None, recurrence: float | None
+def _check_arguments(
+    mean_recurrence: float | None,
+    tokens: float | None,
+    flops: float | None,
+    recurrence: float | None,
+    loss_at_mean: float | None,
 ) -> None:
+    """Raise ValueError for a value out of range, and for a combination that `predict` can't answer."""
     for name, value in (("mean_recurrence", mean_recurrence), ("tokens", tokens), ("flops", flops)):
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive and finite, but got {value}; ask with a positive number")
+            raise ValueError(f"{name} must be positive and finite, but got {value}; give a positive number")
     if mean_recurrence is not None and mean_recurrence < 1:
         raise ValueError(
-            f"mean_recurrence must be at least 1, but got {mean_recurrence}; a loop runs at least once, so ask for that"
+            f"mean_recurrence must be at least 1, but got {mean_recurrence}; a loop runs at least once, so give 1 or "
+            "more"
         )
     if recurrence is not None and not (recurrence >= 1 and math.isfinite(recurrence)):
-        raise ValueError(f"recurrence must be at least 1 and finite, but got {recurrence}; ask for 1 loop or more")
+        raise ValueError(f"recurrence must be at least 1 and finite, but got {recurrence}; give 1 loop or more")
     if mean_recurrence is not None and (tokens is None) == (flops is None):
         got = "neither" if tokens is None else "both"
         raise ValueError(f"a mean recurrence needs either tokens or flops, but got {got}; give one of the two")
@@ -180,9 +178,6 @@ def _check_question(
             "without a mean recurrence a prediction takes flops and no tokens, and finds the best split, but got "
             f"{got or 'nothing'}; give flops alone, or mean_recurrence with tokens or with flops"
         )
-
-
-def _check_given(mean_recurrence: float | None, recurrence: float | None, loss_at_mean: float | None) -> None:
     if loss_at_mean is None:
         return
     if not (loss_at_mean > 0 and math.isfinite(loss_at_mean)):
@@ -190,90 +185,70 @@ def _check_given(mean_recurrence: float | None, recurrence: float | None, loss_a
     if mean_recurrence is None or recurrence is None:
         missing = "mean_recurrence" if mean_recurrence is None else "recurrence"
         raise ValueError(
-            f"a measured loss at T = mean recurrence predicts that at another T, but {missing} is missing; give both"
+            f"loss_at_mean needs mean_recurrence and the recurrence to predict, but {missing} is missing; give both"
         )
 
 
-def _needed(fit: SweepFit, what: str) -> LawFit:
-    found = {"training": fit.training, "unified": fit.unified, "joint-test-time": fit.joint_test_time}[what]
-    if found is None:
+def _required_law(fit: SweepFit, name: str) -> LawFit:
+    law = fit.laws[name]
+    if law is None:
         raise ValueError(
-            f"this prediction needs the {what} law, but {fit.name!r} has no fit of it: {fit.why_absent(what)}; "
-            "add runs to the sweep and fit again"
+            f"this prediction needs the {name} law, but {fit.name!r} has no fit of it: {fit.why_missing(name)}; "
+            "change that and fit the sweep again"
         )
-    return found
+    return law
 
 
-def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
-    """The isoFLOP power laws of the best mean recurrence, as fitted and without the parabola's bias, by name."""
-    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
-    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
-    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
-    return [(name, law) for name, law in named if law is not None]
-
-
-def searched(fit: SweepFit) -> tuple[float, float]:
-    """Between which mean recurrences the best one is searched, loops."""
-    return min(1.0, fit.fitted.mean_recurrence[0]), _MOST_LOOPS
-
-
-def _optimum(fit: SweepFit, flops: float) -> _Model:
-    """The best model for `flops` under the training law, with a note where the search ended before it did."""
-    law = _needed(fit, "training")
-    bounds = searched(fit)
-    best = TrainingLaw().optimum(law.vector, fit.cost_model, flops, bounds)
+def _optimum(
+    fit: SweepFit, flops: float
+) -> tuple[float, tuple[float, float] | None, float, tuple[float, float] | None, list[str]]:
+    """Return the best mean recurrence and tokens for `flops` by the training law, each with its 95% interval, and notes
+    about where the search ended.
+    """
+    law = _required_law(fit, "training")
+    bounds = recurrence_bounds(fit)
+    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
+    mean_recurrence, tokens = float(best.mean_recurrence), float(best.tokens)
     search = f"the end of the search from {bounds[0]:g} to {bounds[1]:g}"
     notes = [f"the best mean recurrence is at {search}"] if bool(best.at_bound) else []
-    mu_interval = tokens_interval = None
-    if law.draws:
-        drawn = TrainingLaw().optimum(law.draw_matrix, fit.cost_model, flops, bounds)
-        low, high = interval(drawn.mean_recurrence, float(best.mean_recurrence), law.widening)
-        mu_interval = max(low, bounds[0]), min(high, bounds[1])
-        tokens_interval = interval(drawn.tokens, float(best.tokens), law.widening)
-        # The search is in logs, so that an end of it comes back with a rounding error.
-        if low <= bounds[0] * (1 + _ROUNDING) or high >= bounds[1] * (1 - _ROUNDING):
-            notes.append(f"the 95% interval of the mean recurrence ends at {search}, so it may be wider")
-    return _Model(
-        mean_recurrence=float(best.mean_recurrence),
-        tokens=float(best.tokens),
-        flops=flops,
-        mean_recurrence_interval=mu_interval,
-        tokens_interval=tokens_interval,
-        notes=tuple(notes),
-    )
+    if not law.draws:
+        return mean_recurrence, None, tokens, None, notes
+    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds)
+    low, high = interval(drawn.mean_recurrence, mean_recurrence, law.widening)
+    # The search is in logs, so an end of it comes back with a rounding error.
+    if low <= bounds[0] * (1 + _LOG_ROUNDING) or high >= bounds[1] * (1 - _LOG_ROUNDING):
+        notes.append(f"the 95% interval of the mean recurrence ends at {search}, so it may be wider")
+    mu_interval = max(low, bounds[0]), min(high, bounds[1])
+    return mean_recurrence, mu_interval, tokens, interval(drawn.tokens, tokens, law.widening), notes
 
 
 def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...]:
-    """What the isoFLOP power law says, as fitted and without the parabola's bias, as far as there are such."""
-    return tuple(_power_law_optimum(fit, name, law, flops) for name, law in named_power_laws(fit))
-
-
-def _power_law_optimum(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> PowerLawOptimum:
-    mean_recurrence = law.at(flops)
-    return PowerLawOptimum(
-        name=name,
-        mean_recurrence=mean_recurrence,
-        mean_recurrence_interval=law.interval_at(flops),
-        tokens=float(fit.cost_model.tokens_for(flops, mean_recurrence)),
+    return tuple(
+        PowerLawOptimum(
+            name=name,
+            mean_recurrence=law.at(flops),
+            mean_recurrence_interval=law.interval_at(flops),
+            tokens=float(fit.cost_model.tokens_for(flops, law.at(flops))),
+        )
+        for name, law in named_power_laws(fit)
     )
 
 
-def _extrapolations(
-    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None
+def extrapolation_notes(
+    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None = None
 ) -> list[str]:
-    """What lies outside the fitted ranges, by how much."""
-    asked = [
+    """Return a note for each quantity outside its fitted range, with the distance."""
+    quantities = [
         ("compute", flops, fit.fitted.flops, "FLOPs"),
         ("token count", tokens, fit.fitted.tokens, "tokens"),
         ("mean recurrence", mean_recurrence, fit.fitted.mean_recurrence, "loops"),
     ]
     if recurrence is not None and fit.fitted.recurrence is not None:
-        asked.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
-    said = []
-    for label, value, (low, high), unit in asked:
-        # Budgets are met within 1%, so the largest budget itself is no extrapolation.
-        if value > 1.02 * high:
-            said.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit})")
-        elif value < low / 1.02:
-            said.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit})")
-    return said
+        quantities.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
+    notes = []
+    for label, value, (low, high), unit in quantities:
+        if value > BUDGET_ROUNDING * high:
+            notes.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit})")
+        elif value < low / BUDGET_ROUNDING:
+            notes.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit})")
+    return notes

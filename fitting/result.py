@@ -1,33 +1,36 @@
-"""What a fit found: frozen, readable as text, and equal after a round trip through JSON."""
+"""The result of fitting a sweep: frozen, readable as text, and equal after a round trip through JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import textwrap
-import types
-import typing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
-from isoloop.fitting.isoflop.report import isoflop_text, parabola_bias_text
+from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.tables.runs import finished_rows, loss_columns
 
-FORMAT = "isoloop-fit/2"
+FIT_FORMAT = "isoloop-fit/3"
+REPORT_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What was kept out of every fit: all runs at the largest `value` of `column` (budget in FLOPs, or tokens)."""
+    """The runs that every fit left out, all at the largest `value` of `column` (budget in FLOPs, or tokens).
+
+    `times_beyond` is that value divided by the largest fitted one.
+    """
 
     column: str
     value: float
@@ -39,7 +42,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedRange:
-    """Smallest and largest value of each quantity among the fitted runs: what lies outside is extrapolated."""
+    """Smallest and largest value of each quantity among the fitted runs; anything outside is extrapolated."""
 
     flops: tuple[float, float]
     tokens: tuple[float, float]
@@ -48,32 +51,33 @@ class FittedRange:
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> FittedRange:
-        """The ranges of the finished runs of a checked table."""
+        """Return the ranges of the finished runs of a checked table."""
         runs = finished_rows(table)
         measured = [T for name, T in loss_columns(runs).items() if runs[name].notna().any()]
 
-        def ends(name: str) -> tuple[float, float]:
+        def limits(name: str) -> tuple[float, float]:
             return float(runs[name].min()), float(runs[name].max())
 
         return cls(
-            flops=ends("flops"),
-            tokens=ends("tokens"),
-            mean_recurrence=ends("mean_recurrence"),
+            flops=limits("flops"),
+            tokens=limits("tokens"),
+            mean_recurrence=limits("mean_recurrence"),
             recurrence=(measured[0], measured[-1]) if measured else None,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Absent:
-    """A fit that could not be made, and why."""
+class MissingFit:
+    """A fit that could not be made (isoflop, parabola bias, or a law's name) and the reason."""
 
-    what: str
+    name: str
     reason: str
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class SweepFit:
-    """Everything fitted to one sweep. A fit that could not be made is None, and `absent` says why."""
+    """Everything fitted to one sweep. A fit that could not be made is None, and `missing_fits` has the reason."""
 
     name: str
     simulated: bool
@@ -88,67 +92,77 @@ class SweepFit:
     joint_test_time: LawFit | None
     test_time: tuple[LawFit, ...]
     held_out: HeldOut | None
-    absent: tuple[Absent, ...]
-    doubts: tuple[str, ...]
+    missing_fits: tuple[MissingFit, ...]
+    caveats: tuple[str, ...]
 
-    def why_absent(self, what: str) -> str:
-        """Why there is no fit of that name (isoflop, training, unified, test-time)."""
-        return next((absent.reason for absent in self.absent if absent.what == what), "it was fitted")
+    @property
+    def laws(self) -> dict[str, LawFit | None]:
+        """The laws fitted to all runs together, by name."""
+        return {"training": self.training, "unified": self.unified, "joint-test-time": self.joint_test_time}
+
+    def why_missing(self, name: str) -> str:
+        """Return why there is no fit of that name (isoflop, training, unified, joint-test-time, test-time)."""
+        return next((missing.reason for missing in self.missing_fits if missing.name == name), "it was fitted")
 
     def report(self) -> str:
-        """The whole fit as readable text: methods, parameters, bounds hit, what to doubt. Intervals are 95%."""
+        """Return the whole fit as text: methods, parameters, bounds that were hit, caveats. Intervals are 95%."""
         simulated = "  (simulated)" if self.simulated else ""
-        flops = self.fitted.flops
+        low, high = self.fitted.flops
         parts = [
             f"Fit of {self.name}{simulated}\n"
             f"  runs fitted    {self.finished_runs}\n"
-            f"  compute        {flops[0]:.3g} to {flops[1]:.3g} FLOPs, accounting {self.accounting}\n"
+            f"  compute        {low:.3g} to {high:.3g} FLOPs, accounting {self.accounting}\n"
             f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
             f"  mean loops     {self.fitted.mean_recurrence[0]:g} to {self.fitted.mean_recurrence[1]:g}"
         ]
-        parts.append(
-            isoflop_text(self.isoflop) if self.isoflop else _absent("isoFLOP curves", self.why_absent("isoflop"))
-        )
+        parts.append(isoflop_text(self.isoflop) if self.isoflop else self._not_fitted("isoFLOP curves", "isoflop"))
         if self.isoflop and self.parabola_bias:
             parts.append(parabola_bias_text(self.parabola_bias, self.isoflop.axis))
-        laws = (("training", self.training), ("unified", self.unified), ("joint-test-time", self.joint_test_time))
-        for what, law in laws:
-            parts.append(_law(law) if law else _absent(f"{what} law", self.why_absent(what)))
+        for name, law in self.laws.items():
+            parts.append(_law_text(law) if law else self._not_fitted(f"{name} law", name))
         parts.append(
-            _test_time(self.test_time) if self.test_time else _absent("test-time law", self.why_absent("test-time"))
+            _test_time_text(self.test_time) if self.test_time else self._not_fitted("test-time law", "test-time")
         )
         if self.held_out:
-            parts.append(_held_out(self.held_out))
-        doubts = [textwrap.fill(doubt, 100, initial_indent="  - ", subsequent_indent="    ") for doubt in self.doubts]
-        parts.append("\n".join(["What to doubt", *doubts]))
+            parts.append(_held_out_text(self.held_out, self.training.at_mean if self.training else None))
+        caveats = [
+            textwrap.fill(caveat, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ")
+            for caveat in self.caveats
+        ]
+        parts.append("\n".join(["What to doubt", *caveats]))
         return "\n\n".join(parts) + "\n"
 
+    def _not_fitted(self, title: str, name: str) -> str:
+        return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
+
     def to_json(self) -> str:
-        """JSON text that `from_json` reads back into an equal fit, every float exactly."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+        """Return JSON text that `from_json` reads back into an equal fit, with every float exact."""
+        return json.dumps({"format": FIT_FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> SweepFit:
-        """The fit that `to_json` wrote; raises ValueError if the text is something else or of another version."""
+        """Return the fit that `to_json` wrote. Raises ValueError for any other text, or another format's version."""
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"a stored fit must be JSON, but it is not: {error}; fit the sweep again") from error
-        found = data.pop("format", None) if isinstance(data, dict) else None
-        if found != FORMAT:
-            raise ValueError(f"a stored fit must have the format {FORMAT!r}, but got {found!r}; fit the sweep again")
+        stored_format = data.pop("format", None) if isinstance(data, dict) else None
+        if stored_format != FIT_FORMAT:
+            raise ValueError(
+                f"a stored fit must have the format {FIT_FORMAT!r}, but got {stored_format!r}; fit the sweep again"
+            )
         try:
-            fit = typing.cast(SweepFit, _build(cls, data))
+            fit = _stored_fit().validate_json(json.dumps(data))
             _check_laws(fit)
-            return fit
-        except KeyError as error:
-            raise ValueError(f"a stored fit must be whole, but {error} is missing; fit the sweep again") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"a stored fit must be whole, but: {error}; fit the sweep again") from error
+        except ValidationError as error:
+            raise ValueError(f"a stored fit must be whole, but {_first_fault(error)}; fit the sweep again") from None
+        except ValueError as error:
+            raise ValueError(f"a stored fit must be whole, but {error}; fit the sweep again") from error
+        return fit
 
     @classmethod
     def read(cls, path: str | Path) -> SweepFit:
-        """The fit stored at `path`; raises ValueError where there is none, or it is not one."""
+        """Return the fit stored at `path`. Raises ValueError if there is none, or the file is something else."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"a stored fit must exist, but there is none at {path}; fit the sweep first")
@@ -158,53 +172,43 @@ class SweepFit:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _build(kind: Any, data: Any) -> Any:
-    """A value of the annotated type `kind` from plain JSON data."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return None if data is None else _build(next(part for part in arguments if part is not type(None)), data)
-    if origin is tuple:
-        if not isinstance(data, list) or (arguments[-1] is not Ellipsis and len(data) != len(arguments)):
-            size = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-            raise TypeError(f"{size}values belong where {json.dumps(data):.60} is")
-        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
-        return tuple(_build(part, value) for part, value in zip(kinds, data, strict=True))
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(data, dict):
-            raise TypeError(f"a {kind.__name__} belongs where {json.dumps(data):.60} is")
-        hints = typing.get_type_hints(kind)
-        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in dataclasses.fields(kind)})
-    plain = (int, float) if kind is float else kind
-    if not isinstance(data, plain) or (isinstance(data, bool) and kind is not bool):
-        raise TypeError(f"a {kind.__name__} belongs where {json.dumps(data):.60} is")
-    return float(data) if kind is float else data
+@cache
+def _stored_fit() -> TypeAdapter[SweepFit]:
+    return TypeAdapter(SweepFit)
+
+
+_FAULTS = {"missing": "is missing", "unexpected_keyword_argument": "is unknown", "too_long": "has too many values"}
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return the first field that does not fit and what is wrong with it."""
+    fault = error.errors(include_url=False)[0]
+    field = f"`{'.'.join(map(str, fault['loc']))}`"
+    if fault["type"] in _FAULTS:
+        return f"{field} {_FAULTS[fault['type']]}"
+    if fault["type"] == "value_error":
+        return f"in {field} {fault['msg'].removeprefix('Value error, ')}"
+    return f"{fault['msg'].replace('Input should', f'{field} must')}, and is {json.dumps(fault['input']):.60}"
 
 
 def _check_laws(fit: SweepFit) -> None:
-    """Raises ValueError where a law's fit is another law's, or has too few or too many values."""
-    alone = (("training", fit.training), ("unified", fit.unified), ("joint-test-time", fit.joint_test_time))
-    for what, found in (*alone, *(("test-time", one) for one in fit.test_time)):
-        if found is None:
+    """Raise ValueError if the fit of a law is that of another law, or has too few or too many values."""
+    for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
+        if law_fit is None:
             continue
-        names, due = tuple(parameter.name for parameter in found.parameters), law_named(what).parameter_names
-        if found.law != what or names != due:
-            got = f"the {found.law} law with {', '.join(names)}"
-            raise ValueError(f"the {what} law has the parameters {', '.join(due)}, where {got} is")
-        sizes = {len(draw) for draw in found.draws} - {len(due)}
+        # The loss after training may follow any law; the others are what they are called.
+        due = law_fit.law if name == "training" else name
+        names, expected = tuple(parameter.name for parameter in law_fit.parameters), law_named(due).parameter_names
+        if law_fit.law != due or names != expected:
+            got = f"the {law_fit.law} law with {', '.join(names)}"
+            raise ValueError(f"the {due} law has the parameters {', '.join(expected)}, where {got} is")
+        sizes = {len(draw) for draw in law_fit.draws} - {len(expected)}
         if sizes:
-            raise ValueError(f"each refit of the {what} law has {len(due)} values, where one has {min(sizes)}")
+            raise ValueError(f"each refit of the {due} law has {len(expected)} values, where one has {min(sizes)}")
 
 
-def _absent(title: str, reason: str) -> str:
-    return textwrap.fill(f"{title}: not fitted. {reason}", 100, subsequent_indent="  ")
-
-
-def _interval(bounds: tuple[float, float] | None) -> str:
-    return f"({bounds[0]:.5g} to {bounds[1]:.5g})" if bounds else "(no interval)"
-
-
-def _law(fit: LawFit) -> str:
-    law = law_named(fit.law)
+def _law_text(fit: LawFit) -> str:
+    law = fit.form
     scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
     lines = [
         f"{law.name} law: {law.formula}",
@@ -217,9 +221,9 @@ def _law(fit: LawFit) -> str:
     lines += [heading.rstrip()] if fit.draws or profiled else []
     for parameter in fit.parameters:
         bound = ", at its bound" if parameter.at_bound else ""
-        by_profile = f"{_profile(parameter.profile):<26}  " if profiled else ""
+        by_profile = f"{_profile_text(parameter.profile):<26}  " if profiled else ""
         lines.append(
-            f"  {parameter.name:<6}{parameter.value:>12.5g}  {_interval(parameter.interval):<26}  {by_profile}"
+            f"  {parameter.name:<6}{parameter.value:>12.5g}  {interval_text(parameter.interval):<26}  {by_profile}"
             f"{parameter.meaning}, {parameter.unit}{bound}"
         )
     lines.append(f"  in effect: {law.effective(fit.vector)}")
@@ -227,25 +231,25 @@ def _law(fit: LawFit) -> str:
     return "\n".join(lines)
 
 
-def _profile(ends: tuple[float | None, float | None] | None) -> str:
-    low, high = ends or (None, None)
-    return f"({'no limit' if low is None else f'{low:.5g}'} to {'no limit' if high is None else f'{high:.5g}'})"
+def _profile_text(limits: tuple[float | None, float | None] | None) -> str:
+    low, high = ("no limit" if limit is None else f"{limit:.5g}" for limit in limits or (None, None))
+    return f"({low} to {high})"
 
 
-def _test_time(fits: tuple[LawFit, ...]) -> str:
-    law = law_named(fits[0].law)
+def _test_time_text(fits: tuple[LawFit, ...]) -> str:
+    law = fits[0].form
     lines = [f"{law.name} law: {law.formula}, one per model ({len(fits)} models)"]
     lines.append(f"  {'mu':>5}  {'L_inf':>8}  {'Z':>8}  {'z':>8}  {'scatter':>8}  run")
     for fit in fits:
-        said = f"  ({'; '.join(fit.reasons)})" if fit.reasons else ""
+        reasons = f"  ({'; '.join(fit.reasons)})" if fit.reasons else ""
         lines.append(
             f"  {fit.mean_recurrence:>5g}  {fit.value('L_inf'):>8.4f}  {fit.value('Z'):>8.4f}  {fit.value('z'):>8.4f}  "
-            f"{100 * fit.noise:>7.3g}%  {fit.run_id}{said}"
+            f"{100 * fit.noise:>7.3g}%  {fit.run_id}{reasons}"
         )
     return "\n".join(lines)
 
 
-def _held_out(held: HeldOut) -> str:
+def _held_out_text(held: HeldOut, training: str | None) -> str:
     runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
     lines = [f"Held out: {runs} at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
     for error in held.errors:
@@ -253,11 +257,11 @@ def _held_out(held: HeldOut) -> str:
         lines.append(
             f"  mean absolute error {error.mean_absolute_error:8.4f}%  {error.method}, {error.rows} losses{covered}"
         )
-    at_mu = [row for row in held.rows if row.method.startswith("training")]
-    if not at_mu:
-        return "\n".join([*lines, "  no training law was fitted that could predict them at T = mu"])
+    at_mean = [row for row in held.rows if row.method == training]
+    if not at_mean:
+        return "\n".join([*lines, "  no training law was fitted to predict them at T = mu"])
     lines.append(f"  {'mu':>5}  {'T':>4}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")
-    for row in at_mu:
+    for row in at_mean:
         bounds = f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" if row.interval else "-"
         lines.append(
             f"  {row.mean_recurrence:>5g}  {row.recurrence:>4g}  {row.predicted:>9.4f}  {bounds:>18}  "

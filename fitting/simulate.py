@@ -1,4 +1,4 @@
-"""Run tables drawn from a known law plus noise: what a fit must find again, and a stand-in for training."""
+"""Run tables drawn from a known law plus noise, to test that fits recover it and to stand in for training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ PUBLISHED_TEST_RECURRENCES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """A unified law with the noise around it: what simulated runs are drawn from.
+    """The unified law and the noise that simulated runs are drawn from. Losses are in nats per token.
 
-    `run_noise` is the relative standard deviation of a run's loss, one draw per run, since a model is lucky
-    at every recurrence or at none; `evaluation_noise` is the much smaller one of each evaluation. Losses in
-    nats per token.
+    `run_noise` is the relative standard deviation of a run's loss, with one draw per run because the noise of training
+    is common to all recurrences; `evaluation_noise` is the much smaller one of each evaluation.
     """
 
     E: float
@@ -41,14 +40,13 @@ class Truth:
 
     @property
     def parameters(self) -> np.ndarray:
-        """The parameter vector of `UnifiedLaw`, shape (7,)."""
+        """Parameter vector of `UnifiedLaw`, shape (7,)."""
         return np.array([getattr(self, name) for name in UnifiedLaw().parameter_names])
 
     def loss(self, mean_recurrence: float, tokens: float, recurrence: float) -> float:
-        """Loss without noise, nats per token."""
-        size = self.effective_params_fixed + self.effective_params_per_loop * mean_recurrence
+        """Return the loss without noise, nats per token."""
         columns = {
-            "effective_params": size,
+            "effective_params": self.effective_params_fixed + self.effective_params_per_loop * mean_recurrence,
             "tokens": tokens,
             "mean_recurrence": mean_recurrence,
             "recurrence": recurrence,
@@ -57,12 +55,12 @@ class Truth:
         return float(UnifiedLaw().loss(self.parameters, data)[0])
 
 
-# On the published grid under `exact` accounting, this law's isoFLOP parabolas give exponents of .406 (mu*) and
-# .787 (D*). Its own exact optimum grows as C^.36: a parabola through a skewed curve is biased, and the
-# published exponents are a parabola's. Seeds of real runs differ by about .1 to .2% of the loss; that noise
-# moves the fitted exponent of mu* by .05 (one standard deviation at .1%), so the default is far smaller. Z
-# and z follow the published losses of a 140m model with mu = 8 at T = 1, 4, 8 (3.28, 2.97, 2.95). At T = mu
-# they add Z exp(-z) = 4.6e-4 nats, so the loss there is the training law's.
+# On the published grid under `exact` accounting, this law's isoFLOP parabolas give exponents of .406 (mu*) and .787
+# (D*). Its own exact optimum grows as C^.36: a parabola through a skewed curve is biased, and the published exponents
+# come from parabolas. Seeds of real runs differ by about .1 to .2% of the loss; that noise moves the fitted exponent of
+# mu* by .05 (one standard deviation at .1%), so the default is far smaller. Z and z follow the published losses of a
+# 140m model with mu = 8 at T = 1, 4, 8 (3.28, 2.97, 2.95). At T = mu they add Z exp(-z) = 4.6e-4 nats, so the
+# loss there is nearly that of the training law.
 PUBLISHED_TRUTH = Truth(
     E=2.28,
     X=31.8,
@@ -85,27 +83,27 @@ def draw_losses(
     recurrences: Sequence[float],
     rng: np.random.Generator,
 ) -> dict[float, float]:
-    """Losses of one simulated run at each test-time recurrence T, in nats per token.
+    """Draw the losses of one simulated run at each test-time recurrence T, in nats per token.
 
-    One relative noise is drawn for the run and a smaller one for each T. Raises ValueError unless
-    mean_recurrence and tokens are positive and every T is at least 1.
+    One relative noise is drawn for the run and a smaller one for each T. Raises ValueError unless mean_recurrence and
+    tokens are positive and every T is at least 1.
     """
     if not (mean_recurrence > 0 and tokens > 0):
         raise ValueError(
             f"a run needs mean_recurrence > 0 and tokens > 0, but got {mean_recurrence} and {tokens}; correct it"
         )
     if any(not recurrence >= 1 for recurrence in recurrences):
-        raise ValueError(f"a recurrence must be at least 1, but got {list(recurrences)}; drop the ones below")
-    luck = truth.run_noise * rng.standard_normal()
+        raise ValueError(f"a recurrence must be at least 1, but got {list(recurrences)}; drop those below")
+    run_noise = truth.run_noise * rng.standard_normal()
     return {
         recurrence: truth.loss(mean_recurrence, tokens, recurrence)
-        * math.exp(luck + truth.evaluation_noise * rng.standard_normal())
+        * math.exp(run_noise + truth.evaluation_noise * rng.standard_normal())
         for recurrence in recurrences
     }
 
 
 def poisson_loops(mean_recurrence: float, backprop_depth: int) -> tuple[float, float]:
-    """Mean loops (forward, backward) of depths max(1, Poisson(mu)), of which the last `backprop_depth` learn."""
+    """Return the mean loops forward and backward of depths max(1, Poisson(mu)), at most `backprop_depth` backward."""
     forward = mean_recurrence + math.exp(-mean_recurrence)
     # E[min(T, depth)] is the sum of P(T >= k) over k = 1 .. depth, and P(T >= 1) = 1 after the clamp.
     below, term = 0.0, math.exp(-mean_recurrence)
@@ -118,7 +116,7 @@ def poisson_loops(mean_recurrence: float, backprop_depth: int) -> tuple[float, f
 
 
 def published_cost_model() -> CostModel:
-    """The 140m model (width 768, 2 + 2 + 2 layers, context 2048, vocabulary 32,768), `exact` accounting."""
+    """Return the cost of the 140m model by `exact`: width 768, 2 + 2 + 2 layers, context 2048, vocabulary 32,768."""
     width, context, vocabulary = 768, 2048, 32_768
     layer = 2 * 12 * width**2 + 4 * context * width
     # The injected B e is the same at every loop, so its product runs once.
@@ -146,10 +144,10 @@ def simulate_table(
     accounting: str = "exact",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A checked run table of the grid budgets (FLOPs) x mean recurrences, with losses at `recurrences`.
+    """Draw a checked run table of the grid budgets (FLOPs) x mean recurrences, with losses at `recurrences`.
 
-    Every row is labelled simulated. `cost_model` defaults to the published 140m model. The same seed gives
-    the same table.
+    Every row is labelled simulated. `cost_model` defaults to the published 140m model. The same seed gives the same
+    table.
     """
     cost = cost_model or published_cost_model()
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""From a run table to everything that is fitted to it, with the held-out error and what to doubt."""
+"""Every fit to one run table: isoFLOP curves, the laws, the errors on held-out runs, and caveats."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.caveats import BUDGET_TOLERANCE, doubts
+from isoloop.fitting.caveats import BUDGET_TOLERANCE, fit_caveats
 from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
-from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
-from isoloop.fitting.laws.base import Law
-from isoloop.fitting.laws.looped import JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
-from isoloop.fitting.result import Absent, FittedRange, HeldOut, SweepFit
+from isoloop.fitting.laws.base import Data
+from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
 from isoloop.fitting.tables.runs import check_table, finished_rows, law_data, test_time_law_data
 
-Progress = Callable[[str, int, int], None]
+FitProgress = Callable[[str, int, int], None]
+"""Called with a stage, the steps of it that are done, and all its steps."""
+
+_TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 
 
 def fit_sweep(
     table: pd.DataFrame,
     *,
     name: str,
+    law: str = "training",
     hold_out_largest_budget: bool = False,
     draws: int = 1000,
     seed: int = 0,
@@ -36,70 +40,106 @@ def fit_sweep(
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
     independent: bool = False,
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
 ) -> SweepFit:
     """Fit isoFLOP curves, training law, test-time law per model and jointly, and unified law to a run table.
 
-    The laws are fitted by `objective`, and `draws` refits of that `kind` give each interval (see `bootstrap`), with
-    `profiles` the profile likelihood another; the same seed gives the same fit. With `independent`, parabolas in
-    log(tokens) are fitted apart as well. With `hold_out_largest_budget`, nothing is fitted to the runs of the largest
-    budget (of the largest token count where the sweep was over tokens), and the errors there are in `held_out`.
-    `progress` is called with a stage, how much of it is done, and its total. Raises ValueError as `check_table` and
-    `CostModel.from_table` do, and where nothing at all can be fitted; a single fit that can't be made is None in the
-    result, with its reason in `absent`.
+    Args:
+        table: the run table.
+        name: name of the sweep, for reports.
+        law: the law of the loss after training: the name of one that depends on tokens, or `module:Class`.
+        hold_out_largest_budget: fit nothing to the runs of the largest budget (the largest token count, if the runs
+            have no budgets), and report the errors there in `held_out`.
+        draws: refits behind each interval; 0 for no intervals.
+        seed: seed of the refits.
+        objective: the function that the fits of laws minimise.
+        kind: the kind of bootstrap; see `bootstrap`.
+        profiles: add the interval by profile likelihood of each parameter.
+        independent: fit parabolas in log(tokens) too, separately.
+        progress: called as the stages are done.
+
+    Raises:
+        ValueError: as `check_table`, `CostModel.from_table` and `law_named` do, for a law that a run table can't be
+            fitted by, and where nothing at all can be fitted. Any single fit that can't be made is None in the result,
+            with its reason in `missing_fits`.
     """
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
     checked = check_table(table)
-    shown, hidden, column = _split(checked) if hold_out_largest_budget else (checked, None, "")
-    if finished_rows(shown).empty:
+    _check_law(law, checked)
+    fitted, held_out, column = _split(checked) if hold_out_largest_budget else (checked, None, "")
+    if finished_rows(fitted).empty:
         raise ValueError(
-            f"a fit needs finished runs, but {name!r} has none among {len(shown)} rows; finish a run first"
+            f"a fit needs finished runs, but {name!r} has none among {len(fitted)} rows; finish a run first"
         )
     if draws:
-        widening(kind, law_data(shown))  # refuses budgets that can't be redrawn, before anything is fitted
-    fit = _Fitting(
-        table=shown,
+        widening(kind, law_data(fitted))  # refuses budgets that can't be resampled, before anything is fitted
+    fit = _SweepFitter(
+        table=fitted,
         cost_model=CostModel.from_table(checked),
+        training_law=law,
         draws=draws,
         seed=seed,
         objective=objective,
         kind=kind,
         profiles=profiles,
         independent=independent,
-        tell=progress or (lambda stage, done, total: None),
-        absent=[],
-    ).everything(name)
-    if hidden is not None:
-        fit = dataclasses.replace(fit, held_out=_held_out(fit, hidden, column))
-    return dataclasses.replace(fit, doubts=tuple(doubts(fit, checked)))
+        progress=progress or (lambda stage, done, total: None),
+        missing_fits=[],
+    ).fit(name)
+    if held_out is not None:
+        fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
+    return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)))
+
+
+def _check_law(name: str, table: pd.DataFrame) -> None:
+    """Raise ValueError unless the law gives the loss after training from columns that a run table has."""
+    law = law_named(name)
+    if name in _TEST_TIME_LAWS or "tokens" not in law.columns:
+        raise ValueError(
+            f"the law of a sweep must give the loss after training from tokens and more, but got {name!r}; "
+            "the laws of test-time loops are fitted in any case"
+        )
+    missing = [column for column in law.columns if column not in law_data(table)]
+    if missing:
+        raise ValueError(
+            f"the law of a sweep must read columns of a run table, but the {law.name} law reads {', '.join(missing)}; "
+            "use another law"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fitting:
-    """How every fit to one table is made, and which of them could not be."""
+class _SweepFitter:
+    """The settings that every fit to one table shares, and the reasons of fits that could not be made."""
 
     table: pd.DataFrame
     cost_model: CostModel
+    training_law: str
     draws: int
     seed: int
     objective: Objective
     kind: BootstrapKind
     profiles: bool
     independent: bool
-    tell: Progress
-    absent: list[Absent]
+    progress: FitProgress
+    missing_fits: list[MissingFit]
 
-    def everything(self, name: str) -> SweepFit:
-        """All fits, without hold-out and doubts; raises ValueError where nothing can be fitted."""
-        isoflop = self.isoflop()
-        training = self.law(TrainingLaw(), "training law")
-        bias = self.parabola_bias(isoflop, training)
-        test_time = self.test_time()
-        joint = self.law(JointTestTimeLaw(), "joint test-time law", by_run=True)
-        unified = self.unified(training)
+    def fit(self, name: str) -> SweepFit:
+        """Return all fits, without held-out errors and caveats. Raises ValueError where nothing can be fitted."""
+        isoflop = self._isoflop()
+        training = self._law("training", self.training_law, law_data(self.table))
+        self.progress("training law", 1, 1)
+        bias = self._parabola_bias(isoflop, training)
+        test_time = self._test_time()
+        everywhere = test_time_law_data(self.table)
+        # At T = mu the joint law predicts the loss that it was given.
+        elsewhere = {key: values[_off_mean(everywhere)] for key, values in everywhere.items()}
+        joint = self._law("joint-test-time", "joint-test-time", elsewhere, by_run=True)
+        self.progress("joint test-time law", 1, 1)
+        unified = self._unified(training, everywhere)
+        self.progress("unified law", 1, 1)
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
-            reasons = [f"{one.what}: {one.reason}" for one in self.absent]
+            reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
             if isoflop is not None:
                 reasons.insert(0, f"isoflop: {isoflop.reason}")
             raise ValueError(
@@ -119,66 +159,60 @@ class _Fitting:
             joint_test_time=joint,
             test_time=test_time,
             held_out=None,
-            absent=tuple(self.absent),
-            doubts=(),
+            missing_fits=tuple(self.missing_fits),
+            caveats=(),
         )
 
-    def isoflop(self) -> IsoflopFit | None:
-        """The isoFLOP curves; None, and said in `absent`, where there are none."""
+    def _isoflop(self) -> IsoflopFit | None:
+        fit = None
         try:
-            found = fit_isoflop(
+            fit = fit_isoflop(
                 self.table, self.cost_model, draws=self.draws, seed=self.seed, independent=self.independent
             )
         except ValueError as error:
-            self.absent.append(Absent(what="isoflop", reason=str(error)))
-            found = None
-        self.tell("isoFLOP curves", 1, 1)
-        return found
+            self._add_missing("isoflop", str(error))
+        self.progress("isoFLOP curves", 1, 1)
+        return fit
 
-    def parabola_bias(self, isoflop: IsoflopFit | None, training: LawFit | None) -> ParabolaBias | None:
-        """What the parabolas miss, if the losses follow the training law; None where it or a power law is missing."""
+    def _parabola_bias(self, isoflop: IsoflopFit | None, training: LawFit | None) -> ParabolaBias | None:
         if isoflop is None or isoflop.axis_law is None or training is None:
             return None
-        draws = training.draw_matrix if training.draws else None
         try:
             return parabola_bias(
                 isoflop,
                 self.table,
-                TrainingLaw(),
+                training.form,
                 training.vector,
                 self.cost_model,
-                draws,
+                training.draw_matrix if training.draws else None,
                 widening=training.widening,
             )
         except ValueError as error:
-            self.absent.append(Absent(what="parabola bias", reason=str(error)))
+            self._add_missing("parabola bias", str(error))
             return None
 
-    def law(self, law: Law, stage: str, *, by_run: bool = False) -> LawFit | None:
-        """One law over all runs; None, and said in `absent`, where it can't be fitted."""
-        data = test_time_law_data(self.table) if by_run else law_data(self.table)
-        if isinstance(law, JointTestTimeLaw):
-            # At T = mu its prediction is what it was given.
-            elsewhere = data["recurrence"] != data["mean_recurrence"]
-            data = {name: values[elsewhere] for name, values in data.items()}
+    def _law(self, name: str, law: str, data: Data, *, by_run: bool = False) -> LawFit | None:
+        """Return the fit of `law` to `data`; None, with the reason among the missing fits, where it can't be made."""
         try:
-            found = self._estimate(law, data, by_run=by_run, profiles=self.profiles)
+            return self._estimate(law, data, by_run=by_run, kind=self.kind, profiles=self.profiles)
         except ValueError as error:
-            self.absent.append(Absent(what=law.name, reason=str(error)))
-            found = None
-        self.tell(stage, 1, 1)
-        return found
+            self._add_missing(name, str(error))
+            return None
 
-    def unified(self, training: LawFit | None) -> LawFit | None:
-        """The unified law, where there is a training law for it to hold."""
-        if training is not None:
-            return self.law(UnifiedLaw(), "unified law", by_run=True)
-        self.absent.append(Absent(what="unified", reason="it holds the training law, which could not be fitted"))
-        self.tell("unified law", 1, 1)
+    def _unified(self, training: LawFit | None, data: Data) -> LawFit | None:
+        if training is None:
+            self._add_missing("unified", "it contains the training law, which could not be fitted")
+        elif training.law != "training":
+            self._add_missing(
+                "unified",
+                f"it extends the built-in training law, and this sweep is fitted by the {training.form.name} law",
+            )
+        else:
+            return self._law("unified", "unified", data, by_run=True)
         return None
 
-    def test_time(self) -> tuple[LawFit, ...]:
-        """The test-time law of each model."""
+    def _test_time(self) -> tuple[LawFit, ...]:
+        """Return the test-time law of each model."""
         data = test_time_law_data(self.table)
         runs = list(dict.fromkeys(data["run_id"]))
         fits = []
@@ -186,22 +220,20 @@ class _Fitting:
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
             try:
-                found = self._estimate(TestTimeLaw(), rows, by_run=False, profiles=False)
+                # One model's losses have no budgets to resample.
+                fit = self._estimate("test-time", rows, by_run=False, kind="parametric", profiles=False)
                 # Draws of each model are not kept: its intervals are, and predictions use the unified law.
                 mu = float(rows["mean_recurrence"][0])
-                fits.append(dataclasses.replace(found, draws=(), run_id=str(run_id), mean_recurrence=mu))
+                fits.append(dataclasses.replace(fit, draws=(), run_id=str(run_id), mean_recurrence=mu))
             except ValueError as error:
                 reason = str(error)
-            self.tell("test-time laws", done, len(runs))
+            self.progress("test-time laws", done, len(runs))
         if len(fits) < max(1, len(runs)):
-            missing = f"{len(runs) - len(fits)} of {len(runs)} models: {reason}"
-            self.absent.append(Absent(what="test-time", reason=missing))
+            self._add_missing("test-time", f"{len(runs) - len(fits)} of {len(runs)} models: {reason}")
         return tuple(fits)
 
-    def _estimate(self, law: Law, data: dict[str, np.ndarray], *, by_run: bool, profiles: bool) -> LawFit:
-        # One model's losses have no budgets to draw from.
-        kind = "parametric" if isinstance(law, TestTimeLaw) else self.kind
-        return estimate_law(
+    def _estimate(self, law: str, data: Data, *, by_run: bool, kind: BootstrapKind, profiles: bool) -> LawFit:
+        return fit_law(
             law,
             data,
             draws=self.draws,
@@ -212,9 +244,12 @@ class _Fitting:
             profiles=profiles,
         )
 
+    def _add_missing(self, name: str, reason: str) -> None:
+        self.missing_fits.append(MissingFit(name=name, reason=reason))
+
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """The table without, and with only, the runs of the largest budget or token count."""
+    """Return the table without, and with only, the runs of the largest budget or token count, and that column."""
     runs = finished_rows(table)
     column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
     if runs[column].nunique() < 2:
@@ -223,30 +258,36 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
             f"{runs[column].nunique()}; fit without holding out"
         )
     # Token counts of one sweep point may differ by a step's rounding.
-    top = table[column] >= runs[column].max() * (1 - BUDGET_TOLERANCE)
-    return table[~top].reset_index(drop=True), table[top].reset_index(drop=True), column
+    largest = table[column] >= runs[column].max() * (1 - BUDGET_TOLERANCE)
+    return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 
-def _held_out(fit: SweepFit, hidden: pd.DataFrame, column: str) -> HeldOut:
+def _off_mean(data: Data) -> np.ndarray:
+    """Mark the losses (rows,) measured at T other than the mean recurrence."""
+    return np.asarray(data["recurrence"] != data["mean_recurrence"])
+
+
+def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
+    """Return the errors of every law on the runs of `table`, which were held out by their largest `column`."""
     rows: list[HeldOutRow] = []
+    # At T = mu.
     if fit.training is not None:
-        data = law_data(hidden)
-        rows += held_out_rows(
-            "training law at T = mu", data, (fit.training.loss(data), fit.training.loss_interval(data))
-        )
-    data = test_time_law_data(hidden)
-    elsewhere = data["recurrence"] != data["mean_recurrence"]
-    rest = {name: values[elsewhere] for name, values in data.items()}
+        data = law_data(table)
+        rows += held_out_rows(fit.training.at_mean, data, (fit.training.loss(data), fit.training.loss_interval(data)))
+    # At every T that was measured.
+    data = test_time_law_data(table)
+    off_mean = _off_mean(data)
+    rest = {name: values[off_mean] for name, values in data.items()}
     if fit.unified is not None and len(data["loss"]):
         unified = fit.unified.loss(data)
         rows += held_out_rows("unified law", data, (unified, fit.unified.loss_interval(data)))
         at_mean = fit.unified.loss({**data, "recurrence": data["mean_recurrence"]})
-        given = (unified - at_mean + data["loss_at_mean"])[elsewhere]
+        given = (unified - at_mean + data["loss_at_mean"])[off_mean]
         rows += held_out_rows("unified law, given the loss at T = mu", rest, (given, None))
     if fit.joint_test_time is not None and len(rest["loss"]):
-        predicted_given = fit.joint_test_time.loss(rest), fit.joint_test_time.loss_interval(rest)
-        rows += held_out_rows("joint test-time law, given the loss at T = mu", rest, predicted_given)
-    runs = finished_rows(hidden)
+        joint = fit.joint_test_time.loss(rest), fit.joint_test_time.loss_interval(rest)
+        rows += held_out_rows("joint test-time law, given the loss at T = mu", rest, joint)
+    runs = finished_rows(table)
     value, fitted = float(runs[column].max()), fit.fitted.flops if column == "budget" else fit.fitted.tokens
     return HeldOut(
         column=column,

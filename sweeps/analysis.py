@@ -1,14 +1,14 @@
-"""What is made of a finished sweep: fits of each group of its runs, the stability table, figures and the page."""
+"""The analysis of a finished sweep: fits of each group of its runs, the stability study, figures and the page."""
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.report.headline import Results
+from isoloop.sweeps.paths import Folders, SweepResults
+from isoloop.sweeps.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 GROUP = "group"
 FEWEST_RUNS = 4
 
-FitProgress = Callable[[str, int, int], None]
-
 
 def fit_and_report(
     sweep: SweepConfig,
@@ -28,102 +26,111 @@ def fit_and_report(
     table: "pd.DataFrame",
     *,
     command: str,
+    law: str = "training",
     draws: int = 1000,
-    progress: FitProgress | None = None,
-) -> Results:
-    """Fit a sweep's table, store the fits, draw and write the page. What was made of an earlier table goes first.
+    progress: Progress | None = None,
+) -> SweepResults:
+    """Fit a sweep's table, store the fits, draw the figures and write the page, replacing those of an earlier table.
 
-    Laws hold for runs that differ in budget, tokens, mean recurrence and seed alone. Where other axes tell runs apart,
-    the column `group` says so, and each group is fitted in a folder and on a page of its own. `draws` are the refits
-    behind each interval.
+    A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
+    axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of its own. `law` is
+    that of the loss after training, and `draws` are the refits behind each interval.
     """
+    # Remove the results of an earlier table.
     shutil.rmtree(folders.groups, ignore_errors=True)
-    for stale in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
-        stale.unlink(missing_ok=True)
-        stale.with_suffix(".txt").unlink(missing_ok=True)
+    for stored in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
+        stored.unlink(missing_ok=True)
+        stored.with_suffix(".txt").unlink(missing_ok=True)
     shutil.rmtree(folders.figures, ignore_errors=True)
+    # Fit all runs together, or each group.
+    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress or Progress())
     if GROUP not in table:
-        return _fit_group(sweep, folders, table, command=command, draws=draws, progress=progress)
-    parts = {
+        return fit(folders, table)
+    groups = {
         str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
     }
-    slugs = _slugs(list(parts))
-    found: dict[str, Results] = {}
-    for label, part in parts.items():
+    slugs = _slugs(list(groups))
+    results: dict[str, SweepResults] = {}
+    for label, part in groups.items():
         if (part["status"] == "finished").sum() < FEWEST_RUNS:
             continue
         own = folders.group(slugs[label])
         own.sweep.mkdir(parents=True)
         part.to_csv(own.table, index=False)
         own.config.write_text(folders.config.read_text())
-        found[label] = _fit_group(sweep, own, part, command=command, draws=draws, progress=progress, label=label)
-    few = len(parts) - len(found)
-    said = f"its runs are of {len(parts)} groups, and a law is fitted to each apart" + (
-        f", but {few} of them have fewer than {FEWEST_RUNS} finished runs" if few else ""
+        results[label] = fit(own, part, label=label)
+    # Write the page that compares the groups.
+    reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
+    if few := len(groups) - len(results):
+        reason += f", but {few} of them have fewer than {FEWEST_RUNS} finished runs"
+    whole = SweepResults(
+        fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
-    return _write_page(sweep, folders, table, {}, dict.fromkeys((False, True), said), command, found)
+    return _write_page(sweep, table, folders, command, whole)
 
 
 def _slugs(labels: list[str]) -> dict[str, str]:
-    """A folder's name for each group."""
-    found: dict[str, str] = {}
+    """Return a folder name for each group."""
+    slugs: dict[str, str] = {}
     for label in labels:
         slug = re.sub(r"[^A-Za-z0-9+.=]+", "-", label.replace(" = ", "=")).strip("-.")[:80] or "group"
-        while slug in found.values():
+        while slug in slugs.values():
             slug += "+"
-        found[label] = slug
-    return found
+        slugs[label] = slug
+    return slugs
 
 
-def _fit_group(
+def _fit_table(
     sweep: SweepConfig,
     folders: Folders,
     table: "pd.DataFrame",
     *,
     command: str,
+    law: str,
     draws: int,
-    progress: FitProgress | None,
+    progress: Progress,
     label: str | None = None,
-) -> Results:
-    """Fit the table with and without its largest budget. One that can't be fitted gets a page that says why."""
+) -> SweepResults:
+    """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
     from isoloop.fitting import fit_sweep
 
-    name = sweep.name if label is None else f"{sweep.name}, {label}"
-    fits: dict[bool, SweepFit | None] = {}
-    why: dict[bool, str | None] = {}
+    fits: dict[bool, SweepFit] = {}
+    reasons: dict[bool, str] = {}
     for hold_out in (False, True):
         try:
-            found = fit_sweep(
-                table, name=name, hold_out_largest_budget=hold_out, draws=draws, profiles=True, progress=progress
+            fits[hold_out] = fit_sweep(
+                table,
+                name=sweep.name if label is None else f"{sweep.name}, {label}",
+                law=law,
+                hold_out_largest_budget=hold_out,
+                draws=draws,
+                profiles=True,
+                progress=progress.update,
             )
         except ValueError as error:
-            fits[hold_out], why[hold_out] = None, str(error)
+            reasons[hold_out] = str(error)
         else:
-            store_fit(found, folders.fit(hold_out=hold_out))
-            fits[hold_out], why[hold_out] = found, None
-    return _write_page(sweep, folders, table, fits, why, command, {}, label=label)
+            store_fit(fits[hold_out], folders.fit(hold_out=hold_out))
+    results = SweepResults(
+        fit=fits.get(False),
+        hold_out=fits.get(True),
+        why_no_fit=reasons.get(False),
+        why_no_hold_out=reasons.get(True),
+        report=folders.report,
+    )
+    return _write_page(sweep, table, folders, command, results, label)
 
 
 def _write_page(
     sweep: SweepConfig,
-    folders: Folders,
     table: "pd.DataFrame",
-    fits: Mapping[bool, "SweepFit | None"],
-    why: Mapping[bool, str | None],
+    folders: Folders,
     command: str,
-    groups: Mapping[str, Results],
+    results: SweepResults,
     label: str | None = None,
-) -> Results:
+) -> SweepResults:
     from isoloop.sweeps.report.page import write_report
 
-    results = Results(
-        fit=fits.get(False),
-        hold_out=fits.get(True),
-        why_no_fit=why[False],
-        why_no_hold_out=why[True],
-        report=folders.report,
-        groups=groups,
-    )
     left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
     write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command, group=label)
     return results
@@ -136,15 +143,15 @@ def store_fit(fit: "SweepFit", path: Path) -> None:
 
 
 def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":
-    """Judge a stability study by its run table and the runs' journals; write its tables, report and figure.
+    """Evaluate a stability study from its run table and journals, and write its tables, report and figure.
 
     Raises:
-        ValueError: the sweep isn't one (sweeps/stability/study.py).
+        ValueError: the sweep isn't a stability study (sweeps/stability/study.py).
     """
-    from isoloop.sweeps.stability.dynamics import judged_study, write_study
+    from isoloop.sweeps.stability.dynamics import judge_sweep, write_study
     from isoloop.sweeps.stability.figure import save_stability
 
-    study = judged_study(table, sweep, folders)
+    study = judge_sweep(table, sweep, folders)
     write_study(study, folders.sweep)
     folders.stability.write_text(study.report())
     save_stability(study, folders.figures)

@@ -1,43 +1,67 @@
-"""What an error says in one line."""
+"""Messages for people: errors in one line, and rows of text in aligned columns."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without secrets, or its type where it has none."""
+    """Return the first line of an error's message without secrets, or the name of its type if it has no message."""
     lines = redacted(str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def broken_rules(error: ValidationError) -> str:
-    """The rules that a value broke, in one line."""
+    """Return the rules that a value breaks, in one line."""
     return "; ".join(broken_rule(problem) for problem in error.errors())
 
 
 def broken_rule(problem: Mapping[str, Any]) -> str:
-    """One of pydantic's errors: where, the rule, and what was got."""
-    where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+    """Return one of pydantic's errors in one line: the place, the rule, and the value."""
+    place = ".".join(str(part) for part in problem["loc"]) or "the configuration"
     if problem["type"] == "missing":
-        return f"{where}: must be given, but is missing"
+        return f"{place}: must be given, but is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    got = problem["input"]
-    shown = "" if isinstance(got, dict) or problem["type"] == "value_error" else f", but got {got!r}"
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+    value = problem["input"]
+    got = "" if isinstance(value, dict) or problem["type"] == "value_error" else f", but got {value!r}"
+    return f"{place}: {message[:1].lower()}{message[1:]}{got}"
 
 
-# MERGED columns
-def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
-    """A line for each row; `right` sets all columns but the last flush right."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a question with the known name that is closest to `name`, or `otherwise` if none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else otherwise
+
+
+def align_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
+    """Return a line for each row; with `right`, all columns but the last are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if right and place < len(row) - 1 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if right and column < len(row) - 1 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+
+
+@contextmanager
+def translate_errors(
+    rule: str,
+    advice: str | Callable[[Exception], str],
+    kinds: type[Exception] | tuple[type[Exception], ...] = Exception,
+) -> Iterator[None]:
+    """Raise any error of these kinds as one ValueError: the rule, the error's first line, the advice."""
+    try:
+        yield
+    except kinds as error:
+        hint = advice if isinstance(advice, str) else advice(error)
+        translated = ValueError(f"{rule} ({first_line(error)}); {hint}")
+        if redacted(str(error)) != str(error):  # a traceback would show the cause and its secret
+            raise translated from None
+        raise translated from error

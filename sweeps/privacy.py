@@ -1,15 +1,52 @@
-"""Nothing phones home: the switches of every library that would."""
+"""Privacy: secrets are cut out of texts and URIs, and no library sends telemetry."""
 
 import os
+import re
 
-SWITCHES = {
+HIDDEN = "***"
+
+TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
 }
 
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*://)"
+_BEFORE_PORT = r"(?!\d+(?:[/?#]|$))"
+# user:password@, where the password may contain characters that should be escaped; token@; a password with ? or #.
+_OWNER = re.compile(
+    _SCHEME + rf"""(?:[^\s'"<>/:@?\#]*:{_BEFORE_PORT}[^\s'"<>?\#]*@|[^\s'"<>/?\#]*@|"""
+    rf"""[^\s'"<>/:@?\#]*:{_BEFORE_PORT}[^\s'"<>]*@)"""
+)
+# In a database's URL only the password can contain an @, and it may contain anything else unescaped.
+_DATABASE = re.compile(
+    r"""\b((?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|redis)(?:\+\w+)?://)[^\s'"<>]*@""", re.IGNORECASE
+)
+_IN_QUERY = re.compile(
+    r"""([?&;\#][\w.-]*(?:password|passwd|pwd|secret|token|key|sig|auth|credential)[\w.-]*=)[^\s&;\#'"<>]+""",
+    re.IGNORECASE,
+)
+_ASSIGNED = re.compile(
+    r"""\b((?:[\w.-]*[_.-])?(?:password|passwd|pwd|secret|token|(?:api|access|secret|account)_?key)\s*=\s*)"""
+    r"""(?:'[^']*'|"[^"]*"|[^\s&;,'"<>]+)""",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"\b((?:authorization:\s*(?:bearer|basic)|bearer)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+
 
 def switch_telemetry_off() -> None:
-    """Set the switches for this process and those that it starts; called before the libraries are imported."""
-    os.environ.update(SWITCHES)
+    """Switch telemetry off for this process and its children; call this before the libraries are imported."""
+    os.environ.update(TELEMETRY_OFF)
+
+
+def redacted(text: str) -> str:
+    """Return `text`, a URI or a message that may quote one, with `***` for each user, password, token and key in it.
+
+    A text without secrets comes back unchanged, and so does one that was redacted before.
+    """
+    for pattern in (_DATABASE, _OWNER):
+        text = pattern.sub(rf"\g<1>{HIDDEN}@", text)
+    for pattern in (_IN_QUERY, _ASSIGNED, _HEADER):
+        text = pattern.sub(rf"\g<1>{HIDDEN}", text)
+    return text

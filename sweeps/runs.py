@@ -1,4 +1,4 @@
-"""The runs that a name stands for: of a sweep that was run, in a run table's file, or of a simulated sweep."""
+"""The run table of a name: of a sweep that was run, of a file, or of a simulated sweep; and its FLOPs recounted."""
 
 import math
 from dataclasses import dataclass
@@ -6,26 +6,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from isoloop.sweeps.config.loading import load_sweep, presets
+from isoloop.sweeps.config.loading import load_sweep, preset_names
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
-from isoloop.sweeps.paths import Folders, folders_of
-from isoloop.sweeps.plan.axes import points
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.plan.axes import grid_points
+from isoloop.sweeps.plan.grid import model_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
-from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
+from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import DepthConfig, RecurrenceConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".parquet")
-_CONFIGURATIONS = (".yaml", ".yml")
+_COST_TOLERANCE = 1e-9  # relative, within which two costs are the same
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """A sweep's name, its checked run table, and its configuration, None where a table's file stands alone."""
+    """A sweep's name, its checked run table, and its configuration, None for a table's file without one."""
 
     name: str
     table: "pd.DataFrame"
@@ -33,19 +32,19 @@ class Runs:
 
 
 def load_runs(target: str, out: str | Path, *, several_groups: bool = False) -> Runs:
-    """The runs of a sweep or a run table; a simulated sweep that was not run is drawn on the spot, and not kept.
+    """Return the runs of a sweep or of a file; a simulated sweep that was not run is drawn at once, and not stored.
 
     Args:
         target: a sweep that was run under `out` (its name, its YAML file or `<name>/groups/<group>`); or a run table
             (.csv, .parquet), whose configuration is the `config.yaml` beside it, if there is one; or a simulated sweep
             (a preset's name or a YAML file).
         out: the output folder.
-        several_groups: take a table whose runs one law can't be fitted to.
+        several_groups: allow runs of several groups, to which no single law can be fitted.
 
     Raises:
-        ValueError: there is no such sweep or table, it isn't as it must be, or its runs are of several groups.
+        ValueError: there is no such sweep or table, it breaks a rule, or its runs are of several groups.
     """
-    runs = _load(target, Path(out))
+    runs = _load_all_groups(target, Path(out))
     groups = list(dict.fromkeys(runs.table["group"])) if "group" in runs.table else []
     if len(groups) > 1 and not several_groups:
         raise ValueError(
@@ -57,7 +56,7 @@ def load_runs(target: str, out: str | Path, *, several_groups: bool = False) -> 
 
 
 def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":
-    """The checked run table of a simulated sweep, as 'isoloop run' makes it, without Ray, MLflow or a file.
+    """Return the checked run table of a simulated sweep, as 'isoloop run' makes it, without Ray, MLflow or a file.
 
     Raises:
         ValueError: the sweep isn't simulated, or can't be planned.
@@ -69,51 +68,48 @@ def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":
             f"a sweep that was not run must be simulated, but '{sweep.name}' trains; start it with 'isoloop run "
             f"{sweep.name}'"
         )
-    plan = plan_sweep(sweep, simulated_text)
-    found = []
+    plan = plan_sweep(sweep, simulated_corpus)
+    runs = []
     with TemporaryDirectory() as folder:
         for cell in plan.cells:
             result = simulate_run(cell.spec, sweep.simulation, cell.run_id, Path(folder) / cell.run_id)
             assert result is not None  # nothing stops it
             tags = cell_tags(plan, cell) | {RUN_ID: cell.run_id, OUTCOME: result.status}
-            found.append((tags, result_metrics(result)))
-    return check_table(run_table(found))
+            runs.append((tags, result_metrics(result)))
+    return check_table(run_table(runs))
 
 
-def _load(target: str, out: Path) -> Runs:
+def _load_all_groups(target: str, out: Path) -> Runs:
     from isoloop.fitting import read_table
 
     path = Path(target)
-    if path.suffix in SUFFIXES:
+    if path.suffix in TABLE_SUFFIXES:
         return Runs(name=path.stem, table=read_table(path), sweep=_configuration(path.with_name("config.yaml")))
-    is_sweep = path.suffix in _CONFIGURATIONS or target in presets()
+    is_sweep = path.suffix in (".yaml", ".yml") or target in preset_names()
     sweep = load_sweep(target) if is_sweep else None
     folders = Folders(out=out, name=target if sweep is None else sweep.name)
     if folders.table.is_file():
         return Runs(name=folders.name, table=read_table(folders.table), sweep=_configuration(folders.config))
     if sweep is not None and sweep.simulation is not None:
         return Runs(name=sweep.name, table=simulated_table(sweep), sweep=sweep)
-    return Runs(name=folders.name, table=read_table(folders_of(target, out).table), sweep=None)  # says what is missing
+    return Runs(
+        name=folders.name, table=read_table(folders_of(target, out).table), sweep=None
+    )  # raises if it is missing
 
 
 def _configuration(path: Path) -> SweepConfig | None:
     return load_sweep(str(path)) if path.is_file() else None
 
 
-# MERGED recount
-_SAME = 1e-9
-_DEPTH = tuple(DepthConfig.model_fields)
-
-
 def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
-    """The checked run table of `runs` under an accounting: compute, cost per token and loops that count.
+    """Return the checked run table of `runs` under an accounting: compute, cost per token and loops that count.
 
     Runs of equal budgets have unequal ones when counted otherwise, so the column `budget` is then gone, and there are
     no isoFLOP curves: a law must be fitted. Loops are the nominal ones under `parcae-release`, and under `exact` those
     that the sampler is expected to draw.
 
     Raises:
-        ValueError: nothing says what the models are, or the table is of other models than its configuration.
+        ValueError: there is no configuration, or the table is of other models than its configuration.
     """
     from isoloop.fitting import check_table
 
@@ -122,14 +118,14 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
         return table
     if runs.sweep is None:
         raise ValueError(
-            f"recounting compute needs the models' shape, but the run table of '{runs.name}' only has what a token "
-            "cost; name the sweep that it is of, or put its config.yaml beside the table"
+            f"recounting compute needs the models' shape, but the run table of '{runs.name}' only has the cost of a "
+            "token; name its sweep instead, or put its config.yaml beside the table"
         )
     settings = _settings_of(table, runs.sweep)
     cost = loop_cost(settings.model, accounting)
-    loops = [expected_loops(_recurrence(settings, mean), accounting) for mean in table["mean_recurrence"]]
-    forward, backward = ([each[way] for each in loops] for way in (0, 1))
-    counted = table.assign(
+    loops = [expected_loops(_recurrence_of(settings, mean), accounting) for mean in table["mean_recurrence"]]
+    forward, backward = zip(*loops, strict=True)
+    recounted = table.assign(
         accounting=accounting,
         flops=table["tokens"] * [cost.flops_per_token(*each) for each in loops],
         forward_loops=forward,
@@ -138,15 +134,15 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
         flops_per_token_forward_loop=cost.per_forward_loop,
         flops_per_token_backward_loop=cost.per_backward_loop,
     )
-    return check_table(counted.drop(columns="budget", errors="ignore"))
+    return check_table(recounted.drop(columns="budget", errors="ignore"))
 
 
 def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
-    """The settings of the sweep whose models cost what the table says."""
+    """Return the settings of the sweep whose models have the costs in the table."""
     row: dict[str, Any] = table.iloc[0].to_dict()
-    for point in points(sweep):
-        told = all(_missing(row.get(name)) or row[name] == value for name, value in point.axes.items())
-        if told and point.mean == row["mean_recurrence"] and _agrees(row, point.settings):
+    for point in grid_points(sweep):
+        same_axes = all(_missing(row.get(name)) or row[name] == value for name, value in point.axes.items())
+        if same_axes and point.mean_recurrence == row["mean_recurrence"] and _costs_agree(row, point.settings):
             return point.settings
     raise ValueError(
         f"a table must be of the models of its configuration, but none of '{sweep.name}' costs what its first run "
@@ -154,21 +150,16 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
     )
 
 
-def _agrees(row: dict[str, Any], settings: RunSettings) -> bool:
-    cost, parameters = loop_cost(settings.model, row["accounting"]), count_parameters(settings.model)
-    said = {
-        "flops_per_token_fixed": cost.fixed,
-        "flops_per_token_forward_loop": cost.per_forward_loop,
-        "flops_per_token_backward_loop": cost.per_backward_loop,
-        "backprop_depth": _recurrence(settings, row["mean_recurrence"]).gradient_loops,
-        "effective_params_fixed": parameters.effective_fixed,
-        "effective_params_per_loop": parameters.effective_per_loop,
-    }
-    return all(math.isclose(row[name], value, rel_tol=_SAME) for name, value in said.items())
+def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
+    recurrence = _recurrence_of(settings, row["mean_recurrence"])
+    expected = model_columns(settings.model, recurrence, row["accounting"])
+    return all(math.isclose(row[name], value, rel_tol=_COST_TOLERANCE) for name, value in expected.items())
 
 
-def _recurrence(settings: RunSettings, mean: float) -> RecurrenceConfig:
-    return RecurrenceConfig(mean=int(mean), **{name: getattr(settings.depth, name) for name in _DEPTH})
+def _recurrence_of(settings: RunSettings, mean: float) -> RecurrenceConfig:
+    return RecurrenceConfig(
+        mean=int(mean), **{name: getattr(settings.depth, name) for name in DepthConfig.model_fields}
+    )
 
 
 def _missing(value: Any) -> bool:

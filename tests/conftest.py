@@ -1,6 +1,11 @@
 """What several rooms' tests share: a small corpus, a small spec, and the reference numbers where they are to be had."""
 
+import os
+import shutil
+import warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +19,10 @@ from isoloop.trainer.config import (
 )
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 from tests.parquet import document, write_parquet
+from tests.sweeps.execution.faulty import FAULTS
 
+# Two processes of tests share two cores, and each starts others: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -66,3 +74,81 @@ def spec(corpus) -> RunSpec:
         batch=4,
         steps=12,
     )
+
+
+class SharedRay:
+    """The local Ray of this process of the tests: started at its first use, and there until the end."""
+
+    cluster = None
+
+    def start(self):
+        if self.cluster is None:
+            from isoloop.sweeps.execution.ray_cluster import RayCluster
+
+            self.cluster = RayCluster()
+        return self.cluster
+
+    def stop(self):
+        if self.cluster is not None:
+            self.cluster.__exit__()
+            self.cluster = None
+
+    @contextmanager
+    def for_commands(self):
+        """Let commands within this process use this Ray instead of starting their own."""
+        from isoloop.sweeps.execution import ray_cluster
+
+        shared = nullcontext(self.start())
+        with mock.patch.object(ray_cluster, "RayCluster", return_value=shared):
+            yield
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory):
+    """The folder that tells runs what goes wrong (tests/sweeps/execution/faulty.py)."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="session")
+def shared_ray(faults):
+    shared = SharedRay()
+    os.environ[FAULTS] = str(faults)  # Ray's workers have the environment in which it was started
+    yield shared
+    shared.stop()
+    del os.environ[FAULTS]
+
+
+@pytest.fixture
+def ray(shared_ray):
+    """A local Ray that other tests have used and will use."""
+    return shared_ray.start()
+
+
+@pytest.fixture
+def no_ray(shared_ray):
+    """No Ray in this process, for a test that starts its own."""
+    shared_ray.stop()
+
+
+@pytest.fixture
+def commands_share_ray(shared_ray):
+    with shared_ray.for_commands():
+        yield
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory):
+    """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+
+    empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
+        TrackingStore(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
+
+    def make(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+        return f"sqlite:///{path}"
+
+    return make

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoloop.sweeps.cli.main import app
 from isoloop.sweeps.config.loading import load_sweep
-from isoloop.sweeps.plan.grid import Text, plan_sweep
+from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 from isoloop.trainer.accounting import count_parameters, loop_cost
 from isoloop.trainer.config import DataConfig, ModelConfig
 from isoloop.trainer.data.corpus import prepare_corpus
@@ -36,7 +36,8 @@ def blocks(page):
     return [(text[: found.start(1)].count("\n"), found.group(1)) for found in BLOCK.finditer(text)]
 
 
-def test_the_python_api_by_example(tmp_path):
+def test_the_python_api_by_example(tmp_path, new_database):
+    new_database(tmp_path / "isoloop-out" / "mlflow.db")
     lines = [""] * max(start + code.count("\n") for start, code in blocks("python-api.md"))
     for start, code in blocks("python-api.md"):
         lines[start : start + code.count("\n")] = code.splitlines()
@@ -129,7 +130,7 @@ def test_the_tutorials_sweeps_are_valid(tmp_path, monkeypatch):
         tuned = Path(f"isoloop-out/sweeps/{name}/tune/tuned.yaml")
         tuned.parent.mkdir(parents=True)
         tuned.write_text("optimizer: {learning_rate: 0.005, muon_learning_rate: 0.01}\n")
-    plans = {name: plan_sweep(load_sweep(name), lambda _: Text("text", 40_000_000_000)) for name in files}
+    plans = {name: plan_sweep(load_sweep(name), lambda _: PlannedCorpus("text", 40_000_000_000)) for name in files}
     assert {name: len(plan.cells) for name, plan in plans.items()} == {
         "looped.yaml": 35,
         "fixed.yaml": 15,
@@ -137,7 +138,7 @@ def test_the_tutorials_sweeps_are_valid(tmp_path, monkeypatch):
         "fixed-tuned.yaml": 15,
         "check.yaml": 1,
     }
-    assert all(plan.left_out == () for plan in plans.values())
+    assert all(plan.skipped == () for plan in plans.values())
     assert plans["fixed-tuned.yaml"].groups == plans["looped-tuned.yaml"].groups == ["all"]
     assert plans["looped-tuned.yaml"].cells[0].spec.optimizer.learning_rate == 0.005
     assert not any(cell.spec.model.is_looped for cell in plans["fixed-tuned.yaml"].cells)

@@ -16,7 +16,7 @@ from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.fitting.peers import scipy_many_starts
 from benchmarks.fitting.results import write_section
 from benchmarks.fitting.tables import FILE, public_tables, simulated_points, table_of_123
-from isoloop.fitting import HUBER, TrainingLaw, fit_law, simulate_table
+from isoloop.fitting import HUBER, TrainingLaw, point_estimate, simulate_table
 from isoloop.fitting.tables.runs import law_data
 
 CASE = Case(run_noise=1e-3, budgets=4)
@@ -46,8 +46,8 @@ def test_speed_finds_our_refits_at_the_minima_and_the_trap_away_from_them(tmp_pa
     monkeypatch.setattr(speed, "missing", lambda: SLOW_PEERS)
     text = speed.run(tmp_path, resamples=4, careful=1)
     assert "a simulated table, since the public one is not here" in text
-    assert cells(text, "`fit_law` and `refit`")[1:2] == ["4"]
-    assert cells(text, "`fit_law` and `refit`")[5] == "4 (100.0%)"
+    assert cells(text, "`point_estimate` and `refit`")[1:2] == ["4"]
+    assert cells(text, "`point_estimate` and `refit`")[5] == "4 (100.0%)"
     assert cells(text, "one L-BFGS from the whole table's fit, scipy's tolerances")[5] == "0 (0.0%)"
     assert "chinchilla is left out" in text
     for law in ("chinchilla", "six-parameter", "training", "unified", "iso-depth", "test-time", "joint-test-time"):
@@ -66,10 +66,10 @@ def test_optimum_says_whether_any_peer_is_lower(public, monkeypatch):
     assert cells(text, "simulated, no outliers")[1] == "60"
 
     def worse(*arguments):
-        estimate = fit_law(*arguments)
+        estimate = point_estimate(*arguments)
         return dataclasses.replace(estimate, parameters=estimate.parameters * 1.0001)
 
-    monkeypatch.setattr(optimum, "fit_law", worse)
+    monkeypatch.setattr(optimum, "point_estimate", worse)
     monkeypatch.setattr(optimum, "_OBJECTIVES", (HUBER,))
     monkeypatch.setattr(optimum, "public_tables", partial(public_tables, without_outliers=False))
     assert "**missed**" in optimum.run(public)

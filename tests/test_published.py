@@ -15,8 +15,7 @@ from isoloop.fitting.simulate import (
     published_cost_model,
 )
 from isoloop.trainer.accounting import count_parameters, flops_per_token
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig, ScheduleConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig, ScheduleConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results" / "published"
@@ -107,9 +106,11 @@ def test_sizes_are_the_trainers(size):
         "parameters of the value-embedding tables": parts.value_tables,
     }
     table = published("sizes")
-    said = table[table["size"] == size].set_index("quantity").value
-    assert {name: said[name] for name in own if name in said} == {name: own[name] for name in own if name in said}
-    assert set(said.index) - set(own) == {"mean recurrence", "tokens trained"}
+    printed = table[table["size"] == size].set_index("quantity").value
+    assert {name: printed[name] for name in own if name in printed} == {
+        name: own[name] for name in own if name in printed
+    }
+    assert set(printed.index) - set(own) == {"mean recurrence", "tokens trained"}
 
 
 def test_training_settings_are_the_defaults():
@@ -154,8 +155,8 @@ def test_the_exponent_is_that_of_the_optima():
 def test_the_simulated_truth_has_the_published_losses():
     """Every one of a 140m model with mu = 8 at T = 1, 4, 8, to the digits that were published."""
     tokens = value("sizes", size="140m", quantity="tokens trained")
-    said = published("stability").query("model == '+ prelude norm'").set_index("recurrence").value
-    assert {T: round(PUBLISHED_TRUTH.loss(8, tokens, T), 2) for T in said.index} == said.to_dict()
+    printed = published("stability").query("model == '+ prelude norm'").set_index("recurrence").value
+    assert {T: round(PUBLISHED_TRUTH.loss(8, tokens, T), 2) for T in printed.index} == printed.to_dict()
 
 
 def test_the_simulated_truth_has_its_optima_where_they_were_published():

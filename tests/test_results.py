@@ -9,7 +9,7 @@ import pytest
 
 from isoloop.fitting import SweepFit, fit_sweep, read_table
 from isoloop.sweeps.config.loading import load_sweep
-from isoloop.sweeps.plan.grid import Text, plan_sweep
+from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 
 PYTHON = Path(__file__).resolve().parents[1] / "results" / "python"
 SWEEPS = sorted(path.parent for path in PYTHON.glob("*/runs.csv"))
@@ -17,7 +17,7 @@ FITTED = [folder for folder in SWEEPS if (folder / "fit.json").exists()]
 
 
 def corpus(folder):
-    """The text that the runs were trained on: what isoloop said of it."""
+    """Return the facts of the text that the runs were trained on."""
     found = json.loads((PYTHON / "corpora.json").read_text(encoding="utf-8"))
     tokenizer = load_sweep(str(folder / "config.yaml")).data.tokenizer
     return next(each for each in found if each["tokenizer"] == tokenizer)
@@ -27,7 +27,7 @@ def corpus(folder):
 def test_the_runs_are_those_of_the_configuration(folder):
     """Run ids are hashes of all that determines a result: planned anew, they are the table's."""
     facts = corpus(folder)
-    text = Text(facts["fingerprint"], facts["train_tokens"])
+    text = PlannedCorpus(facts["fingerprint"], facts["train_tokens"])
     plan = plan_sweep(load_sweep(str(folder / "config.yaml")), lambda _: text)
     assert {cell.run_id for cell in plan.cells} == set(read_table(folder / "runs.csv")["run_id"])
 

@@ -1,1 +1,1 @@
-"""One run: spec -> model -> result. Imports nothing of ours; torch is imported by the files that compute with it."""
+"""One run: spec -> model -> result. No other room is imported, and torch only by the files that compute with it."""

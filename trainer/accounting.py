@@ -1,39 +1,36 @@
-"""What a run costs: parameters, effective parameters, FLOPs per token, tokens for a budget. No torch.
+"""Cost of a run: parameters, effective parameters and FLOPs per token. No torch.
 
-Two ways to count FLOPs (SPEC "FLOPs: count what runs"):
+There are two ways to count FLOPs:
 
 `exact`
     Every matrix product that runs: 2 FLOPs per multiply-add forward, 4 backward. Attention scores and their product
     with the values count as the whole square, 4 * context * width per layer and token forward, although half of it is
-    masked. The output head counts, the look-ups in embedding and value-embedding tables don't. The core counts
-    once per loop that runs: forward for every loop, backward for those that carry gradient. Loops are the loops of
-    the sampler, whose clamp at 1 makes their mean µ + exp(-µ), not µ. What activation checkpointing computes a second
-    time doesn't count.
+    masked. The output head counts; look-ups in the embedding and value-embedding tables don't. The core counts once
+    per loop that runs: forward for every loop, backward for those that carry gradient. The sampler clamps loop counts
+    at 1, so their mean is µ + exp(-µ), not µ. Work that activation checkpointing repeats doesn't count.
 `parcae-release`
-    What the published code counts: 6 FLOPs per token and parameter of everything outside the core blocks except the
-    token table (so the value-embedding tables count and the tied head doesn't), plus attention; the core with its
-    nominal loops, µ forward and µ_bwd backward.
+    The count of the published code: 6 FLOPs per token and parameter outside the core blocks, except the token table (so
+    the value-embedding tables count and the tied head doesn't), plus attention; the core with its nominal loops, µ
+    forward and µ_bwd backward.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from isoloop.trainer.config import BLOCKS, ModelConfig, RecurrenceConfig
-from isoloop.trainer.plugin import own_class
+from isoloop.trainer.config import BLOCKS, ModelConfig, RecurrenceConfig, import_class
 
 Accounting = Literal["exact", "parcae-release"]
 
 FORWARD_FLOPS = 2
 BACKWARD_FLOPS = 4
-GATE_CHANNELS = 32
 MLP_FACTOR = 4
 _CURRICULUM_POINTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionCost:
-    """An injection's parameters, and multiply-adds per token of what is applied to e, once, and to h, in every loop."""
+    """Parameters of an injection, and its multiply-adds per token: once (on e) and in every loop (on h)."""
 
     parameters: int
     products_once: int = 0
@@ -42,9 +39,9 @@ class InjectionCost:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCost:
-    """A block's parameters without its value-embedding table, and its multiply-adds per token.
+    """Parameters of a block without its value-embedding table, and its multiply-adds per token.
 
-    `products` are those of its weight matrices, `attention` those of the scores and of their product with the values.
+    `products` counts its weight matrices, `attention` the scores and their product with the values.
     """
 
     parameters: int
@@ -60,7 +57,6 @@ class Parameters:
     """
 
     looped: bool
-
     token_table: int
     value_tables: int
     prelude: int
@@ -72,40 +68,40 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All parameters, embeddings included; the tied output head counts once."""
+        """All parameters, including embeddings; the tied output head counts once."""
         outside = self.injection + self.state_to_width + self.norms
         return self.token_table + self.value_tables + self.prelude + self.core + self.coda + outside
 
     @property
     def effective_fixed(self) -> int:
-        """The part of the effective parameters N(µ) that doesn't depend on µ: prelude and coda."""
+        """Effective parameters that don't depend on µ: prelude and coda."""
         return self.prelude + self.coda + (0 if self.looped else self.core)
 
     @property
     def effective_per_loop(self) -> int:
-        """What one more loop adds to the effective parameters: the core."""
+        """Effective parameters that each loop adds: the core."""
         return self.core if self.looped else 0
 
     def effective(self, mean_recurrence: float) -> float:
-        """N(µ): parameters of the unrolled model, prelude + coda + µ x core, embeddings and adapters apart."""
+        """Return N(µ), the parameters of the unrolled model: prelude + coda + µ x core, without embeddings."""
         return self.effective_fixed + mean_recurrence * self.effective_per_loop
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopCost:
-    """FLOPs per training token as a linear function of the loops that count."""
+    """FLOPs per training token, linear in the forward and backward loops."""
 
     fixed: float
     per_forward_loop: float
     per_backward_loop: float
 
     def flops_per_token(self, forward_loops: float, backward_loops: float) -> float:
-        """FLOPs per token, forward and backward, for these mean loops per token."""
+        """Return the FLOPs per token, forward and backward, for these mean loops per token."""
         return self.fixed + self.per_forward_loop * forward_loops + self.per_backward_loop * backward_loops
 
 
 def injection_cost(model: ModelConfig) -> InjectionCost:
-    """What the model's injection costs; an injection of the user's own says so itself, in `cost(width)`."""
+    """Return the cost of the model's injection; a class of the user's own states it in `cost(width)`."""
     square = model.width**2
     match model.injection:
         case "diagonal":
@@ -114,15 +110,15 @@ def injection_cost(model: ModelConfig) -> InjectionCost:
             return InjectionCost(parameters=2 * square, products_once=square, products_per_loop=square)
         case "addition" | "none":
             return InjectionCost(parameters=0)
-    return _own_cost(model.injection, InjectionCost, model.width)
+    return _stated_cost(model.injection, InjectionCost, model.width)
 
 
 def block_cost(model: ModelConfig, layer: int) -> BlockCost:
-    """What distinct layer `layer` costs; a block of the user's own says so itself, in its `cost`."""
+    """Return the cost of distinct layer `layer`; a block of the user's own states it in `cost`."""
     value_embedding = model.has_value_embedding(layer)
     if model.block not in BLOCKS:
-        return _own_cost(model.block, BlockCost, model, value_embedding=value_embedding)
-    gate = _gate_channels(model) * model.heads if value_embedding else 0
+        return _stated_cost(model.block, BlockCost, model, value_embedding=value_embedding)
+    gate = model.gate_channels * model.heads if value_embedding else 0
     products = (4 + 2 * MLP_FACTOR) * model.width**2 + gate
     norms = 2 if model.block == "pre-norm" else 4
     attention = 2 * model.context * model.width
@@ -130,18 +126,17 @@ def block_cost(model: ModelConfig, layer: int) -> BlockCost:
 
 
 def count_parameters(model: ModelConfig) -> Parameters:
-    """Count the parameters of `model` by part; the tests hold this against the real module."""
+    """Count the parameters of `model` by part; tests compare them with the real module."""
     d = model.width
     table = model.padded_vocabulary * d
     blocks = [block_cost(model, layer).parameters for layer in range(model.layers)]
-    first_core, first_coda = model.prelude_layers, model.prelude_layers + model.core_layers
     return Parameters(
         looped=model.is_looped,
         token_table=table,
         value_tables=table * sum(map(model.has_value_embedding, range(model.layers))),
-        prelude=sum(blocks[:first_core]),
-        core=sum(blocks[first_core:first_coda]),
-        coda=sum(blocks[first_coda:]),
+        prelude=sum(blocks[: model.core.start]),
+        core=sum(blocks[model.core.start : model.core.stop]),
+        coda=sum(blocks[model.core.stop :]),
         injection=injection_cost(model).parameters,
         state_to_width=d * d if model.is_looped else 0,
         norms=2 * d if model.is_looped and model.prelude_norm else d,
@@ -149,11 +144,10 @@ def count_parameters(model: ModelConfig) -> Parameters:
 
 
 def loop_cost(model: ModelConfig, accounting: Accounting) -> LoopCost:
-    """FLOPs per token of `model`, split into what runs once, per forward loop and per backward loop."""
-    layers = range(model.prelude_layers, model.prelude_layers + model.core_layers) if model.is_looped else range(0)
-    blocks = [block_cost(model, layer) for layer in range(model.layers)]
-    core = [block for layer, block in enumerate(blocks) if layer in layers]
-    outside = [block for layer, block in enumerate(blocks) if layer not in layers]
+    """Return the FLOPs per token of `model`: once, per forward loop and per backward loop."""
+    looped_layers = model.core if model.is_looped else range(0)
+    core = [block_cost(model, layer) for layer in looped_layers]
+    outside = [block_cost(model, layer) for layer in range(model.layers) if layer not in looped_layers]
     both = FORWARD_FLOPS + BACKWARD_FLOPS
     if accounting == "exact":
         injection = injection_cost(model)
@@ -173,26 +167,26 @@ def loop_cost(model: ModelConfig, accounting: Accounting) -> LoopCost:
 
 
 def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tuple[float, float]:
-    """Mean loops per token that count: forward and with gradient.
+    """Return the mean loops per token that count: forward, and with gradient.
 
-    Under `exact` these are E[T] and E[min(T, µ_bwd)] of what the sampler draws: for T = max(1, Poisson(µ)), E[T] is
+    Under `exact` these are E[T] and E[min(T, µ_bwd)] of the sampler's loop counts: for T = max(1, Poisson(µ)), E[T] is
     µ + exp(-µ). Under `parcae-release` they are the nominal µ and min(µ_bwd, µ). A curriculum counts with its average
     over the run.
     """
-    if recurrence.curriculum_start is None:
-        return _loops_at(recurrence, accounting, float(recurrence.mean))
-    growing = recurrence.curriculum_fraction
-    shares = [(i + 0.5) / _CURRICULUM_POINTS * growing for i in range(_CURRICULUM_POINTS)]
-    ramp = [_loops_at(recurrence, accounting, recurrence.mean_at(share)) for share in shares]
     forward, backward = _loops_at(recurrence, accounting, float(recurrence.mean))
+    if recurrence.curriculum_start is None:
+        return forward, backward
+    ramp = recurrence.curriculum_fraction
+    progress = [(i + 0.5) / _CURRICULUM_POINTS * ramp for i in range(_CURRICULUM_POINTS)]
+    loops = [_loops_at(recurrence, accounting, recurrence.mean_at(point)) for point in progress]
     return (
-        growing * sum(f for f, _ in ramp) / len(ramp) + (1 - growing) * forward,
-        growing * sum(b for _, b in ramp) / len(ramp) + (1 - growing) * backward,
+        ramp * sum(f for f, _ in loops) / len(loops) + (1 - ramp) * forward,
+        ramp * sum(b for _, b in loops) / len(loops) + (1 - ramp) * backward,
     )
 
 
 def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float) -> tuple[float, float]:
-    """Expected loops, forward and with gradient, where `mean` is the mean in force."""
+    """Return the expected loops, forward and with gradient, of sequences drawn with the mean `mean`."""
     depth = recurrence.gradient_loops
     if accounting == "parcae-release":
         return mean, float(min(depth, mean))
@@ -207,14 +201,14 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
 
 
 def flops_per_token(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> float:
-    """Training FLOPs per token, forward and backward, at the loops that count."""
+    """Return the training FLOPs per token, forward and backward, at the expected loops."""
     return loop_cost(model, accounting).flops_per_token(*expected_loops(recurrence, accounting))
 
 
 def flops_spent(
     model: ModelConfig, recurrence: RecurrenceConfig, tokens: int, forward_loops: float, backward_loops: float
 ) -> dict[str, float]:
-    """FLOPs of a run under both accountings, named as in its result: `exact` with the mean loops that it ran."""
+    """Return a run's FLOPs under both accountings, named as in its result; `exact` counts the mean loops given."""
     nominal = expected_loops(recurrence, "parcae-release")
     return {
         "flops_exact": tokens * loop_cost(model, "exact").flops_per_token(forward_loops, backward_loops),
@@ -222,27 +216,18 @@ def flops_spent(
     }
 
 
-def steps_for(asked: float, per_step: float) -> int:
-    """Whole optimizer steps that come closest to what was asked (FLOPs or tokens), given the same of one step."""
-    return round(asked / per_step)
+def steps_for(budget: float, per_step: float) -> int:
+    """Return the number of optimizer steps closest to a budget of FLOPs or tokens, given those of one step."""
+    return round(budget / per_step)
 
 
-def _gate_channels(model: ModelConfig) -> int:
-    return min(GATE_CHANNELS, model.width)
-
-
-def _own_cost(path: str, kind: type, *args: Any, **kwargs: Any) -> Any:
-    """What a class of the user's own says that it costs.
-
-    Raises:
-        ValueError: it doesn't, or not as a `kind`.
-    """
+def _stated_cost(path: str, kind: type, *args: Any, **kwargs: Any) -> Any:
+    """Return the cost that a class of the user's own states; raise ValueError if it states none of type `kind`."""
+    rule = f"a class of your own must return its cost as {kind.__name__} from `cost`"
     try:
-        cost = own_class(path).cost(*args, **kwargs)
+        cost = import_class(path).cost(*args, **kwargs)
     except (AttributeError, TypeError) as error:
-        raise ValueError(
-            f"a class of your own must state its cost as {kind.__name__}, but '{path}': {error}"
-        ) from error
+        raise ValueError(f"{rule}, but '{path}' fails: {error}; docs/trainer.md shows one") from error
     if not isinstance(cost, kind):
-        raise ValueError(f"a class of your own must state its cost as {kind.__name__}, but '{path}' gives {cost!r}")
+        raise ValueError(f"{rule}, but '{path}' returns {cost!r}; docs/trainer.md shows one")
     return cost

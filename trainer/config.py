@@ -1,10 +1,11 @@
-"""Frozen configurations of one training run, and the run's identity.
+"""Frozen configurations of one training run, the published model sizes, and the run's identity.
 
-A `RunSpec` holds everything that determines a run's result and nothing else: no folder, no machine, no sweep's name.
-Its content hash is the run's id, so two sweeps that ask for the same run share it.
+A `RunSpec` holds everything that determines a run's result and nothing else: no folder, no machine, no sweep name. The
+hash of its content is the run's id, so two sweeps that need the same run share it.
 """
 
 import hashlib
+import importlib
 import json
 import math
 import re
@@ -13,39 +14,63 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
-def _number(value: Any) -> Any:
-    """Refuse what pydantic would quietly turn into a number."""
+def _refuse_non_number(value: Any) -> Any:
+    """Raise ValueError for booleans and text, which pydantic would silently convert."""
     if isinstance(value, bool | str):
         raise ValueError(f"must be a number, but got {value!r}")
     return value
 
 
-Number = BeforeValidator(_number)
-PositiveInt = Annotated[int, Number, Field(ge=1)]
-Recurrence = Annotated[int, Number, Field(ge=1, le=4096)]
-NonNegativeInt = Annotated[int, Number, Field(ge=0)]
-PositiveFloat = Annotated[float, Number, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
-Fraction = Annotated[float, Number, Field(ge=0, le=1)]
-Momentum = Annotated[float, Number, Field(ge=0, lt=1)]
+StrictNumber = BeforeValidator(_refuse_non_number)
+PositiveInt = Annotated[int, StrictNumber, Field(ge=1)]
+Recurrence = Annotated[int, StrictNumber, Field(ge=1, le=4096)]
+NonNegativeInt = Annotated[int, StrictNumber, Field(ge=0)]
+PositiveFloat = Annotated[float, StrictNumber, Field(gt=0)]
+NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0)]
+Fraction = Annotated[float, StrictNumber, Field(ge=0, le=1)]
+Momentum = Annotated[float, StrictNumber, Field(ge=0, lt=1)]
+NonEmptyText = Annotated[str, Field(min_length=1)]
 
 BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
+GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
 INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
 BLOCKS = ("pre-norm", "residual-norm")
-_OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def _variant(known: tuple[str, ...]) -> AfterValidator:
-    """A variant's name: one of `known`, or `module:Class` for a class of the user's own."""
+def _variant(names: tuple[str, ...]) -> AfterValidator:
+    """Return a validator for one of `names`, or for `module:Class`, a class of the user's own."""
 
     def check(value: str) -> str:
-        if value not in known and not _OWN_CLASS.fullmatch(value):
-            raise ValueError(f"must be one of {', '.join(known)}, or module:Class for your own, but got '{value}'")
+        if value not in names and not _CLASS_PATH.fullmatch(value):
+            raise ValueError(f"must be one of {', '.join(names)}, or module:Class for your own, but got '{value}'")
         return value
 
     return AfterValidator(check)
+
+
+def import_class(path: str, contract: type | None = None) -> Any:
+    """Import the user's own class that `path`, of the form `module:Class`, names.
+
+    Raises:
+        ValueError: the module or the class can't be imported, or the class isn't a subclass of `contract`.
+    """
+    module, _, name = path.partition(":")
+    try:
+        imported = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"a class of your own must be importable as module:Class, but '{path}' is not ({error}); start isoloop "
+            "with PYTHONPATH set to the folder of the module"
+        ) from error
+    if contract is not None and not (isinstance(imported, type) and issubclass(imported, contract)):
+        raise ValueError(
+            f"'{path}' must be a subclass of {contract.__module__}.{contract.__name__}, but is {imported!r}; "
+            "docs/trainer.md shows one"
+        )
+    return imported
 
 
 class Config(BaseModel):
@@ -55,17 +80,17 @@ class Config(BaseModel):
 
 
 class ModelConfig(Config):
-    """Shape of a looped model: prelude, recurrent core, coda (SPEC "The model"; Parcae, arXiv:2604.12946).
+    """Shape of a looped model: prelude, recurrent core, coda (Parcae, arXiv:2604.12946).
 
-    The attributes are layers (counts), `width` (channels), `context` and `vocabulary` (tokens).
+    `width` is in channels, `context` and `vocabulary` in tokens.
 
     Args:
-        injection: how the prelude's output enters the loop: `diagonal` (Parcae), `concat` (RDM, Geiping et al. 2025),
-            `addition` (Yang et al. 2024). `none` is the fixed-depth Transformer: the same blocks, each run once.
-            `module:Class` is an injection of the user's own.
-        block: `pre-norm`, or `residual-norm` with a second norm behind each residual sum (Geiping et al. 2025).
-            `module:Class` is a block of the user's own.
-        prelude_norm: whether the prelude's output is normalised before it is injected (RDM: it isn't).
+        injection: the way in which the prelude's output enters the loop: `diagonal` (Parcae), `concat` (RDM, Geiping et
+            al. 2025), `addition` (Yang et al. 2024), or `module:Class` for your own. `none` is the fixed-depth
+            Transformer: the same blocks, each run once.
+        block: `pre-norm`; `residual-norm`, which adds a norm after each residual sum (Geiping et al. 2025); or
+            `module:Class` for your own.
+        prelude_norm: normalise the prelude's output before it is injected (RDM doesn't).
     """
 
     width: PositiveInt = 16
@@ -103,7 +128,7 @@ class ModelConfig(Config):
 
     @property
     def is_looped(self) -> bool:
-        """Whether the core is looped; the fixed-depth Transformer runs each block once."""
+        """False for the fixed-depth Transformer, which runs each block once."""
         return self.injection != FIXED_DEPTH
 
     @property
@@ -117,6 +142,16 @@ class ModelConfig(Config):
         return self.prelude_layers + self.core_layers + self.coda_layers
 
     @property
+    def core(self) -> range:
+        """Distinct layers (0-based) of the core."""
+        return range(self.prelude_layers, self.prelude_layers + self.core_layers)
+
+    @property
+    def gate_channels(self) -> int:
+        """Channels of a block's input that the gate of its value embedding reads."""
+        return min(GATE_CHANNELS, self.width)
+
+    @property
     def padded_vocabulary(self) -> int:
         """Rows of the token table: the vocabulary rounded up to a multiple of 64."""
         return math.ceil(self.vocabulary / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -127,19 +162,37 @@ class ModelConfig(Config):
         return math.sqrt(2 / (5 * self.width))
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether distinct layer `layer` (0-based) has a value embedding: every other one, counted from the last."""
+        """Return True for every other layer (0-based), counted from the last."""
         return (self.layers - 1 - layer) % 2 == 0
 
 
+def _published_size(width: int, layers: int) -> ModelConfig:
+    return ModelConfig(
+        width=width, heads=width // 128, prelude_layers=layers, core_layers=layers, coda_layers=layers, context=2048,
+        vocabulary=32_768,
+    )  # fmt: skip
+
+
+# The published sizes of Parcae: heads of 128, context 2048, vocabulary 32,768.
+SIZES = {
+    "140m": _published_size(768, 2),
+    "370m": _published_size(1024, 4),
+    "770m": _published_size(1280, 6),
+    "1.3b": _published_size(1536, 8),
+}
+# The fields of a model that its size fixes.
+SHAPE_FIELDS = frozenset({"width", "heads", "prelude_layers", "core_layers", "coda_layers", "context", "vocabulary"})
+
+
 class DepthConfig(Config):
-    """How loop counts are drawn around a mean, and which loops carry gradient.
+    """Distribution of loop counts around a mean, and the loops that carry gradient.
 
     Args:
         backprop_depth: µ_bwd; the last min(T, µ_bwd) loops carry gradient. By default ceil(µ_rec / 2).
         sampling: `per-sequence` draws T ~ Poisson(µ_rec) clamped to >= 1 for each sequence, `per-batch` draws one such
             T for the whole global batch, `fixed` runs T = µ_rec.
-        curriculum_start: the mean at the first step, from where it grows linearly to µ_rec; None: no curriculum.
-        curriculum_fraction: share of the steps over which it grows. µ_bwd stays what it is throughout.
+        curriculum_start: the mean at the first step, from which it grows linearly to µ_rec; None: no curriculum.
+        curriculum_fraction: fraction of the steps over which the mean grows. µ_bwd is constant.
     """
 
     backprop_depth: PositiveInt | None = None
@@ -151,14 +204,14 @@ class DepthConfig(Config):
     def _check_curriculum(self) -> Self:
         if (self.curriculum_start is None) != (self.curriculum_fraction == 0):
             raise ValueError(
-                "a curriculum needs both its start and its share of the steps, but got curriculum_start="
+                "a curriculum needs both its start and its fraction of the steps, but got curriculum_start="
                 f"{self.curriculum_start}, curriculum_fraction={self.curriculum_fraction}; give both or neither"
             )
         return self
 
 
 class RecurrenceConfig(DepthConfig):
-    """How many loops each sequence runs in training: `mean` is µ_rec."""
+    """Loop counts in training, with their mean µ_rec (`mean`)."""
 
     mean: Recurrence = 4
 
@@ -166,53 +219,53 @@ class RecurrenceConfig(DepthConfig):
     def _check_start(self) -> Self:
         if self.curriculum_start is not None and self.curriculum_start > self.mean:
             raise ValueError(
-                f"a curriculum must grow, but curriculum_start={self.curriculum_start} is over the mean {self.mean}; "
-                "start lower"
+                f"a curriculum must grow, but curriculum_start={self.curriculum_start} is above the mean {self.mean}; "
+                "lower it"
             )
         return self
 
     def mean_at(self, progress: float) -> float:
-        """The mean in force when `progress`, 0 to 1, of the steps is done."""
+        """Return the mean once the fraction `progress` of the steps is done."""
         if self.curriculum_start is None or progress >= self.curriculum_fraction:
             return float(self.mean)
         return self.curriculum_start + (self.mean - self.curriculum_start) * progress / self.curriculum_fraction
 
     @property
     def gradient_loops(self) -> int:
-        """µ_bwd: the most loops of one sequence that carry gradient."""
+        """Largest number of loops of one sequence that carry gradient, µ_bwd."""
         return self.backprop_depth or math.ceil(self.mean / 2)
 
 
 class DataConfig(Config):
-    """Which text, and what its tokens are (docs/data.md).
+    """Training text and its tokens (docs/data.md).
 
     Args:
         corpus: `stdlib` (the Python standard library's source files), a text file or a folder of text files, a parquet
-            file, a folder or glob of them, or OWNER/NAME, a data set on Hugging Face. A path that exists wins.
-        suffixes: files of a text folder that are read.
+            file, a folder or glob of them, or OWNER/NAME of a data set on Hugging Face. An existing path comes first.
+        suffixes: suffixes of the files that are read from a folder of text.
         column: the parquet column that holds the text.
-        files: glob of the parquet files within the folder or data set; `*` also crosses folders. None is all of them.
-        revision: of the data set on Hugging Face: branch, tag or commit; None is `main`.
-        validation_fraction: share held out: of the bytes, in whole files (text), or of the rows (parquet).
-        max_tokens: training tokens after which reading stops, at the end of a document; None reads all.
-        tokenizer: `bytes`; `bpe`, trained on this corpus's training split; a tokenizer.json; or OWNER/NAME, a
+        files: glob of the parquet files within the folder or data set; `*` also matches `/`. None: all of them.
+        revision: branch, tag or commit of the data set on Hugging Face; None: `main`.
+        validation_fraction: fraction held out: of the bytes, in whole files (text), or of the rows (parquet).
+        max_tokens: reading stops at the end of the document with which the training tokens reach this; None: never.
+        tokenizer: `bytes`; `bpe`, trained on this corpus's training split; a tokenizer.json; or OWNER/NAME of a
             tokenizer on Hugging Face. All but `bytes` must be byte-level.
-        tokenizer_vocabulary: token ids of a tokenizer that is trained, the separator among them.
-        tokenizer_sample_bytes: bytes of text, from the start of the training split, that it is trained on.
-        separator: the token that closes each document; with `bytes` it is byte 0.
+        tokenizer_vocabulary: token ids of a tokenizer that is trained, including the separator.
+        tokenizer_sample_bytes: bytes from the start of the training split that it is trained on.
+        separator: the token that ends each document; byte 0 with `bytes`.
     """
 
-    corpus: Annotated[str, Field(min_length=1)] = "stdlib"
+    corpus: NonEmptyText = "stdlib"
     suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
-    column: Annotated[str, Field(min_length=1)] = "text"
-    files: Annotated[str, Field(min_length=1)] | None = None
-    revision: Annotated[str, Field(min_length=1)] | None = None
-    validation_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.05
+    column: NonEmptyText = "text"
+    files: NonEmptyText | None = None
+    revision: NonEmptyText | None = None
+    validation_fraction: Annotated[float, StrictNumber, Field(gt=0, lt=1)] = 0.05
     max_tokens: PositiveInt | None = None
-    tokenizer: Annotated[str, Field(min_length=1)] = "bytes"
-    tokenizer_vocabulary: Annotated[int, Number, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
+    tokenizer: NonEmptyText = "bytes"
+    tokenizer_vocabulary: Annotated[int, StrictNumber, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
     tokenizer_sample_bytes: PositiveInt = 200_000_000
-    separator: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
+    separator: NonEmptyText = "<|endoftext|>"
 
     @model_validator(mode="after")
     def _check_used(self) -> Self:
@@ -225,15 +278,11 @@ class DataConfig(Config):
         return self
 
     def is_set(self, name: str) -> bool:
-        """Whether the argument differs from its default."""
+        """Return whether a field differs from its default."""
         return getattr(self, name) != type(self).model_fields[name].default
 
     def refuse(self, kind: str, *names: str) -> None:
-        """Refuse arguments that were set and that `kind` has no use for.
-
-        Raises:
-            ValueError: one of `names` differs from its default.
-        """
+        """Raise ValueError if one of the fields `names`, which `kind` has no use for, differs from its default."""
         for name in names:
             if self.is_set(name):
                 raise ValueError(
@@ -243,7 +292,7 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Muon for the matrices of the blocks, AdamW for all else (SPEC "Training")."""
+    """Muon for the matrices of the blocks, AdamW for everything else."""
 
     learning_rate: PositiveFloat = 8e-3
     muon_learning_rate: PositiveFloat | None = None
@@ -255,18 +304,18 @@ class OptimizerConfig(Config):
 
     @property
     def matrix_learning_rate(self) -> float:
-        """Peak learning rate of Muon; AdamW's unless set apart."""
+        """Peak learning rate of Muon; AdamW's unless it is set."""
         return self.muon_learning_rate or self.learning_rate
 
 
 class ScheduleConfig(Config):
-    """Trapezoid without warm-up: constant, then linear to 0 over the last `decay_fraction` of the steps."""
+    """Learning rate without warm-up: constant, then linear to 0 over the last `decay_fraction` of the steps."""
 
     decay_fraction: Fraction = 0.5
 
 
 class EvaluationConfig(Config):
-    """Validation: `sequences` fixed sequences, at the mean recurrence and at each of `recurrences` (loops)."""
+    """Validation on `sequences` fixed sequences, at T = µ_rec and at each T of `recurrences`."""
 
     sequences: PositiveInt = 256
     recurrences: tuple[Recurrence, ...] = (1, 2, 4, 8)
@@ -275,17 +324,15 @@ class EvaluationConfig(Config):
 def check_fixed_depth(
     model: ModelConfig, means: tuple[int, ...], depth: DepthConfig, evaluation: EvaluationConfig
 ) -> None:
-    """Refuse loops for a model that has none.
-
-    Raises:
-        ValueError: `model` is the fixed-depth Transformer, and a mean, the sampling or a test-time recurrence isn't 1.
-    """
-    if not model.is_looped and depth.backprop_depth is not None:
+    """Raise ValueError if `model` is the fixed-depth Transformer and the other arguments ask for loops."""
+    if model.is_looped:
+        return
+    if depth.backprop_depth is not None:
         raise ValueError(
             "a fixed-depth Transformer (injection: none) has no loops to carry gradient, but got backprop_depth="
             f"{depth.backprop_depth}; leave it out"
         )
-    if not model.is_looped and (set(means), depth.sampling, set(evaluation.recurrences)) != ({1}, "fixed", {1}):
+    if (set(means), depth.sampling, set(evaluation.recurrences)) != ({1}, "fixed", {1}):
         raise ValueError(
             "a fixed-depth Transformer (injection: none) runs each block once, so its mean recurrence must be 1, its "
             f"sampling 'fixed' and evaluation.recurrences [1], but got {list(means)}, '{depth.sampling}' and "
@@ -294,11 +341,10 @@ def check_fixed_depth(
 
 
 class RunSpec(Config):
-    """All that determines one run's result on a given kind of machine.
-
-    `data_fingerprint` is the content hash of the prepared corpus.
+    """Everything that determines one run's result on a given kind of machine.
 
     Args:
+        data_fingerprint: content hash of the prepared corpus.
         batch: sequences per optimizer step.
         steps: optimizer steps.
         precision: `bfloat16` runs the matrix products under autocast; weights stay float32.
@@ -328,36 +374,33 @@ class RunSpec(Config):
 
     @property
     def tokens(self) -> int:
-        """D: training tokens of the whole run."""
+        """Training tokens of the whole run, D."""
         return self.tokens_per_step * self.steps
 
     @property
     def run_id(self) -> str:
-        """Twelve hexadecimal digits of the hash of what determines the result.
-
-        Where the text lies does not, what it says does: the corpus enters by its fingerprint alone.
-        """
+        """Twelve hexadecimal digits of a hash of the spec; of the corpus only its fingerprint counts, not its path."""
         content = self.model_dump(mode="json", exclude={"data"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 class ExecutionSettings(Config):
-    """How a run is executed, whatever it is executed on. None of this enters the run's identity.
+    """Settings of a run's execution on any device. They don't enter the run's identity.
 
-    The numbers are the same to the bit for the same values on CPU, and the same up to rounding for others.
+    On the CPU the same values give the same losses to the bit; other values give the same up to rounding.
 
     Args:
-        micro_batch: most sequences of one forward and backward pass of one process; gradients add up to those of the
-            whole batch. None: the whole share of the process at once.
-        activation_checkpointing: keep a loop's input alone and compute the loop again in the backward pass.
-        compile: put the blocks through torch.compile.
+        micro_batch: largest number of sequences in one forward and backward pass of one process; gradients add up to
+            those of the whole batch. None: the process's whole share at once.
+        activation_checkpointing: keep only the input of each loop and compute the loop again in the backward pass.
+        compile: run the blocks through torch.compile.
         checkpoint_seconds: time between two checkpoints.
-        keep_checkpoints: how many of them to keep.
-        validations: evaluations during the training, evenly spaced and apart from the one at the end; the loss at
-            T = µ_rec goes into the journal as `validation_loss`.
-        peak_flops: FLOPs per second of one process that utilisation refers to; None: the matrix rate measured at the
-            start.
+        keep_checkpoints: number of checkpoints to keep.
+        validations: number of evaluations at T = µ_rec during training, evenly spaced, besides the one at the end; the
+            journal records them as `validation_loss`.
+        peak_flops: FLOPs per second of one process to which utilisation refers; None: the rate of a matrix product
+            measured at the start.
     """
 
     micro_batch: PositiveInt | None = None
@@ -370,7 +413,7 @@ class ExecutionSettings(Config):
 
 
 class ExecutionConfig(ExecutionSettings):
-    """How and on what one process executes a run: a torch `device`, and threads of one operation on the CPU."""
+    """Execution of a run by one process: on a torch `device`, with `cpu_threads` for each operation on the CPU."""
 
     device: str = "cpu"
     cpu_threads: PositiveInt = 1

@@ -1,4 +1,4 @@
-"""Validation loss at many recurrences in one pass over the loops."""
+"""Validation loss at many recurrences, in one pass over the loops."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from isoloop.trainer.distributed import Ranks
 from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.language_model import LanguageModel
 
-BATCH = 64
+EVALUATION_BATCH = 64
 _STATE_SEED = 20_260_412
 
 
@@ -21,40 +21,40 @@ def evaluate(
     recurrences: Iterable[int],
     *,
     ranks: Ranks | None = None,
-    batch: int = BATCH,
-    alive: Callable[[], None] = lambda: None,
+    batch: int = EVALUATION_BATCH,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
-    """Mean cross-entropy in nats per token at each T of `recurrences`, by T ascending.
+    """Return the mean cross-entropy, in nats per token, at each T of `recurrences` in ascending order.
 
     T = 1..n costs n loops and n codas. Each sequence's initial state is drawn from a fixed seed, the same for every
     model.
 
     Args:
-        model: in any mode; put on any device.
+        model: on any device, in training or evaluation mode.
         windows: token ids, shape [sequences, context + 1].
         recurrences: loops to run, each >= 1.
-        ranks: the processes that share the work; this one alone if left out.
-        batch: sequences at once.
-        alive: called whenever a part is done: at each T of each batch.
+        ranks: the processes that share the work; by default this one alone.
+        batch: sequences evaluated at once.
+        heartbeat: called at each T of each batch.
     """
     ranks = ranks or Ranks()
-    wanted = sorted(set(recurrences))
+    depths = sorted(set(recurrences))
     device = model.embedding.weight.device
-    total = torch.zeros(len(wanted), dtype=torch.float64)
-    mine = torch.arange(len(windows))[ranks.rank :: ranks.size]
-    for sequences in mine.split(batch) if len(mine) else ():
+    total = torch.zeros(len(depths), dtype=torch.float64)
+    share = torch.arange(len(windows))[ranks.rank :: ranks.size]
+    for sequences in share.split(batch) if len(share) else ():
         rows = torch.from_numpy(windows)[sequences].to(device)
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
-        for i, (_, x) in enumerate(model.final_states(tokens, wanted, h0)):
+        for i, (_, x) in enumerate(model.final_states(tokens, depths, h0)):
             total[i] += mean_cross_entropy(x, model.embedding.weight, targets).item() * targets.numel()
-            alive()
+            heartbeat()
     total = ranks.sum(total.to(device)) / (windows.shape[0] * (windows.shape[1] - 1))
-    return dict(zip(wanted, total.tolist(), strict=True))
+    return dict(zip(depths, total.tolist(), strict=True))
 
 
 def tokens_per_byte(windows: NDArray, token_bytes: NDArray) -> float:
-    """Tokens per byte of text among the targets of `windows`: exactly 1 where bytes are the tokens.
+    """Return the tokens per byte of text among the targets of `windows`: exactly 1 where bytes are the tokens.
 
     Args:
         windows: token ids, shape [sequences, context + 1]; the first of each is no target.
@@ -65,5 +65,5 @@ def tokens_per_byte(windows: NDArray, token_bytes: NDArray) -> float:
 
 
 def bits_per_byte(nats_per_token: float, tokens_per_byte: float) -> float:
-    """Convert a loss in nats per token."""
+    """Convert a loss in nats per token to bits per byte."""
     return nats_per_token * tokens_per_byte / math.log(2)

@@ -1,25 +1,29 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all, and folders that one process at a time owns."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
+# Longer than `is_owned` holds a lock to find out whether it is free.
+_LOCK_SECONDS = 0.2
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path`, bring it to the disk, and rename."""
+    """Write `text` to `path`, whole or not at all, and flush it to the disk."""
     with open_atomically(path) as file:
         file.write(text.encode())
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open for writing beside `path`; at the end of the `with` block it is brought to the disk and renamed.
+    """Open a file beside `path` for writing; when the `with` block ends, flush it to the disk and rename it to `path`.
 
-    After an error, a full disk for one, `path` is what it was before and nothing else is left. A process that was
-    killed leaves a `.partial` file, which the next one writes anew.
+    After an error, such as a full disk, `path` is unchanged and nothing else is left. A process that is killed leaves a
+    `.partial` file, which the next writer overwrites.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -32,57 +36,55 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-# MERGED lock
 class FolderBusyError(ValueError):
-    """Another process owns the folder."""
+    """Error raised where a folder is needed that another process owns."""
 
 
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
-    """Own `folder`, made where it is missing, for as long as the `with` block lasts.
+    """Own `folder`, which is created if it is missing, for the `with` block.
+
+    The system releases the lock however the process ends.
 
     Raises:
         FolderBusyError: another process owns it.
     """
-    with _lock_file(folder) as handle:
-        if not _try(handle):
-            raise FolderBusyError(
-                f"one process at a time may work in a folder, but another is at work in {folder}; wait or stop it"
-            )
+    try:
+        lock = _folder_lock(folder).acquire(timeout=_LOCK_SECONDS)
+    except Timeout as error:
+        raise FolderBusyError(
+            f"only one process at a time may work in a folder, but another is at work in {folder}; wait or stop it"
+        ) from error
+    with lock:
         yield
 
 
 @contextmanager
 def owner_in_turn(folder: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
-    """Own `folder` as above, after whoever owns it now; `waiting` is called once before a wait."""
-    with _lock_file(folder) as handle:
-        if not _try(handle):
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    """Own `folder` like `sole_owner`, but wait for its present owner; `waiting` is called once before a wait."""
+    lock = _folder_lock(folder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether a process owns `folder` just now; asking disturbs nobody."""
+    """Return whether a process owns `folder` now, without creating anything or turning an owner away."""
     if not (folder / "lock").exists():
         return False
-    with _lock_file(folder) as handle:
-        return not _try(handle)
+    try:
+        with _folder_lock(folder).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
-@contextmanager
-def _lock_file(folder: Path) -> Iterator[int]:
+def _folder_lock(folder: Path) -> FileLock:
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _try(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return FileLock(folder / "lock", thread_local=False)

@@ -1,34 +1,34 @@
-"""What a run needs of its device's memory, before anything is started. No torch.
+"""Estimate of the device memory that a run needs, before it starts. No torch.
 
 The largest part is what autograd keeps of a forward pass for the backward pass. It is counted tensor by tensor, and
-held by the tests against the tensors that are alive in the real module. Weights, gradients and what is between the
-blocks are float32 whatever the precision; under bfloat16 the operands of the matrix products are 2 bytes wide, and a
-copy of each matrix is kept beside the weights.
+tests compare it with the tensors that the real module keeps alive. Weights, gradients and the stream between blocks are
+float32 in either precision. Under bfloat16 the operands of matrix products take 2 bytes, and a narrow copy of each
+matrix is kept beside the weights.
 
-The tests measure this on the CPU. What they can't measure: on a GPU the fused norm keeps one tensor less, and CUDA's
-context takes a share that is assumed here (`RUNTIME`). What an allocator loses between tensors isn't counted, so leave
-a tenth of a device free. torch.compile keeps less than is counted. The evaluation needs less than training does with
-as many sequences at once.
+The tests measure all this on the CPU. Not measured: on a GPU a fused norm keeps one tensor less, and CUDA's context
+takes a share that is assumed here (`RUNTIME`). Space that an allocator loses between tensors isn't counted, so leave a
+tenth of a device free. torch.compile keeps less than is counted. Evaluation needs less memory than training does with
+as many sequences.
 """
 
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from isoloop.trainer.accounting import GATE_CHANNELS, MLP_FACTOR, block_cost, count_parameters
+from isoloop.trainer.accounting import MLP_FACTOR, block_cost, count_parameters
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
 
 Precision = Literal["float32", "bfloat16"]
-Device = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda"]
 
 FLOAT = 4
 INDEX = 8
 # The head holds the logits of this many (token, vocabulary) pairs at a time, and of at least this many tokens.
 LOGITS_AT_ONCE = 2**24
-FEWEST_ROWS = 64
-# A process with torch and without a model: resident on the CPU (measured), and of a GPU (assumed).
+MIN_HEAD_ROWS = 64
+# A process with torch and without a model: resident memory on the CPU (measured) and of a GPU (assumed).
 RUNTIME = {"cpu": 256 * 2**20, "cuda": 2**30}
 
 
@@ -37,11 +37,11 @@ class Memory:
     """Bytes that one process needs at its peak.
 
     Attributes:
-        weights: the parameters and the rotary embedding's table.
-        gradients: one for each parameter; twice that where processes add theirs up.
-        optimizer: Muon's momentum, AdamW's two moments.
-        activations: what autograd keeps of one forward pass.
-        working: what else is alive at the peak: a chunk of logits and the head's gradient, states, a block's gradients.
+        weights: the parameters and the table of the rotary embedding.
+        gradients: one for each parameter, or two where several processes sum theirs.
+        optimizer: Muon's momentum and AdamW's two moments.
+        activations: tensors that autograd keeps of one forward pass.
+        working: the rest of the peak: a chunk of logits and the head's gradient, states, a block's gradients.
         runtime: Python, torch and, on a GPU, CUDA's context.
     """
 
@@ -54,55 +54,39 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.working + self.runtime
 
 
 class _Kept(NamedTuple):
-    """Bytes that autograd keeps: for each token, and besides whatever the number of sequences."""
+    """Bytes that autograd keeps for each token, and a fixed number for any number of tokens."""
 
-    token: int
-    besides: int
+    per_token: int
+    fixed: int = 0
 
     def __add__(self, other: tuple) -> "_Kept":
-        return _Kept(self.token + other[0], self.besides + other[1])
+        return _Kept(self.per_token + other[0], self.fixed + other[1])
 
 
-class _Shape(NamedTuple):
-    """What depends on the model and the precision alone. Bytes; those of a token unless it says otherwise.
+class _Footprint(NamedTuple):
+    """Bytes that depend on the model and the precision only; in total unless a comment says per token."""
 
-    Attributes:
-        table: the token table, in all.
-        weights: in all.
-        gradients: in all.
-        optimizer: in all.
-        outside: kept of what is before and behind the loop.
-        loop: kept of each loop.
-        core_copies: narrow copies of the core's matrices, in all.
-        core_gradients: of the core's matrices, which are held back until every loop has added to them; in all.
-        state: h, or e.
-        core_values: what the core's value embeddings hold beside what is kept of them.
-        coda: kept of the coda, the part of `outside` that is used up first.
-        locals: tensors that Python holds until the loss is there.
-        flowing: gradients between two operations of a block.
-    """
-
-    table: int
+    table: int  # the token table
     weights: int
     gradients: int
     optimizer: int
-    outside: _Kept
-    loop: _Kept
-    core_copies: int
-    core_gradients: int
-    state: int
-    core_values: int
-    coda: int
-    locals: int
-    flowing: int
+    outside: _Kept  # of what comes before and after the loop
+    loop: _Kept  # of each loop
+    core_copies: int  # narrow copies of the core's matrices
+    core_gradients: int  # of the core's matrices, held back until every loop has added its part
+    state: int  # h, or e; per token
+    core_values: int  # additional, with activation checkpointing, for the core's value embeddings; per token
+    coda: int  # kept of the coda, the first part of `outside` to be freed; per token
+    locals: int  # tensors that Python holds until the loss is computed; per token
+    flowing: int  # gradients between two operations of a block; per token
 
 
-def memory(
+def estimate_memory(
     model: ModelConfig,
     recurrence: RecurrenceConfig,
     *,
@@ -110,42 +94,46 @@ def memory(
     precision: Precision = "float32",
     activation_checkpointing: bool = False,
     processes: int = 1,
-    device: Device = "cpu",
+    device: DeviceKind = "cpu",
 ) -> Memory:
-    """The most memory that one process of a run needs at a time.
+    """Estimate the peak memory of one process of a run.
 
-    Every sequence is taken to run as many loops with gradient as there can be, which the first micro-batch of a step
-    comes close to. An injection or block of the user's own is counted as `diagonal` and `pre-norm`, but for its
+    Every sequence is assumed to run the largest number of loops with gradient, which the first micro-batch of a step
+    nearly does. An injection or block of the user's own is counted as `diagonal` or `pre-norm`, except for its
     parameters.
 
     Args:
-        model: what is trained.
-        recurrence: how many loops carry gradient.
-        sequences: of one forward and backward pass: the micro-batch, or the process's share of a batch.
+        model: configuration of the model.
+        recurrence: configuration of the loops; decides how many carry gradient.
+        sequences: number in one forward and backward pass: the micro-batch, or the process's share of a batch.
         precision: as in `RunSpec`.
         activation_checkpointing: as in `ExecutionSettings`.
-        processes: that share the run; two or more copy all gradients to add them up.
-        device: kind of the device.
+        processes: number that share the run; with two or more, all gradients are copied to be summed.
+        device: kind of device.
     """
     half = precision == "bfloat16"
-    shape = _shape(model, half, device == "cuda")
-    tokens, loops = sequences * model.context, _gradient_loops(recurrence)
-    activations = tokens * shape.outside.token + shape.outside.besides + sequences * (model.context + 1) * INDEX
-    flowing = tokens * shape.flowing
+    size = _footprint(model, half, device == "cuda")
+    tokens, loops = sequences * model.context, _max_gradient_loops(recurrence)
+
+    # Activations, and the gradients that flow while they are freed
+    activations = tokens * size.outside.per_token + size.outside.fixed + sequences * (model.context + 1) * INDEX
+    flowing = tokens * size.flowing
     if activation_checkpointing and model.is_looped:
-        activations += tokens * ((loops + 1) * shape.state + shape.core_values)
-        again = tokens * (shape.loop.token - shape.coda) + shape.loop.besides + shape.core_copies
-        flowing += shape.core_gradients + max(0, again)  # the coda's are gone when the last loop is run again
+        activations += tokens * ((loops + 1) * size.state + size.core_values)
+        recomputed = tokens * (size.loop.per_token - size.coda) + size.loop.fixed + size.core_copies
+        flowing += size.core_gradients + max(0, recomputed)  # the coda's are freed before the last loop is recomputed
     elif model.is_looped:
-        activations += loops * (tokens * shape.loop.token + shape.loop.besides) + shape.core_copies
-    rows = min(max(FEWEST_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
-    head = tokens * shape.locals + 2 * rows * model.padded_vocabulary * FLOAT + (shape.table if half else 0)
-    working = max(shape.table + tokens * shape.state + max(head, flowing), 3 * shape.table - activations)
-    packed = max(0, shape.gradients - activations - working) if processes > 1 else 0
+        activations += loops * (tokens * size.loop.per_token + size.loop.fixed) + size.core_copies
+
+    # The peak: in the head, within a block's backward pass, or while the optimizer works on the token table
+    rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
+    head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
+    working = max(size.table + tokens * size.state + max(head, flowing), 3 * size.table - activations)
+    packed = max(0, size.gradients - activations - working) if processes > 1 else 0
     return Memory(
-        weights=shape.weights,
-        gradients=shape.gradients + packed,
-        optimizer=shape.optimizer,
+        weights=size.weights,
+        gradients=size.gradients + packed,
+        optimizer=size.optimizer,
         activations=activations,
         working=working,
         runtime=RUNTIME[device],
@@ -153,119 +141,108 @@ def memory(
 
 
 def largest_micro_batch(
-    available: float,
-    model: ModelConfig,
-    recurrence: RecurrenceConfig,
-    *,
-    most: int,
-    precision: Precision = "float32",
-    activation_checkpointing: bool = False,
-    processes: int = 1,
-    device: Device = "cpu",
+    available: float, model: ModelConfig, recurrence: RecurrenceConfig, *, limit: int, **settings: Any
 ) -> int | None:
-    """The most sequences of one pass, at most `most`, with which `memory` stays within `available` bytes.
+    """Return the largest number of sequences in one pass, up to `limit`, that needs at most `available` bytes.
+
+    Args:
+        available: bytes of the device.
+        model: as in `estimate_memory`, like `recurrence`.
+        recurrence: see above.
+        limit: upper bound of the answer.
+        settings: further arguments of `estimate_memory`.
 
     Returns:
-        None if a single sequence needs more.
+        None if even a single sequence needs more.
     """
 
     def needed(sequences: int) -> int:
-        return memory(
-            model, recurrence, sequences=sequences, precision=precision,
-            activation_checkpointing=activation_checkpointing, processes=processes, device=device,
-        ).total  # fmt: skip
+        return estimate_memory(model, recurrence, sequences=sequences, **settings).total
 
-    return bisect_right(range(1, most + 1), available, key=needed) or None
+    return bisect_right(range(1, limit + 1), available, key=needed) or None
 
 
-def _gradient_loops(recurrence: RecurrenceConfig) -> int:
-    """The most loops with gradient that a sequence runs; draws beyond 5 deviations don't fill a batch."""
+def _max_gradient_loops(recurrence: RecurrenceConfig) -> int:
+    """Return the most loops with gradient of a sequence; draws beyond 5 standard deviations don't fill a batch."""
     mean = recurrence.mean
-    drawn = mean if recurrence.sampling == "fixed" else math.ceil(mean + 5 * math.sqrt(mean))
-    return min(recurrence.gradient_loops, drawn)
+    most_drawn = mean if recurrence.sampling == "fixed" else math.ceil(mean + 5 * math.sqrt(mean))
+    return min(recurrence.gradient_loops, most_drawn)
 
 
 @lru_cache(maxsize=1024)
-def _shape(model: ModelConfig, half: bool, gpu: bool) -> _Shape:
-    d, product = model.width, 2 if half else FLOAT
-    state, square = d * FLOAT, d * d
-    norm = _norm(model, gpu)
+def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
+    d, product = model.width, 2 if half else FLOAT  # `product`: bytes of an operand of a matrix product
+    state, norm = d * FLOAT, _norm(model, gpu)
+    core_layers = slice(model.core.start, model.core.stop)
+
+    # Blocks: what they keep, and the entries of their matrices
     blocks = [_block(model, layer, half, gpu) for layer in range(model.layers)]
-    first_core, first_coda = model.prelude_layers, model.prelude_layers + model.core_layers
-    core, coda = _sum(blocks[first_core:first_coda]), _sum(blocks[first_coda:])
-    costs = [block_cost(model, layer) for layer in range(model.layers)]
-    core_matrices = sum(cost.products for cost in costs[first_core:first_coda])
-    other_matrices = sum(cost.products for cost in costs) - core_matrices
+    core, coda = sum(blocks[core_layers], _Kept(0)), sum(blocks[model.core.stop :], _Kept(0))
+    products = [block_cost(model, layer).products for layer in range(model.layers)]
+    core_matrices = sum(products[core_layers])
+    other_matrices = sum(products) - core_matrices
     values = [layer for layer in range(model.layers) if model.has_value_embedding(layer)]
-    core_values = sum(first_core <= layer < first_coda for layer in values) * state
-    outside = _sum(blocks[:first_core]) + coda + (norm, 0)
-    loop = _Kept(0, 0)
+
+    # Around the loop: final norm, prelude norm, injection, W_C
+    outside, loop = sum(blocks[: model.core.start], coda) + _Kept(norm), _Kept(0)
     held = 2 * state  # the normed final state and h_0
     if model.is_looped:
-        outside += (d * product + (norm if model.prelude_norm else 0), 0)  # what W_C reads
-        other_matrices += square
-        drive, loop, its_matrix = _injection(model, product)
-        outside += drive
-        other_matrices += its_matrix
-        loop += core
+        outside += _Kept(d * product + (norm if model.prelude_norm else 0))  # the input of W_C
+        drive, loop, injection_matrix = _injection(model, product)
+        outside, loop = outside + drive, loop + core
+        other_matrices += d * d + injection_matrix
         held += 2 * state  # B̄ e, and h where the loops with gradient start
     else:
         outside, core_matrices, other_matrices = outside + core, 0, other_matrices + core_matrices
     if half:
-        outside += (0, 2 * other_matrices)
+        outside += _Kept(0, 2 * other_matrices)
         held += state + len(values) * state
     else:
-        outside += (len(values) * state, 0)
+        outside += _Kept(len(values) * state)
+
     counted = count_parameters(model)
-    matrices = sum(cost.products for cost in costs)
-    rotary = model.context * d // model.heads * FLOAT
-    return _Shape(
+    return _Footprint(
         table=counted.token_table * FLOAT,
-        weights=counted.total * FLOAT + rotary,
+        weights=(counted.total + model.context * model.head_width) * FLOAT,
         gradients=counted.total * FLOAT,
-        optimizer=(matrices + 2 * (counted.total - matrices)) * FLOAT,
+        optimizer=(2 * counted.total - sum(products)) * FLOAT,
         outside=outside,
         loop=loop,
         core_copies=2 * core_matrices if half else 0,
         core_gradients=core_matrices * FLOAT,
         state=state,
-        core_values=core_values if half else 0,
-        coda=coda.token,
+        core_values=sum(layer in model.core for layer in values) * state if half else 0,
+        coda=coda.per_token,
         locals=held,
         flowing=3 * MLP_FACTOR * d * product + state,
     )
 
 
-def _sum(parts: list[_Kept]) -> _Kept:
-    return _Kept(sum(part.token for part in parts), sum(part.besides for part in parts))
-
-
 def _norm(model: ModelConfig, gpu: bool) -> int:
-    """Bytes kept of a token by a norm with weight: its input, one factor, and on the CPU the input times the factor."""
+    """Return the bytes per token kept by a norm: its input, one factor and, on the CPU, the input times the factor."""
     return (1 if gpu else 2) * model.width * FLOAT + FLOAT
 
 
 def _block(model: ModelConfig, layer: int, half: bool, gpu: bool) -> _Kept:
-    """What a block keeps, but for the value embedding where it is float32 as in the table: all loops share that."""
+    """Count what a block keeps, without a float32 value embedding, which is shared by all loops."""
     d, product = model.width, 2 if half else FLOAT
     norms = (4 if model.block == "residual-norm" else 2) * _norm(model, gpu)
-    read = (4 if half else 2) * d * product  # by query, key, value, each its own copy if that is narrower; by the MLP
+    inputs = (4 if half else 2) * d * product  # of query, key, value (each a copy of its own if narrow) and of the MLP
     turned = 2 * (d + model.heads) * FLOAT  # queries and keys before their norm, and its factors
     attended = 4 * d * product + model.heads * FLOAT  # queries, keys, values, result; the softmax's normaliser
     hidden = 2 * MLP_FACTOR * d * product  # relu and its square
-    kept = norms + read + turned + attended + hidden
+    kept = norms + inputs + turned + attended + hidden
     if model.has_value_embedding(layer):
-        kept += 2 * model.heads * product + ((min(GATE_CHANNELS, d) + d) * product if half else 0)
+        kept += 2 * model.heads * product + ((model.gate_channels + d) * product if half else 0)
     rotary = 4 * model.context * model.head_width // 2 * product if half else 0  # narrow copies of cos and sin
     return _Kept(kept, rotary)
 
 
 def _injection(model: ModelConfig, product: int) -> tuple[_Kept, _Kept, int]:
-    """What an injection keeps of B̄ e, what of each loop, and the entries of matrices that it copies once."""
+    """Count what an injection keeps of B̄ e and of each loop, and the entries of the matrix that it copies once."""
     d = model.width
-    half = product < FLOAT
     if model.injection == "addition":
-        return _Kept(0, 0), _Kept(0, 0), 0
+        return _Kept(0), _Kept(0), 0
     if model.injection == "concat":  # reads e and each h; half of the matrix is copied at each use
-        return _Kept(d * product, 0), _Kept(d * product, d * d * product if half else 0), d * d
+        return _Kept(d * product), _Kept(d * product, d * d * product if product < FLOAT else 0), d * d
     return _Kept(2 * d * product, d * FLOAT), _Kept(d * FLOAT, 3 * d * FLOAT), d * d

@@ -1,31 +1,31 @@
-"""Muon for the matrices of the blocks, AdamW for the rest, and their schedules (SPEC "Training")."""
+"""Optimizers, Muon for the matrices of the blocks and AdamW for the rest, and their schedules."""
 
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from isoloop.trainer.config import OptimizerConfig, ScheduleConfig
 
-_BLOCKS = ("prelude.", "core.", "coda.")
+_BLOCK_PREFIXES = ("prelude.", "core.", "coda.")
 
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` (0-based) of `steps`: 1, then linear towards 0 at the end."""
+    """Return the fraction of the peak learning rate at `step` (0-based): 1, then falling linearly towards 0."""
     decay_steps = schedule.decay_fraction * steps
     return min(1.0, (steps - step) / decay_steps) if decay_steps else 1.0
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Every parameter exactly once: (matrices of the blocks, everything else)."""
+    """Split the parameters into (matrices of the blocks, everything else)."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        in_block = name.startswith(_BLOCKS) and parameter.ndim == 2
+        in_block = name.startswith(_BLOCK_PREFIXES) and parameter.ndim == 2
         (matrices if in_block else rest).append(parameter)
     return matrices, rest
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """Muon (learning rate x sqrt(max(1, rows / columns))) and AdamW without decay, at their peak learning rates."""
+    """Make Muon (learning rate x sqrt(max(1, rows / columns))) and AdamW without decay, at peak learning rates."""
     matrices, rest = split_parameters(model)
     muon = Muon(
         matrices,
@@ -35,12 +35,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer
         adjust_lr_fn="original",
     )
     adamw = AdamW(
-        rest,
-        lr=config.learning_rate,
-        betas=config.adam_betas,
-        eps=config.adam_eps,
-        weight_decay=0.0,
-        fused=True,
+        rest, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0, fused=True
     )
     return [muon, adamw]
 

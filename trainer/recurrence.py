@@ -1,4 +1,4 @@
-"""How many loops each sequence of a training step runs: a pure function of (seed, step)."""
+"""Loop counts of the sequences of a training step: a pure function of (seed, step)."""
 
 from typing import Any
 
@@ -15,8 +15,7 @@ def sample_recurrences(
 ) -> NDArray[np.int64]:
     """Draw T_i >= 1 for each sequence of the global batch of `step` (0-based, of `steps`).
 
-    The whole global batch is drawn at once, so that a rank's share is a part of it and doesn't depend on how many
-    ranks there are.
+    The whole global batch is drawn at once, so the loops don't depend on the number of ranks.
 
     Returns:
         Loops, shape [batch].
@@ -24,36 +23,36 @@ def sample_recurrences(
     mean = recurrence.mean_at(step / steps)
     if recurrence.sampling == "fixed":
         return np.full(batch, round(mean), dtype=np.int64)
-    generator = np.random.Generator(_bits(seed, step))
-    drawn = generator.poisson(mean, size=batch if recurrence.sampling == "per-sequence" else 1)
-    return np.broadcast_to(np.maximum(drawn, 1).astype(np.int64), (batch,)).copy()
+    generator = np.random.Generator(_bit_generator(seed, step))
+    loops = generator.poisson(mean, size=batch if recurrence.sampling == "per-sequence" else 1)
+    return np.broadcast_to(np.maximum(loops, 1).astype(np.int64), (batch,)).copy()
 
 
-class Draws:
-    """The loops of many steps at once, as `sample_recurrences` draws them one by one, for plans of many short runs.
+class RecurrenceSampler:
+    """Fast sampler of the loops of many steps, equal to those of `sample_recurrences`, for planning many short runs.
 
-    To set a generator up costs more than to draw from it, and all means start from the same one: each is kept.
+    Seeding a generator costs more than drawing from it, and all means start from the same state, so states are kept.
     """
 
     def __init__(self) -> None:
-        self._starts: dict[tuple[int, int], Any] = {}
+        self._states: dict[tuple[int, int], Any] = {}
 
-    def of(self, recurrence: RecurrenceConfig, *, batch: int, seed: int, steps: range) -> NDArray[np.int64]:
-        """Loops of the sequences of `steps`, shape [steps, batch], or [steps, 1] where a batch shares its draw."""
-        assert recurrence.curriculum_start is None, "under a curriculum, loops depend on how many steps a run has"
+    def sample(self, recurrence: RecurrenceConfig, *, batch: int, seed: int, steps: range) -> NDArray[np.int64]:
+        """Return the loops of `steps`, shape [steps, batch], or [steps, 1] where all sequences of a batch share one."""
+        assert recurrence.curriculum_start is None, "under a curriculum, loops depend on the number of steps of a run"
         if recurrence.sampling == "fixed":
             return np.full((len(steps), 1), recurrence.mean, dtype=np.int64)
-        drawn = np.empty((len(steps), batch if recurrence.sampling == "per-sequence" else 1), dtype=np.int64)
+        loops = np.empty((len(steps), batch if recurrence.sampling == "per-sequence" else 1), dtype=np.int64)
         bits = np.random.PCG64()
-        generator, size, mean = np.random.Generator(bits), drawn.shape[1], float(recurrence.mean)
-        for row, step in zip(drawn, steps, strict=True):
-            start = self._starts.get((seed, step))
-            if start is None:
-                start = self._starts[seed, step] = _bits(seed, step).state
-            bits.state = start
+        generator, size, mean = np.random.Generator(bits), loops.shape[1], float(recurrence.mean)
+        for row, step in zip(loops, steps, strict=True):
+            state = self._states.get((seed, step))
+            if state is None:
+                state = self._states[seed, step] = _bit_generator(seed, step).state
+            bits.state = state
             row[:] = generator.poisson(mean, size)
-        return np.maximum(drawn, 1, out=drawn)
+        return np.maximum(loops, 1, out=loops)
 
 
-def _bits(seed: int, step: int) -> np.random.PCG64:
+def _bit_generator(seed: int, step: int) -> np.random.PCG64:
     return np.random.PCG64([seed, step, _DEPTH_STREAM])

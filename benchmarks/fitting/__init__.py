@@ -1,1 +1,1 @@
-"""Fitting, side by side with what else there is to fit a scaling law with."""
+"""Benchmarks of the fitter against other ways to fit a scaling law."""

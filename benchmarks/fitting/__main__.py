@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fitting`: our fitter against others and against known truths, written into RESULTS.md."""
+"""`python -m benchmarks.fitting`: the fitter against others and against known truths, written into RESULTS.md."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ CACHE = _ROOT / "runs" / "coverage"
 
 @app.command()
 def speed(data: Folder = DATA, results: Results = RESULTS, resamples: Resamples = 1000, careful: Careful = 100) -> None:
-    """Time of a fit and of 1,000 refits, beside other ways, and whether they reach the same minima."""
+    """Time a fit and 1,000 refits beside other fitters, and check that they reach the same minima."""
     from benchmarks.fitting import speed as benchmark
 
     _write(results, "speed", benchmark.run(data, resamples=resamples, careful=careful))
@@ -34,7 +34,7 @@ def speed(data: Folder = DATA, results: Results = RESULTS, resamples: Resamples 
 
 @app.command()
 def optimum(data: Folder = DATA, results: Results = RESULTS) -> None:
-    """How far our minima are above the best that any peer finds, on the public tables."""
+    """Compare our minima with the lowest that any other fitter finds, on the public tables."""
     from benchmarks.fitting import optimum as benchmark
 
     if _there(data, "optimum"):
@@ -43,7 +43,7 @@ def optimum(data: Folder = DATA, results: Results = RESULTS) -> None:
 
 @app.command()
 def coverage(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE) -> None:
-    """How often 95% intervals hold the truth in simulated sweeps; goes on where it was stopped."""
+    """Count how often 95% intervals hold the truth in simulated sweeps; continue where a previous call stopped."""
     from benchmarks.fitting import coverage as benchmark
 
     _write(results, "coverage", benchmark.run(cache, sweeps=sweeps, draws=draws))
@@ -51,7 +51,7 @@ def coverage(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 40
 
 @app.command()
 def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400) -> None:
-    """Error and coverage at the largest budget of the public tables, held out."""
+    """Measure error and coverage at the largest budget of the public tables, held out."""
     from benchmarks.fitting import held_out as benchmark
 
     if _there(data, "held-out"):
@@ -62,7 +62,7 @@ def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400
 def everything(
     data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE
 ) -> None:
-    """All of them."""
+    """Run all benchmarks."""
     speed(data, results)
     optimum(data, results)
     coverage(results, sweeps, draws, cache)

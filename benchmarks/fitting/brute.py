@@ -1,4 +1,4 @@
-"""Brute force: a grid of both exponents, the best amplitudes at each pair, and a closer look at the lowest places."""
+"""Brute force: a grid of both exponents, the best amplitudes at each pair, and finer grids around the lowest points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def brute_grid(
     points: int = 40,
     zooms: int = 6,
 ) -> PeerFit:
-    """The best of `zooms` local minima of a grid of points x points exponents from 0.02 to 3; amplitudes are >= 0.
+    """Return the best of `zooms` local minima of a grid of points x points exponents from 0.02 to 3; amplitudes >= 0.
 
     Each is looked at ever closer, until the window is 1e-8 of the exponents wide.
     """
@@ -30,7 +30,7 @@ def brute_grid(
 
 
 def local_minima(values: np.ndarray) -> list[tuple[int, int]]:
-    """Places of a table that are no higher than their up to eight neighbours, the lowest first."""
+    """Return the places of a table that are no higher than their neighbours, the lowest first."""
     padded = np.pad(values, 1, constant_values=np.inf)
     rows, columns = values.shape
     around = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
@@ -39,7 +39,7 @@ def local_minima(values: np.ndarray) -> list[tuple[int, int]]:
 
 
 class ExponentGrid:
-    """The least objective at each pair of exponents, and the amplitudes that reach it."""
+    """The least objective at each pair of exponents, with the amplitudes that reach it."""
 
     def __init__(
         self, N: np.ndarray, D: np.ndarray, loss: np.ndarray, delta: float, weights: np.ndarray | None = None
@@ -50,7 +50,7 @@ class ExponentGrid:
         self.weights = np.ones(len(loss)) if weights is None else np.asarray(weights, dtype=float)
 
     def profile(self, log_alphas: np.ndarray, log_betas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Objective (i, j) and amplitudes (i, j, 3) at all pairs; inf where no amplitudes >= 0 were found."""
+        """Return objective (i, j) and amplitudes (i, j, 3) at all pairs; inf where no amplitudes >= 0 were found."""
         shape = len(log_alphas), len(log_betas)
         alpha, beta = (x.reshape(-1, 1) for x in np.meshgrid(np.exp(log_alphas), np.exp(log_betas), indexing="ij"))
         columns = [np.ones((alpha.size, len(self.n))), np.exp(-alpha * self.n), np.exp(-beta * self.d)]
@@ -64,7 +64,7 @@ class ExponentGrid:
         return best.reshape(shape), amplitudes.reshape(*shape, 3)
 
     def zoom(self, log_alpha: float, log_beta: float, width: float) -> np.ndarray:
-        """Parameters at the minimum near a place: a 9 x 9 window that moves, and halves once it is inside."""
+        """Return the parameters at the minimum near a place, by a 9 x 9 window that moves, then halves."""
         offsets = np.linspace(-1, 1, 9)
         lowest, parameters = np.inf, np.full(5, np.nan)
         for _ in range(200):
@@ -81,12 +81,12 @@ class ExponentGrid:
         return parameters
 
     def parameters(self, log_alpha: float, log_beta: float, amplitudes: np.ndarray) -> np.ndarray:
-        """E, A, B, alpha, beta, from amplitudes at the middle of the rows."""
+        """Return E, A, B, alpha, beta, from amplitudes at the middle of the rows."""
         (E, A, B), alpha, beta = amplitudes, np.exp(log_alpha), np.exp(log_beta)
         return np.array([E, A * np.exp(alpha * self.middle[0]), B * np.exp(beta * self.middle[1]), alpha, beta])
 
     def _amplitudes(self, basis: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Basis (pairs, rows, k) to the least objective (pairs,) and where it is (pairs, k).
+        """Return the least objective (pairs,) and its amplitudes (pairs, k) for a basis (pairs, rows, k).
 
         Each step tries re-weighted least squares, which goes down from anywhere, and Newton's step, which ends
         exactly, and takes the lower.
@@ -117,7 +117,7 @@ class ExponentGrid:
 
 
 def _solve(columns: np.ndarray, curvature: np.ndarray, pull: np.ndarray) -> np.ndarray:
-    """Normal equations of columns (pairs, rows, k) with row weights `curvature`, scaled to unit diagonal."""
+    """Return the normal equations of columns (pairs, rows, k) with row weights `curvature`, scaled to unit diagonal."""
     shape = columns.shape[:2]
     gram = (columns * np.broadcast_to(curvature, shape)[..., None]).transpose(0, 2, 1) @ columns
     right = (columns * np.broadcast_to(pull, shape)[..., None]).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Simulated sweeps of the published grid, whose truth is known: how noisy, how many budgets, with outliers or not."""
+"""Simulated sweeps of the published grid, whose truth is known, by noise, number of budgets, and outliers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DRAW_OF_OUTLIERS, _DRAW_BEYOND = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Sweeps that differ in their luck alone; the last `budgets` of the published ones.
+    """Sweeps that differ in their noise alone, on the last `budgets` of the published ones.
 
     Of the runs, the share `outliers` have ten times the noise.
     """
@@ -35,13 +35,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What it is called in tables, and its file in the cache."""
+        """Name in tables and of the file in the cache."""
         kept = "" if self.budgets == len(PUBLISHED_BUDGETS) else f", last {self.budgets} budgets"
         return f"{self.run_noise:g}{kept}" + (f", {self.outliers:.0%} outliers" if self.outliers else "")
 
     @property
     def only_noise(self) -> bool:
-        """Whether it differs from the published grid in its noise alone."""
+        """True if it differs from the published grid in its noise alone."""
         return self.budgets == len(PUBLISHED_BUDGETS) and not self.outliers
 
     @property
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def training(self) -> np.ndarray:
-        """The training law's true parameters (5,): at T = mu, what loops leave undone is a part of E."""
+        """The training law's true parameters (5,); at T = mu, what loops could still gain is a part of E."""
         truth = self.truth
         return np.array([truth.E + truth.Z * np.exp(-truth.z), truth.X, truth.Y, truth.x, truth.y])
 
@@ -63,7 +63,7 @@ class Case:
 
     @cached_property
     def cost(self) -> CostModel:
-        """What the runs cost."""
+        """Cost of the runs."""
         return CostModel.from_table(self.noiseless)
 
     @cached_property
@@ -77,11 +77,11 @@ class Case:
         return self.cost.columns(BEYOND, np.atleast_1d(self.optimum.at))
 
     def seed(self, number: int) -> int:
-        """Of one sweep; no two cases share one, so that their luck is not the same."""
+        """Return the seed of one sweep; no two cases share one, so that their noise differs."""
         return 10_000 * zlib.crc32(self.name.encode()) + number
 
     def sweep(self, number: int) -> pd.DataFrame:
-        """The run table of one sweep."""
+        """Return the run table of one sweep."""
         seed = self.seed(number)
         table = simulate_table(self.truth, budgets=PUBLISHED_BUDGETS[-self.budgets :], seed=seed)
         if not self.outliers:
@@ -90,13 +90,13 @@ class Case:
         return table.assign(**{column: table[column] * more for column in ["loss", *loss_columns(table)]})
 
     def measured_beyond(self, number: int) -> float:
-        """The loss of one run at the true optimum one budget beyond, as noisy as the sweep's runs; nats per token."""
+        """Return the loss of one run at the true optimum one budget beyond, as noisy as the sweep's runs (nats)."""
         rng = np.random.default_rng([self.seed(number), _DRAW_BEYOND])
-        luck = self.run_noise * rng.standard_normal() + self._outlying(rng, 1)[0]
-        return float(self.optimum.loss * np.exp(luck))
+        noise = self.run_noise * rng.standard_normal() + self._outlying(rng, 1)[0]
+        return float(self.optimum.loss * np.exp(noise))
 
     def _outlying(self, rng: np.random.Generator, runs: int) -> np.ndarray:
-        """What is added to the luck (runs,), so that an outlier's is ten times as large."""
+        """Return what is added to the noise (runs,) so that an outlier's is ten times as large."""
         chosen = rng.random(runs) < self.outliers
         return np.where(chosen, self.run_noise * np.sqrt(_OUTLIER**2 - 1) * rng.standard_normal(runs), 0.0)
 

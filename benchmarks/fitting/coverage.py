@@ -1,4 +1,4 @@
-"""How often 95% intervals hold the truth in simulated sweeps, and how wide they are; stopped, it goes on from there."""
+"""Coverage and width of 95% intervals in simulated sweeps; a call that was stopped is continued by the next."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SAVE_EVERY = 10.0
 
 @dataclass(kw_only=True)
 class Cell:
-    """The sweeps of one case that are done, and the CPU seconds that they took; kept in a file."""
+    """The finished sweeps of one case and their CPU seconds, kept in a file."""
 
     path: Path
     made_with: str
@@ -38,7 +38,7 @@ class Cell:
 
     @classmethod
     def of(cls, case: Case, folder: Path, draws: int) -> Cell:
-        """What is kept of the case, if it was made with the same code and as many draws."""
+        """Return the stored sweeps of the case, if they were made with the same code and number of draws."""
         path = folder / f"{case.name.replace(', ', '-').replace(' ', '-').replace('%', '')}.json"
         made_with = f"{draws} draws, {fingerprint()}"
         kept = json.loads(path.read_text()) if path.is_file() else {}
@@ -47,7 +47,7 @@ class Cell:
         return cls(path=path, made_with=made_with, sweeps=kept["sweeps"], seconds=kept["seconds"])
 
     def save(self) -> None:
-        """Write it, in one step."""
+        """Write the file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"made_with": self.made_with, "seconds": self.seconds, "sweeps": self.sweeps})
         beside = self.path.with_suffix(".tmp")
@@ -56,7 +56,7 @@ class Cell:
 
 
 def run(cache: Path, *, sweeps: int = 200, draws: int = 400, of: Iterable[Case] = CASES) -> str:
-    """The section of RESULTS.md; sweeps that the cache holds are not simulated again."""
+    """Return the section of RESULTS.md; sweeps in the cache are not simulated again."""
     cells = {case: Cell.of(case, cache, draws) for case in of}
     _fill(cells, sweeps, draws)
     found = {case: cell.sweeps[:sweeps] for case, cell in cells.items()}
@@ -65,7 +65,7 @@ def run(cache: Path, *, sweeps: int = 200, draws: int = 400, of: Iterable[Case] 
 
 
 def fingerprint() -> str:
-    """Of the code that the intervals come from: what another code made is not taken from the cache."""
+    """Return a hash of the code that makes the intervals; sweeps of other code are not taken from the cache."""
     seen, ahead = set(), [Path(intervals.__file__)]
     while ahead:
         path = ahead.pop()
@@ -139,13 +139,13 @@ def _section(found: dict[Case, list[Found]], sweeps: int, draws: int, seconds: f
 
 
 def _ends(records: list[Found], way: str, quantity: str) -> np.ndarray:
-    """Low, high and truth (sweeps with an interval, 3)."""
+    """Return low, high and truth (sweeps with an interval, 3)."""
     held = [one[way].get(quantity) for one in records if way in one]
     return np.array([ends for ends in held if ends is not None], dtype=float).reshape(-1, 3)
 
 
 def _share(records: list[Found], way: str, quantity: str) -> tuple[float, str, bool]:
-    """Share of the sweeps whose interval holds the truth, that as text, and whether it is outside what is wanted."""
+    """Return the share of sweeps whose interval holds the truth, as number and text, and whether it is off 95%."""
     low, high, truth = _ends(records, way, quantity).T
     count = len(truth)
     if not count:
@@ -170,7 +170,7 @@ def _width(records: list[Found], way: str, quantity: str) -> str:
 
 
 def _growth(found: dict[Case, list[Found]], way: str, quantities: list[str]) -> str:
-    """Whether more noise gives wider intervals, as half a sentence."""
+    """Say in half a sentence whether more noise gives wider intervals."""
     noisier = sorted((case for case in found if case.only_noise), key=lambda case: case.run_noise)
     if len(noisier) < 2:
         return ""

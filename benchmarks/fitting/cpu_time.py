@@ -1,4 +1,4 @@
-"""CPU time of one way of doing something, over several repetitions."""
+"""CPU time of a call, over several repetitions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CpuTime:
-    """CPU seconds of one call: the median of `repeats`, the least and the most."""
+    """CPU seconds of one call: median, least and most of `repeats`."""
 
     median: float
     least: float
@@ -18,13 +18,13 @@ class CpuTime:
     repeats: int
 
     def shown(self, factor: float = 1.0) -> str:
-        """The time as text, multiplied by `factor`."""
+        """Return the time as text, multiplied by `factor`."""
         median, least, most = (f"{factor * seconds:.3g}" for seconds in (self.median, self.least, self.most))
         return f"{median} ({least} to {most})" if self.repeats > 1 else median
 
 
 def cpu_time(way: Callable[[], object], repeats: int, warm_up: int = 1) -> CpuTime:
-    """Time `way`, after `warm_up` calls that don't count. CPU seconds of the process: other work on it counts not."""
+    """Time `way` in CPU seconds of this process, after `warm_up` calls that are not counted."""
     for _ in range(warm_up):
         way()
     seconds = []

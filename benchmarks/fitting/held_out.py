@@ -1,4 +1,4 @@
-"""Ways of predicting the largest budget of the public tables from the others, side by side."""
+"""Predictions of the largest budget of the public tables from the others, by several methods."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from benchmarks.fitting.results import table
 from benchmarks.fitting.tables import public_tables
-from isoloop.fitting import compare
+from isoloop.fitting import cross_validate
 from isoloop.fitting.cost import DenseCost
 from isoloop.fitting.laws.base import Data
-from isoloop.fitting.selection.choose import MinimaMethod
-from isoloop.fitting.selection.holdout import Comparison, HeldOutError, LawMethod, Method
+from isoloop.fitting.selection.choose import MinimaPredictor
+from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError, LawPredictor, Predictor
 
 
 def run(data_folder: Path, *, draws: int = 400) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     began = time.process_time()
-    found = {name: (data, compare(data, _methods(draws))) for name, data in public_tables(data_folder).items()}
+    found = {name: (data, cross_validate(data, _methods(draws))) for name, data in public_tables(data_folder).items()}
     took = time.process_time() - began
     methods = [method.name for method in _methods(draws)]
     lines = [
@@ -29,7 +29,7 @@ def run(data_folder: Path, *, draws: int = 400) -> str:
     lines.append(
         ("**on average**", "", *(_average([_error(one, method) for _, one in found.values()]) for method in methods))
     )
-    absent = [f"{name}, {method}: {why}" for name, (_, one) in found.items() for method, why in one.absent]
+    absent = [f"{name}, {method}: {why}" for name, (_, one) in found.items() for method, why in one.missing]
     return (
         "The runs of the largest budget are predicted from the others: mean absolute error in percent of the loss and, "
         "in brackets, the share of them inside the 95% prediction interval. isoFLOP minima as a way of predicting give "
@@ -40,12 +40,12 @@ def run(data_folder: Path, *, draws: int = 400) -> str:
     )
 
 
-def _methods(draws: int) -> list[Method]:
+def _methods(draws: int) -> list[Predictor]:
     return [
-        LawMethod(law="chinchilla", draws=draws),
-        LawMethod(law="six-parameter", draws=draws),
-        MinimaMethod(floor=False, cost=DenseCost()),
-        MinimaMethod(floor=True, cost=DenseCost()),
+        LawPredictor(law="chinchilla", draws=draws),
+        LawPredictor(law="six-parameter", draws=draws),
+        MinimaPredictor(floor=False, cost=DenseCost()),
+        MinimaPredictor(floor=True, cost=DenseCost()),
     ]
 
 
@@ -55,7 +55,7 @@ def _held_out(data: Data) -> str:
     return f"{top} of {len(data['loss'])} at {largest:.3g}"
 
 
-def _error(comparison: Comparison, method: str) -> HeldOutError | None:
+def _error(comparison: CrossValidation, method: str) -> HeldOutError | None:
     return next((error for error in comparison.errors if error.method == method), None)
 
 

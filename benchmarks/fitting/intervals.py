@@ -1,4 +1,4 @@
-"""Every 95% interval that is checked, of one simulated sweep, beside the truth that it should hold."""
+"""The 95% intervals of one simulated sweep, each with the truth that it should hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.fitting.cases import BEYOND, Case
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, interval
-from isoloop.fitting.estimation.law_fit import LawFit, estimate_law
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
 from isoloop.fitting.laws.looped import TrainingLaw, UnifiedLaw
@@ -19,7 +19,7 @@ from isoloop.fitting.tables.runs import law_data, test_time_law_data
 Held = tuple[float, float, float]
 """Both ends of an interval and the truth; an end is infinite where the interval is open."""
 Found = dict[str, dict[str, Held | None]]
-"""By the way that intervals were made, and by quantity: None where no interval could be given."""
+"""Intervals by method and by quantity; None where there is no interval."""
 
 TRAINING = "Training law, "
 PROFILE, UNIFIED = f"{TRAINING}profile likelihood", "Unified law, parametric by run"
@@ -28,13 +28,13 @@ SAME_BUDGETS = f"{POWER_LAWS} at the budgets that count in the sweep"
 CORRECTED = "isoFLOP power laws without the parabolas' bias, against the true law's own"
 _BUDGETS_TO_REDRAW = 3
 SLOW_EVERY = 4
-"""Profiles and the unified law take most of the time: they are made of one sweep in so many."""
+"""Profiles and the unified law take most of the time, so they are made of only one sweep in so many."""
 SLOW = PROFILE, UNIFIED
 LOSS, MEASURED = "L beyond", "L beyond, measured"
 
 
 def intervals(case: Case, number: int, draws: int) -> Found:
-    """All intervals of one sweep."""
+    """Return all intervals of one sweep."""
     table = case.sweep(number)
     found: Found = {}
     slow_too = number % SLOW_EVERY == 0
@@ -48,7 +48,7 @@ def intervals(case: Case, number: int, draws: int) -> Found:
 def _training(found: Found, case: Case, number: int, draws: int, table: pd.DataFrame, *, profiles: bool) -> LawFit:
     data = law_data(table)
     fits = {
-        kind: estimate_law(
+        kind: fit_law(
             TrainingLaw(), data, draws=draws, seed=number, kind=kind, profiles=profiles and kind == "parametric"
         )
         for kind in BOOTSTRAP_KINDS
@@ -81,7 +81,7 @@ def _profiles(fit: LawFit, truth: np.ndarray) -> dict[str, Held | None]:
 
 
 def _unified(found: Found, case: Case, number: int, draws: int, table: pd.DataFrame) -> None:
-    fit = estimate_law(UnifiedLaw(), test_time_law_data(table), draws=draws, seed=number, by_run=True)
+    fit = fit_law(UnifiedLaw(), test_time_law_data(table), draws=draws, seed=number, by_run=True)
     found[UNIFIED] = _parameters(fit, case.truth.parameters)
 
 
@@ -108,7 +108,7 @@ def _isoflop(found: Found, case: Case, number: int, draws: int, table: pd.DataFr
 
 
 def _power_laws(fit: IsoflopFit, silent: IsoflopFit | None) -> dict[str, Held | None]:
-    """The power laws' intervals, beside what they are `silent`, without noise."""
+    """Return the intervals of the power laws, with their values without noise as truth."""
     held: dict[str, Held | None] = {}
     for symbol, law in (("mu", "mean_recurrence_law"), ("D", "tokens_law")):
         fitted, true = getattr(fit, law), getattr(silent, law, None)
@@ -126,7 +126,7 @@ def _power_laws(fit: IsoflopFit, silent: IsoflopFit | None) -> dict[str, Held | 
 
 @cache
 def _without_noise_at(case: Case, budgets: tuple[float, ...]) -> IsoflopFit | None:
-    """The parabolas of these budgets without noise; None where not all of them have a minimum then."""
+    """Return the noise-free parabolas of these budgets; None if not all of them have a minimum."""
     rows = case.noiseless[case.noiseless["budget"].isin(budgets)]
     if not len(rows):
         return None
@@ -143,7 +143,7 @@ def _bias(fit: IsoflopFit, table: pd.DataFrame, case: Case, law: LawFit) -> Para
 
 @cache
 def _without_noise(case: Case) -> tuple[IsoflopFit, ParabolaBias | None]:
-    """The parabolas of the sweep without noise, and the true law's own optima beside them."""
+    """Return the noise-free parabolas of the sweep, and their bias from the true law's optima."""
     fit = fit_isoflop(case.noiseless, case.cost, draws=0)
     if fit.axis_law is None:
         return fit, None

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fitting.misleading`: what can mislead in a fit, one figure each, for docs/fitting.md."""
+"""`python -m benchmarks.fitting.misleading`: the figures of docs/fitting.md on what can mislead in a fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INK, _MUTED, _ORANGE, _BLUE, _GREEN = "#222222", "#767676", "#d55e00", "#0072b2
 
 
 def draw_accounting(figure: Figure, rows: Sequence[studies.Counted]) -> None:
-    """Best loops and tokens against compute, counted in two ways; lines are labelled with their exponents."""
+    """Draw the best loops and tokens against compute under two accountings, labelled with their exponents."""
     left, right = figure.subplots(1, 2)
     for row, colour, marker in zip(rows, (_BLUE, _ORANGE), ("o", "D"), strict=True):
         for axes, best, ends, symbol, (gamma, bounds) in (
@@ -55,7 +55,7 @@ def draw_accounting(figure: Figure, rows: Sequence[studies.Counted]) -> None:
 
 
 def draw_grid_width(figure: Figure, rows: Sequence[studies.GridResult]) -> None:
-    """The exponent's error on each grid: without noise, over sweeps by parabolas, and over sweeps corrected."""
+    """Draw the error of the exponent on each grid: without noise, over sweeps, and over sweeps with the correction."""
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
         for ends, middle, shift, colour, label in (
@@ -80,7 +80,7 @@ def draw_grid_width(figure: Figure, rows: Sequence[studies.GridResult]) -> None:
 
 
 def draw_few_budgets(figure: Figure, rows: Sequence[studies.BudgetsResult]) -> None:
-    """Width of 95% intervals and how often they hold the truth, against the number of budgets."""
+    """Draw width and coverage of 95% intervals against the number of budgets."""
     left, right = figure.subplots(1, 2)
     named = {
         "y": ("law: exponent y of D", _BLUE, "o"),
@@ -115,7 +115,7 @@ def draw_few_budgets(figure: Figure, rows: Sequence[studies.BudgetsResult]) -> N
 
 
 def draw_outliers(figure: Figure, rows: Sequence[studies.OutlierResult]) -> None:
-    """Exponent and held-out error over sweeps, by objective and by what is wrong with some runs."""
+    """Draw exponent and held-out error over sweeps, by objective and kind of outlier."""
     left, right = figure.subplots(1, 2, sharey=True)
     cases = list(dict.fromkeys(row.case for row in rows))
     for row in rows:
@@ -138,7 +138,7 @@ def draw_outliers(figure: Figure, rows: Sequence[studies.OutlierResult]) -> None
 
 
 def draw_warm_start(figure: Figure, rows: Sequence[WarmStart]) -> None:
-    """The refitted values of each parameter by each way to refit, with their 95% intervals."""
+    """Draw the refitted values of each parameter by each way to refit, with their 95% intervals."""
     names, ways = (list(dict.fromkeys(getattr(row, what) for row in rows)) for what in ("parameter", "way"))
     panels = dict(zip(names, figure.subplots(1, len(names), sharey=True), strict=True))
     units = {"E": "E (nats per token)", "x": "exponent x of N(µ)", "y": "exponent y of D"}
@@ -161,7 +161,7 @@ def draw_warm_start(figure: Figure, rows: Sequence[WarmStart]) -> None:
 
 
 def draw_fitted_apart(figure: Figure, rows: Sequence[studies.Overspent]) -> None:
-    """By how much the two minima of one budget miss it, without noise and over sweeps."""
+    """Draw how far the two minima of a budget are from spending it, without noise and over sweeps."""
     axes = figure.add_subplot()
     budgets = np.array([row.budget for row in rows])
     median, ends = np.array([row.median for row in rows]), np.array([row.span for row in rows]).T
@@ -181,7 +181,7 @@ def draw_fitted_apart(figure: Figure, rows: Sequence[studies.Overspent]) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One figure: the study behind it, what draws it, and its size in inches."""
+    """One figure: its study, the function that draws it, and its size in inches."""
 
     make: Callable[..., list[Any]]
     draw: Callable[[Figure, Sequence[Any]], None]
@@ -196,7 +196,7 @@ STUDIES: dict[str, Study] = {
     "warm-start": Study(make=warm_start, draw=draw_warm_start, size=(8.4, 3.6)),
     "fitted-apart": Study(make=studies.fitted_apart, draw=draw_fitted_apart, size=(5.6, 3.8)),
 }
-"""Every figure by the end of its file's name."""
+"""The figures by the last part of their file's name."""
 
 
 def write(name: str, rows: Sequence[Any], folder: Path) -> Path:
@@ -212,12 +212,12 @@ def write(name: str, rows: Sequence[Any], folder: Path) -> Path:
 
 
 def text(rows: Sequence[Any]) -> str:
-    """The rows as readable lines, long arrays left out."""
+    """Return the rows as text, without long arrays."""
     return "\n".join("  " + ", ".join(_cells(row)) for row in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make every study, print its numbers, draw it."""
+    """Run every study, print its numbers and draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the figures")
     out = parser.parse_args(arguments).out

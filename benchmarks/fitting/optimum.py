@@ -1,4 +1,4 @@
-"""How far our minima are above the best that any peer finds, on every public table under both objectives."""
+"""Our minima against the lowest that any other fitter finds, on every public table under both objectives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.fitting.peers import (
 from benchmarks.fitting.problem import huber, objective
 from benchmarks.fitting.results import table
 from benchmarks.fitting.tables import public_tables
-from isoloop.fitting import HUBER, SQUARED, ChinchillaLaw, Objective, SixParameterLaw, fit_law
+from isoloop.fitting import HUBER, SQUARED, ChinchillaLaw, Objective, SixParameterLaw, point_estimate
 from isoloop.fitting.laws.base import Data
 
 _HOFFMANN_STARTS, _CHINCHILLA_POINTS, _CHINCHILLA_SCALE = 450, 3, 1e6
@@ -30,7 +30,7 @@ _OBJECTIVES = HUBER, SQUARED
 
 
 def run(data_folder: Path) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     tables = public_tables(data_folder)
     began = time.process_time()
     five = [_five(name, data, objective) for name, data in tables.items() for objective in _OBJECTIVES]
@@ -57,7 +57,7 @@ def run(data_folder: Path) -> str:
 
 def _five(name: str, data: Data, kind: Objective) -> tuple[object, ...]:
     N, D, loss = data["params"], data["tokens"], data["loss"]
-    fit = fit_law(ChinchillaLaw(), data, kind)
+    fit = point_estimate(ChinchillaLaw(), data, kind)
     ours = objective(fit.parameters, N, D, loss, kind.delta)
     found = {peer: way() for peer, way in _peers(N, D, loss, kind.delta, fit.parameters).items()}
     best = min(found.values())
@@ -68,7 +68,7 @@ def _five(name: str, data: Data, kind: Objective) -> tuple[object, ...]:
 def _peers(
     N: np.ndarray, D: np.ndarray, loss: np.ndarray, delta: float, ours: np.ndarray
 ) -> dict[str, Callable[[], float]]:
-    """Each peer that is installed, as a call that gives its objective."""
+    """Return each installed peer as a function that returns its objective."""
     ways: dict[str, Callable[[], float]] = {
         "hoffmann": lambda: hoffmann(N, D, loss, delta, starts=_HOFFMANN_STARTS).objective,
         "lmfit": lambda: with_lmfit(N, D, loss, delta).objective,
@@ -82,14 +82,14 @@ def _peers(
 
 
 def _six(name: str, data: Data, kind: Objective) -> tuple[object, ...]:
-    fit = fit_law(SixParameterLaw(), data, kind)
+    fit = point_estimate(SixParameterLaw(), data, kind)
     loss = data["loss"]
     logs = np.stack([np.log(data["params"]), np.log(data["tokens"])])
     middle = logs.mean(axis=1)
     n, d = logs - middle[:, None]
 
     def fitted(x: np.ndarray) -> np.ndarray:
-        """The law from E, the two terms at the middle of the rows as logs, and the exponents."""
+        """Return the law's parameters from E, the logs of both terms at the middle of the rows, and the exponents."""
         return x[0] + np.exp(x[5] * np.log(np.exp(x[1] - x[3] * n) + np.exp(x[2] - x[4] * d)))
 
     E, A, B, alpha, beta, gamma = fit.parameters
@@ -104,7 +104,7 @@ def _six(name: str, data: Data, kind: Objective) -> tuple[object, ...]:
 
 
 def _six_starts(loss: np.ndarray) -> np.ndarray:
-    """Places drawn over what losses like these can come from: (starts, 6)."""
+    """Draw starts (starts, 6) over the range of plausible parameters."""
     rng = np.random.default_rng(0)
     gamma = np.exp(rng.uniform(np.log(0.2), np.log(3), size=_SIX_STARTS))
     reducible, share = loss.mean() * rng.uniform(0.05, 0.9, size=_SIX_STARTS), rng.uniform(0.1, 0.9, size=_SIX_STARTS)

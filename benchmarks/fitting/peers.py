@@ -1,4 +1,4 @@
-"""What our fitter is compared with: other ways to the same minimum, none of which uses code of fitting/.
+"""The peers of our fitter: other ways to the same minimum, none of which uses code of fitting/.
 
 Each peer takes parameters N, tokens D and loss of the same rows, and Huber's delta on log loss (inf: squared error),
 and returns its best fit of L = E + A N^-alpha + B D^-beta. All are judged by one function, `problem.objective`,
@@ -25,7 +25,7 @@ from benchmarks.fitting.problem import NAMES, LogProblem, PeerFit, huber, object
 def hoffmann(
     N: np.ndarray, D: np.ndarray, loss: np.ndarray, delta: float = 1e-3, *, starts: int = 4500, seed: int = 0
 ) -> PeerFit:
-    """The method of Hoffmann et al. 2022 (arXiv:2203.15556, appendix D.3): log-sum-exp, L-BFGS, their 4,500 starts.
+    """Fit as Hoffmann et al. 2022 (arXiv:2203.15556, appendix D.3): log-sum-exp, L-BFGS, their 4,500 starts.
 
     `starts` below 4,500 takes that many of them, drawn by `seed`. Gradient and tolerances are better than a default
     call has them: exact, and as tight as double precision bears.
@@ -49,7 +49,7 @@ def hoffmann(
 def with_lmfit(
     N: np.ndarray, D: np.ndarray, loss: np.ndarray, delta: float = 1e-3, *, starts: int = 20, seed: int = 0
 ) -> PeerFit:
-    """PyPI's lmfit: Levenberg-Marquardt from each start, then the best by trust region, Nelder-Mead, Powell and BFGS.
+    """Fit by PyPI's lmfit: Levenberg-Marquardt from each start, the best by trust region, Nelder-Mead, Powell, BFGS.
 
     The residuals that it gets are signed square roots of twice Huber's function: half their squares add up to the
     objective.
@@ -87,7 +87,7 @@ def with_lmfit(
 def with_chinchilla(
     N: np.ndarray, D: np.ndarray, loss: np.ndarray, delta: float = 1e-3, *, points: int = 5, scale: float = 1.0
 ) -> PeerFit:
-    """PyPI's chinchilla, as its README says: `df.csv` in a folder, a grid of points^5 starts, `fit()`, `params`.
+    """Fit by PyPI's chinchilla as its README says: `df.csv` in a folder, a grid of points^5 starts, `fit()`, `params`.
 
     It goes downhill by BFGS with differences for gradients and scipy's tolerance, which is absolute; the objective, a
     mean of about 1e-6 per row, is soon below that. `scale` multiplies it, for as good a fit as the package can.
@@ -127,7 +127,7 @@ def scipy_many_starts(
     seed: int = 0,
     also: Iterable[np.ndarray] = (),
 ) -> PeerFit:
-    """scipy's BFGS from many starts and from the parameters `also`; Newton in a trust region from the best five."""
+    """Fit by scipy's BFGS from many starts and from `also`, then trust-region Newton from the best five."""
     problem = LogProblem(N, D, loss, delta, weights=weights)
     begin = [*problem.starts(starts, seed), *(problem.coordinates(parameters) for parameters in also)]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -139,7 +139,7 @@ def scipy_many_starts(
 def warm_lbfgs(
     N: np.ndarray, D: np.ndarray, loss: np.ndarray, start: np.ndarray, weights: np.ndarray, delta: float = 1e-3
 ) -> PeerFit:
-    """One L-BFGS from the parameters `start`, with scipy's own tolerances on the plain sum: quick, and a trap.
+    """Fit by one L-BFGS from the parameters `start`, with scipy's own tolerances, which stop it too soon.
 
     The tolerances are absolute, and the sum over rows is of the order of 1e-3: the search stops near its start, so
     that refits to resamples scatter far too little.
@@ -161,7 +161,7 @@ def law_many_starts(
     delta: float = 1e-3,
     bounds: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Any law: scipy's least_squares with its own Huber loss from each of `starts` (count, p).
+    """Fit any law by scipy's least_squares with its own Huber loss from each of `starts` (count, p).
 
     `fitted` maps parameters (p,) to losses (rows,) and must bear complex numbers, by which it is differentiated.
     Returns the best parameters and their objective.
@@ -211,7 +211,7 @@ PEERS: dict[str, Peer] = {
 
 
 def missing() -> dict[str, str]:
-    """Peers that can't run here, and why."""
+    """Return the peers that can't run here, with the reasons."""
     packages = {name: name for name in ("lmfit", "chinchilla")}
     return {
         peer: f"{package} is not installed; `pip install -c constraints.txt -e '.[peers]'` brings it"

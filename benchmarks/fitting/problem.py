@@ -18,7 +18,7 @@ class PeerFit:
 
 
 def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
-    """r^2 / 2 inside delta, delta (|r| - delta / 2) outside; r^2 / 2 everywhere if delta is inf."""
+    """Return r^2 / 2 inside delta, delta (|r| - delta / 2) outside; r^2 / 2 everywhere if delta is inf."""
     size = np.abs(residuals)
     inside = np.minimum(size, delta)
     return np.asarray(inside * (size - inside / 2))
@@ -32,7 +32,7 @@ def objective(
     delta: float,
     weights: np.ndarray | None = None,
 ) -> float:
-    """Sum over rows of Huber's function of log loss - log fitted, times the row's weight; inf where a fit is <= 0."""
+    """Return the sum over rows of Huber's function of log loss - log fitted, weighted; inf where a fit is <= 0."""
     E, A, B, alpha, beta = np.asarray(parameters, dtype=float)
     fitted = E + A * N**-alpha + B * D**-beta
     if not (np.isfinite(fitted) & (fitted > 0)).all():
@@ -66,15 +66,15 @@ class LogProblem:
         self.n, self.d = np.log(N) - self.middle[0], np.log(D) - self.middle[1]
 
     def residuals(self, x: np.ndarray) -> np.ndarray:
-        """Log loss - log fitted."""
+        """Return log loss - log fitted."""
         return np.asarray(self.target - np.log(self._terms(x).sum(axis=0)))
 
     def value(self, x: np.ndarray) -> float:
-        """The objective, in units."""
+        """Return the objective, in units."""
         return float(self.weights @ huber(self.residuals(x), self.delta)) / self.unit
 
     def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """The objective and its gradient, in units."""
+        """Return the objective and its gradient, in units."""
         terms = self._terms(x)
         fitted = terms.sum(axis=0)
         residuals = self.target - np.log(fitted)
@@ -83,7 +83,7 @@ class LogProblem:
         return value, -(self._slopes(terms) / fitted) @ pull / self.unit
 
     def hessian(self, x: np.ndarray) -> np.ndarray:
-        """Second derivatives of the objective, in units; those of Huber's function jump at delta."""
+        """Return the second derivatives of the objective, in units; those of Huber's function jump at delta."""
         terms = self._terms(x)
         fitted = terms.sum(axis=0)
         residuals = self.target - np.log(fitted)
@@ -103,20 +103,20 @@ class LogProblem:
         return np.asarray(second / self.unit)
 
     def starts(self, count: int, seed: int) -> np.ndarray:
-        """Places drawn over what losses like these can come from: (count, 5), for a centred problem."""
+        """Draw points (count, 5) over the range of plausible parameters, for a centred problem."""
         rng = np.random.default_rng(seed)
         shares = rng.dirichlet((1.0, 1.0, 1.0), size=count)
         amplitudes = np.log(np.maximum(shares, 1e-3)) + self.target.mean()
         return np.concatenate([amplitudes, np.exp(rng.uniform(np.log(0.05), np.log(2), size=(count, 2)))], axis=1)
 
     def coordinates(self, parameters: np.ndarray) -> np.ndarray:
-        """From parameters in the order of `NAMES`; amplitudes of zero become very small."""
+        """Return the point of parameters in the order of `NAMES`; amplitudes of zero become very small."""
         E, A, B, alpha, beta = parameters
         e, a, b = np.log(np.maximum([E, A, B], 1e-12))
         return np.array([e, a - alpha * self.middle[0], b - beta * self.middle[1], alpha, beta])
 
     def fit(self, x: np.ndarray) -> PeerFit:
-        """The parameters at a place, judged by `objective`."""
+        """Return the parameters at a point, with their `objective`."""
         e, a, b, alpha, beta = x
         with np.errstate(over="ignore", invalid="ignore"):
             A, B = np.exp(a + alpha * self.middle[0]), np.exp(b + beta * self.middle[1])

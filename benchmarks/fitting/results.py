@@ -1,4 +1,4 @@
-"""The fitter's RESULTS.md."""
+"""The sections of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["RESULTS", "machine", "table", "write_section"]
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _RESULTS = Results(
     title="# Fitting, measured",
-    said="Every number is from `python -m benchmarks.fitting`; each section says when and on what it was made. Times "
-    "are of one thread, in CPU seconds.",
+    introduction="Every number is from `python -m benchmarks.fitting`; each section says when and on what it was made. "
+    "Times are of one thread, in CPU seconds.",
     sections={"speed": "Speed", "optimum": "Optimum", "coverage": "Coverage", "held-out": "Held-out"},
     module="benchmarks.fitting",
 )
 
 
 def write_section(path: Path, command: str, body: str) -> None:
-    """Put `body` in the place of the section of `command`, dated and with the machine that it was made on."""
+    """Replace the section of `command` by `body`, with the date and the machine."""
     _RESULTS.write(path, command, body, machine())
 
 
 def machine() -> str:
-    """What the numbers were made on."""
+    """Describe the machine and versions."""
     versions = f"numpy {np.__version__}, scipy {scipy.__version__}, Python {platform.python_version()}"
     return f"one of {processor()}; {versions}"

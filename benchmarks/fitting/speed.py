@@ -1,4 +1,4 @@
-"""CPU time of one fit and of 1,000 refits, beside other ways to the same minima, and whether they get there."""
+"""CPU time of one fit and of 1,000 refits beside other fitters, with a check that they reach the same minima."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from isoloop.fitting import (
     TrainingLaw,
     UnifiedLaw,
     bootstrap,
-    fit_law,
+    point_estimate,
     simulate_table,
 )
 from isoloop.fitting.estimation.bootstrap import refit, resampled_counts
@@ -39,7 +39,7 @@ _SAME = 1e-4
 """Relative difference of objectives below which a refit is at the minimum."""
 _MANY_STARTS, _CAREFUL_STARTS, _HOFFMANN_STARTS = 20, 60, 450
 _SLOW_ONES = 2
-"""Resamples on which a peer is timed that takes many seconds for each."""
+"""Resamples on which slow peers are timed."""
 _REPEATS, _FITS = 5, 20
 _RUN_NOISE = 1e-3
 _WANTED_REFITS, _WANTED_FIT = "at most 0.4", "10"
@@ -47,7 +47,7 @@ _WANTED_REFITS, _WANTED_FIT = "at most 0.4", "10"
 
 @dataclass(frozen=True, kw_only=True)
 class Refits:
-    """What one way made of the first resamples: CPU seconds, parameters (resamples, 5) and objectives (resamples,)."""
+    """Result on the first resamples: CPU seconds, parameters (resamples, 5) and objectives (resamples,)."""
 
     way: str
     seconds: float
@@ -57,7 +57,7 @@ class Refits:
 
 
 def run(data_folder: Path, *, resamples: int = 1000, careful: int = 100) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     name, data = table_of_123(data_folder)
     parts = [
         f"### {resamples:,} bootstrap refits of the five-parameter law\n",
@@ -115,12 +115,12 @@ def _refits(name: str, data: Data, resamples: int, careful: int) -> str:
 
 def _ours(data: Data, weights: np.ndarray) -> Refits:
     def once() -> tuple[np.ndarray, np.ndarray]:
-        return refit(fit_law(ChinchillaLaw(), data), data, weights=weights)
+        return refit(point_estimate(ChinchillaLaw(), data), data, weights=weights)
 
     took = cpu_time(once, _REPEATS)
     parameters, _ = once()
     return Refits(
-        way="`fit_law` and `refit`",
+        way="`point_estimate` and `refit`",
         seconds=took.median,
         shown=f"{took.shown()}; {_REPEATS} times",
         parameters=parameters,
@@ -129,7 +129,7 @@ def _ours(data: Data, weights: np.ndarray) -> Refits:
 
 
 def _reference(data: Data, weights: np.ndarray, careful: int) -> tuple[Refits, Refits]:
-    """scipy from some starts on all resamples, and the careful search of the first of them."""
+    """Return scipy from some starts on all resamples, and the careful search on the first of them."""
     whole = scipy_many_starts(*_columns(data), starts=_CAREFUL_STARTS).parameters
 
     def some(row: np.ndarray) -> PeerFit:
@@ -149,7 +149,7 @@ def _reference(data: Data, weights: np.ndarray, careful: int) -> tuple[Refits, R
 
 
 def _slow_peers(data: Data, weights: np.ndarray) -> list[Refits]:
-    """Peers that know no weights get a row as often as it was drawn."""
+    """Return the rows repeated as often as they were drawn, for peers without weights."""
 
     def drawn(row: np.ndarray) -> list[np.ndarray]:
         return [np.repeat(column, row.astype(int)) for column in _columns(data)]
@@ -187,7 +187,7 @@ def _each(way: str, weights: np.ndarray, fit: Callable[[np.ndarray], PeerFit]) -
 
 
 def _judged(data: Data, weights: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """The objective by the peers' own reckoning: (resamples,)."""
+    """Return the objective as the peers compute it: (resamples,)."""
     pairs = zip(parameters, weights, strict=True)
     return np.array([objective(one, *_columns(data), 1e-3, row) for one, row in pairs])
 
@@ -220,7 +220,7 @@ def _one_fit(name: str, data: Data) -> str:
     ]
     lines = []
     for law, rows, where in cases:
-        took = cpu_time(partial(fit_law, law, rows), _FITS)
+        took = cpu_time(partial(point_estimate, law, rows), _FITS)
         lines.append((law.name, law.formula, f"{len(rows['loss'])} rows of {where}", took.shown(1e3)))
     return (
         f"From no idea to the minimum; median of {_FITS}, the least and the most. Wanted: {_WANTED_FIT} ms.\n\n"
@@ -232,7 +232,7 @@ def _looped(resamples: int) -> str:
     runs = simulate_table(dataclasses.replace(PUBLISHED_TRUTH, run_noise=_RUN_NOISE))
     lines = []
     for law, rows, by_run in ((TrainingLaw(), law_data(runs), False), (UnifiedLaw(), test_time_law_data(runs), True)):
-        estimate = fit_law(law, rows)
+        estimate = point_estimate(law, rows)
         run_ids = rows["run_id"] if by_run else None
         again = partial(bootstrap, estimate, rows, draws=resamples, seed=0, runs=run_ids)
         took = [cpu_time(partial(again, kind=kind), 3, 0) for kind in ("parametric", "rows")]

@@ -1,4 +1,4 @@
-"""What can mislead in a fit, in numbers: simulated sweeps of a known law, so that every error is known, too.
+"""Studies of what can mislead in a fit, on simulated sweeps of a known law, so that every error is known.
 
 Each study returns plain rows; `benchmarks.fitting.misleading` draws them. Sweeps are of the published 140m grid unless
 said, `noise` is the relative standard deviation of a run's loss, and the same arguments give the same rows.
@@ -22,12 +22,12 @@ from isoloop.fitting import (
     SQUARED,
     CostModel,
     TrainingLaw,
-    estimate_law,
     exponent_shift,
     fit_isoflop,
     fit_law,
     law_optima,
     parabola_bias,
+    point_estimate,
     published_cost_model,
     simulate_table,
 )
@@ -35,8 +35,7 @@ from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.power_law import lines
 from isoloop.fitting.tables.runs import law_data
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 
 NOISE = 1e-3
 LAW = TrainingLaw()
@@ -46,7 +45,7 @@ _QUIET = dataclasses.replace(PUBLISHED_TRUTH, run_noise=0.0, evaluation_noise=0.
 _COST = published_cost_model()
 
 Span = tuple[float, float]
-"""The 2.5 and 97.5% points of what repetitions found, or a 95% interval."""
+"""The 2.5 and 97.5% quantiles over repetitions, or a 95% interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +67,12 @@ class Counted:
 
 
 def accounting(*, noise: float = 3e-4, draws: int = 400, seed: int = 0) -> list[Counted]:
-    """The training law fitted once to one sweep's runs, and its optima where compute is counted in two ways.
+    """Fit the training law to the runs of one sweep, and return its optima under two accountings.
 
     `extra_gamma_tokens` is how much larger gamma_D is than under `exact`, draw by draw.
     """
     data = law_data(noisy(quiet_table(), noise, seed))
-    fit = estimate_law(LAW, data, draws=draws, seed=seed)
+    fit = fit_law(LAW, data, draws=draws, seed=seed)
     rows: list[Counted] = []
     found = {name: law_optima(fit, cost_under(name), PUBLISHED_BUDGETS) for name in ("exact", "parcae-release")}
     for name, optima in found.items():
@@ -102,7 +101,7 @@ def accounting(*, noise: float = 3e-4, draws: int = 400, seed: int = 0) -> list[
 
 
 def cost_under(name: Accounting) -> CostModel:
-    """The published 140m model's cost under an accounting."""
+    """Return the cost of the published 140m model under an accounting."""
     per_token = loop_cost(SIZES["140m"], name)
     loops = [expected_loops(RecurrenceConfig(mean=int(mu)), name) for mu in PUBLISHED_RECURRENCES]
     return dataclasses.replace(
@@ -158,7 +157,7 @@ GRIDS: dict[str, Grid] = {
 
 
 def grid_width(*, noise: float = NOISE, seeds: int = 60, draws: int = 200) -> list[GridResult]:
-    """The exponent of mu* by parabolas on grids that lie differently about the optimum, at 5 budgets."""
+    """Return the exponents of mu* by parabolas on grids of several widths and positions, at 5 budgets."""
     return [_on_grid(name, grid, noise, seeds, draws) for name, grid in GRIDS.items()]
 
 
@@ -178,7 +177,7 @@ def _on_grid(name: str, grid: Grid, noise: float, seeds: int, draws: int) -> Gri
         included.append(len(fit.included))
         if fit.axis_law is None:
             continue
-        law = estimate_law(LAW, law_data(table), draws=draws, seed=seed)
+        law = fit_law(LAW, law_data(table), draws=draws, seed=seed)
         try:
             bias = parabola_bias(fit, table, LAW, law.vector, _COST, law.draw_matrix, widening=law.widening)
         except ValueError:
@@ -227,7 +226,7 @@ class BudgetsResult:
 def few_budgets(
     *, noise: float = NOISE, counts: Sequence[int] = (2, 3, 4, 5, 6), seeds: int = 100, draws: int = 200
 ) -> list[BudgetsResult]:
-    """Intervals of the law's y, of its gamma_mu, of gamma_mu by parabolas, and of its loss one budget beyond."""
+    """Return the intervals of the law's y, its gamma_mu, gamma_mu by parabolas, and its loss one budget beyond."""
     return [row for count in counts for row in _of_budgets(count, noise, seeds, draws)]
 
 
@@ -238,7 +237,7 @@ def _of_budgets(count: int, noise: float, seeds: int, draws: int) -> list[Budget
     ends: dict[str, list[Span]] = {"y": [], "gamma_mu": [], "gamma_mu, parabolas": [], "loss": []}
     for seed in range(seeds):
         table = noisy(quiet, noise, seed)
-        fit = estimate_law(LAW, law_data(table), draws=draws, seed=seed)
+        fit = fit_law(LAW, law_data(table), draws=draws, seed=seed)
         ends["y"].append(interval(fit.draw_matrix[:, 4]))
         ends["gamma_mu"].append(interval(_gamma_mu(fit.draw_matrix, budgets)))
         by_parabola = fit_isoflop(table, _COST, draws=draws, seed=seed).axis_law
@@ -265,7 +264,7 @@ def _of_budgets(count: int, noise: float, seeds: int, draws: int) -> list[Budget
 
 
 def _gamma_mu(vectors: np.ndarray, budgets: Sequence[float]) -> np.ndarray:
-    """The law's own exponent of mu* between the least and the largest budget, for each of `vectors` (n, p): (n,)."""
+    """Return the law's own exponent of mu* from the least to the largest budget, for each of `vectors` (n, p): (n,)."""
     low, high = (LAW.optimum(vectors, _COST, budget).at for budget in (budgets[0], budgets[-1]))
     return np.asarray(np.log(high / low) / np.log(budgets[-1] / budgets[0]))
 
@@ -287,7 +286,7 @@ OUTLIERS = ("none", "3 of 42 runs with 10x the noise", "1 run 5% too high")
 
 
 def outliers(*, noise: float = NOISE, seeds: int = 200) -> list[OutlierResult]:
-    """The training law by squared error and by Huber's function, on sweeps with and without outliers."""
+    """Fit the training law by squared error and by Huber's function, on sweeps with and without outliers."""
     quiet, beyond = law_data(quiet_table()), _best_at(2 * PUBLISHED_BUDGETS[-1])
     true = LAW.loss(TRUTH, beyond)[0]
     rows = []
@@ -295,7 +294,7 @@ def outliers(*, noise: float = NOISE, seeds: int = 200) -> list[OutlierResult]:
         for objective in (SQUARED, HUBER):
             fits = np.array(
                 [
-                    fit_law(
+                    point_estimate(
                         LAW, quiet | {"loss": _with_outliers(quiet["loss"], case, noise, seed)}, objective
                     ).parameters
                     for seed in range(seeds)
@@ -327,7 +326,7 @@ def _with_outliers(losses: np.ndarray, case: str, noise: float, seed: int) -> np
 
 @dataclass(frozen=True, kw_only=True)
 class Overspent:
-    """How many percent more than a budget (FLOPs) mu* and D* of parabolas fitted apart would spend together.
+    """Percentage by which mu* and D* of separately fitted parabolas exceed a budget (FLOPs) together.
 
     `without_noise` is None where a parabola has no minimum inside the grid; `median` and `span` are over sweeps.
     """
@@ -340,7 +339,7 @@ class Overspent:
 
 
 def fitted_apart(*, noise: float = NOISE, seeds: int = 100) -> list[Overspent]:
-    """Parabolas in log mu and in log tokens, each on its own, at the budgets where both have a minimum."""
+    """Fit parabolas in log mu and in log tokens separately, at the budgets where both have a minimum."""
     quiet = quiet_table()
     alone = _overspent(quiet)
     sweeps = [_overspent(noisy(quiet, noise, seed)) for seed in range(seeds)]
@@ -366,7 +365,7 @@ def _overspent(table: pd.DataFrame) -> dict[float, float]:
 def quiet_table(
     budgets: Sequence[float] = PUBLISHED_BUDGETS, mean_recurrences: Sequence[float] = PUBLISHED_RECURRENCES
 ) -> pd.DataFrame:
-    """A sweep without noise."""
+    """Return a sweep without noise."""
     return simulate_table(_QUIET, budgets=budgets, mean_recurrences=mean_recurrences, recurrences=())
 
 
@@ -376,10 +375,10 @@ def _scattered(losses: ArrayLike, noise: float, seed: int) -> np.ndarray:
 
 
 def noisy(table: pd.DataFrame, noise: float, seed: int) -> pd.DataFrame:
-    """The same sweep with one draw of luck per run."""
+    """Return the same sweep with one draw of noise per run."""
     return table.assign(loss=_scattered(table["loss"], noise, seed))
 
 
 def _best_at(budget: float) -> dict[str, np.ndarray]:
-    """The columns of the truth's best model at a budget."""
+    """Return the columns of the true law's best model at a budget."""
     return _COST.columns(budget, np.array([float(LAW.optimum(TRUTH, _COST, budget).at)]))

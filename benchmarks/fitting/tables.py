@@ -1,4 +1,4 @@
-"""The tables that fits are measured on: public ones where they are, else a simulated one."""
+"""The tables that fits are measured on: the public ones, or a simulated one where these are not available."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NOISE = 5e-3
 
 
 def why_absent(folder: Path) -> str | None:
-    """What to say where the public tables are not in `folder`."""
+    """Return the message for public tables that are not in `folder`."""
     path = folder / FILE
     return None if path.is_file() else f"the public tables are not at {path}; give their folder as --data"
 
 
 def public_tables(folder: Path, *, without_outliers: bool = True) -> dict[str, Data]:
-    """The public tables by name, and each again without the rows that its collectors advise leaving out."""
+    """Return the public tables by name, and each again without the rows that its collectors advise leaving out."""
     path = folder / FILE
     tables: dict[str, Data] = {}
     for experiment in dict.fromkeys(read_frame(path)["experiment"]):
@@ -38,14 +38,14 @@ def public_tables(folder: Path, *, without_outliers: bool = True) -> dict[str, D
 
 
 def table_of_123(folder: Path) -> tuple[str, Data]:
-    """What to call it, and the public table of 123 runs; a simulated one of as many where that isn't there."""
+    """Return the public table of 123 runs with its name, or a simulated one of as many runs where that is missing."""
     if why_absent(folder) is None:
         return f"the public table {MASSIVETEXT}", public_tables(folder, without_outliers=False)[MASSIVETEXT]
     return "a simulated table, since the public one is not here,", simulated_points()
 
 
 def simulated_points(rows: int = 123, seed: int = 0) -> dict[str, np.ndarray]:
-    """Runs of dense models on a grid of 9 budgets, C = 6 N D; the noise has the long tails of losses off a figure."""
+    """Return dense models on a grid of 9 budgets, C = 6 N D; noise with the long tails of losses read off a figure."""
     rng = np.random.default_rng(seed)
     budget = np.resize(_BUDGETS, rows)
     # The best N goes about as the root of C, and the runs of a budget lie around it.

@@ -1,4 +1,4 @@
-"""The same bootstrap refitted in three ways, of which one goes nowhere: a study for `benchmarks.fitting.misleading`."""
+"""The same bootstrap refitted in three ways, one of which does not move (a study of misleading.py)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from scipy import optimize
 from benchmarks.fitting.peers import scipy_many_starts
 from benchmarks.fitting.problem import LogProblem
 from benchmarks.fitting.studies import LAW, NOISE, Span, noisy, quiet_table
-from isoloop.fitting import HUBER, fit_law
+from isoloop.fitting import HUBER, point_estimate
 from isoloop.fitting.estimation.bootstrap import interval, refit, resampled_counts
 from isoloop.fitting.tables.runs import law_data
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """One parameter's bootstrap over the same resamples, refitted in one `way`: values (resamples,), their 95%.
+    """The bootstrap of one parameter over the same resamples, refitted in one `way`: values (resamples,), their 95%.
 
     `worst` is the largest excess of an objective over the best found for its resample, in percent.
     """
@@ -31,14 +31,14 @@ class WarmStart:
 
 
 def warm_start(*, noise: float = NOISE, resamples: int = 60, starts: int = 6, seed: int = 0) -> list[WarmStart]:
-    """Rows drawn with replacement, and refitted by `refit`, by scipy from many starts, and by one warm L-BFGS each.
+    """Draw rows with replacement, and refit by `refit`, by scipy from many starts, and by one warm L-BFGS each.
 
     The last minimises the sum over runs of Huber's function as it is, from the estimate, with scipy's default
     tolerances: they are absolute, and the sum is about 1e-5.
     """
     data = law_data(noisy(quiet_table(), noise, seed))
     N, D, loss = data["effective_params"], data["tokens"], data["loss"]
-    estimate = fit_law(LAW, data)
+    estimate = point_estimate(LAW, data)
     weights = resampled_counts(np.arange(len(loss)), resamples, np.random.default_rng(seed))
     ours, ours_objectives = refit(estimate, data, weights=weights)
     careful = [scipy_many_starts(N, D, loss, weights=one, starts=starts) for one in weights]

@@ -1,1 +1,1 @@
-"""How well sweeps are scheduled, and how fast they are planned."""
+"""Benchmarks of scheduling, planning and tuning sweeps."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sweeps`: how sweeps are planned and scheduled, written into RESULTS.md."""
+"""`python -m benchmarks.sweeps`: benchmarks of planning and scheduling, written into RESULTS.md."""
 
 import platform
 from importlib.metadata import version
@@ -13,21 +13,21 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pret
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SECTIONS = Results(
     title="# Sweeps, measured",
-    said="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
+    introduction="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
     sections={"ray": "On Ray", "virtual": "In virtual time", "planning": "Planning", "proposals": "Proposals"},
     module="benchmarks.sweeps",
 )
-File = Annotated[Path, typer.Option("--results", help="file whose section is written")]
+File = Annotated[Path, typer.Option("--results", help="file that gets the section")]
 Runs = Annotated[int, typer.Option("--runs", min=20, help="runs of the sweep")]
-Seconds = Annotated[float, typer.Option("--seconds", min=1, help="total work over GPUs")]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="sweeps drawn of each mix")]
-Studies = Annotated[int, typer.Option("--studies", min=10, help="studies of each way")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="times that each grid is planned")]
+Seconds = Annotated[float, typer.Option("--seconds", min=1, help="total work divided by the GPUs")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="sweeps drawn from each mix")]
+Studies = Annotated[int, typer.Option("--studies", min=10, help="studies of each method")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="repetitions of planning each grid")]
 
 
 @app.command()
 def ray(results: File = RESULTS, runs: Runs = 500, seconds: Seconds = 120.0) -> None:
-    """Makespan on a local Ray with 64 declared GPUs, beside grid order and Ray Tune."""
+    """Measure makespans on a local Ray with 64 declared GPUs, and those of grid order and of Ray Tune."""
     from benchmarks.sweeps import on_ray
 
     _write(results, "ray", on_ray.run(runs=runs, seconds=seconds))
@@ -35,7 +35,7 @@ def ray(results: File = RESULTS, runs: Runs = 500, seconds: Seconds = 120.0) -> 
 
 @app.command()
 def virtual(results: File = RESULTS, seeds: Seeds = 20) -> None:
-    """Makespan in virtual time, many mixes of runs."""
+    """Compute makespans in virtual time, for many mixes of runs."""
     from benchmarks.sweeps import virtual as benchmark
 
     _write(results, "virtual", benchmark.run(seeds=seeds))
@@ -43,7 +43,7 @@ def virtual(results: File = RESULTS, seeds: Seeds = 20) -> None:
 
 @app.command()
 def planning(results: File = RESULTS, repeats: Repeats = 3) -> None:
-    """CPU time of planning 10,000 runs."""
+    """Measure the CPU time of planning 10,000 runs."""
     from benchmarks.sweeps import planning as benchmark
 
     _write(results, "planning", benchmark.run(repeats=repeats))
@@ -51,7 +51,7 @@ def planning(results: File = RESULTS, repeats: Repeats = 3) -> None:
 
 @app.command()
 def proposals(results: File = RESULTS, studies: Studies = 100) -> None:
-    """What a tuning gains from telling diverged runs as a loss beyond all others."""
+    """Measure the gain in a tuning from reporting diverged runs as a loss above all others."""
     from benchmarks.sweeps import proposals as benchmark
 
     _write(results, "proposals", benchmark.run(studies=studies))
@@ -59,7 +59,7 @@ def proposals(results: File = RESULTS, studies: Studies = 100) -> None:
 
 @app.command("all")
 def everything(results: File = RESULTS) -> None:
-    """All of them."""
+    """Run all benchmarks."""
     planning(results)
     proposals(results)
     virtual(results)

@@ -12,9 +12,9 @@ WIDTHS = {
     **{share: Needs(cpus=1, gpus=share) for share in (0.125, 0.25, 0.5, 1.0)},
     **{float(gpus): Needs(cpus=1, gpus=1.0, processes=gpus) for gpus in (2, 4, 8)},
 }
-"""What a run asks for, by its GPUs: beyond one, a process for each."""
+"""Resources of a run by its GPUs: above one GPU, a process for each."""
 SPREAD = 20.0
-"""The longest run takes about as many times as long as the shortest."""
+"""Ratio of the longest duration to the shortest."""
 CLUSTERS = {
     "8 nodes of 8 GPUs": [Node(f"node {i}", 96, [1.0] * 8) for i in range(8)],
     "one node of 8 GPUs": [Node("node", 96, [1.0] * 8)],
@@ -30,7 +30,7 @@ def mixed(
     spread: float = SPREAD,
     longer: float = 0.0,
 ) -> list[Job]:
-    """Runs with durations drawn evenly in their logarithm, and widths with these weights (by default all alike).
+    """Return runs with log-uniform durations, and widths drawn with these weights (by default equal ones).
 
     A duration is multiplied by its width to the power `longer`.
     """

@@ -1,4 +1,4 @@
-"""500 simulated runs on a local Ray with 64 declared GPUs: our schedule, all at once in grid order, and Ray Tune."""
+"""500 simulated runs on a local Ray with 64 declared GPUs: by isoloop, all at once in grid order, and by Ray Tune."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from benchmarks.results import table
 from benchmarks.sweeps.mixes import SPREAD, WIDTHS
 from benchmarks.sweeps.tune_peer import run_with_tune
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.execution.worker import Task, run_attempt
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.run.result import RunResult, read_result
+from isoloop.trainer.run.result import read_result
 
 GPUS, CPUS = 64, 640
 WANTED_RATIO, WANTED_COST = 1.10, 0.050
@@ -38,7 +39,7 @@ _SEED = 7
 
 
 def run(*, runs: int, seconds: float) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     plan = planned(runs, seconds)
     nodes = [Node("node", CPUS, [1.0] * GPUS)]
     bound, (order, expected) = lower_bound(plan.jobs, nodes), best_order(plan.jobs, nodes)
@@ -52,9 +53,9 @@ def run(*, runs: int, seconds: float) -> str:
         )
         print(f"bound {bound:.1f} s, planned {expected:.1f} s, {warm} workers warm after {took:.0f} s", flush=True)
         measured = []
-        for name, way in _ways(plan, ray):
+        for name, method in _methods(plan, ray):
             measured.append(
-                _measure(name, plan, Folders(out=Path(scratch) / name.replace(" ", "-"), name="bench"), way)
+                _measure(name, plan, Folders(out=Path(scratch) / name.replace(" ", "-"), name="bench"), method)
             )
             print(measured[-1], flush=True)
     return _report(plan, bound, order, expected, measured, warm)
@@ -62,22 +63,27 @@ def run(*, runs: int, seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one way took: seconds in all, CPU seconds of the driver, and of each run how late it began (if known).
+    """Times of one method.
 
-    `late` is from the moment that it was given out until its worker began, `noticed` from its result until the driver
-    took note; `busy` is GPU seconds in which workers held a run, its own seconds and the worker's overhead together.
+    Attributes:
+        name: of the method.
+        makespan: seconds until the last run ended.
+        driver_cpu: CPU seconds of the driver.
+        busy: GPU seconds in which workers held a run, including their overhead.
+        start_delays: seconds from the start of each attempt until its worker began.
+        end_delays: seconds from each result until the driver knew of it.
     """
 
     name: str
     makespan: float
     driver_cpu: float
     busy: float
-    late: list[float]
-    noticed: list[float]
+    start_delays: list[float]
+    end_delays: list[float]
 
 
 def planned(runs: int, seconds: float) -> Plan:
-    """Runs of every width and of durations spread evenly in their logarithm; the bound is `seconds` on all GPUs."""
+    """Return a plan of runs of every width and of log-uniform durations, whose lower bound is `seconds` on all GPUs."""
     rng = random.Random(_SEED)
     widths = [rng.choice(list(WIDTHS)) for _ in range(runs)]
     steps = [round(_SHORTEST_STEPS * SPREAD ** rng.random()) for _ in range(runs)]
@@ -105,11 +111,11 @@ def planned(runs: int, seconds: float) -> Plan:
         "resources": {"gpus": 1, "flops_per_second": speed},
         "simulation": {**_LAW, "run_noise": 1e-3, "evaluation_noise": 1e-5, "flops_per_second": speed},
     }
-    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
 
 
 def most_at_once(plan: Plan, nodes: list[Node], order: Order) -> tuple[int, int]:
-    """How many runs of one process, and of several, are under way at once at most."""
+    """Return the largest numbers of runs of one process, and of several, that run at once."""
     pool, queue, now, ends, most = Pool(nodes), Queue(), 0.0, [], [0, 0]
     for index, job in enumerate(plan.jobs):
         queue.add(index, order(job), job.needs)
@@ -126,12 +132,12 @@ def most_at_once(plan: Plan, nodes: list[Node], order: Order) -> tuple[int, int]
 
 
 def in_grid_order(plan: Plan) -> list[Cell]:
-    """The runs as the configuration lists them."""
+    """Return the runs in the order of the configuration."""
     return sorted(plan.cells, key=lambda cell: cell.spec.seed)
 
 
 def task_of(cell: Cell, plan: Plan, folders: Folders) -> str:
-    """One attempt at a run as the worker takes it."""
+    """Return one attempt at a run in the form that the worker takes."""
     return Task(
         spec=cell.spec,
         run_id=cell.run_id,
@@ -143,28 +149,28 @@ def task_of(cell: Cell, plan: Plan, folders: Folders) -> str:
     ).model_dump_json()
 
 
-Way = Callable[[Folders], "_Clock"]
+Method = Callable[[Folders], "_Clock"]
 
 
 class _Clock(Progress):
-    """When runs were given out, and when the driver knew that they had ended, in seconds of the wall clock."""
+    """Wall-clock times at which attempts were started, and at which the driver knew of their ends."""
 
     def __init__(self) -> None:
-        self.given: dict[str, float] = {}
-        self.known: dict[str, float] = {}
+        self.started_at: dict[str, float] = {}
+        self.ended_at: dict[str, float] = {}
 
-    def run_started(self, cell: Cell) -> None:
-        self.given[cell.run_id] = time.time()
+    def started(self, run_id: str) -> None:
+        self.started_at[run_id] = time.time()
 
-    def run_ended(self, cell: Cell, result: RunResult | None, reason: str | None) -> None:
-        assert result is not None, reason
-        self.known[cell.run_id] = time.time()
+    def event(self, line: str) -> None:
+        assert "failed: " not in line, line
+        self.ended_at[line.split()[0]] = time.time()
 
 
-def _ways(plan: Plan, ray: RayCluster) -> list[tuple[str, Way]]:
+def _methods(plan: Plan, ray: RayCluster) -> list[tuple[str, Method]]:
     def ours(folders: Folders) -> _Clock:
         clock = _Clock()
-        execute(plan, folders, lambda: nullcontext(ray), corpora={}, progress=clock)
+        run_plan(plan, folders, lambda: nullcontext(ray), corpora={}, progress=clock, on_start=clock.started)
         return clock
 
     def at_once(folders: Folders) -> _Clock:
@@ -176,7 +182,7 @@ def _ways(plan: Plan, ray: RayCluster) -> list[tuple[str, Way]]:
         while waiting:
             (done,), _ = ray.ray.wait(list(waiting), num_returns=1)
             ray.ray.get(done)
-            clock.known[waiting.pop(done).run_id] = time.time()
+            clock.ended_at[waiting.pop(done).run_id] = time.time()
         return clock
 
     def tune(folders: Folders) -> _Clock:
@@ -193,7 +199,7 @@ def _gpus(cell: Cell) -> float:
 
 
 def _warm_up(ray: RayCluster, counts: list[int], task: str) -> float:
-    """Have so many workers with a GPU, and without, that have run something; seconds that it took."""
+    """Start so many workers with a GPU and without, let each run something, and return the seconds that this took."""
     folder = Path(Task.model_validate_json(task).folder).parent
 
     def run_and_wait(number: int, task: str) -> None:
@@ -208,16 +214,16 @@ def _warm_up(ray: RayCluster, counts: list[int], task: str) -> float:
             time.sleep(0.5)
 
     began = time.monotonic()
-    asked = [{"num_cpus": 1, "num_gpus": 0.1}] * counts[0] + [{"num_cpus": 1}] * counts[1]
+    options_of_all = [{"num_cpus": 1, "num_gpus": 0.1}] * counts[0] + [{"num_cpus": 1}] * counts[1]
     warming = ray.ray.remote(run_and_wait)
-    ray.ray.get([warming.options(**options).remote(number, task) for number, options in enumerate(asked)])
+    ray.ray.get([warming.options(**options).remote(number, task) for number, options in enumerate(options_of_all)])
     return time.monotonic() - began
 
 
-def _measure(name: str, plan: Plan, folders: Folders, way: Way) -> Measured:
+def _measure(name: str, plan: Plan, folders: Folders, method: Method) -> Measured:
     folders.sweep.mkdir(parents=True)
     began, cpu = time.time(), _cpu_seconds()
-    clock = way(folders)
+    clock = method(folders)
     cpu = _cpu_seconds() - cpu
     starts, ends, busy = {}, {}, 0.0
     for cell in plan.cells:
@@ -232,8 +238,8 @@ def _measure(name: str, plan: Plan, folders: Folders, way: Way) -> Measured:
         makespan=max(ends.values()) - began,
         driver_cpu=cpu,
         busy=busy,
-        late=[starts[run] - given for run, given in clock.given.items()],
-        noticed=[known - ends[run] for run, known in clock.known.items()],
+        start_delays=[starts[run] - started for run, started in clock.started_at.items()],
+        end_delays=[ended - ends[run] for run, ended in clock.ended_at.items()],
     )
 
 
@@ -243,18 +249,19 @@ def _cpu_seconds() -> float:
 
 
 def _report(plan: Plan, bound: float, order: str, expected: float, measured: list[Measured], warm: int) -> str:
-    runs, work = len(plan.cells), sum(job.seconds * job.needs.whole for job in plan.jobs)
+    runs, work = len(plan.cells), sum(job.seconds * job.needs.busy_units for job in plan.jobs)
     shortest, longest = plan.cells[-1].seconds, plan.cells[0].seconds
     head = (
-        f"{runs} simulated runs of 1/8 to 8 GPUs and {shortest:.2g} to {longest:.2g} s on a local Ray that is told to "
-        f"have {GPUS} GPUs. No order does it under {bound:.1f} s; the plan says {expected:.1f} s "
-        f"({expected / bound:.3f} times that, {order}). One Ray, one way after the other; {warm} worker processes were "
-        "warm before, with all that a run imports. Ray Tune reuses its actors, but starts them meanwhile, at seconds "
-        "of CPU each on two cores; how much of its time that is was not told apart. It starts trials in grid order. "
+        f"{runs} simulated runs of 1/8 to 8 GPUs and {shortest:.2g} to {longest:.2g} s on a local Ray with "
+        f"{GPUS} declared GPUs. No order takes less than {bound:.1f} s; the plan says {expected:.1f} s "
+        f"({expected / bound:.3f} times that, {order}). One Ray, one method after the other; {warm} worker processes "
+        "were started before, with everything that a run imports. Ray Tune reuses its actors, but starts them "
+        "meanwhile, which takes seconds of CPU each on two cores and is part of its time. It starts trials in grid "
+        "order. "
         "The machine was shared with other work. `idle` is the share of GPU seconds until the last end in which no run "
-        "got on, `held` how much longer than its own seconds a run held its GPUs, once its worker had begun."
+        "trained, `held` by how much a run held its GPUs longer than its own seconds, once its worker had begun."
     )
-    header = ["way", "makespan, s", "over the bound", "over the plan", "idle", "held", "driver's CPU, ms a run"]
+    header = ["method", "makespan, s", "over the bound", "over the plan", "idle", "held", "driver's CPU, ms a run"]
     rows: list[list[Any]] = [
         [
             one.name,
@@ -270,8 +277,8 @@ def _report(plan: Plan, bound: float, order: str, expected: float, measured: lis
     ours = measured[0]
     wanted = (
         f"Wanted of isoloop: at most {WANTED_RATIO:.2f} times the bound, and under {1e3 * WANTED_COST:.0f} ms a run "
-        f"for scheduling. From the moment that a run is given out until its worker begins: {_shown(ours.late)}; from "
-        f"its result until the driver knows: {_shown(ours.noticed)}."
+        f"for scheduling. From the start of an attempt until its worker begins: {_shown(ours.start_delays)}; from "
+        f"its result until the driver knows: {_shown(ours.end_delays)}."
     )
     return f"{head}\n\n{table(header, rows)}\n{wanted}\n"
 

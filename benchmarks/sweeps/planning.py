@@ -1,4 +1,4 @@
-"""CPU time of `isoloop plan`, without start-up: read the config, solve the grid, sum up the bill, print it."""
+"""CPU time of `isoloop plan` without its start: read the configuration, solve the grid, add up costs, print."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.results import table
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.summary import print_plan
 
 WANTED_SECONDS = 3.0
@@ -70,7 +70,7 @@ GRIDS: dict[str, Mapping[str, Any]] = {
 
 
 def run(*, repeats: int) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     rows = []
     for name, grid in GRIDS.items():
         runs = plan(grid)
@@ -87,8 +87,8 @@ def run(*, repeats: int) -> str:
 
 
 def plan(grid: Mapping[str, Any]) -> int:
-    """Plan a grid and print its bill; how many runs it has."""
+    """Plan a grid, print the plan's summary, and return the number of runs."""
     sweep = {"name": "planned", "cluster": _CLUSTER, "simulation": _SIMULATION, **grid}
-    planned = plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_text)
+    planned = plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
     print_plan(Console(file=io.StringIO()), planned, {}, every_run=False)
     return len(planned.cells)

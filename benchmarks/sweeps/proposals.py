@@ -1,7 +1,7 @@
-"""What `isoloop tune` tells Optuna of a run that diverged: nothing (a failed trial), or a loss beyond all others.
+"""Tuning with runs that diverge: reported to Optuna as failed trials, or as a loss above all others.
 
-Beside both, random proposals. The losses are made up: a parabola in the logarithms of two learning rates, tilted, with
-its minimum and the edge beyond which runs diverge drawn for each study, and small effects of decay and batch.
+Random proposals are the baseline. The losses are synthetic: a parabola in the logarithms of two learning rates, tilted,
+whose minimum and edge, beyond which runs diverge, are drawn for each study, and small effects of decay and batch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from benchmarks.results import table
 
-WAYS = {
+METHODS = {
     "random": "random proposals",
-    "failed": "TPE, diverged runs told as failed",
-    "beyond": "TPE, diverged runs told as a loss beyond all others (isoloop)",
+    "failed": "TPE, diverged runs reported as failed",
+    "beyond": "TPE, diverged runs reported as a loss above all others (isoloop)",
 }
 TRIALS = (16, 24, 48)
 BEYOND = 20.0
@@ -34,21 +34,21 @@ SPACE = {
 
 
 def run(*, studies: int) -> str:
-    """The section's body."""
+    """Return the section of RESULTS.md."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rows = []
     for trials in TRIALS:
-        for way, said in WAYS.items():
-            ended = [_study(way, seed, trials) for seed in range(studies)]
+        for method, label in METHODS.items():
+            ended = [_study(method, seed, trials) for seed in range(studies)]
             above = [best for best, _ in ended]
             diverged = mean(count for _, count in ended)
-            rows.append([trials, said, f"{mean(above):.4f}", f"{median(above):.4f}", f"{diverged:.1f}"])
-    head = ["trials", "way", "best loss over the rates' minimum, mean of the studies", "median", "diverged runs"]
+            rows.append([trials, label, f"{mean(above):.4f}", f"{median(above):.4f}", f"{diverged:.1f}"])
+    head = ["trials", "method", "best loss over the rates' minimum, mean of the studies", "median", "diverged runs"]
     return f"{studies} studies each, one trial at a time, losses in nats.\n\n{table(head, rows)}"
 
 
-def _study(way: str, seed: int, trials: int) -> tuple[float, int]:
-    """The best loss that is found, and how many runs diverged."""
+def _study(method: str, seed: int, trials: int) -> tuple[float, int]:
+    """Return the best loss of a study, and the number of diverged runs."""
     loss_of = _problem(seed)
     study = optuna.create_study()
     losses = []
@@ -57,12 +57,12 @@ def _study(way: str, seed: int, trials: int) -> tuple[float, int]:
         startup = min(10, max(3, trials // 3))
         study.sampler = (
             optuna.samplers.RandomSampler(seed=own)
-            if way == "random"
+            if method == "random"
             else optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=True, seed=own)
         )
         trial = study.ask(fixed_distributions=SPACE)
         loss = loss_of(trial.params)
-        if loss is None and way == "failed":
+        if loss is None and method == "failed":
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             study.tell(trial, BEYOND if loss is None else loss)

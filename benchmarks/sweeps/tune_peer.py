@@ -1,4 +1,4 @@
-"""The same runs as trials of Ray Tune, each with its GPUs as one bundle; actors are reused where Tune can."""
+"""The same runs as trials of Ray Tune, each with its GPUs as one bundle; Tune reuses actors where it can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makespans in virtual time: the scheduler's orders, and grid order, against what no order can beat."""
+"""Makespans in virtual time of the scheduler's orders and of grid order, over the lower bound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WANTED = 1.10
 
 
 def run(*, seeds: int) -> str:
-    """The section of RESULTS.md."""
+    """Return the section of RESULTS.md."""
     parts, worst = [], 0.0
     for cluster, nodes in CLUSTERS.items():
         rows = []
@@ -36,7 +36,7 @@ def run(*, seeds: int) -> str:
 
 
 def _ratios(jobs: Sequence[Job], nodes: Sequence[Node]) -> list[float]:
-    """Makespan over the lower bound: grid order, each order, the one chosen."""
+    """Return makespans over the lower bound: of grid order, of each order, of the chosen one."""
     bound, number = lower_bound(jobs, nodes), itertools.count()
     spans = [makespan(jobs, nodes, lambda _: (float(next(number)),))]
     spans += [makespan(jobs, nodes, order) for order in ORDERS.values()]

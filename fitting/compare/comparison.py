@@ -1,4 +1,4 @@
-"""A comparison of two sweeps as readable text."""
+"""Two sweeps compared: laws, optima, losses at equal FLOPs, and the caveats of the comparison."""
 
 from __future__ import annotations
 
@@ -9,148 +9,91 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isoloop.fitting.compare.caveats import OTHER_TEXT, OTHER_TOKENS, comparison_doubts
-from isoloop.fitting.compare.difference import Difference, Quantity, difference
-from isoloop.fitting.compare.equal_flops import (
+from isoloop.fitting.compare.caveats import OTHER_TEXT, OTHER_TOKENS, comparison_caveats
+from isoloop.fitting.compare.difference import (
     BEST_RUNS,
     LEAST_LOSSES,
+    Difference,
     best_runs,
     compare_best_runs,
     compare_least_losses,
+    difference,
     shared_budgets,
 )
 from isoloop.fitting.compare.side import (
     BEST_MODEL,
+    LAW_SECTIONS,
     SECTIONS,
     ComparedSweep,
-    Missing,
-    OneSide,
-    absent_sections,
+    SweepSummary,
+    missing_sections,
     quantities,
 )
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.result import REPORT_WIDTH, SweepFit
 
-_WIDTH = 100
-_HEADINGS = ("", "A", "B", "change")
-
-
-def comparison_text(
-    first: OneSide,
-    second: OneSide,
-    accounting: str,
-    differences: Sequence[Difference],
-    missing: Sequence[Missing],
-    verdicts: Sequence[str],
-    doubts: Sequence[str],
-) -> str:
-    """Both sweeps, every number that both have, what is missing, which is better, and what to doubt."""
-    head = [
-        "Two sweeps compared",
-        *(_side_text(letter, side) for letter, side in (("A", first), ("B", second))),
-        f"  Compute is counted by `{accounting}` in both. A change is B - A, or B / A where it begins with x.",
-        "  Brackets are 95% intervals; * marks a change whose interval excludes that there is none.",
-    ]
-    parts = ["\n".join(head)]
-    for section in dict.fromkeys(one.section for one in differences):
-        parts.append(_section(section, [one for one in differences if one.section == section]))
-    if missing:
-        lacking = dict.fromkeys(one.section for one in missing)
-        parts.append("\n".join(["Not compared", *(_missing(section, missing) for section in lacking)]))
-    parts.append(_list("Which is better at equal FLOPs", verdicts or ["Nothing here tells."]))
-    parts.append(_list("What to doubt", doubts))
-    return "\n\n".join(parts) + "\n"
+COMPARISON_FORMAT = "isoloop-comparison/2"
+_EXTRAPOLATED = 4.0
 
 
-def _side_text(letter: str, side: OneSide) -> str:
-    low, high = side.computes
-    simulated = ", simulated" if side.simulated else ""
-    return f"  {letter}  {side.name}: {side.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}"
+@dataclass(frozen=True, kw_only=True)
+class MissingSection:
+    """A section of the comparison that could not be made, because of `side` (A or B), and the reason."""
 
-
-def _section(section: str, differences: Sequence[Difference]) -> str:
-    rows = [_HEADINGS, *(_row(one) for one in differences)]
-    widths = [max(len(row[place]) for row in rows) for place in range(3)]
-    lines = [
-        "  ".join(["", *(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]])
-        for row in rows
-    ]
-    why = {f"  no interval: {one.why_not}" for one in differences if one.change is not None and one.interval is None}
-    return "\n".join([section, *lines, *sorted(why)])
-
-
-def _row(one: Difference) -> tuple[str, str, str, str]:
-    at = "" if one.flops is None else f" at {one.flops:.3g} FLOPs"
-    unit = "" if one.unit == "1" else f", {one.unit}"
-    name = f"{one.name}{at}{unit}"
-    a = _value(one, one.first, one.first_interval, one.first_note)
-    b = _value(one, one.second, one.second_interval, one.second_note)
-    if one.change is None:
-        return name, a, b, f"not compared: {one.why_not}"
-    change = f"x {one.change:.4g}" if one.kind == "ratio" else f"{one.change:+.4f}"
-    if one.interval is None:
-        change += " (no interval)"
-    elif one.kind == "ratio":
-        change += f" ({one.interval[0]:.4g} to {one.interval[1]:.4g})"
-    else:
-        change += f" ({one.interval[0]:+.4f} to {one.interval[1]:+.4f})"
-    return name, a, b, f"{change}{' *' if one.differs else ''}"
-
-
-def _value(one: Difference, value: float, bounds: tuple[float, float] | None, note: str) -> str:
-    form = ".4f" if one.kind == "difference" and one.unit == "nats per token" else ".4g"
-    said = f"{value:{form}}" + (f" ({bounds[0]:{form}} to {bounds[1]:{form}})" if bounds else "")
-    return f"{said}, {note}" if note else said
-
-
-def _missing(section: str, missing: Sequence[Missing]) -> str:
-    mine = [one for one in missing if one.section == section]
-    reasons = "; ".join(f"{one.side} has none: {one.reason}" for one in mine)
-    return textwrap.fill(f"{section}: {reasons}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
-
-
-def _list(title: str, sentences: Sequence[str]) -> str:
-    lines = [textwrap.fill(one, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for one in sentences]
-    return "\n".join([title, *lines])
-
-
-# MERGED sweep_comparison
-FORMAT = "isoloop-comparison/1"
-_BEYOND = 4.0
+    section: str
+    side: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepComparison:
-    """Sweep A (`first`) beside sweep B (`second`): every number that both have, with what changes from A to B.
+    """Sweep A (`first`) and sweep B (`second`): every number that both have, and its change from A to B.
 
-    `computes` are the FLOPs at which optima are compared. `missing` says what one of them lacks, `verdicts` which of
-    them is the better one at equal FLOPs, and `doubts` what makes the comparison wrong or weak.
+    `optima_flops` are the FLOPs at which optima are compared. `missing_sections` says what one of them lacks,
+    `verdicts` which of them is better at equal FLOPs, and `caveats` what makes the comparison wrong or weak.
+    `incomparable` holds the reasons, by "losses" and "tokens", why the two can't be compared in these.
     """
 
-    first: OneSide
-    second: OneSide
+    first: SweepSummary
+    second: SweepSummary
     accounting: str
-    computes: tuple[float, ...]
+    optima_flops: tuple[float, ...]
     differences: tuple[Difference, ...]
-    missing: tuple[Missing, ...]
+    missing_sections: tuple[MissingSection, ...]
     verdicts: tuple[str, ...]
-    doubts: tuple[str, ...]
-    refused: dict[str, str]
+    caveats: tuple[str, ...]
+    incomparable: dict[str, str]
 
     def of(self, section: str) -> tuple[Difference, ...]:
-        """The numbers of one section, by its title in the report."""
-        return tuple(one for one in self.differences if one.section == section)
+        """Return the numbers of one section, by its title in the report."""
+        return tuple(number for number in self.differences if number.section == section)
 
     def report(self) -> str:
-        """The whole comparison as readable text."""
-        return comparison_text(
-            self.first, self.second, self.accounting, self.differences, self.missing, self.verdicts, self.doubts
-        )
+        """Return the whole comparison as text."""
+        lines = ["Two sweeps compared"]
+        for letter, sweep in (("A", self.first), ("B", self.second)):
+            low, high = sweep.flops_range
+            simulated = ", simulated" if sweep.simulated else ""
+            lines.append(f"  {letter}  {sweep.name}: {sweep.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}")
+        lines += [
+            f"  Compute is counted by `{self.accounting}` in both. A change is B - A, or B / A where it begins with x.",
+            "  Brackets are 95% intervals; * marks a significant change: its interval leaves out 0 (1 for a ratio).",
+        ]
+        parts = ["\n".join(lines)]
+        parts += [_section_text(title, self.of(title)) for title in dict.fromkeys(d.section for d in self.differences)]
+        if self.missing_sections:
+            parts.append("\n".join(["Not compared", *_missing_lines(self.missing_sections)]))
+        for title, sentences in (
+            ("Which is better at equal FLOPs", self.verdicts or ["These sweeps can't tell."]),
+            ("What to doubt", self.caveats),
+        ):
+            parts.append("\n".join([title, *(_wrap(sentence, "  - ") for sentence in sentences)]))
+        return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:
-        """The comparison as JSON text, with `differs` of each number; no number in it is not finite."""
-        content = {"format": FORMAT, **dataclasses.asdict(self)}
-        for entry, one in zip(content["differences"], self.differences, strict=True):
-            entry["differs"] = one.differs
+        """Return the comparison as JSON text, with `differs` of each number; every number in it is finite."""
+        content = {"format": COMPARISON_FORMAT, **dataclasses.asdict(self)}
+        for entry, number in zip(content["differences"], self.differences, strict=True):
+            entry["differs"] = number.differs
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
@@ -159,137 +102,185 @@ def compare_sweeps(
 ) -> SweepComparison:
     """Compare two sweeps, or two groups of one: laws, optima at `flops`, and losses at equal FLOPs.
 
-    Without `flops`, optima are those at the largest compute that both measured, and at 4 times the largest of all. The
-    interval of a change takes the refits of both fits as independent. Numbers that count losses are not compared where
-    the two have other tokenizers or were validated on other text; of other tokenizers, nor are token counts.
+    Without `flops`, optima are compared at the largest compute that both measured, and at 4 times the largest of all.
+    The interval of a change treats the refits of both fits as independent. Losses are not compared if the two have
+    different tokenizers or were validated on different texts; nor are token counts of different tokenizers.
 
     Raises:
         ValueError: the two count FLOPs differently, `flops` is not positive, or a sweep has no finished run.
     """
-    a, b = (one if isinstance(one, ComparedSweep) else ComparedSweep(name=one.name, fit=one) for one in (first, second))
+    # Arguments
+    a, b = (ComparedSweep(name=one.name, fit=one) if isinstance(one, SweepFit) else one for one in (first, second))
     if a.accounting != b.accounting:
         raise ValueError(
             f"sweeps to compare must count FLOPs alike, but {a.name!r} has accounting {a.accounting!r} and {b.name!r} "
             f"{b.accounting!r}: exponents depend on it; refit both under the same accounting"
         )
     if flops is not None and not (flops > 0 and math.isfinite(flops)):
-        raise ValueError(f"flops must be positive and finite, but got {flops}; name a compute in FLOPs")
-    low, high = max(a.computes[0], b.computes[0]), min(a.computes[1], b.computes[1])
-    beyond = _BEYOND * max(a.computes[1], b.computes[1])
-    computes = (high, beyond) if flops is None else (float(flops),)
+        raise ValueError(f"flops must be positive and finite, but got {flops}; give a compute in FLOPs")
+    # Where to compare, and what
+    low, high = max(a.flops_range[0], b.flops_range[0]), min(a.flops_range[1], b.flops_range[1])
+    beyond = _EXTRAPOLATED * max(a.flops_range[1], b.flops_range[1])
+    optima_flops = (high, beyond) if flops is None else (float(flops),)
     middle = float(f"{math.sqrt(low * high):.3g}")
-    refused = _not_comparable(a, b)
-    differences = _differences(a, b, middle, computes, refused)
+    incomparable = _incomparable(a, b)
+    differences = _differences(a, b, middle, optima_flops, incomparable)
+    # What is missing
     missing = [
-        Missing(section=section, side=side, reason=reason)
-        for side, one in (("A", a), ("B", b))
-        for section, reason in absent_sections(one.fit, one.why_no_fit).items()
+        MissingSection(section=section, side=side, reason=reason)
+        for side, sweep in (("A", a), ("B", b))
+        for section, reason in missing_sections(sweep.fit, sweep.why_no_fit).items()
     ]
-    missing += _missing_runs(a, b)
-    if "losses" in refused:
-        missing = [one for one in missing if one.section not in (LEAST_LOSSES, BEST_RUNS)]
-        missing += [Missing(section=one, side="B", reason=refused["losses"]) for one in (LEAST_LOSSES, BEST_RUNS)]
+    if "losses" in incomparable:
+        reason = incomparable["losses"]
+        missing += [MissingSection(section=title, side="B", reason=reason) for title in (LEAST_LOSSES, BEST_RUNS)]
+    else:
+        missing += _missing_runs(a, b)
+    if _training_laws_differ(a, b):
+        reason = "it is fitted by another law than A"
+        missing.append(MissingSection(section=LAW_SECTIONS["training"], side="B", reason=reason))
+    order = [*SECTIONS, BEST_RUNS, LEAST_LOSSES]
+    names = [field.name for field in dataclasses.fields(SweepSummary)]
+    summaries = [SweepSummary(**{name: getattr(sweep, name) for name in names}) for sweep in (a, b)]
     return SweepComparison(
-        first=_side(a),
-        second=_side(b),
+        first=summaries[0],
+        second=summaries[1],
         accounting=a.accounting,
-        computes=computes,
+        optima_flops=optima_flops,
         differences=tuple(differences),
-        missing=tuple(sorted(missing, key=lambda one: (_place(one.section), one.side))),
+        missing_sections=tuple(sorted(missing, key=lambda part: (order.index(part.section), part.side))),
         verdicts=tuple(_verdicts(differences)),
-        doubts=tuple(comparison_doubts(a, b, computes, refused, differences)),
-        refused=refused,
+        caveats=tuple(comparison_caveats(a, b, optima_flops, incomparable, differences)),
+        incomparable=incomparable,
     )
 
 
-def _side(sweep: ComparedSweep) -> OneSide:
-    names = [field.name for field in dataclasses.fields(OneSide)]
-    return OneSide(**{name: getattr(sweep, name) for name in names})
+def _incomparable(a: ComparedSweep, b: ComparedSweep) -> dict[str, str]:
+    """Return what the two count differently ("losses", "tokens"), with the reason."""
+    reasons = {}
+    if a.validation is not None and b.validation is not None and a.validation != b.validation:
+        reasons["losses"] = OTHER_TEXT
+    if a.tokenizer is not None and b.tokenizer is not None and a.tokenizer != b.tokenizer:
+        reasons |= dict.fromkeys(("losses", "tokens"), OTHER_TOKENS)
+    return reasons
 
 
 def _differences(
-    a: ComparedSweep, b: ComparedSweep, middle: float, computes: tuple[float, ...], refused: dict[str, str]
+    a: ComparedSweep, b: ComparedSweep, middle: float, optima_flops: tuple[float, ...], incomparable: dict[str, str]
 ) -> list[Difference]:
-    found = []
+    differences = []
     if a.fit is not None and b.fit is not None:
-        of_b = {one.key: one for one in quantities(b.fit, middle, computes)}
-        for one in quantities(a.fit, middle, computes):
-            if one.key in of_b:
-                found.append(difference(one, of_b[one.key], _why_refused(one, refused)))
-        if a.fit.isoflop is not None and b.fit.isoflop is not None and "losses" not in refused:
-            found += compare_least_losses(a.fit.isoflop, b.fit.isoflop)
-    if a.table is not None and b.table is not None and "losses" not in refused:
-        found += compare_best_runs(best_runs(a.table), best_runs(b.table))
-    return found
+        numbers_of_b = {number.key: number for number in quantities(b.fit, middle, optima_flops)}
+        if _training_laws_differ(a, b):
+            numbers_of_b = {
+                k: number for k, number in numbers_of_b.items() if number.section != LAW_SECTIONS["training"]
+            }
+        for number in quantities(a.fit, middle, optima_flops):
+            if number.key in numbers_of_b:
+                reason = next((why for what, why in incomparable.items() if what in number.counted_in), None)
+                differences.append(difference(number, numbers_of_b[number.key], reason))
+        if a.fit.isoflop is not None and b.fit.isoflop is not None and "losses" not in incomparable:
+            differences += compare_least_losses(a.fit.isoflop, b.fit.isoflop)
+    if a.table is not None and b.table is not None and "losses" not in incomparable:
+        differences += compare_best_runs(best_runs(a.table), best_runs(b.table))
+    return differences
 
 
-def _why_refused(one: Quantity, refused: dict[str, str]) -> str | None:
-    return next((why for what, why in refused.items() if what in one.counts), None)
+def _training_laws_differ(a: ComparedSweep, b: ComparedSweep) -> bool:
+    laws = [sweep.fit.training.law for sweep in (a, b) if sweep.fit is not None and sweep.fit.training is not None]
+    return len(set(laws)) > 1
 
 
-def _not_comparable(a: ComparedSweep, b: ComparedSweep) -> dict[str, str]:
-    """What the two count differently ("losses", "tokens"), and why."""
-    found = {}
-    if a.validation is not None and b.validation is not None and a.validation != b.validation:
-        found["losses"] = OTHER_TEXT
-    if a.tokenizer is not None and b.tokenizer is not None and a.tokenizer != b.tokenizer:
-        found |= dict.fromkeys(("losses", "tokens"), OTHER_TOKENS)
-    return found
-
-
-def _missing_runs(a: ComparedSweep, b: ComparedSweep) -> list[Missing]:
-    found = []
-    for side, one in (("A", a), ("B", b)):
-        if one.table is None:
-            found.append(Missing(section=BEST_RUNS, side=side, reason="only its fit was given, no run table"))
-        elif not best_runs(one.table):
-            found.append(Missing(section=BEST_RUNS, side=side, reason="its runs have no FLOP budgets"))
-    if found or a.table is None or b.table is None:
-        return found
+def _missing_runs(a: ComparedSweep, b: ComparedSweep) -> list[MissingSection]:
+    missing = []
+    for side, sweep in (("A", a), ("B", b)):
+        if sweep.table is None:
+            missing.append(MissingSection(section=BEST_RUNS, side=side, reason="only its fit was given, no run table"))
+        elif not best_runs(sweep.table):
+            missing.append(MissingSection(section=BEST_RUNS, side=side, reason="its runs have no FLOP budgets"))
+    if missing or a.table is None or b.table is None:
+        return missing
     if not shared_budgets(best_runs(a.table), best_runs(b.table)):
-        found.append(Missing(section=BEST_RUNS, side="B", reason="it shares no budget with A (within 1%)"))
-    return found
-
-
-def _place(section: str) -> int:
-    return SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
+        missing.append(MissingSection(section=BEST_RUNS, side="B", reason="it shares no budget with A (within 1%)"))
+    return missing
 
 
 def _verdicts(differences: list[Difference]) -> list[str]:
-    """Which sweep's model is the better one at equal FLOPs, by each way that tells it."""
-    losses = [one for one in differences if one.kind == "difference" and one.change is not None]
-    said = [_verdict(one) for one in losses if one.section == BEST_MODEL]
+    """Return which sweep's model is better at equal FLOPs, by each method that can tell."""
+    losses = [number for number in differences if number.kind == "difference" and number.change is not None]
+    verdicts = [_model_verdict(number) for number in losses if number.section == BEST_MODEL]
     for section, how in ((LEAST_LOSSES, "the isoFLOP curves' least losses"), (BEST_RUNS, "the best runs measured")):
-        mine = [one for one in losses if one.section == section]
-        if mine:
-            said.append(_budget_by_budget(mine, how))
-    return said
+        measured = [number for number in losses if number.section == section]
+        if measured:
+            verdicts.append(_measured_verdict(measured, how))
+    return verdicts
 
 
-def _verdict(one: Difference) -> str:
-    assert one.change is not None
-    at = f"At {one.flops:.3g} FLOPs, by the training laws,"
-    better = "B" if one.change < 0 else "A"
-    if one.interval is None:
-        return f"{at} the best loss of {better} is {abs(one.change):.4f} nats lower; no interval: {one.why_not}."
-    low, high = sorted(abs(end) for end in one.interval)
-    if one.differs:
-        return f"{at} the best loss of {better} is lower by {abs(one.change):.4f} nats ({low:.4f} to {high:.4f})."
+def _model_verdict(loss: Difference) -> str:
+    assert loss.change is not None
+    at = f"At {loss.flops:.3g} FLOPs, by the training laws,"
+    better = "B" if loss.change < 0 else "A"
+    if loss.interval is None:
+        return f"{at} the best loss of {better} is {abs(loss.change):.4f} nats lower; no interval: {loss.reason}."
+    low, high = sorted(abs(end) for end in loss.interval)
+    if loss.differs:
+        return f"{at} the best loss of {better} is lower by {abs(loss.change):.4f} nats ({low:.4f} to {high:.4f})."
     return (
-        f"{at} neither is shown to be better: B - A = {one.change:+.4f} nats ({one.interval[0]:+.4f} to "
-        f"{one.interval[1]:+.4f})."
+        f"{at} neither is significantly better: B - A = {loss.change:+.4f} nats ({loss.interval[0]:+.4f} to "
+        f"{loss.interval[1]:+.4f})."
     )
 
 
-def _budget_by_budget(differences: list[Difference], how: str) -> str:
-    """At which budgets which of the two is shown to lose less, and at which neither is; unshown ones by their sign."""
-    told = []
+def _measured_verdict(differences: list[Difference], how: str) -> str:
+    """Return the budgets at which A and B are lower, significantly or not."""
+    clauses = []
     for side, sign in (("A", 1), ("B", -1)):
-        lower = [one for one in differences if one.change is not None and one.change * sign > 0]
-        for shown, words in ((True, "is lower at"), (False, "is lower in the runs, but not shown to be, at")):
-            budgets = [f"{one.flops:.3g}" for one in lower if bool(one.differs) is shown]
+        lower = [number for number in differences if number.change is not None and number.change * sign > 0]
+        for significant, words in ((True, "is lower at"), (False, "is lower, but not significantly, at")):
+            budgets = [f"{number.flops:.3g}" for number in lower if bool(number.differs) is significant]
             if budgets:
-                told.append(f"{side} {words} {', '.join(budgets)}")
-    if all(one.interval is None for one in differences):
-        told.append(f"there are no intervals: {differences[0].why_not}")
-    return f"By {how}: {'; '.join(told) or 'a tie everywhere'}."
+                clauses.append(f"{side} {words} {', '.join(budgets)}")
+    if all(number.interval is None for number in differences):
+        clauses.append(f"there are no intervals: {differences[0].reason}")
+    return f"By {how}: {'; '.join(clauses) or 'a tie everywhere'}."
+
+
+def _section_text(title: str, differences: Sequence[Difference]) -> str:
+    """Return a table of the numbers of A and B and their change, in columns as wide as their longest cell."""
+    rows = [("", "A", "B", "change"), *(_cells(number) for number in differences)]
+    widths = [max(len(row[place]) for row in rows) for place in range(3)]
+    lines = ["  ".join(["", *map(str.ljust, row[:3], widths), row[3]]) for row in rows]
+    without_interval = [number for number in differences if number.change is not None and number.interval is None]
+    reasons = {f"  no interval: {number.reason}" for number in without_interval}
+    return "\n".join([title, *lines, *sorted(reasons)])
+
+
+def _cells(number: Difference) -> tuple[str, str, str, str]:
+    at = "" if number.flops is None else f" at {number.flops:.3g} FLOPs"
+    name = f"{number.name}{at}" + ("" if number.unit == "1" else f", {number.unit}")
+    form = ".4f" if number.kind == "difference" and number.unit == "nats per token" else ".4g"
+
+    def value(side: float, bounds: tuple[float, float] | None, note: str) -> str:
+        limits = f" ({bounds[0]:{form}} to {bounds[1]:{form}})" if bounds else ""
+        return f"{side:{form}}{limits}{', ' if note else ''}{note}"
+
+    a = value(number.first, number.first_interval, number.first_note)
+    b = value(number.second, number.second_interval, number.second_note)
+    if number.change is None:
+        return name, a, b, f"not compared: {number.reason}"
+    prefix, sign = ("x ", ".4g") if number.kind == "ratio" else ("", "+.4f")
+    limits = f"({number.interval[0]:{sign}} to {number.interval[1]:{sign}})" if number.interval else "(no interval)"
+    return name, a, b, f"{prefix}{number.change:{sign}} {limits}{' *' if number.differs else ''}"
+
+
+def _missing_lines(missing: Sequence[MissingSection]) -> list[str]:
+    """Return the missing sections with the reasons; sections with the same reasons share a line."""
+    sections: dict[str, list[str]] = {}
+    for section in dict.fromkeys(part.section for part in missing):
+        reasons = "; ".join(f"{part.side} has none: {part.reason}" for part in missing if part.section == section)
+        sections.setdefault(reasons, []).append(section)
+    return [_wrap(f"{', '.join(titles)}: {reasons}", "  ") for reasons, titles in sections.items()]
+
+
+def _wrap(text: str, start: str) -> str:
+    return textwrap.fill(text, REPORT_WIDTH, initial_indent=start, subsequent_indent="    ")

@@ -1,4 +1,4 @@
-"""One law fitted to one table: values with intervals, how they were found, and what they predict."""
+"""The fit of one law to one table: parameters with intervals, the method, and predictions."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from isoloop.fitting.estimation.bootstrap import (
     BootstrapKind,
     bootstrap,
     interval,
-    noise_freedom,
+    noise_dof,
     noise_scale,
     widening,
 )
-from isoloop.fitting.estimation.estimate import Estimate, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.point_estimate import PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
 
-LUCK_DRAWS = 10
+NOISE_DRAWS = 10
+"""Draws of the noise for each draw of the parameters in the interval of a measured loss."""
 _NEAR_A_BOUND = 1e-3
-"""Share of a parameter's value within which an end of its interval counts as at the bound."""
+"""Share of a parameter's value within which an end of its interval is taken to be at the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterEstimate:
-    """One fitted parameter with its 95% interval (None without draws); `at_bound` where the bound holds it.
+    """One fitted parameter with its 95% interval, None without draws; `at_bound` if it is at a bound.
 
-    `profile` is the interval of the profile likelihood: an end is None where the losses set no limit on that side, and
-    the whole is None where no profile was asked for.
+    `profile` is the interval by profile likelihood, None if there is none; an end is None where the losses set no limit
+    on that side.
     """
 
     name: str
@@ -45,12 +46,12 @@ class ParameterEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class LawFit:
-    """One fitted law. `draws` are refitted parameter vectors; `noise` is the scatter of one measured loss about the
-    law.
+    """One fitted law; `law` is the name that `law_named` knows it by.
 
-    The noise is relative where the objective is on log loss and in nats where it is on loss, and is known by `freedom`
-    degrees of freedom. `delta` is Huber's delta, None for squared error. `bootstrap` says how the draws were made and
-    `widening` by what factor their intervals are widened. `run_id` is set where the law describes one model.
+    `draws` are refitted parameter vectors, made by the kind of `bootstrap`; their intervals are widened by `widening`.
+    `noise` is the standard deviation of one measured loss about the law, relative if the objective is `on` log loss and
+    in nats if it is on loss; known with `noise_dof` degrees of freedom. `delta` is Huber's, None for squared error.
+    `run_id` and `mean_recurrence` are set where the law describes one model.
     """
 
     law: str
@@ -61,7 +62,7 @@ class LawFit:
     rows: int
     runs: int
     noise: float
-    freedom: int
+    noise_dof: int
     bootstrap: str
     widening: float
     converged: bool
@@ -72,12 +73,22 @@ class LawFit:
 
     @property
     def kind(self) -> str:
-        """What was minimised, in words."""
+        """Name of the objective's function."""
         return "squared error" if self.delta is None else f"Huber, delta {self.delta:g},"
 
     @property
+    def form(self) -> Law:
+        """The law that was fitted: its formula, columns and optimum."""
+        return law_named(self.law)
+
+    @property
+    def at_mean(self) -> str:
+        """Name of this law as a way of predicting the loss at T = mean recurrence."""
+        return f"{self.form.name} law at T = mu"
+
+    @property
     def vector(self) -> np.ndarray:
-        """Parameter values in the law's order, shape (p,)."""
+        """Parameter values, shape (p,), in the law's order."""
         return np.array([parameter.value for parameter in self.parameters])
 
     @property
@@ -86,44 +97,44 @@ class LawFit:
         return np.array(self.draws).reshape(len(self.draws), len(self.parameters))
 
     def value(self, name: str) -> float:
-        """The value of the parameter called `name`."""
+        """Return the value of the parameter called `name`."""
         return {parameter.name: parameter.value for parameter in self.parameters}[name]
 
     def loss(self, data: Data) -> np.ndarray:
-        """Predicted loss of each row, nats per token: (rows,)."""
-        return law_named(self.law).loss(self.vector, data)
+        """Return the predicted loss of each row, nats per token: (rows,)."""
+        return self.form.loss(self.vector, data)
 
     def loss_interval(self, data: Data, *, measured: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
-        """95% interval of each row's loss, (rows,) each. None without draws.
+        """Return the ends of the 95% interval of each row's loss, (rows,) each, or None without draws.
 
-        Of a `measured` loss, parameters and the noise of one run together; else of the law's own value.
+        The interval is that of a `measured` loss, with the noise of one run, or else of the law's own value.
         """
         if not self.draws:
             return None
         at = self.loss(data)
-        # Widened before the noise joins, which is known better than the parameters.
-        drawn = at * (law_named(self.law).loss(self.draw_matrix, data) / at) ** self.widening
+        # Widened before the noise is added, since that is known better than the parameters.
+        drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
         if measured:
             noise = self.noise_draws(drawn.shape[1])
-            drawn = np.tile(drawn, (LUCK_DRAWS, 1))
+            drawn = np.tile(drawn, (NOISE_DRAWS, 1))
             drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
         ends = [interval(column) for column in drawn.T]
         return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
 
     def noise_draws(self, rows: int = 1) -> np.ndarray:
-        """What a run's luck does to `rows` losses, `LUCK_DRAWS` times for all draws: (LUCK_DRAWS x draws, rows).
+        """Return draws of the noise in `rows` losses, `NOISE_DRAWS` for each draw: (NOISE_DRAWS x draws, rows).
 
-        Added to the log of the loss where the objective is on it, else to the loss.
+        They are to be added to the log loss if the objective is on that, else to the loss.
         """
         # A fixed seed: the same fit gives the same interval each time.
         rng = np.random.default_rng(0)
-        count = LUCK_DRAWS * len(self.draws)
-        scale = self.noise * np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(count, 1)))
+        count = NOISE_DRAWS * len(self.draws)
+        scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(count, 1)))
         return np.asarray(scale * rng.standard_normal((count, rows)))
 
 
-def estimate_law(
-    law: Law,
+def fit_law(
+    law: Law | str,
     data: Mapping[str, np.ndarray],
     *,
     draws: int,
@@ -132,14 +143,14 @@ def estimate_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
-    name: str | None = None,
 ) -> LawFit:
-    """Fit one law with its bootstrap, and with `profiles` the profile likelihood of each parameter.
+    """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
-    `by_run` takes the rows of one `run_id` as one draw of luck, for data with several rows per run. `name` is what
-    `law_named` knows the law by, where that isn't its own name. Raises ValueError as `fit_law` and `bootstrap` do.
+    The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
+    their run; this is for data with several rows per run. Raises ValueError as `point_estimate` and `bootstrap` do.
     """
-    estimate = fit_law(law, data, objective)
+    name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
+    estimate = point_estimate(law, data, objective)
     runs = data["run_id"] if by_run else None
     drawn = np.empty((0, len(law.parameters)))
     if draws:
@@ -147,7 +158,7 @@ def estimate_law(
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
     return LawFit(
-        law=name or law.name,
+        law=name,
         parameters=parameters,
         objective=estimate.objective,
         delta=objective.delta if np.isfinite(objective.delta) else None,
@@ -155,7 +166,7 @@ def estimate_law(
         rows=len(estimate.residuals),
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
         noise=noise_scale(estimate, runs),
-        freedom=noise_freedom(estimate, runs),
+        noise_dof=noise_dof(estimate, runs),
         bootstrap=kind,
         widening=wider,
         converged=estimate.converged,
@@ -165,15 +176,15 @@ def estimate_law(
 
 
 def _parameters(
-    estimate: Estimate, data: Data, drawn: np.ndarray, wider: float, runs: np.ndarray | None, profiles: bool
+    estimate: PointEstimate, data: Data, drawn: np.ndarray, wider: float, runs: np.ndarray | None, profiles: bool
 ) -> tuple[ParameterEstimate, ...]:
-    found = []
+    parameters = []
     for place, parameter in enumerate(estimate.law.parameters):
         value = float(estimate.parameters[place])
         bounds = interval(drawn[:, place], value, wider) if len(drawn) else None
         if bounds is not None:
             bounds = max(bounds[0], parameter.lower), min(bounds[1], parameter.upper)
-        found.append(
+        parameters.append(
             ParameterEstimate(
                 name=parameter.name,
                 meaning=parameter.meaning,
@@ -184,21 +195,21 @@ def _parameters(
                 at_bound=parameter.name in estimate.at_bounds,
             )
         )
-    return tuple(found)
+    return tuple(parameters)
 
 
-def _reasons(estimate: Estimate, parameters: tuple[ParameterEstimate, ...]) -> tuple[str, ...]:
+def _reasons(estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...]) -> tuple[str, ...]:
     law = estimate.law
     reasons = [f"{name} is at its bound" for name in estimate.at_bounds]
-    # How near to zero an amplitude is depends on the unit of its column, so its interval tells nothing of the kind.
+    # Not for amplitudes: how near to zero they are depends on the unit of their column.
     in_other_units = law.rescaled(np.ones(len(parameters)), {name: 2.0 for group in law.scaled for name in group})
-    for law_parameter, found, unit in zip(law.parameters, parameters, in_other_units, strict=True):
+    for law_parameter, fitted, unit in zip(law.parameters, parameters, in_other_units, strict=True):
         if unit != 1:
             continue
-        low, high = found.interval or (np.inf, -np.inf)
-        span = _NEAR_A_BOUND * (abs(found.value) + 1e-300)
-        if not found.at_bound and (low <= law_parameter.lower + span or high >= law_parameter.upper - span):
-            reasons.append(f"the interval of {found.name} ends at a bound, so the losses hardly limit it there")
+        low, high = fitted.interval or (np.inf, -np.inf)
+        span = _NEAR_A_BOUND * (abs(fitted.value) + 1e-300)
+        if not fitted.at_bound and (low <= law_parameter.lower + span or high >= law_parameter.upper - span):
+            reasons.append(f"the interval of {fitted.name} ends at a bound, so the losses hardly limit it there")
     if estimate.degenerate:
         reasons.append("the losses do not tell its parameters apart")
     elif not estimate.converged:

@@ -1,4 +1,4 @@
-"""Damped Newton steps for many fits of one law at once: the engine behind every fit and every bootstrap."""
+"""Levenberg-Marquardt for many fits of one law at once, with Huber's function in the place of squared error."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from isoloop.fitting.estimation.objective import Objective
 from isoloop.fitting.laws.base import Data, Law
 
 _MAX_STEPS = 500
-_CHUNK_CELLS = 30_000
-"""Fits times rows that go downhill together: more no longer fit into a core's cache."""
-_OUTSIDE = 0.1
-"""Curvature beyond delta as a share of that of the parabola which bounds Huber's function from above (exact: 0)."""
-_EASY = 1e-3
-"""Damping below which a step is Newton's own."""
-_HOPELESS = 1e10
-"""No step was downhill up to this damping: what is left is rounding."""
-_NOTHING_LEFT = 1e-28
-_LARGEST_FACTOR = 3.0
-"""Most by which the logarithm of a parameter moves in one step."""
-_LIFT = 8.0
-_LIFTED_STEPS = 4
+_CHUNK_ELEMENTS = 30_000
+"""Fits times rows that are minimised together; more do not fit into a core's cache."""
+_TAIL_CURVATURE = 0.1
+"""Curvature beyond delta, relative to the parabola that bounds Huber's function from above (the exact one is 0)."""
+_LIGHT_DAMPING = 1e-3
+"""Damping to start with; below it, a step is as good as a Gauss-Newton step."""
+_MAX_DAMPING = 1e10
+"""Damping at which a search ends: what a smaller step could gain is below rounding."""
+_ZERO_OBJECTIVE = 1e-28
+_MAX_LOG_STEP = 3.0
+"""Longest step in the logarithm of a parameter."""
+DELTA_RELAXATION = 8.0
+"""Factor on Huber's delta for the few steps that take a search out of a local minimum."""
+_RELAXED_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """Fits of one law to one table that differ in the rows' weights or losses.
 
-    `data` are the columns (rows,), scaled as the law allows by `units`; `losses` (rows,) or (fits, rows) in nats;
-    `weights` (fits, rows) or None; `fixed` (p,) marks parameters that stay where they start.
+    `data` are the columns (rows,), divided by their `units`; `losses` (rows,) or (fits, rows) in nats; `weights` (fits,
+    rows) or None; `fixed` (p,) marks parameters that stay at their starts.
     """
 
     law: Law
@@ -53,14 +54,14 @@ class Problem:
         weights: np.ndarray | None = None,
         fixed: np.ndarray | None = None,
     ) -> Problem:
-        """The problem of fitting `law` to natural columns, which are scaled to a geometric mean of 1.
+        """Return the problem of fitting `law` to columns, which are scaled to a geometric mean of 1.
 
-        Columns whose unit a parameter in `fixed` depends on stay as they are.
+        Columns whose unit a parameter in `fixed` depends on are not scaled.
         """
         units: dict[str, float] = {}
         for group in law.scaled:
-            moves = law.rescaled(np.ones(len(law.parameters)), dict.fromkeys(group, 2.0)) != 1
-            if fixed is not None and (moves & fixed).any():
+            depends = law.rescaled(np.ones(len(law.parameters)), dict.fromkeys(group, 2.0)) != 1
+            if fixed is not None and (depends & fixed).any():
                 continue
             unit = float(np.exp(np.mean(np.log(np.sum([data[name] for name in group], axis=0)))))
             units |= dict.fromkeys(group, unit)
@@ -68,163 +69,173 @@ class Problem:
         losses = np.asarray(data["loss"] if losses is None else losses, dtype=float)
         return cls(law=law, data=scaled, units=units, objective=objective, losses=losses, weights=weights, fixed=fixed)
 
-    def natural(self, parameters: np.ndarray) -> np.ndarray:
-        """Parameters (..., p) for the columns in their own units."""
+    def unscaled(self, parameters: np.ndarray) -> np.ndarray:
+        """Return parameters (..., p) for the columns in their own units."""
         return self.law.rescaled(parameters, self.units)
 
     def scaled(self, parameters: np.ndarray) -> np.ndarray:
-        """Parameters (..., p) for the scaled columns."""
+        """Return parameters (..., p) for the scaled columns."""
         return self.law.rescaled(parameters, {name: 1 / unit for name, unit in self.units.items()})
 
     def objectives(self, parameters: np.ndarray) -> np.ndarray:
-        """The objective of each fit's own parameters (fits, p): (fits,)."""
+        """Return the objective of each fit at its own parameters (fits, p): (fits,)."""
         residuals = self.objective.residuals(self.losses, self.law.loss(parameters, self.data))
         return self.objective.value(residuals, self.weights)
 
-    def part(self, which: slice) -> Problem:
-        """The problem of some of the fits."""
+    def subset(self, fits: slice | np.ndarray) -> Problem:
+        """Return the problem of some of the fits."""
         return replace(
             self,
-            losses=self.losses if self.losses.ndim == 1 else self.losses[which],
-            weights=None if self.weights is None else self.weights[which],
+            losses=self.losses if self.losses.ndim == 1 else self.losses[fits],
+            weights=None if self.weights is None else self.weights[fits],
         )
 
-    def softened(self, factor: float) -> Problem:
-        """The same fits with a delta `factor` times larger."""
-        return replace(self, objective=replace(self.objective, delta=self.objective.delta * factor))
+    def relaxed(self) -> Problem:
+        """Return the same fits with a delta that is `DELTA_RELAXATION` times larger."""
+        return replace(self, objective=replace(self.objective, delta=self.objective.delta * DELTA_RELAXATION))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descended:
-    """Where each search ended: scaled parameters (fits, p), objectives (fits,), whether it settled (fits,)."""
+class Minima:
+    """The minimum of each fit: scaled parameters (fits, p), objectives (fits,), and whether searches converged."""
 
     parameters: np.ndarray
     objectives: np.ndarray
-    settled: np.ndarray
+    converged: np.ndarray
 
 
-def descend(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, steps: int = _MAX_STEPS) -> Descended:
-    """Go downhill from each start (fits, p), in scaled columns, to the nearest minimum of its own fit.
+def minimise(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, steps: int = _MAX_STEPS) -> Minima:
+    """Minimise each fit's objective from its start (fits, p), in scaled columns, to the nearest minimum.
 
-    A search ends when Newton steps gain less than `tolerance` of the objective. Bounds are honoured by projection.
+    A search converges when Gauss-Newton steps gain less than `tolerance` of the objective. Steps are projected onto the
+    bounds of the parameters.
     """
     fits = len(starts)
-    chunk = max(1, _CHUNK_CELLS // problem.losses.shape[-1])
+    chunk = max(1, _CHUNK_ELEMENTS // problem.losses.shape[-1])
     parameters, objectives = np.array(starts, dtype=float), np.empty(fits)
-    settled = np.zeros(fits, dtype=bool)
-    with np.errstate(all="ignore"):  # a step may leave the law's domain; it is then refused
+    converged = np.zeros(fits, dtype=bool)
+    with np.errstate(all="ignore"):  # a step may leave the law's domain; it is then rejected
         for first in range(0, fits, chunk):
             some = slice(first, min(first + chunk, fits))
-            search = _Search(problem.part(some), parameters[some], tolerance)
+            search = _Search(problem.subset(some), parameters[some], tolerance)
             search.run(steps)
-            parameters[some], objectives[some], settled[some] = search.at, search.value, search.settled
-    return Descended(parameters=parameters, objectives=objectives, settled=settled)
+            parameters[some], objectives[some], converged[some] = search.at, search.objectives, search.converged
+    return Minima(parameters=parameters, objectives=objectives, converged=converged)
 
 
-def descend_twice(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12) -> Descended:
-    """As `descend`, then once more from where a few steps with a softer objective lead: the better end of the two.
+def minimise_with_restart(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12) -> Minima:
+    """Minimise as `minimise` does, then again from where a few steps with a larger delta lead; keep the lower minimum.
 
-    Huber's function with a small delta has several minima close together; a softer one sees past them.
+    Huber's function with a small delta has several minima close together; one with a larger delta has fewer.
     """
-    first = descend(problem, starts, tolerance=tolerance)
+    first = minimise(problem, starts, tolerance=tolerance)
     if np.isinf(problem.objective.delta):
         return first
-    lifted = descend(problem.softened(_LIFT), first.parameters, steps=_LIFTED_STEPS)
-    second = descend(problem, lifted.parameters, tolerance=tolerance)
+    relaxed = minimise(problem.relaxed(), first.parameters, steps=_RELAXED_STEPS)
+    second = minimise(problem, relaxed.parameters, tolerance=tolerance)
     better = second.objectives < first.objectives
-    return Descended(
+    return Minima(
         parameters=np.where(better[:, None], second.parameters, first.parameters),
         objectives=np.where(better, second.objectives, first.objectives),
-        settled=np.where(better, second.settled, first.settled),
+        converged=np.where(better, second.converged, first.converged),
     )
 
 
 class _Search:
-    """Levenberg-Marquardt with Huber's own curvature, for a chunk of fits; those that settled drop out."""
+    """The Levenberg-Marquardt iteration for a chunk of fits; those that have converged drop out.
+
+    The Hessian is that of Gauss-Newton, J' diag(curvature) J, with the curvature of Huber's function at each residual.
+    """
 
     def __init__(self, problem: Problem, starts: np.ndarray, tolerance: float) -> None:
         self.problem, self.tolerance = problem, tolerance
         law, fits = problem.law, len(starts)
         self.lower = np.array([parameter.lower for parameter in law.parameters])
         self.upper = np.array([parameter.upper for parameter in law.parameters])
-        self.factors = np.array([parameter.logarithmic for parameter in law.parameters])
+        self.logarithmic = np.array([parameter.logarithmic for parameter in law.parameters])
         self.fixed = np.zeros(len(self.lower), dtype=bool) if problem.fixed is None else problem.fixed
         rows = problem.losses.shape[-1]
         self.target = np.log(problem.losses) if problem.objective.logarithmic else problem.losses
         self.weights = np.ones((fits, rows)) if problem.weights is None else problem.weights
         self.at = starts.copy()
-        self.value, self.damping = np.empty(fits), np.full(fits, _EASY)
-        self.idle = np.zeros(fits, dtype=int)
-        self.settled = np.zeros(fits, dtype=bool)
-        self.moving = np.arange(fits)
+        self.objectives, self.damping = np.empty(fits), np.full(fits, _LIGHT_DAMPING)
+        self.small_steps = np.zeros(fits, dtype=int)
+        self.converged = np.zeros(fits, dtype=bool)
+        self.active = np.arange(fits)
 
     def run(self, steps: int) -> None:
         """Take up to `steps` steps."""
-        slopes, residuals = self._look(self.at)
-        self.value[:] = self._value(residuals)
+        slopes, residuals = self._linearise(self.at)
+        self.objectives[:] = self._objectives(residuals)
         for _ in range(steps):
-            if not len(self.moving):
+            if not len(self.active):
                 return
             proposed = self._propose(slopes, residuals)
-            new_slopes, new_residuals = self._look(proposed)
-            down = self._judge(proposed, self._value(new_residuals))
-            if down.all():
+            new_slopes, new_residuals = self._linearise(proposed)
+            accepted = self._accept(proposed, self._objectives(new_residuals))
+            if accepted.all():
                 slopes, residuals = new_slopes, new_residuals
             else:
-                slopes[down], residuals[down] = new_slopes[down], new_residuals[down]
-            going = ~self.settled[self.moving]
-            if not going.all():
-                self.moving, slopes, residuals = self.moving[going], slopes[going], residuals[going]
+                slopes[accepted], residuals[accepted] = new_slopes[accepted], new_residuals[accepted]
+            unfinished = ~self.converged[self.active]
+            if not unfinished.all():
+                self.active = self.active[unfinished]
+                slopes, residuals = slopes[unfinished], residuals[unfinished]
 
-    def _look(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slopes (moving, rows, p) and residuals (moving, rows) of what is fitted: log loss, or loss."""
+    def _linearise(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return slopes (active, rows, p) and residuals (active, rows) of what is fitted: log loss, or loss."""
         fitted, slopes = self.problem.law.loss_and_gradient(at, self.problem.data)
-        target = self.target if self.target.ndim == 1 else self.target[self.moving]
+        target = self.target if self.target.ndim == 1 else self.target[self.active]
         if self.problem.objective.logarithmic:
             slopes /= fitted[..., None]
             fitted = np.log(fitted)
         return slopes, target - fitted
 
-    def _value(self, residuals: np.ndarray) -> np.ndarray:
-        return self.problem.objective.value(residuals, self.weights[self.moving])
+    def _objectives(self, residuals: np.ndarray) -> np.ndarray:
+        return self.problem.objective.value(residuals, self.weights[self.active])
 
     def _propose(self, slopes: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-        delta, weights, at = self.problem.objective.delta, self.weights[self.moving], self.at[self.moving]
-        if self.factors.any():
-            slopes = slopes * np.where(self.factors, at, 1.0)[:, None, :]
+        """Return the parameters (active, p) after one damped step each, within their bounds."""
+        delta, weights, at = self.problem.objective.delta, self.weights[self.active], self.at[self.active]
+        # Gradient and Gauss-Newton Hessian of the objective.
+        if self.logarithmic.any():
+            slopes = slopes * np.where(self.logarithmic, at, 1.0)[:, None, :]
         size = np.abs(residuals)
-        pull = weights * np.clip(residuals, -delta, delta)
-        curvature = weights * np.where(size <= delta, 1.0, _OUTSIDE * delta / size)
-        downhill = np.matmul(pull[:, None, :], slopes)[:, 0]
+        influence = weights * np.clip(residuals, -delta, delta)
+        curvature = weights * np.where(size <= delta, 1.0, _TAIL_CURVATURE * delta / size)
+        descent = np.matmul(influence[:, None, :], slopes)[:, 0]  # minus the gradient
         hessian = np.matmul((slopes * curvature[..., None]).transpose(0, 2, 1), slopes)
-        held = self.fixed | ((at <= self.lower) & (downhill < 0)) | ((at >= self.upper) & (downhill > 0))
+        # Damping, and parameters that can't move.
+        held = self.fixed | ((at <= self.lower) & (descent < 0)) | ((at >= self.upper) & (descent > 0))
         diagonal = np.einsum("bii->bi", hessian)  # a view
-        damped = diagonal * (1 + self.damping[self.moving, None]) + 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
+        damped = diagonal * (1 + self.damping[self.active, None]) + 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
         if held.any():
             hessian *= ~(held[:, :, None] | held[:, None, :])
             damped[held] = 1.0
         diagonal[:] = damped
-        # Scaled to unit diagonal, since amplitudes and exponents may differ by orders of magnitude.
+        # The step, solved at unit diagonal, since amplitudes and exponents may differ by orders of magnitude.
         unit = 1 / np.sqrt(damped)
-        move = (
-            unit * np.linalg.solve(hessian * unit[:, :, None] * unit[:, None, :], (unit * downhill)[..., None])[..., 0]
+        step = (
+            unit * np.linalg.solve(hessian * unit[:, :, None] * unit[:, None, :], (unit * descent)[..., None])[..., 0]
         )
-        move = np.where(held, 0.0, move)
-        plain = np.where(self.factors, at * np.exp(np.clip(move, -_LARGEST_FACTOR, _LARGEST_FACTOR)), at + move)
-        return np.clip(plain, self.lower, self.upper)
+        step = np.where(held, 0.0, step)
+        moved = np.where(self.logarithmic, at * np.exp(np.clip(step, -_MAX_LOG_STEP, _MAX_LOG_STEP)), at + step)
+        return np.clip(moved, self.lower, self.upper)
 
-    def _judge(self, proposed: np.ndarray, reached: np.ndarray) -> np.ndarray:
-        """Take what went downhill, set each search's damping, and see which have settled: went down (moving,)."""
-        moving, before = self.moving, self.value[self.moving]
-        down = reached < before
-        went = moving[down]
-        self.at[went], self.value[went] = proposed[down], reached[down]
-        damping = np.where(down, np.maximum(self.damping[moving] / 10, 1e-12), self.damping[moving] * 4)
-        self.damping[moving] = damping
-        # Only steps that are hardly damped tell: a damped one gains little anywhere, and would stop a search where it
-        # starts.
-        small = down & (before - reached <= self.tolerance * before) & (damping < _EASY)
-        self.idle[moving] = np.where(small, self.idle[moving] + 1, np.where(down, 0, self.idle[moving]))
-        ended = (self.idle[moving] >= 2) | (damping > _HOPELESS) | (self.value[moving] < _NOTHING_LEFT)
-        self.settled[moving] = ended
-        return down
+    def _accept(self, proposed: np.ndarray, objectives: np.ndarray) -> np.ndarray:
+        """Take the steps that lower the objective, and update damping and convergence: accepted (active,)."""
+        active, before = self.active, self.objectives[self.active]
+        accepted = objectives < before
+        moved = active[accepted]
+        self.at[moved], self.objectives[moved] = proposed[accepted], objectives[accepted]
+        damping = np.where(accepted, np.maximum(self.damping[active] / 10, 1e-12), self.damping[active] * 4)
+        self.damping[active] = damping
+        # Only lightly damped steps count: a heavily damped one gains little anywhere, also far from a minimum.
+        small = accepted & (before - objectives <= self.tolerance * before) & (damping < _LIGHT_DAMPING)
+        self.small_steps[active] = np.where(
+            small, self.small_steps[active] + 1, np.where(accepted, 0, self.small_steps[active])
+        )
+        self.converged[active] = (
+            (self.small_steps[active] >= 2) | (damping > _MAX_DAMPING) | (self.objectives[active] < _ZERO_OBJECTIVE)
+        )
+        return accepted

@@ -1,4 +1,4 @@
-"""What a fit minimises: squared error or Huber's function, on loss or on log loss."""
+"""The objective of a fit: squared error or Huber's function, on loss or on log loss."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import numpy as np
 class Objective:
     """Sum over rows of Huber's function of the residual measured - fitted, of log loss or of loss (nats).
 
-    r^2 / 2 up to `delta`, then growing as delta |r|; an infinite `delta` is squared error. `delta` has the unit of the
-    residual: relative for log loss, nats per token for loss. Raises ValueError unless delta is positive.
+    Huber's function is r^2 / 2 up to `delta` and grows as delta |r| beyond; an infinite `delta` gives squared error.
+    `delta` has the unit of the residual: relative for log loss, nats per token for loss.
+
+    Raises:
+        ValueError: delta is not positive, or the objective is on something else.
     """
 
     delta: float = 1e-3
@@ -21,9 +24,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
-            raise ValueError(f"delta must be positive, but got {self.delta}; use inf for squared error")
+            raise ValueError(f"delta must be positive, but got {self.delta}; give inf for squared error")
         if self.on not in ("log loss", "loss"):
-            raise ValueError(f"an objective is on 'log loss' or on 'loss', but got {self.on!r}; choose one")
+            raise ValueError(f"an objective must be on 'log loss' or 'loss', but got {self.on!r}; choose one")
 
     def __str__(self) -> str:
         kind = "squared error" if np.isinf(self.delta) else f"Huber, delta {self.delta:g},"
@@ -31,21 +34,21 @@ class Objective:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether residuals are of log loss."""
+        """True if residuals are of log loss."""
         return self.on == "log loss"
 
     def residuals(self, measured: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-        """Residuals of losses in nats, of their broadcast shape."""
+        """Return the residuals of losses in nats, of their broadcast shape."""
         return np.log(measured) - np.log(fitted) if self.logarithmic else np.asarray(measured - fitted)
 
     def terms(self, residuals: np.ndarray) -> np.ndarray:
-        """What each residual adds to the objective, of the shape of `residuals`."""
+        """Return the contribution of each residual to the objective, of the shape of `residuals`."""
         size = np.abs(residuals)
         inner = np.minimum(size, self.delta)
         return np.asarray(inner * (size - inner / 2))
 
     def value(self, residuals: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Residuals (..., rows), each counted `weights` (..., rows) times, to objective (...)."""
+        """Return the objective (...) of residuals (..., rows), each counted `weights` (..., rows) times."""
         terms = self.terms(residuals)
         return np.asarray(terms.sum(axis=-1) if weights is None else np.einsum("...r,...r->...", terms, weights))
 

@@ -1,4 +1,4 @@
-"""Profile likelihood: how much worse a fit becomes when one parameter is held elsewhere."""
+"""Profile likelihood: the objective against one parameter, with all others refitted."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 from scipy import stats
 
 from isoloop.fitting.estimation.bootstrap import LEVEL, refit
-from isoloop.fitting.estimation.estimate import Estimate
+from isoloop.fitting.estimation.point_estimate import PointEstimate
 from isoloop.fitting.laws.base import Data
 
 _POINTS = 12
-"""Values on each side of the estimate at which the others are fitted again, in each of two rounds."""
-_REACH = 4.0
-"""Standard errors to which the first round goes."""
-_FAR = 20.0
-"""Most by which a parameter, or its logarithm, is moved from the estimate."""
+"""Values on each side of the estimate at which the others are refitted, in each round."""
+_FIRST_SPAN = 4.0
+"""Standard errors that the first round covers."""
+_MAX_SPAN = 20.0
+"""Largest distance of a parameter, or of its logarithm, from the estimate."""
 _ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One parameter held at `values`, the others fitted: `rise` is the objective's rise over its 95% threshold.
+    """One parameter held at `values`, the others refitted: `rise` is the rise of the objective over its 95% threshold.
 
-    The interval is where the rise stays below 1. An end is None where the rise does not reach 1 before the parameter's
-    bound, or before the search gave up: the losses then set no limit on that side.
+    The interval is where the rise stays below 1. An end is None if the rise stays below 1 up to the parameter's bound,
+    or as far as the search goes: the losses then set no limit on that side.
     """
 
     parameter: str
@@ -34,109 +34,109 @@ class Profile:
     interval: tuple[float | None, float | None]
 
 
-def profile(estimate: Estimate, data: Data, parameter: str, *, runs: np.ndarray | None = None) -> Profile:
-    """The profile of one parameter by name.
+def profile(estimate: PointEstimate, data: Data, parameter: str, *, runs: np.ndarray | None = None) -> Profile:
+    """Return the profile of one parameter, given by its name.
 
-    The threshold is the F distribution's 95% for the rise in units of the objective's own noise. For Huber's function
-    that unit follows from the residuals (Kent 1982's correction of the likelihood ratio); where a run has several rows,
-    pass their run ids as `runs` (rows,), and its rows count as one draw of luck. Raises ValueError for an unknown name.
+    The threshold is the 95% quantile of the F distribution in units of the objective's own noise. For Huber's function
+    that unit follows from the residuals (Kent 1982's correction of the likelihood ratio). Where a run has several rows,
+    pass their run ids as `runs` (rows,): its rows then count as one draw of the noise. Raises ValueError for an unknown
+    name.
     """
     law = estimate.law
     if parameter not in law.parameter_names:
         raise ValueError(
-            f"a parameter of the {law.name} law is one of {', '.join(law.parameter_names)}, but got {parameter!r}"
+            f"a parameter must be one of {', '.join(law.parameter_names)} for the {law.name} law, but got {parameter!r}"
         )
-    walk = _Walk(estimate, data, law.parameter_names.index(parameter), runs)
+    search = _ProfileSearch(estimate, data, law.parameter_names.index(parameter), runs)
     for _ in range(_ROUNDS):
-        walk.look()
+        search.refine()
     return Profile(
         parameter=parameter,
-        values=tuple(float(value) for value in walk.values),
-        rise=tuple(float(rise) for rise in walk.rises),
-        interval=(walk.end(-1.0), walk.end(1.0)),
+        values=tuple(float(value) for value in search.values),
+        rise=tuple(float(rise) for rise in search.rises),
+        interval=(search.end(-1.0), search.end(1.0)),
     )
 
 
-class _Walk:
-    """The values at which one parameter was held so far, in order, with the others' best fits beside them.
+class _ProfileSearch:
+    """The values at which one parameter has been held so far, in order, with the fits of the others.
 
-    Steps are even in the parameter, or in its logarithm where it can't be negative and is no exponent: amplitudes range
-    over orders of magnitude.
+    Values are equally spaced in the parameter, or log-uniform for amplitudes, which range over orders of magnitude.
     """
 
-    def __init__(self, estimate: Estimate, data: Data, at: int, runs: np.ndarray | None) -> None:
+    def __init__(self, estimate: PointEstimate, data: Data, at: int, runs: np.ndarray | None) -> None:
         self.estimate, self.data, self.at = estimate, data, at
-        self.threshold, together = _threshold(estimate, data, at, runs)
+        self.threshold, change = _threshold(estimate, data, at, runs)
         self.centre, self.bounds = float(estimate.parameters[at]), estimate.law.parameters[at]
         self.logarithmic = at < estimate.law.linear_count and self.centre > 0
-        self.step = max(together[at], 1e-9 * abs(self.centre), 1e-12)
-        self.slopes = together / self.step
+        self.step = max(change[at], 1e-9 * abs(self.centre), 1e-12)
+        self.slopes = change / self.step
         self.values, self.rises = np.array([self.centre]), np.array([0.0])
         self.fits = estimate.parameters[None]
         scale = self.centre if self.logarithmic else 1.0
-        self.reach = dict.fromkeys((-1.0, 1.0), _REACH * self.step / scale)
+        self.span = dict.fromkeys((-1.0, 1.0), _FIRST_SPAN * self.step / scale)
 
-    def look(self) -> None:
-        """Hold the parameter at more values on both sides: between those that enclose an end, else further out."""
-        new = np.concatenate([self._next(sign) for sign in (-1.0, 1.0)])
+    def refine(self) -> None:
+        """Hold the parameter at more values on both sides: between those that bracket an end, or else further out."""
+        new = np.concatenate([self._next_values(sign) for sign in (-1.0, 1.0)])
         new = np.clip(new, self.bounds.lower, self.bounds.upper)
         new = np.setdiff1d(new, self.values)
         if not len(new):
             return
-        straight = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
-        self._add(new, *self._held(new, self._along(new, straight)))
-        self._learn_from_neighbours()
+        nearest = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
+        self._add(new, *self._refit(new, self._extrapolated(new, nearest)))
+        self._restart_from_neighbours()
 
-    def _next(self, sign: float) -> np.ndarray:
-        """The values to look at next on one side."""
-        enclosed = self._enclosing(sign)
+    def _next_values(self, sign: float) -> np.ndarray:
+        """Return the next values on one side."""
+        bracket = self._bracket(sign)
         steps = np.linspace(0, 1, _POINTS + 2)[1:-1]
-        if enclosed is not None:
-            inner, outer = self.values[list(enclosed)]
+        if bracket is not None:
+            inner, outer = self.values[list(bracket)]
             if self.logarithmic and inner > 0 and outer > 0:
                 return np.asarray(inner * (outer / inner) ** steps)
             return np.asarray(inner + (outer - inner) * steps)
-        reach = min(self.reach[sign], _FAR)
-        self.reach[sign] *= 4
+        span = min(self.span[sign], _MAX_SPAN)
+        self.span[sign] *= 4
         return np.asarray(
-            self.centre * np.exp(sign * reach * steps) if self.logarithmic else self.centre + sign * reach * steps
+            self.centre * np.exp(sign * span * steps) if self.logarithmic else self.centre + sign * span * steps
         )
 
-    def _along(self, values: np.ndarray, fits: np.ndarray) -> np.ndarray:
-        """The fits (values, p) with all parameters moved as they go with this one, to its new values."""
+    def _extrapolated(self, values: np.ndarray, fits: np.ndarray) -> np.ndarray:
+        """Return the fits (values, p), extrapolated linearly to new values of this parameter."""
         moved = values - fits[:, self.at]
-        if self.logarithmic:  # a term's exponent follows the logarithm of its amplitude
+        if self.logarithmic:  # the exponent of a term is linear in the logarithm of its amplitude
             moved = self.centre * np.log(values / fits[:, self.at])
         return np.asarray(fits + moved[:, None] * self.slopes)
 
-    def _learn_from_neighbours(self) -> None:
-        """Search again from the fits beside, as long as that finds better ones: a search from too far may be lost."""
-        news = np.ones(len(self.values), dtype=bool)
-        while news.any():
-            found = np.zeros(len(self.values), dtype=bool)
+    def _restart_from_neighbours(self) -> None:
+        """Refit from the fits at adjacent values for as long as that lowers an objective."""
+        changed = np.ones(len(self.values), dtype=bool)
+        while changed.any():
+            improved = np.zeros(len(self.values), dtype=bool)
             for shift in (1, -1):
-                beside = np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)
-                asked = np.flatnonzero(news[beside])
-                starts = self.fits[beside[asked]]
-                for trial in (starts, self._along(self.values[asked], starts)):
-                    fits, rises = self._held(self.values[asked], trial)
-                    better = rises < self.rises[asked] - 1e-6 * (1 + np.abs(rises))
-                    self.fits[asked[better]], self.rises[asked[better]] = fits[better], rises[better]
-                    found[asked[better]] = True
-            news = found
+                neighbour = np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)
+                places = np.flatnonzero(changed[neighbour])
+                starts = self.fits[neighbour[places]]
+                for trial in (starts, self._extrapolated(self.values[places], starts)):
+                    fits, rises = self._refit(self.values[places], trial)
+                    better = rises < self.rises[places] - 1e-6 * (1 + np.abs(rises))
+                    self.fits[places[better]], self.rises[places[better]] = fits[better], rises[better]
+                    improved[places[better]] = True
+            changed = improved
 
     def end(self, sign: float) -> float | None:
-        """Where the rise first exceeds 1 on one side of the centre, by linear interpolation of its root."""
-        enclosed = self._enclosing(sign)
-        if enclosed is None:
+        """Return the value where the rise first exceeds 1 on one side, by linear interpolation of its square root."""
+        bracket = self._bracket(sign)
+        if bracket is None:
             return None
-        inner, outer = enclosed
+        inner, outer = bracket
         low, high = np.sqrt(np.maximum(self.rises[[inner, outer]], 0))
         share = (1 - low) / (high - low) if np.isfinite(high) and high > low else 0.0
         return float(self.values[inner] + share * (self.values[outer] - self.values[inner]))
 
-    def _enclosing(self, sign: float) -> tuple[int, int] | None:
-        """The last place below 1 and the first above, going out from the centre; None where all are below."""
+    def _bracket(self, sign: float) -> tuple[int, int] | None:
+        """Return the last place with a rise below 1 and the first above, outwards from the centre, if there is one."""
         side = np.flatnonzero((self.values - self.centre) * sign >= 0)
         side = side[np.argsort(np.abs(self.values[side] - self.centre), kind="stable")]
         above = np.flatnonzero(self.rises[side] > 1)
@@ -150,21 +150,21 @@ class _Walk:
         self.rises = np.append(self.rises, rises)[order]
         self.fits = np.concatenate([self.fits, fits])[order]
 
-    def _held(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The others' best fits (values, p), from `starts`, and the objective's rise there."""
+    def _refit(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the fits of the others (values, p), from `starts`, and the rise of the objective (values,)."""
         law = self.estimate.law
         starts = np.clip(starts, [p.lower for p in law.parameters], [p.upper for p in law.parameters])
         starts[:, self.at] = values
         fixed = np.arange(len(law.parameters)) == self.at
         weights = np.ones((len(values), len(self.data["loss"])))
-        fits, reached = refit(self.estimate, self.data, weights=weights, fixed=fixed, starts=starts)
-        return fits, (reached - self.estimate.objective) / self.threshold
+        fits, objectives = refit(self.estimate, self.data, weights=weights, fixed=fixed, starts=starts)
+        return fits, (objectives - self.estimate.objective) / self.threshold
 
 
-def _threshold(estimate: Estimate, data: Data, at: int, runs: np.ndarray | None) -> tuple[float, np.ndarray]:
-    """The rise of the objective that 95% of repetitions stay below, and how the parameters (p,) move with this one.
+def _threshold(estimate: PointEstimate, data: Data, at: int, runs: np.ndarray | None) -> tuple[float, np.ndarray]:
+    """Return the 95% threshold of the rise, and the change of the parameters (p,) with one standard error of this one.
 
-    The latter for one standard error of it, so its own entry is that standard error.
+    The entry of the parameter itself is its standard error.
     """
     fitted, slopes = estimate.law.loss_and_gradient(estimate.parameters, data)
     if estimate.objective_kind.logarithmic:
@@ -172,35 +172,35 @@ def _threshold(estimate: Estimate, data: Data, at: int, runs: np.ndarray | None)
     free = _free(estimate, at)
     lengths = np.linalg.norm(slopes, axis=0)
     unit = np.where(free, slopes / np.where(lengths > 0, lengths, 1.0), 0.0)
-    pull = np.clip(estimate.residuals, -estimate.objective_kind.delta, estimate.objective_kind.delta)
+    influence = np.clip(estimate.residuals, -estimate.objective_kind.delta, estimate.objective_kind.delta)
     if runs is None:
-        # The same noise in every row, as the parametric bootstrap has it: rows that pull hard hide their own noise.
-        count, meat = len(fitted), np.mean(pull**2) * unit.T @ unit
+        # The same noise in every row, as in the parametric bootstrap: influential rows hide their own noise.
+        count, meat = len(fitted), np.mean(influence**2) * unit.T @ unit
     else:
         groups = np.unique(runs, return_inverse=True)[1]
         count = int(groups.max()) + 1
         scores = np.zeros((count, len(free)))
-        np.add.at(scores, groups, unit * pull[:, None])
+        np.add.at(scores, groups, unit * influence[:, None])
         meat = scores.T @ scores
-    freedom = max(count - int(free.sum()), 1)
+    dof = max(count - int(free.sum()), 1)
     inverse = np.linalg.pinv(_curvature(estimate) * unit.T @ unit, rcond=1e-13, hermitian=True)
-    variance = inverse @ meat @ inverse * count / freedom
-    if not inverse[at, at] > 0:  # the losses say nothing of it
+    variance = inverse @ meat @ inverse * count / dof
+    if not inverse[at, at] > 0:  # the losses do not depend on it
         return np.inf, np.zeros(len(free))
-    threshold = float(stats.f.ppf(LEVEL, 1, freedom)) * variance[at, at] / inverse[at, at] / 2
-    together = inverse[:, at] / inverse[at, at] * np.sqrt(variance[at, at]) / np.where(lengths > 0, lengths, 1.0)
-    return max(float(threshold), 1e-300), together
+    threshold = float(stats.f.ppf(LEVEL, 1, dof)) * variance[at, at] / inverse[at, at] / 2
+    change = inverse[:, at] / inverse[at, at] * np.sqrt(variance[at, at]) / np.where(lengths > 0, lengths, 1.0)
+    return max(float(threshold), 1e-300), change
 
 
-def _free(estimate: Estimate, at: int) -> np.ndarray:
-    """The parameters that could move both ways: all but those at a bound, and the one that is profiled."""
-    held = np.array([name in estimate.at_bounds for name in estimate.law.parameter_names])
-    held[at] = False
-    return ~held
+def _free(estimate: PointEstimate, at: int) -> np.ndarray:
+    """Mark the parameters (p,) that are not at a bound, and the profiled one."""
+    free = np.array([name not in estimate.at_bounds for name in estimate.law.parameter_names])
+    free[at] = True
+    return free
 
 
-def _curvature(estimate: Estimate) -> float:
-    """Mean second derivative of the objective's function over the residuals' density, smoothed where delta is small."""
+def _curvature(estimate: PointEstimate) -> float:
+    """Return the mean curvature of the objective's function over the density of residuals (smoothed)."""
     delta, size = estimate.objective_kind.delta, np.abs(estimate.residuals)
     if np.isinf(delta):
         return 1.0

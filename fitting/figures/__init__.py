@@ -3,14 +3,13 @@
 from isoloop.fitting.figures.compare import draw_comparison, save_comparison
 from isoloop.fitting.figures.isoflop import draw_exponents, draw_isoflop_curves, draw_optima, draw_power_law
 from isoloop.fitting.figures.registry import (
-    ABOUT,
-    COLUMN,
+    COLUMN_WIDTH,
     FIGURES,
-    Drawn,
+    FigureFiles,
     draw_all,
     draw_one,
     draw_power_laws,
-    nothing_to_show,
+    why_unavailable,
 )
 from isoloop.fitting.figures.style import STYLE, save_figure, save_figure_as
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
@@ -19,28 +18,3 @@ from isoloop.fitting.figures.training import (
     draw_loss_contours,
     draw_predicted_against_measured,
 )
-
-__all__ = [
-    "ABOUT",
-    "COLUMN",
-    "FIGURES",
-    "STYLE",
-    "Drawn",
-    "draw_all",
-    "draw_comparison",
-    "draw_exponents",
-    "draw_held_out_errors",
-    "draw_isoflop_curves",
-    "draw_loss_contours",
-    "draw_one",
-    "draw_optima",
-    "draw_power_law",
-    "draw_power_laws",
-    "draw_predicted_against_measured",
-    "draw_test_time",
-    "draw_test_time_collapse",
-    "nothing_to_show",
-    "save_comparison",
-    "save_figure",
-    "save_figure_as",
-]

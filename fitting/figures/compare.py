@@ -12,29 +12,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isoloop.fitting.compare.comparison import SweepComparison
-from isoloop.fitting.compare.difference import Difference
-from isoloop.fitting.compare.equal_flops import BEST_RUNS, LEAST_LOSSES, best_runs
+from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
-from isoloop.fitting.estimation.bootstrap import reach
-from isoloop.fitting.figures.axes import decade_ticks, grid_ticks, power_of_ten
-from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, STYLE, plain, run_points, save_figure
+from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
+from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
+from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure
 from isoloop.fitting.isoflop.power_law import PowerLaw
 
-NAME = "compare"
-_COLOURS, _MARKERS, _LINES = (BLUE, ACCENT), ("o", "s"), ("-", "--")
-_RECURRENCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_HEADROOM = 2.0
-_ASIDE = (0.98, 1.02)
-"""Points of equal budgets stand side by side, so that neither hides the other."""
-_FARTHEST = 20.0
-_SHORT = {"exponent of mu*": "γµ", "exponent of D*": "γD", ", without the parabola's bias": ", without bias"}
+_SIZE = (7.2, 5.4)
+_STYLES = (SeriesStyle(colour=BLUE, marker="o", line="-"), SeriesStyle(colour=ACCENT, marker="s", line="--"))
+_OFFSETS = (0.98, 1.02)
+"""Factors on budgets that put points of equal budgets side by side, so that neither hides the other."""
+_SHORT_NAMES = {"exponent of mu*": "γµ", "exponent of D*": "γD", ", without the parabola's bias": ", without bias"}
 _MOST_BUDGETS = 8
 _SHORT_RATIO = 2.0
-_SIZE = (7.2, 5.4)
+"""Ratio of its ends below which a log axis has no round numbers in it."""
 
 Pair = tuple[ComparedSweep, ComparedSweep]
 
@@ -45,50 +40,53 @@ def save_comparison(pair: Pair, comparison: SweepComparison, folder: str | Path)
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
         draw_comparison(figure, pair, comparison)
-    return save_figure(figure, folder, NAME)
+    return save_figure(figure, folder, "compare")
 
 
 def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> None:
-    """Above, mu* and D* against compute, or the best runs where a sweep has no power laws; below, the changes."""
-    changes = [
-        (title, kind, shown)
-        for title, kind, shown in (
-            ("Exponents", "difference", _exponents(comparison)),
-            ("Optima", "ratio", _optima(comparison)),
-            ("Losses at equal FLOPs", "difference", _losses(comparison)),
-        )
-        if shown
-    ]
-    if changes:
-        parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-        above, below = parts
-    else:
-        above = figure.subfigures()
+    """Draw µ* and D* against compute above, and the changes from A to B below.
+
+    If a sweep has no power laws, the best runs stand above instead.
+    """
+    changes = {
+        "Exponents": _exponent_changes(pair, comparison),
+        "Optima": _optimum_changes(comparison),
+        "Losses at equal FLOPs": _loss_changes(comparison),
+    }
+    changes = {title: shown for title, shown in changes.items() if shown}
+    parts: Any = figure.subfigures(1 + bool(changes), 1, height_ratios=(1.15, 1) if changes else None, squeeze=False)
+    above = parts[0, 0]
+    # Optima, or best runs.
     left, right = above.subplots(1, 2)
-    laws = [_laws(sweep) is not None for sweep in pair]
+    laws = [_optimum_laws(sweep) is not None for sweep in pair]
     if all(laws):
-        draw_optima(left, pair)
-        _panel(right, lambda: draw_optima(right, pair, tokens=True), comparison.refused.get("tokens"))
+        draw_pair_optima(left, pair)
+        _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), comparison.incomparable.get("tokens"))
     else:
-        without = [f"{letter} has no run table" for letter, one in zip("AB", pair, strict=True) if one.table is None]
-        _panel(left, lambda: draw_best_runs(left, pair), comparison.refused.get("losses") or ", ".join(without))
-        _panel(right, lambda: draw_optima(right, pair), "" if any(laws) else "neither has power laws")
-    for letter, sweep, colour, marker, line in zip("AB", pair, _COLOURS, _MARKERS, _LINES, strict=True):
-        simulated = " (simulated)" if sweep.simulated else ""
-        left.plot([], [], color=colour, marker=marker, ls=line, label=f"{letter}: {plain(sweep.name)}{simulated}")
-    above.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, title="bars and bands: 95%")
+        without = [f"{name} has no run table" for name, sweep in zip("AB", pair, strict=True) if sweep.table is None]
+        _panel(left, lambda: draw_best_runs(left, pair), comparison.incomparable.get("losses") or ", ".join(without))
+        _panel(right, lambda: draw_pair_optima(right, pair), "" if any(laws) else "neither has power laws")
+    handles = [
+        series_handle(style, f"{letter}: {escape_dollars(sweep.name)}{' (simulated)' if sweep.simulated else ''}")
+        for letter, sweep, style in zip("AB", pair, _STYLES, strict=True)
+    ]
+    above.legend(handles=handles, loc="outside upper left", ncols=2, title="bars and bands: 95%")
+    # Changes.
     if not changes:
         return
-    for axes, (title, kind, shown) in zip(np.ravel(below.subplots(1, len(changes))), changes, strict=True):
-        draw_changes(axes, shown, ratio=kind == "ratio")
+    below = parts[1, 0]
+    for axes, (title, shown) in zip(np.ravel(below.subplots(1, len(changes))), changes.items(), strict=True):
+        draw_changes(axes, shown, ratio=title == "Optima")
         axes.set_title(title, loc="left", color=INK)
-    told = (("95% interval excludes no change", INK), ("it doesn't, or there is none", "white"))
-    dots = [Line2D([], [], ls="", marker="o", color=INK, mfc=face, label=label) for label, face in told]
-    below.legend(handles=dots, loc="outside lower center", ncols=2)
+    handles = [
+        mark_handle("95% interval excludes no change", marker="o"),
+        mark_handle("interval includes no change, or no interval", marker="o", hollow=True),
+    ]
+    below.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
 def _panel(axes: Axes, draw: Callable[[], None], why_not: str | None) -> None:
-    """Draw a panel, or say why there is none."""
+    """Draw a panel, or write the reason why it isn't drawn."""
     if not why_not:
         draw()
         return
@@ -96,129 +94,113 @@ def _panel(axes: Axes, draw: Callable[[], None], why_not: str | None) -> None:
     axes.text(0.5, 0.5, textwrap.fill(f"not drawn: {why_not}", 40), ha="center", va="center", transform=axes.transAxes)
 
 
-def draw_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
-    """The best mean recurrence (or tokens) of both against compute: minima with 95% bars, power laws with bands.
-
-    A sweep without a power law is left out.
-    """
+def draw_pair_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
+    """Draw the best mean recurrence (or tokens) of both sweeps against compute, as far as they have power laws."""
     shown: list[float] = []
-    for sweep, colour, marker, line, aside in zip(pair, _COLOURS, _MARKERS, _LINES, _ASIDE, strict=True):
-        laws = _laws(sweep)
-        if laws is None or sweep.fit is None or sweep.fit.isoflop is None:
+    for sweep, style, offset in zip(pair, _STYLES, _OFFSETS, strict=True):
+        laws = _optimum_laws(sweep)
+        if laws is None or sweep.fit is None:
             continue
-        law = laws[tokens]
-        low, high = sweep.computes
-        compute = np.geomspace(low / 1.3, high * 1.3, 60)
-        middle = np.exp(law.log_at(compute))
-        axes.plot(compute, middle, color=colour, ls=line)
-        shown += list(middle)
-        if law.draws:
-            band = np.array([law.interval_at(budget) for budget in compute])
-            axes.fill_between(compute, band[:, 0], band[:, 1], color=colour, alpha=BAND, lw=0)
-        for minimum in sweep.fit.isoflop.included:
-            assert minimum.mean_recurrence is not None
-            half = min(reach(sweep.fit.isoflop.noise_freedom) * (minimum.log_error or 0.0), _FARTHEST)
-            ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
-            least, best, most = np.sort(sweep.fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
-            bars = [[best - least], [most - best]]
-            axes.errorbar(minimum.budget * aside, best, bars, fmt=marker, color=colour, capsize=2, lw=0.9)
-            shown.append(float(best))
-    axes.set_xlabel("compute C (FLOPs)")
-    axes.set_ylabel("best training length D* (tokens)" if tokens else "best mean recurrence µ* (loops)")
-    decade_ticks(axes.xaxis)
-    if tokens:
-        decade_ticks(axes.yaxis)
-    else:
-        grid_ticks(axes.yaxis, _RECURRENCES)
-    # A band that says nothing must not press everything else flat.
-    axes.set_ylim(min(shown) / _HEADROOM, max(shown) * _HEADROOM)
+        low, high = sweep.flops_range
+        shown += draw_law_and_minima(
+            axes,
+            sweep.fit,
+            laws[tokens],
+            np.geomspace(low / 1.3, high * 1.3, 60),
+            tokens=tokens,
+            law_style={"color": style.colour, "ls": style.line},
+            marker=style.marker,
+            colour=style.colour,
+            offset=offset,
+        )
+    finish_optimum_axes(axes, shown, tokens=tokens)
 
 
 def draw_best_runs(axes: Axes, pair: Pair) -> None:
-    """The loss of the best run of each budget, of both sweeps, with 95% bars where seeds give such."""
-    for sweep, colour, marker, line in zip(pair, _COLOURS, _MARKERS, _LINES, strict=True):
+    """Draw the loss of each budget's best run of both sweeps, with 95% bars where several seeds give them."""
+    for sweep, style in zip(pair, _STYLES, strict=True):
         best = best_runs(sweep.table) if sweep.table is not None else {}
         budgets = sorted(best)
         losses = [best[budget].loss for budget in budgets]
-        axes.plot(budgets, [loss.value for loss in losses], color=colour, ls=line)
-        run_points(
-            axes,
-            budgets,
-            [loss.value for loss in losses],
-            [best[budget].run_ids[0] for budget in budgets],
-            colour=colour,
-            marker=marker,
-        )
+        values, run_ids = [loss.value for loss in losses], [best[budget].run_ids[0] for budget in budgets]
+        axes.plot(budgets, values, color=style.colour, ls=style.line)
+        run_points(axes, budgets, values, run_ids, colour=style.colour, marker=style.marker)
         for budget, loss in zip(budgets, losses, strict=True):
             if loss.interval is not None:
-                axes.plot([budget, budget], loss.interval, color=colour, lw=0.9)
+                axes.plot([budget, budget], loss.interval, color=style.colour, lw=0.9)
     axes.set(xlabel="compute C (FLOPs)", ylabel="best run's loss (nats per token)")
     decade_ticks(axes.xaxis)
 
 
 def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) -> None:
-    """A dot for each change from A to B with its 95% interval, from the top; hollow where there is no interval."""
-    none = 1.0 if ratio else 0.0
-    axes.axvline(none, color=INK, lw=0.8, zorder=1)
-    for place, one in enumerate(differences):
-        assert one.change is not None
-        if one.interval is not None:
-            axes.plot(one.interval, [place, place], color=INK, lw=1.2, solid_capstyle="butt")
-        axes.plot(one.change, place, "o", color=INK, mfc=INK if one.differs else "white", ms=4.5, zorder=3)
+    """Draw a dot for each change from A to B with its 95% interval, from the top.
+
+    A dot is filled if its interval excludes that nothing changes.
+    """
+    axes.axvline(1.0 if ratio else 0.0, color=INK, lw=0.8, zorder=1)
+    for place, difference in enumerate(differences):
+        assert difference.change is not None
+        if difference.interval is not None:
+            axes.plot(difference.interval, [place, place], color=INK, lw=1.2, solid_capstyle="butt")
+        face = INK if difference.differs else "white"
+        axes.plot(difference.change, place, "o", color=INK, mfc=face, ms=4.5, zorder=3)
     axes.set_ylim(len(differences) - 0.5, -0.5)
-    axes.yaxis.set_major_locator(FixedLocator(range(len(differences))))
-    axes.set_yticklabels([_label(one) for one in differences])
+    axes.set_yticks(range(len(differences)), [_label(difference) for difference in differences])
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    units = {one.unit for one in differences}
-    unit = " (nats per token)" if units == {"nats per token"} else ""
-    better = "\nleft of the line: B is better" if units == {"nats per token"} else ""
-    axes.set_xlabel("B / A" if ratio else f"B − A{unit}{better}")
+    in_nats = {difference.unit for difference in differences} == {"nats per token"}
+    unit = " (nats per token)\nleft of the line: B is better" if in_nats else ""
+    axes.set_xlabel("B / A" if ratio else f"B − A{unit}")
     if ratio:
-        decade_ticks(axes.xaxis, text=lambda value: f"{value:g}")
+        decade_ticks(axes.xaxis, text="{:g}".format)
     low, high = axes.get_xlim()
-    if not ratio or high / low < _SHORT_RATIO:  # so short a log axis has no round numbers in it
+    if not ratio or high / low < _SHORT_RATIO:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
-def _laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
-    """The power laws of mu* and of D*."""
+def _optimum_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
+    """Return the power laws of µ* and of D*, None unless the sweep has both."""
     isoflop = sweep.fit.isoflop if sweep.fit is not None else None
     if isoflop is None or isoflop.mean_recurrence_law is None or isoflop.tokens_law is None:
         return None
     return isoflop.mean_recurrence_law, isoflop.tokens_law
 
 
-def _exponents(comparison: SweepComparison) -> list[Difference]:
-    of_law = [one for one in comparison.of(LAW_SECTIONS["training"]) if one.name in ("x", "y")]
-    return [one for one in comparison.of(POWER_LAWS) if one.kind == "difference"] + of_law
+def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Difference]:
+    """Return the changes of the power laws' exponents, and of the training law's parameters that it isn't linear in."""
+    training = next((sweep.fit.training for sweep in pair if sweep.fit and sweep.fit.training), None)
+    names = training.form.parameter_names[training.form.linear_count :] if training else ()
+    of_power_laws = [one for one in comparison.of(POWER_LAWS) if one.kind == "difference"]
+    return of_power_laws + [one for one in comparison.of(LAW_SECTIONS["training"]) if one.name in names]
 
 
-def _optima(comparison: SweepComparison) -> list[Difference]:
-    """Ratios of mu* and D*, at the computes that were asked for: by power laws, or else by the training laws."""
+def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
+    """Return the ratios of µ* and D* by the power laws, or else by the training laws."""
     for section in (POWER_LAWS, BEST_MODEL):
-        found = [one for one in comparison.of(section) if one.kind == "ratio" and one.unit in ("loops", "tokens")]
-        found = [one for one in found if one.flops in comparison.computes and one.change is not None]
-        if found:
-            return found
+        ratios = [one for one in comparison.of(section) if one.kind == "ratio" and one.unit in ("loops", "tokens")]
+        ratios = [one for one in ratios if one.flops in comparison.optima_flops and one.change is not None]
+        if ratios:
+            return ratios
     return []
 
 
-def _losses(comparison: SweepComparison) -> list[Difference]:
-    """Differences of losses: of curves where both have them, else of runs, and of the training laws' best models."""
+def _loss_changes(comparison: SweepComparison) -> list[Difference]:
+    """Return the changes of losses: of the curves' minima, or else of runs, and of the training laws' best models."""
     measured = comparison.of(LEAST_LOSSES) or comparison.of(BEST_RUNS)
     best = [one for one in comparison.of(BEST_MODEL) if one.kind == "difference"]
     return [one for one in (*measured[-_MOST_BUDGETS:], *best) if one.change is not None]
 
 
-def _label(one: Difference) -> str:
-    name = one.name
-    for long, short in _SHORT.items():
-        name = name.replace(long, short)
-    name = name.replace("mu*", "µ*").replace("loss", "curve" if one.section == LEAST_LOSSES else "loss")
-    if one.section == BEST_MODEL and one.unit == "nats per token":
-        name = "law"
-    if one.section == BEST_RUNS:
+def _label(difference: Difference) -> str:
+    """Return a short name for a row of the changes."""
+    if difference.section == BEST_RUNS:
         name = "run"
-    return name if one.flops is None else f"{name}, {power_of_ten(one.flops)}"
+    elif difference.section == BEST_MODEL and difference.unit == "nats per token":
+        name = "law"
+    else:
+        name = difference.name
+        for long, short in _SHORT_NAMES.items():
+            name = name.replace(long, short)
+        name = name.replace("mu*", "µ*").replace("loss", "curve" if difference.section == LEAST_LOSSES else "loss")
+    return name if difference.flops is None else f"{name}, {power_of_ten(difference.flops)}"

@@ -1,4 +1,4 @@
-"""One style for all figures: fonts, colours, markers that are told apart in grey, points that know their run, files."""
+"""The style of all figures: fonts, colours, markers that differ in grey, points marked with their run, and files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 SUFFIXES = (".png", ".svg", ".pdf")
-"""The files that a figure is written to."""
+"""Suffixes of the files that a figure is written to."""
 DOTS_PER_INCH = 300
 
 _FILES = {
-    # Text stays text, so that it can be searched and read aloud; TrueType is what journals take.
+    # Text stays text, so that it can be searched and read aloud; journals ask for TrueType.
     "svg.fonttype": "none",
     "svg.hashsalt": "isoloop",
     "pdf.fonttype": 42,
@@ -48,40 +48,38 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.5,
     **_FILES,
 }
-"""Matplotlib's settings for every figure. No text is under 7.5 points, so nothing is lost in a column of 3.3 inches."""
+"""Matplotlib's settings for every figure. No text is under 7.5 points, so all is legible in a column of 3.3 inches."""
 
 INK, ACCENT, BLUE, MUTED = "#222222", "#d55e00", "#0072b2", "#767676"
 BAND = 0.18
-"""How opaque a 95% band is."""
+"""Opacity of a 95% band."""
 
 _LIGHTEST = 0.78
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">", "p", "h", "d")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1, 1.4)), (0, (1, 1.2)), (0, (2.5, 1.2)))
-_PLAIN = "+:=@/"
-"""What a run's id may hold unquoted, beside letters, digits and _.-~."""
+RUN_GROUP = "runs:"
+"""Start of the SVG id of a group of points that stand for runs."""
+_UNQUOTED = "+:=@/"
+"""Characters of a run's id that aren't percent-encoded, beside letters, digits and _.-~."""
 _METADATA: dict[str, dict[str, None] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesStyle:
-    """How one of several series looks: any two neighbours differ in marker and line, so colour isn't needed."""
+    """The look of one of several series: neighbours differ in marker and line, so colour isn't needed."""
 
-    colour: tuple[float, float, float, float]
+    colour: Any
     marker: str
     line: Any
 
 
 def series_styles(count: int) -> list[SeriesStyle]:
-    """The looks of `count` series in their order: darker colours first, which grey and the colour-blind keep."""
+    """Return the looks of `count` series from dark to light, an order that grey print and the colour-blind keep."""
+    colours = mpl.colormaps["viridis"](np.linspace(0.0, _LIGHTEST, max(count, 1)))[:count]
     return [
-        SeriesStyle(colour=colour, marker=_MARKERS[i % len(_MARKERS)], line=_LINES[i % len(_LINES)])
-        for i, colour in enumerate(ordered_colours(count))
+        SeriesStyle(colour=tuple(colour), marker=_MARKERS[i % len(_MARKERS)], line=_LINES[i % len(_LINES)])
+        for i, colour in enumerate(colours)
     ]
-
-
-def ordered_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Ordered colours, dark to light, that keep their order in grey and for the colour-blind; none is too pale."""
-    return [tuple(colour) for colour in mpl.colormaps["viridis"](np.linspace(0.0, _LIGHTEST, max(count, 1)))][:count]
 
 
 def run_points(
@@ -97,7 +95,7 @@ def run_points(
     label: str | None = None,
     zorder: float = 3.0,
 ) -> Line2D:
-    """Draw a marker for each run; in SVG, the group of markers tells which run each is of.
+    """Draw a marker for each run; in SVG, the id of the group of markers lists the runs.
 
     Args:
         axes: where to draw.
@@ -110,7 +108,7 @@ def run_points(
         hollow: white inside.
         size: in points.
         label: for the legend.
-        zorder: what is drawn above what.
+        zorder: markers cover what has a lower one.
 
     Raises:
         ValueError: the three differ in length.
@@ -120,10 +118,10 @@ def run_points(
         raise ValueError(
             f"points need a run each, but got {len(across)} x, {len(up)} y and {len(ids)} runs; give one of each"
         )
-    there = np.isfinite(across) & np.isfinite(up)
+    finite = np.isfinite(across) & np.isfinite(up)
     (line,) = axes.plot(
-        across[there],
-        up[there],
+        across[finite],
+        up[finite],
         ls="",
         marker=marker,
         ms=size,
@@ -134,18 +132,18 @@ def run_points(
         label=label,
         zorder=zorder,
     )
-    line.set_gid(run_group([run_id for run_id, kept in zip(ids, there, strict=True) if kept]))
+    line.set_gid(run_group([run_id for run_id, kept in zip(ids, finite, strict=True) if kept]))
     return line
 
 
-def plain(text: str) -> str:
-    """A name as it is: matplotlib takes what stands between two dollar signs for mathematics."""
+def escape_dollars(text: str) -> str:
+    """Return a name with its dollar signs escaped: between two of them, matplotlib would read mathematics."""
     return text.replace("$", r"\$")
 
 
 def run_group(run_ids: Sequence[str]) -> str:
-    """The SVG id of a group of points that stand for these runs."""
-    return "runs:" + ",".join(quote(str(run_id), safe=_PLAIN) for run_id in run_ids)
+    """Return the SVG id of a group of points that stand for these runs."""
+    return RUN_GROUP + ",".join(quote(str(run_id), safe=_UNQUOTED) for run_id in run_ids)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, ...]:
@@ -153,8 +151,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, ..
 
     Args:
         figure: drawn under `matplotlib.rc_context(STYLE)`.
-        folder: made where it isn't there.
-        name: of the files, without suffix.
+        folder: made if it doesn't exist.
+        name: name of the files, without suffix.
 
     Returns:
         The paths, in the order of `SUFFIXES`.
@@ -163,7 +161,10 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, ..
 
 
 def save_figure_as(figure: Figure, path: str | Path) -> Path:
-    """Write one file, by its suffix; see `save_figure`. Raises ValueError for a suffix that isn't in `SUFFIXES`."""
+    """Write one file in the format of its suffix, and return its path; see `save_figure`.
+
+    Raises ValueError for a suffix that isn't in `SUFFIXES`.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"a figure's file must end in {', '.join(SUFFIXES)}, but got {path.name!r}; rename it")

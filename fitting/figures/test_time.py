@@ -1,4 +1,4 @@
-"""Figures of test-time recurrence: the loss of each model at every T, and all of them on one curve in T/µ."""
+"""Figures of test-time recurrence: the loss of each model at every T, and all models on one curve in T/µ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from isoloop.fitting.estimation.bootstrap import interval, reach
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
     band_handle,
@@ -20,110 +20,106 @@ from isoloop.fitting.figures.axes import (
     set_title,
 )
 from isoloop.fitting.figures.style import BAND, INK, run_points, series_styles
+from isoloop.fitting.laws.base import Data
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, test_time_law_data
 
-_CURVE_POINTS = 200
+_SMOOTH_POINTS = 200
+_MANY_LOOPS = 1e9
 
 
 def draw_test_time(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Loss against test-time recurrence with the fitted curves, for the models of the largest budget or token count.
+    """Draw loss against test-time recurrence for the models of the largest fitted budget, with the fitted curves.
 
-    The band is the 95% of one loss about its curve, from how the losses scatter about it.
-
-    Raises ValueError without test-time fits.
+    Without budgets, the models are those of the largest token count. A band is 95% for one loss about its curve, from
+    the losses' scatter about it. Raises ValueError without test-time fits.
     """
     if not fit.test_time:
-        raise ValueError(f"this figure needs test-time fits, but there are none: {fit.why_absent('test-time')}")
-    column, value, run_ids = _largest_fitted(table, fit)
-    fits = sorted((one for one in fit.test_time if one.run_id in run_ids), key=lambda one: one.mean_recurrence or 0.0)
+        raise ValueError(f"this figure needs test-time fits, but there are none: {fit.why_missing('test-time')}")
+    # The models at the largest budget (or token count).
+    runs = finished_rows(table)
+    runs = runs[runs["run_id"].isin({one.run_id for one in fit.test_time})]
+    column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
+    largest = float(runs[column].max())
+    run_ids = set(runs.loc[runs[column] >= 0.99 * largest, "run_id"])
+    models = sorted((one for one in fit.test_time if one.run_id in run_ids), key=lambda one: one.mean_recurrence or 0.0)
+    # A curve for each.
     data = test_time_law_data(table)
     handles: list[Artist] = []
-    for one, style in zip(fits, series_styles(len(fits)), strict=True):
-        mine = data["run_id"] == one.run_id
-        recurrence, loss = data["recurrence"][mine], data["loss"][mine]
-        smooth = np.geomspace(recurrence.min(), recurrence.max(), _CURVE_POINTS)
-        fitted = one.loss({"recurrence": smooth})
+    for model, style in zip(models, series_styles(len(models)), strict=True):
+        rows = data["run_id"] == model.run_id
+        recurrence, loss = data["recurrence"][rows], data["loss"][rows]
+        smooth = np.geomspace(recurrence.min(), recurrence.max(), _SMOOTH_POINTS)
+        fitted = model.loss({"recurrence": smooth})
         axes.plot(smooth, fitted, color=style.colour, ls=style.line)
-        axes.fill_between(smooth, *_scatter(one, fitted), color=style.colour, alpha=BAND, lw=0)
-        run_points(axes, recurrence, loss, data["run_id"][mine], colour=style.colour, marker=style.marker, size=4)
-        handles.append(series_handle(style, f"µ = {one.mean_recurrence:g}"))
-    handles.append(mark_handle("lines: $L_\\infty + Z\\,e^{-zT}$"))
-    handles.append(band_handle("95% of one loss"))
+        axes.fill_between(smooth, *_one_loss_band(model, fitted), color=style.colour, alpha=BAND, lw=0)
+        run_points(axes, recurrence, loss, data["run_id"][rows], colour=style.colour, marker=style.marker, size=4)
+        handles.append(series_handle(style, f"µ = {model.mean_recurrence:g}"))
+    handles += [mark_handle("lines: test-time law"), band_handle("95% of one loss")]
     grid_ticks(axes.xaxis, np.unique(data["recurrence"]))
     axes.set(xlabel="test-time recurrence T (loops)", ylabel="loss (nats per token)")
     place_legend(axes, handles, "mean recurrence (loops)")
     unit = "FLOPs" if column == "budget" else "tokens"
-    set_title(axes, f"Test-time recurrence at {power_of_ten(value)} {unit}", simulated=fit.simulated)
+    set_title(axes, f"Test-time recurrence at {power_of_ten(largest)} {unit}", simulated=fit.simulated)
 
 
 def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """What loops have yet to gain, of every run, against T/µ: one curve, if the unified law holds.
+    """Draw the loss that further loops remove, of every run, against T/µ: one curve if the unified law holds.
 
-    That is L(T) - L(µ) + Z exp(-z), with the run's own loss at T = µ, so that its luck is out of it; the law says that
-    it is Z exp(-z T/µ). The curve's band is 95%, from the law's refits.
-
-    Raises ValueError without a unified law.
+    A point is L(T) - L(µ) of a run, so that the run's own noise cancels, plus what the law says that loops remove
+    beyond T = µ. The curve's band is 95%, from the law's refits. Raises ValueError without a unified law.
     """
     law = fit.unified
     if law is None:
-        raise ValueError(f"this figure needs the unified law, but there is none: {fit.why_absent('unified')}")
+        raise ValueError(f"this figure needs the unified law, but there is none: {fit.why_missing('unified')}")
+    # A series for each mean recurrence.
     data = test_time_law_data(table)
-    Z, z = law.value("Z"), law.value("z")
     loops = data["recurrence"] / data["mean_recurrence"]
-    left = data["loss"] - data["loss_at_mean"] + Z * np.exp(-z)
+    removable = data["loss"] - data["loss_at_mean"] + _removable_loss(law, law.vector, data, np.ones(1))
     recurrences = np.unique(data["mean_recurrence"])
     handles: list[Artist] = []
     for mu, style in zip(recurrences, series_styles(len(recurrences)), strict=True):
-        mine = data["mean_recurrence"] == mu
-        # Models of one µ lie on one another.
-        run_points(
-            axes, loops[mine], left[mine], data["run_id"][mine], colour=style.colour, marker=style.marker, size=4
-        )
+        rows = data["mean_recurrence"] == mu
+        x, y, run_ids = loops[rows], removable[rows], data["run_id"][rows]
+        run_points(axes, x, y, run_ids, colour=style.colour, marker=style.marker, size=4)
         handles.append(series_handle(style, f"µ = {mu:g}", line=False))
-    smooth = np.geomspace(loops.min(), loops.max(), _CURVE_POINTS)
-    axes.plot(smooth, Z * np.exp(-z * smooth), color=INK, lw=1.0, zorder=2.5)
-    handles.append(mark_handle("unified: $Z\\,e^{-zT/µ}$", line="-"))
-    band = _band(law, smooth)
-    if band is None:
-        handles.append(mark_handle("no band: no refits"))
-    else:
-        axes.fill_between(smooth, *band, color=INK, alpha=BAND, lw=0, zorder=2)
+    # The law with its band.
+    smooth = np.geomspace(loops.min(), loops.max(), _SMOOTH_POINTS)
+    curve = _removable_loss(law, law.vector, data, smooth)
+    axes.plot(smooth, curve, color=INK, lw=1.0, zorder=2.5)
+    handles.append(mark_handle("unified law", line="-"))
+    if law.draws:
+        drawn = _removable_loss(law, law.draw_matrix, data, smooth)
+        band = [interval(column, float(at), law.widening) for column, at in zip(drawn.T, curve, strict=True)]
+        axes.fill_between(smooth, *np.transpose(band), color=INK, alpha=BAND, lw=0, zorder=2)
         handles.append(band_handle("95% of the law"))
-    decade_ticks(axes.xaxis, text=lambda value: f"{value:g}")
-    top = float(max(left.max(), Z * np.exp(-z * loops.min())))
-    bottom = min(0.0, float(left.min()))
+    else:
+        handles.append(mark_handle("no band: no refits"))
+    # Limits, ticks and labels.
+    top, bottom = float(max(removable.max(), curve.max())), min(0.0, float(removable.min()))
     margin = 0.06 * (top - bottom)
     axes.set_ylim(bottom - margin, top + margin)
-    axes.set(xlabel="loops at test time / in training, T/µ (no unit)", ylabel="left to gain (nats per token)")
+    decade_ticks(axes.xaxis, text="{:g}".format)
+    axes.set(xlabel="loops at test time / in training, T/µ (no unit)", ylabel="removable loss (nats per token)")
     place_legend(axes, handles, "mean recurrence (loops)")
-    set_title(axes, "What loops have yet to gain", simulated=fit.simulated)
+    set_title(axes, "Loss that further loops remove", simulated=fit.simulated)
 
 
-def _scatter(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% of one loss about its curve; the curve's own uncertainty isn't stored, and isn't in it."""
-    half = reach(fit.freedom) * fit.noise
+def _one_loss_band(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of 95% for one loss about its curve, without the curve's own uncertainty, which isn't stored."""
+    half = t_quantile(fit.noise_dof) * fit.noise
     if fit.on == "log loss":
         return fitted * np.exp(-half), fitted * np.exp(half)
     return fitted - half, fitted + half
 
 
-def _band(law: LawFit, loops: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    if not law.draws:
-        return None
-    names = [parameter.name for parameter in law.parameters]
-    Z, z = (law.draw_matrix[:, names.index(name), None] for name in ("Z", "z"))
-    around = law.value("Z") * np.exp(-law.value("z") * loops)
-    drawn = Z * np.exp(-z * loops)
-    ends = [interval(column, float(at), law.widening) for column, at in zip(drawn.T, around, strict=True)]
-    return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
+def _removable_loss(fit: LawFit, parameters: np.ndarray, data: Data, loops: np.ndarray) -> np.ndarray:
+    """Return the loss that loops beyond `loops` = T/µ (rows,) remove under the unified law: (..., rows).
 
-
-def _largest_fitted(table: pd.DataFrame, fit: SweepFit) -> tuple[str, float, set[str]]:
-    """The largest budget (or token count) with test-time fits, and the runs there."""
-    fitted = {one.run_id for one in fit.test_time}
-    runs = finished_rows(table)
-    runs = runs[runs["run_id"].isin(fitted)]
-    column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
-    top = float(runs[column].max())
-    return column, top, set(runs.loc[runs[column] >= 0.99 * top, "run_id"])
+    It is the same for every model, so the first of `data` serves, with T counted in units of µ.
+    """
+    model = {name: np.full_like(loops, data[name][0]) for name in fit.form.columns}
+    model |= {"mean_recurrence": np.ones_like(loops), "recurrence": loops}
+    return fit.form.loss(parameters, model) - fit.form.loss(
+        parameters, model | {"recurrence": np.full_like(loops, _MANY_LOOPS)}
+    )

@@ -1,8 +1,8 @@
-"""isoFLOP curves: the best configuration at each budget, and how it, its tokens and its loss go with compute."""
+"""isoFLOP curves: the best configuration at each budget, and the growth of it, its tokens and its loss with compute."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from isoloop.fitting.cost import AnyCost
-from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, Curve, Noise, Redraws, pooled_noise, redraw
+from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, CurveNoise, IsoflopCurve, Redraws, pooled_noise, redraw
 from isoloop.fitting.isoflop.power_law import (
+    BUDGETS_NEEDED,
     FLOOR_BUDGETS,
     MinimalLossLaw,
     PowerLaw,
@@ -19,12 +20,11 @@ from isoloop.fitting.isoflop.power_law import (
     fit_power_law,
     lines,
 )
-from isoloop.fitting.tables.runs import diverged_unnoticed
+from isoloop.fitting.tables.runs import implausible_rows
 
 AXIS_NAMES = {"mean_recurrence": "mean recurrence", "params": "parameter count", "tokens": "token count"}
-"""What the columns that a curve may run along are called in sentences."""
+"""Names, in sentences, of the columns that a curve may run along."""
 
-_BUDGETS_NEEDED = 2
 _MANY_REJECTED = 0.05
 _UNLIKELY_SCATTER = 0.01
 _LARGEST_LOG = 300.0
@@ -34,9 +34,9 @@ _LARGEST_LOG = 300.0
 class Minimum:
     """The parabola of one budget (FLOPs): loss = a log(v)^2 + b log(v) + c in nats per token, and its vertex.
 
-    v is the mean recurrence, for dense models the parameter count; the other of the two is None. `log_error` is the
-    standard error of log(v*), `loss_error` that of the least loss. A budget that does not count has `included` False
-    and a `reason`; its vertex is None where the curve has none.
+    v is the mean recurrence, or for dense models the parameter count; the other of the two is None. `log_error` is the
+    standard error of log(v*), `loss_error` that of the least loss. A budget that is left out of the power laws has
+    `included` False and a `reason`; its vertex is None if the curve has none.
     """
 
     budget: float
@@ -54,12 +54,12 @@ class Minimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """How far parabolas in log(v) and in log(tokens), fitted apart, contradict each other where both have a minimum.
+    """The contradiction between parabolas in log(v) and separately fitted ones in log(tokens), if both have a minimum.
 
-    `overspent` is, per budget of `budgets` (FLOPs), how many percent more than the budget the two minima would spend
-    together. `tokens_exponent` is that of the parabolas in log(tokens), `implied_tokens_exponent` what the parabolas in
-    log(v) imply at the same budgets, and `spent_exponent` says that the two minima together spend C to this power: 1 if
-    they agreed. The exponents are None with fewer than 2 budgets.
+    `overspent` has, for each of `budgets` (FLOPs), how many percent more than the budget the two minima together would
+    spend. `tokens_exponent` is that of the parabolas in log(tokens), `implied_tokens_exponent` that implied by the
+    parabolas in log(v) at the same budgets, and `spent_exponent` the power of C that the two minima together spend: 1
+    if they agreed. The exponents are None with fewer than 2 budgets.
     """
 
     budgets: tuple[float, ...]
@@ -71,7 +71,7 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True)
 class IndependentTokens:
-    """Parabolas in log(tokens), fitted apart as is common: what `tokens_law` would be without the FLOP model."""
+    """Parabolas in log(tokens), fitted separately as is common; `tokens_law` is theirs, without the FLOP model."""
 
     minima: tuple[Minimum, ...]
     tokens_law: PowerLaw | None
@@ -80,13 +80,13 @@ class IndependentTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopFit:
-    """Minima by growing budget, and the power laws of the included ones; `reason` says what is missing of them.
+    """Minima by growing budget and the power laws of the included ones; `reason` explains what of them is missing.
 
-    `axis` is the column along which the curves run: of `mean_recurrence_law` and `params_law` the other is None.
-    `loss_law` and `loss_floor_law` are of the least loss, `curvature_law` is of the parabolas' a. `noise` is the
-    standard deviation of one loss about its curve (nats), with `noise_freedom` degrees of freedom.
+    `axis` is the column along which the curves run; `mean_recurrence_law` or `params_law` belongs to it, and the other
+    is None. `loss_law` and `loss_floor_law` describe the least loss, `curvature_law` the parabolas' a. `noise` is the
+    standard deviation of one loss about its curve (nats), with `noise_dof` degrees of freedom.
     `redraws_without_minimum` is the share of the redraws behind the intervals in which a curve lost its minimum and was
-    drawn again. `notes` say what to know about the intervals.
+    drawn again. `notes` are caveats about the intervals.
     """
 
     axis: str
@@ -100,7 +100,7 @@ class IsoflopFit:
     disagreement: Disagreement | None
     independent: IndependentTokens | None
     noise: float | None
-    noise_freedom: int
+    noise_dof: int
     interval_method: str
     redraws_without_minimum: float = 0.0
     notes: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class IsoflopFit:
 
     @property
     def included(self) -> tuple[Minimum, ...]:
-        """The minima that the power laws rest on."""
+        """The minima that the power laws are fitted to."""
         return tuple(minimum for minimum in self.minima if minimum.included)
 
 
@@ -125,25 +125,32 @@ def fit_isoflop(
     The parabolas are in the log of the cost model's axis: the mean recurrence, or `params` for dense models, whose
     table needs only the columns params, tokens, budget and loss. D* follows from the cost model, so that the two spend
     exactly the budget. How far a parabola in log(tokens) would contradict it is always computed; with `independent`,
-    those parabolas and their power law are a part of the result. The intervals carry each minimum's own uncertainty
-    (see `redraw`). They are about what the same parabolas give without noise, which is not the optimum of the law
-    behind skewed curves: see `parabola_bias`. Raises ValueError where the table has no budgets.
+    those parabolas and their power law are part of the result. The intervals include each minimum's own uncertainty
+    (see `redraw`). They are intervals of what the same parabolas give without noise, which is not the optimum of the
+    law behind skewed curves: see `parabola_bias`. Raises ValueError if the table has no budgets.
     """
-    rows = _rows(table, cost_model.axis)
-    curves = _curves(rows, cost_model.axis)
-    noise = pooled_noise(curves)
-    minima = tuple(_minimum(curve, noise, cost_model.axis, cost_model) for curve in curves)
-    apart_curves = _curves(rows, "tokens")
-    apart_noise = pooled_noise(apart_curves)
-    apart = tuple(_minimum(curve, apart_noise, "tokens", cost_model) for curve in apart_curves)
-    used = [curve for curve, minimum in zip(curves, minima, strict=True) if minimum.included]
-    redraws = redraw(used, noise, draws, seed) if noise and draws and len(used) >= _BUDGETS_NEEDED else None
+    # Curves and their minima
+    rows = _rows_with_budget(table, cost_model.axis)
+    curves, token_curves = _curves(rows, cost_model.axis), _curves(rows, "tokens")
+    noise, token_noise = pooled_noise(curves), pooled_noise(token_curves)
+    minima = tuple(_fit_minimum(curve, noise, cost_model.axis, cost_model) for curve in curves)
+    token_minima = tuple(_fit_minimum(curve, token_noise, "tokens", cost_model) for curve in token_curves)
+    # Power laws, and redraws for their intervals
+    used, redraws = _included_curves(curves, minima, noise, draws, seed)
     reason = None
-    if len(used) < _BUDGETS_NEEDED:
-        reason = f"power laws need {_BUDGETS_NEEDED} budgets with a minimum inside the grid, but {len(used)} have one"
+    if len(used) < BUDGETS_NEEDED:
+        reason = f"power laws need {BUDGETS_NEEDED} budgets with a minimum inside the grid, but {len(used)} have one"
     elif redraws is None and draws and len(used) < 3:
-        reason = "intervals need 3 budgets, or more points than 3 per budget"
-    laws: dict[str, PowerLaw | None] = _power_laws(used, cost_model, redraws) if len(used) >= _BUDGETS_NEEDED else {}
+        reason = "intervals need 3 budgets, or more than 3 points per budget"
+    laws: dict[str, PowerLaw] = _fit_power_laws(used, cost_model, redraws) if len(used) >= BUDGETS_NEEDED else {}
+    separate = None
+    if independent:
+        token_used, token_redraws = _included_curves(token_curves, token_minima, token_noise, draws, seed)
+        separate = IndependentTokens(
+            minima=token_minima,
+            tokens_law=_vertex_law("tokens", token_used, token_redraws) if len(token_used) >= BUDGETS_NEEDED else None,
+            interval_method=_interval_method(token_used, token_noise, token_redraws),
+        )
     return IsoflopFit(
         axis=cost_model.axis,
         minima=minima,
@@ -153,11 +160,11 @@ def fit_isoflop(
         curvature_law=laws.get("curvature"),
         loss_law=_loss_law(used, redraws, floor=False),
         loss_floor_law=_loss_law(used, redraws, floor=True),
-        disagreement=_disagreement(minima, apart, cost_model),
-        independent=_independent(apart_curves, apart, apart_noise, draws, seed) if independent else None,
+        disagreement=_disagreement(minima, token_minima, cost_model),
+        independent=separate,
         noise=None if noise is None else float(np.sqrt(noise.variance)),
-        noise_freedom=0 if noise is None else noise.freedom,
-        interval_method=_method(used, noise, redraws),
+        noise_dof=0 if noise is None else noise.dof,
+        interval_method=_interval_method(used, noise, redraws),
         redraws_without_minimum=redraws.rejected if redraws else 0.0,
         notes=_notes(used, noise, redraws),
         reason=reason,
@@ -165,16 +172,16 @@ def fit_isoflop(
 
 
 def predict_from_minima(fit: IsoflopFit, budget: ArrayLike, axis_value: ArrayLike, *, floor: bool) -> np.ndarray:
-    """Loss (nats per token) of runs that spend `budget` FLOPs at `axis_value`, from the minima's power laws alone.
+    """Predict the loss (nats per token) of runs that spend `budget` FLOPs at `axis_value`, from the minima alone.
 
-    The least loss at C comes from `loss_floor_law` if `floor`, else from `loss_law`; off the optimum x*(C) of the
-    axis's power law it rises as a(C) log(x / x*)^2. log a is extrapolated linearly in log C, because a law
-    L = E + X N^-x + Y D^-y gives parabolas whose curvature falls as its reducible loss does, which is a power of C; an
-    average over the budgets would hold it constant. Raises ValueError where the fit has too few minima.
+    The least loss at C is that of `loss_floor_law` if `floor`, else of `loss_law`; off the optimum x*(C) of the axis's
+    power law it rises as a(C) log(x / x*)^2. log a is extrapolated linearly in log C, because the parabolas of a law
+    L = E + X N^-x + Y D^-y have a curvature that falls as its reducible loss does, which is a power of C; an average
+    over the budgets would hold it constant. Raises ValueError if the fit has too few minima.
     """
     law = fit.loss_floor_law if floor else fit.loss_law
     if law is None or fit.axis_law is None or fit.curvature_law is None:
-        needed = FLOOR_BUDGETS if floor else _BUDGETS_NEEDED
+        needed = FLOOR_BUDGETS if floor else BUDGETS_NEEDED
         raise ValueError(
             f"a prediction from minima {'with' if floor else 'without'} a floor needs {needed} budgets with a minimum "
             f"inside the grid, but {len(fit.included)} have one; add budgets, or widen the grid"
@@ -183,66 +190,76 @@ def predict_from_minima(fit: IsoflopFit, budget: ArrayLike, axis_value: ArrayLik
     return np.asarray(law.at(budget) + np.exp(fit.curvature_law.log_at(budget)) * offset**2)
 
 
-def isoflop_curves(table: pd.DataFrame, axis: str) -> list[Curve]:
-    """The points of each budget's curve along `axis`, by growing budget; raises ValueError without budgets."""
-    return _curves(_rows(table, axis), axis)
+def isoflop_curves(table: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
+    """Return the curve of each budget along `axis`, by growing budget. Raises ValueError without budgets."""
+    return _curves(_rows_with_budget(table, axis), axis)
 
 
-def _rows(table: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The rows that have a budget; the loss is missing where the run did not finish."""
+def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: AnyCost) -> np.ndarray:
+    """Return the log of the tokens that spend exactly the budgets (budgets,) at `log_axis` (..., budgets)."""
+    return np.asarray(np.log(cost_model.tokens_for(budgets, np.exp(log_axis))))
+
+
+def _rows_with_budget(table: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Return the rows that have a budget; the loss is missing if the run did not finish or its loss is implausible."""
     if "budget" not in table or table["budget"].isna().all():
         raise ValueError("isoFLOP curves need the column `budget`, but no run has one; sweep over compute budgets")
     missing = [name for name in (axis, "tokens", "loss") if name not in table]
     if missing:
-        raise ValueError(f"isoFLOP curves along `{axis}` need the columns {', '.join(missing)}, but they are missing")
+        raise ValueError(
+            f"isoFLOP curves along `{axis}` need the columns {', '.join(missing)}, but they are missing; add them"
+        )
     rows = table[table["budget"].notna()]
     usable = np.isfinite(rows["loss"].to_numpy(dtype=float))
     if "status" in rows:
-        usable &= (rows["status"] == "finished").to_numpy() & ~diverged_unnoticed(rows)
+        usable &= (rows["status"] == "finished").to_numpy() & ~implausible_rows(rows)
     return rows.assign(loss=rows["loss"].where(usable))
 
 
-def _curves(rows: pd.DataFrame, axis: str) -> list[Curve]:
-    """One curve per budget, by growing budget, its points sorted so that the order of rows does not matter."""
+def _curves(rows: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
+    """Return one curve per budget, by growing budget, with sorted points so that the order of rows does not matter."""
     budgets, values, losses = (rows[name].to_numpy(dtype=float) for name in ("budget", axis, "loss"))
     order = np.lexsort((losses, values))
     curves = []
     for budget in np.unique(budgets):
-        mine = order[budgets[order] == budget]
-        there = mine[np.isfinite(losses[mine]) & (values[mine] > 0)]
-        curve = Curve(budget=float(budget), log_axis=np.log(values[there]), loss=losses[there], runs=len(mine))
-        curves.append(curve)
+        runs = order[budgets[order] == budget]
+        points = runs[np.isfinite(losses[runs]) & (values[runs] > 0)]
+        log_axis = np.log(values[points])
+        curves.append(IsoflopCurve(budget=float(budget), log_axis=log_axis, loss=losses[points], runs=len(runs)))
     return curves
 
 
-def _minimum(curve: Curve, noise: Noise | None, axis: str, cost_model: AnyCost) -> Minimum:
-    points = len(curve.loss)
-    if curve.distinct < POINTS_NEEDED:
-        lost = curve.runs - points
+def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_model: AnyCost) -> Minimum:
+    minimum = Minimum(budget=curve.budget, points=len(curve.loss), included=False)
+    if curve.distinct_values < POINTS_NEEDED:
+        lost = curve.runs - minimum.points
         without = f" ({lost} of its {curve.runs} runs have no loss)" if lost else ""
-        reason = f"a parabola needs {POINTS_NEEDED} {AXIS_NAMES[axis]}s, but there are {curve.distinct}{without}"
-        return Minimum(budget=curve.budget, points=points, included=False, reason=reason)
+        reason = f"a parabola needs {POINTS_NEEDED} {AXIS_NAMES[axis]}s, but there are {curve.distinct_values}{without}"
+        return replace(minimum, reason=reason)
+    # The parabola about log(v) = 0 instead of the grid's centre
     a, b, c = (float(value) for value in curve.coefficients)
     m = curve.centre
-    raw = (a, b - 2 * a * m, c - b * m + a * m**2)
+    minimum = replace(minimum, curve=(a, b - 2 * a * m, c - b * m + a * m**2))
     vertex = float(curve.vertex(curve.coefficients))
     if np.isnan(vertex):
-        reason = "the curve opens downwards or is flat, so it has no minimum"
-        return Minimum(budget=curve.budget, points=points, included=False, reason=reason, curve=raw)
+        return replace(minimum, reason="the curve opens downwards or is flat, so it has no minimum")
+    # The vertex, its tokens and loss, and their errors
     log_error = loss_error = None
     if noise is not None:
         log_error, loss_error = (float(np.sqrt(noise.variance * _variances([curve], of)[0])) for of in (0, 1))
-    # A vertex far outside is no estimate, and its exponential may overflow.
     low, high = curve.grid
+    # A vertex far outside is no estimate, and its exponential may overflow.
     best = float(np.exp(vertex)) if low - 50 < vertex < high + 50 and abs(vertex) < _LARGEST_LOG else None
-    along_tokens = axis == "tokens"
-    tokens = best if along_tokens or best is None else float(cost_model.tokens_for(curve.budget, best))
-    return Minimum(
-        budget=curve.budget,
-        points=points,
-        included=low < vertex < high,
-        reason=_at_edge(curve, vertex, axis),
-        curve=raw,
+    tokens = best if axis == "tokens" or best is None else float(cost_model.tokens_for(curve.budget, best))
+    at_edge = None
+    if not low < vertex < high:
+        side, edge, end = ("below", low, "smallest") if vertex <= low else ("above", high, "largest")
+        best_value = f"the best {AXIS_NAMES[axis]} is {side} {np.exp(edge):.3g}, the grid's {end}"
+        at_edge = f"the minimum is at the grid's edge: {best_value}"
+    return replace(
+        minimum,
+        included=at_edge is None,
+        reason=at_edge,
         mean_recurrence=best if axis == "mean_recurrence" else None,
         params=best if axis == "params" else None,
         log_error=log_error,
@@ -252,144 +269,146 @@ def _minimum(curve: Curve, noise: Noise | None, axis: str, cost_model: AnyCost) 
     )
 
 
-def _at_edge(curve: Curve, vertex: float, axis: str) -> str | None:
-    low, high = curve.grid
-    if low < vertex < high:
-        return None
-    side, edge, end = ("below", low, "smallest") if vertex <= low else ("above", high, "largest")
-    return (
-        f"the minimum is at the grid's edge: the best {AXIS_NAMES[axis]} is {side} {np.exp(edge):.3g}, the grid's {end}"
-    )
+def _included_curves(
+    curves: list[IsoflopCurve], minima: tuple[Minimum, ...], noise: CurveNoise | None, draws: int, seed: int
+) -> tuple[list[IsoflopCurve], Redraws | None]:
+    """Return the curves of the included minima, and redraws of them if their noise is known and they are enough."""
+    used = [curve for curve, minimum in zip(curves, minima, strict=True) if minimum.included]
+    return used, redraw(used, noise, draws, seed) if noise and draws and len(used) >= BUDGETS_NEEDED else None
 
 
-def _power_laws(curves: list[Curve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw | None]:
-    """The power laws of the curves' vertices, tokens and curvature, by name."""
-    budgets = np.array([curve.budget for curve in curves])
-    vertices = _vertices(curves)
-    drawn = _enough(redraws.vertices if redraws else np.empty((0, len(curves))), _BUDGETS_NEEDED)
+def _fit_power_laws(curves: list[IsoflopCurve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw]:
+    """Fit the power laws of the curves' vertices, tokens and curvature; return them by name."""
+    budgets = _curve_budgets(curves)
+    vertices, drawn = _vertices(curves), _enough_minima(redraws.vertices if redraws else None, curves)
     curvatures = np.log([curve.coefficients[0] for curve in curves])
-    drawn_curvatures = _enough(redraws.log_curvatures if redraws else drawn, _BUDGETS_NEEDED)
-    axis = cost_model.axis
+    drawn_curvatures = _enough_minima(redraws.log_curvatures if redraws else None, curves)
+    tokens, drawn_tokens = (log_tokens(budgets, logs, cost_model) for logs in (vertices, drawn))
     return {
-        axis: fit_power_law(AXIS_NAMES[axis], budgets, vertices, drawn),
-        "tokens": fit_power_law(
-            "tokens", budgets, log_tokens(budgets, vertices, cost_model), log_tokens(budgets, drawn, cost_model)
-        ),
-        # A shallow curve says little about its own depth, so here the minima's weights differ.
+        cost_model.axis: _vertex_law(AXIS_NAMES[cost_model.axis], curves, redraws),
+        "tokens": fit_power_law("tokens", budgets, tokens, drawn_tokens),
+        # A shallow curve says little about its own depth, so here the minima have different weights.
         "curvature": fit_power_law("curvature", budgets, curvatures, drawn_curvatures, 1 / _variances(curves, 2)),
     }
 
 
-def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: AnyCost) -> np.ndarray:
-    """Log of the tokens that spend exactly the budgets (budgets,) at each vertex: log_axis (..., budgets) to same."""
-    return np.asarray(np.log(cost_model.tokens_for(budgets, np.exp(log_axis))))
+def _vertex_law(quantity: str, curves: list[IsoflopCurve], redraws: Redraws | None) -> PowerLaw:
+    return fit_power_law(
+        quantity,
+        _curve_budgets(curves),
+        _vertices(curves),
+        _enough_minima(redraws.vertices if redraws else None, curves),
+    )
 
 
-def _vertices(curves: list[Curve]) -> np.ndarray:
+def _loss_law(curves: list[IsoflopCurve], redraws: Redraws | None, *, floor: bool) -> MinimalLossLaw | None:
+    needed = FLOOR_BUDGETS if floor else BUDGETS_NEEDED
+    if len(curves) < needed:
+        return None
+    drawn = _enough_minima(redraws.losses if redraws else None, curves, needed)
+    # The noise is common to all budgets, so the weight of a minimum follows from its curve alone.
+    return fit_minimal_loss(
+        _curve_budgets(curves), _minimal_losses(curves), drawn, 1 / _variances(curves, 1), floor=floor
+    )
+
+
+def _curve_budgets(curves: list[IsoflopCurve]) -> np.ndarray:
+    return np.array([curve.budget for curve in curves])
+
+
+def _vertices(curves: list[IsoflopCurve]) -> np.ndarray:
     return np.array([float(curve.vertex(curve.coefficients)) for curve in curves])
 
 
-def _variances(curves: list[Curve], of: int) -> np.ndarray:
-    """For losses of unit noise, the variance of each curve's vertex (0), minimal loss (1) or log curvature (2)."""
-    return np.array([(curve.slopes()[of] ** 2).sum() for curve in curves])
+def _minimal_losses(curves: list[IsoflopCurve]) -> np.ndarray:
+    return np.array([float(curve.minimal_loss(curve.coefficients)) for curve in curves])
 
 
-def _enough(drawn: np.ndarray, needed: int) -> np.ndarray:
-    """The rows of `drawn` (draws, budgets) that have a minimum at so many budgets."""
+def _variances(curves: list[IsoflopCurve], of: int) -> np.ndarray:
+    """Return, for losses of unit noise, the variance of each vertex (0), minimal loss (1) or log curvature (2)."""
+    return np.array([(curve.sensitivities()[of] ** 2).sum() for curve in curves])
+
+
+def _enough_minima(drawn: np.ndarray | None, curves: list[IsoflopCurve], needed: int = BUDGETS_NEEDED) -> np.ndarray:
+    """Return the rows of `drawn` (draws, budgets) that have a minimum at enough budgets; no rows for None."""
+    drawn = np.empty((0, len(curves))) if drawn is None else drawn
     return drawn[(~np.isnan(drawn)).sum(axis=1) >= needed]
 
 
-def _loss_law(curves: list[Curve], redraws: Redraws | None, *, floor: bool) -> MinimalLossLaw | None:
-    needed = FLOOR_BUDGETS if floor else _BUDGETS_NEEDED
-    if len(curves) < needed:
+def _disagreement(
+    minima: tuple[Minimum, ...], token_minima: tuple[Minimum, ...], cost_model: AnyCost
+) -> Disagreement | None:
+    pairs = [pair for pair in zip(minima, token_minima, strict=True) if pair[0].included and pair[1].included]
+    if not pairs:
         return None
-    budgets = np.array([curve.budget for curve in curves])
-    losses = np.array([float(curve.minimal_loss(curve.coefficients)) for curve in curves])
-    drawn = _enough(redraws.losses if redraws else np.empty((0, len(curves))), needed)
-    # The noise is common to all budgets, so what a minimum weighs follows from its curve alone.
-    return fit_minimal_loss(budgets, losses, drawn, 1 / _variances(curves, 1), floor=floor)
-
-
-def _disagreement(minima: tuple[Minimum, ...], apart: tuple[Minimum, ...], cost_model: AnyCost) -> Disagreement | None:
-    both = [(one, other) for one, other in zip(minima, apart, strict=True) if one.included and other.included]
-    if not both:
-        return None
-    budgets = np.array([one.budget for one, _ in both])
-    best = np.array([getattr(one, cost_model.axis) for one, _ in both])
-    implied = np.array([one.tokens for one, _ in both], dtype=float)
-    tokens = np.array([other.tokens for _, other in both], dtype=float)
+    budgets = np.array([minimum.budget for minimum, _ in pairs])
+    best = np.array([getattr(minimum, cost_model.axis) for minimum, _ in pairs])
+    implied = np.array([minimum.tokens for minimum, _ in pairs], dtype=float)
+    tokens = np.array([token_minimum.tokens for _, token_minimum in pairs], dtype=float)
     spent = cost_model.flops_for(tokens, best)
-    exponents: list[float] | None = None
-    if len(both) >= _BUDGETS_NEEDED:
+    exponents: list[float] | list[None] = [None] * 3
+    if len(pairs) >= BUDGETS_NEEDED:
         exponents = [float(line[0]) for line in lines(np.log(budgets), np.log([tokens, implied, spent]))]
     return Disagreement(
         budgets=tuple(float(budget) for budget in budgets),
         overspent=tuple(float(percent) for percent in 100 * (spent / budgets - 1)),
-        tokens_exponent=exponents[0] if exponents else None,
-        implied_tokens_exponent=exponents[1] if exponents else None,
-        spent_exponent=exponents[2] if exponents else None,
+        tokens_exponent=exponents[0],
+        implied_tokens_exponent=exponents[1],
+        spent_exponent=exponents[2],
     )
 
 
-def _independent(
-    curves: list[Curve], minima: tuple[Minimum, ...], noise: Noise | None, draws: int, seed: int
-) -> IndependentTokens:
-    used = [curve for curve, minimum in zip(curves, minima, strict=True) if minimum.included]
-    redraws, law = None, None
-    if len(used) >= _BUDGETS_NEEDED:
-        redraws = redraw(used, noise, draws, seed) if noise and draws else None
-        drawn = _enough(redraws.vertices if redraws else np.empty((0, len(used))), _BUDGETS_NEEDED)
-        law = fit_power_law("tokens", np.array([curve.budget for curve in used]), _vertices(used), drawn)
-    return IndependentTokens(minima=minima, tokens_law=law, interval_method=_method(used, noise, redraws))
-
-
-def _method(used: list[Curve], noise: Noise | None, redraws: Redraws | None) -> str:
+def _interval_method(used: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None) -> str:
     if redraws is not None and noise is not None:
         return (
-            f"curves redrawn with the noise about {noise.about} ({noise.freedom} degrees of freedom); one without a "
+            f"curves redrawn with the noise about {noise.about} ({noise.dof} degrees of freedom); one without a "
             "minimum within a grid's width of the grid is drawn again"
         )
     return "scatter of the minima about the power law" if len(used) >= 3 else "none"
 
 
-def _notes(used: list[Curve], noise: Noise | None, redraws: Redraws | None) -> tuple[str, ...]:
-    """What to know about the intervals, as sentences."""
-    if len(used) < _BUDGETS_NEEDED:
+def _notes(used: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None) -> tuple[str, ...]:
+    """Return caveats about the intervals, as sentences."""
+    if len(used) < BUDGETS_NEEDED:
         return ()
-    said = []
-    if len(used) == _BUDGETS_NEEDED:
-        said.append("Two budgets give a line, and nothing tests whether the minima follow a power law.")
+    notes = []
+    if len(used) == BUDGETS_NEEDED:
+        notes.append("Two budgets give a line, but cannot show whether the minima follow a power law.")
     if redraws is not None and redraws.rejected > _MANY_REJECTED:
-        said.append(
+        notes.append(
             f"In {redraws.rejected:.0%} of the redraws, noise took a budget's minimum away: the curves are hardly "
-            "deeper than the noise, and the intervals rest on the minima being near the grid."
+            "deeper than the noise, and the intervals assume that the minima are near the grid."
         )
-    if redraws is not None and noise is not None and not noise.shape_taken_out:
-        said.append(
-            "With so few points, what a parabola cannot follow counts as noise: where curves are measured well, the "
-            "intervals are wider than they need be."
+    if redraws is not None and noise is not None and not noise.shape_removed:
+        notes.append(
+            "With so few points, a curve's departure from a parabola counts as noise: if the losses are measured well, "
+            "the intervals are wider than they need be."
         )
-    if noise is not None and noise.variance > 0 and len(used) > _BUDGETS_NEEDED:
-        losses = np.array([float(curve.minimal_loss(curve.coefficients)) for curve in used])
+    if noise is not None and noise.variance > 0 and len(used) > BUDGETS_NEEDED:
+        losses = _minimal_losses(used)
         vertex_excess = _excess_scatter(used, _vertices(used), noise.variance * _variances(used, 0), noise)
         loss_excess = _excess_scatter(used, np.log(losses), noise.variance * _variances(used, 1) / losses**2, noise)
         if vertex_excess is not None:
-            said.append(
+            notes.append(
                 f"The minima scatter about the power law {vertex_excess:.1f} times as much as their errors explain: "
-                "they do not quite follow one, which the intervals do not hold."
+                "they do not quite follow one, which the intervals leave out."
             )
         if loss_excess is not None:
-            said.append(
+            notes.append(
                 f"The least losses scatter about a pure power law {loss_excess:.1f} times as much as their errors "
                 "explain: it describes these budgets and extrapolates badly."
             )
-    return tuple(said)
+    return tuple(notes)
 
 
-def _excess_scatter(curves: list[Curve], logs: np.ndarray, variances: np.ndarray, noise: Noise) -> float | None:
-    """How many times their errors `logs` (curves,) are off a line in log C, None where chance may have done it."""
-    log_budget = np.log([curve.budget for curve in curves])
+def _excess_scatter(
+    curves: list[IsoflopCurve], logs: np.ndarray, variances: np.ndarray, noise: CurveNoise
+) -> float | None:
+    """Return the scatter of `logs` (curves,) about a line in log C, in units of their errors; None if chance explains
+    it.
+    """
+    log_budget = np.log(_curve_budgets(curves))
     slope, intercept = lines(log_budget, logs[None], 1 / variances)[0]
-    freedom = len(curves) - 2
-    excess = float(np.sum((logs - intercept - slope * log_budget) ** 2 / variances)) / freedom
-    return float(np.sqrt(excess)) if stats.f.sf(excess, freedom, noise.freedom) < _UNLIKELY_SCATTER else None
+    dof = len(curves) - 2
+    excess = float(np.sum((logs - intercept - slope * log_budget) ** 2 / variances)) / dof
+    return float(np.sqrt(excess)) if stats.f.sf(excess, dof, noise.dof) < _UNLIKELY_SCATTER else None

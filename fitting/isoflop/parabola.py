@@ -1,4 +1,4 @@
-"""One budget's parabola: loss against the logarithm of what is varied, its vertex, and redraws of both."""
+"""The parabola of one budget: loss against the log of the varied quantity, its vertex, and redraws of both."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 POINTS_NEEDED = 3
 _FLAT = 1e-12
-"""A curve that rises by less than this share of its loss over the grid is rounding."""
-_FREEDOM_FOR_SHAPE = 3
-"""Below so many degrees of freedom a shape common to all curves costs more in the tails of t than it saves."""
+"""A curve that rises by less than this share of its loss over the grid is flat but for rounding."""
+_DOF_FOR_SHAPE = 3
+"""With fewer degrees of freedom, fitting a shape common to all curves costs more in the tails of t than it saves."""
 _CANDIDATES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class IsoflopCurve:
     """The losses (nats per token) of one budget (FLOPs) against the log of the axis, each (points,), by growing axis.
 
-    `runs` counts the budget's rows with and without a loss. Coefficients are of (log axis - centre)^2, ^1 and ^0, since
-    a parabola about the middle of its own grid is numerically sound wherever the axis stands.
+    `runs` counts the budget's rows with and without a loss. Coefficients are those of (log axis - centre)^2, ^1 and ^0:
+    a parabola about the middle of its own grid is numerically sound whatever the scale of the axis.
     """
 
     budget: float
@@ -29,28 +29,28 @@ class Curve:
     runs: int
 
     @property
-    def distinct(self) -> int:
-        """How many different values of the axis have a loss; a parabola needs 3."""
+    def distinct_values(self) -> int:
+        """Number of different values on the axis that have a loss; a parabola needs 3."""
         return len(np.unique(self.log_axis))
 
     @property
     def grid(self) -> tuple[float, float]:
-        """The smallest and largest log of the axis that has a loss."""
+        """Smallest and largest log of the axis that has a loss."""
         return float(self.log_axis[0]), float(self.log_axis[-1])
 
     @property
     def centre(self) -> float:
-        """The middle of the grid, in log."""
+        """Middle of the grid, in log."""
         return sum(self.grid) / 2
 
     @property
     def powers(self) -> np.ndarray:
-        """(log axis - centre) to the powers 2, 1, 0: (points, 3)."""
+        """Powers 2, 1 and 0 of (log axis - centre): (points, 3)."""
         return np.vander(self.log_axis - self.centre, 3)
 
     @property
     def solver(self) -> np.ndarray:
-        """Losses (points,) to coefficients: (3, points). With unit noise, coefficients have covariance S S^T."""
+        """Matrix S from losses to coefficients: (3, points). With unit noise, coefficients have covariance S S^T."""
         return np.linalg.pinv(self.powers)
 
     @property
@@ -59,57 +59,58 @@ class Curve:
         return self.solver @ self.loss
 
     def vertex(self, coefficients: np.ndarray) -> np.ndarray:
-        """Log of the best axis value: coefficients (..., 3) to (...), NaN where the curve is flat or turns down."""
+        """Return the log of the best axis value, NaN for a curve without a minimum: coefficients (..., 3) to (...)."""
         a, b, c = np.moveaxis(coefficients, -1, 0)
         low, high = self.grid
         convex = a * (high - low) ** 2 > _FLAT * np.abs(c)
         return np.where(convex, self.centre - b / (2 * np.where(convex, a, 1.0)), np.nan)
 
     def minimal_loss(self, coefficients: np.ndarray) -> np.ndarray:
-        """Loss at the vertex, nats per token: coefficients (..., 3) to (...), NaN where there is no vertex."""
+        """Return the loss at the vertex, nats per token: coefficients (..., 3) to (...), NaN if there is no vertex."""
         x = self.vertex(coefficients) - self.centre
         return np.asarray(coefficients[..., 0] * x**2 + coefficients[..., 1] * x + coefficients[..., 2])
 
     def errors(self, log_axis: np.ndarray) -> np.ndarray:
-        """Standard error of the parabola at `log_axis` (n,), for losses of unit noise: (n,)."""
+        """Return the standard error of the parabola at `log_axis` (n,), for losses of unit noise: (n,)."""
         return np.asarray(np.linalg.norm(np.vander(log_axis - self.centre, 3) @ self.solver, axis=1))
 
-    def slopes(self) -> np.ndarray:
-        """How vertex, minimal loss and log curvature answer to each loss: (3, points), of a curve that has a vertex.
+    def sensitivities(self) -> np.ndarray:
+        """Return the derivatives of vertex, minimal loss and log curvature by each loss: (3, points).
 
-        The sum of squares of a row is the variance of its quantity for losses of unit noise.
+        The sum of squares of a row is the variance of its quantity for losses of unit noise. The curve must have a
+        vertex.
         """
         solver, (a, b, _) = self.solver, self.coefficients
         x = -b / (2 * a)
         vertex = -(solver[1] + 2 * x * solver[0]) / (2 * a)
-        # The loss is level in x at the vertex, so that moving the vertex adds nothing.
+        # The parabola is level at its vertex, so that moving the vertex adds nothing to the minimal loss.
         return np.stack([vertex, x**2 * solver[0] + x * solver[1] + solver[2], solver[0] / a])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class CurveNoise:
     """Variance of one loss about its curve (nats squared), and its degrees of freedom.
 
-    `shape_taken_out` says that what parabolas cannot follow is no part of it.
+    `shape_removed` is True if the shape that parabolas cannot follow is not counted as noise.
     """
 
     variance: float
-    freedom: int
-    shape_taken_out: bool
+    dof: int
+    shape_removed: bool
 
     @property
     def about(self) -> str:
-        """The curves that the noise is about, for reports."""
-        return "parabolas with a cubic and a quartic term in common" if self.shape_taken_out else "parabolas"
+        """Name of the curves from which the noise is measured, for reports."""
+        return "parabolas with a cubic and a quartic term in common" if self.shape_removed else "parabolas"
 
 
-def pooled_noise(curves: list[Curve]) -> Noise | None:
-    """The noise of the losses over all budgets, None where no freedom is left.
+def pooled_noise(curves: list[IsoflopCurve]) -> CurveNoise | None:
+    """Estimate the noise of the losses over all budgets; None if no degree of freedom is left.
 
-    A parabola is not the whole shape of an isoFLOP curve, and what it misses is alike at every budget: no noise. Where
-    freedom allows, a cubic and a quartic term that all budgets share are therefore taken out first.
+    An isoFLOP curve is not quite a parabola, and its departure from one is alike at every budget, so it is not noise.
+    With enough degrees of freedom, a cubic and a quartic term shared by all budgets are therefore removed first.
     """
-    curves = [curve for curve in curves if curve.distinct >= POINTS_NEEDED]
+    curves = [curve for curve in curves if curve.distinct_values >= POINTS_NEEDED]
     if not curves:
         return None
     ends = np.cumsum([0, *(len(curve.loss) for curve in curves)])
@@ -119,13 +120,13 @@ def pooled_noise(curves: list[Curve]) -> Noise | None:
     offset = np.concatenate([curve.log_axis - curve.centre for curve in curves])
     losses = np.concatenate([curve.loss for curve in curves])
     shaped = np.column_stack([own, offset**3, offset**4])
-    for design, needed, shape_taken_out in ((shaped, _FREEDOM_FOR_SHAPE, True), (own, 1, False)):
+    for design, needed, shape_removed in ((shaped, _DOF_FOR_SHAPE, True), (own, 1, False)):
         fitted, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
-        freedom = len(losses) - int(rank)
-        if freedom >= needed:
+        dof = len(losses) - int(rank)
+        if dof >= needed:
             residuals = losses - design @ fitted
-            variance = float(residuals @ residuals) / freedom
-            return Noise(variance=variance, freedom=freedom, shape_taken_out=shape_taken_out)
+            variance = float(residuals @ residuals) / dof
+            return CurveNoise(variance=variance, dof=dof, shape_removed=shape_removed)
     return None
 
 
@@ -133,7 +134,8 @@ def pooled_noise(curves: list[Curve]) -> Noise | None:
 class Redraws:
     """Vertices (log axis), minimal losses and log curvatures of redrawn curves, each (draws, curves).
 
-    NaN where no candidate had a minimum. `rejected` is the share of draws in which a curve's first candidate had none.
+    They are NaN if no candidate had a minimum. `rejected` is the share of draws in which the first candidate of a curve
+    had none.
     """
 
     vertices: np.ndarray
@@ -142,17 +144,17 @@ class Redraws:
     rejected: float
 
 
-def redraw(curves: list[Curve], noise: Noise, draws: int, seed: int) -> Redraws:
-    """Draw what the curves could have been instead, given their noise: each of them has a minimum.
+def redraw(curves: list[IsoflopCurve], noise: CurveNoise, draws: int, seed: int) -> Redraws:
+    """Draw curves that have a minimum from the distribution of the fitted ones, given their noise.
 
-    The coefficients scatter about the fitted ones as least squares says; the variance is itself an estimate, and its
-    own uncertainty gives the draws the tails of a t distribution. A curve counts because its minimum is inside the
+    The coefficients scatter about the fitted ones as least squares implies; the variance is itself an estimate, and its
+    own uncertainty gives the draws the tails of a t distribution. A curve is included because its minimum is inside the
     grid, so a candidate that opens downwards, or whose vertex is further outside than the grid is wide, is drawn again
-    (up to 8 times). Minima just outside stay: to cut the draws at the edge as the data are cut would make the interval
-    of a budget near the edge far too narrow.
+    (up to 8 times). Minima just outside are kept: cutting the draws at the edge, as the data are cut, would make the
+    interval of a budget near the edge far too narrow.
     """
     rng = np.random.default_rng(seed)
-    scale = np.sqrt(noise.variance * noise.freedom / rng.chisquare(noise.freedom, size=draws))[:, None, None]
+    scale = np.sqrt(noise.variance * noise.dof / rng.chisquare(noise.dof, size=draws))[:, None, None]
     first_failed = np.zeros(draws, dtype=bool)
     columns = []
     for curve in curves:

@@ -8,20 +8,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from isoloop.fitting.estimation.bootstrap import LEVEL, interval
+from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 
-_EXPONENTS = (0.005, 1.5)
-"""Where the exponent of a minimal loss above its floor is searched."""
-_EXPONENTS_TRIED = 40
-_REFINEMENTS = 32
+BUDGETS_NEEDED = 2
 FLOOR_BUDGETS = 3
+"""Budgets that a power law with a floor needs."""
+_EXPONENT_BOUNDS = (0.005, 1.5)
+"""Range in which the exponent of a minimal loss above its floor is searched for."""
+_EXPONENT_GRID = 40
+_EXPONENT_STEPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLaw:
-    """quantity = exp(log_coefficient) C^exponent, C in FLOPs.
+    """A power law quantity = exp(log_coefficient) C^exponent, C in FLOPs.
 
-    `draws` are the (log_coefficient, exponent) of the same fit to simulated noise; `interval` is 95% on the exponent.
+    `draws` are the (log_coefficient, exponent) of refits to simulated noise; `interval` is the 95% of the exponent.
     """
 
     quantity: str
@@ -31,15 +33,15 @@ class PowerLaw:
     draws: tuple[tuple[float, float], ...] = ()
 
     def at(self, budget: float) -> float:
-        """The quantity at `budget` FLOPs."""
+        """Return the quantity at `budget` FLOPs."""
         return float(np.exp(self.log_at(budget)))
 
     def log_at(self, budget: ArrayLike) -> np.ndarray:
-        """The log of the quantity at `budget` FLOPs, of the shape of `budget`."""
+        """Return the log of the quantity at `budget` FLOPs, in the shape of `budget`."""
         return np.asarray(self.log_coefficient + self.exponent * np.log(budget))
 
     def interval_at(self, budget: float) -> tuple[float, float] | None:
-        """The 95% interval of the quantity at `budget` FLOPs, None without draws."""
+        """Return the 95% interval of the quantity at `budget` FLOPs, None without draws."""
         if not self.draws:
             return None
         draws = np.array(self.draws)
@@ -49,11 +51,11 @@ class PowerLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class MinimalLossLaw:
-    """Least loss of a budget (nats per token) = floor + coefficient (C / reference)^-exponent, C in FLOPs.
+    """A law of the least loss (nats per token) of a budget: floor + coefficient (C / reference)^-exponent, C in FLOPs.
 
     The `reference` is the geometric mean of the budgets, so that `coefficient` is the loss above the floor there. The
-    floor is 0 where `has_floor` is False. `draws` are (floor, coefficient, exponent) refitted to redrawn minima;
-    intervals are 95%. `at_bound` says that the floor is held at 0, or the exponent at an end of its search.
+    floor is 0 if `has_floor` is False. `draws` are (floor, coefficient, exponent) of refits to redrawn minima;
+    intervals are 95%. `at_bound` is True if the floor is held at 0, or the exponent at an end of its search.
     """
 
     has_floor: bool
@@ -67,12 +69,12 @@ class MinimalLossLaw:
     draws: tuple[tuple[float, float, float], ...] = ()
 
     def at(self, budget: ArrayLike) -> np.ndarray:
-        """The least loss at `budget` FLOPs, of the shape of `budget`."""
+        """Return the least loss at `budget` FLOPs, in the shape of `budget`."""
         ratio = np.asarray(budget, dtype=float) / self.reference
         return np.asarray(self.floor + self.coefficient * ratio**-self.exponent)
 
     def interval_at(self, budget: float) -> tuple[float, float] | None:
-        """The 95% interval of the least loss at `budget` FLOPs, None without draws."""
+        """Return the 95% interval of the least loss at `budget` FLOPs, None without draws."""
         if not self.draws:
             return None
         floor, coefficient, exponent = np.array(self.draws).T
@@ -82,10 +84,10 @@ class MinimalLossLaw:
 def fit_power_law(
     quantity: str, budgets: np.ndarray, logs: np.ndarray, drawn: np.ndarray, weights: np.ndarray | None = None
 ) -> PowerLaw:
-    """The line through `logs` (budgets,) of a quantity in log C, and through each row of `drawn` (draws, budgets).
+    """Fit a line in log C through `logs` (budgets,) of a quantity, and through each row of `drawn` (draws, budgets).
 
-    Budgets weigh the same unless `weights` (budgets,) say otherwise; NaN is left out. Without draws, the interval is
-    the t interval of the scatter about the line, and None with fewer than 3 budgets.
+    Budgets have equal weights unless `weights` (budgets,) are given; NaN is left out. Without draws, the interval is
+    the t interval from the scatter about the line, and None with fewer than 3 budgets.
     """
     log_budget = np.log(budgets)
     exponent, intercept = lines(log_budget, logs[None], weights)[0]
@@ -102,15 +104,17 @@ def fit_power_law(
 def fit_minimal_loss(
     budgets: np.ndarray, losses: np.ndarray, drawn: np.ndarray, weights: np.ndarray, *, floor: bool
 ) -> MinimalLossLaw:
-    """Fit the minima's `losses` (budgets,), and again each row of `drawn` (draws, budgets), NaN left out.
+    """Fit the minima's `losses` (budgets,), and each row of `drawn` (draws, budgets), with NaN left out.
 
-    With a floor: least squares in loss, floor and coefficient at least 0, minima weighing by `weights` (budgets,), the
-    inverse variances up to a factor. Without one: a line in log loss, and all weigh the same; losses do have a floor,
-    so that this line fits none too well, and weights that differ from sample to sample would move it further than its
-    interval says. Raises ValueError for a floor on fewer than 3 budgets.
+    With a floor: least squares in the loss, with floor and coefficient at least 0 and `weights` (budgets,), the inverse
+    variances up to a factor. Without one: a line in log loss with equal weights; real losses have a floor, so this line
+    fits poorly, and weights that differ from sample to sample would move it further than its interval says. Raises
+    ValueError for a floor with fewer than 3 budgets.
     """
     if floor and len(budgets) < FLOOR_BUDGETS:
-        raise ValueError(f"a floor needs {FLOOR_BUDGETS} budgets with a minimum, but there are {len(budgets)}; add one")
+        raise ValueError(
+            f"a floor needs {FLOOR_BUDGETS} budgets with a minimum, but there are {len(budgets)}; add budgets"
+        )
     reference = float(np.exp(np.mean(np.log(budgets))))
     x = np.log(budgets / reference)
     rows = np.vstack([losses[None], drawn])
@@ -120,7 +124,8 @@ def fit_minimal_loss(
         line = lines(x, np.log(rows))
         fitted = np.column_stack([np.zeros(len(line)), np.exp(line[:, 1]), -line[:, 0]])
     best, refits = fitted[0], fitted[1:]
-    stuck = floor and (best[0] <= 0 or not _EXPONENTS[0] * 1.001 < best[2] < _EXPONENTS[1] * 0.999)
+    lowest, highest = _EXPONENT_BOUNDS
+    at_bound = floor and (best[0] <= 0 or not lowest * 1.001 < best[2] < highest * 0.999)
     return MinimalLossLaw(
         has_floor=floor,
         floor=float(best[0]),
@@ -129,13 +134,13 @@ def fit_minimal_loss(
         reference=reference,
         floor_interval=interval(refits[:, 0]) if floor and len(refits) else None,
         interval=interval(refits[:, 2]) if len(refits) else None,
-        at_bound=bool(stuck),
-        draws=tuple((float(one[0]), float(one[1]), float(one[2])) for one in refits),
+        at_bound=bool(at_bound),
+        draws=tuple((float(level), float(scale), float(exponent)) for level, scale, exponent in refits),
     )
 
 
 def lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Least-squares (slope, intercept) of each row of y (rows, points) on x (points,), NaN left out: (rows, 2)."""
+    """Fit least-squares (slope, intercept) to each row of y (rows, points) on x (points,), NaN left out: (rows, 2)."""
     weights = np.where(np.isnan(y), 0.0, np.ones_like(x) if weights is None else weights)
     y = np.where(np.isnan(y), 0.0, y)
     total = weights.sum(axis=1, keepdims=True)
@@ -147,17 +152,17 @@ def lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> np
 
 
 def _with_floor(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(floor, coefficient, exponent) of each row of y (rows, points) on x = log C, NaN left out: (rows, 3).
+    """Fit (floor, coefficient, exponent) to each row of y (rows, points) on x = log C, NaN left out: (rows, 3).
 
-    For a given exponent the rest is linear, so only the exponent is searched: on a grid, then by golden section.
+    For a given exponent the rest is linear, so only the exponent is searched for: on a grid, then by golden section.
     """
     weights = np.where(np.isnan(y), 0.0, weights)
     y = np.where(np.isnan(y), 0.0, y)
-    grid = np.geomspace(*_EXPONENTS, _EXPONENTS_TRIED)
+    grid = np.geomspace(*_EXPONENT_BOUNDS, _EXPONENT_GRID)
     best = _linear_part(x, y[:, None], weights[:, None], grid[None, :])[2].argmin(axis=1)
     left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
     inverse_golden = (np.sqrt(5) - 1) / 2
-    for _ in range(_REFINEMENTS):
+    for _ in range(_EXPONENT_STEPS):
         pair = np.stack([right - inverse_golden * (right - left), left + inverse_golden * (right - left)], axis=-1)
         errors = _linear_part(x, y[:, None], weights[:, None], pair)[2]
         lower = errors[:, 0] < errors[:, 1]
@@ -170,7 +175,7 @@ def _with_floor(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray
 def _linear_part(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, exponent: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Floor and coefficient of least squared error, both at least 0, and that error, for each exponent (...).
+    """Return the floor and coefficient of least squared error, both at least 0, and that error, per exponent (...).
 
     y and weights (..., points) broadcast against the exponents.
     """
@@ -181,16 +186,16 @@ def _linear_part(
     coefficient = (weights * spread_u * spread_y).sum(axis=-1) / (weights * spread_u**2).sum(axis=-1)
     coefficient = np.maximum(coefficient, 0.0)
     floor = mean_y - coefficient * mean_u
-    without = (weights * u * y).sum(axis=-1) / (weights * u**2).sum(axis=-1)
-    coefficient, floor = np.where(floor < 0, without, coefficient), np.maximum(floor, 0.0)
+    without_floor = (weights * u * y).sum(axis=-1) / (weights * u**2).sum(axis=-1)
+    coefficient, floor = np.where(floor < 0, without_floor, coefficient), np.maximum(floor, 0.0)
     error = (weights * (y - floor[..., None] - coefficient[..., None] * u) ** 2).sum(axis=-1)
     return floor, coefficient, error
 
 
 def _scatter_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
-    """The t interval of the slope of y on x, both (points,); None with fewer than 3 points."""
+    """Return the t interval of the slope of y on x, both (points,); None with fewer than 3 points."""
     if len(x) < 3:
         return None
     fit = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(x) - 2) * fit.stderr)
+    half = float(t_quantile(len(x) - 2) * fit.stderr)
     return float(fit.slope) - half, float(fit.slope) + half

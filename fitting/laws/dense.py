@@ -9,20 +9,19 @@ from typing import final
 import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
-from isoloop.fitting.laws.looped import (
-    FLOOR,
+from isoloop.fitting.laws.terms import (
+    IRREDUCIBLE,
+    TwoPowerLaw,
     amplitude,
     exponent,
-    halved_by,
-    rescaled_terms,
-    two_powers,
-    two_powers_and_gradient,
-    two_powers_basis,
+    halving_factor,
+    power,
+    rescaled_powers,
 )
 
 
 @final
-class ChinchillaLaw(Law):
+class ChinchillaLaw(TwoPowerLaw):
     """Loss of a dense model from its parameters N and tokens D. On looped runs, N counts every parameter once."""
 
     name = "chinchilla"
@@ -31,44 +30,27 @@ class ChinchillaLaw(Law):
     columns = ("params", "tokens")
     scaled = (("params",), ("tokens",))
     parameters = (
-        FLOOR,
+        IRREDUCIBLE,
         amplitude("A", "N"),
         amplitude("B", "D"),
         exponent("alpha", "exponent of N"),
         exponent("beta", "exponent of D"),
     )
-    linear_count = 3
-
-    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
-        """See `Law.basis`: the columns 1, N^-alpha, D^-beta."""
-        return two_powers_basis(nonlinear, data, "params")
-
-    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        """See `Law.loss`."""
-        return two_powers(parameters, data, "params")
-
-    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
-        """See `Law.loss_and_gradient`."""
-        return two_powers_and_gradient(parameters, data, "params")
-
-    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
-        """See `Law.rescaled`: A grows as the unit of N to the alpha, B as that of D to the beta."""
-        return rescaled_terms(parameters, units, "params")
 
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`; the exponents are eq. 4 of Hoffmann et al. 2022, for C proportional to N D."""
         alpha, beta = parameters[3], parameters[4]
         return (
             f"N* ~ C^{beta / (alpha + beta):.3f} and D* ~ C^{alpha / (alpha + beta):.3f} where C = 6 N D; the term "
-            f"of N halves with {halved_by(alpha)} the parameters, that of D with {halved_by(beta)} the tokens"
+            f"of N halves with {halving_factor(alpha)} the parameters, that of D with {halving_factor(beta)} the tokens"
         )
 
 
 @final
 class SixParameterLaw(Law):
-    """Chinchilla's law with one more exponent: what N and D leave undone is raised to gamma together.
+    """Chinchilla's law with one more exponent: the sum of the terms of N and D is raised to gamma.
 
-    At gamma = 1 it is Chinchilla's; below 1 the two terms share what is left, as in Kaplan et al.'s law.
+    At gamma = 1 it is Chinchilla's law.
     """
 
     name = "six-parameter"
@@ -77,14 +59,14 @@ class SixParameterLaw(Law):
     columns = ("params", "tokens")
     scaled = (("params",), ("tokens",))
     parameters = (
-        FLOOR,
+        IRREDUCIBLE,
         Parameter(name="A", meaning="the term in brackets at N = 1", unit="nats per token^(1/gamma)"),
         Parameter(name="B", meaning="the term in brackets at D = 1", unit="nats per token^(1/gamma)"),
         exponent("alpha", "exponent of N"),
         exponent("beta", "exponent of D"),
         Parameter(name="gamma", meaning="exponent of the sum", unit="1", lower=0.05, upper=5.0),
     )
-    linear_count = 1
+    linear_count = 1  # so `loss` and `loss_and_gradient` can't follow from `basis` alone
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.basis`: the column 1, since the loss is linear in its floor alone."""
@@ -93,7 +75,7 @@ class SixParameterLaw(Law):
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
         E, A, B, alpha, beta, gamma = (parameters[..., i, None] for i in range(6))
-        inner = A * np.exp(-alpha * np.log(data["params"])) + B * np.exp(-beta * np.log(data["tokens"]))
+        inner = A * power(data["params"], alpha) + B * power(data["tokens"], beta)
         return np.asarray(E + inner**gamma)
 
     def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +94,7 @@ class SixParameterLaw(Law):
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: A grows as the unit of N to the alpha, B as that of D to the beta."""
-        return rescaled_terms(parameters, units, "params")
+        return rescaled_powers(parameters, units, "params")
 
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`; the exponents follow as in Hoffmann et al. 2022, eq. 4, since gamma moves no optimum."""
@@ -127,7 +109,7 @@ class SixParameterLaw(Law):
         return [np.append(fit(ChinchillaLaw(), data), 1.0)]
 
     def start_grid(self) -> np.ndarray:
-        """See `Law.start_grid`: what is reducible at the middle of the data (nats), N's share of it, exponents."""
+        """See `Law.start_grid`: over the reducible loss at the middle of the data, N's share of it, the exponents."""
         exponents = (0.1, 0.25, 0.5, 0.9)
         grid = []
         for reducible, share, alpha, beta, gamma in product(

@@ -1,9 +1,8 @@
-"""Every law by name, those of a user's own included."""
+"""The laws by name, those of a user's own included, and the check of the contract."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 from functools import cache
 from typing import Any
 
@@ -22,20 +21,20 @@ LAWS: tuple[Law, ...] = (
     IsoDepthLaw(),
     SixParameterLaw(),
 )
-"""Every law of ours, for reports and for the contract test."""
+"""The laws that come with the package."""
 
 _CLASS_VALUES = ("name", "formula", "source", "columns", "parameters", "linear_count")
 _ROWS = 8
-_STEP = 1e-5
-_NEAR = 1e-3
-"""Relative difference that central differences may have from a right gradient."""
+_DIFFERENCE_STEP = 1e-5
+_GRADIENT_TOLERANCE = 1e-3
+"""Relative difference between a correct gradient and central differences that is tolerated."""
 
 
 def law_named(name: str) -> Law:
-    """The law of that name, or the class behind `module:Class` (importing that module).
+    """Return the law of that name, or an instance of the class `module:Class`.
 
-    Raises ValueError with the known names, and where the module or the class is missing or breaks the contract: see
-    `check_law`.
+    Raises ValueError for an unknown name, and where the module or the class is missing or breaks the contract (see
+    `check_law`).
     """
     for law in LAWS:
         if law.name == name:
@@ -47,19 +46,19 @@ def law_named(name: str) -> Law:
     if module.startswith("."):
         raise ValueError(f"the module of a law must have its full name, but got {name!r}; leave the first dot out")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        law_class = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the law {name!r} can't be imported: {error}; put its folder on PYTHONPATH") from error
     except (SyntaxError, NameError, TypeError, ValueError) as error:
-        raise ValueError(f"the law {name!r} can't be imported: {error}; correct its module") from error
-    return _made(name, found)
+        raise ValueError(f"the law {name!r} can't be imported: {error}; correct that module") from error
+    return _instance(name, law_class)
 
 
 def check_law(law: Law) -> None:
-    """Check the contract of a law on made-up columns. Raises ValueError with the rule and the parameter that breaks it.
+    """Raise ValueError unless the law keeps its contract, on random columns.
 
-    Parameters have names, once each; the start grid is within their bounds; the loss is that of `loss_and_gradient`,
-    whose gradient is that of central differences.
+    Parameters must have unique names; the start grid must lie within their bounds; `loss` and `loss_and_gradient` must
+    agree, and the gradient with central differences.
     """
     _check_parameters(law)
     if not law.columns:
@@ -71,10 +70,10 @@ def check_law(law: Law) -> None:
 
 
 def _losses(law: Law, at: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The loss, the loss again and its gradient as the law gives them. Raises ValueError where it can't."""
+    """Return the loss by `loss`, and loss and gradient by `loss_and_gradient`. Raise ValueError if the law fails."""
     try:
-        again, slopes = law.loss_and_gradient(at, data)
-        return np.asarray(law.loss(at, data)), np.asarray(again), np.asarray(slopes)
+        with_gradient, slopes = law.loss_and_gradient(at, data)
+        return np.asarray(law.loss(at, data)), np.asarray(with_gradient), np.asarray(slopes)
     except KeyError as error:
         raise ValueError(
             f"a law must list the columns that it reads, but reads {error} and lists {', '.join(law.columns)}; add it"
@@ -82,45 +81,52 @@ def _losses(law: Law, at: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarra
     except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         names = ", ".join(law.parameter_names)
         raise ValueError(
-            f"a law must take arrays as `fitting.Law` says, but of one vector ({names}) and {_ROWS} rows: {error}; "
-            "correct it"
+            f"a law must take arrays as `isoloop.fitting.Law` says, but fails for one vector ({names}) and {_ROWS} "
+            f"rows: {error}; correct it"
         ) from error
 
 
-def _made(name: str, found: Any) -> Law:
-    """One instance of the class `found`, checked. Raises ValueError where it is no whole law."""
-    if not (isinstance(found, type) and issubclass(found, Law)) or found is Law:
-        raise ValueError(f"the law {name!r} must be a class derived from fitting.Law, but is {found!r}; derive it")
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
-        raise ValueError(f"the law {name!r} must have every method of fitting.Law, but {missing} is missing; write it")
-    unsaid = [value for value in _CLASS_VALUES if not hasattr(found, value)]
-    if unsaid:
-        all_of = ", ".join(_CLASS_VALUES)
-        raise ValueError(f"the law {name!r} must have {all_of}, but {', '.join(unsaid)} is missing; add it")
+def _instance(name: str, law_class: Any) -> Law:
+    """Return one checked instance of the class. Raise ValueError unless it is a complete law."""
+    if not (isinstance(law_class, type) and issubclass(law_class, Law)) or law_class is Law:
+        raise ValueError(
+            f"the law {name!r} must be a class that derives from isoloop.fitting.Law, but got {law_class!r}"
+        )
+    missing = sorted(law_class.__abstractmethods__)
+    if {law_class.nonlinear_gradient, law_class.loss_and_gradient} <= {Law.nonlinear_gradient, Law.loss_and_gradient}:
+        missing.append("nonlinear_gradient")
+    if missing:
+        raise ValueError(f"the law {name!r} must have the methods of a law, but lacks {', '.join(missing)}; add them")
+    unset = [value for value in _CLASS_VALUES if not hasattr(law_class, value)]
+    if unset:
+        needed = ", ".join(_CLASS_VALUES)
+        raise ValueError(f"the law {name!r} must set {needed}, but lacks {', '.join(unset)}; add it")
     try:
-        return _checked(found)
+        return _checked_instance(law_class)
     except TypeError as error:
-        raise ValueError(f"the law {name!r} must be made without arguments, but: {error}; give defaults") from error
+        raise ValueError(f"the law {name!r} can't be made without arguments: {error}; give them defaults") from error
     except ValueError as error:
         raise ValueError(f"the law {name!r} breaks the contract: {error}") from error
 
 
 @cache
-def _checked(found: type[Law]) -> Law:
-    law = found()
+def _checked_instance(law_class: type[Law]) -> Law:
+    law = law_class()
     check_law(law)
     return law
 
 
 def _check_parameters(law: Law) -> None:
-    wrong = [one for one in law.parameters if not isinstance(one, Parameter)]
-    if wrong or not law.parameters:
-        raise ValueError(f"parameters must be fitting.Parameter, at least one, but got {law.parameters!r}; list them")
+    if not law.parameters or not all(isinstance(parameter, Parameter) for parameter in law.parameters):
+        raise ValueError(
+            f"a law must list one or more isoloop.fitting.Parameter, but got {law.parameters!r}; list them"
+        )
     names = law.parameter_names
     for place, name in enumerate(names):
         if not name or name in names[:place]:
-            raise ValueError(f"a parameter's name must be there, and once, but number {place} is {name!r}; rename it")
+            raise ValueError(
+                f"the names of parameters must be unique and not empty, but number {place} is {name!r}; rename it"
+            )
     if not (isinstance(law.linear_count, int) and 0 <= law.linear_count <= len(names)):
         raise ValueError(
             f"linear_count must be between 0 and {len(names)}, the number of parameters ({', '.join(names)}), but got "
@@ -129,13 +135,13 @@ def _check_parameters(law: Law) -> None:
 
 
 def _check_start_grid(law: Law) -> np.ndarray:
-    """A point (p,) to check the gradient at: the middle of the start grid, the linear parameters 1."""
+    """Check the start grid and return its middle with linear parameters of 1, (p,), where to check the gradient."""
     free = law.parameters[law.linear_count :]
     grid = np.asarray(law.start_grid(), dtype=float)
     if grid.ndim != 2 or grid.shape[1] != len(free) or not len(grid):
-        names = ", ".join(one.name for one in free) or "no parameter"
+        names = ", ".join(parameter.name for parameter in free) or "no parameter"
         raise ValueError(
-            f"the start grid must have the shape (points, {len(free)}) for {names}, with a point at least, but got "
+            f"the start grid must have the shape (points, {len(free)}) for {names} and one point or more, but got "
             f"{grid.shape}; give each of them `starts`"
         )
     for parameter, starts in zip(free, grid.T, strict=True):
@@ -145,30 +151,30 @@ def _check_start_grid(law: Law) -> np.ndarray:
                 f"starts must lie within the bounds, but {parameter.name} = {outside[0]:g} is outside "
                 f"{parameter.lower:g} to {parameter.upper:g}; move one of them"
             )
-    linear = [np.clip(1.0, one.lower, one.upper) for one in law.parameters[: law.linear_count]]
+    linear = [np.clip(1.0, parameter.lower, parameter.upper) for parameter in law.parameters[: law.linear_count]]
     return np.concatenate([linear, grid[len(grid) // 2]])
 
 
 def _check_gradient(law: Law, at: np.ndarray, data: Data) -> None:
-    loss, again, slopes = _losses(law, at, data)
+    loss, with_gradient, slopes = _losses(law, at, data)
     if loss.shape != (_ROWS,) or slopes.shape != (_ROWS, len(at)):
         raise ValueError(
             f"for {_ROWS} rows and the parameters {', '.join(law.parameter_names)} the loss must have the shape "
             f"{(_ROWS,)} and its gradient {(_ROWS, len(at))}, but got {loss.shape} and {slopes.shape}; correct them"
         )
     where = ", ".join(f"{name} = {value:g}" for name, value in zip(law.parameter_names, at, strict=True))
-    if again.shape != loss.shape or not np.allclose(again, loss, rtol=1e-9, atol=1e-12):
+    if with_gradient.shape != loss.shape or not np.allclose(with_gradient, loss, rtol=1e-9, atol=1e-12):
         raise ValueError(
-            f"`loss` and `loss_and_gradient` must give one finite loss, but at {where} differ; correct one"
+            f"`loss` and `loss_and_gradient` must give the same finite loss, but differ at {where}; correct one"
         )
     for place, parameter in enumerate(law.parameters):
-        step = _STEP * max(1.0, abs(at[place]))
+        step = _DIFFERENCE_STEP * max(1.0, abs(at[place]))
         low, high = np.array(at), np.array(at)
         low[place], high[place] = max(at[place] - step, parameter.lower), min(at[place] + step, parameter.upper)
         slope = (law.loss(high, data) - law.loss(low, data)) / (high[place] - low[place])
-        least = _NEAR * 1e-3 * max(1.0, float(np.abs(slope).max()))
-        if not np.allclose(slopes[:, place], slope, rtol=_NEAR, atol=least):
+        absolute = _GRADIENT_TOLERANCE * 1e-3 * max(1.0, float(np.abs(slope).max()))
+        if not np.allclose(slopes[:, place], slope, rtol=_GRADIENT_TOLERANCE, atol=absolute):
             raise ValueError(
                 f"the gradient must be the loss's derivative, but by {parameter.name} at {where} it is "
-                f"{slopes[0, place]:.6g} where differences give {slope[0]:.6g}; correct `loss_and_gradient`"
+                f"{slopes[0, place]:.6g} where differences give {slope[0]:.6g}; correct it"
             )

@@ -1,4 +1,4 @@
-"""Predicting runs that a fit never saw: errors in percent, and how often they lie in their 95% intervals."""
+"""Predictions of held-out runs: errors in percent, and the share of losses inside their 95% intervals."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from isoloop.fitting.estimation.bootstrap import BootstrapKind
-from isoloop.fitting.estimation.law_fit import estimate_law
+from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 
-By = Literal["largest budget", "budget", "size", "row"]
-WAYS: tuple[str, ...] = get_args(By)
+HoldOutBy = Literal["largest budget", "budget", "size", "row"]
+HOLD_OUT_BY: tuple[str, ...] = get_args(HoldOutBy)
 _ROW_FOLDS = 10
-_MOST_FOLDS = 40
-"""Of more budgets or sizes than this, neighbours are held out together."""
-LEAST_DRAWS = 20
-"""The fewest refits that say anything of 95%."""
-_SAME = 0.01
-"""Budgets and sizes that differ by less are one: of a sweep's runs each spends its budget to within a step."""
+_MAX_FOLDS = 40
+"""If there are more budgets or sizes than this, neighbours are held out together."""
+MIN_DRAWS = 20
+"""Fewest refits from which a 95% interval can be taken."""
+_SAME_VALUE = 0.01
+"""Relative difference below which budgets or sizes are the same: runs spend their budget to within a step."""
 
-Predicted = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
+PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 """Losses (rows,) in nats per token and their 95% interval, (rows,) each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRow:
-    """One loss that the fit never saw, nats per token; `error` is (predicted - measured) / measured in percent.
+    """One held-out loss in nats per token; `error` is (predicted - measured) / measured in percent.
 
-    `recurrence` is the T of the loss, and NaN like `mean_recurrence` for a dense model.
+    `recurrence` is the T of the loss. It and `mean_recurrence` are NaN for a dense model.
     """
 
     method: str
@@ -48,7 +48,7 @@ class HeldOutRow:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutError:
-    """Mean absolute error of one way of predicting, in percent, over `rows` losses.
+    """Mean absolute error of one method of predicting, in percent, over `rows` losses.
 
     `coverage` is the share of the losses inside their 95% intervals, None where there are no intervals.
     """
@@ -59,20 +59,20 @@ class HeldOutError:
     coverage: float | None
 
 
-class Method(Protocol):
-    """A way of predicting runs from other runs."""
+class Predictor(Protocol):
+    """A method of predicting the losses of runs from other runs."""
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
 
-    def predict(self, shown: Data, hidden: Data) -> Predicted:
-        """Fit to the rows `shown`, predict the rows `hidden`. Raises ValueError where it can't."""
+    def predict(self, fitted: Data, held_out: Data) -> PredictedLosses:
+        """Return predictions of the rows `held_out` from a fit to the rows `fitted`. Raises ValueError if it can't."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LawMethod:
-    """A law, fitted and bootstrapped. Raises ValueError for fewer draws than say anything, and a negative seed."""
+class LawPredictor:
+    """A law with its bootstrap. Raises ValueError for a negative seed, and for too few draws (but 0 is allowed)."""
 
     law: str
     objective: Objective = HUBER
@@ -81,102 +81,102 @@ class LawMethod:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws != 0 and self.draws < LEAST_DRAWS:
-            raise ValueError(f"draws must be 0 or at least {LEAST_DRAWS}, but got {self.draws}; 200 is usual")
+        if self.draws != 0 and self.draws < MIN_DRAWS:
+            raise ValueError(f"draws must be 0 or at least {MIN_DRAWS}, but got {self.draws}; 200 is usual")
         if self.seed < 0:
-            raise ValueError(f"a seed must be 0 or more, but got {self.seed}; take another")
+            raise ValueError(f"a seed must be 0 or more, but got {self.seed}; use another")
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
         return f"{law_named(self.law).name} law"
 
-    def predict(self, shown: Data, hidden: Data) -> Predicted:
-        """See `Method.predict`; raises ValueError as `estimate_law` does."""
-        fit = estimate_law(
-            law_named(self.law),
-            shown,
+    def predict(self, fitted: Data, held_out: Data) -> PredictedLosses:
+        """See `Predictor.predict`; raises ValueError as `fit_law` does."""
+        fit = fit_law(
+            self.law,
+            fitted,
             draws=self.draws,
             seed=self.seed,
             objective=self.objective,
             kind=self.kind,
-            name=self.law,
         )
-        return fit.loss(hidden), fit.loss_interval(hidden)
+        return fit.loss(held_out), fit.loss_interval(held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Several ways of predicting the same held-out runs; `absent` are (method, why) of those that could not."""
+class CrossValidation:
+    """Errors of several methods on the same held-out runs; `missing` are methods that failed, each with the reason."""
 
     by: str
     folds: int
     errors: tuple[HeldOutError, ...]
     rows: tuple[HeldOutRow, ...]
-    absent: tuple[tuple[str, str], ...]
+    missing: tuple[tuple[str, str], ...]
 
     def report(self) -> str:
-        """The comparison as readable lines, the smallest error first."""
+        """Return the errors as text, the smallest first."""
         lines = [f"Held out: {self._held_out()}"]
         lines.append(f"  {'mean absolute error':>19}  {'inside 95%':>10}  {'losses':>6}")
         for error in sorted(self.errors, key=lambda error: error.mean_absolute_error):
             covered = "-" if error.coverage is None else f"{error.coverage:.0%}"
             lines.append(f"  {error.mean_absolute_error:>18.3f}%  {covered:>10}  {error.rows:>6}  {error.method}")
-        return "\n".join([*lines, *(f"  {method}: {why}" for method, why in self.absent)])
+        return "\n".join([*lines, *(f"  {method}: {reason}" for method, reason in self.missing)])
 
     def _held_out(self) -> str:
         if self.by == "largest budget":
             return "the largest budget (1 fold)"
         if self.by == "row":
             return f"a part of the rows in turn ({self.folds} folds)"
-        together = ", neighbours together where there are more" if self.folds == _MOST_FOLDS else ""
+        together = ", neighbours together where there are more" if self.folds == _MAX_FOLDS else ""
         return f"each {self.by} in turn ({self.folds} folds{together})"
 
 
-def compare(data: Data, methods: Sequence[Method], by: By = "largest budget") -> Comparison:
-    """Predict runs by every method from the other runs: the largest budget's, or each budget's, size's or tenth's.
+def cross_validate(data: Data, predictors: Sequence[Predictor], by: HoldOutBy = "largest budget") -> CrossValidation:
+    """Predict the runs of each fold by every method, fitted to the other runs.
 
-    A method that can't fit one of the folds is left out, and said. Raises ValueError where there is nothing to hold
-    out, and for two methods of one name.
+    The folds are the largest budget, or each budget, each size, or tenths of the rows in turn. A method that fails on
+    one of the folds is listed in `missing`. Raises ValueError if there is nothing to hold out, and if two methods have
+    the same name.
     """
-    check_names([method.name for method in methods])
+    check_unique_names([method.name for method in predictors])
     held_out = folds(data, by)
     rows: list[HeldOutRow] = []
-    absent: list[tuple[str, str]] = []
-    for method in methods:
+    missing: list[tuple[str, str]] = []
+    for method in predictors:
         try:
-            of_method = [row for hidden in held_out for row in _predicted(method, data, hidden)]
+            rows += [row for fold in held_out for row in _predicted_rows(method, data, fold)]
         except ValueError as error:
-            absent.append((method.name, str(error)))
-            continue
-        rows += of_method
-    return Comparison(by=by, folds=len(held_out), errors=errors_of(rows), rows=tuple(rows), absent=tuple(absent))
+            missing.append((method.name, str(error)))
+    return CrossValidation(by=by, folds=len(held_out), errors=errors_of(rows), rows=tuple(rows), missing=tuple(missing))
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError where two ways of predicting have one name: their errors could not be told apart."""
+def check_unique_names(names: Sequence[str]) -> None:
+    """Raise ValueError if two methods have the same name, so that their errors could not be told apart."""
     twice = [name for place, name in enumerate(names) if name in names[:place]]
     if twice:
-        raise ValueError(f"what is compared must differ in name, but {twice[0]!r} is there twice; drop or rename one")
+        raise ValueError(
+            f"methods to compare must differ in name, but there are two called {twice[0]!r}; drop or rename one"
+        )
 
 
-def folds(data: Data, by: By) -> list[np.ndarray]:
-    """Which rows (rows,) each fold holds out: see `compare`. Of very many budgets or sizes, neighbours are held out
-    together.
+def folds(data: Data, by: HoldOutBy) -> list[np.ndarray]:
+    """Return the mask (rows,) of the held-out rows of each fold: see `cross_validate`.
 
-    Raises ValueError where there is nothing to hold out.
+    If there are more than 40 budgets or sizes, neighbours are held out together. Raises ValueError if there is nothing
+    to hold out.
     """
-    if by not in WAYS:
-        raise ValueError(f"runs are held out by one of {', '.join(WAYS)}, but got {by!r}; choose one")
+    if by not in HOLD_OUT_BY:
+        raise ValueError(f"runs must be held out by one of {', '.join(HOLD_OUT_BY)}, but got {by!r}; choose one")
     count = len(data["loss"])
     if by == "row":
-        place = np.random.default_rng(0).permutation(count) % min(_ROW_FOLDS, count)
-        return [place == fold for fold in range(place.max() + 1)]
+        group = np.random.default_rng(0).permutation(count) % min(_ROW_FOLDS, count)
+        return [group == fold for fold in range(group.max() + 1)]
     column = "params" if by == "size" else "budget"
     if column not in data or np.isnan(data[column]).any():
         raise ValueError(f"holding out by {by} needs the column `{column}` in every row; hold out by row instead")
     order = np.unique(data[column])
-    starts = order[np.concatenate([[True], order[1:] > order[:-1] * (1 + _SAME)])]
+    starts = order[np.concatenate([[True], order[1:] > order[:-1] * (1 + _SAME_VALUE)])]
     group = np.searchsorted(starts, data[column], side="right") - 1
     if len(starts) < 2:
         raise ValueError(
@@ -184,18 +184,18 @@ def folds(data: Data, by: By) -> list[np.ndarray]:
         )
     if by == "largest budget":
         return [group == len(starts) - 1]
-    if len(starts) > _MOST_FOLDS:
-        group = group * _MOST_FOLDS // len(starts)
+    if len(starts) > _MAX_FOLDS:
+        group = group * _MAX_FOLDS // len(starts)
     return [group == fold for fold in range(group.max() + 1)]
 
 
 def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
-    """The mean absolute error and coverage of each method among the rows."""
-    found = []
+    """Return the mean absolute error and coverage of each method among the rows."""
+    errors = []
     for method in dict.fromkeys(row.method for row in rows):
         mine = [row for row in rows if row.method == method]
         inside = [row.interval[0] <= row.measured <= row.interval[1] for row in mine if row.interval is not None]
-        found.append(
+        errors.append(
             HeldOutError(
                 method=method,
                 mean_absolute_error=float(np.mean([abs(row.error) for row in mine])),
@@ -203,32 +203,32 @@ def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
                 coverage=float(np.mean(inside)) if inside else None,
             )
         )
-    return tuple(found)
+    return tuple(errors)
 
 
-def held_out_rows(method: str, hidden: Data, predicted: Predicted) -> list[HeldOutRow]:
-    """The predictions of the rows `hidden`, beside what was measured."""
+def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> list[HeldOutRow]:
+    """Return the predictions of the rows `held_out` with the measured losses."""
     loss, bounds = predicted
     unknown = np.full(len(loss), np.nan)
-    mean_recurrence = hidden.get("mean_recurrence", unknown)
-    recurrence = hidden.get("recurrence", unknown)
+    mean_recurrence = held_out.get("mean_recurrence", unknown)
+    recurrence = held_out.get("recurrence", unknown)
     return [
         HeldOutRow(
             method=method,
-            run_id=str(hidden["run_id"][i]),
+            run_id=str(held_out["run_id"][i]),
             mean_recurrence=float(mean_recurrence[i]),
-            tokens=float(hidden["tokens"][i]),
+            tokens=float(held_out["tokens"][i]),
             recurrence=float(recurrence[i]),
-            measured=float(hidden["loss"][i]),
+            measured=float(held_out["loss"][i]),
             predicted=float(loss[i]),
             interval=(float(bounds[0][i]), float(bounds[1][i])) if bounds else None,
-            error=float(100 * (loss[i] / hidden["loss"][i] - 1)),
+            error=float(100 * (loss[i] / held_out["loss"][i] - 1)),
         )
         for i in range(len(loss))
     ]
 
 
-def _predicted(method: Method, data: Data, hidden: np.ndarray) -> list[HeldOutRow]:
-    shown = {name: values[~hidden] for name, values in data.items()}
-    kept_out = {name: values[hidden] for name, values in data.items()}
-    return held_out_rows(method.name, kept_out, method.predict(shown, kept_out))
+def _predicted_rows(method: Predictor, data: Data, fold: np.ndarray) -> list[HeldOutRow]:
+    fitted = {name: values[~fold] for name, values in data.items()}
+    held_out = {name: values[fold] for name, values in data.items()}
+    return held_out_rows(method.name, held_out, method.predict(fitted, held_out))

@@ -1,4 +1,4 @@
-"""What in a table can't be meant: runs that diverged unnoticed, rows given twice, columns swapped, units mixed."""
+"""Sanity checks on a table: runs that diverged unnoticed, repeated rows, swapped columns, mixed units."""
 
 from __future__ import annotations
 
@@ -6,62 +6,69 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data
 
-FAR = 2.0
-"""Factor by which a loss may be off the lower quartile of its budget's losses before it is left out."""
-FAR_OFF = f"above {FAR:g} times or below 1/{FAR:g} of the lower quartile of its budget's losses"
-"""What `far_off` means, in words."""
+IMPLAUSIBLE_FACTOR = 2.0
+IMPLAUSIBLE_LOSS = (
+    f"above {IMPLAUSIBLE_FACTOR:g} times or below 1/{IMPLAUSIBLE_FACTOR:g} of the lower quartile of its budget's losses"
+)
+"""The rule of `implausible_losses`, in words."""
 _QUARTILE = 0.25
 _RUNS_FOR_A_QUARTILE = 3
-_MIXED = 3.0
+_MIXED_UNITS = 3.0
+"""Ratio of the largest to the smallest FLOPs per parameter and token from which units seem to be mixed."""
 _PLAUSIBLE = (3.0, 12.0)
 """FLOPs per parameter and token between which C = 6 N D is near enough."""
 
 
-def far_off(losses: np.ndarray, budgets: np.ndarray | None = None) -> np.ndarray:
-    """Which of `losses` (rows,) are above `FAR` times or below 1 / `FAR` of the lower quartile (the 25% quantile) of
-    their budget (rows,).
+def implausible_losses(losses: np.ndarray, budgets: np.ndarray | None = None) -> np.ndarray:
+    """Return a mask (rows,) of the losses (rows,) that are above 2 times, or below half of, the lower quartile of their
+    budget's losses.
 
-    Above, only a divergence explains them; below, only another unit or a slip. The quartile stands although half of a
-    budget diverged. It is the table's for budgets of fewer than 3 rows and where there are no budgets. On the public
-    isoFLOP tables losses are 0.98 to 1.70 times the quartile of their budget, the farthest a run far off the optimum.
+    Only a divergence explains a loss so far above, and only another unit or a slip one so far below. The lower quartile
+    still is that of good runs if half of a budget diverged. Budgets (rows,) with fewer than 3 rows, and tables without
+    budgets, are compared with the quartile of the whole table. In the public isoFLOP tables losses are 0.98 to 1.70
+    times the quartile of their budget; the largest is that of a run far off the optimum.
     """
     if not len(losses):
         return np.zeros(0, dtype=bool)
     budgets = np.full(len(losses), np.nan) if budgets is None else np.asarray(budgets, dtype=float)
-    usual = np.full(len(losses), np.quantile(losses, _QUARTILE))
+    quartiles = np.full(len(losses), np.quantile(losses, _QUARTILE))
     for budget in np.unique(budgets[~np.isnan(budgets)]):
         same = budgets == budget
         if same.sum() >= _RUNS_FOR_A_QUARTILE:
-            usual[same] = np.quantile(losses[same], _QUARTILE)
-    return np.asarray((losses > FAR * usual) | (losses < usual / FAR))
+            quartiles[same] = np.quantile(losses[same], _QUARTILE)
+    return np.asarray((losses > IMPLAUSIBLE_FACTOR * quartiles) | (losses < quartiles / IMPLAUSIBLE_FACTOR))
 
 
-def provenance(*, simulated: bool, accounting: str) -> list[str]:
-    """What a reader should know of where the runs of a run table come from."""
+def provenance_caveats(*, simulated: bool, accounting: str) -> list[str]:
+    """Return what a reader should know of the origin of the runs in a run table."""
     drawn = ["Every run is simulated: drawn from a law, not trained."] if simulated else []
     return [*drawn, f"Compute is counted by `{accounting}`; under another accounting the exponents differ."]
 
 
-def warnings(data: Data) -> list[str]:
-    """What a reader of any fit to these rows should know, as plain sentences."""
-    return [*_repeated(data), *_swapped(data), *_off_six(data), *_one_budget(data)]
-
-
-def _repeated(data: Data) -> list[str]:
-    size = "effective_params" if "effective_params" in data else "params"
-    _, counts = np.unique(np.stack([data[size], data["tokens"], data["loss"]]), axis=1, return_counts=True)
-    again = int((counts - 1).sum())
-    if not again:
-        return []
-    said = "1 row repeats" if again == 1 else f"{again} rows repeat"
+def row_caveats(data: Data) -> list[str]:
+    """Return what a reader of any fit to these rows should know, as plain sentences."""
+    dense = "params" in data and "mean_recurrence" not in data
     return [
-        f"{said} the parameters, tokens and loss of another: given twice, a run counts twice and narrows intervals."
+        *_repeated_rows(data),
+        *(_swapped_columns(data) if dense else []),
+        *(_implausible_budgets(data) if dense and "budget" in data else []),
+        *_single_budget(data),
     ]
 
 
-def _swapped(data: Data) -> list[str]:
-    if "params" not in data or "mean_recurrence" in data:
+def _repeated_rows(data: Data) -> list[str]:
+    size = "effective_params" if "effective_params" in data else "params"
+    _, counts = np.unique(np.stack([data[size], data["tokens"], data["loss"]]), axis=1, return_counts=True)
+    repeated = int((counts - 1).sum())
+    if not repeated:
         return []
+    rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
+    return [
+        f"{rows} the parameters, tokens and loss of another: a run given twice counts twice and narrows the intervals."
+    ]
+
+
+def _swapped_columns(data: Data) -> list[str]:
     ratio = float(np.median(np.asarray(data["tokens"]) / np.asarray(data["params"])))
     if ratio >= 1:
         return []
@@ -71,33 +78,30 @@ def _swapped(data: Data) -> list[str]:
     ]
 
 
-def _off_six(data: Data) -> list[str]:
-    """Budgets of dense models that are not 6 N D, whatever the reason."""
-    if "budget" not in data or "params" not in data or "mean_recurrence" in data:
-        return []
+def _implausible_budgets(data: Data) -> list[str]:
+    """Return a caveat if the budgets of dense models are not 6 N D, for whatever reason."""
     ratios = np.asarray(data["budget"]) / (np.asarray(data["params"]) * np.asarray(data["tokens"]))
     ratios = ratios[np.isfinite(ratios)]
     if not len(ratios):
         return []
-    low, middle, high = float(ratios.min()), float(np.median(ratios)), float(ratios.max())
-    if high > _MIXED * low:
+    low, median, high = float(ratios.min()), float(np.median(ratios)), float(ratios.max())
+    if high > _MIXED_UNITS * low:
         return [
-            f"The budget is {low:.3g} to {high:.3g} times params x tokens, where one way of counting gives about one "
+            f"The budget is {low:.3g} to {high:.3g} times params x tokens, where one accounting gives about one "
             "number: were units mixed?"
         ]
-    if _PLAUSIBLE[0] <= middle <= _PLAUSIBLE[1]:
+    if _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]:
         return []
     return [
-        f"The budget is {middle:.3g} times params x tokens in the median: C = 6 N D does not hold here, so D* from it "
-        "is off."
+        f"The median budget is {median:.3g} times params x tokens: C = 6 N D does not hold here, so D* from it is off."
     ]
 
 
-def _one_budget(data: Data) -> list[str]:
+def _single_budget(data: Data) -> list[str]:
     budgets = np.asarray(data.get("budget", []), dtype=float)
     if not len(budgets) or np.isnan(budgets).any() or len(np.unique(budgets)) > 1:
         return []
     return [
         f"All runs spend one budget ({budgets[0]:.3g} FLOPs): more parameters always came with fewer tokens, so a law "
-        "can't tell the two apart, nor say anything of other budgets."
+        "can't separate the two, nor say anything about other budgets."
     ]

@@ -1,4 +1,4 @@
-"""Tables of dense models: parameters, tokens and loss of each run, as public isoFLOP tables hold them."""
+"""Tables of dense models: parameters, tokens and loss of each run, as in public isoFLOP tables."""
 
 from __future__ import annotations
 
@@ -7,111 +7,97 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.tables.runs import read_frame
+from isoloop.fitting.tables.runs import more_rows, read_frame, shown
 
-REQUIRED = ("params", "tokens", "loss")
-_MARKS = {"True": True, "true": True, "1": True, "1.0": True, "False": False, "false": False, "0": False, "0.0": False}
-ONE_VALUE = ("experiment", "tokenizer", "loss_unit", "accounting")
-"""Columns that, where a table has them, must hold one value throughout: losses across them are not comparable."""
+POINT_COLUMNS = ("params", "tokens", "loss")
+_FLAGS = {"True": True, "true": True, "1": True, "1.0": True, "False": False, "false": False, "0": False, "0.0": False}
+SINGLE_VALUED = ("experiment", "tokenizer", "loss_unit", "accounting")
+"""Columns that must hold one value throughout if a table has them, because losses across them are not comparable."""
 
 
 def is_point_table(path: str | Path) -> bool:
-    """Whether a `.csv` or `.parquet` file is a table of dense models (params, tokens) rather than a run table (run_id).
+    """Return True if a `.csv` or `.parquet` file has params and tokens, as a table of dense models, and no run_id.
 
-    It may still lack a column: `read_points` says so.
+    It may still lack a column, for which `read_points` raises ValueError.
     """
-    names = _read(Path(path), header=True).columns
+    names = read_frame(Path(path), text=SINGLE_VALUED, header=True).columns
     return {"params", "tokens"} <= set(names) and "run_id" not in names
 
 
 def read_points(path: str | Path, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
     """Read and check a table of dense models from a `.csv` or `.parquet` file.
 
-    `experiment` keeps the rows of that value, as text, in the column `experiment`; without `outliers`, rows marked in
-    the column `outlier` are left out (True or False, 1 or 0). Raises ValueError as `check_points` does, where the asked
-    column or value is missing, and for any other mark.
+    `experiment` keeps the rows with that value, as text, in the column `experiment`; without `outliers`, rows marked in
+    the column `outlier` are left out (True or False, 1 or 0). Raises ValueError as `check_points` does, if the table
+    lacks the experiment or the column, and for any other mark.
     """
-    frame = _read(Path(path))
+    frame = read_frame(Path(path), text=SINGLE_VALUED)
     if experiment is not None:
         values = frame["experiment"].map(str) if "experiment" in frame else pd.Series(dtype=str)
         known = sorted(values.unique())
         if str(experiment) not in known:
-            there = f"it has {', '.join(known)}" if known else "the table has no such column"
-            raise ValueError(f"an experiment must be in the column `experiment`, but got {experiment!r}; {there}")
+            advice = f"choose one of {', '.join(known)}" if known else "the table has no such column, so leave it out"
+            raise ValueError(f"an experiment must be in the column `experiment`, but got {experiment!r}; {advice}")
         frame = frame[values == str(experiment)]
     if not outliers:
         if "outlier" not in frame:
             raise ValueError("leaving outliers out needs the column `outlier`, but the table has none; keep them")
-        frame = frame[~_marked(frame["outlier"])]
+        frame = frame[~_outlier_flags(frame["outlier"])]
     return check_points(frame)
 
 
 def check_points(table: pd.DataFrame) -> pd.DataFrame:
-    """A checked copy of a table with the columns params, tokens, loss (nats per token) and, if known, budget (FLOPs).
+    """Return a checked copy of a table with columns params, tokens, loss (nats per token) and maybe budget (FLOPs).
 
     Raises ValueError for missing columns, values that are not positive and finite numbers, no rows at all, or rows
     whose losses can't be compared (several experiments, tokenizers, units or FLOP accountings).
     """
-    missing = [name for name in REQUIRED if name not in table.columns]
+    missing = [name for name in POINT_COLUMNS if name not in table.columns]
     if missing:
-        raise ValueError(f"a table of dense models needs {', '.join(REQUIRED)}, but {', '.join(missing)} is missing")
+        raise ValueError(
+            f"a table of dense models needs {', '.join(POINT_COLUMNS)}, but {', '.join(missing)} is missing; add it"
+        )
     if not len(table):
-        raise ValueError("a table of dense models must have at least one row, but got 0")
+        raise ValueError("a table of dense models must have at least one row, but got 0; add rows")
     checked = table.reset_index(drop=True).copy()
-    for name in ONE_VALUE:
-        found = sorted(map(str, checked[name].unique())) if name in checked else []
-        if len(found) > 1:
+    for name in SINGLE_VALUED:
+        values = sorted(map(str, checked[name].unique())) if name in checked else []
+        if len(values) > 1:
             raise ValueError(
-                f"`{name}` must be one value per table, but got {', '.join(found)}; fit each apart (--experiment "
-                "picks one), since their losses can't be compared"
+                f"`{name}` must be one value per table, but got {', '.join(values)}; fit each separately (--experiment "
+                "selects one), since their losses can't be compared"
             )
-    for name in (*REQUIRED, "budget"):
+    for name in (*POINT_COLUMNS, "budget"):
         if name not in checked:
             continue
         numbers = pd.to_numeric(checked[name], errors="coerce").astype(float)
         bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)).to_numpy())
         if len(bad):
-            value = checked[name].iloc[bad[0]]
             raise ValueError(
                 f"`{name}` must be a positive and finite number, but row {bad[0]} has "
-                f"{repr(value) if isinstance(value, str) else value}{_more(len(bad) - 1)}; correct or drop it"
+                f"{shown(checked[name].iloc[bad[0]])}{more_rows(len(bad) - 1)}; correct or drop it"
             )
         checked[name] = numbers
     return checked
 
 
 def point_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The columns that laws read, of a checked table: arrays of shape (rows,)."""
-    data = {name: table[name].to_numpy(dtype=float) for name in REQUIRED}
+    """Return the columns of a checked table that laws read: arrays of shape (rows,)."""
+    data = {name: table[name].to_numpy(dtype=float) for name in POINT_COLUMNS}
     data["run_id"] = np.array([f"row {index}" for index in range(len(table))])
     if "budget" in table:
         data["budget"] = table["budget"].to_numpy(dtype=float)
     return data
 
 
-def _marked(marks: pd.Series) -> np.ndarray:
-    """The column `outlier` as flags (rows,); a row is named by its place in the file, from 0 on."""
-    flags = marks.map(lambda mark: _MARKS.get(str(mark).strip()))
+def _outlier_flags(marks: pd.Series) -> np.ndarray:
+    """Return the column `outlier` as flags (rows,). Raises ValueError, with the row's place in the file, for others."""
+    flags = marks.map(lambda mark: _FLAGS.get(str(mark).strip()))
     unclear = marks[flags.isna()]
     if len(unclear):
-        value = unclear.iloc[0]
-        got = "nothing" if pd.isna(value) else repr(value) if isinstance(value, str) else str(value)
+        mark = unclear.iloc[0]
         raise ValueError(
-            f"`outlier` must be True or False (or 1 or 0), but row {unclear.index[0]} has {got}"
-            f"{_more(len(unclear) - 1)}; fill it in, or keep outliers"
+            f"`outlier` must be True or False (or 1 or 0), but row {unclear.index[0]} has "
+            f"{'nothing' if pd.isna(mark) else shown(mark)}{more_rows(len(unclear) - 1)}; fill it in, or keep outliers"
         )
     return flags.to_numpy(dtype=bool)
-
-
-def _more(count: int) -> str:
-    if not count:
-        return ""
-    return f", and {count} more {'row breaks' if count == 1 else 'rows break'} this rule"
-
-
-def _read(path: Path, *, header: bool = False) -> pd.DataFrame:
-    if not path.is_file():
-        raise ValueError(f"a table must be a file, but there is none at {path}")
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"a table must end in .csv or .parquet, but got {path.name}; convert or rename it")
-    return read_frame(path, text=ONE_VALUE, header=header)

@@ -1,22 +1,21 @@
-"""The run table: one row per training run, in natural units. The one contract between the rooms.
+"""The run table: one row per training run, in natural units; the one contract between the rooms.
 
-Losses are nats per token, compute is FLOPs, tokens are counts; no unit depends on an option. Missing stays
-missing.
+Losses are nats per token, compute is FLOPs, tokens are counts; no unit depends on an option. Missing stays missing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import architecture_columns
-from isoloop.fitting.tables.checks import far_off
+from isoloop.fitting.tables.checks import implausible_losses
 
 STATUSES = ("finished", "diverged", "failed")
 ACCOUNTINGS = ("exact", "parcae-release")
@@ -27,106 +26,94 @@ COST_TOLERANCE = 1e-3
 _LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column of the run table.
+@dataclass(frozen=True)
+class TableColumn:
+    """One column of the run table; numbers must be greater than `lower`, or equal to it if `lower_allowed`.
 
-    `measured` columns say what a run did, so they may be missing where the run diverged or failed.
+    `measured` columns describe what a run did, so they may be missing if the run diverged or failed.
     """
 
     name: str
     kind: Literal["text", "flag", "integer", "number"]
     meaning: str
-    at_least: float = 0.0
-    may_equal: bool = False
+    lower: float = 0.0
+    lower_allowed: bool = False
     required: bool = True
     measured: bool = False
 
 
-COLUMNS: tuple[Column, ...] = (
-    Column(name="run_id", kind="text", meaning="unique name of the run"),
-    Column(name="status", kind="text", meaning="finished, diverged or failed"),
-    Column(name="simulated", kind="flag", meaning="drawn from a law, not trained"),
-    Column(name="accounting", kind="text", meaning="what FLOPs count: exact or parcae-release"),
-    Column(name="seed", kind="integer", meaning="random seed of the run"),
-    Column(name="mean_recurrence", kind="number", meaning="mean loops in training (mu)"),
-    Column(name="backprop_depth", kind="number", meaning="loops with gradient", at_least=1, may_equal=True),
-    Column(name="tokens", kind="number", meaning="training tokens (D)", measured=True),
-    Column(name="flops", kind="number", meaning="training FLOPs really spent (C)", measured=True),
-    Column(name="budget", kind="number", meaning="FLOPs asked for", required=False),
-    Column(name="loss", kind="number", meaning="validation nats per token at T = mu", measured=True),
-    Column(
-        name="flops_per_token_fixed",
-        kind="number",
-        meaning="FLOPs per token outside the loop",
-        may_equal=True,
-    ),
-    Column(
-        name="flops_per_token_forward_loop", kind="number", meaning="FLOPs per token of a loop forward", may_equal=True
-    ),
-    Column(
-        name="flops_per_token_backward_loop",
-        kind="number",
-        meaning="FLOPs per token of a loop backward",
-        may_equal=True,
-    ),
-    Column(name="forward_loops", kind="number", meaning="mean loops run forward", measured=True),
-    Column(name="backward_loops", kind="number", meaning="mean loops run backward", measured=True),
-    Column(name="effective_params_fixed", kind="number", meaning="prelude + coda parameters", may_equal=True),
-    Column(name="effective_params_per_loop", kind="number", meaning="parameters of the core", may_equal=True),
-    Column(name="tokenizer", kind="text", meaning="what tokens and losses are counted in", required=False),
-    Column(name="loss_unit", kind="text", meaning="unit of the losses: nats per token", required=False),
+COLUMNS: tuple[TableColumn, ...] = (
+    TableColumn("run_id", "text", "unique name of the run"),
+    TableColumn("status", "text", "finished, diverged or failed"),
+    TableColumn("simulated", "flag", "drawn from a law, not trained"),
+    TableColumn("accounting", "text", "what FLOPs count: exact or parcae-release"),
+    TableColumn("seed", "integer", "random seed of the run"),
+    TableColumn("mean_recurrence", "number", "mean loops in training (mu)"),
+    TableColumn("backprop_depth", "number", "loops with gradient", lower=1, lower_allowed=True),
+    TableColumn("tokens", "number", "training tokens (D)", measured=True),
+    TableColumn("flops", "number", "training FLOPs really spent (C)", measured=True),
+    TableColumn("budget", "number", "planned FLOPs", required=False),
+    TableColumn("loss", "number", "validation nats per token at T = mu", measured=True),
+    TableColumn("flops_per_token_fixed", "number", "FLOPs per token outside the loop", lower_allowed=True),
+    TableColumn("flops_per_token_forward_loop", "number", "FLOPs per token of a loop forward", lower_allowed=True),
+    TableColumn("flops_per_token_backward_loop", "number", "FLOPs per token of a loop backward", lower_allowed=True),
+    TableColumn("forward_loops", "number", "mean loops run forward", measured=True),
+    TableColumn("backward_loops", "number", "mean loops run backward", measured=True),
+    TableColumn("effective_params_fixed", "number", "prelude + coda parameters", lower_allowed=True),
+    TableColumn("effective_params_per_loop", "number", "parameters of the core", lower_allowed=True),
+    TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", required=False),
+    TableColumn("loss_unit", "text", "unit of the losses: nats per token", required=False),
 )
 REQUIRED_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.required)
 
 
 def loss_column(recurrence: float) -> str:
-    """Name of the column with the loss at test-time recurrence T: `loss_T8` for T = 8."""
+    """Return the name of the column with the loss at test-time recurrence T: `loss_T8` for T = 8."""
     return f"loss_T{recurrence:g}"
 
 
 def loss_columns(table: pd.DataFrame) -> dict[str, float]:
-    """Columns `loss_T*` of a table with their recurrence T, by growing T."""
-    found = {str(name): _LOSS_AT.fullmatch(str(name)) for name in table.columns}
-    pairs = {name: float(match.group(1)) for name, match in found.items() if match}
-    return dict(sorted(pairs.items(), key=lambda pair: pair[1]))
+    """Return the columns `loss_T*` of a table with their recurrence T, by growing T."""
+    matches = {str(name): _LOSS_AT.fullmatch(str(name)) for name in table.columns}
+    recurrences = {name: float(match.group(1)) for name, match in matches.items() if match}
+    return dict(sorted(recurrences.items(), key=lambda pair: pair[1]))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read and check a run table from a `.csv` or `.parquet` file.
 
-    Raises ValueError where the file is missing, has another suffix or cannot be read, and as `check_table`
-    does.
+    Raises ValueError if the file is missing, has another suffix or cannot be read, and as `check_table` does.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"a run table must be a file, but there is none at {path}; export the sweep's runs first")
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"a run table must end in .csv or .parquet, but got {path.name}; convert or rename it")
-    return check_table(read_frame(path, text=[column.name for column in COLUMNS if column.kind == "text"]))
+    return check_table(read_frame(Path(path), text=[column.name for column in COLUMNS if column.kind == "text"]))
 
 
 def read_frame(path: Path, *, text: Sequence[str] = (), header: bool = False) -> pd.DataFrame:
-    """The table in a `.csv` or `.parquet` file, unchecked; columns named in `text` are not taken for numbers.
+    """Read the table in a `.csv` or `.parquet` file, unchecked; the columns named in `text` stay text.
 
-    Of a long `.csv`, the `header` alone is read much sooner.
+    With `header`, only the header of a `.csv` file is read, which is much faster for a long one.
 
-    Raises ValueError where the file cannot be read.
+    Raises ValueError if the file is missing, has another suffix or cannot be read.
     """
+    if not path.is_file():
+        raise ValueError(f"a table must be a file, but there is none at {path}; check the path")
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"a table must end in .csv or .parquet, but got {path.name}; convert or rename it")
     try:
         # The Python engine reads floats exactly as they were written.
         if path.suffix == ".csv":
             return pd.read_csv(path, dtype=dict.fromkeys(text, str), engine="python", nrows=0 if header else None)
         return pd.read_parquet(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, OSError) as error:
-        raise ValueError(f"a table must be a readable {path.suffix} file, but {path} is not: {error}") from error
+        raise ValueError(
+            f"a table must be a readable {path.suffix} file, but {path} is not: {error}; write it again"
+        ) from error
 
 
 def check_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return a checked copy of a run table: plain dtypes, a fresh index, unknown columns untouched.
 
-    Raises ValueError with the rule, the column, row and value, and what to do, for every broken rule of the
-    contract.
+    Raises ValueError for the first broken rule of the contract, with the rule, the column, row and value, and what to
+    do.
     """
     missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
     if missing:
@@ -135,8 +122,8 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
             f"{', '.join(missing)}; add them, in natural units"
         )
     if table.columns.duplicated().any():
-        twice = table.columns[table.columns.duplicated()][0]
-        raise ValueError(f"columns must be named once, but {twice!r} occurs more often; drop one of them")
+        repeated = table.columns[table.columns.duplicated()][0]
+        raise ValueError(f"columns must be named once, but {repeated!r} occurs more often; drop one of them")
     if len(table) == 0:
         raise ValueError("a run table must have at least one row, but got 0; run the sweep first")
     checked = table.reset_index(drop=True).copy()
@@ -153,33 +140,35 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that can be fitted, index renewed: status `finished`, and no loss far off the others of its budget."""
+    """Return the rows that can be fitted, index renewed: status `finished`, and no implausible loss."""
     rows = table[table["status"] == "finished"]
-    return rows[~diverged_unnoticed(rows)].reset_index(drop=True)
+    return rows[~implausible_rows(rows)].reset_index(drop=True)
 
 
-def diverged_unnoticed(rows: pd.DataFrame) -> np.ndarray:
-    """Which of the rows called finished have a loss far off the others of their budget: see `suspects.far_off`."""
-    finished = (rows["status"] == "finished").to_numpy()
-    losses = rows["loss"].to_numpy(dtype=float)
-    budgets = rows["budget"].to_numpy(dtype=float) if "budget" in rows else np.full(len(rows), np.nan)
-    found = np.zeros(len(rows), dtype=bool)
-    found[finished] = far_off(losses[finished], budgets[finished])
-    return found
+def implausible_rows(table: pd.DataFrame) -> np.ndarray:
+    """Return a mask (rows,) of the finished runs whose loss is implausible beside those of their budget.
+
+    See `checks.implausible_losses`.
+    """
+    finished = (table["status"] == "finished").to_numpy()
+    losses = table["loss"].to_numpy(dtype=float)
+    budgets = table["budget"].to_numpy(dtype=float) if "budget" in table else np.full(len(table), np.nan)
+    mask = np.zeros(len(table), dtype=bool)
+    mask[finished] = implausible_losses(losses[finished], budgets[finished])
+    return mask
 
 
 def test_time_losses(table: pd.DataFrame) -> pd.DataFrame:
-    """Losses at every measured test-time recurrence, in long form.
+    """Return the losses at every measured test-time recurrence, in long form.
 
-    One row per finished run and measured T: run_id, mean_recurrence, tokens, recurrence, loss. Empty where
-    the table has no `loss_T*` columns.
+    One row per finished run and measured T: run_id, mean_recurrence, tokens, recurrence, loss. Empty if the table has
+    no `loss_T*` columns.
     """
-    columns = loss_columns(table)
     keys = ["run_id", "mean_recurrence", "tokens"]
     finished = finished_rows(table)
     parts = [
         finished[keys].assign(recurrence=recurrence, loss=finished[name])[finished[name].notna()]
-        for name, recurrence in columns.items()
+        for name, recurrence in loss_columns(table).items()
     ]
     if not parts or not sum(len(part) for part in parts):
         return pd.DataFrame({key: [] for key in [*keys, "recurrence", "loss"]})
@@ -190,12 +179,12 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 
 
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns that laws read, of the finished runs at T = mean recurrence: arrays of shape (rows,)."""
+    """Return the columns that laws read, of the finished runs at T = mean recurrence: arrays of shape (rows,)."""
     return _with_architecture(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
 
 
 def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns that laws read, one entry per finished run and measured T: arrays of shape (rows,).
+    """Return the columns that laws read, one entry per finished run and measured T: arrays of shape (rows,).
 
     `loss_at_mean` is the run's loss at T = mean recurrence.
     """
@@ -221,6 +210,7 @@ def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.
 
 
 def _as_kind(table: pd.DataFrame, name: str, kind: str) -> pd.Series:
+    """Return a column as its kind. Raises ValueError for the first value of another kind."""
     values = table[name]
     if kind == "text":
         _refuse_first(table, name, values.map(lambda v: not isinstance(v, str) or not v), "must be text")
@@ -242,24 +232,21 @@ def _as_kind(table: pd.DataFrame, name: str, kind: str) -> pd.Series:
 
 def _check_labels(table: pd.DataFrame) -> None:
     _refuse_first(table, "run_id", table["run_id"].duplicated(), "must be unique", "keep one row per run")
-    _refuse_first(table, "status", ~table["status"].isin(STATUSES), f"must be one of {', '.join(STATUSES)}")
-    unknown = ~table["accounting"].isin(ACCOUNTINGS)
-    _refuse_first(table, "accounting", unknown, f"must be one of {', '.join(ACCOUNTINGS)}")
-    mixed = table["accounting"] != table["accounting"].iloc[0]
-    rule = f"must be one value per table, and the first row has {table['accounting'].iloc[0]!r}"
-    _refuse_first(table, "accounting", mixed, rule, "fit each accounting apart: their exponents differ")
-    for name in ("tokenizer", "loss_unit"):
+    for name, labels in (("status", STATUSES), ("accounting", ACCOUNTINGS)):
+        _refuse_first(table, name, ~table[name].isin(labels), f"must be one of {', '.join(labels)}")
+    for name, advice in (
+        ("accounting", "fit each accounting separately: their exponents differ"),
+        ("tokenizer", "fit each tokenizer separately: their losses can't be compared"),
+        ("loss_unit", "convert all losses to nats per token"),
+        ("simulated", "never fit simulated and measured runs together"),
+    ):
         if name in table:
-            mixed = table[name] != table[name].iloc[0]
-            rule = f"must be one value per table, and the first row has {table[name].iloc[0]!r}"
-            _refuse_first(table, name, mixed, rule, "fit each apart: their losses can't be compared")
+            first = table[name].iloc[0]
+            rule = f"must be one value per table, and the first row has {shown(first)}"
+            _refuse_first(table, name, table[name] != first, rule, advice)
     if "loss_unit" in table:
-        other = table["loss_unit"] != LOSS_UNIT
         advice = "convert the losses: nats = bits per byte x ln 2 x bytes per token"
-        _refuse_first(table, "loss_unit", other, f"must be {LOSS_UNIT!r}", advice)
-    mixed = table["simulated"] != table["simulated"].iloc[0]
-    rule = f"must be one value per table, and the first row has {table['simulated'].iloc[0]}"
-    _refuse_first(table, "simulated", mixed, rule, "never fit simulated and measured runs together")
+        _refuse_first(table, "loss_unit", table["loss_unit"] != LOSS_UNIT, f"must be {LOSS_UNIT!r}", advice)
 
 
 def _check_numbers(table: pd.DataFrame) -> None:
@@ -268,32 +255,22 @@ def _check_numbers(table: pd.DataFrame) -> None:
         if column.kind != "number" or column.name not in table.columns:
             continue
         values = table[column.name]
-        bound = f"{'at least' if column.may_equal else 'greater than'} {column.at_least:g}"
-        low = values < column.at_least if column.may_equal else values <= column.at_least
+        bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
+        low = values < column.lower if column.lower_allowed else values <= column.lower
         bad = low | np.isinf(values)
         if column.required:
             bad |= values.isna() & ~(unfinished & column.measured)
         if column.name == "loss":
-            bad &= ~values.isna()  # `_check_losses` has a clearer word for these
+            bad &= ~values.isna()  # `_check_losses` has a clearer message for these
         _refuse_first(table, column.name, bad, f"must be finite and {bound} ({column.meaning})")
 
 
 def _check_losses(table: pd.DataFrame) -> None:
-    finished = table["status"] == "finished"
+    finished, missing = table["status"] == "finished", table["loss"].isna()
     _refuse_first(
-        table,
-        "loss",
-        finished & table["loss"].isna(),
-        "must be there for every finished run",
-        "call the run failed",
+        table, "loss", finished & missing, "must be given for every finished run", "set the run's status to failed"
     )
-    _refuse_first(
-        table,
-        "loss",
-        ~finished & table["loss"].notna(),
-        "must be missing unless the run finished",
-        "leave it empty",
-    )
+    _refuse_first(table, "loss", ~finished & ~missing, "must be missing unless the run finished", "leave it empty")
     for name, recurrence in loss_columns(table).items():
         if recurrence < 1:
             raise ValueError(f"a loop must run at least once, but the table has a column {name!r}; drop it")
@@ -304,22 +281,15 @@ def _check_losses(table: pd.DataFrame) -> None:
 def _check_cost(table: pd.DataFrame) -> None:
     more = table["backward_loops"] > table["forward_loops"] * (1 + 1e-9)
     _refuse_first(table, "backward_loops", more, "must not be above forward_loops")
-    per_token = (
+    expected = table["tokens"] * (
         table["flops_per_token_fixed"]
         + table["flops_per_token_forward_loop"] * table["forward_loops"]
         + table["flops_per_token_backward_loop"] * table["backward_loops"]
     )
-    expected = table["tokens"] * per_token
-    off = (table["flops"] / expected - 1).abs() > COST_TOLERANCE
+    wrong = (table["flops"] / expected - 1).abs() > COST_TOLERANCE
     rule = "must equal tokens x (fixed + forward x forward_loops + backward x backward_loops) within 0.1%"
-    _refuse_first(
-        table,
-        "flops",
-        off,
-        rule,
-        "recount the compute with one accounting",
-        lambda row: f"the sum is {expected[row]:.6g}",
-    )
+    details = [f" (the sum is {flops:.6g})" for flops in expected]
+    _refuse_first(table, "flops", wrong, rule, "recount the compute with one accounting", details)
 
 
 def _refuse_first(
@@ -328,18 +298,26 @@ def _refuse_first(
     bad: pd.Series,
     rule: str,
     advice: str = "correct the row or drop it",
-    detail: Callable[[int], str] | None = None,
+    details: Sequence[str] | None = None,
 ) -> None:
-    """Raise ValueError about the first bad row, if there is one."""
+    """Raise ValueError for the first bad row, if there is one; `details` (rows,) follow the row's value."""
     rows = np.flatnonzero(bad.to_numpy(dtype=bool))
     if not len(rows):
         return
     row = int(rows[0])
-    value = table[name].iloc[row]
-    shown = repr(value) if isinstance(value, str) else str(value)
-    others = len(rows) - 1
-    more = f", and {others} more {'row breaks' if others == 1 else 'rows break'} this rule" if others else ""
-    said = f" ({detail(row)})" if detail else ""
     raise ValueError(
-        f"`{name}` {rule}, but run {table['run_id'].iloc[row]!r} (row {row}) has {name}={shown}{said}{more}; {advice}"
+        f"`{name}` {rule}, but run {table['run_id'].iloc[row]!r} (row {row}) has {name}={shown(table[name].iloc[row])}"
+        f"{details[row] if details else ''}{more_rows(len(rows) - 1)}; {advice}"
     )
+
+
+def shown(value: Any) -> str:
+    """Return a value of a table as it stands in a message: text in quotes, numbers plain."""
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def more_rows(count: int) -> str:
+    """Return the part of a message that counts further rows with the same fault."""
+    if not count:
+        return ""
+    return f", and {count} more {'row breaks' if count == 1 else 'rows break'} this rule"

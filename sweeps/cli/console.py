@@ -1,130 +1,128 @@
-"""What the commands show: plans, bars with the time left, results."""
+"""Output of the commands on the terminal: bars with the time left, the state of a sweep, results, corpora."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from isoloop.sweeps.progress import Progress
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
-    from rich.progress import ProgressColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
-    from isoloop.sweeps.execution.engine import Progress
     from isoloop.sweeps.execution.status import SweepStatus
-    from isoloop.sweeps.plan.grid import Cell, Plan
-    from isoloop.sweeps.report.headline import Results
-    from isoloop.sweeps.tuning.search_space import Trial
-    from isoloop.sweeps.tuning.transfer_check import CheckRun
-    from isoloop.sweeps.tuning.tuner import Watcher
-    from isoloop.trainer.run.result import RunResult
+    from isoloop.sweeps.paths import SweepResults
+    from isoloop.trainer.data.corpus import Corpus
+
+LOG_SECONDS = 60.0
 
 
 def new_console() -> "Console":
-    """Where a command prints: as wide as the terminal, or 110 columns."""
+    """Return a console as wide as the terminal, or with 110 columns if there is no terminal."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 110)
 
 
-def _columns() -> "Iterator[ProgressColumn]":
-    """What a bar shows."""
-    from rich import progress as rich_progress
-
-    yield rich_progress.TextColumn("{task.description}")
-    yield rich_progress.BarColumn()
-    yield rich_progress.TaskProgressColumn()
-    yield rich_progress.TimeRemainingColumn(elapsed_when_finished=True)
-
-
 @contextmanager
-def progress_bar(console: "Console", plan: "Plan") -> "Iterator[Progress]":
-    """A bar over the sweep's FLOPs with the time left, and a line for each run that ends."""
+def progress_bar(
+    console: "Console", *, prefix: str = "", in_bytes: bool = False, transient: bool = False
+) -> "Iterator[Progress]":
+    """Show a bar with the time left, from the first report on, and a line for each event.
+
+    Where the output is no terminal, as in the log of a batch job, print a line a minute and the last one instead.
+
+    Args:
+        console: the terminal or the log.
+        prefix: text before each label.
+        in_bytes: show bytes and their speed instead of a percentage.
+        transient: remove the bar at the end.
+    """
+    if not console.is_terminal:
+        logged = _LoggedProgress(console, prefix)
+        try:
+            yield logged
+        finally:
+            if not transient and logged.text:
+                logged.event(logged.text)
+        return
     from rich import progress as rich_progress
 
-    from isoloop.sweeps.execution import engine
-    from isoloop.sweeps.plan.summary import duration
-
-    with rich_progress.Progress(*_columns(), console=console, speed_estimate_period=120) as bar:
-        task = bar.add_task(f"0/{len(plan.cells)} runs", total=1.0)
-        ended = 0
-
-        class Bar(engine.Progress):
-            def share_done(self, share: float) -> None:
-                bar.update(task, completed=share)
-
-            def run_ended(self, cell: "Cell", result: "RunResult | None", reason: str | None) -> None:
-                nonlocal ended
-                ended += 1
-                bar.update(task, description=f"{ended}/{len(plan.cells)} runs")
-                if result is None:
-                    said = f"failed: {reason}"
-                elif result.loss is None:
-                    said = f"diverged: {result.reason}"
-                else:
-                    took = " (simulated)" if result.simulated else f" in {duration(result.seconds)}"
-                    said = f"loss {result.loss:.4f}{took}"
-                bar.console.print(f"  {cell.run_id}  {cell.label}  {said}")
-
-            def run_retried(self, cell: "Cell", reason: str) -> None:
-                bar.console.print(f"  {cell.run_id}  {cell.label}  starts again: {reason}")
-
-        yield Bar()
+    columns = (
+        (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
+        if in_bytes
+        else (rich_progress.TaskProgressColumn(),)
+    )
+    bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        *columns,
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=not in_bytes),
+        console=console,
+        transient=transient,
+        speed_estimate_period=120,
+    )
+    try:
+        yield _BarProgress(bar, prefix)
+    finally:
+        bar.stop()
 
 
-@contextmanager
-def tune_bar(console: "Console", trials: int) -> "Iterator[Watcher]":
-    """A bar over all that there is to train with the time left, and a line for each trial and run of the check."""
-    from rich import progress as rich_progress
+class _BarProgress(Progress):
+    """A bar in a terminal; each stage has a speed and a time left of its own."""
 
-    from isoloop.sweeps.tuning import search_space as search
-    from isoloop.sweeps.tuning import tuner
+    def __init__(self, bar: "RichProgress", prefix: str) -> None:
+        self.bar, self.prefix, self.stage = bar, prefix, ""
+        self.task: TaskID | None = None
 
-    with rich_progress.Progress(*_columns(), console=console, speed_estimate_period=120) as bar:
-        task = bar.add_task(f"0/{trials} trials", total=1.0)
+    def update(self, label: str, done: float, total: float) -> None:
+        stage, text = label.partition(" ")[0], f"{self.prefix}{label}"
+        if self.task is None:
+            self.bar.start()
+        if self.task is None or stage != self.stage:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.stage, self.task = stage, self.bar.add_task(text, total=None)
+        self.bar.update(self.task, description=text, completed=done, total=total or None)
 
-        class Bar(tuner.Watcher):
-            def share_done(self, share: float) -> None:
-                bar.update(task, completed=share)
+    def event(self, line: str) -> None:
+        self.bar.console.print(line, markup=False)
 
-            def begun(self, done: int, best: float | None) -> None:
-                lowest = "" if best is None else f", best {best:.4f}"
-                bar.update(task, description=f"{done}/{trials} trials{lowest}")
 
-            def trial_ended(self, trial: "Trial", done: int, best: float | None) -> None:
-                self.begun(done, best)
-                at = f" at {trial.share:.0%}" if trial.outcome == "pruned" and trial.share else ""
-                said = trial.reason if trial.loss is None else f"loss {trial.loss:.4f}{at}"
-                outcome = "" if trial.outcome == "finished" else f"{trial.outcome}: "
-                bar.console.print(
-                    f"  trial {trial.number}  {search.tuned_names(trial.values)}  {outcome}{said}", markup=False
-                )
+class _LoggedProgress(Progress):
+    """A line a minute, and one for each event."""
 
-            def check_ended(self, run: "CheckRun") -> None:
-                said = f"{run.outcome}: {run.reason}" if run.loss is None else f"loss {run.loss:.4f}"
-                bar.console.print(
-                    f"  check  µ = {run.mean}, rates x{run.factor:g}, seed {run.seed}  {said}", markup=False
-                )
+    def __init__(self, console: "Console", prefix: str) -> None:
+        self.console, self.prefix, self.last_line, self.text = console, prefix, time.monotonic(), ""
 
-        yield Bar()
+    def update(self, label: str, done: float, total: float) -> None:
+        self.text = f"{self.prefix}{label}" + (f", {done / total:.0%}" if total else "")
+        if time.monotonic() - self.last_line >= LOG_SECONDS or not total:
+            self.last_line = time.monotonic()
+            self.event(self.text)
+
+    def event(self, line: str) -> None:
+        self.console.print(line, markup=False)
 
 
 def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
-    """How far a sweep is: the counts, and a row for each run that runs or has trouble, or for all."""
+    """Print the progress of a sweep: counts, and a row for each run that is running or failed, or for every run."""
     from rich.table import Table
 
-    from isoloop.sweeps.plan.summary import duration
+    from isoloop.sweeps.plan.summary import format_duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
-    driver = "" if status.at_work or status.is_over else "; nobody is at work on it: run it again to go on"
+    driver = "" if status.at_work or status.is_complete else "; no driver is running: rerun the sweep to go on"
     console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
     shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
     if not shown:
         return
     table = Table("run", "", "state", "step", "loss", "time", "why", box=None, pad_edge=False)
     for run in shown:
-        left = "" if run.seconds is None else duration(run.seconds) + (" left" if run.state == "running" else "")
+        left = "" if run.seconds is None else format_duration(run.seconds) + (" left" if run.state == "running" else "")
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         table.add_row(
             run.run_id, run.label, run.state, f"{run.step}/{run.steps}", loss, left, (run.reason or "").split("\n")[0]
@@ -132,25 +130,9 @@ def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) 
     console.print(table)
 
 
-@contextmanager
-def fit_progress(console: "Console") -> "Iterator[Callable[[str, int, int], None]]":
-    """A bar for each stage of a fit, gone when all are done."""
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as bar:
-        tasks: dict[str, object] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(f"fitting {what}", total=total)
-            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
-
-        yield tell
-
-
-def print_results(console: "Console", results: "Results") -> None:
-    """The answer, and how far off the held-out runs were."""
-    from isoloop.sweeps.report.headline import answer
+def print_results(console: "Console", results: "SweepResults") -> None:
+    """Print the main results, and the errors at the held-out runs."""
+    from isoloop.sweeps.report.headline import headline
 
     for label, group in results.groups.items():
         console.print(f"\n{label}", style="bold", markup=False)
@@ -158,7 +140,7 @@ def print_results(console: "Console", results: "Results") -> None:
     if results.groups:
         return
     console.print()
-    for line in answer(results):
+    for line in headline(results):
         console.print(line)
     held_out = results.hold_out.held_out if results.hold_out else None
     if held_out is not None:
@@ -170,3 +152,23 @@ def print_results(console: "Console", results: "Results") -> None:
                     f"  µ = {row.mean_recurrence:<3g} {row.method}: predicted {row.predicted:.4f}{span}, "
                     f"measured {row.measured:.4f}, error {row.error:+.2f}%"
                 )
+
+
+def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:
+    """Return the facts of a corpus in words; `is_new` if this call prepared it."""
+    facts = corpus.facts
+    lines = [
+        f"{facts.name}: {'prepared' if is_new else 'already prepared'}",
+        f"folder       {corpus.folder}",
+        f"fingerprint  {facts.fingerprint}",
+        f"tokenizer    {facts.tokenizer}, {facts.vocabulary:,} ids",
+    ]
+    for name, tokens, documents, text in (
+        ("training", corpus.train, facts.train_documents, facts.train_bytes),
+        ("validation", corpus.validation, facts.validation_documents, facts.validation_bytes),
+    ):
+        lines.append(
+            f"{name:<12} {len(tokens):,} tokens in {documents:,} documents, {text:,} bytes "
+            f"({len(tokens) / text:.4g} tokens per byte); {tokens.count_windows(context):,} windows of {context} tokens"
+        )
+    return "\n".join(lines)

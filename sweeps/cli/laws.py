@@ -1,54 +1,63 @@
-"""The commands `isoloop fit`, `choose` and `predict`: from a run table to laws to predictions. Parse, call, print."""
+"""The commands `isoloop fit`, `predict` and `choose`: from a run table to laws and predictions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import fit_progress, new_console
-from isoloop.sweeps.cli.options import DEFAULT_DRAWS, DEFAULT_OUT, Draws, Out, Target
-from isoloop.sweeps.paths import folders_of
+from isoloop.sweeps.cli.console import new_console, progress_bar
+from isoloop.sweeps.cli.options import (
+    DEFAULT_LAW,
+    DEFAULT_OUT,
+    DEFAULT_REFITS,
+    LawOption,
+    Out,
+    Refits,
+    Target,
+    files_of,
+)
 
 if TYPE_CHECKING:
     from isoloop.fitting import Objective
 
-Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared error.")]
-On = Annotated[str, typer.Option(help="What residuals are of: 'log loss' or 'loss'.")]
+Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared errors.")]
+On = Annotated[str, typer.Option(help="Quantity whose residuals are minimised: 'log loss' or 'loss'.")]
 
 
 def fit(
     target: Target,
     out: Out = DEFAULT_OUT,
+    law: LawOption = DEFAULT_LAW,
     hold_out: Annotated[
-        bool, typer.Option("--hold-out", help="Keep the largest budget out; report the error there.")
+        bool, typer.Option("--hold-out", help="Fit without the largest budget, and report the error there.")
     ] = False,
-    draws: Draws = DEFAULT_DRAWS,
+    draws: Refits = DEFAULT_REFITS,
     seed: Annotated[int, typer.Option(help="Seed of the refits.")] = 0,
-    bootstrap: Annotated[str, typer.Option(help="How tables are redrawn: parametric, rows or budgets.")] = "parametric",
+    bootstrap: Annotated[
+        str, typer.Option(help="Resampling of the table: parametric, rows or budgets.")
+    ] = "parametric",
     delta: Delta = 1e-3,
     on: On = "log loss",
-    independent: Annotated[bool, typer.Option("--independent", help="Parabolas in log tokens too, apart.")] = False,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Fit separate parabolas in log tokens, too.")
+    ] = False,
 ) -> None:
-    """Fit a sweep's run table, or any run table (.csv or .parquet), and print what was found."""
-    from isoloop.fitting import BOOTSTRAP_KINDS, fit_sweep, is_point_table, read_table
+    """Fit laws to a run table and print the report. The table is a sweep's, or any .csv or .parquet file."""
+    from isoloop.fitting import BOOTSTRAP_KINDS, fit_sweep, read_table
     from isoloop.sweeps.analysis import store_fit
 
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
-    path = Path(target)
-    if path.suffix in {".csv", ".parquet"}:
-        if is_point_table(path):
-            raise ValueError(f"a fit takes a run table, but {path} holds dense models: use 'isoloop choose {path}'")
-        table_path, name = path, path.stem
-        stored = path.with_name(f"{path.stem}.{'hold-out' if hold_out else 'fit'}.json")
-    else:
-        folders = folders_of(target, out)
-        table_path, name, stored = folders.table, folders.name, folders.fit(hold_out=hold_out)
-    table = read_table(table_path)
-    with fit_progress(new_console()) as progress:
-        found = fit_sweep(
+    files = files_of(target, out, hold_out=hold_out)
+    if files.table is None:
+        raise ValueError(f"a fit requires a run table, but {target} is a fit; name a sweep, a .csv or a .parquet file")
+    refuse_dense_table(files.table)
+    table = read_table(files.table)
+    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+        fitted = fit_sweep(
             table,
-            name=name,
+            name=files.name,
+            law=law,
             hold_out_largest_budget=hold_out,
             draws=draws,
             seed=seed,
@@ -56,38 +65,71 @@ def fit(
             kind=bootstrap,  # type: ignore[arg-type]
             profiles=True,
             independent=independent,
-            progress=progress,
+            progress=progress.update,
         )
-    store_fit(found, stored)
-    print(found.report())
-    print(f"stored in {stored}; ask it with: isoloop predict {stored} --flops ...")
+    store_fit(fitted, files.fit)
+    print(fitted.report())
+    print(f"stored in {files.fit}; predict with: isoloop predict {files.fit} --flops ...")
+
+
+def predict(
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    mean_recurrence: Annotated[float | None, typer.Option(help="µ_rec, the mean loops in training.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="D, the training tokens.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="C, the training FLOPs; alone, the best model for them is predicted.")
+    ] = None,
+    recurrence: Annotated[float | None, typer.Option(help="T, the loops at test time; by default µ_rec.")] = None,
+    loss_at_mean: Annotated[
+        float | None,
+        typer.Option(help="The measured loss at T = µ_rec, nats per token, for a far better prediction at other T."),
+    ] = None,
+) -> None:
+    """Predict the loss of an untrained model from a stored fit."""
+    from isoloop.fitting import SweepFit
+    from isoloop.fitting import predict as predict_loss
+
+    prediction = predict_loss(
+        SweepFit.read(files_of(target, out).fit),
+        mean_recurrence=mean_recurrence,
+        tokens=tokens,
+        flops=flops,
+        recurrence=recurrence,
+        loss_at_mean=loss_at_mean,
+    )
+    print(prediction.report().rstrip())
 
 
 def choose(
     target: Target,
     out: Out = DEFAULT_OUT,
-    law: Annotated[list[str], typer.Option("--law", help="A law to compare, or module:Class; all if left out.")] = [],  # noqa: B006
-    experiment: Annotated[str | None, typer.Option(help="Keep the rows with this in the column `experiment`.")] = None,
-    outliers: Annotated[bool, typer.Option(help="Keep the rows marked in the column `outlier`.")] = True,
+    law: Annotated[list[str], typer.Option("--law", help="A law to compare, or module:Class; by default all.")] = [],  # noqa: B006
+    experiment: Annotated[
+        str | None, typer.Option(help="Keep only the rows with this value in the column `experiment`.")
+    ] = None,
+    outliers: Annotated[bool, typer.Option(help="Keep the rows that the column `outlier` marks.")] = True,
     hold_out: Annotated[
         list[str],
-        typer.Option("--hold-out", help="What to hold out: 'largest budget', budget, size or row; may be repeated."),
+        typer.Option("--hold-out", help="Rows to hold out: 'largest budget', budget, size or row; can be repeated."),
     ] = [],  # noqa: B006
-    check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts as well.")] = False,
-    draws: Draws = 200,
+    check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts, too.")] = False,
+    draws: Refits = 200,
     delta: Delta = 1e-3,
     on: On = "log loss",
 ) -> None:
-    """Compare laws on one table: a sweep's, a run table, or one of dense models (params, tokens, loss, budget)."""
+    """Compare laws on a table of runs or of dense models. The latter has params, tokens, loss and budget."""
     from isoloop.fitting import choose_table, is_point_table
 
-    path = Path(target)
-    if path.suffix not in {".csv", ".parquet"}:
-        path = folders_of(target, out).table
-    if not is_point_table(path) and (experiment is not None or not outliers):
-        raise ValueError("--experiment and --no-outliers are for tables of dense models, but this is a run table")
-    found = choose_table(
-        path,
+    table = files_of(target, out).table
+    if table is None:
+        raise ValueError(f"choose requires a table, but {target} is a fit; name a sweep, a .csv or a .parquet file")
+    if not is_point_table(table) and (experiment is not None or not outliers):
+        raise ValueError(
+            f"--experiment and --no-outliers are for tables of dense models, but {table} is a run table; leave them out"
+        )
+    choice = choose_table(
+        table,
         laws=law,
         experiment=experiment,
         outliers=outliers,
@@ -96,38 +138,15 @@ def choose(
         draws=draws,
         check=check,
     )
-    print(found.report(), end="")
+    print(choice.report(), end="")
 
 
-def predict(
-    target: Target,
-    out: Out = DEFAULT_OUT,
-    mean_recurrence: Annotated[float | None, typer.Option(help="µ_rec, mean loops in training.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="D, training tokens.")] = None,
-    flops: Annotated[float | None, typer.Option(help="C, training FLOPs; alone, it asks for the best model.")] = None,
-    recurrence: Annotated[float | None, typer.Option(help="T, loops at test time; µ_rec if left out.")] = None,
-    loss_at_mean: Annotated[
-        float | None, typer.Option(help="The loss measured at T = µ_rec, nats per token: predicts other T far closer.")
-    ] = None,
-) -> None:
-    """Predict the loss of a model nobody has trained, from a stored fit."""
-    from isoloop.fitting import SweepFit
-    from isoloop.fitting import predict as predict_loss
+def refuse_dense_table(table: Path) -> None:
+    """Raise ValueError if a table file holds dense models instead of runs."""
+    from isoloop.fitting import is_point_table
 
-    path = Path(target)
-    stored = SweepFit.read(path if path.suffix == ".json" else folders_of(target, out).fit(hold_out=False))
-    print(
-        predict_loss(
-            stored,
-            mean_recurrence=mean_recurrence,
-            tokens=tokens,
-            flops=flops,
-            recurrence=recurrence,
-            loss_at_mean=loss_at_mean,
-        )
-        .report()
-        .rstrip()
-    )
+    if is_point_table(table):
+        raise ValueError(f"the table must hold runs, but {table} holds dense models; use 'isoloop choose {table}'")
 
 
 def _objective(delta: float, on: str) -> "Objective":

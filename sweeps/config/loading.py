@@ -1,8 +1,7 @@
-"""YAML -> sweep configuration: presets, files, what a file extends, overrides, and errors that say what to do."""
+"""Sweep configurations from YAML: presets, files, `extends`, overrides, and errors that say what to do."""
 
-import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,58 +10,67 @@ import yaml
 from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.messages import broken_rule
-from isoloop.trainer.config import Config, ModelConfig
-from isoloop.trainer.model.sizes import SHAPE
+from isoloop.sweeps.messages import broken_rule, did_you_mean
+from isoloop.trainer.config import SHAPE_FIELDS, Config, ModelConfig
 
-EXTENDS = "extends"
+_SECTION_LIKE_MAPPINGS = ("axes.", "tune.space.")  # their keys are paths of settings, with dots
+_ALTERNATIVES = (("budgets", "tokens"), ("mean_recurrences", "around"))
 
 
-def presets() -> list[str]:
-    """Names of the sweeps that come with isoloop."""
+def preset_names() -> list[str]:
+    """Return the names of the sweeps that come with isoloop."""
     return sorted(file.name.removesuffix(".yaml") for file in _preset_folder().iterdir() if file.name.endswith(".yaml"))
 
 
 def preset_text(name: str) -> str:
-    """The YAML of a preset.
+    """Return the YAML of a preset.
 
     Raises:
         ValueError: there is no preset of that name.
     """
-    known = presets()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"presets are {', '.join(known)}"
+    names = preset_names()
+    if name not in names:
+        hint = did_you_mean(name, names, f"presets are {', '.join(names)}")
         raise ValueError(f"a sweep must be a preset or a .yaml file that exists, but got '{name}'; {hint}")
     return (_preset_folder() / f"{name}.yaml").read_text()
 
 
 def load_sweep(
-    name: str, overrides: Sequence[str] = (), *, tracking_uri: str | None = None, storage: str | None = None
+    name: str, overrides: Sequence[str] = (), *, settings: Mapping[str, str | int | None] | None = None
 ) -> SweepConfig:
-    """Read a preset by name or a YAML file by path, lay it over what it extends, then apply `overrides`.
+    """Read a preset or a YAML file with everything that it extends, and apply overrides to it.
 
-    An override reads `section.key=value`.
-
-    `tracking_uri` and `storage` replace `tracking.uri` and `storage` as they stand, whatever signs are in them.
+    Args:
+        name: name of a preset, or path of a YAML file.
+        overrides: texts of the form `section.key=value`, the value in YAML.
+        settings: values by path, taken literally; None leaves a setting unchanged.
 
     Raises:
         ValueError: unknown preset, missing file, bad YAML, unknown keys, wrong types, broken rules.
     """
-    content = _read(name)
+    content = _read_with_bases(name)
+    # The size goes first, as the other keys of `model` change what it sets.
     for override in sorted(overrides, key=lambda override: not override.startswith(("model=", "model.size="))):
-        _override(content, override)  # a size first: what else is said of the model changes it
-    _take_places(content, {re.split("[.=]", override)[0] for override in overrides})
-    if tracking_uri is not None:
-        tracking = content.setdefault("tracking", {})
-        content["tracking"] = {**tracking, "uri": tracking_uri} if isinstance(tracking, dict) else tracking
-    if storage is not None:
-        content["storage"] = storage
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ValueError(f"an override must read section.key=value, but got '{override}'")
+        try:
+            value = parse_yaml(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"an override's value must be YAML, but '{text}' in '{override}' isn't") from error
+        _set(content, path, value)
+    _drop_replaced_alternatives(content, {re.split("[.=]", override)[0] for override in overrides})
+    for path, literal in (settings or {}).items():
+        if literal is not None:
+            _set(content, path, literal)
     return validate_sweep(content, source=name)
 
 
-def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A preset's or a file's content, laid over that of what it extends, the last named on top."""
+def _read_with_bases(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the content of a preset or file on top of what it extends, of which the last has precedence.
+
+    `extending` are the files on the way here, to refuse a circle.
+    """
     path = Path(name).expanduser()
     is_file = path.suffix in {".yaml", ".yml"} or path.is_file()
     if is_file and not path.is_file():
@@ -73,47 +81,50 @@ def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"a sweep's configuration must be YAML, but '{name}' isn't: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"a sweep's configuration must be a YAML mapping, but '{name}' is a {type(content).__name__}")
-    bases = content.pop(EXTENDS, None) or []
+    bases = content.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"extends must name presets or .yaml files, but '{name}' has {bases!r}")
-    here = str(path.resolve()) if is_file else name
-    if here in seen:
-        raise ValueError(f"a sweep may not extend itself, but {' extends '.join([*seen, here])}; break the circle")
+    identity = str(path.resolve()) if is_file else name
+    if identity in extending:
+        raise ValueError(f"a sweep may not extend itself, but {' extends '.join([*extending, identity])}; drop one")
     merged: dict[str, Any] = {}
     for base in bases:
-        found = str(path.parent / base) if base.endswith((".yaml", ".yml")) else base
-        merged = _laid_over(merged, _read(found, (*seen, here)))
-    return _laid_over(merged, content)
+        base_name = str(path.parent / base) if base.endswith((".yaml", ".yml")) else base
+        merged = _merge(merged, _read_with_bases(base_name, (*extending, identity)))
+    return _merge(merged, content)
 
 
-def _laid_over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """`content` over `base`: sections key by key, all else as a whole; another size replaces the base's shape."""
+def _merge(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `content` on top: sections merge by key, other values and shapes of models are replaced."""
     merged = dict(base)
     for key, value in content.items():
-        under = merged.get(key)
+        old = merged.get(key)
         if key == "model":
-            value = {"size": value} if isinstance(value, str) else value
-            under = {"size": under} if isinstance(under, str) else under
-            if isinstance(value, dict) and isinstance(under, dict) and "size" in value:
-                under = {name: entry for name, entry in under.items() if name not in SHAPE}
-        if isinstance(value, dict) and isinstance(under, dict) and key != "axes":
-            value = under | value
+            value, old = ({"size": entry} if isinstance(entry, str) else entry for entry in (value, old))
+            if isinstance(value, dict) and isinstance(old, dict) and "size" in value:
+                old = _without_shape(old)
+        if isinstance(value, dict) and isinstance(old, dict) and key != "axes":
+            value = old | value
         merged[key] = value
-    _take_places(merged, content)
+    _drop_replaced_alternatives(merged, content)
     return merged
 
 
-def _take_places(merged: dict[str, Any], said: Collection[str]) -> None:
-    """Drop what a key that was said takes the place of."""
-    for one, other in (("budgets", "tokens"), ("mean_recurrences", "around")):
-        for kept, gone in ((one, other), (other, one)):
-            if kept in said and gone not in said:
-                merged.pop(gone, None)
+def _without_shape(model: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in model.items() if name not in SHAPE_FIELDS}
+
+
+def _drop_replaced_alternatives(content: dict[str, Any], given: Collection[str]) -> None:
+    """Of two keys that exclude each other, drop the inherited one if the other was given."""
+    for pair in _ALTERNATIVES:
+        for kept, replaced in (pair, pair[::-1]):
+            if kept in given and replaced not in given:
+                content.pop(replaced, None)
 
 
 def validate_sweep(content: dict[str, Any], *, source: str) -> SweepConfig:
-    """Check a configuration; every broken rule is named in one ValueError."""
+    """Return the checked configuration; one ValueError names every broken rule."""
     try:
         return SweepConfig.model_validate(content)
     except ValidationError as error:
@@ -122,7 +133,7 @@ def validate_sweep(content: dict[str, Any], *, source: str) -> SweepConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e18 is one, too."""
+    """A loader that reads 1e18 as a number, as YAML 1.2 does."""
 
 
 _Loader.add_implicit_resolver(
@@ -133,7 +144,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML without building anything but plain data."""
+    """Parse YAML into plain data."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -141,41 +152,35 @@ def _preset_folder() -> Any:
     return resources.files("isoloop.sweeps.config") / "presets"
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"an override must read section.key=value, but got '{override}'")
-    # An axis, or a dimension to tune, is named by a path itself.
-    named = next((prefix for prefix in ("axes.", "tune.space.") if key.startswith(prefix)), None)
-    *sections, last = [*named[:-1].split("."), key.removeprefix(named)] if named else key.split(".")
-    if sections[:1] == ["model"] and isinstance(content.get("model"), str):
-        content["model"] = {"size": content["model"]}
-    if key == "model.size" and isinstance(content.get("model"), dict):
-        content["model"] = {name: value for name, value in content["model"].items() if name not in SHAPE}
-    place = content
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ValueError(f"an override must name a key of a section, but '{section}' in '{override}' is a value")
-    try:
-        place[last] = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"an override's value must be YAML, but '{text}' in '{override}' isn't") from error
+def _set(content: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a path such as `optimizer.learning_rate` or `axes.optimizer.learning_rate`."""
+    mapping = next((prefix for prefix in _SECTION_LIKE_MAPPINGS if path.startswith(prefix)), None)
+    *sections, key = [*mapping[:-1].split("."), path.removeprefix(mapping)] if mapping else path.split(".")
+    if sections == ["model"]:
+        model = content.get("model", {})
+        content["model"] = model = {"size": model} if isinstance(model, str) else model
+        if key == "size" and isinstance(model, dict):
+            content["model"] = _without_shape(model)
+    section = content
+    for name in sections:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"an override must name a key of a section, but '{name}' in '{path}' is a value")
+    section[key] = value
 
 
 def _describe(problem: Any) -> str:
-    """One line for one of pydantic's errors, with what was probably meant."""
-    if problem["type"] == "extra_forbidden":
-        where = ".".join(str(part) for part in problem["loc"])
-        *sections, key = problem["loc"]
-        known = _known_keys(sections)
-        close = difflib.get_close_matches(str(key), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        return f"{where}: must be a known key; {hint}"
-    return broken_rule(problem)
+    """Return one line for one of pydantic's errors, with a suggestion for an unknown key."""
+    if problem["type"] != "extra_forbidden":
+        return broken_rule(problem)
+    *sections, key = problem["loc"]
+    keys = _keys_of(sections)
+    hint = did_you_mean(str(key), keys, f"known keys: {', '.join(keys)}")
+    return f"{'.'.join(map(str, problem['loc']))}: must be a known key; {hint}"
 
 
-def _known_keys(sections: Sequence[Any]) -> list[str]:
+def _keys_of(sections: Sequence[Any]) -> list[str]:
+    """Return the keys that a section of the configuration may have."""
     model: Any = SweepConfig
     for section in sections:
         field = model.model_fields.get(str(section))

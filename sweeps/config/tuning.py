@@ -1,4 +1,4 @@
-"""What `isoloop tune` is asked for: which settings it may change, in which ranges, and how many trials it has."""
+"""Settings of `isoloop tune`: what it may change, in which ranges, and how many trials it runs."""
 
 import math
 from collections.abc import Mapping
@@ -6,14 +6,22 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from isoloop.trainer.config import Config, NonNegativeInt, Number, PositiveFloat, PositiveInt, Recurrence
+from isoloop.sweeps.config.uri import SecretUri
+from isoloop.trainer.config import Config, NonNegativeInt, PositiveFloat, PositiveInt, Recurrence, StrictNumber
 
 
 class Range(Config):
-    """From `low` to `high`, both included, evenly in the value or, with `log`, in its logarithm; `step` apart."""
+    """An interval to draw a setting from, uniformly or log-uniformly.
 
-    low: Annotated[float, Number]
-    high: Annotated[float, Number]
+    Args:
+        low: smallest value, included.
+        high: largest value, included.
+        log: draw log-uniformly.
+        step: distance between neighbouring values; any value in the interval by default.
+    """
+
+    low: Annotated[float, StrictNumber]
+    high: Annotated[float, StrictNumber]
     log: bool = False
     step: PositiveFloat | None = None
 
@@ -22,9 +30,9 @@ class Range(Config):
         if not self.low < self.high:
             raise ValueError(f"low < high must hold, but got low={self.low:g}, high={self.high:g}; swap or widen them")
         if self.log and self.low <= 0:
-            raise ValueError(f"a range even in the logarithm must start above 0, but got low={self.low:g}; raise it")
+            raise ValueError(f"a log-uniform range must start above 0, but got low={self.low:g}; raise it")
         if self.log and self.step is not None:
-            raise ValueError(f"a range has either log or a step, but got log and step={self.step:g}; leave one out")
+            raise ValueError(f"a range must have either log or a step, but got log and step={self.step:g}; drop one")
         if self.step is not None and not math.isclose(self._steps, round(self._steps), abs_tol=1e-6):
             raise ValueError(
                 f"a range must be whole steps wide, but {self.low:g} to {self.high:g} is {self._steps:.4g} times "
@@ -37,26 +45,27 @@ class Range(Config):
         assert self.step is not None, "only a range with a step has steps"
         return (self.high - self.low) / self.step
 
-    def holds(self, value: float) -> bool:
-        """Whether `value` may be proposed."""
+    def contains(self, value: float) -> bool:
+        """Return whether `value` can be drawn."""
         if not self.low <= value <= self.high:
             return False
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
-    def place(self, value: float) -> float:
-        """Where `value` lies, 0 at `low` and 1 at `high`."""
-        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return (at - low) / (high - low)
+    def position(self, value: float) -> float:
+        """Return the position of `value` in the interval: 0 at `low`, 1 at `high`, on a log scale with `log`."""
+        low, high, position = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return (position - low) / (high - low)
 
 
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def refuse_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Raise ValueError if two values are equal; return them otherwise."""
     if len(set(map(repr, values))) < len(values):
-        raise ValueError(f"choices must be distinct, but got {list(values)}; drop one")
+        raise ValueError(f"values must be distinct, but got {list(values)}; drop one")
     return values
 
 
-Choices = Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(_distinct)]
+Choices = Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(refuse_duplicates)]
 Dimension = Annotated[
     Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
     Discriminator(lambda value: "range" if isinstance(value, Mapping | Range) else "choices"),
@@ -64,21 +73,21 @@ Dimension = Annotated[
 
 
 class TuneConfig(Config):
-    """How `isoloop tune` looks for the settings of a sweep, at its smallest budget.
+    """Settings of a tuning, which trains at the sweep's smallest budget.
 
     Args:
-        space: a setting's path to the range or the list of choices that it is drawn from. By default both learning
-            rates within 8 times of what the sweep has, Muon's weight decay and the batch.
-        trials: runs with different settings, those of earlier calls among them.
-        parallel: trials at a time; by default what the cluster holds, but a quarter of the trials at most, as a
+        space: maps the path of a setting to the range or the list of choices that it is drawn from. By default both
+            learning rates from 1/8 to 8 times the sweep's, Muon's weight decay and the batch.
+        trials: number of runs with different settings, including those of earlier calls.
+        parallel: trials at a time; by default as many as the cluster holds, but at most a quarter of all, since a
             proposal learns only from trials that have ended.
-        mean_recurrence: of the trials; by default the middle one of the sweep's.
-        seed: of the proposals; the runs' own is the sweep's.
-        validations: evaluations during each run, which pruning goes by.
-        pruner: `median` ends a run whose validation loss is above the median of the others at the same share of their
-            steps, from `prune_from` on; `none` ends no run.
+        mean_recurrence: µ_rec of the trials; by default the middle one of the sweep's.
+        seed: seed of the proposals; the runs have the sweep's seed.
+        validations: evaluations during each run; pruning compares their losses.
+        pruner: `median` stops a run whose validation loss is above the median of the others' at the same share of their
+            steps, from `prune_from` on; `none` stops no run.
         prune_from: share of the steps before which no run is pruned: high learning rates look bad until they decay.
-        storage: where trials are kept, any database that Optuna knows; by default an sqlite file beside the results.
+        storage: database of the trials, any that Optuna supports; by default an sqlite file beside the results.
     """
 
     space: Annotated[Mapping[str, Dimension], Field(min_length=1)] | None = None
@@ -88,14 +97,14 @@ class TuneConfig(Config):
     seed: NonNegativeInt = 0
     validations: NonNegativeInt = 4
     pruner: Literal["median", "none"] = "median"
-    prune_from: Annotated[float, Number, Field(ge=0, lt=1)] = 0.5
-    storage: Annotated[str, Field(min_length=1)] | None = None
+    prune_from: Annotated[float, StrictNumber, Field(ge=0, lt=1)] = 0.5
+    storage: Annotated[SecretUri, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check_pruner(self) -> Self:
         if self.pruner != "none" and not self.validations:
             raise ValueError(
-                f"pruning goes by evaluations during a run, but got pruner='{self.pruner}', validations=0; raise "
+                f"pruning requires evaluations during a run, but got pruner='{self.pruner}', validations=0; raise "
                 "validations, or set pruner to none"
             )
         return self

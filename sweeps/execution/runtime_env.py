@@ -1,13 +1,13 @@
-"""What workers on other machines need of the driver: our own packages, the user's modules, a few settings.
+"""The runtime environment of workers on other machines: our own package, the user's modules, a few settings.
 
 Ray packs these folders, keeps the archives in the cluster's own store and unpacks them on each node, ahead of whatever
 is installed there: workers run the driver's code even where an older isoloop is installed. Only the driver's current
-folder and its script's come before, where a node has folders of these names. What is not ours (torch, ray, pyarrow,
-...) must be installed on the nodes, in the driver's versions.
+folder and its script's take precedence, if a node has folders of these names. Other packages (torch, ray, pyarrow, ...)
+must be installed on the nodes, in the driver's versions.
 
-A runtime environment is no place for secrets: Ray writes it into its logs (runtime_env_agent.log, as Ray 2.60 was seen
-to do) and keeps it in the cluster's store. Each node must have its own way to the storage: a role, a mounted secret,
-or variables that it was started with.
+A runtime environment must hold no secrets: Ray writes it into its logs (Ray 2.60 into runtime_env_agent.log) and keeps
+it in the cluster's store. Each node needs its own credentials for the storage: a role, a mounted secret, or variables
+that it was started with.
 """
 
 import ast
@@ -21,76 +21,68 @@ from pathlib import Path
 from typing import Any
 
 import isoloop
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import TELEMETRY_OFF
+from isoloop.trainer.run.environment import COMMIT_VARIABLE
 
-COMMIT = "ISOLOOP_COMMIT"
-# Settings that say where and how, and hold no secret. Workers never talk to MLflow or Hugging Face.
+# Settings without secrets. Workers never talk to MLflow or Hugging Face.
 PASSED_ON = (
-    *SWITCHES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_CLOUD_PROJECT"
+    *TELEMETRY_OFF, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_CLOUD_PROJECT",
 )  # fmt: skip
 MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job; there is no public function that reads it
 _OWN_CLASS = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
-_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def runtime_environment(
-    own_classes: Iterable[str] = (), *, pass_on: Iterable[str] = (), environment: Mapping[str, str] | None = None
+    own_classes: Iterable[str] = (), *, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The `runtime_env` with which `ray.init` makes the driver's code and settings those of the workers.
+    """Return the `runtime_env` with which `ray.init` gives the workers the driver's code and settings.
 
     Args:
-        own_classes: the sweep's classes of the user's own, as `module:Class`. With the file of each go the modules and
-            packages beside it that it imports; what is installed (in site-packages) must be installed on the nodes.
-        pass_on: variables besides `PASSED_ON`.
-        environment: where variables are looked up; by default the process's own.
+        own_classes: the user's own classes in the sweep, as `module:Class`. The file of each is sent with the modules
+            and packages beside it that it imports; installed packages must be installed on the nodes, too.
+        environment: the variables; by default the process's own.
 
     Raises:
-        ValueError: a module can't be found or is too large to ship, or a variable looks like a secret.
+        ValueError: a module can't be found or is too large to send.
     """
     environment = os.environ if environment is None else environment
-    names = [*PASSED_ON, *pass_on]
-    for name in names:
-        if _SECRET.search(name):
-            raise ValueError(
-                f"a variable passed on to the workers must be no secret, because Ray logs it, but got {name}; give it "
-                "to the nodes themselves (docs/clusters.md)"
-            )
     package = Path(isoloop.__file__).parent
     modules = [package]
     for path in own_classes:
-        modules += [place for place in _modules(path) if place not in modules]
-    variables = {name: environment[name] for name in names if name in environment}
-    commit = environment.get(COMMIT) or _git_commit(package)
+        modules += [module for module in _modules(path) if module not in modules]
+    variables = {name: environment[name] for name in PASSED_ON if name in environment}
+    commit = environment.get(COMMIT_VARIABLE) or _git_commit(package)
     if commit:
-        variables[COMMIT] = commit
-    made = {"py_modules": [str(module) for module in modules], "excludes": list(EXCLUDED), "env_vars": variables}
-    return _beside_the_job(made, json.loads(environment.get(_JOB, "{}")).get("runtime_env", {}))
+        variables[COMMIT_VARIABLE] = commit
+    runtime_env = {"py_modules": [str(module) for module in modules], "excludes": list(EXCLUDED), "env_vars": variables}
+    return _without_job_keys(runtime_env, json.loads(environment.get(_JOB_VARIABLE, "{}")).get("runtime_env", {}))
 
 
 def own_classes(configuration: Any) -> list[str]:
-    """Values of the form `module:Class` anywhere in a configuration's mappings and lists, in order, once each."""
+    """Return the values of the form `module:Class` in a configuration, at any depth, in order, once each."""
     if isinstance(configuration, str):
         return [configuration] if _OWN_CLASS.fullmatch(configuration) else []
     if isinstance(configuration, Mapping):
         configuration = list(configuration.values())
     if not isinstance(configuration, list | tuple):
         return []
-    return list(dict.fromkeys(found for value in configuration for found in own_classes(value)))
+    return list(dict.fromkeys(name for value in configuration for name in own_classes(value)))
 
 
-def _beside_the_job(made: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left to add where this driver is a Ray job with an environment of its own: Ray refuses a key twice."""
+def _without_job_keys(runtime_env: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a Ray job's own runtime environment doesn't have yet: Ray refuses a key that is given twice."""
     given = job.get("env_vars", {})
-    variables = {name: value for name, value in made["env_vars"].items() if name not in given}
-    return {key: value for key, value in made.items() if key not in job} | {"env_vars": variables}
+    variables = {name: value for name, value in runtime_env["env_vars"].items() if name not in given}
+    return {key: value for key, value in runtime_env.items() if key not in job} | {"env_vars": variables}
 
 
 def _modules(path: str) -> list[Path]:
-    """Files and package folders that the module of one `module:Class` consists of, and what it imports beside it."""
-    found = _OWN_CLASS.fullmatch(path)
-    top = found.group(1).split(".")[0] if found else ""
+    """Return the files and package folders of the module of one `module:Class`, and of its imports beside it."""
+    match = _OWN_CLASS.fullmatch(path)
+    top = match.group(1).split(".")[0] if match else ""
     spec = importlib.util.find_spec(top) if top else None
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise ValueError(
@@ -103,52 +95,49 @@ def _modules(path: str) -> list[Path]:
         origin = Path(str(spec.origin))
     if top == "isoloop" or "site-packages" in origin.parts or not origin.exists():
         return []
-    places = list(dict.fromkeys(_beside(origin, set())))
-    size = sum(file.stat().st_size for place in places for file in _files(place))
+    paths = list(dict.fromkeys(_with_imports(origin, set())))
+    size = sum(file.stat().st_size for each in paths for file in _files(each))
     if size > MOST_BYTES:
         raise ValueError(
             f"the code of '{path}' must be of at most {MOST_BYTES >> 20} MiB to be sent to the workers, but "
-            f"{', '.join(map(str, places))} hold {size >> 20} MiB; keep data out of the package's folder, or install "
+            f"{', '.join(map(str, paths))} hold {size >> 20} MiB; keep data out of the package's folder, or install "
             "the package on the nodes"
         )
-    return places
+    return paths
 
 
-def _beside(place: Path, seen: set[Path]) -> Iterator[Path]:
-    """`place` and, from the same folder, whatever it imports."""
-    if place in seen:
+def _with_imports(path: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield a file or folder and, from the same folder, whatever it imports."""
+    if path in seen:
         return
-    seen.add(place)
-    yield place
-    for file in _files(place):
+    seen.add(path)
+    yield path
+    for file in _files(path):
         if file.suffix == ".py":
             for top in _imported(file):
-                for neighbour in (place.parent / f"{top}.py", place.parent / top):
+                for neighbour in (path.parent / f"{top}.py", path.parent / top):
                     if top != "isoloop" and (neighbour.is_file() or (neighbour / "__init__.py").is_file()):
-                        yield from _beside(neighbour, seen)
+                        yield from _with_imports(neighbour, seen)
 
 
 def _imported(file: Path) -> set[str]:
-    """Top-level names that a Python file imports."""
+    """Return the top-level names that a Python file imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
     return {name.split(".")[0] for name in names} - {""}
 
 
-def _files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    return [file for file in place.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
 
 
 def _git_commit(package: Path) -> str | None:
-    """Return the commit of the checkout that `package` is linked from, with `+` where its code was changed.
-
-    None outside of a checkout.
-    """
+    """Return the commit of the checkout that holds `package`, with `+` if its code was changed, or None."""
     git = ["git", "-C", str(package)]
-    code = [str(place.resolve()) for place in (package, *package.iterdir()) if place.is_dir()]
+    code = [str(path.resolve()) for path in (package, *package.iterdir()) if path.is_dir()]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         state = subprocess.run([*git, "status", "--porcelain", *code], capture_output=True, text=True, timeout=10)

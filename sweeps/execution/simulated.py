@@ -1,6 +1,6 @@
-"""A stand-in for the trainer: draws a run's losses from a law, so that the whole line runs at paper scale in seconds.
+"""A stand-in for the trainer that draws a run's losses from a law, so that a sweep at paper scale takes seconds.
 
-Everything it makes says `simulated`. It writes the same journal and the same result file as the trainer.
+It writes the same journal and the same result file as the trainer, and marks them as simulated.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
 
-_CURVE_POINTS = 20
-_LOOK_SECONDS = 0.5
+_JOURNAL_POINTS = 20
+_STOP_CHECK_SECONDS = 0.5
 
 
 def simulate_run(
@@ -32,18 +32,19 @@ def simulate_run(
 ) -> RunResult | None:
     """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time.
 
-    With `simulation.flops_per_second` it takes its time, and ends without a result where `should_stop` says so.
+    With `simulation.flops_per_second` it takes the time of a real run, and returns None if `should_stop` returns True.
 
     Raises:
         FolderBusyError: another process simulates this run.
     """
     with sole_owner(folder):
-        return read_result(folder) or _draw(spec, simulation, run_id, folder, should_stop)
+        return read_result(folder) or _draw_result(spec, simulation, run_id, folder, should_stop)
 
 
-def _draw(
+def _draw_result(
     spec: RunSpec, simulation: Simulation, run_id: str, folder: Path, should_stop: Callable[[], bool]
 ) -> RunResult | None:
+    # Draw the losses.
     parameters = count_parameters(spec.model)
     truth = Truth(
         **simulation.model_dump(exclude={"flops_per_second"}),
@@ -54,15 +55,16 @@ def _draw(
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "little"))
     recurrences = sorted({*spec.evaluation.recurrences, mean})
     losses = {int(t): loss for t, loss in draw_losses(truth, mean, spec.tokens, recurrences, rng).items()}
+    # Write the journal, over the time that the run takes.
     journal = Journal(folder / "journal.jsonl")
     journal.event("started", step=0, simulated=True)
     forward, backward = expected_loops(spec.recurrence, "exact")
     flops = flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward)
     seconds = 0.0 if simulation.flops_per_second is None else flops["flops_exact"] / simulation.flops_per_second
     began, done = time.monotonic(), 0
-    for step in np.unique(np.linspace(1, spec.steps, _CURVE_POINTS).round().astype(int)).tolist():
+    for step in np.unique(np.linspace(1, spec.steps, _JOURNAL_POINTS).round().astype(int)).tolist():
         while (left := began + seconds * step / spec.steps - time.monotonic()) > 0:
-            time.sleep(min(left, _LOOK_SECONDS))
+            time.sleep(min(left, _STOP_CHECK_SECONDS))
             if should_stop():
                 journal.event("stopped", step=done)
                 journal.close()
@@ -72,6 +74,7 @@ def _draw(
         done = step
     journal.event("finished", step=spec.steps, simulated=True)
     journal.close()
+    # Write the result.
     result = RunResult(
         run_id=run_id,
         status="finished",

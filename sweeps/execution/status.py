@@ -1,4 +1,4 @@
-"""How far a sweep is, read from its folder: for anybody, in any terminal, whether its driver runs or not."""
+"""The state of a sweep, read from its folder: in any terminal, whether or not its driver is running."""
 
 import json
 from collections import Counter
@@ -14,20 +14,20 @@ from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import read_result
 
 STATES = ("done", "diverged", "failed", "running", "again", "waiting")
-_RECENT = 20
+_SPEED_RECORDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """How far one run is.
+    """The state of one run.
 
     Attributes:
-        run_id: its identity; `label` says what it is.
-        state: `done`, `diverged`, `failed`, `running`, `again` (an attempt failed, the next one waits), `waiting`.
+        run_id: its identity; `label` describes it.
+        state: `done`, `diverged`, `failed`, `running`, `again` (waits for a retry), `waiting`.
         step: steps done, of `steps`.
-        loss: validation loss of a run that is done, the last training loss of one that runs; nats per token.
-        seconds: what is left of a run that runs, at its recent speed; what a done one took.
-        reason: the first line of why it failed, diverged or is tried again.
+        loss: validation loss of a run that is done, the last training loss of one that is running; nats per token.
+        seconds: time left of a running run, at its recent speed; time taken by a run that is done.
+        reason: the first line of why it failed, diverged or is retried.
     """
 
     run_id: str
@@ -42,13 +42,13 @@ class RunStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepStatus:
-    """How far a sweep is.
+    """The state of a sweep.
 
     Attributes:
-        name: of the sweep.
-        at_work: whether a driver is at work on it.
-        share: of the FLOPs, 0 to 1, that is trained.
-        runs: all of them.
+        name: the sweep's name.
+        at_work: whether a driver is running.
+        share: the share of the FLOPs, 0 to 1, that is trained.
+        runs: all runs.
     """
 
     name: str
@@ -57,22 +57,22 @@ class SweepStatus:
     runs: tuple[RunStatus, ...]
 
     @property
-    def is_over(self) -> bool:
-        """Whether every run has a result."""
+    def is_complete(self) -> bool:
+        """True if every run has a result."""
         return all(run.state in ("done", "diverged") for run in self.runs)
 
     def counts(self) -> dict[str, int]:
-        """Runs by state."""
-        found = Counter(run.state for run in self.runs)
-        return {state: found[state] for state in STATES if found[state]}
+        """Return the numbers of runs by state."""
+        counts = Counter(run.state for run in self.runs)
+        return {state: counts[state] for state in STATES if counts[state]}
 
     def to_json(self) -> str:
-        """All of it, for programs."""
+        """Return everything as JSON, for programs."""
         return json.dumps(asdict(self), indent=1)
 
 
 def write_manifest(plan: Plan, folders: Folders) -> None:
-    """Leave a note of what the sweep will run, before it starts."""
+    """Write the list of the sweep's runs, before they start."""
     cells = [
         {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.flops}
         for cell in plan.cells
@@ -82,7 +82,7 @@ def write_manifest(plan: Plan, folders: Folders) -> None:
 
 
 def read_status(folders: Folders) -> SweepStatus:
-    """How far the sweep of `folders` is.
+    """Read the state of a sweep.
 
     Raises:
         ValueError: it was never started.
@@ -98,17 +98,14 @@ def read_status(folders: Folders) -> SweepStatus:
     if folders.state.exists():
         state |= json.loads(folders.state.read_text())
     runs = [_run_status(cell, folders.run(cell["run_id"]), state, at_work) for cell in cells]
-    whole = sum(cell["flops"] for cell in cells)
     shares = [1.0 if run.state in ("done", "diverged") else run.step / run.steps for run in runs]
-    return SweepStatus(
-        name=folders.name,
-        at_work=at_work,
-        share=sum(share * cell["flops"] for share, cell in zip(shares, cells, strict=True)) / whole,
-        runs=tuple(runs),
-    )
+    done = sum(share * cell["flops"] for share, cell in zip(shares, cells, strict=True))
+    share = done / sum(cell["flops"] for cell in cells)
+    return SweepStatus(name=folders.name, at_work=at_work, share=share, runs=tuple(runs))
 
 
 def _run_status(cell: dict[str, Any], folder: Path, state: dict[str, Any], at_work: bool) -> RunStatus:
+    # A run with a result.
     run_id, label, steps = cell["run_id"], cell["label"], cell["steps"]
     result = read_result(folder)
     if result is not None:
@@ -116,29 +113,33 @@ def _run_status(cell: dict[str, Any], folder: Path, state: dict[str, Any], at_wo
             run_id=run_id, label=label, state="done" if result.status == "finished" else "diverged",
             step=result.steps, steps=steps, loss=result.loss, seconds=result.seconds, reason=result.reason,
         )  # fmt: skip
+    # A run without one: its journal, and what the driver has written about it.
     records = [record for record in read_journal(folder / "journal.jsonl")[0] if "step" in record]
-    step = max((record["step"] for record in records), default=0)
     losses = [record["values"].get("train_loss") for record in records if record["kind"] == "metrics"]
     running = at_work and run_id in state["running"]
-    reason = state["failed"].get(run_id) or state["again"].get(run_id)
-    said = "failed" if run_id in state["failed"] else "running" if running else "waiting"
+    if run_id in state["failed"]:
+        name = "failed"
+    elif running:
+        name = "running"
+    else:
+        name = "again" if at_work and run_id in state["again"] else "waiting"
     return RunStatus(
         run_id=run_id,
         label=label,
-        state="again" if at_work and said == "waiting" and run_id in state["again"] else said,
-        step=step,
+        state=name,
+        step=max((record["step"] for record in records), default=0),
         steps=steps,
         loss=losses[-1] if losses else None,
         seconds=_seconds_left(records, steps) if running else None,
-        reason=reason,
+        reason=state["failed"].get(run_id) or state["again"].get(run_id),
     )
 
 
 def _seconds_left(records: Sequence[dict[str, Any]], steps: int) -> float | None:
-    """By the speed of the last records of one attempt, None where there are too few."""
+    """Return the time left at the speed of the last records of one attempt, None if there are too few."""
     starts = [i for i, record in enumerate(records) if record["kind"] == "event"]
-    recent = records[(starts[-1] if starts else 0) :][-_RECENT:]
+    recent = records[(starts[-1] if starts else 0) :][-_SPEED_RECORDS:]
     if len(recent) < 2 or recent[-1]["step"] <= recent[0]["step"]:
         return None
-    pace = (recent[-1]["time_ms"] - recent[0]["time_ms"]) / 1000 / (recent[-1]["step"] - recent[0]["step"])
-    return pace * (steps - recent[-1]["step"])
+    seconds_per_step = (recent[-1]["time_ms"] - recent[0]["time_ms"]) / 1000 / (recent[-1]["step"] - recent[0]["step"])
+    return seconds_per_step * (steps - recent[-1]["step"])

@@ -1,6 +1,6 @@
-"""What a worker does for one run: train or simulate it in its folder, obey stops, say how it ended.
+"""The worker: one attempt at a run, trained or simulated in its folder, in a process started by the cluster.
 
-Started by the cluster, in a process of Ray's. Nothing is raised through Ray: how an attempt ended comes back as data.
+Nothing is raised through Ray: the end of an attempt comes back as data.
 """
 
 import os
@@ -16,30 +16,30 @@ from typing import Literal
 
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import Simulation
-from isoloop.sweeps.execution.failures import judge
+from isoloop.sweeps.execution.failures import classify_error
+from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
+from isoloop.sweeps.storage.sync import RunSync
 from isoloop.trainer.config import Config, ExecutionConfig, RunSpec
 from isoloop.trainer.files import FolderBusyError
 
-HEARTBEAT = "heartbeat"
-STOP = "stop"
-SCRATCH = "ISOLOOP_SCRATCH"
-LOOK_SECONDS = 1.0
+SCRATCH_VARIABLE = "ISOLOOP_SCRATCH"
+STOP_CHECK_SECONDS = 1.0
 
 
 class Task(Config):
     """One attempt at a run, as it is sent to a worker.
 
     Attributes:
-        spec: what determines the result.
-        run_id: its identity.
+        spec: everything that determines the result.
+        run_id: the run's identity.
         folder: the run's folder, on a disk that the worker sees.
-        stop_file: of the whole sweep; the run's own is `stop` in its folder.
-        resources: what it is given.
+        stop_file: the file that stops the whole sweep; a file in the run's folder stops the run alone.
+        resources: the resources that the run is given.
         corpus: folder of the prepared corpus, None where losses are simulated.
-        simulation: the law to draw the losses from, None where the run trains.
+        simulation: the law from which losses are drawn, None where the run trains.
         storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared; `folder`,
-            `stop_file` and `corpus` are the driver's then, and of no use here.
-        owner: the driver, as leases on runs in the storage name it.
+            `stop_file` and `corpus` are then paths of the driver's machine, and unused here.
+        owner: the driver's id in leases on runs in the storage.
     """
 
     spec: RunSpec
@@ -53,150 +53,147 @@ class Task(Config):
     owner: str | None = None
 
 
-class Ended(Config):
-    """How an attempt ended.
+class AttemptEnd(Config):
+    """The end of an attempt.
 
-    `how`: `done` (there is a result), `stopped` (asked to, state saved), `preempted` (SIGTERM, state saved), `busy`
-    (another process is at this run), or `failed` for `reason`, whose cause may pass or not.
+    `status` is `done` (there is a result), `stopped` (on request, state saved), `preempted` (by SIGTERM, state saved),
+    `busy` (another process trains this run), or `failed` for `reason`, which is worth a retry or not.
     """
 
-    how: Literal["done", "stopped", "preempted", "busy", "failed"]
+    status: Literal["done", "stopped", "preempted", "busy", "failed"]
     reason: str | None = None
-    may_pass: bool = False
+    retryable: bool = False
 
 
 def run_attempt(task_json: str) -> str:
-    """Run one attempt; takes a `Task` and returns an `Ended`, both as JSON."""
-    task = Task.model_validate_json(task_json)
+    """Run one attempt; takes a `Task` and returns an `AttemptEnd`, both as JSON."""
     try:
-        with _preemption() as preempted, _within_reach(task) as (near, finished):
-            folder = Path(near.folder)
+        with _preemption() as preempted, _staged_in(Task.model_validate_json(task_json)) as (task, finished):
+            folder = Path(task.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / HEARTBEAT).touch()  # an attempt has begun; the next beat is its first step
-            stop = _StopSignal(folder, Path(near.stop_file), preempted)
-            done = finished or _run(near, folder, stop)
-        how: Literal["done", "preempted", "stopped"]
-        how = "done" if done else "preempted" if preempted.is_set() else "stopped"
-        return Ended(how=how).model_dump_json()
+            (folder / HEARTBEAT_FILE).touch()  # an attempt has begun; the next heartbeat is its first step
+            signals = _Signals(task, preempted)
+            if not finished and not signals.should_stop():
+                if task.simulation is not None:
+                    _simulate(task, task.simulation, signals)
+                elif task.resources.processes > 1:
+                    _train_in_processes(task)
+                else:
+                    _train(task, signals, task.resources.execution)
+            is_done = finished or (folder / "result.json").exists()
+        return _as_json("done" if is_done else "preempted" if preempted.is_set() else "stopped")
     except FolderBusyError:
-        return Ended(how="busy").model_dump_json()
-    except Exception as error:  # noqa: BLE001  whatever it is, the driver decides what to make of it
-        failure = judge(error)
-        return Ended(how="failed", reason=failure.reason, may_pass=failure.may_pass).model_dump_json()
+        return _as_json("busy")
+    except Exception as error:  # noqa: BLE001  the driver decides about any failure
+        failure = classify_error(error)
+        return AttemptEnd(status="failed", reason=failure.reason, retryable=failure.retryable).model_dump_json()
+
+
+def _as_json(status: Literal["done", "stopped", "preempted", "busy"]) -> str:
+    return AttemptEnd(status=status).model_dump_json()
 
 
 @contextmanager
-def _within_reach(task: Task) -> Iterator[tuple[Task, bool]]:
-    """The task with folders that this machine sees, and whether the run has a result already.
+def _staged_in(task: Task) -> Iterator[tuple[Task, bool]]:
+    """Yield the task with folders that this machine sees, and whether the run has a published result.
 
-    Where runs lie in a storage, its folder and its corpus are fetched to this machine's disk, and what is made here is
-    published meanwhile.
+    Where runs lie in a storage, the run's folder and its corpus are fetched to this machine's disk, and what the
+    attempt writes is published meanwhile.
     """
     if task.storage is None:
         yield task, False
         return
-    from isoloop.sweeps.storage.run_store import Storage
-    from isoloop.sweeps.storage.sync import Mirror
-
-    here = scratch()
-    storage = Storage(task.storage)
+    local, store = scratch_folder(), RunStore(task.storage)
     corpus = None
     if task.corpus is not None:
-        corpus = str(storage.pull_corpus(task.spec.data_fingerprint, here / "corpora"))
-    folder = here / "runs" / task.run_id
-    near = task.model_copy(update={"folder": str(folder), "stop_file": str(folder / STOP), "corpus": corpus})
-    with Mirror(storage, task.run_id, folder, owner=task.owner) as mirror:
-        yield near, mirror.finished
+        corpus = str(store.pull_corpus(task.spec.data_fingerprint, local / "corpora"))
+    folder = local / "runs" / task.run_id
+    staged = task.model_copy(update={"folder": str(folder), "stop_file": str(folder / STOP_FILE), "corpus": corpus})
+    with RunSync(store, task.run_id, folder, owner=task.owner) as sync:
+        yield staged, sync.finished
     if (folder / "result.json").exists():  # all of it is published
         shutil.rmtree(folder)
 
 
-def scratch() -> Path:
-    """This machine's own folder for what lies in a storage, for nobody else's eyes.
+def scratch_folder() -> Path:
+    """Return this user's folder on this machine for copies of what a storage holds.
 
     Raises:
-        PermissionError: somebody else has made a folder of that name.
+        PermissionError: the folder belongs to another user.
     """
-    folder = Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
+    folder = Path(os.environ.get(SCRATCH_VARIABLE) or Path(tempfile.gettempdir()) / f"isoloop-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"the folder {folder} must be this user's, but isn't; name another one in {SCRATCH}")
+        raise PermissionError(
+            f"the folder {folder} must belong to this user, but doesn't; name another one in {SCRATCH_VARIABLE}"
+        )
     return folder
 
 
 @contextmanager
 def _preemption() -> Iterator[threading.Event]:
-    """Set once the process is told to end (SIGTERM), as when its machine is taken back; a step later it saves."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
-        yield told
+    """Yield an event that SIGTERM sets, as when the machine is taken back; the run saves at its next step."""
+    preempted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield preempted
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: preempted.set())
     try:
-        yield told
+        yield preempted
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-class _StopSignal:
-    """Whether to save and end; asked in every step, it looks at the disk at most once a second."""
+class _Signals:
+    """Files through which a run hears of stops and shows that it makes steps; looked at or touched once a second."""
 
-    def __init__(self, folder: Path, sweep_stop: Path, preempted: threading.Event) -> None:
-        self.heartbeat, self.preempted = folder / HEARTBEAT, preempted
-        self.files = (folder / STOP, sweep_stop)
-        self.looked, self.beaten, self.stopped = 0.0, 0.0, False
+    def __init__(self, task: Task, preempted: threading.Event) -> None:
+        folder = Path(task.folder)
+        self.heartbeat_file, self.preempted = folder / HEARTBEAT_FILE, preempted
+        self.stop_files = (folder / STOP_FILE, Path(task.stop_file))
+        self.last_check, self.last_beat, self.stop_requested = 0.0, 0.0, False
 
-    def __call__(self) -> bool:
-        if time.monotonic() - self.looked >= LOOK_SECONDS:
-            self.looked = time.monotonic()
-            self.stopped = self.stopped or any(file.exists() for file in self.files)
-        return self.stopped or self.preempted.is_set()
+    def should_stop(self) -> bool:
+        """Return whether the run should save its state and end; called in every step."""
+        if time.monotonic() - self.last_check >= STOP_CHECK_SECONDS:
+            self.last_check = time.monotonic()
+            self.stop_requested = self.stop_requested or any(file.exists() for file in self.stop_files)
+        return self.stop_requested or self.preempted.is_set()
 
-    def alive(self) -> None:
-        """Touch the file by which the driver sees that the run gets on, at most once a second."""
-        if time.monotonic() - self.beaten >= LOOK_SECONDS:
-            self.beaten = time.monotonic()
-            self.heartbeat.touch()
-
-
-def _run(task: Task, folder: Path, stop: _StopSignal) -> bool:
-    """Train or simulate; returns whether there is a result now."""
-    if stop():
-        return False
-    if task.simulation is not None:
-        from isoloop.sweeps.execution.simulated import simulate_run
-
-        def stop_or_beat() -> bool:
-            stop.alive()
-            return stop()
-
-        result = simulate_run(task.spec, task.simulation, task.run_id, folder, should_stop=stop_or_beat)
-        return result is not None
-    assert task.corpus is not None, "a run that trains has a corpus"
-    if task.resources.processes > 1:
-        _train_in_processes(task, folder)
-        return (folder / "result.json").exists()
-    return _train(task, folder, stop)
+    def heartbeat(self) -> None:
+        """Touch the file that tells the driver that the run makes steps."""
+        if time.monotonic() - self.last_beat >= STOP_CHECK_SECONDS:
+            self.last_beat = time.monotonic()
+            self.heartbeat_file.touch()
 
 
-def _train(task: Task, folder: Path, stop: _StopSignal, execution: ExecutionConfig | None = None) -> bool:
+def _simulate(task: Task, simulation: Simulation, signals: _Signals) -> None:
+    from isoloop.sweeps.execution.simulated import simulate_run
+
+    def should_stop() -> bool:
+        signals.heartbeat()
+        return signals.should_stop()
+
+    simulate_run(task.spec, simulation, task.run_id, Path(task.folder), should_stop=should_stop)
+
+
+def _train(task: Task, signals: _Signals, execution: ExecutionConfig) -> None:
     from isoloop.trainer.data.corpus import Corpus
     from isoloop.trainer.loop import train
 
     assert task.corpus is not None, "a run that trains has a corpus"
-    result = train(
+    train(
         task.spec,
         Corpus(Path(task.corpus)),
-        folder,
-        execution=execution or task.resources.execution,
-        should_stop=stop,
-        alive=stop.alive,
+        Path(task.folder),
+        execution=execution,
+        should_stop=signals.should_stop,
+        heartbeat=signals.heartbeat,
     )
-    return result is not None
 
 
-def _train_share(config: dict[str, str]) -> None:
-    """What each process of a run does in the process group that Ray Train has set up."""
+def _train_process(config: dict[str, str]) -> None:
+    """Train in one of a run's processes, within the process group that Ray Train has set up."""
     import torch
 
     task = Task.model_validate_json(config["task"])
@@ -206,39 +203,38 @@ def _train_share(config: dict[str, str]) -> None:
 
         torch.cuda.set_device(get_device())
         execution = execution.model_copy(update={"device": str(get_device())})
-    folder = Path(task.folder)
-    _train(task, folder, _StopSignal(folder, Path(task.stop_file), threading.Event()), execution)
+    _train(task, _Signals(task, threading.Event()), execution)
 
 
-def _train_in_processes(task: Task, folder: Path) -> None:
-    """Train one run in several processes through Ray Train. When one dies, all end: the run's next attempt goes on.
+def _train_in_processes(task: Task) -> None:
+    """Train one run in several processes through Ray Train.
 
-    Where runs lie in a storage, all processes are on this machine.
+    When one process dies, all end, and the run's next attempt resumes. Where runs lie in a storage, all processes are
+    on this machine.
 
     Raises:
-        Exception: what a process raised.
+        Exception: raised by a process.
         ray.train.WorkerGroupError: a process died.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
     from ray.util import get_node_ip_address
 
-    resources, notes = task.resources, folder / "ray-train"
+    resources, notes = task.resources, Path(task.folder) / "ray-train"
     each = {"CPU": float(resources.cpus), "GPU": resources.gpu_share}
-    if task.storage is not None:  # what is published lies on this machine's disk
+    if task.storage is not None:  # the files to publish are on this machine's disk
         each |= {f"node:{get_node_ip_address()}": 0.001}
     scaling = ScalingConfig(num_workers=resources.processes, use_gpu=resources.gpu_share > 0, resources_per_worker=each)
     try:
         TorchTrainer(
-            _train_share,
+            _train_process,
             train_loop_config={"task": task.model_dump_json()},
             scaling_config=scaling,
-            run_config=RunConfig(name=folder.name, storage_path=str(notes)),
+            run_config=RunConfig(name=notes.parent.name, storage_path=str(notes)),
         ).fit()
     except WorkerGroupError as error:
-        raised = [failure for _, failure in sorted(error.worker_failures.items())]
-        for failure in raised:
-            if not judge(failure).may_pass:
+        for _, failure in sorted(error.worker_failures.items()):
+            if not classify_error(failure).retryable:
                 raise failure from error
         raise
     finally:

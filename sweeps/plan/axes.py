@@ -1,9 +1,5 @@
-"""What is asked for: the product of a sweep's axes, its single points, and what it leaves out. Pure.
+"""Expansion of a sweep's grid: the product of its axes and its single points, without what it excludes."""
 
-Each point of the grid is a budget or a token count, a mean recurrence, and the settings of one run.
-"""
-
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,296 +9,240 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from isoloop.sweeps.config.schema import RunSettings, SweepConfig
-from isoloop.sweeps.messages import broken_rules
-from isoloop.trainer.config import Config, ModelConfig
-from isoloop.trainer.model.sizes import SHAPE, SIZES
+from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
+from isoloop.sweeps.messages import broken_rules, did_you_mean
+from isoloop.trainer.config import SHAPE_FIELDS, SIZES, Config, ModelConfig
 
-BUDGET, TOKENS, MEAN = "budget", "tokens", "mean_recurrence"
-ASKED = (BUDGET, TOKENS, MEAN)
-LABEL = "name"
+BUDGET, TOKENS, MEAN_RECURRENCE = GRID_KEYS = ("budget", "tokens", "mean_recurrence")
+ENTRY_NAME = "name"
 SIZE = "model.size"
 SEED = "seed"
-RESOURCES = "resources."
+RESOURCES_PREFIX = "resources."
 
-# Columns that the run table has anyway.
-RESERVED = frozenset(
-    [
-        "run_id",
-        "status",
-        "simulated",
-        "accounting",
-        "seed",
-        "mean_recurrence",
-        "backprop_depth",
-        "tokens",
-        "flops",
-        "budget",
-        "loss",
-        "flops_per_token_fixed",
-        "flops_per_token_forward_loop",
-        "flops_per_token_backward_loop",
-        "forward_loops",
-        "backward_loops",
-        "effective_params_fixed",
-        "effective_params_per_loop",
-        "tokenizer",
-        "loss_unit",
-        "steps",
-        "bits_per_byte",
-        "spectral_radius",
-        "seconds",
-        "group",
-        "trial",
-    ]
-)
-_OWN_NAME = re.compile(r"[A-Za-z][\w-]*")
+# Columns that every run table has.
+RESERVED = frozenset([
+    "run_id", "status", "simulated", "accounting", "seed", "mean_recurrence", "backprop_depth", "tokens", "flops",
+    "budget", "loss", "flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop",
+    "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
+    "loss_unit", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
+])  # fmt: skip
+_AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 
-Changes = dict[str, Any]
+SettingChanges = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One cell as it was asked for.
+    """One point of the grid: a budget or a token count, a mean recurrence, and the settings of one run.
 
-    `budget` (FLOPs) is None where `tokens` were asked for, and the other way round; `axes` is what tells this cell from
-    others: the value, or the label, of each axis.
+    Attributes:
+        budget: FLOPs; None if `tokens` are given.
+        tokens: training tokens; None if a budget is given.
+        mean_recurrence: µ_rec.
+        settings: the settings of the run.
+        axes: the value, or the name, of each axis at this point.
     """
 
     budget: float | None
     tokens: int | None
-    mean: int
+    mean_recurrence: int
     settings: RunSettings
     axes: dict[str, Any]
 
     @property
     def label(self) -> str:
         """The point in words."""
-        asked = f"{self.tokens:.4g} tokens" if self.budget is None else f"{self.budget:.4g} FLOPs"
-        return ", ".join([asked, f"µ = {self.mean}", *(f"{name} = {value}" for name, value in self.axes.items())])
+        size = f"{self.tokens:.4g} tokens" if self.budget is None else f"{self.budget:.4g} FLOPs"
+        axes = (f"{name} = {value}" for name, value in self.axes.items())
+        return ", ".join([size, f"µ = {self.mean_recurrence}", *axes])
 
 
-def points(sweep: SweepConfig) -> list[Point]:
-    """Every point of the grid that isn't excluded, in the order of the configuration.
+def grid_points(sweep: SweepConfig) -> list[Point]:
+    """Return every point of the grid that isn't excluded, in the order of the configuration.
 
     Raises:
-        ValueError: an unknown path, settings that don't go together, or an exclusion that excludes nothing.
+        ValueError: an unknown path, incompatible settings, or an exclusion that excludes nothing.
     """
-    _check_names(sweep)
-    variants = _Variants(sweep)
-    paths = _paths(sweep)
-    sized = any(SIZE in names for names in (sweep.axes, *sweep.points))
-    found = []
+    _check_keys(sweep)
+    variants = _SettingVariants(sweep)
+    paths = _varied_paths(sweep)
+    sizes_vary = any(SIZE in keys for keys in (sweep.axes, *sweep.points))
+    points = []
     unused = dict(enumerate(sweep.exclude))
-    for asked, own in _asked(sweep):
-        for changes, labels in _combinations(sweep.axes):
-            merged = own | changes
-            out = _exclusion(sweep.exclude, asked | merged | labels)
-            if out is not None:
-                unused.pop(out, None)
+    for place, point_changes in _points_before_axes(sweep):
+        for axis_changes, names in _axis_combinations(sweep.axes):
+            changes = point_changes | axis_changes
+            exclusion = _matching_exclusion(sweep.exclude, place | changes | names)
+            if exclusion is not None:
+                unused.pop(exclusion, None)
                 continue
-            settings = variants.settings(merged)
-            axes = {path: setting_at(settings, path) for path in paths} | labels
-            if sized:
+            settings = variants.settings(changes)
+            axes = {path: setting_at(settings, path) for path in paths} | names
+            if sizes_vary:
                 axes[SIZE] = size_name(settings.model)
-            found.append(
-                Point(budget=asked[BUDGET], tokens=asked[TOKENS], mean=asked[MEAN], settings=settings, axes=axes)
-            )
+            points.append(Point(**place, settings=settings, axes=axes))
     if unused:
         raise ValueError(
-            f"an exclusion must exclude a cell, but {dict(next(iter(unused.values())))} matches none; correct it, or "
-            "take it out"
+            f"an exclusion must exclude a cell, but {dict(next(iter(unused.values())))} matches none; correct or "
+            "remove it"
         )
-    return found
+    return points
 
 
 def setting_at(settings: RunSettings, path: str) -> Any:
-    """The value of the setting that a path names."""
+    """Return the value of the setting at a path, as JSON if it isn't a plain value."""
     value: Any = settings
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value if isinstance(value, str | int | float | bool | None) else json.dumps(_plain(value))
+    for key in path.split("."):
+        value = getattr(value, key)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    return json.dumps(value.model_dump(mode="json") if isinstance(value, Config) else value)
 
 
 def size_name(model: ModelConfig) -> str:
-    """The published size whose shape a model has, or its width and layers."""
+    """Return the name of the published size with a model's shape, or the model's width and layers."""
     for name, size in SIZES.items():
-        if all(getattr(model, part) == getattr(size, part) for part in SHAPE):
+        if all(getattr(model, field) == getattr(size, field) for field in SHAPE_FIELDS):
             return name
     return f"{model.width} x {model.prelude_layers}+{model.core_layers}+{model.coda_layers}"
 
 
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, Config) else value
-
-
-def _asked(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], Changes]]:
-    """(budget or tokens and mean recurrence, settings of its own) of each cell before the axes."""
-    around = dict(sweep.around.centres or ()) if sweep.around else {}
-    for budget in sweep.budgets or (None,):
-        for tokens in sweep.tokens or (None,):
-            if budget is None and tokens is None:
-                continue
-            means = sweep.mean_recurrences or (_around(around[budget], sweep) if budget else ())
-            yield from (({BUDGET: budget, TOKENS: tokens, MEAN: mean}, {}) for mean in means)
+def _points_before_axes(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], SettingChanges]]:
+    """Yield budget or tokens, mean recurrence and own settings of each cell of the product and of each point."""
+    centres = dict(sweep.around.centres or ()) if sweep.around else {}
+    sizes = [(budget, None) for budget in sweep.budgets or ()] + [(None, tokens) for tokens in sweep.tokens or ()]
+    for budget, tokens in sizes:
+        means = sweep.mean_recurrences or (_centred_recurrences(centres[budget], sweep) if budget else ())
+        yield from (({BUDGET: budget, TOKENS: tokens, MEAN_RECURRENCE: mean}, {}) for mean in means)
     for point in sweep.points:
-        asked = {name: point.get(name) for name in ASKED}
-        yield asked, {path: value for path, value in point.items() if path not in ASKED}
+        changes = {path: value for path, value in point.items() if path not in GRID_KEYS}
+        yield {key: point.get(key) for key in GRID_KEYS}, changes
 
 
-def _around(centre: float, sweep: SweepConfig) -> list[int]:
-    """`count` mean recurrences around `centre`, evenly in log µ; the next free one where two round to the same."""
+def _centred_recurrences(centre: float, sweep: SweepConfig) -> list[int]:
+    """Return `count` mean recurrences around `centre`, evenly spaced in log µ; rounded up where two would coincide."""
     assert sweep.around is not None, "only a grid around a fit has centres"
     width, count = sweep.around.width, sweep.around.count
     low, step = centre / width, width ** (2 / (count - 1))
-    found: set[int] = set()
-    for place in range(count):
-        mean = max(1, round(low * step**place))
-        while mean in found:
+    means: set[int] = set()
+    for index in range(count):
+        mean = max(1, round(low * step**index))
+        while mean in means:
             mean += 1
-        found.add(mean)
-    return sorted(found)
+        means.add(mean)
+    return sorted(means)
 
 
-def _combinations(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[Changes, dict[str, Any]]]:
-    """(settings changed, labels) of every combination of the axes' entries."""
+def _axis_combinations(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[SettingChanges, dict[str, Any]]]:
+    """Yield the settings and the names of every combination of the axes' entries."""
     for entries in product(*axes.values()):
-        changes: Changes = {}
-        labels = {}
-        for name, entry in zip(axes, entries, strict=True):
-            if is_path(name):
-                changes[name] = entry
-                if name in ("model", SIZE):  # told by what was asked for: a size isn't a setting that stays
-                    labels[name] = entry if isinstance(entry, str) else json.dumps(entry)
-            else:
-                changes |= {path: value for path, value in entry.items() if path != LABEL}
-                labels[name] = entry[LABEL]
-        yield changes, labels
+        changes: SettingChanges = {}
+        names = {}
+        for axis, entry in zip(axes, entries, strict=True):
+            if axis not in setting_paths():
+                changes |= {path: value for path, value in entry.items() if path != ENTRY_NAME}
+                names[axis] = entry[ENTRY_NAME]
+                continue
+            changes[axis] = entry
+            if axis in ("model", SIZE):  # settings don't keep these, so the entry itself is the name
+                names[axis] = entry if isinstance(entry, str) else json.dumps(entry)
+        yield changes, names
 
 
-def _paths(sweep: SweepConfig) -> list[str]:
-    """Settings that tell cells apart by their value: the axes that are paths, and what points set."""
-    own = [path for point in sweep.points for path in point if path not in ASKED]
-    names = dict.fromkeys([*(name for name in sweep.axes if is_path(name)), *own])
-    return [name for name in names if name not in ("model", SIZE)]
+def _varied_paths(sweep: SweepConfig) -> list[str]:
+    """Return the settings whose values tell cells apart: axes that are paths, and what points set."""
+    axes = [axis for axis in sweep.axes if axis in setting_paths()]
+    in_points = [path for point in sweep.points for path in point if path not in GRID_KEYS]
+    return [path for path in dict.fromkeys(axes + in_points) if path not in ("model", SIZE)]
 
 
-def _exclusion(exclude: tuple[Mapping[str, Any], ...], cell: Mapping[str, Any]) -> int | None:
-    """Which exclusion takes a cell out, None if none does."""
-    for number, rule in enumerate(exclude):
-        if all(_matches(cell.get(name), wanted) for name, wanted in rule.items()):
-            return number
+def _matching_exclusion(exclude: tuple[Mapping[str, Any], ...], cell: Mapping[str, Any]) -> int | None:
+    """Return the index of the first exclusion that matches a cell, None if there is none."""
+    for index, exclusion in enumerate(exclude):
+        if all(_matches(cell.get(key), allowed) for key, allowed in exclusion.items()):
+            return index
     return None
 
 
-def _matches(value: Any, wanted: Any) -> bool:
-    return (
-        value in wanted if isinstance(wanted, list | tuple) and not isinstance(value, list | tuple) else value == wanted
-    )
+def _matches(value: Any, allowed: Any) -> bool:
+    is_choice = isinstance(allowed, list | tuple) and not isinstance(value, list | tuple)
+    return value in allowed if is_choice else value == allowed
 
 
-class _Variants:
-    """Settings with some of them changed, each different section checked once."""
+class _SettingVariants:
+    """The sweep's settings with changes; each section is validated once, as cells share them."""
 
     def __init__(self, sweep: SweepConfig) -> None:
-        self.base = sweep.settings
-        self.name = sweep.name
-        self.sections: dict[tuple[str, str], Any] = {}
-        self.whole: dict[str, RunSettings] = {}
+        self._base, self._sweep_name = sweep.settings, sweep.name
+        self._sections: dict[tuple[str, str], Any] = {}
+        self._settings: dict[str, RunSettings] = {}
 
-    def settings(self, changes: Changes) -> RunSettings:
-        """The sweep's settings with `changes` by path.
+    def settings(self, changes: SettingChanges) -> RunSettings:
+        """Return the sweep's settings with `changes` by path.
 
         Raises:
             ValueError: a value breaks a rule.
         """
-        key = json.dumps(changes, sort_keys=True, default=str)
-        if key not in self.whole:
-            by_section: dict[str, Changes] = {}
+        key = _key(changes)
+        if key not in self._settings:
+            by_section: dict[str, SettingChanges] = {}
             for path, value in changes.items():
                 by_section.setdefault(path.partition(".")[0], {})[path] = value
             try:
-                changed = {name: self._section(name, part) for name, part in by_section.items()}
-                kept = {name: getattr(self.base, name) for name in RunSettings.model_fields}
-                self.whole[key] = RunSettings(**(kept | changed))
+                changed = {section: self._section(section, part) for section, part in by_section.items()}
+                self._settings[key] = RunSettings(**(dict(self._base) | changed))
             except ValidationError as error:
-                said = ", ".join(f"{path} = {value}" for path, value in changes.items())
-                raise ValueError(f"the sweep '{self.name}' at {said} breaks {broken_rules(error)}") from error
-        return self.whole[key]
+                place = ", ".join(f"{path} = {value}" for path, value in changes.items())
+                raise ValueError(f"the sweep '{self._sweep_name}' at {place} breaks {broken_rules(error)}") from error
+        return self._settings[key]
 
-    def _section(self, name: str, changes: Changes) -> Any:
-        key = name, json.dumps(changes, sort_keys=True, default=str)
-        if key not in self.sections:
-            value = getattr(self.base, name)
-            whole = changes.pop(name, None) if name in changes else None
+    def _section(self, section: str, changes: SettingChanges) -> Any:
+        key = section, _key(changes)
+        if key not in self._sections:
+            value = getattr(self._base, section)
             if isinstance(value, Config):
-                content = value.model_dump()
-                if whole is not None:
-                    changes = {**_flat_section(name, whole), **changes}
-                if f"{name}.size" in changes:
-                    content = {part: kept for part, kept in content.items() if part not in SHAPE}
-                content |= {path.partition(".")[2]: entry for path, entry in changes.items()}
-                field = RunSettings(**{name: content})
-                self.sections[key] = getattr(field, name)
+                whole = changes.get(section, {})  # `model: 140m`, or a mapping of its keys
+                whole = {"size": whole} if isinstance(whole, str) else whole
+                new = whole | {path.partition(".")[2]: entry for path, entry in changes.items() if path != section}
+                old = value.model_dump(exclude=set(SHAPE_FIELDS) if "size" in new else None)
+                value = old | new
             else:
-                self.sections[key] = getattr(RunSettings(**{name: whole}), name)
-        return self.sections[key]
+                value = changes[section]
+            self._sections[key] = getattr(RunSettings(**{section: value}), section)
+        return self._sections[key]
 
 
-def _flat_section(name: str, value: Any) -> Changes:
-    """A whole section given as a value: `model: 140m`, or a mapping of its keys."""
-    if isinstance(value, str):
-        return {f"{name}.size": value}
-    return {f"{name}.{key}": entry for key, entry in value.items()}
+def _key(changes: SettingChanges) -> str:
+    return json.dumps(changes, sort_keys=True, default=str)
 
 
-def is_path(name: str) -> bool:
-    """Whether `name` is the path of a setting."""
-    first, _, rest = name.partition(".")
-    section = RunSettings.model_fields.get(first)
-    if section is None:
-        return False
-    kind = section.annotation
-    is_section = isinstance(kind, type) and issubclass(kind, Config)
-    if not rest:
-        return not is_section or first == "model"
-    assert kind is not None, "every setting has a type"
-    return is_section and (rest in kind.model_fields or (kind is ModelConfig and rest == "size"))
-
-
-def _known_paths() -> list[str]:
-    known = ["model.size"]
-    for name, field in RunSettings.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Config):
-            known += [f"{name}.{part}" for part in kind.model_fields]
-        else:
-            known.append(name)
-    return known
-
-
-def _check_names(sweep: SweepConfig) -> None:
-    """Refuse keys that name nothing, before anything is expanded."""
-    for name, entries in sweep.axes.items():
-        if name in ASKED or name in ("budgets", "mean_recurrences"):
-            raise ValueError(f"budgets, tokens and mean recurrences are axes already, but got axes.{name}; move it up")
-        if name.startswith(RESOURCES):
+def _check_keys(sweep: SweepConfig) -> None:
+    """Refuse axes, points and exclusions whose keys or entries are wrong, before anything is expanded."""
+    # Axes: known paths or names of their own, with distinct entries; no setting twice.
+    for axis, entries in sweep.axes.items():
+        if axis in GRID_KEYS or axis in ("budgets", "mean_recurrences"):
             raise ValueError(
-                f"what a run is given doesn't change its result, so no axis can multiply runs by it, but got "
-                f"axes.{name}; set it beside the settings that call for it, in an axis of your own"
+                f"budgets, tokens and mean recurrences must stand at the top level, but got axes.{axis}; move it there"
             )
-        if is_path(name):
+        if axis.startswith(RESOURCES_PREFIX):
+            raise ValueError(
+                f"resources don't change a run's result, so they can't be an axis, but got axes.{axis}; set them in a "
+                "named axis, next to the settings that require them"
+            )
+        if axis in setting_paths():
             distinct = {json.dumps(entry, sort_keys=True, default=str) for entry in entries}
         else:
-            distinct = {_check_bundle(name, entry) for entry in entries}
+            distinct = {_check_named_entry(axis, entry) for entry in entries}
         if len(distinct) < len(entries):
-            raise ValueError(f"an axis's values must be distinct, but axes.{name} has {list(entries)}; drop one")
-    set_by_axes = [path for name, entries in sweep.axes.items() for path in _set_by(name, entries)]
-    twice = [path for path in set_by_axes if set_by_axes.count(path) > 1]
-    if twice:
-        raise ValueError(f"a setting must be on one axis, but {twice[0]} is on several; keep one")
+            raise ValueError(f"an axis's values must be distinct, but axes.{axis} has {list(entries)}; drop one")
+    set_by_axes = [path for axis, entries in sweep.axes.items() for path in _paths_set_by(axis, entries)]
+    repeated = [path for path in set_by_axes if set_by_axes.count(path) > 1]
+    if repeated:
+        raise ValueError(f"a setting must be on one axis, but {repeated[0]} is on several; keep one")
+
+    # Points: complete, and setting nothing that an axis sets.
     for point in sweep.points:
-        if (BUDGET in point) == (TOKENS in point) or MEAN not in point:
+        if (BUDGET in point) == (TOKENS in point) or MEAN_RECURRENCE not in point:
             raise ValueError(
                 f"a point must have a mean_recurrence, and a budget or tokens, but got {dict(point)}; complete it"
             )
@@ -310,46 +250,48 @@ def _check_names(sweep: SweepConfig) -> None:
             if path in set_by_axes:
                 raise ValueError(f"a point may not set what an axis sets, but {dict(point)} has {path}; drop it there")
             if path == "model":
-                raise ValueError(f"a point must set parts of the model, but got {dict(point)}; name {SIZE} or others")
-            if path not in ASKED and not is_path(path):
-                raise ValueError(f"a point's key must be a setting, but got '{path}'; {_hint(path)}")
-    known = {*ASKED, *sweep.axes, *set_by_axes, *(path for point in sweep.points for path in point)}
-    for rule in sweep.exclude:
-        for name in rule:
-            if name not in known:
                 raise ValueError(
-                    f"an exclusion's key must be an axis, or a setting that one changes, but got '{name}'; there are "
-                    f"{', '.join(sorted(known))}"
+                    f"a point may only set keys of the model, but got {dict(point)}; name {SIZE} or others"
                 )
+            if path not in GRID_KEYS and path not in setting_paths():
+                raise ValueError(f"a point's key must be a setting, but got '{path}'; {_suggestion(path)}")
+
+    # Exclusions: keys by which cells differ.
+    known = {*GRID_KEYS, *sweep.axes, *set_by_axes, *(path for point in sweep.points for path in point)}
+    for key in (key for exclusion in sweep.exclude for key in exclusion):
+        if key not in known:
+            raise ValueError(
+                f"an exclusion's key must be an axis, or a setting that one changes, but got '{key}'; choose from "
+                f"{', '.join(sorted(known))}"
+            )
 
 
-def _set_by(name: str, entries: tuple[Any, ...]) -> set[str]:
-    return {name} if is_path(name) else {path for entry in entries for path in entry if path != LABEL}
+def _paths_set_by(axis: str, entries: tuple[Any, ...]) -> set[str]:
+    return {axis} if axis in setting_paths() else {path for entry in entries for path in entry if path != ENTRY_NAME}
 
 
-def _check_bundle(name: str, entry: Any) -> str:
+def _check_named_entry(axis: str, entry: Any) -> str:
+    """Check an entry of an axis with a name of its own, and return the entry's name."""
     if not isinstance(entry, Mapping):
         raise ValueError(
-            f"an axis must be a setting's path, or a name of your own whose entries set several, but got axes.{name} "
-            f"with {entry!r}; {_hint(name)}"
+            f"an axis must be a setting's path, or a name of your own whose entries set several, but got axes.{axis} "
+            f"with {entry!r}; {_suggestion(axis)}"
         )
-    if name in RESERVED or not _OWN_NAME.fullmatch(name) or name.startswith("loss_T"):
+    if axis in RESERVED or not _AXIS_NAME.fullmatch(axis) or axis.startswith("loss_T"):
         raise ValueError(
-            "an axis of your own must be named in letters, digits, '_' and '-', and not as a column of the run table "
-            f"is, but got axes.{name}; choose another name"
+            "a named axis must have a name of letters, digits, '_' and '-' that isn't a column of the run table, but "
+            f"got axes.{axis}; choose another name"
         )
-    if not isinstance(entry.get(LABEL), str):
-        raise ValueError(f"each entry of an axis of your own must have a name, but axes.{name} has {dict(entry)}")
+    if not isinstance(entry.get(ENTRY_NAME), str):
+        raise ValueError(f"each entry of a named axis must have a name, but axes.{axis} has {dict(entry)}; add one")
     for path in entry:
-        if path != LABEL and not is_path(path):
-            raise ValueError(f"axes.{name} must set settings, but got '{path}'; {_hint(path)}")
-    return str(entry[LABEL])
+        if path != ENTRY_NAME and path not in setting_paths():
+            raise ValueError(
+                f"the keys of a named axis must be settings, but axes.{axis} has '{path}'; {_suggestion(path)}"
+            )
+    return str(entry[ENTRY_NAME])
 
 
-def _hint(path: str) -> str:
-    close = difflib.get_close_matches(path, _known_paths(), n=1)
-    return (
-        f"did you mean '{close[0]}'?"
-        if close
-        else "name it as in the configuration, for example optimizer.learning_rate"
-    )
+def _suggestion(path: str) -> str:
+    example = "name it as in the configuration, for example optimizer.learning_rate"
+    return did_you_mean(path, setting_paths(), otherwise=example)

@@ -1,4 +1,4 @@
-"""A grid around an expected optimum: the best mean recurrence of each budget, as a stored fit predicts it."""
+"""Grids centred on an optimum: the best mean recurrence of each budget, as a stored fit predicts it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
-    """The sweep with the µ*(C) that its `around` asks for filled in; as it is where there is nothing to fill in.
+    """Return the sweep with µ*(C) filled in for each budget that lacks it; unchanged if it isn't centred on a fit.
 
     Args:
         sweep: the sweep.
-        folders: whose output folder holds the fits of other sweeps.
+        folders: its folders, beside which the fits of other sweeps are.
 
     Raises:
-        ValueError: there is no such fit, it counts FLOPs otherwise, or it has no such law.
+        ValueError: there is no such fit, its accounting differs from the sweep's, or it has no such law.
     """
     around = sweep.around
     if around is None or sweep.budgets is None:
         return sweep
-    known = dict(around.centres or ()) if around.centres_of in (None, around.source) else {}
+    known = dict(around.centres or ()) if around.centres_of in (None, around.law_and_fit) else {}
     if known.keys() >= set(sweep.budgets):
         return sweep
     from isoloop.fitting import SweepFit
@@ -39,25 +39,27 @@ def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
     fit = SweepFit.read(path)
     if fit.accounting != sweep.accounting:
         raise ValueError(
-            f"a grid must count FLOPs as the fit that it is centred on, but the sweep has {sweep.accounting} and "
+            f"a sweep must have the accounting of the fit that it is centred on, but it has {sweep.accounting} and "
             f"{path} has {fit.accounting}; set accounting to {fit.accounting}"
         )
-    found = {budget: _best(fit, budget, around.law, path) for budget in sweep.budgets if budget not in known}
-    update = {"centres": tuple((known | found).items()), "centres_of": around.source}
+    new = {
+        budget: _optimal_recurrence(fit, budget, around.law, path) for budget in sweep.budgets if budget not in known
+    }
+    update = {"centres": tuple((known | new).items()), "centres_of": around.law_and_fit}
     return sweep.model_copy(update={"around": around.model_copy(update=update)})
 
 
-def _best(fit: "SweepFit", budget: float, law: str, path: Path) -> float:
-    """µ* at a budget, in loops, by the law that was asked for."""
+def _optimal_recurrence(fit: "SweepFit", budget: float, law: str, path: Path) -> float:
+    """Return µ* at a budget, in loops, under a law."""
     from isoloop.fitting import predict
 
     if law == "training":
         return predict(fit, flops=budget).mean_recurrence
-    found = fit.isoflop.mean_recurrence_law if fit.isoflop else None
-    if found is None:
-        reason = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
+    power_law = fit.isoflop.mean_recurrence_law if fit.isoflop else None
+    if power_law is None:
+        reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
         raise ValueError(
-            f"a grid around isoFLOP minima needs their power law, but {path} has none ({reason}); set around.law to "
-            "training"
+            f"around.law: isoflop requires a power law of the minima, but {path} has none ({reason}); set around.law "
+            "to training"
         )
-    return found.at(budget)
+    return power_law.at(budget)

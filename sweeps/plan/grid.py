@@ -1,7 +1,7 @@
-"""Sweep config -> the runs of the grid, what each will cost, and why a cell was left out. Pure: nothing is started."""
+"""From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is skipped."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from isoloop.sweeps.config.resources import Resources
-from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.messages import broken_rules
 from isoloop.sweeps.plan import resources as cost
-from isoloop.sweeps.plan.axes import RESOURCES, SEED, Point, points
+from isoloop.sweeps.plan.axes import RESOURCES_PREFIX, SEED, Point, grid_points
 from isoloop.sweeps.plan.packing import Job
 from isoloop.trainer.accounting import (
     Accounting,
@@ -24,28 +24,28 @@ from isoloop.trainer.accounting import (
     steps_for,
 )
 from isoloop.trainer.config import DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
-from isoloop.trainer.recurrence import Draws
+from isoloop.trainer.recurrence import RecurrenceSampler
 
 TOLERANCE = 0.01
 MOST_STEPS = 10**9
-# Up to so many draws the loops are drawn in advance; beyond them their mean is within 0.5% of the expected one.
-MOST_DRAWN = 20_000
+# Loops are drawn in advance up to this number; their mean over more draws is within 0.5% of the expected one.
+MOST_DRAWS = 20_000
 ONE_GROUP = "all"
 
 
-class Text(NamedTuple):
-    """What the plan asks of a prepared corpus: its fingerprint, and its training tokens (None: there is no corpus)."""
+class PlannedCorpus(NamedTuple):
+    """The fingerprint of a corpus and its training tokens (None without a corpus)."""
 
     fingerprint: str
     train_tokens: int | None = None
 
 
-TextOf = Callable[[DataConfig], Text]
+CorpusLookup = Callable[[DataConfig], PlannedCorpus]
 
 
-def simulated_text(_: DataConfig) -> Text:
-    """The text of runs that are not trained."""
-    return Text("simulated")
+def simulated_corpus(_: DataConfig) -> PlannedCorpus:
+    """Return the stand-in for the corpus of runs that aren't trained."""
+    return PlannedCorpus("simulated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class Cell:
     """One run of the grid with its expected cost.
 
     Attributes:
-        spec: what determines the run's result.
-        run_id: its identity.
-        budget: FLOPs asked for, None where tokens were.
+        spec: everything that determines the run's result.
+        run_id: the run's identity.
+        budget: FLOPs that the configuration gives, None if it gives tokens.
         flops: FLOPs expected under the sweep's accounting.
         epochs: passes over the training split, None without a corpus.
-        axes: what tells this cell from others besides budget, tokens and mean recurrence.
-        resources: what the run is given, `auto` resolved.
+        axes: the values that tell the cell from others, besides budget, tokens and mean recurrence.
+        resources: the run's resources, with `auto` resolved.
         seconds: expected wall time.
         memory: estimated bytes of one process on its device.
     """
@@ -81,20 +81,20 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """What the cell shares with those that one law is fitted to: the values of all axes but seed and resources."""
-        told = [(name, value) for name, value in self.axes.items() if name != SEED and not name.startswith(RESOURCES)]
-        return ", ".join(f"{name} = {value}" for name, value in told) or ONE_GROUP
+        """The runs that one law is fitted to: the values of all axes but seed and resources."""
+        own = (name for name in self.axes if name != SEED and not name.startswith(RESOURCES_PREFIX))
+        return ", ".join(f"{name} = {self.axes[name]}" for name in own) or ONE_GROUP
 
     @property
     def label(self) -> str:
         """The cell in a few words."""
-        asked = f"C = {self.budget:.3g}" if self.budget else f"D = {self.spec.tokens:.3g}"
-        return ", ".join([f"µ = {self.mean_recurrence}", asked, *(f"{name} = {v}" for name, v in self.axes.items())])
+        size = f"C = {self.budget:.3g}" if self.budget else f"D = {self.spec.tokens:.3g}"
+        return ", ".join([f"µ = {self.mean_recurrence}", size, *(f"{name} = {v}" for name, v in self.axes.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A cell of the grid that won't run, and why."""
+class SkippedCell:
+    """A cell of the grid that can't be run, and the reason."""
 
     label: str
     reason: str
@@ -102,11 +102,11 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a sweep will run. `cells` has the longest run first."""
+    """The runs of a sweep, longest first, and the cells that were skipped."""
 
     sweep: SweepConfig
     cells: tuple[Cell, ...]
-    left_out: tuple[LeftOut, ...] = field(default=())
+    skipped: tuple[SkippedCell, ...] = field(default=())
 
     @property
     def flops(self) -> float:
@@ -118,15 +118,9 @@ class Plan:
         """Training tokens of all runs."""
         return sum(cell.spec.tokens for cell in self.cells)
 
-    @property
-    def price(self) -> float | None:
-        """What all runs cost in the currency of `cluster.price_per_hour`, None where no price was given."""
-        prices = [cost.price(cell.seconds, cell.resources, self.sweep.cluster) for cell in self.cells]
-        return None if None in prices else sum(price for price in prices if price is not None)
-
     @cached_property
     def groups(self) -> list[str]:
-        """What laws are fitted to, each apart."""
+        """The groups of runs; a law is fitted to each."""
         return list(dict.fromkeys(cell.group for cell in self.cells))
 
     @cached_property
@@ -134,114 +128,102 @@ class Plan:
         """The cells as the scheduler sees them."""
         return [Job(cell.seconds, cost.needs(cell.resources)) for cell in self.cells]
 
+    def price(self, cells: Iterable[Cell] | None = None) -> float | None:
+        """Return the price of all runs, or of `cells`, in the currency of `price_per_hour`; None if it isn't given."""
+        cells = self.cells if cells is None else cells
+        prices = [cost.price(cell.seconds, cell.resources, self.sweep.cluster) for cell in cells]
+        return None if None in prices else sum(price for price in prices if price is not None)
 
-def plan_sweep(sweep: SweepConfig, text_of: TextOf) -> Plan:
-    """Solve every cell of the grid for its steps, and say what it will cost.
+
+def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
+    """Plan every cell of the grid: its steps, resources and expected cost.
 
     Args:
-        sweep: the sweep; what is to be centred on a fit has its centres.
-        text_of: the prepared corpus of a data configuration, or `simulated_text`.
+        sweep: the sweep, with its centres filled in if it is centred on a fit.
+        corpus_of: returns the prepared corpus of a data configuration; `simulated_corpus` if nothing is trained.
 
     Raises:
-        ValueError: the configuration names or sets what can't be, two cells are the same run, or no cell is left.
+        ValueError: the configuration is inconsistent, two cells are the same run, or no cell can be run.
     """
-    cells, left_out = solve_cells(sweep, text_of)
+    cells, skipped = plan_cells(sweep, corpus_of)
     if not cells:
-        why = f"; the last: {left_out[-1].label}: {left_out[-1].reason}" if left_out else ""
+        last = f"; the last: {skipped[-1].label}: {skipped[-1].reason}" if skipped else ""
         raise ValueError(
-            f"a sweep must have at least one run, but all {len(left_out)} cells were left out{why}; change the axes, "
+            f"a sweep must have at least one run, but all {len(skipped)} cells were left out{last}; change the axes, "
             "raise the budgets, or lower minimum_steps"
         )
     _check_distinct(cells)
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
-    return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
+    return Plan(sweep=sweep, cells=tuple(cells), skipped=tuple(skipped))
 
 
-def solve_cells(sweep: SweepConfig, text_of: TextOf) -> tuple[list[Cell], list[LeftOut]]:
-    """Cells in the order of the configuration, and what can't be; there may be none, and the same run twice."""
-    cells, left_out = [], []
-    draws = _Draws()
-    for point in points(sweep):
-        found = _solve_point(sweep, point, text_of(point.settings.data), draws)
-        if isinstance(found, str):
-            left_out.append(LeftOut(label=point.label, reason=found))
+def plan_cells(sweep: SweepConfig, corpus_of: CorpusLookup) -> tuple[list[Cell], list[SkippedCell]]:
+    """Return the cells in the order of the configuration and those that can't be run.
+
+    There may be no cell, and the same run may occur twice.
+    """
+    cells, skipped = [], []
+    drawn = _DrawnLoops()
+    for point in grid_points(sweep):
+        cell = _plan_point(sweep, point, corpus_of(point.settings.data), drawn)
+        if isinstance(cell, str):
+            skipped.append(SkippedCell(label=point.label, reason=cell))
         else:
-            cells.append(found)
-    return cells, left_out
+            cells.append(cell)
+    return cells, skipped
 
 
-def _solve_point(sweep: SweepConfig, point: Point, text: Text, draws: "_Draws") -> Cell | str:
-    """The cell, or why there can't be one."""
+def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: "_DrawnLoops") -> Cell | str:
+    """Return the cell of a point, or the reason if it can't be run."""
+    # The target (tokens or FLOPs) and how much of it one step takes.
     settings = point.settings
-    recurrence = _recurrence(settings.depth, point.mean)
+    recurrence = _recurrence(settings.depth, point.mean_recurrence)
     loops = _loop_cost(settings.model, sweep.accounting)
     per_token = loops.flops_per_token(*_expected_loops(recurrence, sweep.accounting))
     step_tokens = settings.batch * settings.model.context
-    asked, unit = (point.tokens, step_tokens) if point.budget is None else (point.budget, per_token * step_tokens)
-    assert asked is not None, "a point has a budget or tokens"
-    if asked < unit:
+    target, step_cost = (point.tokens, step_tokens) if point.budget is None else (point.budget, per_token * step_tokens)
+    assert target is not None, "a point has a budget or tokens"
+    if target < step_cost:
         size = f"{settings.batch} x {settings.model.context} tokens"
-        return f"under the {unit:.4g} of one step ({size}); raise it, or make batch or context less"
-    if asked / unit > MOST_STEPS:
-        return f"{asked / unit:.3g} steps, and a run may have {MOST_STEPS:.0e} at most"
-    steps, spent = steps_for(asked, unit), steps_for(asked, unit) * unit
-    if point.budget is not None and draws.decide(recurrence, settings.batch, steps, sweep.accounting):
-        steps, spent = draws.solve(recurrence, settings.batch, settings.seed, steps, asked, loops, step_tokens)
+        return f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
+    if target / step_cost > MOST_STEPS:
+        return f"{target / step_cost:.3g} steps, but a run may have at most {MOST_STEPS:.0e}; lower it"
+
+    # Steps whose cost is closest to the target.
+    steps = steps_for(target, step_cost)
+    total = steps * step_cost
+    if point.budget is not None and _DrawnLoops.are_worth_drawing(recurrence, settings.batch, steps, sweep.accounting):
+        steps, total = drawn.closest_steps(recurrence, settings, steps, target, loops)
     if steps < sweep.minimum_steps:
         return f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}"
-    if abs(spent / asked - 1) > TOLERANCE:
-        return f"{steps} whole steps miss what was asked by {spent / asked - 1:+.1%}, more than {TOLERANCE:.0%}"
-    epochs = steps * step_tokens / text.train_tokens if text.train_tokens else None
+    if abs(total / target - 1) > TOLERANCE:
+        return f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}"
+    epochs = steps * step_tokens / corpus.train_tokens if corpus.train_tokens else None
     if epochs is not None and epochs > sweep.maximum_epochs:
         return (
-            f"{steps * step_tokens:.4g} tokens are {epochs:.3g} times the {text.train_tokens:.4g} of the training "
+            f"{steps * step_tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training "
             f"text, and maximum_epochs is {sweep.maximum_epochs:g}; raise it, or use more text"
         )
-    flops = steps * step_tokens * per_token if point.budget is None else spent
-    return _cell(sweep, point, recurrence, text, steps, flops, epochs)
 
-
-def _cell(
-    sweep: SweepConfig,
-    point: Point,
-    recurrence: RecurrenceConfig,
-    text: Text,
-    steps: int,
-    flops: float,
-    epochs: float | None,
-) -> Cell | str:
-    settings = point.settings
-    demand = cost.Demand(
+    # Resources, identity and expected cost.
+    flops = steps * step_tokens * per_token if point.budget is None else total
+    workload = cost.Workload(
         model=settings.model,
         recurrence=recurrence,
         batch=settings.batch,
         precision=settings.precision,
         flops=flops,
         trains=sweep.simulation is None,
-        together=sweep.storage is not None,
+        one_machine=sweep.storage is not None,
     )
-    fit = cost.fit_run(demand, settings.resources, sweep.cluster)
-    if fit.reason is not None:
-        return fit.reason
-    try:
-        spec = RunSpec(
-            model=settings.model,
-            recurrence=recurrence,
-            data=settings.data,
-            data_fingerprint=text.fingerprint,
-            optimizer=settings.optimizer,
-            schedule=settings.schedule,
-            evaluation=settings.evaluation,
-            batch=settings.batch,
-            steps=steps,
-            precision=settings.precision,
-            seed=settings.seed,
-        )
-    except ValidationError as error:
-        raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
+    allocation = cost.allocate(workload, settings.resources, sweep.cluster)
+    if allocation.reason is not None:
+        return allocation.reason
+    speed = cost.expected_speed(allocation.resources, sweep.cluster, settings.precision)
+    spec = _spec(sweep, point, recurrence, corpus.fingerprint, steps)
     run_id = spec.run_id
     if sweep.simulation is not None:
-        content = run_id + sweep.simulation.identity
+        content = run_id + sweep.simulation.model_dump_json(exclude={"flops_per_second"})  # no loss depends on it
         run_id = "sim-" + hashlib.sha256(content.encode()).hexdigest()[:12]
     return Cell(
         spec=spec,
@@ -250,13 +232,22 @@ def _cell(
         flops=flops,
         epochs=epochs,
         axes=point.axes,
-        resources=fit.resources,
-        seconds=flops / cost.rate(fit.resources, sweep.cluster, settings.precision).flops_per_second,
-        memory=fit.memory,
+        resources=allocation.resources,
+        seconds=flops / speed.flops_per_second,
+        memory=allocation.memory,
     )
 
 
-# What many cells share is worked out once. Configurations are frozen, so they can be keys.
+def _spec(sweep: SweepConfig, point: Point, recurrence: RecurrenceConfig, fingerprint: str, steps: int) -> RunSpec:
+    settings = point.settings
+    try:
+        inherited = {name: value for name, value in settings if name not in ("depth", "resources")}
+        return RunSpec(recurrence=recurrence, data_fingerprint=fingerprint, steps=steps, **inherited)
+    except ValidationError as error:
+        raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
+
+
+# Many cells share these results. Configurations are frozen, so they can be keys of a cache.
 @cache
 def _recurrence(depth: DepthConfig, mean: int) -> RecurrenceConfig:
     try:
@@ -265,79 +256,67 @@ def _recurrence(depth: DepthConfig, mean: int) -> RecurrenceConfig:
         raise ValueError(f"a run at µ = {mean} breaks {broken_rules(error)}") from error
 
 
-@cache
-def _loop_cost(model: ModelConfig, accounting: Accounting) -> LoopCost:
-    return loop_cost(model, accounting)
+_loop_cost = cache(loop_cost)
+_expected_loops = cache(expected_loops)
 
 
-@cache
-def _expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tuple[float, float]:
-    return expected_loops(recurrence, accounting)
+class _DrawnLoops:
+    """The loop counts that short runs will draw.
 
-
-class _Draws:
-    """The loops that short runs will draw, as far as they were asked for.
-
-    Loops are random: in a short run those drawn differ from those expected. As they are a function of (seed, step), a
-    short run's are drawn here, and the steps are those whose compute comes closest. Under a curriculum, which
-    stretches with the steps, the expected ones count.
+    In a short run the loops drawn differ from those expected. As they are a function of (seed, step), they are drawn
+    here in advance, to find the steps whose compute comes closest to a budget. Under a curriculum, which depends on the
+    number of steps, the expected loops are used.
     """
 
     def __init__(self) -> None:
-        self.draws = Draws()
-        self.sums: dict[tuple[RecurrenceConfig, int, int], np.ndarray] = {}
+        self._sampler = RecurrenceSampler()
+        self._totals: dict[tuple[RecurrenceConfig, int, int], np.ndarray] = {}
 
     @staticmethod
-    def decide(recurrence: RecurrenceConfig, batch: int, steps: int, accounting: Accounting) -> bool:
-        """Whether the loops of a run of about `steps` steps are drawn in advance."""
+    def are_worth_drawing(recurrence: RecurrenceConfig, batch: int, steps: int, accounting: Accounting) -> bool:
+        """Return whether the loops of a run of about `steps` steps should be drawn."""
         draws = steps * (1 if recurrence.sampling == "per-batch" else batch)
-        return accounting == "exact" and recurrence.curriculum_start is None and draws <= MOST_DRAWN
+        return accounting == "exact" and recurrence.curriculum_start is None and draws <= MOST_DRAWS
 
-    def solve(
-        self,
-        recurrence: RecurrenceConfig,
-        batch: int,
-        seed: int,
-        steps: int,
-        budget: float,
-        cost: LoopCost,
-        step_tokens: int,
+    def closest_steps(
+        self, recurrence: RecurrenceConfig, settings: RunSettings, steps: int, budget: float, loop_cost: LoopCost
     ) -> tuple[int, float]:
-        """Steps that come closest to `budget`, and the FLOPs that they spend."""
-        enough = steps + steps // 8 + 8
+        """Return the steps whose FLOPs come closest to `budget`, and these FLOPs; about `steps` are expected."""
+        step_tokens = settings.batch * settings.model.context
+        limit = steps + steps // 8 + 8
         while True:
-            forward, backward = self._sums(recurrence, batch, seed, enough)
-            taken = np.arange(1, enough + 1)
-            spent = step_tokens * (
-                cost.fixed * taken + cost.per_forward_loop * forward + cost.per_backward_loop * backward
+            forward, backward = self._cumulative(recurrence, settings.batch, settings.seed, limit)
+            flops = step_tokens * (
+                loop_cost.fixed * np.arange(1, limit + 1)
+                + loop_cost.per_forward_loop * forward
+                + loop_cost.per_backward_loop * backward
             )
-            over = int(np.searchsorted(spent, budget))
-            if over < enough:
+            index = int(np.searchsorted(flops, budget))  # the first number of steps that reaches the budget
+            if index < limit:
                 break
-            enough *= 2
-        before = float(spent[over - 1]) if over else 0.0
-        if abs(float(spent[over]) - budget) < abs(before - budget):
-            return over + 1, float(spent[over])
-        return over, before
+            limit *= 2
+        below, above = float(flops[index - 1]) if index else 0.0, float(flops[index])
+        return (index + 1, above) if abs(above - budget) < abs(below - budget) else (index, below)
 
-    def _sums(self, recurrence: RecurrenceConfig, batch: int, seed: int, steps: int) -> np.ndarray:
-        """Mean loops of a sequence summed over the first 1, 2, ... steps: forward and backward, shape [2, steps]."""
+    def _cumulative(self, recurrence: RecurrenceConfig, batch: int, seed: int, steps: int) -> np.ndarray:
+        """Return a sequence's mean forward and backward loops, summed over the first 1, 2, ... steps: [2, steps]."""
         key = recurrence, batch, seed
-        known = self.sums.get(key, np.zeros((2, 0)))
-        if known.shape[1] < steps:
-            loops = self.draws.of(recurrence, batch=batch, seed=seed, steps=range(known.shape[1], steps))
+        totals = self._totals.get(key, np.zeros((2, 0)))
+        known = totals.shape[1]
+        if known < steps:
+            loops = self._sampler.sample(recurrence, batch=batch, seed=seed, steps=range(known, steps))
             means = [loops.mean(axis=1), loops.clip(max=recurrence.gradient_loops).mean(axis=1)]
-            start = known[:, -1:] if known.shape[1] else 0.0
-            known = np.hstack([known, start + np.cumsum(means, axis=1)])
-            self.sums[key] = known
-        return known[:, :steps]
+            start = totals[:, -1:] if known else 0.0
+            totals = np.hstack([totals, start + np.cumsum(means, axis=1)])
+            self._totals[key] = totals
+        return totals[:, :steps]
 
 
 def _check_distinct(cells: list[Cell]) -> None:
-    """Refuse askings so close that they solve to the same run."""
-    seen: dict[str, Cell] = {}
+    """Refuse budgets or tokens so close to each other that they come to the same run."""
+    by_run: dict[str, Cell] = {}
     for cell in cells:
-        twin = seen.setdefault(cell.run_id, cell)
+        twin = by_run.setdefault(cell.run_id, cell)
         if twin is not cell:
             raise ValueError(
                 f"cells must be different runs, but {twin.budget or twin.spec.tokens:.10g} and "
@@ -347,21 +326,15 @@ def _check_distinct(cells: list[Cell]) -> None:
 
 
 def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """The columns of the run table that are known before the run: the axes, and the architecture as numbers.
+    """Return the columns of the run table that are known before the run: the axes, and the architecture as numbers.
 
-    Where several laws will be fitted, `group` says which one a run belongs to.
+    With several groups, the column `group` names the one that the run belongs to.
     """
-    parameters, loops = count_parameters(cell.spec.model), _loop_cost(cell.spec.model, plan.sweep.accounting)
     columns: dict[str, Any] = {
         "accounting": plan.sweep.accounting,
         "seed": cell.spec.seed,
         "mean_recurrence": cell.mean_recurrence,
-        "backprop_depth": cell.spec.recurrence.gradient_loops,
-        "flops_per_token_fixed": loops.fixed,
-        "flops_per_token_forward_loop": loops.per_forward_loop,
-        "flops_per_token_backward_loop": loops.per_backward_loop,
-        "effective_params_fixed": parameters.effective_fixed,
-        "effective_params_per_loop": parameters.effective_per_loop,
+        **model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
     }
     columns |= {name: value for name, value in cell.axes.items() if name not in columns}
     if len(plan.groups) > 1:
@@ -369,6 +342,19 @@ def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     return columns if cell.budget is None else {**columns, "budget": cell.budget}
 
 
+def model_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
+    """Return the columns of the run table that describe a model and its cost per token."""
+    parameters, loops = count_parameters(model), _loop_cost(model, accounting)
+    return {
+        "backprop_depth": recurrence.gradient_loops,
+        "flops_per_token_fixed": loops.fixed,
+        "flops_per_token_forward_loop": loops.per_forward_loop,
+        "flops_per_token_backward_loop": loops.per_backward_loop,
+        "effective_params_fixed": parameters.effective_fixed,
+        "effective_params_per_loop": parameters.effective_per_loop,
+    }
+
+
 def nominal_loops(cell: Cell) -> tuple[float, float]:
-    """Loops per token that `parcae-release` counts, forward and backward."""
+    """Return the loops per token that `parcae-release` counts, forward and backward."""
     return expected_loops(cell.spec.recurrence, "parcae-release")

@@ -1,7 +1,7 @@
-"""Which run goes where, and which first: packing, the order, how long it all takes. Pure; the executor asks it, too.
+"""Placement of runs on machines, their order, and the time they take in all. The engine uses it, too.
 
-A run asks for processes, each for cores and for a share of a GPU. Shares of a GPU are packed onto GPUs that are shared
-already, so that whole ones stay free for runs that need them, as Ray packs them.
+A run needs processes, each with cores and a share of a GPU. Shares go to GPUs that are already shared, as Ray packs
+them, so that whole GPUs stay free for runs that need them.
 """
 
 import heapq
@@ -10,38 +10,37 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_ROUNDING = 1e-9
-_DIGITS = 9  # what is free is rounded to these, so that thirds add up to a whole again
-# An order whose makespan is this close to the lower bound is good enough: no other is tried.
-_GOOD_ENOUGH = 1.01
+_TOLERANCE = 1e-9
+_FREE_DIGITS = 9  # free shares are rounded, so that three thirds add up to 1
+_GOOD_ENOUGH = 1.01  # of the lower bound: if one order's makespan is this close, no other order is tried
 
 
 class Needs(NamedTuple):
-    """What a run asks for: `processes`, each with `cpus` cores and `gpus` GPUs (a share, one, or none)."""
+    """Needs of a run: `processes`, each with `cpus` cores and `gpus` GPUs (a share, one, or none)."""
 
     cpus: float
     gpus: float
     processes: int = 1
 
     @property
-    def whole(self) -> float:
-        """GPUs of the whole run, or its cores where it has no GPU: what it keeps busy."""
+    def busy_units(self) -> float:
+        """GPUs of the whole run, or its cores if it has no GPU."""
         return self.processes * (self.gpus or self.cpus)
 
-    def fits_if(self, more: "Needs") -> bool:
-        """Whether this fits wherever `more` does."""
-        return self.processes <= more.processes and self.gpus <= more.gpus and self.cpus <= more.cpus
+    def at_most(self, other: "Needs") -> bool:
+        """Return whether this fits wherever `other` fits."""
+        return self.processes <= other.processes and self.gpus <= other.gpus and self.cpus <= other.cpus
 
 
 class Job(NamedTuple):
-    """A run to be placed: how long it is expected to take, and what it asks for."""
+    """A run to be placed: its expected duration and its needs."""
 
     seconds: float
     needs: Needs
 
 
 class Slot(NamedTuple):
-    """Where one process sits: a node by name, and the GPU there (-1: none)."""
+    """The place of one process: the name of a node, and the index of the GPU there (-1 without one)."""
 
     node: str
     gpu: int
@@ -49,89 +48,88 @@ class Slot(NamedTuple):
 
 @dataclass
 class Node:
-    """A machine with what is free on it: cores, and each GPU's free share."""
+    """A machine with its free cores and the free share of each of its GPUs."""
 
     name: str
     cpus: float
     gpus: list[float] = field(default_factory=list)
 
     def room(self, needs: Needs) -> int:
-        """How many processes fit now."""
-        by_cpus = int((self.cpus + _ROUNDING) / needs.cpus) if needs.cpus else needs.processes
+        """Return how many processes fit now."""
+        by_cpus = int((self.cpus + _TOLERANCE) / needs.cpus) if needs.cpus else needs.processes
         if not needs.gpus or not by_cpus:
             return by_cpus
         if needs.gpus == 1:
             return min(by_cpus, self.gpus.count(1.0))
-        return min(by_cpus, sum(int((free + _ROUNDING) / needs.gpus) for free in self.gpus))
+        return min(by_cpus, sum(int((free + _TOLERANCE) / needs.gpus) for free in self.gpus))
 
-    def holds(self, needs: Needs) -> bool:
-        """Whether one process fits now."""
-        has_gpu = not needs.gpus or max(self.gpus, default=0.0) + _ROUNDING >= needs.gpus
-        return has_gpu and self.cpus + _ROUNDING >= needs.cpus
+    def fits(self, needs: Needs) -> bool:
+        """Return whether one process fits now."""
+        has_gpu = not needs.gpus or max(self.gpus, default=0.0) + _TOLERANCE >= needs.gpus
+        return has_gpu and self.cpus + _TOLERANCE >= needs.cpus
 
-    def take(self, needs: Needs) -> Slot | None:
-        """Make room for one process, on the GPU that has the least left but enough; None if there is none."""
-        if not self.holds(needs):
-            return None
+    def reserve(self, needs: Needs) -> Slot:
+        """Reserve a slot for one process that fits, on the GPU with the smallest free share that is large enough."""
+        assert self.fits(needs), "the caller checks that the process fits"
         gpu = -1
         if needs.gpus:
-            _, gpu = min((free, index) for index, free in enumerate(self.gpus) if free + _ROUNDING >= needs.gpus)
-            self.gpus[gpu] = round(self.gpus[gpu] - needs.gpus, _DIGITS)
-        self.cpus = round(self.cpus - needs.cpus, _DIGITS)
+            _, gpu = min((free, index) for index, free in enumerate(self.gpus) if free + _TOLERANCE >= needs.gpus)
+            self.gpus[gpu] = round(self.gpus[gpu] - needs.gpus, _FREE_DIGITS)
+        self.cpus = round(self.cpus - needs.cpus, _FREE_DIGITS)
         return Slot(self.name, gpu)
 
-    def give_back(self, needs: Needs, slot: Slot) -> None:
-        """Free what `take` took."""
-        self.cpus = round(self.cpus + needs.cpus, _DIGITS)
+    def release(self, needs: Needs, slot: Slot) -> None:
+        """Free a slot that `reserve` returned."""
+        self.cpus = round(self.cpus + needs.cpus, _FREE_DIGITS)
         if slot.gpu >= 0:
-            self.gpus[slot.gpu] = round(self.gpus[slot.gpu] + needs.gpus, _DIGITS)
+            self.gpus[slot.gpu] = round(self.gpus[slot.gpu] + needs.gpus, _FREE_DIGITS)
 
-    def tightness(self, needs: Needs) -> tuple[bool, float, float]:
-        """The less, the sooner this node is chosen: shared GPUs first, then where least is free."""
-        shared = 0 < needs.gpus < 1 and any(needs.gpus <= free + _ROUNDING < 1 for free in self.gpus)
+    def rank(self, needs: Needs) -> tuple[bool, float, float]:
+        """Return a sort key: first the nodes with a shared GPU that fits, then those with least free."""
+        shared = 0 < needs.gpus < 1 and any(needs.gpus <= free + _TOLERANCE < 1 for free in self.gpus)
         return not shared, sum(self.gpus), self.cpus
 
 
 class Pool:
-    """Machines and what is free on them. All of it is kept here: nobody is asked.
+    """The machines and what is free on them, by our own accounts.
 
     Args:
         nodes: the machines.
-        spread: whether the processes of one run may sit on several of them.
+        spread: allow the processes of one run to be on several machines.
     """
 
     def __init__(self, nodes: Iterable[Node], *, spread: bool = True) -> None:
         self.nodes = {node.name: node for node in nodes}
         self.spread = spread
-        self._too_much: set[Needs] = set()  # what was found not to fit since something was last freed
+        self._rejected: set[Needs] = set()  # needs that didn't fit since something was last released
 
     def place(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """A slot for each process, on one node or on few; None, with nothing taken, if they don't all fit."""
-        if any(less.fits_if(needs) for less in self._too_much):
+        """Reserve a slot for each process, on as few nodes as possible; None, with nothing reserved, if not all fit."""
+        if any(rejected.at_most(needs) for rejected in self._rejected):
             return None
-        taken = self._place_one(needs) if needs.processes == 1 else self._place_several(needs)
-        if taken is None:
-            self._too_much.add(needs)
-        return taken
+        slots = self._place_one(needs) if needs.processes == 1 else self._place_several(needs)
+        if slots is None:
+            self._rejected.add(needs)
+        return slots
 
     def release(self, needs: Needs, slots: Sequence[Slot]) -> None:
-        """Free the slots of a run; those of nodes that have gone are forgotten."""
-        self._too_much.clear()
+        """Free the slots of a run, except those on machines that were removed."""
+        self._rejected.clear()
         for slot in slots:
             if slot.node in self.nodes:
-                self.nodes[slot.node].give_back(needs, slot)
+                self.nodes[slot.node].release(needs, slot)
 
     def add(self, node: Node) -> None:
-        """Take up a machine that has come."""
-        self._too_much.clear()
+        """Add a machine that has joined the cluster."""
+        self._rejected.clear()
         self.nodes[node.name] = node
 
-    def drop(self, name: str) -> None:
-        """Forget a machine that has gone."""
+    def remove(self, name: str) -> None:
+        """Remove a machine that has left the cluster."""
         del self.nodes[name]
 
-    def holds(self, needs: Needs) -> bool:
-        """Whether the run would fit if nothing else ran; asked of an empty pool."""
+    def fits(self, needs: Needs) -> bool:
+        """Return whether a run fits now, with nothing reserved."""
         slots = self.place(needs)
         if slots is None:
             return False
@@ -139,42 +137,36 @@ class Pool:
         return True
 
     def _place_one(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """A process, on the node where the least is left."""
-        fitting = [node for node in self.nodes.values() if node.holds(needs)]
-        return (_taken(min(fitting, key=lambda node: node.tightness(needs)), needs),) if fitting else None
+        """Reserve a slot on the node with least free."""
+        fitting = [node for node in self.nodes.values() if node.fits(needs)]
+        return (min(fitting, key=lambda node: node.rank(needs)).reserve(needs),) if fitting else None
 
     def _place_several(self, needs: Needs) -> tuple[Slot, ...] | None:
-        """All processes on the node where the least is left, or over several nodes, those with most free first."""
+        """Reserve all slots on the node with least free, or on several nodes, those with most free first."""
         rooms = [(node, room) for node in self.nodes.values() if (room := node.room(needs))]
         fitting = [node for node, room in rooms if room >= needs.processes]
         if fitting:
-            node = min(fitting, key=lambda node: node.tightness(needs))
-            return tuple(_taken(node, needs) for _ in range(needs.processes))
+            node = min(fitting, key=lambda node: node.rank(needs))
+            return tuple(node.reserve(needs) for _ in range(needs.processes))
         if not self.spread or sum(room for _, room in rooms) < needs.processes:
             return None
-        taken: list[Slot] = []
-        for node, room in sorted(rooms, key=lambda found: found[0].tightness(needs), reverse=True):
-            taken += [_taken(node, needs) for _ in range(min(room, needs.processes - len(taken)))]
-        return tuple(taken)
-
-
-def _taken(node: Node, needs: Needs) -> Slot:
-    slot = node.take(needs)
-    assert slot is not None, "the node was asked before"
-    return slot
+        slots: list[Slot] = []
+        for node, room in sorted(rooms, key=lambda entry: entry[0].rank(needs), reverse=True):
+            slots += [node.reserve(needs) for _ in range(min(room, needs.processes - len(slots)))]
+        return tuple(slots)
 
 
 Order = Callable[[Job], tuple[float, ...]]
-# Longest first is best where runs are alike; where some are wide, they must not wait behind what fits into the gaps.
+# Longest first is best for runs of equal width; wide ones must not wait behind narrow ones that fill the gaps.
 ORDERS: dict[str, Order] = {
-    "longest first": lambda job: (-job.seconds, -job.needs.whole),
-    "widest, then longest first": lambda job: (-job.needs.whole, -job.seconds),
-    "largest first": lambda job: (-job.seconds * job.needs.whole, -job.seconds),
+    "longest first": lambda job: (-job.seconds, -job.needs.busy_units),
+    "widest, then longest first": lambda job: (-job.needs.busy_units, -job.seconds),
+    "largest first": lambda job: (-job.seconds * job.needs.busy_units, -job.seconds),
 }
 
 
 class Queue:
-    """Waiting runs by priority. What doesn't fit now is passed over; runs that ask for the same share a fate."""
+    """Waiting runs by priority; one that doesn't fit now is passed over, with all others of the same needs."""
 
     def __init__(self) -> None:
         self._by_needs: dict[Needs, list[tuple[tuple[float, ...], int]]] = {}
@@ -183,11 +175,11 @@ class Queue:
         return sum(map(len, self._by_needs.values()))
 
     def add(self, index: int, priority: tuple[float, ...], needs: Needs) -> None:
-        """Let run `index` wait; the smallest priority goes first."""
+        """Add run `index`; the run with the smallest priority is next."""
         heapq.heappush(self._by_needs.setdefault(needs, []), (priority, index))
 
     def remove(self, index: int, needs: Needs) -> bool:
-        """Take out a run, whether or not it fits; False if it doesn't wait."""
+        """Remove a run, whether or not it fits, and return whether it was waiting."""
         waiting = self._by_needs.get(needs, [])
         left = [entry for entry in waiting if entry[1] != index]
         if len(left) == len(waiting):
@@ -197,10 +189,9 @@ class Queue:
         return True
 
     def next(self, pool: Pool) -> tuple[int, Needs, tuple[Slot, ...]] | None:
-        """Take out the first run that fits, with the slots taken for it; None if none fits."""
-        for needs in sorted(
-            (n for n, waiting in self._by_needs.items() if waiting), key=lambda n: self._by_needs[n][0]
-        ):
+        """Remove and return the first run that fits, with the slots reserved for it; None if none fits."""
+        waiting = {needs: entries for needs, entries in self._by_needs.items() if entries}
+        for needs in sorted(waiting, key=lambda needs: waiting[needs][0]):
             slots = pool.place(needs)
             if slots is not None:
                 _, index = heapq.heappop(self._by_needs[needs])
@@ -208,25 +199,27 @@ class Queue:
         return None
 
 
-def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, give_up: float = math.inf) -> float:
-    """Seconds until all `jobs` are done when each starts as soon as it fits, in `order`; inf if not before `give_up`.
+def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, limit: float = math.inf) -> float:
+    """Return the seconds until all `jobs` are done if each starts as soon as it fits, in `order`.
+
+    The result is inf if it isn't under `limit`.
 
     Raises:
-        ValueError: a job asks for more than the nodes have.
+        ValueError: a job needs more than the nodes have.
     """
-    pool, queue = Pool(_fresh(nodes)), Queue()
+    pool, queue = Pool([Node(node.name, node.cpus, list(node.gpus)) for node in nodes]), Queue()
     for index, job in enumerate(jobs):
         queue.add(index, order(job), job.needs)
     now = 0.0
     ends: list[tuple[float, int, Needs, tuple[Slot, ...]]] = []
     while queue or ends:
-        while (found := queue.next(pool)) is not None:
-            index, needs, slots = found
-            if now + jobs[index].seconds >= give_up:
+        while (placed := queue.next(pool)) is not None:
+            index, needs, slots = placed
+            if now + jobs[index].seconds >= limit:
                 return math.inf
             heapq.heappush(ends, (now + jobs[index].seconds, index, needs, slots))
         if not ends:
-            raise ValueError("every run must fit the cluster, but some ask for more than its nodes have")
+            raise ValueError("every run must fit the cluster, but some need more than its nodes have")
         now = ends[0][0]
         while ends and ends[0][0] == now:
             _, _, needs, slots = heapq.heappop(ends)
@@ -235,16 +228,16 @@ def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, give_u
 
 
 def best_order(jobs: Sequence[Job], nodes: Sequence[Node]) -> tuple[str, float]:
-    """The order with the shortest makespan, and that makespan in seconds. The first that is good enough will do.
+    """Return the order with the shortest makespan, or the first that comes close to it, and its makespan in seconds.
 
     Raises:
-        ValueError: a job asks for more than the nodes have.
+        ValueError: a job needs more than the nodes have.
     """
-    alike = len({job.needs.whole for job in jobs}) <= 1
+    equally_wide = len({job.needs.busy_units for job in jobs}) <= 1
     enough = _GOOD_ENOUGH * lower_bound(jobs, nodes)
     best, shortest = "", math.inf
-    for name in list(ORDERS)[:1] if alike else ORDERS:
-        seconds = makespan(jobs, nodes, ORDERS[name], give_up=shortest)
+    for name in list(ORDERS)[:1] if equally_wide else ORDERS:
+        seconds = makespan(jobs, nodes, ORDERS[name], limit=shortest)
         if seconds < shortest:
             best, shortest = name, seconds
         if shortest <= enough:
@@ -253,7 +246,7 @@ def best_order(jobs: Sequence[Job], nodes: Sequence[Node]) -> tuple[str, float]:
 
 
 def lower_bound(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
-    """Seconds that no schedule can beat: the longest run, or all work shared evenly among GPUs, or among cores."""
+    """Return the seconds that no schedule can beat: the longest run, or all work spread evenly over GPUs or cores."""
     bounds = [max((job.seconds for job in jobs), default=0.0)]
     gpus, cores = sum(sum(node.gpus) for node in nodes), sum(node.cpus for node in nodes)
     if gpus:
@@ -261,7 +254,3 @@ def lower_bound(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
     if cores:
         bounds.append(sum(job.seconds * job.needs.processes * job.needs.cpus for job in jobs) / cores)
     return max(bounds)
-
-
-def _fresh(nodes: Sequence[Node]) -> list[Node]:
-    return [Node(node.name, node.cpus, list(node.gpus)) for node in nodes]

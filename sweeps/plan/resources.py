@@ -1,69 +1,66 @@
-"""What a run is given on the cluster that the plan reckons with, and what that will cost: time, memory, price. Pure.
-
-Every number here is an estimate made before anything runs; `Rate.source` says what the speed rests on.
-"""
+"""Resources of a run on the planned cluster, and its estimated speed, memory and price, before anything runs."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, UTILISATION, ClusterConfig, Resources
+from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, DEFAULT_UTILISATION, ClusterConfig, Resources
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.memory import largest_micro_batch, memory
+from isoloop.trainer.memory import estimate_memory, largest_micro_batch
 
-SHARES = (0.125, 0.25, 0.5, 1.0)
-HEADROOM = 1.1  # what the allocator loses to fragments
+GPU_SHARES = (0.125, 0.25, 0.5, 1.0)
+HEADROOM = 1.1  # the allocator loses about a tenth to fragmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
-    """Training FLOPs per second of one run, and what the number rests on."""
+class Speed:
+    """Expected training FLOPs per second of one run, and the source of the number."""
 
     flops_per_second: float
     source: str
 
 
-def rate(resources: Resources, cluster: ClusterConfig, precision: str) -> Rate:
-    """How fast a run is expected to be on what it is given.
-
-    In this order: what was stated; a share of the device's peak; a guess.
+def expected_speed(resources: Resources, cluster: ClusterConfig, precision: str) -> Speed:
+    """Return the speed of a run: the stated one, else a share of the device's peak, else a guess.
 
     Raises:
-        ValueError: a share of the peak of a device that isn't known.
+        ValueError: a utilisation is given, but the device isn't.
     """
-    stated, share = resources.flops_per_second, resources.utilisation
+    stated, utilisation = resources.flops_per_second, resources.utilisation
     if stated is not None:
-        return Rate(flops_per_second=stated, source=f"the stated {stated:.3g} FLOPs per second of a run")
+        return Speed(flops_per_second=stated, source=f"the stated {stated:.3g} FLOPs per second of a run")
     peak = cluster.peak(precision)
-    if share is not None and peak is None:
+    if utilisation is not None and peak is None:
         raise ValueError(
-            f"utilisation is a share of the device's peak, but got utilisation={share:g} and cluster.device isn't set; "
+            f"utilisation must refer to a device, but got utilisation={utilisation:g} and cluster.device isn't set; "
             "set it, or set resources.flops_per_second"
         )
     if resources.gpus and peak is not None:
-        used = share or UTILISATION
-        said = f"{used:.0%} of the {peak:.3g} FLOPs per second of {cluster.device}'s data sheet"
-        return Rate(
-            flops_per_second=resources.processes * resources.gpu_share * peak * used,
-            source=said + ("" if share else ", which nobody has measured"),
+        share = utilisation or DEFAULT_UTILISATION
+        source = f"{share:.0%} of the {peak:.3g} FLOPs per second of {cluster.device}'s data sheet"
+        return Speed(
+            flops_per_second=resources.processes * resources.gpu_share * peak * share,
+            source=source + ("" if utilisation else " (a default share, not measured)"),
         )
-    guess = resources.processes * resources.cpus * CPU_FLOPS_PER_SECOND
-    return Rate(flops_per_second=guess, source=f"a guess of {CPU_FLOPS_PER_SECOND:.0e} FLOPs per second of a core")
+    return Speed(
+        flops_per_second=resources.processes * resources.cpus * CPU_FLOPS_PER_SECOND,
+        source=f"a guess of {CPU_FLOPS_PER_SECOND:.0e} FLOPs per second of a core",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demand:
-    """What decides which resources a run needs.
+class Workload:
+    """The properties of a run that decide which resources it needs.
 
     Attributes:
-        model: what is trained.
+        model: the architecture.
         recurrence: its loops.
-        batch: sequences of a step.
-        precision: of the matrix products.
-        flops: what the run will spend.
-        trains: False where its loss is drawn from a law.
-        together: whether its processes must be on one machine, as where runs lie in a storage.
+        batch: sequences per step.
+        precision: precision of the matrix products.
+        flops: training FLOPs of the run.
+        trains: False if its loss is drawn from a law.
+        one_machine: all its processes must be on one machine, as the runs lie in a storage.
     """
 
     model: ModelConfig
@@ -72,116 +69,124 @@ class Demand:
     precision: Literal["float32", "bfloat16"]
     flops: float
     trains: bool = True
-    together: bool = False
+    one_machine: bool = False
 
-    def bytes(self, resources: Resources, micro_batch: int | None = None) -> float:
-        """Estimated memory of one process."""
-        share = -(-self.batch // resources.processes)
-        return memory(
+    def bytes_per_process(self, resources: Resources) -> float:
+        """Return the estimated memory of one process."""
+        sequences = self.sequences_per_process(resources)
+        return estimate_memory(
             self.model,
             self.recurrence,
-            sequences=min(micro_batch or resources.micro_batch or share, share),
-            precision=self.precision,
+            sequences=min(resources.micro_batch or sequences, sequences),
             activation_checkpointing=resources.activation_checkpointing,
-            processes=resources.processes,
-            device="cuda" if resources.gpus else "cpu",
+            **self._memory_settings(resources),
         ).total
+
+    def largest_micro_batch(self, available: float, resources: Resources, *, checkpointing: bool) -> int | None:
+        """Return the largest micro-batch that needs at most `available` bytes, None if one sequence needs more."""
+        return largest_micro_batch(
+            available,
+            self.model,
+            self.recurrence,
+            limit=self.sequences_per_process(resources),
+            activation_checkpointing=checkpointing,
+            **self._memory_settings(resources),
+        )
+
+    def sequences_per_process(self, resources: Resources) -> int:
+        """Return the sequences of a batch that one process trains on, at most."""
+        return math.ceil(self.batch / resources.processes)
+
+    def _memory_settings(self, resources: Resources) -> dict[str, Any]:
+        device = "cuda" if resources.gpus else "cpu"
+        return {"precision": self.precision, "processes": resources.processes, "device": device}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What a run is given, the bytes that one of its processes needs, and why it can't run, if it can't."""
+class Allocation:
+    """The resources of a run, the bytes of one of its processes, and the reason if it can't run on the cluster."""
 
     resources: Resources
     memory: float
     reason: str | None = None
 
 
-def fit_run(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Fit:
-    """Choose what is left to choose of a run's resources, and check that its memory is there.
+def allocate(workload: Workload, resources: Resources, cluster: ClusterConfig) -> Allocation:
+    """Choose what `auto` leaves open in a run's resources, and check that its memory is available.
 
     Raises:
-        ValueError: `resources.gpus` is `auto`, and the cluster doesn't say what its GPUs are.
+        ValueError: `resources.gpus` is `auto`, and the configuration doesn't name the cluster's device.
     """
     if resources.gpus == AUTO:
-        resources = _processes(demand, _share(demand, resources, cluster), cluster)
-    needed = demand.bytes(resources)
-    reason = None
+        resources = _choose_processes(workload, _choose_gpu_share(workload, resources, cluster), cluster)
+    memory = workload.bytes_per_process(resources)
     if resources.gpus:
-        there, of = (cluster.memory or math.inf) * resources.gpu_share, f"{resources.gpu_share:g} GPU"
+        available, owner = (cluster.bytes_per_gpu or math.inf) * resources.gpu_share, f"{resources.gpu_share:g} GPU"
     else:
-        there, of = cluster.ram if demand.trains else math.inf, "a machine (cluster.node_memory)"
-    if needed * HEADROOM > there:
+        available = cluster.bytes_per_node if workload.trains else math.inf
+        owner = "a machine (cluster.node_memory)"
+    reason = None
+    if memory * HEADROOM > available:
         reason = (
-            f"needs about {needed / 1e9:.3g} GB and {HEADROOM - 1:.0%} to spare, more than the {there / 1e9:.3g} GB of "
-            f"{of}; {_advice(demand, resources, there)}"
+            f"needs about {memory / 1e9:.3g} GB and {HEADROOM - 1:.0%} to spare, more than the {available / 1e9:.3g} "
+            f"GB of {owner}; {_memory_advice(workload, resources, available)}"
         )
-    elif demand.together and resources.gpus and 0 < cluster.gpus < resources.processes:
+    elif workload.one_machine and resources.gpus and 0 < cluster.gpus < resources.processes:
         reason = (
-            f"asks for {resources.processes} processes, which must be on one machine where runs lie in a storage, and "
-            f"one has {cluster.gpus} GPUs; ask for fewer processes"
+            f"has {resources.processes} processes, which must be on one machine if runs lie in a storage, and a "
+            f"machine has {cluster.gpus} GPUs; use fewer processes"
         )
-    return Fit(resources=resources, memory=needed, reason=reason)
+    return Allocation(resources=resources, memory=memory, reason=reason)
 
 
 def needs(resources: Resources) -> Needs:
-    """What the scheduler is asked for."""
+    """Return what the scheduler must reserve for a run."""
     return Needs(cpus=resources.cpus, gpus=resources.gpu_share, processes=resources.processes)
 
 
-def nodes(cluster: ClusterConfig) -> list[Node]:
-    """The cluster that the plan reckons with, empty."""
-    return [Node(f"node {i}", cluster.cores, [1.0] * cluster.gpus) for i in range(cluster.nodes)]
+def planned_nodes(cluster: ClusterConfig) -> list[Node]:
+    """Return the empty machines of the cluster that the plan assumes."""
+    return [Node(f"node {i}", cluster.cores_per_node, [1.0] * cluster.gpus) for i in range(cluster.nodes)]
 
 
 def price(seconds: float, resources: Resources, cluster: ClusterConfig) -> float | None:
-    """What a run costs in the currency of `price_per_hour`, None where no price was given."""
+    """Return the price of a run in the currency of `price_per_hour`, None if no price is given."""
     if cluster.price_per_hour is None:
         return None
-    return seconds / 3600 * needs(resources).whole * cluster.price_per_hour
+    return seconds / 3600 * needs(resources).busy_units * cluster.price_per_hour
 
 
-def _share(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Resources:
-    """The smallest share of a GPU whose memory holds the run."""
-    if cluster.device is None or cluster.memory is None:
+def _choose_gpu_share(workload: Workload, resources: Resources, cluster: ClusterConfig) -> Resources:
+    """Return the resources with the smallest share of a GPU whose memory is large enough."""
+    memory = cluster.bytes_per_gpu
+    if cluster.device is None or memory is None:
         raise ValueError(
-            "with gpus: auto a run's share of a GPU and its speed follow from the device, but cluster.device isn't "
-            "set; set it, or set resources.gpus and resources.flops_per_second"
+            "with gpus: auto a run's GPU share and speed must follow from the device, but cluster.device isn't set; "
+            "set it, or set resources.gpus and resources.flops_per_second"
         )
-    needed = demand.bytes(resources.model_copy(update={"gpus": 1.0})) * HEADROOM
-    share = next((share for share in SHARES if share * cluster.memory >= needed), 1.0)
+    needed = workload.bytes_per_process(resources.model_copy(update={"gpus": 1.0})) * HEADROOM
+    share = next((share for share in GPU_SHARES if share * memory >= needed), 1.0)
     return resources.model_copy(update={"gpus": share})
 
 
-def _processes(demand: Demand, resources: Resources, cluster: ClusterConfig) -> Resources:
-    """Twice as many processes, a GPU each, until the run takes no longer than `longest_hours`."""
-    most = min(demand.batch, cluster.gpus * (1 if demand.together else cluster.nodes))
+def _choose_processes(workload: Workload, resources: Resources, cluster: ClusterConfig) -> Resources:
+    """Return the resources with processes doubled, a GPU each, until the run takes at most `longest_hours`."""
+    limit = min(workload.batch, cluster.gpus * (1 if workload.one_machine else cluster.nodes))
     while resources.longest_hours is not None:
-        hours = demand.flops / rate(resources, cluster, demand.precision).flops_per_second / 3600
-        more = 2 * resources.processes if resources.gpus == 1 else 1
-        if hours <= resources.longest_hours or more > most:
+        speed = expected_speed(resources, cluster, workload.precision)
+        doubled = 2 * resources.processes if resources.gpus == 1 else 1
+        if workload.flops / speed.flops_per_second / 3600 <= resources.longest_hours or doubled > limit:
             break
-        resources = resources.model_copy(update={"gpus": 1.0, "processes": more})
-    return resources.model_copy(update={"longest_hours": None})  # it has been heeded
+        resources = resources.model_copy(update={"gpus": 1.0, "processes": doubled})
+    return resources.model_copy(update={"longest_hours": None})  # only valid with `auto`
 
 
-def _advice(demand: Demand, resources: Resources, there: float) -> str:
-    """What to change so that the run fits."""
-    share = -(-demand.batch // resources.processes)
-    for checkpointing in (resources.activation_checkpointing, demand.model.is_looped):
-        found = largest_micro_batch(
-            there / HEADROOM,
-            demand.model,
-            demand.recurrence,
-            most=share,
-            precision=demand.precision,
-            activation_checkpointing=checkpointing,
-            processes=resources.processes,
-            device="cuda" if resources.gpus else "cpu",
-        )
-        if found is not None:
-            more = (
-                "" if checkpointing == resources.activation_checkpointing else " and activation_checkpointing to true"
-            )
-            return f"set resources.micro_batch to {found}{more}"
-    return "it needs more memory"
+def _memory_advice(workload: Workload, resources: Resources, available: float) -> str:
+    """Return which setting to change so that the run fits."""
+    for checkpointing in (resources.activation_checkpointing, workload.model.is_looped):
+        micro_batch = workload.largest_micro_batch(available / HEADROOM, resources, checkpointing=checkpointing)
+        if micro_batch is not None:
+            is_new = checkpointing != resources.activation_checkpointing
+            also = " and activation_checkpointing to true" if is_new else ""
+            return f"set resources.micro_batch to {micro_batch}{also}"
+    return "use a device with more memory, or a smaller model or context"

@@ -1,4 +1,4 @@
-"""What a plan will cost, for people: a row per run or per budget, and the sums. Nothing is started."""
+"""Cost of a plan as a table: a row for each run or budget, and the totals."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,25 +18,27 @@ if TYPE_CHECKING:
 
     from isoloop.trainer.run.result import RunResult
 
+    Results = Mapping[str, RunResult]
+
 MOST_ROWS = 60
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours."""
     if seconds < 99:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:,.0f} h"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bill:
-    """What the runs of a plan that aren't done yet will cost on the cluster that it reckons with.
+class CostSummary:
+    """The cost of a plan's unfinished runs on the planned cluster.
 
     Attributes:
-        makespan: seconds until the last one ends, each started as soon as it fits.
+        makespan: seconds until the last run ends, if each starts as soon as it fits.
         bound: seconds that no order of the runs can beat.
-        order: the order that `makespan` is of.
-        price: of the runs, None where no price was given.
+        order: name of the order that gives `makespan`.
+        price: price of the runs, None if no price is given.
     """
 
     makespan: float
@@ -45,54 +47,48 @@ class Bill:
     price: float | None
 
     @classmethod
-    def of(cls, plan: Plan, done: "Mapping[str, RunResult]") -> "Bill | None":
-        """The bill, None where nothing is left to do or a run doesn't fit the cluster."""
-        jobs = [job for job, cell in zip(plan.jobs, plan.cells, strict=True) if cell.run_id not in done]
-        if not jobs:
+    def of(cls, plan: Plan, done: "Results") -> "CostSummary | None":
+        """Return the summary, None if all runs are done or one doesn't fit the cluster."""
+        left = [(cell, job) for cell, job in zip(plan.cells, plan.jobs, strict=True) if cell.run_id not in done]
+        if not left:
             return None
-        nodes = cost.nodes(plan.sweep.cluster)
+        jobs, nodes = [job for _, job in left], cost.planned_nodes(plan.sweep.cluster)
         try:
             order, makespan = best_order(jobs, nodes)
         except ValueError:
             return None
-        prices = [
-            cost.price(cell.seconds, cell.resources, plan.sweep.cluster)
-            for cell in plan.cells
-            if cell.run_id not in done
-        ]
-        price = None if None in prices else sum(price for price in prices if price is not None)
+        price = plan.price(cell for cell, _ in left)
         return cls(makespan=makespan, bound=lower_bound(jobs, nodes), order=order, price=price)
 
 
-def slowness(plan: Plan, done: "Mapping[str, RunResult]") -> float | None:
-    """How many times as long as expected the finished runs took, the median; None where none was trained."""
+def slowdown(plan: Plan, done: "Results") -> float | None:
+    """Return the median ratio of a finished run's time to its expected time, None if none was trained."""
+    finished = [(cell, done[cell.run_id]) for cell in plan.cells if cell.run_id in done]
     ratios = [
-        done[cell.run_id].seconds / cell.seconds
-        for cell in plan.cells
-        if cell.run_id in done and done[cell.run_id].seconds > 0 and done[cell.run_id].status == "finished"
+        result.seconds / cell.seconds for cell, result in finished if result.seconds > 0 and result.status == "finished"
     ]
     return median(ratios) if ratios else None
 
 
-def print_plan(console: "Console", plan: Plan, done: "Mapping[str, RunResult]", *, every_run: bool) -> None:
-    """The grid with its cost, a row for each run where there are few or `every_run` is asked for, and the sums."""
+def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bool) -> None:
+    """Print the grid with its cost and the totals; more than `MOST_ROWS` runs by budget, unless `every_run`."""
     sweep = plan.sweep
     simulated = " (simulated)" if sweep.simulation else ""
     console.print(f"{sweep.name}: {len(plan.cells)} runs{simulated}, {len(done)} done")
-    shown = every_run or len(plan.cells) <= MOST_ROWS
-    console.print(_runs(plan, done) if shown else _budgets(plan, done))
-    if not shown:
-        console.print("a row for each run: --all, or --to plan.csv")
-    for cell in plan.left_out if shown else plan.left_out[:MOST_ROWS]:
+    every_run = every_run or len(plan.cells) <= MOST_ROWS
+    console.print(_run_table(plan, done) if every_run else _budget_table(plan, done))
+    if not every_run:
+        console.print("for a row per run use --all, or --to plan.csv")
+    for cell in plan.skipped if every_run else plan.skipped[:MOST_ROWS]:
         console.print(f"left out: {cell.label}: {cell.reason}")
-    if not shown and len(plan.left_out) > MOST_ROWS:
-        console.print(f"left out: {len(plan.left_out) - MOST_ROWS} more")
-    for name, said in _sums(plan, done):
-        console.print(f"{name:<11} {said}")
+    if not every_run and len(plan.skipped) > MOST_ROWS:
+        console.print(f"left out: {len(plan.skipped) - MOST_ROWS} more")
+    for name, text in _totals(plan, done):
+        console.print(f"{name:<11} {text}")
 
 
-def rows(plan: Plan) -> list[dict[str, object]]:
-    """A row for each run, in plain units: what `--to` writes."""
+def plan_rows(plan: Plan) -> list[dict[str, object]]:
+    """Return a row for each run in plain units, as `--to` writes them."""
     return [
         {
             "run_id": cell.run_id,
@@ -124,16 +120,16 @@ def _table(columns: Sequence[str]) -> "Table":
     return table
 
 
-def _runs(plan: Plan, done: "Mapping[str, RunResult]") -> "Table":
+def _run_table(plan: Plan, done: "Results") -> "Table":
     names = list(plan.cells[0].axes)
     shares = any(cell.resources.gpus for cell in plan.cells)
     columns = ["µ", "µ_bwd", "budget", *names, "tokens", "steps", "FLOPs", "epochs", "memory"]
     table = _table([*columns, *(["GPUs"] if shares else []), "time", ""])
 
-    def place(cell: Cell) -> tuple[str, float, int, int]:
+    def position(cell: Cell) -> tuple[str, float, int, int]:
         return cell.group, cell.budget or cell.spec.tokens, cell.mean_recurrence, cell.spec.seed
 
-    for cell in sorted(plan.cells, key=place):
+    for cell in sorted(plan.cells, key=position):
         gpus = f"{cell.resources.processes * cell.resources.gpu_share:g}"
         table.add_row(
             str(cell.mean_recurrence),
@@ -146,26 +142,26 @@ def _runs(plan: Plan, done: "Mapping[str, RunResult]") -> "Table":
             f"{cell.epochs:.2f}" if cell.epochs else "-",
             f"{cell.memory / 1e9:.2g} GB",
             *([gpus] if shares else []),
-            duration(cell.seconds),
+            format_duration(cell.seconds),
             "done" if cell.run_id in done else "",
         )
     return table
 
 
-def _budgets(plan: Plan, done: "Mapping[str, RunResult]") -> "Table":
-    """A row for each budget of each group, where there are many runs."""
-    together: dict[tuple[str, float], list[Cell]] = {}
+def _budget_table(plan: Plan, done: "Results") -> "Table":
+    """Return a table with a row for each budget of each group."""
+    by_budget: dict[tuple[str, float], list[Cell]] = {}
     for cell in plan.cells:
-        together.setdefault((cell.group, cell.budget or cell.spec.tokens), []).append(cell)
+        by_budget.setdefault((cell.group, cell.budget or cell.spec.tokens), []).append(cell)
     grouped = plan.groups != [ONE_GROUP]
     table = _table(
         [*(["group"] if grouped else []), "budget or tokens", "runs", "µ", "FLOPs", "GPU or core hours", "done"]
     )
-    for (group, asked), cells in sorted(together.items()):
+    for (group, size), cells in sorted(by_budget.items()):
         means = sorted({cell.mean_recurrence for cell in cells})
         table.add_row(
             *([group] if grouped else []),
-            f"{asked:.3g}",
+            f"{size:.3g}",
             str(len(cells)),
             f"{means[0]} to {means[-1]}" if len(means) > 1 else str(means[0]),
             f"{sum(cell.flops for cell in cells):.4g}",
@@ -176,36 +172,39 @@ def _budgets(plan: Plan, done: "Mapping[str, RunResult]") -> "Table":
 
 
 def _hours(cell: Cell) -> float:
-    """GPU hours, or core hours where the run has no GPU."""
-    return cell.seconds / 3600 * cost.needs(cell.resources).whole
+    """Return the GPU hours of a run, or its core hours if it has no GPU."""
+    return cell.seconds / 3600 * cost.needs(cell.resources).busy_units
 
 
-def _sums(plan: Plan, done: "Mapping[str, RunResult]") -> Iterable[tuple[str, str]]:
-    """The last lines: (what, how much)."""
+def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
+    """Yield the lines under the table: a name and a text."""
+    # The models, and the work in all.
     sweep, cluster = plan.sweep, plan.sweep.cluster
     for model in list(dict.fromkeys(cell.spec.model for cell in plan.cells))[:8]:
         counted = count_parameters(model)
         effective = f"N(µ) = {counted.effective_fixed:,} + {counted.effective_per_loop:,} µ effective"
         yield "model", f"{counted.total:,} parameters, {effective}"
-    yield "compute", f"{plan.flops:.4g} FLOPs on {plan.tokens:.4g} tokens in all, counted as {sweep.accounting}"
-    busy = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
-    longest = duration(plan.cells[0].seconds)
-    yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {busy} hours in all, longest run {longest}"
-    sources = dict.fromkeys(cost.rate(c.resources, cluster, c.spec.precision).source for c in plan.cells)
+    yield "compute", f"{plan.flops:.4g} FLOPs on {plan.tokens:.4g} tokens in all, accounting: {sweep.accounting}"
+    unit = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
+    longest = format_duration(plan.cells[0].seconds)
+    yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"
+    sources = dict.fromkeys(cost.expected_speed(c.resources, cluster, c.spec.precision).source for c in plan.cells)
     yield "speed", "; ".join(list(sources)[:3])
-    where = f"{cluster.nodes} node(s) of {cluster.cores} cores"
-    where += f" and {cluster.gpus} GPU(s) {cluster.device or ''}".rstrip() if cluster.gpus else ""
-    bill = Bill.of(plan, done)
-    if bill is None:
+
+    # Time and price of what is left, on the planned cluster.
+    machines = f"{cluster.nodes} node(s) of {cluster.cores_per_node} cores"
+    machines += f" and {cluster.gpus} GPU(s) {cluster.device or ''}".rstrip() if cluster.gpus else ""
+    summary = CostSummary.of(plan, done)
+    if summary is None:
         if len(done) < len(plan.cells):
-            yield "time", f"unknown: a run asks for more than {where}; say what there is under `cluster`"
+            yield "time", f"unknown: a run needs more than {machines}; describe your machines under `cluster`"
         return
-    left = "for what is left" if done else "in all"
-    bound = f"no order does it under {duration(bill.bound)}"
-    yield "time", f"about {duration(bill.makespan)} {left} on {where}, {bill.order}; {bound}"
-    slow = slowness(plan, done)
-    if slow is not None:
-        measured = f"the runs that are done took {slow:.2g} times as long as that speed says"
-        yield "measured", f"{measured}: about {duration(bill.makespan * slow)} {left}"
-    if bill.price is not None:
-        yield "price", f"{bill.price:,.2f} {left} at {cluster.price_per_hour:g} an hour for each {busy}"
+    left = "for the remaining runs" if done else "in all"
+    bound = f"no order takes less than {format_duration(summary.bound)}"
+    yield "time", f"about {format_duration(summary.makespan)} {left} on {machines}, {summary.order}; {bound}"
+    slower = slowdown(plan, done)
+    if slower is not None:
+        corrected = format_duration(summary.makespan * slower)
+        yield "measured", f"finished runs took {slower:.2g} times their expected time: about {corrected} {left}"
+    if summary.price is not None:
+        yield "price", f"{summary.price:,.2f} {left} at {cluster.price_per_hour:g} an hour for each {unit}"

@@ -1,98 +1,144 @@
-"""What a page computes from: the numbers of a fit that the calculator needs to say what `isoloop predict` says."""
+"""The table of predictions that a page's calculator interpolates: `predict()` at a range of budgets."""
 
-import base64
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from isoloop.fitting import SweepFit
-from isoloop.fitting.cost import BACKWARD_SLOPE
-from isoloop.fitting.estimation.law_fit import LUCK_DRAWS, LawFit
-from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
-from isoloop.fitting.laws.base import GOLDEN_STEPS, GRID_POINTS
-from isoloop.fitting.predict import named_power_laws, searched
+from isoloop.fitting import SweepFit, predict
+from isoloop.fitting.isoflop.power_law import PowerLaw
+from isoloop.fitting.predict import extrapolation_notes, named_power_laws
 
-MOST_DRAWS = 4000
-"""More refits than these aren't put into a page; its intervals then differ a little from those of the fit."""
+MULTIPLES = (1, 2, 10, 100)
+"""Budgets that the page offers, as multiples of the largest fitted compute."""
+_RANGE = (0.1, 1000.0)
+"""Ends of the table: the smallest fitted compute times the first, the largest times the second."""
+_FIRST_BUDGETS = 17
+_TOLERANCES = {"loss": 3e-4, "mean_recurrence": 0.02, "mean_recurrence_interval": 0.05}
+"""Relative errors half-way between two budgets above which more are added; with the middle one, a quarter remains."""
+_SHORTEST_STEP = 1.03
+"""Ratio of neighbouring budgets below which none is added: there the best mean recurrence jumps."""
+_FIELDS = ("mean_recurrence", "mean_recurrence_interval", "tokens", "tokens_interval", "loss", "loss_interval")
+
+Row = dict[str, Any]
 
 
-def calculator_data(fit: SweepFit | None) -> dict[str, Any] | None:
-    """What calculator.js takes; None where the fit has neither a training law nor a power law of µ*."""
-    laws = [] if fit is None else [_power_law(name, law) for name, law in named_power_laws(fit)]
-    if fit is None or (fit.training is None and not laws):
+def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
+    """Return the predictions that calculator.js reads; None if the fit has neither training law nor power law of µ*.
+
+    `budgets` (FLOPs) grow. Each entry of `methods` has a name and, for each quantity, a value per budget; a quantity
+    that has no values, such as an interval without refits, is None. The first method is that of the answer, with its
+    `notes` per budget. `whole` has the best models whose mean recurrence is a whole number.
+
+    Between two neighbouring budgets the page interpolates logarithms, so a loss is within 1e-4 of that of `predict`.
+    Where the best mean recurrence jumps, the page shows values in between for budgets within 2% of the jump.
+    """
+    if fit is None or (fit.training is None and not named_power_laws(fit)):
         return None
-    cost, least = fit.cost_model, _least_loss(fit)
+    # A power law with a wide interval may leave the range of floating-point numbers.
+    with np.errstate(over="ignore", divide="ignore"):
+        answers = _answers(fit)
+    budgets, rows = list(answers), list(answers.values())
     return {
-        "fitted": {
-            "flops": fit.fitted.flops,
-            "tokens": fit.fitted.tokens,
-            "meanRecurrence": fit.fitted.mean_recurrence,
-        },
-        "cost": {
-            "fixed": cost.flops_per_token_fixed,
-            "forward": cost.flops_per_token_forward_loop,
-            "backward": cost.flops_per_token_backward_loop,
-            "backwardSlope": BACKWARD_SLOPE,
-            "paramsFixed": cost.effective_params_fixed,
-            "paramsPerLoop": cost.effective_params_per_loop,
-            "meanRecurrences": cost.mean_recurrences,
-            "forwardLoops": cost.forward_loops,
-            "backwardLoops": cost.backward_loops,
-        },
-        "search": {"bounds": searched(fit), "points": GRID_POINTS, "steps": GOLDEN_STEPS},
-        "training": None if fit.training is None else _training(fit.training),
-        "powerLaws": laws,
-        "leastLoss": None
-        if least is None
-        else {
-            "vector": (least.floor, least.coefficient, least.exponent),
-            "reference": least.reference,
-            "draws": _packed(np.array(least.draws[:MOST_DRAWS])),
-        },
+        "fitted": fit.fitted.flops,
+        "budgets": budgets,
+        "methods": [
+            {"name": method[0]["name"], **{field: _column([row[field] for row in method]) for field in _FIELDS}}
+            for method in zip(*rows, strict=True)
+        ],
+        "whole": _whole_loops(fit, budgets, [methods[0]["mean_recurrence"] for methods in rows]),
+        "notes": [[note for row in methods for note in row["notes"]] for methods in rows],
     }
-
-
-def draws_in(fit: SweepFit) -> tuple[int, int]:
-    """How many refits of the training law (or, without it, of the power law) a page has, and how many there are."""
-    law = fit.isoflop.mean_recurrence_law if fit.isoflop else None
-    there = len(fit.training.draws) if fit.training else len(law.draws) if law else 0
-    return min(there, MOST_DRAWS), there
 
 
 def why_no_calculator(fit: SweepFit | None) -> str:
-    """Why a page has no calculator: for sweeps without training law and power law."""
+    """Return the reason why a page has no calculator, for a sweep without training law and power law."""
     if fit is None:
         return "nothing could be fitted to these runs"
-    curves = fit.why_absent("isoflop") if fit.isoflop is None else fit.isoflop.reason
-    return f"there is no training law ({fit.why_absent('training')}) and no power law of µ* ({curves})"
+    curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
+    return f"there is no training law ({fit.why_missing('training')}) and no power law of µ* ({curves})"
 
 
-def _power_law(name: str, law: PowerLaw) -> dict[str, Any]:
+def _answers(fit: SweepFit) -> dict[float, list[Row]]:
+    """Return the answers for growing budgets that are so close that those for budgets between can be interpolated."""
+    low, high = fit.fitted.flops
+    first = np.geomspace(low * _RANGE[0], high * _RANGE[1], _FIRST_BUDGETS)
+    budgets = sorted({*first.tolist(), low, *(high * times for times in MULTIPLES)})
+    answers = {flops: _methods(fit, flops) for flops in budgets}
+    steps = list(pairwise(budgets))
+    while steps:
+        low, high = steps.pop()
+        middle = float(np.sqrt(low * high))
+        answers[middle] = _methods(fit, middle)
+        if high > low * _SHORTEST_STEP and not _interpolates(*(answers[flops][0] for flops in (low, middle, high))):
+            steps += [(low, middle), (middle, high)]
+    return dict(sorted(answers.items()))
+
+
+def _interpolates(low: Row, middle: Row, high: Row) -> bool:
+    """Return whether loss and mean recurrence half-way between two budgets are near their interpolation."""
+    for field, tolerance in _TOLERANCES.items():
+        if middle[field] is not None:
+            between = np.sqrt(np.multiply(low[field], high[field]))
+            if np.any(abs(between / middle[field] - 1) > tolerance):
+                return False
+    return True
+
+
+def _methods(fit: SweepFit, flops: float) -> list[Row]:
+    """Return the answers for `flops`: the training law's, if there is one, and those of the isoFLOP power laws."""
+    rows = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
+    if fit.training is None:
+        best = rows[0]
+        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["mean_recurrence"])
+    else:
+        prediction = predict(fit, flops=flops)
+        values = {field: getattr(prediction, field) for field in _FIELDS}
+        rows.insert(0, values | {"name": f"{fit.training.form.name} law", "notes": list(prediction.notes)})
+    # A note is shown for budgets about this one, so its multiple is approximate.
+    rows[0]["notes"] = [f"about {note}" if note[0].isdigit() else note for note in rows[0]["notes"]]
+    return rows
+
+
+def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Row:
+    """Return the model that a power law of µ* finds best; its loss is the training law's, or that of the minima."""
+    loops, span = law.at(flops), law.interval_at(flops)
+    tokens = fit.cost_model.tokens_for(flops, [loops, *(span or ())])
+    loss, loss_interval = None, None
+    minimal = None if fit.isoflop is None else fit.isoflop.loss_floor_law or fit.isoflop.loss_law
+    if fit.training is not None:
+        loss = float(fit.training.loss(fit.cost_model.columns(flops, np.array([loops])))[0])
+    elif minimal is not None:
+        loss, loss_interval = float(minimal.at(flops)), minimal.interval_at(flops)
+    notes = [f"the {name} ask for a mean recurrence of {loops:.3g}, but a loop runs at least once"] if loops < 1 else []
     return {
         "name": name,
-        "logCoefficient": law.log_coefficient,
-        "exponent": law.exponent,
-        "draws": _packed(np.array(law.draws[:MOST_DRAWS])),
+        "mean_recurrence": loops,
+        "mean_recurrence_interval": span,
+        "tokens": float(tokens[0]),
+        # More loops leave fewer tokens.
+        "tokens_interval": (float(tokens[2]), float(tokens[1])) if span else None,
+        "loss": loss,
+        "loss_interval": loss_interval,
+        "notes": notes,
     }
 
 
-def _training(law: LawFit) -> dict[str, Any]:
-    count = min(len(law.draws), MOST_DRAWS)
-    luck = law.noise_draws()[:, 0].reshape(LUCK_DRAWS, len(law.draws))[:, :count]
-    return {
-        "vector": law.vector.tolist(),
-        "widening": law.widening,
-        "onLogLoss": law.on == "log loss",
-        "draws": _packed(law.draw_matrix[:count]),
-        "luck": _packed(luck),
-    }
+def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict[str, Any]:
+    """Return the better of the two whole mean recurrences next to the best one, and the cost of each whole number."""
+    loops, losses = [], []
+    for flops, mean_recurrence in zip(budgets, best, strict=True):
+        beside = np.maximum(1.0, [np.floor(mean_recurrence), np.ceil(mean_recurrence)])
+        if fit.training is None:
+            away = abs(beside - mean_recurrence)
+        else:
+            away = fit.training.loss(fit.cost_model.columns(flops, beside))
+            losses.append(float(away.min()))
+        loops.append(float(beside[np.argmin(away)]))
+    costs = fit.cost_model.flops_per_token(np.arange(1, max(loops) + 1))
+    return {"mean_recurrence": loops, "loss": losses or None, "flops_per_token": costs.tolist()}
 
 
-def _least_loss(fit: SweepFit) -> MinimalLossLaw | None:
-    """The power law of the least loss, with a floor where there is one."""
-    return None if fit.isoflop is None else fit.isoflop.loss_floor_law or fit.isoflop.loss_law
-
-
-def _packed(values: np.ndarray) -> str:
-    """Numbers as base64 of little-endian doubles, row by row: exact, and half as long as text."""
-    return base64.b64encode(values.astype("<f8").tobytes()).decode()
+def _column(values: list[Any]) -> list[Any] | None:
+    """Return a column with values that JSON and logarithms can hold, or None if it has none."""
+    return None if values[0] is None else np.clip(np.nan_to_num(values), 1e-300, 1e300).tolist()

@@ -1,6 +1,5 @@
-"""One self-contained HTML page per sweep: the answer, curves, runs, the held-out test, what to doubt, origin."""
+"""The self-contained HTML page of a sweep: answer, curves, runs, held-out test, caveats, origin."""
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,24 +11,21 @@ import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+import isoloop
 from isoloop.fitting import figures
 from isoloop.sweeps.config.schema import SweepConfig, config_text
-from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.redaction import redacted
-from isoloop.sweeps.report.calculator import calculator_data, draws_in, why_no_calculator
-from isoloop.sweeps.report.headline import AHEAD, Results, answer
+from isoloop.sweeps.paths import Folders, SweepResults
+from isoloop.sweeps.privacy import redacted
+from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
+from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, headline
 from isoloop.sweeps.report.provenance import Origin, read_origin
-from isoloop.sweeps.report.svg import Palette, inline_svg, svg_of
+from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
 from isoloop.sweeps.report.tables import errors_table, groups_table, held_out_table, run_labels, runs_table
 
-FROM_HOLD_OUT = ("predicted_against_measured", "held_out_errors")
-"""Figures that show the fit without the largest budget, where there is one."""
-_NOTHING = {
-    False: "Nothing was fitted.",
-    True: "No law is fitted to all of these runs together: each group's page says what to doubt.",
-}
+HOLD_OUT_FIGURES = ("predicted_against_measured", "held_out_errors")
+"""Figures that show the fit without the largest budget if there is one."""
+_FACT_LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
 _HERE = Path(__file__).parent
-_LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
 
 
 def write_report(
@@ -37,27 +33,37 @@ def write_report(
     *,
     sweep: SweepConfig,
     table: pd.DataFrame,
-    results: Results,
+    results: SweepResults,
     left_out: list[str],
     command: str,
     group: str | None = None,
 ) -> None:
-    """Write the page of a sweep with everything inside it; figures also go to files beside it.
+    """Write the page of a sweep as one file, and its figures as files beside it.
 
     Args:
-        folders: where the page and the figures go.
+        folders: the places of the page and the figures.
         sweep: the configuration that was run.
         table: the checked run table.
-        results: the fits, or why there are none.
-        left_out: cells that didn't run, each with its reason.
-        command: how to make the page again.
-        group: which of the sweep's groups of runs the page is about, None if all.
+        results: the fits, or the reasons why there are none.
+        left_out: cells of the grid that weren't run, each with its reason.
+        command: the command that makes this page.
+        group: the group of runs that the page is about; None for all runs.
     """
+    # What the page holds.
     fit = results.fit
-    held = results.hold_out.held_out if results.hold_out else None
+    held_out = results.hold_out.held_out if results.hold_out else None
     palette = Palette()
-    drawn, not_drawn = _draw(folders.figures, table, results, palette)
-    data = calculator_data(fit)
+    drawn, not_drawn = _draw_figures(folders.figures, table, results, palette)
+    predictions = calculator_table(fit)
+    if fit is not None:
+        caveats = list(fit.caveats)
+    elif results.groups:
+        caveats = ["No law is fitted to all of these runs together. Each group's page has the caveats of its fit."]
+    else:
+        caveats = ["Nothing was fitted."]
+    style = (_HERE / "report.css").read_text(encoding="utf-8")
+    scripts = [(_HERE / name).read_text(encoding="utf-8") for name in ("calculator.js", "report.js")]
+    # The page.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isoloop.sweeps.report", "."),
         autoescape=True,
@@ -71,126 +77,127 @@ def write_report(
         target=folders.name,
         is_group=folders.sweep.parent.name == "groups",
         simulated=sweep.simulation is not None,
-        runs=_counted(table),
+        runs=_run_counts(table),
         flops=float(table["flops"].sum()),
         accounting=sweep.accounting,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=importlib.metadata.version("isoloop"),
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")) + "\n" + palette.css(),
-        script=Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("calculator.js", "report.js"))),
-        data=None if data is None else htmlsafe_json_dumps(data, dumps=_dumps),
-        asked=None if fit is None else f"{AHEAD * fit.fitted.flops[1]:.3g}".replace("e+", "e"),
-        largest=None if fit is None else f"{fit.fitted.flops[1]:.3g}".replace("e+", "e"),
+        version=isoloop.__version__,
+        style=Markup(style) + "\n" + palette.css(),
+        script=Markup("\n".join(scripts)),
+        predictions=predictions,
+        predictions_json=None if predictions is None else htmlsafe_json_dumps(predictions, dumps=_compact_json),
+        multiples=MULTIPLES,
+        first_budget=None if fit is None else _budget_text(HEADLINE_MULTIPLE * fit.fitted.flops[1]),
+        largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
-        draws=(0, 0) if fit is None else draws_in(fit),
-        answer=answer(results),
+        headline=headline(results),
         groups=_groups(folders, results),
-        held_out=held,
-        held_out_runs=None if held is None else held_out_table(held),
-        errors=None if held is None else errors_table(held),
+        held_out=held_out,
+        held_out_runs=None if held_out is None else held_out_table(held_out),
+        errors=None if held_out is None else errors_table(held_out),
         why_no_hold_out=results.why_no_hold_out,
-        doubts=[_NOTHING[bool(results.groups)]] if fit is None else fit.doubts,
-        doubts_of_hold_out=_other_doubts(results),
+        caveats=caveats,
+        hold_out_caveats=[one for one in results.hold_out.caveats if one not in caveats] if results.hold_out else [],
         figures=drawn,
         not_drawn=not_drawn,
         table=runs_table(table),
         left_out=left_out,
         fit_text="" if fit is None else fit.report(),
-        origin=_versions(read_origin(folders, table["run_id"].astype(str))),
+        origin=_origin(read_origin(folders, table["run_id"].astype(str))),
         command=redacted(command),
         configuration=redacted(config_text(sweep)),
     )
     folders.report.write_text(page, encoding="utf-8")
 
 
-def _dumps(data: Any, **options: Any) -> str:
+def _compact_json(data: Any, **options: Any) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":"), **options)
 
 
-def _counted(table: pd.DataFrame) -> str:
-    """How many runs there are, and how many of them didn't finish."""
+def _budget_text(flops: float) -> str:
+    return f"{flops:.3g}".replace("e+", "e")
+
+
+def _run_counts(table: pd.DataFrame) -> str:
+    """Return the number of runs, and of those that didn't finish."""
     counts = table["status"].value_counts()
-    rest = ", ".join(f"{counts[status]} {status}" for status in ("diverged", "failed") if counts.get(status))
-    return f"{len(table)} runs" + (f" ({rest})" if rest else "")
+    unfinished = ", ".join(f"{counts[status]} {status}" for status in ("diverged", "failed") if counts.get(status))
+    return f"{len(table)} runs" + (f" ({unfinished})" if unfinished else "")
 
 
-def _other_doubts(results: Results) -> list[str]:
-    """What is to be doubted of the fit without the largest budget alone."""
-    said = () if results.fit is None else results.fit.doubts
-    return [] if results.hold_out is None else [doubt for doubt in results.hold_out.doubts if doubt not in said]
-
-
-def _groups(folders: Folders, results: Results) -> dict[str, Any] | None:
+def _groups(folders: Folders, results: SweepResults) -> dict[str, Any] | None:
+    """Return the table of the groups, or at least their pages and the first sentence of each."""
     if not results.groups:
         return None
-    pages = {label: found.report.relative_to(folders.sweep).as_posix() for label, found in results.groups.items()}
-    compared = groups_table(results.groups, pages)
+    pages = {label: group.report.relative_to(folders.sweep).as_posix() for label, group in results.groups.items()}
+    table, flops = groups_table(results.groups, pages) or (None, None)
     return {
-        "table": None if compared is None else compared[0],
-        "flops": None if compared is None else f"{compared[1]:.3g}",
+        "table": table,
+        "flops": None if flops is None else f"{flops:.3g}",
         "pages": pages,
-        "answers": {label: answer(found)[0] for label, found in results.groups.items()},
+        "headlines": {label: headline(group)[0] for label, group in results.groups.items()},
     }
 
 
-def _draw(
-    folder: Path, table: pd.DataFrame, results: Results, palette: Palette
+def _draw_figures(
+    folder: Path, table: pd.DataFrame, results: SweepResults, palette: Palette
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Draw the fit's figures; those about held-out runs come from the fit that held them out, where there is one."""
+    """Draw the fit's figures into files and for the page, and give the reasons for those that are missing."""
     if results.fit is None:
         return [], []
     skipped = dict(figures.draw_all(table, results.fit, folder).skipped)
-    drawn = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
-    for name in FROM_HOLD_OUT:
-        if results.hold_out is not None and not figures.nothing_to_show(name, results.hold_out):
-            drawn[name] = results.hold_out, folder / "hold-out"
+    sources = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
+    for name in HOLD_OUT_FIGURES:
+        if results.hold_out is not None and not figures.why_unavailable(name, results.hold_out):
+            sources[name] = results.hold_out, folder / "hold-out"
             figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
             skipped.pop(name, None)
     labels = run_labels(table)
-    shown = []
-    for name in (name for name in figures.FIGURES if name in drawn):
-        fit, where = drawn[name]
-        # What a journal's column has room for, a phone has, too.
-        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN)
-        texts = {"wide": (where / f"{name}.svg").read_text(encoding="utf-8"), "narrow": svg_of(narrow)}
+    drawn = []
+    for name, kind in figures.FIGURES.items():
+        if name not in sources:
+            continue
+        fit, files = sources[name]
+        # A figure that fits a journal's column fits a phone, too.
+        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN_WIDTH)
+        texts = {"wide": (files / f"{name}.svg").read_text(encoding="utf-8"), "narrow": figure_svg(narrow)}
         inlined = {
-            kind: inline_svg(text, name=f"{name}-{kind}", label=figures.ABOUT[name], palette=palette, runs=labels)
-            for kind, text in texts.items()
+            width: inline_svg(text, name=f"{name}-{width}", label=kind.about, palette=palette, runs=labels)
+            for width, text in texts.items()
         }
-        shown.append({"name": name, "caption": figures.ABOUT[name], **inlined})
-    return shown, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
+        drawn.append({"name": name, "caption": kind.about, **inlined})
+    return drawn, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
 
 
-def _versions(origin: Origin) -> dict[str, Any]:
-    """The versions of runs and page side by side, and what is to be said of them."""
-    names = list(dict.fromkeys([*origin.facts, *origin.here]))
+def _origin(origin: Origin) -> dict[str, Any]:
+    """Return the versions of runs and page side by side, and a summary of them."""
     rows = [
         {
-            "name": _LABELS.get(name, name),
-            "runs": _values(origin.facts.get(name, {}), origin.recorded) or "-",
-            "differs": name in origin.differ,
-            "here": origin.here.get(name, "-"),
+            "name": _FACT_LABELS.get(name, name),
+            "runs": _counted_values(origin.facts.get(name, {}), origin.recorded) or "-",
+            "differs": name in origin.differing,
+            "page": origin.driver.get(name, "-"),
         }
-        for name in names
+        for name in dict.fromkeys([*origin.facts, *origin.driver])
     ]
+    unknown = origin.runs - origin.recorded
     if not origin.recorded:
-        said = "No run's own record of its versions is in this output folder; those of this page are known."
+        summary = "The runs left no record of their versions in this output folder; those of this page are known."
     else:
-        missing = origin.runs - origin.recorded
-        differ = ", ".join(_LABELS.get(name, name) for name in origin.differ)
-        said = f"The runs differ in: {differ}." if differ else "All runs were made with the same versions."
-        said += f" {missing} of {origin.runs} left no record here." if missing else ""
+        differing = ", ".join(_FACT_LABELS.get(name, name) for name in origin.differing)
+        summary = f"The runs differ in: {differing}." if differing else "All runs were made with the same versions."
+        summary += f" {unknown} of {origin.runs} left no record in this output folder." if unknown else ""
     commits = list(origin.facts.get("commit", {}))
     return {
         "rows": rows,
-        "said": said,
+        "summary": summary,
         "commit": commits[0] if len(commits) == 1 and len(commits[0]) == 40 else None,
-        "corpora": _values(origin.corpora, origin.runs),
+        "corpora": _counted_values(origin.corpora, origin.runs),
     }
 
 
-def _values(counts: Mapping[str, int], runs: int) -> str:
-    """The one value of all runs, or each with how many runs have it."""
+def _counted_values(counts: Mapping[str, int], runs: int) -> str:
+    """Return the one value of all runs, or each value with the number of its runs."""
     if len(counts) == 1 and next(iter(counts.values())) == runs:
         return next(iter(counts))
     return "; ".join(f"{value} ({count} {'run' if count == 1 else 'runs'})" for value, count in counts.items())

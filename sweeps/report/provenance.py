@@ -1,4 +1,4 @@
-"""Where a sweep's runs come from: the versions, commits, devices and corpora that they recorded themselves."""
+"""The origin of a sweep's runs: versions, commits, devices and corpora, as the runs recorded them."""
 
 import json
 from collections import Counter
@@ -9,42 +9,42 @@ from pathlib import Path
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.tracking.schema import driver_environment
 
-FACTS = ("isoloop", "commit", "python", "torch", "numpy", "device_name")
-"""What a run's journal says of where it was trained, without its host: names of machines stay at home."""
-_STARTS = ("started", "resumed")
-_OF_A_SWEEP = ("ray", "mlflow", "scipy", "pandas", "platform")
+_RECORDED = ("isoloop", "commit", "python", "torch", "numpy", "device_name")
+"""The part of a run's recorded environment that a page shows; the host's name stays private."""
+_START_EVENTS = ("started", "resumed")
+_DRIVER_ONLY = ("ray", "mlflow", "scipy", "pandas", "platform")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What the runs recorded: for each fact, how many runs have each of its values.
+    """The environment of the runs: for each recorded fact, the number of runs with each of its values.
 
-    `recorded` of `runs` runs have their record here; the others were trained elsewhere, or are simulated. `corpora` are
-    fingerprints. `here` is the environment of the process that asked.
+    `recorded` of `runs` runs have their record in this output folder; the others were trained elsewhere, or are
+    simulated. `corpora` counts the runs by fingerprint of their corpus. `driver` is this process's environment.
     """
 
     runs: int
     recorded: int
     facts: Mapping[str, Mapping[str, int]]
     corpora: Mapping[str, int]
-    here: Mapping[str, str]
+    driver: Mapping[str, str]
 
     @property
-    def differ(self) -> tuple[str, ...]:
+    def differing(self) -> tuple[str, ...]:
         """The facts in which runs differ."""
         return tuple(name for name, values in self.facts.items() if len(values) > 1)
 
 
 def read_origin(folders: Folders, run_ids: Iterable[str]) -> Origin:
-    """Read what each run recorded in its folder; what isn't there is left out."""
+    """Read the environment that each run recorded in its folder; runs without a record are left out."""
     ids = list(run_ids)
-    facts: dict[str, Counter[str]] = {name: Counter() for name in FACTS}
+    facts: dict[str, Counter[str]] = {name: Counter() for name in _RECORDED}
     corpora: Counter[str] = Counter()
     recorded = 0
     for run_id in ids:
-        starts = _starts(folders.run(run_id) / "journal.jsonl")
+        starts = _start_events(folders.run(run_id) / "journal.jsonl")
         recorded += any(start.get("torch") for start in starts)
-        for name in FACTS:
+        for name in _RECORDED:
             # A run that was resumed elsewhere has two values, in their order.
             values = dict.fromkeys(str(start[name]) for start in starts if start.get(name))
             if values:
@@ -52,28 +52,28 @@ def read_origin(folders: Folders, run_ids: Iterable[str]) -> Origin:
         fingerprint = _fingerprint(folders.run(run_id) / "spec.json")
         if fingerprint:
             corpora[fingerprint] += 1
-    here = {name: value for name in (*FACTS, *_OF_A_SWEEP) if (value := driver_environment().get(name))}
+    environment = driver_environment()
     return Origin(
         runs=len(ids),
         recorded=recorded,
         facts={name: dict(values) for name, values in facts.items() if values},
         corpora=dict(corpora),
-        here=here,
+        driver={name: value for name in (*_RECORDED, *_DRIVER_ONLY) if (value := environment.get(name))},
     )
 
 
-def _starts(journal: Path) -> list[dict[str, object]]:
-    """The starts and resumptions in a journal; its many metrics aren't parsed."""
+def _start_events(journal: Path) -> list[dict[str, object]]:
+    """Return the starts and resumptions in a journal, without parsing its many metrics."""
     if not journal.exists():
         return []
     with journal.open("rb") as file:
         lines = [line for line in file if b'"event"' in line and line.endswith(b"\n")]
     events = [json.loads(line) for line in lines]
-    return [event for event in events if event.get("kind") == "event" and event.get("name") in _STARTS]
+    return [event for event in events if event.get("kind") == "event" and event.get("name") in _START_EVENTS]
 
 
 def _fingerprint(spec: Path) -> str | None:
     if not spec.exists():
         return None
-    found = json.loads(spec.read_text()).get("data_fingerprint")
-    return None if found in (None, "simulated") else str(found)
+    fingerprint = json.loads(spec.read_text()).get("data_fingerprint")
+    return None if fingerprint in (None, "simulated") else str(fingerprint)

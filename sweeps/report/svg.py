@@ -1,4 +1,4 @@
-"""Figures for a page: SVG as matplotlib writes it, made part of the HTML, with its colours in the page's hands."""
+"""Figures as parts of an HTML page: inlined SVG whose colours follow the page's light or dark theme."""
 
 import io
 import re
@@ -11,13 +11,11 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from isoloop.fitting.figures.style import STYLE
+from isoloop.fitting.figures.style import RUN_GROUP, STYLE
 
-RUNS = "runs:"
-"""How the id of a group of points begins that stand for runs (fitting/figures/style.py)."""
-ENLARGED = 1.35
-SHRUNK = 0.9
-"""How wide a figure is shown at most and at least, in its own width, so that its letters stay legible."""
+_ENLARGED = 1.35
+_SHRUNK = 0.9
+"""Largest and smallest width of a figure on the page, as multiples of its own, so that its letters stay legible."""
 _THEME = {
     "#ffffff": "--paper",
     "#000000": "--ink",
@@ -34,12 +32,12 @@ _PIXELS_PER_POINT = 4 / 3
 
 @dataclass
 class Palette:
-    """The colours of series that figures use, each a CSS variable that has another value in dark mode."""
+    """The colours that figures use for series, each a CSS variable with another value in dark mode."""
 
     used: set[str] = field(default_factory=set)
 
     def named(self, style: str) -> str:
-        """`style` with every colour as a CSS variable; those of paper, ink and grid are the page's own."""
+        """Return a CSS style with every colour as a variable; paper, ink and grid have the page's own variables."""
         return _COLOUR.sub(self._variable, style)
 
     def _variable(self, match: re.Match[str]) -> str:
@@ -50,22 +48,22 @@ class Palette:
         return f"var(--c-{colour[1:]})"
 
     def css(self) -> Markup:
-        """The variables, light and dark."""
+        """Return the rules that set the variables, light and dark."""
         light = " ".join(f"--c-{colour[1:]}: {colour};" for colour in sorted(self.used))
         dark = " ".join(f"--c-{colour[1:]}: {lightened(colour)};" for colour in sorted(self.used))
         return Markup(f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}")
 
 
 def lightened(colour: str) -> str:
-    """A colour (#rrggbb) mixed with white, the darker the more: legible on dark, in the same order of lightness."""
+    """Return a colour (#rrggbb) mixed with white, a darker one with more, so that the order of lightness stays."""
     channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     light = sum(weight * value for weight, value in zip(_LUMA, channels, strict=True)) / 255
     white = _LIGHTENED * (1 - light)
     return "#" + "".join(f"{round(value + white * (255 - value)):02x}" for value in channels)
 
 
-def svg_of(figure: Figure) -> str:
-    """A figure as SVG; the same figure gives the same text."""
+def figure_svg(figure: Figure) -> str:
+    """Return a figure as SVG; the same figure gives the same text."""
     file = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -73,27 +71,24 @@ def svg_of(figure: Figure) -> str:
 
 
 def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapping[str, str]) -> Markup:
-    """An SVG file as an element of a page.
-
-    Ids get `name` in front, since a page has several figures; each point of a group that says of which runs it is
-    carries its run's id as `data-run`.
+    """Return an SVG file as an element of a page.
 
     Args:
         text: the file.
-        name: of the figure, unique on the page.
-        label: what it shows, for those who don't see it.
-        palette: learns the colours that are used.
-        runs: what to say of each run, by run id.
+        name: put in front of every id, so that ids stay unique on the page.
+        label: what the figure shows, for screen readers.
+        palette: collects the colours in use.
+        runs: a description of each run, by run id. Points get their run's id as `data-run` and this as title.
     """
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
         for child in list(parent):
-            # matplotlib's style sheet would hold for the whole page; report.css has its two rules.
-            if _plain(child.tag) in ("metadata", "style"):
+            # matplotlib's style sheet would apply to the whole page; report.css has its two rules.
+            if _local_name(child.tag) in ("metadata", "style"):
                 parent.remove(child)
     for element in list(root.iter()):
-        element.tag = _plain(element.tag)
-        element.attrib = {_plain(key): value for key, value in element.attrib.items()}
+        element.tag = _local_name(element.tag)
+        element.attrib = {_local_name(key): value for key, value in element.attrib.items()}
         _mark_points(element, runs)
         _rename(element, name)
         if "style" in element.attrib:
@@ -105,20 +100,20 @@ def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapp
         "class": "plot",
         "role": "group",
         "aria-label": label,
-        "style": f"min-width: {SHRUNK * width:.0f}px; max-width: {ENLARGED * width:.0f}px",
+        "style": f"min-width: {_SHRUNK * width:.0f}px; max-width: {_ENLARGED * width:.0f}px",
     }
     return Markup(ElementTree.tostring(root, encoding="unicode", method="html"))
 
 
 def _mark_points(element: ElementTree.Element, runs: Mapping[str, str]) -> None:
-    """Say of which run each point of a group is; the group's points must be as many as its runs."""
+    """Mark each point of a group with its run, if the group has as many points as runs."""
     group = element.attrib.get("id", "")
-    if not group.startswith(RUNS):
+    if not group.startswith(RUN_GROUP):
         return
     del element.attrib["id"]
-    ids = [unquote(run_id) for run_id in group.removeprefix(RUNS).split(",")]
-    points = [point for point in element.iter() if _plain(point.tag) == "use"]
-    # A point that is off the canvas isn't in the file, and then nobody can say which the others are.
+    ids = [unquote(run_id) for run_id in group.removeprefix(RUN_GROUP).split(",")]
+    points = [point for point in element.iter() if _local_name(point.tag) == "use"]
+    # Points off the canvas are missing in the file, and then the others can't be assigned.
     if len(points) != len(ids):
         return
     for point, run_id in zip(points, ids, strict=True):
@@ -127,7 +122,7 @@ def _mark_points(element: ElementTree.Element, runs: Mapping[str, str]) -> None:
 
 
 def _rename(element: ElementTree.Element, name: str) -> None:
-    """Put `name` in front of the element's id and of the ids that it refers to."""
+    """Put `name` in front of an element's id and of the ids that it refers to."""
     for key, value in element.attrib.items():
         if key == "id":
             element.set(key, f"{name}-{value}")
@@ -137,6 +132,6 @@ def _rename(element: ElementTree.Element, name: str) -> None:
             element.set(key, _REFERENCE.sub(rf"url(#{name}-\g<1>)", value))
 
 
-def _plain(name: str) -> str:
-    """A tag or attribute without its namespace: HTML needs none."""
+def _local_name(name: str) -> str:
+    """Return a tag or attribute without its namespace, which HTML doesn't need."""
     return name.rpartition("}")[2]

@@ -1,17 +1,17 @@
-"""The tables of a page: runs, held-out runs and groups, each cell with the number that it is sorted by."""
+"""The tables of a page: runs, held-out runs, errors and groups."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting import SweepFit, predict
-from isoloop.fitting.result import HeldOut
-from isoloop.sweeps.report.headline import AHEAD, Results
+from isoloop.fitting import HeldOut, predict
+from isoloop.sweeps.paths import SweepResults
+from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE
 
-_RUNS = {
+_RUN_HEADINGS = {
     "run_id": "run",
     "status": "status",
     "seed": "seed",
@@ -25,14 +25,14 @@ _RUNS = {
     "spectral_radius": "ρ(Ā)",
     "seconds": "seconds",
 }
-_ON_THE_CARD = ("run_id", "status", "seed", "mean_recurrence", "budget", "tokens", "loss")
-_AFTER_SEED = 3
-_NATS = ("loss", "bits_per_byte")
+_CARD_COLUMNS = ("run_id", "status", "seed", "mean_recurrence", "budget", "tokens", "loss")
+_FIRST_COLUMNS = ("run_id", "status", "seed")
+_LOSS_COLUMNS = ("loss", "bits_per_byte")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What a cell shows, with `under` in a second line; `value` is what it is sorted by, `kind` how it looks."""
+class TableCell:
+    """A cell's `text`, and `under` it a second line; `value` is what it is sorted by, `kind` its CSS classes."""
 
     text: str
     value: float | None = None
@@ -42,8 +42,8 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """A heading; `on_card` says that a point's card shows the column, `kind` how its cells look."""
+class TableHeading:
+    """The heading of a column; `on_card` columns are shown on the card of a run's point, `kind` is its CSS classes."""
 
     label: str
     on_card: bool = False
@@ -51,168 +51,159 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class PageTable:
     """A table whose first column names its rows."""
 
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: tuple[TableHeading, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
 
 
-def runs_table(table: pd.DataFrame) -> Table:
-    """Every run with its axes, by growing budget and mean recurrence."""
+_MISSING = TableCell(text="-")
+
+
+def runs_table(table: pd.DataFrame) -> PageTable:
+    """Return every run with the axes that it varies in, by growing budget and mean recurrence."""
     axes = [name for name in table.columns if "." in name or name == "group"]
-    varied = [name for name in axes if name not in _RUNS and table[name].nunique(dropna=False) > 1]
-    names = [name for name in _RUNS if name in table.columns and table[name].notna().any()]
-    names[_AFTER_SEED:_AFTER_SEED] = varied
+    varied = [name for name in axes if name not in _RUN_HEADINGS and table[name].nunique(dropna=False) > 1]
+    known = [name for name in _RUN_HEADINGS if name in table.columns and table[name].notna().any()]
+    first = [name for name in known if name in _FIRST_COLUMNS]
+    names = [*first, *varied, *known[len(first) :]]
     has_budgets = "budget" in table.columns and table["budget"].notna().any()
-    order = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"], kind="stable")
-    return Table(
+    rows = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"], kind="stable")[names]
+    return PageTable(
         columns=tuple(
-            Column(
-                label=_RUNS.get(name, name),
-                on_card=name in _ON_THE_CARD or name in varied,
+            TableHeading(
+                label=_RUN_HEADINGS.get(name, name),
+                on_card=name in _CARD_COLUMNS or name in varied,
                 kind="text" if name == "status" or not pd.api.types.is_numeric_dtype(table[name]) else "",
             )
             for name in names
         ),
         rows=tuple(
             tuple(_run_cell(name, value) for name, value in zip(names, row, strict=True))
-            for row in order[names].itertuples(index=False)
+            for row in rows.itertuples(index=False)
         ),
     )
 
 
 def run_labels(table: pd.DataFrame) -> dict[str, str]:
-    """Each run in a few words, by its id."""
+    """Return a short description of each run, by its id."""
     return {
-        str(run.run_id): f"{run.run_id}: µ = {run.mean_recurrence:g}, {_shown(run.tokens)} tokens, "
-        f"loss {_shown(run.loss)} ({run.status})"
+        str(run.run_id): f"{run.run_id}: µ = {run.mean_recurrence:g}, {_short(run.tokens)} tokens, "
+        f"loss {_short(run.loss)} ({run.status})"
         for run in table.itertuples()
     }
 
 
-def held_out_table(held: HeldOut) -> Table:
-    """The held-out runs at T = µ: predicted, measured, and whether the interval holds the measured loss."""
+def held_out_table(held: HeldOut) -> PageTable:
+    """Return the held-out runs at T = µ: predicted and measured losses, and whether the interval holds the latter."""
     labels = ("run", "predicted by", "µ", "tokens", "predicted", "95% interval", "measured", "error", "inside")
-    at_mean = [row for row in held.rows if row.recurrence == row.mean_recurrence]
     rows = []
-    for row in sorted(at_mean, key=lambda row: (row.method, row.mean_recurrence)):
-        span = row.interval
-        inside = None if span is None else span[0] <= row.measured <= span[1]
+    for row in sorted(held.rows, key=lambda row: (row.method, row.mean_recurrence)):
+        if row.recurrence != row.mean_recurrence:
+            continue
+        span, inside = _MISSING, _MISSING
+        if row.interval is not None:
+            low, high = row.interval
+            span = TableCell(text=f"{low:.4f} to {high:.4f}", value=high - low)
+            covered = low <= row.measured <= high
+            inside = TableCell(text="yes" if covered else "no", kind="" if covered else "bad")
         rows.append(
             (
-                Cell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
-                Cell(text=row.method, kind="text"),
-                number(row.mean_recurrence, "g"),
-                number(row.tokens, ".4g"),
-                number(row.predicted, ".4f"),
-                Cell(text="-")
-                if span is None
-                else Cell(text=f"{span[0]:.4f} to {span[1]:.4f}", value=span[1] - span[0]),
-                number(row.measured, ".4f"),
-                number(row.error, "+.2f", "%"),
-                Cell(
-                    text="-" if inside is None else "yes" if inside else "no", kind="" if inside is not False else "bad"
-                ),
+                TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
+                TableCell(text=row.method, kind="text"),
+                _number(row.mean_recurrence, "g"),
+                _number(row.tokens, ".4g"),
+                _number(row.predicted, ".4f"),
+                span,
+                _number(row.measured, ".4f"),
+                _number(row.error, "+.2f", unit="%"),
+                inside,
             )
         )
-    return Table(columns=_headings(labels), rows=tuple(rows))
+    return _page_table(labels, rows)
 
 
-def errors_table(held: HeldOut) -> Table:
-    """Each way of predicting: over how many losses, how far off, and how many lay in their intervals."""
+def errors_table(held: HeldOut) -> PageTable:
+    """Return, for each method of prediction, its losses, its mean error, and how many losses lay in their intervals."""
     rows = []
     for error in held.errors:
-        inside = None if error.coverage is None else round(error.coverage * error.rows)
-        rows.append(
-            (
-                Cell(text=error.method, kind="text"),
-                number(float(error.rows), "g"),
-                number(error.mean_absolute_error, ".3g", "%"),
-                Cell(text="-")
-                if inside is None
-                else Cell(text=f"{inside} of {error.rows} ({error.coverage:.0%})", value=error.coverage),
-            )
-        )
-    labels = ("predicted by", "losses", "mean absolute error", "inside their 95% intervals")
-    return Table(columns=_headings(labels), rows=tuple(rows))
+        inside = _MISSING
+        if error.coverage is not None:
+            text = f"{round(error.coverage * error.rows)} of {error.rows} ({error.coverage:.0%})"
+            inside = TableCell(text=text, value=error.coverage)
+        mean = _number(error.mean_absolute_error, ".3g", unit="%")
+        rows.append((TableCell(text=error.method, kind="text"), _number(error.rows, "g"), mean, inside))
+    return _page_table(("predicted by", "losses", "mean absolute error", "inside their 95% intervals"), rows)
 
 
-def groups_table(groups: Mapping[str, Results], pages: Mapping[str, str]) -> tuple[Table, float] | None:
-    """The groups' answers side by side, and the FLOPs that they are about: as many for all; None without a fit.
+def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -> tuple[PageTable, float] | None:
+    """Return the results of the groups side by side and the compute (FLOPs) of their best models; None without a fit.
 
     `pages` are the addresses of the groups' pages.
     """
-    fits = [found.fit for found in groups.values() if found.fit is not None]
-    if not fits:
+    largest = [group.fit.fitted.flops[1] for group in groups.values() if group.fit is not None]
+    if not largest:
         return None
-    flops = AHEAD * max(fit.fitted.flops[1] for fit in fits)
-    columns = (
+    flops = HEADLINE_MULTIPLE * max(largest)
+    labels = (
         "group", "runs fitted", "exponent of µ*", "exponent of D*",
-        "best µ", "best D, tokens", "loss there", "held-out error",
+        "best µ", "best D, tokens", "its loss", "held-out error",
     )  # fmt: skip
-    rows = tuple(
-        (Cell(text=label, link=pages[label], kind="text"), *_of_group(found, flops)) for label, found in groups.items()
-    )
-    return Table(columns=_headings(columns), rows=rows), flops
+    rows = [
+        (TableCell(text=label, link=pages[label], kind="text"), *_group_cells(group, flops))
+        for label, group in groups.items()
+    ]
+    return _page_table(labels, rows), flops
 
 
-def _of_group(found: Results, flops: float) -> list[Cell]:
-    fit = found.fit
-    missing = Cell(text="-")
+def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
+    fit, held = group.fit, group.hold_out.held_out if group.hold_out else None
     if fit is None:
-        return [Cell(text="not fitted"), *[missing] * 6]
+        return [TableCell(text="not fitted"), *[_MISSING] * 6]
     laws = (fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law) if fit.isoflop else (None, None)
-    exponents = [missing if law is None else _spanned(law.exponent, law.interval, ".3f") for law in laws]
-    return [number(float(fit.finished_runs), "g"), *exponents, *_best(fit, flops), _error(found.hold_out)]
+    best = [_MISSING] * 3
+    if fit.training is not None:
+        model = predict(fit, flops=flops)
+        best = [
+            _number(model.mean_recurrence, ".3g", span=model.mean_recurrence_interval),
+            _number(model.tokens, ".3g", span=model.tokens_interval),
+            _number(model.loss, ".4f", span=model.loss_interval),
+        ]
+    return [
+        _number(fit.finished_runs, "g"),
+        *(_MISSING if law is None else _number(law.exponent, ".3f", span=law.interval) for law in laws),
+        *best,
+        _number(held.errors[0].mean_absolute_error, ".3g", unit="%") if held and held.errors else _MISSING,
+    ]
 
 
-def _best(fit: SweepFit, flops: float) -> list[Cell]:
-    if fit.training is None:
-        return [Cell(text="-")] * 3
-    best = predict(fit, flops=flops)
-    found = (
-        (best.mean_recurrence, best.mean_recurrence_interval, ".3g"),
-        (best.tokens, best.tokens_interval, ".3g"),
-        (best.loss, best.loss_interval, ".4f"),
-    )
-    return [_spanned(value, span, form) for value, span, form in found]
+def _page_table(labels: tuple[str, ...], rows: Sequence[tuple[TableCell, ...]]) -> PageTable:
+    headings = (TableHeading(label=label, kind="text" if label == "predicted by" else "") for label in labels)
+    return PageTable(columns=tuple(headings), rows=tuple(rows))
 
 
-def _spanned(value: float, span: tuple[float, float] | None, form: str) -> Cell:
-    """A number above its interval."""
-    under = f"{format(span[0], form)} to {format(span[1], form)}" if span else ""
-    return Cell(text=format(value, form), value=value, under=under)
+def _number(value: float, form: str, *, unit: str = "", span: tuple[float, float] | None = None) -> TableCell:
+    """Return a number in Python's format, above its interval; a dash if it isn't finite."""
+    if not math.isfinite(value):
+        return _MISSING
+    under = f"{span[0]:{form}} to {span[1]:{form}}" if span else ""
+    return TableCell(text=f"{value:{form}}{unit}", value=float(value), under=under)
 
 
-def _error(hold_out: SweepFit | None) -> Cell:
-    if hold_out is None or hold_out.held_out is None or not hold_out.held_out.errors:
-        return Cell(text="-")
-    return number(hold_out.held_out.errors[0].mean_absolute_error, ".3g", "%")
-
-
-def _headings(labels: Iterable[str]) -> tuple[Column, ...]:
-    return tuple(Column(label=label, kind="text" if label == "predicted by" else "") for label in labels)
-
-
-def number(value: float, form: str, unit: str = "") -> Cell:
-    """A number in Python's format; one that isn't there is a dash."""
-    return Cell(text=format(value, form) + unit, value=value) if math.isfinite(value) else Cell(text="-")
-
-
-def _run_cell(name: str, value: Any) -> Cell:
+def _run_cell(name: str, value: Any) -> TableCell:
     if name == "run_id":
-        return Cell(text=str(value), kind="id")
+        return TableCell(text=str(value), kind="id")
     if name == "status":
-        return Cell(text=str(value), kind="text" if value == "finished" else "text bad")
+        return TableCell(text=str(value), kind="text" if value == "finished" else "text bad")
     if pd.isna(value):
-        return Cell(text="-")
+        return _MISSING
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return Cell(text=str(value), kind="text")
-    return Cell(text=f"{value:.4f}" if name in _NATS else _shown(value), value=float(value))
+        return TableCell(text=str(value), kind="text")
+    return TableCell(text=f"{value:.4f}" if name in _LOSS_COLUMNS else _short(value), value=float(value))
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, float):
         return "-" if pd.isna(value) else f"{value:.5g}".replace("e+", "e")
     return str(value)

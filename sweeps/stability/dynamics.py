@@ -1,162 +1,159 @@
-"""A stability study as two small files: a row per run, and what each run logged over training, thinned.
+"""Stored stability studies: a table with a row per run, and a table of what each run logged, thinned.
 
-`stability.csv` has what `StabilityStudy.frame` has, `dynamics.csv` run_id, step, spectral_radius, state_norm and
-train_loss (nats per token) at about sixty steps of each run. Outcomes were judged before anything was left out.
+`stability.csv` has the columns of `StabilityStudy.frame`; `dynamics.csv` has run_id, step, spectral_radius, state_norm
+and train_loss (nats per token) at about sixty steps of each run. Outcomes are judged before the curves are thinned.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.paths import Folders, folders_of
+from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.plan.axes import ENTRY_NAME
 from isoloop.sweeps.runs import load_runs
 from isoloop.sweeps.stability.study import (
     LEARNING_RATE,
-    Curve,
-    Rule,
+    RUN_COLUMNS,
+    StabilityRule,
     StabilityRun,
     StabilityStudy,
-    study_stability,
+    judge_runs,
+    present_values,
     variant_axis,
-    variant_names,
 )
 from isoloop.trainer.run.journal import read_journal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RUNS, DYNAMICS = "stability.csv", "dynamics.csv"
-POINTS = 60
-_DIGITS = "%.6g"
-_CURVE = {"step": "steps", "spectral_radius": "spectral_radii", "state_norm": "state_norms", "train_loss": "losses"}
-_STUDY = ("study", "mean_recurrence", "within", "spike_limit")
+RUNS_FILE, DYNAMICS_FILE = "stability.csv", "dynamics.csv"
+CURVE_POINTS = 60
+_FLOAT_FORMAT = "%.6g"
+_CURVE_COLUMNS = {
+    "step": "steps",
+    "spectral_radius": "spectral_radii",
+    "state_norm": "state_norms",
+    "train_loss": "losses",
+}
+_STUDY_COLUMNS = ("study", "mean_recurrence", "within", "spike_limit")
 
 
 def write_study(study: StabilityStudy, folder: Path) -> None:
-    """Write both files into `folder`; the same study gives the same bytes."""
+    """Write both files into `folder`; equal studies give equal bytes."""
     import pandas as pd
 
-    about = dict(zip(_STUDY, (study.name, study.mean_recurrence, study.rule.within, study.rule.spike), strict=True))
-    study.frame().assign(**about).to_csv(folder / RUNS, index=False)
-    parts = [_thinned(run) for run in study.runs if run.curve.steps]
-    columns = ["run_id", *_CURVE]
-    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    frame[columns].to_csv(folder / DYNAMICS, index=False, float_format=_DIGITS)
+    values = (study.name, study.mean_recurrence, study.rule.within, study.rule.spike)
+    frame = study.frame().assign(**dict(zip(_STUDY_COLUMNS, values, strict=True)))
+    frame.to_csv(folder / RUNS_FILE, index=False)
+    columns = ["run_id", *_CURVE_COLUMNS]
+    curves = [_thin(run) for run in study.runs if run.curve.steps]
+    logged = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=columns)
+    logged[columns].to_csv(folder / DYNAMICS_FILE, index=False, float_format=_FLOAT_FORMAT)
 
 
 def read_study(folder: str | Path) -> StabilityStudy:
-    """The study that `write_study` wrote into `folder`, with curves as thin and as rounded as they were written.
+    """Read a study that `write_study` wrote into `folder`, with the curves as thinned and rounded.
 
     Raises:
-        ValueError: a file is missing, or isn't one of these.
+        ValueError: a file is missing, or lacks columns.
     """
     from isoloop.fitting.tables.runs import loss_columns, read_frame
 
+    # Read and check the files.
     folder = Path(folder)
-    for name in (RUNS, DYNAMICS):
+    for name in (RUNS_FILE, DYNAMICS_FILE):
         if not (folder / name).is_file():
             raise ValueError(
-                f"a stored stability study must have {RUNS} and {DYNAMICS}, but {folder} has no {name}; write them "
-                "with 'isoloop stability'"
+                f"a stored stability study must have {RUNS_FILE} and {DYNAMICS_FILE}, but {folder} has no {name}; "
+                "write them with 'isoloop stability'"
             )
     text = ["run_id", "variant", "outcome", "reason", "study"]
-    frame, logged = read_frame(folder / RUNS, text=text), read_frame(folder / DYNAMICS, text=["run_id"])
-    missing = [name for name in (*text, *_STUDY, LEARNING_RATE) if name not in frame]
-    missing += [name for name in ("run_id", *_CURVE) if name not in logged]
+    frame = read_frame(folder / RUNS_FILE, text=text)
+    logged = read_frame(folder / DYNAMICS_FILE, text=["run_id"])
+    missing = [name for name in (*text, *_STUDY_COLUMNS, LEARNING_RATE) if name not in frame]
+    missing += [name for name in ("run_id", *_CURVE_COLUMNS) if name not in logged]
     if missing or frame.empty:
         raise ValueError(
-            f"a stored stability study must have a run and the columns of one, but {folder} lacks "
+            f"a stored stability study must have runs and all columns, but {folder} lacks "
             f"{', '.join(missing) or 'runs'}; write it anew with 'isoloop stability'"
         )
-    curves = {str(run_id): _curve(rows) for run_id, rows in logged.groupby("run_id", sort=False)}
-    columns = loss_columns(frame)
-    runs = tuple(_run(row, columns, curves) for row in frame.to_dict("records"))
+
+    # Build the runs; pydantic turns whole floats into integers.
+    adapter, recurrences = TypeAdapter(StabilityRun), loss_columns(frame)
+    curves = {str(run_id): rows for run_id, rows in logged.groupby("run_id", sort=False)}
+    runs = []
+    for row in frame.to_dict("records"):
+        values = present_values(row)
+        curve = {}
+        if values["run_id"] in curves:
+            rows = curves[values["run_id"]]
+            curve = {attribute: rows[column].tolist() for column, attribute in _CURVE_COLUMNS.items()}
+        run = {attribute: values.get(column) for column, attribute in RUN_COLUMNS.items()}
+        losses = {recurrence: values[column] for column, recurrence in recurrences.items() if column in values}
+        runs.append(
+            adapter.validate_python({**run, "reason": values.get("reason", ""), "losses": losses, "curve": curve})
+        )
     first = frame.iloc[0]
     return StabilityStudy(
         name=str(first["study"]),
         mean_recurrence=float(first["mean_recurrence"]),
         variants=tuple(dict.fromkeys(run.variant for run in runs)),
-        learning_rates=tuple(sorted({run.learning_rate for run in runs})),
-        seeds=tuple(sorted({run.seed for run in runs})),
-        rule=Rule(within=float(first["within"]), spike=float(first["spike_limit"])),
-        runs=runs,
+        rule=StabilityRule(within=float(first["within"]), spike=float(first["spike_limit"])),
+        runs=tuple(runs),
     )
 
 
 def load_study(target: str, out: str | Path, *, stored: str | Path | None = None) -> StabilityStudy:
-    """The stability study of a sweep that was run; else the one that lies in a folder.
+    """Return the stability study of a sweep that was run, else a stored one.
 
     Args:
         target: a sweep that was run under `out`, its run table, or a folder that `write_study` wrote into.
         out: the output folder, with the runs' journals.
-        stored: such a folder, for where `target` was not run; it must be of a study of that name.
+        stored: such a folder, used if `target` was not run; the study in it must have that name.
 
     Raises:
         ValueError: there is neither, or the sweep isn't a study (sweeps/stability/study.py).
     """
     out = Path(out)
-    if (Path(target) / DYNAMICS).is_file():
+    if (Path(target) / DYNAMICS_FILE).is_file():
         return read_study(target)
-    is_table = Path(target).suffix in (".csv", ".parquet")
+    is_table = Path(target).suffix in TABLE_SUFFIXES
     if stored is not None and not is_table and not Folders(out=out, name=target).table.is_file():
         study = read_study(stored)
         if study.name == target:
             return study
     if not is_table:
-        folders_of(target, out)  # says which sweeps there are
+        folders_of(target, out)  # raises with the names of the sweeps that were run
     runs = load_runs(target, out, several_groups=True)
     if runs.sweep is None:
         raise ValueError(
             f"a stability study must have its configuration, but there is no config.yaml beside the table of "
             f"'{target}'; put it there"
         )
-    folders = Folders(out=out, name=runs.name)
-    return judged_study(runs.table, runs.sweep, folders)
+    return judge_sweep(runs.table, runs.sweep, Folders(out=out, name=runs.name))
 
 
-def judged_study(table: "pd.DataFrame", sweep: SweepConfig, folders: Folders) -> StabilityStudy:
-    """A sweep's runs judged by its run table and the journals in the output folder.
+def judge_sweep(table: "pd.DataFrame", sweep: SweepConfig, folders: Folders) -> StabilityStudy:
+    """Judge a sweep's runs by its run table and the journals in the output folder.
 
     Raises:
         ValueError: the sweep isn't a study (sweeps/stability/study.py).
     """
     journals = {run_id: read_journal(folders.run(run_id) / "journal.jsonl")[0] for run_id in table["run_id"]}
-    return study_stability(table, journals, name=sweep.name, variant=variant_axis(sweep), variants=variant_names(sweep))
+    axis = variant_axis(sweep)
+    variants = [str(entry[ENTRY_NAME] if isinstance(entry, Mapping) else entry) for entry in sweep.axes[axis]]
+    return judge_runs(table, journals, name=sweep.name, variant=axis, variants=variants)
 
 
-def _thinned(run: StabilityRun) -> "pd.DataFrame":
-    """About `POINTS` of the steps that a run logged, evenly spaced, the first and the last among them."""
+def _thin(run: StabilityRun) -> "pd.DataFrame":
+    """Return `CURVE_POINTS` of the logged steps at most, evenly spaced, with the first and the last."""
     import pandas as pd
 
     count = len(run.curve.steps)
-    kept = np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(int))
-    values = {name: np.array(getattr(run.curve, of))[kept] for name, of in _CURVE.items()}
+    kept = np.unique(np.linspace(0, count - 1, min(count, CURVE_POINTS)).round().astype(int))
+    values = {column: np.array(getattr(run.curve, attribute))[kept] for column, attribute in _CURVE_COLUMNS.items()}
     return pd.DataFrame({"run_id": run.run_id, **values})
-
-
-def _curve(rows: "pd.DataFrame") -> Curve:
-    values = {of: tuple(rows[name].astype(int if name == "step" else float).tolist()) for name, of in _CURVE.items()}
-    return Curve(**values)
-
-
-def _run(row: Mapping[Any, Any], columns: Mapping[str, float], curves: Mapping[str, Curve]) -> StabilityRun:
-    there = {name: value for name, value in row.items() if value is not None and value == value}
-    return StabilityRun(
-        run_id=there["run_id"],
-        variant=there["variant"],
-        learning_rate=float(there[LEARNING_RATE]),
-        seed=int(there["seed"]),
-        outcome=there["outcome"],
-        reason=there.get("reason", ""),
-        steps=int(there["steps"]),
-        loss=there.get("loss"),
-        losses={recurrence: float(there[name]) for name, recurrence in columns.items() if name in there},
-        spectral_radius=there.get("spectral_radius"),
-        greatest_radius=there.get("greatest_spectral_radius"),
-        norm_growth=there.get("state_norm_growth"),
-        spike=there.get("spike"),
-        curve=curves.get(there["run_id"], Curve()),
-    )

@@ -1,68 +1,73 @@
-"""At which learning rates each injection trains: converges, spikes or diverges, from the run table and the journals.
+"""Stability study: which injection converges, spikes or diverges at which learning rate.
 
-The rule, applied to what the runs recorded (`Rule` holds its numbers):
+Each run is judged by the run table and its journal, with the numbers of `StabilityRule`:
 
 diverges
     The run ended early, on a loss or gradient that wasn't finite or a loss that exploded (trainer/loop.py); or
     ‖h_T‖ wasn't finite in a logged step; or the loss at T = µ ended more than `within` nats above the best run's of
-    the study, so that whatever it learned at first was lost, or nothing was learned.
+    the study, so that whatever it had learned was lost, or nothing was learned.
 spikes
     It ended near the best run, but after the first tenth of its steps the training loss (median of 3 logged steps)
-    rose by more than `spike` nats over the lowest before.
+    rose by more than `spike` nats above its minimum so far.
 converges
     Neither.
 
-The best run is that of the study, so the rule compares runs of the same tokens and mean recurrence only.
+As the best run is that of the study, the rule only compares runs of the same tokens and mean recurrence.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from isoloop.sweeps.messages import aligned
+from isoloop.sweeps.messages import align_columns
+from isoloop.sweeps.plan.axes import SEED
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from isoloop.sweeps.config.schema import SweepConfig
 
-Outcome = Literal["converges", "spikes", "diverges", "failed"]
+StabilityOutcome = Literal["converges", "spikes", "diverges", "failed"]
 
 LEARNING_RATE = "optimizer.learning_rate"
 INJECTION = "model.injection"
-SEED = "seed"
-_SETTLED = 0.1
-_RADIUS = 1.0
+_START_SHARE = 0.1  # of the steps, in which a rising loss is no spike
+_CRITICAL_RADIUS = 1.0
+# Columns of the stored table and the attributes of a run, in their order; loss_T<T> follow `loss`.
+RUN_COLUMNS = {"variant": "variant", LEARNING_RATE: "learning_rate"}
+RUN_COLUMNS |= {name: name for name in ("seed", "run_id", "outcome", "reason", "steps", "loss", "spectral_radius")}
+RUN_COLUMNS |= {"greatest_spectral_radius": "max_spectral_radius", "state_norm_growth": "norm_growth", "spike": "spike"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What counts as converged, in nats per token.
+class StabilityRule:
+    """Limits in nats per token.
 
     Args:
-        within: most that the loss at T = µ may end above the best run's.
-        spike: most that the smoothed training loss may rise over the lowest before.
+        within: largest difference between a run's loss at T = µ and the best run's.
+        spike: largest rise of the smoothed training loss above its minimum so far.
     """
 
     within: float = 0.5
     spike: float = 1.0
 
-    def says(self) -> str:
-        """The rule in words."""
+    def describe(self) -> str:
+        """Return the rule in words."""
         return (
             "diverges: the run ended early on a loss that was not finite or exploded, or ‖h_T‖ overflowed in a logged\n"
             f"  step, or its loss at T = µ ended more than {self.within:g} nats above the best run's of the study;\n"
             "spikes: it ended near the best, but after the first tenth of its steps the training loss (median of 3\n"
-            f"  logged steps) rose by more than {self.spike:g} nats over the lowest before;\n"
+            f"  logged steps) rose by more than {self.spike:g} nats above its minimum so far;\n"
             "converges: neither. 'n of m': n of m seeds converge, and not all agree."
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What a run logged, by step: training loss (nats per token), ρ(Ā), and ‖h_T‖, the mean over tokens."""
+class LoggedCurve:
+    """Training loss (nats per token), ρ(Ā), and ‖h_T‖ (mean over tokens) of the logged steps of a run."""
 
     steps: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
@@ -72,264 +77,226 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityRun:
-    """One run of the study.
+    """One run of the study; None where nothing was logged or measured.
 
     Attributes:
-        reason: what the outcome rests on; empty where it converges.
-        loss: validation loss at T = µ, nats per token; None without one. `losses` has it by recurrence T.
-        spectral_radius: ρ(Ā) in the last logged step, and `greatest_radius` in any; None where none was logged.
-        norm_growth: the greatest ‖h_T‖ over the first one logged; inf where it overflowed.
-        spike: the greatest rise of the smoothed training loss, nats per token.
+        reason: why the run doesn't converge; empty if it does.
+        loss: validation loss at T = µ, nats per token; `losses` are those by recurrence T.
+        spectral_radius: ρ(Ā) in the last logged step; `max_spectral_radius` is the largest logged.
+        norm_growth: largest ‖h_T‖ divided by the first one logged; inf if it overflowed.
+        spike: largest rise of the smoothed training loss, nats per token.
     """
 
     run_id: str
     variant: str
     learning_rate: float
     seed: int
-    outcome: Outcome
+    outcome: StabilityOutcome
     reason: str
     steps: int
     loss: float | None
     losses: Mapping[float, float]
     spectral_radius: float | None
-    greatest_radius: float | None
+    max_spectral_radius: float | None
     norm_growth: float | None
     spike: float | None
-    curve: Curve
+    curve: LoggedCurve
 
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityStudy:
-    """Every run of a study with its outcome; `variants` in the order asked for, learning rates ascending."""
+    """Every run of a study with its outcome; the variants are in the configured order."""
 
     name: str
     mean_recurrence: float
     variants: tuple[str, ...]
-    learning_rates: tuple[float, ...]
-    seeds: tuple[int, ...]
-    rule: Rule
+    rule: StabilityRule
     runs: tuple[StabilityRun, ...]
 
-    def at(self, variant: str, learning_rate: float) -> tuple[StabilityRun, ...]:
-        """The runs of one cell, a seed each."""
-        return tuple(run for run in self.runs if (run.variant, run.learning_rate) == (variant, learning_rate))
+    @property
+    def learning_rates(self) -> list[float]:
+        """The learning rates, ascending."""
+        return sorted({run.learning_rate for run in self.runs})
 
-    def says(self, variant: str, learning_rate: float) -> str:
-        """One cell in words: the outcome if all seeds agree, else how many converge; '-' where nothing ran."""
-        outcomes = [run.outcome for run in self.at(variant, learning_rate)]
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return sorted({run.seed for run in self.runs})
+
+    def cell_text(self, variant: str, learning_rate: float) -> str:
+        """Return the outcome of a cell if all seeds agree, else how many converge; '-' if nothing ran."""
+        cell = [run for run in self.runs if (run.variant, run.learning_rate) == (variant, learning_rate)]
+        outcomes = [run.outcome for run in cell]
         if len(set(outcomes)) <= 1:
             return outcomes[0] if outcomes else "-"
         return f"{outcomes.count('converges')} of {len(outcomes)}"
 
     def converges_up_to(self, variant: str) -> float | None:
-        """The largest learning rate at which, and at all smaller ones, every seed converges; None without any."""
-        highest = None
-        for rate in self.learning_rates:
-            if self.says(variant, rate) != "converges":
-                break
-            highest = rate
-        return highest
+        """Return the largest learning rate up to which every seed converges at every rate; None if there is none."""
+        converged = takewhile(lambda rate: self.cell_text(variant, rate) == "converges", self.learning_rates)
+        return max(converged, default=None)
 
     def frame(self) -> "pd.DataFrame":
-        """A row per run, in natural units; the columns are named as in the run table where that has them."""
+        """Return a row per run in natural units, with the run table's column names as far as it has them."""
         import pandas as pd
 
         recurrences = sorted({recurrence for run in self.runs for recurrence in run.losses})
-        return pd.DataFrame(
-            [
-                {
-                    "variant": run.variant,
-                    LEARNING_RATE: run.learning_rate,
-                    "seed": run.seed,
-                    "run_id": run.run_id,
-                    "outcome": run.outcome,
-                    "reason": run.reason,
-                    "steps": run.steps,
-                    "loss": run.loss,
-                    **{f"loss_T{recurrence:g}": run.losses.get(recurrence) for recurrence in recurrences},
-                    "spectral_radius": run.spectral_radius,
-                    "greatest_spectral_radius": run.greatest_radius,
-                    "state_norm_growth": run.norm_growth,
-                    "spike": run.spike,
-                }
-                for run in self.runs
-            ]
-        )
+        frame = pd.DataFrame([[getattr(run, name) for name in RUN_COLUMNS.values()] for run in self.runs])
+        frame.columns = pd.Index(RUN_COLUMNS)
+        for index, recurrence in enumerate(recurrences, start=frame.columns.get_loc("loss") + 1):
+            frame.insert(index, f"loss_T{recurrence:g}", [run.losses.get(recurrence) for run in self.runs])
+        return frame
 
     def summary(self) -> str:
-        """The table of outcomes, the rule, and what each variant's ρ(Ā) had to do with it."""
+        """Return the table of outcomes, the rule, and how ρ(Ā) relates to divergence in each variant."""
         rates = [f"{rate:g}" for rate in self.learning_rates]
-        cells = [[name, *(self.says(name, rate) for rate in self.learning_rates)] for name in self.variants]
+        cells = [[name, *(self.cell_text(name, rate) for rate in self.learning_rates)] for name in self.variants]
         seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
         lines = [
             f"Stability of '{self.name}' by learning rate, µ = {self.mean_recurrence:g}, {seeds}",
             "",
-            *aligned([["learning rate", *rates], *cells]),
+            *align_columns([["learning rate", *rates], *cells]),
             "",
-            *self.rule.says().splitlines(),
-            *self._sensitivity(),
+            *self.rule.describe().splitlines(),
+            self._sensitivity(),
             "",
             *(self._radius_line(variant) for variant in self.variants),
         ]
         return "\n".join(lines) + "\n"
 
     def report(self) -> str:
-        """The summary and a line for every run."""
-        shown = sorted({1.0, self.mean_recurrence, 2 * self.mean_recurrence})
-        head = ["", "learning rate", "seed", "outcome", *(f"T = {recurrence:g}" for recurrence in shown)]
-        rows = [[*head, "ρ(Ā) end", "most", "‖h_T‖ x", "why"]]
+        """Return the summary and a line for every run."""
+        recurrences = sorted({1.0, self.mean_recurrence, 2 * self.mean_recurrence})
+        head = ["", "learning rate", "seed", "outcome", *(f"T = {recurrence:g}" for recurrence in recurrences)]
+        rows = [[*head, "ρ(Ā) end", "max", "‖h_T‖ x", "reason"]]
         for run in self.runs:
-            losses = [_number(run.losses.get(recurrence), "4f") for recurrence in shown]
-            radii = [_number(run.spectral_radius, "3g"), _number(run.greatest_radius, "3g")]
-            about = [run.variant, f"{run.learning_rate:g}", str(run.seed), run.outcome]
-            rows.append([*about, *losses, *radii, _number(run.norm_growth, "3g"), run.reason])
-        told = "Every run: validation loss at T loops, nats per token; ρ(Ā); the most that ‖h_T‖ grew to over its first"
-        return "\n".join([self.summary(), told, "", *aligned(rows)]) + "\n"
+            losses = [_format(run.losses.get(recurrence), "4f") for recurrence in recurrences]
+            logged = [_format(x, "3g") for x in (run.spectral_radius, run.max_spectral_radius, run.norm_growth)]
+            rows.append(
+                [run.variant, f"{run.learning_rate:g}", str(run.seed), run.outcome, *losses, *logged, run.reason]
+            )
+        title = "Every run: validation loss at T loops, nats per token; ρ(Ā); growth of ‖h_T‖ over its first value"
+        return "\n".join([self.summary(), title, "", *align_columns(rows)]) + "\n"
 
-    def _sensitivity(self) -> list[str]:
-        """Between which limits the judgement by the final loss would be the same."""
+    def _sensitivity(self) -> str:
+        """Return between which limits the judgement by the final loss is the same."""
         best = min((run.loss for run in self.runs if run.loss is not None), default=inf)
-        above = [run.loss - best for run in self.runs if run.loss is not None and run.norm_growth != inf]
-        near = max((gap for gap in above if gap <= self.rule.within), default=0.0)
-        far = min((gap for gap in above if gap > self.rule.within), default=inf)
-        if far == inf:
-            return [f"Any limit from {near:.2f} nats on gives the same outcomes, instead of {self.rule.within:g}."]
-        return [
-            f"Any limit from {near:.2f} to {far:.2f} nats gives the same outcomes, instead of {self.rule.within:g}."
-        ]
+        gaps = [run.loss - best for run in self.runs if run.loss is not None and run.norm_growth != inf]
+        near = max((gap for gap in gaps if gap <= self.rule.within), default=0.0)
+        far = min((gap for gap in gaps if gap > self.rule.within), default=inf)
+        limits = f"from {near:.2f} nats on gives" if far == inf else f"from {near:.2f} to {far:.2f} nats gives"
+        return f"Any limit {limits} the same outcomes, instead of {self.rule.within:g}."
 
     def _radius_line(self, variant: str) -> str:
-        """How far a variant converges, and whether ρ(Ā) >= 1 tells its diverged runs from the others."""
+        """Return how far a variant converges, and in how many runs that diverged, and that didn't, ρ(Ā) reached 1."""
         highest = self.converges_up_to(variant)
-        how_far = "at no learning rate from the smallest on" if highest is None else f"up to {highest:g}"
-        runs = [run for run in self.runs if run.variant == variant and run.greatest_radius is not None]
-        learned = {radius for run in runs for radius in run.curve.spectral_radii}
-        if len(learned) == 1:
-            return f"{variant}: converges {how_far}; ρ(Ā) is {learned.pop():g} throughout"
-        said = []
-        for what, wanted in (("diverged", True), ("did not", False)):
-            some = [run for run in runs if (run.outcome == "diverges") == wanted]
-            reached = sum((run.greatest_radius or 0.0) >= _RADIUS for run in some)
+        extent = "at no learning rate from the smallest on" if highest is None else f"up to {highest:g}"
+        runs = [run for run in self.runs if run.variant == variant and run.max_spectral_radius is not None]
+        values = {radius for run in runs for radius in run.curve.spectral_radii}
+        if len(values) == 1:
+            return f"{variant}: converges {extent}; ρ(Ā) is {values.pop():g} throughout"
+        counts = []
+        for text, diverged in (("diverged", True), ("did not", False)):
+            some = [run for run in runs if (run.outcome == "diverges") == diverged]
+            reached = sum((run.max_spectral_radius or 0.0) >= _CRITICAL_RADIUS for run in some)
             if some:
-                said.append(f"{reached} of {len(some)} runs that {what}")
-        return f"{variant}: converges {how_far}; ρ(Ā) reached 1 in {' and '.join(said) or 'no run that logged it'}"
+                counts.append(f"{reached} of {len(some)} runs that {text}")
+        return f"{variant}: converges {extent}; ρ(Ā) reached 1 in {' and '.join(counts) or 'no run that logged it'}"
 
 
 def is_study(sweep: "SweepConfig") -> bool:
-    """Whether the sweep's runs differ in learning rate and injection, and beside these in seed at most."""
-    return _why_no_study(sweep) is None
+    """Return whether the sweep's runs differ in learning rate and injection, and otherwise at most in seed."""
+    try:
+        variant_axis(sweep)
+    except ValueError:
+        return False
+    return True
 
 
 def variant_axis(sweep: "SweepConfig") -> str:
-    """The axis of a stability study that varies the injection, by its name.
+    """Return the name of the axis of a stability study that varies the injection.
 
     Raises:
         ValueError: the sweep isn't a study.
     """
-    reason = _why_no_study(sweep)
-    if reason is not None:
-        raise ValueError(reason)
-    return _injection_axes(sweep)[0]
-
-
-def variant_names(sweep: "SweepConfig") -> tuple[str, ...]:
-    """The variants of a study as its configuration lists them.
-
-    Raises:
-        ValueError: the sweep isn't a study.
-    """
-    entries = sweep.axes[variant_axis(sweep)]
-    return tuple(str(entry["name"] if isinstance(entry, Mapping) else entry) for entry in entries)
-
-
-def _why_no_study(sweep: "SweepConfig") -> str | None:
     name = sweep.name
     if sweep.simulation is not None:
-        return f"a stability study must train, but '{name}' draws its losses from a law; take simulation out"
-    varied = _injection_axes(sweep)
-    if LEARNING_RATE not in sweep.axes or len(varied) != 1:
-        return (
-            f"a stability study must have an axis {LEARNING_RATE} and one that sets {INJECTION}, but '{name}' has "
-            f"{', '.join(sweep.axes) or 'no axes'}; see the preset 'stability'"
+        raise ValueError(
+            f"a stability study must train, but '{name}' draws its losses from a law; remove its simulation"
         )
-    asked = (len(sweep.budgets or sweep.tokens or ()), len(sweep.mean_recurrences or ()))
-    others = set(sweep.axes) - {LEARNING_RATE, SEED, *varied}
-    if others or sweep.points or asked != (1, 1):
-        return (
-            f"a stability study's runs must differ in learning rate, injection and seed alone, but those of '{name}' "
-            f"also differ in {', '.join(sorted(others)) or 'tokens, mean recurrence or single points'}; make it "
-            "several sweeps"
-        )
-    return None
-
-
-def _injection_axes(sweep: "SweepConfig") -> list[str]:
-    """The axes that set the injection, by themselves or among others."""
-    return [
+    injection_axes = [
         axis
         for axis, entries in sweep.axes.items()
         if axis == INJECTION or any(isinstance(entry, Mapping) and INJECTION in entry for entry in entries)
     ]
+    if LEARNING_RATE not in sweep.axes or len(injection_axes) != 1:
+        raise ValueError(
+            f"a stability study must have an axis {LEARNING_RATE} and one that sets {INJECTION}, but '{name}' has "
+            f"{', '.join(sweep.axes) or 'no axes'}; see the preset 'stability'"
+        )
+    counts = (len(sweep.budgets or sweep.tokens or ()), len(sweep.mean_recurrences or ()))
+    others = set(sweep.axes) - {LEARNING_RATE, SEED, *injection_axes}
+    if others or sweep.points or counts != (1, 1):
+        raise ValueError(
+            f"a stability study's runs may only differ in learning rate, injection and seed, but those of '{name}' "
+            f"also differ in {', '.join(sorted(others)) or 'tokens, mean recurrence or single points'}; make it "
+            "several sweeps"
+        )
+    return injection_axes[0]
 
 
-def study_stability(
+def judge_runs(
     table: "pd.DataFrame",
     journals: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     name: str,
     variant: str,
     variants: Sequence[str] = (),
-    rule: Rule | None = None,
+    rule: StabilityRule | None = None,
 ) -> StabilityStudy:
     """Judge every run of a study.
 
     Args:
-        table: its run table, with the columns `optimizer.learning_rate` and `variant`.
-        journals: the records of each run's journal, by run id; a run without one is judged by the table alone.
-        name: the sweep's.
-        variant: the column that names the injection.
-        variants: the order to show them in; those that aren't named follow as the table has them.
-        rule: what counts as converged.
+        table: run table with the columns `optimizer.learning_rate` and `variant`.
+        journals: records of each run's journal, by run id; a run without one is judged by the table alone.
+        name: name of the sweep.
+        variant: the column that names the injection variant.
+        variants: order of the variants; others follow in the order of the table.
+        rule: the limits.
 
     Raises:
-        ValueError: a column is missing, or the table's runs are of several mean recurrences.
+        ValueError: a column is missing, or the table has several mean recurrences.
     """
     from isoloop.fitting.tables.runs import loss_columns
 
-    rule = rule or Rule()
+    rule = rule or StabilityRule()
     missing = {LEARNING_RATE, variant} - set(table.columns)
     if missing:
-        raise ValueError(f"a stability study's table must have {', '.join(sorted(missing))}, but hasn't; run it again")
+        raise ValueError(
+            f"a stability study's table must have {', '.join(sorted(missing))}, but it is missing; rerun the sweep"
+        )
     means = sorted(set(table["mean_recurrence"]))
     if len(means) != 1:
         raise ValueError(f"a stability study must have one mean recurrence, but got {means}; keep one")
     columns = loss_columns(table)
-    rows = [_present(row) for row in table.to_dict("records")]
+    rows = [present_values(row) for row in table.to_dict("records")]
     best = min((row["loss"] for row in rows if "loss" in row), default=inf)
     runs = []
     for row in rows:
-        losses = {at: row[column] for column, at in columns.items() if column in row}
-        curve = read_curve(journals.get(row["run_id"], ()))
-        runs.append(_judged(row, losses, curve, best, variant, rule))
-    found = dict.fromkeys(str(value) for value in table[variant])
-    ordered = tuple(dict.fromkeys([*(name for name in variants if name in found), *found]))
-    order = {name: place for place, name in enumerate(ordered)}
-    runs.sort(key=lambda run: (order[run.variant], run.learning_rate, run.seed))
+        losses = {recurrence: row[column] for column, recurrence in columns.items() if column in row}
+        runs.append(_judge(row, losses, read_curve(journals.get(row["run_id"], ())), best, variant, rule))
+    in_table = dict.fromkeys(str(value) for value in table[variant])
+    ordered = list(dict.fromkeys([*(name for name in variants if name in in_table), *in_table]))
+    runs.sort(key=lambda run: (ordered.index(run.variant), run.learning_rate, run.seed))
     return StabilityStudy(
-        name=name,
-        mean_recurrence=float(means[0]),
-        variants=ordered,
-        learning_rates=tuple(sorted({run.learning_rate for run in runs})),
-        seeds=tuple(sorted({run.seed for run in runs})),
-        rule=rule,
-        runs=tuple(runs),
+        name=name, mean_recurrence=float(means[0]), variants=tuple(ordered), rule=rule, runs=tuple(runs)
     )
 
 
-def read_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
-    """What a journal's records say of training loss, ρ(Ā) and ‖h_T‖; nothing where there is no loop."""
+def read_curve(records: Sequence[Mapping[str, Any]]) -> LoggedCurve:
+    """Return training loss, ρ(Ā) and ‖h_T‖ from a journal's records; nothing for a model without loops."""
     logged = [record for record in records if record["kind"] == "metrics" and "state_norm" in record["values"]]
-    return Curve(
+    return LoggedCurve(
         steps=tuple(record["step"] for record in logged),
         losses=tuple(record["values"]["train_loss"] for record in logged),
         spectral_radii=tuple(record["values"]["spectral_radius"] for record in logged),
@@ -337,34 +304,44 @@ def read_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
     )
 
 
-def rise(losses: Sequence[float]) -> float:
-    """The most by which the smoothed loss exceeded its lowest so far, after the first tenth of what was logged."""
+def largest_rise(losses: Sequence[float]) -> float:
+    """Return the largest rise of the smoothed loss above its minimum so far, after the first tenth of the steps."""
     if len(losses) < 3:
         return 0.0
-    smooth = [median(losses[place : place + 3]) for place in range(len(losses) - 2)]
-    lowest, most = inf, 0.0
-    for place, loss in enumerate(smooth):
+    smooth = [median(losses[index : index + 3]) for index in range(len(losses) - 2)]
+    lowest, rise = inf, 0.0
+    for index, loss in enumerate(smooth):
         lowest = min(lowest, loss)
-        if place >= _SETTLED * len(losses):
-            most = max(most, loss - lowest)
-    return most
+        if index >= _START_SHARE * len(losses):
+            rise = max(rise, loss - lowest)
+    return rise
 
 
-def _judged(
-    row: Mapping[str, Any], losses: Mapping[float, float], curve: Curve, best: float, variant: str, rule: Rule
+def present_values(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a table's row without missing values."""
+    return {str(name): value for name, value in row.items() if value is not None and value == value}
+
+
+def _judge(
+    row: Mapping[str, Any],
+    losses: Mapping[float, float],
+    curve: LoggedCurve,
+    best: float,
+    variant: str,
+    rule: StabilityRule,
 ) -> StabilityRun:
-    """One run with its outcome: the rule of this file, first what it names first."""
-    # What isn't a number overflowed: inf - inf came before it.
+    """Return one run with its outcome: the first of the rule's conditions that applies."""
+    # NaN counts as an overflow, too: it comes from inf - inf.
     norms, radii = ([x if isfinite(x) else inf for x in xs] for xs in (curve.state_norms, curve.spectral_radii))
-    loss, greatest = row.get("loss"), max(norms, default=None)
-    spike = rise(curve.losses) if curve.losses else None
-    outcome: Outcome = "diverges"
+    loss, largest_norm = row.get("loss"), max(norms, default=None)
+    spike = largest_rise(curve.losses) if curve.losses else None
+    outcome: StabilityOutcome = "diverges"
     reason = ""
     if row["status"] == "failed":
         outcome, reason = "failed", "it has no result"
     elif loss is None:
         reason = f"loss not finite, or exploded, in step {row.get('steps', 0):.0f}"
-    elif greatest == inf:
+    elif largest_norm == inf:
         reason = "‖h_T‖ overflowed"
     elif loss - best > rule.within:
         reason = f"ended {loss - best:.2f} nats above the best"
@@ -383,17 +360,12 @@ def _judged(
         loss=loss,
         losses=losses,
         spectral_radius=radii[-1] if radii else None,
-        greatest_radius=max(radii, default=None),
-        norm_growth=greatest / norms[0] if greatest is not None else None,
+        max_spectral_radius=max(radii, default=None),
+        norm_growth=largest_norm / norms[0] if largest_norm is not None else None,
         spike=spike,
         curve=curve,
     )
 
 
-def _present(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row without what is missing."""
-    return {str(name): value for name, value in row.items() if value is not None and value == value}
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:.{form}}"
+def _format(value: float | None, spec: str) -> str:
+    return "-" if value is None else f"{value:.{spec}}"

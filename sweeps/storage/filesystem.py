@@ -1,15 +1,14 @@
 """A folder on any file system that pyarrow or fsspec knows: listing, small files, large files.
 
-    folder, /folder, file:///folder                      a local disk or one that is shared (NFS)
+    folder, /folder, file:///folder                      a local disk or a shared one (NFS)
     s3://bucket/folder  gs://bucket/folder  abfs://...   pyarrow's own
-    anything://...                                       fsspec, where its package for that scheme is installed
+    anything://...                                       fsspec, if its package for that scheme is installed
 
-On an object store a file appears when its last byte is there; on a disk it is written beside its place and renamed.
-Elsewhere, and where an upload breaks off with an error, a file may be there in part: whoever reads must know its size,
-or how it ends.
+On an object store a file appears when its last byte has arrived; on a disk it is written beside its place and renamed.
+Elsewhere, and where an upload fails half-way, a file may be incomplete: a reader must know its size, or how it ends.
 """
 
-import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from isoloop.sweeps.redaction import HIDDEN, redacted
+from isoloop.sweeps.privacy import HIDDEN, redacted
 from isoloop.trainer.files import open_atomically
 
 _CHUNK_BYTES = 16 * 2**20
@@ -26,22 +25,22 @@ _OBJECT_STORES = {"s3", "gcs", "abfs"}
 
 
 class StorageError(OSError):
-    """The storage couldn't be used. It may be away for a while: trying again can help."""
+    """A storage that couldn't be used; it may be away for a while, so a retry can help."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What a listing says of a file: bytes, and nanoseconds since 1970 of its last change where the store tells."""
+class FileInfo:
+    """A file's size in bytes and its last change in nanoseconds since 1970, None where the store has no times."""
 
     size: int
     changed: int | None
 
 
-class Remote:
+class RemoteFolder:
     """The folder at `uri`; all paths are relative to it and can't leave it.
 
     Raises:
-        ValueError: no file system is known for the URI, or it can't be read.
+        ValueError: no file system is known for the URI, or the URI can't be read.
     """
 
     def __init__(self, uri: str) -> None:
@@ -51,90 +50,86 @@ class Remote:
         self._kind = self._system.type_name
         self._token = uuid.uuid4().hex[:8]
 
-    def list(self, under: str = "") -> dict[str, Entry]:
-        """Files below the folder `under`, by path relative to it; those with a part that begins with a dot are not."""
+    def list(self, folder: str = "") -> dict[str, FileInfo]:
+        """Return the files below `folder` by their paths relative to it, without those in or of hidden names."""
         from pyarrow.fs import FileSelector, FileType
 
-        top = self._path(under) if under else self._base
-        with self._trouble(f"listing {under or 'it'}"):
+        top = self._path(folder) if folder else self._base
+        with self._translate_errors(f"listing {folder or 'it'}"):
             infos = self._system.get_file_info(FileSelector(top, recursive=True, allow_not_found=True))
-        found = {}
+        files = {}
         for info in infos:
             path = info.path.strip("/").removeprefix(top.strip("/")).strip("/")
             if info.type == FileType.File and not any(part.startswith(".") for part in path.split("/")):
-                found[path] = Entry(info.size, info.mtime_ns if info.mtime is not None else None)
-        return found
+                files[path] = FileInfo(info.size, info.mtime_ns if info.mtime is not None else None)
+        return files
 
     def read(self, path: str) -> bytes | None:
-        """The file's content; None if there is no such file."""
+        """Return a file's content, None if there is no such file."""
         place = self._path(path)
-        with self._trouble(f"reading {path}"):
-            try:
-                with self._system.open_input_stream(place) as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+        with (
+            self._translate_errors(f"reading {path}"),
+            suppress(FileNotFoundError),
+            self._system.open_input_stream(place) as stream,
+        ):
+            return bytes(stream.read())
+        return None
 
     def write(self, path: str, content: bytes) -> None:
-        """Put a small file in its place, over what is there."""
+        """Write a small file, replacing an earlier one."""
         place = self._path(path)
-        with self._trouble(f"writing {path}"), self._sink(place) as stream:
+        with self._translate_errors(f"writing {path}"), self._open_for_writing(place) as stream:
             stream.write(content)
 
     def upload(self, source: Path, path: str) -> int:
-        """Put the local file `source` at `path`; the number of bytes.
+        """Copy the local file `source` to `path`, and return the number of bytes.
 
         Raises:
-            FileNotFoundError: `source` isn't there (any more).
+            FileNotFoundError: `source` doesn't exist (any more).
         """
-        place, sent = self._path(path), 0
-        with source.open("rb") as file, self._trouble(f"writing {path}"), self._sink(place) as stream:
-            while chunk := file.read(_CHUNK_BYTES):
-                stream.write(chunk)
-                sent += len(chunk)
-        return sent
+        place = self._path(path)
+        with (
+            source.open("rb") as file,
+            self._translate_errors(f"writing {path}"),
+            self._open_for_writing(place) as stream,
+        ):
+            shutil.copyfileobj(file, stream, _CHUNK_BYTES)
+            return file.tell()
 
     def download(self, path: str, target: Path, *, size: int) -> None:
-        """Put the file at `path` in the local place `target`, whole or not at all.
+        """Copy the file at `path` to the local `target`, whole or not at all.
 
         Raises:
-            StorageError: it isn't there, or it hasn't `size` bytes.
+            StorageError: it doesn't exist, or hasn't `size` bytes.
         """
         place = self._path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self._trouble(f"reading {path}"), open_atomically(target) as file:
+        with self._translate_errors(f"reading {path}"), open_atomically(target) as file:
             with self._system.open_input_stream(place) as stream:
-                while chunk := stream.read(_CHUNK_BYTES):
-                    file.write(chunk)
+                shutil.copyfileobj(stream, file, _CHUNK_BYTES)
             if file.tell() != size:
                 raise OSError(f"it must have {size} bytes, but has {file.tell()}")
 
     def remove(self, path: str) -> None:
-        """Remove a file; one that isn't there is no trouble."""
+        """Remove a file if it exists."""
         place = self._path(path)
-        with self._trouble(f"removing {path}"):
-            try:
-                self._system.delete_file(place)
-            except FileNotFoundError:
-                return
+        with self._translate_errors(f"removing {path}"), suppress(FileNotFoundError):
+            self._system.delete_file(place)
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder and all that is in it; one that isn't there is no trouble."""
+        """Remove a folder with all its files, if it exists."""
         place = self._path(path)
-        with self._trouble(f"removing {path}"):
-            try:
-                self._system.delete_dir(place)
-            except FileNotFoundError:
-                return
+        with self._translate_errors(f"removing {path}"), suppress(FileNotFoundError):
+            self._system.delete_dir(place)
 
     def _path(self, path: str) -> str:
         if any(part in {"", ".", ".."} for part in path.split("/")) or "\\" in path:
-            raise ValueError(f"a path in the storage must stay inside it, but got '{path}'; look who wrote that")
+            raise ValueError(f"a path in the storage must stay inside it, but got '{path}'; check who wrote it")
         return f"{self._base}/{path}"
 
     @contextmanager
-    def _sink(self, final: str) -> Iterator[Any]:
-        """A stream whose content is at the place `final` after the block."""
+    def _open_for_writing(self, final: str) -> Iterator[Any]:
+        """Yield a stream whose content is at the place `final` after the block."""
         writing = final
         folder, _, name = final.rpartition("/")
         if self._kind not in _OBJECT_STORES:
@@ -145,7 +140,7 @@ class Remote:
         try:
             yield stream
         except BaseException:
-            with suppress(Exception):  # pyarrow has no way to break off: closing makes a file of what was sent
+            with suppress(Exception):  # pyarrow can't abort an upload: closing makes a file of what was sent
                 stream.close()
                 if writing != final:
                     self._system.delete_file(writing)
@@ -155,17 +150,17 @@ class Remote:
             self._system.move(writing, final)
 
     @contextmanager
-    def _trouble(self, what: str) -> Iterator[None]:
-        """Whatever a file system raises becomes a StorageError without the URI's secrets."""
+    def _translate_errors(self, action: str) -> Iterator[None]:
+        """Raise any error of the file system as a StorageError without the URI's secrets."""
         try:
             yield
         except Exception as error:  # noqa: BLE001  each fsspec package has errors of its own
             text = _without_secrets(str(error) or type(error).__name__, self._uri)
-            raise StorageError(f"the storage {self.name} must be readable and writable, but {what}: {text}") from None
+            raise StorageError(f"the storage {self.name} must be readable and writable, but {action}: {text}") from None
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    """(file system, path on it)"""
+    """Return the file system and the path on it."""
     import pyarrow as pa
     from pyarrow import fs
 
@@ -185,10 +180,10 @@ def _open(uri: str) -> tuple[Any, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
-def _unusable(uri: str, why: str) -> ValueError:
+def _unusable(uri: str, reason: str) -> ValueError:
     return ValueError(
         "a storage must be a folder or a URI that pyarrow or fsspec can open (s3://, gs://, abfs://, file://, or an "
-        f"fsspec scheme whose package is installed), but got {redacted(uri)}: {_without_secrets(why, uri)}"
+        f"fsspec scheme whose package is installed), but got {redacted(uri)}: {_without_secrets(reason, uri)}"
     )
 
 
@@ -201,8 +196,3 @@ def _without_secrets(text: str, uri: str) -> str:
     for secret in {password, unquote(password)} - {""}:
         text = text.replace(secret, HIDDEN)
     return redacted(text)
-
-
-def is_name(text: str) -> bool:
-    """Whether `text` may be the name of a folder or file: it can't lead anywhere else, and isn't hidden."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None

@@ -1,389 +1,375 @@
-"""Run folders and corpora <-> a folder on any file system, for workers and drivers that share no disk.
+"""Run folders and corpora in a folder on any file system, for workers and drivers that share no disk.
 
     <storage>/runs/<run id>/    spec.json  journal.jsonl  model/  result.json   as in the run's own folder
-                                checkpoints/<step>/state.pt   checkpoints/<step>.json (it is whole; its files' sizes)
-                                pulse (a step was made)  lease.json (who trains it)  stop (somebody asks it to)
-    <storage>/corpora/<fingerprint>/...   corpora/<fingerprint>.json (it is whole; its files' sizes)
+                                checkpoints/<step>/state.pt   checkpoints/<step>.json (complete; its files' sizes)
+                                pulse (the heartbeat)  lease.json (the worker that trains it)  stop (a request)
+    <storage>/corpora/<fingerprint>/...   corpora/<fingerprint>.json (complete; its files' sizes)
 
-A process may end anywhere: what a reader trusts is written last. A checkpoint counts once its marker is there, which
-comes after the journal that leads up to it; a run is finished once its result is there, which comes after all else.
-A journal only ever grows for whoever has read of it.
+A process may end anywhere, so the file that a reader trusts is written last. A checkpoint counts once its marker
+exists, which comes after the journal up to it; a run is finished once its result exists, which comes after all else.
+A journal only ever grows for a reader.
 """
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from isoloop.sweeps.storage.filesystem import Entry, Remote, StorageError, is_name
+from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn
 
+Output = TypeVar("Output")
+# In a run's local folder: touched when the run makes a step; exists while the run is asked to save and end.
+HEARTBEAT_FILE, STOP_FILE = "heartbeat", "stop"
 KEEP_CHECKPOINTS = 2
-AT_ONCE = 8
-FEW_RUNS = 32
-
-Told = Callable[[str], None]
+TRANSFERS_AT_ONCE = 8
+LIST_SEPARATELY = 32  # up to so many runs are listed one by one, more of them all together
 
 
-class Storage:
-    """What the sweep keeps at `uri`: a folder, or any URI that pyarrow or fsspec can open.
+class RunStore:
+    """The runs and corpora of a sweep at `uri`, a folder or any URI that pyarrow or fsspec can open.
 
-    One object is for one process; it remembers what it has sent and seen, so that nothing moves twice.
+    One object is for one process; it remembers what it has sent and fetched, so that nothing moves twice.
 
     Raises:
         ValueError: no file system is known for the URI.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri, self.remote = uri, Remote(uri)
-        self.name = self.remote.name
+        self.uri, self.remote = uri, RemoteFolder(uri)
         self._sent: dict[str, tuple[int, int]] = {}
-        self._seen: dict[str, Entry] = {}
-        self._pulses: dict[str, str] = {}
+        self._fetched: dict[str, FileInfo] = {}
+        self._heartbeats: dict[str, str] = {}
 
     def check(self) -> None:
         """Write a small file, read it back and remove it.
 
         Raises:
-            ValueError: that can't be done.
+            ValueError: the storage doesn't allow that.
         """
         path = f"check-{os.getpid()}"
         try:
             self.remote.write(path, b"isoloop")
             if self.remote.read(path) != b"isoloop":
-                raise StorageError(f"the storage {self.name} must give back what was written, but doesn't")
+                raise StorageError(f"the storage {self.remote.name} must return what was written, but doesn't")
             self.remote.remove(path)
         except StorageError as error:
-            raise ValueError(f"{error}; look at the URI, the credentials and what they allow") from error
+            raise ValueError(f"{error}; check the URI, the credentials and what they allow") from error
 
     def push_run(self, folder: Path, run_id: str) -> None:
-        """Bring what is new in a run's local folder into the storage; a published result is final, and ends it.
+        """Publish what is new in a run's local folder; a published result is final, and ends it.
 
         Raises:
             FileNotFoundError: the run replaced a file meanwhile; call again.
             StorageError: the storage can't be used now; call again.
         """
-        run = _run(run_id)
-        there = self.remote.list(run)
-        if "result.json" not in there:
-            finished = (folder / "result.json").exists()  # looked for first: what else there is by now is all of it
-            saved = _saved(folder)
-            marker = None if finished or not saved else self._push_checkpoint(saved[-1], run, there)
-            self._push_journal(folder, run, there)
-            if "spec.json" not in there and (folder / "spec.json").exists():
+        run = _run_path(run_id)
+        published = self.remote.list(run)
+        if "result.json" not in published:
+            # The result is looked for first: when it exists, everything else is complete.
+            is_finished = (folder / "result.json").exists()
+            checkpoints = _local_checkpoints(folder)
+            sizes = None
+            if checkpoints and not is_finished:
+                sizes = self._push_checkpoint(checkpoints[-1], run, published)
+            # What the marker or the result vouches for comes before it.
+            journal = _whole_lines(folder / "journal.jsonl")
+            if len(journal) > (published["journal.jsonl"].size if "journal.jsonl" in published else 0):
+                self.remote.write(f"{run}/journal.jsonl", journal)
+            if "spec.json" not in published and (folder / "spec.json").exists():
                 self.remote.upload(folder / "spec.json", f"{run}/spec.json")
-            if marker is not None:
-                step = saved[-1].name
-                self.remote.write(f"{run}/checkpoints/{step}.json", json.dumps(marker).encode())
-                there |= {f"checkpoints/{step}.json": Entry(0, None), f"checkpoints/{step}/": Entry(0, None)}
-            if not finished:
-                self._drop_checkpoints(run, there, keep=KEEP_CHECKPOINTS)
+            if sizes is not None:
+                step = checkpoints[-1].name
+                self.remote.write(f"{run}/checkpoints/{step}.json", json.dumps(sizes).encode())
+                published |= {f"checkpoints/{step}.json": FileInfo(0, None), f"checkpoints/{step}/": FileInfo(0, None)}
+            if not is_finished:
+                self._drop_checkpoints(run, published, keep=KEEP_CHECKPOINTS)
                 return
             for path in sorted(path for path in (folder / "model").rglob("*") if path.is_file()):
-                self._push_changed(path, f"{run}/{path.relative_to(folder).as_posix()}")
+                self._push_if_changed(path, f"{run}/{path.relative_to(folder).as_posix()}")
             self.remote.upload(folder / "result.json", f"{run}/result.json")
-        self._drop_checkpoints(run, there, keep=0)
+        self._drop_checkpoints(run, published, keep=0)
 
     def pull_run(self, run_id: str, folder: Path) -> bool:
-        """Bring a run's local folder up to what is published: a finished run's result, or its newest checkpoint.
+        """Fetch a finished run's result, or a run's newest checkpoint, into its local folder.
 
-        What is newer here stays. The journal becomes the published one, followed by the steps that only this folder's
-        has: it goes on where others have read it.
+        Newer checkpoints here stay. The journal becomes the published one, followed by the steps that only this
+        folder's has, so that others can go on reading it where they were.
 
         Returns:
-            Whether the run has a result.
+            True if the run has a result.
 
         Raises:
             StorageError: the storage can't be used now.
         """
-        run = _run(run_id)
+        run = _run_path(run_id)
         if (folder / "result.json").exists():
             return True
-        there = self.remote.list(run)
-        finished = "result.json" in there
-        if not finished:
-            self._pull_checkpoint(folder, run, there)
-        if "journal.jsonl" in there:
-            journal = folder / "journal.jsonl"
-            local = _whole_lines(journal)
-            published = _cut(self.remote.read(f"{run}/journal.jsonl") or b"")
-            _replace(journal, local, _longer(published, local))
-        if finished:
-            self._fetch_result(run, there["result.json"], folder)
-        return finished
+        published = self.remote.list(run)
+        is_finished = "result.json" in published
+        if not is_finished:
+            self._pull_checkpoint(folder, run, published)
+        if "journal.jsonl" in published:
+            local = _whole_lines(folder / "journal.jsonl")
+            _replace_journal(folder, local, _joined_journal(self._read_journal(run), local))
+        if is_finished:
+            self._fetch_result(run, published["result.json"], folder)
+        return is_finished
 
-    def fetch_news(self, run_ids: Iterable[str], out: Path) -> list[str]:
-        """Bring journals, pulses and results that changed into the driver's `out/runs/<run id>/`.
+    def fetch_updates(self, run_ids: Iterable[str], out: Path) -> list[str]:
+        """Fetch journals, heartbeats and results that changed into the driver's `out/runs/<run id>/`.
 
-        A run's result comes after all of its journal; `heartbeat` there is touched when its worker made a step.
+        A run's result arrives after all of its journal; `heartbeat` there is touched when its worker made a step.
 
         Returns:
-            The runs with news.
+            The runs that changed.
 
         Raises:
-            StorageError: the storage can't be used now; what has come is there.
+            StorageError: the storage can't be used now; what has arrived stays.
         """
-        open_runs = [run_id for run_id in run_ids if not (out / "runs" / run_id / "result.json").exists()]
-        listed = self._listed(open_runs)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            news = pool.map(lambda run_id: self._fetch(run_id, listed[run_id], out / "runs" / run_id), open_runs)
-            return [run_id for run_id, new in zip(open_runs, news, strict=True) if new]
+        unfinished = [run_id for run_id in run_ids if not (out / "runs" / run_id / "result.json").exists()]
+        listed = self._list_runs(unfinished)
+        changed = _in_parallel(lambda run_id: self._fetch(run_id, listed[run_id], out / "runs" / run_id), unfinished)
+        return [run_id for run_id, has_changed in zip(unfinished, changed, strict=True) if has_changed]
 
     def push_corpus(self, folder: Path) -> str:
-        """Publish a prepared corpus unless it is there, and return its fingerprint.
+        """Publish a prepared corpus unless it is published, and return its fingerprint.
 
         Raises:
             StorageError: the storage can't be used now; call again.
         """
-        fingerprint = _name(json.loads((folder / "corpus.json").read_text())["fingerprint"])
-        marker = f"corpora/{fingerprint}.json"
+        fingerprint = _checked_name(json.loads((folder / "corpus.json").read_text())["fingerprint"])
+        corpus, marker = f"corpora/{fingerprint}", f"corpora/{fingerprint}.json"
         if self.remote.read(marker) is None:
-            files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-            there = self.remote.list(f"corpora/{fingerprint}")
-            missing = [path for path in files if path.name not in there or there[path.name].size != path.stat().st_size]
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda path: self.remote.upload(path, f"corpora/{fingerprint}/{path.name}"), missing))
-            self.remote.write(marker, json.dumps({path.name: path.stat().st_size for path in files}).encode())
+            sizes = {
+                path.name: path.stat().st_size
+                for path in sorted(folder.iterdir())
+                if path.is_file() and not path.name.startswith(".")
+            }
+            sent = {name: info.size for name, info in self.remote.list(corpus).items()}
+            missing = [name for name, size in sizes.items() if sent.get(name) != size]
+            _in_parallel(lambda name: self.remote.upload(folder / name, f"{corpus}/{name}"), missing)
+            self.remote.write(marker, json.dumps(sizes).encode())
         return fingerprint
 
-    def pull_corpus(self, fingerprint: str, cache: Path, *, waiting: Told = lambda _: None) -> Path:
-        """The folder of a published corpus under `cache`, fetched once for all processes of this machine.
+    def pull_corpus(self, fingerprint: str, cache: Path) -> Path:
+        """Return the folder of a published corpus under `cache`, fetched once for all processes of this machine.
 
         Raises:
             ValueError: there is no such corpus in the storage.
-            StorageError: the storage can't be used now; what has come is kept.
+            StorageError: the storage can't be used now; what has arrived stays.
         """
-        folder = cache / _name(fingerprint)
+        folder = cache / _checked_name(fingerprint)
         if (folder / "corpus.json").exists():
             return folder
-        place = cache / "requests" / f"pull-{fingerprint}"
-        with owner_in_turn(place, waiting=lambda: waiting("another process fetches this corpus; waiting")):
+        lock = cache / "requests" / f"pull-{fingerprint}"
+        with owner_in_turn(lock, waiting=lambda: None):
             if (folder / "corpus.json").exists():
                 return folder
             marker = self.remote.read(f"corpora/{fingerprint}.json")
             if marker is None:
-                raise ValueError(f"a corpus must be published whole, but {self.name} has no corpus {fingerprint}")
-            sizes = {_name(name): size for name, size in json.loads(marker).items()}
-            building = place / "building"
-            missing = [
-                name
-                for name, size in sizes.items()
-                if not (building / name).exists() or (building / name).stat().st_size != size
-            ]
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                fetch = partial(self._fetch_shard, fingerprint, building, sizes)
-                list(pool.map(fetch, missing))
+                raise ValueError(
+                    f"a corpus must be published before use, but {self.remote.name} has no corpus {fingerprint}; "
+                    "rerun the command, which publishes it"
+                )
+            sizes = {_checked_name(name): size for name, size in json.loads(marker).items()}
+            building = lock / "building"
+            missing = [name for name, size in sizes.items() if _size(building / name) != size]
+            _in_parallel(
+                lambda name: self.remote.download(f"corpora/{fingerprint}/{name}", building / name, size=sizes[name]),
+                missing,
+            )
             os.replace(building, folder)
         return folder
 
     def lease(self, run_id: str, *, owner: str | None = None, stale_seconds: float = STALE_SECONDS) -> Lease:
-        """The lease on a run, not taken yet; sweeps/storage/lease.py says what it is worth."""
-        return Lease(self.remote, f"{_run(run_id)}/lease.json", owner=owner, stale_seconds=stale_seconds)
+        """Return the lease on a run, not acquired yet."""
+        return Lease(self.remote, f"{_run_path(run_id)}/lease.json", owner=owner, stale_seconds=stale_seconds)
 
-    @contextmanager
-    def hold(self, run_id: str, *, owner: str | None = None, stale_seconds: float = STALE_SECONDS) -> Iterator[Lease]:
-        """Hold the lease on a run for the block, which must renew it: `sync.Mirror` does all that.
+    def push_heartbeat(self, run_id: str, time_ns: int, text: str) -> None:
+        """Publish a run's heartbeat: its file's content and time on the worker's clock."""
+        self.remote.write(f"{_run_path(run_id)}/pulse", f"{time_ns}\n{text}".encode())
 
-        Raises:
-            FolderBusyError: another holds it.
-            StorageError: the storage can't be used.
-        """
-        lease = self.lease(run_id, owner=owner, stale_seconds=stale_seconds)
-        lease.acquire()
-        try:
-            yield lease
-        finally:
-            lease.release()
+    def request_stop(self, run_ids: Iterable[str]) -> None:
+        """Ask the workers of these runs to save their state and end; they look every few seconds."""
+        _in_parallel(lambda run_id: self.remote.write(f"{_run_path(run_id)}/stop", b"stop"), run_ids)
 
-    def push_pulse(self, run_id: str, made: int, text: str) -> None:
-        """Say that a run's heartbeat is of `made`, nanoseconds on the worker's clock, and holds `text`."""
-        self.remote.write(f"{_run(run_id)}/pulse", f"{made}\n{text}".encode())
-
-    def ask_to_stop(self, run_ids: Iterable[str]) -> None:
-        """Ask workers of these runs to save their state and end; they look every few seconds."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda run_id: self.remote.write(f"{_run(run_id)}/stop", b"stop"), run_ids))
-
-    def withdraw_stop(self, run_ids: Iterable[str]) -> None:
-        """Take such requests back, those of an earlier driver among them."""
-        for run_id, files in self._listed(list(run_ids)).items():
+    def clear_stop_request(self, run_ids: Iterable[str]) -> None:
+        """Remove stop requests, also those of an earlier driver."""
+        for run_id, files in self._list_runs(list(run_ids)).items():
             if "stop" in files:
-                self.remote.remove(f"{_run(run_id)}/stop")
+                self.remote.remove(f"{_run_path(run_id)}/stop")
 
-    def is_asked_to_stop(self, run_id: str) -> bool:
-        """Whether somebody asked this run to stop."""
-        return self.remote.read(f"{_run(run_id)}/stop") is not None
+    def stop_requested(self, run_id: str) -> bool:
+        """Return whether this run is asked to stop."""
+        return self.remote.read(f"{_run_path(run_id)}/stop") is not None
 
-    def _push_checkpoint(self, saved: Path, run: str, there: Mapping[str, Entry]) -> dict[str, int] | None:
-        """Send the files of one checkpoint unless it is published; the marker that it then needs."""
-        if f"checkpoints/{saved.name}.json" in there:
+    def _push_checkpoint(self, local: Path, run: str, published: Mapping[str, FileInfo]) -> dict[str, int] | None:
+        """Send the files of one checkpoint and return their sizes; None if it is published."""
+        if f"checkpoints/{local.name}.json" in published:
             return None
-        files = sorted(path for path in saved.rglob("*") if path.is_file())
+        files = sorted(path for path in local.rglob("*") if path.is_file())
         if not files:
-            raise FileNotFoundError(saved)
-        names = {path: path.relative_to(saved).as_posix() for path in files}
+            raise FileNotFoundError(local)
+        names = {path: path.relative_to(local).as_posix() for path in files}
         return {
-            name: self.remote.upload(path, f"{run}/checkpoints/{saved.name}/{name}") for path, name in names.items()
+            name: self.remote.upload(path, f"{run}/checkpoints/{local.name}/{name}") for path, name in names.items()
         }
 
-    def _drop_checkpoints(self, run: str, there: Mapping[str, Entry], *, keep: int) -> None:
-        """Remove all but the newest `keep` published checkpoints, and what was left half sent before those."""
-        steps = {path.split("/")[1].removesuffix(".json") for path in there if path.startswith("checkpoints/")}
+    def _drop_checkpoints(self, run: str, published: Mapping[str, FileInfo], *, keep: int) -> None:
+        """Remove all but the newest `keep` published checkpoints, and incomplete ones older than those."""
+        steps = {path.split("/")[1].removesuffix(".json") for path in published if path.startswith("checkpoints/")}
         if not keep:
             if steps:
                 self.remote.remove_folder(f"{run}/checkpoints")
             return
-        marked = sorted(step for step in steps if f"checkpoints/{step}.json" in there)
-        for step in sorted(steps - set(marked[-keep:])):
-            if marked and step < marked[-1]:
+        complete = sorted(step for step in steps if f"checkpoints/{step}.json" in published)
+        for step in sorted(steps - set(complete[-keep:])):
+            if complete and step < complete[-1]:
                 self.remote.remove(f"{run}/checkpoints/{step}.json")
                 self.remote.remove_folder(f"{run}/checkpoints/{step}")
 
-    def _push_journal(self, folder: Path, run: str, there: Mapping[str, Entry]) -> None:
-        """Send the journal if it has grown."""
-        content = _whole_lines(folder / "journal.jsonl")
-        if len(content) > (there["journal.jsonl"].size if "journal.jsonl" in there else 0):
-            self.remote.write(f"{run}/journal.jsonl", content)
-
-    def _push_changed(self, path: Path, target: str) -> None:
-        """Send a file that this process hasn't sent as it is."""
+    def _push_if_changed(self, path: Path, target: str) -> None:
+        """Send a file unless this process has sent it as it is."""
         state = path.stat()
         signature = (state.st_size, state.st_mtime_ns)
         if self._sent.get(target) != signature:
             self.remote.upload(path, target)
             self._sent[target] = signature
 
-    def _pull_checkpoint(self, folder: Path, run: str, there: Mapping[str, Entry]) -> None:
-        """Fetch the newest published checkpoint that is whole, if it is newer than the newest here."""
-        local = [path.name for path in _saved(folder)]
-        markers = (path.split("/")[1] for path in there if path.startswith("checkpoints/") and path.count("/") == 1)
+    def _pull_checkpoint(self, folder: Path, run: str, published: Mapping[str, FileInfo]) -> None:
+        """Fetch the newest complete checkpoint if it is newer than the newest here."""
+        local = [path.name for path in _local_checkpoints(folder)]
+        markers = (path.split("/")[1] for path in published if path.startswith("checkpoints/") and path.count("/") == 1)
         steps = (name.removesuffix(".json") for name in markers if name.endswith(".json"))
         for step in sorted((step for step in steps if step.isdigit()), reverse=True):
             if local and step <= local[-1]:
                 return
             sizes = json.loads(self.remote.read(f"{run}/checkpoints/{step}.json") or b"{}")
             paths = {name: f"checkpoints/{step}/{name}" for name in sizes}
-            if not sizes or any(p not in there or there[p].size != sizes[name] for name, p in paths.items()):
+            if not sizes or any(p not in published or published[p].size != sizes[name] for name, p in paths.items()):
                 continue
             building = folder / "checkpoints" / f".building-{step}"
             shutil.rmtree(building, ignore_errors=True)
             for name, path in paths.items():
-                self.remote.download(f"{run}/{path}", building / _inside(name), size=sizes[name])
+                for part in name.split("/"):
+                    _checked_name(part)
+                self.remote.download(f"{run}/{path}", building / name, size=sizes[name])
             os.replace(building, folder / "checkpoints" / step)
             return
 
-    def _fetch_shard(self, fingerprint: str, folder: Path, sizes: Mapping[str, int], name: str) -> None:
-        self.remote.download(f"corpora/{fingerprint}/{name}", folder / name, size=sizes[name])
-
-    def _listed(self, run_ids: list[str]) -> dict[str, dict[str, Entry]]:
-        """What each run has in the storage: a listing each where they are few, one of all where they are many."""
-        if len(run_ids) <= FEW_RUNS:
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                return dict(zip(run_ids, pool.map(lambda run_id: self.remote.list(_run(run_id)), run_ids), strict=True))
-        found: dict[str, dict[str, Entry]] = {run_id: {} for run_id in run_ids}
-        for path, entry in self.remote.list("runs").items():
+    def _list_runs(self, run_ids: list[str]) -> dict[str, dict[str, FileInfo]]:
+        """Return the published files of each run."""
+        if len(run_ids) <= LIST_SEPARATELY:
+            listings = _in_parallel(lambda run_id: self.remote.list(_run_path(run_id)), run_ids)
+            return dict(zip(run_ids, listings, strict=True))
+        files: dict[str, dict[str, FileInfo]] = {run_id: {} for run_id in run_ids}
+        for path, info in self.remote.list("runs").items():
             run_id, _, rest = path.partition("/")
-            if run_id in found:
-                found[run_id][rest] = entry
-        return found
+            if run_id in files:
+                files[run_id][rest] = info
+        return files
 
-    def _fetch(self, run_id: str, there: Mapping[str, Entry], folder: Path) -> bool:
-        run, news = _run(run_id), False
-        if not there:
+    def _fetch(self, run_id: str, published: Mapping[str, FileInfo], folder: Path) -> bool:
+        """Fetch what has changed of one run, and return whether anything has."""
+        run, changed = _run_path(run_id), False
+        if not published:
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        if self._changed(f"{run}/journal.jsonl", there):
-            journal = folder / "journal.jsonl"
-            local = _whole_lines(journal)
-            published = _cut(self.remote.read(f"{run}/journal.jsonl") or b"")
-            # What stands here has been read up to some byte, so it stays, whatever journal is published.
-            news |= _replace(journal, local, _longer(local, published))
-            self._seen[f"{run}/journal.jsonl"] = there["journal.jsonl"]
-        if self._changed(f"{run}/pulse", there):
+        if self._may_have_changed(f"{run}/journal.jsonl", published):
+            # The local journal has been read up to some byte, so it stays, whatever journal is published.
+            local = _whole_lines(folder / "journal.jsonl")
+            changed |= _replace_journal(folder, local, _joined_journal(local, self._read_journal(run)))
+            self._fetched[f"{run}/journal.jsonl"] = published["journal.jsonl"]
+        if self._may_have_changed(f"{run}/pulse", published):
             made, _, text = (self.remote.read(f"{run}/pulse") or b"").decode().partition("\n")
-            if made != self._pulses.get(run_id):
-                (folder / "heartbeat").write_text(text)
-                self._pulses[run_id], news = made, True
-            self._seen[f"{run}/pulse"] = there["pulse"]
-        if "result.json" in there:
-            self._fetch_result(run, there["result.json"], folder)
-            news = True
-        return news
+            if made != self._heartbeats.get(run_id):
+                (folder / HEARTBEAT_FILE).write_text(text)
+                self._heartbeats[run_id], changed = made, True
+            self._fetched[f"{run}/pulse"] = published["pulse"]
+        if "result.json" in published:
+            self._fetch_result(run, published["result.json"], folder)
+            changed = True
+        return changed
 
-    def _changed(self, path: str, there: Mapping[str, Entry]) -> bool:
-        """Whether a listed file may differ from when it was last fetched; True where the store tells no times."""
-        entry = there.get(path.rpartition("/")[2])
-        return entry is not None and (entry.changed is None or self._seen.get(path) != entry)
+    def _may_have_changed(self, path: str, published: Mapping[str, FileInfo]) -> bool:
+        """Return whether a listed file may differ from the fetched one; True where the store has no times."""
+        info = published.get(path.rpartition("/")[2])
+        return info is not None and (info.changed is None or self._fetched.get(path) != info)
 
-    def _fetch_result(self, run: str, entry: Entry, folder: Path) -> None:
-        """Fetch a result, with the published one's time where there is one: it is part of what MLflow records."""
-        target = folder / "result.json"
+    def _read_journal(self, run: str) -> bytes:
+        return _without_torn_line(self.remote.read(f"{run}/journal.jsonl") or b"")
+
+    def _fetch_result(self, run: str, info: FileInfo, folder: Path) -> None:
+        """Fetch a result and, if the store has one, its time, which is part of what MLflow records."""
         content = self.remote.read(f"{run}/result.json") or b""
         try:
             json.loads(content)
         except ValueError:
-            return  # half of it, on a store where that can be: the rest comes
+            return  # incomplete, on a store where that can be: the rest will come
         partial = folder / ".result.json.fetched"
         partial.write_bytes(content)
-        if entry.changed is not None:
-            os.utime(partial, ns=(entry.changed, entry.changed))
-        os.replace(partial, target)
+        if info.changed is not None:
+            os.utime(partial, ns=(info.changed, info.changed))
+        os.replace(partial, folder / "result.json")
 
 
-def _run(run_id: str) -> str:
-    return f"runs/{_name(run_id)}"
+def _in_parallel(action: Callable[[str], Output], names: Iterable[str]) -> list[Output]:
+    with ThreadPoolExecutor(TRANSFERS_AT_ONCE) as pool:
+        return list(pool.map(action, names))
 
 
-def _name(text: str) -> str:
-    if not is_name(text):
+def _run_path(run_id: str) -> str:
+    return f"runs/{_checked_name(run_id)}"
+
+
+def _checked_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):  # it leads nowhere else, and isn't hidden
         raise ValueError(f"a name in the storage must be of letters, digits, '.', '_' and '-', but got '{text}'")
     return text
 
 
-def _inside(path: str) -> Path:
-    for part in path.split("/"):
-        _name(part)
-    return Path(path)
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
 
 
-def _saved(folder: Path) -> list[Path]:
-    """Whole checkpoints of a run's local folder, oldest first."""
+def _local_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run's local folder, oldest first."""
     return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
 
 
 def _whole_lines(path: Path) -> bytes:
-    return _cut(path.read_bytes()) if path.exists() else b""
+    return _without_torn_line(path.read_bytes()) if path.exists() else b""
 
 
-def _cut(content: bytes) -> bytes:
-    """Without a torn last line."""
+def _without_torn_line(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _longer(first: bytes, second: bytes) -> bytes:
-    """Journal `first` and the metrics of `second` of steps beyond it; all of `second` where it begins with `first`."""
+def _joined_journal(first: bytes, second: bytes) -> bytes:
+    """Return `second` if it begins with `first`, otherwise `first` and the metrics of `second` at steps beyond it."""
     if second.startswith(first):
         return second
     steps = [record["step"] for record in map(json.loads, first.splitlines()) if record["kind"] == "metrics"]
-    reached = max(steps, default=-1)
+    last_step = max(steps, default=-1)
     more = [
         line
         for line in second.splitlines(keepends=True)
-        if (record := json.loads(line))["kind"] == "metrics" and record["step"] > reached
+        if (record := json.loads(line))["kind"] == "metrics" and record["step"] > last_step
     ]
     return first + b"".join(more)
 
 
-def _replace(journal: Path, local: bytes, content: bytes) -> bool:
-    """Whether the journal has become another one."""
-    if content == local:
+def _replace_journal(folder: Path, present: bytes, content: bytes) -> bool:
+    """Write the journal if its content has changed, and return whether it has."""
+    if content == present:
         return False
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(journal) as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_atomically(folder / "journal.jsonl") as file:
         file.write(content)
     return True

@@ -1,4 +1,4 @@
-"""A worker's side of the storage: a run's local folder is brought up to date, held, and published while it trains."""
+"""A worker's side of the storage: a run's local folder is fetched, held by a lease, and published while it trains."""
 
 import logging
 import socket
@@ -11,72 +11,70 @@ from typing import TypeVar
 
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, LeaseLostError
-from isoloop.sweeps.storage.run_store import Storage
+from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 
-HEARTBEAT = "heartbeat"
-STOP = "stop"
-PUSH_SECONDS = 15.0
-PATIENCE_SECONDS = 600.0
-LONGEST_PAUSE_SECONDS = 30.0
+SYNC_SECONDS = 15.0
+TIMEOUT_SECONDS = 600.0
+LONGEST_SYNC_PAUSE_SECONDS = 30.0
 
-T = TypeVar("T")
-log = logging.getLogger("isoloop.mirror")
+Returned = TypeVar("Returned")
+log = logging.getLogger("isoloop.sync")
 
 
-class Mirror:
-    """Keep `folder` and what the storage has of the run alike, for the `with` block that trains it.
+class RunSync:
+    """A run's local folder kept in step with the storage, for the `with` block that trains the run.
 
-    On entry the lease on the run is taken and what is published is fetched: `finished` says whether that is a result.
-    In the block one thread publishes what is new, and another renews the lease, passes the heartbeat on, and makes
-    the file `stop` in the folder when the driver asks for it in the storage, or the lease is lost. A storage that is
-    away delays all that and never disturbs the training. At the end, whatever way the block ends, all that is new is
-    published and the lease let go of.
+    On entry the lease on the run is taken and everything published is fetched: `finished` says whether that is a
+    result. In the block one thread publishes what is new, and another renews the lease, passes the heartbeat on, and
+    makes the stop file in the folder when the driver requests it in the storage, or when the lease is lost. A storage
+    that is away delays this and never disturbs the training. However the block ends, what is new is published and the
+    lease released.
 
     Args:
-        storage: the storage; no other thread may use this object meanwhile.
+        store: the storage; no other thread may use this object meanwhile.
         run_id: the run.
-        folder: its local folder, made where it is missing; whoever trains in it must stop when `stop` is there.
+        folder: its local folder, made if missing; whoever trains in it must stop when the stop file appears.
         owner: the driver's id (sweeps/storage/lease.py).
-        seconds: between two looks.
-        patience: seconds to keep trying on entry and at the end while the storage is away.
-        stale_seconds: after which a silent owner of the lease is taken for gone.
+        seconds: time between two rounds.
+        timeout: seconds to keep trying on entry and at the end while the storage is away.
+        stale_seconds: time without renewal after which another worker may take the lease over.
 
     Raises:
-        FolderBusyError: another trains this run, or took it over when this one was silent for too long.
-        StorageError: the storage stayed away. What was trained is in `folder` and goes on from there.
+        FolderBusyError: another worker trains this run, or took it over when this one didn't renew its lease.
+        StorageError: the storage stayed away. What was trained is in `folder`, from where the run can resume.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        store: RunStore,
         run_id: str,
         folder: Path,
         *,
         owner: str | None = None,
-        seconds: float = PUSH_SECONDS,
-        patience: float = PATIENCE_SECONDS,
+        seconds: float = SYNC_SECONDS,
+        timeout: float = TIMEOUT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
     ) -> None:
-        self.finished, self.lost = False, False
-        self._storage, self._run_id, self._folder = storage, run_id, folder
-        self._lease = storage.lease(run_id, owner=owner, stale_seconds=stale_seconds)
-        self._seconds, self._patience = min(seconds, stale_seconds / 3), patience
-        self._beaten, self._asked = 0, False
+        self.finished, self.lease_lost = False, False
+        self._store, self._run_id, self._folder = store, run_id, folder
+        self._lease = store.lease(run_id, owner=owner, stale_seconds=stale_seconds)
+        self._seconds, self._timeout = min(seconds, stale_seconds / 3), timeout
+        self._sent_heartbeat, self._stop_requested = 0, False
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(action,), name=f"isoloop-{name}-{run_id}", daemon=True)
-            for name, action in (("push", self._push), ("pulse", self._pulse))
+            for name, action in (("publish", self._publish), ("heartbeat", self._exchange_signals))
         ]
 
-    def __enter__(self) -> "Mirror":
+    def __enter__(self) -> "RunSync":
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._insist(self._lease.acquire)
+        self._retry(self._lease.acquire)
         try:
-            (self._folder / STOP).unlink(missing_ok=True)  # of an earlier time
-            self._insist(self._follow_stop)
-            self.finished = self._insist(lambda: self._storage.pull_run(self._run_id, self._folder))
+            (self._folder / STOP_FILE).unlink(missing_ok=True)  # of an earlier attempt
+            self._retry(self._follow_stop_request)
+            self.finished = self._retry(lambda: self._store.pull_run(self._run_id, self._folder))
         except BaseException:
-            self._let_go()
+            self._release()
             raise
         for thread in self._threads:
             thread.start()
@@ -89,80 +87,81 @@ class Mirror:
         for thread in self._threads:
             thread.join()
         try:
-            if not self.lost:
-                self._insist(self._renew_and_push)
-        except StorageError as away:
-            trouble = StorageError(
+            if not self.lease_lost:
+                self._retry(self._renew_and_publish)
+        except StorageError as cause:
+            unpublished = StorageError(
                 f"what run {self._run_id} has trained must reach the storage, but it stayed away for "
-                f"{self._patience:g} s; nothing is lost: it is in {self._folder} on {socket.gethostname()}, and the "
-                f"run goes on from there or from what was published ({away})"
+                f"{self._timeout:g} s; nothing is lost: it is in {self._folder} on {socket.gethostname()}, and the "
+                f"run resumes from there or from what was published ({cause})"
             )
             if error is None:
-                raise trouble from away
-            error.add_note(str(trouble))
+                raise unpublished from cause
+            error.add_note(str(unpublished))
         finally:
-            self._let_go()
-        if self.lost and error is None:
+            self._release()
+        if self.lease_lost and error is None:
             raise LeaseLostError(
-                f"one worker at a time may train a run, but another took {self._run_id} over when this one was silent "
-                f"for too long; what this one has trained is in {self._folder}"
+                f"one worker at a time may train a run, but another took {self._run_id} over when this one didn't "
+                f"renew its lease in time; what this one has trained is in {self._folder}"
             )
 
     def _repeat(self, action: Callable[[], None]) -> None:
-        """Every few seconds until the end; less often while there is trouble."""
+        """Call `action` every few seconds until the end, less often while it fails."""
         pause = self._seconds
-        while not self._ending.wait(pause) and not self.lost:
+        while not self._ending.wait(pause) and not self.lease_lost:
             try:
                 action()
                 pause = self._seconds
             except (StorageError, FileNotFoundError) as error:
-                log.debug("mirror of %s: %s", self._run_id, error)
-                pause = min(2 * pause, max(LONGEST_PAUSE_SECONDS, self._seconds))
+                log.debug("run %s: %s", self._run_id, error)
+                pause = min(2 * pause, max(LONGEST_SYNC_PAUSE_SECONDS, self._seconds))
             except Exception:
-                log.exception("mirror of %s", self._run_id)
+                log.exception("run %s", self._run_id)
 
-    def _push(self) -> None:
-        self._storage.push_run(self._folder, self._run_id)
+    def _publish(self) -> None:
+        self._store.push_run(self._folder, self._run_id)
 
-    def _pulse(self) -> None:
+    def _exchange_signals(self) -> None:
+        """Renew the lease, fetch a stop request, and send the heartbeat."""
         self._renew()
-        if self.lost:
+        if self.lease_lost:
             return
-        self._follow_stop()
-        heartbeat = self._folder / HEARTBEAT
-        if heartbeat.exists() and (made := heartbeat.stat().st_mtime_ns) != self._beaten:
-            self._storage.push_pulse(self._run_id, made, heartbeat.read_text())
-            self._beaten = made
+        self._follow_stop_request()
+        heartbeat = self._folder / HEARTBEAT_FILE
+        if heartbeat.exists() and (made := heartbeat.stat().st_mtime_ns) != self._sent_heartbeat:
+            self._store.push_heartbeat(self._run_id, made, heartbeat.read_text())
+            self._sent_heartbeat = made
 
     def _renew(self) -> None:
         try:
             self._lease.renew()
         except LeaseLostError as error:
             log.warning("%s", error)
-            self.lost = True
-            (self._folder / STOP).touch()
+            self.lease_lost = True
+            (self._folder / STOP_FILE).touch()
 
-    def _renew_and_push(self) -> None:
+    def _renew_and_publish(self) -> None:
         self._renew()
-        if not self.lost:
-            self._push()
+        if not self.lease_lost:
+            self._publish()
 
-    def _follow_stop(self) -> None:
-        if self._storage.is_asked_to_stop(self._run_id):
-            self._asked = True
-            (self._folder / STOP).touch()
+    def _follow_stop_request(self) -> None:
+        if self._store.stop_requested(self._run_id):
+            self._stop_requested = True
+            (self._folder / STOP_FILE).touch()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         try:
-            if self._asked:  # done: whoever runs this next isn't asked
-                self._storage.withdraw_stop([self._run_id])
+            if self._stop_requested:  # fulfilled: the run's next attempt must not stop
+                self._store.clear_stop_request([self._run_id])
             self._lease.release()
-        except StorageError as error:  # it goes stale by itself
-            log.debug("mirror of %s: %s", self._run_id, error)
+        except StorageError as error:  # the lease becomes stale
+            log.debug("run %s: %s", self._run_id, error)
 
-    def _insist(self, action: Callable[[], T]) -> T:
-        """Do it, trying again for as long as there is patience."""
-        end, pause = time.monotonic() + self._patience, 1.0
+    def _retry(self, action: Callable[[], Returned]) -> Returned:
+        """Return what `action` returns, trying again until the timeout."""
+        end, pause = time.monotonic() + self._timeout, 1.0
         while True:
             try:
                 return action()
@@ -170,6 +169,6 @@ class Mirror:
                 left = end - time.monotonic()
                 if left <= 0:
                     raise StorageError(str(error)) from error
-                log.debug("mirror of %s: %s", self._run_id, error)
+                log.debug("run %s: %s", self._run_id, error)
                 time.sleep(min(pause, left))
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, LONGEST_SYNC_PAUSE_SECONDS)

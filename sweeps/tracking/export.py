@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import Tracking
-from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.redaction import with_secret
+from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SUFFIXES = (".csv", ".parquet")
 
 
 def export_sweep(
@@ -20,46 +17,46 @@ def export_sweep(
     """Write the run table of the sweep `name` to `to` and return it.
 
     Args:
-        name: the sweep's name; neither its configuration nor its output folder need to be there.
+        name: the sweep's name; neither its configuration nor its output folder need to exist.
         to: a .csv or .parquet file.
-        out: the output folder; where it has the sweep's configuration, that says where the sweep is recorded.
-        tracking_uri: where it is recorded otherwise.
-        experiment: under which MLflow experiment.
+        out: the output folder; the sweep's configuration there says where the sweep is recorded.
+        tracking_uri: the store, if not that of the configuration.
+        experiment: the MLflow experiment, if not that of the configuration.
 
     Raises:
-        ValueError: the store or the sweep isn't there, or has no run that is over; the table can't be written.
+        ValueError: the store or the sweep doesn't exist, or no run has ended; the table can't be written.
     """
     from isoloop.fitting import check_table
-    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
     _check_suffix(to)
     folders = Folders(out=out, name=name)
     tracking = load_sweep(str(folders.config)).tracking if folders.config.is_file() else Tracking()
-    uri = tracking_uri or with_secret(tracking.uri or folders.default_tracking_uri())
-    store = Store(uri, experiment or tracking.experiment, artifacts=None)
+    uri = tracking_uri or tracking.full_uri(default=folders.default_tracking_uri())
+    store = TrackingStore(uri, experiment or tracking.experiment, artifacts=None)
     return _write(check_table(store.read_table(name)), to)
 
 
 def export_mapped(
     mapping: Path, to: Path, *, out: Path, tracking_uri: str | None = None, experiment: str | None = None
 ) -> "pd.DataFrame":
-    """Write the run table of the runs that `mapping`, a YAML file, maps to `to` and return it.
+    """Write the run table of the runs that the YAML file `mapping` maps to `to` and return it.
 
     Raises:
-        ValueError: the mapping, the store or a run is not as it must be; the message says what to do.
+        ValueError: the mapping, the store or a run breaks a rule.
     """
     from isoloop.sweeps.tracking.import_runs import map_runs, read_mapping
-    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
     _check_suffix(to)
-    mapped = read_mapping(mapping)
+    run_mapping = read_mapping(mapping)
     uri = tracking_uri or Folders(out=out, name="").default_tracking_uri()
-    store = Store(uri, experiment or mapped.experiment, artifacts=None)
-    return _write(map_runs(mapped, store.foreign_runs(mapped.filter)), to)
+    store = TrackingStore(uri, experiment or run_mapping.experiment, artifacts=None)
+    return _write(map_runs(run_mapping, store.foreign_runs(run_mapping.filter)), to)
 
 
 def _check_suffix(to: Path) -> None:
-    if to.suffix not in SUFFIXES:
+    if to.suffix not in TABLE_SUFFIXES:
         raise ValueError(f"--to must end in .csv or .parquet, but got '{to}'; rename it")
 
 

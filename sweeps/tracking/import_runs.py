@@ -1,4 +1,4 @@
-"""Runs that others logged, mapped into the run table by a small YAML."""
+"""Runs that others logged in MLflow, mapped into the run table by a small YAML file."""
 
 import difflib
 import json
@@ -17,22 +17,22 @@ from isoloop.fitting import check_table
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules
-from isoloop.trainer.accounting import Accounting, count_parameters, expected_loops, loop_cost
-from isoloop.trainer.config import Config, DepthConfig, ModelConfig, RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.sweeps.plan.grid import model_columns
+from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
+from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
-KINDS = ("param", "metric", "tag", "attribute")
+SOURCE_KINDS = ("param", "metric", "tag", "attribute", "value")
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
 PLACEHOLDER = "{T}"
-_OVER = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
-_KNOWN = {column.name: column for column in COLUMNS}
+_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}  # of MLflow, for runs that have ended
+_COLUMNS = {column.name: column for column in COLUMNS}
 
 
-class Source(Config):
-    """Where a value comes from: a parameter, the last value of a metric, a tag, an attribute of the run, or `value`.
+class ValueSource(Config):
+    """The source of a value: a parameter, the last value of a metric, a tag, an attribute of the run, or a constant.
 
     Args:
-        times: what a number is multiplied by, to come to natural units.
+        times: the factor that converts a number to the column's unit.
     """
 
     param: str | None = None
@@ -44,42 +44,47 @@ class Source(Config):
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        given = [name for name in (*KINDS, "value") if getattr(self, name) is not None]
+        given = [kind for kind in SOURCE_KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"one of {', '.join(KINDS)} and value must be given, but got {' and '.join(given) or 'none'}; keep one"
+                f"one of {', '.join(SOURCE_KINDS[:-1])} and value must be given, but got "
+                f"{' and '.join(given) or 'none'}; keep one"
             )
         if self.times is not None and self.value is not None:
-            raise ValueError(f"times is for what a run says, but got value={self.value!r}; write the product as value")
+            raise ValueError(f"times scales what a run holds, but got value={self.value!r}; write the product as value")
         return self
+
+    @property
+    def kind(self) -> str:
+        """The kind that is given, one of `SOURCE_KINDS`."""
+        return next(kind for kind in SOURCE_KINDS if getattr(self, kind) is not None)
 
     @property
     def label(self) -> str:
         """The source in words."""
-        kind = next(name for name in (*KINDS, "value") if getattr(self, name) is not None)
-        return f"{kind} {getattr(self, kind)!r}"
+        return f"{self.kind} {getattr(self, self.kind)!r}"
 
 
-class Mapped(Config):
-    """How the runs of one MLflow experiment become rows of the run table.
+class RunMapping(Config):
+    """The mapping of one MLflow experiment's runs to rows of the run table.
 
     Args:
         experiment: the experiment's name.
-        filter: which of its runs, in MLflow's filter language; all of them if left out.
+        filter: a filter of its runs in MLflow's filter language; all of them if left out.
         accounting: how FLOPs are counted.
-        model: the architecture: a size (`140m`), or the keys of a sweep's `model`, each a value or a source; None where
-            `columns` has all that is known of the cost.
-        depth: how loops are drawn, as in a sweep; it says how many count.
-        columns: where each column of the run table, and any other, comes from.
+        model: the architecture: a size (`140m`), or the keys of a sweep's `model`, each a value or a source; None if
+            `columns` has everything that is known about the cost.
+        depth: how loops are drawn, as in a sweep; it determines how many count.
+        columns: the source of each column of the run table, and of any other column.
         losses: the name of the metrics with the loss at T loops, `{T}` for the number.
     """
 
     experiment: str
     filter: str = ""
     accounting: Accounting = "exact"
-    model: str | dict[str, bool | int | float | str | Source] | None = None
+    model: str | dict[str, bool | int | float | str | ValueSource] | None = None
     depth: DepthConfig = DepthConfig()
-    columns: Annotated[dict[str, Source], Field(min_length=1)]
+    columns: Annotated[dict[str, ValueSource], Field(min_length=1)]
     losses: str | None = None
 
     @model_validator(mode="after")
@@ -91,12 +96,12 @@ class Mapped(Config):
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         size = self.model if isinstance(self.model, str) else (self.model or {}).get("size")
-        if size is not None and not isinstance(size, Source) and str(size) not in SIZES:
+        if size is not None and not isinstance(size, ValueSource) and str(size) not in SIZES:
             raise ValueError(f"a size must be one of {', '.join(SIZES)}, but got '{size}'; correct model")
         return self
 
 
-def read_mapping(path: Path) -> Mapped:
+def read_mapping(path: Path) -> RunMapping:
     """Read a mapping from a YAML file.
 
     Raises:
@@ -109,41 +114,40 @@ def read_mapping(path: Path) -> Mapped:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"a mapping must be YAML, but {path} isn't: {error}") from error
     try:
-        return Mapped.model_validate(content)
+        return RunMapping.model_validate(content)
     except ValidationError as error:
         problems = "\n".join(f"  {broken_rule(problem)}" for problem in error.errors())
         raise ValueError(f"the mapping {path} breaks {error.error_count()} rule(s):\n{problems}") from error
 
 
-def map_runs(mapping: Mapped, runs: list[Any]) -> pd.DataFrame:
-    """The checked run table of MLflow's `runs`; those that are still going on are left out.
+def map_runs(mapping: RunMapping, runs: list[Any]) -> pd.DataFrame:
+    """Return the checked run table of MLflow's `runs` that have ended.
 
     Raises:
-        ValueError: a run lacks something, or the table breaks the contract; the message names run and column.
+        ValueError: a run lacks a value, or the table breaks a rule; the message names run and column.
     """
-    over = [run for run in runs if run.info.status in _OVER]
-    if not over:
+    ended = [run for run in runs if run.info.status in _STATUS]
+    if not ended:
         raise ValueError(
-            f"a mapping must find runs that are over, but '{mapping.experiment}' has {len(runs)} that pass its filter "
-            f"{mapping.filter!r}, and none is over; correct experiment or filter"
+            f"a mapping must find runs that have ended, but '{mapping.experiment}' has {len(runs)} that pass its "
+            f"filter {mapping.filter!r}, and none has ended; correct experiment or filter"
         )
-    rows = [_Row(mapping, run).columns() for run in over]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame([_MappedRun(mapping, run).columns() for run in ended])
     for name, source in mapping.columns.items():
         if table[name].isna().all() and name not in ("loss", "budget"):
             raise ValueError(
-                f"`{name}` must be there for some run, but no run has {source.label}; correct columns.{name}"
+                f"`{name}` must be given for some run, but no run has {source.label}; correct columns.{name}"
             )
     return check_table(table)
 
 
-class _Row:
-    """One run of others on its way into the table."""
+class _MappedRun:
+    """One of MLflow's runs and its row of the table."""
 
-    def __init__(self, mapping: Mapped, run: Any) -> None:
+    def __init__(self, mapping: RunMapping, run: Any) -> None:
         self.mapping, self.run = mapping, run
         self.label = f"run {run.info.run_name!r} ({run.info.run_id})"
-        self.places: dict[str, Mapping[str, Any]] = {
+        self.values: dict[str, Mapping[str, Any]] = {
             "param": run.data.params,
             "metric": run.data.metrics,
             "tag": run.data.tags,
@@ -151,16 +155,17 @@ class _Row:
         }
 
     def columns(self) -> dict[str, Any]:
-        """All columns: what is mapped, and for the rest what follows from it."""
+        """Return all columns: the mapped ones, and those that follow from them."""
         mapped = {name: self.value(source, name) for name, source in self.mapping.columns.items()}
         row = {
             "run_id": self.run.info.run_id,
-            "status": _OVER[self.run.info.status],
+            "status": _STATUS[self.run.info.status],
             "simulated": False,
             "accounting": self.mapping.accounting,
             "loss_unit": LOSS_UNIT,
             **mapped,
         }
+        # The losses and the status.
         losses = self.losses()
         mean = row.get("mean_recurrence")
         if "loss" not in row and mean is not None:
@@ -169,48 +174,48 @@ class _Row:
             row["status"] = "diverged"
         if row["status"] != "finished":
             row["loss"], losses = None, dict.fromkeys(losses)
-        for name in (name for name, column in _KNOWN.items() if column.required and not column.measured):
-            if name in mapped and mapped[name] is None:
+        # The required columns, and the cost.
+        for name, column in _COLUMNS.items():
+            if column.required and not column.measured and name in mapped and mapped[name] is None:
                 raise ValueError(self.missing(name, self.mapping.columns[name]))
         return {**self.cost(row), **row, **losses}
 
-    def value(self, source: Source, name: str) -> Any:
-        """What `source` says of this run, as the column `name` wants it; None where it is missing."""
+    def value(self, source: ValueSource, name: str) -> Any:
+        """Return the value of `source` in this run in the type of column `name`, None if it is missing."""
         if source.value is not None:
             return source.value
-        kind = next(kind for kind in KINDS if getattr(source, kind) is not None)
-        found = self.places[kind].get(getattr(source, kind))
-        column = _KNOWN.get(name)
-        if found is None or found == "":
+        value = self.values[source.kind].get(getattr(source, source.kind))
+        column = _COLUMNS.get(name)
+        if value is None or value == "":
             return None
         if column is not None and column.kind == "text":
-            return str(found)
+            return str(value)
         if column is not None and column.kind == "flag":
-            return {"true": True, "false": False}.get(str(found).lower(), found)
-        plain = _plain(found)
+            return {"true": True, "false": False}.get(str(value).lower(), value)
+        parsed = _parsed(value)
         if column is None and source.times is None:
-            return plain
-        if isinstance(plain, bool) or not isinstance(plain, int | float):
+            return parsed
+        if isinstance(parsed, bool) or not isinstance(parsed, int | float):
             raise ValueError(
-                f"`{name}` must be a number, but {self.label} has {source.label} = {found!r}; correct columns.{name}"
+                f"`{name}` must be a number, but {self.label} has {source.label} = {value!r}; correct columns.{name}"
             )
-        product = plain * (1 if source.times is None else source.times)
+        product = parsed * (1 if source.times is None else source.times)
         if not math.isfinite(product):
             return product
         return round(product) if math.isclose(product, round(product), rel_tol=1e-12) else product
 
     def losses(self) -> dict[str, Any]:
-        """The losses by T."""
+        """Return the losses by column name."""
         if self.mapping.losses is None:
             return {}
         before, after = map(re.escape, self.mapping.losses.split(PLACEHOLDER))
         pattern = re.compile(rf"{before}(\d+(?:\.\d+)?){after}")
-        found = {name: pattern.fullmatch(name) for name in self.run.data.metrics}
-        numbers = {float(match.group(1)): self.run.data.metrics[name] for name, match in found.items() if match}
-        return {loss_column(t): loss if _is_number(loss) else None for t, loss in sorted(numbers.items())}
+        matches = {name: pattern.fullmatch(name) for name in self.run.data.metrics}
+        losses = {float(match.group(1)): self.run.data.metrics[name] for name, match in matches.items() if match}
+        return {loss_column(t): loss if _is_number(loss) else None for t, loss in sorted(losses.items())}
 
     def cost(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Columns that follow from the model and the mean recurrence; those that are mapped go before them."""
+        """Return the columns that follow from the model and the mean recurrence; mapped ones take precedence."""
         if self.mapping.model is None:
             return {}
         mean, model = row.get("mean_recurrence"), self.model()
@@ -222,70 +227,63 @@ class _Row:
         recurrence = self.checked(
             lambda: RecurrenceConfig(mean=round(mean), **self.mapping.depth.model_dump()), "depth"
         )
-        loops, parameters = loop_cost(model, self.mapping.accounting), count_parameters(model)
-        forward, backward = expected_loops(recurrence, self.mapping.accounting)
+        accounting = self.mapping.accounting
+        forward, backward = expected_loops(recurrence, accounting)
         forward, backward = row.get("forward_loops", forward), row.get("backward_loops", backward)
         tokens: Any = row.get("tokens")
         known = _is_number(tokens) and _is_number(forward) and _is_number(backward)
         return {
-            "backprop_depth": recurrence.gradient_loops,
-            "flops_per_token_fixed": loops.fixed,
-            "flops_per_token_forward_loop": loops.per_forward_loop,
-            "flops_per_token_backward_loop": loops.per_backward_loop,
-            "effective_params_fixed": parameters.effective_fixed,
-            "effective_params_per_loop": parameters.effective_per_loop,
+            **model_columns(model, recurrence, accounting),
             "forward_loops": forward,
             "backward_loops": backward,
-            "flops": tokens * loops.flops_per_token(forward, backward) if known else None,
+            "flops": tokens * loop_cost(model, accounting).flops_per_token(forward, backward) if known else None,
         }
 
     def model(self) -> ModelConfig:
-        """The run's architecture."""
-        asked = {"size": self.mapping.model} if isinstance(self.mapping.model, str) else self.mapping.model or {}
-        said: dict[str, Any] = {}
-        for name, entry in asked.items():
-            said[name] = self.value(entry, f"model.{name}") if isinstance(entry, Source) else entry
-            if said[name] is None and isinstance(entry, Source):
-                raise ValueError(self.missing(f"model.{name}", entry))
-        return self.checked(lambda: _model(json.dumps(said, sort_keys=True)), "model")
+        """Return the run's architecture."""
+        model = self.mapping.model
+        content: dict[str, Any] = {"size": model} if isinstance(model, str) else dict(model or {})
+        for name, source in content.items():
+            if isinstance(source, ValueSource):
+                content[name] = self.value(source, f"model.{name}")
+                if content[name] is None:
+                    raise ValueError(self.missing(f"model.{name}", source))
+        return self.checked(lambda: _model(json.dumps(content, sort_keys=True)), "model")
 
-    def checked(self, make: Callable[[], Any], what: str) -> Any:
-        """What `make` makes; a rule that it breaks is told with the run's name."""
+    def checked(self, make: Callable[[], Any], key: str) -> Any:
+        """Return the result of `make`; an error gets the run's name."""
         try:
             return make()
         except ValidationError as error:
-            raise ValueError(
-                f"`{what}` of {self.label} breaks a rule: {broken_rules(error)}; correct {what}"
-            ) from error
+            raise ValueError(f"`{key}` of {self.label} breaks a rule: {broken_rules(error)}; correct {key}") from error
 
-    def missing(self, name: str, source: Source) -> str:
-        """What to say of a value that isn't there."""
-        kind = next((kind for kind in KINDS if getattr(source, kind) is not None), "value")
-        there = sorted(map(str, self.places.get(kind, {})))
-        close = difflib.get_close_matches(str(getattr(source, kind)), there, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"it has the {kind}s {', '.join(there) or 'none'}"
-        return f"`{name}` must be there for every run, but {self.label} has no {source.label}; {hint}"
+    def missing(self, name: str, source: ValueSource) -> str:
+        """Return the message about a missing value."""
+        present = sorted(map(str, self.values.get(source.kind, {})))
+        close = difflib.get_close_matches(str(getattr(source, source.kind)), present, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"it has the {source.kind}s {', '.join(present) or 'none'}"
+        return f"`{name}` must be given for every run, but {self.label} has no {source.label}; {hint}"
 
 
 @cache
-def _model(said: str) -> ModelConfig:
-    content = json.loads(said)
+def _model(content_json: str) -> ModelConfig:
+    content = json.loads(content_json)
     size = content.pop("size", None)
     if size is not None and str(size) not in SIZES:
         raise ValueError(f"a size must be one of {', '.join(SIZES)}, but got '{size}'; correct model.size")
     return ModelConfig.model_validate((SIZES[str(size)].model_dump() if size is not None else {}) | content)
 
 
-def _plain(found: Any) -> Any:
-    """A parameter's or a tag's text as the number that it may be."""
-    if not isinstance(found, str):
-        return found
+def _parsed(value: Any) -> Any:
+    """Return the number or truth value that the text of a parameter or tag stands for, otherwise the text."""
+    if not isinstance(value, str):
+        return value
     for kind in (int, float):
         try:
-            return kind(found)
+            return kind(value)
         except ValueError:
             continue
-    return {"True": True, "False": False}.get(found, found)
+    return {"True": True, "False": False}.get(value, value)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,11 +1,10 @@
 """The MLflow store: parent and child runs, their parameters, tags and points, and the run table read back.
 
-The only file that imports mlflow. Runs are found by tags of our own; parameters hold only what the run id hashes, since
+Only this file imports mlflow. Runs are found by tags of our own; parameters hold only what the run id hashes, since
 MLflow's can't be changed.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -14,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
-from isoloop.sweeps.config.schema import NAME, config_text
-from isoloop.sweeps.messages import first_line
+from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
+from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.privacy import switch_telemetry_off
-from isoloop.sweeps.redaction import redacted
+from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 from isoloop.sweeps.tracking.schema import (
-    ENDED,
     IN_SWEEP,
     KIND,
     LONGEST_TAG,
@@ -29,77 +27,83 @@ from isoloop.sweeps.tracking.schema import (
     PREFIX,
     REASON,
     RUN_ID,
+    SETTLED_OUTCOMES,
     SWEEP,
     SWEEP_KIND,
-    is_over,
+    has_ended,
     origin_tags,
     run_name,
     run_table,
     simulated_suffix,
+    tag_text,
 )
 
 NOTE = "mlflow.note.content"
-# MLflow takes 1,000 points, parameters and tags at a time, of the last two 100 each.
+# MLflow takes 1,000 points, parameters and tags at a time, of which at most 100 parameters and 100 tags.
 BATCH_POINTS = 800
-POSTGRES_LOCK = 0x150100B  # whatever nobody else takes
+POSTGRES_LOCK = 0x150100B  # an arbitrary number of our own
 
 
-class Store:
-    """One MLflow store and the experiment in it that sweeps are recorded under."""
+class TrackingStore:
+    """One MLflow store and the experiment in it under which sweeps are recorded.
+
+    Args:
+        uri: the tracking URI.
+        experiment: the experiment's name.
+        artifacts: folder of the artifacts of a new experiment in an sqlite store; None: the store is only read, and
+            nothing is created.
+
+    Raises:
+        ValueError: nothing usable answers at `uri`, or the experiment to read doesn't exist.
+    """
 
     def __init__(self, uri: str, experiment: str, *, artifacts: Path | None) -> None:
-        """Connect to `uri`; a new experiment keeps its artifacts in the folder `artifacts` if the store is sqlite.
-
-        With `artifacts=None` the store is only read: nothing is made where it is missing.
-
-        Raises:
-            ValueError: nothing usable answers at `uri`, or the experiment that shall be read isn't there.
-        """
+        # Set the environment, which mlflow reads when it is imported.
         switch_telemetry_off()
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
 
-        for noisy in ("alembic", "mlflow"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # Check the URI.
         self.uri, self.shown_uri, self.experiment = uri, redacted(uri), experiment
-        local = uri.startswith("sqlite:")
-        if local and (":memory:" in uri or not uri.removeprefix("sqlite:").strip("/")):
+        is_sqlite = uri.startswith("sqlite:")
+        if is_sqlite and (":memory:" in uri or not uri.removeprefix("sqlite:").strip("/")):
             raise ValueError(f"an sqlite tracking URI must read sqlite:///path/to/file.db, but got '{self.shown_uri}'")
-        if local and artifacts is None and not _database(uri).is_file():
-            raise ValueError(f"a store to read must be there, but there is no file {_database(uri)}; correct the URI")
-        with named_trouble(uri), _first_use(uri):
+        if is_sqlite and artifacts is None and not _sqlite_file(uri).is_file():
+            raise ValueError(f"a store to read must exist, but there is no file {_sqlite_file(uri)}; correct the URI")
+        # Connect, and find or create the experiment.
+        with translate_store_errors(uri), _first_use(uri):
             self.client = MlflowClient(uri)
-            found = self.client.get_experiment_by_name(experiment)
-            if found is not None:
-                self.experiment_id = found.experiment_id
+            existing = self.client.get_experiment_by_name(experiment)
+            if existing is not None:
+                self.experiment_id = existing.experiment_id
             elif artifacts is not None:
-                where = artifacts.resolve().as_uri() if local else None
-                self.experiment_id = self._experiment(where)
-        if found is None and artifacts is None:
+                self.experiment_id = self._create_experiment(artifacts.resolve().as_uri() if is_sqlite else None)
+        if existing is None and artifacts is None:
             names = sorted(each.name for each in self.client.search_experiments())
             raise ValueError(
-                f"an experiment to read must be there, but {self.shown_uri} has no '{experiment}'; it has "
+                f"an experiment to read must exist, but {self.shown_uri} has no '{experiment}'; it has "
                 f"{', '.join(names)}"
             )
-        if found is not None and found.lifecycle_stage == "deleted":
+        if existing is not None and existing.lifecycle_stage == "deleted":
             raise ValueError(f"the MLflow experiment must exist, but '{experiment}' was deleted; restore or rename it")
 
-    def _experiment(self, artifacts: str | None) -> str:
-        """Make the experiment, unless somebody else is just making it."""
+    def _create_experiment(self, artifacts: str | None) -> str:
         try:
             return self.client.create_experiment(self.experiment, artifact_location=artifacts)
         except Exception:
-            found = self.client.get_experiment_by_name(self.experiment)
-            if found is None:
+            existing = self.client.get_experiment_by_name(self.experiment)
+            if existing is None:
                 raise
-            return found.experiment_id
+            return existing.experiment_id  # another process has just created it
 
     def sweep_run(self, plan: Plan, environment: Mapping[str, str], *, kind: str = SWEEP_KIND) -> str:
-        """The MLflow run id of the sweep's parent run, made where it is missing; its note is the configuration.
+        """Return the MLflow run id of the sweep's parent run, created if missing; its note is the configuration.
 
-        `environment` are tags that say where the sweep is driven from.
+        `environment` are tags about the driver's machine and software.
         """
         sweep = plan.sweep
         identity = {KIND: kind, SWEEP: sweep.name}
@@ -107,50 +111,47 @@ class Store:
         name = f"{sweep.name}{simulated_suffix(plan)}"
         parent = found[0].info.run_id if found else self._create(name, identity)
         self.client.update_run(parent, status="RUNNING", name=name)
-        asked = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
-        tags = {f"{PREFIX}{key}": redacted(str(value))[:LONGEST_TAG] for key, value in asked.items()}
-        note = redacted(config_text(sweep))
-        cut = (
-            note
-            if len(note) <= LONGEST_TAG
-            else f"{note[:LONGEST_TAG]}...\n# the rest is in the artifact config.yaml\n"
-        )
-        self.send(parent, tags={**tags, **origin_tags(plan), **environment, NOTE: f"```yaml\n{cut}```"})
+        settings = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
+        tags = {f"{PREFIX}{key}": tag_text(value) for key, value in settings.items()}
+        note = config_text(sweep)
+        if len(note) > LONGEST_TAG:
+            note = f"{note[:LONGEST_TAG]}...\n# the rest is in the artifact config.yaml\n"
+        self.send(parent, tags={**tags, **origin_tags(plan), **environment, NOTE: f"```yaml\n{note}```"})
         return parent
 
     def sweeps(self) -> list[str]:
-        """Names of the sweeps that are recorded here."""
+        """Return the names of the sweeps that are recorded here."""
         return sorted({run.data.tags[SWEEP] for run in self._search({KIND: SWEEP_KIND})})
 
     def cell_runs(self, sweep: str) -> dict[str, Any]:
-        """MLflow's runs of a sweep's cells, by our run id; of two of the same cell, the one that came to its end."""
+        """Return MLflow's runs of a sweep's cells, by our run id; of two of the same cell, the settled one."""
         found = self._search({KIND: "run", SWEEP: sweep})
         return {run.data.tags[RUN_ID]: run for run in sorted(found, key=is_settled)}
 
     def find_cell_run(self, sweep: str, run_id: str) -> str | None:
-        """The child run of a cell by its tags, None where it is missing."""
+        """Return the MLflow run id of a cell, None if it has no run."""
         found = self._search({KIND: "run", SWEEP: sweep, RUN_ID: run_id})
         return max(found, key=is_settled).info.run_id if found else None
 
     def make_cell_run(self, plan: Plan, cell: Cell, tags: Mapping[str, str], parent: str) -> str:
-        """A new child run for a cell that has none."""
+        """Create the child run of a cell that has none, and return its MLflow run id."""
         identity = {KIND: "run", SWEEP: plan.sweep.name, RUN_ID: cell.run_id, "mlflow.parentRunId": parent}
         return self._create(run_name(plan, cell), {**tags, **identity})
 
     def reopen(self, mlflow_run: str) -> None:
-        """Mark a run that is there as running."""
+        """Mark an existing run as running."""
         self.client.update_run(mlflow_run, status="RUNNING")
 
     def is_settled(self, mlflow_run: str) -> bool:
-        """Whether the store, as of now, has the run's end and all that came before it."""
+        """Return whether the store has, as of now, the run's end and everything before it."""
         return is_settled(self.client.get_run(mlflow_run))
 
     def last_step(self, mlflow_run: str) -> int:
-        """The last step of the loss curve that the store has, -1 if it has none."""
+        """Return the last step of the loss curve in the store, -1 if there is none."""
         return max((m.step for m in self.client.get_metric_history(mlflow_run, "train_loss")), default=-1)
 
     def answers(self) -> bool:
-        """Whether the store can be reached at all just now."""
+        """Return whether the store can be reached now."""
         try:
             self.client.get_experiment(self.experiment_id)
         except Exception:  # noqa: BLE001  whatever it is, the store doesn't answer
@@ -165,7 +166,7 @@ class Store:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log points (key, value, timestamp in ms, step) in batches, and with the last of them parameters and tags."""
+        """Log points (key, value, timestamp in ms, step) in batches; the last batch has the parameters and tags."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(key, float(value), when, step) for key, value, when, step in points]
@@ -181,58 +182,58 @@ class Store:
             )
 
     def close_run(self, mlflow_run: str, outcome: str, reason: str | None, status: str) -> None:
-        """Record how a run ended: outcome, reason (nothing, where there is none) and MLflow's status."""
-        self.send(mlflow_run, tags={OUTCOME: outcome, REASON: redacted(reason or "")[:LONGEST_TAG]})
+        """Record the end of a run: outcome, reason and MLflow's status."""
+        self.send(mlflow_run, tags={OUTCOME: outcome, REASON: tag_text(reason or "")})
         self.end(mlflow_run, status)
 
     def end(self, mlflow_run: str, status: str) -> None:
-        """Close a run: FINISHED, FAILED or KILLED."""
+        """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(mlflow_run, status)
 
     def save_file(self, mlflow_run: str, file: Path) -> None:
-        """Keep one file as an artifact of a run."""
+        """Store one file as an artifact of a run."""
         self.client.log_artifact(mlflow_run, str(file))
 
     def save_files(self, mlflow_run: str, folder: Path) -> str | None:
-        """Keep the readable results of `folder` as artifacts of a run; returns why not, if it could not be done."""
+        """Store the readable results of `folder` as artifacts of a run; return the error, if there is one."""
         readable = {".yaml", ".csv", ".json", ".txt", ".html", ".png", ".svg", ".pdf"}
         try:
             for file in sorted(folder.rglob("*")):
                 if file.suffix in readable and file.relative_to(folder).parts[0] != "relay":
                     inside = file.relative_to(folder).parent.as_posix()
                     self.client.log_artifact(mlflow_run, str(file), None if inside == "." else inside)
-        except Exception as error:  # noqa: BLE001  the results are all in `folder`; the caller says what is missing
+        except Exception as error:  # noqa: BLE001  the results are all in `folder`; the caller reports it
             return first_line(error)
         return None
 
     def read_table(self, sweep: str) -> pd.DataFrame:
-        """The run table of a sweep, from what MLflow has of its runs that are over and belong to its grid.
+        """Return the run table of a sweep, of the ended runs in its grid, from MLflow alone.
 
         Raises:
-            ValueError: no run of that sweep is over; the store doesn't answer.
+            ValueError: no run of that sweep has ended; the store doesn't answer.
         """
-        if not re.fullmatch(NAME, sweep):
-            raise ValueError(f"a sweep's name has letters, digits and ._- only, but got '{sweep}'; correct it")
-        with named_trouble(self.uri):
+        if not re.fullmatch(SWEEP_NAME, sweep):
+            raise ValueError(f"a sweep's name must be of letters, digits and ._-, but got '{sweep}'; correct it")
+        with translate_store_errors(self.uri):
             runs = list(self.cell_runs(sweep).values())
             known = [] if runs else self.sweeps()
-        if not any(is_over(run.data.tags) and run.data.tags.get(IN_SWEEP) != "false" for run in runs):
-            there = f"{len(runs)} that are not done" if runs else f"sweeps {', '.join(known) or 'of no name at all'}"
+        if not any(has_ended(run.data.tags) and run.data.tags.get(IN_SWEEP) != "false" for run in runs):
+            other = f"it has {len(runs)} unfinished runs" if runs else f"its sweeps: {', '.join(known) or 'none'}"
             raise ValueError(
-                f"a sweep to read must have runs that are over, but '{self.experiment}' in {self.shown_uri} has none "
-                f"of '{sweep}': there are {there}"
+                f"a sweep to read must have runs that have ended, but '{self.experiment}' in {self.shown_uri} has none "
+                f"of '{sweep}'; {other}"
             )
         return run_table((run.data.tags, run.data.metrics) for run in runs)
 
     def foreign_runs(self, wanted: str) -> list[Any]:
-        """All runs of the experiment that pass a filter in MLflow's language, as MLflow has them, oldest first.
+        """Return MLflow's runs of the experiment that pass a filter in MLflow's language, oldest first.
 
         Raises:
-            ValueError: it isn't such a filter; the store doesn't answer.
+            ValueError: the filter isn't in that language; the store doesn't answer.
         """
         from mlflow.exceptions import MlflowException
 
-        with named_trouble(self.uri):
+        with translate_store_errors(self.uri):
             try:
                 found = self._pages(wanted)
             except MlflowException as error:
@@ -249,56 +250,52 @@ class Store:
     def _search(self, tags: Mapping[str, str]) -> list[Any]:
         return self._pages(" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()))
 
-    def _pages(self, wanted: str) -> list[Any]:
-        found: list[Any] = []
+    def _pages(self, condition: str) -> list[Any]:
+        runs: list[Any] = []
         token = None
         while True:
-            page = self.client.search_runs([self.experiment_id], wanted, max_results=1000, page_token=token)
-            found += page
+            page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
+            runs += page
             token = page.token
             if not token:
-                return found
+                return runs
 
 
 def is_settled(run: Any) -> bool:
-    """Whether MLflow's run says that it came to its end, which is the last thing that is said of it."""
-    return run.data.tags.get(OUTCOME) in ENDED and run.info.status == "FINISHED"
+    """Return whether MLflow's run is recorded as ended, which is written last."""
+    return run.data.tags.get(OUTCOME) in SETTLED_OUTCOMES and run.info.status == "FINISHED"
 
 
-@contextlib.contextmanager
-def named_trouble(uri: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a store into one ValueError that names it, without the secrets in its URI."""
-    try:
-        yield
-    except Exception as error:  # the store may be any database or server, each with errors of its own
+def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context that raises any error of a store as one ValueError with its name."""
+
+    def advice(error: Exception) -> str:
         missing = isinstance(error, ModuleNotFoundError) and uri.startswith("postgresql")
-        advice = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
-        trouble = ValueError(
-            f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not ({first_line(error)}); "
-            f"nothing is lost: {advice}, or leave it out for an sqlite file beside the results"
-        )
-        if redacted(str(error)) != str(error):  # a traceback would show the cause as well
-            raise trouble from None
-        raise trouble from error
+        first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
+        return f"nothing is lost: {first}, or leave it out for an sqlite file beside the results"
+
+    return translate_errors(f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not", advice)
 
 
-def _database(uri: str) -> Path:
+def _sqlite_file(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0].removeprefix("file:"))
 
 
 @contextlib.contextmanager
 def _first_use(uri: str) -> Iterator[None]:
-    """Let one process at a time make a database's tables: at once, they crash. A server does that by itself."""
+    """Let one process at a time create a database's tables, which crashes if several do it at once.
+
+    An MLflow server creates them by itself.
+    """
     if uri.startswith("sqlite:"):
-        database = _database(uri)
+        database = _sqlite_file(uri)
         database.parent.mkdir(parents=True, exist_ok=True)
-        with (database.parent / f".{database.name}.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with FileLock(database.with_name(f".{database.name}.lock")):
             yield
     elif uri.startswith("postgresql"):
         from sqlalchemy import NullPool, create_engine, text
 
-        # It also says at once that nobody answers, where MLflow would try for minutes.
+        # This also fails at once if nobody answers, where MLflow would try for minutes.
         with create_engine(uri, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
             connection.execute(text(f"select pg_advisory_lock({POSTGRES_LOCK})"))
             yield

@@ -1,228 +1,181 @@
-"""A tuning from a sweep's configuration to the settings that won, station by station."""
+"""The steps of a tuning, from a sweep's configuration to the best settings: prepare, run, check, write."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.execution.engine import Engine, Outcome, Progress
+from isoloop.sweeps.config.uri import TUNE_STORAGE_VARIABLE
+from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import open_cluster, open_storage, prepare
+from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
 from isoloop.sweeps.plan.centre import with_centres
-from isoloop.sweeps.plan.grid import Cell, Plan, Text
-from isoloop.sweeps.redaction import with_secret
-from isoloop.sweeps.tracking.schema import TUNE_KIND
-from isoloop.sweeps.tuning.result import Tuned, write_tuned
-from isoloop.sweeps.tuning.search_space import Search, ended, grid_base, search_for
+from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
+from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.tuning.result import TuningResult, write_result_files
+from isoloop.sweeps.tuning.search_space import (
+    SearchSpace,
+    finished_trials,
+    make_search_space,
+    reduce_to_one_point,
+)
 from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import FACTORS
-from isoloop.sweeps.tuning.tuner import Tuner, Watcher, is_complete
+from isoloop.sweeps.tuning.tuner import Tuner, is_complete
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.data.sources import Progress as CorpusProgress
-from isoloop.trainer.data.sources import silent
 from isoloop.trainer.files import sole_owner
 
-if TYPE_CHECKING:
-    from isoloop.sweeps.tracking.uploader import Relay
-
-STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
-ClusterOf = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
+ClusterOpener = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What is to be tuned: the search, its corpora by fingerprint, and where it is kept."""
+class PreparedTuning:
+    """A search space, its corpora by fingerprint, and the folders of the tuning."""
 
-    search: Search
+    space: SearchSpace
     corpora: Mapping[str, Path]
     folders: Folders
 
+    def open_study(self) -> Study:
+        """Open the study in its database: a file of its own unless the configuration gives one.
 
-def prepare_tuning(sweep: SweepConfig, folders: Folders, corpus_progress: CorpusProgress = silent) -> Tuning:
-    """Prepare the corpus and the search.
+        Raises:
+            ValueError: no database answers, or it is that of the tracking store.
+        """
+        sweep = self.space.sweep
+        url = f"sqlite:///{(self.folders.sweep / 'tune.db').resolve()}"
+        if sweep.tune.storage is not None:
+            url = sweep.tune.storage.with_secret(TUNE_STORAGE_VARIABLE)
+            default = self.folders.default_tracking_uri()
+            if url in (default, sweep.tracking.full_uri(default=default)):
+                raise ValueError(
+                    "the study must have a database of its own, but tune.storage (--storage-url) is MLflow's, which "
+                    "has tables of the same names; name another one, or leave it out"
+                )
+        return Study(url, self.space, sweep.tune)
+
+
+def prepare_tuning(sweep: SweepConfig, folders: Folders, progress: Progress | None = None) -> PreparedTuning:
+    """Prepare the corpus and the search space.
 
     Raises:
         ValueError: the sweep can't be tuned, or not in that space; the corpus is missing, empty or too small.
     """
-    base, means = grid_base(with_centres(sweep, folders))
-    prepared = prepare(base, folders, corpus_progress)
+    base, means = reduce_to_one_point(with_centres(sweep, folders))
+    prepared = prepare(base, folders, progress)
     (cell,) = prepared.plan.cells
     ((fingerprint, corpus),) = prepared.corpora.items()
 
-    def text_of(_: DataConfig) -> Text:
-        return Text(fingerprint, corpus.facts.train_tokens)
+    def corpus_of(_: DataConfig) -> PlannedCorpus:
+        return PlannedCorpus(fingerprint, corpus.facts.train_tokens)
 
-    return Tuning(
-        search=search_for(base, means, cell, text_of),
+    return PreparedTuning(
+        space=make_search_space(base, means, cell, corpus_of),
         corpora=prepared.corpus_folders,
         folders=replace(folders, name=f"{folders.name}/tune"),
     )
 
 
-def tune(
-    tuning: Tuning,
+def run_tuning(
+    tuning: PreparedTuning,
     source: str,
     *,
     command: str,
     check: bool = True,
     address: str | None = None,
-    watcher: Watcher | None = None,
-    cluster: ClusterOf = open_cluster,
-) -> Tuned:
-    """Run the trials that are missing and the check, all recorded in MLflow, and write what was found.
+    progress: Progress | None = None,
+    cluster: ClusterOpener = open_cluster,
+) -> TuningResult:
+    """Run the missing trials and the check, record them in MLflow, and write the result.
 
     Args:
-        tuning: what to tune.
+        tuning: the prepared tuning.
         source: the sweep as the command names it.
-        command: the command, for the files' headers.
-        check: look whether the best holds at other recurrences.
-        address: of a Ray cluster.
-        watcher: is told how far it is.
-        cluster: makes what runs are started on.
+        command: the command without secrets, for the header of tuned.yaml.
+        check: check whether the best settings hold at other recurrences.
+        address: address of a Ray cluster.
+        progress: the watcher.
+        cluster: opens the cluster.
 
     Raises:
-        ValueError: a store, storage, database or cluster can't be used; no trial finished; the store didn't take all.
-        KeyboardInterrupt: stopped; the runs have saved their state and the study knows what was under way.
+        ValueError: a store, storage, database or cluster can't be used; no trial finished; the store didn't take every
+            trial.
+        KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
     folders = tuning.folders
     folders.sweep.mkdir(parents=True, exist_ok=True)
-    with sole_owner(folders.sweep):
-        study = Study(_database(tuning), tuning.search, tuning.search.sweep.tune)
-        try:
-            with study.named_trouble():
-                return _tune(
-                    tuning, study, source, command, check, watcher, partial(cluster, tuning.search.sweep, address)
-                )
-        finally:
-            study.close()
+    with sole_owner(folders.sweep), closing(tuning.open_study()) as study, study.translate_errors():
+        return _run_study(study, tuning, source, command, check, progress, lambda: cluster(study.space.sweep, address))
 
 
-def progress_so_far(tuning: Tuning) -> tuple[int, int]:
-    """How many trials are done, and how many were under way when the driver stopped."""
-    study = Study(_database(tuning), tuning.search, tuning.search.sweep.tune)
-    try:
+def count_trials(tuning: PreparedTuning) -> tuple[int, int]:
+    """Return how many trials have ended, and how many were running when the driver stopped."""
+    with closing(tuning.open_study()) as study:
         outcomes = [trial.outcome for trial in study.trials()]
-    finally:
-        study.close()
     return len(outcomes) - outcomes.count("running"), outcomes.count("running")
 
 
-def _tune(
-    tuning: Tuning,
+def _run_study(
     study: Study,
+    tuning: PreparedTuning,
     source: str,
     command: str,
     check: bool,
-    watcher: Watcher | None,
-    cluster: Callable[[], AbstractContextManager[Any]],
-) -> Tuned:
-    search, folders, sweep = tuning.search, tuning.folders, tuning.search.sweep
-    plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_cells_so_far(study))
-    storage = open_storage(plan, tuning.corpora, folders)
-    relay = _open_relay(study, plan, folders)
-    stopped: str | None = "FAILED"
-    outcome = Outcome()
-    try:
-        with ExitStack() as stack:
-            engine = None
-            if not is_complete(study, folders, check=check):
-                started = stack.enter_context(cluster())
-                engine = stack.enter_context(
-                    Engine(
-                        started,
-                        sweep,
-                        folders,
-                        tuning.corpora,
-                        storage=storage,
-                        progress=_Noticed(relay),
-                        outcome=outcome,
-                    )
+    progress: Progress | None,
+    open_cluster: Callable[[], AbstractContextManager[Any]],
+) -> TuningResult:
+    space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
+    plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
+    outcome = SweepOutcome()
+    with (
+        open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+        ExitStack() as stack,
+    ):
+        # Trials that earlier calls pruned have no result, so the uploader must be told their end.
+        for trial in study.trials():
+            if trial.run_id is not None and trial.outcome == "pruned":
+                uploader.record_end(trial.run_id, "pruned", trial.reason or "")
+        engine = None
+        if not is_complete(study, folders, check=check):
+            engine = stack.enter_context(
+                Engine(
+                    stack.enter_context(open_cluster()),
+                    sweep,
+                    folders,
+                    tuning.corpora,
+                    run_store=run_store,
+                    outcome=outcome,
+                    on_start=uploader.watch,
                 )
-            more = (len(FACTORS) + 1) * len({search.means[0], search.means[-1]}) if check else 0
-            tuner = Tuner(study, engine, folders, relay, watcher=watcher, more=more)
-            trials = tuner.run()
-            finished = ended(trials)
-            checked = tuner.check(finished[0]) if check and finished else None
-        stopped = None
-    except KeyboardInterrupt:
-        stopped = "KILLED"
-        raise
-    finally:
-        pending = relay.close(stopped=stopped, failed=outcome.failed)
+            )
+        check_runs = (len(FACTORS) + 1) * len({space.grid_recurrences[0], space.grid_recurrences[-1]}) if check else 0
+        tuner = Tuner(study, engine, folders, uploader, progress=progress, check_runs=check_runs)
+        trials = tuner.run()
+        finished = finished_trials(trials)
+        checked = tuner.check(finished[0]) if check and finished else None
+
+    # Write and record the result.
     if not finished:
-        raise ValueError(_why_none(sweep.name, [trial.reason for trial in trials if trial.reason]))
-    tuned = Tuned(source=source, search=search, trials=tuple(trials), best=finished[0], check=checked)
-    write_tuned(tuned, folders, command)
-    if pending:
+        reasons = [trial.reason for trial in trials if trial.reason]
+        last = f"; the last: {reasons[-1]}" if reasons else ""
         raise ValueError(
-            f"the tracking store must take every trial, but {relay.store.shown_uri} is {len(pending)} runs behind "
-            f"({relay.last_error}); nothing is lost, and {folders.sweep / 'tuned.yaml'} is written: mend that and give "
-            "the same command again"
+            f"a tuning must have a trial that finishes, but of '{sweep.name}' none did{last}; lower the learning rates "
+            "in tune.space, or fix the cause, and rerun the command"
         )
-    relay.store.save_files(relay.parent, folders.sweep)
-    return tuned
+    result = TuningResult(source=source, space=space, trials=tuple(trials), best=finished[0], check=checked)
+    write_result_files(result, folders, command)
+    uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
+    uploader.store.save_files(uploader.parent, folders.sweep)
+    return result
 
 
-def _open_relay(study: Study, plan: Plan, folders: Folders) -> "Relay":
-    """Into MLflow; it knows which trials of earlier calls were pruned."""
-    from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
-    from isoloop.sweeps.tracking.uploader import Relay
-
-    tracking, storage = plan.sweep.tracking, plan.sweep.storage
-    uri = with_secret(tracking.uri or folders.default_tracking_uri())
-    store = Store(uri, tracking.experiment, artifacts=folders.artifacts)
-    with named_trouble(uri):
-        runs_at = None if storage is None else f"{storage.rstrip('/')}/runs"
-        relay = Relay(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND)
+def _started_cells(study: Study) -> tuple[Cell, ...]:
+    """Return the runs of the trials that earlier calls have started."""
+    cells = {}
     for trial in study.trials():
-        if trial.run_id is not None and trial.outcome == "pruned":
-            relay.give_up(trial.run_id, "pruned", trial.reason or "")
-    return relay
-
-
-class _Noticed(Progress):
-    """Tells the relay which runs were started."""
-
-    def __init__(self, relay: "Relay") -> None:
-        self.relay = relay
-
-    def run_started(self, cell: Cell) -> None:
-        self.relay.notice(cell.run_id)
-
-
-def _cells_so_far(study: Study) -> tuple[Cell, ...]:
-    """The runs of the trials that an earlier call has launched."""
-    found = {}
-    for trial in study.trials():
-        cell = None if trial.run_id is None else study.search.cell(trial.values, labels={"trial": trial.number})
+        cell = None if trial.run_id is None else study.space.cell(trial.values, labels={"trial": trial.number})
         if isinstance(cell, Cell):
-            found[cell.run_id] = cell
-    return tuple(found.values())
-
-
-def _database(tuning: Tuning) -> str:
-    """The URL of the study's database: a file of its own unless one is given.
-
-    Raises:
-        ValueError: it is the tracking store's.
-    """
-    sweep = tuning.search.sweep
-    if sweep.tune.storage is None:
-        return f"sqlite:///{(tuning.folders.sweep / 'tune.db').resolve()}"
-    if sweep.tune.storage in (sweep.tracking.uri, tuning.folders.default_tracking_uri()):
-        raise ValueError(
-            "the study must have a database of its own, but tune.storage (--storage-url) is MLflow's, whose tables "
-            "would collide with its; name another one, or leave it out"
-        )
-    return with_secret(sweep.tune.storage, STORAGE_VARIABLE)
-
-
-def _why_none(name: str, reasons: list[str]) -> str:
-    said = f"; the last: {reasons[-1]}" if reasons else ""
-    return (
-        f"a tuning must have a trial that finishes, but of '{name}' none did{said}; lower the learning rates in "
-        "tune.space, or mend that, and give the same command again"
-    )
+            cells[cell.run_id] = cell
+    return tuple(cells.values())

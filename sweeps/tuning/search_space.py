@@ -1,6 +1,6 @@
-"""What a tuning searches: its dimensions, and the run that a proposal comes to. Pure: nothing is started.
+"""The search space of a tuning, and the run that a proposal comes to. Nothing is started here.
 
-A proposal becomes a cell by the grid's own code, so a run that a sweep has trained is not trained again.
+A proposal becomes a cell by the grid's own code, so a run that a sweep has trained isn't trained again.
 """
 
 import hashlib
@@ -9,314 +9,320 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isoloop.sweeps.config.schema import RunSettings, SweepConfig
+from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
 from isoloop.sweeps.config.tuning import Dimension, Range
-from isoloop.sweeps.plan.axes import BUDGET, LABEL, MEAN, TOKENS, Changes, Point, is_path, points, setting_at
-from isoloop.sweeps.plan.grid import Cell, TextOf, solve_cells
+from isoloop.sweeps.plan.axes import (
+    BUDGET,
+    ENTRY_NAME,
+    GRID_KEYS,
+    MEAN_RECURRENCE,
+    TOKENS,
+    Point,
+    SettingChanges,
+    grid_points,
+    setting_at,
+)
+from isoloop.sweeps.plan.grid import Cell, CorpusLookup, plan_cells
 
-RATE, MUON_RATE, DECAY = "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.muon_weight_decay"
-BATCH = "batch"
-WIDTH = 8.0  # default ranges reach from a learning rate / WIDTH to the rate x WIDTH
-EDGE = 0.05
-# Losses of runs that differ in these can't be compared, or differ by nothing that could be tuned.
-_NOT_TUNED = ("data", "evaluation", "resources", "seed", "model.context", "model.vocabulary")
+LEARNING_RATE, MUON_RATE = "optimizer.learning_rate", "optimizer.muon_learning_rate"
+MUON_DECAY, BATCH = "optimizer.muon_weight_decay", "batch"
+RATE_FACTOR = 8.0  # default ranges go from a learning rate / RATE_FACTOR to the rate x RATE_FACTOR
+EDGE = 0.05  # of a range's width
+# Losses of runs that differ in these can't be compared, or they aren't settings to tune.
+_NOT_TUNABLE = ("data", "evaluation", "resources", "seed", "model.context", "model.vocabulary")
 
-Outcome = Literal["running", "finished", "diverged", "pruned", "failed"]
-Values = Mapping[str, Any]
+TrialOutcome = Literal["running", "finished", "diverged", "pruned", "failed"]
+TrialValues = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One proposal and what became of it.
+    """One proposal and how its run ended.
 
     Attributes:
-        number: the study's own.
+        number: number in the study.
         values: settings by path.
-        run_id: the run that it came to, None where there can't be one.
+        run_id: the proposal's run, None if there is none.
         outcome: how the run ended.
-        loss: validation loss at T = µ_rec, nats per token; of a pruned run the last one. None if it has none.
-        share: share of the steps that `loss` was measured at.
-        reason: why it diverged, was pruned or failed.
+        loss: validation loss at T = µ_rec, nats per token; the last one of a pruned run. None if there is none.
+        share: share of the steps at which `loss` was measured.
+        reason: why the run diverged, was pruned or failed.
     """
 
     number: int
-    values: Values
+    values: TrialValues
     run_id: str | None
-    outcome: Outcome
+    outcome: TrialOutcome
     loss: float | None = None
     share: float | None = None
     reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """What is searched, at one budget and one mean recurrence.
+class SearchSpace:
+    """The dimensions of a tuning, at one budget and one mean recurrence.
 
     Attributes:
-        sweep: the sweep without its grid; its runs evaluate themselves on the way.
-        asked: `budget` or `tokens`, and how much.
-        mean: µ_rec of the trials.
-        means: all mean recurrences of the sweep's grid, ascending.
+        sweep: the sweep with one point instead of its grid; its runs are evaluated during training.
+        size: `budget` or `tokens`, and the amount.
+        mean_recurrence: µ_rec of the trials.
+        grid_recurrences: all mean recurrences of the sweep's grid, ascending.
         fixed: settings that the sweep's axes set: the first entry of each.
-        space: the dimensions by path.
+        dimensions: range or choices by path.
         base: the run with the sweep's own settings.
-        text_of: the prepared corpora.
-        notes: what was left out of the space, and why.
+        corpus_of: returns the prepared corpora.
+        notes: choices that were left out, with the reasons.
     """
 
     sweep: SweepConfig
-    asked: tuple[str, float]
-    mean: int
-    means: tuple[int, ...]
-    fixed: Changes
-    space: Mapping[str, Dimension]
+    size: tuple[str, float]
+    mean_recurrence: int
+    grid_recurrences: tuple[int, ...]
+    fixed: SettingChanges
+    dimensions: Mapping[str, Dimension]
     base: Cell
-    text_of: TextOf
+    corpus_of: CorpusLookup
     notes: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Of the study: the sweep's, and a hash of what decides whether losses can be compared and proposals made."""
-        space = {
+    def study_name(self) -> str:
+        """The sweep's name, and a hash of everything on which losses and proposals depend."""
+        dimensions = {
             path: dimension.model_dump() if isinstance(dimension, Range) else dimension
-            for path, dimension in self.space.items()
+            for path, dimension in self.dimensions.items()
         }
-        content = json.dumps([self.base.run_id, space], sort_keys=True, default=str)
+        content = json.dumps([self.base.run_id, dimensions], sort_keys=True, default=str)
         return f"{self.sweep.name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     @property
     def settings(self) -> RunSettings:
-        """What a run has that no proposal changes."""
-        (point,) = points(self.sweep)
+        """The settings of a run that no proposal changes."""
+        (point,) = grid_points(self.sweep)
         return point.settings
 
     @property
     def start(self) -> dict[str, Any]:
-        """The sweep's own settings as a proposal, as far as the space holds them."""
-        own = {path: own_value(self.settings, path) for path in self.space}
-        return {path: value for path, value in own.items() if _holds(self.space[path], value)}
+        """The sweep's own settings as a proposal, as far as they are in the space."""
+        own = {path: current_value(self.settings, path) for path in self.dimensions}
+        return {path: value for path, value in own.items() if _contains(self.dimensions[path], value)}
 
     @property
     def combinations(self) -> int | None:
-        """How many proposals there are, None where they can't be counted."""
+        """The number of possible proposals, None if there is a range."""
         count = 1
-        for dimension in self.space.values():
+        for dimension in self.dimensions.values():
             if isinstance(dimension, Range):
                 return None
             count *= len(dimension)
         return count
 
-    def cell(self, values: Values, *, labels: Mapping[str, Any] | None = None, mean: int | None = None) -> Cell | str:
-        """The run of `values`, or why there can't be one; `labels` say more of it.
+    def cell(
+        self, values: TrialValues, *, labels: Mapping[str, Any] | None = None, mean_recurrence: int | None = None
+    ) -> Cell | str:
+        """Return the run of `values`, or the reason if it can't be run.
+
+        Args:
+            values: settings by path.
+            labels: more columns that describe the run.
+            mean_recurrence: µ_rec if it isn't that of the trials.
 
         Raises:
             ValueError: a value breaks a rule.
         """
-        mean = self.mean if mean is None else mean
-        return _cell(self.sweep, self.asked, mean, self.fixed, values, self.text_of, labels)
+        size, amount = self.size
+        point = {size: amount, MEAN_RECURRENCE: mean_recurrence or self.mean_recurrence, **self.fixed, **values}
+        cells, skipped = plan_cells(self.sweep.model_copy(update={"points": (point,)}), self.corpus_of)
+        if skipped:
+            return skipped[0].reason
+        (cell,) = cells
+        plain = str | int | float | bool
+        axes = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}
+        return replace(cell, axes={**(labels or {}), **axes})
 
-    def described(self) -> list[str]:
-        """The dimensions, and what was left out of them, a line each."""
+    def describe(self) -> list[str]:
+        """Return a line for each dimension and for each choice that was left out."""
         lines = []
-        for path, dimension in self.space.items():
+        for path, dimension in self.dimensions.items():
             if isinstance(dimension, Range):
-                how = ", even in the logarithm" if dimension.log else ""
-                how += f", {dimension.step:g} apart" if dimension.step is not None else ""
-                lines.append(f"{path} from {dimension.low:g} to {dimension.high:g}{how}")
+                spacing = ", log-uniform" if dimension.log else ""
+                spacing += f", in steps of {dimension.step:g}" if dimension.step is not None else ""
+                lines.append(f"{path} from {dimension.low:g} to {dimension.high:g}{spacing}")
             else:
-                lines.append(f"{path} of {', '.join(map(str, dimension))}")
-        return [*lines, *(f"not tried: {note}" for note in self.notes)]
+                lines.append(f"{path} from {', '.join(map(str, dimension))}")
+        return [*lines, *(f"left out: {note}" for note in self.notes)]
 
-    def at_edge(self, values: Values) -> list[str]:
-        """Paths at which `values` lie at an end of their range."""
-        found = []
-        for path, value in values.items():
-            dimension = self.space.get(path)
-            if isinstance(dimension, Range) and not EDGE < dimension.place(value) < 1 - EDGE:
-                found.append(path)
-        return found
+    def paths_at_edge(self, values: TrialValues) -> list[str]:
+        """Return the paths whose values lie at an end of their range."""
+        ranges = {path: dimension for path, dimension in self.dimensions.items() if isinstance(dimension, Range)}
+        return [
+            path
+            for path, value in values.items()
+            if path in ranges and not EDGE < ranges[path].position(value) < 1 - EDGE
+        ]
 
 
-def grid_base(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...]]:
-    """The sweep with one point instead of its grid, at its smallest budget, and all the mean recurrences of the grid.
+def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...]]:
+    """Return the sweep with one point instead of its grid, and the mean recurrences of the grid, ascending.
 
-    Axes have their first entry.
+    The point has the smallest budget, the mean recurrence to tune at, and the first entry of each axis.
 
     Raises:
-        ValueError: the sweep draws its losses from a law, or the mean recurrence to tune at isn't one of its own.
+        ValueError: the sweep draws its losses from a law.
     """
     if sweep.simulation is not None:
         raise ValueError(
-            f"a sweep must train to be tuned, but '{sweep.name}' draws its losses from a law, which knows no learning "
+            f"a sweep must train to be tuned, but '{sweep.name}' draws its losses from a law, which has no learning "
             "rate; name another sweep"
         )
-    asked = points(sweep)
-    means = tuple(sorted({point.mean for point in asked}))
-    mean = sweep.tune.mean_recurrence or means[len(means) // 2]
-    smallest = min(asked, key=_size)
-    kind, amount = (TOKENS, smallest.tokens) if smallest.budget is None else (BUDGET, smallest.budget)
-    point = {kind: amount, MEAN: mean, **_first_entries(sweep)}
-    resources = sweep.resources.model_copy(update={"validations": sweep.tune.validations})
-    grid: dict[str, Any] = {
-        "budgets": None,
-        "tokens": None,
-        "mean_recurrences": None,
-        "around": None,
-        "axes": {},
-        "exclude": (),
+    points = grid_points(sweep)
+    means = tuple(sorted({point.mean_recurrence for point in points}))
+    smallest = min(points, key=_amount)
+    point = {
+        TOKENS if smallest.budget is None else BUDGET: _amount(smallest),
+        MEAN_RECURRENCE: sweep.tune.mean_recurrence or means[len(means) // 2],
+        **_first_entries(sweep),
     }
-    return sweep.model_copy(update={**grid, "points": (point,), "resources": resources}), means
+    resources = sweep.resources.model_copy(update={"validations": sweep.tune.validations})
+    no_product = dict.fromkeys(["budgets", "tokens", "mean_recurrences", "around"])
+    update: dict[str, Any] = {**no_product, "axes": {}, "exclude": (), "points": (point,), "resources": resources}
+    return sweep.model_copy(update=update), means
 
 
-def search_for(sweep: SweepConfig, means: tuple[int, ...], base: Cell, text_of: TextOf) -> Search:
-    """What `isoloop tune` searches.
+def make_search_space(
+    sweep: SweepConfig, grid_recurrences: tuple[int, ...], base: Cell, corpus_of: CorpusLookup
+) -> SearchSpace:
+    """Return the search space of `isoloop tune`.
 
     Args:
-        sweep: of `grid_base`, with the one point that `base` is the run of.
-        means: the grid's mean recurrences.
-        base: the run with the sweep's own settings.
-        text_of: the prepared corpora.
+        sweep: a sweep with one point, from `reduce_to_one_point`.
+        grid_recurrences: the mean recurrences of the grid.
+        base: the run of the one point.
+        corpus_of: returns the prepared corpora.
 
     Raises:
-        ValueError: a path can't be tuned, an end of a range can't be run, or no choice is left.
+        ValueError: a path can't be tuned, an end of a range can't be run, or no choice can.
     """
     (point,) = sweep.points
-    fixed = {path: value for path, value in point.items() if path not in (BUDGET, TOKENS, MEAN)}
-    asked = next((kind, point[kind]) for kind in (BUDGET, TOKENS) if kind in point)
-    (planned,) = points(sweep)
-    wanted = _default_space(planned.settings, fixed) if sweep.tune.space is None else sweep.tune.space
-    space: dict[str, Dimension] = {}
-    notes: list[str] = []
-    for path, dimension in wanted.items():
-        _check_path(path, fixed)
-
-        def why_not(value: Any, path: str = path) -> str | None:
-            found = _cell(sweep, asked, base.mean_recurrence, fixed, {path: value}, text_of, None)
-            return found if isinstance(found, str) else None
-
-        if isinstance(dimension, Range):
-            for end in (dimension.low, dimension.high):
-                reason = why_not(_as_setting(planned.settings, path, end))
-                if reason is not None:
-                    raise ValueError(f"both ends of a range must be runs, but {path} = {end:g} is {reason}")
-            space[path] = dimension
-            continue
-        reasons = [(choice, why_not(choice)) for choice in dimension]
-        notes += [f"{path} = {choice} can't be: {reason}" for choice, reason in reasons if reason is not None]
-        left = tuple(choice for choice, reason in reasons if reason is None)
-        if not left:
-            raise ValueError(f"a list of choices must have one that is a run, but of {path} none is; {notes[-1]}")
-        space[path] = left
-    return Search(
+    (planned,) = grid_points(sweep)
+    settings = planned.settings
+    fixed = {path: value for path, value in point.items() if path not in GRID_KEYS}
+    size = next((key, point[key]) for key in (BUDGET, TOKENS) if key in point)
+    space = SearchSpace(
         sweep=sweep,
-        asked=asked,
-        mean=base.mean_recurrence,
-        means=means,
+        size=size,
+        mean_recurrence=base.mean_recurrence,
+        grid_recurrences=grid_recurrences,
         fixed=fixed,
-        space=space,
+        dimensions={},
         base=base,
-        text_of=text_of,
-        notes=tuple(notes),
+        corpus_of=corpus_of,
     )
 
+    def reason_against(path: str, value: Any) -> str | None:
+        cell = space.cell({path: value})
+        return cell if isinstance(cell, str) else None
 
-def own_value(settings: RunSettings, path: str) -> Any:
-    """The sweep's own value of a setting; Muon's learning rate is AdamW's unless set apart."""
+    # Check that both ends of each range can be run, and keep the choices that can.
+    dimensions: dict[str, Dimension] = {}
+    notes: list[str] = []
+    requested = _default_dimensions(settings, fixed) if sweep.tune.space is None else sweep.tune.space
+    for path, dimension in requested.items():
+        _check_path(path, fixed)
+        if isinstance(dimension, Range):
+            for end in (dimension.low, dimension.high):
+                reason = reason_against(path, _as_setting(settings, path, end))
+                if reason is not None:
+                    raise ValueError(f"both ends of a range must be runs, but {path} = {end:g} is {reason}")
+            dimensions[path] = dimension
+            continue
+        reasons = {index: reason_against(path, choice) for index, choice in enumerate(dimension)}
+        notes += [f"{path} = {dimension[index]} can't be run: {reason}" for index, reason in reasons.items() if reason]
+        dimensions[path] = tuple(dimension[index] for index, reason in reasons.items() if reason is None)
+        if not dimensions[path]:
+            raise ValueError(f"a list of choices must have one that can be run, but {path} has none; {notes[-1]}")
+    return replace(space, dimensions=dimensions, notes=tuple(notes))
+
+
+def current_value(settings: RunSettings, path: str) -> Any:
+    """Return the sweep's own value of a setting; Muon's learning rate is AdamW's unless it is set."""
     if path == "model.size":
         return None
     return settings.optimizer.matrix_learning_rate if path == MUON_RATE else setting_at(settings, path)
 
 
-def rounded(settings: RunSettings, path: str, dimension: Range, value: float) -> float | int:
-    """A proposed value as the run has it: a whole number where the setting is one, else three digits."""
+def round_to_setting(settings: RunSettings, path: str, dimension: Range, value: float) -> float | int:
+    """Return a proposed value as the run has it: a whole number if the setting is one, else with three digits."""
     if dimension.step is not None:
         return _as_setting(settings, path, float(f"{value:.10g}"))
     return _as_setting(settings, path, min(max(float(f"{value:.3g}"), dimension.low), dimension.high))
 
 
 def is_whole(settings: RunSettings, path: str) -> bool:
-    """Whether the setting is a whole number."""
-    value = own_value(settings, path)
+    """Return whether a setting is a whole number."""
+    value = current_value(settings, path)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def describe_values(values: TrialValues) -> str:
+    """Return settings in a few words."""
+    return ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in values.items())
+
+
+def finished_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that finished, best first."""
+    finished = [trial for trial in trials if trial.outcome == "finished" and trial.loss is not None]
+    return sorted(finished, key=lambda trial: (trial.loss, trial.number))
 
 
 def _as_setting(settings: RunSettings, path: str, value: float) -> float | int:
     return round(value) if is_whole(settings, path) else float(value)
 
 
-def _size(point: Point) -> float:
-    size = point.tokens if point.budget is None else point.budget
-    assert size is not None, "a point has a budget or tokens"
-    return size
+def _amount(point: Point) -> float:
+    amount = point.tokens if point.budget is None else point.budget
+    assert amount is not None, "a point has a budget or tokens"
+    return amount
 
 
-def _first_entries(sweep: SweepConfig) -> Changes:
-    """The settings of the first entry of each axis."""
-    changes: Changes = {}
-    for name, entries in sweep.axes.items():
-        own = {name: entries[0]} if is_path(name) else entries[0]
-        changes |= {path: value for path, value in own.items() if path != LABEL or is_path(name)}
+def _first_entries(sweep: SweepConfig) -> SettingChanges:
+    """Return the settings of the first entry of each axis."""
+    changes: SettingChanges = {}
+    for axis, entries in sweep.axes.items():
+        if axis in setting_paths():
+            changes[axis] = entries[0]
+        else:
+            changes |= {path: value for path, value in entries[0].items() if path != ENTRY_NAME}
     return changes
 
 
-def _default_space(settings: RunSettings, fixed: Changes) -> dict[str, Dimension]:
-    """Both learning rates, Muon's weight decay and the batch, unless an axis of the sweep sets them."""
-    space: dict[str, Dimension] = {}
-    for path in (RATE, MUON_RATE):
-        rate = own_value(settings, path)
-        space[path] = Range(low=float(f"{rate / WIDTH:.3g}"), high=float(f"{rate * WIDTH:.3g}"), log=True)
+def _default_dimensions(settings: RunSettings, fixed: SettingChanges) -> dict[str, Dimension]:
+    """Return both learning rates, Muon's weight decay and the batch, unless an axis of the sweep sets them."""
+    dimensions: dict[str, Dimension] = {}
+    for path in (LEARNING_RATE, MUON_RATE):
+        rate = current_value(settings, path)
+        low, high = (float(f"{bound:.3g}") for bound in (rate / RATE_FACTOR, rate * RATE_FACTOR))
+        dimensions[path] = Range(low=low, high=high, log=True)
     decay, batch = settings.optimizer.muon_weight_decay or 0.1, settings.batch
-    space[DECAY] = tuple(sorted({0.0, decay / 2, decay, decay * 2}))
-    batches = {max(batch // 2, settings.resources.processes), batch, batch * 2}
-    space[BATCH] = tuple(sorted(batches))
-    return {path: dimension for path, dimension in space.items() if path not in fixed}
+    dimensions[MUON_DECAY] = tuple(sorted({0.0, decay / 2, decay, decay * 2}))
+    dimensions[BATCH] = tuple(sorted({max(batch // 2, settings.resources.processes), batch, batch * 2}))
+    return {path: dimension for path, dimension in dimensions.items() if path not in fixed}
 
 
-def _check_path(path: str, fixed: Changes) -> None:
-    if not is_path(path):
+def _check_path(path: str, fixed: SettingChanges) -> None:
+    if path not in setting_paths():
         raise ValueError(
-            f"tune.space must name settings, but got '{path}'; name them as in the configuration, for example {RATE}"
+            f"tune.space must name settings, but got '{path}'; name them as in the configuration, for example "
+            f"{LEARNING_RATE}"
         )
-    if any(path == name or path.startswith(f"{name}.") for name in _NOT_TUNED):
+    if any(path == name or path.startswith(f"{name}.") for name in _NOT_TUNABLE):
         raise ValueError(
             f"a tuned setting must leave losses comparable, but tune.space has {path}; make it an axis of the sweep"
         )
     if path in fixed:
-        raise ValueError(f"a setting is tuned or an axis of the sweep, but {path} is both; keep one")
+        raise ValueError(f"a setting must be tuned or an axis of the sweep, but {path} is both; keep one")
 
 
-def _holds(dimension: Dimension, value: Any) -> bool:
+def _contains(dimension: Dimension, value: Any) -> bool:
     if not isinstance(dimension, Range):
         return value in dimension
-    return isinstance(value, int | float) and dimension.holds(value)
-
-
-def _cell(
-    sweep: SweepConfig,
-    asked: tuple[str, float],
-    mean: int,
-    fixed: Changes,
-    values: Values,
-    text_of: TextOf,
-    labels: Mapping[str, Any] | None,
-) -> Cell | str:
-    kind, amount = asked
-    point = {kind: amount, MEAN: mean, **fixed, **values}
-    cells, left_out = solve_cells(sweep.model_copy(update={"points": (point,)}), text_of)
-    if left_out:
-        return left_out[0].reason
-    (cell,) = cells
-    plain = str | int | float | bool
-    shown = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}
-    return replace(cell, axes={**(labels or {}), **shown})
-
-
-def tuned_names(values: Values) -> str:
-    """Settings in a few words."""
-    return ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in values.items())
-
-
-def ended(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that finished, best first."""
-    found = [trial for trial in trials if trial.outcome == "finished" and trial.loss is not None]
-    return sorted(found, key=lambda trial: (trial.loss, trial.number))
+    return isinstance(value, int | float) and dimension.contains(value)

@@ -1,99 +1,109 @@
-"""The study: proposals by Optuna, kept in a database before they are launched. The only file that imports optuna.
+"""The study of a tuning: proposals by Optuna, stored in a database before their runs start.
 
-A proposal is asked for and told back; nothing is run here. Each one is drawn from a generator of its own, seeded by the
-study's seed and the proposal's number, so that a study that goes on later proposes as one that was never stopped.
+Each proposal is drawn from a generator of its own, seeded by the study's seed and the proposal's number, so that a
+study that was interrupted proposes the same afterwards as one that wasn't.
 """
 
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.tuning import Dimension, Range, TuneConfig
-from isoloop.sweeps.messages import first_line
-from isoloop.sweeps.redaction import redacted
-from isoloop.sweeps.tuning.search_space import Outcome, Search, Trial, Values, is_whole, rounded
+from isoloop.sweeps.messages import translate_errors
+from isoloop.sweeps.tuning.search_space import (
+    SearchSpace,
+    Trial,
+    TrialOutcome,
+    TrialValues,
+    is_whole,
+    round_to_setting,
+)
 from isoloop.trainer.config import RunSpec
 
 if TYPE_CHECKING:
     import optuna
 
-DUPLICATE, TORN = "duplicate", "torn"  # what is in the database and no trial
-# Told as the loss of a diverged run: what counts as exploded, so above every run that learns.
-EXPLODED = 3.0
+DUPLICATE, INCOMPLETE = "duplicate", "torn"  # outcomes, in the database, of proposals that are no trials
+DIVERGED_FACTOR = 3.0  # a diverged run counts as one with this times ln(vocabulary), above every run that learns
 STARTUP_TRIALS = 10
 PRUNER_STARTUP_TRIALS = 4
 
 
 @dataclass(kw_only=True)
 class Proposal:
-    """A proposal that isn't told back yet.
+    """A proposal whose run hasn't ended.
 
     Attributes:
-        number: the study's own.
+        number: number in the study.
         values: settings by path.
-        reported: losses told so far, by percent of the steps.
+        handle: Optuna's trial.
+        reported: losses reported so far, by percent of the steps.
+        journal_offset: position up to which the run's journal was read.
+        pruned_at: percentage of the steps at which the run was pruned.
     """
 
     number: int
-    values: Values
+    values: TrialValues
     handle: Any
     reported: dict[int, float] = field(default_factory=dict)
+    journal_offset: int = 0
+    pruned_at: int | None = None
 
 
 class Study:
-    """One study in a database; a new one starts with the sweep's own settings.
+    """One study in a database; a new study starts with the sweep's own settings.
 
     Args:
-        url: of the database, as SQLAlchemy has it.
-        search: what is searched.
-        tune: how.
+        url: URL of the database, as SQLAlchemy reads it.
+        space: the search space.
+        tune: settings of the tuning.
 
     Raises:
-        ValueError: no database answers there.
+        ValueError: no database answers at the URL.
     """
 
-    def __init__(self, url: str, search: Search, tune: TuneConfig) -> None:
+    def __init__(self, url: str, space: SearchSpace, tune: TuneConfig) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        self.optuna, self.search, self.tune = optuna, search, tune
+        self.optuna, self.space, self.tune = optuna, space, tune
         self.startup = min(STARTUP_TRIALS, max(3, tune.trials // 3))
-        self.distributions = {path: self._distribution(path, dimension) for path, dimension in search.space.items()}
-        with _named_trouble():
+        self.distributions = {path: self._distribution(path, entry) for path, entry in space.dimensions.items()}
+        with translate_errors(
+            "a database must answer at tune.storage (--storage-url), but none does",
+            "nothing is lost: start it, correct the URL, or leave it out for an sqlite file beside the results",
+        ):
             self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
             self.study = optuna.create_study(
-                storage=self.storage, study_name=search.name, pruner=self._pruner(), load_if_exists=True
+                storage=self.storage, study_name=space.study_name, pruner=self._pruner(), load_if_exists=True
             )
-            if not self._waiting() and not self.trials() and search.start:
-                self.study.enqueue_trial(self._encoded(search.start))
+            if not self._frozen("WAITING") and not self.trials() and space.start:
+                self.study.enqueue_trial(self._encode(space.start))
 
     def close(self) -> None:
-        """Leave the database."""
+        """Close the database."""
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    @contextmanager
-    def named_trouble(self) -> Iterator[None]:
-        """Turn a database that stops to answer into a ValueError that says how to go on."""
+    def translate_errors(self) -> AbstractContextManager[None]:
+        """Return a context in which a database that stops answering raises a ValueError that says how to go on."""
         from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            yield
-        except (self.optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-            raise ValueError(
-                f"the database at tune.storage must go on answering, but stopped ({redacted(first_line(error))}); "
-                "nothing is lost, the runs have saved their state: mend that and give the same command again"
-            ) from error
+        return translate_errors(
+            "the database at tune.storage must go on answering, but stopped",
+            "nothing is lost, the runs have saved their state: fix this and rerun the command",
+            (self.optuna.exceptions.StorageInternalError, SQLAlchemyError),
+        )
 
     def ask(self, *, at_random: bool = False) -> Proposal:
-        """A new proposal, which is in the database now; `at_random` learns from no trial."""
-        number = len(self.study.get_trials(deepcopy=False))
+        """Return a new proposal, stored in the database; with `at_random` it is independent of all trials."""
+        number = len(self._frozen())
         seed = int.from_bytes(hashlib.sha256(f"{self.tune.seed} {number}".encode()).digest()[:4], "little")
         samplers = self.optuna.samplers
         self.study.sampler = (
@@ -102,91 +112,92 @@ class Study:
             else samplers.TPESampler(n_startup_trials=self.startup, multivariate=True, constant_liar=True, seed=seed)
         )
         trial = self.study.ask(fixed_distributions=self.distributions)
-        return Proposal(number=trial.number, values=self._decoded(trial.params), handle=trial)
+        return Proposal(number=trial.number, values=self._decode(trial.params), handle=trial)
 
     def unfinished(self) -> list[Proposal]:
-        """Proposals that an earlier driver left without telling them back."""
-        found = []
-        for frozen in self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.RUNNING,)):
-            trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
-            if set(frozen.params) != set(self.distributions):  # its driver was killed while it drew it
-                self._tell(trial, TORN, None)
+        """Return the proposals that an earlier driver left running; those that it hadn't fully drawn are closed."""
+        proposals = []
+        study_id = self.storage.get_study_id_from_name(self.space.study_name)
+        for frozen in self._frozen("RUNNING"):
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, frozen.number)
+            trial = self.optuna.trial.Trial(self.study, trial_id)
+            if set(frozen.params) != set(self.distributions):
+                self._close(trial, INCOMPLETE)
                 continue
-            values, reported = self._decoded(frozen.params), dict(frozen.intermediate_values)
-            found.append(Proposal(number=frozen.number, values=values, handle=trial, reported=reported))
-        return found
+            values, reported = self._decode(frozen.params), dict(frozen.intermediate_values)
+            proposals.append(Proposal(number=frozen.number, values=values, handle=trial, reported=reported))
+        return proposals
 
-    def launch(self, proposal: Proposal, run_id: str) -> None:
-        """Note which run a proposal comes to."""
+    def record_run(self, proposal: Proposal, run_id: str) -> None:
+        """Store the run id of a proposal."""
         proposal.handle.set_user_attr("run_id", run_id)
 
     def report(self, proposal: Proposal, percent: int, loss: float) -> bool:
-        """Tell a validation loss at `percent` of the steps; returns whether the run should be pruned."""
+        """Report a validation loss at `percent` of the steps, and return whether the run should be pruned."""
         if percent in proposal.reported:
             return False
         proposal.reported[percent] = loss
         proposal.handle.report(loss, percent)
         return bool(proposal.handle.should_prune())
 
-    def tell(
+    def conclude(
         self,
         proposal: Proposal,
-        outcome: Outcome,
+        outcome: TrialOutcome,
         *,
         spec: RunSpec | None = None,
         loss: float | None = None,
         reason: str | None = None,
     ) -> None:
-        """Tell how a proposal's run ended.
+        """Store how a proposal's run ended.
 
-        A diverged run counts as one with a loss beyond all others: Optuna learns nothing from a failed trial, and would
-        go there again (docs/sweeps-tune.md has how often).
+        A diverged run counts as one with a very high loss: Optuna learns nothing from a failed trial, and would propose
+        similar settings again (docs/sweeps-tune.md says how often).
         """
         states = self.optuna.trial.TrialState
         if reason is not None:
             proposal.handle.set_user_attr("reason", reason[:1000])
         if outcome == "finished":
-            self._tell(proposal.handle, outcome, states.COMPLETE, loss)
+            self._close(proposal.handle, outcome, states.COMPLETE, loss)
         elif outcome == "diverged":
             assert spec is not None, "a diverged run has a spec"
-            self._tell(proposal.handle, outcome, states.COMPLETE, EXPLODED * math.log(spec.model.padded_vocabulary))
-        elif outcome == "pruned":
-            self._tell(proposal.handle, outcome, states.PRUNED)
+            loss = DIVERGED_FACTOR * math.log(spec.model.padded_vocabulary)
+            self._close(proposal.handle, outcome, states.COMPLETE, loss)
         else:
-            self._tell(proposal.handle, outcome)
+            self._close(proposal.handle, outcome, states.PRUNED if outcome == "pruned" else None)
 
     def discard(self, proposal: Proposal) -> None:
-        """Take back a proposal that comes to the run of another one: it is no trial."""
-        self._tell(proposal.handle, DUPLICATE)
+        """Close a proposal that repeats another one, so that it isn't a trial."""
+        self._close(proposal.handle, DUPLICATE)
 
     def trials(self) -> list[Trial]:
-        """All trials, those under way among them."""
-        found = []
-        for frozen in self.study.get_trials(deepcopy=False):
+        """Return all trials, including those that are running."""
+        trials = []
+        for frozen in self._frozen():
             outcome = frozen.user_attrs.get("outcome", "running")
-            if outcome in (DUPLICATE, TORN) or not frozen.params:
+            if outcome in (DUPLICATE, INCOMPLETE) or not frozen.params:
                 continue
             last = max(frozen.intermediate_values, default=None)
-            loss = frozen.value if outcome in ("finished", "pruned") else None
-            found.append(
+            trials.append(
                 Trial(
                     number=frozen.number,
-                    values=self._decoded(frozen.params),
+                    values=self._decode(frozen.params),
                     run_id=frozen.user_attrs.get("run_id"),
                     outcome=outcome,
-                    loss=loss,
+                    loss=frozen.value if outcome in ("finished", "pruned") else None,
                     share=1.0 if outcome == "finished" else None if last is None else last / 100,
                     reason=frozen.user_attrs.get("reason"),
                 )
             )
-        return found
+        return trials
 
-    def _tell(self, handle: "optuna.Trial", outcome: str, state: Any = None, loss: float | None = None) -> None:
+    def _close(self, handle: "optuna.Trial", outcome: str, state: Any = None, loss: float | None = None) -> None:
         handle.set_user_attr("outcome", outcome)
         self.study.tell(handle, loss, state=state or self.optuna.trial.TrialState.FAIL)
 
-    def _waiting(self) -> bool:
-        return bool(self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.WAITING,)))
+    def _frozen(self, state: str | None = None) -> "list[optuna.trial.FrozenTrial]":
+        states = None if state is None else (self.optuna.trial.TrialState[state],)
+        return self.study.get_trials(deepcopy=False, states=states)
 
     def _pruner(self) -> "optuna.pruners.BasePruner":
         if self.tune.pruner == "none":
@@ -197,42 +208,30 @@ class Study:
     def _distribution(self, path: str, dimension: Dimension) -> "optuna.distributions.BaseDistribution":
         distributions = self.optuna.distributions
         if not isinstance(dimension, Range):
-            return distributions.CategoricalDistribution([_plain(choice) for choice in dimension])
-        if is_whole(self.search.settings, path):
+            return distributions.CategoricalDistribution([_as_stored(choice) for choice in dimension])
+        if is_whole(self.space.settings, path):
             low, high, step = round(dimension.low), round(dimension.high), round(dimension.step or 1)
             return distributions.IntDistribution(low, high, log=dimension.log, step=step)
         return distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
 
-    def _encoded(self, values: Values) -> dict[str, Any]:
-        space = self.search.space
-        return {path: value if isinstance(space[path], Range) else _plain(value) for path, value in values.items()}
+    def _encode(self, values: TrialValues) -> dict[str, Any]:
+        """Return settings as Optuna stores them."""
+        ranges = {path for path, dimension in self.space.dimensions.items() if isinstance(dimension, Range)}
+        return {path: value if path in ranges else _as_stored(value) for path, value in values.items()}
 
-    def _decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings as a run has them, in the order of the space."""
+    def _decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings as a run has them, in the order of the space."""
         values = {}
-        for path, dimension in self.search.space.items():
+        for path, dimension in self.space.dimensions.items():
             if path not in params:
                 continue
             if isinstance(dimension, Range):
-                values[path] = rounded(self.search.settings, path, dimension, params[path])
+                values[path] = round_to_setting(self.space.settings, path, dimension, params[path])
             else:
-                values[path] = next(choice for choice in dimension if _plain(choice) == params[path])
+                values[path] = next(choice for choice in dimension if _as_stored(choice) == params[path])
         return values
 
 
-def _plain(choice: Any) -> Any:
-    """A choice as Optuna keeps it: lists and mappings as JSON."""
+def _as_stored(choice: Any) -> Any:
+    """Return a choice as Optuna stores it: lists and mappings as JSON."""
     return choice if isinstance(choice, str | int | float | bool | None) else json.dumps(choice)
-
-
-@contextmanager
-def _named_trouble() -> Iterator[None]:
-    """Turn whatever goes wrong with the database into one ValueError, without the secrets in its URL."""
-    try:
-        yield
-    except Exception as error:  # a database may be of any kind, each with errors of its own
-        raise ValueError(
-            "a database must answer at tune.storage (--storage-url), but none does "
-            f"({type(error).__name__}: {redacted(first_line(error))}); nothing is lost: start it, correct the URL, or "
-            "leave it out for an sqlite file beside the results"
-        ) from error

@@ -1,12 +1,11 @@
-"""Tunes: keeps as many trials under way as there is room for, prunes what falls behind, then checks the best.
+"""The loop of a tuning: it keeps trials running, prunes those that fall behind, and checks the best.
 
-Imports neither ray nor optuna: the engine runs, the study proposes. Every proposal is in the study's database before
-its run is launched. A driver that was killed leaves trials untold; the next one takes them up first, each with its run.
+It knows neither Ray nor Optuna: the engine runs, the study proposes. Each proposal is in the study's database before
+its run starts. A driver that was killed leaves trials running; the next one continues them first, with the same runs.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from isoloop.sweeps.execution.engine import Engine
@@ -14,67 +13,42 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import resources as cost
 from isoloop.sweeps.plan.grid import Cell
 from isoloop.sweeps.plan.packing import Node, Pool
-from isoloop.sweeps.tuning.search_space import Outcome, Search, Trial, ended
+from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.tuning.search_space import SearchSpace, Trial, TrialOutcome, describe_values, finished_trials
 from isoloop.sweeps.tuning.study import Proposal, Study
-from isoloop.sweeps.tuning.transfer_check import Check, CheckRun, check_runs
+from isoloop.sweeps.tuning.transfer_check import CheckRun, TransferCheck, runs_to_check
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import RunResult, read_result
 
-LOOK_SECONDS = 1.0
-SHARE_OF_TRIALS = 4
-DUPLICATES_BY_LEARNING = 5
-MOST_DUPLICATES = 50
+CHECK_SECONDS = 1.0
+LARGEST_PARALLEL_SHARE = 4  # at most a quarter of the trials run at a time
+SAMPLED_RETRIES = 5  # of duplicate proposals; then random ones
+MOST_RETRIES = 50
 
 
 class Recorder(Protocol):
-    """Where runs are recorded (a relay into MLflow)."""
+    """A place where runs are recorded (the uploader into MLflow)."""
 
     def add(self, cell: Cell) -> None:
-        """A run belongs to the tuning."""
+        """Add a run to the tuning."""
 
-    def notice(self, run_id: str) -> None:
-        """A run was started, or has a folder."""
+    def watch(self, run_id: str) -> None:
+        """Record from now on what the run writes; it was started, or has a folder."""
 
-    def give_up(self, run_id: str, outcome: str, reason: str) -> None:
-        """A run has ended without a result, and how."""
-
-
-class Watcher:
-    """What a watcher of a tuning is told. The default says nothing; the command line shows a bar."""
-
-    def begun(self, done: int, best: float | None) -> None:
-        """Earlier calls have told `done` trials; `best` is the lowest loss among them."""
-
-    def share_done(self, share: float) -> None:
-        """`share` of all that there is to train, 0 to 1."""
-
-    def trial_ended(self, trial: Trial, done: int, best: float | None) -> None:
-        """A trial was told, as number `done` of those that are; `best` is the lowest loss so far."""
-
-    def check_ended(self, run: CheckRun) -> None:
-        """A run of the check has ended."""
-
-
-@dataclass(kw_only=True)
-class _UnderWay:
-    """A trial whose run was launched: how far its journal was read."""
-
-    proposal: Proposal
-    cell: Cell
-    offset: int = 0
-    pruned_at: int | None = None
+    def record_end(self, run_id: str, outcome: str, reason: str) -> None:
+        """Record the end of a run without a result."""
 
 
 class Tuner:
-    """Runs a study's trials to their number; those of earlier calls count, unless they failed.
+    """The trials of a study, run up to their number; those of earlier calls count unless they failed.
 
     Args:
-        study: proposes and remembers.
-        engine: runs; None where nothing is missing (`is_complete`).
-        folders: of the tuning.
-        recorder: is told of every run.
-        watcher: is told how far it is.
-        more: runs that will come after the trials, for the share that is done.
+        study: the study.
+        engine: the engine; None if nothing is missing (`is_complete`).
+        folders: folders of the tuning.
+        recorder: records each run.
+        progress: the watcher.
+        check_runs: number of runs after the trials, for the share that is done.
     """
 
     def __init__(
@@ -84,210 +58,215 @@ class Tuner:
         folders: Folders,
         recorder: Recorder,
         *,
-        watcher: Watcher | None = None,
-        more: int = 0,
+        progress: Progress | None = None,
+        check_runs: int = 0,
     ) -> None:
         self.study, self._engine, self.folders, self.recorder = study, engine, folders, recorder
-        self.watcher = watcher or Watcher()
-        trials, self.validations = study.tune.trials, study.tune.validations
+        self.progress = progress or Progress()
+        trial_count = study.tune.trials
         nodes = [] if engine is None else engine.cluster.nodes()
-        self.parallel = study.tune.parallel or default_parallel(study.search, nodes, trials)
-        self.known = {trial.number: trial for trial in study.trials()}
-        self.wanted = trials + sum(trial.outcome == "failed" for trial in self.known.values())
-        self.runs = trials + more
-        self.done = sum(trial.outcome not in ("running", "failed") for trial in self.known.values())
-        self.under_way: dict[str, _UnderWay] = {}
-        self.left_over = study.unfinished()
+        self.parallel = study.tune.parallel or default_parallel(study.space, nodes, trial_count)
+        self.trials = {trial.number: trial for trial in study.trials()}
+        outcomes = [trial.outcome for trial in self.trials.values()]
+        self.limit = trial_count + outcomes.count("failed")
+        self.total_runs = trial_count + check_runs
+        self.done = len(outcomes) - outcomes.count("running") - outcomes.count("failed")
+        self.running: dict[str, tuple[Proposal, Cell]] = {}  # by run id
+        self.unfinished = study.unfinished()
         self.exhausted = False
-        self.looked = 0.0
+        self.last_check = 0.0
 
     @property
     def engine(self) -> Engine:
-        """What runs are started on."""
+        """The engine that runs are started on."""
         assert self._engine is not None, "without an engine nothing is missing"
         return self._engine
 
     def run(self) -> list[Trial]:
-        """Until there are as many trials as wanted, or nothing new is proposed; all of them, in their order."""
-        self.watcher.begun(self.done, self._lowest())
-        self._tell_share(0.0)
+        """Run trials until there are enough or no new one is proposed, and return all of them in their order."""
+        self._report_progress()
         while True:
-            while len(self.under_way) < self.parallel and (proposal := self._next()) is not None:
-                self._launch(proposal)
-            if not self.under_way:
-                break
+            while len(self.running) < self.parallel and (proposal := self._next_proposal()) is not None:
+                self._start(proposal)
+            if not self.running:
+                return self.study.trials()
             for cell in self.engine.poll():
-                self._ended(self.under_way.pop(cell.run_id))
-            self._look()
-        return self.study.trials()
+                proposal, _ = self.running.pop(cell.run_id)
+                self._record_end(proposal, cell, self.engine.outcome.results.get(cell.run_id))
+            self._check_running()
 
-    def check(self, best: Trial) -> Check:
-        """Run what tells whether `best` holds at the sweep's least and most recurrence."""
-        runs = check_runs(self.study.search, best)
+    def check(self, best: Trial) -> TransferCheck:
+        """Run the best settings elsewhere in the sweep, and return whether they hold."""
+        # Runs without a result, all recorded.
+        runs = runs_to_check(self.study.space, best)
         cells = {run.cell.run_id: run.cell for run in runs if run.cell is not None}
-        tuned = {trial.run_id for trial in self.known.values()}
-        found = {run_id: read_result(self.folders.run(run_id)) for run_id in cells}
-        results = {run_id: result for run_id, result in found.items() if result is not None}
+        stored = {run_id: read_result(self.folders.run(run_id)) for run_id in cells}
+        results = {run_id: result for run_id, result in stored.items() if result is not None}
+        trial_ids = {trial.run_id for trial in self.trials.values()}
         for run_id, cell in cells.items():
-            if run_id not in tuned or run_id not in results:
+            if run_id not in trial_ids or run_id not in results:
                 self.recorder.add(cell)
-                self.recorder.notice(run_id)
-        waiting = [cell for run_id, cell in cells.items() if run_id not in results]
-        if waiting:
-            self.engine.add(waiting)
+                self.recorder.watch(run_id)
         failed: dict[str, str] = {}
-        left = {cell.run_id for cell in waiting}
-        while left:
-            left -= {cell.run_id for cell in self.engine.poll()}
-            self._tell_share((len(cells) - len(left)) / len(runs) * (self.runs - self.done))
-        if waiting:
+        missing = {run_id for run_id in cells if run_id not in results}
+        if missing:
+            self.engine.add([cells[run_id] for run_id in cells if run_id in missing])
+            while missing:
+                missing -= {cell.run_id for cell in self.engine.poll()}
+                share = (len(cells) - len(missing)) / len(runs)
+                self._report_progress(share * (self.total_runs - self.done))
             results |= self.engine.outcome.results
             failed = self.engine.outcome.failed
-        told = []
+
+        ended = []
         for run in runs:
             run_id = "" if run.cell is None else run.cell.run_id
-            told.append(run.ended(results.get(run_id), failed.get(run_id)))
-            self.watcher.check_ended(told[-1])
-        self.watcher.share_done(1.0)
-        return Check.of(told)
+            ended.append(run.with_result(results.get(run_id), failed.get(run_id)))
+            self.progress.event(f"  {_check_line(ended[-1])}")
+        self._report_progress(self.total_runs)
+        return TransferCheck.of(ended)
 
-    def _next(self) -> Proposal | None:
-        """What was left over first, then a new proposal, unless there are enough; None if there is none."""
-        if self.left_over:
-            return self.left_over.pop(0)
-        counted = set(self.known) | {each.proposal.number for each in self.under_way.values()}
-        if len(counted) >= self.wanted or self.exhausted:
+    def _next_proposal(self) -> Proposal | None:
+        """Return an unfinished proposal, else a new one; None if there are enough trials or all were proposed."""
+        if self.unfinished:
+            return self.unfinished.pop(0)
+        count = len(set(self.trials) | {proposal.number for proposal, _ in self.running.values()})
+        if count >= self.limit or self.exhausted:
             return None
-        combinations = self.study.search.combinations
-        for attempt in range(MOST_DUPLICATES):
-            proposal = self.study.ask(at_random=attempt >= DUPLICATES_BY_LEARNING)
-            values = [trial.values for trial in self.known.values()]
-            if proposal.values not in [*values, *(each.proposal.values for each in self.under_way.values())]:
+        known = [trial.values for trial in self.trials.values()]
+        known += [proposal.values for proposal, _ in self.running.values()]
+        for attempt in range(MOST_RETRIES):
+            proposal = self.study.ask(at_random=attempt >= SAMPLED_RETRIES)
+            if proposal.values not in known:
                 return proposal
             self.study.discard(proposal)
-            if combinations is not None and len(counted) >= combinations:
+            combinations = self.study.space.combinations
+            if combinations is not None and count >= combinations:
                 break
         self.exhausted = True
         return None
 
-    def _launch(self, proposal: Proposal) -> None:
-        """Start a proposal's run, unless there is a result, or a reason not to."""
+    def _start(self, proposal: Proposal) -> None:
+        """Start a proposal's run, unless it can't be run or has ended already."""
         try:
-            cell: Cell | str = self.study.search.cell(proposal.values, labels={"trial": proposal.number})
+            cell: Cell | str = self.study.space.cell(proposal.values, labels={"trial": proposal.number})
         except ValueError as error:
             cell = str(error)
         if isinstance(cell, str):
-            self._tell(proposal, None, "failed", reason=f"not a run: {cell}")
+            self._conclude(proposal, None, "failed", reason=f"can't be run: {cell}")
             return
-        others = [trial.run_id for trial in self.known.values() if trial.number != proposal.number]
-        if cell.run_id in {*others, *self.under_way}:  # two ways to say the same: `model.size`, and its width
-            self._tell(proposal, None, "failed", reason=f"the same run as another trial, {cell.run_id}")
+        others = {trial.run_id for trial in self.trials.values() if trial.number != proposal.number}
+        if cell.run_id in others | set(self.running):  # the same setting twice, as `model.size` and the width
+            self._conclude(proposal, None, "failed", reason=f"the same run as another trial, {cell.run_id}")
             return
-        self.study.launch(proposal, cell.run_id)
+        self.study.record_run(proposal, cell.run_id)
         self.recorder.add(cell)
-        each = _UnderWay(proposal=proposal, cell=cell)
         folder = self.folders.run(cell.run_id)
         if folder.exists():
-            self.recorder.notice(cell.run_id)
+            self.recorder.watch(cell.run_id)
         result = read_result(folder)
-        if result is not None:
-            self._tell_result(each, result)
-        elif self._read(each):  # its last driver was killed between the verdict and the word to the study
-            self._tell_pruned(each)
+        if result is not None or self._should_prune(proposal, cell):  # an earlier driver may have left a run to prune
+            self._record_end(proposal, cell, result)
         else:
-            self.under_way[cell.run_id] = each
+            self.running[cell.run_id] = proposal, cell
             self.engine.add([cell])
 
-    def _look(self) -> None:
-        """Once in a while: tell the study how the runs under way do, and stop those that fall behind."""
-        if time.monotonic() - self.looked < LOOK_SECONDS:
+    def _check_running(self) -> None:
+        """Report the validations of running trials every `CHECK_SECONDS`, and stop those to prune."""
+        if time.monotonic() - self.last_check < CHECK_SECONDS:
             return
-        self.looked = time.monotonic()
-        for each in self.under_way.values():
-            if each.pruned_at is not None or self._read(each):
-                self.engine.stop_run(each.cell.run_id)
-        flops = self.study.search.base.flops
-        self._tell_share(self.engine.flops_under_way() / flops)
+        self.last_check = time.monotonic()
+        for proposal, cell in self.running.values():
+            if self._should_prune(proposal, cell):
+                self.engine.stop_run(cell.run_id)
+        self._report_progress()
 
-    def _read(self, each: _UnderWay) -> bool:
-        """Report what the journal has of new validations; whether the run should be pruned."""
-        path = self.folders.run(each.cell.run_id) / "journal.jsonl"
-        records, each.offset = read_journal(path, each.offset)
+    def _should_prune(self, proposal: Proposal, cell: Cell) -> bool:
+        """Report new validation losses to the study, and return whether the run should be pruned."""
+        validations = self.study.tune.validations
+        path = self.folders.run(cell.run_id) / "journal.jsonl"
+        records, proposal.journal_offset = read_journal(path, proposal.journal_offset)
         for record in records:
             loss = record.get("values", {}).get("validation_loss")
             if loss is None:
                 continue
-            percent = _percent(record["step"] / each.cell.spec.steps, self.validations)
-            if self.study.report(each.proposal, percent, loss):
-                each.pruned_at = percent
-        return each.pruned_at is not None
+            # Steps are whole, but losses are compared at equal shares, so the share is that of the nearest validation.
+            share = record["step"] / cell.spec.steps
+            percent = round(100 * round(share * (validations + 1)) / (validations + 1) if validations else 100 * share)
+            if self.study.report(proposal, percent, loss):
+                proposal.pruned_at = percent
+        return proposal.pruned_at is not None
 
-    def _ended(self, each: _UnderWay) -> None:
-        """Tell the study what became of a run that isn't under way any more."""
-        run_id = each.cell.run_id
-        result = self.engine.outcome.results.get(run_id)
+    def _record_end(self, proposal: Proposal, cell: Cell, result: RunResult | None) -> None:
+        """Record how a run ended: with a result, a failure, or pruned."""
         if result is not None:
-            self._tell_result(each, result)
-        elif run_id in self.engine.outcome.failed:
-            self._tell(each.proposal, each.cell, "failed", reason=self.engine.outcome.failed[run_id])
+            self._should_prune(proposal, cell)  # reports the last losses
+            self._conclude(proposal, cell, result.status, loss=result.loss, reason=result.reason)
+        elif cell.run_id in self.engine.outcome.failed:
+            self._conclude(proposal, cell, "failed", reason=self.engine.outcome.failed[cell.run_id])
         else:
-            self._tell_pruned(each)
+            assert proposal.pruned_at is not None, "a run ends with a result, with a failure, or pruned"
+            reason = f"validation loss above the median at {proposal.pruned_at}% of the steps"
+            self.recorder.record_end(cell.run_id, "pruned", reason)
+            self._conclude(proposal, cell, "pruned", reason=reason)
 
-    def _tell_result(self, each: _UnderWay, result: RunResult) -> None:
-        self._read(each)
-        self._tell(each.proposal, each.cell, result.status, loss=result.loss, reason=result.reason)
-
-    def _tell_pruned(self, each: _UnderWay) -> None:
-        assert each.pruned_at is not None, "a run without a result, a failure or a verdict isn't over"
-        reason = f"validation loss above the median at {each.pruned_at}% of the steps"
-        self.recorder.give_up(each.cell.run_id, "pruned", reason)
-        self._tell(each.proposal, each.cell, "pruned", reason=reason)
-
-    def _tell(
+    def _conclude(
         self,
         proposal: Proposal,
         cell: Cell | None,
-        outcome: Outcome,
+        outcome: TrialOutcome,
         *,
         loss: float | None = None,
         reason: str | None = None,
     ) -> None:
         spec = None if cell is None else cell.spec
-        self.study.tell(proposal, outcome, spec=spec, loss=loss, reason=reason)
-        self.known = {trial.number: trial for trial in self.study.trials()}
+        self.study.conclude(proposal, outcome, spec=spec, loss=loss, reason=reason)
+        self.trials = {trial.number: trial for trial in self.study.trials()}
         self.done += 1
-        self.watcher.trial_ended(self.known[proposal.number], self.done, self._lowest())
+        self._report_progress()
+        self.progress.event(f"  {_trial_line(self.trials[proposal.number])}")
 
-    def _lowest(self) -> float | None:
-        return next((trial.loss for trial in ended(list(self.known.values()))), None)
-
-    def _tell_share(self, under_way: float) -> None:
-        self.watcher.share_done(min(1.0, (self.done + under_way) / self.runs))
+    def _report_progress(self, runs_in_progress: float | None = None) -> None:
+        """Report the share that is done; runs in progress count by their FLOPs."""
+        if runs_in_progress is None:
+            flops = 0.0 if self._engine is None else self._engine.flops_in_progress()
+            runs_in_progress = flops / self.study.space.base.flops
+        finished = finished_trials(list(self.trials.values()))
+        best = f", best {finished[0].loss:.4f}" if finished else ""
+        label = f"trials {self.done}/{self.study.tune.trials}{best}"
+        self.progress.update(label, min(1.0, (self.done + runs_in_progress) / self.total_runs), 1.0)
 
 
 def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
-    """Whether there is nothing to run: enough trials are told, and the check, if it is wanted, has its results."""
+    """Return whether nothing is left to run: there are enough trials, and the check's runs if it is wanted."""
     trials = study.trials()
-    wanted = min(study.tune.trials, study.search.combinations or study.tune.trials)
-    over = [trial for trial in trials if trial.outcome not in ("running", "failed")]
-    if len(over) < wanted or any(trial.outcome == "running" for trial in trials):
+    needed = min(study.tune.trials, study.space.combinations or study.tune.trials)
+    outcomes = [trial.outcome for trial in trials]
+    if "running" in outcomes or len(trials) - outcomes.count("failed") < needed:
         return False
-    best = ended(trials)
-    cells = [run.cell for run in check_runs(study.search, best[0])] if check and best else []
+    best = finished_trials(trials)
+    cells = [run.cell for run in runs_to_check(study.space, best[0])] if check and best else []
     return all(cell is None or read_result(folders.run(cell.run_id)) is not None for cell in cells)
 
 
-def default_parallel(search: Search, nodes: Sequence[Node], trials: int) -> int:
-    """As many trials as the cluster holds at a time, but a quarter of all at most."""
-    there = cost.nodes(search.sweep.cluster) if search.sweep.cluster.elastic else nodes
-    pool, needs = Pool(list(there)), cost.needs(search.base.resources)
-    most = max(1, -(-trials // SHARE_OF_TRIALS))
+def default_parallel(space: SearchSpace, nodes: Sequence[Node], trials: int) -> int:
+    """Return how many trials the cluster holds at a time, but at most a quarter of all."""
+    cluster = space.sweep.cluster
+    pool = Pool(cost.planned_nodes(cluster) if cluster.elastic else nodes)
+    limit = max(1, -(-trials // LARGEST_PARALLEL_SHARE))
     count = 0
-    while count < most and pool.place(needs) is not None:
+    while count < limit and pool.place(cost.needs(space.base.resources)) is not None:
         count += 1
     return max(1, count)
 
 
-def _percent(share: float, validations: int) -> int:
-    """Percent of the steps, as the validations are spaced: steps are whole, and losses are compared at equal shares."""
-    return round(100 * round(share * (validations + 1)) / (validations + 1)) if validations else round(100 * share)
+def _trial_line(trial: Trial) -> str:
+    at = f" at {trial.share:.0%}" if trial.outcome == "pruned" and trial.share else ""
+    ending = trial.reason if trial.loss is None else f"loss {trial.loss:.4f}{at}"
+    outcome = "" if trial.outcome == "finished" else f"{trial.outcome}: "
+    return f"trial {trial.number}  {describe_values(trial.values)}  {outcome}{ending}"
+
+
+def _check_line(run: CheckRun) -> str:
+    ending = f"{run.outcome}: {run.reason}" if run.loss is None else f"loss {run.loss:.4f}"
+    return f"check  µ = {run.mean_recurrence}, rates x{run.factor:g}, seed {run.seed}  {ending}"

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.end_to_end.test_line import isoloop
+from tests.commands import isoloop, isoloop_process
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def sweep_file(tmp_path, parquet_folder):
     return tmp_path / "sweep.yaml"
 
 
-def test_prepare_then_run(sweep_file, tmp_path):
+def test_prepare_then_run(sweep_file, tmp_path, new_database):
     said = isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
     assert ": prepared" in said
     assert "bpe, 400 ids" in said
@@ -35,9 +35,10 @@ def test_prepare_then_run(sweep_file, tmp_path):
     assert corpus.parent.name in said
     assert f"{json.loads(corpus.read_text())['train_tokens']:,} tokens" in said
     written = corpus.stat().st_mtime_ns
-    assert "was there already" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
+    assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
     assert "1 runs, 0 done" in isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
-    ran = isoloop("run", "sweep.yaml", cwd=tmp_path)
+    new_database(tmp_path / "isoloop-out" / "mlflow.db")
+    ran = isoloop_process("run", "sweep.yaml", cwd=tmp_path)
     assert "TOKENIZERS_PARALLELISM" not in ran.stderr
     (result,) = tmp_path.glob("isoloop-out/runs/*/result.json")
     outcome = json.loads(result.read_text())
@@ -48,7 +49,7 @@ def test_prepare_then_run(sweep_file, tmp_path):
 def test_plan_prepares_what_is_not_there(sweep_file, tmp_path):
     said = isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
     assert "1 runs, 0 done" in said
-    assert "was there already" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
+    assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(

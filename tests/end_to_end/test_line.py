@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import re
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,15 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.commands import isoloop, isoloop_process
+
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
-ISOLOOP = [sys.executable, "-c", "from isoloop.sweeps.cli.main import main; main()"]
-
-
-def isoloop(*arguments, cwd, check=0):
-    done = subprocess.run([*ISOLOOP, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
-    assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +25,7 @@ def work(tmp_path_factory, text_folder):
     folder = tmp_path_factory.mktemp("line")
     sweep = {
         "name": "two-by-two",
-        "budgets": [4e9, 8e9],
+        "budgets": [4e9, 6e9],
         "mean_recurrences": [1, 2],
         "model": {"width": 16, "heads": 1, "context": 32},
         "batch": 16,
@@ -44,14 +38,16 @@ def work(tmp_path_factory, text_folder):
 
 
 @pytest.fixture(scope="module")
-def ran(work):
-    return isoloop("run", "sweep.yaml", "--out", "out", "--draws", 20, cwd=work)
+def ran(work, shared_ray, new_database):
+    new_database(work / "out" / "mlflow.db")
+    with shared_ray.for_commands():
+        return isoloop("run", "sweep.yaml", "--out", "out", "--draws", 20, cwd=work)
 
 
 def test_plan_starts_nothing(work):
     said = isoloop("plan", "sweep.yaml", "--out", "elsewhere", cwd=work).stdout
     assert "4 runs, 0 done" in said
-    assert "counted as exact" in said
+    assert "accounting: exact" in said
     assert [path.name for path in (work / "elsewhere").iterdir()] == ["corpora"]
 
 
@@ -64,7 +60,8 @@ def test_run_trains_records_and_reports(work, ran):
     assert (work / "out/mlflow.db").exists()
     page = (work / "out/sweeps/two-by-two/report.html").read_text()
     assert "two-by-two" in page
-    assert "4/4 runs" in ran.stdout
+    assert "runs 4/4, 100%" in ran.stdout
+    assert len(re.findall(r"loss \d\.\d+ in \d+ s", ran.stdout)) == 4, "a line for each run"
     # Four runs are too few for a law of five parameters, and the line says so instead of failing.
     assert "Not fitted" in ran.stdout
     assert "Not fitted" in page
@@ -85,21 +82,23 @@ def test_too_few_runs_for_a_fit(work, ran):
     assert said.startswith("isoloop: ")
 
 
-def test_ctrl_c_leaves_everything_in_order(work, ran):
+def test_ctrl_c_leaves_everything_in_order(work, ran, new_database, commands_share_ray):
     """Stopped in the middle, then the same command: the table is that of a sweep that was never stopped."""
     out = work / "stopped"
-    arguments = ["run", "sweep.yaml", "--out", str(out), "--set", "resources.checkpoint_seconds=0.2", "--draws", "20"]
-    process = subprocess.Popen(
-        [*ISOLOOP, *arguments], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("runs/*/checkpoints/[0-9]*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stdout + stderr
-    assert "Stopped" in stdout
-    assert "Traceback" not in stdout + stderr
+    new_database(out / "mlflow.db")
+    arguments = ["run", "sweep.yaml", "--out", out, "--set", "resources.checkpoint_seconds=0.2", "--draws", 20]
+
+    def press():
+        deadline = time.monotonic() + 120
+        while not list(out.glob("runs/*/checkpoints/[0-9]*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    stopped = isoloop(*arguments, cwd=work, check=130)
+    thread.join()
+    assert "Stopped" in stopped.stdout
     assert not (out / "sweeps/two-by-two/stop").exists()
     isoloop(*arguments, cwd=work)
     clock = "seconds"
@@ -110,7 +109,7 @@ def test_ctrl_c_leaves_everything_in_order(work, ran):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    return folder, isoloop("run", "parcae-140m-simulated", "--draws", 60, cwd=folder)
+    return folder, isoloop_process("run", "parcae-140m-simulated", "--draws", 60, cwd=folder)
 
 
 def test_the_published_grid_gives_back_its_exponents(published):
@@ -151,14 +150,14 @@ def test_the_published_140m_model_is_predicted_within_the_published_error(publis
 
 def test_hold_out_reports_its_error(published):
     folder, _ = published
-    said = isoloop("fit", "parcae-140m-simulated", "--hold-out", "--draws", 100, cwd=folder).stdout
+    said = isoloop("fit", "parcae-140m-simulated", "--hold-out", "--draws", 20, cwd=folder).stdout
     assert "held out" in said.lower()
     assert "%" in said
 
 
 def test_laws_are_compared_on_a_sweep_and_on_a_table_of_dense_models(published, tmp_path):
     folder, _ = published
-    said = isoloop("choose", "parcae-140m-simulated", "--draws", 40, cwd=folder).stdout
+    said = isoloop("choose", "parcae-140m-simulated", "--draws", 20, cwd=folder).stdout
     for words in ("training: L(mu, D)", "iso-depth:", "Held out: each budget in turn", "chinchilla: not fitted"):
         assert words in said
     budgets = np.repeat([1e19, 3e19, 1e20, 3e20], 6)
@@ -177,14 +176,14 @@ def test_two_sweeps_are_compared(published, tmp_path):
     folder, _ = published
     table = pd.read_csv(folder / "isoloop-out/sweeps/parcae-140m-simulated/runs.csv")
     table[table["budget"] > 1e18].to_csv(tmp_path / "large.csv", index=False)
-    ask = ["compare", "parcae-140m-simulated", tmp_path / "large.csv", "--draws", 40, "--flops", "3e18"]
+    ask = ["compare", "parcae-140m-simulated", tmp_path / "large.csv", "--draws", 20, "--flops", "3e18"]
     said = isoloop(*ask, "--to", tmp_path / "found", cwd=folder).stdout
     for words in ("isoFLOP power laws", "exponent of mu*", "at 3e+18 FLOPs", "35 runs are in both", "Which is better"):
         assert words in said
     names = {"compare.txt", "compare.json", "compare.png", "compare.svg", "compare.pdf"}
     assert {path.name for path in (tmp_path / "found").iterdir()} == names
     assert (tmp_path / "found/compare.txt").read_text() in said
-    assert json.loads((tmp_path / "found/compare.json").read_text())["computes"] == [3e18]
+    assert json.loads((tmp_path / "found/compare.json").read_text())["optima_flops"] == [3e18]
     fit = folder / "isoloop-out/sweeps/parcae-140m-simulated/fit.json"
     isoloop("compare", fit, fit, cwd=folder)
     assert [path.name for path in (folder / "isoloop-out/compared").iterdir()] == [
@@ -267,7 +266,7 @@ def test_help_and_version(tmp_path):
     commands = ("plan", "run", "fit", "choose", "compare", "predict", "figure", "report", "presets")
     for command in ([], *([name] for name in commands)):
         assert "Usage" in isoloop(*command, "--help", cwd=tmp_path).stdout
-    assert isoloop("--version", cwd=tmp_path).stdout.startswith("isoloop ")
+    assert isoloop_process("--version", cwd=tmp_path).stdout.startswith("isoloop ")
     assert "demo" in isoloop("presets", cwd=tmp_path).stdout
     assert "budgets" in isoloop("presets", "demo", cwd=tmp_path).stdout
 

@@ -10,8 +10,8 @@ from isoloop.fitting import (
     PUBLISHED_BUDGETS,
     CostModel,
     TrainingLaw,
-    estimate_law,
     exponent_shift,
+    fit_law,
     law_optima,
     simulate_table,
 )
@@ -28,7 +28,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def fit(table):
-    return estimate_law(TrainingLaw(), law_data(table), draws=60, seed=0)
+    return fit_law(TrainingLaw(), law_data(table), draws=60, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_without_draws_there_is_no_interval(fit, table):
 
 
 def test_one_budget_has_no_exponent(fit, table):
-    with pytest.raises(ValueError, match=r"2 budgets or more, but got \[1e\+18, 1e\+18\]"):
+    with pytest.raises(ValueError, match="2 different budgets or more, but got 1"):
         law_optima(fit, CostModel.from_table(table), [1e18, 1e18])
 
 

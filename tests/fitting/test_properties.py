@@ -17,7 +17,7 @@ from isoloop.fitting import (
     TrainingLaw,
     bootstrap,
     fit_isoflop,
-    fit_law,
+    point_estimate,
     published_cost_model,
     simulate_table,
 )
@@ -54,7 +54,7 @@ def dense_table(truth, seed, noise=0.0, rows=40):
 @pytest.mark.parametrize("objective", [HUBER, SQUARED], ids=["huber", "squared"])
 def test_noiseless_tables_give_back_the_truth(objective, truth, seed):
     data, at = dense_table(truth, seed)
-    estimate = fit_law(ChinchillaLaw(), data, objective)
+    estimate = point_estimate(ChinchillaLaw(), data, objective)
     np.testing.assert_allclose(estimate.parameters[[0, 3, 4]], at[[0, 3, 4]], rtol=1e-6)
     np.testing.assert_allclose(estimate.law.loss(estimate.parameters, data), data["loss"], rtol=1e-9)
 
@@ -65,7 +65,7 @@ def test_units_change_the_parameters_as_algebra_says_and_predictions_not_at_all(
     law, _ = law
     data, _ = dense_table(truth, seed, noise=5e-3)
     other = {"params": data["params"] * of_size, "tokens": data["tokens"] * of_tokens, "loss": data["loss"]}
-    before, after = fit_law(law, data), fit_law(law, other)
+    before, after = point_estimate(law, data), point_estimate(law, other)
     assert after.objective == pytest.approx(before.objective, rel=1e-6)
     np.testing.assert_allclose(law.loss(after.parameters, other), law.loss(before.parameters, data), rtol=1e-5)
     same_scale = law.rescaled(after.parameters, {"params": 1 / of_size, "tokens": 1 / of_tokens})
@@ -93,7 +93,7 @@ def test_row_order_does_not_matter(truth, seed, data):
     table, _ = dense_table(truth, seed, noise=5e-3)
     order = data.draw(st.permutations(range(len(table["loss"]))))
     shuffled = {name: values[list(order)] for name, values in table.items()}
-    before, after = fit_law(ChinchillaLaw(), table), fit_law(ChinchillaLaw(), shuffled)
+    before, after = point_estimate(ChinchillaLaw(), table), point_estimate(ChinchillaLaw(), shuffled)
     assert after.objective == pytest.approx(before.objective, rel=1e-9)
     np.testing.assert_allclose(after.parameters[3:], before.parameters[3:], rtol=1e-4)
 
@@ -106,7 +106,7 @@ def test_more_noise_never_gives_a_narrower_interval_on_average(kind):
         spreads = []
         for seed in range(8):
             data = law_data(simulate_table(truth, seed=seed, recurrences=()))
-            draws = bootstrap(fit_law(law, data), data, draws=100, seed=seed, kind=kind)
+            draws = bootstrap(point_estimate(law, data), data, draws=100, seed=seed, kind=kind)
             spreads.append(np.ptp(np.percentile(draws[:, 4], [2.5, 97.5])))
         widths.append(np.mean(spreads))
     assert all(later > before for before, later in pairwise(widths)), widths

@@ -1,4 +1,4 @@
-"""A whole sweep: recovery, holding out, what is said to be doubted, storing, predicting."""
+"""A whole sweep: recovery, holding out, caveats, storing, predicting."""
 
 import dataclasses
 import json
@@ -35,9 +35,14 @@ def test_the_truth_is_found_again(published):
     assert all(fit.value("z") == pytest.approx(7.5 / 8, rel=0.02) for fit in deep)
 
 
-def test_what_to_doubt_is_said(published):
-    text = " ".join(published.doubts)
-    for words in ("simulated", "`exact`", "6.4e+19 FLOPs does not count", "every prediction extrapolates"):
+def test_caveats_are_reported(published):
+    text = " ".join(published.caveats)
+    for words in (
+        "simulated",
+        "`exact`",
+        "6.4e+19 FLOPs is left out",
+        "every prediction extrapolates",
+    ):
         assert words in text
 
 
@@ -71,7 +76,7 @@ def test_json_gives_an_equal_fit_back(published, held_out, tmp_path):
         ("{", "must be JSON"),
         ("[]", "must have the format"),
         ('{"format": "isoloop-fit/0"}', "but got 'isoloop-fit/0'"),
-        ('{"format": "isoloop-fit/2"}', "must be whole"),
+        ('{"format": "isoloop-fit/3"}', "must be whole"),
     ],
 )
 def test_a_stored_fit_that_is_none_is_refused(text, words):
@@ -112,14 +117,14 @@ def test_the_error_of_held_out_runs_is_reported(held_out):
     assert given < errors["unified law"].mean_absolute_error
     for row in held.rows:
         assert row.error == pytest.approx(100 * (row.predicted / row.measured - 1))
-    assert "was held out of every fit" in " ".join(held_out.doubts)
+    assert "was held out of every fit" in " ".join(held_out.caveats)
 
 
 def test_token_sweeps_hold_out_the_largest_token_count():
     table = token_sweep()
     fit = fit_sweep(table, name="tokens", hold_out_largest_budget=True, draws=20)
     assert fit.isoflop is None
-    assert "need the column `budget`" in fit.why_absent("isoflop")
+    assert "need the column `budget`" in fit.why_missing("isoflop")
     assert (fit.held_out.column, fit.held_out.value, fit.held_out.runs) == ("tokens", 8e9, 4)
     assert fit.training is not None
 
@@ -145,15 +150,15 @@ def test_unfinished_runs_are_counted_and_not_fitted():
     fit = fit_sweep(table, name="some", draws=0)
     assert fit.finished_runs == 14
     assert fit.training.runs == 14
-    assert "1 of 16 runs diverged and is not fitted." in fit.doubts
-    assert "1 of 16 runs failed and is not fitted." in fit.doubts
+    assert "1 of 16 runs diverged and is not fitted." in fit.caveats
+    assert "1 of 16 runs failed and is not fitted." in fit.caveats
 
 
-def test_a_missed_budget_is_doubted():
+def test_a_missed_budget_is_a_caveat():
     table = simulate_table(**SMALL)
     table.loc[0, "budget"] *= 1.5
     fit = fit_sweep(table.drop(index=[1, 2, 3]), name="missed", draws=0)
-    assert any("spent over 1% more or less than its budget" in doubt for doubt in fit.doubts)
+    assert any("spent over 1% more or less than its budget" in caveat for caveat in fit.caveats)
 
 
 def test_a_tiny_sweep_has_what_it_allows_and_says_the_rest():
@@ -162,7 +167,7 @@ def test_a_tiny_sweep_has_what_it_allows_and_says_the_rest():
     assert fit.training is None
     assert fit.unified is None
     assert len(fit.test_time) == 4
-    assert "needs at least 6 rows, but got 4" in fit.why_absent("training")
+    assert "needs at least 6 rows, but got 4" in fit.why_missing("training")
     assert SweepFit.from_json(fit.to_json()) == fit
     assert "training law: not fitted" in fit.report()
     with pytest.raises(ValueError, match="needs the training law, but 'tiny' has no fit of it"):
@@ -185,13 +190,13 @@ def test_holding_out_the_only_budget_is_refused():
         fit_sweep(simulate_table(budgets=(1e18,)), name="one", hold_out_largest_budget=True)
 
 
-def test_progress_is_told_to_its_end():
-    told = []
-    fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *what: told.append(what))
-    stages = dict.fromkeys(stage for stage, _, _ in told)
+def test_progress_is_reported_to_its_end():
+    calls = []
+    fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *stage: calls.append(stage))
+    stages = dict.fromkeys(stage for stage, _, _ in calls)
     assert list(stages) == ["isoFLOP curves", "training law", "test-time laws", "joint test-time law", "unified law"]
-    assert all(max(done for s, done, _ in told if s == stage) == 1 or stage == "test-time laws" for stage in stages)
-    assert ("test-time laws", 16, 16) in told
+    assert all(max(done for s, done, _ in calls if s == stage) == 1 or stage == "test-time laws" for stage in stages)
+    assert ("test-time laws", 16, 16) in calls
 
 
 def test_prediction_by_tokens_and_by_flops_agree(published):
@@ -231,15 +236,15 @@ def test_a_measured_loss_predicts_the_loss_at_other_recurrences(published):
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("arguments", "words"),
     [
         ({"mean_recurrence": 8, "tokens": 5e9}, "but recurrence is missing"),
         ({"flops": 1e18, "recurrence": 4}, "but mean_recurrence is missing"),
     ],
 )
-def test_a_measured_loss_needs_both_recurrences(published, asked, words):
+def test_a_measured_loss_needs_both_recurrences(published, arguments, words):
     with pytest.raises(ValueError, match=words):
-        predict(published, loss_at_mean=3.0, **asked)
+        predict(published, loss_at_mean=3.0, **arguments)
     with pytest.raises(ValueError, match="loss_at_mean must be positive and finite"):
         predict(published, loss_at_mean=float("nan"), mean_recurrence=8, tokens=5e9, recurrence=4)
 
@@ -255,10 +260,10 @@ def test_prediction_for_compute_alone_is_the_optimum(published):
     assert fitted.mean_recurrence == pytest.approx(4.9, abs=0.4)
     # Without the parabola's bias, it says about what the law says, whose optimum has kinks.
     assert corrected.mean_recurrence == pytest.approx(best.mean_recurrence, rel=0.1)
-    assert "Beside it, the isoFLOP power laws" in best.report()
+    assert "For comparison, the isoFLOP power laws" in best.report()
 
 
-def test_extrapolation_is_said(published):
+def test_extrapolation_is_reported(published):
     assert "4.0x beyond the largest fitted compute (6.4e+19 FLOPs)" in predict(published, flops=2.56e20).notes
     notes = predict(published, mean_recurrence=8, tokens=3e9, recurrence=48).notes
     assert notes == ("2.0x beyond the largest fitted recurrence T (24 loops)",)
@@ -284,7 +289,7 @@ def test_a_wrong_question_is_refused(published, question, words):
         predict(published, **question)
 
 
-def test_a_draw_is_lucky_everywhere_or_nowhere():
+def test_noise_of_a_run_is_common_to_its_recurrences():
     truth = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-2, evaluation_noise=1e-5)
     losses = draw_losses(truth, 8, 1e10, [1, 4, 8], np.random.default_rng(0))
     off = [np.log(loss / truth.loss(8, 1e10, T)) for T, loss in losses.items()]
@@ -313,26 +318,30 @@ def ragged(stored, change):
     ("change", "words"),
     [
         (lambda fit: fit["training"]["draws"][3].pop(), "each refit of the training law has 5 values, where one has 4"),
-        (lambda fit: fit["fitted"]["flops"].append(1.0), "2 values belong where"),
+        (lambda fit: fit["fitted"]["flops"].append(1.0), "`fitted.flops` has too many values"),
+        (lambda fit: fit["fitted"]["flops"].pop(), "`fitted.flops.1` is missing"),
         (
             lambda fit: fit["unified"]["parameters"].pop(),
             "the unified law has the parameters E, X, Y, Z, x, y, z, where",
         ),
-        (lambda fit: fit["training"].update(law="os:path"), "where the os:path law with E, X, Y, x, y is"),
-        (lambda fit: fit["training"].pop("noise"), "'noise' is missing"),
-        (lambda fit: fit["training"].update(noise="much"), 'a float belongs where "much" is'),
-        (lambda fit: fit["training"].update(parameters=3), "values belong where 3 is"),
+        (lambda fit: fit["training"].update(law="os:path"), "the law .os:path. must be a class that derives from"),
+        (lambda fit: fit["training"].pop("noise"), "`training.noise` is missing"),
+        (lambda fit: fit["training"]["parameters"][0].pop("value"), "`training.parameters.0.value` is missing"),
+        (lambda fit: fit["training"].update(noise="much"), '`training.noise` must be a valid number, and is "much"'),
+        (lambda fit: fit["training"].update(noise="0.1"), '`training.noise` must be a valid number, and is "0.1"'),
+        (lambda fit: fit["training"].update(parameters=3), "`training.parameters` must be a valid array, and is 3"),
+        (lambda fit: fit["training"].update(mood="good"), "`training.mood` is unknown"),
         (lambda fit: fit["cost_model"]["forward_loops"].pop(), "needs loops forward and backward at each"),
-        (lambda fit: fit.update(fitted=[1]), r"a FittedRange belongs where \[1\] is"),
-        (lambda fit: fit.update(finished_runs=True), "a int belongs where true is"),
+        (lambda fit: fit.update(fitted=[1]), r"`fitted` must be an object, and is \[1\]"),
+        (lambda fit: fit.update(finished_runs=True), "`finished_runs` must be a valid integer, and is true"),
     ],
 )
 def test_a_stored_fit_that_is_not_whole_is_refused(published, change, words):
-    with pytest.raises(ValueError, match=f"a stored fit must be whole, but:? .*{words}.*; fit the sweep again"):
+    with pytest.raises(ValueError, match=f"a stored fit must be whole, but .*{words}.*; fit the sweep again"):
         SweepFit.from_json(ragged(published.to_json(), change))
 
 
-def test_an_interval_that_ends_with_the_search_is_said(published):
+def test_an_interval_that_ends_with_the_search_is_reported(published):
     far = predict(published, flops=1.95e24)
     assert far.mean_recurrence < 1020
     assert far.mean_recurrence_interval[1] == pytest.approx(1024)

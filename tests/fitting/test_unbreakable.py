@@ -14,12 +14,12 @@ from isoloop.fitting import (
     TrainingLaw,
     check_points,
     choose,
-    fit_law,
     fit_sweep,
     point_data,
+    point_estimate,
     simulate_table,
 )
-from isoloop.fitting.tables.checks import far_off, warnings
+from isoloop.fitting.tables.checks import implausible_losses, row_caveats
 from isoloop.fitting.tables.runs import law_data
 
 TRUTH = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
@@ -56,13 +56,13 @@ def test_impossible_losses_of_a_sweep_are_refused(value):
         fit_sweep(table, name="bad", draws=0)
 
 
-def test_a_run_that_diverged_unnoticed_is_left_out_and_said():
+def test_a_run_that_diverged_unnoticed_is_left_out_and_reported():
     table = sweep()
     table.loc[10, "loss"] = 11.0
     without = fit_sweep(table.drop(index=10), name="a", draws=20)
     fit = fit_sweep(table, name="a", draws=20)
     run = table["run_id"][10]
-    assert any(f"Run '{run}' is left out of every fit: its loss of 11" in doubt for doubt in fit.doubts)
+    assert any(f"Run '{run}' is left out of every fit: its loss of 11" in caveat for caveat in fit.caveats)
     assert fit.training == without.training
     assert fit.isoflop == without.isoflop
     assert fit.unified == without.unified
@@ -77,46 +77,46 @@ def test_losses_of_ordinary_runs_far_from_the_optimum_are_kept():
 @pytest.mark.parametrize("column", ["params", "tokens"])
 def test_a_constant_column_is_refused(column):
     with pytest.raises(ValueError, match=f"needs `{column}` to vary"):
-        fit_law(ChinchillaLaw(), point_data(check_points(points().assign(**{column: 1e9}))))
+        point_estimate(ChinchillaLaw(), point_data(check_points(points().assign(**{column: 1e9}))))
 
 
-def test_one_budget_is_said_by_every_fit():
+def test_one_budget_is_reported_by_every_fit():
     one = points()[lambda table: table["budget"] == 1e20]
-    assert any("All runs spend one budget" in said for said in warnings(point_data(check_points(one))))
+    assert any("All runs spend one budget" in caveat for caveat in row_caveats(point_data(check_points(one))))
     table = sweep()[lambda table: table["budget"] == 4e18]
     fit = fit_sweep(table, name="one", draws=0)
-    assert any("All runs spend one budget" in doubt for doubt in fit.doubts)
+    assert any("All runs spend one budget" in caveat for caveat in fit.caveats)
     assert fit.isoflop.mean_recurrence_law is None
     assert "power laws need 2 budgets" in fit.isoflop.reason
 
 
 def test_fewer_rows_than_parameters_are_refused():
     with pytest.raises(ValueError, match="needs at least 6 rows, but got 5"):
-        fit_law(ChinchillaLaw(), point_data(check_points(points().head(5))))
+        point_estimate(ChinchillaLaw(), point_data(check_points(points().head(5))))
 
 
 def test_rows_that_are_all_the_same_are_refused():
     same = pd.concat([points().head(1)] * 12)
     with pytest.raises(ValueError, match="needs `params` to vary"):
-        fit_law(ChinchillaLaw(), point_data(check_points(same)))
+        point_estimate(ChinchillaLaw(), point_data(check_points(same)))
 
 
 def test_losses_that_are_all_the_same_are_refused():
     with pytest.raises(ValueError, match="needs `loss` to vary"):
-        fit_law(ChinchillaLaw(), point_data(check_points(points().assign(loss=3.0))))
+        point_estimate(ChinchillaLaw(), point_data(check_points(points().assign(loss=3.0))))
 
 
-def test_rows_given_twice_are_said():
+def test_rows_given_twice_are_reported():
     twice = pd.concat([points(), points().head(2)])
     found = choose(
-        point_data(check_points(twice)), ["chinchilla"], draws=0, doubts=warnings(point_data(check_points(twice)))
+        point_data(check_points(twice)), ["chinchilla"], draws=0, caveats=row_caveats(point_data(check_points(twice)))
     )
     assert "2 rows repeat the parameters, tokens and loss of another" in found.report()
-    assert not any("repeat" in said for said in warnings(point_data(check_points(points()))))
+    assert not any("repeat" in caveat for caveat in row_caveats(point_data(check_points(points()))))
     table = sweep()
     again = table.head(1).assign(run_id="again")
     fit = fit_sweep(pd.concat([table, again]), name="twice", draws=0)
-    assert any("1 row repeats" in doubt for doubt in fit.doubts)
+    assert any("1 row repeats" in caveat for caveat in fit.caveats)
 
 
 def test_the_same_run_id_twice_is_refused():
@@ -144,11 +144,11 @@ def test_a_run_far_off_the_law_is_named():
     table = sweep()
     table.loc[10, "loss"] *= 1.1
     fit = fit_sweep(table, name="stray", draws=0)
-    assert any(f"Run '{table['run_id'][10]}' lies +10% off the training law" in doubt for doubt in fit.doubts)
-    assert not any("off the training law" in doubt for doubt in fit_sweep(sweep(), name="none", draws=0).doubts)
+    assert any(f"Run '{table['run_id'][10]}' lies +10% off the training law" in caveat for caveat in fit.caveats)
+    assert not any("off the training law" in caveat for caveat in fit_sweep(sweep(), name="none", draws=0).caveats)
 
 
-def test_an_interval_that_ends_at_a_bound_is_said():
+def test_an_interval_that_ends_at_a_bound_is_reported():
     table = simulate_table(dataclasses.replace(PUBLISHED_TRUTH, run_noise=3e-3), seed=1, recurrences=())
     fit = fit_sweep(table, name="wide", draws=100)
     assert any("the interval of E ends at a bound" in reason for reason in fit.training.reasons)
@@ -175,11 +175,11 @@ def test_several_experiments_are_refused():
         check_points(points().assign(experiment=np.arange(35) % 2))
 
 
-def test_swapped_parameters_and_tokens_are_said():
+def test_swapped_parameters_and_tokens_are_reported():
     swapped = points().rename(columns={"params": "tokens", "tokens": "params"})
-    said = warnings(point_data(check_points(swapped)))
-    assert any("were the columns params and tokens swapped?" in one for one in said)
-    assert not any("swapped" in one for one in warnings(point_data(check_points(points()))))
+    caveats = row_caveats(point_data(check_points(swapped)))
+    assert any("were the columns params and tokens swapped?" in caveat for caveat in caveats)
+    assert not any("swapped" in one for one in row_caveats(point_data(check_points(points()))))
 
 
 def test_read_only_arrays_are_fitted_and_left_alone():
@@ -187,7 +187,7 @@ def test_read_only_arrays_are_fitted_and_left_alone():
     data = law_data(table)
     for values in data.values():
         values.flags.writeable = False
-    assert fit_law(TrainingLaw(), data).converged
+    assert point_estimate(TrainingLaw(), data).converged
     kept = points().to_numpy().copy()
     frame = pd.DataFrame(kept, columns=points().columns)
     kept.flags.writeable = False
@@ -197,67 +197,67 @@ def test_read_only_arrays_are_fitted_and_left_alone():
 
 def test_a_stored_fit_of_another_version_is_refused():
     text = fit_sweep(sweep(), name="x", draws=0).to_json()
-    older = json.dumps({**json.loads(text), "format": "isoloop-fit/1"})
-    with pytest.raises(ValueError, match="the format 'isoloop-fit/2', but got 'isoloop-fit/1'; fit the sweep"):
+    older = json.dumps({**json.loads(text), "format": "isoloop-fit/2"})
+    with pytest.raises(ValueError, match="the format 'isoloop-fit/3', but got 'isoloop-fit/2'; fit the sweep"):
         SweepFit.from_json(older)
 
 
-def test_a_bound_that_is_hit_is_said():
+def test_a_bound_that_is_hit_is_reported():
     table = points()
     # The loss grows with N, which no positive amplitude can follow.
     table["loss"] = 2.0 + 2085.0 * table["tokens"] ** -0.37 + 0.01 * np.log(table["params"] / 1e8)
-    estimate = fit_law(ChinchillaLaw(), point_data(check_points(table)))
+    estimate = point_estimate(ChinchillaLaw(), point_data(check_points(table)))
     assert "A" in estimate.at_bounds
     found = choose(point_data(check_points(table)), ["chinchilla"], draws=0)
     assert "warning: A is at its bound" in found.report()
 
 
-def said_of(table):
-    return " ".join(warnings(point_data(check_points(table))))
+def caveat_text(table):
+    return " ".join(row_caveats(point_data(check_points(table))))
 
 
-def test_mixed_units_of_compute_are_said():
+def test_mixed_units_of_compute_are_reported():
     table = points()
-    assert "params x tokens" not in said_of(table)
-    assert "params x tokens" not in said_of(table.drop(columns="budget"))
+    assert "params x tokens" not in caveat_text(table)
+    assert "params x tokens" not in caveat_text(table.drop(columns="budget"))
     mixed = table.assign(tokens=table["tokens"] / np.where(np.arange(35) % 2, 1e9, 1.0))
-    assert "The budget is 6 to 6e+09 times params x tokens" in said_of(mixed)
-    assert "were units mixed?" in said_of(mixed)
+    assert "The budget is 6 to 6e+09 times params x tokens" in caveat_text(mixed)
+    assert "were units mixed?" in caveat_text(mixed)
     one = table.assign(budget=table["budget"] * np.where(np.arange(35) == 7, 3.1, 1.0))
-    assert "6 to 18.6 times params x tokens" in said_of(one)
+    assert "6 to 18.6 times params x tokens" in caveat_text(one)
 
 
-@pytest.mark.parametrize(("factor", "said"), [(0.4, True), (0.6, False), (1.9, False), (2.1, True)])
-def test_budgets_that_are_not_6nd_are_said(factor, said):
-    text = said_of(points().assign(budget=lambda table: factor * table["budget"]))
-    assert ("C = 6 N D does not hold here, so D* from it is off" in text) == said
+@pytest.mark.parametrize(("factor", "expected"), [(0.4, True), (0.6, False), (1.9, False), (2.1, True)])
+def test_budgets_that_are_not_6nd_are_reported(factor, expected):
+    text = caveat_text(points().assign(budget=lambda table: factor * table["budget"]))
+    assert ("C = 6 N D does not hold here, so D* from it is off" in text) == expected
     assert "units mixed" not in text
 
 
 def test_runs_far_off_are_found_although_half_of_a_budget_diverged():
     losses = np.array([3.0, 3.1, 3.2, 11.0, 11.2, 10.9, 2.5, 2.6, 2.4, 1.0])
     budgets = np.repeat([1e18, 1e19], [6, 4])
-    assert list(np.flatnonzero(far_off(losses, budgets))) == [3, 4, 5, 9]
-    assert list(np.flatnonzero(far_off(losses[:6]))) == [3, 4, 5]
-    assert not far_off(np.array([])).any()
+    assert list(np.flatnonzero(implausible_losses(losses, budgets))) == [3, 4, 5, 9]
+    assert list(np.flatnonzero(implausible_losses(losses[:6]))) == [3, 4, 5]
+    assert not implausible_losses(np.array([])).any()
 
 
 def test_budgets_of_few_runs_are_held_against_the_table():
     losses = np.array([3.0, 3.1, 3.2, 11.0, 11.0])
-    assert list(far_off(losses, np.array([1e18, 1e18, 1e18, 1e19, 1e19]))) == [False] * 3 + [True] * 2
+    assert list(implausible_losses(losses, np.array([1e18, 1e18, 1e18, 1e19, 1e19]))) == [False] * 3 + [True] * 2
 
 
-def test_a_run_with_a_loss_in_another_unit_is_left_out_and_said():
+def test_a_run_with_a_loss_in_another_unit_is_left_out_and_reported():
     table = sweep()
     table.loc[10, "loss"] *= 0.3
     fit = fit_sweep(table, name="a", draws=0)
     assert fit.finished_runs == len(table) - 1
     words = "above 2 times or below 1/2 of the lower quartile of its budget's losses"
-    assert any("is left out of every fit" in doubt and words in doubt for doubt in fit.doubts)
+    assert any("is left out of every fit" in caveat and words in caveat for caveat in fit.caveats)
 
 
-def test_one_is_said_in_the_singular():
+def test_one_run_is_reported_in_the_singular():
     table = sweep()
     table.loc[0, "budget"] *= 1.5
-    doubts = fit_sweep(table, name="one", draws=0).doubts
-    assert any(doubt.startswith("1 run spent over 1% more or less than its budget, ") for doubt in doubts)
+    caveats = fit_sweep(table, name="one", draws=0).caveats
+    assert any(caveat.startswith("1 run spent over 1% more or less than its budget, ") for caveat in caveats)

@@ -1,9 +1,7 @@
 """A sweep of seconds, and its simulated twin."""
 
 import os
-import shutil
 import time
-import warnings
 
 import pytest
 
@@ -47,24 +45,6 @@ def simulated():
 @pytest.fixture
 def folders(tmp_path):
     return Folders(out=tmp_path / "out", name="small")
-
-
-@pytest.fixture(scope="session")
-def new_database(tmp_path_factory):
-    """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
-    from isoloop.sweeps.tracking.mlflow_store import Store
-
-    empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
-        Store(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
-
-    def make(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(empty, path)
-        return f"sqlite:///{path}"
-
-    return make
 
 
 def wait_for_steps(folder, steps):

@@ -1,4 +1,4 @@
-"""What is made of a finished sweep whose runs are of several groups."""
+"""The analysis of a finished sweep whose runs are of several groups."""
 
 import pandas as pd
 import pytest
@@ -8,6 +8,7 @@ from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders, folders_of
+from tests.commands import only_svg
 from tests.sweeps.conftest import SIMULATED
 
 
@@ -21,15 +22,16 @@ def table():
 
 @pytest.fixture(scope="module")
 def made(table, tmp_path_factory):
-    """A sweep that was fitted as one before it had groups, then with them."""
+    """Fit a sweep as a whole, then with its groups."""
     sweep = validate_sweep(SIMULATED, source="test")
     folders = Folders(out=tmp_path_factory.mktemp("out"), name=sweep.name)
     folders.sweep.mkdir(parents=True)
     folders.config.write_text(config_text(sweep))
     alone = table[table["group"] == "variant = a"].drop(columns="group").reset_index(drop=True)
-    assert fit_and_report(sweep, folders, alone, command="x", draws=20).fit is not None
-    assert folders.fit(hold_out=False).exists()
-    return sweep, folders, fit_and_report(sweep, folders, table, command="x", draws=20)
+    with only_svg():
+        assert fit_and_report(sweep, folders, alone, command="x", draws=20).fit is not None
+        assert folders.fit(hold_out=False).exists()
+        return sweep, folders, fit_and_report(sweep, folders, table, command="x", draws=20)
 
 
 def test_each_group_has_fits_and_a_page_of_its_own(made):
@@ -54,7 +56,8 @@ def test_what_was_fitted_before_there_were_groups_is_gone(made):
 def test_a_groups_page_can_be_made_anew(made):
     sweep, folders, _ = made
     own = folders_of(f"{folders.name}/groups/variant=a", folders.out)
-    again = fit_and_report(sweep, own, pd.read_csv(own.table), command="x", draws=20)
+    with only_svg():
+        again = fit_and_report(sweep, own, pd.read_csv(own.table), command="x", draws=20)
     assert again.fit is not None
     assert not again.groups
     assert not own.groups.exists()

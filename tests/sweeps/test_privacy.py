@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.privacy import TELEMETRY_OFF
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,19 +46,19 @@ from pathlib import Path
 if sys.argv[3] == "off":
     from isoloop.sweeps.privacy import switch_telemetry_off
     switch_telemetry_off()
-    from isoloop.sweeps.tracking.mlflow_store import Store
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
     from isoloop.sweeps.paths import Folders
-    from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+    from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
     from isoloop.sweeps.config.loading import load_sweep
-    from isoloop.sweeps.tracking.uploader import Relay
+    from isoloop.sweeps.tracking.uploader import Uploader
     from isoloop.sweeps.execution.simulated import simulate_run
     sweep = load_sweep("parcae-140m-simulated", ["budgets=[1e18]", "mean_recurrences=[2]"])
     folders = Folders(out=Path(sys.argv[1]), name=sweep.name)
-    plan = plan_sweep(sweep, simulated_text)
+    plan = plan_sweep(sweep, simulated_corpus)
     for cell in plan.cells:
         simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
-    store = Store(sys.argv[2], "x", artifacts=folders.artifacts)
-    assert Relay(store, plan, folders).close() == []
+    store = TrackingStore(sys.argv[2], "x", artifacts=folders.artifacts)
+    assert Uploader(store, plan, folders).close() == []
     assert len(store.read_table(sweep.name)) == 1
     import huggingface_hub.constants, ray
     from ray._common.usage import usage_lib
@@ -75,7 +75,15 @@ if sys.argv[3] == "on":
 print("client", get_telemetry_client() is not None, "attempts", len(attempts), attempts[:3])
 """
 # What these libraries take for a sign that they are tested, and then are silent by themselves.
-SILENCING = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "PYTEST_CURRENT_TEST", "BUILDKITE", "JENKINS_URL", *SWITCHES)
+SILENCING = (
+    "CI",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "PYTEST_CURRENT_TEST",
+    "BUILDKITE",
+    "JENKINS_URL",
+    *TELEMETRY_OFF,
+)
 
 
 def guarded_sweep(tmp_path, database, switch):

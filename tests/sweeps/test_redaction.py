@@ -1,6 +1,7 @@
 """No user, password, token or key of a URI gets out, wherever the URI is quoted."""
 
 import logging
+import pickle
 import subprocess
 import sys
 import traceback
@@ -10,16 +11,17 @@ import pytest
 import yaml
 
 from isoloop.sweeps.analysis import fit_and_report
-from isoloop.sweeps.cli import main as cli
+from isoloop.sweeps.cli.options import command_line
 from isoloop.sweeps.config.loading import load_sweep
-from isoloop.sweeps.config.schema import config_text
+from isoloop.sweeps.config.schema import Tracking, config_text
+from isoloop.sweeps.config.uri import SecretUri
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import Prepared, train_and_record
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
-from isoloop.sweeps.redaction import redacted, with_secret
-from isoloop.sweeps.tracking.mlflow_store import Store, named_trouble
+from isoloop.sweeps.pipeline import PreparedSweep, train_sweep
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.privacy import redacted
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore, translate_store_errors
 
 SECRET = "s3cr3t"
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,13 +65,32 @@ def test_what_has_no_secret_stays_as_it_is(text):
 def test_a_secret_comes_back_from_the_environment(monkeypatch):
     whole = f"http://ann:{SECRET}@host"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert with_secret(whole) == whole
+    stored = Tracking(uri=redacted(whole))
+    assert Tracking(uri=whole).full_uri(default="none") == whole
+    assert Tracking().full_uri(default="none") == "none"
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI is not set; set it to the whole of http://"):
-        with_secret(redacted(whole))
+        stored.full_uri(default="none")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
-    assert with_secret(redacted(whole)) == whole
-    with pytest.raises(ValueError, match="is another one"):
-        with_secret("http://***@elsewhere")
+    assert stored.full_uri(default="none") == whole
+    with pytest.raises(ValueError, match="holds another URI"):
+        Tracking(uri="http://***@elsewhere").full_uri(default="none")
+
+
+def test_a_configuration_shows_no_secret(simulated):
+    uri = f"http://ann:{SECRET}@host"
+    sweep = simulated.model_copy(update={"tracking": Tracking(uri=uri), "storage": SecretUri(uri)})
+    shown = (
+        repr(sweep),
+        str(sweep),
+        f"{sweep.storage}",
+        sweep.model_dump_json(),
+        str(sweep.model_dump()),
+        config_text(sweep),
+    )
+    for text in shown:
+        assert SECRET not in text
+        assert "http://***@host" in text
+    assert pickle.loads(pickle.dumps(sweep)).storage.get_secret_value() == uri
 
 
 def test_errors_leave_secrets_out(tmp_path, monkeypatch):
@@ -77,11 +98,11 @@ def test_errors_leave_secrets_out(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for uri in (f"http://ann:{SECRET}@127.0.0.1:9", f"nonsense://ann:{SECRET}@host", f"http://ann:{SECRET}@[broken"):
         with pytest.raises(ValueError, match="tracking URI") as caught:
-            Store(uri, "x", artifacts=tmp_path)
+            TrackingStore(uri, "x", artifacts=tmp_path)
         assert SECRET not in str(caught.value)
 
     def fail():
-        with named_trouble("http://h"):
+        with translate_store_errors("http://h"):
             raise RuntimeError(f"refused: http://ann:{SECRET}@h")
 
     with pytest.raises(ValueError, match="refused") as caught:
@@ -90,13 +111,13 @@ def test_errors_leave_secrets_out(tmp_path, monkeypatch):
 
 
 def test_a_stored_configuration_has_no_secret_and_can_be_run_again(simulated, tmp_path):
-    tracking = simulated.tracking.model_copy(update={"uri": f"postgresql://ann:{SECRET}@host/db"})
-    text = redacted(config_text(simulated.model_copy(update={"tracking": tracking})))
+    tracking = Tracking(uri=f"postgresql://ann:{SECRET}@host/db")
+    text = config_text(simulated.model_copy(update={"tracking": tracking}))
     assert SECRET not in text
     (tmp_path / "config.yaml").write_text(text)
     again = load_sweep(str(tmp_path / "config.yaml"))
     assert again.model_copy(update={"tracking": simulated.tracking}) == simulated
-    assert again.tracking.uri == "postgresql://***@host/db"
+    assert again.tracking.uri.get_secret_value() == "postgresql://***@host/db"
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -107,12 +128,11 @@ def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_data
     # sqlite ignores what it doesn't know: the one store with a secret in its URI that needs no server.
     new_database(tmp_path / "store.db")
     uri = f"sqlite:///file:{tmp_path / 'store.db'}?uri=true&password={SECRET}"
-    tracking = simulated.tracking.model_copy(update={"uri": uri})
-    sweep = simulated.model_copy(update={"tracking": tracking, "budgets": (1e10,), "mean_recurrences": (1, 2)})
-    plan, folders = plan_sweep(sweep, simulated_text), Folders(out=tmp_path / "out", name=sweep.name)
+    sweep = simulated.model_copy(update={"tracking": Tracking(uri=uri), "budgets": (1e10,), "mean_recurrences": (1, 2)})
+    plan, folders = plan_sweep(sweep, simulated_corpus), Folders(out=tmp_path / "out", name=sweep.name)
     for cell in plan.cells:
         simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
-    recorded = train_and_record(Prepared(plan=plan, corpora={}), folders)
+    recorded = train_sweep(PreparedSweep(plan=plan, corpora={}), folders)
     fit_and_report(sweep, folders, recorded.table, command=f"isoloop run x --tracking-uri {uri}")
     assert recorded.store.save_files(recorded.parent, folders.sweep) is None
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
@@ -123,7 +143,7 @@ def test_a_sweep_leaves_no_secret_anywhere(simulated, tmp_path, caplog, new_data
 
 def test_the_command_on_a_page_can_be_given_again_and_has_no_secret(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["isoloop", "run", "my sweep.yaml", "--tracking-uri", f"http://ann:{SECRET}@host"])
-    assert cli._command() == "isoloop run 'my sweep.yaml' --tracking-uri 'http://***@host'"
+    assert command_line() == "isoloop run 'my sweep.yaml' --tracking-uri 'http://***@host'"
 
 
 def test_the_command_says_no_secret(tmp_path):

@@ -1,4 +1,4 @@
-"""A name stands for one run table: of a sweep that was run, of a file, or drawn from a simulated sweep's law."""
+"""Run tables by name: of a sweep that was run, of a file, or drawn from a simulated sweep's law."""
 
 import dataclasses
 
@@ -12,13 +12,12 @@ from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.runs import load_runs, recount, simulated_table
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.accounting import flops_per_token
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 from tests.sweeps.conftest import SIMULATED
 
 PUBLISHED = "parcae-140m-simulated"
@@ -26,12 +25,12 @@ PUBLISHED = "parcae-140m-simulated"
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_simulated_table_is_that_of_the_store(simulated, tmp_path, new_database):
-    plan = plan_sweep(simulated, simulated_text)
+    plan = plan_sweep(simulated, simulated_corpus)
     folders = Folders(out=tmp_path / "out", name=simulated.name)
     for cell in plan.cells:
         simulate_run(cell.spec, simulated.simulation, cell.run_id, folders.run(cell.run_id))
-    store = Store(new_database(tmp_path / "mlflow.db"), "isoloop", artifacts=folders.artifacts)
-    Relay(store, plan, folders).close()
+    store = TrackingStore(new_database(tmp_path / "mlflow.db"), "isoloop", artifacts=folders.artifacts)
+    Uploader(store, plan, folders).close()
     pd.testing.assert_frame_equal(simulated_table(simulated), check_table(store.read_table(simulated.name)))
 
 
@@ -73,15 +72,15 @@ def test_runs_of_several_groups_are_refused_unless_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("demo", "must have been run under --out, but .* has no sweep 'demo'"),
         ("never-run", "has no sweep 'never-run'"),
         ("absent.csv", "there is none at absent.csv"),
     ],
 )
-def test_what_is_not_there_is_said(tmp_path, target, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_not_there_is_said(tmp_path, target, message):
+    with pytest.raises(ValueError, match=message):
         load_runs(target, tmp_path)
 
 

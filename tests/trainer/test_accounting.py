@@ -14,10 +14,9 @@ from isoloop.trainer.accounting import (
     loop_cost,
     steps_for,
 )
-from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.config import SIZES, ModelConfig, RecurrenceConfig
 from isoloop.trainer.evaluate import evaluate
 from isoloop.trainer.model.build import build_model
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.recurrence import sample_recurrences
 
 SMALL = ModelConfig(width=16, heads=2, context=8)
@@ -68,7 +67,7 @@ def test_parameters_equal_the_module(config):
 
 
 def test_published_sizes():
-    """SPEC.md's two, and the other two counted by hand: 8 and 12 layers' matrices, tables, gates and norms."""
+    """Two are published, the other two are counted by hand: 8 and 12 layers' matrices, tables, gates and norms."""
     totals = {name: count_parameters(model).total for name, model in SIZES.items()}
     assert (totals["140m"], totals["370m"]) == (144_323_136, 388_003_328)
     for name, d, heads, layers in (("770m", 1280, 10, 18), ("1.3b", 1536, 12, 24)):
@@ -169,9 +168,9 @@ def test_expected_loops_of_very_many(mean):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"injection": "math:pi"}, "must state its cost as InjectionCost, but 'math:pi'"),
-        ({"block": "os:path"}, "must state its cost as BlockCost, but 'os:path'"),
-        ({"block": "tests.trainer.own:ScaledInjection"}, "must state its cost as BlockCost"),
+        ({"injection": "math:pi"}, "must return its cost as InjectionCost from `cost`, but 'math:pi'"),
+        ({"block": "os:path"}, "must return its cost as BlockCost from `cost`, but 'os:path'"),
+        ({"block": "tests.trainer.own:ScaledInjection"}, "must return its cost as BlockCost"),
         ({"injection": "no.such:Thing"}, "must be importable as module:Class"),
     ],
 )

@@ -1,18 +1,67 @@
-"""Two processes that share every batch train what one process trains."""
+"""Shares of a batch by rank, loaded ahead; two processes that share every batch train what one process trains."""
 
 import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from isoloop.trainer.config import EvaluationConfig, ExecutionConfig, RunSpec
+from isoloop.trainer.config import EvaluationConfig, ExecutionConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.data.batches import batch_windows
 from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.distributed import Ranks, load_share, prefetch_shares
 from isoloop.trainer.loop import train
+from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import read_result
+
+# Processes are forked from one that has imported what takes seconds.
+mp.get_context("forkserver").set_forkserver_preload(["isoloop.trainer.loop", "torch.distributed"])
+
+
+@pytest.fixture
+def large_batch(spec):
+    return spec.model_copy(update={"batch": 11, "recurrence": RecurrenceConfig(mean=8)})
+
+
+def rows(share):
+    """The share as comparable rows: window, loops, seed."""
+    return sorted(zip(map(tuple, share.windows.tolist()), share.loops.tolist(), share.state_seeds, strict=True))
+
+
+@pytest.mark.parametrize("size", [2, 3, 11])
+def test_the_ranks_shares_are_the_batch_whatever_their_number(large_batch, corpus, size):
+    whole = rows(load_share(large_batch, corpus, Ranks(), 5))
+    parts = [load_share(large_batch, corpus, Ranks(rank=rank, size=size), 5) for rank in range(size)]
+    assert sorted(row for part in parts for row in rows(part)) == whole
+    work = [int(part.loops.sum()) for part in parts]
+    assert size == 11 or max(work) - min(work) <= part_longest(parts)
+
+
+def part_longest(parts):
+    return max(int(part.loops.max()) for part in parts)
+
+
+def test_a_share_is_the_steps_batch_deepest_first(large_batch, corpus):
+    share = load_share(large_batch, corpus, Ranks(), 5)
+    loops = sample_recurrences(large_batch.recurrence, batch=11, seed=large_batch.seed, step=5, steps=large_batch.steps)
+    order = np.argsort(-loops, kind="stable")
+    np.testing.assert_array_equal(share.loops, loops[order])
+    windows = batch_windows(corpus, context=16, batch=11, seed=large_batch.seed, step=5)
+    np.testing.assert_array_equal(share.windows, windows[order])
+    assert len(set(share.state_seeds)) == 11
+    assert share.state_seeds != load_share(large_batch, corpus, Ranks(), 6).state_seeds
+
+
+def test_made_ahead_in_order(large_batch, corpus):
+    found = list(prefetch_shares(large_batch, corpus, Ranks(), 4, pinned=False))
+    assert [step for step, _ in found] == list(range(4, large_batch.steps))
+    for step, share in found:
+        assert torch.equal(share.windows, load_share(large_batch, corpus, Ranks(), step).windows)
 
 
 def free_port() -> int:
@@ -26,14 +75,14 @@ def process(rank, size, port, spec_json, corpus_folder, folder, execution_json, 
     dist.init_process_group("gloo", rank=rank, world_size=size)
     spec, corpus = RunSpec.model_validate_json(spec_json), Corpus(Path(corpus_folder))
     execution = ExecutionConfig.model_validate_json(execution_json)
-    for stop in stops:  # steps after which it is asked to stop, then to the end
-        asked = iter(range(1, 10**9))
+    for stop in stops:  # steps after which it is to stop, then None for the end
+        calls = iter(range(1, 10**9))
         result = train(
             spec,
             corpus,
             Path(folder),
             execution=execution,
-            should_stop=lambda stop=stop, asked=asked: stop is not None and next(asked) >= stop,
+            should_stop=lambda stop=stop, calls=calls: stop is not None and next(calls) >= stop,
         )
         assert (result is None) == (stop is not None)
     dist.destroy_process_group()
@@ -44,16 +93,17 @@ def process(rank, size, port, spec_json, corpus_folder, folder, execution_json, 
 
 def train_in(size, spec, corpus, folder, stops=(None,), **execution):
     arguments = (size, free_port(), spec.model_dump_json(), str(corpus.folder), str(folder))
-    mp.spawn(process, (*arguments, ExecutionConfig(**execution).model_dump_json(), stops), nprocs=size)
+    arguments = (*arguments, ExecutionConfig(**execution).model_dump_json(), stops)
+    mp.start_processes(process, arguments, nprocs=size, start_method="forkserver")
     return read_result(folder)
 
 
-TOLD = ("train_loss", "gradient_norm", "state_norm", "last_loop_residual")
+COMPARED_METRICS = ("train_loss", "gradient_norm", "state_norm", "last_loop_residual")
 
 
-def told_by_step(folder):
+def metrics_by_step(folder):
     records, _ = read_journal(folder / "journal.jsonl")
-    return {r["step"]: {key: r["values"][key] for key in TOLD} for r in records if r["kind"] == "metrics"}
+    return {r["step"]: {key: r["values"][key] for key in COMPARED_METRICS} for r in records if r["kind"] == "metrics"}
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +116,11 @@ def alone(spec, corpus, tmp_path_factory):
 def test_the_same_losses_as_one_process(spec, corpus, alone, tmp_path, execution):
     together = train_in(2, spec, corpus, tmp_path, **execution)
     folder, result = alone
-    ours, theirs = told_by_step(tmp_path), told_by_step(folder)
+    ours, theirs = metrics_by_step(tmp_path), metrics_by_step(folder)
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
     # From there on sums in another order drift apart: torch's Muon orthogonalises in bfloat16, which magnifies them.
-    for step, told in theirs.items():
-        assert ours[step]["train_loss"] == pytest.approx(told["train_loss"], rel=3e-4)
+    for step, values in theirs.items():
+        assert ours[step]["train_loss"] == pytest.approx(values["train_loss"], rel=3e-4)
     assert together.losses == pytest.approx(result.losses, rel=3e-4)
     assert (together.forward_loops, together.backward_loops) == (result.forward_loops, result.backward_loops)
     started = next(r for r in read_journal(tmp_path / "journal.jsonl")[0] if r.get("name") == "started")
@@ -82,7 +132,7 @@ def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, tmp_p
     whole = train_in(2, spec, corpus, tmp_path / "whole")
     stopped = train_in(2, spec, corpus, tmp_path / "stopped", stops=(5, None), validations=2)
     assert stopped.losses == whole.losses
-    assert told_by_step(tmp_path / "stopped") == told_by_step(tmp_path / "whole")
+    assert metrics_by_step(tmp_path / "stopped") == metrics_by_step(tmp_path / "whole")
     records = read_journal(tmp_path / "stopped" / "journal.jsonl")[0]
     assert [r["step"] for r in records if "validation_loss" in r.get("values", {})] == [4, 8]
 
@@ -96,5 +146,5 @@ def test_a_process_without_a_validation_window_has_no_say(spec, corpus, tmp_path
 
 def test_more_processes_than_sequences_are_refused(spec, corpus, tmp_path):
     lonely = spec.model_copy(update={"batch": 1})
-    with pytest.raises(mp.ProcessRaisedException, match="each process must have a sequence of a batch"):
+    with pytest.raises(mp.ProcessRaisedException, match="each process must have at least one sequence of a batch"):
         train_in(2, lonely, corpus, tmp_path)

@@ -46,8 +46,8 @@ def small_disk(tmp_path):
 
 
 def stop_after(steps):
-    asked = iter(range(1, 10**9))
-    return lambda: next(asked) >= steps
+    calls = iter(range(1, 10**9))
+    return lambda: next(calls) >= steps
 
 
 def outcome(result):
@@ -157,10 +157,10 @@ def test_a_run_goes_on_once_there_is_room(spec, corpus, undisturbed, tmp_path, l
 def test_a_run_goes_on_once_there_is_room_on_a_real_disk(spec, corpus, undisturbed, small_disk, left):
     """The disk fills up at step 5, but for `left` bytes; checkpoints are due in every step."""
     folder, filler = small_disk / "run", small_disk / "filler"
-    asked = iter(range(10**9))
+    calls = iter(range(10**9))
 
     def fill():
-        if next(asked) == 4:
+        if next(calls) == 4:
             free = os.statvfs(small_disk)
             filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - left))
         return False

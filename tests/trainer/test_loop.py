@@ -34,8 +34,8 @@ from isoloop.trainer.run.result import RunResult, read_result
 
 def stop_after(steps):
     """A stop signal that comes true at the given step."""
-    asked = iter(range(1, 10**9))
-    return lambda: next(asked) >= steps
+    calls = iter(range(1, 10**9))
+    return lambda: next(calls) >= steps
 
 
 def without_clock(result: RunResult) -> dict:
@@ -72,19 +72,19 @@ def test_a_run_records_what_it_did(spec, uninterrupted):
     assert result.status == "finished"
     assert not result.simulated
     assert (result.steps, result.tokens) == (12, 12 * 4 * 16)
-    assert set(result.losses) == {1, 2, 3, 4}  # those asked for, and the mean recurrence
+    assert set(result.losses) == {1, 2, 3, 4}  # those of the spec, and the mean recurrence
     assert result.loss == result.losses[3]
     assert result.bits_per_byte == pytest.approx(result.loss / 0.6931471805599453)
     assert 0 < result.spectral_radius < 1
     assert result.backward_loops <= 2
     assert [step for step, _ in metrics(folder)] == list(range(1, 13))
-    told = [r["values"] for r in read_journal(folder / "journal.jsonl")[0] if r["kind"] == "metrics"]
-    assert told[0].keys() == {
+    recorded = [r["values"] for r in read_journal(folder / "journal.jsonl")[0] if r["kind"] == "metrics"]
+    assert recorded[0].keys() == {
         "train_loss", "gradient_norm", "spectral_radius", "state_norm", "last_loop_residual", "learning_rate",
         "matrix_learning_rate", "tokens", *CLOCK,
     }  # fmt: skip
-    assert all(value > 0 for values in told for value in values.values())
-    assert told[0]["spectral_radius"] == pytest.approx(0.2**0.5, abs=0.02)
+    assert all(value > 0 for values in recorded for value in values.values())
+    assert recorded[0]["spectral_radius"] == pytest.approx(0.2**0.5, abs=0.02)
     started = read_journal(folder / "journal.jsonl")[0][1]
     assert (started["name"], started["torch"], started["cpu_threads"]) == ("started", torch.__version__, 1)
     assert started.items() >= environment().items()
@@ -164,12 +164,12 @@ def test_validations_in_mid_run_change_nothing_but_the_journal(spec, corpus, uni
     execution = ExecutionConfig(validations=3)
     calls = []
     assert train(spec, corpus, tmp_path, execution=execution, should_stop=stop_after(6)) is None
-    result = train(spec, corpus, tmp_path, execution=execution, alive=lambda: calls.append(1))
+    result = train(spec, corpus, tmp_path, execution=execution, heartbeat=lambda: calls.append(1))
     assert without_clock(result) == without_clock(uninterrupted[1])
-    told = metrics(tmp_path)
-    assert [step for step, values in told if "validation_loss" in values] == [3, 6, 9]
-    validated = [values.pop("validation_loss") for _, values in told if "validation_loss" in values]
-    assert told == metrics(uninterrupted[0])
+    recorded = metrics(tmp_path)
+    assert [step for step, values in recorded if "validation_loss" in values] == [3, 6, 9]
+    validated = [values.pop("validation_loss") for _, values in recorded if "validation_loss" in values]
+    assert recorded == metrics(uninterrupted[0])
     assert math.log(256) * 3 > validated[0] > validated[-1] > result.loss
     assert len(calls) == 6 + 1 + len(result.losses)  # steps 7 to 12, one evaluation between, each T at the end
     for name, theirs in (load_published(uninterrupted[0] / "model")[0]).state_dict().items():
@@ -181,8 +181,8 @@ def test_a_validation_is_that_of_the_model_at_its_step(spec, corpus, tmp_path):
     constant = spec.model_copy(update={"schedule": ScheduleConfig(decay_fraction=0), "optimizer": NO_DECAY})
     train(constant, corpus, tmp_path / "long", execution=ExecutionConfig(validations=1))
     short = train(constant.model_copy(update={"steps": 6}), corpus, tmp_path / "short")
-    (told,) = [values for _, values in metrics(tmp_path / "long") if "validation_loss" in values]
-    assert told["validation_loss"] == short.loss
+    (values,) = [values for _, values in metrics(tmp_path / "long") if "validation_loss" in values]
+    assert values["validation_loss"] == short.loss
 
 
 MODELS = {

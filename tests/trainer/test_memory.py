@@ -8,10 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from isoloop.trainer.config import ModelConfig, OptimizerConfig, RecurrenceConfig
-from isoloop.trainer.memory import INDEX, largest_micro_batch, memory
+from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
+from isoloop.trainer.memory import INDEX, estimate_memory, largest_micro_batch
 from isoloop.trainer.model.build import build_model
-from isoloop.trainer.model.sizes import SIZES
 from isoloop.trainer.optim import make_optimizers
 
 GIB = 2**30
@@ -19,7 +18,7 @@ SEQUENCES, LOOPS = 3, 2
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of the distinct storages that operations made and that are still referenced: now, and at most."""
+    """Bytes of the distinct storages that operations made and that are still referenced: now, and at largest."""
 
     def __init__(self, known):
         super().__init__()
@@ -43,7 +42,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 def measure(config, *, half, recompute):
-    """(bytes kept after a forward pass, most bytes in use until the end of its backward pass), in a second micro-batch.
+    """(bytes kept after a forward pass, peak bytes until the end of its backward pass), in a second micro-batch.
 
     Weights, gradients, token ids and initial states are there before and don't count.
     """
@@ -87,15 +86,17 @@ def test_activations_are_what_the_module_keeps_and_the_peak_is_covered(name, sha
     half = precision == "bfloat16"
     kept, peak = measure(config, half=half, recompute=recompute)
     recurrence = RecurrenceConfig(mean=4, backprop_depth=LOOPS) if config.is_looped else RecurrenceConfig(mean=1)
-    told = memory(config, recurrence, sequences=SEQUENCES, precision=precision, activation_checkpointing=recompute)
+    estimate = estimate_memory(
+        config, recurrence, sequences=SEQUENCES, precision=precision, activation_checkpointing=recompute
+    )
     ids = SEQUENCES * (config.context + 1) * INDEX
     head = 4 * config.width * (config.padded_vocabulary + SEQUENCES * config.context)  # gradients of table and states
     loss = 4
     # concat's matrix is counted once too often: the first loop's state is a constant, which needs no copy of it.
     spare = 2 * config.width**2 if half and name == "concat" and not recompute else 0
-    assert told.activations == kept - head - loss + ids + spare
+    assert estimate.activations == kept - head - loss + ids + spare
     initial = SEQUENCES * config.context * config.width * 4
-    assert 0.97 * (peak + ids + initial) < told.activations + told.working < 1.15 * (peak + ids + initial)
+    assert 0.97 * (peak + ids + initial) < estimate.activations + estimate.working < 1.15 * (peak + ids + initial)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -108,10 +109,12 @@ def test_weights_gradients_and_optimizer_are_those_of_the_real_ones(name):
     for optimizer in optimizers:
         optimizer.step()
     states = [state for optimizer in optimizers for per in optimizer.state.values() for state in per.values()]
-    told = memory(config, RecurrenceConfig(mean=1), sequences=1)
-    assert told.weights == size([*model.parameters(), *model.buffers()])
-    assert told.gradients == size([parameter.grad for parameter in model.parameters()])
-    assert told.optimizer == size([state for state in states if state.ndim])  # AdamW also counts steps, one number each
+    estimate = estimate_memory(config, RecurrenceConfig(mean=1), sequences=1)
+    assert estimate.weights == size([*model.parameters(), *model.buffers()])
+    assert estimate.gradients == size([parameter.grad for parameter in model.parameters()])
+    assert estimate.optimizer == size(
+        [state for state in states if state.ndim]
+    )  # AdamW also counts steps, one number each
 
 
 def size(tensors):
@@ -122,7 +125,7 @@ def test_the_loops_that_carry_gradient_are_what_recurrence_costs():
     model = ModelConfig(**SHAPES["small"])
 
     def needed(**recurrence):
-        return memory(model, RecurrenceConfig(**recurrence), sequences=4).activations
+        return estimate_memory(model, RecurrenceConfig(**recurrence), sequences=4).activations
 
     per_loop = needed(mean=2, backprop_depth=2) - needed(mean=2)
     assert per_loop > 0
@@ -130,24 +133,26 @@ def test_the_loops_that_carry_gradient_are_what_recurrence_costs():
     assert needed(mean=2, backprop_depth=8, sampling="fixed") == needed(mean=2, backprop_depth=2)
     assert needed(mean=2, backprop_depth=4000) == needed(mean=2, backprop_depth=10)  # no sequence draws more
     fixed_depth = ModelConfig(**SHAPES["small"], injection="none")
-    assert memory(fixed_depth, RecurrenceConfig(mean=1), sequences=4).total > 0
+    assert estimate_memory(fixed_depth, RecurrenceConfig(mean=1), sequences=4).total > 0
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits():
-    asked = {"precision": "bfloat16", "device": "cuda", "activation_checkpointing": True}
+    settings = {"precision": "bfloat16", "device": "cuda", "activation_checkpointing": True}
     model, recurrence = SIZES["370m"], RecurrenceConfig(mean=8)
     for available in (40 * GIB, 80 * GIB):
-        most = largest_micro_batch(available, model, recurrence, most=256, **asked)
-        assert 1 < most < 256
-        assert memory(model, recurrence, sequences=most, **asked).total <= available
-        assert memory(model, recurrence, sequences=most + 1, **asked).total > available
-    assert largest_micro_batch(4 * GIB, model, recurrence, most=256, **asked) is None
-    assert largest_micro_batch(1e15, model, recurrence, most=256, **asked) == 256
+        largest = largest_micro_batch(available, model, recurrence, limit=256, **settings)
+        assert 1 < largest < 256
+        assert estimate_memory(model, recurrence, sequences=largest, **settings).total <= available
+        assert estimate_memory(model, recurrence, sequences=largest + 1, **settings).total > available
+    assert largest_micro_batch(4 * GIB, model, recurrence, limit=256, **settings) is None
+    assert largest_micro_batch(1e15, model, recurrence, limit=256, **settings) == 256
 
 
 def test_processes_that_add_up_gradients_need_no_more_unless_they_pack_more_than_activations_take():
     alone, two = (
-        memory(SIZES["1.3b"], RecurrenceConfig(mean=1), sequences=1, processes=processes, activation_checkpointing=True)
+        estimate_memory(
+            SIZES["1.3b"], RecurrenceConfig(mean=1), sequences=1, processes=processes, activation_checkpointing=True
+        )
         for processes in (1, 2)
     )
     assert two.gradients + two.activations + two.working >= 2 * alone.gradients
@@ -157,10 +162,10 @@ def test_processes_that_add_up_gradients_need_no_more_unless_they_pack_more_than
 def test_a_block_of_ones_own_counts_with_its_own_parameters():
     classes = {"block": "tests.trainer.own:ParallelBlock", "injection": "tests.trainer.own:ScaledInjection"}
     own, built_in = ModelConfig(**SHAPES["small"], **classes), ModelConfig(**SHAPES["small"])
-    told, known = (memory(model, RecurrenceConfig(mean=4), sequences=2) for model in (own, built_in))
-    assert told.activations == known.activations
+    estimate, known = (estimate_memory(model, RecurrenceConfig(mean=4), sequences=2) for model in (own, built_in))
+    assert estimate.activations == known.activations
     # A norm less in each of three blocks, and one number instead of two vectors.
-    assert known.weights - told.weights == 4 * (3 * 64 + 2 * 64 - 1)
+    assert known.weights - estimate.weights == 4 * (3 * 64 + 2 * 64 - 1)
 
 
 def test_it_is_cheap_enough_for_ten_thousand_cells():
@@ -170,7 +175,7 @@ def test_it_is_cheap_enough_for_ten_thousand_cells():
     def all_cells():
         for model in models:
             for recurrence in recurrences:
-                memory(model, recurrence, sequences=8)
+                estimate_memory(model, recurrence, sequences=8)
 
     all_cells()
     assert min(timeit.repeat(all_cells, number=5, repeat=5)) / 5 / 64 < 60e-6

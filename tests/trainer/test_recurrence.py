@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.recurrence import Draws, sample_recurrences
+from isoloop.trainer.recurrence import RecurrenceSampler, sample_recurrences
 
 
 def draw(mean=4, batch=4000, seed=0, step=0, steps=100, **config):
@@ -46,10 +46,10 @@ def test_one_draw_for_the_batch():
 @pytest.mark.parametrize("sampling", ["per-sequence", "per-batch", "fixed"])
 def test_many_steps_at_once_are_drawn_as_one_by_one(sampling):
     """Whatever was drawn before, for other means as well."""
-    draws = Draws()
+    draws = RecurrenceSampler()
     for mean, seed, steps in [(3, 0, range(12)), (8, 0, range(4, 20)), (3, 1, range(12)), (20, 0, range(5))]:
         recurrence = RecurrenceConfig(mean=mean, sampling=sampling)
-        found = draws.of(recurrence, batch=6, seed=seed, steps=steps)
+        found = draws.sample(recurrence, batch=6, seed=seed, steps=steps)
         one_by_one = [draw(mean=mean, batch=6, seed=seed, step=step, sampling=sampling) for step in steps]
         np.testing.assert_array_equal(np.broadcast_to(found, (len(steps), 6)), one_by_one)
 
@@ -69,5 +69,5 @@ def test_a_curriculum_grows_to_the_mean_and_stays():
 
 @pytest.mark.parametrize("half", [{"curriculum_start": 1}, {"curriculum_fraction": 0.5}])
 def test_half_a_curriculum_is_refused(half):
-    with pytest.raises(ValidationError, match="needs both its start and its share"):
+    with pytest.raises(ValidationError, match="needs both its start and its fraction"):
         RecurrenceConfig(mean=4, **half)

@@ -1,1 +1,1 @@
-"""Text to batches: sources, tokenizers, token shards, prepared corpora."""
+"""From text to batches: sources, tokenizers, token shards, prepared corpora, windows."""

@@ -1,45 +1,38 @@
-"""Sources of text -> parts of documents, each document with the split that it belongs to.
+"""Sources of text: the parts of a corpus, and their documents, each with the split that it belongs to.
 
-A text corpus is one part; each parquet file is a part of its own, streamed. Which split a document goes to follows from
-names, never from places: the hash of a file's name relative to the corpus, and the number of the row within it.
+A text corpus is one part; each parquet file is a part of its own and is streamed. A document's split follows from
+names, never from places: from the hash of its file's name relative to the corpus and, for parquet, its row number.
 """
 
 import fnmatch
 import glob
 import hashlib
 import sysconfig
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from isoloop.trainer import hub
 from isoloop.trainer.config import DataConfig
 
 Split = Literal["train", "validation"]
-Progress = Callable[[str, int, int], None]
+# Called with (activity, bytes of input done, bytes in total); a total of 0 is unknown.
+CorpusProgress = Callable[[str, int, int], None]
 
 STDLIB = "stdlib"
-# Left out of `stdlib`: what is not the library itself, or what differs from one installation to the next.
-_NOT_STDLIB = {
-    "__pycache__",
-    "dist-packages",
-    "ensurepip",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "test",
-    "tests",
-}
+# Left out of `stdlib`: files that are not the library itself, or that differ between installations.
+_NOT_STDLIB = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests"}
 _PARQUET = ".parquet"
-_ROWS = 256
-_BYTES_AT_ONCE = 2**25
+_BATCH_ROWS = 256
+_BATCH_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document: where it is from, its UTF-8 text, its split, and the bytes of the part read up to its end."""
+    """One document: its name in messages, UTF-8 text, split, and the bytes of its part that end with it."""
 
     name: str
     text: bytes
@@ -47,29 +40,28 @@ class Document:
     position: int
 
 
-class Part(Protocol):
-    """What is tokenised in one go: `name`, and `size` in bytes of input."""
+@dataclass(frozen=True, kw_only=True)
+class Part(ABC):
+    """A part of a corpus that is tokenised in one go; `size` is in bytes of input."""
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    name: str
+    size: int
+    validation_fraction: float
 
-    @property
-    def size(self) -> int: ...  # noqa: D102
-
+    @abstractmethod
     def read(self) -> Iterator[Document]:
-        """Yield the documents in their order, the same every time.
+        """Yield the documents, always in the same order.
 
         Raises:
-            ValueError: the part can't be read, or isn't what it was when it was listed.
+            ValueError: the part can't be read, or has changed since it was listed.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CorpusSource:
     """A corpus before it is tokenised.
 
-    `identity` (plain data) is the same as long as the text is; `list_parts` is asked only when tokens must be built.
+    `identity` (plain data) is the same as long as the text is. `list_parts` is called only if tokens must be built.
     """
 
     name: str
@@ -77,20 +69,20 @@ class Source:
     list_parts: Callable[[], Sequence[Part]]
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches. Bytes of input: `done` of `total`; a total of 0 is one that isn't known."""
+def no_progress(activity: str, done: int, total: int) -> None:
+    """Ignore progress."""
 
 
-def open_source(config: DataConfig, progress: Progress = silent) -> Source:
+def open_source(config: DataConfig, progress: CorpusProgress = no_progress) -> CorpusSource:
     """Find the text that `config` names. Text files are read once, for their hash; parquet files are only listed.
 
     Raises:
-        ValueError: nothing there, no text in it, or an argument that this kind of corpus has no use for.
+        ValueError: the corpus doesn't exist or holds no text, or an argument is of no use for this kind of corpus.
     """
     name = config.corpus
     if name == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
-        return _text_source(config, root, (f for f in root.rglob("*.py") if _is_stdlib(f.relative_to(root))), progress)
+        return _text_source(config, root, filter(_is_stdlib, root.rglob("*.py")), progress)
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder_source(config, path, progress)
@@ -102,31 +94,31 @@ def open_source(config: DataConfig, progress: Progress = silent) -> Source:
         return _text_source(config, path.parent, [path], progress)
     if glob.has_magic(name):
         config.refuse("a glob", "suffixes", "files", "revision")
-        fixed = path.parents[next(i for i, parent in enumerate(path.parents) if not glob.has_magic(str(parent)))]
-        return _parquet_source(config, fixed, map(Path, glob.glob(str(path), recursive=True)))
+        root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+        return _parquet_source(config, root, map(Path, glob.glob(str(path), recursive=True)))
     if hub.is_repository(name) and path.suffix not in {_PARQUET, *config.suffixes}:
         return _hub_source(config)
-    raise _nothing_there(name)
+    raise _no_corpus(name)
 
 
-def _nothing_there(name: str, said: str | None = None) -> ValueError:
-    hub_said = f", and Hugging Face has no data set of that name to give ({said})" if said else ""
+def _no_corpus(name: str, hub_error: str | None = None) -> ValueError:
+    on_hub = f", and Hugging Face provides no data set of that name ({hub_error})" if hub_error else ""
     return ValueError(
         f"data.corpus must be '{STDLIB}', a file, folder or glob that exists, or the OWNER/NAME of a data set on "
-        f"Hugging Face, but got '{name}': nothing is there{hub_said}; relative paths start at {Path.cwd()}"
+        f"Hugging Face, but got '{name}': nothing is there{on_hub}; relative paths start at {Path.cwd()}"
     )
 
 
-def _folder_source(config: DataConfig, folder: Path, progress: Progress) -> Source:
-    """Parquet if `files` asks for it or there is nothing else; text if `suffixes` asks for it or nothing else is."""
+def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -> CorpusSource:
+    """Read a folder as parquet if `files` is set or there is no text, as text if `suffixes` is set or all is text."""
     files = [file for file in folder.rglob("*") if file.is_file()]
-    parquet = [f for f in files if f.suffix == _PARQUET]
-    text = [f for f in files if f.suffix in config.suffixes]
+    parquet = [file for file in files if file.suffix == _PARQUET]
+    text = [file for file in files if file.suffix in config.suffixes]
     if config.files is None and not config.is_set("suffixes") and parquet and text:
         raise ValueError(
-            f"a folder must say which of its files are the corpus, but '{folder}' has {len(parquet)} parquet files and "
-            f"{len(text)} ending in {', '.join(config.suffixes)}; set data.files='*{_PARQUET}', or data.suffixes to "
-            "those of the text"
+            f"a folder must hold one kind of text, but '{folder}' has {len(parquet)} parquet files and {len(text)} "
+            f"files ending in {', '.join(config.suffixes)}; set data.files='*{_PARQUET}', or data.suffixes to those of "
+            "the text"
         )
     if config.files is None and (not parquet or config.is_set("suffixes")):
         config.refuse("a folder of text files", "column", "revision")
@@ -148,43 +140,33 @@ class _TextFile:
     size: int
     digest: str
 
-    @property
-    def key(self) -> bytes:
-        return hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()
-
     def read(self) -> bytes:
-        text = _read(self.path)
+        text = _read_file(self.path)
         if hashlib.sha256(text).hexdigest() != self.digest:
-            raise _changed(self.path)
+            raise _file_changed(self.path)
         return text
 
 
-@dataclass(frozen=True)
-class _TextPart:
+@dataclass(frozen=True, kw_only=True)
+class _TextPart(Part):
     """All files of a text corpus, those held out first."""
 
-    name: str
     files: Sequence[_TextFile]
-    validation_fraction: float
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
 
     def read(self) -> Iterator[Document]:
-        wanted, position = self.validation_fraction * self.size, 0
+        held_out_bytes, position = self.validation_fraction * self.size, 0
         if len(self.files) == 1:
-            yield from self._cut(self.files[0].read(), wanted)
+            yield from self._cut(self.files[0].read(), held_out_bytes)
             return
         for number, file in enumerate(self.files):
-            last = number == len(self.files) - 1
-            held_out = not last and (position < wanted or number == 0)
+            is_last = number == len(self.files) - 1
+            held_out = not is_last and (position < held_out_bytes or number == 0)
             position += file.size
             yield Document(str(file.path), file.read(), "validation" if held_out else "train", position)
 
-    def _cut(self, text: bytes, wanted: float) -> Iterator[Document]:
-        """A lone file is cut, not within a character, and its tail held out."""
-        cut = max(1, len(text) - max(1, round(wanted)))
+    def _cut(self, text: bytes, held_out_bytes: float) -> Iterator[Document]:
+        """Hold out the end of a lone file, cut between two characters."""
+        cut = max(1, len(text) - max(1, round(held_out_bytes)))
         while cut > 1 and text[cut] & 0xC0 == 0x80:
             cut -= 1
         path = str(self.files[0].path)
@@ -192,12 +174,13 @@ class _TextPart:
         yield Document(path, text[:cut], "train", len(text))
 
 
-def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress: Progress) -> Source:
-    found = [(path.relative_to(root).as_posix(), path) for path in paths if path.is_file()]
-    total, done = sum(path.stat().st_size for _, path in found), 0
+def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress: CorpusProgress) -> CorpusSource:
+    paths = [path for path in paths if path.is_file()]
+    total, done = sum(path.stat().st_size for path in paths), 0
     files = []
-    for name, path in found:
-        text = _read(path)
+    for path in paths:
+        text = _read_file(path)
+        name = path.relative_to(root).as_posix()
         files.append(_TextFile(name, path, len(text), hashlib.sha256(text).hexdigest()))
         done += len(text)
         progress("reading", done, total)
@@ -206,19 +189,19 @@ def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress
             f"a corpus must hold text, but '{config.corpus}' has {len(files)} file(s) ending in "
             f"{', '.join(config.suffixes)} with {done} bytes in all; name a file, or a folder with such files"
         )
-    files.sort(key=lambda file: file.key)
+    files.sort(key=lambda file: hashlib.sha256(file.name.encode(errors="surrogateescape")).digest())
     name = config.corpus if config.corpus == STDLIB else Path(config.corpus).name
-    part = _TextPart(name, files, config.validation_fraction)
+    part = _TextPart(name=name, size=done, validation_fraction=config.validation_fraction, files=files)
     identity = ["text", *((file.name, file.digest) for file in files)]
-    return Source(name=name, identity=identity, list_parts=lambda: [part])
+    return CorpusSource(name=name, identity=identity, list_parts=lambda: [part])
 
 
-def _is_stdlib(relative: Path) -> bool:
-    generated = relative.name.startswith("_sysconfigdata")
-    return not generated and _NOT_STDLIB.isdisjoint(relative.parts)
+def _is_stdlib(file: Path) -> bool:
+    parts = file.relative_to(sysconfig.get_paths()["stdlib"]).parts
+    return not file.name.startswith("_sysconfigdata") and _NOT_STDLIB.isdisjoint(parts)
 
 
-def _read(file: Path) -> bytes:
+def _read_file(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
@@ -229,13 +212,10 @@ def _read(file: Path) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ParquetPart:
-    """One parquet file. `fetch` says where it lies on this disk, and may have to download it first."""
+class _ParquetPart(Part):
+    """One parquet file. `fetch` returns its path on this disk, after downloading it if necessary."""
 
-    name: str
-    size: int
     column: str
-    validation_fraction: float
     fetch: Callable[[], Path]
 
     def read(self) -> Iterator[Document]:
@@ -247,11 +227,10 @@ class _ParquetPart:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self._check_column(path, file.schema_arrow)
                 rows, row = file.metadata.num_rows, 0
-                for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=[self.column]):
-                    texts = batch.column(0).cast(pa.large_string()).cast(pa.large_binary())
-                    for text in texts.to_pylist():
+                for batch in file.iter_batches(batch_size=_batch_rows(file.metadata), columns=[self.column]):
+                    for text in batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
                         row += 1
-                        if text:  # a row without text is no document
+                        if text:  # rows without text are no documents
                             name = f"{self.name}, row {row - 1}"
                             yield Document(name, text, self._split(row - 1), self.size * row // rows)
         except (OSError, pa.ArrowException) as error:
@@ -267,12 +246,12 @@ class _ParquetPart:
     def _check_column(self, path: Path, schema: Any) -> None:
         import pyarrow as pa
 
-        if schema.names.count(self.column) > 1:
+        columns = schema.names.count(self.column)
+        if columns > 1:
             raise ValueError(
-                f"data.column must name one column, but {path} has {schema.names.count(self.column)} called "
-                f"'{self.column}'; rename the others"
+                f"data.column must name one column, but {path} has {columns} called '{self.column}'; rename the others"
             )
-        if self.column not in schema.names:
+        if not columns:
             raise ValueError(
                 f"data.column must be a column of every parquet file, but {path} has no '{self.column}'; it has "
                 f"{', '.join(schema.names)}"
@@ -287,30 +266,29 @@ class _ParquetPart:
             )
 
 
-def _rows_at_once(metadata: Any) -> int:
-    """Rows whose text is read together: a few hundred, fewer where they are long."""
+def _batch_rows(metadata: Any) -> int:
+    """Return the number of rows to read together: a few hundred, or fewer if they are long."""
     size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    return min(_ROWS, max(1, _BYTES_AT_ONCE * metadata.num_rows // max(size, 1)))
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES * metadata.num_rows // max(size, 1)))
 
 
-def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> Source:
-    """Local files, by name; their identity is where they lie, their sizes and their times."""
-    found = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.is_file())
-    if not found:
+def _parquet_part(config: DataConfig, name: str, size: int, fetch: Callable[[], Path]) -> _ParquetPart:
+    return _ParquetPart(
+        name=name, size=size, column=config.column, validation_fraction=config.validation_fraction, fetch=fetch
+    )
+
+
+def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> CorpusSource:
+    """Read local files in the order of their names; their paths, sizes and times identify them."""
+    files = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.is_file())
+    if not files:
         raise _no_parquet(config)
-    stamps = {name: _stamp(path) for name, path in found}
+    stamps = {name: _stamp(path) for name, path in files}
     parts = [
-        _ParquetPart(
-            name=name,
-            size=stamps[name][0],
-            column=config.column,
-            validation_fraction=config.validation_fraction,
-            fetch=_unchanged(path, stamps[name]),
-        )
-        for name, path in found
+        _parquet_part(config, name, stamps[name][0], partial(_check_stamp, path, stamps[name])) for name, path in files
     ]
-    identity = ["parquet", str(root.resolve()), *((name, *stamps[name]) for name, _ in found)]
-    return Source(name=Path(config.corpus).name, identity=identity, list_parts=lambda: parts)
+    identity = ["parquet", str(root.resolve()), *((name, *stamps[name]) for name, _ in files)]
+    return CorpusSource(name=Path(config.corpus).name, identity=identity, list_parts=lambda: parts)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -318,19 +296,16 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _unchanged(path: Path, stamp: tuple[int, int]) -> Callable[[], Path]:
-    def fetch() -> Path:
-        if not path.exists() or _stamp(path) != stamp:
-            raise _changed(path)
-        return path
-
-    return fetch
+def _check_stamp(path: Path, stamp: tuple[int, int]) -> Path:
+    if not path.exists() or _stamp(path) != stamp:
+        raise _file_changed(path)
+    return path
 
 
-def _changed(path: Path) -> ValueError:
+def _file_changed(path: Path) -> ValueError:
     return ValueError(
-        f"the files of a corpus must stay as they are while it is tokenised, but {path} was changed or taken away; "
-        "give the same command again"
+        f"the files of a corpus must not change while it is tokenised, but {path} was changed or removed; rerun the "
+        "command"
     )
 
 
@@ -341,39 +316,30 @@ def _no_parquet(config: DataConfig) -> ValueError:
     )
 
 
-def _hub_source(config: DataConfig) -> Source:
-    """A data set on Hugging Face. Under a whole commit hash it is known without asking, so a built one needs no net."""
+def _hub_source(config: DataConfig) -> CorpusSource:
+    """Open a data set on Hugging Face. With a full commit hash as its revision, a prepared one needs no network."""
     config.refuse("a data set on Hugging Face", "suffixes")
     repository, pattern = config.corpus, config.files or f"*{_PARQUET}"
 
-    def listing() -> tuple[str, list[hub.HubFile]]:
+    def list_files() -> tuple[str, list[hub.HubFile]]:
         try:
             commit, files = hub.list_files(repository, config.revision)
         except hub.HubError as error:
-            raise _nothing_there(repository, str(error)) from error
-        chosen = sorted((f for f in files if fnmatch.fnmatchcase(f.path, pattern)), key=lambda file: file.path)
-        if not chosen:
+            raise _no_corpus(repository, str(error)) from error
+        matching = sorted((f for f in files if fnmatch.fnmatchcase(f.path, pattern)), key=lambda file: file.path)
+        if not matching:
             raise _no_parquet(config)
-        return commit, chosen
+        return commit, matching
 
-    def parts_of(commit: str, files: Sequence[hub.HubFile]) -> list[Part]:
-        return [
-            _ParquetPart(
-                name=file.path,
-                size=file.size,
-                column=config.column,
-                validation_fraction=config.validation_fraction,
-                fetch=partial(_download, repository, file.path, commit),
-            )
-            for file in files
-        ]
+    def make_parts(commit: str, files: Sequence[hub.HubFile]) -> list[Part]:
+        return [_parquet_part(config, f.path, f.size, partial(_download, repository, f.path, commit)) for f in files]
 
     if config.revision is not None and hub.is_commit(config.revision):
         identity: Any = ["hub", repository, config.revision, pattern]
-        return Source(name=repository, identity=identity, list_parts=lambda: parts_of(*listing()))
-    commit, files = listing()
+        return CorpusSource(name=repository, identity=identity, list_parts=lambda: make_parts(*list_files()))
+    commit, files = list_files()
     identity = ["hub", repository, *((file.path, file.digest) for file in files)]
-    return Source(name=repository, identity=identity, list_parts=lambda: parts_of(commit, files))
+    return CorpusSource(name=repository, identity=identity, list_parts=lambda: make_parts(commit, files))
 
 
 def _download(repository: str, path: str, commit: str) -> Path:
@@ -381,6 +347,6 @@ def _download(repository: str, path: str, commit: str) -> Path:
         return hub.fetch_file(repository, path, kind="dataset", revision=commit)
     except hub.HubError as error:
         raise ValueError(
-            f"Hugging Face must give each file of a data set, but gave no '{path}' of '{repository}' ({error}); "
-            "give the same command again: what was tokenised is kept"
+            f"each file of a data set must be available on Hugging Face, but '{path}' of '{repository}' is not "
+            f"({error}); rerun the command: what was tokenised is kept"
         ) from error

@@ -1,7 +1,7 @@
-"""Text -> token ids, and the number of bytes that each id stands for: bytes themselves, or byte-level BPE.
+"""Tokenizers, bytes or byte-level BPE: token ids of a text, and the number of bytes that each id stands for.
 
-Byte-level means that the tokens of any text, put together, are its bytes again. Only then can a loss in nats per token
-be turned into bits per byte, so any other tokenizer is refused.
+Byte-level means that the tokens of any text, joined, are its bytes again. Only then can a loss in nats per token be
+converted to bits per byte, so any other tokenizer is refused.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,14 @@ from isoloop.trainer.data.sources import Document
 if TYPE_CHECKING:
     import tokenizers
 
-# Characters of the longest piece that is encoded in one go, and of the pieces that are encoded together.
-_PIECE = 2**20
-_AT_ONCE = 2**22
+Item = TypeVar("Item")
 
-# What a byte-level tokenizer must give back byte for byte: scripts, spaces, digits, marks, controls.
+# Characters of the longest piece that is encoded in one go, and of the pieces that are encoded together: an encoding
+# takes a hundred times the memory of its text.
+_PIECE = 2**20
+_BATCH = 2**22
+
+# Text that a byte-level tokenizer must return byte for byte: scripts, spaces, digits, marks, controls.
 _PROBE = (
     "Hello  world,\t don't!\r\n\n   x = 1234567.89;\0\x1b\x7f "
     "äöü ß ﬁ e\u0301 Å \u00a0\u2009\ufeff Привет 你好，世界 こんにちは 한국어 مرحبا नमस्ते 👩\u200d👩\u200d👧 𝔘 "
@@ -36,10 +39,10 @@ _PROBE = (
 
 
 class Tokenizer(ABC):
-    """Ids 0 .. `vocabulary` - 1.
+    """Contract of a tokenizer with the ids 0 .. `vocabulary` - 1.
 
-    `token_bytes`, shape [vocabulary], int64, is the number of UTF-8 bytes of each id. The token that closes a document
-    counts as one byte, as it does where bytes are the tokens. `digest` is a hash of what each id means.
+    `token_bytes`, shape [vocabulary], int64, is the number of UTF-8 bytes of each id. The token that ends a document
+    counts as one byte, as it does where bytes are the tokens. `digest` is a hash of what each id stands for.
     """
 
     name: str
@@ -54,7 +57,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, documents: Sequence[Document]) -> tuple[NDArray, NDArray[np.int64]]:
-        """Ids of all documents, each closed by the separator, shape [tokens], and tokens of each, shape [documents].
+        """Encode documents, each followed by the separator.
+
+        Returns:
+            The ids of all documents, shape [tokens], and the tokens of each, shape [documents].
 
         Raises:
             ValueError: a document isn't UTF-8 and the tokenizer needs it to be.
@@ -62,7 +68,7 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """Each byte is its own id, and byte 0 closes a document."""
+    """Tokenizer whose ids are bytes; byte 0 ends a document."""
 
     def __init__(self) -> None:
         self.name = "bytes"
@@ -71,22 +77,22 @@ class ByteTokenizer(Tokenizer):
         self.digest = hashlib.sha256(b"bytes, closed by 0").hexdigest()
 
     def encode(self, documents: Sequence[Document]) -> tuple[NDArray, NDArray[np.int64]]:
-        """As `Tokenizer.encode`; any bytes will do."""
+        """Encode documents of any bytes as `Tokenizer.encode` says."""
         packed = b"".join(part for document in documents for part in (document.text, b"\0"))
         lengths = np.array([len(document.text) + 1 for document in documents], np.int64)
         return np.frombuffer(packed, np.uint8), lengths
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte-level BPE of a `tokenizer.json`'s `content`.
+    """Byte-level BPE.
 
     Args:
-        name: for messages and for people.
-        content: the JSON.
-        separator: the special token that closes a document.
+        name: its name in messages and reports.
+        content: the JSON of a `tokenizer.json`.
+        separator: the special token that ends a document.
 
     Raises:
-        ValueError: not a tokenizer, not byte-level, or without that special token.
+        ValueError: `content` is not a tokenizer, not byte-level, or lacks that special token.
     """
 
     def __init__(self, name: str, content: str, separator: str) -> None:
@@ -102,13 +108,16 @@ class BpeTokenizer(Tokenizer):
             )
         self._separator: int = vocabulary[separator]
         self.vocabulary = max(vocabulary.values()) + 1
-        meaning = _meanings(name, vocabulary, {id_: token.content for id_, token in added.items()})
-        self.token_bytes = np.array([len(meaning.get(id_, b"")) for id_ in range(self.vocabulary)], np.int64)
-        self.token_bytes[[id_ for id_, token in added.items() if token.special]] = 0  # these no text is encoded as
+
+        # Bytes of each id; special tokens other than the separator never stand for text
+        id_bytes = _bytes_by_id(name, vocabulary, {id_: token.content for id_, token in added.items()})
+        self.token_bytes = np.array([len(id_bytes.get(id_, b"")) for id_ in range(self.vocabulary)], np.int64)
+        self.token_bytes[[id_ for id_, token in added.items() if token.special]] = 0
         self.token_bytes[self._separator] = 1
+
         digest = hashlib.sha256(f"bpe, closed by {self._separator}".encode())
-        for id_ in sorted(meaning):
-            digest.update(f"\0{id_}\0{len(meaning[id_])}\0".encode() + meaning[id_])
+        for id_ in sorted(id_bytes):
+            digest.update(f"\0{id_}\0{len(id_bytes[id_])}\0".encode() + id_bytes[id_])
         self.digest = digest.hexdigest()
         try:
             self.encode([Document("a probe", _PROBE.encode(), "train", 0)])
@@ -116,31 +125,30 @@ class BpeTokenizer(Tokenizer):
             raise _not_byte_level(name, str(error)) from error
 
     def encode(self, documents: Sequence[Document]) -> tuple[NDArray, NDArray[np.int64]]:
-        """As `Tokenizer.encode`, on all cores. A separator written out in a text is text."""
-        end = np.array([self._separator], self.dtype)
+        """Encode UTF-8 documents as `Tokenizer.encode` says, on all cores; a separator written in a text is text."""
+        separator = np.array([self._separator], self.dtype)
         pieces = ((number, piece) for number, document in enumerate(documents) for piece in _pieces(_decode(document)))
-        of_document: list[list[NDArray]] = [[] for _ in documents]
-        for some in _few(pieces):
-            encoded = self._tokenizer.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
-            for (number, _), encoding in zip(some, encoded, strict=True):
-                of_document[number].append(np.array(encoding.ids, self.dtype))
-        closed = [np.concatenate([*ids, end]) for ids in of_document]
-        lengths = np.array([len(ids) for ids in closed], np.int64)
-        tokens = np.concatenate(closed)
-        got, text = self.token_bytes[tokens].sum(), sum(len(document.text) + 1 for document in documents)
-        if got != text:
+        ids: list[list[NDArray]] = [[] for _ in documents]
+        for batch in batch_by_size(pieces, lambda numbered: len(numbered[1]), _BATCH):
+            encodings = self._tokenizer.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+            for (number, _), encoding in zip(batch, encodings, strict=True):
+                ids[number].append(np.array(encoding.ids, self.dtype))
+        lengths = np.array([sum(map(len, parts)) + 1 for parts in ids], np.int64)
+        tokens = np.concatenate([part for parts in ids for part in (*parts, separator)])
+        encoded, text = self.token_bytes[tokens].sum(), sum(len(document.text) + 1 for document in documents)
+        if encoded != text:
             raise ValueError(
-                f"the tokens must be as many bytes as the text, but the tokenizer '{self.name}' makes {got} of "
-                f"the {text} bytes from {documents[0].name} on; it changes text, use another"
+                f"the tokens must be as many bytes as the text, but the tokenizer '{self.name}' encodes {text} bytes "
+                f"from {documents[0].name} on as {encoded}; it changes text, so use another one"
             )
         return tokens, lengths
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRequest:
-    """What a configuration asks for. `identity` (plain data) is the same as long as the answer is.
+    """The tokenizer of a configuration, before it is trained. `identity` (plain data) is the same as long as it is.
 
-    `content` makes the content of a tokenizer.json, and may have to read the documents for it; None means bytes.
+    `content` returns the content of its tokenizer.json, and may read the documents to train it; None means bytes.
     """
 
     identity: Any
@@ -164,13 +172,13 @@ def request_tokenizer(config: DataConfig) -> TokenizerRequest:
                 documents, vocabulary=vocabulary, sample_bytes=sample, separator=separator
             ),
         )
-    loaded = _load(config.tokenizer)
-    identity = ["json", hashlib.sha256(loaded.encode()).hexdigest(), separator]
-    return TokenizerRequest(identity=identity, content=lambda _: loaded)
+    content = _read_json(config.tokenizer)
+    identity = ["json", hashlib.sha256(content.encode()).hexdigest(), separator]
+    return TokenizerRequest(identity=identity, content=lambda _: content)
 
 
 def make_tokenizer(name: str, content: str | None, separator: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json's content, or that of bytes where there is none.
+    """Make the tokenizer of a tokenizer.json's content, or that of bytes if it is None.
 
     Raises:
         ValueError: see `BpeTokenizer`.
@@ -179,20 +187,24 @@ def make_tokenizer(name: str, content: str | None, separator: str) -> Tokenizer:
 
 
 def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: int, separator: str) -> str:
-    """Train byte-level BPE on the first `sample_bytes` bytes of training documents; the content of a tokenizer.json.
+    """Train byte-level BPE on the first `sample_bytes` bytes of training documents.
 
     The same documents give the same tokenizer.
 
     Args:
-        documents: in their order; those held out for validation are passed over, very long ones taken in pieces.
-        vocabulary: ids: 256 bytes, the separator, and merges.
-        sample_bytes: reading stops at the end of the piece that reaches it.
-        separator: the special token that closes a document; its id is 0.
+        documents: in their order; those held out for validation are skipped, very long ones are read in pieces.
+        vocabulary: number of ids: 256 bytes, the separator, and merges.
+        sample_bytes: reading stops at the end of the piece with which the text reaches this.
+        separator: the special token that ends a document; its id is 0.
+
+    Returns:
+        The content of a tokenizer.json.
 
     Raises:
         ValueError: the sample is too small for that many ids, or isn't UTF-8.
     """
-    library = _library()
+    # An untrained tokenizer, byte-level on both sides
+    library = _import_library()
     trained = library.Tokenizer(library.models.BPE())
     trained.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = library.decoders.ByteLevel()
@@ -202,38 +214,54 @@ def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: i
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    read = 0
+
+    # Training on the sample
+    bytes_read = 0
 
     def texts() -> Iterator[str]:
-        nonlocal read
+        nonlocal bytes_read
         for document in documents:
             for piece in _pieces(_decode(document)) if document.split == "train" else ():
-                read += len(piece.encode())
+                bytes_read += len(piece.encode())
                 yield piece
-                if read >= sample_bytes:
+                if bytes_read >= sample_bytes:
                     return
 
     trained.train_from_iterator(texts(), trainer)
-    got = trained.get_vocab_size()
-    if got < vocabulary:
+    ids = trained.get_vocab_size()
+    if ids < vocabulary:
         raise ValueError(
-            f"the sample must be large enough for the tokenizer's vocabulary, but {read:,} bytes of text gave {got} "
-            f"ids of data.tokenizer_vocabulary={vocabulary}; ask for fewer, or give more text"
+            f"the sample must be large enough for the tokenizer's vocabulary, but {bytes_read:,} bytes of text gave "
+            f"{ids} ids of data.tokenizer_vocabulary={vocabulary}; lower it, or use more text"
         )
     return trained.to_str()
 
 
-def _load(name: str) -> str:
-    path, said = Path(name).expanduser(), ""
+def batch_by_size(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
+    """Yield lists of consecutive items; each list ends with the item at which its total size reaches `limit`."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= limit:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _read_json(name: str) -> str:
+    path, hub_error = Path(name).expanduser(), ""
     if not path.is_file() and hub.is_repository(name) and path.suffix != ".json":
         try:
             path = hub.fetch_file(name, "tokenizer.json", kind="model")
         except hub.HubError as error:
-            said = f", and Hugging Face has no tokenizer.json of that name to give ({error})"
+            hub_error = f", and Hugging Face provides no tokenizer.json of that name ({error})"
     if not path.is_file():
         raise ValueError(
             "data.tokenizer must be 'bytes', 'bpe', a tokenizer.json that exists, or the OWNER/NAME of a tokenizer on "
-            f"Hugging Face, but got '{name}': no such file{said}; relative paths start at {Path.cwd()}"
+            f"Hugging Face, but got '{name}': no such file{hub_error}; relative paths start at {Path.cwd()}"
         )
     try:
         return path.read_text(encoding="utf-8")
@@ -243,8 +271,8 @@ def _load(name: str) -> str:
         ) from error
 
 
-def _library() -> Any:
-    # Said aloud, because the library otherwise prints a warning into every process that is started after it was used.
+def _import_library() -> Any:
+    # Unless this is set, the library prints a warning in every process that is started after it was used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import tokenizers
 
@@ -253,7 +281,7 @@ def _library() -> Any:
 
 def _parse(name: str, content: str) -> "tokenizers.Tokenizer":
     try:
-        parsed = _library().Tokenizer.from_str(content)
+        parsed = _import_library().Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"data.tokenizer must be a tokenizer.json, but '{name}' is not: {error}") from error
     parts = json.loads(content)
@@ -265,58 +293,44 @@ def _parse(name: str, content: str) -> "tokenizers.Tokenizer":
         raise _not_byte_level(name, f"its normalizer {parts['normalizer'].get('type')} may change the text")
     parsed.no_truncation()
     parsed.no_padding()
-    parsed.encode_special_tokens = True  # a special token written out in a text is text
+    parsed.encode_special_tokens = True  # a special token written in a text is text
     return parsed
 
 
-def _meanings(name: str, vocabulary: dict[str, int], added: dict[int, str]) -> dict[int, bytes]:
-    """The bytes of each id. Byte-level vocabularies write each byte as one printable character."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = sorted(set(range(256)) - set(shown))
-    alphabet = {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-    missing = [character for character in alphabet if character not in vocabulary]
+def _bytes_by_id(name: str, vocabulary: dict[str, int], added: dict[int, str]) -> dict[int, bytes]:
+    """Return the bytes of each id. Byte-level vocabularies write each byte as one printable character."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = sorted(set(range(256)) - set(printable))
+    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    missing = len(alphabet.keys() - vocabulary.keys())
     if missing:
-        raise _not_byte_level(name, f"{len(missing)} of the 256 bytes are no token of it")
-    meanings = {}
+        raise _not_byte_level(name, f"it has no token for {missing} of the 256 bytes")
+    id_bytes = {}
     for token, id_ in vocabulary.items():
         if id_ in added:
-            meanings[id_] = added[id_].encode()
+            id_bytes[id_] = added[id_].encode()
         elif alphabet.keys() >= set(token):
-            meanings[id_] = bytes(alphabet[character] for character in token)
+            id_bytes[id_] = bytes(alphabet[character] for character in token)
         else:
             raise _not_byte_level(name, f"its token {id_}, {token!r}, is not written in bytes")
-    return meanings
+    return id_bytes
 
 
 def _not_byte_level(name: str, why: str) -> ValueError:
     return ValueError(
-        f"a tokenizer must be byte-level BPE, so that a loss can be told per byte, but '{name}' is not: {why}; use "
+        f"a tokenizer must be byte-level BPE, so that losses can be given per byte, but '{name}' is not: {why}; use "
         "another, or 'bpe' to train one"
     )
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A text as it is, or, where it is very long, cut behind lines: memory and cores are used by the piece."""
+    """Yield a text whole or, if it is very long, in pieces cut after a line, to bound memory and occupy all cores."""
     start = 0
     while len(text) - start > _PIECE:
         cut = text.rfind("\n", start, start + _PIECE) + 1 or start + _PIECE
         yield text[start:cut]
         start = cut
     yield text[start:]
-
-
-def _few(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Numbered pieces, so many at a time that their encodings can be held: a hundred times the text and more."""
-    some: list[tuple[int, str]] = []
-    size = 0
-    for number, piece in pieces:
-        some.append((number, piece))
-        size += len(piece)
-        if size >= _AT_ONCE:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
 
 
 def _decode(document: Document) -> str:

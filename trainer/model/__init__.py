@@ -1,1 +1,1 @@
-"""The looped language model and the fixed-depth baseline: layers, injections, head, sizes, published weights."""
+"""The looped language model and the fixed-depth baseline: layers, injections, head, published weights."""

@@ -1,19 +1,20 @@
-"""What the looped model and the fixed-depth one have in common: tables, blocks, final norm, tied head."""
+"""Language models without a loop: the base class of all models, and the fixed-depth Transformer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.layers import Block, RMSNorm, Rotary, make_block
 
 
 class StepLoss(NamedTuple):
-    """The loss of a training step and what its last loop did; scalars.
+    """Loss of a training step and statistics of its last loop; scalars.
 
     Attributes:
         nats: mean cross-entropy, nats per token.
@@ -27,7 +28,7 @@ class StepLoss(NamedTuple):
 
 
 class LanguageModel(nn.Module, ABC):
-    """A language model with value embeddings and a tied head.
+    """Base class: embedding and value-embedding tables, blocks, final norm and tied head.
 
     Shapes: tokens and targets [batch, tokens]; states and embeddings [batch, tokens, width]; loops [batch].
     """
@@ -41,17 +42,16 @@ class LanguageModel(nn.Module, ABC):
             {str(i): nn.Embedding(vocabulary, d) for i in range(config.layers) if config.has_value_embedding(i)}
         )
         blocks = [make_block(config, layer) for layer in range(config.layers)]
-        first_coda = config.prelude_layers + config.core_layers
-        self.prelude = nn.ModuleList(blocks[: config.prelude_layers])
-        self.core = nn.ModuleList(blocks[config.prelude_layers : first_coda])
-        self.coda = nn.ModuleList(blocks[first_coda:])
+        self.prelude = nn.ModuleList(blocks[: config.core.start])
+        self.core = nn.ModuleList(blocks[config.core.start : config.core.stop])
+        self.coda = nn.ModuleList(blocks[config.core.stop :])
         self.final_norm = RMSNorm(d, config.norm_eps)
         self.rotary = Rotary(config.head_width, config.context, config.rotary_base)
-        self.run_blocks = run_blocks  # where torch.compile is put in
+        self.run_blocks = run_blocks  # replaced by `compile_blocks`
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw the weights on the CPU from `seed`, the same on every device (SPEC "Training", init)."""
+        """Draw the weights on the CPU from `seed`, so that they are the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         std = self.config.init_std
         for module in (self.embedding, *self.value_embeddings.values()):
@@ -65,11 +65,11 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def _initialise_own(self, std: float, generator: torch.Generator) -> None:
-        """Draw what the model has beside tables and blocks."""
+        """Draw the parameters outside the tables and blocks."""
 
     @abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
-        """Loss of one training step.
+        """Compute the loss of one training step.
 
         Args:
             tokens: input ids, [batch, tokens].
@@ -85,7 +85,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def spectral_radius(self) -> float | None:
-        """ρ(Ā), or None without a loop."""
+        """Return ρ(Ā), or None without a loop."""
 
     def logits(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
@@ -93,7 +93,7 @@ class LanguageModel(nn.Module, ABC):
             yield recurrence, F.linear(x, self.embedding.weight)
 
     def initial_state(self, seeds: Sequence[int], tokens: int) -> Tensor:
-        """h_0 [len(seeds), tokens, width] on the model's device, as `state_init` says, a seed for each sequence."""
+        """Draw h_0 [len(seeds), tokens, width] on the model's device by `state_init`, with one seed per sequence."""
         device = self.embedding.weight.device
         h0 = torch.zeros(len(seeds), tokens, self.config.width, device=device)
         if self.config.is_looped and self.config.state_init != "zero":
@@ -104,12 +104,44 @@ class LanguageModel(nn.Module, ABC):
         return h0
 
     def _value_embeddings(self, tokens: Tensor) -> dict[int, Tensor]:
-        """Each layer's value embeddings of these tokens, by distinct layer."""
+        """Look up each layer's value embeddings of these tokens, by distinct layer."""
         return {int(layer): table(tokens) for layer, table in self.value_embeddings.items()}
 
 
 def run_blocks(blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor]) -> Tensor:
-    """Run `blocks`, of which the first is distinct layer `first`, on x [batch, tokens, width]."""
+    """Run `blocks` on x [batch, tokens, width]; the first one is distinct layer `first`."""
     for layer, block in enumerate(blocks, start=first):
         x = block(x, rotary, values.get(layer))
     return x
+
+
+@final
+class Transformer(LanguageModel):
+    """The fixed-depth baseline: prelude, core and coda once each, without injection, prelude norm, W_C or h_0."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert not config.is_looped, "a looped model is a Parcae"
+        super().__init__(config)
+
+    def _initialise_own(self, std: float, generator: torch.Generator) -> None:
+        """Draw nothing: there are only tables and blocks."""
+
+    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+        """Compute the loss of one training step."""
+        assert (loops == 1).all(), "each block runs once"
+        return StepLoss(mean_cross_entropy(self._states(tokens), self.embedding.weight, targets), None, None)
+
+    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (1, normed final states [batch, tokens, width])."""
+        assert set(recurrences) == {1}, "each block runs once"
+        yield 1, self._states(tokens)
+
+    def spectral_radius(self) -> None:
+        """Return None: there is no loop."""
+
+    def _states(self, tokens: Tensor) -> Tensor:
+        x, values = self.embedding(tokens), self._value_embeddings(tokens)
+        core = self.config.core
+        for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
+            x = self.run_blocks(blocks, first, x, self.rotary, values)
+        return self.final_norm(x)

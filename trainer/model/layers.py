@@ -1,7 +1,7 @@
-"""The parts that every model shares: norm, rotary embedding, attention, MLP, blocks (SPEC "The model").
+"""Layers of every model: norm, rotary embedding, attention, MLP, blocks (Parcae, arXiv:2604.12946).
 
-`Block` is the contract of a block. A block of the user's own derives from it, in a file of its own, and states its
-`cost(config, value_embedding=...)` as a `BlockCost` (docs/trainer.md shows one).
+`Block` is the contract of a block. A block of the user's own is a subclass in a file of its own, whose
+`cost(config, value_embedding=...)` returns a `BlockCost` (docs/extending.md shows one).
 """
 
 from abc import ABC, abstractmethod
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoloop.trainer.accounting import GATE_CHANNELS, MLP_FACTOR
-from isoloop.trainer.config import BLOCKS, ModelConfig
-from isoloop.trainer.plugin import own_class
+from isoloop.trainer.accounting import MLP_FACTOR
+from isoloop.trainer.config import BLOCKS, ModelConfig, import_class
 
 
 class RMSNorm(nn.Module):
@@ -30,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding on interleaved pairs: channels 2i and 2i+1 of a head turn together."""
+    """Rotary position embedding on interleaved pairs: channels 2i and 2i + 1 of a head rotate together."""
 
     cos: Tensor
     sin: Tensor
@@ -43,7 +42,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn x [batch, tokens, heads, head_width] by each token's position."""
+        """Rotate x [batch, tokens, heads, head_width] by each token's position."""
         cos, sin = self.cos[: x.shape[1]].to(x.dtype), self.sin[: x.shape[1]].to(x.dtype)
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
@@ -60,7 +59,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(d, d, bias=False)
         self.value = nn.Linear(d, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
-        self.gate = nn.Linear(min(GATE_CHANNELS, d), config.heads, bias=False) if value_embedding else None
+        self.gate = nn.Linear(config.gate_channels, config.heads, bias=False) if value_embedding else None
 
     def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
         """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
@@ -79,7 +78,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices with 0.5 * relu(x)^2 between, four times as wide inside."""
+    """Two matrices with 0.5 * relu(x)^2 between them, four times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,7 +91,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module, ABC):
-    """What a model asks of a block; made from (config, value_embedding=whether its layer has one)."""
+    """Contract of a block, which is made from the configuration and `value_embedding`, True if its layer has one."""
 
     @abstractmethod
     def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
@@ -152,19 +151,19 @@ class ResidualNormBlock(Block):
 
 
 def make_block(config: ModelConfig, layer: int) -> Block:
-    """The block of distinct layer `layer` (0-based).
+    """Make the block of distinct layer `layer` (0-based).
 
     Raises:
         ValueError: a class of the user's own can't be imported, or isn't a `Block`.
     """
-    known = dict(zip(BLOCKS, (PreNormBlock, ResidualNormBlock), strict=True))
-    kind = known.get(config.block) or own_class(config.block, Block)
+    ours = dict(zip(BLOCKS, (PreNormBlock, ResidualNormBlock), strict=True))
+    kind = ours.get(config.block) or import_class(config.block, Block)
     return kind(config, value_embedding=config.has_value_embedding(layer))
 
 
 @torch.no_grad()
 def init_matrix(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fill a matrix with a truncated normal (3 sigma), made orthogonal, and scaled to entries of RMS `std`."""
+    """Fill a matrix with a truncated normal (3 sigma), make it orthogonal, and scale its entries to RMS `std`."""
     draw = torch.nn.init.trunc_normal_(torch.empty(weight.shape), a=-3.0, b=3.0, generator=generator)
     tall = draw if draw.shape[0] >= draw.shape[1] else draw.T
     q, r = torch.linalg.qr(tall)
@@ -175,7 +174,7 @@ def init_matrix(weight: Tensor, std: float, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def init_parts(attention: Attention, mlp: MLP, std: float, generator: torch.Generator) -> None:
-    """Draw a block's matrices; the output projections of attention and MLP and the gate start at zero."""
+    """Draw a block's matrices; the output projections of attention and MLP, and the gate, start at zero."""
     for weight in (attention.query.weight, attention.key.weight, attention.value.weight, mlp.up.weight):
         init_matrix(weight, std, generator)
     attention.out.weight.zero_()

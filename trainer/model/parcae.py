@@ -20,8 +20,8 @@ from isoloop.trainer.model.language_model import LanguageModel, StepLoss
 from isoloop.trainer.model.layers import RMSNorm
 
 
-class _LoopEnd(NamedTuple):
-    """Where the loop leaves each sequence: h_T, and per token the norms of h_T and of h_T - h_{T-1}."""
+class _FinalState(NamedTuple):
+    """Final state h_T of each sequence, and per token the norms of h_T and of h_T - h_{T-1}."""
 
     h: Tensor
     norm: Tensor
@@ -30,7 +30,7 @@ class _LoopEnd(NamedTuple):
 
 @final
 class Parcae(LanguageModel):
-    """A looped transformer. `recompute_loops` keeps only a loop's input and runs it again going back."""
+    """A looped transformer. With `recompute_loops` each loop is run again in the backward pass, from its kept input."""
 
     def __init__(self, config: ModelConfig, *, recompute_loops: bool = False) -> None:
         assert config.is_looped, "the fixed-depth model is a Transformer"
@@ -46,61 +46,59 @@ class Parcae(LanguageModel):
         nn.init.eye_(self.state_to_width.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
-        """Loss of one training step.
+        """Compute the loss of one training step.
 
-        Sequence i runs loops[i] >= 1 times, its last min(loops[i], gradient_loops) with gradient, and leaves the batch
-        when it is done, so that only loops that count are computed.
+        Sequence i runs loops[i] >= 1 loops, the last min(loops[i], gradient_loops) of them with gradient, and then
+        leaves the batch, so that only loops that count are computed.
         """
         h = h0
         if (loops.diff() > 0).any():
             order = torch.argsort(loops, descending=True, stable=True)
-            moved = order.to(tokens.device)
-            loops, tokens, targets, h = loops[order], tokens[moved], targets[moved], h[moved]
+            rows = order.to(tokens.device)
+            loops, tokens, targets, h = loops[order], tokens[rows], targets[rows], h[rows]
         with_gradient = loops.clamp(max=gradient_loops)
         drive, values = self._before_loop(tokens)
         with torch.no_grad():
             constants = {layer: value.detach() for layer, value in values.items()}
             h = self._loop(h, drive.detach(), constants, loops - with_gradient).h
-        end = self._loop(h, drive, values, with_gradient)
-        nats = mean_cross_entropy(self._after_loop(end.h, values), self.embedding.weight, targets)
-        return StepLoss(nats, end.norm.mean(), (end.change / end.norm).mean())
+        final = self._loop(h, drive, values, with_gradient)
+        nats = mean_cross_entropy(self._after_loop(final.h, values), self.embedding.weight, targets)
+        return StepLoss(nats, final.norm.mean(), (final.change / final.norm).mean())
 
     def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
         drive, values = self._before_loop(tokens)
         h = h0
-        wanted = set(recurrences)
-        for recurrence in range(1, max(wanted) + 1):
+        for recurrence in range(1, max(recurrences) + 1):
             h = self._one_loop(h, drive, values)
-            if recurrence in wanted:
+            if recurrence in recurrences:
                 yield recurrence, self._after_loop(h, values)
 
     def spectral_radius(self) -> float:
-        """ρ(Ā)."""
+        """Return ρ(Ā)."""
         return self.injection.spectral_radius()
 
     def _before_loop(self, tokens: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Prelude and prelude norm; returns what enters every loop and each layer's value embeddings."""
+        """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
         values = self._value_embeddings(tokens)
         x = self.run_blocks(self.prelude, 0, self.embedding(tokens), self.rotary, values)
         return self.injection.drive(self.prelude_norm(x)), values
 
     def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor]) -> Tensor:
-        """One loop of the first len(h) sequences."""
+        """Run one loop, R(Ā h + B̄ e), of the first len(h) sequences."""
         values = {layer: value[: len(h)] for layer, value in values.items()}
         h = self.injection.inject(h, drive[: len(h)])
-        return self.run_blocks(self.core, self.config.prelude_layers, h, self.rotary, values)
+        return self.run_blocks(self.core, self.config.core.start, h, self.rotary, values)
 
-    def _loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor) -> _LoopEnd:
-        """Run sequence i loops[i] times; `loops` descends, so those still running are the first ones."""
-        core = range(self.config.prelude_layers, self.config.prelude_layers + self.config.core_layers)
-        values = {layer: value for layer, value in values.items() if layer in core}
-        ends: list[_LoopEnd] = []
+    def _loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor) -> _FinalState:
+        """Run loops[i] loops of sequence i; `loops` is descending, so the first sequences are still running."""
+        values = {layer: value for layer, value in values.items() if layer in self.config.core}
+        done: list[_FinalState] = []
         before = h
         for t in range(int(loops[0]) + 1):
             running = int((loops > t).sum())
             if running < len(h):
-                ends.append(_loop_end(h[running:], before[running:]))
+                done.append(_final_state(h[running:], before[running:]))
                 h = h[:running]
             if not running:
                 break
@@ -109,17 +107,16 @@ class Parcae(LanguageModel):
                 h = checkpoint(self._one_loop, h, drive, values, use_reentrant=False, preserve_rng_state=False)
             else:
                 h = self._one_loop(h, drive, values)
-        return _LoopEnd(*map(torch.cat, zip(*ends[::-1], strict=True)))
+        return _FinalState(*map(torch.cat, zip(*done[::-1], strict=True)))
 
     def _after_loop(self, h: Tensor, values: dict[int, Tensor]) -> Tensor:
-        """W_C, coda and final norm: [batch, tokens, width]."""
-        first = self.config.prelude_layers + self.config.core_layers
+        """Run W_C, coda and final norm; return [batch, tokens, width]."""
         x = self.state_to_width(h).to(h.dtype)
-        return self.final_norm(self.run_blocks(self.coda, first, x, self.rotary, values))
+        return self.final_norm(self.run_blocks(self.coda, self.config.core.stop, x, self.rotary, values))
 
 
-def _loop_end(h: Tensor, before: Tensor) -> _LoopEnd:
+def _final_state(h: Tensor, before: Tensor) -> _FinalState:
     with torch.no_grad():
         norm = torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32)
         change = torch.linalg.vector_norm(h.detach() - before.detach(), dim=-1, dtype=torch.float32)
-    return _LoopEnd(h, norm, change)
+    return _FinalState(h, norm, change)

@@ -3,12 +3,11 @@
     config.json            `_class_name` and the architecture
     model.safetensors      or pytorch_model.bin: the weights, named as in the published code
 
-Nothing is unpickled but plain tensors. The fixed-depth Transformer and blocks with residual norms have no published
-checkpoint that we have seen: their names below follow the same scheme.
+Only plain tensors are unpickled. No published checkpoint of a fixed-depth Transformer or of blocks with residual norms
+has been seen: their names here follow the same scheme.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -17,20 +16,29 @@ import torch
 from torch import Tensor
 
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.files import write_atomically
+from isoloop.trainer.files import open_atomically, write_atomically
 from isoloop.trainer.hub import HubError, fetch_model, is_repository
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.language_model import LanguageModel
 
 LOOPED_CLASS, FIXED_CLASS = "ParcaeConfig", "FixedDepthConfig"
 WEIGHTS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
-_INJECTIONS = {"diagonal": "diagonal", "concat": "linear", "addition": "add"}
-_BLOCKS = {"pre-norm": "TransformerPreNormBlock", "residual-norm": "SandwichBlock"}
-# Tensors of a published file that our model derives: the head is tied, the rotary table is computed.
-_DERIVED = ("lm_head.weight", "freqs_cis")
 
-# What a published configuration may not say otherwise, because the model is just that.
-_FIXED = {
+# Our fields of the model's configuration, and the published ones of the same meaning.
+_FIELD_NAMES = {
+    "context": "block_size",
+    "vocabulary": "vocab_size",
+    "width": "n_embd",
+    "heads": "num_attention_heads",
+    "norm_eps": "norm_eps",
+    "prelude_layers": "n_layers_in_prelude",
+    "core_layers": "n_layers_in_recurrent_block",
+    "coda_layers": "n_layers_in_coda",
+}
+_INJECTION_NAMES = {"diagonal": "diagonal", "concat": "linear", "addition": "add"}
+_BLOCK_NAMES = {"pre-norm": "TransformerPreNormBlock", "residual-norm": "SandwichBlock"}
+# Published settings that must have these values, because our model has no alternative.
+_REQUIRED = {
     "bias": False,
     "qk_bias": False,
     "tie_embeddings": True,
@@ -43,29 +51,30 @@ _FIXED = {
     "padding_multiple": 64,
 }
 
-_PARTS = (
-    ("embedding.", "transformer.wte."),
-    ("prelude.", "transformer.prelude."),
-    ("core.", "transformer.core_block."),
-    ("coda.", "transformer.coda."),
-    ("state_to_width.", "transformer.C."),
-    ("final_norm.", "transformer.ln_f."),
-    ("prelude_norm.", "transformer.ln_prelude."),
-    ("injection.dt", "transformer.adapter.dt_bias"),
-    ("injection.B.weight", "transformer.adapter.B"),
-    ("injection.weight", "transformer.adapter.adapter.weight"),
-    ("injection.", "transformer.adapter."),
-    ("value_embeddings.", "value_embeds."),
-)
-_IN_BLOCKS = (
-    (".attention.query.", ".attn.c_q."),
-    (".attention.key.", ".attn.c_k."),
-    (".attention.value.", ".attn.c_v."),
-    (".attention.out.", ".attn.c_proj."),
-    (".attention.gate.", ".attn.ve_gate."),
-    (".mlp.up.", ".mlp.fc."),
-    (".mlp.down.", ".mlp.proj."),
-)
+# Tensors of a published file that our model derives: the head is tied, the rotary table is computed.
+_DERIVED = ("lm_head.weight", "freqs_cis")
+# Patterns in the names of our parameters, and their replacements in the published ones, applied in this order.
+_RENAMES = {
+    r"^embedding\.": "transformer.wte.",
+    r"^prelude\.": "transformer.prelude.",
+    r"^core\.": "transformer.core_block.",
+    r"^coda\.": "transformer.coda.",
+    r"^state_to_width\.": "transformer.C.",
+    r"^final_norm\.": "transformer.ln_f.",
+    r"^prelude_norm\.": "transformer.ln_prelude.",
+    r"^injection\.dt": "transformer.adapter.dt_bias",
+    r"^injection\.B\.weight": "transformer.adapter.B",
+    r"^injection\.weight": "transformer.adapter.adapter.weight",
+    r"^injection\.": "transformer.adapter.",
+    r"^value_embeddings\.": "value_embeds.",
+    r"\.attention\.query\.": ".attn.c_q.",
+    r"\.attention\.key\.": ".attn.c_k.",
+    r"\.attention\.value\.": ".attn.c_v.",
+    r"\.attention\.out\.": ".attn.c_proj.",
+    r"\.attention\.gate\.": ".attn.ve_gate.",
+    r"\.mlp\.up\.": ".mlp.fc.",
+    r"\.mlp\.down\.": ".mlp.proj.",
+}
 _NORMS = {
     "pre-norm": ("attention_norm", "mlp_norm"),
     "residual-norm": ("attention_norm", "attention_sum_norm", "mlp_norm", "mlp_sum_norm"),
@@ -73,13 +82,9 @@ _NORMS = {
 
 
 def published_name(name: str, block: str) -> str:
-    """The published name of our parameter `name`; `block` is the model's kind of block."""
-    for ours, theirs in _PARTS:
-        if name.startswith(ours):
-            name = theirs + name.removeprefix(ours)
-            break
-    for ours, theirs in _IN_BLOCKS:
-        name = name.replace(ours, theirs)
+    """Return the published name of our parameter `name` in a model with this kind of block."""
+    for ours, theirs in _RENAMES.items():
+        name = re.sub(ours, theirs, name)
     for number, norm in enumerate(_NORMS.get(block, ()), start=1):
         name = name.replace(f".{norm}.", f".norm_{number}.")
     return name
@@ -88,31 +93,33 @@ def published_name(name: str, block: str) -> str:
 def load_published(
     source: str | Path, *, revision: str | None = None, own_classes: bool = False
 ) -> tuple[LanguageModel, RecurrenceConfig]:
-    """Read a folder in the published layout, or a model of the Hugging Face hub such as `SandyResearch/parcae-140m`.
+    """Load a model from a folder in the published layout or from Hugging Face, such as `SandyResearch/parcae-140m`.
 
     Args:
-        source: the folder or the id.
-        revision: branch, tag or commit on the hub.
-        own_classes: import the injection or block that config.json names as `module:Class`. That runs code: only for
-            folders that you trust.
+        source: the folder, or OWNER/NAME of the model.
+        revision: branch, tag or commit on Hugging Face.
+        own_classes: import the injection or block that config.json names as `module:Class`. This runs their code, so
+            use it only for folders that you trust.
 
     Returns:
         The model, float32 on the CPU, and the loops it was trained with.
 
     Raises:
-        ValueError: no such folder or id; a file is missing or can't be read; the configuration asks for what our model
-            hasn't; tensors are missing, unexpected or misshapen (each is named).
+        ValueError: there is no such folder or model; a file is missing or can't be read; the configuration isn't
+            possible with our model; tensors are missing, unexpected or misshapen (each is named).
     """
     folder = _folder(source, revision)
-    model_config, recurrence = read_config(folder)
-    own = [kind for kind in (model_config.injection, model_config.block) if ":" in kind]
+    config, recurrence = read_config(folder)
+    own = [kind for kind in (config.injection, config.block) if ":" in kind]
     if own and not own_classes:
         raise ValueError(
-            f"a checkpoint may name classes to import only where that is asked for, but {folder} names {own}; "
-            "if you trust it, pass own_classes=True"
+            f"classes that a checkpoint names must be allowed before they are imported, but {folder} names {own}; if "
+            "you trust it, pass own_classes=True"
         )
     with torch.device("meta"):
-        model = build_model(model_config)
+        shapes = {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
+
+    # Weights: only tied heads, every tensor of its shape
     tensors = _read_weights(folder)
     head, table = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
     if head is not None and table is not None and not torch.equal(head, table):
@@ -120,12 +127,13 @@ def load_published(
             f"the head must be tied to the token table, but lm_head.weight and transformer.wte.weight of {folder} "
             "differ; an untied model can't be loaded"
         )
-    wanted = {published_name(name, model_config.block): name for name in model.state_dict()}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in _DERIVED}
-    _check_tensors(tensors, {theirs: model.state_dict()[ours].shape for theirs, ours in wanted.items()}, folder)
-    loaded = build_model(model_config)
-    loaded.load_state_dict({wanted[name]: tensor.float() for name, tensor in tensors.items()})
-    return loaded, recurrence
+    names = {published_name(name, config.block): name for name in shapes}
+    _check_tensors(tensors, {theirs: shapes[ours] for theirs, ours in names.items()}, folder)
+
+    model = build_model(config)
+    model.load_state_dict({names[theirs]: tensor.float() for theirs, tensor in tensors.items()})
+    return model, recurrence
 
 
 def save_published(
@@ -135,67 +143,45 @@ def save_published(
     *,
     form: Literal["safetensors", "bin"] = "safetensors",
 ) -> None:
-    """Write `model` into `folder` in the published layout; config.json comes last.
+    """Write `model` into `folder` in the published layout: the weights in float32, then config.json.
 
-    Weights are saved as they are, in float32. Older weights of the other form go.
+    Weights of the other form are removed.
 
     Raises:
-        OSError: the disk is full, or the like; older weights are as they were.
+        OSError: the disk is full, or the like; older weights are unchanged.
     """
+    from safetensors.torch import save
+
     folder.mkdir(parents=True, exist_ok=True)
     block = model.config.block
     tensors = {published_name(name, block): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    partial = folder / f".{WEIGHTS[form]}.partial"
-    try:
+    with open_atomically(folder / WEIGHTS[form]) as file:
         if form == "safetensors":
-            _save_safetensors(tensors, partial)
+            file.write(save(tensors, metadata={"format": "pt"}))
         else:
-            torch.save(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, partial)
-        for name in WEIGHTS.values():
+            torch.save(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, file)
+    for name in WEIGHTS.values():
+        if name != WEIGHTS[form]:
             (folder / name).unlink(missing_ok=True)
-        partial.replace(folder / WEIGHTS[form])
-    finally:
-        partial.unlink(missing_ok=True)
     write_atomically(folder / "config.json", json.dumps(config_to_published(model.config, recurrence), indent=1))
 
 
-def _save_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """As `save_file`, but an OSError is one, which the library tells in words alone."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
-
-
 def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dict[str, Any]:
-    """config.json of the published layout."""
+    """Return the content of config.json in the published layout."""
     return {
         "_class_name": LOOPED_CLASS if model.is_looped else FIXED_CLASS,
-        "block_size": model.context,
-        "vocab_size": model.vocabulary,
+        **{theirs: getattr(model, ours) for ours, theirs in _FIELD_NAMES.items()},
         "padded_vocab_size": model.padded_vocabulary,
-        "n_embd": model.width,
-        "num_attention_heads": model.heads,
         "num_key_value_heads": model.heads,
         "intermediate_size": 4 * model.width,
-        **_FIXED,
-        "block_class_name": _BLOCKS.get(model.block, model.block),
-        "norm_eps": model.norm_eps,
+        **_REQUIRED,
+        "block_class_name": _BLOCK_NAMES.get(model.block, model.block),
         "rope_settings": {"use_rope": True, "rope_condense_ratio": 1, "rope_base": model.rotary_base},
         "prelude_norm": model.prelude_norm,
-        "injection_type": _INJECTIONS.get(model.injection, model.injection),
+        "injection_type": _INJECTION_NAMES.get(model.injection, model.injection),
         "state_init": model.state_init,
         "recurrent_embedding_dimension": model.width,
         "recurrent_intermediation_embedding_dimension": 4 * model.width,
-        "n_layers_in_prelude": model.prelude_layers,
-        "n_layers_in_recurrent_block": model.core_layers,
-        "n_layers_in_coda": model.coda_layers,
         "mean_recurrence": recurrence.mean,
         "sampling_scheme": "fixed" if recurrence.sampling == "fixed" else "poisson-truncated-full",
         "mean_backprop_depth": recurrence.gradient_loops,
@@ -207,7 +193,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
     """Read config.json of the published layout.
 
     Raises:
-        ValueError: it is missing, isn't JSON, isn't of this layout, lacks a key, or asks for what our model hasn't.
+        ValueError: it is missing, isn't JSON, isn't of this layout, lacks a key, or has a setting that our model can't
+            have.
     """
     path = folder / "config.json"
     try:
@@ -216,45 +203,40 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
         raise ValueError(f"a published checkpoint must hold a readable config.json, but {path}: {error}") from error
     kind = content.get("_class_name") if isinstance(content, dict) else None
     if kind not in (LOOPED_CLASS, FIXED_CLASS):
-        raise ValueError(f"_class_name must be {LOOPED_CLASS} or {FIXED_CLASS}, but {path} says {kind!r}")
+        raise ValueError(f"_class_name must be {LOOPED_CLASS} or {FIXED_CLASS}, but {path} has {kind!r}")
     try:
         model = _model_config(content, looped=kind == LOOPED_CLASS)
         recurrence = _recurrence_config(content)
     except KeyError as error:
-        raise ValueError(f"config.json must say {error}, but {path} doesn't") from error
+        raise ValueError(f"config.json must have the key {error}, but {path} doesn't") from error
+
+    # Everything else must be as our model has it
     ours = config_to_published(model, recurrence)
-    if not model.is_looped:
-        ours = {key: value for key, value in ours.items() if key not in ("prelude_norm", "state_init")}
-    if recurrence.sampling == "fixed":
-        ours.pop("recurrent_iteration_method")  # it says how to draw, and nothing is drawn
+    meaningless = [] if model.is_looped else ["prelude_norm", "state_init"]
+    meaningless += ["recurrent_iteration_method"] if recurrence.sampling == "fixed" else []
     differing = [
-        f"{key} = {content[key]!r} (ours: {ours[key]!r})"
-        for key in ours
-        if key in content and not _same(content[key], ours[key])
+        f"{key} = {content[key]!r} (ours: {value!r})"
+        for key, value in ours.items()
+        if key in content and key not in meaningless and not _is_same(content[key], value)
     ]
     if differing:
-        raise ValueError(f"our model can't be what {path} asks for: {'; '.join(differing)}")
+        raise ValueError(
+            f"a checkpoint's settings must be possible with our model, but {path} has {'; '.join(differing)}"
+        )
     return model, recurrence
 
 
 def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
-    theirs = {published: ours for ours, published in (*_INJECTIONS.items(), *_BLOCKS.items())}
+    ours = {theirs: ours for ours, theirs in (*_INJECTION_NAMES.items(), *_BLOCK_NAMES.items())}
     injection = content["injection_type"]
-    block = content.get("block_class_name", _BLOCKS["pre-norm"])
+    block = content.get("block_class_name", _BLOCK_NAMES["pre-norm"])
     return ModelConfig(
-        width=content["n_embd"],
-        heads=content["num_attention_heads"],
-        prelude_layers=content["n_layers_in_prelude"],
-        core_layers=content["n_layers_in_recurrent_block"],
-        coda_layers=content["n_layers_in_coda"],
-        context=content["block_size"],
-        vocabulary=content["vocab_size"],
-        injection=theirs.get(injection, injection) if looped else "none",
-        block=theirs.get(block, block),
+        **{field: content[published] for field, published in _FIELD_NAMES.items()},
+        injection=ours.get(injection, injection) if looped else "none",
+        block=ours.get(block, block),
         prelude_norm=content.get("prelude_norm", True) if looped else True,
         state_init=content["state_init"] if looped else "like-init",
         rotary_base=(content.get("rope_settings") or {}).get("rope_base", 50_000.0),
-        norm_eps=content["norm_eps"],
     )
 
 
@@ -268,30 +250,33 @@ def _recurrence_config(content: dict[str, Any]) -> RecurrenceConfig:
     )
 
 
-def _same(said: Any, ours: Any) -> bool:
-    if isinstance(said, dict) and isinstance(ours, dict):
-        return all(said.get(key, value) == value for key, value in ours.items())
-    return said == ours or (said is None and ours is not False)  # null: whatever is the default
+def _is_same(theirs: Any, ours: Any) -> bool:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return all(theirs.get(key, value) == value for key, value in ours.items())
+    return theirs == ours or (theirs is None and ours is not False)  # null means the default
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
-    """A local folder as it is; a hub id fetched."""
+    """Return a local folder unchanged, or download a model from Hugging Face."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if not is_repository(str(source)):
-        raise ValueError(f"a checkpoint must be a folder that exists or a hub id OWNER/NAME, but got '{source}'")
+        raise ValueError(
+            "a checkpoint must be a folder that exists or the OWNER/NAME of a model on Hugging Face, but got "
+            f"'{source}'; check the path"
+        )
     try:
         return fetch_model(str(source), revision)
     except HubError as error:
         raise ValueError(
-            f"'{source}' is no folder here, and the Hugging Face hub gave no model of that name ({error}); check the "
-            "name and the network"
+            f"a checkpoint must be a folder that exists or the OWNER/NAME of a model on Hugging Face, but '{source}' "
+            f"is no folder, and Hugging Face provides no model of that name ({error}); check the name and the network"
         ) from error
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's weight files; of several kinds safetensors win."""
+    """Read all tensors of the folder's weight files; safetensors take precedence."""
     for pattern in ("*.safetensors", "*.bin"):
         files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
         if files:
@@ -307,7 +292,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                 tensors |= load_file(file)
             else:
                 tensors |= torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torn files fail in many ways, and so does what isn't plain tensors
+        except Exception as error:  # torn files and other objects than tensors fail in many ways
             raise ValueError(
                 f"weights must be plain tensors in a whole file, but {file} can't be read: {error}"
             ) from error
@@ -317,14 +302,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_tensors(tensors: dict[str, Tensor], wanted: dict[str, torch.Size], folder: Path) -> None:
-    """Name every tensor that is missing, unexpected or of another shape."""
-    problems = [f"missing: {name} {tuple(wanted[name])}" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"unexpected: {name} {tuple(tensors[name].shape)}" for name in sorted(tensors.keys() - wanted.keys())]
+def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], folder: Path) -> None:
+    """Raise ValueError naming every tensor that is missing, unexpected or misshapen."""
+    problems = [f"missing: {name} {tuple(shapes[name])}" for name in sorted(shapes.keys() - tensors.keys())]
+    problems += [f"unexpected: {name} {tuple(tensors[name].shape)}" for name in sorted(tensors.keys() - shapes.keys())]
     problems += [
-        f"misshapen: {name} is {tuple(tensors[name].shape)}, must be {tuple(wanted[name])}"
-        for name in sorted(wanted.keys() & tensors.keys())
-        if tensors[name].shape != wanted[name]
+        f"misshapen: {name} is {tuple(tensors[name].shape)}, must be {tuple(shapes[name])}"
+        for name in sorted(shapes.keys() & tensors.keys())
+        if tensors[name].shape != shapes[name]
     ]
     if problems:
         raise ValueError(f"the weights in {folder} must be those of its config.json, but\n  " + "\n  ".join(problems))

@@ -1,1 +1,1 @@
-"""What a run writes and reports: checkpoints, journal, telemetry, environment, result."""
+"""Output of a run: checkpoints, journal, telemetry, environment, result."""

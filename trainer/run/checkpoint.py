@@ -1,9 +1,8 @@
-"""Training state <-> one directory per step, written atomically.
+"""Checkpoints of a run: one folder per step, written atomically.
 
-    <run>/checkpoints/00000400/state.pt     weights, optimizer state, what has been counted so far
+    <run>/checkpoints/00000400/state.pt     weights, optimizer state, counts so far
 
-Everything random in a run is a pure function of (seed, step), so the step is all the random state and data position
-there is.
+All that is random in a run is a pure function of (seed, step), so the step is the only state of randomness and data.
 """
 
 import os
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-_FORMAT = "isoloop-checkpoint-1"
+_STATE_FORMAT = "isoloop-checkpoint-1"
 
 
 def save_checkpoint(
@@ -29,16 +28,17 @@ def save_checkpoint(
     counts: dict[str, float],
     keep: int = 2,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, whole or not at all, and drop all but the newest `keep`.
+    """Write the state after `step` steps under `folder`, whole or not at all; then remove all but the newest `keep`.
 
     Raises:
-        OSError: the disk is full, or the like; older checkpoints are as they were.
+        OSError: the disk is full, or the like; older checkpoints are unchanged.
     """
+    # Write into a folder beside the final one, then rename it
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     state = {
-        "format": _FORMAT,
+        "format": _STATE_FORMAT,
         "run_id": run_id,
         "step": step,
         "model": model.state_dict(),
@@ -54,31 +54,33 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.replace(building, final)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # torch's writer covers it with an error of its own
+        if isinstance(error.__context__, OSError):  # torch's writer hides it behind its own error
             raise error.__context__ from None
         raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+    # Remove older checkpoints
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def drop_checkpoints(folder: Path, *, unfinished_only: bool = False) -> None:
-    """Remove the checkpoints under `folder`, or only what a killed process left half written."""
+    """Remove the checkpoints under `folder`, or only those that a killed process left unfinished."""
     for path in folder.glob(".building-*" if unfinished_only else "*"):
         shutil.rmtree(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints under `folder`, oldest first."""
+    """List the complete checkpoints under `folder`, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
 def load_checkpoint(
     checkpoint: Path, *, run_id: str, model: nn.Module, optimizers: list[Optimizer]
 ) -> tuple[int, dict[str, float]]:
-    """Restore the state of one checkpoint into `model` and `optimizers`; returns (steps done, counts).
+    """Load one checkpoint into `model` and `optimizers`; return (steps done, counts).
 
     Raises:
         ValueError: the checkpoint is torn, isn't one of ours, or belongs to another run.
@@ -86,13 +88,13 @@ def load_checkpoint(
     file = checkpoint / "state.pt"
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        known, owner = state["format"] == _FORMAT, state["run_id"]
-    except Exception as error:  # a torn file fails in the unpickler in as many ways as it can be torn
+        is_known, owner = state["format"] == _STATE_FORMAT, state["run_id"]
+    except Exception as error:  # torn files make the unpickler fail in many ways
         raise ValueError(
             f"a checkpoint must hold a whole state.pt, but {file} can't be read ({error}); delete it"
         ) from error
-    if not known or owner != run_id:
-        raise ValueError(f"a checkpoint must belong to run {run_id}, but {file} is of {owner}; delete or move it")
+    if not is_known or owner != run_id:
+        raise ValueError(f"a checkpoint must belong to run {run_id}, but {file} is of {owner}; move or delete it")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

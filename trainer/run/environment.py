@@ -1,23 +1,24 @@
-"""What a run was executed with and where: versions, commit, host, device."""
+"""Environment of a run: versions, commit, host, device."""
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 COMMIT_VARIABLE = "ISOLOOP_COMMIT"
-_PACKAGES = ("isoloop", "torch", "numpy")
+_REPORTED_PACKAGES = ("isoloop", "torch", "numpy")
 _SOURCE = Path(__file__).resolve().parents[2]
 
 
 def environment(device: str = "cpu") -> dict[str, str | None]:
-    """Versions of what computes, the commit of the code, host and device; None where there is nothing to tell.
+    """Return versions, the commit of the code, host and device; None for what is unknown.
 
     Args:
-        device: torch device; torch is asked only where it is a GPU.
+        device: torch device; torch is imported only for a GPU.
     """
     return {
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: package_version(package) for package in _REPORTED_PACKAGES},
         "python": platform.python_version(),
         "commit": source_commit(),
         "host": platform.node() or None,
@@ -26,35 +27,22 @@ def environment(device: str = "cpu") -> dict[str, str | None]:
 
 
 def source_commit(source: Path = _SOURCE) -> str | None:
-    """The commit that the code in `source` is of, read from its repository; None if it has none.
+    """Return the commit checked out in the repository at `source`, or None if there is none.
 
-    `ISOLOOP_COMMIT` goes before, for code that was brought to a worker without its repository. Changes that were not
-    committed don't show.
+    `ISOLOOP_COMMIT` takes precedence, for code that was shipped to a worker without its repository. Uncommitted changes
+    don't show.
     """
-    return os.environ.get(COMMIT_VARIABLE) or _head(source / ".git")
-
-
-def _head(git: Path) -> str | None:
-    """The commit checked out in the repository at `git`: a folder or, in a linked worktree, a file that names it."""
+    if commit := os.environ.get(COMMIT_VARIABLE):
+        return commit
+    command = ["git", f"--git-dir={source / '.git'}", "rev-parse", "--quiet", "--verify", "HEAD"]
     try:
-        if git.is_file():
-            git = git.parent / git.read_text().removeprefix("gitdir:").strip()
-        head = (git / "HEAD").read_text().strip()
-    except OSError:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit
         return None
-    if not head.startswith("ref:"):
-        return head
-    name, common = head.removeprefix("ref:").strip(), git / "commondir"
-    if common.exists():
-        git = git / common.read_text().strip()
-    if (git / name).exists():
-        return (git / name).read_text().strip()
-    packed = git / "packed-refs"
-    lines = packed.read_text().splitlines() if packed.exists() else []
-    return next((line.split()[0] for line in lines if line.endswith(f" {name}")), None)
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -62,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor_name() -> str | None:
-    """The processor's name as Linux tells it, else as Python does."""
+    """Return the processor's name from Linux, or else from Python."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

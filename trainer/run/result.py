@@ -1,4 +1,4 @@
-"""A run's outcome as data: written last, whole or not at all."""
+"""Result of a run, written last and atomically."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,17 +10,17 @@ from isoloop.trainer.files import write_atomically
 
 
 class RunResult(Config):
-    """How one run ended.
+    """Outcome of one run.
 
     Attributes:
-        status: `finished`, or `diverged` (a result, not a failure) with its `reason`, which names the step, the loss
-            and ρ(Ā).
-        simulated: True where the losses were drawn from a law and no model was trained.
+        status: `finished`, or `diverged`, which is a result and not a failure.
+        reason: of a divergence: the step, the loss and ρ(Ā).
+        simulated: True if the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
         forward_loops: mean loops run per training token.
-        backward_loops: of these, the mean that carried gradient.
-        flops_exact: training FLOPs spent, counted as `exact`.
-        flops_parcae_release: the same run counted as `parcae-release`.
+        backward_loops: mean loops that carried gradient.
+        flops_exact: training FLOPs by `exact` accounting.
+        flops_parcae_release: training FLOPs by `parcae-release` accounting.
         loss: validation loss at T = µ_rec, nats per token; None if diverged.
         losses: validation loss by recurrence T, nats per token.
         training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
@@ -47,12 +47,12 @@ class RunResult(Config):
 
 
 def write_result(folder: Path, result: RunResult) -> None:
-    """Write `result.json` into the run's folder atomically."""
+    """Write `result.json` into the run's folder."""
     write_atomically(folder / "result.json", result.model_dump_json(indent=1))
 
 
 def read_result(folder: Path) -> RunResult | None:
-    """The run's result, or None while it has none.
+    """Read the run's result; None if it has none yet.
 
     Raises:
         ValueError: the file isn't one of ours.
@@ -64,5 +64,5 @@ def read_result(folder: Path) -> RunResult | None:
         return RunResult.model_validate_json(path.read_text())
     except ValidationError as error:
         raise ValueError(
-            f"{path} must be a run's result, but isn't ({error.error_count()} errors); delete it"
+            f"{path} must be a run's result, but it has {error.error_count()} errors; delete it and rerun the command"
         ) from error

@@ -1,4 +1,4 @@
-"""Two sweeps compared: intervals of changes hold the true change, and what makes a comparison wrong is said."""
+"""Two sweeps compared: intervals of changes hold the true change, and what makes a comparison wrong is reported."""
 
 import dataclasses
 import json
@@ -20,8 +20,7 @@ from isoloop.fitting import (
     published_cost_model,
     simulate_table,
 )
-from isoloop.fitting.compare.difference import Quantity, difference, paired
-from isoloop.fitting.compare.equal_flops import BEST_RUNS, LEAST_LOSSES
+from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Quantity, difference, paired
 from isoloop.fitting.compare.side import BEST_MODEL, POWER_LAWS
 from isoloop.fitting.figures import compare as figures_compare
 
@@ -80,8 +79,8 @@ def test_large_differences_are_found_and_held_by_their_intervals(one, other):
         assert low < exact_other[name] - exact[name] < high
         assert abs(exact_other[name] - exact[name]) > 0.08
         assert change.differs
-    assert found.computes == (16e18, 64e18)
-    for flops in found.computes:
+    assert found.optima_flops == (16e18, 64e18)
+    for flops in found.optima_flops:
         true = best_loss(OTHER, flops) - best_loss(NOISY, flops)
         change = named(found, BEST_MODEL, "least loss", kind="difference", flops=flops)
         assert change.interval[0] < true < change.interval[1]
@@ -99,7 +98,7 @@ def test_a_sweep_trained_again_shows_no_difference(one):
     for name in ("exponent of mu*", "exponent of D*"):
         assert named(again, POWER_LAWS, name).differs is False
     assert named(again, BEST_MODEL, "least loss", kind="difference", flops=16e18).differs is False
-    assert any("neither is shown to be better" in verdict for verdict in again.verdicts)
+    assert any("neither is significantly better" in verdict for verdict in again.verdicts)
 
 
 def test_intervals_hold_the_true_change_as_often_as_they_say():
@@ -119,7 +118,14 @@ def test_draws_of_one_seed_are_taken_apart():
     """The same draws in the same order, as two fits with one seed have: their differences still scatter as two do."""
     draws = np.random.default_rng(3).normal(0.4, 0.01, 1000)
     quantity = Quantity(
-        section="s", name="n", unit="1", change="difference", counts="nothing", value=0.4, interval=None, draws=draws
+        section="s",
+        name="n",
+        unit="1",
+        change="difference",
+        counted_in="nothing",
+        value=0.4,
+        interval=None,
+        draws=draws,
     )
     low, high = difference(quantity, quantity).interval
     assert high - low == pytest.approx(2 * 1.96 * 0.01 * math.sqrt(2), rel=0.1)
@@ -139,14 +145,14 @@ def test_losses_that_count_other_things_are_not_compared(one, other):
     found = compare_sweeps(*marked)
     for section, name in (("Training law", "E"), ("Training law", "Y")):
         assert named(found, section, name).change is None
-        assert named(found, section, name).why_not == "measured on other text"
+        assert named(found, section, name).reason == "measured on other text"
     assert not found.of(BEST_RUNS)
     assert not found.of(LEAST_LOSSES)
     assert found.verdicts == ()
     assert named(found, POWER_LAWS, "exponent of mu*").differs
     assert named(found, POWER_LAWS, "D*", flops=16e18).change is not None
-    assert "corpus a, B's on corpus b: losses can't be compared; exponents can" in " ".join(found.doubts)
-    assert "Nothing here tells." in found.report()
+    assert "corpus a, B's on corpus b: losses can't be compared; exponents, mu* and D* can" in " ".join(found.caveats)
+    assert "These sweeps can't tell." in found.report()
 
 
 def test_tokens_of_two_tokenizers_are_not_compared(one, other):
@@ -156,42 +162,42 @@ def test_tokens_of_two_tokenizers_are_not_compared(one, other):
             for side, tokenizer in ((one, "bytes"), (other, "bpe 32768"))
         )
     )
-    assert named(found, POWER_LAWS, "D*", flops=16e18).why_not == "counted in other tokens"
+    assert named(found, POWER_LAWS, "D*", flops=16e18).reason == "counted in other tokens"
     assert named(found, POWER_LAWS, "mu*", flops=16e18).change is not None
     assert named(found, "Training law", "x").change is not None
     assert named(found, "Training law", "E").change is None
-    assert {(one.section, one.reason) for one in found.missing} >= {
+    assert {(one.section, one.reason) for one in found.missing_sections} >= {
         (section, "counted in other tokens") for section in (BEST_RUNS, LEAST_LOSSES)
     }
-    assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.doubts)
+    assert "per token of 'bytes', B's of 'bpe 32768'" in " ".join(found.caveats)
 
 
-def test_shared_runs_are_said(one):
+def test_shared_runs_are_reported(one):
     found = compare_sweeps(one, one)
-    assert any(doubt.startswith("The same runs are in both sweeps") for doubt in found.doubts)
+    assert any(caveat.startswith("The same runs are in both sweeps") for caveat in found.caveats)
     assert all(change.differs is False for change in found.differences if change.interval)
     part = one.table[one.table["budget"] < 4e18]
     found = compare_sweeps(one, ComparedSweep(name="part", table=part, why_no_fit="two budgets"))
-    assert any(doubt.startswith("10 runs are in both sweeps") for doubt in found.doubts)
+    assert any(caveat.startswith("10 runs are in both sweeps") for caveat in found.caveats)
 
 
-def test_power_laws_over_other_budgets_are_said(one):
+def test_power_laws_over_other_budgets_are_reported(one):
     """Without any noise, the exponents of two ranges of budgets differ: their intervals know nothing of it."""
     part = sweep(NOISY, 4, "part", budgets=GRID["budgets"][1:])
-    said = " ".join(compare_sweeps(one, part).doubts)
-    assert "rest on other budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in said
-    assert "Each fit has doubts of its own" in said
+    caveats = " ".join(compare_sweeps(one, part).caveats)
+    assert "are fitted to different budgets (A: 5 budgets, 1e+18 to 1.6e+19; B: 4 budgets, 2e+18 to 1.6e+19)" in caveats
+    assert "Each fit has caveats of its own" in caveats
 
 
-def test_ranges_that_do_not_meet_are_said(one):
+def test_ranges_that_do_not_meet_are_reported(one):
     found = compare_sweeps(
         one, sweep(NOISY, 6, "large", budgets=(64e18, 128e18, 256e18), mean_recurrences=(4, 8, 16, 24))
     )
-    said = " ".join(found.doubts)
-    assert "The two share no compute: A spent 1e+18 to 1.6e+19 FLOPs, B 6.4e+19 to 2.56e+20." in said
-    assert "At 1.6e+19 FLOPs B is extrapolated 4.0x below its least." in said
-    assert "The grids differ (A: mu = 1, 2, 4, 8, 16; B: 4, 8, 16, 24)" in said
-    assert [missing.reason for missing in found.missing if missing.section == BEST_RUNS] == [
+    caveats = " ".join(found.caveats)
+    assert "The two share no compute: A spent 1e+18 to 1.6e+19 FLOPs, B 6.4e+19 to 2.56e+20." in caveats
+    assert "At 1.6e+19 FLOPs B is extrapolated 4.0x below its smallest." in caveats
+    assert "The grids differ (A: mu = 1, 2, 4, 8, 16; B: 4, 8, 16, 24)" in caveats
+    assert [missing.reason for missing in found.missing_sections if missing.section == BEST_RUNS] == [
         "it shares no budget with A (within 1%)"
     ]
 
@@ -209,10 +215,11 @@ def test_looped_against_fixed_depth_goes_by_the_runs(one):
     rows = found.of(BEST_RUNS)
     assert [row.flops for row in rows] == list(GRID["budgets"])
     assert all(row.interval is None and row.differs is None and row.change < 0 for row in rows)
-    assert "no cell was trained with several seeds in A and B" in rows[0].why_not
+    assert "no cell was trained with several seeds in A and B" in rows[0].reason
     budgets = "1e+18, 2e+18, 4e+18, 8e+18, 1.6e+19"
-    assert f"B is lower in the runs, but not shown to be, at {budgets}; there are no intervals" in found.verdicts[-1]
-    assert {missing.section for missing in found.missing if missing.side == "A"} >= {POWER_LAWS, BEST_MODEL}
+    assert f"B is lower, but not significantly, at {budgets}; there are no intervals" in found.verdicts[-1]
+    assert {missing.section for missing in found.missing_sections if missing.side == "A"} >= {POWER_LAWS, BEST_MODEL}
+    assert found.report().count("A has none: its runs have one recurrence") == 1  # for all sections together
 
     looped = pd.concat([simulate_table(NOISY, seed=seed, **GRID) for seed in (31, 32, 33)])
     looped = ComparedSweep(name="looped", table=looped)
@@ -251,17 +258,21 @@ def test_without_refits_there_are_changes_but_no_intervals(other):
     change = named(found, POWER_LAWS, "exponent of mu*")
     assert change.change is not None
     assert change.interval is None
-    assert change.why_not == "no refits of A"
+    assert change.reason == "no refits of A"
     assert "no interval: no refits of A" in found.report()
 
 
 def test_two_fits_alone_can_be_compared(one, other):
     found = compare_sweeps(one.fit, other.fit, flops=5e18)
-    assert found.computes == (5e18,)
-    assert {missing.reason for missing in found.missing} >= {"only its fit was given, no run table"}
-    said = " ".join(found.doubts)
-    for words in ("share runs isn't known", "same tokens isn't known", "Both sweeps are simulated"):
-        assert words in said
+    assert found.optima_flops == (5e18,)
+    assert {missing.reason for missing in found.missing_sections} >= {"only its fit was given, no run table"}
+    caveats = " ".join(found.caveats)
+    for words in (
+        "whether the two share runs",
+        "whether both count losses in the same tokens",
+        "Both sweeps are simulated",
+    ):
+        assert words in caveats
 
 
 def test_the_report_and_json_hold_every_number(one, other):
@@ -270,7 +281,7 @@ def test_the_report_and_json_hold_every_number(one, other):
     for words in ("A  one: 25 runs", "isoFLOP power laws", "Training law", "Which is better", "What to doubt", " *"):
         assert words in text
     content = json.loads(found.to_json())
-    assert content["format"] == "isoloop-comparison/1"
+    assert content["format"] == "isoloop-comparison/2"
     assert len(content["differences"]) == len(found.differences)
     for entry, change in zip(content["differences"], found.differences, strict=True):
         assert f"{change.first:.4g}" in text or f"{change.first:.4f}" in text
@@ -336,8 +347,8 @@ def test_the_figure_draws_nothing_that_is_refused(one, other):
         figure = Figure()
         figures_compare.draw_comparison(figure, pair, compare_sweeps(*pair))
         panels = [axes for part in figure.subfigs for axes in part.axes][:2]
-        said = [text.get_text().replace("\n", " ") for axes in panels for text in axes.texts]
-        assert said == ([] if left else ["not drawn: counted in other tokens"])
+        caveats = [text.get_text().replace("\n", " ") for axes in panels for text in axes.texts]
+        assert caveats == ([] if left else ["not drawn: counted in other tokens"])
     pair = one, dataclasses.replace(other, table=other.table.assign(tokenizer="bytes"))
     pair = dataclasses.replace(one, table=one.table.assign(tokenizer="bpe 32768")), pair[1]
     figure = Figure()
@@ -349,10 +360,10 @@ def test_the_figure_draws_nothing_that_is_refused(one, other):
 def test_bars_reach_as_far_as_those_of_the_sweeps_own_figure(one):
     """Student's t by the freedom of the noise, as in `isoloop figure`."""
     axes = Figure().add_subplot()
-    figures_compare.draw_optima(axes, (one, one))
+    figures_compare.draw_pair_optima(axes, (one, one))
     minimum = one.fit.isoflop.included[0]
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
-    half = stats.t.ppf(0.975, one.fit.isoflop.noise_freedom) * minimum.log_error
+    half = stats.t.ppf(0.975, one.fit.isoflop.noise_dof) * minimum.log_error
     assert (low, high) == pytest.approx(minimum.mean_recurrence * np.exp([-half, half]))
 
 
@@ -368,9 +379,9 @@ def test_a_term_that_is_not_there_has_no_exponent_to_compare(one):
     fit = dataclasses.replace(one.fit, training=dataclasses.replace(law, parameters=tuple(gone)))
     found = compare_sweeps(dataclasses.replace(one, name="without", fit=fit), one)
     assert named(found, "Training law", "x").interval is None
-    assert named(found, "Training law", "x").why_not == "x says nothing, X being 0, of A"
+    assert named(found, "Training law", "x").reason == "x means nothing, X being 0, of A"
     assert named(found, "Training law", "X").change is None
-    assert named(found, "Training law", "X").why_not == "A's is 0, and nothing can be divided by it"
+    assert named(found, "Training law", "X").reason == "A's is 0, and nothing can be divided by it"
     assert named(found, "Training law", "y").interval is not None
 
 

@@ -18,8 +18,8 @@ from isoloop.fitting import (
     ParabolaBias,
     TrainingLaw,
     fit_isoflop,
-    fit_law,
     parabola_bias,
+    point_estimate,
     published_cost_model,
     simulate_table,
 )
@@ -94,7 +94,7 @@ def test_corrected_intervals_cover_the_laws_own_exponents():
         noise = np.random.default_rng(seed).standard_normal(len(quiet))
         table = quiet.assign(loss=quiet["loss"] * np.exp(2e-4 * noise))
         fit = fit_isoflop(table, COST, seed=seed)
-        law = fit_law(TrainingLaw(), law_data(table)).parameters
+        law = point_estimate(TrainingLaw(), law_data(table)).parameters
         bias = parabola_bias(fit, table, TrainingLaw(), law, COST)
         exact = exact_exponents([minimum.budget for minimum in fit.included])
         for one, fitted, true in zip(
@@ -147,10 +147,10 @@ def test_a_fit_without_power_laws_has_no_bias():
         parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
 
 
-def test_what_little_two_budgets_say_is_said():
+def test_two_budgets_are_a_caveat():
     table = simulate_table(QUIET, budgets=(1e18, 2e18), recurrences=())
     bias = parabola_bias(fit_isoflop(table, COST), table, TrainingLaw(), PARAMETERS, COST)
-    assert "Two budgets hardly fix the law" in bias.notes[0]
+    assert "Two budgets hardly determine the law" in bias.notes[0]
     assert "note: Two budgets" in parabola_bias_text(bias, "mean_recurrence")
 
 

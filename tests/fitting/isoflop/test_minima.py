@@ -10,11 +10,11 @@ from isoloop.fitting import (
     PUBLISHED_BUDGETS,
     PUBLISHED_TRUTH,
     DenseCost,
-    LawMethod,
-    MinimaMethod,
+    LawPredictor,
+    MinimaPredictor,
     SweepFit,
     check_points,
-    compare,
+    cross_validate,
     fit_isoflop,
     fit_sweep,
     point_data,
@@ -80,7 +80,7 @@ def test_best_recurrence_and_tokens_spend_the_budget():
 
 
 @pytest.mark.parametrize(("vertex", "words"), [(0.7, "below 1"), (1.0, "below 1"), (30.0, "above 12")])
-def test_a_minimum_at_the_edge_is_left_out_and_said(vertex, words):
+def test_a_minimum_at_the_edge_is_left_out_and_reported(vertex, words):
     fit = fit_isoflop(parabolas({1e18: vertex * (1 - 1e-9), 2e18: 4.0, 4e18: 6.0}), COST)
     assert [minimum.included for minimum in fit.minima] == [False, True, True]
     assert words in fit.minima[0].reason
@@ -102,7 +102,7 @@ def test_two_recurrences_are_no_parabola():
     assert fit.tokens_law is None
 
 
-def test_runs_without_a_loss_are_not_used_and_said():
+def test_runs_without_a_loss_are_not_used_and_reported():
     table = parabolas(POWER_LAW)
     lost = table.index[(table["budget"] == 2e18) & (table["mean_recurrence"] > 2)]
     table.loc[lost, "status"] = "diverged"
@@ -174,8 +174,8 @@ def test_standard_errors_of_a_minimum_are_its_spread():
     for name, value in (("log_error", "mean_recurrence"), ("loss_error", "loss")):
         values = [getattr(fit.minima[1], value) for fit in fits]
         spread = np.std(np.log(values) if value == "mean_recurrence" else values)
-        said = np.sqrt(np.mean([getattr(fit.minima[1], name) ** 2 for fit in fits]))
-        assert said == pytest.approx(spread, rel=0.15)
+        reported = np.sqrt(np.mean([getattr(fit.minima[1], name) ** 2 for fit in fits]))
+        assert reported == pytest.approx(spread, rel=0.15)
 
 
 def test_noise_is_not_what_a_parabola_misses():
@@ -226,7 +226,7 @@ def test_more_noise_gives_wider_intervals():
     assert width(5e-5) < width(3e-4) < width(6e-4)
 
 
-def test_lost_minima_are_said():
+def test_lost_minima_are_reported():
     table = simulate_table(QUIET, budgets=BUDGETS, recurrences=())
     assert fit_isoflop(noisy(table, 5e-4, seed=0), COST).redraws_without_minimum == 0.0
     loud = fit_isoflop(noisy(table, 2e-3, seed=6), COST)
@@ -234,23 +234,23 @@ def test_lost_minima_are_said():
     assert any("noise took a budget's minimum away" in note for note in loud.notes)
 
 
-def test_minima_that_follow_no_power_law_are_said():
+def test_minima_that_follow_no_power_law_are_reported():
     bent = {1e18: 2.0, 2e18: 2.2, 4e18: 5.0, 8e18: 5.5}
     assert any("do not quite follow one" in note for note in fit_isoflop(parabolas(bent, noise=1e-4), COST).notes)
     assert not fit_isoflop(parabolas(POWER_LAW, noise=1e-4), COST).notes
     pure = "about a pure power law"
     assert any(pure in note for note in fit_isoflop(simulate_table(recurrences=()), COST).notes)
     two = fit_isoflop(parabolas({1e18: 2.0, 2e18: 3.0}, noise=1e-4), COST)
-    assert "nothing tests whether" in two.notes[0]
+    assert "cannot show whether" in two.notes[0]
 
 
-def test_noise_that_holds_the_shape_is_said():
+def test_noise_that_holds_the_shape_is_reported():
     few = fit_isoflop(simulate_table(QUIET, budgets=BUDGETS[:2], mean_recurrences=(1, 2, 4, 8), recurrences=()), COST)
-    assert few.noise_freedom == 2
-    assert any("what a parabola cannot follow counts as noise" in note for note in few.notes)
+    assert few.noise_dof == 2
+    assert any("departure from a parabola counts as noise" in note for note in few.notes)
 
 
-def test_parabolas_in_log_tokens_contradict_and_it_is_said():
+def test_parabolas_in_log_tokens_contradict_and_it_is_reported():
     table = simulate_table(QUIET, recurrences=())
     fit = fit_isoflop(table, COST, independent=True)
     found = fit.disagreement
@@ -268,8 +268,8 @@ def test_parabolas_in_log_tokens_contradict_and_it_is_said():
     default = fit_isoflop(table, COST)
     assert default.independent is None
     assert default.disagreement == found
-    assert "fitted apart, disagree" in isoflop_text(default)
-    assert "Fitted apart" in isoflop_text(fit)
+    assert "fitted separately, disagree" in isoflop_text(default)
+    assert "Fitted separately" in isoflop_text(fit)
 
 
 def test_dense_models_are_fitted_along_their_parameters():
@@ -321,22 +321,24 @@ def test_a_floor_needs_three_budgets():
 
 def test_minima_stand_beside_laws_in_a_comparison():
     data = point_data(check_points(dense_parabolas()))
-    compared = compare(
+    compared = cross_validate(
         data,
         [
-            MinimaMethod(floor=True, cost=DenseCost()),
-            MinimaMethod(floor=False, cost=DenseCost()),
-            LawMethod(law="chinchilla", draws=0),
+            MinimaPredictor(floor=True, cost=DenseCost()),
+            MinimaPredictor(floor=False, cost=DenseCost()),
+            LawPredictor(law="chinchilla", draws=0),
         ],
     )
     errors = {error.method: error for error in compared.errors}
     assert errors["isoFLOP minima, L* = E + k C^-g"].mean_absolute_error < 1e-4
     assert errors["isoFLOP minima, L* = k C^-g"].mean_absolute_error > 0.01
     assert {error.rows for error in compared.errors} == {7}
-    without = compare(
-        {name: data[name] for name in data if name != "budget"}, [MinimaMethod(floor=True, cost=DenseCost())], by="row"
+    without = cross_validate(
+        {name: data[name] for name in data if name != "budget"},
+        [MinimaPredictor(floor=True, cost=DenseCost())],
+        by="row",
     )
-    assert "need the columns budget" in without.absent[0][1]
+    assert "need the columns budget" in without.missing[0][1]
 
 
 def test_everything_is_stored_and_read_back():

@@ -6,10 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoloop.fitting import PUBLISHED_TRUTH, ChinchillaLaw, LawMethod, choose, choose_table, compare, simulate_table
-from isoloop.fitting.estimation.law_fit import estimate_law
+from isoloop.fitting import (
+    PUBLISHED_TRUTH,
+    ChinchillaLaw,
+    LawPredictor,
+    choose,
+    choose_table,
+    cross_validate,
+    simulate_table,
+)
+from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED
-from isoloop.fitting.selection.choose import candidate
+from isoloop.fitting.selection.choose import Candidate
 from isoloop.fitting.selection.holdout import folds
 from isoloop.fitting.tables.runs import law_data
 
@@ -47,7 +55,7 @@ class Spy:
 @pytest.mark.parametrize(("by", "count"), [("largest budget", 1), ("budget", 6), ("size", 40), ("row", 10)])
 def test_what_is_predicted_was_not_shown(dense, by, count):
     spy = Spy()
-    found = compare(dense, [spy], by)
+    found = cross_validate(dense, [spy], by)
     assert found.folds == len(spy.seen) == count
     everything = set(dense["run_id"])
     for shown, hidden in spy.seen:
@@ -59,7 +67,7 @@ def test_what_is_predicted_was_not_shown(dense, by, count):
 
 
 def test_errors_and_coverage_are_those_of_the_rows(dense):
-    found = compare(dense, [Spy()], "budget")
+    found = cross_validate(dense, [Spy()], "budget")
     measured = np.array([row.measured for row in found.rows])
     assert found.errors[0].mean_absolute_error == pytest.approx(np.mean(100 * np.abs(3.0 / measured - 1)))
     assert found.errors[0].coverage == pytest.approx(np.mean(np.abs(measured - 3.0) <= 0.1))
@@ -67,15 +75,15 @@ def test_errors_and_coverage_are_those_of_the_rows(dense):
 
 
 def test_a_true_law_predicts_to_within_the_noise_and_covers(dense):
-    found = compare(dense, [LawMethod(law="chinchilla", draws=100)], "budget")
+    found = cross_validate(dense, [LawPredictor(law="chinchilla", draws=100)], "budget")
     assert found.errors[0].mean_absolute_error < 0.5
     assert found.errors[0].coverage > 0.85
 
 
 def test_a_method_that_cannot_is_left_out_and_said(dense):
-    found = compare(dense, [LawMethod(law="training"), LawMethod(law="chinchilla", draws=20)])
+    found = cross_validate(dense, [LawPredictor(law="training"), LawPredictor(law="chinchilla", draws=20)])
     assert [error.method for error in found.errors] == ["chinchilla law"]
-    assert found.absent[0][0] == "training law"
+    assert found.missing[0][0] == "training law"
     assert "effective_params is missing" in found.report()
 
 
@@ -94,7 +102,7 @@ def test_runs_that_miss_their_budget_by_a_step_are_of_it(dense):
 )
 def test_nothing_to_hold_out_is_refused(dense, change, by, words):
     with pytest.raises(ValueError, match=words):
-        compare({**dense, **change}, [Spy()], by)
+        cross_validate({**dense, **change}, [Spy()], by)
 
 
 def test_the_law_that_made_the_losses_is_chosen(dense):
@@ -114,24 +122,24 @@ def test_a_law_with_too_little_freedom_is_not_chosen(dense):
     found = choose({**dense, "loss": losses}, ["chinchilla", "six-parameter"], draws=50)
     by_name = {one.fit.law: one for one in found.candidates}
     assert by_name["six-parameter"].aic < by_name["chinchilla"].aic - 10
-    errors = {error.method: error.mean_absolute_error for error in found.comparisons[0].errors}
+    errors = {error.method: error.mean_absolute_error for error in found.cross_validations[0].errors}
     assert errors["six-parameter law"] < errors["chinchilla law"]
 
 
 def test_criteria_of_squared_error_are_those_of_normal_noise(dense):
-    fit = estimate_law(ChinchillaLaw(), dense, draws=0, seed=0, objective=SQUARED)
+    fit = fit_law(ChinchillaLaw(), dense, draws=0, seed=0, objective=SQUARED)
     residuals = np.log(dense["loss"] / fit.loss(dense))
     variance = np.mean(residuals**2)
     by_hand = np.sum(-0.5 * np.log(2 * np.pi * variance) - residuals**2 / (2 * variance))
-    found = candidate(fit, SQUARED)
+    found = Candidate.of(fit, SQUARED)
     assert found.log_likelihood == pytest.approx(by_hand)
     assert found.aic == pytest.approx(12 - 2 * by_hand)
     assert found.bic == pytest.approx(6 * np.log(48) - 2 * by_hand)
 
 
 def test_the_density_behind_hubers_criteria_integrates_to_one(dense):
-    fit = estimate_law(ChinchillaLaw(), dense, draws=0, seed=0)
-    found = candidate(fit, HUBER)
+    fit = fit_law(ChinchillaLaw(), dense, draws=0, seed=0)
+    found = Candidate.of(fit, HUBER)
     residuals = np.linspace(-0.2, 0.2, 400_001)
     rho = HUBER.value(residuals[:, None])
     # The scale at the greatest likelihood, by brute force, must give the same likelihood.
@@ -150,7 +158,7 @@ def test_choose_reads_run_tables_and_tables_of_dense_models(dense, tmp_path):
     simulate_table(NOISY, recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
     looped = choose_table(tmp_path / "runs.csv", draws=20)
     assert [one.fit.law for one in looped.candidates] == ["training", "iso-depth"]
-    assert [law for law, _ in looped.absent] == ["chinchilla", "six-parameter"]
+    assert [law for law, _ in looped.missing] == ["chinchilla", "six-parameter"]
 
 
 def test_the_papers_way_is_a_check_of_ours(dense):
@@ -165,7 +173,7 @@ def test_the_papers_way_is_a_check_of_ours(dense):
 
 def test_without_budgets_rows_are_held_out(dense):
     without = {name: values for name, values in dense.items() if name != "budget"}
-    assert [one.by for one in choose(without, ["chinchilla"], draws=20).comparisons] == ["row"]
+    assert [one.by for one in choose(without, ["chinchilla"], draws=20).cross_validations] == ["row"]
 
 
 def test_no_law_at_all_is_refused(dense):
@@ -178,7 +186,7 @@ def test_sizes_of_looped_runs_are_held_out_each():
     for name in ("params", "params_once", "params_recurrent", "effective_params"):
         other[name] = 3 * other[name]
     both = {name: np.concatenate([one[name], other[name]]) for name in one}
-    found = compare(both, [LawMethod(law="training", draws=20)], "size")
+    found = cross_validate(both, [LawPredictor(law="training", draws=20)], "size")
     assert found.folds == 2
     assert found.errors[0].rows == 84
 
@@ -191,8 +199,8 @@ def test_a_table_of_several_sizes_is_compared_without_minima(tmp_path):
     both = pd.concat([small, large.assign(run_id=large["run_id"] + "-large")])
     both.to_csv(tmp_path / "both.csv", index=False)
     found = choose_table(tmp_path / "both.csv", laws=["training"], by=["size", "row"], draws=20)
-    assert [(one.by, one.folds) for one in found.comparisons] == [("size", 2), ("row", 10)]
-    assert "There are no isoFLOP minima to compare with: a fit takes one architecture" in found.report()
+    assert [(one.by, one.folds) for one in found.cross_validations] == [("size", 2), ("row", 10)]
+    assert "There are no isoFLOP minima to compare with: a fit takes the runs of one architecture" in found.report()
 
 
 def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):
@@ -208,11 +216,13 @@ def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):
 
 
 def test_two_laws_of_one_name_are_refused(dense):
-    with pytest.raises(ValueError, match="must differ in name, but 'chinchilla law' is there twice; drop or rename"):
+    with pytest.raises(
+        ValueError, match="must differ in name, but there are two called 'chinchilla law'; drop or rename"
+    ):
         choose(dense, ["chinchilla", "six-parameter", "chinchilla"])
-    with pytest.raises(ValueError, match="'spy' is there twice"):
-        compare(dense, [Spy(), Spy()])
-    with pytest.raises(ValueError, match="'chinchilla law' is there twice"):
+    with pytest.raises(ValueError, match="there are two called 'spy'"):
+        cross_validate(dense, [Spy(), Spy()])
+    with pytest.raises(ValueError, match="there are two called 'chinchilla law'"):
         choose(dense, ["chinchilla"], others=[Spy(name="chinchilla law")])
 
 
@@ -228,7 +238,7 @@ def test_too_few_draws_and_negative_seeds_are_refused(dense, asked, words):
     with pytest.raises(ValueError, match=words):
         choose(dense, ["chinchilla"], **asked)
     with pytest.raises(ValueError, match=words):
-        LawMethod(law="chinchilla", **asked)
+        LawPredictor(law="chinchilla", **asked)
 
 
 def test_very_many_sizes_are_held_out_with_their_neighbours():
@@ -245,15 +255,17 @@ def test_very_many_sizes_are_held_out_with_their_neighbours():
 def test_the_report_says_how_many_folds(dense):
     assert (
         "each size in turn (40 folds, neighbours together where there are more)"
-        in compare(dense, [Spy()], "size").report()
+        in cross_validate(dense, [Spy()], "size").report()
     )
     for by, words in (("largest budget", "1 fold"), ("budget", "6 folds"), ("row", "10 folds")):
-        assert f"({words})" in compare(dense, [Spy()], by).report()
+        assert f"({words})" in cross_validate(dense, [Spy()], by).report()
 
 
 def test_one_budget_that_runs_miss_by_a_step_falls_back_to_rows(dense):
     budgets = 1e19 * np.linspace(1, 1.001, 48)
-    assert [one.by for one in choose({**dense, "budget": budgets}, ["chinchilla"], draws=20).comparisons] == ["row"]
+    assert [one.by for one in choose({**dense, "budget": budgets}, ["chinchilla"], draws=20).cross_validations] == [
+        "row"
+    ]
 
 
 @pytest.mark.parametrize("simulated", [True, False])
@@ -267,4 +279,4 @@ def test_where_the_runs_of_a_choice_come_from_is_said(tmp_path, simulated):
 def test_dense_tables_say_nothing_of_accounting(dense, tmp_path):
     pd.DataFrame(dense).drop(columns="run_id").to_csv(tmp_path / "points.csv", index=False)
     found = choose_table(tmp_path / "points.csv", laws=["chinchilla"], by=["largest budget"], draws=20)
-    assert found.doubts == ()
+    assert found.caveats == ()

@@ -27,18 +27,18 @@ def test_a_run_table_is_none_of_dense_models(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "asked", "words"),
+    ("columns", "arguments", "words"),
     [
-        ({"experiment": ["a", "b", "b"]}, {"experiment": "c"}, "but got 'c'; it has a, b"),
+        ({"experiment": ["a", "b", "b"]}, {"experiment": "c"}, "but got 'c'; choose one of a, b"),
         ({}, {"experiment": "c"}, "the table has no such column"),
         ({}, {"outliers": False}, "needs the column `outlier`"),
         ({"loss": ["3", "x", "3"]}, {}, "`loss` must be a positive and finite number, but row 1 has 'x'"),
     ],
 )
-def test_what_cannot_be_read_is_refused(tmp_path, columns, asked, words):
+def test_what_cannot_be_read_is_refused(tmp_path, columns, arguments, words):
     pd.DataFrame({**ROWS, **columns}).to_csv(tmp_path / "points.csv", index=False)
     with pytest.raises(ValueError, match=words):
-        read_points(tmp_path / "points.csv", **asked)
+        read_points(tmp_path / "points.csv", **arguments)
 
 
 def test_missing_columns_files_and_rows_are_refused(tmp_path):
@@ -86,7 +86,7 @@ def test_experiments_in_numbers_are_compared_as_text(tmp_path, suffix):
     path, frame = tmp_path / f"points{suffix}", pd.DataFrame({**ROWS, "experiment": [0, 1, 1]})
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
     assert list(read_points(path, experiment="1")["loss"]) == [2.9, 3.1]
-    with pytest.raises(ValueError, match="but got '2'; it has 0, 1"):
+    with pytest.raises(ValueError, match="but got '2'; choose one of 0, 1"):
         read_points(path, experiment="2")
 
 

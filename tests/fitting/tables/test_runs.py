@@ -59,7 +59,7 @@ def test_checking_leaves_its_argument_alone(table):
         ("mean_recurrence", 0.0, "`mean_recurrence` must be finite and greater than 0"),
         ("backprop_depth", 0.5, "`backprop_depth` must be finite and at least 1"),
         ("budget", -1.0, "`budget`"),
-        ("loss", np.nan, "`loss` must be there for every finished run"),
+        ("loss", np.nan, "`loss` must be given for every finished run"),
         ("loss", np.inf, "`loss` must be finite"),
         ("loss", "2.9", "`loss` must be a number"),
         ("tokens", True, "`tokens` must be a number"),

@@ -3,7 +3,7 @@
 import pytest
 
 from isoloop.fitting import PUBLISHED_TRUTH, fit_sweep, simulate_table
-from isoloop.sweeps.cli.compare import _compared, _slug, _validation, compare
+from isoloop.sweeps.cli.figures import _compared_sweep, _file_name, _validation_text, compare
 from isoloop.sweeps.paths import Folders
 from isoloop.trainer.config import EvaluationConfig, ModelConfig, RunSpec
 
@@ -24,25 +24,25 @@ def test_a_sweep_of_several_groups_must_say_which(table, tmp_path):
     for group in ("b", "a"):
         stored(sweep.group(group), table)
     with pytest.raises(ValueError, match="'sizes' has several; name one of: sizes/groups/a, sizes/groups/b"):
-        _compared("sizes", tmp_path, 20, [])
-    assert _compared("sizes/groups/a", tmp_path, 20, []).name == "sizes/groups/a"
+        _compared_sweep("sizes", tmp_path, 20, [])
+    assert _compared_sweep("sizes/groups/a", tmp_path, 20, []).name == "sizes/groups/a"
 
 
 def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):
     folders = stored(Folders(out=tmp_path, name="plain"), table)
     fitted = []
-    found = _compared("plain", tmp_path, 20, fitted)
+    found = _compared_sweep("plain", tmp_path, 20, fitted)
     assert fitted == ["plain"]
     assert len(found.fit.isoflop.included) > 0
     fit = fit_sweep(table, name="kept", draws=0)
     folders.fit(hold_out=False).write_text(fit.to_json())
-    assert _compared("plain", tmp_path, 20, fitted).fit == fit
+    assert _compared_sweep("plain", tmp_path, 20, fitted).fit == fit
     assert fitted == ["plain"]
     with pytest.raises(ValueError, match="--draws is for a side that is fitted here, but plain and plain have stored"):
         compare("plain", "plain", out=tmp_path, draws=20)
-    assert _compared(str(folders.fit(hold_out=False)), tmp_path, 20, []).table is None
+    assert _compared_sweep(str(folders.fit(hold_out=False)), tmp_path, 20, []).table is None
     small = stored(Folders(out=tmp_path, name="small"), table[table["mean_recurrence"] == 1])
-    found = _compared(str(small.table), tmp_path, 20, [])
+    found = _compared_sweep(str(small.table), tmp_path, 20, [])
     assert (found.fit, found.name) == (None, "runs")
     assert "allows none" in found.why_no_fit
 
@@ -50,17 +50,17 @@ def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):
 def test_what_losses_were_measured_on_comes_from_the_runs(table, tmp_path):
     folders = Folders(out=tmp_path, name="real")
     real = table.assign(simulated=False)
-    assert _validation(table, folders) is None  # simulated: on nothing
-    assert _validation(real, folders) is None  # the runs aren't here
+    assert _validation_text(table, folders) is None  # simulated: on nothing
+    assert _validation_text(real, folders) is None  # the runs aren't here
     for run_id in real["run_id"]:
         spec = RunSpec(
             model=ModelConfig(context=32), data_fingerprint="abc", evaluation=EvaluationConfig(sequences=8), steps=1
         )
         folders.run(run_id).mkdir(parents=True)
         (folders.run(run_id) / "spec.json").write_text(spec.model_dump_json())
-    assert _validation(real, folders) == "8 sequences of 32 tokens of the corpus abc"
+    assert _validation_text(real, folders) == "8 sequences of 32 tokens of the corpus abc"
 
 
 def test_a_folder_is_named_after_a_sweep():
-    assert _slug("sizes/groups/injection=concat") == "sizes-groups-injection=concat"
-    assert _slug("///") == "sweep"
+    assert _file_name("sizes/groups/injection=concat") == "sizes-groups-injection=concat"
+    assert _file_name("///") == "sweep"

@@ -1,9 +1,9 @@
 import pytest
 
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
-from isoloop.sweeps.config.loading import load_sweep, parse_yaml, preset_text, presets, validate_sweep
+from isoloop.sweeps.config.loading import load_sweep, parse_yaml, preset_names, preset_text, validate_sweep
 from isoloop.sweeps.config.schema import config_text
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
 FIXED = {
@@ -14,7 +14,7 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", preset_names())
 def test_presets_are_valid_and_named_after_their_file(name):
     sweep = load_sweep(name)
     assert sweep.name == name
@@ -60,7 +60,7 @@ def test_numbers_without_a_dot():
 
 
 def test_a_tracking_uri_is_taken_as_it_stands():
-    assert load_sweep("demo", tracking_uri="null#{").tracking.uri == "null#{"
+    assert load_sweep("demo", settings={"tracking.uri": "null#{"}).tracking.uri.get_secret_value() == "null#{"
 
 
 def test_overrides(tmp_path):
@@ -95,7 +95,7 @@ def test_overrides(tmp_path):
         ({"name": "../up"}, "name: string should match pattern"),
         ({"model": {"width": 10, "heads": 4}}, "even multiple of heads"),
         ({"model": {"injection": "injektion"}}, "must be one of diagonal, concat, addition, none, or module:Class"),
-        ({"model": "141m"}, "a size must be one of 140m, 370m, 770m, 1.3b, but got '141m'"),
+        ({"model": "141m"}, "size must be one of 140m, 370m, 770m, 1.3b, but got '141m'"),
         ({"model": {"sixe": "140m"}}, "model.sixe: must be a known key; did you mean 'size'?"),
         ({"model": {"injection": "none"}}, "its mean recurrence must be 1, its sampling 'fixed'"),
         ({**FIXED, "model": {"injection": "none", "prelude_norm": False}}, "has no prelude norm"),
@@ -104,7 +104,7 @@ def test_overrides(tmp_path):
         ({**FIXED, "resources": {"activation_checkpointing": True}}, "has no loop; leave it out"),
         ({"depth": {"curriculum_start": 2, "curriculum_fraction": 0.5}}, "curriculum_start=2 is over 1"),
         ({"depth": {"curriculum_start": 1}}, "give both or neither"),
-        ({"resources": {"processes": 2, "gpus": 0.5}}, "need a GPU each, or none"),
+        ({"resources": {"processes": 2, "gpus": 0.5}}, "must have a whole GPU each, or none"),
         ({"resources": {"processes": 33}}, "got resources.processes=33, batch=32"),
     ],
 )

@@ -1,4 +1,4 @@
-"""An injection that works like `addition` until it is told to go wrong, for tests of what a sweep makes of that.
+"""An injection that works like `addition` until a file makes it fail, for tests of a sweep's reaction.
 
 `FAULTS` names a folder; a file `next` in it says what happens once to whichever run gets to it, `always` what happens
 to every attempt: an exception's name, `hang`, or `diverge`, after a number of forward passes.

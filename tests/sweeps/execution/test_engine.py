@@ -13,33 +13,31 @@ from isoloop.sweeps.execution.engine import (
     NODE_GRACE_SECONDS,
     RETRY_SECONDS,
     Engine,
-    Outcome,
-    Progress,
-    execute,
+    SweepOutcome,
+    run_plan,
 )
-from isoloop.sweeps.execution.worker import Ended, Task
+from isoloop.sweeps.execution.worker import AttemptEnd, Task
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node, Pool
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.run.result import write_result
 from tests.sweeps.conftest import SIMULATED
 from tests.sweeps.execution.virtual import BROKEN, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
 
-PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_text)
+PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_corpus)
 
 
 class Watcher(Progress):
     def __init__(self):
-        self.told = []
+        self.lines = []
 
-    def run_started(self, cell):
-        self.told.append(("started", cell.run_id))
+    def event(self, line):
+        self.lines.append(line)
 
-    def run_ended(self, cell, result, reason):
-        self.told.append(("failed" if reason else "ended", cell.run_id))
-
-    def run_retried(self, cell, reason):
-        self.told.append(("retried", cell.run_id))
+    def retried(self):
+        """Run ids of the runs that were started again."""
+        return [line.split()[0] for line in self.lines if "starts again: " in line]
 
 
 class Trial:
@@ -47,24 +45,27 @@ class Trial:
 
     def __init__(self, folders, clock):
         self.folders, self.clock = folders, clock
-        self.sweep, self.watcher, self.outcome = PLAN.sweep, Watcher(), Outcome()
-        self.cells, self.cluster = [], VirtualCluster(clock, [Node("a", 8, [1.0] * 2)], {})
+        self.sweep, self.watcher, self.outcome = PLAN.sweep, Watcher(), SweepOutcome()
+        self.cells, self.started, self.cluster = [], [], VirtualCluster(clock, [Node("a", 8, [1.0] * 2)], {})
 
     def runs(self, *seconds, **resources):
         """Cells that take so long, each with these resources; returns their ids."""
         given = PLAN.cells[0].resources.model_copy(update=resources)
         first = len(self.cells)
-        found = [
+        cells = [
             dataclasses.replace(cell, seconds=float(taken), resources=given)
             for cell, taken in zip(PLAN.cells[first:], seconds, strict=False)
         ]
-        self.cells += found
-        self.cluster.seconds |= {cell.run_id: cell.seconds for cell in found}
-        return [cell.run_id for cell in found]
+        self.cells += cells
+        self.cluster.seconds |= {cell.run_id: cell.seconds for cell in cells}
+        return [cell.run_id for cell in cells]
 
     def engine(self):
         self.folders.sweep.mkdir(parents=True, exist_ok=True)
-        return Engine(self.cluster, self.sweep, self.folders, {}, progress=self.watcher, outcome=self.outcome)
+        return Engine(
+            self.cluster, self.sweep, self.folders, {},
+            progress=self.watcher, outcome=self.outcome, on_start=self.started.append,
+        )  # fmt: skip
 
     def run(self, meanwhile=lambda engine: None, *, limit=100_000):
         """To the end; then all machines are free again and nothing is left to do."""
@@ -103,7 +104,8 @@ class TestOrder:
     def test_longest_first_and_each_once(self, trial):
         ids = trial.runs(1, 4, 2, 8, 3)
         assert set(trial.run().results) == set(ids)
-        assert [run for what, run in trial.watcher.told if what == "started"] == [ids[i] for i in (3, 1, 4, 2, 0)]
+        assert [run for _, what, run in trial.cluster.log if what == "start"] == [ids[i] for i in (3, 1, 4, 2, 0)]
+        assert trial.started == [ids[i] for i in (3, 1, 4, 2, 0)]
         assert trial.clock.now - 1000 == pytest.approx(9, abs=0.1)  # 18 s of work on two GPUs
 
     def test_shares_and_several_gpus(self, trial):
@@ -144,19 +146,19 @@ class TestOrder:
             def __exit__(self, *_):
                 pass
 
-        assert set(execute(plan, trial.folders, Started, corpora={}).results) == set(ids)
+        assert set(run_plan(plan, trial.folders, Started, corpora={}).results) == set(ids)
         assert {run for _, what, run in trial.cluster.log if what == "start"} == {ids[1]}
 
 
 class TestFailures:
-    def test_a_cause_that_may_pass_is_tried_again_at_once_after_progress(self, trial):
+    def test_a_temporary_cause_is_retried_at_once_after_progress(self, trial):
         (lost,) = trial.runs(10)
         trial.cluster.scripts = {lost: [Act(end=LOST, seconds=4, step=3)]}
         assert set(trial.run().results) == {lost}
         assert trial.starts(lost) == pytest.approx([0, 4], abs=0.1)
-        assert ("retried", lost) in trial.watcher.told
+        assert lost in trial.watcher.retried()
 
-    def test_then_later_and_later_and_then_it_is_given_up(self, trial):
+    def test_then_after_growing_pauses_until_it_is_given_up(self, trial):
         (lost,) = trial.runs(10, retries=4)
         trial.cluster.scripts = {lost: [Act(end=LOST, seconds=0)] * 9}
         outcome = trial.run()
@@ -183,7 +185,7 @@ class TestFailures:
         assert set(trial.run().failed) == {lost}
         assert len(trial.starts(lost)) == 3
 
-    def test_a_cause_that_stays_is_reported_at_once(self, trial):
+    def test_a_permanent_cause_is_reported_at_once(self, trial):
         broken, fine = trial.runs(10, 3)
         trial.cluster.scripts = {broken: [Act(end=BROKEN, seconds=1)]}
         outcome = trial.run()
@@ -201,15 +203,15 @@ class TestFailures:
 
     def test_a_preempted_run_goes_on_and_it_does_not_count(self, trial):
         (run,) = trial.runs(10, retries=0)
-        trial.cluster.scripts = {run: [Act(end=Ended(how="preempted"), seconds=3)] * 5}
+        trial.cluster.scripts = {run: [Act(end=AttemptEnd(status="preempted"), seconds=3)] * 5}
         assert set(trial.run().results) == {run}
         assert len(trial.starts(run)) == 6
 
     @pytest.mark.parametrize("how", ["done", "stopped"])
     def test_an_attempt_that_leaves_nothing_does_not_spin(self, trial, how):
-        """A storage that is away hides the result; somebody touched the stop file: it waits a moment."""
+        """Wait a moment when a storage that is away hides the result, or when somebody touched the stop file."""
         (run,) = trial.runs(10)
-        trial.cluster.scripts = {run: [Act(end=Ended(how=how), seconds=0, writes=False)] * 4}
+        trial.cluster.scripts = {run: [Act(end=AttemptEnd(status=how), seconds=0, writes=False)] * 4}
         assert set(trial.run().results) == {run}
         assert trial.starts(run)[-1] >= 4 * BUSY_SECONDS
 
@@ -221,8 +223,8 @@ class TestFailures:
         def look(engine):
             note = json.loads(trial.folders.state.read_text())
             assert note["failed"] == trial.outcome.failed
-            assert set(note["running"]) == {run.cell.run_id for run in engine.under_way.values()}
-            assert set(note["again"]) == {run.cell.run_id for run in engine.later if run.reason}
+            assert set(note["running"]) == {run.cell.run_id for run in engine.running.values()}
+            assert set(note["again"]) == {run.cell.run_id for run in engine.retry_queue if run.reason}
             seen.append(note)
 
         trial.run(look)
@@ -249,7 +251,7 @@ class TestHangs:
         assert set(trial.run().results) == {hung, fine}
         first, second = trial.starts(hung)
         assert 90 <= second - first <= 100
-        assert ("retried", hung) in trial.watcher.told
+        assert hung in trial.watcher.retried()
 
     def test_one_that_always_hangs_is_given_up(self, trial):
         (hung,) = trial.runs(10, hang_seconds=60.0, retries=1)
@@ -282,7 +284,7 @@ class TestMachines:
         assert trial.clock.now - 1000 < 125
 
     def test_nothing_is_started_where_a_machine_was(self, trial):
-        """The nodes are counted before a lost run is given out again."""
+        """Scan the nodes before a lost run starts again."""
         trial.cluster.machines = [Node("a", 8, [1.0]), Node("b", 8, [1.0])]
         trial.runs(40, 40)
         trial.cluster.at(12.3, lambda: trial.cluster.lose("a"))
@@ -290,7 +292,7 @@ class TestMachines:
 
         def look(engine):
             if trial.clock.now - 1000 > 12.3:
-                placed.extend(slot.node for run in engine.under_way.values() for slot in run.slots)
+                placed.extend(slot.node for run in engine.running.values() for slot in run.slots)
 
         trial.run(look)
         assert set(placed) == {"b"}
@@ -336,7 +338,7 @@ class TestBusy:
     def test_a_run_of_another_sweep_is_waited_for_without_a_slot(self, trial):
         trial.cluster.machines = [Node("a", 8, [1.0])]
         shared, mine = trial.runs(50, 20)
-        trial.cluster.scripts = {shared: [Act(end=Ended(how="busy"), seconds=0)] * 8 + [Act(seconds=0)]}
+        trial.cluster.scripts = {shared: [Act(end=AttemptEnd(status="busy"), seconds=0)] * 8 + [Act(seconds=0)]}
         assert set(trial.run().results) == {shared, mine}
         assert trial.starts(mine)[0] < BUSY_SECONDS
         assert len(trial.starts(shared)) == 9
@@ -386,11 +388,11 @@ class TestStopping:
 
     def test_one_that_is_lost_before_it_could_stop_is_not_started_again(self, trial):
         lost, other = trial.runs(50, 50)
-        asked = []
+        stopped = []
 
         def stop(engine):
-            if trial.clock.now - 1000 > 10 and not asked:
-                asked.append(lost)
+            if trial.clock.now - 1000 > 10 and not stopped:
+                stopped.append(lost)
                 engine.stop_run(lost)
                 for attempt in trial.cluster.running:
                     if attempt.task.run_id == lost:
@@ -411,7 +413,7 @@ class TestStopping:
         assert [run for run in ids if trial.cluster.times("stopped", run)] == ids[:2]
         assert not trial.folders.stop_file.exists()
         assert json.loads(trial.folders.state.read_text())["running"] == {}
-        trial.outcome = Outcome()
+        trial.outcome = SweepOutcome()
         assert set(trial.run().results) == set(ids)
 
     def test_a_result_that_comes_while_it_stops_counts(self, trial):
@@ -426,13 +428,16 @@ class TestStopping:
         assert set(trial.outcome.results) == {run}
 
     def test_all_of_it_is_free_again(self, trial):
-        """Whatever went wrong, the pool is what it was."""
+        """Leave the pool as it was, after all kinds of failures."""
         trial.cluster.machines = [Node("a", 8, [1.0] * 2), Node("b", 8, [1.0] * 2)]
         small, wide = trial.runs(3, 4, 5, 6, gpus=0.25, retries=1), trial.runs(7, 8, processes=3)
         trial.cluster.scripts = {
             small[0]: [Act(end=LOST, seconds=1), Act(end=LOST, seconds=1, step=3)],
             small[1]: [Act(end=BROKEN, seconds=1)],
-            wide[0]: [Act(end=Ended(how="preempted"), seconds=1), Act(end=Ended(how="busy"), seconds=0)],
+            wide[0]: [
+                Act(end=AttemptEnd(status="preempted"), seconds=1),
+                Act(end=AttemptEnd(status="busy"), seconds=0),
+            ],
         }
         with trial.engine() as engine:
             engine.add(trial.cells)

@@ -11,11 +11,12 @@ import pytest
 
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
-from isoloop.sweeps.execution.engine import Outcome, Progress, execute, saved_states
+from isoloop.sweeps.execution.engine import SweepOutcome, count_saved_runs, run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
@@ -23,20 +24,13 @@ from isoloop.trainer.run.journal import read_journal
 
 class Watcher(Progress):
     def __init__(self):
-        self.shares, self.ended = [], {}
+        self.shares, self.ended = [], []
 
-    def share_done(self, share):
-        self.shares.append(share)
+    def update(self, label, done, total):
+        self.shares.append(done / total)
 
-    def run_ended(self, cell, result, reason):
-        self.ended[cell.run_id] = (result, reason)
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """One local Ray for all tests of this file."""
-    with RayCluster() as cluster:
-        yield cluster
+    def event(self, line):
+        self.ended.append(line.split()[0])
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def run(ray):
     """Run a prepared sweep on it."""
 
     def run(prepared, folders, **watching):
-        return execute(prepared.plan, folders, lambda: nullcontext(ray), corpora=prepared.corpus_folders, **watching)
+        return run_plan(prepared.plan, folders, lambda: nullcontext(ray), corpora=prepared.corpus_folders, **watching)
 
     return run
 
@@ -74,14 +68,14 @@ def test_a_sweep_runs_once_and_the_second_time_not_at_all(small, folders, undist
     outcome = run(prepared, folders, progress=watcher)
     assert losses(outcome.results) == undisturbed
     assert not outcome.failed
-    assert set(watcher.ended) == {cell.run_id for cell in prepared.plan.cells}
+    assert sorted(watcher.ended) == sorted(cell.run_id for cell in prepared.plan.cells)
     assert watcher.shares[-1] == pytest.approx(1.0)
     assert watcher.shares == sorted(watcher.shares)
 
     def refuse():
         raise AssertionError("nothing is missing, so no Ray is started")
 
-    again = execute(prepared.plan, folders, refuse, corpora=prepared.corpus_folders)
+    again = run_plan(prepared.plan, folders, refuse, corpora=prepared.corpus_folders)
     assert losses(again.results) == undisturbed
 
 
@@ -135,12 +129,12 @@ def test_a_stop_saves_what_no_checkpoint_holds_yet(small, folders, run):
         run(prepared, folders)
     stopper.join()
     assert 30 <= newest(folder) < cell.spec.steps
-    assert saved_states(prepared.plan, folders) == 1
+    assert count_saved_runs(prepared.plan, folders) == 1
     assert "stopped" in [r.get("name") for r in read_journal(folder / "journal.jsonl")[0]]
 
 
 def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path, run):
-    """A long run: its worker is killed, then the sweep is stopped, then it goes on. Its losses are the undisturbed."""
+    """Kill the worker of a long run, stop the sweep, resume it: the losses are those of an undisturbed run."""
     prepared = prepare(long_sweep(small, checkpoint_seconds=0.2), folders)
     folders.sweep.mkdir(parents=True)
     (cell,) = prepared.plan.cells
@@ -179,7 +173,7 @@ def newest(folder):
 
 
 def writer_of(folder):
-    """The process that has the run's journal open."""
+    """Return the process that has the run's journal open."""
     target = str((folder / "journal.jsonl").resolve())
     for process in os.listdir("/proc"):
         if process.isdigit():
@@ -220,26 +214,26 @@ def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch, run):
     torn_checkpoint(folders.run(broken.run_id))
 
     class StopsAfterAFailure(Progress):
-        def run_ended(self, cell, result, reason):
-            if reason:
+        def event(self, line):
+            if "failed: " in line:
                 raise KeyboardInterrupt
 
-    outcome = Outcome()
+    outcome = SweepOutcome()
     with pytest.raises(KeyboardInterrupt):
         run(prepared, folders, progress=StopsAfterAFailure(), outcome=outcome)
     assert set(outcome.failed) == {broken.run_id}
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("127.0.0.1:9", "a Ray cluster must answer at --address"),
         ("nonsense", "must read host:port"),
         ("h:99999999999", "must read host:port"),
     ],
 )
-def test_an_unreachable_cluster_is_named(address, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_unreachable_cluster_is_named(address, message):
+    with pytest.raises(ValueError, match=message):
         RayCluster(address)
 
 
@@ -247,7 +241,7 @@ def test_a_run_that_fits_no_node_is_refused(simulated, folders, ray):
     hungry = validate_sweep({**simulated.model_dump(), "resources": {"cpus": 100_000}}, source="test")
     folders.sweep.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"ask for 1 process\(es\) of 100000 CPU"):
-        execute(plan_sweep(hungry, simulated_text), folders, lambda: nullcontext(ray), corpora={})
+        run_plan(plan_sweep(hungry, simulated_corpus), folders, lambda: nullcontext(ray), corpora={})
 
 
 class TestSeveralProcesses:

@@ -1,4 +1,4 @@
-"""Who can reach a local Ray: nobody from another machine."""
+"""A local Ray can't be reached from another machine."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ LISTEN = "0A"
 
 
 def descendants(pid):
-    """The process and all that it has started, by /proc."""
+    """Return the process and everything that it has started, from /proc."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -22,11 +22,11 @@ def descendants(pid):
         except OSError:
             continue
         parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    found, todo = set(), [pid]
+    pids, todo = set(), [pid]
     while todo:
-        found.add(todo[-1])
+        pids.add(todo[-1])
         todo += parents.get(todo.pop(), [])
-    return found
+    return pids
 
 
 def listening(pids):
@@ -38,7 +38,7 @@ def listening(pids):
                 sockets.add(os.readlink(handle))
             except OSError:
                 continue
-    found = []
+    addresses = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
@@ -46,16 +46,16 @@ def listening(pids):
                 words = bytes.fromhex(local.partition(":")[0])
                 packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
                 address = ipaddress.ip_address(packed)
-                found.append(getattr(address, "ipv4_mapped", None) or address)
-    return found
+                addresses.append(getattr(address, "ipv4_mapped", None) or address)
+    return addresses
 
 
 @pytest.mark.skipif(sys.platform != "linux" or sys.byteorder != "little", reason="reads Linux's /proc")
-def test_a_local_ray_listens_on_the_loopback_address_alone():
+def test_a_local_ray_listens_on_the_loopback_address_alone(no_ray):
     with socket.create_server(("0.0.0.0", 0)), RayCluster() as cluster:
         cluster.ray.get(cluster.ray.remote(lambda: None).remote())  # a worker has started
-        found = listening(descendants(os.getpid()))
-    ours = [address for address in found if address == ipaddress.ip_address("0.0.0.0")]
+        addresses = listening(descendants(os.getpid()))
+    ours = [address for address in addresses if address == ipaddress.ip_address("0.0.0.0")]
     assert len(ours) == 1, "what this test opened itself is seen, so the others would be"
-    assert len(found) > 4
-    assert all(address.is_loopback for address in found if address not in ours)
+    assert len(addresses) > 4
+    assert all(address.is_loopback for address in addresses if address not in ours)

@@ -1,18 +1,19 @@
-"""A Ray cluster of several machines, in small: they go and come in the middle of a sweep."""
+"""A small Ray cluster of several machines, which come and go in the middle of a sweep."""
 
 import pytest
 
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.execution.engine import Progress, execute
+from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SMALL
 
 
 @pytest.fixture
-def machines():
+def machines(no_ray):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -27,21 +28,23 @@ class LosesAMachine(Progress):
         self.machines, self.journal, self.retried = machines, journal, []
         self.node = machines.add_node(num_cpus=1)
 
-    def share_done(self, share):
+    def update(self, label, done, total):
         if self.node is not None and any(record.get("step", 0) >= 40 for record in read_journal(self.journal)[0]):
             self.machines.add_node(num_cpus=1)
             self.machines.remove_node(self.node, allow_graceful=False)
             self.node = None
 
-    def run_retried(self, cell, reason):
-        self.retried.append(reason)
+    def event(self, line):
+        if "starts again: " in line:
+            self.retried.append(line)
 
 
-def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_folder):
+def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_folder, faults):
     content = {
         **SMALL,
-        "tokens": [64 * 400],
+        "tokens": [64 * 120],
         "mean_recurrences": [3],
+        "model": {**SMALL["model"], "injection": "tests.sweeps.execution.faulty:Faulty"},
         "data": {"corpus": str(text_folder)},
         "resources": {"checkpoint_seconds": 0.1},
     }
@@ -50,8 +53,9 @@ def test_a_run_whose_machine_is_lost_goes_on_elsewhere(machines, folders, text_f
     (corpus,) = prepared.corpora.values()
     undisturbed = train(cell.spec, corpus, folders.out / "quiet").losses
     folder = folders.run(cell.run_id)
+    (faults / "next").write_text("hang 80")  # so that the run is not done before its machine is lost
     watcher = LosesAMachine(machines, folder / "journal.jsonl")
-    outcome = execute(
+    outcome = run_plan(
         prepared.plan,
         folders,
         lambda: RayCluster(machines.address),

@@ -1,7 +1,8 @@
-"""What a worker runs is what the driver had, without a shared home."""
+"""Workers run the driver's code, without a shared home."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from isoloop.sweeps.execution import runtime_env as shipping
-from isoloop.sweeps.execution.runtime_env import own_classes, runtime_environment
+from isoloop.sweeps.execution.runtime_env import PASSED_ON, own_classes, runtime_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A folder on Python's path with a module of the user's own, what that imports, and a large file beside it."""
+    """Make a folder on Python's path with a module of the user's own, its imports, and unrelated files."""
     folder = tmp_path / "own"
     (folder / "beside").mkdir(parents=True)
     (folder / "my_blocks.py").write_text(
@@ -33,13 +34,13 @@ def own(tmp_path, monkeypatch):
 
 
 def test_our_packages_and_the_modules_of_own_classes_are_shipped(own):
-    environment = {"AWS_REGION": "here-1", "AWS_SECRET_ACCESS_KEY": "hidden", "HOME": "/x", "NCCL_DEBUG": "WARN"}
-    made = runtime_environment(["my_blocks:Mine"], pass_on=["NCCL_DEBUG"], environment=environment)
+    environment = {"AWS_REGION": "here-1", "AWS_SECRET_ACCESS_KEY": "hidden", "HOME": "/x"}
+    made = runtime_environment(["my_blocks:Mine"], environment=environment)
     ours = {str(ROOT / "isoloop")}
     assert set(made["py_modules"]) == ours | {str(own / name) for name in ("my_blocks.py", "beside", "my_numbers.py")}
     commit = made["env_vars"].pop("ISOLOOP_COMMIT", None)
     assert (commit is not None) == (ROOT / ".git").exists()
-    assert made["env_vars"] == {"AWS_REGION": "here-1", "NCCL_DEBUG": "WARN"}
+    assert made["env_vars"] == {"AWS_REGION": "here-1"}
     stated = runtime_environment(environment={"ISOLOOP_COMMIT": "abc"})
     assert (set(stated["py_modules"]), stated["env_vars"]) == (ours, {"ISOLOOP_COMMIT": "abc"})
     assert set(runtime_environment(["torch.nn:Linear", "isoloop.trainer.model.layers:Block"])["py_modules"]) == ours
@@ -56,8 +57,7 @@ def test_a_ray_job_that_brings_an_environment_keeps_it():
 def test_what_cannot_be_shipped_is_refused(own, monkeypatch):
     with pytest.raises(ValueError, match="no module for 'nowhere:Mine'"):
         runtime_environment(["nowhere:Mine"])
-    with pytest.raises(ValueError, match="must be no secret, because Ray logs it, but got HF_TOKEN"):
-        runtime_environment(pass_on=["HF_TOKEN"])
+    assert not re.search("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", " ".join(PASSED_ON))  # Ray logs these variables
     monkeypatch.setattr(shipping, "MOST_BYTES", 10)
     with pytest.raises(ValueError, match="must be of at most 0 MiB"):
         runtime_environment(["my_blocks:Mine"])

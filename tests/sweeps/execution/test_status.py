@@ -1,4 +1,4 @@
-"""What `isoloop status` says, from a sweep's folder alone."""
+"""The output of `isoloop status`, from a sweep's folder alone."""
 
 import json
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from isoloop.sweeps.cli.console import print_status
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.execution.status import read_status, write_manifest
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import write_result
@@ -16,8 +16,8 @@ from isoloop.trainer.run.result import write_result
 
 @pytest.fixture
 def begun(simulated, folders):
-    """A sweep with one run in each state, and the states by run id."""
-    plan = plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
+    """Make a sweep with one run in each state, and return the states by run id."""
+    plan = plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
     write_manifest(plan, folders)
     done, diverged, running, again, failed, *waiting = plan.cells
     for cell in (done, diverged):
@@ -42,7 +42,7 @@ def begun(simulated, folders):
     return plan, states, running, again, [cell.run_id for cell in waiting]
 
 
-def test_every_state_is_told(begun, folders):
+def test_every_state_is_shown(begun, folders):
     _, states, running, again, waiting = begun
     with sole_owner(folders.sweep):
         status = read_status(folders)
@@ -68,14 +68,14 @@ def test_what_is_shown(begun, folders):
     with sole_owner(folders.sweep):
         status = read_status(folders)
     console = Console(width=200, highlight=False, soft_wrap=True)
-    with console.capture() as said:
+    with console.capture() as output:
         print_status(console, status, every_run=False)
-    said = said.get()
-    assert "of 8 runs 1 done, 1 diverged, 1 failed, 1 running, 1 again, 3 waiting" in said
+    output = output.get()
+    assert "of 8 runs 1 done, 1 diverged, 1 failed, 1 running, 1 again, 3 waiting" in output
     for shown in (running.run_id, f"30/{running.spec.steps}", "loss nan", "the worker was lost", "a bug"):
-        assert shown in said
-    assert "somewhere" not in said
-    assert not any(run_id in said for run_id in waiting)
+        assert shown in output
+    assert "somewhere" not in output
+    assert not any(run_id in output for run_id in waiting)
     with console.capture() as whole:
         print_status(console, status, every_run=True)
     assert all(run_id in whole.get() for run_id in waiting)

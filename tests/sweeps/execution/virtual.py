@@ -5,18 +5,19 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isoloop.sweeps.execution.worker import HEARTBEAT, STOP, Ended
+from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.plan.packing import Node
+from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, write_result
 
-DONE = Ended(how="done")
-LOST = Ended(how="failed", reason="the worker was lost", may_pass=True)
-BROKEN = Ended(how="failed", reason="a rule is broken", may_pass=False)
+DONE = AttemptEnd(status="done")
+LOST = AttemptEnd(status="failed", reason="the worker was lost", retryable=True)
+BROKEN = AttemptEnd(status="failed", reason="a rule is broken", retryable=False)
 
 
 class Clock:
-    """What stands in for the module `time`."""
+    """A stand-in for the module `time`."""
 
     def __init__(self):
         self.now = 1000.0
@@ -35,7 +36,7 @@ class Act:
     It shows that it has begun, unless it waits in Ray for others to end, and then beats.
     """
 
-    end: Ended = DONE
+    end: AttemptEnd = DONE
     seconds: float | None = None
     step: int = 0
     begins: bool = True
@@ -51,7 +52,7 @@ class Attempt:
     act: Act
     ends: float
     began: float
-    end: Ended | None = None
+    end: AttemptEnd | None = None
 
 
 @dataclass
@@ -83,7 +84,7 @@ class VirtualCluster:
         self.check_room()
         return attempt
 
-    def ended(self, handles, timeout):
+    def wait(self, handles, timeout):
         until = min([self.clock.now + timeout, *(max(self.clock.now, a.ends) for a in handles)])
         self.clock.now = until
         for at, event in [due for due in self.events if due[0] <= until]:
@@ -94,17 +95,17 @@ class VirtualCluster:
             self.stop_if_asked(attempt)
             if attempt.end is None and attempt.ends <= until:
                 self.finish(attempt)
-        found = [attempt for attempt in handles if attempt.end is not None]
-        for attempt in found:
+        ended = [attempt for attempt in handles if attempt.end is not None]
+        for attempt in ended:
             self.running.remove(attempt)
-            self.log.append((self.clock.now, attempt.end.how, attempt.task.run_id))
-        return [(attempt, attempt.end) for attempt in found]
+            self.log.append((self.clock.now, attempt.end.status, attempt.task.run_id))
+        return [(attempt, attempt.end) for attempt in ended]
 
     def kill(self, handle):
         handle.end = LOST
 
     def lose(self, name):
-        """A machine goes, and all that ran on it."""
+        """Lose a machine with everything that runs on it."""
         self.machines = [node for node in self.machines if node.name != name]
         for attempt in self.running:
             if any(slot.node == name for slot in attempt.slots):
@@ -123,15 +124,15 @@ class VirtualCluster:
             self.touch(attempt)
 
     def touch(self, attempt):
-        file = Path(attempt.task.folder) / HEARTBEAT
+        file = Path(attempt.task.folder) / HEARTBEAT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         os.utime(file, (self.clock.now, self.clock.now))
 
     def stop_if_asked(self, attempt):
-        asked = [Path(attempt.task.stop_file), Path(attempt.task.folder) / STOP]
-        if attempt.end is None and any(file.exists() for file in asked):
-            attempt.end = Ended(how="stopped")
+        stop_files = [Path(attempt.task.stop_file), Path(attempt.task.folder) / STOP_FILE]
+        if attempt.end is None and any(file.exists() for file in stop_files):
+            attempt.end = AttemptEnd(status="stopped")
 
     def finish(self, attempt):
         attempt.end, folder = attempt.act.end, Path(attempt.task.folder)
@@ -139,7 +140,7 @@ class VirtualCluster:
             journal = Journal(folder / "journal.jsonl")
             journal.metrics(attempt.act.step, {"train_loss": 1.0})
             journal.close()
-        if attempt.end.how == "done" and attempt.act.writes:
+        if attempt.end.status == "done" and attempt.act.writes:
             folder.mkdir(parents=True, exist_ok=True)
             write_result(folder, result_of(attempt.task))
 
@@ -156,7 +157,7 @@ class VirtualCluster:
 
 
 def result_of(task):
-    """A result as good as any."""
+    """Return some result."""
     return RunResult(
         run_id=task.run_id, status="finished", simulated=True, steps=1, tokens=1, forward_loops=1, backward_loops=1,
         flops_exact=1, flops_parcae_release=1, loss=1.0, losses={1: 1.0}, bits_per_byte=None, spectral_radius=None,

@@ -7,9 +7,9 @@ import pytest
 from isoloop.sweeps.config.loading import load_sweep, parse_yaml, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.axes import RESERVED, points
+from isoloop.sweeps.plan.axes import RESERVED, grid_points
 from isoloop.sweeps.plan.centre import with_centres
-from isoloop.sweeps.plan.grid import cost_columns, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import cost_columns, plan_sweep, simulated_corpus
 from tests.sweeps.conftest import SIMULATED
 
 GRID = {**SIMULATED, "name": "grid", "budgets": [1e10, 2e10], "mean_recurrences": [1, 2]}
@@ -24,19 +24,19 @@ def sweep(**changes):
 
 
 def asked(config):
-    return [(point.budget, point.mean, *point.axes.values()) for point in points(config)]
+    return [(point.budget, point.mean_recurrence, *point.axes.values()) for point in grid_points(config)]
 
 
 def test_axes_multiply():
     config = sweep(axes={"seed": [0, 1], "optimizer.learning_rate": [1e-3, 2e-3], "variant": VARIANTS})
-    found = points(config)
+    found = grid_points(config)
     assert len(found) == 4 * 2 * 2 * 2
     last = found[-1]
     assert last.axes == {"seed": 1, "optimizer.learning_rate": 2e-3, "variant": "rdm"}
     assert (last.settings.seed, last.settings.optimizer.learning_rate) == (1, 2e-3)
     assert (last.settings.model.injection, last.settings.model.prelude_norm) == ("concat", False)
     assert last.settings.model.width == config.model.width
-    planned = plan_sweep(config, simulated_text)
+    planned = plan_sweep(config, simulated_corpus)
     assert len({cell.run_id for cell in planned.cells}) == len(planned.cells) == len(found)
     assert set(planned.groups) == {
         f"optimizer.learning_rate = {rate}, variant = {name}" for rate in (1e-3, 2e-3) for name in ("diagonal", "rdm")
@@ -47,14 +47,14 @@ def test_axes_multiply():
 
 
 def test_seeds_alone_are_one_group():
-    planned = plan_sweep(sweep(axes={"seed": [0, 1]}), simulated_text)
+    planned = plan_sweep(sweep(axes={"seed": [0, 1]}), simulated_corpus)
     assert planned.groups == ["all"]
     assert "group" not in cost_columns(planned, planned.cells[0])
 
 
 def test_sizes_have_costs_of_their_own():
     axes = {"model.size": ["140m", "370m"]}
-    planned = plan_sweep(sweep(budgets=[1e18], model="140m", batch=256, axes=axes), simulated_text)
+    planned = plan_sweep(sweep(budgets=[1e18], model="140m", batch=256, axes=axes), simulated_corpus)
     fixed = {cell.axes["model.size"]: cost_columns(planned, cell)["flops_per_token_fixed"] for cell in planned.cells}
     assert fixed["370m"] > 2 * fixed["140m"]
     assert {cell.spec.model.width for cell in planned.cells} == {768, 1024}
@@ -81,12 +81,12 @@ def test_a_point_of_another_size_is_of_another_group():
         budgets=[1e18], model="140m", batch=256,
         points=[{"budget": 1e18, "mean_recurrence": 2, "model.size": "370m"}],
     )  # fmt: skip
-    assert set(plan_sweep(config, simulated_text).groups) == {"model.size = 140m", "model.size = 370m"}
+    assert set(plan_sweep(config, simulated_corpus).groups) == {"model.size = 140m", "model.size = 370m"}
 
 
 def test_what_a_run_is_given_makes_no_group():
     config = sweep(points=[{"budget": 4e10, "mean_recurrence": 2, "resources.processes": 2}])
-    planned = plan_sweep(config, simulated_text)
+    planned = plan_sweep(config, simulated_corpus)
     assert planned.groups == ["all"]
     assert {cell.resources.processes for cell in planned.cells} == {1, 2}
 
@@ -104,12 +104,12 @@ def test_exclusions_match_every_key():
 
 
 def test_two_sweeps_share_what_they_have_in_common():
-    one = plan_sweep(sweep(axes={"seed": [0, 1]}), simulated_text)
+    one = plan_sweep(sweep(axes={"seed": [0, 1]}), simulated_corpus)
     other = sweep(
         name="other", axes={"seed": [1, 2]}, tracking={"experiment": "x"}, resources={"cpus": 2, "retries": 0},
         cluster={"nodes": 3}, storage="/somewhere", accounting="exact",
     )  # fmt: skip
-    shared = {cell.run_id for cell in one.cells} & {cell.run_id for cell in plan_sweep(other, simulated_text).cells}
+    shared = {cell.run_id for cell in one.cells} & {cell.run_id for cell in plan_sweep(other, simulated_corpus).cells}
     assert shared == {cell.run_id for cell in one.cells if cell.spec.seed == 1}
 
 
@@ -119,13 +119,16 @@ def test_two_sweeps_share_what_they_have_in_common():
         ({"axes": {"optimizer.learning_rat": [1]}}, "did you mean 'optimizer.learning_rate'"),
         (
             {"axes": {"variant": [{"model.injection": "addition"}]}},
-            "an axis of your own must have a name",
+            "a named axis must have a name",
         ),
-        ({"axes": {"variant": [{"name": "x", "model.nothing": 1}]}}, "must set settings, but got 'model.nothing'"),
-        ({"axes": {"budget": [1e9]}}, "axes already, but got axes.budget"),
-        ({"axes": {"loss": VARIANTS}}, "not as a column of the run table is, but got axes.loss"),
-        ({"axes": {"my axis!": VARIANTS}}, "must be named in letters"),
-        ({"axes": {"resources.cpus": [1, 2]}}, "doesn't change its result"),
+        (
+            {"axes": {"variant": [{"name": "x", "model.nothing": 1}]}},
+            "must be settings, but axes.variant has 'model.nothing'",
+        ),
+        ({"axes": {"budget": [1e9]}}, "at the top level, but got axes.budget"),
+        ({"axes": {"loss": VARIANTS}}, "that isn't a column of the run table, but got axes.loss"),
+        ({"axes": {"my axis!": VARIANTS}}, "must have a name of letters"),
+        ({"axes": {"resources.cpus": [1, 2]}}, "don't change a run's result"),
         ({"points": [{"budget": 1e10, "mean_recurrence": 2, "model": "140m"}]}, "name model.size or others"),
         ({"axes": {"seed": [1, 1]}}, "axes.seed has [1, 1]"),
         ({"axes": {"batch": [0]}}, "at batch = 0 breaks batch: input should be greater than or equal to 1, but got 0"),
@@ -135,13 +138,13 @@ def test_two_sweeps_share_what_they_have_in_common():
         ({"points": [{"budget": 1e10}]}, "a point must have a mean_recurrence"),
         ({"points": [{"budget": 1e10, "mean_recurrence": 2, "sede": 1}]}, "did you mean 'seed'"),
         ({"points": [{"budget": 1e10, "mean_recurrence": 2, "seed": 1}], "axes": {"seed": [0]}}, "drop it there"),
-        ({"exclude": [{"seed": 5}]}, "but got 'seed'; there are budget"),
+        ({"exclude": [{"seed": 5}]}, "but got 'seed'; choose from budget"),
         ({"exclude": [{"budget": 3e10}]}, "must exclude a cell, but {'budget': 30000000000.0} matches none"),
     ],
 )
 def test_what_cannot_be_meant_is_named(changes, said):
     with pytest.raises(ValueError, match=r"\w") as caught:
-        plan_sweep(sweep(**changes), simulated_text)
+        plan_sweep(sweep(**changes), simulated_corpus)
     assert said in str(caught.value)
 
 
@@ -222,8 +225,8 @@ class TestAround:
         centres = dict(config.around.centres)
         assert centres[64e18] / centres[4e18] == pytest.approx(16**0.40, rel=0.1)
         by_budget = {}
-        for point in points(config):
-            by_budget.setdefault(point.budget, []).append(point.mean)
+        for point in grid_points(config):
+            by_budget.setdefault(point.budget, []).append(point.mean_recurrence)
         for budget, means in by_budget.items():
             assert len(means) == len(set(means)) == 5
             assert means[0] == pytest.approx(centres[budget] / 3, abs=0.51)
@@ -257,7 +260,7 @@ class TestAround:
 
     def test_small_centres_get_all_their_recurrences(self, out):
         config = self.around(centres=[[4e18, 1.2], [64e18, 1.2], [256e18, 1.2]], width=1.5)
-        assert [point.mean for point in points(config)][:5] == [1, 2, 3, 4, 5]
+        assert [point.mean_recurrence for point in grid_points(config)][:5] == [1, 2, 3, 4, 5]
 
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -275,4 +278,4 @@ class TestAround:
 
 def test_labels_are_plain(tmp_path):
     config = sweep(axes={"evaluation.recurrences": [[1, 2], [1, 2, 4]]})
-    assert {json.loads(point.axes["evaluation.recurrences"])[-1] for point in points(config)} == {2, 4}
+    assert {json.loads(point.axes["evaluation.recurrences"])[-1] for point in grid_points(config)} == {2, 4}

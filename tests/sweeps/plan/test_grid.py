@@ -5,7 +5,7 @@ import pytest
 
 from isoloop.fitting.simulate import poisson_loops, published_cost_model
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
-from isoloop.sweeps.plan.grid import TOLERANCE, Text, cost_columns, plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import TOLERANCE, PlannedCorpus, cost_columns, plan_sweep, simulated_corpus
 from isoloop.trainer.accounting import expected_loops, loop_cost
 from isoloop.trainer.recurrence import sample_recurrences
 
@@ -25,7 +25,7 @@ def cost_of(planned):
 
 
 def plan(**change):
-    return plan_sweep(validate_sweep({**SWEEP, **change}, source="test"), lambda _: Text("f", 10_000_000_000))
+    return plan_sweep(validate_sweep({**SWEEP, **change}, source="test"), lambda _: PlannedCorpus("f", 10_000_000_000))
 
 
 @pytest.mark.parametrize("accounting", ["exact", "parcae-release"])
@@ -106,26 +106,26 @@ def test_a_grid_over_tokens():
 def test_left_out_cells_say_why():
     planned = plan(budgets=[2e8, 4e9])
     assert {cell.budget for cell in planned.cells} == {4e9}
-    assert [cell.label for cell in planned.left_out] == [f"2e+08 FLOPs, µ = {mean}" for mean in (1, 2, 6)]
-    assert "steps, and minimum_steps is 50" in planned.left_out[0].reason
+    assert [cell.label for cell in planned.skipped] == [f"2e+08 FLOPs, µ = {mean}" for mean in (1, 2, 6)]
+    assert "steps, and minimum_steps is 50" in planned.skipped[0].reason
     planned = plan(budgets=None, tokens=[64 * 100 + 32, 64 * 9 + 32, 64 * 20], minimum_steps=1)
     assert len(planned.cells) == 6
-    assert {cell.reason for cell in planned.left_out} == {
-        "10 whole steps miss what was asked by +5.3%, more than 1%",
+    assert {cell.reason for cell in planned.skipped} == {
+        "10 whole steps miss the target by +5.3%, more than 1%",
     }
 
 
 def test_a_budget_under_one_step_is_left_out():
     planned = plan(budgets=[1e5, 1e9])
     assert {cell.budget for cell in planned.cells} == {1e9}
-    assert len(planned.left_out) == 3
-    assert all(re.match(r"under the [\d.e+]+ of one step \(4 x 16 tokens\)", cell.reason) for cell in planned.left_out)
+    assert len(planned.skipped) == 3
+    assert all(re.match(r"under the [\d.e+]+ of one step \(4 x 16 tokens\)", cell.reason) for cell in planned.skipped)
     with pytest.raises(ValueError, match="63 tokens, µ = 1: under the 64 of one step"):
         plan(budgets=None, tokens=[63], mean_recurrences=[1])
 
 
 def test_absurd_budgets_are_left_out():
-    with pytest.raises(ValueError, match=r"a run may have 1e\+09 at most"):
+    with pytest.raises(ValueError, match=r"a run may have at most 1e\+09"):
         plan(budgets=[1e300])
 
 
@@ -147,16 +147,16 @@ def test_run_ids_are_distinct_and_shared_by_sweeps():
 
 
 def test_simulated_runs_never_share_an_id_with_trained_ones(simulated):
-    ids = {cell.run_id for cell in plan_sweep(simulated, simulated_text).cells}
+    ids = {cell.run_id for cell in plan_sweep(simulated, simulated_corpus).cells}
     real = simulated.model_copy(update={"simulation": None})
     louder = simulated.model_copy(update={"simulation": simulated.simulation.model_copy(update={"run_noise": 0.5})})
     for other in (real, louder):
-        assert ids.isdisjoint(cell.run_id for cell in plan_sweep(other, simulated_text).cells)
+        assert ids.isdisjoint(cell.run_id for cell in plan_sweep(other, simulated_corpus).cells)
 
 
 def test_the_fitting_rooms_own_count_of_the_published_model_agrees():
     """fitting/ may not ask the trainer, so it counts the 140m model itself; the two counts are held together here."""
-    planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_text)
+    planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_corpus)
     theirs = published_cost_model()
     for cell in planned.cells:
         recurrence = cell.spec.recurrence
@@ -168,7 +168,7 @@ def test_the_fitting_rooms_own_count_of_the_published_model_agrees():
 
 
 def test_the_published_grid():
-    planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_text)
+    planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_corpus)
     assert len(planned.cells) == 42
-    assert not planned.left_out
+    assert not planned.skipped
     assert sum(cell.seconds for cell in planned.cells) == pytest.approx(planned.flops / 4e14)

@@ -82,7 +82,7 @@ class TestPacking:
         assert pool.place(wide) is None
         pool.add(Node("new", 64, [1.0] * 4))
         slots = pool.place(wide)
-        pool.drop("new")
+        pool.remove("new")
         pool.release(wide, slots)  # those of the machine that has gone are forgotten
         assert free(pool) == [1.0] * 4
 
@@ -141,8 +141,8 @@ class TestMakespan:
 
     def test_giving_up(self):
         jobs = [Job(1, gpu(1.0))] * 4
-        assert makespan(jobs, nodes(1, 1), ORDERS["longest first"], give_up=4) == math.inf
-        assert makespan(jobs, nodes(1, 1), ORDERS["longest first"], give_up=4.1) == 4
+        assert makespan(jobs, nodes(1, 1), ORDERS["longest first"], limit=4) == math.inf
+        assert makespan(jobs, nodes(1, 1), ORDERS["longest first"], limit=4.1) == 4
 
     @pytest.mark.parametrize("needs", [gpu(1.0, 9), Needs(65, 0), gpu(1.5)])
     def test_a_run_that_never_fits_is_refused(self, needs):

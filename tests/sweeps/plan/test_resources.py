@@ -7,9 +7,9 @@ from rich.console import Console
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.config.resources import DEVICES, Resources
 from isoloop.sweeps.plan import resources as cost
-from isoloop.sweeps.plan.grid import Text, plan_sweep, simulated_text
-from isoloop.sweeps.plan.summary import Bill, print_plan, rows, slowness
-from isoloop.trainer.memory import memory
+from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.summary import CostSummary, plan_rows, print_plan, slowdown
+from isoloop.trainer.memory import estimate_memory
 from isoloop.trainer.run.result import RunResult
 from tests.sweeps.conftest import SIMULATED
 
@@ -25,7 +25,7 @@ def plan(**changes):
     for name in ("resources", "cluster"):
         content[name] = {**PAPER[name], **changes.get(name, {})}
         content[name] = {key: value for key, value in content[name].items() if value is not None}
-    return plan_sweep(validate_sweep(content, source="test"), simulated_text)
+    return plan_sweep(validate_sweep(content, source="test"), simulated_corpus)
 
 
 def printed(planned, done=(), every_run=False):
@@ -40,13 +40,13 @@ def test_time_and_price_follow_from_device_and_utilisation():
     for cell in planned.cells:
         assert cell.seconds == pytest.approx(cell.flops / (0.5 * DEVICES["H100"].bfloat16))
     hours = sum(cell.seconds for cell in planned.cells) / 3600
-    assert planned.price == pytest.approx(2.0 * hours)
-    bill = Bill.of(planned, {})
+    assert planned.price() == pytest.approx(2.0 * hours)
+    bill = CostSummary.of(planned, {})
     assert bill.makespan == bill.bound == pytest.approx(max(cell.seconds for cell in planned.cells))
     said = printed(planned)
     assert "50% of the 9.89e+14 FLOPs per second of H100's data sheet" in said
-    assert "which nobody has measured" in printed(plan(resources={"utilisation": None}))
-    assert f"{planned.price:,.2f} in all at 2 an hour for each GPU" in said
+    assert "(a default share, not measured)" in printed(plan(resources={"utilisation": None}))
+    assert f"{planned.price():,.2f} in all at 2 an hour for each GPU" in said
 
 
 def test_a_stated_speed_goes_first():
@@ -60,15 +60,17 @@ def test_memory_is_checked_before_anything_starts():
     for cell in planned.cells:
         assert (
             cell.memory
-            == memory(cell.spec.model, cell.spec.recurrence, sequences=16, precision="bfloat16", device="cuda").total
+            == estimate_memory(
+                cell.spec.model, cell.spec.recurrence, sequences=16, precision="bfloat16", device="cuda"
+            ).total
         )
     with pytest.raises(ValueError, match=r"needs about \d+ GB and 10% to spare, more than the 80 GB of 1 GPU; set "):
         plan(resources={"micro_batch": 256})
     few = plan(resources={"micro_batch": 64}, budgets=[1e18], mean_recurrences=[1, 12])
-    (out,) = few.left_out
+    (out,) = few.skipped
     assert "µ = 12" in out.label
     advised = int(out.reason.rpartition("resources.micro_batch to ")[2])
-    assert not plan(resources={"micro_batch": advised}, budgets=[1e18], mean_recurrences=[12]).left_out
+    assert not plan(resources={"micro_batch": advised}, budgets=[1e18], mean_recurrences=[12]).skipped
     with pytest.raises(ValueError, match=r"set resources\.micro_batch to"):
         plan(resources={"micro_batch": advised + 1}, budgets=[1e18], mean_recurrences=[12])
 
@@ -92,13 +94,16 @@ def test_resources_follow_from_the_size():
     ("changes", "said"),
     [
         ({"resources": {"gpus": "auto"}, "cluster": {"device": None}}, "but cluster.device isn't set"),
-        ({"resources": {"gpus": "auto", "flops_per_second": 1e15}}, "with gpus: auto it follows from cluster.device"),
+        (
+            {"resources": {"gpus": "auto", "flops_per_second": 1e15}},
+            "a run's speed must follow from cluster.device",
+        ),
         ({"cluster": {"device": None}}, "cluster.device isn't set"),
-        ({"resources": {"gpus": 0}}, "utilisation is of a GPU"),
+        ({"resources": {"gpus": 0}}, "utilisation applies to GPUs only"),
         ({"resources": {"longest_hours": 2}}, "but got gpus=1"),
         ({"resources": {"gpus": "some"}}, "must be a number or 'auto', but got 'some'"),
         ({"resources": {"gpus": 2}}, "less than or equal to 1"),
-        ({"cluster": {"device": "TPU"}}, "a device must be one of A100-40GB"),
+        ({"cluster": {"device": "TPU"}}, "device must be one of A100-40GB"),
     ],
 )
 def test_what_does_not_go_together_is_named(changes, said):
@@ -110,8 +115,8 @@ def test_a_machines_own_memory_holds_for_runs_without_a_gpu(simulated):
     trained = simulated.model_copy(update={"simulation": None, "budgets": (1e10,)})
     cluster = trained.cluster.model_copy(update={"node_memory": 100e6})
     with pytest.raises(ValueError, match=r"GB of a machine \(cluster.node_memory\)"):
-        plan_sweep(trained.model_copy(update={"cluster": cluster}), lambda _: Text("f", 10**12))
-    assert plan_sweep(trained, lambda _: Text("f", 10**12)).cells
+        plan_sweep(trained.model_copy(update={"cluster": cluster}), lambda _: PlannedCorpus("f", 10**12))
+    assert plan_sweep(trained, lambda _: PlannedCorpus("f", 10**12)).cells
 
 
 def test_processes_stay_on_one_machine_where_runs_lie_in_a_storage():
@@ -123,12 +128,12 @@ def test_processes_stay_on_one_machine_where_runs_lie_in_a_storage():
 
 def test_more_text_than_there_is(simulated):
     sweep = simulated.model_copy(update={"budgets": (1e10,), "maximum_epochs": 1.5})
-    tokens = {cell.mean_recurrence: cell.spec.tokens for cell in plan_sweep(sweep, simulated_text).cells}
+    tokens = {cell.mean_recurrence: cell.spec.tokens for cell in plan_sweep(sweep, simulated_corpus).cells}
     there = int(tokens[4] / 1.45)
-    planned = plan_sweep(sweep, lambda _: Text("f", there))
+    planned = plan_sweep(sweep, lambda _: PlannedCorpus("f", there))
     assert {cell.mean_recurrence for cell in planned.cells} == {mean for mean in tokens if tokens[mean] <= 1.5 * there}
-    assert "µ = 1" in planned.left_out[0].label
-    assert "and maximum_epochs is 1.5; raise it, or use more text" in planned.left_out[0].reason
+    assert "µ = 1" in planned.skipped[0].label
+    assert "and maximum_epochs is 1.5; raise it, or use more text" in planned.skipped[0].reason
 
 
 def result(cell, seconds):
@@ -142,13 +147,13 @@ def result(cell, seconds):
 def test_finished_runs_correct_the_time():
     planned = plan()
     done = {cell.run_id: result(cell, 3 * cell.seconds) for cell in planned.cells[:2]}
-    assert slowness(planned, done) == pytest.approx(3)
-    assert "the runs that are done took 3 times as long as that speed says" in printed(planned, done.items())
-    assert slowness(planned, {}) is None
+    assert slowdown(planned, done) == pytest.approx(3)
+    assert "finished runs took 3 times their expected time" in printed(planned, done.items())
+    assert slowdown(planned, {}) is None
 
 
 def test_a_cluster_too_small_is_said():
-    assert "unknown: a run asks for more than 1 node(s) of 4 cores" in printed(
+    assert "unknown: a run needs more than 1 node(s) of 4 cores" in printed(
         plan(cluster={"nodes": 1, "gpus": 0, "cpus": 4})
     )
 
@@ -160,15 +165,15 @@ def test_many_runs_are_summed_up():
     assert len(said.splitlines()) < 20
     assert "optimizer.learning_rate = 0.002" in said
     assert len(printed(planned, every_run=True).splitlines()) > 160
-    table = pd.DataFrame(rows(planned))
+    table = pd.DataFrame(plan_rows(planned))
     assert len(table) == 160
     assert table["flops"].sum() == pytest.approx(planned.flops)
-    assert table["price"].sum() == pytest.approx(planned.price)
+    assert table["price"].sum() == pytest.approx(planned.price())
 
 
 def test_processes_of_a_run_multiply_its_work():
     planned = plan(resources={"processes": 8}, budgets=[64e18], mean_recurrences=[8])
     (cell,) = planned.cells
     assert cell.seconds == pytest.approx(cell.flops / (8 * 0.5 * DEVICES["H100"].bfloat16))
-    assert cost.needs(cell.resources).whole == 8
-    assert planned.price == pytest.approx(cell.seconds / 3600 * 8 * 2.0)
+    assert cost.needs(cell.resources).busy_units == 8
+    assert planned.price() == pytest.approx(cell.seconds / 3600 * 8 * 2.0)

@@ -1,4 +1,4 @@
-"""The page's script computes what `predict` computes, of every kind of fit."""
+"""The page's calculator shows what `predict` predicts, for every kind of fit."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from isoloop.fitting import fit_sweep, predict
 from isoloop.fitting.simulate import simulate_table
-from isoloop.sweeps.report.calculator import calculator_data
+from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table
 from tests.sweeps.report.browser import in_javascript
 
-SWEEPS = Path(__file__).resolve().parents[3] / "sweeps" / "report"
-CHANGES = ("whole", "no training law", "no draws", "widened, on loss", "training law alone")
-BUDGETS = (3e17, 1e18, 2.7e18, 1.6e19, 3.2e19, 1.6e21, 1e27)
+SCRIPT = (Path(__file__).resolve().parents[3] / "sweeps" / "report" / "calculator.js").read_text()
+CHANGES = ("none", "no training law", "no draws", "widened, on loss", "training law alone")
+BETWEEN = (2.7e17, 1.7e18, 2.9e18, 2.1e19, 7.1e19, 5e20, 1.3e22)
 
 
 @pytest.fixture(scope="module")
@@ -26,41 +26,9 @@ def fit():
 
 
 @pytest.fixture(scope="module")
-def answers(fit):
-    """What the page's script says of fits of every kind: by kind, an answer for each of the budgets."""
-    pages = {change: calculator_data(_changed(fit, change)) for change in CHANGES}
-    ask = f"(page) => {list(BUDGETS)}.map((flops) => page.ask(flops))"
-    script = (SWEEPS / "calculator.js").read_text()
-    found = in_javascript(
-        f"{script}\nconst pages = {htmlsafe_json_dumps(list(pages.values()))};\npages.map(calculator).map({ask})"
-    )
-    return dict(zip(pages, found, strict=True))
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_the_calculator_says_what_predict_says(fit, answers, change):
-    asked, found = _changed(fit, change), answers[change]
-    for flops, said in zip(BUDGETS, found, strict=True):
-        if asked.training is None:
-            _check_power_law(asked, flops, said)
-            continue
-        due = predict(asked, flops=flops)
-        best = said["best"]
-        near = lambda value: pytest.approx(value, rel=1e-6)
-        assert (best["mu"], best["tokens"], best["loss"]) == near((due.mean_recurrence, due.tokens, due.loss))
-        for interval, mine in (
-            (due.mean_recurrence_interval, best["muInterval"]),
-            (due.tokens_interval, best["tokensInterval"]),
-            (due.loss_interval, best["lossInterval"]),
-        ):
-            assert mine == (None if interval is None else near(list(interval)))
-        others = [(way["name"], way["mu"], way["tokens"]) for way in said["ways"][1:]]
-        assert [name for name, *_ in others] == [law.name for law in due.power_laws]
-        for (_, mu, tokens), way, law in zip(others, said["ways"][1:], due.power_laws, strict=True):
-            assert (mu, tokens) == near((law.mean_recurrence, law.tokens))
-            span = law.mean_recurrence_interval
-            assert way["muInterval"] == (None if span is None else near(list(span)))
-        assert [note for note in said["notes"] if "a loop runs at least once" not in note] == list(due.notes)
+def tables(fit):
+    """A table of predictions for a fit of each kind."""
+    return {change: calculator_table(_changed(fit, change)) for change in CHANGES}
 
 
 def _changed(fit, change):
@@ -76,46 +44,137 @@ def _changed(fit, change):
     return fit
 
 
-def _check_power_law(fit, flops, said):
-    law, best = fit.isoflop.mean_recurrence_law, said["best"]
-    tokens = fit.cost_model.tokens_for(flops, [law.at(flops), *law.interval_at(flops)])
-    assert best["mu"] == pytest.approx(law.at(flops))
-    assert best["muInterval"] == pytest.approx(list(law.interval_at(flops)))
-    assert [best["tokens"], *best["tokensInterval"][::-1]] == pytest.approx(list(tokens))
-    assert best["loss"] == pytest.approx(float(fit.isoflop.loss_floor_law.at(flops)))
-    assert best["lossInterval"] == pytest.approx(list(fit.isoflop.loss_floor_law.interval_at(flops)))
+def interpolated(table, flops):
+    """Loss, mean recurrence and tokens for a budget between two of the table, computed as the page does."""
+    best = table["methods"][0]
+    logs = np.log(table["budgets"])
+    return [
+        float(np.exp(np.interp(np.log(flops), logs, np.log(best[field]))))
+        for field in ("loss", "mean_recurrence", "tokens")
+    ]
 
 
-def test_few_loops_are_said_to_be_too_few(fit):
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_table_holds_what_predict_predicts(fit, tables, change):
+    fit, table = _changed(fit, change), tables[change]
+    assert table["budgets"] == sorted(set(table["budgets"]))
+    assert {times * fit.fitted.flops[1] for times in MULTIPLES} <= set(table["budgets"])
+    assert {fit.fitted.flops[0], *table["fitted"]} <= set(table["budgets"])
+    for place in range(0, len(table["budgets"]), 9):
+        flops, best = table["budgets"][place], table["methods"][0]
+        if fit.training is None:
+            _check_power_law(fit, flops, best, place)
+            continue
+        due = predict(fit, flops=flops)
+        for field in ("mean_recurrence", "tokens", "loss"):
+            assert best[field][place] == getattr(due, field)
+            span = best[f"{field}_interval"]
+            assert (None if span is None else tuple(span[place])) == getattr(due, f"{field}_interval")
+        others = table["methods"][1:]
+        assert [method["name"] for method in others] == [law.name for law in due.power_laws]
+        for method, law in zip(others, due.power_laws, strict=True):
+            assert method["mean_recurrence"][place] == pytest.approx(law.mean_recurrence)
+            assert method["tokens"][place] == pytest.approx(law.tokens)
+            span = method["mean_recurrence_interval"]
+            assert (None if span is None else tuple(span[place])) == law.mean_recurrence_interval
+        notes = [note.removeprefix("about ") for note in table["notes"][place]]
+        assert [note for note in notes if "a loop runs at least once" not in note] == list(due.notes)
+
+
+def _check_power_law(fit, flops, best, place):
     law = fit.isoflop.mean_recurrence_law
-    asked = dataclasses.replace(fit, training=None, parabola_bias=None)
-    flops = math.exp((math.log(0.5) - law.log_coefficient) / law.exponent)
-    script = (SWEEPS / "calculator.js").read_text()
-    found = in_javascript(f"{script}\ncalculator({htmlsafe_json_dumps(calculator_data(asked))}).ask({flops})")
-    assert found["best"]["mu"] == pytest.approx(0.5)
-    assert "ask for a mean recurrence of 0.5, but a loop runs at least once" in found["notes"][0]
-    assert found["whole"]["mu"] == 1
+    tokens = fit.cost_model.tokens_for(flops, [law.at(flops), *law.interval_at(flops)])
+    assert best["mean_recurrence"][place] == pytest.approx(law.at(flops))
+    assert best["mean_recurrence_interval"][place] == pytest.approx(law.interval_at(flops))
+    assert [best["tokens"][place], *best["tokens_interval"][place][::-1]] == pytest.approx(list(tokens))
+    assert best["loss"][place] == pytest.approx(float(fit.isoflop.loss_floor_law.at(flops)))
+    assert best["loss_interval"][place] == pytest.approx(fit.isoflop.loss_floor_law.interval_at(flops))
 
 
-def test_what_is_typed_is_read_or_refused():
-    script = (SWEEPS / "calculator.js").read_text()
+@pytest.mark.parametrize("change", [change for change in CHANGES if change != "no training law"])
+def test_losses_between_the_budgets_of_a_table_are_exact_to_one_in_ten_thousand(fit, tables, change):
+    fit, table = _changed(fit, change), tables[change]
+    without_draws = dataclasses.replace(fit, training=dataclasses.replace(fit.training, draws=()))
+    budgets = np.exp(np.random.default_rng(0).uniform(*np.log([table["budgets"][0], table["budgets"][-1]]), 200))
+    near = 0
+    for flops in budgets:
+        loss, mean_recurrence, _ = interpolated(table, flops)
+        due = predict(without_draws, flops=float(flops))
+        assert loss == pytest.approx(due.loss, rel=1e-4)
+        near += abs(mean_recurrence / due.mean_recurrence - 1) < 0.01
+    assert near >= 190  # the others are next to a jump of the best mean recurrence
+
+
+def test_the_page_interpolates_the_table(fit, tables):
+    budgets = [*BETWEEN, *tables["none"]["budgets"][::20]]
+    ask = f"(table) => {budgets}.map(calculator(table))"
+    found = in_javascript(f"{SCRIPT}\nconst tables = {htmlsafe_json_dumps(list(tables.values()))};\ntables.map({ask})")
+    for (change, table), answers in zip(tables.items(), found, strict=True):
+        for flops, answer in zip(budgets, answers, strict=True):
+            best = answer["methods"][0]
+            assert [best["loss"], best["mu"], best["tokens"]] == pytest.approx(interpolated(table, flops), rel=1e-12)
+            whole = answer["whole"]
+            tokens = _changed(fit, change).cost_model.tokens_for(flops, whole["mu"])
+            assert whole["tokens"] == pytest.approx(float(tokens), rel=1e-9)
+            assert abs(whole["mu"] - max(best["mu"], 1)) <= 1
+            if change == "no training law":
+                assert whole["loss"] is None
+            else:
+                assert best["loss"] * (1 - 1e-4) <= whole["loss"] <= best["loss"] * 1.01
+    # At a budget of the table the page shows the numbers that are stored.
+    for place, answer in zip(range(0, len(tables["none"]["budgets"]), 20), found[0][len(BETWEEN) :], strict=True):
+        for method, stored in zip(answer["methods"], tables["none"]["methods"], strict=True):
+            assert method["muInterval"] == pytest.approx(stored["mean_recurrence_interval"][place], rel=1e-12)
+            assert method["tokensInterval"] == pytest.approx(stored["tokens_interval"][place], rel=1e-12)
+        assert answer["methods"][0]["lossInterval"] == pytest.approx(
+            tables["none"]["methods"][0]["loss_interval"][place], rel=1e-12
+        )
+        assert answer["notes"] == tables["none"]["notes"][place]
+
+
+def test_a_budget_outside_the_table_is_refused(tables):
+    read = (
+        "const read = (flops) => { try { return calculator(table)(flops); } catch (error) { return error.message; } };"
+    )
+    script = f"{SCRIPT}\nconst table = {htmlsafe_json_dumps(tables['none'])};\n{read}\n[1e10, 1e30].map(read)"
+    for message, flops in zip(in_javascript(script), ("1e+10", "1e+30"), strict=True):
+        assert f"must be between 1e+17 and 1.6e+22 FLOPs, but got {flops}; use isoloop predict for others." in message
+
+
+def test_power_laws_that_want_less_than_one_loop_are_noted(fit):
+    law = fit.isoflop.mean_recurrence_law
+    exponent = math.log(2) / math.log(4)
+    through_a_half = dataclasses.replace(
+        law, exponent=exponent, log_coefficient=math.log(0.5) - exponent * math.log(4e18)
+    )
+    changed = dataclasses.replace(
+        fit,
+        training=None,
+        parabola_bias=None,
+        isoflop=dataclasses.replace(fit.isoflop, mean_recurrence_law=through_a_half),
+    )
+    table = calculator_table(changed)
+    place = int(np.argmin(np.abs(np.log(table["methods"][0]["mean_recurrence"]) - math.log(0.5))))
+    assert "ask for a mean recurrence of 0.5" in table["notes"][place][0]
+    assert "but a loop runs at least once" in table["notes"][place][0]
+    assert table["whole"]["mean_recurrence"][place] == 1
+
+
+def test_typed_numbers_are_read_or_refused():
     read = "const read = (text) => { try { return readFlops(text); } catch (error) { return error.message; } };"
     good = {"1e20": 1e20, "3.2e19": 3.2e19, " 2E+12 ": 2e12, "1 000 000": 1e6, "64_000": 64e3, ".5e3": 500.0}
     bad = ["", "0", "-1e20", "abc", "1e999", "1,5e3", "0x10", "Infinity", "1e20 FLOPs", "--", "<b>"]
-    found = in_javascript(f"{script}\n{read}\n{json.dumps([*good, *bad])}.map(read)")
+    found = in_javascript(f"{SCRIPT}\n{read}\n{json.dumps([*good, *bad])}.map(read)")
     assert found[: len(good)] == list(good.values())
-    for said in found[len(good) :]:
-        assert said.startswith("A budget must be a positive number of FLOPs, but got ")
+    for message in found[len(good) :]:
+        assert message.startswith("A budget must be a positive number of FLOPs, but got ")
 
 
 def test_numbers_are_written_as_python_writes_them():
     values = [*np.random.default_rng(0).lognormal(0, 12, 60).tolist(), 1.0, 10.0, 99995.0, 1e-5, 0.0, 6.4e19]
-    script = (SWEEPS / "calculator.js").read_text()
-    found = in_javascript(f"{script}\n{json.dumps(values)}.map((value) => [general(value, 4), general(value, 6)])")
+    found = in_javascript(f"{SCRIPT}\n{json.dumps(values)}.map((value) => [general(value, 4), general(value, 6)])")
     assert found == [[f"{value:.4g}", f"{value:.6g}"] for value in values]
 
 
-def test_a_page_of_many_refits_stays_small(fit):
-    many = dataclasses.replace(fit.training, draws=fit.training.draws * 1000)
-    data = json.dumps(calculator_data(dataclasses.replace(fit, training=many)))
-    assert len(data) < 1_200_000
+def test_a_table_stays_small(tables):
+    assert max(len(json.dumps(table)) for table in tables.values()) < 200_000

@@ -18,6 +18,7 @@ from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.report.provenance import read_origin
 from isoloop.sweeps.report.svg import Palette, inline_svg, lightened
+from tests.commands import only_svg
 from tests.sweeps.conftest import SIMULATED
 from tests.sweeps.report.browser import in_page
 
@@ -47,7 +48,8 @@ def made(tmp_path_factory):
     for place, run_id in enumerate(good["run_id"]):
         _record(folders.run(run_id), torch="2.9.0" if place else "2.8.0")
     table = pd.concat([good, bad], ignore_index=True)
-    return fit_and_report(sweep, folders, table, command="isoloop run 'x y.yaml'", draws=30), folders
+    with only_svg():
+        return fit_and_report(sweep, folders, table, command="isoloop run 'x y.yaml'", draws=30), folders
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +154,8 @@ def test_names_are_escaped(pages):
 def test_every_doubt_is_there(made, pages):
     items = [" ".join(text.split()) for text in pages[1]["good"].texts]
     for found in (made[0].groups[LABEL].fit, made[0].groups[LABEL].hold_out):
-        assert found.doubts
-        assert [doubt for doubt in found.doubts if doubt not in items] == []
+        assert found.caveats
+        assert [doubt for doubt in found.caveats if doubt not in items] == []
 
 
 def test_what_is_not_there_is_said(made, pages):
@@ -162,7 +164,7 @@ def test_what_is_not_there_is_said(made, pages):
     assert made[0].groups["variant = few"].why_no_fit in bad
     assert "No calculator: nothing could be fitted to these runs." in bad
     assert parsed["bad"].of("form") == []
-    assert 'id="fit-data"' not in texts["bad"] + texts["sweep"]
+    assert 'id="predictions"' not in texts["bad"] + texts["sweep"]
     assert "2 diverged" in bad
     good = " ".join(" ".join(parsed["good"].texts).split())
     assert f"isoloop predict {made[1].name}/groups/" in good
@@ -254,9 +256,9 @@ def test_the_calculator_answers_in_the_page(desktop, fit):
     assert float(mu) == pytest.approx(due.mean_recurrence, rel=2e-3)
     assert float(loss) == pytest.approx(due.loss, abs=6e-5)
     assert [float(end) for end in interval.split(" to ")] == pytest.approx(due.mean_recurrence_interval, rel=2e-3)
-    assert "2.0x beyond the largest fitted compute" in desktop["notes"]
+    assert "About 2.0x beyond the largest fitted compute" in desktop["notes"]
     message, hidden = desktop["refused"]
-    assert message == 'A budget must be a positive number of FLOPs, but got "2e"; type one such as 3.2e19.'
+    assert message == 'A budget must be a positive number of FLOPs, but got "2e"; type a number such as 3.2e19.'
     assert hidden
     mu, source, error, notes = desktop["inside"]
     assert float(mu) == pytest.approx(predict(fit, flops=4e18).mean_recurrence, rel=1e-3)

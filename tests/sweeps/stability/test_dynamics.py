@@ -12,14 +12,14 @@ from isoloop.sweeps.analysis import store_stability
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.stability.dynamics import POINTS, load_study, read_study, write_study
-from isoloop.sweeps.stability.study import Curve, Rule, study_stability
+from isoloop.sweeps.stability.dynamics import CURVE_POINTS, load_study, read_study, write_study
+from isoloop.sweeps.stability.study import LoggedCurve, StabilityRule, judge_runs
 from tests.sweeps.stability.test_stability import JOURNALS, TABLE, journal, row
 
 
 @pytest.fixture(scope="module")
 def study():
-    return study_stability(TABLE, JOURNALS, name="made-up", variant="variant", rule=Rule(within=0.45, spike=2.0))
+    return judge_runs(TABLE, JOURNALS, name="made-up", variant="variant", rule=StabilityRule(within=0.45, spike=2.0))
 
 
 def test_a_study_comes_back_whole(study, tmp_path):
@@ -35,7 +35,7 @@ def test_a_study_comes_back_whole(study, tmp_path):
         assert run.curve.steps == before.curve.steps
         for name in ("losses", "spectral_radii", "state_norms"):
             assert getattr(run.curve, name) == pytest.approx(getattr(before.curve, name), rel=1e-5)
-    assert next(run for run in again.runs if run.run_id == "unlogged").curve == Curve()
+    assert next(run for run in again.runs if run.run_id == "unlogged").curve == LoggedCurve()
     assert next(run for run in again.runs if run.run_id == "overflow").curve.state_norms[-1] == math.inf
 
 
@@ -52,10 +52,10 @@ def test_long_runs_are_thinned_and_keep_both_ends(tmp_path):
     losses = [3.0 - step / 1000 for step in range(997)]
     table = pd.DataFrame([row("long", "diagonal", 1e-3, steps=997)])
     records = journal(losses, [8.0 + step for step in range(997)], [0.5] * 997)
-    write_study(study_stability(table, {"long": records}, name="long", variant="variant"), tmp_path)
+    write_study(judge_runs(table, {"long": records}, name="long", variant="variant"), tmp_path)
     logged = pd.read_csv(tmp_path / "dynamics.csv")
     assert list(logged) == ["run_id", "step", "spectral_radius", "state_norm", "train_loss"]
-    assert len(logged) == POINTS
+    assert len(logged) == CURVE_POINTS
     assert (logged["step"].iloc[0], logged["step"].iloc[-1]) == (1, 997)
     assert {later - before for before, later in pairwise(logged["step"])} == {16, 17}
     assert (logged["state_norm"] == 7.0 + logged["step"]).all()
@@ -63,8 +63,8 @@ def test_long_runs_are_thinned_and_keep_both_ends(tmp_path):
 
 def test_a_study_without_any_curve_can_be_stored(tmp_path):
     table = pd.DataFrame([row("unlogged", "addition", 1e-3, status="diverged", loss=None, steps=1)])
-    write_study(study_stability(table, {}, name="none", variant="variant"), tmp_path)
-    assert read_study(tmp_path).runs[0].curve == Curve()
+    write_study(judge_runs(table, {}, name="none", variant="variant"), tmp_path)
+    assert read_study(tmp_path).runs[0].curve == LoggedCurve()
 
 
 def test_what_is_no_stored_study_is_refused(study, tmp_path):
@@ -106,7 +106,7 @@ def test_a_study_that_was_run_comes_before_a_stored_one(ran, study, tmp_path, ru
     run_table.to_csv(ran.table, index=False)
     found = load_study("stability", ran.out, stored=stored)
     assert found.name == "stability"
-    assert found.rule == Rule()
+    assert found.rule == StabilityRule()
     assert len(found.runs[0].curve.steps) == 60
     assert load_study(str(ran.table), ran.out) == found
 

@@ -15,9 +15,9 @@ from isoloop.sweeps.analysis import store_stability
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import Text, plan_sweep
+from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 from isoloop.sweeps.stability.figure import draw_stability
-from isoloop.sweeps.stability.study import Rule, is_study, read_curve, rise, study_stability, variant_axis
+from isoloop.sweeps.stability.study import StabilityRule, is_study, judge_runs, largest_rise, read_curve, variant_axis
 from tests.sweeps.conftest import SIMULATION
 
 PUBLISHED = Path(__file__).parents[3] / "results" / "published"
@@ -62,7 +62,7 @@ JOURNALS = {run_id: records for run_id, (_, records) in CASES.items()}
 
 @pytest.fixture(scope="module")
 def study():
-    return study_stability(TABLE, JOURNALS, name="made-up", variant="variant")
+    return judge_runs(TABLE, JOURNALS, name="made-up", variant="variant")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_each_outcome(study, run_id, outcome, reason):
 
 
 def test_the_rule_is_what_its_numbers_say():
-    strict = study_stability(TABLE, JOURNALS, name="made-up", variant="variant", rule=Rule(within=0.3, spike=5.0))
+    strict = judge_runs(TABLE, JOURNALS, name="made-up", variant="variant", rule=StabilityRule(within=0.3, spike=5.0))
     outcomes = {run.run_id: run.outcome for run in strict.runs}
     assert (outcomes["slow"], outcomes["spiky"], outcomes["good"]) == ("diverges", "diverges", "converges")
     assert "more than 0.3 nats" in strict.summary()
@@ -95,15 +95,15 @@ def test_the_rule_is_what_its_numbers_say():
 
 def test_one_logged_step_and_the_start_are_no_spike():
     lone = [*LEARNING[:30], 9.0, *LEARNING[31:]]
-    assert rise(lone) == rise(LEARNING) == 0
-    assert rise([2.0, 2.0, 2.0, 9.0, 9.0, *LEARNING[5:]]) == pytest.approx(LEARNING[6] - 2.0, abs=0.1)
-    assert rise(SPIKE) == pytest.approx(4.0 - min(LEARNING[:30]), abs=0.1)
-    assert rise([]) == rise([1.0, 9.0]) == 0
+    assert largest_rise(lone) == largest_rise(LEARNING) == 0
+    assert largest_rise([2.0, 2.0, 2.0, 9.0, 9.0, *LEARNING[5:]]) == pytest.approx(LEARNING[6] - 2.0, abs=0.1)
+    assert largest_rise(SPIKE) == pytest.approx(4.0 - min(LEARNING[:30]), abs=0.1)
+    assert largest_rise([]) == largest_rise([1.0, 9.0]) == 0
 
 
 def test_what_a_run_logged_is_kept(study):
     run = next(run for run in study.runs if run.run_id == "lost")
-    assert run.spectral_radius == run.greatest_radius == GROWING[-1]
+    assert run.spectral_radius == run.max_spectral_radius == GROWING[-1]
     assert run.norm_growth == 1
     assert (run.curve.steps[0], len(run.curve.steps)) == (1, 60)
     assert next(run for run in study.runs if run.run_id == "overflow").norm_growth == math.inf
@@ -114,9 +114,9 @@ def test_what_a_run_logged_is_kept(study):
 
 def test_table_has_variants_by_learning_rates(study):
     assert study.variants == ("diagonal", "concat", "addition")
-    assert [study.says(variant, 1e-3) for variant in study.variants] == ["converges", "1 of 2", "diverges"]
-    assert [study.says(variant, 2e-3) for variant in study.variants] == ["spikes", "diverges", "failed"]
-    assert study.says("diagonal", 4e-3) == "-"
+    assert [study.cell_text(variant, 1e-3) for variant in study.variants] == ["converges", "1 of 2", "diverges"]
+    assert [study.cell_text(variant, 2e-3) for variant in study.variants] == ["spikes", "diverges", "failed"]
+    assert study.cell_text("diagonal", 4e-3) == "-"
     assert [study.converges_up_to(variant) for variant in study.variants] == [1e-3, None, None]
     lines = study.summary().splitlines()
     assert lines[2].split() == ["learning", "rate", "0.001", "0.002"]
@@ -154,7 +154,7 @@ def preset():
 
 
 def test_preset_is_a_study_of_minutes(preset):
-    plan = plan_sweep(preset, lambda _: Text("0" * 12, 10_000_000))
+    plan = plan_sweep(preset, lambda _: PlannedCorpus("0" * 12, 10_000_000))
     axes = preset.axes
     assert len(plan.cells) == len(axes["variant"]) * len(axes["optimizer.learning_rate"]) * len(axes["seed"])
     assert plan.flops / preset.resources.flops_per_second / 2 < 6 * 60
@@ -192,9 +192,9 @@ def test_what_is_no_study_is_refused(preset, changed, said):
 
 def test_a_table_without_the_axes_is_refused():
     with pytest.raises(ValueError, match=r"must have optimizer\.learning_rate, variant"):
-        study_stability(simulate_table(), {}, name="plain", variant="variant")
+        judge_runs(simulate_table(), {}, name="plain", variant="variant")
     with pytest.raises(ValueError, match="one mean recurrence"):
-        study_stability(TABLE.assign(mean_recurrence=[*range(1, 9)]), {}, name="mixed", variant="variant")
+        judge_runs(TABLE.assign(mean_recurrence=[*range(1, 9)]), {}, name="mixed", variant="variant")
 
 
 def test_results_lie_beside_the_sweeps_others(preset, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs and corpora in a storage, whole or not there, on every kind of file system; machines that share only that."""
+"""Runs and corpora in a storage, complete or absent, on every kind of file system; machines that share nothing else."""
 
 import itertools
 import json
@@ -11,14 +11,15 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from isoloop.sweeps.storage.filesystem import Remote, StorageError
+from isoloop.sweeps.storage.filesystem import RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import LeaseLostError
-from isoloop.sweeps.storage.run_store import Storage
-from isoloop.sweeps.storage.sync import Mirror
+from isoloop.sweeps.storage.run_store import RunStore
+from isoloop.sweeps.storage.sync import RunSync
 from isoloop.trainer.files import FolderBusyError
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import Journal, read_journal
@@ -48,7 +49,7 @@ def s3():
 
 @pytest.fixture(params=["folder", "file", "memory", "s3"])
 def uri(request, tmp_path):
-    """A fresh place on each kind of file system."""
+    """Return a fresh URI on each kind of file system."""
     kind = request.param
     if kind == "s3":
         return request.getfixturevalue("s3").format(uuid.uuid4().hex)
@@ -58,12 +59,12 @@ def uri(request, tmp_path):
 
 @pytest.fixture
 def storage(uri):
-    return Storage(uri)
+    return RunStore(uri)
 
 
 @pytest.fixture
 def local(tmp_path):
-    return Storage(str(tmp_path / "storage"))
+    return RunStore(str(tmp_path / "storage"))
 
 
 def save(folder, step, content=b"state"):
@@ -91,7 +92,7 @@ def journal_steps(folder):
 
 
 def test_small_files_large_files_and_listings(uri, tmp_path):
-    remote = Remote(uri)
+    remote = RemoteFolder(uri)
     assert remote.list() == {}
     assert remote.read("a/b") is None
     remote.remove("a/b")
@@ -115,7 +116,7 @@ def test_small_files_large_files_and_listings(uri, tmp_path):
             remote.write(path, b"")
     remote.remove_folder("a/c")
     assert set(remote.list()) == {"a/b"}
-    Storage(uri).check()
+    RunStore(uri).check()
     assert set(remote.list()) == {"a/b"}
 
 
@@ -134,23 +135,23 @@ def test_a_run_travels_from_its_start_to_its_result(storage, tmp_path):
         "checkpoints/00000002.json", "checkpoints/00000002/state.pt",
         "checkpoints/00000003.json", "checkpoints/00000003/state.pt",
     }  # fmt: skip
-    storage.push_pulse(RUN, 1, "step 3")
-    reader = Storage(storage.remote._uri)
+    storage.push_heartbeat(RUN, 1, "step 3")
+    reader = RunStore(storage.remote._uri)
     assert reader.pull_run(RUN, there) is False
     assert (there / "checkpoints" / "00000003" / "state.pt").read_bytes() == b"xxx"
     assert journal_steps(there) == [1, 2]
 
-    assert reader.fetch_news([RUN, "not-begun"], out) == [RUN]
-    assert reader.fetch_news([RUN], out) == []
+    assert reader.fetch_updates([RUN, "not-begun"], out) == [RUN]
+    assert reader.fetch_updates([RUN], out) == []
     assert (out / "runs" / RUN / "heartbeat").read_text() == "step 3"
-    storage.push_pulse(RUN, 2, "step 3")
+    storage.push_heartbeat(RUN, 2, "step 3")
     write_journal(here, 3)
     finish(here)
     storage.push_run(here, RUN)
     assert set(storage.remote.list(f"runs/{RUN}")) == {
         "spec.json", "journal.jsonl", "model/weights", "result.json", "pulse",
     }  # fmt: skip
-    assert reader.fetch_news([RUN], out) == [RUN]
+    assert reader.fetch_updates([RUN], out) == [RUN]
     assert journal_steps(out / "runs" / RUN) == [1, 2, 3]
     assert json.loads((out / "runs" / RUN / "result.json").read_text()) == {"loss": 1.0}
     late = tmp_path / "late"
@@ -164,7 +165,7 @@ def test_what_is_there_is_not_sent_again_and_a_result_is_final(local, tmp_path, 
     save(here, 1)
     (here / "spec.json").write_text("{}")
     local.push_run(here, RUN)
-    again = Storage(local.remote._uri)
+    again = RunStore(local.remote._uri)
     for method in ("write", "upload"):
         monkeypatch.setattr(again.remote, method, lambda *_: pytest.fail("nothing is new"))
     again.push_run(here, RUN)
@@ -211,25 +212,25 @@ def test_journals_that_parted_go_on_where_they_were_read(local, tmp_path):
     copy = out / "runs" / RUN / "journal.jsonl"
     write_journal(a, 1, 2)
     local.push_run(a, RUN)
-    local.fetch_news([RUN], out)
+    local.fetch_updates([RUN], out)
     read = [copy.read_bytes()]
     write_journal(a, 3, 4)
     local.pull_run(RUN, b)
     write_journal(b, 3)
     local.push_run(b, RUN)
-    local.fetch_news([RUN], out)
+    local.fetch_updates([RUN], out)
     read.append(copy.read_bytes())
     local.pull_run(RUN, a)
     assert journal_steps(a) == [1, 2, 3, 4]
     assert (a / "journal.jsonl").read_bytes().startswith(read[-1])
     local.push_run(a, RUN)
-    local.fetch_news([RUN], out)
+    local.fetch_updates([RUN], out)
     read.append(copy.read_bytes())
     # Another journal altogether, as when the storage was emptied: what was read stays, new steps are added.
     local.remote.remove_folder(f"runs/{RUN}")
     write_journal(tmp_path / "c", 4, 5, 6)
     local.push_run(tmp_path / "c", RUN)
-    Storage(local.remote._uri).fetch_news([RUN], out)
+    RunStore(local.remote._uri).fetch_updates([RUN], out)
     read.append(copy.read_bytes())
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(read))
     assert journal_steps(copy.parent) == [1, 2, 3, 4, 5, 6]
@@ -242,12 +243,12 @@ def test_news_of_many_runs_come_by_one_listing(local, tmp_path, monkeypatch):
         local.push_run(tmp_path / run_id, run_id)
     listed, listing = [], local.remote.list
     monkeypatch.setattr(local.remote, "list", lambda under="": listed.append(under) or listing(under))
-    assert local.fetch_news(ids, tmp_path / "out") == ids
+    assert local.fetch_updates(ids, tmp_path / "out") == ids
     assert listed == ["runs"]
-    local.ask_to_stop(ids[:2])
-    assert local.is_asked_to_stop(ids[0])
-    local.withdraw_stop(ids)
-    assert not local.is_asked_to_stop(ids[0])
+    local.request_stop(ids[:2])
+    assert local.stop_requested(ids[0])
+    local.clear_stop_request(ids)
+    assert not local.stop_requested(ids[0])
 
 
 def test_a_corpus_is_published_whole_and_fetched_once(storage, corpus, tmp_path, monkeypatch):
@@ -272,8 +273,17 @@ def test_a_corpus_is_published_whole_and_fetched_once(storage, corpus, tmp_path,
     storage.push_corpus(corpus.folder)
 
 
+@contextmanager
+def held(lease):
+    lease.acquire()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
 def test_one_lease_at_a_time_taken_over_when_stale(storage):
-    with storage.hold(RUN, stale_seconds=2.0) as lease:
+    with held(storage.lease(RUN, stale_seconds=2.0)) as lease:
         renewing = threading.Event()
 
         def renew():
@@ -287,12 +297,12 @@ def test_one_lease_at_a_time_taken_over_when_stale(storage):
         renewing.set()
         thread.join()
         heir = storage.lease(RUN, stale_seconds=2.0)
-        heir.acquire()  # silent for long enough
+        heir.acquire()  # it isn't renewed any more
         with pytest.raises(LeaseLostError, match="has taken over"):
             lease.renew()
     heir.renew()  # the earlier one's end has not let go of it
     heir.release()
-    with storage.hold(RUN, owner="driver"), storage.hold(RUN, owner="driver"):
+    with held(storage.lease(RUN, owner="driver")), held(storage.lease(RUN, owner="driver")):
         pass
 
 
@@ -303,44 +313,44 @@ def test_a_storage_that_cannot_be_hides_its_secrets(tmp_path):
         ("s3://key:hidden%2Fword@bucket?secret_key=hidden-word", "Unexpected query parameter"),
     ):
         with pytest.raises(ValueError, match=rule) as raised:
-            Storage(uri)
+            RunStore(uri)
         assert "hidden" not in str(raised.value)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="look at the URI"):
-        Storage(str(tmp_path / "file" / "below")).check()
+    with pytest.raises(ValueError, match="check the URI"):
+        RunStore(str(tmp_path / "file" / "below")).check()
 
 
 def test_a_storage_that_refuses_hides_its_secrets(s3):
-    with pytest.raises(ValueError, match="look at the URI") as raised:
-        Storage(s3.replace("bucket/{}", "none/x")).check()
+    with pytest.raises(ValueError, match="check the URI") as raised:
+        RunStore(s3.replace("bucket/{}", "none/x")).check()
     assert "hidden" not in str(raised.value)
     assert "s3://***@none/x" in str(raised.value)
 
 
-def test_a_mirror_publishes_beats_and_hears_the_driver(local, tmp_path):
+def test_a_sync_publishes_beats_and_hears_the_driver(local, tmp_path):
     here, out = tmp_path / "here", tmp_path / "out"
     here.mkdir()
     (here / "stop").touch()  # of an earlier time
-    with Mirror(local, RUN, here, seconds=0.05) as mirror:
-        assert not mirror.finished
+    with RunSync(local, RUN, here, seconds=0.05) as sync:
+        assert not sync.finished
         assert not (here / "stop").exists()
         save(here, 1)
         (here / "heartbeat").touch()
         write_journal(here, 1)
-        driver = Storage(local.remote._uri)
-        wait_for(lambda: driver.fetch_news([RUN], out) and (out / "runs" / RUN / "heartbeat").exists())
+        driver = RunStore(local.remote._uri)
+        wait_for(lambda: driver.fetch_updates([RUN], out) and (out / "runs" / RUN / "heartbeat").exists())
         wait_for(lambda: "checkpoints/00000001.json" in driver.remote.list(f"runs/{RUN}"))
-        driver.ask_to_stop([RUN])
+        driver.request_stop([RUN])
         wait_for((here / "stop").exists)
         write_journal(here, 2)
-    driver.fetch_news([RUN], out)
+    driver.fetch_updates([RUN], out)
     assert journal_steps(out / "runs" / RUN) == [1, 2]
     assert not {"lease.json", "stop"} & set(driver.remote.list(f"runs/{RUN}"))
 
 
-def test_a_mirror_publishes_what_there_is_when_the_training_fails(local, tmp_path):
+def test_a_sync_publishes_what_there_is_when_the_training_fails(local, tmp_path):
     def fail():
-        with Mirror(local, RUN, tmp_path / "here"):
+        with RunSync(local, RUN, tmp_path / "here"):
             save(tmp_path / "here", 1)
             raise RuntimeError("boom")
 
@@ -349,14 +359,14 @@ def test_a_mirror_publishes_what_there_is_when_the_training_fails(local, tmp_pat
     assert {"checkpoints/00000001.json", "checkpoints/00000001/state.pt"} == set(local.remote.list(f"runs/{RUN}"))
 
 
-def test_a_mirror_whose_run_was_taken_over_stops_it(local, tmp_path):
-    other = Storage(local.remote._uri).lease(RUN, owner="driver")
+def test_a_sync_whose_run_was_taken_over_stops_it(local, tmp_path):
+    other = RunStore(local.remote._uri).lease(RUN, owner="driver")
 
     def be_overtaken():
-        with Mirror(local, RUN, tmp_path / "here", owner="driver", seconds=0.05) as mirror:
+        with RunSync(local, RUN, tmp_path / "here", owner="driver", seconds=0.05) as sync:
             other.acquire()
             wait_for((tmp_path / "here" / "stop").exists)
-            assert mirror.lost
+            assert sync.lease_lost
             save(tmp_path / "here", 1)
 
     with pytest.raises(FolderBusyError, match="took run-1 over"):
@@ -367,7 +377,7 @@ def test_a_mirror_whose_run_was_taken_over_stops_it(local, tmp_path):
 
 def test_a_storage_that_is_away_disturbs_nothing_until_the_end(local, tmp_path, monkeypatch):
     place, away = tmp_path / "storage", tmp_path / "away"
-    with Mirror(local, RUN, tmp_path / "here", seconds=0.05, patience=20) as mirror:
+    with RunSync(local, RUN, tmp_path / "here", seconds=0.05, timeout=20) as sync:
         place.rename(away)
         place.touch()
         save(tmp_path / "here", 1)
@@ -375,11 +385,11 @@ def test_a_storage_that_is_away_disturbs_nothing_until_the_end(local, tmp_path, 
         back = threading.Timer(0.3, lambda: (place.unlink(), away.rename(place)))
         back.start()
     back.join()
-    assert not mirror.lost
+    assert not sync.lease_lost
     assert "checkpoints/00000001.json" in local.remote.list(f"runs/{RUN}")
 
     def lose_it():
-        with Mirror(local, RUN, tmp_path / "here", seconds=0.05, patience=0.1):
+        with RunSync(local, RUN, tmp_path / "here", seconds=0.05, timeout=0.1):
             shutil.rmtree(place)
             place.touch()
 
@@ -397,9 +407,9 @@ def wait_for(true, seconds=20.0):
 PUSHER = """
 import sys, time
 from pathlib import Path
-from isoloop.sweeps.storage.run_store import Storage
+from isoloop.sweeps.storage.run_store import RunStore
 uri, folder, slow = sys.argv[1:]
-storage = Storage(uri)
+storage = RunStore(uri)
 inside = storage.remote._system
 class Slow:
     type_name = inside.type_name
@@ -424,7 +434,7 @@ storage.push_run(Path(folder), "run-1")
 )
 def test_a_push_killed_in_its_middle_leaves_the_last_whole_state(kind, slow, request, tmp_path):
     uri = request.getfixturevalue("s3").format(uuid.uuid4().hex) if kind == "s3" else str(tmp_path / "storage")
-    here, there, storage = tmp_path / "here", tmp_path / "there", Storage(uri)
+    here, there, storage = tmp_path / "here", tmp_path / "there", RunStore(uri)
     save(here, 1, b"first")
     write_journal(here, 1)
     storage.push_run(here, RUN)
@@ -454,13 +464,13 @@ def test_a_push_killed_in_its_middle_leaves_the_last_whole_state(kind, slow, req
 NODE = """
 import sys
 from pathlib import Path
-import isoloop.sweeps.storage.sync as mirror
-from isoloop.sweeps.storage.run_store import Storage
+from isoloop.sweeps.storage.sync import RunSync
+from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import ExecutionConfig, RunSpec
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.loop import train
 uri, folder, cache, spec = sys.argv[1:]
-spec, folder, storage = RunSpec.model_validate_json(spec), Path(folder), Storage(uri)
+spec, folder, storage = RunSpec.model_validate_json(spec), Path(folder), RunStore(uri)
 corpus = Corpus(storage.pull_corpus(spec.data_fingerprint, Path(cache)))
 steps = iter(range(1, spec.steps + 1))
 def wait_at_the_seventh():
@@ -470,13 +480,13 @@ def wait_at_the_seventh():
         print("trained to step 6", flush=True)
         input()
     return False
-with mirror.Mirror(storage, spec.run_id, folder, owner="driver", seconds=0.02):
+with RunSync(storage, spec.run_id, folder, owner="driver", seconds=0.02):
     train(spec, corpus, folder, execution=ExecutionConfig(checkpoint_seconds=1e-9), should_stop=wait_at_the_seventh)
 """
 
 
 def test_a_run_killed_on_one_machine_goes_on_on_another_to_the_same_bits(s3, corpus, spec, tmp_path):
-    storage, out = Storage(s3.format(uuid.uuid4().hex)), tmp_path / "out"
+    storage, out = RunStore(s3.format(uuid.uuid4().hex)), tmp_path / "out"
     undisturbed = train(spec, corpus, tmp_path / "quiet")
     storage.push_corpus(corpus.folder)
     arguments = [storage.remote._uri, str(tmp_path / "a"), str(tmp_path / "cache-a"), spec.model_dump_json()]
@@ -485,16 +495,16 @@ def test_a_run_killed_on_one_machine_goes_on_on_another_to_the_same_bits(s3, cor
     ) as node:
         assert node.stdout.readline() == "trained to step 6\n"
         node.send_signal(signal.SIGKILL)
-    storage.fetch_news([spec.run_id], out)
+    storage.fetch_updates([spec.run_id], out)
     seen = (out / "runs" / spec.run_id / "journal.jsonl").read_bytes()
     node_b = tmp_path / "b"
-    with Mirror(storage, spec.run_id, node_b, owner="driver", seconds=0.05):
+    with RunSync(storage, spec.run_id, node_b, owner="driver", seconds=0.05):
         assert [path.name for path in (node_b / "checkpoints").iterdir()] == ["00000006"]
         result = train(spec, corpus, node_b)
     resumed = [r["step"] for r in read_journal(node_b / "journal.jsonl")[0] if r.get("name") == "resumed"]
     assert resumed == [6]
     assert result.model_copy(update={"seconds": undisturbed.seconds}) == undisturbed
-    storage.fetch_news([spec.run_id], out)
+    storage.fetch_updates([spec.run_id], out)
     copy = out / "runs" / spec.run_id
     assert (copy / "journal.jsonl").read_bytes().startswith(seen)
     assert (copy / "result.json").read_bytes() == (node_b / "result.json").read_bytes()

@@ -13,14 +13,13 @@ from isoloop.fitting import check_table, read_table
 from isoloop.sweeps.cli.main import app
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.export import export_mapped, export_sweep
 from isoloop.sweeps.tracking.import_runs import read_mapping
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.accounting import count_parameters, flops_per_token
-from isoloop.trainer.config import RecurrenceConfig
-from isoloop.trainer.model.sizes import SIZES
+from isoloop.trainer.config import SIZES, RecurrenceConfig
 from isoloop.trainer.run.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -39,7 +38,7 @@ def recorded(uri, tmp_path_factory):
     from tests.sweeps.conftest import SIMULATED
 
     sweep = validate_sweep({**SIMULATED, "budgets": [1e10], "mean_recurrences": [1, 2, 4]}, source="test")
-    plan = plan_sweep(sweep, simulated_text)
+    plan = plan_sweep(sweep, simulated_corpus)
     folders = Folders(out=tmp_path_factory.mktemp("gone"), name=sweep.name)
     results = {
         cell.run_id: simulate_run(cell.spec, sweep.simulation, cell.run_id, folders.run(cell.run_id))
@@ -48,7 +47,7 @@ def recorded(uri, tmp_path_factory):
     journal = Journal(folders.run(plan.cells[2].run_id) / "journal.jsonl")
     journal.metrics(1, {"train_loss": 3.0})
     journal.close()
-    Relay(Store(uri, "isoloop", artifacts=folders.artifacts), plan, folders).close()
+    Uploader(TrackingStore(uri, "isoloop", artifacts=folders.artifacts), plan, folders).close()
     return sweep.name, results
 
 
@@ -76,7 +75,7 @@ def test_what_is_not_there_is_named(uri, recorded, tmp_path):
     def export(name="simulated-grid", to="a.csv", tracking_uri=uri, experiment=None):
         return export_sweep(name, tmp_path / to, out=tmp_path / "o", tracking_uri=tracking_uri, experiment=experiment)
 
-    with pytest.raises(ValueError, match="none of 'other': there are sweeps simulated-grid"):
+    with pytest.raises(ValueError, match="none of 'other'; its sweeps: simulated-grid"):
         export(name="other")
     with pytest.raises(ValueError, match="has no 'nothing'; it has Default, isoloop"):
         export(experiment="nothing")
@@ -93,7 +92,7 @@ def test_what_is_not_there_is_named(uri, recorded, tmp_path):
 @pytest.fixture(scope="module")
 def foreign(uri):
     """Somebody's experiment: four runs of looped models, and one of another kind."""
-    store = Store(uri, "looped-lm", artifacts=Path("unused"))
+    store = TrackingStore(uri, "looped-lm", artifacts=Path("unused"))
 
     def log(mu, status="FINISHED", losses=None, **tags):
         run = store.client.create_run(store.experiment_id, run_name=f"mu{mu}", tags={"team": "red", **tags}).info.run_id
@@ -162,7 +161,7 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"columns": {"mean_recurrence": {"param": "mue"}}},
@@ -170,13 +169,13 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
         ),
         ({"columns": {"mean_recurrence": {"param": "family"}}}, r"`mean_recurrence` must be a number, .*= 'looped'"),
         ({"columns": {"tokens": {"param": "tokens_b", "times": -1}}}, "`tokens` must be finite and greater than 0"),
-        ({"columns": {"tokens": {"metric": "seen"}}}, "`tokens` must be there for some run"),
+        ({"columns": {"tokens": {"metric": "seen"}}}, "`tokens` must be given for some run"),
         ({"columns": {"flops": {"value": 1e18}}}, "`flops` must equal tokens x"),
         (
             {"columns": {"seed": {"param": "a", "tag": "b"}}},
             "columns.seed: one of param, metric, .*but got param and tag",
         ),
-        ({"columns": {"seed": {"value": 0, "times": 2}}}, "times is for what a run says"),
+        ({"columns": {"seed": {"value": 0, "times": 2}}}, "times scales what a run holds"),
         ({"colums": {}}, "colums: extra inputs"),
         ({"model": "141m"}, "a size must be one of 140m"),
         (
@@ -189,11 +188,11 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
         ({"filter": "colour is red"}, "a filter must be in MLflow's language, but got 'colour is red'"),
     ],
 )
-def test_what_is_wrong_with_a_mapping_is_named(mapped, mapping, change, said):
+def test_what_is_wrong_with_a_mapping_is_named(mapped, mapping, change, message):
     content = yaml.safe_load(mapping)
     columns = change.get("columns")
     content |= {**change, "columns": content["columns"] | columns} if columns else change
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         mapped(yaml.safe_dump(content))
 
 

@@ -1,4 +1,4 @@
-"""The relay: everything a run writes reaches the store once, whatever happens in between."""
+"""The uploader sends everything a run writes to the store once, whatever happens in between."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ import pytest
 from isoloop.fitting import check_table
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking import schema as record
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import LOSS_BY_RECURRENCE, Relay
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import LOSS_BY_RECURRENCE, Uploader
 from isoloop.trainer.run.journal import Journal, read_journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
 
@@ -32,12 +32,12 @@ def database(tmp_path_factory, new_database):
 @pytest.fixture
 def store(database, request):
     uri, artifacts = database
-    return Store(uri, f"experiment {request.node.name}", artifacts=artifacts)
+    return TrackingStore(uri, f"experiment {request.node.name}", artifacts=artifacts)
 
 
 @pytest.fixture
 def plan(simulated):
-    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_text)
+    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def journaled(folders, cell, key):
 def test_everything_arrives_once(store, plan, simulated_folders):
     results = run_all(plan, simulated_folders)
     for _ in range(2):  # the second time there is nothing left to carry
-        relay = Relay(store, plan, simulated_folders)
-        assert relay.close() == []
+        uploader = Uploader(store, plan, simulated_folders)
+        assert uploader.close() == []
     runs = store.cell_runs(plan.sweep.name)
     assert set(runs) == {cell.run_id for cell in plan.cells}
     for cell, result in zip(plan.cells, results, strict=True):
         run = runs[cell.run_id]
         assert run.info.status == "FINISHED"
-        assert run.data.tags["mlflow.parentRunId"] == relay.parent
+        assert run.data.tags["mlflow.parentRunId"] == uploader.parent
         assert run.data.tags[record.SIMULATED] == "true"
         assert "(simulated)" in run.info.run_name
         assert run.data.params["model.width"] == "16"
@@ -89,7 +89,7 @@ def test_everything_arrives_once(store, plan, simulated_folders):
         for key in run.data.metrics:
             steps = [step for step, _, _ in history(store, run.info.run_id, key)]
             assert len(set(steps)) == len(steps), key
-    parent = store.client.get_run(relay.parent)
+    parent = store.client.get_run(uploader.parent)
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["isoloop.accounting"] == "exact"
     assert "budgets" in parent.data.tags["mlflow.note.content"]
@@ -97,7 +97,7 @@ def test_everything_arrives_once(store, plan, simulated_folders):
 
 def test_the_table_comes_back_from_the_store_alone(store, plan, simulated_folders):
     results = {result.run_id: result for result in run_all(plan, simulated_folders)}
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     table = check_table(store.read_table(plan.sweep.name))
     assert len(table) == len(plan.cells)
     for row in table.itertuples():
@@ -109,11 +109,11 @@ def test_the_table_comes_back_from_the_store_alone(store, plan, simulated_folder
 
 def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
-    for cursor in simulated_folders.relay.rglob("*.json"):  # killed between the store's yes and the cursor
+    Uploader(store, plan, simulated_folders).close()
+    for cursor in simulated_folders.upload_cursors.rglob("*.json"):  # killed between the store's yes and the cursor
         content = json.loads(cursor.read_text())
         cursor.write_text(json.dumps({**content, "offset": 0, "done": False}))
-    assert Relay(store, plan, simulated_folders).close() == []
+    assert Uploader(store, plan, simulated_folders).close() == []
     runs = store.cell_runs(plan.sweep.name)
     for cell in plan.cells:
         curve = history(store, runs[cell.run_id].info.run_id, "train_loss")
@@ -123,25 +123,25 @@ def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
 def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, monkeypatch):
     run_all(plan, simulated_folders)
     working = store.client.log_batch
-    luck = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def flaky(*args, **kwargs):
-        if luck.random() < 0.4:
+        if rng.random() < 0.4:
             raise ConnectionError("the server is away")
         return working(*args, **kwargs)
 
-    first = Relay(store, plan, simulated_folders)
+    first = Uploader(store, plan, simulated_folders)
     monkeypatch.setattr(store.client, "log_batch", flaky)
     assert first.close()
     assert first.last_error == "the server is away"
     for _ in range(200):
         try:
-            if not Relay(store, plan, simulated_folders).close():
+            if not Uploader(store, plan, simulated_folders).close():
                 break
         except ConnectionError:
             continue
     else:
-        pytest.fail("the relay never caught up")
+        pytest.fail("the uploader never caught up")
     assert len(all_children(store)) == len(plan.cells)
     runs = store.cell_runs(plan.sweep.name)
     for cell in plan.cells:
@@ -151,19 +151,19 @@ def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, mo
 
 def test_another_store_gets_everything_from_the_beginning(store, database, plan, simulated_folders):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     uri, artifacts = database
-    other = Store(uri, "another experiment", artifacts=artifacts)
-    assert Relay(other, plan, simulated_folders).close() == []
+    other = TrackingStore(uri, "another experiment", artifacts=artifacts)
+    assert Uploader(other, plan, simulated_folders).close() == []
     assert len(other.read_table(plan.sweep.name)) == len(plan.cells)
 
 
 def test_a_store_that_was_emptied_is_filled_again(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     for run in store.cell_runs(plan.sweep.name).values():
         store.client.delete_run(run.info.run_id)
-    assert Relay(store, plan, simulated_folders).close() == []
+    assert Uploader(store, plan, simulated_folders).close() == []
     assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
 
 
@@ -171,16 +171,16 @@ def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folde
     cell = plan.cells[0]
     journal = Journal(simulated_folders.run(cell.run_id) / "journal.jsonl")
     journal.metrics(1, {"train_loss": 3.0})
-    relay = Relay(store, plan, simulated_folders)
-    assert relay.close(stopped="KILLED") == []
+    uploader = Uploader(store, plan, simulated_folders)
+    assert uploader.close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
     assert (run.info.status, run.data.tags[record.OUTCOME]) == ("KILLED", "stopped")
-    assert store.client.get_run(relay.parent).info.status == "KILLED"
+    assert store.client.get_run(uploader.parent).info.status == "KILLED"
     journal.metrics(2, {"train_loss": 2.0})
     journal.close()
-    again = Relay(store, plan, simulated_folders)
+    again = Uploader(store, plan, simulated_folders)
     again.close(failed={cell.run_id: "the disk is full"})
-    assert again.parent == relay.parent
+    assert again.parent == uploader.parent
     (taken_up,) = store.cell_runs(plan.sweep.name).values()
     assert taken_up.info.run_id == run.info.run_id
     assert taken_up.info.status == "FAILED"
@@ -197,7 +197,7 @@ def test_a_diverged_run_is_a_row_without_a_loss(store, plan, simulated_folders):
         **{**results[0].model_dump(), "status": "diverged", "reason": "loss nan", "loss": None, "losses": {}}
     )
     write_result(simulated_folders.run(diverged.run_id), diverged)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
     assert table.loc[diverged.run_id, "status"] == "diverged"
     assert table["loss"].isna().sum() == 1
@@ -212,11 +212,11 @@ def curve_lengths(store, plan):
 
 def test_the_same_runs_from_another_folder_are_not_recorded_twice(store, plan, simulated_folders, tmp_path):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     once = curve_lengths(store, plan)
     other = Folders(out=tmp_path / "colleague", name=simulated_folders.name)
     run_all(plan, other)
-    assert Relay(store, plan, other).close() == []
+    assert Uploader(store, plan, other).close() == []
     assert curve_lengths(store, plan) == once
 
 
@@ -229,7 +229,7 @@ def test_a_journal_begun_anew_is_carried_over_from_where_the_store_is(store, pla
         for step, value in values.items():
             journal.metrics(step, {"train_loss": value})
         journal.close()
-        assert Relay(store, plan, simulated_folders).close(stopped="KILLED") == []
+        assert Uploader(store, plan, simulated_folders).close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
     assert [(step, value) for step, value, _ in history(store, run.info.run_id, "train_loss")] == [
         (1, 3.0), (2, 2.0), (3, 1.5),
@@ -241,9 +241,9 @@ def test_one_bad_record_does_not_stop_the_others(store, plan, simulated_folders)
     bad = {plan.cells[0].run_id, plan.cells[1].run_id, plan.cells[2].run_id}
     for run_id in bad:
         (simulated_folders.run(run_id) / "result.json").write_text("{}")
-    relay = Relay(store, plan, simulated_folders)
-    assert set(relay.close()) == bad
-    assert store.client.get_run(relay.parent).info.status == "FAILED"
+    uploader = Uploader(store, plan, simulated_folders)
+    assert set(uploader.close()) == bad
+    assert store.client.get_run(uploader.parent).info.status == "FAILED"
     table = store.read_table(plan.sweep.name).set_index("run_id")
     for result in results:
         assert result.run_id in bad or table.loc[result.run_id, "loss"] == result.loss
@@ -257,9 +257,9 @@ def outcomes(store, plan):
 def test_a_finished_record_outlives_a_failure_elsewhere(store, plan, simulated_folders, tmp_path):
     """Another folder's copy of the sweep fails or is stopped after ours has finished: the results stay."""
     other = Folders(out=tmp_path / "colleague", name=simulated_folders.name)
-    late = Relay(store, plan, other)
+    late = Uploader(store, plan, other)
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     journal = Journal(other.run(plan.cells[0].run_id) / "journal.jsonl")
     journal.metrics(1, {"train_loss": 9.0})
     journal.close()
@@ -270,20 +270,20 @@ def test_a_finished_record_outlives_a_failure_elsewhere(store, plan, simulated_f
 
 def test_a_record_that_was_spoilt_is_mended(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     for run in store.cell_runs(plan.sweep.name).values():
         store.close_run(run.info.run_id, "failed", "by hand", "KILLED")
-    assert Relay(store, plan, simulated_folders).close() == []
+    assert Uploader(store, plan, simulated_folders).close() == []
     assert outcomes(store, plan) == {("FINISHED", "finished")}
 
 
 def test_results_arrive_without_their_journals_and_cursors(store, plan, simulated_folders):
     results = run_all(plan, simulated_folders)
     (simulated_folders.run(plan.cells[0].run_id) / "journal.jsonl").unlink()
-    Relay(store, plan, simulated_folders).close()
-    for cursor in simulated_folders.relay.rglob("*.json"):
+    Uploader(store, plan, simulated_folders).close()
+    for cursor in simulated_folders.upload_cursors.rglob("*.json"):
         cursor.write_text("")
-    assert Relay(store, plan, simulated_folders).close() == []
+    assert Uploader(store, plan, simulated_folders).close() == []
     table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
     assert {result.run_id: result.loss for result in results} == dict(table["loss"])
     assert len(all_children(store)) == len(plan.cells)
@@ -291,11 +291,11 @@ def test_results_arrive_without_their_journals_and_cursors(store, plan, simulate
 
 def test_a_run_that_failed_before_its_journal_is_a_row(store, plan, simulated_folders):
     run_id = plan.cells[0].run_id
-    assert Relay(store, plan, simulated_folders).close(failed={run_id: "no such corpus"}) == []
+    assert Uploader(store, plan, simulated_folders).close(failed={run_id: "no such corpus"}) == []
     (row,) = store.read_table(plan.sweep.name).to_dict("records")
     assert (row["run_id"], row["status"]) == (run_id, "failed")
     simulate_run(plan.cells[0].spec, plan.sweep.simulation, run_id, simulated_folders.run(run_id))
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     (run,) = store.cell_runs(plan.sweep.name).values()
     assert run.data.tags[record.OUTCOME] == "finished"
     assert run.data.tags[record.REASON] == ""
@@ -307,9 +307,9 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
     folders = Folders(out=tmp_path, name="x")
     flops = {}
     for accounting in ("exact", "parcae-release"):
-        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_text)
+        plan = plan_sweep(grid.model_copy(update={"accounting": accounting}), simulated_corpus)
         run_all(plan, folders)
-        assert Relay(store, plan, folders).close() == []
+        assert Uploader(store, plan, folders).close() == []
         table = check_table(store.read_table(plan.sweep.name))
         assert set(table["accounting"]) == {accounting}
         flops[accounting] = table.set_index("run_id")["flops"]
@@ -323,7 +323,7 @@ def test_the_same_runs_under_another_accounting(store, simulated, tmp_path):
 def test_an_unusable_store_is_named(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ValueError, match="tracking URI"):
-        Store(uri, "x", artifacts=tmp_path)
+        TrackingStore(uri, "x", artifacts=tmp_path)
 
 
 def test_simulated_runs_draw_the_same_every_time(plan, simulated_folders, tmp_path):
@@ -336,49 +336,49 @@ def test_simulated_runs_draw_the_same_every_time(plan, simulated_folders, tmp_pa
 
 def test_settled_runs_cost_nothing_at_a_restart(store, plan, simulated_folders, monkeypatch):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
-    for cursor in simulated_folders.relay.rglob("*.json"):
+    Uploader(store, plan, simulated_folders).close()
+    for cursor in simulated_folders.upload_cursors.rglob("*.json"):
         cursor.unlink()
-    asked = []
+    calls = []
     for name in ("search_runs", "get_run", "get_metric_history", "log_batch", "create_run"):
         working = getattr(store.client, name)
-        monkeypatch.setattr(store.client, name, lambda *a, _n=name, _w=working, **k: (asked.append(_n), _w(*a, **k))[1])
-    assert Relay(store, plan, simulated_folders).close() == []
-    assert asked == ["search_runs", "log_batch", "search_runs"]  # the parent, its tags, all children at once
+        monkeypatch.setattr(store.client, name, lambda *a, _n=name, _w=working, **k: (calls.append(_n), _w(*a, **k))[1])
+    assert Uploader(store, plan, simulated_folders).close() == []
+    assert calls == ["search_runs", "log_batch", "search_runs"]  # the parent, its tags, all children at once
 
 
 def test_runs_that_nobody_started_are_not_looked_at(store, plan, simulated_folders, monkeypatch):
-    looked = []
-    monkeypatch.setattr("isoloop.sweeps.tracking.uploader.read_result", lambda folder: looked.append(folder.name))
-    relay = Relay(store, plan, simulated_folders)
-    assert relay._pass() == []
-    assert looked == []
-    relay.notice(plan.cells[1].run_id)
-    relay._pass()
-    assert looked == [plan.cells[1].run_id]
+    read = []
+    monkeypatch.setattr("isoloop.sweeps.tracking.uploader.read_result", lambda folder: read.append(folder.name))
+    uploader = Uploader(store, plan, simulated_folders)
+    assert uploader._upload_round() == []
+    assert read == []
+    uploader.watch(plan.cells[1].run_id)
+    uploader._upload_round()
+    assert read == [plan.cells[1].run_id]
     began = time.monotonic()
-    assert relay.close() == []
+    assert uploader.close() == []
     assert time.monotonic() - began < 1.0
 
 
-def test_a_cell_may_be_added_while_the_relay_runs(store, plan, simulated_folders):
+def test_a_cell_may_be_added_while_the_uploader_runs(store, plan, simulated_folders):
     begun = dataclasses.replace(plan, cells=plan.cells[:1])
-    relay = Relay(store, begun, simulated_folders)
+    uploader = Uploader(store, begun, simulated_folders)
     for cell in plan.cells[1:3]:
-        relay.add(cell)
+        uploader.add(cell)
     run_all(plan, simulated_folders)
-    assert relay.close() == []
+    assert uploader.close() == []
     assert set(store.read_table(plan.sweep.name)["run_id"]) == {cell.run_id for cell in plan.cells[:3]}
 
 
 def test_cells_that_left_the_grid_are_marked_and_come_back(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     smaller = dataclasses.replace(plan, cells=plan.cells[2:])
-    Relay(store, smaller, simulated_folders).close()
+    Uploader(store, smaller, simulated_folders).close()
     assert len(all_children(store)) == len(plan.cells)
     assert set(store.read_table(plan.sweep.name)["run_id"]) == {cell.run_id for cell in smaller.cells}
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
 
 
@@ -391,26 +391,26 @@ def test_axes_are_columns_and_follow_the_plan(store, plan, simulated_folders):
         return dataclasses.replace(plan, cells=tuple(cells))
 
     first = with_axes(lambda i: {"variant": names[i % 2], "optimizer.learning_rate": 1e-3 * (1 + i % 2), "seed": 0})
-    Relay(store, first, simulated_folders).close()
+    Uploader(store, first, simulated_folders).close()
     table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
     for cell in first.cells:
         row = table.loc[cell.run_id]
         assert row["variant"] == cell.axes["variant"]
         assert row["optimizer.learning_rate"] == cell.axes["optimizer.learning_rate"]
         assert row["group"] == cell.group
-    Relay(store, with_axes(lambda i: {"seed": 0}), simulated_folders).close()
+    Uploader(store, with_axes(lambda i: {"seed": 0}), simulated_folders).close()
     assert not {"variant", "group"} & set(store.read_table(plan.sweep.name))
 
 
 def test_the_table_is_that_of_any_order_of_arrival(store, database, plan, simulated_folders):
     run_all(plan, simulated_folders)
-    Relay(store, plan, simulated_folders).close()
+    Uploader(store, plan, simulated_folders).close()
     uri, artifacts = database
-    other = Store(uri, "in another order", artifacts=artifacts)
-    relay = Relay(other, plan, simulated_folders)
+    other = TrackingStore(uri, "in another order", artifacts=artifacts)
+    uploader = Uploader(other, plan, simulated_folders)
     for cell in reversed(plan.cells):
-        relay._carry(cell)
-    relay.close()
+        uploader._upload(cell)
+    uploader.close()
     tables = [each.read_table(plan.sweep.name).to_csv(index=False) for each in (store, other)]
     assert tables[0] == tables[1]
     assert tables[0].splitlines()[1].startswith("sim-")
@@ -425,7 +425,7 @@ def test_a_run_says_where_it_ran_and_where_its_model_lies(store, plan, simulated
     journal.event("resumed", step=3, device="cuda:0", versions={"torch": "2.13.0"}, git_commit="abc", host=None)
     journal.metrics(10**6, {"system/memory": 5.0, "system/nothing": None})
     journal.close()
-    assert Relay(store, plan, simulated_folders, runs_at="s3://key:secret@bucket/runs").close() == []
+    assert Uploader(store, plan, simulated_folders, runs_at="s3://key:secret@bucket/runs").close() == []
     (run,) = store.cell_runs(plan.sweep.name).values()
     tags = run.data.tags
     assert tags["isoloop.env.device"] == "cuda:0"
@@ -449,8 +449,8 @@ def test_artifacts_that_cannot_be_stored_hold_nothing_up(store, plan, simulated_
         raise OSError("no space")
 
     monkeypatch.setattr(store, "save_file", refuse)
-    relay = Relay(store, plan, simulated_folders)
-    assert relay.close() == []
-    assert relay.artifact_trouble == "no space"
+    uploader = Uploader(store, plan, simulated_folders)
+    assert uploader.close() == []
+    assert uploader.artifact_error == "no space"
     assert len(tried) == 2  # once, and once more at the end
     assert len(store.read_table(plan.sweep.name)) == len(plan.cells)

@@ -1,4 +1,4 @@
-"""The relay against real servers: one that is killed for a while, a driver that is killed, PostgreSQL."""
+"""The uploader against real servers: one that is killed for a while, a driver that is killed, PostgreSQL."""
 
 import os
 import shutil
@@ -17,17 +17,22 @@ import pytest
 from isoloop.fitting import check_table
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
-from isoloop.sweeps.privacy import SWITCHES
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.privacy import TELEMETRY_OFF
 from isoloop.sweeps.tracking import schema as record
-from isoloop.sweeps.tracking import uploader as relay
-from isoloop.sweeps.tracking.mlflow_store import Store
-from isoloop.sweeps.tracking.uploader import Relay
+from isoloop.sweeps.tracking import uploader
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.run.journal import Journal, read_journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ROOT = Path(__file__).resolve().parents[3]
-ENVIRONMENT = {**os.environ, **SWITCHES, "PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+ENVIRONMENT = {
+    **os.environ,
+    **TELEMETRY_OFF,
+    "PYTHONPATH": str(ROOT),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 PATIENCE = 200.0
 SECRET = "s3cr3t"
 
@@ -66,8 +71,8 @@ class Server:
 
     def answers(self):
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as said:
-                return said.status == 200
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as response:
+                return response.status == 200
         except OSError:
             return False
 
@@ -93,7 +98,7 @@ def plan(simulated):
 
 def small_plan(simulated, name):
     changes = {"name": name, "budgets": (1e10,), "mean_recurrences": (1, 2)}
-    return plan_sweep(simulated.model_copy(update=changes), simulated_text)
+    return plan_sweep(simulated.model_copy(update=changes), simulated_corpus)
 
 
 def run_all(plan, folders):
@@ -116,11 +121,11 @@ def assert_all_there_once(store, plan, folders):
     assert len(check_table(store.read_table(plan.sweep.name))) == len(plan.cells)
 
 
-def test_a_server_killed_in_mid_relay_loses_nothing(server, plan, tmp_path, monkeypatch):
-    for name in ("PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
-        monkeypatch.setattr(relay, name, 0.05)
+def test_a_server_killed_in_mid_upload_loses_nothing(server, plan, tmp_path, monkeypatch):
+    for name in ("UPLOAD_SECONDS", "LONGEST_UPLOAD_PAUSE_SECONDS"):
+        monkeypatch.setattr(uploader, name, 0.05)
     folders = Folders(out=tmp_path, name=plan.sweep.name)
-    store = Store(server.uri, "killed", artifacts=tmp_path)
+    store = TrackingStore(server.uri, "killed", artifacts=tmp_path)
     journals = [Journal(folders.run(cell.run_id) / "journal.jsonl") for cell in plan.cells]
 
     def write(steps):
@@ -129,15 +134,15 @@ def test_a_server_killed_in_mid_relay_loses_nothing(server, plan, tmp_path, monk
                 journal.metrics(step, {"train_loss": 1 / (step + 1), "system/memory": float(step)})
 
     write(range(1500))  # several batches
-    carrying = Relay(store, plan, folders)
-    wait_for(lambda: any(cursor.mlflow_run for cursor in carrying.opened.values()), "the first batch")
+    carrying = Uploader(store, plan, folders)
+    wait_for(lambda: any(cursor.mlflow_run for cursor in carrying.cursors.values()), "the first batch")
     server.kill()
     write(range(1500, 1600))
     wait_for(lambda: carrying.last_error is not None, "noticing that the server is away")
     run_all(plan, folders)
     assert carrying.close()  # away for longer than the sweep takes: it says what is missing
     server.start()
-    assert Relay(store, plan, folders).close() == []
+    assert Uploader(store, plan, folders).close() == []
     assert_all_there_once(store, plan, folders)
     (kept,) = store.client.list_artifacts(store.cell_runs(plan.sweep.name)[plan.cells[0].run_id].info.run_id)
     assert kept.path == "spec.json"
@@ -150,8 +155,8 @@ def test_two_sweeps_record_at_once(server, simulated, tmp_path):
 
     def carry(plan, folders):
         run_all(plan, folders)
-        store = Store(server.uri, "made by both", artifacts=tmp_path)
-        pending[plan.sweep.name] = Relay(store, plan, folders).close()
+        store = TrackingStore(server.uri, "made by both", artifacts=tmp_path)
+        pending[plan.sweep.name] = Uploader(store, plan, folders).close()
 
     threads = [threading.Thread(target=carry, args=pair) for pair in zip(plans, out, strict=True)]
     for thread in threads:
@@ -159,7 +164,7 @@ def test_two_sweeps_record_at_once(server, simulated, tmp_path):
     for thread in threads:
         thread.join()
     assert pending == {"one": [], "other": []}
-    store = Store(server.uri, "made by both", artifacts=None)
+    store = TrackingStore(server.uri, "made by both", artifacts=None)
     for plan, folders in zip(plans, out, strict=True):
         assert_all_there_once(store, plan, folders)
 
@@ -167,18 +172,18 @@ def test_two_sweeps_record_at_once(server, simulated, tmp_path):
 DRIVER = """
 import sys, time
 from pathlib import Path
-from isoloop.sweeps.tracking import uploader as relay
+from isoloop.sweeps.tracking import uploader
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.config.loading import load_sweep
-from isoloop.sweeps.tracking.mlflow_store import Store
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
-relay.PAUSE_SECONDS = 0.05
+uploader.UPLOAD_SECONDS = 0.05
 sweep = load_sweep(sys.argv[1])
 folders = Folders(out=Path(sys.argv[2]), name=sweep.name)
-store = Store(sys.argv[3], "shared", artifacts=folders.artifacts)
-carrying = relay.Relay(store, plan_sweep(sweep, simulated_text), folders)
-while not any(cursor.offset for cursor in carrying.opened.values()):
+store = TrackingStore(sys.argv[3], "shared", artifacts=folders.artifacts)
+carrying = uploader.Uploader(store, plan_sweep(sweep, simulated_corpus), folders)
+while not any(cursor.offset for cursor in carrying.cursors.values()):
     time.sleep(0.02)
 Path(sys.argv[2], "recorded").touch()
 time.sleep(1000)
@@ -207,13 +212,13 @@ def test_drivers_that_were_killed_are_taken_over(simulated, tmp_path):
         for driver in drivers:
             driver.kill()
             driver.wait()
-    store = Store(uri, "shared", artifacts=None)
+    store = TrackingStore(uri, "shared", artifacts=None)
     for plan in plans:
         (orphan,) = store.cell_runs(plan.sweep.name).values()
         assert orphan.info.status == "RUNNING"
         folders = Folders(out=tmp_path / plan.sweep.name, name=plan.sweep.name)
         run_all(plan, folders)
-        assert Relay(store, plan, folders).close() == []
+        assert Uploader(store, plan, folders).close() == []
         assert_all_there_once(store, plan, folders)
         assert orphan.info.run_id in {run.info.run_id for run in store.cell_runs(plan.sweep.name).values()}
 
@@ -254,23 +259,25 @@ def postgres():
         shutil.rmtree(folder)
 
 
-FIRST_USE = (
-    "import sys; from isoloop.sweeps.tracking.mlflow_store import Store; Store(sys.argv[1], 'isoloop', artifacts=None)"
-)
+FIRST_USE = """
+import sys
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+TrackingStore(sys.argv[1], "isoloop", artifacts=None)
+"""
 
 
 def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
-    """Three processes at once make its tables; then a relay to the database itself, and one to a server on it."""
+    """Three processes at once make its tables; then uploads to the database itself, and to a server on it."""
     users = [
         subprocess.Popen(
             [sys.executable, "-c", FIRST_USE, postgres], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
-    Store(postgres, "isoloop", artifacts=tmp_path)
+    TrackingStore(postgres, "isoloop", artifacts=tmp_path)
     for user in users:
-        said = user.communicate()[1]
-        assert user.returncode == 0 or "has no 'isoloop'" in said, said  # whichever was first
+        errors = user.communicate()[1]
+        assert user.returncode == 0 or "has no 'isoloop'" in errors, errors  # whichever was first
     server = Server(postgres, tmp_path)
     server.start()
     try:
@@ -278,11 +285,11 @@ def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
             plan = small_plan(simulated, name)
             folders = Folders(out=tmp_path / name, name=name)
             run_all(plan, folders)
-            store = Store(uri, "isoloop", artifacts=None)
-            assert Relay(store, plan, folders).close() == []
+            store = TrackingStore(uri, "isoloop", artifacts=None)
+            assert Uploader(store, plan, folders).close() == []
             assert_all_there_once(store, plan, folders)
     finally:
         server.kill()
-    recorded = Store(postgres, "isoloop", artifacts=None).foreign_runs("")
+    recorded = TrackingStore(postgres, "isoloop", artifacts=None).foreign_runs("")
     assert len(recorded) == 6
     assert SECRET not in str([run.to_dictionary() for run in recorded])

@@ -6,6 +6,7 @@ Most runs are made up: a cluster in this process, whose attempts write the journ
 import csv
 import json
 import math
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,24 +19,27 @@ from sqlalchemy.exc import OperationalError
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.tuning import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
-from isoloop.sweeps.execution.worker import STOP, Ended
+from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_text
+from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
-from isoloop.sweeps.tracking.mlflow_store import Store
+from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.storage.run_store import STOP_FILE
+from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
-from isoloop.sweeps.tuning import pipeline as tune_pipeline_module
+from isoloop.sweeps.tuning import pipeline as tuning_pipeline
 from isoloop.sweeps.tuning import tuner as tuner_module
-from isoloop.sweeps.tuning.pipeline import prepare_tuning, tune
-from isoloop.sweeps.tuning.search_space import MUON_RATE, RATE, grid_base, search_for
+from isoloop.sweeps.tuning.pipeline import prepare_tuning, run_tuning
+from isoloop.sweeps.tuning.search_space import LEARNING_RATE as RATE
+from isoloop.sweeps.tuning.search_space import MUON_RATE, make_search_space, reduce_to_one_point
 from isoloop.sweeps.tuning.study import Study
-from isoloop.sweeps.tuning.transfer_check import Check, CheckRun
-from isoloop.sweeps.tuning.tuner import Tuner, Watcher, default_parallel
+from isoloop.sweeps.tuning.transfer_check import CheckRun, TransferCheck
+from isoloop.sweeps.tuning.tuner import Tuner, default_parallel
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal, read_journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
-from tests.end_to_end.test_line import isoloop
+from tests.commands import isoloop
 from tests.sweeps.conftest import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -76,7 +80,7 @@ class MadeUp:
     def kill(self, handle):
         raise AssertionError("nothing hangs here")
 
-    def ended(self, handles, timeout):
+    def wait(self, handles, timeout):
         self.patience -= 1
         if self.patience < 0:
             self.patience = math.inf
@@ -88,13 +92,13 @@ class MadeUp:
 
     def _get_on(self, task):
         folder, spec = Path(task.folder), task.spec
-        if (folder / STOP).exists() or Path(task.stop_file).exists():
+        if (folder / STOP_FILE).exists() or Path(task.stop_file).exists():
             self.told_to_stop.append(task.run_id)
-            return Ended(how="stopped")
+            return AttemptEnd(status="stopped")
         try:
             loss = self.loss_of(spec)
         except RuntimeError as error:
-            return Ended(how="failed", reason=str(error), may_pass=False)
+            return AttemptEnd(status="failed", reason=str(error), retryable=False)
         validations = task.resources.validations
         done = self.at[task.run_id] = self.at.get(task.run_id, 0) + 1
         step = round(spec.steps * done / (validations + 1))
@@ -102,13 +106,13 @@ class MadeUp:
         if loss is None and 2 * step > spec.steps:
             journal.close()
             write_result(folder, result_of(task, step, None))
-            return Ended(how="done")
+            return AttemptEnd(status="done")
         journal.metrics(step, {"validation_loss": (loss or 9.0) + 1 - step / spec.steps, "train_loss": 3.0})
         journal.close()
         if step < spec.steps:
             return None
         write_result(folder, result_of(task, step, loss))
-        return Ended(how="done")
+        return AttemptEnd(status="done")
 
 
 def result_of(task, steps, loss):
@@ -140,16 +144,16 @@ class Records:
     def add(self, cell):
         self.cells[cell.run_id] = cell
 
-    def notice(self, run_id):
+    def watch(self, run_id):
         assert run_id in self.cells
 
-    def give_up(self, run_id, outcome, reason):
+    def record_end(self, run_id, outcome, reason):
         self.given_up[run_id] = outcome, reason
 
 
 @pytest.fixture(autouse=True)
 def look_always(monkeypatch):
-    monkeypatch.setattr(tuner_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(tuner_module, "CHECK_SECONDS", 0.0)
 
 
 def tuning_in(out, text_folder, *, tune=None, **changes):
@@ -169,14 +173,14 @@ def tuning_of(text_folder, tmp_path):
 def study_of(tuning):
     tuning.folders.sweep.mkdir(parents=True, exist_ok=True)
     url = f"sqlite:///{tuning.folders.sweep / 'tune.db'}"
-    return Study(url, tuning.search, tuning.search.sweep.tune)
+    return Study(url, tuning.space, tuning.space.sweep.tune)
 
 
 def run(tuning, cluster=None, recorder=None):
     """All trials with a driver of their own; Ctrl-C ends it."""
     cluster, study = cluster or MadeUp(), study_of(tuning)
     try:
-        with Engine(cluster, tuning.search.sweep, tuning.folders, tuning.corpora) as engine:
+        with Engine(cluster, tuning.space.sweep, tuning.folders, tuning.corpora) as engine:
             return Tuner(study, engine, tuning.folders, recorder or Records()).run()
     finally:
         study.close()
@@ -190,7 +194,7 @@ def test_the_optimum_is_found(tuning_of):
     tuning = tuning_of(tune={"trials": 20, "seed": 1})
     trials = run(tuning)
     assert [trial.outcome for trial in trials] == ["finished"] * 20
-    assert rates(trials)[0] == tuning.search.base.spec.optimizer.learning_rate  # first the sweep as it stands
+    assert rates(trials)[0] == tuning.space.base.spec.optimizer.learning_rate  # first the sweep as it stands
     best = min(trials, key=lambda trial: trial.loss)
     assert abs(math.log2(best.values[RATE] / BEST_RATE)) < 0.35
     off = [abs(math.log2(rate / BEST_RATE)) for rate in rates(trials)]
@@ -218,7 +222,7 @@ def test_as_many_at_a_time_as_asked_for(tuning_of):
     cluster = MadeUp(slots=8)
     assert len(run(tuning_of(tune={"parallel": 3}), cluster)) == 8
     assert cluster.most == 3
-    search = tuning_of().search
+    search = tuning_of().space
     assert default_parallel(search, [Node("a", 2.0, []), Node("b", 1.0, [])], trials=40) == 3
     assert default_parallel(search, [Node("a", 64.0, [])], trials=10) == 3
     elastic = search.sweep.model_copy(update={"cluster": search.sweep.cluster.model_copy(update={"elastic": True})})
@@ -270,8 +274,8 @@ def test_a_killed_driver_leaves_proposals_that_are_taken_up_first(tuning_of):
     tuning = tuning_of(tune={"parallel": 2})
     study = study_of(tuning)
     proposals = [study.ask() for _ in range(2)]
-    cell = tuning.search.cell(proposals[1].values)
-    study.launch(proposals[1], cell.run_id)
+    cell = tuning.space.cell(proposals[1].values)
+    study.record_run(proposals[1], cell.run_id)
     torn = study.study.ask()  # its driver was killed before it had drawn anything
     study.close()
     cluster = MadeUp()
@@ -290,8 +294,8 @@ def test_a_run_that_was_to_be_pruned_when_its_driver_was_killed_is_not_started(t
     study = study_of(tuning)
     study.study.enqueue_trial({RATE: 1e-4})
     proposal = study.ask()
-    cell = tuning.search.cell(proposal.values)
-    study.launch(proposal, cell.run_id)
+    cell = tuning.space.cell(proposal.values)
+    study.record_run(proposal, cell.run_id)
     journal = Journal(tuning.folders.run(cell.run_id) / "journal.jsonl")
     journal.metrics(STEPS // 2, {"validation_loss": 99.0})
     journal.close()
@@ -352,27 +356,27 @@ def test_duplicates_are_no_trials(tuning_of):
 
 def test_the_space_is_the_sweeps_own_by_default(tuning_of, small):
     tuning = tuning_of(tune={"space": None})
-    optimizer = tuning.search.settings.optimizer
-    assert tuning.search.space == {
+    optimizer = tuning.space.settings.optimizer
+    assert tuning.space.dimensions == {
         RATE: Range(low=1e-3, high=0.064, log=True),
         MUON_RATE: Range(low=1e-3, high=0.064, log=True),
         "optimizer.muon_weight_decay": (0.0, 0.1, 0.2, 0.4),
         "batch": (2, 4, 8),
     }
-    assert tuning.search.start == {
+    assert tuning.space.start == {
         RATE: 0.008, MUON_RATE: 0.008, "optimizer.muon_weight_decay": optimizer.muon_weight_decay, "batch": 4,
     }  # fmt: skip
-    assert tuning.search.mean == 3
-    assert tuning.search.means == (1, 3)
-    assert tuning.search.asked == ("tokens", 64 * STEPS)
+    assert tuning.space.mean_recurrence == 3
+    assert tuning.space.grid_recurrences == (1, 3)
+    assert tuning.space.size == ("tokens", 64 * STEPS)
     axes = {"axes": {RATE: [0.01, 0.02], "small": [{"name": "narrow", "model.heads": 1}]}}
-    with_axes = tuning_of(tune={"space": None}, **axes).search
-    assert RATE not in with_axes.space
+    with_axes = tuning_of(tune={"space": None}, **axes).space
+    assert RATE not in with_axes.dimensions
     assert with_axes.fixed == {RATE: 0.01, "model.heads": 1}
     assert with_axes.base.spec.optimizer.learning_rate == 0.01
-    left = tuning_of(tune={"space": {"batch": [4, 8, 4096]}}).search
-    assert left.space == {"batch": (4, 8)}
-    assert "batch = 4096 can't be" in left.notes[0]
+    left = tuning_of(tune={"space": {"batch": [4, 8, 4096]}}).space
+    assert left.dimensions == {"batch": (4, 8)}
+    assert "batch = 4096 can't be run" in left.notes[0]
     whole = tuning_of(tune={"space": {"batch": {"low": 2, "high": 8, "step": 2}}, "trials": 4})
     assert {type(trial.values["batch"]) for trial in run(whole)} == {int}
 
@@ -387,11 +391,11 @@ def test_the_space_is_the_sweeps_own_by_default(tuning_of, small):
         ({"space": {RATE: {"low": 0, "high": 1, "log": True}}}, "must start above 0"),
         ({"space": {RATE: {"low": 0.1, "high": 1, "log": True, "step": 0.1}}}, "either log or a step"),
         ({"space": {RATE: {"low": 0.1, "high": 1, "step": 0.4}}}, "must be whole steps wide"),
-        ({"space": {RATE: [0.1, 0.1]}}, "choices must be distinct"),
+        ({"space": {RATE: [0.1, 0.1]}}, "values must be distinct"),
         ({"space": {RATE: {"low": 0, "high": 1}}}, "learning_rate"),
         ({"space": {"batch": {"low": 2, "high": 4096}}}, "both ends of a range must be runs, but batch = 4096"),
-        ({"space": {"batch": [4096]}}, "must have one that is a run"),
-        ({"validations": 0, "pruner": "median"}, "pruning goes by evaluations"),
+        ({"space": {"batch": [4096]}}, "must have one that can be run"),
+        ({"validations": 0, "pruner": "median"}, "pruning requires evaluations"),
         ({"prune_form": 0.5}, "did you mean 'prune_from'"),
     ],
 )
@@ -407,37 +411,35 @@ def test_simulated_sweeps_and_foreign_databases_are_refused(simulated, folders, 
         tuning_of(axes={RATE: [0.1, 0.2]})
     tuning = tuning_of(tune={"storage": "sqlite:////no/such/place/tune.db"})
     with pytest.raises(ValueError, match=r"a database must answer at tune\.storage"):
-        tune(tuning, "small", command="isoloop tune small")
+        run_tuning(tuning, "small", command="isoloop tune small")
     tuning = tuning_of(tune={"storage": tuning.folders.default_tracking_uri()})
     with pytest.raises(ValueError, match="must have a database of its own"):
-        tune(tuning, "small", command="isoloop tune small")
+        run_tuning(tuning, "small", command="isoloop tune small")
     with sole_owner(tuning.folders.sweep), pytest.raises(ValueError, match="at work"):
-        tune(tuning_of(), "small", command="isoloop tune small")
+        run_tuning(tuning_of(), "small", command="isoloop tune small")
 
 
 def test_other_settings_are_another_study(tuning_of):
     names = {
-        tuning_of(**changes).search.name
+        tuning_of(**changes).space.study_name
         for changes in (
             {}, {"precision": "bfloat16"}, {"tune": {"mean_recurrence": 1}}, {"tune": {"space": {RATE: [0.1]}}},
         )
     }  # fmt: skip
     assert len(names) == 4
-    assert tuning_of(tune={"trials": 99, "seed": 3, "parallel": 7}).search.name in names
+    assert tuning_of(tune={"trials": 99, "seed": 3, "parallel": 7}).space.study_name in names
 
 
-class Shares(Watcher):
+class Shares(Progress):
     def __init__(self):
-        self.shares, self.trials, self.checks = [], [], []
+        self.shares, self.counts, self.lines = [], [], []
 
-    def share_done(self, share):
-        self.shares.append(share)
+    def update(self, label, done, total):
+        self.shares.append(done / total)
+        self.counts.append(int(re.match(r"trials (\d+)/12", label).group(1)))
 
-    def trial_ended(self, trial, done, best):
-        self.trials.append((trial.number, done, best))
-
-    def check_ended(self, run):
-        self.checks.append(run)
+    def event(self, line):
+        self.lines.append(line.split()[0])
 
 
 @pytest.fixture(scope="module")
@@ -451,10 +453,10 @@ def whole(tmp_path_factory, text_folder, new_database):
     new_database(tuning.folders.out / "mlflow.db")
     cluster, watcher = MadeUp(lambda spec: None if spec.optimizer.learning_rate > 0.1 else loss_at(spec)), Shares()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuner_module, "LOOK_SECONDS", 0.0)
-        found = tune(
+        patch.setattr(tuner_module, "CHECK_SECONDS", 0.0)
+        found = run_tuning(
             tuning, "small.yaml", command="isoloop tune small.yaml", cluster=lambda *_: nullcontext(cluster),
-            watcher=watcher,
+            progress=watcher,
         )  # fmt: skip
     assert len(cluster.started) == len(set(cluster.started))
     return tuning, found, watcher
@@ -463,7 +465,7 @@ def whole(tmp_path_factory, text_folder, new_database):
 def test_every_trial_is_in_mlflow(whole):
     tuning, found, watcher = whole
     folders = tuning.folders
-    store = Store(folders.default_tracking_uri(), "isoloop", artifacts=None)
+    store = TrackingStore(folders.default_tracking_uri(), "isoloop", artifacts=None)
     runs = store.client.search_runs([store.experiment_id], max_results=1000)
     (parent,) = [run for run in runs if run.data.tags[KIND] == "tune"]
     children = {run.data.tags["isoloop.run_id"]: run for run in runs if run is not parent}
@@ -484,9 +486,11 @@ def test_every_trial_is_in_mlflow(whole):
     assert parent.info.status == "FINISHED"
     assert {file.path for file in store.client.list_artifacts(parent.info.run_id)} >= {"tuned.yaml", "tune.csv"}
     assert len(children) == len({t.run_id for t in found.trials} | {c.cell.run_id for c in found.check.runs})
-    assert [done for _, done, _ in watcher.trials] == list(range(1, 13))
+    assert sorted(set(watcher.counts)) == list(range(13))
+    assert watcher.counts == sorted(watcher.counts)
+    assert watcher.lines.count("trial") == 12
     assert watcher.shares[-1] == 1.0
-    assert len(watcher.checks) == 8
+    assert watcher.lines.count("check") == 8
 
 
 def test_what_won_is_a_file_that_a_sweep_extends(whole, small, tmp_path):
@@ -528,21 +532,21 @@ def test_what_won_is_a_file_that_a_sweep_extends(whole, small, tmp_path):
     def refuse(*_):
         raise AssertionError("nothing is missing, so no cluster is started")
 
-    assert tune(tuning, "small.yaml", command="isoloop tune small.yaml", cluster=refuse) == found
+    assert run_tuning(tuning, "small.yaml", command="isoloop tune small.yaml", cluster=refuse) == found
 
 
 def check_of(losses, second=None, seed=0):
     """A check at µ = 8 with losses by factor, and with another seed at the best."""
     runs = [
         CheckRun(
-            mean=8, factor=factor, seed=seed, cell=object(), loss=loss,
+            mean_recurrence=8, factor=factor, seed=seed, cell=object(), loss=loss,
             outcome="diverged" if loss is None else "finished", reason="too high" if loss is None else None,
         )
         for factor, loss in losses.items()
     ]  # fmt: skip
     if second is not None:
         runs.append(replace(runs[1], seed=seed + 1, loss=second))
-    return Check.of(runs)
+    return TransferCheck.of(runs)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +565,7 @@ def test_the_checks_verdict(losses, second, holds, said):
     check = check_of(losses, second)
     (verdict,) = check.verdicts
     assert verdict.holds is holds
-    assert said in verdict.said
+    assert said in verdict.text
     if second is not None:
         assert check.noise == pytest.approx(0.01 / math.sqrt(2))
         assert check.margin == pytest.approx(0.02)
@@ -578,15 +582,15 @@ def test_the_check_finds_that_deep_models_want_less(tuning_of):
     space = {RATE: [0.002, 0.005, 0.02, 0.08]}
     tuning = tuning_of(tune={"mean_recurrence": 1, "trials": 4, "space": space})
     study = study_of(tuning)
-    with Engine(MadeUp(loss_of), tuning.search.sweep, tuning.folders, tuning.corpora) as engine:
+    with Engine(MadeUp(loss_of), tuning.space.sweep, tuning.folders, tuning.corpora) as engine:
         tuner = Tuner(study, engine, tuning.folders, Records())
         best = min(tuner.run(), key=lambda trial: trial.loss)
         check = tuner.check(best)
     study.close()
     assert best.values == {RATE: 0.02}
-    at = {verdict.mean: verdict for verdict in check.verdicts}
-    assert at[1].said == "holds: the next best, x0.5, is 0.0500 worse"
-    assert at[3].said == "a lower rate is better by 0.1500 nats at µ = 3"
+    at = {verdict.mean_recurrence: verdict for verdict in check.verdicts}
+    assert at[1].text == "holds: the next best, x0.5, is 0.0500 worse"
+    assert at[3].text == "a lower rate is better by 0.1500 nats at µ = 3"
     assert (at[1].holds, at[3].holds) == (True, False)
     assert check.noise == pytest.approx(0.002 / math.sqrt(2))
     assert (check.pairs, len(check.runs)) == (2, 8)
@@ -597,15 +601,15 @@ def test_nothing_that_finishes_and_a_database_that_goes_away_are_said(tuning_of,
     new_database(tuning.folders.out / "mlflow.db")
     nowhere = MadeUp(lambda spec: None)
     with pytest.raises(ValueError, match="must have a trial that finishes, but of 'small' none did; the last: loss is"):
-        tune(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
+        run_tuning(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
 
     class Away(Study):
         def unfinished(self):
             raise OperationalError("SELECT 1", {}, Exception("postgresql://me:secret@host/db is away"))
 
-    monkeypatch.setattr(tune_pipeline_module, "Study", Away)
+    monkeypatch.setattr(tuning_pipeline, "Study", Away)
     with pytest.raises(ValueError, match=r"must go on answering, but stopped .*nothing is lost") as caught:
-        tune(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
+        run_tuning(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
     assert "secret" not in str(caught.value)
 
 
@@ -618,13 +622,13 @@ def test_axes_of_a_search_at_a_budget(small, folders):
         },
         source="test",
     )  # fmt: skip
-    base, means = grid_base(sweep)
-    (cell,) = plan_sweep(base, simulated_text).cells
-    search = search_for(base, means, cell, simulated_text)
-    assert (search.asked, search.mean, search.means) == (("budget", 2e9), 4, (1, 2, 4, 8))
-    assert search.cell({RATE: 0.1}, mean=8).spec.recurrence.mean == 8
-    assert search.at_edge({RATE: 1e-4}) == [RATE]
-    assert not search.at_edge({RATE: 1e-2})
+    base, means = reduce_to_one_point(sweep)
+    (cell,) = plan_sweep(base, simulated_corpus).cells
+    search = make_search_space(base, means, cell, simulated_corpus)
+    assert (search.size, search.mean_recurrence, search.grid_recurrences) == (("budget", 2e9), 4, (1, 2, 4, 8))
+    assert search.cell({RATE: 0.1}, mean_recurrence=8).spec.recurrence.mean == 8
+    assert search.paths_at_edge({RATE: 1e-4}) == [RATE]
+    assert not search.paths_at_edge({RATE: 1e-2})
     assert "of one step" in search.cell({"batch": 4096})
 
 
@@ -641,7 +645,7 @@ def test_settings_may_be_overridden_by_path(tmp_path):
         load_sweep(str(tmp_path / "d.yaml"))
 
 
-def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database):
+def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database, commands_share_ray):
     """Four trials of real models on a local Ray, and the check."""
     content = {
         **small.model_dump(mode="json", exclude_defaults=True), "tokens": [256], "tune": {"space": SPACE},

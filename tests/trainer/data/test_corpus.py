@@ -239,9 +239,7 @@ def test_a_download_that_fails_is_made_up_for(parquet_folder, tmp_path, monkeypa
     fake = FakeHub(parquet_folder, monkeypatch)
     config = DataConfig(corpus="owner/name", validation_fraction=0.1)
     fake.broken = "b.parquet"
-    with pytest.raises(
-        ValueError, match=r"gave no 'b.parquet' of 'owner/name' \(a reset line\); give the same command"
-    ):
+    with pytest.raises(ValueError, match=r"'b.parquet' of 'owner/name' is not \(a reset line\); rerun the command"):
         prepare_corpus(config, tmp_path)
     fake.broken = None
     fake.fetched.clear()
@@ -257,12 +255,12 @@ def count_builds(log, *, slow=0.0, die_at=None):
             file.write(f"{part.name}\n")
         time.sleep(slow)
 
-        def tell(read, made):
+        def report(read, made):
             progress(read, made)
             if part.name == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return build_part(part, number, *arguments, progress=tell, **options)
+        return build_part(part, number, *arguments, progress=report, **options)
 
     data.build_part = counting
 
@@ -282,7 +280,7 @@ def test_two_processes_that_start_at_once_tokenise_once(parquet_folder, tmp_path
 
 
 def test_a_wait_for_another_process_is_said(parquet_folder, tmp_path):
-    config, told = parquet_config(parquet_folder), []
+    config, reports = parquet_config(parquet_folder), []
     request = CorpusRequest(config, tmp_path)
     code = (
         "import sys, time; from pathlib import Path; from isoloop.trainer.files import sole_owner\n"
@@ -293,14 +291,14 @@ def test_a_wait_for_another_process_is_said(parquet_folder, tmp_path):
     )
     assert other.stdout.readline() == "mine\n"
 
-    def tell(what, done, total):
-        told.append(what)
+    def report(what, done, total):
+        reports.append(what)
         if "waiting" in what:
             other.communicate("go on\n")
 
-    corpus = request.build(tell)
+    corpus = request.build(report)
     assert other.returncode == 0
-    assert told[0] == "another process prepares this corpus; waiting"
+    assert reports[0] == "another process prepares this corpus; waiting"
     assert corpus.facts.train_documents > 200
 
 
@@ -378,18 +376,18 @@ def test_max_tokens_can_not_cut_a_lone_file(tmp_path):
 
 
 def test_progress_is_told_in_bytes_of_input(parquet_folder, tmp_path):
-    told = []
-    prepare_corpus(DataConfig(corpus=str(parquet_folder), **BPE), tmp_path, lambda *what: told.append(what))
+    reports = []
+    prepare_corpus(DataConfig(corpus=str(parquet_folder), **BPE), tmp_path, lambda *what: reports.append(what))
     size = sum(file.stat().st_size for file in parquet_folder.rglob("*.parquet"))
-    steps = [(done, total) for what, done, total in told if what.startswith("tokenis")]
+    steps = [(done, total) for what, done, total in reports if what.startswith("tokenis")]
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert steps[0] == (0, size)
     assert steps[-1] == (size, size)
-    assert {what.split()[0] for what, _, _ in told} == {"training", "tokenising", "tokenised"}
-    told.clear()
+    assert {what.split()[0] for what, _, _ in reports} == {"training", "tokenising", "tokenised"}
+    reports.clear()
     config = parquet_config(parquet_folder, max_tokens=20_000)
-    prepare_corpus(config, tmp_path, lambda *what: told.append(what))
-    totals = [total for what, done, total in told if what == "tokenising a.parquet" and done]
+    prepare_corpus(config, tmp_path, lambda *what: reports.append(what))
+    totals = [total for what, done, total in reports if what == "tokenising a.parquet" and done]
     assert max(totals) < size  # what will be read, not what lies there
 
 

@@ -22,8 +22,8 @@ class Words:
             yield Document(f"row {i}", b"d" + str(i).encode() * (i + 1), "train" if i % 4 else "validation", i + 1)
 
 
-def build(folder, *, count=12, limit=None, told=lambda read, made: None):
-    return build_part(Words(count), 3, ByteTokenizer(), folder, max_train_tokens=limit, progress=told)
+def build(folder, *, count=12, limit=None, progress=lambda read, made: None):
+    return build_part(Words(count), 3, ByteTokenizer(), folder, max_train_tokens=limit, progress=progress)
 
 
 def texts(shard, folder):
@@ -56,7 +56,7 @@ def test_a_part_goes_to_its_splits(tmp_path):
 def test_what_a_part_holds_does_not_depend_on_its_batches(tmp_path, monkeypatch, batch_bytes):
     whole = build(tmp_path)
     files = {split: texts(shard, tmp_path) for split, shard in whole.items()}
-    monkeypatch.setattr(shards, "_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(shards, "_TEXT_BYTES", batch_bytes)
     for limit in (None, 1, 20, 21, 60, 61, 10**6):
         made = build(tmp_path, limit=limit)
         kept = made["train"].documents
@@ -83,7 +83,7 @@ def test_a_part_that_was_not_finished_is_not_there(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, told=killed)
+        build(tmp_path, progress=killed)
     assert read_part(tmp_path, 3) is None
     assert not list(tmp_path.glob("*.bin"))
     assert build(tmp_path) == read_part(tmp_path, 3)
@@ -99,7 +99,7 @@ def test_a_split_is_one_sequence_whatever_its_shards(tmp_path, sizes, monkeypatc
     assert tokens.read(0, 1).dtype == np.int64
     assert tokens.count_windows(10) == 9
     np.testing.assert_array_equal(tokens.windows(np.array([8, 3]), 10), [np.arange(80, 91), np.arange(30, 41)])
-    assert len(tokens._open) <= 2
+    assert tokens._map.cache_info().currsize <= 2
 
 
 def test_wide_tokens(tmp_path):

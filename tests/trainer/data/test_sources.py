@@ -70,7 +70,7 @@ def test_ways_to_name_parquet_files(parquet_folder, monkeypatch):
 def test_a_mixed_folder_must_be_told(tmp_path):
     write_parquet(tmp_path / "x.parquet", ["a"])
     (tmp_path / "README.md").write_text("words")
-    with pytest.raises(ValueError, match="a folder must say which of its files are the corpus"):
+    with pytest.raises(ValueError, match="a folder must hold one kind of text"):
         names(corpus=str(tmp_path))
     assert names(corpus=str(tmp_path), files="*.parquet") == ["x.parquet"]
     assert [document.text for document in read(corpus=str(tmp_path), suffixes=(".md",))[0]] == [b"s", b"word"]
@@ -85,18 +85,18 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
     write_parquet(tmp_path / "long.parquet", ["long " * 400 + str(row) for row in range(40)])
-    asked = []
+    batch_sizes = []
     whole = pq.ParquetFile.iter_batches
 
     def iter_batches(file, batch_size, columns):
-        asked.append(batch_size)
+        batch_sizes.append(batch_size)
         return whole(file, batch_size=batch_size, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    monkeypatch.setattr("isoloop.trainer.data.sources._BYTES_AT_ONCE", 4000)
+    monkeypatch.setattr("isoloop.trainer.data.sources._BATCH_BYTES", 4000)
     (texts,) = read(corpus=str(tmp_path))
     assert len(texts) == 40
-    assert 1 <= asked[0] < 40
+    assert 1 <= batch_sizes[0] < 40
 
 
 def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
@@ -163,7 +163,7 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
     write_parquet(parquet, ["b", "c"])
     text.write_text("after!")
     for part in parts:
-        with pytest.raises(ValueError, match="must stay as they are while it is tokenised"):
+        with pytest.raises(ValueError, match="must not change while it is tokenised"):
             list(part.read())
 
 
@@ -246,7 +246,7 @@ def test_the_hub_that_cannot_be_reached_is_one_error(monkeypatch):
 
 
 def test_the_hubs_answer_is_read(monkeypatch):
-    """The client's own types, as its documentation has them; the network is not asked."""
+    """The client's own types, as its documentation has them; no network is used."""
     import huggingface_hub
     from huggingface_hub.hf_api import DatasetInfo, RepoFile, RepoFolder
 
@@ -256,14 +256,16 @@ def test_the_hubs_answer_is_read(monkeypatch):
         RepoFile(path="data/x.parquet", size=7, oid="b", lfs=lfs),
         RepoFile(path="README.md", size=3, oid="b" * 40),
     ]
-    asked = []
-    info = lambda self, repository, revision: asked.append(revision) or DatasetInfo(id=repository, sha="c" * 40)
+    revisions = []
+    info = lambda self, repository, revision: revisions.append(revision) or DatasetInfo(id=repository, sha="c" * 40)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "list_repo_tree", lambda self, repository, **how: asked.append(how["revision"]) or tree
+        huggingface_hub.HfApi,
+        "list_repo_tree",
+        lambda self, repository, **how: revisions.append(how["revision"]) or tree,
     )
     commit, files = hub.list_files("owner/name", "v1")
-    assert asked == ["v1", commit]
+    assert revisions == ["v1", commit]
     assert [(file.path, file.size, file.digest) for file in files] == [
         ("data/x.parquet", 7, "a" * 64),
         ("README.md", 3, "b" * 40),

@@ -76,7 +76,7 @@ def test_a_very_long_text_is_taken_in_pieces(content, monkeypatch):
     bpe = make_tokenizer("bpe", content, SEPARATOR)
     whole, _ = bpe.encode(documents(text, "the next"))
     monkeypatch.setattr(tokenizer_module, "_PIECE", 400)
-    monkeypatch.setattr(tokenizer_module, "_AT_ONCE", 1000)
+    monkeypatch.setattr(tokenizer_module, "_BATCH", 1000)
     tokens, lengths = bpe.encode(documents(text, "the next"))
     library = tokenizers.Tokenizer.from_str(content)
     first, second = tokens[: lengths[0] - 1].tolist(), tokens[lengths[0] : -1].tolist()
@@ -161,7 +161,7 @@ def a_word_of_letters(parts):
         (lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True), "must be byte-level BPE"),
         (lambda parts: parts.update(pre_tokenizer={"type": "Whitespace"}), "must be byte-level BPE"),
         (whitespace_drops_spaces, "must be byte-level BPE"),
-        (no_byte_for_a, "1 of the 256 bytes are no token of it"),
+        (no_byte_for_a, "it has no token for 1 of the 256 bytes"),
         (a_word_of_letters, "its token 400, '世', is not written in bytes"),
         (lambda parts: parts["model"].update(dropout=0.1), "has dropout"),
         (lambda parts: parts.update(added_tokens=[]), "but 'mine' has no '.*'; it has none"),
@@ -212,13 +212,13 @@ def test_ways_to_name_a_tokenizer(content, tmp_path, monkeypatch):
     file.write_text(content)
     assert content_of(str(file)) == content
     assert content_of("bytes") is None
-    asked = []
-    monkeypatch.setattr(hub, "fetch_file", lambda *what, **how: asked.append((what, how)) or file)
+    requests = []
+    monkeypatch.setattr(hub, "fetch_file", lambda *what, **how: requests.append((what, how)) or file)
     assert content_of("owner/name") == content
-    assert asked == [(("owner/name", "tokenizer.json"), {"kind": "model"})]
+    assert requests == [(("owner/name", "tokenizer.json"), {"kind": "model"})]
     monkeypatch.chdir(tmp_path.parent)
     assert content_of(f"{tmp_path.name}/tokenizer.json") == content  # a path that exists wins
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_the_same_file_elsewhere_is_the_same_request(content, tmp_path):
@@ -234,7 +234,9 @@ def test_no_such_tokenizer(tmp_path, monkeypatch):
         raise hub.HubError("no network")
 
     monkeypatch.setattr(hub, "fetch_file", fails)
-    with pytest.raises(ValueError, match=r"data.tokenizer must be .* but got 'owner/name': .* to give \(no network\)"):
+    with pytest.raises(
+        ValueError, match=r"data.tokenizer must be .* but got 'owner/name': .* of that name \(no network\)"
+    ):
         request_tokenizer(DataConfig(tokenizer="owner/name"))
     with pytest.raises(ValueError, match=r"got 'my/tokenizer\.json': no such file; relative paths start at"):
         request_tokenizer(DataConfig(tokenizer="my/tokenizer.json"))

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.build import MOST_GRAPHS, build_model, compile_blocks
+from isoloop.trainer.model.build import MAX_GRAPHS, build_model, compile_blocks
 
 
 # torch looks at .grad of what it compiles and hides its own warning, too late where warnings are errors.
@@ -38,5 +38,5 @@ def test_the_graphs_are_bounded_and_the_numbers_the_same(injection):
         with torch.no_grad():
             list(compiled.logits(tokens[:, :-1], [1, 4] if config.is_looped else [1], torch.zeros(batch, 8, 16)))
         graphs.append(counters["stats"]["unique_graphs"])
-    assert 3 <= graphs[-1] <= MOST_GRAPHS
+    assert 3 <= graphs[-1] <= MAX_GRAPHS
     assert graphs[-1] == graphs[12]  # all there are, soon

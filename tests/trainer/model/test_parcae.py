@@ -106,7 +106,7 @@ def test_recomputed_loops_change_nothing_but_what_is_kept(model, step, request):
 def test_what_the_last_loop_did_is_told(model, step):
     tokens, targets, h0 = step
     loops = torch.tensor([3, 1, 2, 1, 3])
-    told = model.loss(tokens, targets, loops, 2, h0)
+    step_loss = model.loss(tokens, targets, loops, 2, h0)
     norms, changes = [], []
     with torch.no_grad():
         for i, count in enumerate(loops.tolist()):
@@ -116,8 +116,8 @@ def test_what_the_last_loop_did_is_told(model, step):
                 before, h = h, model._one_loop(h, drive, values)
             norms.append(h.norm(dim=-1))
             changes.append((h - before).norm(dim=-1) / norms[-1])
-    torch.testing.assert_close(told.state_norm, torch.cat(norms).mean())
-    torch.testing.assert_close(told.residual, torch.cat(changes).mean())
+    torch.testing.assert_close(step_loss.state_norm, torch.cat(norms).mean())
+    torch.testing.assert_close(step_loss.residual, torch.cat(changes).mean())
 
 
 @each
@@ -147,15 +147,15 @@ def test_the_fixed_depth_model_is_its_blocks_in_a_row(step):
     tokens, targets, h0 = step
     model = build("fixed depth")
     ones = torch.ones(5, dtype=torch.long)
-    told = model.loss(tokens, targets, ones, 1, h0)
-    assert told.state_norm is told.residual is model.spectral_radius() is None
+    step_loss = model.loss(tokens, targets, ones, 1, h0)
+    assert step_loss.state_norm is step_loss.residual is model.spectral_radius() is None
     x = model.embedding(tokens)
     for layer, block in enumerate((*model.prelude, *model.core, *model.coda)):
         value = model.value_embeddings[str(layer)](tokens) if str(layer) in model.value_embeddings else None
         x = block(x, model.rotary, value)
     expected = F.cross_entropy((model.final_norm(x) @ model.embedding.weight.T).flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(told.nats, expected)
-    with pytest.raises(ValueError, match="has no loop"):
+    torch.testing.assert_close(step_loss.nats, expected)
+    with pytest.raises(ValueError, match="needs a loop"):
         build("fixed depth", recompute_loops=True)
 
 

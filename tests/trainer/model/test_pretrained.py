@@ -135,7 +135,7 @@ def test_nothing_is_unpickled_unsafely(saved, tmp_path):
         ({"injection_type": "gated"}, "must be one of diagonal, concat, addition, none"),
         ({"sampling_scheme": "geometric"}, "sampling_scheme must be one of poisson-truncated-full, fixed"),
         ({"sampling_scheme": ["fixed"]}, "sampling_scheme must be one of poisson-truncated-full, fixed"),
-        ({"injection_type": "this:Zen"}, "only where that is asked for, but .* names .'this:Zen'."),
+        ({"injection_type": "this:Zen"}, "must be allowed before they are imported, but .* names .'this:Zen'."),
         ({"n_embd": 15}, "even multiple of heads"),
     ],
 )
@@ -184,31 +184,31 @@ def test_missing_and_torn_files_are_refused_by_name(saved):
     config = json.loads((saved / "config.json").read_text())
     del config["n_embd"]
     (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="must say 'n_embd'"):
+    with pytest.raises(ValueError, match="must have the key 'n_embd'"):
         load_published(saved)
     (saved / "config.json").unlink()
     with pytest.raises(ValueError, match=r"must hold a readable config\.json"):
         load_published(saved)
-    with pytest.raises(ValueError, match="must be a folder that exists or a hub id"):
+    with pytest.raises(ValueError, match="must be a folder that exists or the OWNER/NAME"):
         load_published(saved / "nowhere" / "at" / "all")
 
 
 def test_a_hub_id_is_fetched(saved, monkeypatch):
-    """The hub can't be reached from a test: what is asked of its client is checked, and what it gives is used."""
-    asked = {}
+    """The hub can't be reached from a test: the call of its client is checked, and its answer is used."""
+    request = {}
 
     def snapshot_download(repo_id, **options):
-        asked.update(options, repo_id=repo_id)
+        request.update(options, repo_id=repo_id)
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     model, _ = load_published("SandyResearch/parcae-140m", revision="abc")
     assert torch.equal(model.embedding.weight, build().embedding.weight)
-    assert (asked["repo_id"], asked["revision"]) == ("SandyResearch/parcae-140m", "abc")
+    assert (request["repo_id"], request["revision"]) == ("SandyResearch/parcae-140m", "abc")
 
     def no_network(repo_id, **options):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    with pytest.raises(ValueError, match=r"no folder here, and the Hugging Face hub gave no model .*no network"):
+    with pytest.raises(ValueError, match=r"is no folder, and Hugging Face provides no model .*no network"):
         load_published("SandyResearch/parcae-140m")

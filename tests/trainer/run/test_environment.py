@@ -44,6 +44,6 @@ def test_code_without_a_repository_can_be_told_its_commit(tmp_path, monkeypatch)
 
 
 def test_versions_host_and_device_are_told():
-    told = environment("cpu")
-    assert told.keys() == {"isoloop", "python", "torch", "numpy", "commit", "host", "device_name"}
-    assert all(told[name] for name in ("isoloop", "python", "torch", "numpy", "host", "device_name"))
+    facts = environment("cpu")
+    assert facts.keys() == {"isoloop", "python", "torch", "numpy", "commit", "host", "device_name"}
+    assert all(facts[name] for name in ("isoloop", "python", "torch", "numpy", "host", "device_name"))

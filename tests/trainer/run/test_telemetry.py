@@ -14,11 +14,11 @@ def test_speed_and_utilisation_are_of_the_loops_that_ran(spec, monkeypatch):
     meter = SpeedMeter(spec, cost, ExecutionConfig(peak_flops=1000.0), processes=2)
     meter.count(4, forward_loops=12, backward_loops=8)
     meter.count(4, forward_loops=20, backward_loops=8)
-    told = meter.read()
+    readings = meter.read()
     tokens = 8 * spec.model.context
-    assert told["tokens_per_second"] == pytest.approx(tokens / 10)
-    assert told["model_flop_utilisation"] == pytest.approx(tokens * (10 + 2 * 4 + 4 * 2) / 10 / 2000)
-    assert told["peak_memory"] > 50e6
+    assert readings["tokens_per_second"] == pytest.approx(tokens / 10)
+    assert readings["model_flop_utilisation"] == pytest.approx(tokens * (10 + 2 * 4 + 4 * 2) / 10 / 2000)
+    assert readings["peak_memory"] > 50e6
     meter.count(4, forward_loops=4, backward_loops=4)  # only what came since
     assert meter.read()["tokens_per_second"] == pytest.approx(4 * spec.model.context / 2)
 
@@ -40,10 +40,12 @@ def test_system_metrics_go_by_mlflows_names_and_are_of_this_process():
     until = time.process_time() + 0.2
     while time.process_time() < until:
         pass
-    told = meter.read()
-    assert told.keys() == {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
-    assert 1 < told["system/cpu_utilization_percentage"] < 55  # one of two threads, on a machine that others use too
-    assert told["system/system_memory_usage_megabytes"] == pytest.approx(resident_memory() / 1e6, rel=0.1)
+    readings = meter.read()
+    assert readings.keys() == {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+    assert (
+        1 < readings["system/cpu_utilization_percentage"] < 55
+    )  # one of two threads, on a machine that others use too
+    assert readings["system/system_memory_usage_megabytes"] == pytest.approx(resident_memory() / 1e6, rel=0.1)
     assert 50e6 < resident_memory() <= 1.01 * peak_memory("cpu")
     meter.wall, meter.busy = time.monotonic() - 10, time.process_time()  # ten idle seconds
     assert meter.read()["system/cpu_utilization_percentage"] < 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from isoloop.fitting import fit_sweep, simulate_table
-from isoloop.sweeps.cli.figure import figure
+from isoloop.sweeps.cli.figures import figure
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_named_figures_go_into_a_folder(out, tmp_path):
     ("arguments", "said"),
     [
         ({"target": "small", "names": ["isoflop"], "to": Path("a.svg")}, "a figure must be one of isoflop_curves"),
-        ({"target": "small", "names": ["isoflop_curves"]}, "a figure needs a place, but there is no --to"),
-        ({"target": "small", "to": Path("a.svg")}, "a file holds one figure, but got no figure's name for a.svg"),
+        ({"target": "small", "names": ["isoflop_curves"]}, "a figure must have a place, but there is no --to"),
+        ({"target": "small", "to": Path("a.svg")}, "a file must hold one figure, but got no figure's name for a.svg"),
         ({"target": "small", "names": ["power_laws"] * 2, "to": Path("a.svg")}, "but got 2 figures for a.svg"),
         ({"target": "small", "names": ["power_laws"], "to": Path("a.jpg")}, "must end in .png, .svg, .pdf"),
         (

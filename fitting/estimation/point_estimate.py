@@ -1,0 +1,218 @@
+"""The best fit of one law to one table, from starts found by variable projection on a grid of exponents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from isoloop.fitting.estimation.levenberg_marquardt import Minima, Problem, minimise, minimise_with_restart
+from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.laws.base import Data, Law
+
+_STARTS = 10
+_FIRST_STEPS = 10
+_CANDIDATES, _CANDIDATES_OF_LARGE_LAWS = 5, 10
+"""Searches that are continued to convergence: more for a law of more than 5 parameters, which has more minima."""
+_FEW_PARAMETERS = 5
+_SAME_POINT = 1e-2
+"""Relative difference of all parameters below which two searches are taken to go to the same minimum."""
+_NEGLIGIBLE_SHARE = 1e-9
+"""An amplitude whose term is below this share of the loss is set to zero, its lower bound."""
+_SMALLEST_START = 1e-6
+"""Share of the loss at which an amplitude starts whose steps are in its logarithm."""
+_DEPENDENT = 1e-6
+"""Smallest singular value of the normalised slopes below which the parameters are called degenerate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointEstimate:
+    """The best fit of one law: `parameters` (p,) and the `residuals` (rows,) of its objective.
+
+    `degenerate` says that some parameters trade off so closely that the losses do not tell them apart.
+    """
+
+    law: Law
+    parameters: np.ndarray
+    residuals: np.ndarray
+    objective: float
+    objective_kind: Objective
+    converged: bool
+    degenerate: bool
+    at_bounds: tuple[str, ...]
+
+
+def point_estimate(
+    law: Law, data: Data, objective: Objective = HUBER, *, weights: np.ndarray | None = None
+) -> PointEstimate:
+    """Fit `law` to the rows of `data` (columns of shape (rows,), loss in nats per token), without intervals.
+
+    Each row counts `weights` (rows,) times. A parameter at its bound is listed in `at_bounds`. Raises ValueError if a
+    column is missing or constant, a value isn't positive and finite, or there are fewer rows than parameters + 1.
+    """
+    columns = checked_columns(law, data)
+    counts = _checked_weights(weights, len(columns["loss"]))
+    problem = Problem.of(law, columns, objective, weights=counts[None])
+    # A few steps from each start; the best distinct ends, and the fits of simpler laws, to convergence.
+    begun = starts(problem)
+    first = minimise(_repeated(problem, len(begun)), begun, steps=_FIRST_STEPS)
+    simpler = law.simpler(
+        {**problem.data, "loss": columns["loss"]},
+        lambda law, data: point_estimate(law, data, objective, weights=counts).parameters,
+    )
+    count = _CANDIDATES if len(law.parameters) <= _FEW_PARAMETERS else _CANDIDATES_OF_LARGE_LAWS
+    candidates = np.concatenate([_distinct(first, count), *(parameters[None] for parameters in simpler)])
+    minima = minimise_with_restart(_repeated(problem, len(candidates)), candidates)
+    # The lowest minimum.
+    best = int(np.argmin(minima.objectives))
+    parameters = _without_negligible_terms(problem, minima.parameters[best])
+    residuals = objective.residuals(columns["loss"], law.loss(parameters, problem.data))
+    return PointEstimate(
+        law=law,
+        parameters=problem.unscaled(parameters),
+        residuals=residuals,
+        objective=float(objective.value(residuals, counts)),
+        objective_kind=objective,
+        converged=bool(minima.converged[best]),
+        degenerate=_degenerate(problem, parameters),
+        at_bounds=_at_bounds(law, parameters),
+    )
+
+
+def _distinct(minima: Minima, count: int) -> np.ndarray:
+    """Return the `count` points (count, p) of least objective that are not the same point twice."""
+    kept: list[int] = []
+    for candidate in np.argsort(minima.objectives, kind="stable"):
+        point, others = minima.parameters[candidate], minima.parameters[kept]
+        same = np.abs(others - point) <= _SAME_POINT * (np.abs(others) + np.abs(point))
+        if not same.all(axis=1).any():
+            kept.append(int(candidate))
+        if len(kept) == count:
+            break
+    return minima.parameters[kept]
+
+
+def starts(problem: Problem) -> np.ndarray:
+    """Return scaled parameters (starts, p): the best points of the law's grid for the first fit, with amplitudes.
+
+    Amplitudes are those of non-negative least squares at the grid's nonlinear parameters. The best point with each
+    pattern of zero amplitudes is among the starts.
+    """
+    law, data = problem.law, problem.data
+    grid = law.start_grid()
+    assert problem.weights is not None
+    root = np.sqrt(problem.weights[0])
+    basis = law.basis(grid, data) * (root / problem.losses)[:, None]
+    target = root * (1 - law.offset(data) / problem.losses)
+    candidates = np.concatenate([_non_negative_least_squares(basis, target), grid], axis=1)
+    for place in np.flatnonzero([parameter.logarithmic for parameter in law.parameters]):
+        candidates[:, place] = np.maximum(candidates[:, place], _SMALLEST_START * problem.losses.mean())
+    with np.errstate(all="ignore"):  # where every amplitude is zero, or a law leaves its domain
+        values = _repeated(problem, len(candidates)).objectives(candidates)
+    order = np.argsort(np.where(np.isnan(values), np.inf, values), kind="stable")
+    _, first_of_pattern = np.unique(candidates[order, : law.linear_count] > 0, axis=0, return_index=True)
+    chosen = np.unique(np.concatenate([np.arange(min(_STARTS, len(order))), first_of_pattern]))
+    return candidates[order[chosen]]
+
+
+def _repeated(problem: Problem, count: int) -> Problem:
+    """Return the first fit of the problem, `count` times."""
+    assert problem.weights is not None
+    return replace(problem, weights=np.broadcast_to(problem.weights[0], (count, problem.weights.shape[1])))
+
+
+def _without_negligible_terms(problem: Problem, parameters: np.ndarray) -> np.ndarray:
+    """Return parameters (p,) with the amplitudes of negligible terms set to exactly zero."""
+    k = problem.law.linear_count
+    terms = parameters[:k] * np.abs(problem.law.basis(parameters[None, k:], problem.data)[0]).max(axis=0)
+    kept = np.where(terms < _NEGLIGIBLE_SHARE * problem.losses.mean(), 0.0, parameters[:k])
+    return np.concatenate([kept, parameters[k:]])
+
+
+def _checked_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
+    if weights is None:
+        return np.ones(rows)
+    counts = np.asarray(weights, dtype=float)
+    if counts.shape != (rows,) or not (np.isfinite(counts) & (counts >= 0)).all() or not counts.any():
+        raise ValueError(f"weights must be {rows} finite numbers of 0 or more, not all 0, but got {counts}")
+    return counts
+
+
+def _degenerate(problem: Problem, parameters: np.ndarray) -> bool:
+    """Return True if the slopes by the parameters (p,) that are not zero are nearly linearly dependent."""
+    assert problem.weights is not None
+    counted = problem.weights[0] > 0
+    slopes = problem.law.loss_and_gradient(parameters, {name: of[counted] for name, of in problem.data.items()})[1]
+    # The exponent of a term of zero has no slope; the amplitude at its bound already says so.
+    zero = np.zeros(len(parameters), dtype=bool)
+    zero[: problem.law.linear_count] = parameters[: problem.law.linear_count] == 0
+    if zero.any():
+        slopes = slopes[:, ~zero & (np.linalg.norm(slopes, axis=0) > 0)]
+    lengths = np.linalg.norm(slopes, axis=0)
+    if not len(lengths):  # every term is zero
+        return False
+    if (lengths == 0).any() or len(slopes) < len(lengths):
+        return True
+    return bool(np.linalg.svd(slopes / lengths, compute_uv=False)[-1] < _DEPENDENT)
+
+
+def checked_columns(law: Law, data: Data) -> dict[str, np.ndarray]:
+    """Return the columns that a fit of `law` reads. Raises ValueError as `point_estimate` does."""
+    missing = [name for name in (*law.columns, "loss") if name not in data]
+    if missing:
+        raise ValueError(
+            f"the {law.name} law reads {', '.join(law.columns)} and loss, but {', '.join(missing)} is missing; add it"
+        )
+    columns = {name: np.asarray(data[name], dtype=float) for name in (*law.columns, "loss")}
+    rows, needed = len(columns["loss"]), len(law.parameters) + 1
+    if rows < needed:
+        raise ValueError(
+            f"the {law.name} law has {len(law.parameters)} parameters and needs at least {needed} rows, but got "
+            f"{rows}; add runs to the sweep"
+        )
+    for name, values in columns.items():
+        positive = values >= 0 if name in law.may_be_zero else values > 0
+        invalid = np.flatnonzero(~(positive & np.isfinite(values)))
+        if len(invalid):
+            raise ValueError(
+                f"`{name}` must be positive and finite, but row {invalid[0]} has {values[invalid[0]]}; drop that row"
+            )
+        if name in (*law.varying, "loss") and np.ptp(values) <= 1e-9 * values.max():
+            raise ValueError(
+                f"the {law.name} law needs `{name}` to vary, but all {rows} rows have {values[0]:g}; "
+                "add runs with other values"
+            )
+    return columns
+
+
+def _non_negative_least_squares(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the non-negative least-squares fits of `target` (rows,): basis (batch, rows, k) to (batch, k).
+
+    They are exact, by trying every subset of the few columns that a law has.
+    """
+    batch, _, k = basis.shape
+    norms = np.linalg.norm(basis, axis=1)
+    unit = basis / norms[:, None, :]
+    gram, projection = np.matmul(unit.transpose(0, 2, 1), unit), np.matmul(target, unit)
+    total = float(target @ target)
+    best, misfit = np.zeros((batch, k)), np.full(batch, total)
+    for chosen in (list(subset) for size in range(1, k + 1) for subset in combinations(range(k), size)):
+        normal = gram[:, chosen][:, :, chosen] + 1e-13 * np.eye(len(chosen))
+        solution = np.linalg.solve(normal, projection[:, chosen][..., None])[..., 0]
+        residual = total - np.einsum("bk,bk->b", solution, projection[:, chosen])
+        better = (solution >= 0).all(axis=1) & (residual < misfit)
+        misfit = np.where(better, residual, misfit)
+        candidate = np.zeros((batch, k))
+        candidate[:, chosen] = solution
+        best = np.where(better[:, None], candidate, best)
+    return best / norms
+
+
+def _at_bounds(law: Law, parameters: np.ndarray) -> tuple[str, ...]:
+    names = []
+    for parameter, value in zip(law.parameters, parameters, strict=True):
+        span = 1e-6 * (parameter.upper - parameter.lower if np.isfinite(parameter.upper) else 0.0)
+        if value <= parameter.lower + span or value >= parameter.upper - span:
+            names.append(parameter.name)
+    return tuple(names)

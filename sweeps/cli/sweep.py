@@ -1,0 +1,251 @@
+"""The commands that plan, run and record a sweep: from `isoloop presets` to `isoloop export`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isoloop.sweeps.cli.console import describe_corpus, new_console, print_results, print_status, progress_bar
+from isoloop.sweeps.cli.options import (
+    DEFAULT_LAW,
+    DEFAULT_OUT,
+    DEFAULT_REFITS,
+    INTERRUPTED,
+    RUNS_FAILED,
+    Address,
+    LawOption,
+    Out,
+    Refits,
+    RunTarget,
+    Set,
+    StorageUri,
+    Sweep,
+    TrackingUri,
+    command_line,
+    load_config,
+)
+from isoloop.sweeps.paths import folders_of
+
+if TYPE_CHECKING:
+    from isoloop.sweeps.config.schema import SweepConfig
+    from isoloop.sweeps.paths import Folders
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this preset's YAML, as a start for your own.")] = None,
+) -> None:
+    """List the sweeps that come with isoloop, or print one."""
+    from isoloop.sweeps.config import loading
+
+    print("\n".join(loading.preset_names()) if name is None else loading.preset_text(name).rstrip())
+
+
+def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006
+    """Tokenise the text of a sweep, once for all its runs, and describe it. Rerun it to go on."""
+    from isoloop.trainer.data.corpus import CorpusRequest
+
+    config, folders = load_config(sweep, out, override)
+    if config.simulation is not None:
+        raise ValueError(
+            f"a sweep must train to have a corpus, but '{config.name}' draws its losses from a law; name another sweep"
+        )
+    console = new_console()
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        request = CorpusRequest(config.data, folders.corpora, progress.update)
+        existing = request.find()
+        corpus = existing or request.build(progress.update)
+    console.print(describe_corpus(corpus, context=config.model.context, is_new=existing is None))
+    corpus.check(config.model.context, config.model.vocabulary)
+
+
+def plan(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006  typer copies defaults
+    every_run: Annotated[bool, typer.Option("--all", help="Show a row for each run, however many there are.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Write a row for each run to this .csv file.")] = None,
+) -> None:
+    """Show the runs of a sweep and what they will cost. Nothing is started."""
+    from isoloop.sweeps.execution.engine import finished_results
+    from isoloop.sweeps.pipeline import prepare
+    from isoloop.sweeps.plan.summary import plan_rows, print_plan
+
+    config, folders = load_config(sweep, out, override)
+    with progress_bar(new_console(), in_bytes=True, transient=True) as progress:
+        planned = prepare(config, folders, progress).plan
+    print_plan(new_console(), planned, finished_results(planned.cells, folders), every_run=every_run)
+    if to is not None:
+        import pandas as pd
+
+        pd.DataFrame(plan_rows(planned)).to_csv(to, index=False)
+
+
+def tune(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of runs with different settings, in all.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    storage_url: Annotated[
+        str | None, typer.Option(help="Database of the trials; by default an sqlite file in --out.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Try half and twice the best learning rates at the least and the most recurrence.")
+    ] = True,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    storage: StorageUri = None,
+) -> None:
+    """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
+    from isoloop.sweeps.tuning.pipeline import count_trials, prepare_tuning, run_tuning
+
+    # Prepare.
+    stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
+    options = {**stores, "tune.trials": trials, "tune.parallel": parallel}
+    config, folders = load_config(sweep, out, override, options)
+    console = new_console()
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        tuning = prepare_tuning(config, folders, progress)
+    space, trial_count = tuning.space, config.tune.trials
+    size, amount = space.size
+    console.print(
+        f"{config.name}: {trial_count} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
+        f"{tuning.folders.sweep}"
+    )
+    for line in space.describe():
+        console.print(f"  {line}", markup=False)
+
+    # Run.
+    try:
+        with progress_bar(console) as progress:
+            result = run_tuning(tuning, sweep, command=command_line(), check=check, address=address, progress=progress)
+    except KeyboardInterrupt:
+        done, saved = count_trials(tuning)
+        console.print(
+            f"Stopped: {done} of {trial_count} trials are done, and {saved} saved their state. Rerun it to go on."
+        )
+        sys.exit(INTERRUPTED)
+    console.print()
+    for line in [*result.summary(), "", *result.advice(tuning.folders)]:
+        console.print(line, markup=False)
+
+
+def run(
+    sweep: Sweep,
+    out: Out = DEFAULT_OUT,
+    override: Set = [],  # noqa: B006
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    storage: StorageUri = None,
+    draws: Refits = DEFAULT_REFITS,
+) -> None:
+    """Train, record, fit and report a sweep. Runs that are done stay; rerun it to go on."""
+    from isoloop.sweeps.analysis import fit_and_report, store_stability
+    from isoloop.sweeps.pipeline import prepare, train_sweep
+    from isoloop.sweeps.stability.study import is_study
+
+    # Prepare.
+    config, folders = load_config(sweep, out, override, {"tracking.uri": tracking_uri, "storage": storage})
+    console = new_console()
+    with progress_bar(console, in_bytes=True, transient=True) as progress:
+        prepared = prepare(config, folders, progress)
+    cells = prepared.plan.cells
+    console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+
+    # Train and record.
+    try:
+        with progress_bar(console) as progress:
+            trained = train_sweep(prepared, folders, address=address, progress=progress)
+    except KeyboardInterrupt:
+        from isoloop.sweeps.execution.engine import count_saved_runs, finished_results
+
+        done, saved = len(finished_results(cells, folders)), count_saved_runs(prepared.plan, folders)
+        console.print(
+            f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Rerun it to go on."
+        )
+        sys.exit(INTERRUPTED)
+
+    # Fit and report.
+    with progress_bar(console, prefix="fitting ", transient=True) as progress:
+        results = fit_and_report(config, folders, trained.table, command=command_line(), draws=draws, progress=progress)
+    print_results(console, results)
+    if is_study(config):
+        print("\n" + store_stability(config, folders, trained.table).summary(), end="")
+    console.print(
+        f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
+    )
+    problem = trained.store.save_files(trained.parent, folders.sweep)
+    if problem:
+        print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
+    for run_id, reason in trained.failed.items():
+        print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
+    if trained.failed:
+        sys.exit(RUNS_FAILED)
+
+
+def status(
+    target: RunTarget,
+    out: Out = DEFAULT_OUT,
+    every_run: Annotated[bool, typer.Option("--all", help="Show finished and waiting runs, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show the progress of a sweep, also from another terminal."""
+    from isoloop.sweeps.execution.status import read_status
+
+    state = read_status(folders_of(target, out))
+    if as_json:
+        print(state.to_json())
+    else:
+        print_status(new_console(), state, every_run=every_run)
+
+
+def report(
+    target: RunTarget, out: Out = DEFAULT_OUT, law: LawOption = DEFAULT_LAW, draws: Refits = DEFAULT_REFITS
+) -> None:
+    """Fit a sweep's run table again and rewrite its report."""
+    from isoloop.fitting import read_table
+    from isoloop.sweeps.analysis import fit_and_report, store_stability
+    from isoloop.sweeps.stability.study import is_study
+
+    folders = folders_of(target, out)
+    table = read_table(folders.table)
+    config, _ = load_config(str(folders.config), out)
+    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+        results = fit_and_report(
+            config, folders, table, command=command_line(), law=law, draws=draws, progress=progress
+        )
+    if is_study(config):
+        store_stability(config, folders, table)
+    print(results.report)
+
+
+def export(
+    target: Annotated[str | None, typer.Argument(help="Name of a recorded sweep; none with --map.")] = None,
+    to: Annotated[Path, typer.Option("--to", help="File of the run table, .csv or .parquet.")] = Path("runs.csv"),
+    mapping: Annotated[
+        Path | None, typer.Option("--map", help="A YAML file that maps runs logged by other tools.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
+    out: Out = DEFAULT_OUT,
+) -> None:
+    """Write a run table from MLflow. With --map, it is of runs that other tools logged."""
+    from isoloop.sweeps.tracking.export import export_mapped, export_sweep
+
+    if (target is None) == (mapping is None):
+        got = "neither" if target is None else "both"
+        raise ValueError(f"one of a sweep's name and --map must be given, but got {got}; keep one")
+    if mapping is not None:
+        table = export_mapped(mapping, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    else:
+        table = export_sweep(str(target), to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in table["status"].value_counts().items())
+    print(f"{len(table)} runs ({counts}) in {to}")
+
+
+def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:
+    """Return where MLflow has the sweep: the tracking URI, or the command that shows the sqlite file."""
+    if config.tracking.uri is not None:
+        return str(config.tracking.uri)
+    return f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri {folders.default_tracking_uri()}"
