@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.language_model import LanguageModel, Transformer, run_blocks
+from isoloop.trainer.model.language_model import LanguageModel, run_blocks
 from isoloop.trainer.model.layers import Rotary
 from isoloop.trainer.model.parcae import Parcae
+from isoloop.trainer.model.transformer import Transformer
 
 MAX_GRAPHS = 16
 

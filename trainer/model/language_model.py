@@ -1,15 +1,14 @@
-"""Language models without a loop: the base class of all models, and the fixed-depth Transformer."""
+"""The base class of the looped and the fixed-depth model: tables, blocks, final norm, tied head."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.layers import Block, RMSNorm, Rotary, make_block
 
 
@@ -113,35 +112,3 @@ def run_blocks(blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, val
     for layer, block in enumerate(blocks, start=first):
         x = block(x, rotary, values.get(layer))
     return x
-
-
-@final
-class Transformer(LanguageModel):
-    """The fixed-depth baseline: prelude, core and coda once each, without injection, prelude norm, W_C or h_0."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        assert not config.is_looped, "a looped model is a Parcae"
-        super().__init__(config)
-
-    def _initialise_own(self, std: float, generator: torch.Generator) -> None:
-        """Draw nothing: there are only tables and blocks."""
-
-    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
-        """Compute the loss of one training step."""
-        assert (loops == 1).all(), "each block runs once"
-        return StepLoss(mean_cross_entropy(self._states(tokens), self.embedding.weight, targets), None, None)
-
-    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (1, normed final states [batch, tokens, width])."""
-        assert set(recurrences) == {1}, "each block runs once"
-        yield 1, self._states(tokens)
-
-    def spectral_radius(self) -> None:
-        """Return None: there is no loop."""
-
-    def _states(self, tokens: Tensor) -> Tensor:
-        x, values = self.embedding(tokens), self._value_embeddings(tokens)
-        core = self.config.core
-        for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
-            x = self.run_blocks(blocks, first, x, self.rotary, values)
-        return self.final_norm(x)
