@@ -1,0 +1,43 @@
+"""The fixed-depth Transformer, the baseline: the same blocks as the looped model's, each run once."""
+
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.head import mean_cross_entropy
+from isoloop.trainer.model.language_model import LanguageModel, StepLoss
+
+
+@final
+class Transformer(LanguageModel):
+    """The fixed-depth baseline: prelude, core and coda once each, without injection, prelude norm, W_C or h_0."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert not config.is_looped, "a looped model is a Parcae"
+        super().__init__(config)
+
+    def _initialise_own(self, std: float, generator: torch.Generator) -> None:
+        """Draw nothing: there are only tables and blocks."""
+
+    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+        """Compute the loss of one training step."""
+        assert (loops == 1).all(), "each block runs once"
+        return StepLoss(mean_cross_entropy(self._states(tokens), self.embedding.weight, targets), None, None)
+
+    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (1, normed final states [batch, tokens, width])."""
+        assert set(recurrences) == {1}, "each block runs once"
+        yield 1, self._states(tokens)
+
+    def spectral_radius(self) -> None:
+        """Return None: there is no loop."""
+
+    def _states(self, tokens: Tensor) -> Tensor:
+        x, values = self.embedding(tokens), self._value_embeddings(tokens)
+        core = self.config.core
+        for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
+            x = self.run_blocks(blocks, first, x, self.rotary, values)
+        return self.final_norm(x)
