@@ -129,7 +129,7 @@ class SweepFit:
             textwrap.fill(caveat, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ")
             for caveat in self.caveats
         ]
-        parts.append("\n".join(["What to doubt", *caveats]))
+        parts.append("\n".join(["Caveats", *caveats]))
         return "\n\n".join(parts) + "\n"
 
     def _not_fitted(self, title: str, name: str) -> str:

@@ -84,7 +84,7 @@ class SweepComparison:
             parts.append("\n".join(["Not compared", *_missing_lines(self.missing_sections)]))
         for title, sentences in (
             ("Which is better at equal FLOPs", self.verdicts or ["These sweeps can't tell."]),
-            ("What to doubt", self.caveats),
+            ("Caveats", self.caveats),
         ):
             parts.append("\n".join([title, *(_wrap(sentence, "  - ") for sentence in sentences)]))
         return "\n\n".join(parts) + "\n"

@@ -105,7 +105,7 @@ class Choice:
         for cross_validation in self.cross_validations:
             lines += ["", cross_validation.report()]
         if self.caveats:
-            lines += ["", "What to doubt", *(f"  - {caveat}" for caveat in self.caveats)]
+            lines += ["", "Caveats", *(f"  - {caveat}" for caveat in self.caveats)]
         return "\n".join(lines) + "\n"
 
 

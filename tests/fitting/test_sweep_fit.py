@@ -54,7 +54,7 @@ def test_the_report_holds_every_number(published):
         "D*  ~ C^0.",
         "E + X N(mu)^-x",
         "left out: the minimum is at the grid's edge",
-        "What to doubt",
+        "Caveats",
     ):
         assert words in text
     for parameter in published.training.parameters:

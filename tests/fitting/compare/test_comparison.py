@@ -278,7 +278,7 @@ def test_two_fits_alone_can_be_compared(one, other):
 def test_the_report_and_json_hold_every_number(one, other):
     found = compare_sweeps(one, other)
     text = found.report()
-    for words in ("A  one: 25 runs", "isoFLOP power laws", "Training law", "Which is better", "What to doubt", " *"):
+    for words in ("A  one: 25 runs", "isoFLOP power laws", "Training law", "Which is better", "Caveats", " *"):
         assert words in text
     content = json.loads(found.to_json())
     assert content["format"] == "isoloop-comparison/2"
