@@ -1,1 +1,1 @@
-"""What to run, and running it: config, grid, Ray, MLflow, report and the command line."""
+"""Sweeps of runs: configuration, plan, training on Ray, tracking in MLflow, tuning, reports and the command line."""
