@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.messages import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,11 +20,11 @@ from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.tuning import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.execution.worker import AttemptEnd
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
-from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.storage.run_store import STOP_FILE
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
