@@ -56,7 +56,7 @@ def main() -> None:
         print(f"isoloop: {redacted(str(error))}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except OSError as error:
-        message = f"files must be readable and writable, but {redacted(str(error))}; nothing done is lost"
+        message = f"reading or writing failed: {redacted(str(error))}; what is saved is kept, so fix this and rerun the command"
         print(f"isoloop: {message}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ def classify_error(error: BaseException) -> Failure:
         )
         return Failure(reason=f"{message}; {advice}", retryable=False)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        advice = "the disk is full: make room and rerun the command; what was saved is kept"
+        advice = "the disk is full: make room; the run is tried again, and after its last try rerun the command"
         return Failure(reason=f"{message}; {advice}", retryable=True)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         advice = "every worker must be able to read the corpus and write to --out"
@@ -56,5 +56,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def hang_reason(seconds: float) -> str:
     """Return why a run that made no step for so many seconds was killed."""
     return (
-        f"no step for {seconds:.0f} s (resources.hang_seconds), so it was killed; it resumes from its last checkpoint"
+        f"no step for {seconds:.0f} s (resources.hang_seconds), so it was killed; if its steps take that long, raise it"
     )
