@@ -39,14 +39,14 @@ def _power_law_sentences(fit: SweepFit) -> list[str]:
     sentences = [
         f"By the minima of the isoFLOP curves, the best mean recurrence grows as C^{_exponent(mean)} and the best "
         f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting).",
-        f"At {flops:.3g} FLOPs, {HEADLINE_MULTIPLE:g} times the largest fitted compute, this gives a mean recurrence of "
-        f"{_spanned(mean.at(flops), span)} and {_spanned(best, ends)} tokens.",
+        f"At {flops:.3g} FLOPs, {HEADLINE_MULTIPLE:g} times the largest fitted compute, this gives a mean recurrence "
+        f"of {_spanned(mean.at(flops), span)} and {_spanned(best, ends)} tokens.",
     ]
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
         sentences.append(
-            f"Corrected for the bias of parabolas on skewed curves, as the {bias.law} law predicts it, the exponents are "
-            f"{_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
+            f"Corrected for the bias of parabolas on skewed curves, as the {bias.law} law predicts it, the exponents "
+            f"are {_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
         )
     return sentences
 
