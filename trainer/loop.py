@@ -93,6 +93,7 @@ def _run_training(
     should_stop: Callable[[], bool],
     heartbeat: Callable[[], None],
 ) -> RunResult | None:
+    """Train the run from its newest checkpoint to its result; return None if it was asked to stop."""
     # Set-up: validation text, model, optimizers, journal
     torch.set_num_threads(execution.cpu_threads)
     if ranks.is_first:

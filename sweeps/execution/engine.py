@@ -297,7 +297,7 @@ class Engine:
         reason = end.reason or "ended without a result"
         if run.killed_as_hung:
             limit = f"no step for {resources.hang_seconds:.0f} s (resources.hang_seconds)"
-            reason = f"{limit}, so it was killed; it resumes from its last checkpoint"
+            reason = f"{limit}, so it was killed; if its steps take that long, raise it"
         run.step = self._latest_step(run)
         further = run.step > run.step_at_start
         run.attempts = 1 if further else run.attempts + 1

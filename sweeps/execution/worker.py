@@ -272,7 +272,7 @@ def classify_error(error: BaseException) -> Failure:
         )
         return Failure(reason=f"{message}; {advice}", retryable=False)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        advice = "the disk is full: make room and rerun the command; what was saved is kept"
+        advice = "the disk is full: make room; the run is tried again, and after its last try rerun the command"
         return Failure(reason=f"{message}; {advice}", retryable=True)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         advice = "every worker must be able to read the corpus and write to --out"

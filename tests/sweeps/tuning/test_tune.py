@@ -393,7 +393,7 @@ def test_the_space_is_the_sweeps_own_by_default(tuning_of, small):
         ({"space": {RATE: {"low": 0.1, "high": 1, "step": 0.4}}}, "must be whole steps wide"),
         ({"space": {RATE: [0.1, 0.1]}}, "values must be distinct"),
         ({"space": {RATE: {"low": 0, "high": 1}}}, "learning_rate"),
-        ({"space": {"batch": {"low": 2, "high": 4096}}}, "both ends of a range must be runs, but batch = 4096"),
+        ({"space": {"batch": {"low": 2, "high": 4096}}}, "both ends of a range must give a run, but batch = 4096"),
         ({"space": {"batch": [4096]}}, "must have one that can be run"),
         ({"validations": 0, "pruner": "median"}, "pruning requires evaluations"),
         ({"prune_form": 0.5}, "did you mean 'prune_from'"),
