@@ -39,6 +39,11 @@ class HeldOut:
     errors: tuple[HeldOutError, ...]
     rows: tuple[HeldOutRow, ...]
 
+    @property
+    def quantity(self) -> str:
+        """The quantity in `column`, in words."""
+        return "token count" if self.column == "tokens" else self.column
+
 
 @dataclass(frozen=True, kw_only=True)
 class FittedRange:
@@ -256,7 +261,7 @@ def _test_time_text(fits: tuple[LawFit, ...]) -> str:
 
 def _held_out_text(held: HeldOut, training: str | None) -> str:
     runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
-    lines = [f"Held out: {runs} at the largest {held.column}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
+    lines = [f"Held out: {runs} at the largest {held.quantity}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
     for error in held.errors:
         covered = "" if error.coverage is None else f"; {error.coverage:.0%} inside their 95% intervals"
         lines.append(

@@ -100,7 +100,7 @@ def _check_law(name: str, table: pd.DataFrame) -> None:
     if name in _TEST_TIME_LAWS or "tokens" not in law.columns:
         raise ValueError(
             f"the law of a sweep must give the loss after training from tokens and more, but got {name!r}; "
-            "the laws of test-time loops are fitted in any case"
+            "choose a law such as training; the laws of test-time loops are fitted anyway"
         )
     missing = [column for column in law.columns if column not in law_data(table)]
     if missing:

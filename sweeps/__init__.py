@@ -1,1 +1,1 @@
-"""What to run, and running it: config, grid, Ray, MLflow, report and the command line."""
+"""Sweeps: configuration, plan, execution on Ray, tracking in MLflow, report and the command line."""

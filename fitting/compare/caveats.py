@@ -115,7 +115,7 @@ def _ranges(a: ComparedSweep, b: ComparedSweep, optima_flops: Sequence[float]) -
 def _fits(a: SweepFit, b: SweepFit) -> list[str]:
     """Return caveats about two fits that differ in more than their losses."""
     caveats = [
-        f"Fit {side} leaves out the largest {fit.held_out.column}, {fit.held_out.value:.3g}."
+        f"Fit {side} leaves out the largest {fit.held_out.quantity}, {fit.held_out.value:.3g}."
         for side, fit in (("A", a), ("B", b))
         if fit.held_out is not None
     ]
