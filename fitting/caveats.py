@@ -60,8 +60,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     # What was held out, and what lies beyond
     if fit.held_out is not None:
         caveats.append(
-            f"The largest {fit.held_out.column} ({fit.held_out.value:.4g}, {fit.held_out.times_beyond:.1f}x beyond the "
-            f"rest, {fit.held_out.runs} {'run' if fit.held_out.runs == 1 else 'runs'}) was held out of every fit."
+            f"The largest {fit.held_out.quantity} ({fit.held_out.value:.4g}, {fit.held_out.times_beyond:.1f}x beyond "
+            f"the rest, {fit.held_out.runs} {'run' if fit.held_out.runs == 1 else 'runs'}) was held out of every fit."
         )
         caveats += [
             f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."

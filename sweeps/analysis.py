@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders, SweepResults
-from isoloop.sweeps.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd

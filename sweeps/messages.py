@@ -1,13 +1,14 @@
-"""Messages for people: errors in one line, and rows of text in aligned columns."""
+"""Messages for people: errors in one line, rows of text in aligned columns, and the progress of long work."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.privacy import redacted
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def first_line(error: BaseException) -> str:
@@ -16,7 +17,7 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def broken_rules(error: ValidationError) -> str:
+def broken_rules(error: "ValidationError") -> str:
     """Return the rules that a value breaks, in one line."""
     return "; ".join(broken_rule(problem) for problem in error.errors())
 
@@ -65,3 +66,16 @@ def translate_errors(
         if redacted(str(error)) != str(error):  # a traceback would show the cause and its secret
             raise translated from None
         raise translated from error
+
+
+class Progress:
+    """A watcher of long work. This one shows nothing; the command line shows a bar.
+
+    The trainer and the fits, which import nothing of the sweeps, take the method `update` as a plain function.
+    """
+
+    def update(self, label: str, done: float, total: float) -> None:
+        """Report that `done` of `total` (0 if unknown) is done; a label with a new first word begins a new stage."""
+
+    def event(self, line: str) -> None:
+        """Report in one line that something has happened."""

@@ -92,9 +92,7 @@ def _load_all_groups(target: str, out: Path) -> Runs:
         return Runs(name=folders.name, table=read_table(folders.table), sweep=_configuration(folders.config))
     if sweep is not None and sweep.simulation is not None:
         return Runs(name=sweep.name, table=simulated_table(sweep), sweep=sweep)
-    return Runs(
-        name=folders.name, table=read_table(folders_of(target, out).table), sweep=None
-    )  # raises if it is missing
+    return Runs(name=folders.name, table=read_table(folders_of(target, out).table), sweep=None)  # raises
 
 
 def _configuration(path: Path) -> SweepConfig | None:
@@ -139,9 +137,9 @@ def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
 
 def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
     """Return the settings of the sweep whose models have the costs in the table."""
-    row: dict[str, Any] = table.iloc[0].to_dict()
+    row: dict[str, Any] = table.iloc[0].dropna().to_dict()
     for point in grid_points(sweep):
-        same_axes = all(_missing(row.get(name)) or row[name] == value for name, value in point.axes.items())
+        same_axes = all(row.get(name, value) == value for name, value in point.axes.items())
         if same_axes and point.mean_recurrence == row["mean_recurrence"] and _costs_agree(row, point.settings):
             return point.settings
     raise ValueError(
@@ -153,14 +151,12 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
     recurrence = _recurrence_of(settings, row["mean_recurrence"])
     expected = architecture_columns(settings.model, recurrence, row["accounting"])
-    return all(math.isclose(row[name], value, rel_tol=_COST_TOLERANCE) for name, value in expected.items())
+    return all(
+        math.isclose(row.get(name, math.nan), value, rel_tol=_COST_TOLERANCE) for name, value in expected.items()
+    )
 
 
 def _recurrence_of(settings: RunSettings, mean: float) -> RecurrenceConfig:
     return RecurrenceConfig(
         mean=int(mean), **{name: getattr(settings.depth, name) for name in DepthConfig.model_fields}
     )
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value != value

@@ -37,15 +37,18 @@ def dummy_wheel(folder, name, packages):
     return path
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(source, folder):
     run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT,
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source,
         cwd=folder,
     )  # fmt: skip
     (path,) = folder.glob("isoloop-*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 def test_a_wheel_holds_one_package_and_all_that_is_in_it(wheel):
@@ -54,6 +57,13 @@ def test_a_wheel_holds_one_package_and_all_that_is_in_it(wheel):
     ours = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     expected = {f"isoloop/{path.as_posix()}" for path in ours if path.suffix != ".pyc"}
     assert inside == expected | {"isoloop/__init__.py"}
+
+
+def test_a_wheel_made_from_the_source_archive_is_the_same(wheel, tmp_path):
+    build = f"from hatchling.build import build_sdist; print(build_sdist({str(tmp_path)!r}))"
+    archive = tmp_path / run(sys.executable, "-c", build, cwd=ROOT).split()[-1]
+    again = build_wheel(archive, tmp_path)
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
 def test_it_works_beside_packages_called_sweeps_trainer_and_fitting(wheel, tmp_path):

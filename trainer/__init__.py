@@ -1,1 +1,1 @@
-"""One run: spec -> model -> result. No other room is imported, and torch only by the files that compute with it."""
+"""One run, from its specification to its result. Imports neither `fitting` nor `sweeps`."""

@@ -37,14 +37,14 @@ GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
 INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
 BLOCKS = ("pre-norm", "residual-norm")
-_CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def _variant(names: tuple[str, ...]) -> AfterValidator:
     """Return a validator for one of `names`, or for `module:Class`, a class of the user's own."""
 
     def check(value: str) -> str:
-        if value not in names and not _CLASS_PATH.fullmatch(value):
+        if value not in names and not CLASS_PATH.fullmatch(value):
             raise ValueError(f"must be one of {', '.join(names)}, or module:Class for your own, but got '{value}'")
         return value
 

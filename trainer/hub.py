@@ -1,7 +1,7 @@
 """Files of repositories on Hugging Face: listed at one revision, downloaded one by one into Hugging Face's own cache.
 
-Only these functions use the hub. They follow the documentation of its client and have not been run against the hub,
-because there was no network where this was written. The tests replace them.
+Only these functions use the hub. They follow its client's documentation; the tests replace them, and they are untested
+against the real hub.
 """
 
 import re

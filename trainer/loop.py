@@ -79,7 +79,9 @@ def train(
         try:
             return result or _run_training(spec, corpus, folder, execution, ranks, should_stop, heartbeat)
         finally:
-            free_device_memory(execution.device)
+            gc.collect()  # torch's optimizers keep the model in a reference cycle
+            if torch.device(execution.device).type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _run_training(
@@ -91,6 +93,7 @@ def _run_training(
     should_stop: Callable[[], bool],
     heartbeat: Callable[[], None],
 ) -> RunResult | None:
+    """Train the run from its newest checkpoint to its result; return None if it was asked to stop."""
     # Set-up: validation text, model, optimizers, journal
     torch.set_num_threads(execution.cpu_threads)
     if ranks.is_first:
@@ -108,7 +111,7 @@ def _run_training(
             return evaluate(model, validation, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
 
     # Resume from the newest checkpoint, if there is one
-    steps_done, counts = restore_latest_checkpoint(folder, spec, model, optimizers, journal, ranks)
+    steps_done, counts = _restore_latest_checkpoint(folder, spec, model, optimizers, journal, ranks)
     ranks.broadcast_weights(model)
     if execution.compile:
         compile_blocks(model)
@@ -200,14 +203,7 @@ def _run_training(
     return result
 
 
-def free_device_memory(device: str) -> None:
-    """Free what a finished run still holds: torch's optimizers keep the model in a reference cycle."""
-    gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def restore_latest_checkpoint(
+def _restore_latest_checkpoint(
     folder: Path, spec: RunSpec, model: LanguageModel, optimizers: list[Optimizer], journal: Journal, ranks: Ranks
 ) -> tuple[int, dict[str, float]]:
     """Load the newest intact checkpoint of the run into `model` and `optimizers`.

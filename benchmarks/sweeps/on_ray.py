@@ -22,10 +22,10 @@ from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.execution.worker import Task, run_attempt
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import ORDERS, Node, Order, Pool, Queue, best_order, lower_bound
-from isoloop.sweeps.progress import Progress
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
 from isoloop.trainer.run.result import read_result

@@ -1,4 +1,4 @@
-"""The run table: one row per training run, in natural units; the one contract between the rooms.
+"""The run table: one row per training run, in natural units; the one contract between trainer, fitting and sweeps.
 
 Losses are nats per token, compute is FLOPs, tokens are counts; no unit depends on an option. Missing stays missing.
 """
@@ -268,7 +268,11 @@ def _check_numbers(table: pd.DataFrame) -> None:
 def _check_losses(table: pd.DataFrame) -> None:
     finished, missing = table["status"] == "finished", table["loss"].isna()
     _refuse_first(
-        table, "loss", finished & missing, "must be given for every finished run", "set the run's status to failed"
+        table,
+        "loss",
+        finished & missing,
+        "must be given for every finished run",
+        "fill it in, or set the run's status to diverged or failed",
     )
     _refuse_first(table, "loss", ~finished & ~missing, "must be missing unless the run finished", "leave it empty")
     for name, recurrence in loss_columns(table).items():

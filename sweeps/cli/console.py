@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from isoloop.sweeps.progress import Progress
+from isoloop.sweeps.messages import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,7 +147,7 @@ def print_results(console: "Console", results: "SweepResults") -> None:
         console.print(line)
     held_out = results.hold_out.held_out if results.hold_out else None
     if held_out is not None:
-        console.print(f"\nFitted without the largest {held_out.column}, then compared with it:")
+        console.print(f"\nFitted without the largest {held_out.quantity}, then compared with it:")
         for row in sorted(held_out.rows, key=lambda row: (row.method, row.mean_recurrence)):
             if row.recurrence == row.mean_recurrence:
                 span = f" ({row.interval[0]:.4f} to {row.interval[1]:.4f})" if row.interval else ""

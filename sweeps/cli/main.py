@@ -56,8 +56,8 @@ def main() -> None:
         print(f"isoloop: {redacted(str(error))}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except OSError as error:
-        message = f"files must be readable and writable, but {redacted(str(error))}; nothing done is lost"
-        print(f"isoloop: {message}", file=sys.stderr)
+        advice = "what is saved is kept, so fix this and rerun the command"
+        print(f"isoloop: reading or writing failed: {redacted(str(error))}; {advice}", file=sys.stderr)
         sys.exit(BROKEN_RULE)
     except KeyboardInterrupt:
         print("isoloop: stopped", file=sys.stderr)

@@ -54,7 +54,7 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         request = CorpusRequest(config.data, folders.corpora, progress.update)
         existing = request.find()
-        corpus = existing or request.build(progress.update)
+        corpus = existing or request.build()
     console.print(describe_corpus(corpus, context=config.model.context, is_new=existing is None))
     corpus.check(config.model.context, config.model.vocabulary)
 

@@ -97,7 +97,7 @@ class Tracking(Config):
 
 
 class Simulation(Config):
-    """The law that simulated losses are drawn from (SPEC "The laws", unified law), in nats per token.
+    """The law that simulated losses are drawn from (docs/fitting.md, the unified law), in nats per token.
 
     L(T | µ, D) = E + X N(µ)^-x + Y D^-y + Z exp(-z T / µ), with N the effective parameters of the sweep's model.
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.execution.failures import hang_reason
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import resources as cost
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, Slot, best_order
 from isoloop.sweeps.plan.summary import format_duration
-from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.trainer.files import write_atomically
+from isoloop.trainer.run.checkpoint import checkpoints
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import RunResult, read_result
 
@@ -296,7 +296,8 @@ class Engine:
         resources, label = run.cell.resources, f"  {run.cell.run_id}  {run.cell.label}"
         reason = end.reason or "ended without a result"
         if run.killed_as_hung:
-            reason = hang_reason(resources.hang_seconds)
+            limit = f"no step for {resources.hang_seconds:.0f} s (resources.hang_seconds)"
+            reason = f"{limit}, so it was killed; if its steps take that long, raise it"
         run.step = self._latest_step(run)
         further = run.step > run.step_at_start
         run.attempts = 1 if further else run.attempts + 1
@@ -463,7 +464,7 @@ def count_saved_runs(plan: Plan, folders: Folders) -> int:
 
 
 def _has_saved_state(folder: Path) -> bool:
-    if any((folder / "checkpoints").glob("[0-9]*")):
+    if checkpoints(folder / "checkpoints"):
         return True
     events = [record["name"] for record in read_journal(folder / "journal.jsonl")[0] if record["kind"] == "event"]
     return events[-1:] == ["stopped"]

@@ -69,7 +69,8 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
             raise ValueError(
-                f"a Ray must be usable at '{address or 'local'}', but none is: {first_line(error)}{hint}"
+                f"Ray must {f'be usable at {address!r}' if address else 'start on this machine'}, but it isn't: "
+                f"{first_line(error)}{hint}"
             ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)

@@ -14,7 +14,6 @@ import ast
 import importlib.util
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import isoloop
 from isoloop.sweeps.privacy import TELEMETRY_OFF
+from isoloop.trainer.config import CLASS_PATH
 from isoloop.trainer.run.environment import COMMIT_VARIABLE
 
 # Settings without secrets. Workers never talk to MLflow or Hugging Face.
@@ -32,7 +32,6 @@ PASSED_ON = (
 MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job; there is no public function that reads it
-_OWN_CLASS = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
 
 
 def runtime_environment(
@@ -64,7 +63,7 @@ def runtime_environment(
 def own_classes(configuration: Any) -> list[str]:
     """Return the values of the form `module:Class` in a configuration, at any depth, in order, once each."""
     if isinstance(configuration, str):
-        return [configuration] if _OWN_CLASS.fullmatch(configuration) else []
+        return [configuration] if CLASS_PATH.fullmatch(configuration) else []
     if isinstance(configuration, Mapping):
         configuration = list(configuration.values())
     if not isinstance(configuration, list | tuple):
@@ -81,9 +80,8 @@ def _without_job_keys(runtime_env: dict[str, Any], job: Mapping[str, Any]) -> di
 
 def _modules(path: str) -> list[Path]:
     """Return the files and package folders of the module of one `module:Class`, and of its imports beside it."""
-    match = _OWN_CLASS.fullmatch(path)
-    top = match.group(1).split(".")[0] if match else ""
-    spec = importlib.util.find_spec(top) if top else None
+    top = path.partition(":")[0].partition(".")[0]
+    spec = importlib.util.find_spec(top)
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise ValueError(
             f"a class of your own must be importable as module:Class, but there is no module for '{path}'; start "

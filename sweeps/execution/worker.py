@@ -3,6 +3,7 @@
 Nothing is raised through Ray: the end of an attempt comes back as data.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -11,12 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import Simulation
-from isoloop.sweeps.execution.failures import classify_error
+from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.sweeps.storage.sync import RunSync
 from isoloop.trainer.config import Config, ExecutionConfig, RunSpec
@@ -24,6 +26,13 @@ from isoloop.trainer.files import FolderBusyError
 
 SCRATCH_VARIABLE = "ISOLOOP_SCRATCH"
 STOP_CHECK_SECONDS = 1.0
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_PERMANENT = (
+    ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, AssertionError, ImportError,
+    SyntaxError, NotImplementedError,
+)  # fmt: skip
+_MEMORY_MESSAGES = ("out of memory", "outofmemory", "cannot allocate memory", "can't allocate memory")
 
 
 class Task(Config):
@@ -103,7 +112,7 @@ def _staged_in(task: Task) -> Iterator[tuple[Task, bool]]:
     if task.storage is None:
         yield task, False
         return
-    local, store = scratch_folder(), RunStore(task.storage)
+    local, store = _scratch_folder(), RunStore(task.storage)
     corpus = None
     if task.corpus is not None:
         corpus = str(store.pull_corpus(task.spec.data_fingerprint, local / "corpora"))
@@ -115,7 +124,7 @@ def _staged_in(task: Task) -> Iterator[tuple[Task, bool]]:
         shutil.rmtree(folder)
 
 
-def scratch_folder() -> Path:
+def _scratch_folder() -> Path:
     """Return this user's folder on this machine for copies of what a storage holds.
 
     Raises:
@@ -145,7 +154,7 @@ def _preemption() -> Iterator[threading.Event]:
 
 
 class _Signals:
-    """Files through which a run hears of stops and shows that it makes steps; looked at or touched once a second."""
+    """Files that carry a run's stop requests and its heartbeat, checked and touched at most once a second."""
 
     def __init__(self, task: Task, preempted: threading.Event) -> None:
         folder = Path(task.folder)
@@ -220,7 +229,7 @@ def _train_in_processes(task: Task) -> None:
     from ray.train.torch import TorchTrainer
     from ray.util import get_node_ip_address
 
-    resources, notes = task.resources, Path(task.folder) / "ray-train"
+    resources, ray_folder = task.resources, Path(task.folder) / "ray-train"
     each = {"CPU": float(resources.cpus), "GPU": resources.gpu_share}
     if task.storage is not None:  # the files to publish are on this machine's disk
         each |= {f"node:{get_node_ip_address()}": 0.001}
@@ -230,7 +239,7 @@ def _train_in_processes(task: Task) -> None:
             _train_process,
             train_loop_config={"task": task.model_dump_json()},
             scaling_config=scaling,
-            run_config=RunConfig(name=notes.parent.name, storage_path=str(notes)),
+            run_config=RunConfig(name=ray_folder.parent.name, storage_path=str(ray_folder)),
         ).fit()
     except WorkerGroupError as error:
         for _, failure in sorted(error.worker_failures.items()):
@@ -238,4 +247,44 @@ def _train_in_processes(task: Task) -> None:
                 raise failure from error
         raise
     finally:
-        shutil.rmtree(notes, ignore_errors=True)
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The reason why a run failed, in one line with advice, and whether another attempt may succeed.
+
+    A temporary cause is worth another attempt: a lost worker, a network, a full disk that is cleared. A permanent one
+    is reported at once: a broken rule, a bug, too little memory.
+    """
+
+    reason: str
+    retryable: bool
+
+
+def classify_error(error: BaseException) -> Failure:
+    """Return the failure that an exception raised by a run amounts to."""
+    message = f"{type(error).__name__}: {first_line(error)}"
+    if _is_out_of_memory(error):
+        advice = (
+            "the run needs more memory than it is given: set resources.micro_batch lower, "
+            "resources.activation_checkpointing to true or, on a GPU, resources.gpus to a larger share"
+        )
+        return Failure(reason=f"{message}; {advice}", retryable=False)
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        advice = "the disk is full: make room; the run is tried again, and after its last try rerun the command"
+        return Failure(reason=f"{message}; {advice}", retryable=True)
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        advice = "every worker must be able to read the corpus and write to --out"
+        return Failure(reason=f"{message}; {advice}", retryable=False)
+    if isinstance(error, _PERMANENT):
+        reason = first_line(error) if isinstance(error, ValueError) else message
+        return Failure(reason=reason, retryable=False)
+    return Failure(reason=message, retryable=True)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: Python's, a GPU's, or a CPU's, which torch reports in its message alone."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _MEMORY_MESSAGES)

@@ -15,7 +15,7 @@ def headline(results: SweepResults) -> list[str]:
     sentences = _power_law_sentences(fit)
     if fit.training is not None:
         law = fit.training.form
-        values = (f"{one.name} = {_spanned(one.value, one.interval, '.4g')}" for one in fit.training.parameters)
+        values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in fit.training.parameters)
         sentences += [
             _best_model_sentence(fit),
             f"{law.name.capitalize()} law {law.formula.replace('mu', 'µ')}: {', '.join(values)}.",
@@ -25,6 +25,11 @@ def headline(results: SweepResults) -> list[str]:
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
     return [*sentences, _interval_sentence(fit)]
+
+
+def with_greek_mu(method: str) -> str:
+    """Return the name of a method of prediction as a page spells it, with T = µ."""
+    return method.replace("T = mu", "T = µ")
 
 
 def _power_law_sentences(fit: SweepFit) -> list[str]:
@@ -39,14 +44,14 @@ def _power_law_sentences(fit: SweepFit) -> list[str]:
     sentences = [
         f"By the minima of the isoFLOP curves, the best mean recurrence grows as C^{_exponent(mean)} and the best "
         f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting).",
-        f"At {flops:.3g} FLOPs, twice the largest fitted compute, this gives a mean recurrence of "
-        f"{_spanned(mean.at(flops), span)} and {_spanned(best, ends)} tokens.",
+        f"At {flops:.3g} FLOPs, {HEADLINE_MULTIPLE:g} times the largest fitted compute, this gives a mean recurrence "
+        f"of {_spanned(mean.at(flops), span)} and {_spanned(best, ends)} tokens.",
     ]
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
         sentences.append(
-            "Corrected for the bias of parabolas on skewed curves, as the training law predicts it, the exponents are "
-            f"{_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
+            f"Corrected for the bias of parabolas on skewed curves, as the {bias.law} law predicts it, the exponents "
+            f"are {_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
         )
     return sentences
 
@@ -54,7 +59,7 @@ def _power_law_sentences(fit: SweepFit) -> list[str]:
 def _best_model_sentence(fit: SweepFit) -> str:
     best = predict(fit, flops=HEADLINE_MULTIPLE * fit.fitted.flops[1])
     return (
-        f"At {best.flops:.3g} FLOPs, the training law's best model has a mean recurrence of "
+        f"At {best.flops:.3g} FLOPs, the {best.law} law's best model has a mean recurrence of "
         f"{_spanned(best.mean_recurrence, best.mean_recurrence_interval)}, "
         f"{_spanned(best.tokens, best.tokens_interval)} tokens and a loss of "
         f"{_spanned(best.loss, best.loss_interval, '.5g')}."
@@ -62,9 +67,9 @@ def _best_model_sentence(fit: SweepFit) -> str:
 
 
 def _held_out_sentence(held: HeldOut) -> str:
-    errors = "; ".join(f"{error.mean_absolute_error:.2g}% ({error.method})" for error in held.errors)
+    errors = "; ".join(f"{error.mean_absolute_error:.2g}% ({with_greek_mu(error.method)})" for error in held.errors)
     return (
-        f"Without the runs at the largest {held.column} ({held.value:.3g}, {held.times_beyond:.3g} times beyond the "
+        f"Without the runs at the largest {held.quantity} ({held.value:.3g}, {held.times_beyond:.3g} times beyond the "
         f"others), the fit predicts their losses with a mean absolute error of {errors}."
     )
 

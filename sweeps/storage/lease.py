@@ -34,7 +34,7 @@ class Lease:
     Args:
         remote, path: the place of the object.
         owner: the id of the driver for which the lease is taken: a lease of the same owner is taken over at once,
-            because a driver starts a run again only when its worker has ended. None: of nobody else's.
+            because a driver starts a run again only when its worker has ended. None: no other lease has the same owner.
         stale_seconds: time without renewal after which a holder counts as dead; at least three times what it takes to
             renew.
     """
@@ -54,12 +54,12 @@ class Lease:
             StorageError: the storage can't be used.
         """
         # Wait until the present lease is released or stale.
-        seen, since = None, time.monotonic()
+        last, since = None, time.monotonic()
         while (present := self._read()) is not None and not self._may_take(present):
-            if present != seen:
-                if seen is not None:
+            if present != last:
+                if last is not None:
                     raise self._busy(present)
-                seen, since = present, time.monotonic()
+                last, since = present, time.monotonic()
             elif time.monotonic() - since > self._stale_seconds:
                 break
             time.sleep(min(1.0, self._stale_seconds / 10))

@@ -22,6 +22,8 @@ from typing import TypeVar
 from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn
+from isoloop.trainer.run.checkpoint import checkpoints
+from isoloop.trainer.run.journal import whole_lines
 
 Output = TypeVar("Output")
 # In a run's local folder: touched when the run makes a step; exists while the run is asked to save and end.
@@ -73,18 +75,18 @@ class RunStore:
         if "result.json" not in published:
             # The result is looked for first: when it exists, everything else is complete.
             is_finished = (folder / "result.json").exists()
-            checkpoints = _local_checkpoints(folder)
+            saved = checkpoints(folder / "checkpoints")
             sizes = None
-            if checkpoints and not is_finished:
-                sizes = self._push_checkpoint(checkpoints[-1], run, published)
+            if saved and not is_finished:
+                sizes = self._push_checkpoint(saved[-1], run, published)
             # What the marker or the result vouches for comes before it.
-            journal = _whole_lines(folder / "journal.jsonl")
+            journal = _local_journal(folder)
             if len(journal) > (published["journal.jsonl"].size if "journal.jsonl" in published else 0):
                 self.remote.write(f"{run}/journal.jsonl", journal)
             if "spec.json" not in published and (folder / "spec.json").exists():
                 self.remote.upload(folder / "spec.json", f"{run}/spec.json")
             if sizes is not None:
-                step = checkpoints[-1].name
+                step = saved[-1].name
                 self.remote.write(f"{run}/checkpoints/{step}.json", json.dumps(sizes).encode())
                 published |= {f"checkpoints/{step}.json": FileInfo(0, None), f"checkpoints/{step}/": FileInfo(0, None)}
             if not is_finished:
@@ -115,8 +117,8 @@ class RunStore:
         if not is_finished:
             self._pull_checkpoint(folder, run, published)
         if "journal.jsonl" in published:
-            local = _whole_lines(folder / "journal.jsonl")
-            _replace_journal(folder, local, _joined_journal(self._read_journal(run), local))
+            local = _local_journal(folder)
+            _replace_journal(folder, local, _joined_journal(self._published_journal(run), local))
         if is_finished:
             self._fetch_result(run, published["result.json"], folder)
         return is_finished
@@ -244,7 +246,7 @@ class RunStore:
 
     def _pull_checkpoint(self, folder: Path, run: str, published: Mapping[str, FileInfo]) -> None:
         """Fetch the newest complete checkpoint if it is newer than the newest here."""
-        local = [path.name for path in _local_checkpoints(folder)]
+        local = [path.name for path in checkpoints(folder / "checkpoints")]
         markers = (path.split("/")[1] for path in published if path.startswith("checkpoints/") and path.count("/") == 1)
         steps = (name.removesuffix(".json") for name in markers if name.endswith(".json"))
         for step in sorted((step for step in steps if step.isdigit()), reverse=True):
@@ -283,8 +285,8 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         if self._may_have_changed(f"{run}/journal.jsonl", published):
             # The local journal has been read up to some byte, so it stays, whatever journal is published.
-            local = _whole_lines(folder / "journal.jsonl")
-            changed |= _replace_journal(folder, local, _joined_journal(local, self._read_journal(run)))
+            local = _local_journal(folder)
+            changed |= _replace_journal(folder, local, _joined_journal(local, self._published_journal(run)))
             self._fetched[f"{run}/journal.jsonl"] = published["journal.jsonl"]
         if self._may_have_changed(f"{run}/pulse", published):
             made, _, text = (self.remote.read(f"{run}/pulse") or b"").decode().partition("\n")
@@ -302,8 +304,8 @@ class RunStore:
         info = published.get(path.rpartition("/")[2])
         return info is not None and (info.changed is None or self._fetched.get(path) != info)
 
-    def _read_journal(self, run: str) -> bytes:
-        return _without_torn_line(self.remote.read(f"{run}/journal.jsonl") or b"")
+    def _published_journal(self, run: str) -> bytes:
+        return whole_lines(self.remote.read(f"{run}/journal.jsonl") or b"")
 
     def _fetch_result(self, run: str, info: FileInfo, folder: Path) -> None:
         """Fetch a result and, if the store has one, its time, which is part of what MLflow records."""
@@ -338,17 +340,9 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
-def _local_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a run's local folder, oldest first."""
-    return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
-
-
-def _whole_lines(path: Path) -> bytes:
-    return _without_torn_line(path.read_bytes()) if path.exists() else b""
-
-
-def _without_torn_line(content: bytes) -> bytes:
-    return content[: content.rfind(b"\n") + 1]
+def _local_journal(folder: Path) -> bytes:
+    path = folder / "journal.jsonl"
+    return whole_lines(path.read_bytes()) if path.exists() else b""
 
 
 def _joined_journal(first: bytes, second: bytes) -> bytes:

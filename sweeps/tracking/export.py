@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import Tracking
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders
+from isoloop.trainer.files import open_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,11 +62,7 @@ def _check_suffix(to: Path) -> None:
 
 
 def _write(table: "pd.DataFrame", to: Path) -> "pd.DataFrame":
-    partial = to.with_name(f".{to.stem}.partial{to.suffix}")
     to.parent.mkdir(parents=True, exist_ok=True)
-    if to.suffix == ".csv":
-        table.to_csv(partial, index=False)
-    else:
-        table.to_parquet(partial, index=False)
-    partial.replace(to)
+    with open_atomically(to) as file:
+        table.to_csv(file, index=False) if to.suffix == ".csv" else table.to_parquet(file, index=False)
     return table

@@ -1,13 +1,12 @@
 """Runs that others logged in MLflow, mapped into the run table by a small YAML file."""
 
-import difflib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pandas as pd
 import yaml
@@ -16,13 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 from isoloop.fitting import check_table
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
-from isoloop.sweeps.messages import broken_rule, broken_rules
+from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import architecture_columns
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
+Attribute = Literal["run_id", "run_name", "status", "start_time", "end_time"]
+
 SOURCE_KINDS = ("param", "metric", "tag", "attribute", "value")
-ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
 PLACEHOLDER = "{T}"
 _STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}  # of MLflow, for runs that have ended
 _COLUMNS = {column.name: column for column in COLUMNS}
@@ -38,7 +38,7 @@ class ValueSource(Config):
     param: str | None = None
     metric: str | None = None
     tag: str | None = None
-    attribute: Literal["run_id", "run_name", "status", "start_time", "end_time"] | None = None
+    attribute: Attribute | None = None
     value: bool | int | float | str | None = None
     times: float | None = None
 
@@ -151,7 +151,7 @@ class _MappedRun:
             "param": run.data.params,
             "metric": run.data.metrics,
             "tag": run.data.tags,
-            "attribute": {name: getattr(run.info, name) for name in ATTRIBUTES},
+            "attribute": {name: getattr(run.info, name) for name in get_args(Attribute)},
         }
 
     def columns(self) -> dict[str, Any]:
@@ -260,8 +260,8 @@ class _MappedRun:
     def missing(self, name: str, source: ValueSource) -> str:
         """Return the message about a missing value."""
         present = sorted(map(str, self.values.get(source.kind, {})))
-        close = difflib.get_close_matches(str(getattr(source, source.kind)), present, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"it has the {source.kind}s {', '.join(present) or 'none'}"
+        known = f"it has the {source.kind}s {', '.join(present) or 'none'}"
+        hint = did_you_mean(str(getattr(source, source.kind)), present, known)
         return f"`{name}` must be given for every run, but {self.label} has no {source.label}; {hint}"
 
 

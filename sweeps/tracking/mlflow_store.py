@@ -32,7 +32,6 @@ from isoloop.sweeps.tracking.schema import (
     SWEEP_KIND,
     has_ended,
     origin_tags,
-    run_name,
     run_table,
     simulated_suffix,
     tag_text,
@@ -107,9 +106,8 @@ class TrackingStore:
         """
         sweep = plan.sweep
         identity = {KIND: kind, SWEEP: sweep.name}
-        found = self._search(identity)
-        name = f"{sweep.name}{simulated_suffix(plan)}"
-        parent = found[0].info.run_id if found else self._create(name, identity)
+        name, parents = f"{sweep.name}{simulated_suffix(plan)}", self._search(identity)
+        parent = parents[0].info.run_id if parents else self._create(name, identity)
         self.client.update_run(parent, status="RUNNING", name=name)
         settings = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
         tags = {f"{PREFIX}{key}": tag_text(value) for key, value in settings.items()}
@@ -125,18 +123,18 @@ class TrackingStore:
 
     def cell_runs(self, sweep: str) -> dict[str, Any]:
         """Return MLflow's runs of a sweep's cells, by our run id; of two of the same cell, the settled one."""
-        found = self._search({KIND: "run", SWEEP: sweep})
-        return {run.data.tags[RUN_ID]: run for run in sorted(found, key=is_settled)}
+        runs = self._search({KIND: "run", SWEEP: sweep})
+        return {run.data.tags[RUN_ID]: run for run in sorted(runs, key=is_settled)}
 
     def find_cell_run(self, sweep: str, run_id: str) -> str | None:
         """Return the MLflow run id of a cell, None if it has no run."""
-        found = self._search({KIND: "run", SWEEP: sweep, RUN_ID: run_id})
-        return max(found, key=is_settled).info.run_id if found else None
+        runs = self._search({KIND: "run", SWEEP: sweep, RUN_ID: run_id})
+        return max(runs, key=is_settled).info.run_id if runs else None
 
     def make_cell_run(self, plan: Plan, cell: Cell, tags: Mapping[str, str], parent: str) -> str:
         """Create the child run of a cell that has none, and return its MLflow run id."""
         identity = {KIND: "run", SWEEP: plan.sweep.name, RUN_ID: cell.run_id, "mlflow.parentRunId": parent}
-        return self._create(run_name(plan, cell), {**tags, **identity})
+        return self._create(f"{cell.label}{simulated_suffix(plan)}", {**tags, **identity})
 
     def reopen(self, mlflow_run: str) -> None:
         """Mark an existing run as running."""
@@ -225,7 +223,7 @@ class TrackingStore:
             )
         return run_table((run.data.tags, run.data.metrics) for run in runs)
 
-    def foreign_runs(self, wanted: str) -> list[Any]:
+    def foreign_runs(self, condition: str) -> list[Any]:
         """Return MLflow's runs of the experiment that pass a filter in MLflow's language, oldest first.
 
         Raises:
@@ -235,14 +233,14 @@ class TrackingStore:
 
         with translate_store_errors(self.uri):
             try:
-                found = self._pages(wanted)
+                runs = self._pages(condition)
             except MlflowException as error:
                 if error.error_code != "INVALID_PARAMETER_VALUE":
                     raise
                 refused = first_line(error)
             else:
-                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
-        raise ValueError(f"a filter must be in MLflow's language, but got {wanted!r} ({refused}); correct it")
+                return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+        raise ValueError(f"a filter must be in MLflow's language, but got {condition!r} ({refused}); correct it")
 
     def _create(self, name: str, tags: dict[str, str]) -> str:
         return self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id

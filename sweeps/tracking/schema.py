@@ -87,13 +87,8 @@ def parameters(cell: Cell) -> dict[str, Any]:
     return {"mean_recurrence": cell.mean_recurrence, **dict(_flat(spec))}
 
 
-def run_name(plan: Plan, cell: Cell) -> str:
-    """Return the run's name in MLflow's pages."""
-    return f"{cell.label}{simulated_suffix(plan)}"
-
-
 def simulated_suffix(plan: Plan) -> str:
-    """Return the suffix of the names of simulated runs."""
+    """Return the suffix of the names of simulated runs in MLflow's pages."""
     return "" if plan.sweep.simulation is None else " (simulated)"
 
 

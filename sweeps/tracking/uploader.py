@@ -273,10 +273,10 @@ class Uploader:
         return cursor
 
     def _find(self, run_id: str) -> str | None:
-        found = self.mlflow_runs.get(run_id) or self.store.find_cell_run(self.plan.sweep.name, run_id)
-        if found is not None:
-            self.mlflow_runs[run_id] = found
-        return found
+        mlflow_run = self.mlflow_runs.get(run_id) or self.store.find_cell_run(self.plan.sweep.name, run_id)
+        if mlflow_run is not None:
+            self.mlflow_runs[run_id] = mlflow_run
+        return mlflow_run
 
     def _create(self, cell: Cell) -> str:
         """Create the MLflow run of a cell, and return its id."""

@@ -227,7 +227,9 @@ def make_search_space(
             for end in (dimension.low, dimension.high):
                 reason = reason_against(path, _as_setting(settings, path, end))
                 if reason is not None:
-                    raise ValueError(f"both ends of a range must be runs, but {path} = {end:g} is {reason}")
+                    raise ValueError(
+                        f"both ends of a range must give a run, but {path} = {end:g} is {reason}; narrow the range"
+                    )
             dimensions[path] = dimension
             continue
         reasons = {index: reason_against(path, choice) for index, choice in enumerate(dimension)}

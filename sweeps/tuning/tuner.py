@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from isoloop.sweeps.execution.engine import Engine
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import resources as cost
 from isoloop.sweeps.plan.grid import Cell
 from isoloop.sweeps.plan.packing import Node, Pool
-from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.tuning.search_space import SearchSpace, Trial, TrialOutcome, describe_values, finished_trials
 from isoloop.sweeps.tuning.study import Proposal, Study
 from isoloop.sweeps.tuning.transfer_check import CheckRun, TransferCheck, runs_to_check

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import signal
-import threading
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.commands import isoloop, isoloop_process
+from tests.commands import ISOLOOP, isoloop, isoloop_process
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
@@ -87,18 +87,17 @@ def test_ctrl_c_leaves_everything_in_order(work, ran, new_database, commands_sha
     out = work / "stopped"
     new_database(out / "mlflow.db")
     arguments = ["run", "sweep.yaml", "--out", out, "--set", "resources.checkpoint_seconds=0.2", "--draws", 20]
-
-    def press():
-        deadline = time.monotonic() + 120
-        while not list(out.glob("runs/*/checkpoints/[0-9]*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    stopped = isoloop(*arguments, cwd=work, check=130)
-    thread.join()
-    assert "Stopped" in stopped.stdout
+    process = subprocess.Popen(
+        [*ISOLOOP, *map(str, arguments)], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stdout + stderr
+    assert "Stopped" in stdout
+    assert "Traceback" not in stdout + stderr
     assert not (out / "sweeps/two-by-two/stop").exists()
     isoloop(*arguments, cwd=work)
     clock = "seconds"

@@ -100,7 +100,7 @@ def prepare_corpus(config: DataConfig, cache: Path, progress: CorpusProgress = n
             text can't be read or tokenised.
     """
     request = CorpusRequest(config, cache, progress)
-    return request.find() or request.build(progress)
+    return request.find() or request.build()
 
 
 class CorpusRequest:
@@ -113,7 +113,7 @@ class CorpusRequest:
     """
 
     def __init__(self, config: DataConfig, cache: Path, progress: CorpusProgress = no_progress) -> None:
-        self._config, self._cache = config, cache
+        self._config, self._cache, self._progress = config, cache, progress
         self._tokenizer = request_tokenizer(config)
         self._source = open_source(config, progress)
         request = [_FORMAT, self._source.identity, self._tokenizer.identity]
@@ -129,34 +129,33 @@ class CorpusRequest:
         folder = self._cache / json.loads(self._prepared.read_text())["fingerprint"]
         return Corpus(folder) if (folder / "corpus.json").exists() else None
 
-    def build(self, progress: CorpusProgress = no_progress) -> Corpus:
+    def build(self) -> Corpus:
         """Tokenise the corpus, unless another process has done so while this one waited for its turn.
 
         Raises:
             ValueError: see `prepare_corpus`.
         """
-        with owner_in_turn(
-            self.folder, waiting=lambda: progress("another process prepares this corpus; waiting", 0, 0)
-        ):
+        waiting = partial(self._progress, "another process prepares this corpus; waiting", 0, 0)
+        with owner_in_turn(self.folder, waiting=waiting):
             if (corpus := self.find()) is not None:
                 return corpus
             building = self.folder / "building"
             building.mkdir(exist_ok=True)
             parts = self._source.list_parts()
-            tokenizer = self._train_or_read_tokenizer(building, parts, progress)
-            shards = _build_parts(parts, tokenizer, building, self._config.max_tokens, progress)
+            tokenizer = self._train_or_read_tokenizer(building, parts)
+            shards = _build_parts(parts, tokenizer, building, self._config.max_tokens, self._progress)
             folder = self._cache / self._write_facts(building, tokenizer, shards)
             # `find` needs both this file and the folder, so nothing is lost if the process ends between the two.
             write_atomically(self._prepared, json.dumps({"fingerprint": folder.name, "corpus": self._source.name}))
             _move(building, folder)
             return Corpus(folder)
 
-    def _train_or_read_tokenizer(self, building: Path, parts: Sequence[Part], progress: CorpusProgress) -> Tokenizer:
+    def _train_or_read_tokenizer(self, building: Path, parts: Sequence[Part]) -> Tokenizer:
         stored = building / "tokenizer.json"
         if stored.exists():
             content: str | None = stored.read_text(encoding="utf-8")
         else:
-            meter = _InputMeter(parts, progress, self._config.tokenizer_sample_bytes)
+            meter = _InputMeter(parts, self._progress, self._config.tokenizer_sample_bytes)
             content = self._tokenizer.content(_metered_documents(parts, meter))
             if content is not None:
                 write_atomically(stored, content)

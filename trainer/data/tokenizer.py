@@ -316,9 +316,9 @@ def _bytes_by_id(name: str, vocabulary: dict[str, int], added: dict[int, str]) -
     return id_bytes
 
 
-def _not_byte_level(name: str, why: str) -> ValueError:
+def _not_byte_level(name: str, reason: str) -> ValueError:
     return ValueError(
-        f"a tokenizer must be byte-level BPE, so that losses can be given per byte, but '{name}' is not: {why}; use "
+        f"a tokenizer must be byte-level BPE, so that losses can be given per byte, but '{name}' is not: {reason}; use "
         "another, or 'bpe' to train one"
     )
 

@@ -9,11 +9,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 _STATE_FORMAT = "isoloop-checkpoint-1"
 
@@ -23,8 +23,8 @@ def save_checkpoint(
     *,
     run_id: str,
     step: int,
-    model: nn.Module,
-    optimizers: list[Optimizer],
+    model: "nn.Module",
+    optimizers: "list[Optimizer]",
     counts: dict[str, float],
     keep: int = 2,
 ) -> Path:
@@ -33,6 +33,8 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full, or the like; older checkpoints are unchanged.
     """
+    import torch
+
     # Write into a folder beside the final one, then rename it
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:08d}"
@@ -78,13 +80,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    checkpoint: Path, *, run_id: str, model: nn.Module, optimizers: list[Optimizer]
+    checkpoint: Path, *, run_id: str, model: "nn.Module", optimizers: "list[Optimizer]"
 ) -> tuple[int, dict[str, float]]:
     """Load one checkpoint into `model` and `optimizers`; return (steps done, counts).
 
     Raises:
         ValueError: the checkpoint is torn, isn't one of ours, or belongs to another run.
     """
+    import torch
+
     file = checkpoint / "state.pt"
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)

@@ -61,8 +61,13 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
     with path.open("rb") as file:
         file.seek(offset)
         content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
+    whole = whole_lines(content)
     return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+
+
+def whole_lines(content: bytes) -> bytes:
+    """Return a journal's content without a torn last line."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def journal_id(path: Path) -> str | None:

@@ -3,8 +3,8 @@ import io
 from rich.console import Console
 
 from isoloop.sweeps.cli.console import describe_corpus, progress_bar
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.progress import Progress
 
 
 def drawn(reports):

@@ -17,10 +17,10 @@ from isoloop.sweeps.execution.engine import (
     run_plan,
 )
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node, Pool
-from isoloop.sweeps.progress import Progress
 from isoloop.trainer.run.result import write_result
 from tests.sweeps.conftest import SIMULATED
 from tests.sweeps.execution.virtual import BROKEN, FOREVER, LOST, Act, Clock, VirtualCluster, result_of

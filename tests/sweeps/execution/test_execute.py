@@ -13,10 +13,10 @@ from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
 from isoloop.sweeps.execution.engine import SweepOutcome, count_saved_runs, run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
-from isoloop.sweeps.progress import Progress
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal

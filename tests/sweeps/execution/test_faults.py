@@ -16,9 +16,9 @@ import yaml
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
 from isoloop.sweeps.execution.engine import run_plan
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.commands import isoloop

@@ -5,8 +5,8 @@ import pytest
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution.engine import run_plan
 from isoloop.sweeps.execution.ray_cluster import RayCluster
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.pipeline import prepare
-from isoloop.sweeps.progress import Progress
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SMALL

@@ -20,12 +20,12 @@ from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.execution.worker import AttemptEnd
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.plan.axes import LEARNING_RATE as RATE
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
-from isoloop.sweeps.progress import Progress
 from isoloop.sweeps.storage.run_store import STOP_FILE
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
@@ -393,7 +393,7 @@ def test_the_space_is_the_sweeps_own_by_default(tuning_of, small):
         ({"space": {RATE: {"low": 0.1, "high": 1, "step": 0.4}}}, "must be whole steps wide"),
         ({"space": {RATE: [0.1, 0.1]}}, "values must be distinct"),
         ({"space": {RATE: {"low": 0, "high": 1}}}, "learning_rate"),
-        ({"space": {"batch": {"low": 2, "high": 4096}}}, "both ends of a range must be runs, but batch = 4096"),
+        ({"space": {"batch": {"low": 2, "high": 4096}}}, "both ends of a range must give a run, but batch = 4096"),
         ({"space": {"batch": [4096]}}, "must have one that can be run"),
         ({"validations": 0, "pruner": "median"}, "pruning requires evaluations"),
         ({"prune_form": 0.5}, "did you mean 'prune_from'"),

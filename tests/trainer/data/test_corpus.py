@@ -280,8 +280,14 @@ def test_two_processes_that_start_at_once_tokenise_once(parquet_folder, tmp_path
 
 
 def test_a_wait_for_another_process_is_said(parquet_folder, tmp_path):
-    config, reports = parquet_config(parquet_folder), []
-    request = CorpusRequest(config, tmp_path)
+    reports = []
+
+    def report(what, done, total):
+        reports.append(what)
+        if "waiting" in what:
+            other.communicate("go on\n")
+
+    request = CorpusRequest(parquet_config(parquet_folder), tmp_path, report)
     code = (
         "import sys, time; from pathlib import Path; from isoloop.trainer.files import sole_owner\n"
         "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.readline()"
@@ -290,13 +296,7 @@ def test_a_wait_for_another_process_is_said(parquet_folder, tmp_path):
         [sys.executable, "-c", code, str(request.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "mine\n"
-
-    def report(what, done, total):
-        reports.append(what)
-        if "waiting" in what:
-            other.communicate("go on\n")
-
-    corpus = request.build(report)
+    corpus = request.build()
     assert other.returncode == 0
     assert reports[0] == "another process prepares this corpus; waiting"
     assert corpus.facts.train_documents > 200
