@@ -3,7 +3,7 @@
 from isoloop.fitting.compare.comparison import SweepComparison, compare_sweeps
 from isoloop.fitting.compare.difference import Difference
 from isoloop.fitting.compare.side import ComparedSweep
-from isoloop.fitting.cost import AnyCost, CostModel, DenseCost
+from isoloop.fitting.cost import Cost, CostModel, DenseCost
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, bootstrap
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED, Objective

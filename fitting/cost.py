@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,30 @@ _PER_ARCHITECTURE = (
 )
 
 
+class Cost(ABC):
+    """The FLOPs of models that differ along one axis, the column that varies along an isoFLOP curve."""
+
+    axis: ClassVar[str]
+
+    @abstractmethod
+    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
+        """Return FLOPs per token, forward and backward, of models with `values` on the axis, of their shape."""
+
+    @abstractmethod
+    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""
+
+    def tokens_for(self, budget: ArrayLike, values: ArrayLike) -> np.ndarray:
+        """Return the tokens that spend exactly `budget` FLOPs with `values` on the axis."""
+        return np.asarray(budget, dtype=float) / self.flops_per_token(values)
+
+    def flops_for(self, tokens: ArrayLike, values: ArrayLike) -> np.ndarray:
+        """Return the training FLOPs of `tokens` tokens with `values` on the axis."""
+        return np.asarray(tokens, dtype=float) * self.flops_per_token(values)
+
+
 @dataclass(frozen=True, kw_only=True)
-class CostModel:
+class CostModel(Cost):
     """FLOPs per token and effective parameters of one architecture, as functions of the mean recurrence mu.
 
     FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences of the runs (the nodes), f and b are
@@ -29,6 +52,8 @@ class CostModel:
     f - mu and b are interpolated linearly. Beyond them, f - mu is that of the nearest node, and b grows with the slope
     1/2 of a backprop depth mu / 2.
     """
+
+    axis = "mean_recurrence"
 
     flops_per_token_fixed: float
     flops_per_token_forward_loop: float
@@ -91,9 +116,9 @@ class CostModel:
         backward = np.interp(mu, nodes, np.array(self.backward_loops)) + BACKWARD_SLOPE * beyond
         return mu + excess, np.maximum(backward, min(1.0, self.backward_loops[0]))
 
-    def flops_per_token(self, mean_recurrence: ArrayLike) -> np.ndarray:
-        """Return FLOPs per token, forward and backward, of the shape of `mean_recurrence`."""
-        forward, backward = self.loops(mean_recurrence)
+    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
+        """See `Cost.flops_per_token`."""
+        forward, backward = self.loops(values)
         return np.asarray(
             self.flops_per_token_fixed
             + self.flops_per_token_forward_loop * forward
@@ -105,16 +130,8 @@ class CostModel:
         mu = np.asarray(mean_recurrence, dtype=float)
         return np.asarray(self.effective_params_fixed + self.effective_params_per_loop * mu)
 
-    @property
-    def axis(self) -> str:
-        """Column that varies along an isoFLOP curve."""
-        return "mean_recurrence"
-
     def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Return columns that laws read, of models with mean recurrences `values` that spend `budget` FLOPs exactly.
-
-        The loss is that at T = mean recurrence. Arrays have the shape of `values`.
-        """
+        """See `Cost.columns`; the loss is that at T = mean recurrence."""
         return self.model_columns(values, self.tokens_for(budget, values))
 
     def model_columns(self, mean_recurrence: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
@@ -122,26 +139,18 @@ class CostModel:
         values, tokens = np.asarray(mean_recurrence, dtype=float), np.asarray(tokens, dtype=float)
         return architecture_columns(values, self.effective_params_fixed, self.effective_params_per_loop) | {
             "tokens": tokens,
-            "recurrence": np.asarray(values, dtype=float),
+            "recurrence": values,
         }
-
-    def tokens_for(self, budget: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
-        """Return the tokens that spend exactly `budget` FLOPs at `mean_recurrence`."""
-        return np.asarray(budget, dtype=float) / self.flops_per_token(mean_recurrence)
-
-    def flops_for(self, tokens: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
-        """Return the training FLOPs of `tokens` tokens at `mean_recurrence`."""
-        return np.asarray(tokens, dtype=float) * self.flops_per_token(mean_recurrence)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseCost:
+class DenseCost(Cost):
     """FLOPs of fixed-depth models of many sizes: `flops_per_param_token` for each of N parameters and D tokens.
 
-    The count 6 N D is that of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, without attention. The
-    methods are those of `CostModel`, with N in the place of the mean recurrence.
+    The count 6 N D is that of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, without attention.
     """
 
+    axis = "params"
     flops_per_param_token: float = 6.0
 
     def __post_init__(self) -> None:
@@ -150,30 +159,13 @@ class DenseCost:
                 f"FLOPs per parameter and token must be positive, but got {self.flops_per_param_token}; 6 is usual"
             )
 
-    def flops_per_token(self, params: ArrayLike) -> np.ndarray:
-        """Return FLOPs per token, forward and backward, of the shape of `params`."""
-        return self.flops_per_param_token * np.asarray(params, dtype=float)
-
-    @property
-    def axis(self) -> str:
-        """Column that varies along an isoFLOP curve."""
-        return "params"
+    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
+        """See `Cost.flops_per_token`."""
+        return self.flops_per_param_token * np.asarray(values, dtype=float)
 
     def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the columns that laws read, of models with `values` parameters that spend exactly `budget` FLOPs."""
+        """See `Cost.columns`."""
         return {"params": np.asarray(values, dtype=float), "tokens": self.tokens_for(budget, values)}
-
-    def tokens_for(self, budget: ArrayLike, params: ArrayLike) -> np.ndarray:
-        """Return the tokens that spend exactly `budget` FLOPs with `params` parameters."""
-        return np.asarray(budget, dtype=float) / self.flops_per_token(params)
-
-    def flops_for(self, tokens: ArrayLike, params: ArrayLike) -> np.ndarray:
-        """Return the training FLOPs of `tokens` tokens with `params` parameters."""
-        return np.asarray(tokens, dtype=float) * self.flops_per_token(params)
-
-
-AnyCost = CostModel | DenseCost
-"""The cost of looped or of dense models; `axis` is the column that it depends on."""
 
 
 def architecture_columns(
@@ -183,11 +175,8 @@ def architecture_columns(
 
     `params` counts every parameter once, `effective_params` those of the unrolled model.
     """
-    mu, once, recurrent = np.broadcast_arrays(
-        np.asarray(mean_recurrence, dtype=float),
-        np.asarray(effective_params_fixed, dtype=float),
-        np.asarray(effective_params_per_loop, dtype=float),
-    )
+    arguments = (mean_recurrence, effective_params_fixed, effective_params_per_loop)
+    mu, once, recurrent = np.broadcast_arrays(*(np.asarray(values, dtype=float) for values in arguments))
     return {
         "mean_recurrence": mu,
         "params_once": once,

@@ -69,7 +69,7 @@ def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOpt
         "tokens": np.stack([optimum.tokens for optimum in optima], axis=-1),
     }
     logs = {name: _widened(np.log(values), fit.widening) for name, values in best.items()}
-    power_laws = {name: fit_power_law(name, np.array(ordered), of[0], of[1:]) for name, of in logs.items()}
+    power_laws = {name: fit_power_law(name, np.array(ordered), rows[0], rows[1:]) for name, rows in logs.items()}
     if not len(fit.draw_matrix):
         # The scatter about the line comes from the cost's kinks, not from noise, so no interval follows from it.
         power_laws = {name: replace(power_law, interval=None) for name, power_law in power_laws.items()}

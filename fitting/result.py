@@ -158,11 +158,9 @@ class SweepFit:
             )
         try:
             fit = _stored_fit().validate_json(json.dumps(data))
-            _check_laws(fit)
         except ValidationError as error:
             raise ValueError(f"a stored fit must be whole, but {_first_fault(error)}; fit the sweep again") from None
-        except ValueError as error:
-            raise ValueError(f"a stored fit must be whole, but {error}; fit the sweep again") from error
+        _check_laws(fit)
         return fit
 
     @classmethod
@@ -197,19 +195,26 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _check_laws(fit: SweepFit) -> None:
-    """Raise ValueError if the fit of a law is that of another law, or has too few or too many values."""
+    """Raise ValueError if a law can't be loaded, or its fit is that of another law or has a wrong number of values."""
     for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
         if law_fit is None:
             continue
         # The loss after training may follow any law; the others are what they are called.
         due = law_fit.law if name == "training" else name
-        names, expected = tuple(parameter.name for parameter in law_fit.parameters), law_named(due).parameter_names
+        try:
+            expected = law_named(due).parameter_names
+        except ValueError as error:
+            raise ValueError(f"a stored fit needs the laws that it names, but {error}") from error
+        names, sizes = tuple(parameter.name for parameter in law_fit.parameters), {len(draw) for draw in law_fit.draws}
+        fault = None
         if law_fit.law != due or names != expected:
             got = f"the {law_fit.law} law with {', '.join(names)}"
-            raise ValueError(f"the {due} law has the parameters {', '.join(expected)}, where {got} is")
-        sizes = {len(draw) for draw in law_fit.draws} - {len(expected)}
-        if sizes:
-            raise ValueError(f"each refit of the {due} law has {len(expected)} values, where one has {min(sizes)}")
+            fault = f"the {due} law has the parameters {', '.join(expected)}, where {got} is"
+        elif sizes - {len(expected)}:
+            wrong = min(sizes - {len(expected)})
+            fault = f"each refit of the {due} law has {len(expected)} values, where one has {wrong}"
+        if fault:
+            raise ValueError(f"a stored fit must be whole, but {fault}; fit the sweep again")
 
 
 def _law_text(fit: LawFit) -> str:
@@ -218,7 +223,7 @@ def _law_text(fit: LawFit) -> str:
     lines = [
         f"{law.name} law: {law.formula}",
         f"  source      {law.source}",
-        f"  method      {fit.kind} on {fit.on}; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
+        f"  method      {fit.method}; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
         f"  objective   {fit.objective:.6g}; scatter of one loss {scatter}; {len(fit.draws)} refits, {fit.bootstrap}",
     ]
     profiled = any(parameter.profile is not None for parameter in fit.parameters)

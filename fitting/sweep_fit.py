@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from isoloop.fitting.cost import CostModel
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
-from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
-from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
+from isoloop.fitting.isoflop.bias import parabola_bias
+from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
@@ -24,6 +25,9 @@ from isoloop.fitting.tables.runs import check_table, finished_rows, law_data, te
 
 FitProgress = Callable[[str, int, int], None]
 """Called with a stage, the steps of it that are done, and all its steps."""
+
+Arguments = ParamSpec("Arguments")
+Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 
@@ -77,16 +81,14 @@ def fit_sweep(
     fit = _SweepFitter(
         table=fitted,
         cost_model=CostModel.from_table(checked),
-        training_law=law,
         draws=draws,
         seed=seed,
         objective=objective,
         kind=kind,
         profiles=profiles,
-        independent=independent,
         progress=progress or (lambda stage, done, total: None),
         missing_fits=[],
-    ).fit(name)
+    ).fit(name, law, independent=independent)
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
     return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)))
@@ -114,29 +116,55 @@ class _SweepFitter:
 
     table: pd.DataFrame
     cost_model: CostModel
-    training_law: str
     draws: int
     seed: int
     objective: Objective
     kind: BootstrapKind
     profiles: bool
-    independent: bool
     progress: FitProgress
     missing_fits: list[MissingFit]
 
-    def fit(self, name: str) -> SweepFit:
+    def fit(self, name: str, law: str, *, independent: bool) -> SweepFit:
         """Return all fits, without held-out errors and caveats. Raises ValueError where nothing can be fitted."""
-        isoflop = self._isoflop()
-        training = self._law("training", self.training_law, law_data(self.table))
+        # isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        isoflop = self._attempt(
+            "isoflop",
+            fit_isoflop,
+            self.table,
+            self.cost_model,
+            draws=self.draws,
+            seed=self.seed,
+            independent=independent,
+        )
+        self.progress("isoFLOP curves", 1, 1)
+        training = self._attempt("training", self._law, law, law_data(self.table))
         self.progress("training law", 1, 1)
-        bias = self._parabola_bias(isoflop, training)
-        test_time = self._test_time()
-        everywhere = test_time_law_data(self.table)
-        # At T = mu the joint law predicts the loss that it was given.
-        elsewhere = {key: values[_off_mean(everywhere)] for key, values in everywhere.items()}
-        joint = self._law("joint-test-time", "joint-test-time", elsewhere, by_run=True)
+        bias = None
+        if isoflop is not None and isoflop.axis_law is not None and training is not None:
+            bias = self._attempt(
+                "parabola bias",
+                parabola_bias,
+                isoflop,
+                self.table,
+                training.form,
+                training.vector,
+                self.cost_model,
+                training.draw_matrix if training.draws else None,
+                widening=training.widening,
+            )
+        # The laws of test-time loops
+        data = test_time_law_data(self.table)
+        test_time = self._test_time(data)
+        joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
         self.progress("joint test-time law", 1, 1)
-        unified = self._unified(training, everywhere)
+        unified = None
+        if training is None:
+            self._add_missing("unified", "it contains the training law, which could not be fitted")
+        elif training.law != "training":
+            other = f"this sweep is fitted by the {training.form.name} law"
+            self._add_missing("unified", f"it extends the built-in training law, and {other}")
+        else:
+            unified = self._attempt("unified", self._law, "unified", data, by_run=True)
         self.progress("unified law", 1, 1)
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
@@ -163,65 +191,38 @@ class _SweepFitter:
             caveats=(),
         )
 
-    def _isoflop(self) -> IsoflopFit | None:
-        fit = None
+    def _attempt(
+        self, name: str, fit: Callable[Arguments, Fitted], *args: Arguments.args, **options: Arguments.kwargs
+    ) -> Fitted | None:
+        """Return what `fit` returns; None, with the reason among the missing fits, where it raises ValueError."""
         try:
-            fit = fit_isoflop(
-                self.table, self.cost_model, draws=self.draws, seed=self.seed, independent=self.independent
-            )
-        except ValueError as error:
-            self._add_missing("isoflop", str(error))
-        self.progress("isoFLOP curves", 1, 1)
-        return fit
-
-    def _parabola_bias(self, isoflop: IsoflopFit | None, training: LawFit | None) -> ParabolaBias | None:
-        if isoflop is None or isoflop.axis_law is None or training is None:
-            return None
-        try:
-            return parabola_bias(
-                isoflop,
-                self.table,
-                training.form,
-                training.vector,
-                self.cost_model,
-                training.draw_matrix if training.draws else None,
-                widening=training.widening,
-            )
-        except ValueError as error:
-            self._add_missing("parabola bias", str(error))
-            return None
-
-    def _law(self, name: str, law: str, data: Data, *, by_run: bool = False) -> LawFit | None:
-        """Return the fit of `law` to `data`; None, with the reason among the missing fits, where it can't be made."""
-        try:
-            return self._estimate(law, data, by_run=by_run, kind=self.kind, profiles=self.profiles)
+            return fit(*args, **options)
         except ValueError as error:
             self._add_missing(name, str(error))
             return None
 
-    def _unified(self, training: LawFit | None, data: Data) -> LawFit | None:
-        if training is None:
-            self._add_missing("unified", "it contains the training law, which could not be fitted")
-        elif training.law != "training":
-            self._add_missing(
-                "unified",
-                f"it extends the built-in training law, and this sweep is fitted by the {training.form.name} law",
-            )
-        else:
-            return self._law("unified", "unified", data, by_run=True)
-        return None
+    def _law(self, law: str, data: Data, *, by_run: bool = False) -> LawFit:
+        return fit_law(
+            law,
+            data,
+            draws=self.draws,
+            seed=self.seed,
+            by_run=by_run,
+            objective=self.objective,
+            kind=self.kind,
+            profiles=self.profiles,
+        )
 
-    def _test_time(self) -> tuple[LawFit, ...]:
+    def _test_time(self, data: Data) -> tuple[LawFit, ...]:
         """Return the test-time law of each model."""
-        data = test_time_law_data(self.table)
         runs = list(dict.fromkeys(data["run_id"]))
         fits = []
         reason = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
             try:
-                # One model's losses have no budgets to resample.
-                fit = self._estimate("test-time", rows, by_run=False, kind="parametric", profiles=False)
+                # The parametric bootstrap, since one model's losses have no budgets to resample.
+                fit = fit_law("test-time", rows, draws=self.draws, seed=self.seed, objective=self.objective)
                 # Draws of each model are not kept: its intervals are, and predictions use the unified law.
                 mu = float(rows["mean_recurrence"][0])
                 fits.append(dataclasses.replace(fit, draws=(), run_id=str(run_id), mean_recurrence=mu))
@@ -231,18 +232,6 @@ class _SweepFitter:
         if len(fits) < max(1, len(runs)):
             self._add_missing("test-time", f"{len(runs) - len(fits)} of {len(runs)} models: {reason}")
         return tuple(fits)
-
-    def _estimate(self, law: str, data: Data, *, by_run: bool, kind: BootstrapKind, profiles: bool) -> LawFit:
-        return fit_law(
-            law,
-            data,
-            draws=self.draws,
-            seed=self.seed,
-            by_run=by_run,
-            objective=self.objective,
-            kind=kind,
-            profiles=profiles,
-        )
 
     def _add_missing(self, name: str, reason: str) -> None:
         self.missing_fits.append(MissingFit(name=name, reason=reason))
@@ -262,9 +251,10 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 
-def _off_mean(data: Data) -> np.ndarray:
-    """Mark the losses (rows,) measured at T other than the mean recurrence."""
-    return np.asarray(data["recurrence"] != data["mean_recurrence"])
+def _off_mean(data: Data) -> dict[str, np.ndarray]:
+    """Return the rows at T other than mu; at T = mu the joint law predicts the very loss that it was given."""
+    off_mean = data["recurrence"] != data["mean_recurrence"]
+    return {name: values[off_mean] for name, values in data.items()}
 
 
 def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
@@ -277,16 +267,14 @@ def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
     # At every T that was measured.
     data = test_time_law_data(table)
     off_mean = _off_mean(data)
-    rest = {name: values[off_mean] for name, values in data.items()}
     if fit.unified is not None and len(data["loss"]):
-        unified = fit.unified.loss(data)
-        rows += held_out_rows("unified law", data, (unified, fit.unified.loss_interval(data)))
-        at_mean = fit.unified.loss({**data, "recurrence": data["mean_recurrence"]})
-        given = (unified - at_mean + data["loss_at_mean"])[off_mean]
-        rows += held_out_rows("unified law, given the loss at T = mu", rest, (given, None))
-    if fit.joint_test_time is not None and len(rest["loss"]):
-        joint = fit.joint_test_time.loss(rest), fit.joint_test_time.loss_interval(rest)
-        rows += held_out_rows("joint test-time law, given the loss at T = mu", rest, joint)
+        rows += held_out_rows("unified law", data, (fit.unified.loss(data), fit.unified.loss_interval(data)))
+        at_mean = fit.unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})
+        given = fit.unified.loss(off_mean) - at_mean + off_mean["loss_at_mean"]
+        rows += held_out_rows("unified law, given the loss at T = mu", off_mean, (given, None))
+    if fit.joint_test_time is not None and len(off_mean["loss"]):
+        joint = fit.joint_test_time.loss(off_mean), fit.joint_test_time.loss_interval(off_mean)
+        rows += held_out_rows("joint test-time law, given the loss at T = mu", off_mean, joint)
     runs = finished_rows(table)
     value, fitted = float(runs[column].max()), fit.fitted.flops if column == "budget" else fit.fitted.tokens
     return HeldOut(

@@ -139,12 +139,9 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
             f"The grids differ (A: mu = {grids[0]}; B: {grids[1]}), and so does the bias of the parabolas: compare "
             "the exponents without it."
         )
-    methods = [(law.kind, law.on, law.bootstrap) if (law := fit.training) else None for fit in (a, b)]
-    if methods[0] and methods[1] and methods[0] != methods[1]:
-        caveats.append(
-            f"The training laws were fitted by different methods: A by {' '.join(methods[0])}, B by "
-            f"{' '.join(methods[1])}."
-        )
+    methods = [f"{law.method}, {law.bootstrap}" if (law := fit.training) else None for fit in (a, b)]
+    if all(methods) and methods[0] != methods[1]:
+        caveats.append(f"The training laws were fitted by different methods: A by {methods[0]}, B by {methods[1]}.")
     if a.caveats or b.caveats:
         caveats.append(f"Each fit has caveats of its own (A: {len(a.caveats)}, B: {len(b.caveats)}): read its report.")
     return caveats

@@ -110,7 +110,7 @@ def compare_sweeps(
         ValueError: the two count FLOPs differently, `flops` is not positive, or a sweep has no finished run.
     """
     # Arguments
-    a, b = (ComparedSweep(name=one.name, fit=one) if isinstance(one, SweepFit) else one for one in (first, second))
+    a, b = (ComparedSweep(name=s.name, fit=s) if isinstance(s, SweepFit) else s for s in (first, second))
     if a.accounting != b.accounting:
         raise ValueError(
             f"sweeps to compare must count FLOPs alike, but {a.name!r} has accounting {a.accounting!r} and {b.name!r} "

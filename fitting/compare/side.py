@@ -172,10 +172,6 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
     # Their levels
     for symbol, unit, counted_in, law in laws:
         for budget in dict.fromkeys((middle, *flops)):
-            draws = None
-            if law.draws:
-                log_coefficient, exponent = np.array(law.draws).T
-                draws = np.exp(log_coefficient + exponent * np.log(budget))
             numbers.append(
                 Quantity(
                     section=POWER_LAWS,
@@ -185,7 +181,7 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
                     counted_in=counted_in,
                     value=law.at(budget),
                     interval=law.interval_at(budget),
-                    draws=draws,
+                    draws=np.exp(law.log_draws_at(budget)) if law.draws else None,
                     flops=budget,
                 )
             )
@@ -212,8 +208,8 @@ def _parameter_quantities(law: LawFit, section: str, *, skip: set[str]) -> list[
             elif name.islower() and values.get(name.upper(), 1.0) <= 0:
                 reason = f"{name} means nothing, {name.upper()} being 0,"
             in_logs = parameter.value > 0 and bool((draws > 0).all())
-            wider = widened(parameter.value, draws, law.widening, in_logs=in_logs)
-            draws = None if reason else np.clip(wider, bounds.lower, bounds.upper)
+            draws = widened(parameter.value, draws, law.widening, in_logs=in_logs)
+            draws = None if reason else np.clip(draws, bounds.lower, bounds.upper)
         numbers.append(
             Quantity(
                 section=section,

@@ -108,18 +108,15 @@ def widening(kind: BootstrapKind, data: Data) -> float:
     return float(np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.5 + LEVEL / 2, groups - 1) / stats.norm.ppf(0.975))
 
 
-def noise_scale(estimate: PointEstimate, runs: np.ndarray | None = None) -> float:
-    """Return the standard deviation of one measured loss about the law: relative, or in nats.
+def noise_scale(estimate: PointEstimate, runs: np.ndarray | None = None) -> tuple[float, int]:
+    """Return the standard deviation of one measured loss about the law, relative or in nats, and degrees of freedom.
 
     With Huber's function, residuals count up to 3.5 times the typical one, so that outliers determine the noise as
-    little as the fit. (5% of the runs with ten times the noise would triple the root mean square.)
+    little as the fit. (5% of the runs with ten times the noise would triple the root mean square.) With `runs`, the
+    degrees of freedom are those of the larger part of the noise.
     """
-    return float(np.sqrt(sum(scale**2 for scale, _ in _noise_levels(estimate, runs))))
-
-
-def noise_dof(estimate: PointEstimate, runs: np.ndarray | None = None) -> int:
-    """Return the degrees of freedom by which the larger part of the noise is known."""
-    return max(_noise_levels(estimate, runs))[1]
+    levels = _noise_levels(estimate, runs)
+    return float(np.sqrt(sum(scale**2 for scale, _ in levels))), max(levels)[1]
 
 
 def _budgets(data: Data) -> np.ndarray:
@@ -141,8 +138,8 @@ def _noise_levels(estimate: PointEstimate, runs: np.ndarray | None) -> list[tupl
         return [_scale(residuals, len(residuals) - p, robust)]
     _, run, counts = np.unique(runs, return_inverse=True, return_counts=True)
     means = np.bincount(run, weights=residuals) / counts
-    rest = residuals - means[run]
-    return [_scale(means, len(means) - p, robust), _scale(rest, len(residuals) - len(means), robust)]
+    within_runs = residuals - means[run]
+    return [_scale(means, len(means) - p, robust), _scale(within_runs, len(residuals) - len(means), robust)]
 
 
 def _scale(residuals: np.ndarray, dof: int, robust: bool) -> tuple[float, int]:
@@ -196,7 +193,7 @@ def refit(
         starts = problem.scaled(starts)
     minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE)
     if fixed is None:
-        minima = _restarted_from_neighbours(problem, minima)
+        _restart_from_neighbours(problem, minima)
     return problem.unscaled(minima.parameters), minima.objectives
 
 
@@ -212,22 +209,19 @@ def _with_positive_amplitudes(problem: Problem, parameters: np.ndarray) -> np.nd
     return np.concatenate([np.where(at[:k] > 0, at[:k], small), at[k:]])
 
 
-def _restarted_from_neighbours(problem: Problem, minima: Minima) -> Minima:
-    """Restart the searches for which another resample's parameters give a lower objective than their own."""
-    some = np.linspace(0, len(minima.parameters) - 1, min(_NEIGHBOURS, len(minima.parameters))).astype(int)
-    candidates = np.unique(minima.parameters[some], axis=0)
+def _restart_from_neighbours(problem: Problem, minima: Minima) -> None:
+    """Replace the minima of searches that end lower when they start from another resample's parameters."""
+    sample = np.linspace(0, len(minima.parameters) - 1, min(_NEIGHBOURS, len(minima.parameters))).astype(int)
+    candidates = np.unique(minima.parameters[sample], axis=0)
     values = _cross_objectives(problem, candidates)
     best = np.argmin(values, axis=1)
     trapped = np.flatnonzero(values.min(axis=1) < minima.objectives * (1 - _MIN_IMPROVEMENT))
     if not len(trapped):
-        return minima
+        return
     second = minimise_with_restart(problem.subset(trapped), candidates[best[trapped]], tolerance=_REFIT_TOLERANCE)
     better = second.objectives < minima.objectives[trapped]
-    improved = trapped[better]
-    parameters, objectives, converged = minima.parameters.copy(), minima.objectives.copy(), minima.converged.copy()
-    parameters[improved], objectives[improved] = second.parameters[better], second.objectives[better]
-    converged[improved] = second.converged[better]
-    return Minima(parameters=parameters, objectives=objectives, converged=converged)
+    minima.parameters[trapped[better]] = second.parameters[better]
+    minima.objectives[trapped[better]] = second.objectives[better]
 
 
 def _cross_objectives(problem: Problem, candidates: np.ndarray) -> np.ndarray:
@@ -239,6 +233,6 @@ def _cross_objectives(problem: Problem, candidates: np.ndarray) -> np.ndarray:
             residuals = problem.objective.residuals(problem.losses, fitted)
             values = problem.weights @ problem.objective.terms(residuals).T
         else:
-            each = (problem.objective.residuals(problem.losses, losses) for losses in fitted)
-            values = np.stack([problem.objective.value(one, problem.weights) for one in each], axis=1)
+            residuals_of = (problem.objective.residuals(problem.losses, losses) for losses in fitted)
+            values = np.stack([problem.objective.value(each, problem.weights) for each in residuals_of], axis=1)
     return np.where(np.isnan(values), np.inf, values)

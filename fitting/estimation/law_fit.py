@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from isoloop.fitting.estimation.bootstrap import (
     BootstrapKind,
     bootstrap,
     interval,
-    noise_dof,
     noise_scale,
     widening,
 )
@@ -21,7 +21,7 @@ from isoloop.fitting.estimation.profile import profile
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
 
-NOISE_DRAWS = 10
+_NOISE_DRAWS = 10
 """Draws of the noise for each draw of the parameters in the interval of a measured loss."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
@@ -58,7 +58,7 @@ class LawFit:
     parameters: tuple[ParameterEstimate, ...]
     objective: float
     delta: float | None
-    on: str
+    on: Literal["log loss", "loss"]
     rows: int
     runs: int
     noise: float
@@ -72,9 +72,9 @@ class LawFit:
     mean_recurrence: float | None = None
 
     @property
-    def kind(self) -> str:
-        """Name of the objective's function."""
-        return "squared error" if self.delta is None else f"Huber, delta {self.delta:g},"
+    def method(self) -> str:
+        """Name of the objective that was minimised."""
+        return str(Objective(delta=np.inf if self.delta is None else self.delta, on=self.on))
 
     @property
     def form(self) -> Law:
@@ -83,7 +83,7 @@ class LawFit:
 
     @property
     def at_mean(self) -> str:
-        """Name of this law as a way of predicting the loss at T = mean recurrence."""
+        """Name of this law as a method of predicting the loss at T = mean recurrence."""
         return f"{self.form.name} law at T = mu"
 
     @property
@@ -115,22 +115,14 @@ class LawFit:
         # Widened before the noise is added, since that is known better than the parameters.
         drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
         if measured:
-            noise = self.noise_draws(drawn.shape[1])
-            drawn = np.tile(drawn, (NOISE_DRAWS, 1))
+            # A fixed seed: the same fit gives the same interval each time.
+            rng = np.random.default_rng(0)
+            drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
+            scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
+            noise = scale * rng.standard_normal(drawn.shape)
             drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
-        ends = [interval(column) for column in drawn.T]
-        return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
-
-    def noise_draws(self, rows: int = 1) -> np.ndarray:
-        """Return draws of the noise in `rows` losses, `NOISE_DRAWS` for each draw: (NOISE_DRAWS x draws, rows).
-
-        They are to be added to the log loss if the objective is on that, else to the loss.
-        """
-        # A fixed seed: the same fit gives the same interval each time.
-        rng = np.random.default_rng(0)
-        count = NOISE_DRAWS * len(self.draws)
-        scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(count, 1)))
-        return np.asarray(scale * rng.standard_normal((count, rows)))
+        ends = np.array([interval(column) for column in drawn.T]).reshape(-1, 2)
+        return ends[:, 0], ends[:, 1]
 
 
 def fit_law(
@@ -157,6 +149,7 @@ def fit_law(
         drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind)
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
+    noise, noise_dof = noise_scale(estimate, runs)
     return LawFit(
         law=name,
         parameters=parameters,
@@ -165,8 +158,8 @@ def fit_law(
         on=objective.on,
         rows=len(estimate.residuals),
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
-        noise=noise_scale(estimate, runs),
-        noise_dof=noise_dof(estimate, runs),
+        noise=noise,
+        noise_dof=noise_dof,
         bootstrap=kind,
         widening=wider,
         converged=estimate.converged,

@@ -22,7 +22,7 @@ _MAX_DAMPING = 1e10
 _ZERO_OBJECTIVE = 1e-28
 _MAX_LOG_STEP = 3.0
 """Longest step in the logarithm of a parameter."""
-DELTA_RELAXATION = 8.0
+_DELTA_RELAXATION = 8.0
 """Factor on Huber's delta for the few steps that take a search out of a local minimum."""
 _RELAXED_STEPS = 4
 
@@ -90,10 +90,6 @@ class Problem:
             weights=None if self.weights is None else self.weights[fits],
         )
 
-    def relaxed(self) -> Problem:
-        """Return the same fits with a delta that is `DELTA_RELAXATION` times larger."""
-        return replace(self, objective=replace(self.objective, delta=self.objective.delta * DELTA_RELAXATION))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Minima:
@@ -116,10 +112,10 @@ def minimise(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, 
     converged = np.zeros(fits, dtype=bool)
     with np.errstate(all="ignore"):  # a step may leave the law's domain; it is then rejected
         for first in range(0, fits, chunk):
-            some = slice(first, min(first + chunk, fits))
-            search = _Search(problem.subset(some), parameters[some], tolerance)
+            part = slice(first, min(first + chunk, fits))
+            search = _Search(problem.subset(part), parameters[part], tolerance)
             search.run(steps)
-            parameters[some], objectives[some], converged[some] = search.at, search.objectives, search.converged
+            parameters[part], objectives[part], converged[part] = search.at, search.objectives, search.converged
     return Minima(parameters=parameters, objectives=objectives, converged=converged)
 
 
@@ -131,8 +127,9 @@ def minimise_with_restart(problem: Problem, starts: np.ndarray, *, tolerance: fl
     first = minimise(problem, starts, tolerance=tolerance)
     if np.isinf(problem.objective.delta):
         return first
-    relaxed = minimise(problem.relaxed(), first.parameters, steps=_RELAXED_STEPS)
-    second = minimise(problem, relaxed.parameters, tolerance=tolerance)
+    relaxed = replace(problem.objective, delta=problem.objective.delta * _DELTA_RELAXATION)
+    start = minimise(replace(problem, objective=relaxed), first.parameters, steps=_RELAXED_STEPS)
+    second = minimise(problem, start.parameters, tolerance=tolerance)
     better = second.objectives < first.objectives
     return Minima(
         parameters=np.where(better[:, None], second.parameters, first.parameters),

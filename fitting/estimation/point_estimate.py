@@ -55,8 +55,8 @@ def point_estimate(
     counts = _checked_weights(weights, len(columns["loss"]))
     problem = Problem.of(law, columns, objective, weights=counts[None])
     # A few steps from each start; the best distinct ends, and the fits of simpler laws, to convergence.
-    begun = starts(problem)
-    first = minimise(_repeated(problem, len(begun)), begun, steps=_FIRST_STEPS)
+    start_points = starts(problem)
+    first = minimise(_repeated(problem, len(start_points)), start_points, steps=_FIRST_STEPS)
     simpler = law.simpler(
         {**problem.data, "loss": columns["loss"]},
         lambda law, data: point_estimate(law, data, objective, weights=counts).parameters,
@@ -143,7 +143,8 @@ def _degenerate(problem: Problem, parameters: np.ndarray) -> bool:
     """Return True if the slopes by the parameters (p,) that are not zero are nearly linearly dependent."""
     assert problem.weights is not None
     counted = problem.weights[0] > 0
-    slopes = problem.law.loss_and_gradient(parameters, {name: of[counted] for name, of in problem.data.items()})[1]
+    data = {name: values[counted] for name, values in problem.data.items()}
+    slopes = problem.law.loss_and_gradient(parameters, data)[1]
     # The exponent of a term of zero has no slope; the amplitude at its bound already says so.
     zero = np.zeros(len(parameters), dtype=bool)
     zero[: problem.law.linear_count] = parameters[: problem.law.linear_count] == 0

@@ -84,7 +84,11 @@ class _ProfileSearch:
         if not len(new):
             return
         nearest = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
-        self._add(new, *self._refit(new, self._extrapolated(new, nearest)))
+        fits, rises = self._refit(new, self._extrapolated(new, nearest))
+        values = np.append(self.values, new)
+        order = np.argsort(values, kind="stable")
+        self.values, self.rises = values[order], np.append(self.rises, rises)[order]
+        self.fits = np.concatenate([self.fits, fits])[order]
         self._restart_from_neighbours()
 
     def _next_values(self, sign: float) -> np.ndarray:
@@ -144,12 +148,6 @@ class _ProfileSearch:
             return None
         return int(side[above[0] - 1]), int(side[above[0]])
 
-    def _add(self, values: np.ndarray, fits: np.ndarray, rises: np.ndarray) -> None:
-        order = np.argsort(np.append(self.values, values), kind="stable")
-        self.values = np.append(self.values, values)[order]
-        self.rises = np.append(self.rises, rises)[order]
-        self.fits = np.concatenate([self.fits, fits])[order]
-
     def _refit(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the fits of the others (values, p), from `starts`, and the rise of the objective (values,)."""
         law = self.estimate.law
@@ -169,7 +167,9 @@ def _threshold(estimate: PointEstimate, data: Data, at: int, runs: np.ndarray | 
     fitted, slopes = estimate.law.loss_and_gradient(estimate.parameters, data)
     if estimate.objective_kind.logarithmic:
         slopes = slopes / fitted[:, None]
-    free = _free(estimate, at)
+    # Parameters at a bound are held, apart from this one.
+    free = np.array([name not in estimate.at_bounds for name in estimate.law.parameter_names])
+    free[at] = True
     lengths = np.linalg.norm(slopes, axis=0)
     unit = np.where(free, slopes / np.where(lengths > 0, lengths, 1.0), 0.0)
     influence = np.clip(estimate.residuals, -estimate.objective_kind.delta, estimate.objective_kind.delta)
@@ -190,13 +190,6 @@ def _threshold(estimate: PointEstimate, data: Data, at: int, runs: np.ndarray | 
     threshold = float(stats.f.ppf(LEVEL, 1, dof)) * variance[at, at] / inverse[at, at] / 2
     change = inverse[:, at] / inverse[at, at] * np.sqrt(variance[at, at]) / np.where(lengths > 0, lengths, 1.0)
     return max(float(threshold), 1e-300), change
-
-
-def _free(estimate: PointEstimate, at: int) -> np.ndarray:
-    """Mark the parameters (p,) that are not at a bound, and the profiled one."""
-    free = np.array([name not in estimate.at_bounds for name in estimate.law.parameter_names])
-    free[at] = True
-    return free
 
 
 def _curvature(estimate: PointEstimate) -> float:

@@ -178,14 +178,14 @@ def series_handle(style: SeriesStyle, label: str, *, line: bool = True, hollow: 
     return mark_handle(label, marker=style.marker, line=style.line if line else "", colour=style.colour, hollow=hollow)
 
 
-def bar_handle(label: str, *, colour: object = INK) -> Line2D:
+def bar_handle(label: str) -> Line2D:
     """Return a legend's entry for error bars."""
-    return Line2D([], [], color=colour, ls="", marker="|", ms=8, mew=1.2, label=label)
+    return Line2D([], [], color=INK, ls="", marker="|", ms=8, mew=1.2, label=label)
 
 
-def band_handle(label: str, *, colour: object = INK) -> Patch:
+def band_handle(label: str) -> Patch:
     """Return a legend's entry for a band."""
-    return Patch(facecolor=colour, alpha=BAND, lw=0, label=label)
+    return Patch(facecolor=INK, alpha=BAND, lw=0, label=label)
 
 
 def set_title(axes: Axes, text: str, *, simulated: bool) -> None:

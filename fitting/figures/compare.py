@@ -171,15 +171,15 @@ def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Differenc
     """Return the changes of the power laws' exponents, and of the training law's parameters that it isn't linear in."""
     training = next((sweep.fit.training for sweep in pair if sweep.fit and sweep.fit.training), None)
     names = training.form.parameter_names[training.form.linear_count :] if training else ()
-    of_power_laws = [one for one in comparison.of(POWER_LAWS) if one.kind == "difference"]
-    return of_power_laws + [one for one in comparison.of(LAW_SECTIONS["training"]) if one.name in names]
+    of_power_laws = [change for change in comparison.of(POWER_LAWS) if change.kind == "difference"]
+    return of_power_laws + [change for change in comparison.of(LAW_SECTIONS["training"]) if change.name in names]
 
 
 def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
     """Return the ratios of µ* and D* by the power laws, or else by the training laws."""
     for section in (POWER_LAWS, BEST_MODEL):
-        ratios = [one for one in comparison.of(section) if one.kind == "ratio" and one.unit in ("loops", "tokens")]
-        ratios = [one for one in ratios if one.flops in comparison.optima_flops and one.change is not None]
+        changes = [change for change in comparison.of(section) if change.kind == "ratio" and change.change is not None]
+        ratios = [x for x in changes if x.unit in ("loops", "tokens") and x.flops in comparison.optima_flops]
         if ratios:
             return ratios
     return []
@@ -188,8 +188,8 @@ def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
 def _loss_changes(comparison: SweepComparison) -> list[Difference]:
     """Return the changes of losses: of the curves' minima, or else of runs, and of the training laws' best models."""
     measured = comparison.of(LEAST_LOSSES) or comparison.of(BEST_RUNS)
-    best = [one for one in comparison.of(BEST_MODEL) if one.kind == "difference"]
-    return [one for one in (*measured[-_MOST_BUDGETS:], *best) if one.change is not None]
+    best = [change for change in comparison.of(BEST_MODEL) if change.kind == "difference"]
+    return [change for change in (*measured[-_MOST_BUDGETS:], *best) if change.change is not None]
 
 
 def _label(difference: Difference) -> str:

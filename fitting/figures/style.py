@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,6 @@ def run_points(
     marker: str = "o",
     hollow: bool = False,
     size: float = 4.5,
-    label: str | None = None,
-    zorder: float = 3.0,
 ) -> Line2D:
     """Draw a marker for each run; in SVG, the id of the group of markers lists the runs.
 
@@ -107,8 +105,6 @@ def run_points(
         marker: matplotlib's name of the shape.
         hollow: white inside.
         size: in points.
-        label: for the legend.
-        zorder: markers cover what has a lower one.
 
     Raises:
         ValueError: the three differ in length.
@@ -129,21 +125,16 @@ def run_points(
         mfc="white" if hollow else colour,
         mec=colour,
         mew=1.1 if hollow else 0.5,
-        label=label,
-        zorder=zorder,
+        zorder=3.0,
     )
-    line.set_gid(run_group([run_id for run_id, kept in zip(ids, finite, strict=True) if kept]))
+    kept = (quote(str(run_id), safe=_UNQUOTED) for run_id, shown in zip(ids, finite, strict=True) if shown)
+    line.set_gid(RUN_GROUP + ",".join(kept))
     return line
 
 
 def escape_dollars(text: str) -> str:
     """Return a name with its dollar signs escaped: between two of them, matplotlib would read mathematics."""
     return text.replace("$", r"\$")
-
-
-def run_group(run_ids: Sequence[str]) -> str:
-    """Return the SVG id of a group of points that stand for these runs."""
-    return RUN_GROUP + ",".join(quote(str(run_id), safe=_UNQUOTED) for run_id in run_ids)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, ...]:

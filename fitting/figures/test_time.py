@@ -38,11 +38,12 @@ def draw_test_time(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         raise ValueError(f"this figure needs test-time fits, but there are none: {fit.why_missing('test-time')}")
     # The models at the largest budget (or token count).
     runs = finished_rows(table)
-    runs = runs[runs["run_id"].isin({one.run_id for one in fit.test_time})]
+    runs = runs[runs["run_id"].isin({model.run_id for model in fit.test_time})]
     column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
     largest = float(runs[column].max())
     run_ids = set(runs.loc[runs[column] >= 0.99 * largest, "run_id"])
-    models = sorted((one for one in fit.test_time if one.run_id in run_ids), key=lambda one: one.mean_recurrence or 0.0)
+    models = [model for model in fit.test_time if model.run_id in run_ids]
+    models.sort(key=lambda model: model.mean_recurrence or 0.0)
     # A curve for each.
     data = test_time_law_data(table)
     handles: list[Artist] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.cost import AnyCost, DenseCost
+from isoloop.fitting.cost import Cost, DenseCost
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit, log_tokens
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve
@@ -71,7 +71,7 @@ def parabola_bias(
     table: pd.DataFrame,
     law: Law,
     parameters: np.ndarray,
-    cost_model: AnyCost,
+    cost_model: Cost,
     draws: np.ndarray | None = None,
     *,
     widening: float = 1.0,
@@ -142,7 +142,7 @@ def _bias_notes(biases: list[BudgetBias]) -> tuple[str, ...]:
 
 
 def _law_curves(
-    fit: IsoflopFit, table: pd.DataFrame, law: Law, vectors: np.ndarray, cost_model: AnyCost
+    fit: IsoflopFit, table: pd.DataFrame, law: Law, vectors: np.ndarray, cost_model: Cost
 ) -> tuple[list[IsoflopCurve], list[np.ndarray]]:
     """Return the curves of the included budgets with the law's losses in the place of the measured ones, and the losses
     (draws, points) of every parameter vector.
@@ -167,7 +167,7 @@ def _law_curves(
     return curves, losses
 
 
-def _fitted_rows(table: pd.DataFrame, cost_model: AnyCost) -> tuple[pd.DataFrame, Data]:
+def _fitted_rows(table: pd.DataFrame, cost_model: Cost) -> tuple[pd.DataFrame, Data]:
     """Return the rows with a loss, and their columns that laws read."""
     if not isinstance(cost_model, DenseCost):
         return finished_rows(table), law_data(table)
@@ -183,7 +183,7 @@ def _log_vertices(curve: IsoflopCurve, losses: np.ndarray) -> np.ndarray:
     return np.where((vertices > 2 * low - high) & (vertices < 2 * high - low), vertices, np.nan)
 
 
-def _search_bounds(curves: list[IsoflopCurve], cost_model: AnyCost) -> tuple[float, float]:
+def _search_bounds(curves: list[IsoflopCurve], cost_model: Cost) -> tuple[float, float]:
     low, high = np.exp(min(curve.grid[0] for curve in curves)), np.exp(max(curve.grid[1] for curve in curves))
     if isinstance(cost_model, DenseCost):
         return float(low / _PARAMS_FACTOR), float(high * _PARAMS_FACTOR)

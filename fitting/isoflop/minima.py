@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from isoloop.fitting.cost import AnyCost
+from isoloop.fitting.cost import Cost
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, CurveNoise, IsoflopCurve, Redraws, pooled_noise, redraw
 from isoloop.fitting.isoflop.power_law import (
     BUDGETS_NEEDED,
@@ -118,7 +118,7 @@ class IsoflopFit:
 
 
 def fit_isoflop(
-    table: pd.DataFrame, cost_model: AnyCost, *, draws: int = 200, seed: int = 0, independent: bool = False
+    table: pd.DataFrame, cost_model: Cost, *, draws: int = 200, seed: int = 0, independent: bool = False
 ) -> IsoflopFit:
     """Fit parabolas to the finished runs of each budget, and power laws to their minima.
 
@@ -195,7 +195,7 @@ def isoflop_curves(table: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
     return _curves(_rows_with_budget(table, axis), axis)
 
 
-def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: AnyCost) -> np.ndarray:
+def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: Cost) -> np.ndarray:
     """Return the log of the tokens that spend exactly the budgets (budgets,) at `log_axis` (..., budgets)."""
     return np.asarray(np.log(cost_model.tokens_for(budgets, np.exp(log_axis))))
 
@@ -229,7 +229,7 @@ def _curves(rows: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
     return curves
 
 
-def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_model: AnyCost) -> Minimum:
+def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_model: Cost) -> Minimum:
     minimum = Minimum(budget=curve.budget, points=len(curve.loss), included=False)
     if curve.distinct_values < POINTS_NEEDED:
         lost = curve.runs - minimum.points
@@ -277,7 +277,7 @@ def _included_curves(
     return used, redraw(used, noise, draws, seed) if noise and draws and len(used) >= BUDGETS_NEEDED else None
 
 
-def _fit_power_laws(curves: list[IsoflopCurve], cost_model: AnyCost, redraws: Redraws | None) -> dict[str, PowerLaw]:
+def _fit_power_laws(curves: list[IsoflopCurve], cost_model: Cost, redraws: Redraws | None) -> dict[str, PowerLaw]:
     """Fit the power laws of the curves' vertices, tokens and curvature; return them by name."""
     budgets = _curve_budgets(curves)
     vertices, drawn = _vertices(curves), _enough_minima(redraws.vertices if redraws else None, curves)
@@ -336,7 +336,7 @@ def _enough_minima(drawn: np.ndarray | None, curves: list[IsoflopCurve], needed:
 
 
 def _disagreement(
-    minima: tuple[Minimum, ...], token_minima: tuple[Minimum, ...], cost_model: AnyCost
+    minima: tuple[Minimum, ...], token_minima: tuple[Minimum, ...], cost_model: Cost
 ) -> Disagreement | None:
     pairs = [pair for pair in zip(minima, token_minima, strict=True) if pair[0].included and pair[1].included]
     if not pairs:

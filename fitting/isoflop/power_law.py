@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
+from isoloop.fitting.laws.base import minimise_on_grid
 
 BUDGETS_NEEDED = 2
 FLOOR_BUDGETS = 3
@@ -44,9 +45,13 @@ class PowerLaw:
         """Return the 95% interval of the quantity at `budget` FLOPs, None without draws."""
         if not self.draws:
             return None
-        draws = np.array(self.draws)
-        low, high = interval(draws[:, 0] + draws[:, 1] * np.log(budget))
+        low, high = interval(self.log_draws_at(budget))
         return float(np.exp(low)), float(np.exp(high))
+
+    def log_draws_at(self, budget: float) -> np.ndarray:
+        """Return the log of the quantity at `budget` FLOPs by each draw: (draws,)."""
+        log_coefficient, exponent = np.array(self.draws).T
+        return np.asarray(log_coefficient + exponent * np.log(budget))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +164,9 @@ def _with_floor(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray
     weights = np.where(np.isnan(y), 0.0, weights)
     y = np.where(np.isnan(y), 0.0, y)
     grid = np.geomspace(*_EXPONENT_BOUNDS, _EXPONENT_GRID)
-    best = _linear_part(x, y[:, None], weights[:, None], grid[None, :])[2].argmin(axis=1)
-    left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-    inverse_golden = (np.sqrt(5) - 1) / 2
-    for _ in range(_EXPONENT_STEPS):
-        pair = np.stack([right - inverse_golden * (right - left), left + inverse_golden * (right - left)], axis=-1)
-        errors = _linear_part(x, y[:, None], weights[:, None], pair)[2]
-        lower = errors[:, 0] < errors[:, 1]
-        left, right = np.where(lower, left, pair[:, 0]), np.where(lower, pair[:, 1], right)
-    exponent = (left + right) / 2
+    _, exponent = minimise_on_grid(
+        lambda exponents: _linear_part(x, y[:, None], weights[:, None], exponents)[2], grid, _EXPONENT_STEPS
+    )
     floor, coefficient, _ = _linear_part(x, y, weights, exponent)
     return np.column_stack([floor, coefficient, exponent])
 

@@ -1,4 +1,7 @@
-"""The contract of a scaling law: a new law is one class that derives from `Law`, and nothing else changes."""
+"""The contract of a scaling law, and terms that several laws share.
+
+A new law is one class that derives from `Law`; nothing else changes.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
+
+from isoloop.fitting.cost import Cost
 
 Data = Mapping[str, np.ndarray]
 """Columns by name, (rows,), or (..., rows) where every parameter vector has rows of its own. Losses in nats."""
 
 LARGEST_RECURRENCE = 1024.0
 """The largest mean recurrence, in loops, that a search for the best one considers."""
-GRID_POINTS = 600
-GOLDEN_STEPS = 40
-"""An optimum is searched on a grid in logs, then by golden section between the neighbours of its best point."""
+_GRID_POINTS = 600
+_GOLDEN_STEPS = 40
+_EXPONENT_STARTS = (0.05, 0.12, 0.2, 0.3, 0.4, 0.55, 0.8, 1.2, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +42,8 @@ class Parameter:
     logarithmic: bool = False
 
 
-class Cost(Protocol):
-    """The models that a budget buys along one axis (mean recurrence, or parameters)."""
-
-    @property
-    def axis(self) -> str:
-        """Column that varies along an isoFLOP curve."""
-
-    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Return columns, of the shape of `values` on the axis, of models that spend exactly `budget` FLOPs."""
+IRREDUCIBLE = Parameter(name="E", meaning="irreducible loss", unit="nats per token")
+LOOP_GAIN = Parameter(name="Z", meaning="what loops can gain, from T = 0 on", unit="nats per token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,20 +179,10 @@ class Law(ABC):
         def loss_at(log_values: np.ndarray) -> np.ndarray:
             return self.loss(parameters, cost.columns(budget, np.exp(log_values)))
 
-        grid = np.linspace(np.log(low), np.log(high), GRID_POINTS)
-        best = np.argmin(loss_at(grid), axis=-1)
+        grid = np.linspace(np.log(low), np.log(high), _GRID_POINTS)
+        best, log_best = minimise_on_grid(loss_at, grid, _GOLDEN_STEPS)
         at_bound = (best == 0) | (best == len(grid) - 1)
-        left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-
-        # Golden section, all parameter vectors at once.
-        inverse_golden = (np.sqrt(5) - 1) / 2
-        for _ in range(GOLDEN_STEPS):
-            a, b = right - inverse_golden * (right - left), left + inverse_golden * (right - left)
-            losses = loss_at(np.stack([a, b], axis=-1))
-            lower = losses[..., 0] < losses[..., 1]
-            left, right = np.where(lower, left, a), np.where(lower, b, right)
-
-        log_best = np.where(at_bound, grid[best], (left + right) / 2)
+        log_best = np.where(at_bound, grid[best], log_best)
         data = cost.columns(budget, np.exp(log_best)[..., None])
         return Optimum(
             axis=cost.axis,
@@ -203,3 +191,79 @@ class Law(ABC):
             loss=self.loss(parameters, data)[..., 0],
             at_bound=np.asarray(at_bound),
         )
+
+
+def minimise_on_grid(
+    function: Callable[[np.ndarray], np.ndarray], grid: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the place on `grid` (points,) of the least value of each function (...), and its minimum near there (...).
+
+    `function` maps points (points,), or (..., points) for each function its own, to values (..., points). The minimum
+    is searched by `steps` of golden section between the neighbours of the best point, for all functions at once.
+    """
+    best = np.argmin(function(grid), axis=-1)
+    left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+    inverse_golden = (np.sqrt(5) - 1) / 2
+    for _ in range(steps):
+        a, b = right - inverse_golden * (right - left), left + inverse_golden * (right - left)
+        values = function(np.stack([a, b], axis=-1))
+        lower = values[..., 0] < values[..., 1]
+        left, right = np.where(lower, left, a), np.where(lower, b, right)
+    return best, (left + right) / 2
+
+
+def exponent(name: str, meaning: str) -> Parameter:
+    """Return a positive exponent of a power law, bounded to .01 to 3."""
+    return Parameter(name=name, meaning=meaning, unit="1", lower=0.01, upper=3.0, starts=_EXPONENT_STARTS)
+
+
+def amplitude(name: str, of: str) -> Parameter:
+    """Return the factor of a power of `of`: the value of that term of the loss where `of` is 1."""
+    return Parameter(name=name, meaning=f"the term at {of} = 1", unit="nats per token")
+
+
+def loop_decay(starts: tuple[float, ...]) -> Parameter:
+    """Return the decay rate of the loss in T / mu."""
+    return Parameter(name="z", meaning="decay", unit="per T / mu", lower=0.01, upper=50.0, starts=starts)
+
+
+def power(values: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    """Return values^-exponent."""
+    return np.exp(-exponent * np.log(values))
+
+
+def halving_factor(exponent: float) -> str:
+    """Return the factor by which a quantity must grow for its term of the loss to halve, such as '8.3x'."""
+    return f"{2 ** (1 / exponent):.3g}x"
+
+
+def rescaled_powers(parameters: np.ndarray, units: Mapping[str, float], size: str, exponents: int = 3) -> np.ndarray:
+    """Return `Law.rescaled` for X N^-x + Y D^-y: X (place 1) and Y (place 2) grow as the units to their exponents.
+
+    N is in the column `size`; x and y stand at the places `exponents` and the one behind it.
+    """
+    changed = np.array(parameters)
+    changed[..., 1] *= units.get(size, 1.0) ** changed[..., exponents]
+    changed[..., 2] *= units.get("tokens", 1.0) ** changed[..., exponents + 1]
+    return changed
+
+
+class TwoPowerLaw(Law):
+    """The form L = E + X N^-x + Y D^-y, with N in the first column and D, the tokens, in the second."""
+
+    linear_count = 3
+
+    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.basis`: the columns 1, N^-x, D^-y."""
+        size = power(data[self.columns[0]], nonlinear[..., 0, None])
+        return np.stack([np.ones_like(size), size, power(data["tokens"], nonlinear[..., 1, None])], axis=-1)
+
+    def nonlinear_gradient(self, parameters: np.ndarray, data: Data, basis: np.ndarray) -> np.ndarray:
+        """See `Law.nonlinear_gradient`."""
+        by_x = -parameters[..., 1, None] * basis[..., 1] * np.log(data[self.columns[0]])
+        by_y = -parameters[..., 2, None] * basis[..., 2] * np.log(data["tokens"])
+        return np.stack([by_x, by_y], axis=-1)
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
+        return rescaled_powers(parameters, units, self.columns[0])

@@ -8,9 +8,11 @@ from typing import final
 
 import numpy as np
 
-from isoloop.fitting.laws.base import Data, Law, Parameter
-from isoloop.fitting.laws.terms import (
+from isoloop.fitting.laws.base import (
     IRREDUCIBLE,
+    Data,
+    Law,
+    Parameter,
     TwoPowerLaw,
     amplitude,
     exponent,

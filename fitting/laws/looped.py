@@ -7,10 +7,12 @@ from typing import final
 
 import numpy as np
 
-from isoloop.fitting.laws.base import Data, Law, Parameter
-from isoloop.fitting.laws.terms import (
+from isoloop.fitting.laws.base import (
     IRREDUCIBLE,
     LOOP_GAIN,
+    Data,
+    Law,
+    Parameter,
     TwoPowerLaw,
     amplitude,
     exponent,
@@ -160,12 +162,9 @@ class UnifiedLaw(Law):
 
     def nonlinear_gradient(self, parameters: np.ndarray, data: Data, basis: np.ndarray) -> np.ndarray:
         """See `Law.nonlinear_gradient`."""
-        logs_and_loops = (
-            np.log(data["effective_params"]),
-            np.log(data["tokens"]),
-            data["recurrence"] / data["mean_recurrence"],
-        )
-        by = [-parameters[..., i, None] * basis[..., i] * of for i, of in enumerate(logs_and_loops, start=1)]
+        size, amount = np.log(data["effective_params"]), np.log(data["tokens"])
+        loops = data["recurrence"] / data["mean_recurrence"]
+        by = [-parameters[..., i, None] * basis[..., i] * factor for i, factor in ((1, size), (2, amount), (3, loops))]
         return np.stack(by, axis=-1)
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:

@@ -46,12 +46,14 @@ def law_named(name: str) -> Law:
     if module.startswith("."):
         raise ValueError(f"the module of a law must have its full name, but got {name!r}; leave the first dot out")
     try:
-        law_class = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the law {name!r} can't be imported: {error}; put its folder on PYTHONPATH") from error
-    except (SyntaxError, NameError, TypeError, ValueError) as error:
-        raise ValueError(f"the law {name!r} can't be imported: {error}; correct that module") from error
-    return _instance(name, law_class)
+        imported = importlib.import_module(module)
+    except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        advice = "put its folder on PYTHONPATH" if missing else "correct that module, or install what it imports"
+        raise ValueError(f"the law {name!r} can't be imported: {error}; {advice}") from error
+    if not hasattr(imported, attribute):
+        raise ValueError(f"the law {name!r} can't be imported: {module} has no {attribute}; correct the name")
+    return _instance(name, getattr(imported, attribute))
 
 
 def check_law(law: Law) -> None:
@@ -90,7 +92,7 @@ def _instance(name: str, law_class: Any) -> Law:
     """Return one checked instance of the class. Raise ValueError unless it is a complete law."""
     if not (isinstance(law_class, type) and issubclass(law_class, Law)) or law_class is Law:
         raise ValueError(
-            f"the law {name!r} must be a class that derives from isoloop.fitting.Law, but got {law_class!r}"
+            f"the law {name!r} must be a class that derives from isoloop.fitting.Law, but got {law_class!r}; derive it"
         )
     missing = sorted(law_class.__abstractmethods__)
     if {law_class.nonlinear_gradient, law_class.loss_and_gradient} <= {Law.nonlinear_gradient, Law.loss_and_gradient}:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from isoloop.fitting.cost import AnyCost, CostModel, DenseCost
+from isoloop.fitting.cost import Cost, CostModel, DenseCost
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, Objective
@@ -128,7 +128,7 @@ def choose(
     ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
     """
     predictors = {name: LawPredictor(law=name, objective=objective, draws=draws, seed=seed) for name in laws}
-    check_unique_names([*(f"{law_named(name).name} law" for name in laws), *(other.name for other in others)])
+    check_unique_names([*(predictors[name].name for name in laws), *(other.name for other in others)])
     candidates: list[Candidate] = []
     missing: list[tuple[str, str]] = []
     for name in laws:
@@ -141,13 +141,18 @@ def choose(
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {reason}' for law, reason in missing)}")
     compared: list[Predictor] = [*(predictors[candidate.fit.law] for candidate in candidates), *others]
-    ways: Sequence[HoldOutBy] = by or (("largest budget", "budget") if _has_budgets(data) else ("row",))
+    if not by:
+        try:
+            folds(data, "budget")
+            by = ("largest budget", "budget")
+        except ValueError:
+            by = ("row",)
     return Choice(
         rows=len(data["loss"]),
         objective=str(objective),
         candidates=tuple(candidates),
         missing=tuple(missing),
-        cross_validations=tuple(cross_validate(data, compared, way) for way in ways),
+        cross_validations=tuple(cross_validate(data, compared, way) for way in by),
         caveats=tuple(caveats),
     )
 
@@ -172,19 +177,20 @@ def choose_table(
     dense = is_point_table(path)
     caveats: list[str] = []
     others: list[Predictor] = []
-    cost: AnyCost | None
+    cost: Cost | None
     if dense:
         data = point_data(read_points(path, experiment=experiment, outliers=outliers))
-        far = implausible_losses(data["loss"], data.get("budget"))
-        data, cost = {name: values[~far] for name, values in data.items()}, DenseCost()
+        implausible = implausible_losses(data["loss"], data.get("budget"))
+        data, cost = {name: values[~implausible] for name, values in data.items()}, DenseCost()
     else:
         table = read_table(path)
-        far = implausible_rows(table)
+        implausible = implausible_rows(table)
         data, cost = law_data(table), _cost_model(table, caveats)
         simulated, accounting = bool(table["simulated"].iloc[0]), str(table["accounting"].iloc[0])
         caveats += provenance_caveats(simulated=simulated, accounting=accounting)
-    if far.any():
-        caveats.append(f"Left out, with a loss {IMPLAUSIBLE_LOSS}: {int(far.sum())} of {len(far)} rows.")
+    if implausible.any():
+        count = int(implausible.sum())
+        caveats.append(f"Left out, with a loss {IMPLAUSIBLE_LOSS}: {count} of {len(implausible)} rows.")
     if cost is not None and "budget" in data:
         others = [MinimaPredictor(floor=floor, cost=cost) for floor in (False, True)]
     return choose(
@@ -208,7 +214,7 @@ class MinimaPredictor:
     """
 
     floor: bool
-    cost: AnyCost
+    cost: Cost
 
     @property
     def name(self) -> str:
@@ -223,14 +229,6 @@ class MinimaPredictor:
         columns = {name: fitted[name] for name in ("budget", self.cost.axis, "tokens", "loss")}
         fit = fit_isoflop(pd.DataFrame(columns), self.cost, draws=0)
         return predict_from_minima(fit, held_out["budget"], held_out[self.cost.axis], floor=self.floor), None
-
-
-def _has_budgets(data: Data) -> bool:
-    """Return True if runs can be held out by budget."""
-    try:
-        return bool(folds(data, "budget"))
-    except ValueError:
-        return False
 
 
 def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:

@@ -193,13 +193,13 @@ def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
     """Return the mean absolute error and coverage of each method among the rows."""
     errors = []
     for method in dict.fromkeys(row.method for row in rows):
-        mine = [row for row in rows if row.method == method]
-        inside = [row.interval[0] <= row.measured <= row.interval[1] for row in mine if row.interval is not None]
+        of_method = [row for row in rows if row.method == method]
+        inside = [row.interval[0] <= row.measured <= row.interval[1] for row in of_method if row.interval is not None]
         errors.append(
             HeldOutError(
                 method=method,
-                mean_absolute_error=float(np.mean([abs(row.error) for row in mine])),
-                rows=len(mine),
+                mean_absolute_error=float(np.mean([abs(row.error) for row in of_method])),
+                rows=len(of_method),
                 coverage=float(np.mean(inside)) if inside else None,
             )
         )

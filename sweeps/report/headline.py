@@ -15,7 +15,7 @@ def headline(results: SweepResults) -> list[str]:
     sentences = _power_law_sentences(fit)
     if fit.training is not None:
         law = fit.training.form
-        values = (f"{one.name} = {_spanned(one.value, one.interval, '.4g')}" for one in fit.training.parameters)
+        values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in fit.training.parameters)
         sentences += [
             _best_model_sentence(fit),
             f"{law.name.capitalize()} law {law.formula.replace('mu', 'µ')}: {', '.join(values)}.",
@@ -25,6 +25,11 @@ def headline(results: SweepResults) -> list[str]:
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
     return [*sentences, _interval_sentence(fit)]
+
+
+def with_greek_mu(method: str) -> str:
+    """Return the name of a method of prediction as a page spells it, with T = µ."""
+    return method.replace("T = mu", "T = µ")
 
 
 def _power_law_sentences(fit: SweepFit) -> list[str]:
@@ -62,7 +67,7 @@ def _best_model_sentence(fit: SweepFit) -> str:
 
 
 def _held_out_sentence(held: HeldOut) -> str:
-    errors = "; ".join(f"{error.mean_absolute_error:.2g}% ({error.method})" for error in held.errors)
+    errors = "; ".join(f"{error.mean_absolute_error:.2g}% ({with_greek_mu(error.method)})" for error in held.errors)
     return (
         f"Without the runs at the largest {held.quantity} ({held.value:.3g}, {held.times_beyond:.3g} times beyond the "
         f"others), the fit predicts their losses with a mean absolute error of {errors}."

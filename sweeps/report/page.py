@@ -1,6 +1,5 @@
 """The self-contained HTML page of a sweep: answer, curves, runs, held-out test, caveats, origin."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +84,9 @@ def write_report(
         style=Markup(style) + "\n" + palette.css(),
         script=Markup("\n".join(scripts)),
         predictions=predictions,
-        predictions_json=None if predictions is None else htmlsafe_json_dumps(predictions, dumps=_compact_json),
+        predictions_json=None
+        if predictions is None
+        else htmlsafe_json_dumps(predictions, allow_nan=False, separators=(",", ":")),
         multiples=MULTIPLES,
         first_budget=None if fit is None else _budget_text(HEADLINE_MULTIPLE * fit.fitted.flops[1]),
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
@@ -97,7 +98,7 @@ def write_report(
         errors=None if held_out is None else errors_table(held_out),
         why_no_hold_out=results.why_no_hold_out,
         caveats=caveats,
-        hold_out_caveats=[one for one in results.hold_out.caveats if one not in caveats] if results.hold_out else [],
+        hold_out_caveats=[text for text in results.hold_out.caveats if text not in caveats] if results.hold_out else [],
         figures=drawn,
         not_drawn=not_drawn,
         table=runs_table(table),
@@ -108,10 +109,6 @@ def write_report(
         configuration=redacted(config_text(sweep)),
     )
     folders.report.write_text(page, encoding="utf-8")
-
-
-def _compact_json(data: Any, **options: Any) -> str:
-    return json.dumps(data, allow_nan=False, separators=(",", ":"), **options)
 
 
 def _budget_text(flops: float) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from isoloop.fitting import HeldOut, predict
 from isoloop.sweeps.paths import SweepResults
-from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE
+from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, with_greek_mu
 
 _RUN_HEADINGS = {
     "run_id": "run",
@@ -111,7 +111,7 @@ def held_out_table(held: HeldOut) -> PageTable:
         rows.append(
             (
                 TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
-                TableCell(text=row.method, kind="text"),
+                TableCell(text=with_greek_mu(row.method), kind="text"),
                 _number(row.mean_recurrence, "g"),
                 _number(row.tokens, ".4g"),
                 _number(row.predicted, ".4f"),
@@ -133,7 +133,7 @@ def errors_table(held: HeldOut) -> PageTable:
             text = f"{round(error.coverage * error.rows)} of {error.rows} ({error.coverage:.0%})"
             inside = TableCell(text=text, value=error.coverage)
         mean = _number(error.mean_absolute_error, ".3g", unit="%")
-        rows.append((TableCell(text=error.method, kind="text"), _number(error.rows, "g"), mean, inside))
+        rows.append((TableCell(text=with_greek_mu(error.method), kind="text"), _number(error.rows, "g"), mean, inside))
     return _page_table(("predicted by", "losses", "mean absolute error", "inside their 95% intervals"), rows)
 
 

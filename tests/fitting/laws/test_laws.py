@@ -176,8 +176,9 @@ def test_a_law_of_ones_own_is_one_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("no_such_module:Law", "can't be imported"),
-        ("isoloop.fitting:Lawless", "can't be imported"),
+        ("no_such_module:Law", "can't be imported: .*; put its folder on PYTHONPATH"),
+        ("no_such_package.laws:Law", "can't be imported: .*; put its folder on PYTHONPATH"),
+        ("isoloop.fitting:Lawless", "can't be imported: isoloop.fitting has no Lawless; correct the name"),
         ("json:JSONDecoder", "derives from"),
     ],
 )
@@ -288,6 +289,7 @@ def own(tmp_path, monkeypatch, text, name="broken_law"):
     [
         ("def f(:", "can't be imported: .*correct that module"),
         ("C = no_such_name", "can't be imported: .*no_such_name"),
+        ("import no_such_library", "can't be imported: .*no_such_library.*, or install what it imports"),
         (
             "from isoloop.fitting import Law\nclass C(Law):\n    name = 'c'",
             "lacks basis, effective, rescaled, nonlinear_gradient; add them",

@@ -181,6 +181,7 @@ def test_the_held_out_runs_are_all_there(made, pages):
         assert f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" in cells
     for error in held.errors:
         assert f"{error.mean_absolute_error:.3g}%" in cells
+    assert "training law at T = µ" in cells
     assert f"{round(held.errors[0].coverage * 5)} of 5 ({held.errors[0].coverage:.0%})" in cells
 
 
