@@ -135,7 +135,6 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
             "'isoloop run' with this sweep, which writes them and trains nothing twice"
         )
     status = tags[OUTCOME]
-    losses = sorted((name for name in metrics if name.startswith("loss_T")), key=lambda name: float(name[6:]))
     return {
         "run_id": tags[RUN_ID],
         "status": status,
@@ -146,7 +145,7 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         "backward_loops": metrics.get("backward_loops"),
         "loss": metrics.get("loss") if status == "finished" else None,
         **{name: metrics.get(name) for name in _EXTRA_COLUMNS},
-        **{name: metrics[name] if status == "finished" else None for name in losses},
+        **{name: loss if status == "finished" else None for name, loss in metrics.items() if name.startswith("loss_T")},
         **columns,
     }
 

@@ -9,7 +9,6 @@ import math
 import re
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -91,8 +90,8 @@ class MadeUp:
         return done
 
     def _get_on(self, task):
-        folder, spec = Path(task.folder), task.spec
-        if (folder / STOP_FILE).exists() or Path(task.stop_file).exists():
+        folder, spec = task.folder, task.spec
+        if (folder / STOP_FILE).exists() or task.stop_file.exists():
             self.told_to_stop.append(task.run_id)
             return AttemptEnd(status="stopped")
         try:
