@@ -12,7 +12,7 @@ from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.centre import with_centres
+from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, plan_sweep, simulated_corpus
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore

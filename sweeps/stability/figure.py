@@ -37,34 +37,25 @@ def save_stability(study: StabilityStudy, folder: str | Path) -> tuple[Path, ...
 def draw_stability(figure: Figure, study: StabilityStudy) -> None:
     """Draw ρ(Ā) above and ‖h_T‖ below on log axes: a column for each variant, a line style for each learning rate.
 
-    A line is one run, as the legend says, so there are no intervals.
+    A dashed line marks ρ(Ā) = 1; ‖h_T‖ is the mean over the batch's tokens. As a line is one run, there are no
+    intervals.
     """
     grid = figure.subplots(2, len(study.variants), sharex=True, sharey="row", squeeze=False)
     styles = dict(zip(study.learning_rates, series_styles(len(study.learning_rates)), strict=True))
     for column, variant in enumerate(study.variants):
         runs = [run for run in study.runs if run.variant == variant]
-        draw_spectral_radii(grid[0][column], runs, styles)
-        draw_state_norms(grid[1][column], runs, styles)
-        grid[0][column].set_title(escape_dollars(variant), loc="left", color=INK)
-        for axes in (grid[0][column], grid[1][column]):
+        upper, lower = grid[0][column], grid[1][column]
+        _draw_curves(upper, runs, styles, lambda curve: curve.spectral_radii, _RADIUS_LIMITS)
+        upper.axhline(1.0, color=INK, lw=0.9, ls="--", zorder=1.5)
+        upper.set_title(escape_dollars(variant), loc="left", color=INK)
+        upper.set_ylabel("spectral radius ρ(Ā) (per loop)")
+        _draw_curves(lower, runs, styles, lambda curve: curve.state_norms, _NORM_LIMITS)
+        lower.set(xlabel="step (updates)", ylabel=r"state $\Vert h_T \Vert$ (no unit)")
+        for axes in (upper, lower):
             axes.label_outer()
     handles = [mark_handle(f"{rate:g}", line=style.line, colour=style.colour) for rate, style in styles.items()]
     handles += [mark_handle("diverges", marker="x"), mark_handle("spikes", marker="o", hollow=True)]
     figure.legend(handles=handles, title="learning rate\n(a line is one run)", loc="outside right center")
-
-
-def draw_spectral_radii(axes: Axes, runs: list[StabilityRun], styles: Mapping[float, SeriesStyle]) -> None:
-    """Draw ρ(Ā) against the step, with a line at 1."""
-    _draw_curves(axes, runs, styles, lambda curve: curve.spectral_radii, _RADIUS_LIMITS)
-    axes.axhline(1.0, color=INK, lw=0.9, ls="--", zorder=1.5)
-    axes.set_ylabel("spectral radius ρ(Ā) (per loop)")
-
-
-def draw_state_norms(axes: Axes, runs: list[StabilityRun], styles: Mapping[float, SeriesStyle]) -> None:
-    """Draw ‖h_T‖, the mean over the batch's tokens, against the step."""
-    _draw_curves(axes, runs, styles, lambda curve: curve.state_norms, _NORM_LIMITS)
-    axes.set_ylabel(r"state $\Vert h_T \Vert$ (no unit)")
-    axes.set_xlabel("step (updates)")
 
 
 def _draw_curves(

@@ -11,7 +11,7 @@ from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
-from isoloop.sweeps.plan.centre import with_centres
+from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
 from isoloop.sweeps.tuning.result import TuningResult, write_result_files
 from isoloop.sweeps.tuning.search_space import (

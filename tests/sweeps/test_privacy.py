@@ -147,13 +147,13 @@ def test_the_command_on_a_page_can_be_given_again_and_has_no_secret(monkeypatch)
 
 
 def test_the_command_says_no_secret(tmp_path):
-    said = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", "from isoloop.sweeps.cli.main import main; main()", "run", "demo", "--set", f"tracking.uri=['http://a:{SECRET}@h']"],
         capture_output=True, text=True, cwd=tmp_path, check=False, env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )  # fmt: skip
-    assert said.returncode == 2
-    assert "http://***@h" in said.stderr
-    assert SECRET not in said.stdout + said.stderr
+    assert completed.returncode == 2
+    assert "http://***@h" in completed.stderr
+    assert SECRET not in completed.stdout + completed.stderr
 
 
 # Every connection and every look-up of a name that isn't this machine's own is noted and refused, in every thread.
@@ -221,7 +221,7 @@ if sys.argv[3] == "on":
         time.sleep(0.05)
 print("client", get_telemetry_client() is not None, "attempts", len(attempts), attempts[:3])
 """
-# What these libraries take for a sign that they are tested, and then are silent by themselves.
+# Variables by which these libraries recognise a test, in which they send nothing anyway.
 SILENCING = (
     "CI",
     "GITHUB_ACTIONS",

@@ -31,9 +31,9 @@ def test_a_sweep_of_several_groups_must_say_which(table, tmp_path):
 def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):
     folders = stored(Folders(out=tmp_path, name="plain"), table)
     fitted = []
-    found = _compared_sweep("plain", tmp_path, 20, fitted)
+    side = _compared_sweep("plain", tmp_path, 20, fitted)
     assert fitted == ["plain"]
-    assert len(found.fit.isoflop.included) > 0
+    assert len(side.fit.isoflop.included) > 0
     fit = fit_sweep(table, name="kept", draws=0)
     folders.fit(hold_out=False).write_text(fit.to_json())
     assert _compared_sweep("plain", tmp_path, 20, fitted).fit == fit
@@ -42,9 +42,9 @@ def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):
         compare("plain", "plain", out=tmp_path, draws=20)
     assert _compared_sweep(str(folders.fit(hold_out=False)), tmp_path, 20, []).table is None
     small = stored(Folders(out=tmp_path, name="small"), table[table["mean_recurrence"] == 1])
-    found = _compared_sweep(str(small.table), tmp_path, 20, [])
-    assert (found.fit, found.name) == (None, "runs")
-    assert "allows none" in found.why_no_fit
+    side = _compared_sweep(str(small.table), tmp_path, 20, [])
+    assert (side.fit, side.name) == (None, "runs")
+    assert "allows none" in side.why_no_fit
 
 
 def test_what_losses_were_measured_on_comes_from_the_runs(table, tmp_path):

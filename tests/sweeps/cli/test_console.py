@@ -51,14 +51,14 @@ def test_a_wait_has_no_total():
 
 
 def test_what_a_corpus_holds(corpus):
-    said = describe_corpus(corpus, context=16, is_new=True)
+    output = describe_corpus(corpus, context=16, is_new=True)
     facts = corpus.facts
-    assert said.startswith(f"{facts.name}: prepared\n")
-    assert facts.fingerprint in said
-    assert str(corpus.folder) in said
-    assert "bytes, 256 ids" in said
-    assert f"{facts.train_tokens:,} tokens in {facts.train_documents} documents, {facts.train_bytes:,} bytes" in said
-    assert f"(1 tokens per byte); {corpus.validation.count_windows(16):,} windows of 16 tokens" in said
+    assert output.startswith(f"{facts.name}: prepared\n")
+    assert facts.fingerprint in output
+    assert str(corpus.folder) in output
+    assert "bytes, 256 ids" in output
+    assert f"{facts.train_tokens:,} tokens in {facts.train_documents} documents, {facts.train_bytes:,} bytes" in output
+    assert f"(1 tokens per byte); {corpus.validation.count_windows(16):,} windows of 16 tokens" in output
     assert "already prepared" in describe_corpus(corpus, context=16, is_new=False)
 
 

@@ -53,7 +53,7 @@ def test_named_figures_go_into_a_folder(out, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ({"target": "small", "names": ["isoflop"], "to": Path("a.svg")}, "a figure must be one of isoflop_curves"),
         ({"target": "small", "names": ["isoflop_curves"]}, "a figure must have a place, but there is no --to"),
@@ -73,8 +73,8 @@ def test_named_figures_go_into_a_folder(out, tmp_path):
         ({"target": "mine.fit.json", "hold_out": True}, "is one fit already"),
     ],
 )
-def test_bad_questions_get_one_message(out, arguments, said, monkeypatch):
+def test_bad_questions_get_one_message(out, arguments, expected, monkeypatch):
     monkeypatch.chdir(out)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         figure(**{"out": out, **arguments})
     assert not list(out.glob("a.*"))

@@ -74,7 +74,7 @@ def test_overrides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"bugdets": [1]}, "bugdets: must be a known key; did you mean 'budgets'?"),
         ({"model": {"widht": 8}}, "model.widht: must be a known key; did you mean 'width'?"),
@@ -108,14 +108,14 @@ def test_overrides(tmp_path):
         ({"resources": {"processes": 33}}, "got resources.processes=33, batch=32"),
     ],
 )
-def test_broken_rules_are_named(change, said):
+def test_broken_rules_are_named(change, expected):
     with pytest.raises(ValueError, match=r"the sweep 'here' breaks") as caught:
         validate_sweep({**BASE, **change}, source="here")
-    assert said.lower() in str(caught.value).lower()
+    assert expected.lower() in str(caught.value).lower()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("dem", None, "did you mean 'demo'"),
         ("nothing-like-it", None, "presets are demo"),
@@ -124,9 +124,9 @@ def test_broken_rules_are_named(change, said):
         ("torn.yaml", "a: [1", "must be YAML"),
     ],
 )
-def test_unreadable_sweeps_are_named(tmp_path, monkeypatch, name, content, said):
+def test_unreadable_sweeps_are_named(tmp_path, monkeypatch, name, content, expected):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         load_sweep(name)

@@ -1,4 +1,4 @@
-"""What is asked for: axes, points, exclusions, and grids around an optimum."""
+"""Expansion of a grid: axes, points, exclusions, and grids around an optimum."""
 
 import json
 
@@ -7,8 +7,7 @@ import pytest
 from isoloop.sweeps.config.loading import load_sweep, parse_yaml, validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.axes import RESERVED, grid_points
-from isoloop.sweeps.plan.centre import with_centres
+from isoloop.sweeps.plan.axes import RESERVED, grid_points, with_centres
 from isoloop.sweeps.plan.grid import plan_sweep, planned_columns, simulated_corpus
 from tests.sweeps.conftest import SIMULATED
 
@@ -23,21 +22,21 @@ def sweep(**changes):
     return validate_sweep({**GRID, **changes}, source="test")
 
 
-def asked(config):
+def sizes_and_means(config):
     return [(point.budget, point.mean_recurrence, *point.axes.values()) for point in grid_points(config)]
 
 
 def test_axes_multiply():
     config = sweep(axes={"seed": [0, 1], "optimizer.learning_rate": [1e-3, 2e-3], "variant": VARIANTS})
-    found = grid_points(config)
-    assert len(found) == 4 * 2 * 2 * 2
-    last = found[-1]
+    points = grid_points(config)
+    assert len(points) == 4 * 2 * 2 * 2
+    last = points[-1]
     assert last.axes == {"seed": 1, "optimizer.learning_rate": 2e-3, "variant": "rdm"}
     assert (last.settings.seed, last.settings.optimizer.learning_rate) == (1, 2e-3)
     assert (last.settings.model.injection, last.settings.model.prelude_norm) == ("concat", False)
     assert last.settings.model.width == config.model.width
     planned = plan_sweep(config, simulated_corpus)
-    assert len({cell.run_id for cell in planned.cells}) == len(planned.cells) == len(found)
+    assert len({cell.run_id for cell in planned.cells}) == len(planned.cells) == len(points)
     assert set(planned.groups) == {
         f"optimizer.learning_rate = {rate}, variant = {name}" for rate in (1e-3, 2e-3) for name in ("diagonal", "rdm")
     }
@@ -65,7 +64,7 @@ def test_points_stand_beside_the_product():
         points=[{"budget": 4e10, "mean_recurrence": 3, "seed": 7}, {"tokens": 64_000, "mean_recurrence": 2}],
         axes={"batch": [4, 8]},
     )
-    assert asked(config)[-4:] == [
+    assert sizes_and_means(config)[-4:] == [
         (4e10, 3, 4, 7), (4e10, 3, 8, 7), (None, 2, 4, 0), (None, 2, 8, 0),
     ]  # fmt: skip
     alone = validate_sweep(
@@ -73,7 +72,7 @@ def test_points_stand_beside_the_product():
         | {"points": [{"budget": 2e10, "mean_recurrence": 2}]},
         source="test",
     )
-    assert asked(alone) == [(2e10, 2)]
+    assert sizes_and_means(alone) == [(2e10, 2)]
 
 
 def test_a_point_of_another_size_is_of_another_group():
@@ -96,7 +95,7 @@ def test_exclusions_match_every_key():
         axes={"variant": VARIANTS, "seed": [0, 1]},
         exclude=[{"variant": "rdm", "budget": [1e10, 3e10]}, {"model.injection": "diagonal", "seed": 1}],
     )
-    assert asked(config) == [
+    assert sizes_and_means(config) == [
         (1e10, 1, 0, "diagonal"), (1e10, 2, 0, "diagonal"),
         (2e10, 1, 0, "diagonal"), (2e10, 1, 0, "rdm"), (2e10, 1, 1, "rdm"),
         (2e10, 2, 0, "diagonal"), (2e10, 2, 0, "rdm"), (2e10, 2, 1, "rdm"),
@@ -114,7 +113,7 @@ def test_two_sweeps_share_what_they_have_in_common():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"axes": {"optimizer.learning_rat": [1]}}, "did you mean 'optimizer.learning_rate'"),
         (
@@ -142,10 +141,10 @@ def test_two_sweeps_share_what_they_have_in_common():
         ({"exclude": [{"budget": 3e10}]}, "must exclude a cell, but {'budget': 30000000000.0} matches none"),
     ],
 )
-def test_what_cannot_be_meant_is_named(changes, said):
+def test_what_cannot_be_meant_is_named(changes, expected):
     with pytest.raises(ValueError, match=r"\w") as caught:
         plan_sweep(sweep(**changes), simulated_corpus)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_the_run_tables_own_columns_are_known():
@@ -179,13 +178,13 @@ def test_a_sweep_extends_another(tmp_path):
     assert (load_sweep(str(file)).optimizer.muon_momentum, load_sweep(str(file)).batch) == (0.9, 16)
     file.write_text("name: mine\nextends: demo\ntokens: [100000]\nmodel: 140m\n")
     assert (load_sweep(str(file)).budgets, load_sweep(str(file)).model.width) == (None, 768)
-    for text, said in (
+    for text, expected in (
         ("extends: mine.yaml", "extends"),
         ("extends: [1]", "must name"),
         ("extends: no.yaml", "no file"),
     ):
         file.write_text(text)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=expected):
             load_sweep(str(file))
 
 
@@ -263,11 +262,11 @@ class TestAround:
         assert [point.mean_recurrence for point in grid_points(config)][:5] == [1, 2, 3, 4, 5]
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "expected"),
         [({"fit": "absent"}, "there is no"), ({"fit": "published", "law": "guess"}, "isoflop' or 'training'")],
     )
-    def test_what_is_missing_is_named(self, out, change, said):
-        with pytest.raises(ValueError, match=said):
+    def test_what_is_missing_is_named(self, out, change, expected):
+        with pytest.raises(ValueError, match=expected):
             with_centres(self.around(**change), Folders(out=out, name="grid"))
 
     def test_the_accounting_must_be_the_fits(self, out):

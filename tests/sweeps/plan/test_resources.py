@@ -30,9 +30,9 @@ def plan(**changes):
 
 def printed(planned, done=(), every_run=False):
     console = Console(record=True, width=200, highlight=False, soft_wrap=True)
-    with console.capture() as said:
+    with console.capture() as output:
         print_plan(console, planned, dict(done), every_run=every_run)
-    return said.get()
+    return output.get()
 
 
 def test_time_and_price_follow_from_device_and_utilisation():
@@ -41,12 +41,12 @@ def test_time_and_price_follow_from_device_and_utilisation():
         assert cell.seconds == pytest.approx(cell.flops / (0.5 * DEVICES["H100"].bfloat16))
     hours = sum(cell.seconds for cell in planned.cells) / 3600
     assert planned.price() == pytest.approx(2.0 * hours)
-    bill = CostSummary.of(planned, {})
-    assert bill.makespan == bill.bound == pytest.approx(max(cell.seconds for cell in planned.cells))
-    said = printed(planned)
-    assert "50% of the 9.89e+14 FLOPs per second of H100's data sheet" in said
+    summary = CostSummary.of(planned, {})
+    assert summary.makespan == summary.bound == pytest.approx(max(cell.seconds for cell in planned.cells))
+    output = printed(planned)
+    assert "50% of the 9.89e+14 FLOPs per second of H100's data sheet" in output
     assert "(a default share, not measured)" in printed(plan(resources={"utilisation": None}))
-    assert f"{planned.price():,.2f} in all at 2 an hour for each GPU" in said
+    assert f"{planned.price():,.2f} in all at 2 an hour for each GPU" in output
 
 
 def test_a_stated_speed_goes_first():
@@ -91,7 +91,7 @@ def test_resources_follow_from_the_size():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"resources": {"gpus": "auto"}, "cluster": {"device": None}}, "but cluster.device isn't set"),
         (
@@ -106,8 +106,8 @@ def test_resources_follow_from_the_size():
         ({"cluster": {"device": "TPU"}}, "device must be one of A100-40GB"),
     ],
 )
-def test_what_does_not_go_together_is_named(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_does_not_go_together_is_named(changes, expected):
+    with pytest.raises(ValueError, match=expected):
         plan(**changes)
 
 
@@ -129,9 +129,11 @@ def test_processes_stay_on_one_machine_where_runs_lie_in_a_storage():
 def test_more_text_than_there_is(simulated):
     sweep = simulated.model_copy(update={"budgets": (1e10,), "maximum_epochs": 1.5})
     tokens = {cell.mean_recurrence: cell.spec.tokens for cell in plan_sweep(sweep, simulated_corpus).cells}
-    there = int(tokens[4] / 1.45)
-    planned = plan_sweep(sweep, lambda _: PlannedCorpus("f", there))
-    assert {cell.mean_recurrence for cell in planned.cells} == {mean for mean in tokens if tokens[mean] <= 1.5 * there}
+    train_tokens = int(tokens[4] / 1.45)
+    planned = plan_sweep(sweep, lambda _: PlannedCorpus("f", train_tokens))
+    assert {cell.mean_recurrence for cell in planned.cells} == {
+        mean for mean in tokens if tokens[mean] <= 1.5 * train_tokens
+    }
     assert "µ = 1" in planned.skipped[0].label
     assert "and maximum_epochs is 1.5; raise it, or use more text" in planned.skipped[0].reason
 
@@ -160,10 +162,10 @@ def test_a_cluster_too_small_is_said():
 
 def test_many_runs_are_summed_up():
     planned = plan(budgets=[1e18, 2e18], axes={"seed": list(range(20)), "optimizer.learning_rate": [1e-3, 2e-3]})
-    said = printed(planned)
+    output = printed(planned)
     assert len(planned.cells) == 160
-    assert len(said.splitlines()) < 20
-    assert "optimizer.learning_rate = 0.002" in said
+    assert len(output.splitlines()) < 20
+    assert "optimizer.learning_rate = 0.002" in output
     assert len(printed(planned, every_run=True).splitlines()) > 160
     table = pd.DataFrame(plan_rows(planned))
     assert len(table) == 160

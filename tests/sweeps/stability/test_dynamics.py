@@ -104,11 +104,11 @@ def test_a_study_that_was_run_comes_before_a_stored_one(ran, study, tmp_path, ru
     with pytest.raises(ValueError, match="has no sweep 'made_up'"):  # a slip shows nobody else's study
         load_study("made_up", tmp_path / "empty", stored=stored)
     run_table.to_csv(ran.table, index=False)
-    found = load_study("stability", ran.out, stored=stored)
-    assert found.name == "stability"
-    assert found.rule == StabilityRule()
-    assert len(found.runs[0].curve.steps) == 60
-    assert load_study(str(ran.table), ran.out) == found
+    result = load_study("stability", ran.out, stored=stored)
+    assert result.name == "stability"
+    assert result.rule == StabilityRule()
+    assert len(result.runs[0].curve.steps) == 60
+    assert load_study(str(ran.table), ran.out) == result
 
 
 @pytest.fixture

@@ -94,8 +94,8 @@ def test_the_rule_is_what_its_numbers_say():
 
 
 def test_one_logged_step_and_the_start_are_no_spike():
-    lone = [*LEARNING[:30], 9.0, *LEARNING[31:]]
-    assert largest_rise(lone) == largest_rise(LEARNING) == 0
+    single = [*LEARNING[:30], 9.0, *LEARNING[31:]]
+    assert largest_rise(single) == largest_rise(LEARNING) == 0
     assert largest_rise([2.0, 2.0, 2.0, 9.0, 9.0, *LEARNING[5:]]) == pytest.approx(LEARNING[6] - 2.0, abs=0.1)
     assert largest_rise(SPIKE) == pytest.approx(4.0 - min(LEARNING[:30]), abs=0.1)
     assert largest_rise([]) == largest_rise([1.0, 9.0]) == 0
@@ -174,7 +174,7 @@ def test_published_study_spans_the_published_rates():
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "expected"),
     [
         ({"axes": {"seed": [0, 1]}}, "must have an axis optimizer.learning_rate and one that sets model.injection"),
         ({"tokens": [153600, 307200], "axes": AXES}, "also differ in tokens, mean recurrence or single points"),
@@ -182,11 +182,11 @@ def test_published_study_spans_the_published_rates():
         ({"axes": AXES, "simulation": SIMULATION}, "draws its losses from a law"),
     ],
 )
-def test_what_is_no_study_is_refused(preset, changed, said):
+def test_what_is_no_study_is_refused(preset, changed, expected):
     content = json.loads(preset.model_dump_json(exclude_none=True, exclude={"axes"})) | changed
     sweep = validate_sweep(content, source="test")
     assert not is_study(sweep)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         variant_axis(sweep)
 
 
@@ -206,10 +206,10 @@ def test_results_lie_beside_the_sweeps_others(preset, tmp_path):
         lines = [json.dumps(record) + "\n" for record in records]
         (folders.run(run_id) / "journal.jsonl").write_text("".join(lines))
     kept = load_sweep(str(folders.config))
-    found = store_stability(kept, folders, TABLE[::-1])
-    assert found.variants == ("diagonal", "concat", "addition")  # as the configuration has them
-    assert folders.stability.read_text() == found.report()
-    assert list(pd.read_csv(folders.sweep / "stability.csv")["outcome"]) == [run.outcome for run in found.runs]
+    result = store_stability(kept, folders, TABLE[::-1])
+    assert result.variants == ("diagonal", "concat", "addition")  # as the configuration has them
+    assert folders.stability.read_text() == result.report()
+    assert list(pd.read_csv(folders.sweep / "stability.csv")["outcome"]) == [run.outcome for run in result.runs]
     assert {path.name for path in folders.figures.iterdir()} == {"stability.png", "stability.svg", "stability.pdf"}
     assert "<dc:date>" not in (folders.figures / "stability.svg").read_text()
     assert b"CreationDate" not in (folders.figures / "stability.pdf").read_bytes()

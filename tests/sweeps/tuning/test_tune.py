@@ -54,16 +54,16 @@ def loss_at(spec):
 
 
 class MadeUp:
-    """A cluster whose attempts get on by one validation each time they are asked after.
+    """A cluster whose attempts get on by one validation at each poll.
 
     Args:
         loss_of: the loss of a spec; None is a run that diverges half-way, an exception one that fails.
         slots: attempts that it holds at a time.
-        patience: times that it is asked after what has ended, before it is interrupted as by Ctrl-C.
+        polls: polls before it is interrupted as by Ctrl-C.
     """
 
-    def __init__(self, loss_of=loss_at, slots=2, patience=math.inf):
-        self.loss_of, self.slots, self.patience = loss_of, slots, patience
+    def __init__(self, loss_of=loss_at, slots=2, polls=math.inf):
+        self.loss_of, self.slots, self.polls = loss_of, slots, polls
         self.tasks, self.at, self.started, self.most, self.told_to_stop = {}, {}, [], 0, []
 
     def nodes(self):
@@ -80,9 +80,9 @@ class MadeUp:
         raise AssertionError("nothing hangs here")
 
     def wait(self, handles, timeout):
-        self.patience -= 1
-        if self.patience < 0:
-            self.patience = math.inf
+        self.polls -= 1
+        if self.polls < 0:
+            self.polls = math.inf
             raise KeyboardInterrupt
         done = [(handle, end) for handle in handles if (end := self._get_on(self.tasks[handle])) is not None]
         for handle, _ in done:
@@ -158,8 +158,14 @@ def look_always(monkeypatch):
 def tuning_in(out, text_folder, *, tune=None, **changes):
     """What is tuned, at 20 steps; `tune` and other settings as given."""
     tokens = 64 * STEPS
-    asked = {"space": SPACE, "trials": 8, "parallel": 1, "pruner": "none", "validations": 1, **(tune or {})}
-    content = {**SMALL, "data": {"corpus": str(text_folder)}, "tokens": [tokens, 2 * tokens], "tune": asked, **changes}
+    tune = {"space": SPACE, "trials": 8, "parallel": 1, "pruner": "none", "validations": 1, **(tune or {})}
+    content = {
+        **SMALL,
+        "data": {"corpus": str(text_folder)},
+        "tokens": [tokens, 2 * tokens],
+        "tune": tune,
+        **changes,
+    }
     return prepare_tuning(validate_sweep(content, source="test"), Folders(out=out, name="small"))
 
 
@@ -254,9 +260,9 @@ def test_pruning_stops_a_run_and_keeps_what_it_has(tuning_of):
 
 def test_an_interrupted_tuning_goes_on_as_if_it_had_not_been(tuning_of):
     expected = run(tuning_of(out="quiet", tune={"trials": 6}))
-    for patience in (1, 8):
-        tuning = tuning_of(out=f"after {patience}", tune={"trials": 6})
-        cluster = MadeUp(patience=patience)
+    for polls in (1, 8):
+        tuning = tuning_of(out=f"after {polls}", tune={"trials": 6})
+        cluster = MadeUp(polls=polls)
         with pytest.raises(KeyboardInterrupt):
             run(tuning, cluster)
         study = study_of(tuning)
@@ -320,9 +326,9 @@ def test_diverged_trials_teach_where_not_to_go(tuning_of):
     first, last = ([trial.outcome for trial in part].count("diverged") for part in (trials[1:9], trials[-8:]))
     assert last < first
     study = study_of(tuning)
-    told = {trial.number: trial for trial in study.study.trials}
+    stored = {trial.number: trial for trial in study.study.trials}
     worst = max(trial.loss for trial in trials if trial.loss is not None)
-    assert all(math.isfinite(told[trial.number].value) and told[trial.number].value > worst for trial in diverged)
+    assert all(math.isfinite(stored[trial.number].value) and stored[trial.number].value > worst for trial in diverged)
     study.close()
 
 
@@ -344,7 +350,7 @@ def test_failed_trials_are_told_and_replaced_in_a_later_call(tuning_of):
 
 
 def test_duplicates_are_no_trials(tuning_of):
-    """Where there are six combinations there are six trials, whatever was asked for, and each run is started once."""
+    """Six combinations give six trials, however many were requested, and each run is started once."""
     space = {RATE: [0.01, 0.02, 0.03], "optimizer.adam_betas": [[0.8, 0.95], [0.9, 0.95]]}
     cluster = MadeUp()
     trials = run(tuning_of(tune={"trials": 12, "space": space, "parallel": 2}), cluster)
@@ -381,7 +387,7 @@ def test_the_space_is_the_sweeps_own_by_default(tuning_of, small):
 
 
 @pytest.mark.parametrize(
-    ("tune", "said"),
+    ("tune", "expected"),
     [
         ({"space": {"optimizer.rate": [1, 2]}}, "tune.space must name settings, but got 'optimizer.rate'"),
         ({"space": {"data.corpus": ["a", "b"]}}, "must leave losses comparable"),
@@ -398,8 +404,8 @@ def test_the_space_is_the_sweeps_own_by_default(tuning_of, small):
         ({"prune_form": 0.5}, "did you mean 'prune_from'"),
     ],
 )
-def test_what_cannot_be_tuned_is_refused(tuning_of, tune, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_tuned_is_refused(tuning_of, tune, expected):
+    with pytest.raises(ValueError, match=expected):
         tuning_of(tune=tune)
 
 
@@ -443,7 +449,7 @@ class Shares(Progress):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, text_folder, new_database):
-    """A whole tuning, recorded in MLflow, with diverged and pruned trials, and its check: (what, found, watcher)."""
+    """A whole tuning, recorded in MLflow, with diverged and pruned trials, and its check: (what, result, watcher)."""
     tuning = tuning_in(
         tmp_path_factory.mktemp("whole"),
         text_folder,
@@ -453,23 +459,23 @@ def whole(tmp_path_factory, text_folder, new_database):
     cluster, watcher = MadeUp(lambda spec: None if spec.optimizer.learning_rate > 0.1 else loss_at(spec)), Shares()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuner_module, "CHECK_SECONDS", 0.0)
-        found = run_tuning(
+        result = run_tuning(
             tuning, "small.yaml", command="isoloop tune small.yaml", cluster=lambda *_: nullcontext(cluster),
             progress=watcher,
         )  # fmt: skip
     assert len(cluster.started) == len(set(cluster.started))
-    return tuning, found, watcher
+    return tuning, result, watcher
 
 
 def test_every_trial_is_in_mlflow(whole):
-    tuning, found, watcher = whole
+    tuning, result, watcher = whole
     folders = tuning.folders
     store = TrackingStore(folders.default_tracking_uri(), "isoloop", artifacts=None)
     runs = store.client.search_runs([store.experiment_id], max_results=1000)
     (parent,) = [run for run in runs if run.data.tags[KIND] == "tune"]
     children = {run.data.tags["isoloop.run_id"]: run for run in runs if run is not parent}
-    assert {trial.outcome for trial in found.trials} == {"finished", "diverged", "pruned"}
-    for trial in found.trials:
+    assert {trial.outcome for trial in result.trials} == {"finished", "diverged", "pruned"}
+    for trial in result.trials:
         child = children[trial.run_id]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags[OUTCOME] == trial.outcome
@@ -484,7 +490,7 @@ def test_every_trial_is_in_mlflow(whole):
             assert "above the median" in child.data.tags[REASON]
     assert parent.info.status == "FINISHED"
     assert {file.path for file in store.client.list_artifacts(parent.info.run_id)} >= {"tuned.yaml", "tune.csv"}
-    assert len(children) == len({t.run_id for t in found.trials} | {c.cell.run_id for c in found.check.runs})
+    assert len(children) == len({t.run_id for t in result.trials} | {c.cell.run_id for c in result.check.runs})
     assert sorted(set(watcher.counts)) == list(range(13))
     assert watcher.counts == sorted(watcher.counts)
     assert watcher.lines.count("trial") == 12
@@ -493,45 +499,45 @@ def test_every_trial_is_in_mlflow(whole):
 
 
 def test_what_won_is_a_file_that_a_sweep_extends(whole, small, tmp_path):
-    tuning, found, _ = whole
+    tuning, result, _ = whole
     folders = tuning.folders
     content = small.model_dump(mode="json", exclude_defaults=True) | {"tokens": [64 * STEPS]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
-    advice = "\n".join(line.strip() for line in found.advice(folders)[1:])
+    advice = "\n".join(line.strip() for line in result.advice(folders)[1:])
     (tmp_path / "small-tuned.yaml").write_text(advice)
     before, after = (load_sweep(str(tmp_path / name)) for name in ("small.yaml", "small-tuned.yaml"))
     assert after.name == "small-tuned"
-    assert after.optimizer.learning_rate == found.best.values[RATE] != before.optimizer.learning_rate
+    assert after.optimizer.learning_rate == result.best.values[RATE] != before.optimizer.learning_rate
     assert after.optimizer.model_copy(update={"learning_rate": before.optimizer.learning_rate}) == before.optimizer
     assert after.model_copy(update={"name": "small", "optimizer": before.optimizer}) == before
     ids = [{cell.run_id for cell in prepare(sweep, folders).plan.cells} for sweep in (before, after)]
     assert not ids[0] & ids[1]
-    assert found.best.run_id in ids[1]
+    assert result.best.run_id in ids[1]
     text = (folders.sweep / "tuned.yaml").read_text()
-    assert yaml.safe_load(text) == {"optimizer": {"learning_rate": found.best.values[RATE]}}
-    for said in (
-        f"trial {found.best.number}",
-        f"{found.best.loss:.4f}",
+    assert yaml.safe_load(text) == {"optimizer": {"learning_rate": result.best.values[RATE]}}
+    for expected in (
+        f"trial {result.best.number}",
+        f"{result.best.loss:.4f}",
         "isoloop tune small.yaml",
         "by isoloop 0",
         "µ = 1",
     ):
-        assert said in text
+        assert expected in text
     with (folders.sweep / "tune.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["kind"] for row in rows] == ["trial"] * 12 + ["check"] * 8
-    for row, trial in zip(rows, found.trials, strict=False):
+    for row, trial in zip(rows, result.trials, strict=False):
         assert (row["run_id"], row["outcome"], float(row[RATE])) == (trial.run_id, trial.outcome, trial.values[RATE])
     assert {(row["mean_recurrence"], row["factor"]) for row in rows[12:]} == {
         (mean, factor) for mean in ("1", "3") for factor in ("0.5", "1.0", "2.0")
     }
     table = (folders.sweep / "tune.txt").read_text()
-    assert all(f"\n{str(trial.number).rjust(5)}  " in table for trial in found.trials)
+    assert all(f"\n{str(trial.number).rjust(5)}  " in table for trial in result.trials)
 
     def refuse(*_):
         raise AssertionError("nothing is missing, so no cluster is started")
 
-    assert run_tuning(tuning, "small.yaml", command="isoloop tune small.yaml", cluster=refuse) == found
+    assert run_tuning(tuning, "small.yaml", command="isoloop tune small.yaml", cluster=refuse) == result
 
 
 def check_of(losses, second=None, seed=0):
@@ -549,7 +555,7 @@ def check_of(losses, second=None, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("losses", "second", "holds", "said"),
+    ("losses", "second", "holds", "expected"),
     [
         ({0.5: 2.2, 1.0: 2.0, 2.0: 2.1}, 2.01, True, "holds: the next best, x2, is 0.1000 worse"),
         ({0.5: 1.99, 1.0: 2.0, 2.0: 2.1}, 2.01, True, "holds within the noise: a lower rate is 0.0100 better"),
@@ -560,11 +566,11 @@ def check_of(losses, second=None, seed=0):
         ({0.5: None, 1.0: 2.0, 2.0: None}, 2.01, None, "nothing to compare it with"),
     ],
 )  # fmt: skip
-def test_the_checks_verdict(losses, second, holds, said):
+def test_the_checks_verdict(losses, second, holds, expected):
     check = check_of(losses, second)
     (verdict,) = check.verdicts
     assert verdict.holds is holds
-    assert said in verdict.text
+    assert expected in verdict.text
     if second is not None:
         assert check.noise == pytest.approx(0.01 / math.sqrt(2))
         assert check.margin == pytest.approx(0.02)
@@ -652,10 +658,10 @@ def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, ne
     }  # fmt: skip
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
     new_database(tmp_path / "isoloop-out" / "mlflow.db")
-    said = isoloop("tune", "small.yaml", "--trials", 4, "--parallel", 2, cwd=tmp_path).stdout
+    output = isoloop("tune", "small.yaml", "--trials", 4, "--parallel", 2, cwd=tmp_path).stdout
     folders = Folders(out=tmp_path / "isoloop-out", name="small/tune")
-    assert "extends: [small.yaml, isoloop-out/sweeps/small/tune/tuned.yaml]" in said
-    assert "check at half and twice the learning rates" in said
+    assert "extends: [small.yaml, isoloop-out/sweeps/small/tune/tuned.yaml]" in output
+    assert "check at half and twice the learning rates" in output
     with (folders.sweep / "tune.csv").open() as file:
         rows = list(csv.DictReader(file))
     losses = {row["run_id"]: float(row["loss"]) for row in rows if row["loss"]}
