@@ -54,7 +54,7 @@ def loss_at(spec):
 
 
 class MadeUp:
-    """A cluster whose attempts get on by one validation at each poll.
+    """A cluster whose attempts advance by one validation at each poll.
 
     Args:
         loss_of: the loss of a spec; None is a run that diverges half-way, an exception one that fails.
@@ -159,13 +159,7 @@ def tuning_in(out, text_folder, *, tune=None, **changes):
     """What is tuned, at 20 steps; `tune` and other settings as given."""
     tokens = 64 * STEPS
     tune = {"space": SPACE, "trials": 8, "parallel": 1, "pruner": "none", "validations": 1, **(tune or {})}
-    content = {
-        **SMALL,
-        "data": {"corpus": str(text_folder)},
-        "tokens": [tokens, 2 * tokens],
-        "tune": tune,
-        **changes,
-    }
+    content = {**SMALL, "data": {"corpus": str(text_folder)}, "tokens": [tokens, 2 * tokens], "tune": tune, **changes}
     return prepare_tuning(validate_sweep(content, source="test"), Folders(out=out, name="small"))
 
 
