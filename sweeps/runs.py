@@ -11,10 +11,10 @@ from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
 from isoloop.sweeps.plan.axes import grid_points
-from isoloop.sweeps.plan.grid import model_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import architecture_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
-from isoloop.trainer.config import DepthConfig, RecurrenceConfig
+from isoloop.trainer.config import RecurrenceConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,8 @@ def _load_all_groups(target: str, out: Path) -> Runs:
         return Runs(name=folders.name, table=read_table(folders.table), sweep=_configuration(folders.config))
     if sweep is not None and sweep.simulation is not None:
         return Runs(name=sweep.name, table=simulated_table(sweep), sweep=sweep)
-    return Runs(name=folders.name, table=read_table(folders_of(target, out).table), sweep=None)  # raises
+    # One of these raises ValueError and says what is missing: the sweep, or its table.
+    return Runs(name=folders.name, table=read_table(folders_of(target, out).table), sweep=None)
 
 
 def _configuration(path: Path) -> SweepConfig | None:
@@ -150,13 +151,11 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
     recurrence = _recurrence_of(settings, row["mean_recurrence"])
-    expected = model_columns(settings.model, recurrence, row["accounting"])
+    expected = architecture_columns(settings.model, recurrence, row["accounting"])
     return all(
         math.isclose(row.get(name, math.nan), value, rel_tol=_COST_TOLERANCE) for name, value in expected.items()
     )
 
 
 def _recurrence_of(settings: RunSettings, mean: float) -> RecurrenceConfig:
-    return RecurrenceConfig(
-        mean=int(mean), **{name: getattr(settings.depth, name) for name in DepthConfig.model_fields}
-    )
+    return RecurrenceConfig(mean=int(mean), **settings.depth.model_dump())

@@ -227,7 +227,7 @@ def _stated_cost(path: str, kind: type, *args: Any, **kwargs: Any) -> Any:
     try:
         cost = import_class(path).cost(*args, **kwargs)
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{rule}, but '{path}' fails: {error}; docs/trainer.md shows one") from error
+        raise ValueError(f"{rule}, but '{path}' fails: {error}; docs/extending.md shows one") from error
     if not isinstance(cost, kind):
-        raise ValueError(f"{rule}, but '{path}' returns {cost!r}; docs/trainer.md shows one")
+        raise ValueError(f"{rule}, but '{path}' returns {cost!r}; docs/extending.md shows one")
     return cost

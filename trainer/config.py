@@ -68,7 +68,7 @@ def import_class(path: str, contract: type | None = None) -> Any:
     if contract is not None and not (isinstance(imported, type) and issubclass(imported, contract)):
         raise ValueError(
             f"'{path}' must be a subclass of {contract.__module__}.{contract.__name__}, but is {imported!r}; "
-            "docs/trainer.md shows one"
+            "docs/extending.md shows one"
         )
     return imported
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
 
 class HubError(ValueError):
     """Error raised where Hugging Face can't be reached, or has no such file or repository."""
@@ -30,12 +27,12 @@ class HubFile:
 
 def is_repository(name: str) -> bool:
     """Return whether `name` has the form OWNER/NAME."""
-    return _REPOSITORY.fullmatch(name) is not None
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
 def is_commit(revision: str) -> bool:
     """Return whether `revision` is a full commit hash, whose files never change."""
-    return _COMMIT.fullmatch(revision) is not None
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def list_files(repository: str, revision: str | None) -> tuple[str, list[HubFile]]:

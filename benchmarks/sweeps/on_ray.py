@@ -141,8 +141,8 @@ def task_of(cell: Cell, plan: Plan, folders: Folders) -> str:
     return Task(
         spec=cell.spec,
         run_id=cell.run_id,
-        folder=str(folders.run(cell.run_id)),
-        stop_file=str(folders.stop_file),
+        folder=folders.run(cell.run_id),
+        stop_file=folders.stop_file,
         resources=cell.resources,
         corpus=None,
         simulation=plan.sweep.simulation,

@@ -255,10 +255,10 @@ class Engine:
         return Task(
             spec=cell.spec,
             run_id=cell.run_id,
-            folder=str(self.folders.run(cell.run_id).resolve()),
-            stop_file=str(self.folders.stop_file.resolve()),
+            folder=self.folders.run(cell.run_id).resolve(),
+            stop_file=self.folders.stop_file.resolve(),
             resources=cell.resources,
-            corpus=None if corpus is None else str(corpus.resolve()),
+            corpus=None if corpus is None else corpus.resolve(),
             simulation=self.sweep.simulation,
             storage=None if self.run_store is None else self.run_store.uri,
             owner=self.owner,

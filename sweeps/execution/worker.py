@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -53,10 +52,10 @@ class Task(Config):
 
     spec: RunSpec
     run_id: str
-    folder: str
-    stop_file: str
+    folder: Path
+    stop_file: Path
     resources: Resources
-    corpus: str | None
+    corpus: Path | None
     simulation: Simulation | None
     storage: str | None = None
     owner: str | None = None
@@ -78,9 +77,8 @@ def run_attempt(task_json: str) -> str:
     """Run one attempt; takes a `Task` and returns an `AttemptEnd`, both as JSON."""
     try:
         with _preemption() as preempted, _staged_in(Task.model_validate_json(task_json)) as (task, finished):
-            folder = Path(task.folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / HEARTBEAT_FILE).touch()  # an attempt has begun; the next heartbeat is its first step
+            task.folder.mkdir(parents=True, exist_ok=True)
+            (task.folder / HEARTBEAT_FILE).touch()  # an attempt has begun; the next heartbeat is its first step
             signals = _Signals(task, preempted)
             if not finished and not signals.should_stop():
                 if task.simulation is not None:
@@ -89,17 +87,13 @@ def run_attempt(task_json: str) -> str:
                     _train_in_processes(task)
                 else:
                     _train(task, signals, task.resources.execution)
-            is_done = finished or (folder / "result.json").exists()
-        return _as_json("done" if is_done else "preempted" if preempted.is_set() else "stopped")
+            is_done = finished or (task.folder / "result.json").exists()
+        end = AttemptEnd(status="done" if is_done else "preempted" if preempted.is_set() else "stopped")
     except FolderBusyError:
-        return _as_json("busy")
+        end = AttemptEnd(status="busy")
     except Exception as error:  # noqa: BLE001  the driver decides about any failure
-        failure = classify_error(error)
-        return AttemptEnd(status="failed", reason=failure.reason, retryable=failure.retryable).model_dump_json()
-
-
-def _as_json(status: Literal["done", "stopped", "preempted", "busy"]) -> str:
-    return AttemptEnd(status=status).model_dump_json()
+        end = classify_error(error)
+    return end.model_dump_json()
 
 
 @contextmanager
@@ -115,9 +109,9 @@ def _staged_in(task: Task) -> Iterator[tuple[Task, bool]]:
     local, store = _scratch_folder(), RunStore(task.storage)
     corpus = None
     if task.corpus is not None:
-        corpus = str(store.pull_corpus(task.spec.data_fingerprint, local / "corpora"))
+        corpus = store.pull_corpus(task.spec.data_fingerprint, local / "corpora")
     folder = local / "runs" / task.run_id
-    staged = task.model_copy(update={"folder": str(folder), "stop_file": str(folder / STOP_FILE), "corpus": corpus})
+    staged = task.model_copy(update={"folder": folder, "stop_file": folder / STOP_FILE, "corpus": corpus})
     with RunSync(store, task.run_id, folder, owner=task.owner) as sync:
         yield staged, sync.finished
     if (folder / "result.json").exists():  # all of it is published
@@ -157,9 +151,8 @@ class _Signals:
     """Files that carry a run's stop requests and its heartbeat, checked and touched at most once a second."""
 
     def __init__(self, task: Task, preempted: threading.Event) -> None:
-        folder = Path(task.folder)
-        self.heartbeat_file, self.preempted = folder / HEARTBEAT_FILE, preempted
-        self.stop_files = (folder / STOP_FILE, Path(task.stop_file))
+        self.heartbeat_file, self.preempted = task.folder / HEARTBEAT_FILE, preempted
+        self.stop_files = (task.folder / STOP_FILE, task.stop_file)
         self.last_check, self.last_beat, self.stop_requested = 0.0, 0.0, False
 
     def should_stop(self) -> bool:
@@ -183,7 +176,7 @@ def _simulate(task: Task, simulation: Simulation, signals: _Signals) -> None:
         signals.heartbeat()
         return signals.should_stop()
 
-    simulate_run(task.spec, simulation, task.run_id, Path(task.folder), should_stop=should_stop)
+    simulate_run(task.spec, simulation, task.run_id, task.folder, should_stop=should_stop)
 
 
 def _train(task: Task, signals: _Signals, execution: ExecutionConfig) -> None:
@@ -193,8 +186,8 @@ def _train(task: Task, signals: _Signals, execution: ExecutionConfig) -> None:
     assert task.corpus is not None, "a run that trains has a corpus"
     train(
         task.spec,
-        Corpus(Path(task.corpus)),
-        Path(task.folder),
+        Corpus(task.corpus),
+        task.folder,
         execution=execution,
         should_stop=signals.should_stop,
         heartbeat=signals.heartbeat,
@@ -229,7 +222,7 @@ def _train_in_processes(task: Task) -> None:
     from ray.train.torch import TorchTrainer
     from ray.util import get_node_ip_address
 
-    resources, ray_folder = task.resources, Path(task.folder) / "ray-train"
+    resources, ray_folder = task.resources, task.folder / "ray-train"
     each = {"CPU": float(resources.cpus), "GPU": resources.gpu_share}
     if task.storage is not None:  # the files to publish are on this machine's disk
         each |= {f"node:{get_node_ip_address()}": 0.001}
@@ -250,37 +243,29 @@ def _train_in_processes(task: Task) -> None:
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """The reason why a run failed, in one line with advice, and whether another attempt may succeed.
+def classify_error(error: BaseException) -> AttemptEnd:
+    """Return the end of an attempt that raised `error`: the reason in one line, with advice, and whether to retry.
 
-    A temporary cause is worth another attempt: a lost worker, a network, a full disk that is cleared. A permanent one
-    is reported at once: a broken rule, a bug, too little memory.
+    A temporary cause is worth a retry: a lost worker, a network, a full disk that is cleared. A permanent one is
+    reported at once: a broken rule, a bug, too little memory.
     """
-
-    reason: str
-    retryable: bool
-
-
-def classify_error(error: BaseException) -> Failure:
-    """Return the failure that an exception raised by a run amounts to."""
     message = f"{type(error).__name__}: {first_line(error)}"
     if _is_out_of_memory(error):
         advice = (
             "the run needs more memory than it is given: set resources.micro_batch lower, "
             "resources.activation_checkpointing to true or, on a GPU, resources.gpus to a larger share"
         )
-        return Failure(reason=f"{message}; {advice}", retryable=False)
+        return AttemptEnd(status="failed", reason=f"{message}; {advice}", retryable=False)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         advice = "the disk is full: make room; the run is tried again, and after its last try rerun the command"
-        return Failure(reason=f"{message}; {advice}", retryable=True)
+        return AttemptEnd(status="failed", reason=f"{message}; {advice}", retryable=True)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         advice = "every worker must be able to read the corpus and write to --out"
-        return Failure(reason=f"{message}; {advice}", retryable=False)
+        return AttemptEnd(status="failed", reason=f"{message}; {advice}", retryable=False)
     if isinstance(error, _PERMANENT):
         reason = first_line(error) if isinstance(error, ValueError) else message
-        return Failure(reason=reason, retryable=False)
-    return Failure(reason=message, retryable=True)
+        return AttemptEnd(status="failed", reason=reason, retryable=False)
+    return AttemptEnd(status="failed", reason=message, retryable=True)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -46,7 +46,7 @@ class RunStore:
         self.uri, self.remote = uri, RemoteFolder(uri)
         self._sent: dict[str, tuple[int, int]] = {}
         self._fetched: dict[str, FileInfo] = {}
-        self._heartbeats: dict[str, str] = {}
+        self._heartbeats: dict[str, bytes] = {}
 
     def check(self) -> None:
         """Write a small file, read it back and remove it.
@@ -73,13 +73,13 @@ class RunStore:
         run = _run_path(run_id)
         published = self.remote.list(run)
         if "result.json" not in published:
-            # The result is looked for first: when it exists, everything else is complete.
+            # Check for the result first: when it exists, everything else is complete.
             is_finished = (folder / "result.json").exists()
             saved = checkpoints(folder / "checkpoints")
             sizes = None
             if saved and not is_finished:
                 sizes = self._push_checkpoint(saved[-1], run, published)
-            # What the marker or the result vouches for comes before it.
+            # Journal and spec come before the marker or the result that completes them.
             journal = _local_journal(folder)
             if len(journal) > (published["journal.jsonl"].size if "journal.jsonl" in published else 0):
                 self.remote.write(f"{run}/journal.jsonl", journal)
@@ -181,7 +181,8 @@ class RunStore:
                 )
             sizes = {_checked_name(name): size for name, size in json.loads(marker).items()}
             building = lock / "building"
-            missing = [name for name, size in sizes.items() if _size(building / name) != size]
+            present = {path.name: path.stat().st_size for path in building.glob("*")}
+            missing = [name for name, size in sizes.items() if present.get(name) != size]
             _in_parallel(
                 lambda name: self.remote.download(f"corpora/{fingerprint}/{name}", building / name, size=sizes[name]),
                 missing,
@@ -193,9 +194,9 @@ class RunStore:
         """Return the lease on a run, not acquired yet."""
         return Lease(self.remote, f"{_run_path(run_id)}/lease.json", owner=owner, stale_seconds=stale_seconds)
 
-    def push_heartbeat(self, run_id: str, time_ns: int, text: str) -> None:
-        """Publish a run's heartbeat: its file's content and time on the worker's clock."""
-        self.remote.write(f"{_run_path(run_id)}/pulse", f"{time_ns}\n{text}".encode())
+    def push_heartbeat(self, run_id: str, time_ns: int) -> None:
+        """Publish the time of a run's heartbeat on the worker's clock."""
+        self.remote.write(f"{_run_path(run_id)}/pulse", str(time_ns).encode())
 
     def request_stop(self, run_ids: Iterable[str]) -> None:
         """Ask the workers of these runs to save their state and end; they look every few seconds."""
@@ -289,10 +290,10 @@ class RunStore:
             changed |= _replace_journal(folder, local, _joined_journal(local, self._published_journal(run)))
             self._fetched[f"{run}/journal.jsonl"] = published["journal.jsonl"]
         if self._may_have_changed(f"{run}/pulse", published):
-            made, _, text = (self.remote.read(f"{run}/pulse") or b"").decode().partition("\n")
-            if made != self._heartbeats.get(run_id):
-                (folder / HEARTBEAT_FILE).write_text(text)
-                self._heartbeats[run_id], changed = made, True
+            heartbeat = self.remote.read(f"{run}/pulse") or b""
+            if heartbeat != self._heartbeats.get(run_id):
+                (folder / HEARTBEAT_FILE).touch()
+                self._heartbeats[run_id], changed = heartbeat, True
             self._fetched[f"{run}/pulse"] = published["pulse"]
         if "result.json" in published:
             self._fetch_result(run, published["result.json"], folder)
@@ -334,10 +335,6 @@ def _checked_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):  # it leads nowhere else, and isn't hidden
         raise ValueError(f"a name in the storage must be of letters, digits, '.', '_' and '-', but got '{text}'")
     return text
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.exists() else None
 
 
 def _local_journal(folder: Path) -> bytes:

@@ -130,7 +130,7 @@ class RunSync:
         self._follow_stop_request()
         heartbeat = self._folder / HEARTBEAT_FILE
         if heartbeat.exists() and (made := heartbeat.stat().st_mtime_ns) != self._sent_heartbeat:
-            self._store.push_heartbeat(self._run_id, made, heartbeat.read_text())
+            self._store.push_heartbeat(self._run_id, made)
             self._sent_heartbeat = made
 
     def _renew(self) -> None:

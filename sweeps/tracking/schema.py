@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column, loss_columns
-from isoloop.sweeps.plan.grid import Cell, Plan, cost_columns, nominal_loops
+from isoloop.sweeps.plan.grid import Cell, Plan, planned_columns
 from isoloop.sweeps.privacy import redacted
+from isoloop.trainer.accounting import expected_loops
 from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
@@ -36,9 +37,9 @@ _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
     """Return the tags of a cell that the plan determines: its columns known before the run, and its origin."""
-    columns = {**cost_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
+    columns = {**planned_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
     if plan.sweep.accounting != "exact":  # nominal loops count, whatever was run
-        columns["forward_loops"], columns["backward_loops"] = nominal_loops(cell)
+        columns["forward_loops"], columns["backward_loops"] = expected_loops(cell.spec.recurrence, "parcae-release")
     return {
         **origin_tags(plan),
         IN_SWEEP: "true",
@@ -134,7 +135,6 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
             "'isoloop run' with this sweep, which writes them and trains nothing twice"
         )
     status = tags[OUTCOME]
-    losses = sorted((name for name in metrics if name.startswith("loss_T")), key=lambda name: float(name[6:]))
     return {
         "run_id": tags[RUN_ID],
         "status": status,
@@ -145,7 +145,7 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         "backward_loops": metrics.get("backward_loops"),
         "loss": metrics.get("loss") if status == "finished" else None,
         **{name: metrics.get(name) for name in _EXTRA_COLUMNS},
-        **{name: metrics[name] if status == "finished" else None for name in losses},
+        **{name: loss if status == "finished" else None for name, loss in metrics.items() if name.startswith("loss_T")},
         **columns,
     }
 

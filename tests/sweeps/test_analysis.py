@@ -47,7 +47,7 @@ def test_each_group_has_fits_and_a_page_of_its_own(made):
     assert "1 of them have fewer than 4 finished runs" in results.why_no_fit
 
 
-def test_what_was_fitted_before_there_were_groups_is_gone(made):
+def test_fits_from_before_the_groups_are_removed(made):
     _, folders, _ = made
     assert not folders.fit(hold_out=False).exists()
     assert not folders.figures.exists()

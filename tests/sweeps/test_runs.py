@@ -62,7 +62,7 @@ def test_a_table_takes_the_configuration_beside_it(tmp_path):
     assert load_runs(str(tmp_path / "mine.parquet"), tmp_path).sweep == validate_sweep(SIMULATED, source="test")
 
 
-def test_runs_of_several_groups_are_refused_unless_asked_for(tmp_path):
+def test_runs_of_several_groups_are_refused_by_default(tmp_path):
     table = simulate_table(budgets=(1e18, 2e18)).assign(group=["a", "b"] * 7)
     table.to_csv(tmp_path / "two.csv", index=False)
     target = str(tmp_path / "two.csv")
@@ -79,7 +79,7 @@ def test_runs_of_several_groups_are_refused_unless_asked_for(tmp_path):
         ("absent.csv", "there is none at absent.csv"),
     ],
 )
-def test_what_is_not_there_is_said(tmp_path, target, message):
+def test_a_missing_sweep_or_table_is_reported(tmp_path, target, message):
     with pytest.raises(ValueError, match=message):
         load_runs(target, tmp_path)
 
@@ -106,7 +106,7 @@ def test_recounting_changes_the_price_and_nothing_else(published):
     assert {mu: per_token[mu] for mu in own} == pytest.approx(own)
 
 
-def test_recounting_there_and_back_gives_the_same_table(published):
+def test_recounting_twice_gives_the_first_table(published):
     there = dataclasses.replace(published, table=recount(published, "parcae-release"))
     back = recount(there, "exact")
     # The steps were whole, so the loops of a simulated run are those expected.

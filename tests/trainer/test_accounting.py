@@ -95,7 +95,7 @@ def test_exact_accounting_equals_torchs_counter(config, depth):
 
 
 def test_the_core_runs_as_often_as_the_loops_say():
-    """What a batch costs beyond one loop each is, to the FLOP, the sum of its further loops: nobody waits masked."""
+    """Beyond one loop each, a batch costs, to the FLOP, the sum of its further loops: no sequence is masked."""
     config, depth = SHAPES["odd"], 3
     cost = loop_cost(config, "exact")
     more = training_flops(config, [9, 1, 2, 5, 1], depth) - training_flops(config, [1, 1, 1, 1, 1], depth)
@@ -184,6 +184,6 @@ def test_expected_loops_without_truncation_are_equal():
     assert forward == pytest.approx(backward)
 
 
-def test_steps_come_closest_to_what_was_asked():
+def test_steps_come_closest_to_the_budget():
     assert steps_for(1000.0, 99.0) == 10
     assert steps_for(40.0, 99.0) == 0

@@ -1,4 +1,4 @@
-"""What docs/trainer.md shows is run as it stands there."""
+"""The examples of docs/trainer.md, run as they are printed."""
 
 import re
 from pathlib import Path

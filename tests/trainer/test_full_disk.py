@@ -71,7 +71,7 @@ def undisturbed(spec, corpus, tmp_path_factory):
 
 class TestJournal:
     @pytest.mark.parametrize("room", [0, 1, 40])
-    def test_a_line_is_whole_or_not_there(self, tmp_path, room):
+    def test_a_line_is_whole_or_absent(self, tmp_path, room):
         path = tmp_path / "journal.jsonl"
         journal = Journal(path)
         journal.metrics(1, {"a": 1.0})
@@ -110,7 +110,7 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
     assert partial_files(tmp_path) == []
 
 
-def test_a_checkpoint_is_whole_or_not_there(spec, tmp_path):
+def test_a_checkpoint_is_whole_or_absent(spec, tmp_path):
     model = Parcae(spec.model)
     model.initialise(0)
     state = {"model": model, "optimizers": make_optimizers(model, OptimizerConfig())}
@@ -140,7 +140,7 @@ def test_a_model_is_whole_or_what_it_was(spec, tmp_path, form):
     [(5_000, 1e9, "_write"), (30_000, 1e-6, "save_checkpoint"), (30_000, 1e9, "save_published")],
     ids=["in the journal", "in a checkpoint", "in the model at the end"],
 )
-def test_a_run_goes_on_once_there_is_room(spec, corpus, undisturbed, tmp_path, limit, every, where):
+def test_a_run_resumes_once_the_disk_has_room(spec, corpus, undisturbed, tmp_path, limit, every, where):
     assert train(spec, corpus, tmp_path, should_stop=stop_after(4)) is None
     execution = ExecutionConfig(checkpoint_seconds=every)
     for _ in range(2):
@@ -154,7 +154,7 @@ def test_a_run_goes_on_once_there_is_room(spec, corpus, undisturbed, tmp_path, l
 
 
 @pytest.mark.parametrize("left", [0, 4096, 100_000])
-def test_a_run_goes_on_once_there_is_room_on_a_real_disk(spec, corpus, undisturbed, small_disk, left):
+def test_a_run_resumes_once_the_disk_has_room_on_a_real_disk(spec, corpus, undisturbed, small_disk, left):
     """The disk fills up at step 5, but for `left` bytes; checkpoints are due in every step."""
     folder, filler = small_disk / "run", small_disk / "filler"
     calls = iter(range(10**9))

@@ -50,7 +50,7 @@ CLOCK = {
 
 
 def metrics(folder):
-    """What the journal says of each step, but for what the clock and the machine say."""
+    """The journal's metrics of each step, except those of the clock and the machine."""
     records, _ = read_journal(folder / "journal.jsonl")
     return [
         (r["step"], {key: value for key, value in r["values"].items() if key not in CLOCK})
@@ -139,7 +139,7 @@ def flatten(tree, path=""):
         yield path, tree
 
 
-def test_the_number_of_checkpoints_kept_is_asked_for(spec, corpus, tmp_path):
+def test_the_number_of_checkpoints_kept_is_a_setting(spec, corpus, tmp_path):
     always = ExecutionConfig(checkpoint_seconds=1e-6, keep_checkpoints=4)
     assert train(spec, corpus, tmp_path, execution=always, should_stop=stop_after(8)) is None
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"{step:08d}" for step in (5, 6, 7, 8)]

@@ -163,7 +163,9 @@ def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_
     driver.terminate()
     message, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130
-    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Rerun it to go on." in " ".join(message.split())
+    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Rerun the command to go on." in " ".join(
+        message.split()
+    )
 
 
 def table(folders):
@@ -171,7 +173,7 @@ def table(folders):
     return pd.read_csv(folders.table).drop(columns="seconds").sort_values("run_id", ignore_index=True)
 
 
-def test_a_killed_driver_and_the_same_command_again(sweep, folders, faults, tmp_path, new_database, commands_share_ray):
+def test_rerunning_the_command_of_a_killed_driver(sweep, folders, faults, tmp_path, new_database, commands_share_ray):
     """Kill the command with SIGKILL in mid-run and rerun it: the table is that of an undisturbed sweep."""
     file = tmp_path / "sweep.yaml"
     content = {**sweep, "mean_recurrences": [1, 3]}

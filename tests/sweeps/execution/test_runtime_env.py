@@ -63,7 +63,7 @@ def test_what_cannot_be_shipped_is_refused(own, monkeypatch):
         runtime_environment(["my_blocks:Mine"])
 
 
-def test_own_classes_are_found_wherever_a_configuration_names_them():
+def test_own_classes_at_any_depth_of_a_configuration():
     configuration = {
         "model": {"injection": "mine.deep:Thing", "block": "pre-norm"},
         "axes": {"model.block": ["mine:Block", "pre-norm", "mine.deep:Thing"]},

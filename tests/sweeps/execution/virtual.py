@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.plan.packing import Node
@@ -92,7 +91,7 @@ class VirtualCluster:
             event()
         for attempt in self.running:
             self.beat(attempt)
-            self.stop_if_asked(attempt)
+            self.stop_on_request(attempt)
             if attempt.end is None and attempt.ends <= until:
                 self.finish(attempt)
         ended = [attempt for attempt in handles if attempt.end is not None]
@@ -124,18 +123,18 @@ class VirtualCluster:
             self.touch(attempt)
 
     def touch(self, attempt):
-        file = Path(attempt.task.folder) / HEARTBEAT_FILE
+        file = attempt.task.folder / HEARTBEAT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         os.utime(file, (self.clock.now, self.clock.now))
 
-    def stop_if_asked(self, attempt):
-        stop_files = [Path(attempt.task.stop_file), Path(attempt.task.folder) / STOP_FILE]
+    def stop_on_request(self, attempt):
+        stop_files = [attempt.task.stop_file, attempt.task.folder / STOP_FILE]
         if attempt.end is None and any(file.exists() for file in stop_files):
             attempt.end = AttemptEnd(status="stopped")
 
     def finish(self, attempt):
-        attempt.end, folder = attempt.act.end, Path(attempt.task.folder)
+        attempt.end, folder = attempt.act.end, attempt.task.folder
         if attempt.act.step:
             journal = Journal(folder / "journal.jsonl")
             journal.metrics(attempt.act.step, {"train_loss": 1.0})

@@ -135,7 +135,7 @@ def test_a_run_travels_from_its_start_to_its_result(storage, tmp_path):
         "checkpoints/00000002.json", "checkpoints/00000002/state.pt",
         "checkpoints/00000003.json", "checkpoints/00000003/state.pt",
     }  # fmt: skip
-    storage.push_heartbeat(RUN, 1, "step 3")
+    storage.push_heartbeat(RUN, 1)
     reader = RunStore(storage.remote._uri)
     assert reader.pull_run(RUN, there) is False
     assert (there / "checkpoints" / "00000003" / "state.pt").read_bytes() == b"xxx"
@@ -143,8 +143,8 @@ def test_a_run_travels_from_its_start_to_its_result(storage, tmp_path):
 
     assert reader.fetch_updates([RUN, "not-begun"], out) == [RUN]
     assert reader.fetch_updates([RUN], out) == []
-    assert (out / "runs" / RUN / "heartbeat").read_text() == "step 3"
-    storage.push_heartbeat(RUN, 2, "step 3")
+    assert (out / "runs" / RUN / "heartbeat").exists()
+    storage.push_heartbeat(RUN, 2)
     write_journal(here, 3)
     finish(here)
     storage.push_run(here, RUN)
@@ -159,7 +159,7 @@ def test_a_run_travels_from_its_start_to_its_result(storage, tmp_path):
     assert {path.name for path in late.iterdir()} == {"journal.jsonl", "result.json"}
 
 
-def test_what_is_there_is_not_sent_again_and_a_result_is_final(local, tmp_path, monkeypatch):
+def test_a_published_file_is_not_sent_again_and_a_result_is_final(local, tmp_path, monkeypatch):
     here = tmp_path / "here"
     write_journal(here, 1)
     save(here, 1)
@@ -176,7 +176,7 @@ def test_what_is_there_is_not_sent_again_and_a_result_is_final(local, tmp_path, 
     assert b"1.0" in local.remote.read(f"runs/{RUN}/result.json")
 
 
-def test_a_checkpoint_counts_once_its_marker_is_there_and_its_files_are_whole(storage, tmp_path):
+def test_a_checkpoint_counts_once_its_marker_exists_and_its_files_are_whole(storage, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     save(here, 1, b"first")
     storage.push_run(here, RUN)
@@ -348,7 +348,7 @@ def test_a_sync_publishes_beats_and_hears_the_driver(local, tmp_path):
     assert not {"lease.json", "stop"} & set(driver.remote.list(f"runs/{RUN}"))
 
 
-def test_a_sync_publishes_what_there_is_when_the_training_fails(local, tmp_path):
+def test_a_sync_publishes_all_files_when_the_training_fails(local, tmp_path):
     def fail():
         with RunSync(local, RUN, tmp_path / "here"):
             save(tmp_path / "here", 1)

@@ -71,7 +71,7 @@ def test_the_command(uri, recorded, tmp_path):
     assert len(read_table(tmp_path / "a.csv")) == 2
 
 
-def test_what_is_not_there_is_named(uri, recorded, tmp_path):
+def test_missing_stores_and_sweeps_are_named(uri, recorded, tmp_path):
     def export(name="simulated-grid", to="a.csv", tracking_uri=uri, experiment=None):
         return export_sweep(name, tmp_path / to, out=tmp_path / "o", tracking_uri=tracking_uri, experiment=experiment)
 

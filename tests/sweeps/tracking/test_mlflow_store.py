@@ -268,7 +268,7 @@ def test_a_finished_record_outlives_a_failure_elsewhere(store, plan, simulated_f
     check_table(store.read_table(plan.sweep.name))
 
 
-def test_a_record_that_was_spoilt_is_mended(store, plan, simulated_folders):
+def test_a_damaged_record_is_repaired(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
     Uploader(store, plan, simulated_folders).close()
     for run in store.cell_runs(plan.sweep.name).values():

@@ -106,7 +106,7 @@ def run_all(plan, folders):
         simulate_run(cell.spec, plan.sweep.simulation, cell.run_id, folders.run(cell.run_id))
 
 
-def assert_all_there_once(store, plan, folders):
+def assert_each_run_is_stored_once(store, plan, folders):
     """Every point of every journal is in the store once, each cell has one run, and the table holds."""
     runs = store.cell_runs(plan.sweep.name)
     found = store._search({record.KIND: "run", record.SWEEP: plan.sweep.name})
@@ -143,7 +143,7 @@ def test_a_server_killed_in_mid_upload_loses_nothing(server, plan, tmp_path, mon
     assert carrying.close()  # away for longer than the sweep takes: it says what is missing
     server.start()
     assert Uploader(store, plan, folders).close() == []
-    assert_all_there_once(store, plan, folders)
+    assert_each_run_is_stored_once(store, plan, folders)
     (kept,) = store.client.list_artifacts(store.cell_runs(plan.sweep.name)[plan.cells[0].run_id].info.run_id)
     assert kept.path == "spec.json"
 
@@ -166,7 +166,7 @@ def test_two_sweeps_record_at_once(server, simulated, tmp_path):
     assert pending == {"one": [], "other": []}
     store = TrackingStore(server.uri, "made by both", artifacts=None)
     for plan, folders in zip(plans, out, strict=True):
-        assert_all_there_once(store, plan, folders)
+        assert_each_run_is_stored_once(store, plan, folders)
 
 
 DRIVER = """
@@ -219,7 +219,7 @@ def test_drivers_that_were_killed_are_taken_over(simulated, tmp_path):
         folders = Folders(out=tmp_path / plan.sweep.name, name=plan.sweep.name)
         run_all(plan, folders)
         assert Uploader(store, plan, folders).close() == []
-        assert_all_there_once(store, plan, folders)
+        assert_each_run_is_stored_once(store, plan, folders)
         assert orphan.info.run_id in {run.info.run_id for run in store.cell_runs(plan.sweep.name).values()}
 
 
@@ -287,7 +287,7 @@ def test_postgresql_itself_and_behind_a_server(postgres, simulated, tmp_path):
             run_all(plan, folders)
             store = TrackingStore(uri, "isoloop", artifacts=None)
             assert Uploader(store, plan, folders).close() == []
-            assert_all_there_once(store, plan, folders)
+            assert_each_run_is_stored_once(store, plan, folders)
     finally:
         server.kill()
     recorded = TrackingStore(postgres, "isoloop", artifacts=None).foreign_runs("")

@@ -192,7 +192,7 @@ def test_the_fingerprint_is_of_the_tokens_alone(parquet_folder, tmp_path, monkey
     assert fingerprint(copy, column="body") == fingerprint(parquet_folder, files="a.parquet")
 
 
-def test_the_same_tokens_lie_there_once(parquet_folder, tmp_path):
+def test_the_same_tokens_are_stored_once(parquet_folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(parquet_folder, copy)
     built = [prepare_corpus(parquet_config(folder), tmp_path / "cache") for folder in (parquet_folder, copy)]
@@ -201,7 +201,7 @@ def test_the_same_tokens_lie_there_once(parquet_folder, tmp_path):
     assert not list((tmp_path / "cache").glob("requests/*/building"))
 
 
-def test_what_is_prepared_is_found_without_reading(parquet_folder, tmp_path, monkeypatch):
+def test_a_prepared_corpus_is_opened_without_reading_text(parquet_folder, tmp_path, monkeypatch):
     config = DataConfig(corpus=str(parquet_folder), **BPE)
     assert CorpusRequest(config, tmp_path).find() is None
     first = prepare_corpus(config, tmp_path)
@@ -279,7 +279,7 @@ def test_two_processes_that_start_at_once_tokenise_once(parquet_folder, tmp_path
     assert (tmp_path / "log").read_text().split() == ["a.parquet", "b.parquet", "more/c.parquet"]
 
 
-def test_a_wait_for_another_process_is_said(parquet_folder, tmp_path):
+def test_a_wait_for_another_process_is_reported(parquet_folder, tmp_path):
     reports = []
 
     def report(what, done, total):
@@ -375,7 +375,7 @@ def test_max_tokens_can_not_cut_a_lone_file(tmp_path):
         prepare_corpus(DataConfig(corpus=str(tmp_path / "one.txt"), max_tokens=100), tmp_path / "cache")
 
 
-def test_progress_is_told_in_bytes_of_input(parquet_folder, tmp_path):
+def test_progress_is_in_bytes_of_input(parquet_folder, tmp_path):
     reports = []
     prepare_corpus(DataConfig(corpus=str(parquet_folder), **BPE), tmp_path, lambda *what: reports.append(what))
     size = sum(file.stat().st_size for file in parquet_folder.rglob("*.parquet"))

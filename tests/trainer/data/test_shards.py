@@ -78,7 +78,7 @@ def test_a_split_without_documents_has_no_file(tmp_path):
     assert Tokens(tmp_path, np.dtype("u1"), [made["train"]]).count_windows(16) == 0
 
 
-def test_a_part_that_was_not_finished_is_not_there(tmp_path):
+def test_an_unfinished_part_is_absent(tmp_path):
     def killed(read, made):
         raise KeyboardInterrupt
 

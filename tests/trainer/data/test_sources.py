@@ -67,7 +67,7 @@ def test_ways_to_name_parquet_files(parquet_folder, monkeypatch):
     assert names(corpus="more/c.parquet") == ["c.parquet"]
 
 
-def test_a_mixed_folder_must_be_told(tmp_path):
+def test_a_mixed_folder_needs_a_setting(tmp_path):
     write_parquet(tmp_path / "x.parquet", ["a"])
     (tmp_path / "README.md").write_text("words")
     with pytest.raises(ValueError, match="a folder must hold one kind of text"):
@@ -106,7 +106,7 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
 
 
 def test_parquet_is_streamed(tmp_path):
-    """What stands before a damaged row group is read, so the file is not read as a whole first."""
+    """Row groups before a damaged one are read, so the file is not read as a whole first."""
     texts = [hashlib.sha256(str(i).encode()).hexdigest() * 50 for i in range(800)]
     file = write_parquet(tmp_path / "x.parquet", texts)
     column = pq.ParquetFile(file).metadata.row_group(35).column(1)

@@ -103,7 +103,7 @@ def test_recomputed_loops_change_nothing_but_what_is_kept(model, step, request):
 
 
 @each_looped
-def test_what_the_last_loop_did_is_told(model, step):
+def test_statistics_of_the_last_loop(model, step):
     tokens, targets, h0 = step
     loops = torch.tensor([3, 1, 2, 1, 3])
     step_loss = model.loss(tokens, targets, loops, 2, h0)

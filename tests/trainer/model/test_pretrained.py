@@ -42,7 +42,7 @@ def change_config(folder, **changes):
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize("variant", MODELS)
-def test_there_and_back(variant, form, tmp_path):
+def test_saving_and_loading_returns_the_same_model(variant, form, tmp_path):
     model = build(variant)
     recurrence = RecurrenceConfig(mean=5, backprop_depth=2, sampling="per-batch")
     save_published(tmp_path, model, recurrence, form=form)
@@ -145,7 +145,7 @@ def test_what_our_model_is_not_is_refused(saved, changes, rule):
         load_published(saved)
 
 
-def test_nothing_is_imported_for_a_checkpoint_unasked(saved):
+def test_loading_a_checkpoint_imports_no_class_by_default(saved):
     sys.modules.pop("this", None)
     change_config(saved, injection_type="this:Zen")
     with pytest.raises(ValueError, match="pass own_classes=True"):
@@ -162,7 +162,7 @@ def test_what_is_no_tensor_is_named(saved, extra, named):
         load_published(saved)
 
 
-def test_what_a_fixed_depth_model_has_not_got_may_be_said(tmp_path):
+def test_settings_without_meaning_for_a_fixed_depth_model_are_ignored(tmp_path):
     save_published(tmp_path, build("fixed depth"), RecurrenceConfig(mean=1, sampling="fixed"))
     change_config(tmp_path, state_init="zero", prelude_norm=False)
     assert load_published(tmp_path)[0].config == build("fixed depth").config

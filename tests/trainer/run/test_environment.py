@@ -1,4 +1,4 @@
-"""What a run says of where it ran."""
+"""The record of the environment in which a run took place."""
 
 import subprocess
 
@@ -37,13 +37,13 @@ def test_the_commit_is_gits(tmp_path):
     assert source_commit(linked) == git(linked, "rev-parse", "HEAD")
 
 
-def test_code_without_a_repository_can_be_told_its_commit(tmp_path, monkeypatch):
+def test_the_commit_of_code_without_a_repository_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv(COMMIT_VARIABLE, "abc123")
     assert source_commit(tmp_path) == "abc123"
     assert environment()["commit"] == "abc123"
 
 
-def test_versions_host_and_device_are_told():
+def test_versions_host_and_device_are_recorded():
     facts = environment("cpu")
     assert facts.keys() == {"isoloop", "python", "torch", "numpy", "commit", "host", "device_name"}
     assert all(facts[name] for name in ("isoloop", "python", "torch", "numpy", "host", "device_name"))
