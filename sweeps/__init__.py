@@ -1,1 +1,1 @@
-"""Sweeps: configuration, plan, execution on Ray, tracking in MLflow, report and the command line."""
+"""Sweeps: configuration, plan, execution on Ray, tracking in MLflow, tuning, reports and the command line."""

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoloop.sweeps.config.schema import SweepConfig, config_text
-from isoloop.sweeps.config.uri import STORAGE_VARIABLE
+from isoloop.sweeps.config.schema import STORAGE_VARIABLE, SweepConfig, config_text
 from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.messages import Progress

@@ -41,6 +41,7 @@ def progress_bar(
         in_bytes: show bytes and their speed instead of a percentage.
         transient: remove the bar at the end.
     """
+    # A log.
     if not console.is_terminal:
         logged = _LoggedProgress(console, prefix)
         try:
@@ -49,6 +50,8 @@ def progress_bar(
             if not transient and logged.text:
                 logged.event(logged.text)
         return
+
+    # A terminal.
     from rich import progress as rich_progress
 
     columns = (

@@ -46,6 +46,7 @@ def fit(
     from isoloop.fitting import BOOTSTRAP_KINDS, fit_sweep, read_table
     from isoloop.sweeps.analysis import store_fit
 
+    # Check the options, and read the table.
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
     files = files_of(target, out, hold_out=hold_out)
@@ -53,6 +54,8 @@ def fit(
         raise ValueError(f"a fit requires a run table, but {target} is a fit; name a sweep, a .csv or a .parquet file")
     refuse_dense_table(files.table)
     table = read_table(files.table)
+
+    # Fit, store and print.
     with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
         fitted = fit_sweep(
             table,

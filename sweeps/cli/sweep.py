@@ -123,7 +123,8 @@ def tune(
     except KeyboardInterrupt:
         done, saved = count_trials(tuning)
         console.print(
-            f"Stopped: {done} of {trial_count} trials are done, and {saved} saved their state. Rerun it to go on."
+            f"Stopped: {done} of {trial_count} trials are done, and {saved} saved their state. "
+            "Rerun the command to go on."
         )
         sys.exit(INTERRUPTED)
     console.print()
@@ -162,7 +163,7 @@ def run(
 
         done, saved = len(finished_results(cells, folders)), count_saved_runs(prepared.plan, folders)
         console.print(
-            f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Rerun it to go on."
+            f"Stopped: {done} of {len(cells)} runs are done, and {saved} saved their state. Rerun the command to go on."
         )
         sys.exit(INTERRUPTED)
 

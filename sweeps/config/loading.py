@@ -80,7 +80,8 @@ def _read_with_bases(name: str, extending: tuple[str, ...] = ()) -> dict[str, An
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"a sweep's configuration must be YAML, but '{name}' isn't: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"a sweep's configuration must be a YAML mapping, but '{name}' is a {type(content).__name__}")
+        got = "is empty" if content is None else "is a list" if isinstance(content, list) else "is a single value"
+        raise ValueError(f"a sweep's configuration must have keys with values, but '{name}' {got}; start from a preset")
     bases = content.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):

@@ -17,6 +17,7 @@ BUDGET, TOKENS, MEAN_RECURRENCE = GRID_KEYS = ("budget", "tokens", "mean_recurre
 ENTRY_NAME = "name"
 SIZE = "model.size"
 SEED = "seed"
+LEARNING_RATE = "optimizer.learning_rate"
 RESOURCES_PREFIX = "resources."
 
 # Columns that every run table has.
@@ -50,6 +51,13 @@ class Point:
     axes: dict[str, Any]
 
     @property
+    def target(self) -> float:
+        """The budget in FLOPs, or the training tokens if there is no budget."""
+        target = self.tokens if self.budget is None else self.budget
+        assert target is not None, "a point has a budget or tokens"
+        return target
+
+    @property
     def label(self) -> str:
         """The point in words."""
         size = f"{self.tokens:.4g} tokens" if self.budget is None else f"{self.budget:.4g} FLOPs"
@@ -70,7 +78,7 @@ def grid_points(sweep: SweepConfig) -> list[Point]:
     points = []
     unused = dict(enumerate(sweep.exclude))
     for place, point_changes in _points_before_axes(sweep):
-        for axis_changes, names in _axis_combinations(sweep.axes):
+        for axis_changes, names in axis_combinations(sweep.axes):
             changes = point_changes | axis_changes
             exclusion = _matching_exclusion(sweep.exclude, place | changes | names)
             if exclusion is not None:
@@ -133,7 +141,7 @@ def _centred_recurrences(centre: float, sweep: SweepConfig) -> list[int]:
     return sorted(means)
 
 
-def _axis_combinations(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[SettingChanges, dict[str, Any]]]:
+def axis_combinations(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[SettingChanges, dict[str, Any]]]:
     """Yield the settings and the names of every combination of the axes' entries."""
     for entries in product(*axes.values()):
         changes: SettingChanges = {}
@@ -293,5 +301,5 @@ def _check_named_entry(axis: str, entry: Any) -> str:
 
 
 def _suggestion(path: str) -> str:
-    example = "name it as in the configuration, for example optimizer.learning_rate"
+    example = f"name it as in the configuration, for example {LEARNING_RATE}"
     return did_you_mean(path, setting_paths(), otherwise=example)

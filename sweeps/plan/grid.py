@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ class Plan:
 
     sweep: SweepConfig
     cells: tuple[Cell, ...]
-    skipped: tuple[SkippedCell, ...] = field(default=())
+    skipped: tuple[SkippedCell, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -181,8 +181,7 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
     loops = _loop_cost(settings.model, sweep.accounting)
     per_token = loops.flops_per_token(*_expected_loops(recurrence, sweep.accounting))
     step_tokens = settings.batch * settings.model.context
-    target, step_cost = (point.tokens, step_tokens) if point.budget is None else (point.budget, per_token * step_tokens)
-    assert target is not None, "a point has a budget or tokens"
+    target, step_cost = point.target, step_tokens * (1 if point.budget is None else per_token)
     if target < step_cost:
         size = f"{settings.batch} x {settings.model.context} tokens"
         return f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
@@ -325,7 +324,7 @@ def _check_distinct(cells: list[Cell]) -> None:
             )
 
 
-def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
+def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     """Return the columns of the run table that are known before the run: the axes, and the architecture as numbers.
 
     With several groups, the column `group` names the one that the run belongs to.
@@ -334,7 +333,7 @@ def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
         "accounting": plan.sweep.accounting,
         "seed": cell.spec.seed,
         "mean_recurrence": cell.mean_recurrence,
-        **model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+        **architecture_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
     }
     columns |= {name: value for name, value in cell.axes.items() if name not in columns}
     if len(plan.groups) > 1:
@@ -342,7 +341,7 @@ def cost_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     return columns if cell.budget is None else {**columns, "budget": cell.budget}
 
 
-def model_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
+def architecture_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
     """Return the columns of the run table that describe a model and its cost per token."""
     parameters, loops = count_parameters(model), _loop_cost(model, accounting)
     return {
@@ -353,8 +352,3 @@ def model_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: 
         "effective_params_fixed": parameters.effective_fixed,
         "effective_params_per_loop": parameters.effective_per_loop,
     }
-
-
-def nominal_loops(cell: Cell) -> tuple[float, float]:
-    """Return the loops per token that `parcae-release` counts, forward and backward."""
-    return expected_loops(cell.spec.recurrence, "parcae-release")

@@ -106,7 +106,7 @@ def write_report(
         fit_text="" if fit is None else fit.report(),
         origin=_origin(read_origin(folders, table["run_id"].astype(str))),
         command=redacted(command),
-        configuration=redacted(config_text(sweep)),
+        configuration=config_text(sweep),
     )
     folders.report.write_text(page, encoding="utf-8")
 

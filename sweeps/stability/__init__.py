@@ -1,1 +1,1 @@
-"""At which learning rates each injection trains."""
+"""Stability studies: the learning rates at which each injection trains."""

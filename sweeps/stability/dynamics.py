@@ -13,10 +13,9 @@ from pydantic import TypeAdapter
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
-from isoloop.sweeps.plan.axes import ENTRY_NAME
+from isoloop.sweeps.plan.axes import ENTRY_NAME, LEARNING_RATE
 from isoloop.sweeps.runs import load_runs
 from isoloop.sweeps.stability.study import (
-    LEARNING_RATE,
     RUN_COLUMNS,
     StabilityRule,
     StabilityRun,

@@ -23,7 +23,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoloop.sweeps.messages import align_columns
-from isoloop.sweeps.plan.axes import SEED
+from isoloop.sweeps.plan.axes import LEARNING_RATE, SEED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 StabilityOutcome = Literal["converges", "spikes", "diverges", "failed"]
 
-LEARNING_RATE = "optimizer.learning_rate"
 INJECTION = "model.injection"
 _START_SHARE = 0.1  # of the steps, in which a rising loss is no spike
 _CRITICAL_RADIUS = 1.0
@@ -252,7 +251,7 @@ def judge_runs(
     name: str,
     variant: str,
     variants: Sequence[str] = (),
-    rule: StabilityRule | None = None,
+    rule: StabilityRule = StabilityRule(),
 ) -> StabilityStudy:
     """Judge every run of a study.
 
@@ -269,7 +268,7 @@ def judge_runs(
     """
     from isoloop.fitting.tables.runs import loss_columns
 
-    rule = rule or StabilityRule()
+    # Check the table.
     missing = {LEARNING_RATE, variant} - set(table.columns)
     if missing:
         raise ValueError(
@@ -278,6 +277,8 @@ def judge_runs(
     means = sorted(set(table["mean_recurrence"]))
     if len(means) != 1:
         raise ValueError(f"a stability study must have one mean recurrence, but got {means}; keep one")
+
+    # Judge each run, relative to the best.
     columns = loss_columns(table)
     rows = [present_values(row) for row in table.to_dict("records")]
     best = min((row["loss"] for row in rows if "loss" in row), default=inf)
@@ -285,6 +286,8 @@ def judge_runs(
     for row in rows:
         losses = {recurrence: row[column] for column, recurrence in columns.items() if column in row}
         runs.append(_judge(row, losses, read_curve(journals.get(row["run_id"], ())), best, variant, rule))
+
+    # Order the runs by variant, learning rate and seed.
     in_table = dict.fromkeys(str(value) for value in table[variant])
     ordered = list(dict.fromkeys([*(name for name in variants if name in in_table), *in_table]))
     runs.sort(key=lambda run: (ordered.index(run.variant), run.learning_rate, run.seed))

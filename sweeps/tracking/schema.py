@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column, loss_columns
-from isoloop.sweeps.plan.grid import Cell, Plan, cost_columns, nominal_loops
+from isoloop.sweeps.plan.grid import Cell, Plan, planned_columns
 from isoloop.sweeps.privacy import redacted
+from isoloop.trainer.accounting import expected_loops
 from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
@@ -36,9 +37,9 @@ _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
     """Return the tags of a cell that the plan determines: its columns known before the run, and its origin."""
-    columns = {**cost_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
+    columns = {**planned_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
     if plan.sweep.accounting != "exact":  # nominal loops count, whatever was run
-        columns["forward_loops"], columns["backward_loops"] = nominal_loops(cell)
+        columns["forward_loops"], columns["backward_loops"] = expected_loops(cell.spec.recurrence, "parcae-release")
     return {
         **origin_tags(plan),
         IN_SWEEP: "true",

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.config.uri import TUNE_STORAGE_VARIABLE
+from isoloop.sweeps.config.schema import TUNE_STORAGE_VARIABLE, SweepConfig
 from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
@@ -104,10 +103,53 @@ def run_tuning(
             trial.
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
-    folders = tuning.folders
+    space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
     folders.sweep.mkdir(parents=True, exist_ok=True)
     with sole_owner(folders.sweep), closing(tuning.open_study()) as study, study.translate_errors():
-        return _run_study(study, tuning, source, command, check, progress, lambda: cluster(study.space.sweep, address))
+        # Run the trials and the check.
+        plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
+        outcome = SweepOutcome()
+        with (
+            open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+            ExitStack() as stack,
+        ):
+            # Trials that earlier calls pruned have no result, so their end is recorded here.
+            for trial in study.trials():
+                if trial.run_id is not None and trial.outcome == "pruned":
+                    uploader.record_end(trial.run_id, "pruned", trial.reason or "")
+            engine = None
+            if not is_complete(study, folders, check=check):
+                engine = stack.enter_context(
+                    Engine(
+                        stack.enter_context(cluster(sweep, address)),
+                        sweep,
+                        folders,
+                        tuning.corpora,
+                        run_store=run_store,
+                        outcome=outcome,
+                        on_start=uploader.watch,
+                    )
+                )
+            checked_means = {space.grid_recurrences[0], space.grid_recurrences[-1]} if check else ()
+            check_runs = (len(FACTORS) + 1) * len(checked_means)
+            tuner = Tuner(study, engine, folders, uploader, progress=progress, check_runs=check_runs)
+            trials = tuner.run()
+            finished = finished_trials(trials)
+            checked = tuner.check(finished[0]) if check and finished else None
+
+        # Write and record the result.
+        if not finished:
+            reasons = [trial.reason for trial in trials if trial.reason]
+            last = f"; the last: {reasons[-1]}" if reasons else ""
+            raise ValueError(
+                f"a tuning must have a trial that finishes, but of '{sweep.name}' none did{last}; lower the learning "
+                "rates in tune.space, or fix the cause, and rerun the command"
+            )
+        result = TuningResult(source=source, space=space, trials=tuple(trials), best=finished[0], check=checked)
+        write_result_files(result, folders, command)
+        uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
+        uploader.store.save_files(uploader.parent, folders.sweep)
+        return result
 
 
 def count_trials(tuning: PreparedTuning) -> tuple[int, int]:
@@ -115,60 +157,6 @@ def count_trials(tuning: PreparedTuning) -> tuple[int, int]:
     with closing(tuning.open_study()) as study:
         outcomes = [trial.outcome for trial in study.trials()]
     return len(outcomes) - outcomes.count("running"), outcomes.count("running")
-
-
-def _run_study(
-    study: Study,
-    tuning: PreparedTuning,
-    source: str,
-    command: str,
-    check: bool,
-    progress: Progress | None,
-    open_cluster: Callable[[], AbstractContextManager[Any]],
-) -> TuningResult:
-    space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
-    plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
-    outcome = SweepOutcome()
-    with (
-        open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
-        ExitStack() as stack,
-    ):
-        # Trials that earlier calls pruned have no result, so the uploader must be told their end.
-        for trial in study.trials():
-            if trial.run_id is not None and trial.outcome == "pruned":
-                uploader.record_end(trial.run_id, "pruned", trial.reason or "")
-        engine = None
-        if not is_complete(study, folders, check=check):
-            engine = stack.enter_context(
-                Engine(
-                    stack.enter_context(open_cluster()),
-                    sweep,
-                    folders,
-                    tuning.corpora,
-                    run_store=run_store,
-                    outcome=outcome,
-                    on_start=uploader.watch,
-                )
-            )
-        check_runs = (len(FACTORS) + 1) * len({space.grid_recurrences[0], space.grid_recurrences[-1]}) if check else 0
-        tuner = Tuner(study, engine, folders, uploader, progress=progress, check_runs=check_runs)
-        trials = tuner.run()
-        finished = finished_trials(trials)
-        checked = tuner.check(finished[0]) if check and finished else None
-
-    # Write and record the result.
-    if not finished:
-        reasons = [trial.reason for trial in trials if trial.reason]
-        last = f"; the last: {reasons[-1]}" if reasons else ""
-        raise ValueError(
-            f"a tuning must have a trial that finishes, but of '{sweep.name}' none did{last}; lower the learning rates "
-            "in tune.space, or fix the cause, and rerun the command"
-        )
-    result = TuningResult(source=source, space=space, trials=tuple(trials), best=finished[0], check=checked)
-    write_result_files(result, folders, command)
-    uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
-    uploader.store.save_files(uploader.parent, folders.sweep)
-    return result
 
 
 def _started_cells(study: Study) -> tuple[Cell, ...]:

@@ -5,27 +5,27 @@ A proposal becomes a cell by the grid's own code, so a run that a sweep has trai
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
-from isoloop.sweeps.config.tuning import Dimension, Range
+from isoloop.sweeps.config.schema import Dimension, Range, RunSettings, SweepConfig, setting_paths
 from isoloop.sweeps.plan.axes import (
     BUDGET,
-    ENTRY_NAME,
     GRID_KEYS,
+    LEARNING_RATE,
     MEAN_RECURRENCE,
     TOKENS,
-    Point,
     SettingChanges,
+    axis_combinations,
     grid_points,
     setting_at,
 )
 from isoloop.sweeps.plan.grid import Cell, CorpusLookup, plan_cells
 
-LEARNING_RATE, MUON_RATE = "optimizer.learning_rate", "optimizer.muon_learning_rate"
-MUON_DECAY, BATCH = "optimizer.muon_weight_decay", "batch"
+MUON_RATE, MUON_DECAY, BATCH = "optimizer.muon_learning_rate", "optimizer.muon_weight_decay", "batch"
 RATE_FACTOR = 8.0  # default ranges go from a learning rate / RATE_FACTOR to the rate x RATE_FACTOR
 EDGE = 0.05  # of a range's width
 # Losses of runs that differ in these can't be compared, or they aren't settings to tune.
@@ -94,7 +94,7 @@ class SearchSpace:
         content = json.dumps([self.base.run_id, dimensions], sort_keys=True, default=str)
         return f"{self.sweep.name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
-    @property
+    @cached_property
     def settings(self) -> RunSettings:
         """The settings of a run that no proposal changes."""
         (point,) = grid_points(self.sweep)
@@ -109,12 +109,8 @@ class SearchSpace:
     @property
     def combinations(self) -> int | None:
         """The number of possible proposals, None if there is a range."""
-        count = 1
-        for dimension in self.dimensions.values():
-            if isinstance(dimension, Range):
-                return None
-            count *= len(dimension)
-        return count
+        choices = [dimension for dimension in self.dimensions.values() if not isinstance(dimension, Range)]
+        return math.prod(map(len, choices)) if len(choices) == len(self.dimensions) else None
 
     def cell(
         self, values: TrialValues, *, labels: Mapping[str, Any] | None = None, mean_recurrence: int | None = None
@@ -176,11 +172,11 @@ def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...
         )
     points = grid_points(sweep)
     means = tuple(sorted({point.mean_recurrence for point in points}))
-    smallest = min(points, key=_amount)
+    smallest = min(points, key=lambda point: point.target)
     point = {
-        TOKENS if smallest.budget is None else BUDGET: _amount(smallest),
+        TOKENS if smallest.budget is None else BUDGET: smallest.target,
         MEAN_RECURRENCE: sweep.tune.mean_recurrence or means[len(means) // 2],
-        **_first_entries(sweep),
+        **next(axis_combinations(sweep.axes))[0],
     }
     resources = sweep.resources.model_copy(update={"validations": sweep.tune.validations})
     no_product = dict.fromkeys(["budgets", "tokens", "mean_recurrences", "around"])
@@ -203,8 +199,6 @@ def make_search_space(
         ValueError: a path can't be tuned, an end of a range can't be run, or no choice can.
     """
     (point,) = sweep.points
-    (planned,) = grid_points(sweep)
-    settings = planned.settings
     fixed = {path: value for path, value in point.items() if path not in GRID_KEYS}
     size = next((key, point[key]) for key in (BUDGET, TOKENS) if key in point)
     space = SearchSpace(
@@ -217,6 +211,7 @@ def make_search_space(
         base=base,
         corpus_of=corpus_of,
     )
+    settings = space.settings
 
     def reason_against(path: str, value: Any) -> str | None:
         cell = space.cell({path: value})
@@ -278,23 +273,6 @@ def finished_trials(trials: Sequence[Trial]) -> list[Trial]:
 
 def _as_setting(settings: RunSettings, path: str, value: float) -> float | int:
     return round(value) if is_whole(settings, path) else float(value)
-
-
-def _amount(point: Point) -> float:
-    amount = point.tokens if point.budget is None else point.budget
-    assert amount is not None, "a point has a budget or tokens"
-    return amount
-
-
-def _first_entries(sweep: SweepConfig) -> SettingChanges:
-    """Return the settings of the first entry of each axis."""
-    changes: SettingChanges = {}
-    for axis, entries in sweep.axes.items():
-        if axis in setting_paths():
-            changes[axis] = entries[0]
-        else:
-            changes |= {path: value for path, value in entries[0].items() if path != ENTRY_NAME}
-    return changes
 
 
 def _default_dimensions(settings: RunSettings, fixed: SettingChanges) -> dict[str, Dimension]:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from isoloop.sweeps.plan.axes import SEED
+from isoloop.sweeps.plan.axes import LEARNING_RATE, SEED
 from isoloop.sweeps.plan.grid import Cell
-from isoloop.sweeps.tuning.search_space import LEARNING_RATE, MUON_RATE, SearchSpace, Trial, current_value
+from isoloop.sweeps.tuning.search_space import MUON_RATE, SearchSpace, Trial, current_value
 from isoloop.trainer.run.result import RunResult
 
 FACTORS = (0.5, 1.0, 2.0)

@@ -120,7 +120,7 @@ def test_broken_rules_are_named(change, said):
         ("dem", None, "did you mean 'demo'"),
         ("nothing-like-it", None, "presets are demo"),
         ("absent.yaml", None, "there is no file"),
-        ("list.yaml", "[1, 2]", "must be a YAML mapping, but 'list.yaml' is a list"),
+        ("list.yaml", "[1, 2]", "must have keys with values, but 'list.yaml' is a list"),
         ("torn.yaml", "a: [1", "must be YAML"),
     ],
 )

@@ -163,7 +163,9 @@ def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_
     driver.terminate()
     message, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130
-    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Rerun it to go on." in " ".join(message.split())
+    assert "Stopped: 0 of 1 runs are done, and 1 saved their state. Rerun the command to go on." in " ".join(
+        message.split()
+    )
 
 
 def table(folders):

@@ -9,7 +9,7 @@ from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import RESERVED, grid_points
 from isoloop.sweeps.plan.centre import with_centres
-from isoloop.sweeps.plan.grid import cost_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import plan_sweep, planned_columns, simulated_corpus
 from tests.sweeps.conftest import SIMULATED
 
 GRID = {**SIMULATED, "name": "grid", "budgets": [1e10, 2e10], "mean_recurrences": [1, 2]}
@@ -41,7 +41,7 @@ def test_axes_multiply():
     assert set(planned.groups) == {
         f"optimizer.learning_rate = {rate}, variant = {name}" for rate in (1e-3, 2e-3) for name in ("diagonal", "rdm")
     }
-    columns = cost_columns(planned, planned.cells[0])
+    columns = planned_columns(planned, planned.cells[0])
     assert columns["group"] == planned.cells[0].group
     assert {"variant", "optimizer.learning_rate", "seed"} <= set(columns)
 
@@ -49,13 +49,13 @@ def test_axes_multiply():
 def test_seeds_alone_are_one_group():
     planned = plan_sweep(sweep(axes={"seed": [0, 1]}), simulated_corpus)
     assert planned.groups == ["all"]
-    assert "group" not in cost_columns(planned, planned.cells[0])
+    assert "group" not in planned_columns(planned, planned.cells[0])
 
 
 def test_sizes_have_costs_of_their_own():
     axes = {"model.size": ["140m", "370m"]}
     planned = plan_sweep(sweep(budgets=[1e18], model="140m", batch=256, axes=axes), simulated_corpus)
-    fixed = {cell.axes["model.size"]: cost_columns(planned, cell)["flops_per_token_fixed"] for cell in planned.cells}
+    fixed = {cell.axes["model.size"]: planned_columns(planned, cell)["flops_per_token_fixed"] for cell in planned.cells}
     assert fixed["370m"] > 2 * fixed["140m"]
     assert {cell.spec.model.width for cell in planned.cells} == {768, 1024}
 

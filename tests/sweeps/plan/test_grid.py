@@ -5,7 +5,7 @@ import pytest
 
 from isoloop.fitting.simulate import poisson_loops, published_cost_model
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
-from isoloop.sweeps.plan.grid import TOLERANCE, PlannedCorpus, cost_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import TOLERANCE, PlannedCorpus, plan_sweep, planned_columns, simulated_corpus
 from isoloop.trainer.accounting import expected_loops, loop_cost
 from isoloop.trainer.recurrence import sample_recurrences
 
@@ -87,7 +87,7 @@ def test_the_fixed_depth_model_costs_nothing_per_loop():
         depth={"sampling": "fixed"},
         evaluation={"recurrences": [1]},
     )
-    columns = cost_columns(planned, planned.cells[0])
+    columns = planned_columns(planned, planned.cells[0])
     assert columns["flops_per_token_forward_loop"] == columns["effective_params_per_loop"] == 0
     assert planned.cells[0].flops == pytest.approx(planned.cells[0].spec.tokens * cost_of(planned).fixed)
 
@@ -100,7 +100,7 @@ def test_dearest_first():
 def test_a_grid_over_tokens():
     planned = plan(budgets=None, tokens=[6400, 64_000])
     assert {cell.spec.tokens for cell in planned.cells} == {6400, 64_000}
-    assert all(cell.budget is None and "budget" not in cost_columns(planned, cell) for cell in planned.cells)
+    assert all(cell.budget is None and "budget" not in planned_columns(planned, cell) for cell in planned.cells)
 
 
 def test_left_out_cells_say_why():

@@ -16,12 +16,13 @@ import yaml
 from sqlalchemy.exc import OperationalError
 
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
-from isoloop.sweeps.config.tuning import Range, TuneConfig
+from isoloop.sweeps.config.schema import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.plan.axes import LEARNING_RATE as RATE
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
 from isoloop.sweeps.storage.run_store import STOP_FILE
@@ -30,7 +31,6 @@ from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
 from isoloop.sweeps.tuning import pipeline as tuning_pipeline
 from isoloop.sweeps.tuning import tuner as tuner_module
 from isoloop.sweeps.tuning.pipeline import prepare_tuning, run_tuning
-from isoloop.sweeps.tuning.search_space import LEARNING_RATE as RATE
 from isoloop.sweeps.tuning.search_space import MUON_RATE, make_search_space, reduce_to_one_point
 from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import CheckRun, TransferCheck
