@@ -68,7 +68,9 @@ def law_optima(fit: LawFit, cost: CostModel, budgets: Sequence[float]) -> LawOpt
         "mean_recurrence": np.stack([optimum.mean_recurrence for optimum in optima], axis=-1),
         "tokens": np.stack([optimum.tokens for optimum in optima], axis=-1),
     }
-    logs = {name: _widened(np.log(values), fit.widening) for name, values in best.items()}
+    logs = {name: np.log(values) for name, values in best.items()}
+    for rows in logs.values():
+        rows[1:] = rows[0] + fit.widening * (rows[1:] - rows[0])
     power_laws = {name: fit_power_law(name, np.array(ordered), rows[0], rows[1:]) for name, rows in logs.items()}
     if not len(fit.draw_matrix):
         # The scatter about the line comes from the cost's kinks, not from noise, so no interval follows from it.
@@ -106,11 +108,6 @@ def exponent_shift(first: PowerLaw, second: PowerLaw) -> tuple[float, Interval |
     if not first.draws:
         return shift, None
     return shift, interval(np.array(second.draws)[:, 1] - np.array(first.draws)[:, 1])
-
-
-def _widened(logs: np.ndarray, widening: float) -> np.ndarray:
-    """Widen the draws in `logs` (1 + draws, budgets) about the estimate in the first row."""
-    return np.vstack([logs[:1], logs[0] + widening * (logs[1:] - logs[0])])
 
 
 def _ends(logs: np.ndarray) -> Interval | None:

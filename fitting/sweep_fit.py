@@ -67,6 +67,7 @@ def fit_sweep(
             fitted by, and where nothing at all can be fitted. Any single fit that can't be made is None in the result,
             with its reason in `missing_fits`.
     """
+    # Arguments, and the runs to hold out
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
     checked = check_table(table)
@@ -78,6 +79,7 @@ def fit_sweep(
         )
     if draws:
         widening(kind, law_data(fitted))  # refuses budgets that can't be resampled, before anything is fitted
+    # The fits, their errors on the held-out runs, and their caveats
     fit = _SweepFitter(
         table=fitted,
         cost_model=CostModel.from_table(checked),
@@ -166,6 +168,7 @@ class _SweepFitter:
         else:
             unified = self._attempt("unified", self._law, "unified", data, by_run=True)
         self.progress("unified law", 1, 1)
+        # The result
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
             if isoflop is not None:

@@ -25,11 +25,6 @@ class MultistartResult:
     objective: float
     objectives: np.ndarray
 
-    @property
-    def share_at_best(self) -> float:
-        """Share of the starts that end within 1e-6 (relative) of the best objective."""
-        return float(np.mean(self.objectives <= self.objective * (1 + 1e-6)))
-
 
 def fit_by_lbfgs(law: Law, data: Data, objective: Objective = HUBER, *, exponents: int = 3) -> MultistartResult:
     """Fit a sum of positive terms as Hoffmann et al. 2022 (appendix D.3) did, with each term the exponential of a sum.
@@ -42,7 +37,8 @@ def fit_by_lbfgs(law: Law, data: Data, objective: Objective = HUBER, *, exponent
     k = law.linear_count
     if k < 2:
         raise ValueError(
-            f"L-BFGS needs a law that is a sum of terms with factors of their own, but the {law.name} law is not"
+            f"L-BFGS needs a law that is a sum of terms with factors of their own, but the {law.name} law is not; "
+            "fit it by `point_estimate`"
         )
     problem = Problem.of(law, checked_columns(law, data), objective)
     nonlinear = [np.quantile(p.starts, np.linspace(0, 1, exponents + 2)[1:-1]) for p in law.parameters[k:]]

@@ -114,6 +114,7 @@ def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None
             "this figure needs predictions of runs that were held out, but there are none; fit with "
             "hold_out_largest_budget, on the command line with --hold-out"
         )
+    # Predictions inside their intervals, outside, and without, then the headings of the blocks.
     layout = _held_out_layout(fit)
     rows = layout.rows
     bounded = rows["low"].notna()
@@ -205,7 +206,7 @@ def _draw_heading(axes: Axes, y: float, text: str) -> None:
 
 
 def _short_method(method: str) -> str:
-    return method.replace("mu", "µ").replace("the loss at T = µ", "L(µ)").replace("test-time law", "law")
+    return method.replace("the loss at T = mu", "L(µ)").replace("T = mu", "T = µ").replace("test-time law", "law")
 
 
 def _training(fit: SweepFit) -> LawFit:

@@ -196,10 +196,10 @@ class Law(ABC):
 def minimise_on_grid(
     function: Callable[[np.ndarray], np.ndarray], grid: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place on `grid` (points,) of the least value of each function (...), and its minimum near there (...).
+    """Return the index of the best point of `grid` (points,) for each function, (...), and its minimum near it, (...).
 
-    `function` maps points (points,), or (..., points) for each function its own, to values (..., points). The minimum
-    is searched by `steps` of golden section between the neighbours of the best point, for all functions at once.
+    `function` evaluates all functions at once: at points (points,), or (..., points) with points for each, it returns
+    (..., points). A minimum is searched by `steps` of golden section between the neighbours of the best point.
     """
     best = np.argmin(function(grid), axis=-1)
     left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]

@@ -121,12 +121,13 @@ def choose(
     check: bool = False,
     caveats: Sequence[str] = (),
 ) -> Choice:
-    """Fit every law to the rows of `data`, and compare their errors on runs held out in each way of `by`.
+    """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
     `others` are further predictors, compared by held-out errors alone. `by` defaults to the largest budget and to each
     budget in turn; without two budgets, to tenths of the rows. With `check`, each law is also fitted by L-BFGS. Raises
     ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
     """
+    # A fit of each law to all rows
     predictors = {name: LawPredictor(law=name, objective=objective, draws=draws, seed=seed) for name in laws}
     check_unique_names([*(predictors[name].name for name in laws), *(other.name for other in others)])
     candidates: list[Candidate] = []
@@ -140,6 +141,7 @@ def choose(
         candidates.append(Candidate.of(fit, objective, by_lbfgs=_by_lbfgs(name, data, objective) if check else None))
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {reason}' for law, reason in missing)}")
+    # Errors on held-out runs
     compared: list[Predictor] = [*(predictors[candidate.fit.law] for candidate in candidates), *others]
     if not by:
         try:
@@ -152,7 +154,7 @@ def choose(
         objective=str(objective),
         candidates=tuple(candidates),
         missing=tuple(missing),
-        cross_validations=tuple(cross_validate(data, compared, way) for way in by),
+        cross_validations=tuple(cross_validate(data, compared, held_out_by) for held_out_by in by),
         caveats=tuple(caveats),
     )
 
@@ -174,6 +176,7 @@ def choose_table(
     `laws` defaults to those that apply to such runs. For dense models, `experiment` and `outliers` are those of
     `read_points`. Raises ValueError as `read_points`, `read_table` and `choose` do.
     """
+    # The table and its cost model
     dense = is_point_table(path)
     caveats: list[str] = []
     others: list[Predictor] = []
@@ -191,6 +194,7 @@ def choose_table(
     if implausible.any():
         count = int(implausible.sum())
         caveats.append(f"Left out, with a loss {IMPLAUSIBLE_LOSS}: {count} of {len(implausible)} rows.")
+    # The laws, beside the minima of the isoFLOP curves
     if cost is not None and "budget" in data:
         others = [MinimaPredictor(floor=floor, cost=cost) for floor in (False, True)]
     return choose(

@@ -1,5 +1,7 @@
 """The result of a sweep in a few sentences, each number with its interval."""
 
+import re
+
 from isoloop.fitting import HeldOut, PowerLaw, SweepFit, predict
 from isoloop.sweeps.paths import SweepResults
 
@@ -18,7 +20,7 @@ def headline(results: SweepResults) -> list[str]:
         values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in fit.training.parameters)
         sentences += [
             _best_model_sentence(fit),
-            f"{law.name.capitalize()} law {law.formula.replace('mu', 'µ')}: {', '.join(values)}.",
+            f"{law.name.capitalize()} law {with_greek_mu(law.formula)}: {', '.join(values)}.",
         ]
     if hold_out is not None and hold_out.held_out is not None:
         sentences.append(_held_out_sentence(hold_out.held_out))
@@ -27,9 +29,9 @@ def headline(results: SweepResults) -> list[str]:
     return [*sentences, _interval_sentence(fit)]
 
 
-def with_greek_mu(method: str) -> str:
-    """Return the name of a method of prediction as a page spells it, with T = µ."""
-    return method.replace("T = mu", "T = µ")
+def with_greek_mu(text: str) -> str:
+    """Return the formula of a law, or the name of a method of prediction, as a page spells it: with µ for mu."""
+    return re.sub(r"\bmu\b", "µ", text)
 
 
 def _power_law_sentences(fit: SweepFit) -> list[str]:

@@ -60,7 +60,7 @@ def test_the_papers_way_finds_nothing_better_on_public_tables(data_set, objectiv
         fit_by_lbfgs(ChinchillaLaw(), data, objective, exponents=2),
     )
     assert ours.objective <= theirs.objective * (1 + 1e-6)
-    assert theirs.share_at_best > 0.5
+    assert np.mean(theirs.objectives <= theirs.objective * (1 + 1e-6)) > 0.5
     assert ours.converged
 
 
