@@ -6,7 +6,7 @@ its run starts. A driver that was killed leaves trials running; the next one con
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.messages import Progress
@@ -20,23 +20,13 @@ from isoloop.sweeps.tuning.transfer_check import CheckRun, TransferCheck, runs_t
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import RunResult, read_result
 
+if TYPE_CHECKING:
+    from isoloop.sweeps.tracking.uploader import Uploader
+
 CHECK_SECONDS = 1.0
 LARGEST_PARALLEL_SHARE = 4  # at most a quarter of the trials run at a time
 SAMPLED_RETRIES = 5  # of duplicate proposals; then random ones
 MOST_RETRIES = 50
-
-
-class Recorder(Protocol):
-    """A place where runs are recorded (the uploader into MLflow)."""
-
-    def add(self, cell: Cell) -> None:
-        """Add a run to the tuning."""
-
-    def watch(self, run_id: str) -> None:
-        """Record from now on what the run writes; it was started, or has a folder."""
-
-    def record_end(self, run_id: str, outcome: str, reason: str) -> None:
-        """Record the end of a run without a result."""
 
 
 class Tuner:
@@ -46,7 +36,7 @@ class Tuner:
         study: the study.
         engine: the engine; None if nothing is missing (`is_complete`).
         folders: folders of the tuning.
-        recorder: records each run.
+        uploader: records each run.
         progress: the watcher.
         check_runs: number of runs after the trials, for the share that is done.
     """
@@ -56,12 +46,12 @@ class Tuner:
         study: Study,
         engine: Engine | None,
         folders: Folders,
-        recorder: Recorder,
+        uploader: "Uploader",
         *,
         progress: Progress | None = None,
         check_runs: int = 0,
     ) -> None:
-        self.study, self._engine, self.folders, self.recorder = study, engine, folders, recorder
+        self.study, self._engine, self.folders, self.uploader = study, engine, folders, uploader
         self.progress = progress or Progress()
         trial_count = study.tune.trials
         nodes = [] if engine is None else engine.cluster.nodes()
@@ -105,8 +95,8 @@ class Tuner:
         trial_ids = {trial.run_id for trial in self.trials.values()}
         for run_id, cell in cells.items():
             if run_id not in trial_ids or run_id not in results:
-                self.recorder.add(cell)
-                self.recorder.watch(run_id)
+                self.uploader.add(cell)
+                self.uploader.watch(run_id)
         failed: dict[str, str] = {}
         missing = {run_id for run_id in cells if run_id not in results}
         if missing:
@@ -160,10 +150,10 @@ class Tuner:
             self._conclude(proposal, None, "failed", reason=f"the same run as another trial, {cell.run_id}")
             return
         self.study.record_run(proposal, cell.run_id)
-        self.recorder.add(cell)
+        self.uploader.add(cell)
         folder = self.folders.run(cell.run_id)
         if folder.exists():
-            self.recorder.watch(cell.run_id)
+            self.uploader.watch(cell.run_id)
         result = read_result(folder)
         if result is not None or self._should_prune(proposal, cell):  # an earlier driver may have left a run to prune
             self._record_end(proposal, cell, result)
@@ -207,7 +197,7 @@ class Tuner:
         else:
             assert proposal.pruned_at is not None, "a run ends with a result, with a failure, or pruned"
             reason = f"validation loss above the median at {proposal.pruned_at}% of the steps"
-            self.recorder.record_end(cell.run_id, "pruned", reason)
+            self.uploader.record_end(cell.run_id, "pruned", reason)
             self._conclude(proposal, cell, "pruned", reason=reason)
 
     def _conclude(

@@ -135,7 +135,7 @@ def result_of(task, steps, loss):
 
 
 class Records:
-    """A recorder that only remembers."""
+    """Stands in for the uploader and remembers what it was given."""
 
     def __init__(self):
         self.cells, self.given_up = {}, {}
@@ -175,12 +175,12 @@ def study_of(tuning):
     return Study(url, tuning.space, tuning.space.sweep.tune)
 
 
-def run(tuning, cluster=None, recorder=None):
+def run(tuning, cluster=None, uploader=None):
     """All trials with a driver of their own; Ctrl-C ends it."""
     cluster, study = cluster or MadeUp(), study_of(tuning)
     try:
         with Engine(cluster, tuning.space.sweep, tuning.folders, tuning.corpora) as engine:
-            return Tuner(study, engine, tuning.folders, recorder or Records()).run()
+            return Tuner(study, engine, tuning.folders, uploader or Records()).run()
     finally:
         study.close()
 
@@ -229,13 +229,13 @@ def test_as_many_at_a_time_as_asked_for(tuning_of):
 
 
 def test_pruning_stops_a_run_and_keeps_what_it_has(tuning_of):
-    cluster, recorder = MadeUp(slots=1), Records()
+    cluster, uploader = MadeUp(slots=1), Records()
     tuning = tuning_of(tune={"trials": 16, "pruner": "median", "validations": 3})
-    trials = run(tuning, cluster, recorder)
+    trials = run(tuning, cluster, uploader)
     pruned = [trial for trial in trials if trial.outcome == "pruned"]
     assert 3 <= len(pruned) <= 10
     assert len(trials) == 16
-    assert set(cluster.told_to_stop) == set(recorder.given_up) == {trial.run_id for trial in pruned}
+    assert set(cluster.told_to_stop) == set(uploader.given_up) == {trial.run_id for trial in pruned}
     finished = [trial for trial in trials if trial.outcome == "finished"]
     best = min(trial.loss for trial in finished)
     for trial in pruned:
@@ -299,11 +299,11 @@ def test_a_run_that_was_to_be_pruned_when_its_driver_was_killed_is_not_started(t
     journal.metrics(STEPS // 2, {"validation_loss": 99.0})
     journal.close()
     study.close()
-    cluster, recorder = MadeUp(), Records()
-    last = run(tuning, cluster, recorder)[-1]
+    cluster, uploader = MadeUp(), Records()
+    last = run(tuning, cluster, uploader)[-1]
     assert (last.outcome, last.loss, last.share) == ("pruned", 99.0, 0.5)
     assert not cluster.started
-    assert set(recorder.given_up) == {cell.run_id}
+    assert set(uploader.given_up) == {cell.run_id}
 
 
 def test_diverged_trials_teach_where_not_to_go(tuning_of):
