@@ -39,7 +39,7 @@ from isoloop.fitting.simulate import (
     simulate_table,
 )
 from isoloop.fitting.sweep_fit import fit_sweep
-from isoloop.fitting.tables.dense import check_points, is_point_table, point_data, read_points
+from isoloop.fitting.tables.dense import check_dense_table, dense_data, is_dense_table, read_dense_table
 from isoloop.fitting.tables.runs import (
     ACCOUNTINGS,
     COLUMNS,

@@ -138,7 +138,7 @@ def test_the_tutorials_sweeps_are_valid(tmp_path, monkeypatch):
         "fixed-tuned.yaml": 15,
         "check.yaml": 1,
     }
-    assert all(plan.skipped == () for plan in plans.values())
+    assert all(plan.left_out == () for plan in plans.values())
     assert plans["fixed-tuned.yaml"].groups == plans["looped-tuned.yaml"].groups == ["all"]
     assert plans["looped-tuned.yaml"].cells[0].spec.optimizer.learning_rate == 0.005
     assert not any(cell.spec.model.is_looped for cell in plans["fixed-tuned.yaml"].cells)

@@ -79,9 +79,7 @@ def train(
         try:
             return result or _run_training(spec, corpus, folder, execution, ranks, should_stop, heartbeat)
         finally:
-            gc.collect()  # torch's optimizers keep the model in a reference cycle
-            if torch.device(execution.device).type == "cuda":
-                torch.cuda.empty_cache()
+            _free_device_memory(execution.device)
 
 
 def _run_training(
@@ -201,6 +199,13 @@ def _run_training(
         write_result(folder, result)
         drop_checkpoints(folder / "checkpoints")
     return result
+
+
+def _free_device_memory(device: str) -> None:
+    """Free what a finished run still holds: torch's optimizers keep the model in a reference cycle."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _restore_latest_checkpoint(

@@ -13,7 +13,7 @@ from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit, log_tokens
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve
 from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law
-from isoloop.fitting.tables.dense import point_data
+from isoloop.fitting.tables.dense import dense_data
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
 _PARAMS_FACTOR = 1000.0
@@ -173,7 +173,7 @@ def _fitted_rows(table: pd.DataFrame, cost_model: Cost) -> tuple[pd.DataFrame, D
         return finished_rows(table), law_data(table)
     rows = finished_rows(table) if "status" in table else table
     rows = rows[np.isfinite(rows["loss"].to_numpy(dtype=float))]
-    return rows, point_data(rows)
+    return rows, dense_data(rows)
 
 
 def _log_vertices(curve: IsoflopCurve, losses: np.ndarray) -> np.ndarray:

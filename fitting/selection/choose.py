@@ -29,7 +29,7 @@ from isoloop.fitting.selection.holdout import (
     folds,
 )
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, implausible_losses, provenance_caveats, row_caveats
-from isoloop.fitting.tables.dense import is_point_table, point_data, read_points
+from isoloop.fitting.tables.dense import dense_data, is_dense_table, read_dense_table
 from isoloop.fitting.tables.runs import implausible_rows, law_data, read_table
 
 DENSE_LAWS = ("chinchilla", "six-parameter")
@@ -174,15 +174,15 @@ def choose_table(
     """Compare laws on a table in a file: a run table, or one of dense models.
 
     `laws` defaults to those that apply to such runs. For dense models, `experiment` and `outliers` are those of
-    `read_points`. Raises ValueError as `read_points`, `read_table` and `choose` do.
+    `read_dense_table`. Raises ValueError as `read_dense_table`, `read_table` and `choose` do.
     """
     # The table and its cost model
-    dense = is_point_table(path)
+    dense = is_dense_table(path)
     caveats: list[str] = []
     others: list[Predictor] = []
     cost: Cost | None
     if dense:
-        data = point_data(read_points(path, experiment=experiment, outliers=outliers))
+        data = dense_data(read_dense_table(path, experiment=experiment, outliers=outliers))
         implausible = implausible_losses(data["loss"], data.get("budget"))
         data, cost = {name: values[~implausible] for name, values in data.items()}, DenseCost()
     else:

@@ -1,4 +1,4 @@
-"""Sanity checks on a table: runs that diverged unnoticed, repeated rows, swapped columns, mixed units."""
+"""Sanity checks on a table of runs: diverged unnoticed, repeated, with swapped columns, in mixed units."""
 
 from __future__ import annotations
 

@@ -15,21 +15,21 @@ SINGLE_VALUED = ("experiment", "tokenizer", "loss_unit", "accounting")
 """Columns that must hold one value throughout if a table has them, because losses across them are not comparable."""
 
 
-def is_point_table(path: str | Path) -> bool:
+def is_dense_table(path: str | Path) -> bool:
     """Return True if a `.csv` or `.parquet` file has params and tokens, as a table of dense models, and no run_id.
 
-    It may still lack a column, for which `read_points` raises ValueError.
+    It may still lack a column, for which `read_dense_table` raises ValueError.
     """
     names = read_frame(Path(path), text=SINGLE_VALUED, header=True).columns
     return {"params", "tokens"} <= set(names) and "run_id" not in names
 
 
-def read_points(path: str | Path, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
+def read_dense_table(path: str | Path, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
     """Read and check a table of dense models from a `.csv` or `.parquet` file.
 
     `experiment` keeps the rows with that value, as text, in the column `experiment`; without `outliers`, rows marked in
-    the column `outlier` are left out (True or False, 1 or 0). Raises ValueError as `check_points` does, if the table
-    lacks the experiment or the column, and for any other mark.
+    the column `outlier` are left out (True or False, 1 or 0). Raises ValueError as `check_dense_table` does, if the
+    table lacks the experiment or the column, and for any other mark.
     """
     frame = read_frame(Path(path), text=SINGLE_VALUED)
     if experiment is not None:
@@ -43,10 +43,10 @@ def read_points(path: str | Path, *, experiment: str | None = None, outliers: bo
         if "outlier" not in frame:
             raise ValueError("leaving outliers out needs the column `outlier`, but the table has none; keep them")
         frame = frame[~_outlier_flags(frame["outlier"])]
-    return check_points(frame)
+    return check_dense_table(frame)
 
 
-def check_points(table: pd.DataFrame) -> pd.DataFrame:
+def check_dense_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return a checked copy of a table with columns params, tokens, loss (nats per token) and maybe budget (FLOPs).
 
     Raises ValueError for missing columns, values that are not positive and finite numbers, no rows at all, or rows
@@ -81,7 +81,7 @@ def check_points(table: pd.DataFrame) -> pd.DataFrame:
     return checked
 
 
-def point_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
+def dense_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the columns of a checked table that laws read: arrays of shape (rows,)."""
     data = {name: table[name].to_numpy(dtype=float) for name in POINT_COLUMNS}
     data["run_id"] = np.array([f"row {index}" for index in range(len(table))])

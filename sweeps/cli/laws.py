@@ -122,12 +122,12 @@ def choose(
     on: On = "log loss",
 ) -> None:
     """Compare laws on a table of runs or of dense models. The latter has params, tokens, loss and budget."""
-    from isoloop.fitting import choose_table, is_point_table
+    from isoloop.fitting import choose_table, is_dense_table
 
     table = files_of(target, out).table
     if table is None:
         raise ValueError(f"choose requires a table, but {target} is a fit; name a sweep, a .csv or a .parquet file")
-    if not is_point_table(table) and (experiment is not None or not outliers):
+    if not is_dense_table(table) and (experiment is not None or not outliers):
         raise ValueError(
             f"--experiment and --no-outliers are for tables of dense models, but {table} is a run table; leave them out"
         )
@@ -146,9 +146,9 @@ def choose(
 
 def refuse_dense_table(table: Path) -> None:
     """Raise ValueError if a table file holds dense models instead of runs."""
-    from isoloop.fitting import is_point_table
+    from isoloop.fitting import is_dense_table
 
-    if is_point_table(table):
+    if is_dense_table(table):
         raise ValueError(f"the table must hold runs, but {table} holds dense models; use 'isoloop choose {table}'")
 
 

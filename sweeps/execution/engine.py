@@ -17,7 +17,7 @@ from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan import resources as cost
+from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, Slot, best_order
 from isoloop.sweeps.plan.summary import format_duration
@@ -90,7 +90,7 @@ class _RunState:
 
     @property
     def needs(self) -> Needs:
-        return cost.needs(self.cell.resources)
+        return allocation.needs(self.cell.resources)
 
 
 class Engine:
@@ -162,7 +162,7 @@ class Engine:
             ValueError: a cell needs more than the whole cluster has.
         """
         self._check_feasible(cells)
-        jobs = [Job(cell.seconds, cost.needs(cell.resources)) for cell in cells]
+        jobs = [Job(cell.seconds, allocation.needs(cell.resources)) for cell in cells]
         order = ORDERS[best_order(jobs, self._nodes())[0]]
         for cell, job in zip(cells, jobs, strict=True):
             run = _RunState(cell=cell, index=len(self.runs), priority=order(job))
@@ -218,11 +218,11 @@ class Engine:
         return ended
 
     def _nodes(self) -> list[Node]:
-        return cost.planned_nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
+        return allocation.planned_nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
 
     def _check_feasible(self, cells: Sequence[Cell]) -> None:
         empty = Pool(self._nodes(), spread=self.run_store is None)
-        for needs in dict.fromkeys(cost.needs(cell.resources) for cell in cells):
+        for needs in dict.fromkeys(allocation.needs(cell.resources) for cell in cells):
             if not empty.fits(needs):
                 nodes = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in empty.nodes.values())
                 raise ValueError(
@@ -330,11 +330,12 @@ class Engine:
         """Return whether a run without a heartbeat for `no_progress` seconds hangs.
 
         The first heartbeat of an attempt says that it has begun: before it, it waits in Ray for resources that others
-        use. The second says that it has made a step.
+        use. The second, or a step in its journal, says that it has made a step.
         """
         if run.killed_as_hung or not run.heartbeats:
             return False
-        allowed = run.cell.resources.hang_seconds + (START_SECONDS if run.heartbeats == 1 else 0.0)
+        has_stepped = run.heartbeats > 1 or run.step > run.step_at_start
+        allowed = run.cell.resources.hang_seconds + (0.0 if has_stepped else START_SECONDS)
         return no_progress > allowed + (0.0 if self.run_store is None else STORAGE_DELAY_SECONDS)
 
     def _scan_nodes(self) -> None:

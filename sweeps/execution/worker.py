@@ -76,7 +76,7 @@ class AttemptEnd(Config):
 def run_attempt(task_json: str) -> str:
     """Run one attempt; takes a `Task` and returns an `AttemptEnd`, both as JSON."""
     try:
-        with _preemption() as preempted, _staged_in(Task.model_validate_json(task_json)) as (task, finished):
+        with _preemption() as preempted, _stage_in(Task.model_validate_json(task_json)) as (task, finished):
             task.folder.mkdir(parents=True, exist_ok=True)
             (task.folder / HEARTBEAT_FILE).touch()  # an attempt has begun; the next heartbeat is its first step
             signals = _Signals(task, preempted)
@@ -97,7 +97,7 @@ def run_attempt(task_json: str) -> str:
 
 
 @contextmanager
-def _staged_in(task: Task) -> Iterator[tuple[Task, bool]]:
+def _stage_in(task: Task) -> Iterator[tuple[Task, bool]]:
     """Yield the task with folders that this machine sees, and whether the run has a published result.
 
     Where runs lie in a storage, the run's folder and its corpus are fetched to this machine's disk, and what the

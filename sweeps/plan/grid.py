@@ -1,4 +1,4 @@
-"""From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is skipped."""
+"""From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is left out."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.messages import broken_rules
-from isoloop.sweeps.plan import resources as cost
+from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.axes import RESOURCES_PREFIX, SEED, Point, grid_points
 from isoloop.sweeps.plan.packing import Job
 from isoloop.trainer.accounting import (
@@ -93,7 +93,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippedCell:
+class LeftOutCell:
     """A cell of the grid that can't be run, and the reason."""
 
     label: str
@@ -102,11 +102,11 @@ class SkippedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The runs of a sweep, longest first, and the cells that were skipped."""
+    """The runs of a sweep, longest first, and the cells that were left out."""
 
     sweep: SweepConfig
     cells: tuple[Cell, ...]
-    skipped: tuple[SkippedCell, ...] = ()
+    left_out: tuple[LeftOutCell, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -126,12 +126,12 @@ class Plan:
     @cached_property
     def jobs(self) -> list[Job]:
         """The cells as the scheduler sees them."""
-        return [Job(cell.seconds, cost.needs(cell.resources)) for cell in self.cells]
+        return [Job(cell.seconds, allocation.needs(cell.resources)) for cell in self.cells]
 
     def price(self, cells: Iterable[Cell] | None = None) -> float | None:
         """Return the price of all runs, or of `cells`, in the currency of `price_per_hour`; None if it isn't given."""
         cells = self.cells if cells is None else cells
-        prices = [cost.price(cell.seconds, cell.resources, self.sweep.cluster) for cell in cells]
+        prices = [allocation.price(cell.seconds, cell.resources, self.sweep.cluster) for cell in cells]
         return None if None in prices else sum(price for price in prices if price is not None)
 
 
@@ -145,32 +145,32 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
     Raises:
         ValueError: the configuration is inconsistent, two cells are the same run, or no cell can be run.
     """
-    cells, skipped = plan_cells(sweep, corpus_of)
+    cells, left_out = plan_cells(sweep, corpus_of)
     if not cells:
-        last = f"; the last: {skipped[-1].label}: {skipped[-1].reason}" if skipped else ""
+        last = f"; the last: {left_out[-1].label}: {left_out[-1].reason}" if left_out else ""
         raise ValueError(
-            f"a sweep must have at least one run, but all {len(skipped)} cells were left out{last}; change the axes, "
+            f"a sweep must have at least one run, but all {len(left_out)} cells were left out{last}; change the axes, "
             "raise the budgets, or lower minimum_steps"
         )
     _check_distinct(cells)
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
-    return Plan(sweep=sweep, cells=tuple(cells), skipped=tuple(skipped))
+    return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
 
-def plan_cells(sweep: SweepConfig, corpus_of: CorpusLookup) -> tuple[list[Cell], list[SkippedCell]]:
+def plan_cells(sweep: SweepConfig, corpus_of: CorpusLookup) -> tuple[list[Cell], list[LeftOutCell]]:
     """Return the cells in the order of the configuration and those that can't be run.
 
     There may be no cell, and the same run may occur twice.
     """
-    cells, skipped = [], []
+    cells, left_out = [], []
     drawn = _DrawnLoops()
     for point in grid_points(sweep):
         cell = _plan_point(sweep, point, corpus_of(point.settings.data), drawn)
         if isinstance(cell, str):
-            skipped.append(SkippedCell(label=point.label, reason=cell))
+            left_out.append(LeftOutCell(label=point.label, reason=cell))
         else:
             cells.append(cell)
-    return cells, skipped
+    return cells, left_out
 
 
 def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: "_DrawnLoops") -> Cell | str:
@@ -206,7 +206,7 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
 
     # Resources, identity and expected cost.
     flops = steps * step_tokens * per_token if point.budget is None else total
-    workload = cost.Workload(
+    workload = allocation.Workload(
         model=settings.model,
         recurrence=recurrence,
         batch=settings.batch,
@@ -215,10 +215,10 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
         trains=sweep.simulation is None,
         one_machine=sweep.storage is not None,
     )
-    allocation = cost.allocate(workload, settings.resources, sweep.cluster)
-    if allocation.reason is not None:
-        return allocation.reason
-    speed = cost.expected_speed(allocation.resources, sweep.cluster, settings.precision)
+    allocated = allocation.allocate(workload, settings.resources, sweep.cluster)
+    if allocated.reason is not None:
+        return allocated.reason
+    speed = allocation.expected_speed(allocated.resources, sweep.cluster, settings.precision)
     spec = _spec(sweep, point, recurrence, corpus.fingerprint, steps)
     run_id = spec.run_id
     if sweep.simulation is not None:
@@ -231,9 +231,9 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
         flops=flops,
         epochs=epochs,
         axes=point.axes,
-        resources=allocation.resources,
+        resources=allocated.resources,
         seconds=flops / speed.flops_per_second,
-        memory=allocation.memory,
+        memory=allocated.memory,
     )
 
 

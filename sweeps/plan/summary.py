@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from isoloop.sweeps.plan import resources as cost
+from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan
 from isoloop.sweeps.plan.packing import best_order, lower_bound
 from isoloop.trainer.accounting import count_parameters
@@ -31,7 +31,7 @@ def format_duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostSummary:
+class PlanSummary:
     """The cost of a plan's unfinished runs on the planned cluster.
 
     Attributes:
@@ -47,12 +47,12 @@ class CostSummary:
     price: float | None
 
     @classmethod
-    def of(cls, plan: Plan, done: "Results") -> "CostSummary | None":
+    def of(cls, plan: Plan, done: "Results") -> "PlanSummary | None":
         """Return the summary, None if all runs are done or one doesn't fit the cluster."""
         left = [(cell, job) for cell, job in zip(plan.cells, plan.jobs, strict=True) if cell.run_id not in done]
         if not left:
             return None
-        jobs, nodes = [job for _, job in left], cost.planned_nodes(plan.sweep.cluster)
+        jobs, nodes = [job for _, job in left], allocation.planned_nodes(plan.sweep.cluster)
         try:
             order, makespan = best_order(jobs, nodes)
         except ValueError:
@@ -79,10 +79,10 @@ def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bo
     console.print(_run_table(plan, done) if every_run else _budget_table(plan, done))
     if not every_run:
         console.print("for a row per run use --all, or --to plan.csv")
-    for cell in plan.skipped if every_run else plan.skipped[:MOST_ROWS]:
+    for cell in plan.left_out if every_run else plan.left_out[:MOST_ROWS]:
         console.print(f"left out: {cell.label}: {cell.reason}")
-    if not every_run and len(plan.skipped) > MOST_ROWS:
-        console.print(f"left out: {len(plan.skipped) - MOST_ROWS} more")
+    if not every_run and len(plan.left_out) > MOST_ROWS:
+        console.print(f"left out: {len(plan.left_out) - MOST_ROWS} more")
     for name, text in _totals(plan, done):
         console.print(f"{name:<11} {text}")
 
@@ -105,7 +105,7 @@ def plan_rows(plan: Plan) -> list[dict[str, object]]:
             "cpus": cell.resources.cpus,
             "gpus": cell.resources.gpus,
             "seconds": cell.seconds,
-            "price": cost.price(cell.seconds, cell.resources, plan.sweep.cluster),
+            "price": allocation.price(cell.seconds, cell.resources, plan.sweep.cluster),
         }
         for cell in plan.cells
     ]
@@ -173,7 +173,7 @@ def _budget_table(plan: Plan, done: "Results") -> "Table":
 
 def _hours(cell: Cell) -> float:
     """Return the GPU hours of a run, or its core hours if it has no GPU."""
-    return cell.seconds / 3600 * cost.needs(cell.resources).busy_units
+    return cell.seconds / 3600 * allocation.needs(cell.resources).busy_units
 
 
 def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
@@ -188,13 +188,15 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
     unit = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
     longest = format_duration(plan.cells[0].seconds)
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"
-    sources = dict.fromkeys(cost.expected_speed(c.resources, cluster, c.spec.precision).source for c in plan.cells)
+    sources = dict.fromkeys(
+        allocation.expected_speed(c.resources, cluster, c.spec.precision).source for c in plan.cells
+    )
     yield "speed", "; ".join(list(sources)[:3])
 
     # Time and price of what is left, on the planned cluster.
     machines = f"{cluster.nodes} node(s) of {cluster.cores_per_node} cores"
     machines += f" and {cluster.gpus} GPU(s) {cluster.device or ''}".rstrip() if cluster.gpus else ""
-    summary = CostSummary.of(plan, done)
+    summary = PlanSummary.of(plan, done)
     if summary is None:
         if len(done) < len(plan.cells):
             yield "time", f"unknown: a run needs more than {machines}; describe your machines under `cluster`"

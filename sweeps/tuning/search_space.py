@@ -127,9 +127,9 @@ class SearchSpace:
         """
         size, amount = self.size
         point = {size: amount, MEAN_RECURRENCE: mean_recurrence or self.mean_recurrence, **self.fixed, **values}
-        cells, skipped = plan_cells(self.sweep.model_copy(update={"points": (point,)}), self.corpus_of)
-        if skipped:
-            return skipped[0].reason
+        cells, left_out = plan_cells(self.sweep.model_copy(update={"points": (point,)}), self.corpus_of)
+        if left_out:
+            return left_out[0].reason
         (cell,) = cells
         plain = str | int | float | bool
         axes = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}

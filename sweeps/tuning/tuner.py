@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan import resources as cost
+from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import Cell
 from isoloop.sweeps.plan.packing import Node, Pool
 from isoloop.sweeps.tuning.search_space import SearchSpace, Trial, TrialOutcome, describe_values, finished_trials
@@ -242,10 +242,10 @@ def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
 def default_parallel(space: SearchSpace, nodes: Sequence[Node], trials: int) -> int:
     """Return how many trials the cluster holds at a time, but at most a quarter of all."""
     cluster = space.sweep.cluster
-    pool = Pool(cost.planned_nodes(cluster) if cluster.elastic else nodes)
+    pool = Pool(allocation.planned_nodes(cluster) if cluster.elastic else nodes)
     limit = max(1, -(-trials // LARGEST_PARALLEL_SHARE))
     count = 0
-    while count < limit and pool.place(cost.needs(space.base.resources)) is not None:
+    while count < limit and pool.place(allocation.needs(space.base.resources)) is not None:
         count += 1
     return max(1, count)
 

@@ -4,7 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoloop.fitting import check_points, choose_table, is_point_table, point_data, read_points, simulate_table
+from isoloop.fitting import (
+    check_dense_table,
+    choose_table,
+    dense_data,
+    is_dense_table,
+    read_dense_table,
+    simulate_table,
+)
 
 ROWS = {"params": [1e8, 2e8, 4e8], "tokens": [4e9, 2e9, 1e9], "loss": [3.0, 2.9, 3.1], "budget": [2.4e18] * 3}
 
@@ -14,16 +21,16 @@ def test_a_table_is_read_as_it_was_written(tmp_path, suffix):
     path = tmp_path / f"points{suffix}"
     frame = pd.DataFrame({**ROWS, "experiment": "a", "outlier": [True, False, False]})
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
-    assert is_point_table(path)
-    assert list(read_points(path)["loss"]) == ROWS["loss"]
-    kept = point_data(read_points(path, experiment="a", outliers=False))
+    assert is_dense_table(path)
+    assert list(read_dense_table(path)["loss"]) == ROWS["loss"]
+    kept = dense_data(read_dense_table(path, experiment="a", outliers=False))
     assert list(kept["loss"]) == [2.9, 3.1]
     assert list(kept["run_id"]) == ["row 0", "row 1"]
 
 
 def test_a_run_table_is_none_of_dense_models(tmp_path):
     simulate_table(recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
-    assert not is_point_table(tmp_path / "runs.csv")
+    assert not is_dense_table(tmp_path / "runs.csv")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,7 @@ def test_a_run_table_is_none_of_dense_models(tmp_path):
 def test_what_cannot_be_read_is_refused(tmp_path, columns, arguments, words):
     pd.DataFrame({**ROWS, **columns}).to_csv(tmp_path / "points.csv", index=False)
     with pytest.raises(ValueError, match=words):
-        read_points(tmp_path / "points.csv", **arguments)
+        read_dense_table(tmp_path / "points.csv", **arguments)
 
 
 def test_missing_columns_files_and_rows_are_refused(tmp_path):
@@ -51,7 +58,7 @@ def test_missing_columns_files_and_rows_are_refused(tmp_path):
         ("no.txt", "there is none at"),
     ):
         with pytest.raises(ValueError, match=words):
-            read_points(tmp_path / name)
+            read_dense_table(tmp_path / name)
 
 
 def written(tmp_path, **columns):
@@ -63,7 +70,7 @@ def written(tmp_path, **columns):
     "marks", [[True, False, False], ["true", "false", "false"], [1, 0, 0], ["True", "0", "false"], [1.0, 0.0, 0.0]]
 )
 def test_outliers_are_marked_in_any_plain_way(tmp_path, marks):
-    assert list(read_points(written(tmp_path, outlier=marks), outliers=False)["loss"]) == [2.9, 3.1]
+    assert list(read_dense_table(written(tmp_path, outlier=marks), outliers=False)["loss"]) == [2.9, 3.1]
 
 
 @pytest.mark.parametrize(
@@ -77,30 +84,30 @@ def test_outliers_are_marked_in_any_plain_way(tmp_path, marks):
 def test_unclear_marks_are_refused(tmp_path, marks, words):
     path = written(tmp_path, outlier=marks)
     with pytest.raises(ValueError, match=words):
-        read_points(path, outliers=False)
-    assert len(read_points(path)) == 3
+        read_dense_table(path, outliers=False)
+    assert len(read_dense_table(path)) == 3
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_experiments_in_numbers_are_compared_as_text(tmp_path, suffix):
     path, frame = tmp_path / f"points{suffix}", pd.DataFrame({**ROWS, "experiment": [0, 1, 1]})
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
-    assert list(read_points(path, experiment="1")["loss"]) == [2.9, 3.1]
+    assert list(read_dense_table(path, experiment="1")["loss"]) == [2.9, 3.1]
     with pytest.raises(ValueError, match="but got '2'; choose one of 0, 1"):
-        read_points(path, experiment="2")
+        read_dense_table(path, experiment="2")
 
 
 def test_a_dense_table_without_losses_gets_the_error_of_one(tmp_path):
     path = tmp_path / "points.csv"
     pd.DataFrame(ROWS).drop(columns="loss").to_csv(path, index=False)
-    assert is_point_table(path)
+    assert is_dense_table(path)
     with pytest.raises(ValueError, match="a table of dense models needs params, tokens, loss, but loss is missing"):
         choose_table(path)
 
 
 def test_numbers_in_errors_are_plain():
     with pytest.raises(ValueError, match=r"row 1 has -2\.9; correct or drop it") as caught:
-        check_points(pd.DataFrame({**ROWS, "loss": np.array([3.0, -2.9, 3.1])}))
+        check_dense_table(pd.DataFrame({**ROWS, "loss": np.array([3.0, -2.9, 3.1])}))
     assert "np." not in str(caught.value)
     with pytest.raises(ValueError, match=r"row 0 has -1\.0, and 1 more row breaks this rule"):
-        check_points(pd.DataFrame({**ROWS, "loss": [-1.0, -1.0, 3.1]}))
+        check_dense_table(pd.DataFrame({**ROWS, "loss": [-1.0, -1.0, 3.1]}))

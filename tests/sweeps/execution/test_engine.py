@@ -259,6 +259,15 @@ class TestHangs:
         assert "no step for 60 s" in trial.run().failed[hung]
         assert len(trial.starts(hung)) == 2
 
+    def test_one_that_hangs_between_two_looks_at_its_heartbeat_is_ended_as_soon(self, trial):
+        """Its first heartbeat is the only one that the engine sees, but its journal has a step."""
+        (hung,) = trial.runs(10, hang_seconds=60.0)
+        trial.cluster.scripts = {hung: [Act(seconds=FOREVER, beats=False)]}
+        trial.cluster.at(0.2, lambda: trial.cluster.record_step(trial.cluster.running[0], 3))
+        assert set(trial.run().results) == {hung}
+        first, second = trial.starts(hung)
+        assert 60 <= second - first <= 70
+
     def test_who_waits_in_ray_for_others_does_not_hang(self, trial):
         (waits,) = trial.runs(10, hang_seconds=60.0)
         trial.cluster.scripts = {waits: [Act(seconds=9000, begins=False, beats=False)]}

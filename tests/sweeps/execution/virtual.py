@@ -136,12 +136,15 @@ class VirtualCluster:
     def finish(self, attempt):
         attempt.end, folder = attempt.act.end, attempt.task.folder
         if attempt.act.step:
-            journal = Journal(folder / "journal.jsonl")
-            journal.metrics(attempt.act.step, {"train_loss": 1.0})
-            journal.close()
+            self.record_step(attempt, attempt.act.step)
         if attempt.end.status == "done" and attempt.act.writes:
             folder.mkdir(parents=True, exist_ok=True)
             write_result(folder, result_of(attempt.task))
+
+    def record_step(self, attempt, step):
+        journal = Journal(attempt.task.folder / "journal.jsonl")
+        journal.metrics(step, {"train_loss": 1.0})
+        journal.close()
 
     def check_room(self):
         """No GPU and no core is given twice."""

@@ -106,11 +106,11 @@ def test_a_grid_over_tokens():
 def test_left_out_cells_say_why():
     planned = plan(budgets=[2e8, 4e9])
     assert {cell.budget for cell in planned.cells} == {4e9}
-    assert [cell.label for cell in planned.skipped] == [f"2e+08 FLOPs, µ = {mean}" for mean in (1, 2, 6)]
-    assert "steps, and minimum_steps is 50" in planned.skipped[0].reason
+    assert [cell.label for cell in planned.left_out] == [f"2e+08 FLOPs, µ = {mean}" for mean in (1, 2, 6)]
+    assert "steps, and minimum_steps is 50" in planned.left_out[0].reason
     planned = plan(budgets=None, tokens=[64 * 100 + 32, 64 * 9 + 32, 64 * 20], minimum_steps=1)
     assert len(planned.cells) == 6
-    assert {cell.reason for cell in planned.skipped} == {
+    assert {cell.reason for cell in planned.left_out} == {
         "10 whole steps miss the target by +5.3%, more than 1%",
     }
 
@@ -118,8 +118,8 @@ def test_left_out_cells_say_why():
 def test_a_budget_under_one_step_is_left_out():
     planned = plan(budgets=[1e5, 1e9])
     assert {cell.budget for cell in planned.cells} == {1e9}
-    assert len(planned.skipped) == 3
-    assert all(re.match(r"under the [\d.e+]+ of one step \(4 x 16 tokens\)", cell.reason) for cell in planned.skipped)
+    assert len(planned.left_out) == 3
+    assert all(re.match(r"under the [\d.e+]+ of one step \(4 x 16 tokens\)", cell.reason) for cell in planned.left_out)
     with pytest.raises(ValueError, match="63 tokens, µ = 1: under the 64 of one step"):
         plan(budgets=None, tokens=[63], mean_recurrences=[1])
 
@@ -170,5 +170,5 @@ def test_the_fitting_rooms_own_count_of_the_published_model_agrees():
 def test_the_published_grid():
     planned = plan_sweep(load_sweep("parcae-140m-simulated"), simulated_corpus)
     assert len(planned.cells) == 42
-    assert not planned.skipped
+    assert not planned.left_out
     assert sum(cell.seconds for cell in planned.cells) == pytest.approx(planned.flops / 4e14)

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.config.resources import DEVICES, Resources
-from isoloop.sweeps.plan import resources as cost
+from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep, simulated_corpus
-from isoloop.sweeps.plan.summary import CostSummary, plan_rows, print_plan, slowdown
+from isoloop.sweeps.plan.summary import PlanSummary, plan_rows, print_plan, slowdown
 from isoloop.trainer.memory import estimate_memory
 from isoloop.trainer.run.result import RunResult
 from tests.sweeps.conftest import SIMULATED
@@ -41,7 +41,7 @@ def test_time_and_price_follow_from_device_and_utilisation():
         assert cell.seconds == pytest.approx(cell.flops / (0.5 * DEVICES["H100"].bfloat16))
     hours = sum(cell.seconds for cell in planned.cells) / 3600
     assert planned.price() == pytest.approx(2.0 * hours)
-    summary = CostSummary.of(planned, {})
+    summary = PlanSummary.of(planned, {})
     assert summary.makespan == summary.bound == pytest.approx(max(cell.seconds for cell in planned.cells))
     output = printed(planned)
     assert "50% of the 9.89e+14 FLOPs per second of H100's data sheet" in output
@@ -67,10 +67,10 @@ def test_memory_is_checked_before_anything_starts():
     with pytest.raises(ValueError, match=r"needs about \d+ GB and 10% to spare, more than the 80 GB of 1 GPU; set "):
         plan(resources={"micro_batch": 256})
     few = plan(resources={"micro_batch": 64}, budgets=[1e18], mean_recurrences=[1, 12])
-    (out,) = few.skipped
+    (out,) = few.left_out
     assert "µ = 12" in out.label
     advised = int(out.reason.rpartition("resources.micro_batch to ")[2])
-    assert not plan(resources={"micro_batch": advised}, budgets=[1e18], mean_recurrences=[12]).skipped
+    assert not plan(resources={"micro_batch": advised}, budgets=[1e18], mean_recurrences=[12]).left_out
     with pytest.raises(ValueError, match=r"set resources\.micro_batch to"):
         plan(resources={"micro_batch": advised + 1}, budgets=[1e18], mean_recurrences=[12])
 
@@ -134,8 +134,8 @@ def test_more_text_than_there_is(simulated):
     assert {cell.mean_recurrence for cell in planned.cells} == {
         mean for mean in tokens if tokens[mean] <= 1.5 * train_tokens
     }
-    assert "µ = 1" in planned.skipped[0].label
-    assert "and maximum_epochs is 1.5; raise it, or use more text" in planned.skipped[0].reason
+    assert "µ = 1" in planned.left_out[0].label
+    assert "and maximum_epochs is 1.5; raise it, or use more text" in planned.left_out[0].reason
 
 
 def result(cell, seconds):
@@ -177,5 +177,5 @@ def test_processes_of_a_run_multiply_its_work():
     planned = plan(resources={"processes": 8}, budgets=[64e18], mean_recurrences=[8])
     (cell,) = planned.cells
     assert cell.seconds == pytest.approx(cell.flops / (8 * 0.5 * DEVICES["H100"].bfloat16))
-    assert cost.needs(cell.resources).busy_units == 8
+    assert allocation.needs(cell.resources).busy_units == 8
     assert planned.price() == pytest.approx(cell.seconds / 3600 * 8 * 2.0)
