@@ -11,7 +11,7 @@ from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
 from isoloop.sweeps.plan.axes import grid_points
-from isoloop.sweeps.plan.grid import architecture_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import cost_model_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import RecurrenceConfig
@@ -151,7 +151,7 @@ def _settings_of(table: "pd.DataFrame", sweep: SweepConfig) -> RunSettings:
 
 def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
     recurrence = _recurrence_of(settings, row["mean_recurrence"])
-    expected = architecture_columns(settings.model, recurrence, row["accounting"])
+    expected = cost_model_columns(settings.model, recurrence, row["accounting"])
     return all(
         math.isclose(row.get(name, math.nan), value, rel_tol=_COST_TOLERANCE) for name, value in expected.items()
     )

@@ -333,7 +333,7 @@ def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
         "accounting": plan.sweep.accounting,
         "seed": cell.spec.seed,
         "mean_recurrence": cell.mean_recurrence,
-        **architecture_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+        **cost_model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
     }
     columns |= {name: value for name, value in cell.axes.items() if name not in columns}
     if len(plan.groups) > 1:
@@ -341,7 +341,7 @@ def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     return columns if cell.budget is None else {**columns, "budget": cell.budget}
 
 
-def architecture_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
+def cost_model_columns(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> dict[str, float]:
     """Return the columns of the run table that describe a model and its cost per token."""
     parameters, loops = count_parameters(model), _loop_cost(model, accounting)
     return {

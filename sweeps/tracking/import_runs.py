@@ -16,7 +16,7 @@ from isoloop.fitting import check_table
 from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
-from isoloop.sweeps.plan.grid import architecture_columns
+from isoloop.sweeps.plan.grid import cost_model_columns
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
@@ -233,7 +233,7 @@ class _MappedRun:
         tokens: Any = row.get("tokens")
         known = _is_number(tokens) and _is_number(forward) and _is_number(backward)
         return {
-            **architecture_columns(model, recurrence, accounting),
+            **cost_model_columns(model, recurrence, accounting),
             "forward_loops": forward,
             "backward_loops": backward,
             "flops": tokens * loop_cost(model, accounting).flops_per_token(forward, backward) if known else None,
