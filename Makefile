@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= isoloop-out
-TESTERS ?= 2
+TESTERS ?= 3
 
 .PHONY: demo test lint format hooks clean
 

@@ -78,7 +78,8 @@ def test_it_works_beside_packages_called_sweeps_trainer_and_fitting(wheel, tmp_p
         run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", path, cwd=tmp_path)
 
     assert run(isoloop, "--version", cwd=tmp_path).strip() == f"isoloop {__version__}"
-    simulate_table(seed=0).to_csv(tmp_path / "runs.csv", index=False)
+    table = simulate_table(seed=0, budgets=(1e18, 2e18, 4e18), mean_recurrences=(1, 2, 4, 8), recurrences=())
+    table.to_csv(tmp_path / "runs.csv", index=False)
     assert "training law" in run(isoloop, "fit", "runs.csv", "--draws", "20", cwd=tmp_path)
     code = "import fitting, isoloop, sweeps, trainer.loop; print(sweeps.WHO, trainer.loop.WHO, isoloop.__file__)"
     tracker, speech, place = run(python, "-c", code, cwd=tmp_path).split()
