@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from isoloop import __version__
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import BROKEN_RULE, INTERRUPTED
@@ -40,9 +41,7 @@ for command in (presets, plan, tune, run, status, report, fit, predict, choose, 
 @app.callback(invoke_without_command=True)
 def _isoloop(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if version:
-        from importlib.metadata import version as installed_version
-
-        print(f"isoloop {installed_version('isoloop')}")
+        print(f"isoloop {__version__}")
         raise typer.Exit
 
 

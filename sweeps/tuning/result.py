@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from isoloop import __version__
 from isoloop.sweeps.messages import align_columns
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.tuning.search_space import SearchSpace, Trial, TrialValues, describe_values, finished_trials
@@ -114,8 +114,7 @@ def settings_yaml(result: TuningResult, folders: Folders, command: str) -> str:
     """Return the best settings of the space, under a header that says where they come from."""
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     header = [
-        f"Best settings of a tuning of the sweep {result.space.sweep.name} on {date}, by isoloop "
-        f"{importlib.metadata.version('isoloop')}:",
+        f"Best settings of a tuning of the sweep {result.space.sweep.name} on {date}, by isoloop {__version__}:",
         f"  {command}",
         *result.summary(),
         *result.advice(folders),
