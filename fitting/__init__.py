@@ -39,14 +39,6 @@ from isoloop.fitting.simulate import (
     simulate_table,
 )
 from isoloop.fitting.sweep_fit import fit_sweep
+from isoloop.fitting.tables.contract import ACCOUNTINGS, COLUMNS, REQUIRED_COLUMNS, STATUSES, check_table, loss_column
 from isoloop.fitting.tables.dense import check_dense_table, dense_data, is_dense_table, read_dense_table
-from isoloop.fitting.tables.runs import (
-    ACCOUNTINGS,
-    COLUMNS,
-    REQUIRED_COLUMNS,
-    STATUSES,
-    check_table,
-    loss_column,
-    read_table,
-    test_time_losses,
-)
+from isoloop.fitting.tables.runs import read_table, test_time_losses

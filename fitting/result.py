@@ -19,7 +19,8 @@ from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
-from isoloop.fitting.tables.runs import finished_rows, loss_columns
+from isoloop.fitting.tables.contract import loss_columns
+from isoloop.fitting.tables.runs import finished_rows
 
 FIT_FORMAT = "isoloop-fit/3"
 REPORT_WIDTH = 100

@@ -21,7 +21,8 @@ from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
-from isoloop.fitting.tables.runs import check_table, finished_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.contract import check_table
+from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, int, int], None]
 """Called with a stage, the steps of it that are done, and all its steps."""

@@ -14,7 +14,8 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.predict import recurrence_bounds
 from isoloop.fitting.result import SweepFit
-from isoloop.fitting.tables.runs import check_table, finished_rows
+from isoloop.fitting.tables.contract import check_table
+from isoloop.fitting.tables.runs import finished_rows
 
 POWER_LAWS = "isoFLOP power laws"
 BEST_MODEL = "Best models by the training laws"

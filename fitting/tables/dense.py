@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.tables.runs import more_rows, read_frame, shown
+from isoloop.fitting.tables.contract import more_rows, shown
+from isoloop.fitting.tables.runs import read_frame
 
 POINT_COLUMNS = ("params", "tokens", "loss")
 _FLAGS = {"True": True, "true": True, "1": True, "1.0": True, "False": False, "false": False, "0": False, "0.0": False}

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from isoloop.fitting import check_table
-from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
+from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.loading import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns

@@ -13,7 +13,8 @@ from isoloop.fitting import (
     simulate_table,
     test_time_losses,
 )
-from isoloop.fitting.tables.runs import REQUIRED_COLUMNS, law_data
+from isoloop.fitting.tables.contract import REQUIRED_COLUMNS
+from isoloop.fitting.tables.runs import law_data
 
 
 @pytest.fixture
