@@ -176,7 +176,7 @@ class _MappedRun:
             row["loss"], losses = None, dict.fromkeys(losses)
         # The required columns, and the cost.
         for name, column in _COLUMNS.items():
-            if column.required and not column.measured and name in mapped and mapped[name] is None:
+            if not column.optional and not column.measured and name in mapped and mapped[name] is None:
                 raise ValueError(self.missing(name, self.mapping.columns[name]))
         return {**self.cost(row), **row, **losses}
 
