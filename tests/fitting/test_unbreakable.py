@@ -15,7 +15,6 @@ from isoloop.fitting import (
     check_table,
     choose,
     fit_sweep,
-    law_data,
     point_estimate,
     simulate_table,
 )
