@@ -28,7 +28,7 @@ COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
 LARGEST_SEED = 2**63 - 1
-_INFINITE = 1e300
+INFINITE = 1e300
 """A loss from which on is infinite: SQL stores keep infinity as 1.797e308."""
 _OTHER_NAMES = {"params_once": "effective_params_fixed", "params_recurrent": "effective_params_per_loop"}
 _LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
@@ -182,8 +182,12 @@ def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if "run_id" not in filled:
         filled["run_id"] = [f"row {row}" for row in range(1, len(filled) + 1)]
     filled["loss"], infinite = _finite_losses(filled["loss"])
-    for name in loss_columns(filled):
-        filled[name], _ = _finite_losses(filled[name])
+    for name, recurrence in loss_columns(filled).items():
+        filled[name], infinite_here = _finite_losses(filled[name])
+        if infinite_here.any():
+            runs = filled["run_id"][infinite_here].tolist()
+            more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+            notes.append(f"The loss at T = {recurrence:g} is infinite, so not measured, in run {runs[0]!r}{more}.")
     if "status" not in filled:
         filled["status"] = np.where(filled["loss"].notna(), "finished", "diverged")
     filled.loc[infinite & (filled["status"] == "finished"), "status"] = "diverged"
@@ -207,7 +211,7 @@ def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 def _finite_losses(losses: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Return losses with NaN for infinite ones, and a mask (rows,) of these."""
-    infinite = losses.abs() >= _INFINITE
+    infinite = losses.abs() >= INFINITE
     return losses.mask(infinite), infinite
 
 
@@ -290,7 +294,7 @@ def _check_numbers(table: pd.DataFrame) -> None:
         values = table[column.name]
         bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
         low = values < column.lower if column.lower_allowed else values <= column.lower
-        bad = low | (values.abs() >= _INFINITE)
+        bad = low | (values.abs() >= INFINITE)
         if not column.optional:
             bad |= values.isna() & ~(unfinished & column.measured)
         if column.name == "loss":
