@@ -11,7 +11,7 @@ import pandas as pd
 
 from isoloop.fitting.cost import CostModel
 from isoloop.fitting.laws.looped import UnifiedLaw
-from isoloop.fitting.tables.runs import check_table, loss_column
+from isoloop.fitting.tables.contract import check_table, loss_column
 
 PUBLISHED_RECURRENCES = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
 PUBLISHED_BUDGETS = (1e18, 2e18, 4e18, 8e18, 16e18, 64e18)

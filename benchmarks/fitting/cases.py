@@ -14,7 +14,7 @@ from isoloop.fitting.cost import CostModel
 from isoloop.fitting.laws.base import Data, Optimum
 from isoloop.fitting.laws.looped import TrainingLaw
 from isoloop.fitting.simulate import PUBLISHED_BUDGETS, PUBLISHED_TRUTH, Truth, simulate_table
-from isoloop.fitting.tables.runs import loss_columns
+from isoloop.fitting.tables.contract import loss_columns
 
 BEYOND = 128e18
 """One budget beyond the published ones, FLOPs."""

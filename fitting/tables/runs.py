@@ -1,90 +1,74 @@
-"""The run table: one row per training run, in natural units; the one contract between trainer, fitting and sweeps.
-
-Losses are nats per token, compute is FLOPs, tokens are counts; no unit depends on an option. Missing stays missing.
-"""
+"""Run tables from files, and the columns of a checked run table that fits read."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import architecture_columns
+from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import implausible_losses
-
-STATUSES = ("finished", "diverged", "failed")
-ACCOUNTINGS = ("exact", "parcae-release")
-LOSS_UNIT = "nats per token"
-COST_TOLERANCE = 1e-3
-"""Largest relative difference between `flops` and tokens x FLOPs per token."""
-
-_LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
-
-
-@dataclass(frozen=True)
-class TableColumn:
-    """One column of the run table; numbers must be greater than `lower`, or equal to it if `lower_allowed`.
-
-    `measured` columns describe what a run did, so they may be missing if the run diverged or failed.
-    """
-
-    name: str
-    kind: Literal["text", "flag", "integer", "number"]
-    meaning: str
-    lower: float = 0.0
-    lower_allowed: bool = False
-    required: bool = True
-    measured: bool = False
-
-
-COLUMNS: tuple[TableColumn, ...] = (
-    TableColumn("run_id", "text", "unique name of the run"),
-    TableColumn("status", "text", "finished, diverged or failed"),
-    TableColumn("simulated", "flag", "drawn from a law, not trained"),
-    TableColumn("accounting", "text", "what FLOPs count: exact or parcae-release"),
-    TableColumn("seed", "integer", "random seed of the run"),
-    TableColumn("mean_recurrence", "number", "mean loops in training (mu)"),
-    TableColumn("backprop_depth", "number", "loops with gradient", lower=1, lower_allowed=True),
-    TableColumn("tokens", "number", "training tokens (D)", measured=True),
-    TableColumn("flops", "number", "training FLOPs really spent (C)", measured=True),
-    TableColumn("budget", "number", "planned FLOPs", required=False),
-    TableColumn("loss", "number", "validation nats per token at T = mu", measured=True),
-    TableColumn("flops_per_token_fixed", "number", "FLOPs per token outside the loop", lower_allowed=True),
-    TableColumn("flops_per_token_forward_loop", "number", "FLOPs per token of a loop forward", lower_allowed=True),
-    TableColumn("flops_per_token_backward_loop", "number", "FLOPs per token of a loop backward", lower_allowed=True),
-    TableColumn("forward_loops", "number", "mean loops run forward", measured=True),
-    TableColumn("backward_loops", "number", "mean loops run backward", measured=True),
-    TableColumn("effective_params_fixed", "number", "prelude + coda parameters", lower_allowed=True),
-    TableColumn("effective_params_per_loop", "number", "parameters of the core", lower_allowed=True),
-    TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", required=False),
-    TableColumn("loss_unit", "text", "unit of the losses: nats per token", required=False),
+from isoloop.fitting.tables.contract import (
+    COLUMNS,
+    RunTable,
+    check_runs,
+    is_dense,
+    loss_columns,
+    more_rows,
+    shown,
 )
-REQUIRED_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.required)
 
-
-def loss_column(recurrence: float) -> str:
-    """Return the name of the column with the loss at test-time recurrence T: `loss_T8` for T = 8."""
-    return f"loss_T{recurrence:g}"
-
-
-def loss_columns(table: pd.DataFrame) -> dict[str, float]:
-    """Return the columns `loss_T*` of a table with their recurrence T, by growing T."""
-    matches = {str(name): _LOSS_AT.fullmatch(str(name)) for name in table.columns}
-    recurrences = {name: float(match.group(1)) for name, match in matches.items() if match}
-    return dict(sorted(recurrences.items(), key=lambda pair: pair[1]))
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read and check a run table from a `.csv` or `.parquet` file.
+    """Return the frame of `read_runs`."""
+    return read_runs(path).frame
 
-    Raises ValueError if the file is missing, has another suffix or cannot be read, and as `check_table` does.
+
+def read_runs(
+    path: str | Path,
+    *,
+    experiment: str | None = None,
+    outliers: bool = True,
+    budget_tolerance: float = SAME_BUDGET,
+) -> RunTable:
+    """Read and check the run table in a file.
+
+    `experiment` keeps the rows with that value in the column `experiment`; without `outliers`, rows that the column
+    `outlier` marks are left out.
+
+    Raises ValueError if the file is missing or can't be read, and as `select_rows` and `check_runs` do.
     """
-    return check_table(read_frame(Path(path), text=[column.name for column in COLUMNS if column.kind == "text"]))
+    frame = read_frame(Path(path), text=[column.name for column in COLUMNS if column.kind == "text"])
+    frame = select_rows(frame, experiment=experiment, outliers=outliers)
+    return check_runs(frame, budget_tolerance=budget_tolerance)
+
+
+def select_rows(table: pd.DataFrame, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
+    """Return the rows of one experiment, and without `outliers` those that the column `outlier` does not mark.
+
+    Raises ValueError if the table lacks the experiment or the column, for a mark that is no flag, and if nothing is
+    left.
+    """
+    kept = table
+    if experiment is not None:
+        values = kept["experiment"].map(str) if "experiment" in kept else pd.Series(dtype=str)
+        known = sorted(values.unique())
+        if str(experiment) not in known:
+            advice = f"choose one of {', '.join(known)}" if known else "the table has no such column, so leave it out"
+            raise ValueError(f"an experiment must be in the column `experiment`, but got {experiment!r}; {advice}")
+        kept = kept[values == str(experiment)]
+    if not outliers:
+        if "outlier" not in kept:
+            raise ValueError("leaving outliers out needs the column `outlier`, but the table has none; keep them")
+        kept = kept[~_outlier_flags(kept["outlier"])]
+        if kept.empty:
+            raise ValueError("some runs must not be outliers, but the column `outlier` marks all of them; keep them")
+    return kept
 
 
 def read_frame(path: Path, *, text: Sequence[str] = (), header: bool = False) -> pd.DataFrame:
@@ -107,36 +91,6 @@ def read_frame(path: Path, *, text: Sequence[str] = (), header: bool = False) ->
         raise ValueError(
             f"a table must be a readable {path.suffix} file, but {path} is not: {error}; write it again"
         ) from error
-
-
-def check_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a checked copy of a run table: plain dtypes, a fresh index, unknown columns untouched.
-
-    Raises ValueError for the first broken rule of the contract, with the rule, the column, row and value, and what to
-    do.
-    """
-    missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"a run table must have the columns {', '.join(REQUIRED_COLUMNS)}, but these are missing: "
-            f"{', '.join(missing)}; add them, in natural units"
-        )
-    if table.columns.duplicated().any():
-        repeated = table.columns[table.columns.duplicated()][0]
-        raise ValueError(f"columns must be named once, but {repeated!r} occurs more often; drop one of them")
-    if len(table) == 0:
-        raise ValueError("a run table must have at least one row, but got 0; run the sweep first")
-    checked = table.reset_index(drop=True).copy()
-    for column in COLUMNS:
-        if column.name in checked.columns:
-            checked[column.name] = _as_kind(checked, column.name, column.kind)
-    for name in loss_columns(checked):
-        checked[name] = _as_kind(checked, name, "number")
-    _check_labels(checked)
-    _check_numbers(checked)
-    _check_losses(checked)
-    _check_cost(checked)
-    return checked
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -166,9 +120,10 @@ def test_time_losses(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["run_id", "mean_recurrence", "tokens"]
     finished = finished_rows(table)
+    columns = {} if is_dense(table) else loss_columns(table)
     parts = [
         finished[keys].assign(recurrence=recurrence, loss=finished[name])[finished[name].notna()]
-        for name, recurrence in loss_columns(table).items()
+        for name, recurrence in columns.items()
     ]
     if not parts or not sum(len(part) for part in parts):
         return pd.DataFrame({key: [] for key in [*keys, "recurrence", "loss"]})
@@ -179,8 +134,15 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 
 
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return the columns that laws read, of the finished runs at T = mean recurrence: arrays of shape (rows,)."""
-    return _with_architecture(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
+    """Return the columns that laws read, of the finished runs: arrays of shape (rows,).
+
+    The losses of looped models are those at T = mean recurrence. Effective parameters are there if the table has them.
+    """
+    rows = finished_rows(table)
+    if not is_dense(table):
+        return _with_architecture(rows.assign(recurrence=rows["mean_recurrence"]), table)
+    data = {name: rows[name].to_numpy(dtype=float) for name in ("params", "tokens", "loss")}
+    return data | _labels_of(rows)
 
 
 def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -198,130 +160,30 @@ test_time_law_data.__test__ = False  # type: ignore[attr-defined]  # a public na
 
 
 def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
-    by_run = table.set_index("run_id")
-    fixed = by_run["effective_params_fixed"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    per_loop = by_run["effective_params_per_loop"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    data = architecture_columns(rows["mean_recurrence"].to_numpy(dtype=float), fixed, per_loop)
-    data |= {name: rows[name].to_numpy(dtype=float) for name in ("tokens", "recurrence", "loss")}
-    data["run_id"] = rows["run_id"].to_numpy(dtype=str)
-    if "budget" in table:
-        data["budget"] = by_run["budget"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    return data
+    by_run = table.set_index("run_id").reindex(rows["run_id"])
+    data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
+    if "effective_params_fixed" in table:
+        fixed, per_loop = (
+            by_run[name].to_numpy(dtype=float) for name in ("effective_params_fixed", "effective_params_per_loop")
+        )
+        data = architecture_columns(data["mean_recurrence"], fixed, per_loop) | data
+    return data | _labels_of(rows.assign(budget=by_run["budget"].to_numpy()) if "budget" in table else rows)
 
 
-def _as_kind(table: pd.DataFrame, name: str, kind: str) -> pd.Series:
-    """Return a column as its kind. Raises ValueError for the first value of another kind."""
-    values = table[name]
-    if kind == "text":
-        _refuse_first(table, name, values.map(lambda v: not isinstance(v, str) or not v), "must be text")
-        return values.astype(object)
-    if kind == "flag":
-        _refuse_first(table, name, values.map(lambda v: not isinstance(v, bool | np.bool_)), "must be True or False")
-        return values.astype(bool)
-    number = (int, float, np.integer, np.floating)
-    wrong = values.map(
-        lambda v: isinstance(v, bool | np.bool_) or not (v is None or v is pd.NA or isinstance(v, number))
-    )
-    _refuse_first(table, name, wrong, "must be a number")
-    numbers = pd.to_numeric(values.where(values.notna(), np.nan)).astype(float)
-    if kind == "integer":
-        _refuse_first(table, name, ~(numbers == np.round(numbers)), "must be a whole number")
-        return numbers.astype(np.int64)
-    return numbers
+def _labels_of(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the ids of the rows' runs and, where the table has them, their budgets."""
+    labels = {"run_id": rows["run_id"].to_numpy(dtype=str)}
+    return labels | ({"budget": rows["budget"].to_numpy(dtype=float)} if "budget" in rows else {})
 
 
-def _check_labels(table: pd.DataFrame) -> None:
-    _refuse_first(table, "run_id", table["run_id"].duplicated(), "must be unique", "keep one row per run")
-    for name, labels in (("status", STATUSES), ("accounting", ACCOUNTINGS)):
-        _refuse_first(table, name, ~table[name].isin(labels), f"must be one of {', '.join(labels)}")
-    for name, advice in (
-        ("accounting", "fit each accounting separately: their exponents differ"),
-        ("tokenizer", "fit each tokenizer separately: their losses can't be compared"),
-        ("loss_unit", "convert all losses to nats per token"),
-        ("simulated", "never fit simulated and measured runs together"),
-    ):
-        if name in table:
-            first = table[name].iloc[0]
-            rule = f"must be one value per table, and the first row has {shown(first)}"
-            _refuse_first(table, name, table[name] != first, rule, advice)
-    if "loss_unit" in table:
-        advice = "convert the losses: nats = bits per byte x ln 2 x bytes per token"
-        _refuse_first(table, "loss_unit", table["loss_unit"] != LOSS_UNIT, f"must be {LOSS_UNIT!r}", advice)
-
-
-def _check_numbers(table: pd.DataFrame) -> None:
-    unfinished = table["status"] != "finished"
-    for column in COLUMNS:
-        if column.kind != "number" or column.name not in table.columns:
-            continue
-        values = table[column.name]
-        bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
-        low = values < column.lower if column.lower_allowed else values <= column.lower
-        bad = low | np.isinf(values)
-        if column.required:
-            bad |= values.isna() & ~(unfinished & column.measured)
-        if column.name == "loss":
-            bad &= ~values.isna()  # `_check_losses` has a clearer message for these
-        _refuse_first(table, column.name, bad, f"must be finite and {bound} ({column.meaning})")
-
-
-def _check_losses(table: pd.DataFrame) -> None:
-    finished, missing = table["status"] == "finished", table["loss"].isna()
-    _refuse_first(
-        table,
-        "loss",
-        finished & missing,
-        "must be given for every finished run",
-        "fill it in, or set the run's status to diverged or failed",
-    )
-    _refuse_first(table, "loss", ~finished & ~missing, "must be missing unless the run finished", "leave it empty")
-    for name, recurrence in loss_columns(table).items():
-        if recurrence < 1:
-            raise ValueError(f"a loop must run at least once, but the table has a column {name!r}; drop it")
-        bad = (table[name] <= 0) | np.isinf(table[name])
-        _refuse_first(table, name, bad, "must be finite and greater than 0, or missing where not measured")
-
-
-def _check_cost(table: pd.DataFrame) -> None:
-    more = table["backward_loops"] > table["forward_loops"] * (1 + 1e-9)
-    _refuse_first(table, "backward_loops", more, "must not be above forward_loops")
-    expected = table["tokens"] * (
-        table["flops_per_token_fixed"]
-        + table["flops_per_token_forward_loop"] * table["forward_loops"]
-        + table["flops_per_token_backward_loop"] * table["backward_loops"]
-    )
-    wrong = (table["flops"] / expected - 1).abs() > COST_TOLERANCE
-    rule = "must equal tokens x (fixed + forward x forward_loops + backward x backward_loops) within 0.1%"
-    details = [f" (the sum is {flops:.6g})" for flops in expected]
-    _refuse_first(table, "flops", wrong, rule, "recount the compute with one accounting", details)
-
-
-def _refuse_first(
-    table: pd.DataFrame,
-    name: str,
-    bad: pd.Series,
-    rule: str,
-    advice: str = "correct the row or drop it",
-    details: Sequence[str] | None = None,
-) -> None:
-    """Raise ValueError for the first bad row, if there is one; `details` (rows,) follow the row's value."""
-    rows = np.flatnonzero(bad.to_numpy(dtype=bool))
-    if not len(rows):
-        return
-    row = int(rows[0])
-    raise ValueError(
-        f"`{name}` {rule}, but run {table['run_id'].iloc[row]!r} (row {row}) has {name}={shown(table[name].iloc[row])}"
-        f"{details[row] if details else ''}{more_rows(len(rows) - 1)}; {advice}"
-    )
-
-
-def shown(value: Any) -> str:
-    """Return a value of a table as it stands in a message: text in quotes, numbers plain."""
-    return repr(value) if isinstance(value, str) else str(value)
-
-
-def more_rows(count: int) -> str:
-    """Return the part of a message that counts further rows with the same fault."""
-    if not count:
-        return ""
-    return f", and {count} more {'row breaks' if count == 1 else 'rows break'} this rule"
+def _outlier_flags(marks: pd.Series) -> np.ndarray:
+    """Return the column `outlier` as flags (rows,). Raises ValueError, with the row's place in the file, for others."""
+    flags = marks.map(lambda mark: _FLAGS.get(str(mark).strip().lower()))
+    unclear = marks[flags.isna()]
+    if len(unclear):
+        mark = unclear.iloc[0]
+        raise ValueError(
+            f"`outlier` must be True or False (or 1 or 0), but row {unclear.index[0] + 1} has "
+            f"{'nothing' if pd.isna(mark) else shown(mark)}{more_rows(len(unclear) - 1)}; fill it in, or keep outliers"
+        )
+    return flags.to_numpy(dtype=bool)

@@ -60,7 +60,8 @@ def read_study(folder: str | Path) -> StabilityStudy:
     Raises:
         ValueError: a file is missing, or lacks columns.
     """
-    from isoloop.fitting.tables.runs import loss_columns, read_frame
+    from isoloop.fitting.tables.contract import loss_columns
+    from isoloop.fitting.tables.runs import read_frame
 
     # Read and check the files.
     folder = Path(folder)

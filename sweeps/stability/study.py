@@ -266,7 +266,7 @@ def judge_runs(
     Raises:
         ValueError: a column is missing, or the table has several mean recurrences.
     """
-    from isoloop.fitting.tables.runs import loss_columns
+    from isoloop.fitting.tables.contract import loss_columns
 
     # Check the table.
     missing = {LEARNING_RATE, variant} - set(table.columns)

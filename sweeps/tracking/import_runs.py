@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from isoloop.fitting import check_table
-from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column
+from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, loss_column
 from isoloop.sweeps.config.yaml_text import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns
@@ -176,7 +176,7 @@ class _MappedRun:
             row["loss"], losses = None, dict.fromkeys(losses)
         # The required columns, and the cost.
         for name, column in _COLUMNS.items():
-            if column.required and not column.measured and name in mapped and mapped[name] is None:
+            if not column.optional and not column.measured and name in mapped and mapped[name] is None:
                 raise ValueError(self.missing(name, self.mapping.columns[name]))
         return {**self.cost(row), **row, **losses}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting.tables.runs import COLUMNS, LOSS_UNIT, loss_column, loss_columns
+from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, loss_column, loss_columns
 from isoloop.sweeps.plan.grid import Cell, Plan, planned_columns
 from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.accounting import expected_loops

@@ -148,7 +148,7 @@ def test_what_cannot_be_meant_is_named(changes, expected):
 
 
 def test_the_run_tables_own_columns_are_known():
-    from isoloop.fitting.tables.runs import COLUMNS
+    from isoloop.fitting.tables.contract import COLUMNS
 
     assert {column.name for column in COLUMNS} <= RESERVED
 
