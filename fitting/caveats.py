@@ -83,8 +83,8 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
     if not (off > BUDGET_TOLERANCE).any():
         return []
     return [
-        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ by over 1% in FLOPs per token from the others "
-        f"of their {AXIS_NAMES[cost.axis]}, by {100 * off.max():.3g}% at most: D* and predictions at a budget are as "
+        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ by over 1% in FLOPs per token from others of "
+        f"their {AXIS_NAMES[cost.axis]}, by {100 * off.max():.3g}% at most: D* and predictions at a budget are as "
         "uncertain."
     ]
 
@@ -156,7 +156,7 @@ def _bias_caveats(bias: ParabolaBias) -> list[str]:
     best = "N*" if axis.quantity == AXIS_NAMES["params"] else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
-        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent of "
-        f"{axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
+        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "
+        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
         *bias.notes,
     ]

@@ -43,9 +43,9 @@ def provenance_caveats(*, simulated: bool, accounting: str) -> list[str]:
     """Return what a reader should know of the origin of the runs in a run table."""
     drawn = ["Every run is simulated: drawn from a law, not trained."] if simulated else []
     counted = {
-        "own": "Compute is the table's own count of FLOPs, which no cost model checks; under another count the exponents "
+        "own": "Compute is the table's own count of FLOPs, which no cost model checks; under another the exponents "
         "differ.",
-        "6ND": "Compute is taken to be C = 6 N D, since no FLOPs are given; attention and the output head are not in it.",
+        "6ND": "Compute is taken to be C = 6 N D, since no FLOPs are given; attention and output head are not in it.",
     }
     other = f"Compute is counted by `{accounting}`; under another accounting the exponents differ."
     return [*drawn, counted.get(accounting, other)]
