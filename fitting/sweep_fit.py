@@ -35,7 +35,7 @@ Fitted = TypeVar("Fitted")
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
-    "it extends the training law in N(mu), which needs effective parameters (params_once and params_recurrent), and the "
+    "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
     "table has none; the loops law takes the place of the training law"
 )
 
