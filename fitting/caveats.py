@@ -83,8 +83,8 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
     if not (off > BUDGET_TOLERANCE).any():
         return []
     return [
-        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ by over 1% in FLOPs per token from those "
-        f"of the same {AXIS_NAMES[cost.axis]}, by {100 * off.max():.3g}% at most: D* and predictions at a budget are as "
+        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ by over 1% in FLOPs per token from the others "
+        f"of their {AXIS_NAMES[cost.axis]} (by up to {100 * off.max():.3g}%): D* and predictions at a budget are as "
         "uncertain."
     ]
 
