@@ -83,7 +83,7 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
     if not (off > BUDGET_TOLERANCE).any():
         return []
     return [
-        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ by over 1% in FLOPs per token from the others "
+        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ in FLOPs per token by over 1% from others "
         f"of their {AXIS_NAMES[cost.axis]} (by up to {100 * off.max():.3g}%): D* and predictions at a budget are as "
         "uncertain."
     ]
