@@ -273,14 +273,16 @@ class _SweepFitter:
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Return the table without, and with only, the runs of the largest budget or token count, and that column."""
     runs = finished_rows(table)
-    column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
+    column = "budget" if "budget" in runs and runs["budget"].notna().any() else "tokens"
     if runs[column].nunique() < 2:
         raise ValueError(
             f"holding out the largest {column} needs 2 different ones among the finished runs, but there are "
             f"{runs[column].nunique()}; fit without holding out"
         )
     # Token counts of one sweep point may differ by a step's rounding.
-    largest = table[column] >= runs[column].max() * (1 - SAME_BUDGET)
+    # A run without a budget counts by what it spent.
+    values = table["budget"].fillna(table["flops"]) if column == "budget" else table[column]
+    largest = values >= runs[column].max() * (1 - SAME_BUDGET)
     return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 
