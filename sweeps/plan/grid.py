@@ -210,9 +210,10 @@ def _plan_point(
         return "one step", f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
     most_tokens = min(MOST_STEPS * step_tokens, LARGEST_INTEGER)
     if target / step_cost * step_tokens > most_tokens:
+        largest = most_tokens / step_tokens * step_cost
         return "most steps", (
             f"{target / step_cost:.3g} steps of {step_tokens} tokens, but a run may have at most {MOST_STEPS:.0e} "
-            f"steps and {LARGEST_INTEGER:.3g} tokens; lower the {quantity} to {most_tokens / step_tokens * step_cost:.3g}"
+            f"steps and {LARGEST_INTEGER:.3g} tokens; lower the {quantity} to {largest:.3g}"
         )
 
     # Steps whose cost is closest to the target.
