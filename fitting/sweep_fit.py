@@ -34,6 +34,11 @@ Arguments = ParamSpec("Arguments")
 Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
+_NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
+_NO_EFFECTIVE_PARAMS = (
+    "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
+    "table has none; the loops law takes the place of the training law"
+)
 
 
 def fit_sweep(
@@ -176,13 +181,20 @@ class _SweepFitter:
         if not is_dense(self.table):
             data = test_time_law_data(self.table)
             test_time = self._test_time(data)
-            joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
+            if len(data["loss"]):
+                joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
+            else:
+                self._add_missing("joint-test-time", _NOT_EVALUATED)
             self.progress("joint test-time law", 1, 1)
-            if training is None:
+            if "effective_params" not in data:
+                self._add_missing("unified", _NO_EFFECTIVE_PARAMS)
+            elif training is None:
                 self._add_missing("unified", "it contains the training law, which could not be fitted")
             elif training.law != "training":
                 other = f"this sweep is fitted by the {training.form.name} law"
                 self._add_missing("unified", f"it extends the built-in training law, and {other}")
+            elif not len(data["loss"]):
+                self._add_missing("unified", _NOT_EVALUATED)
             else:
                 unified = self._attempt("unified", self._law, "unified", data, by_run=True)
             self.progress("unified law", 1, 1)
@@ -242,7 +254,7 @@ class _SweepFitter:
         """Return the test-time law of each model."""
         runs = list(dict.fromkeys(data["run_id"]))
         fits = []
-        reason = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
+        reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
             try:
@@ -255,7 +267,8 @@ class _SweepFitter:
                 reason = str(error)
             self.progress("test-time laws", done, len(runs))
         if len(fits) < max(1, len(runs)):
-            self._add_missing("test-time", f"{len(runs) - len(fits)} of {len(runs)} models: {reason}")
+            count = f"{len(runs) - len(fits)} of {len(runs)} models: " if runs else ""
+            self._add_missing("test-time", f"{count}{reason}")
         return tuple(fits)
 
     def _add_missing(self, name: str, reason: str) -> None:
@@ -270,14 +283,16 @@ def _flagged(law: LawFit, reason: str) -> LawFit:
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Return the table without, and with only, the runs of the largest budget or token count, and that column."""
     runs = finished_rows(table)
-    column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
+    column = "budget" if "budget" in runs and runs["budget"].notna().any() else "tokens"
     if runs[column].nunique() < 2:
         raise ValueError(
             f"holding out the largest {column} needs 2 different ones among the finished runs, but there are "
             f"{runs[column].nunique()}; fit without holding out"
         )
     # Token counts of one sweep point may differ by a step's rounding.
-    largest = table[column] >= runs[column].max() * (1 - SAME_BUDGET)
+    # A run without a budget counts by what it spent.
+    values = table["budget"].fillna(table["flops"]) if column == "budget" else table[column]
+    largest = values >= runs[column].max() * (1 - SAME_BUDGET)
     return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 
