@@ -175,13 +175,17 @@ def predict(
         power_laws=_power_law_optima(fit, flops) if optimal else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=(*notes, *(reason for reason in law.reasons if RISES in reason), *extrapolation_notes(fit, flops, tokens, value, recurrence)),
+        notes=(
+            *notes,
+            *(reason for reason in law.reasons if RISES in reason),
+            *extrapolation_notes(fit, flops, tokens, value, recurrence),
+        ),
     )
 
 
 def _perplexity(loss: float) -> float:
     """Return exp(loss), infinite where that exceeds the largest float."""
-    return math.exp(loss) if loss <= _LARGEST_EXPONENT else math.inf
+    return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
 
 
 def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
