@@ -11,6 +11,7 @@ from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
+from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 
 BUDGET_TOLERANCE = 0.01
@@ -25,7 +26,7 @@ _OUTLIERS_NAMED = 5
 def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table."""
     # The table
-    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting)
+    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
     cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
     if not fit.simulated and not table.duplicated(cell).any():
         caveats.insert(0, "Each cell was trained once: how a loss scatters from seed to seed was not measured.")
