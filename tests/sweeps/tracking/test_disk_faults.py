@@ -68,7 +68,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(disk, uri, plan, tmp_path):
     fill(disk)
     results = simulate(plan, folders)
     assert set(uploader.close()) >= {result.run_id for result in results}
-    with pytest.raises(ValueError, match="runs behind .*; nothing is lost: free some space there, then rerun"):
+    with pytest.raises(ValueError, match=r"runs behind .*; nothing is lost: free some space there, then rerun"):
         uploader.check_complete()
     (disk / "filler").unlink()
     assert Uploader(store, plan, folders).close() == []
@@ -87,13 +87,13 @@ def test_a_read_only_disk_is_named_and_can_be_read(disk, new_database, plan, tmp
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     read = TrackingStore(uri, "kept", artifacts=None).read_table(plan.sweep.name)
     assert check_table(read).equals(check_table(table))
-    with pytest.raises(ValueError, match="must be usable, but it can't be written to .*or choose another place"):
+    with pytest.raises(ValueError, match=r"must be usable, but it can't be written to .*or choose another place"):
         TrackingStore(uri, "new", artifacts=tmp_path / "artifacts")
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database, but text that is long enough to look like one" * 20)
-    with pytest.raises(ValueError, match="must be usable, but its file is not an sqlite database .*name another file"):
+    with pytest.raises(ValueError, match=r"must be usable, but its file is not an sqlite database .*name another file"):
         TrackingStore(f"sqlite:///{tmp_path}/mlflow.db", "x", artifacts=tmp_path)
 
 
