@@ -13,6 +13,7 @@ from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.tables.budgets import group_values
 
 HoldOutBy = Literal["largest budget", "budget", "size", "row"]
 HOLD_OUT_BY: tuple[str, ...] = get_args(HoldOutBy)
@@ -21,8 +22,6 @@ _MAX_FOLDS = 40
 """If there are more budgets or sizes than this, neighbours are held out together."""
 MIN_DRAWS = 20
 """Fewest refits from which a 95% interval can be taken."""
-_SAME_VALUE = 0.01
-"""Relative difference below which budgets or sizes are the same: runs spend their budget to within a step."""
 
 PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 """Losses (rows,) in nats per token and their 95% interval, (rows,) each."""
@@ -32,14 +31,14 @@ PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 class HeldOutRow:
     """One held-out loss in nats per token; `error` is (predicted - measured) / measured in percent.
 
-    `recurrence` is the T of the loss. It and `mean_recurrence` are NaN for a dense model.
+    `recurrence` is the T of the loss. It and `mean_recurrence` are None for a dense model.
     """
 
     method: str
     run_id: str
-    mean_recurrence: float
+    mean_recurrence: float | None
     tokens: float
-    recurrence: float
+    recurrence: float | None
     measured: float
     predicted: float
     interval: tuple[float, float] | None
@@ -175,17 +174,17 @@ def folds(data: Data, by: HoldOutBy) -> list[np.ndarray]:
     column = "params" if by == "size" else "budget"
     if column not in data or np.isnan(data[column]).any():
         raise ValueError(f"holding out by {by} needs the column `{column}` in every row; hold out by row instead")
-    order = np.unique(data[column])
-    starts = order[np.concatenate([[True], order[1:] > order[:-1] * (1 + _SAME_VALUE)])]
-    group = np.searchsorted(starts, data[column], side="right") - 1
-    if len(starts) < 2:
+    group = group_values(data[column])
+    count = group.max() + 1
+    if count < 2:
         raise ValueError(
-            f"holding out by {by} needs 2 different ones, but all runs have {column} {order[0]:.4g}; add other runs"
+            f"holding out by {by} needs 2 different ones, but all runs have {column} {data[column][0]:.4g}; add other "
+            "runs"
         )
     if by == "largest budget":
-        return [group == len(starts) - 1]
-    if len(starts) > _MAX_FOLDS:
-        group = group * _MAX_FOLDS // len(starts)
+        return [group == count - 1]
+    if count > _MAX_FOLDS:
+        group = group * _MAX_FOLDS // count
     return [group == fold for fold in range(group.max() + 1)]
 
 
@@ -209,16 +208,14 @@ def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
 def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> list[HeldOutRow]:
     """Return the predictions of the rows `held_out` with the measured losses."""
     loss, bounds = predicted
-    unknown = np.full(len(loss), np.nan)
-    mean_recurrence = held_out.get("mean_recurrence", unknown)
-    recurrence = held_out.get("recurrence", unknown)
+    mean_recurrence, recurrence = held_out.get("mean_recurrence"), held_out.get("recurrence")
     return [
         HeldOutRow(
             method=method,
             run_id=str(held_out["run_id"][i]),
-            mean_recurrence=float(mean_recurrence[i]),
+            mean_recurrence=None if mean_recurrence is None else float(mean_recurrence[i]),
             tokens=float(held_out["tokens"][i]),
-            recurrence=float(recurrence[i]),
+            recurrence=None if recurrence is None else float(recurrence[i]),
             measured=float(held_out["loss"][i]),
             predicted=float(loss[i]),
             interval=(float(bounds[0][i]), float(bounds[1][i])) if bounds else None,

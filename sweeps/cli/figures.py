@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoloop.sweeps.cli.console import new_console, progress_bar
-from isoloop.sweeps.cli.laws import refuse_dense_table
 from isoloop.sweeps.cli.options import (
     DEFAULT_OUT,
     DEFAULT_REFITS,
@@ -74,9 +73,7 @@ def _compared_sweep(target: str, out: Path, draws: int, newly_fitted: list[str])
     if files.table is None:
         stored = SweepFit.read(files.fit)
         return ComparedSweep(name=stored.name, fit=stored)
-    if files.folders is None:
-        refuse_dense_table(files.table)
-    else:
+    if files.folders is not None:
         groups = sorted(group.name for group in files.folders.groups.glob("*") if group.is_dir())
         if groups:
             names = ", ".join(f"{files.name}/groups/{group}" for group in groups)

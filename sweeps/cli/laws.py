@@ -1,16 +1,13 @@
 """The commands `isoloop fit`, `predict` and `choose`: from a run table to laws and predictions."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoloop.sweeps.cli.console import new_console, progress_bar
 from isoloop.sweeps.cli.options import (
-    DEFAULT_LAW,
     DEFAULT_OUT,
     DEFAULT_REFITS,
-    LawOption,
     Out,
     Refits,
     Target,
@@ -27,7 +24,9 @@ On = Annotated[str, typer.Option(help="Quantity whose residuals are minimised: '
 def fit(
     target: Target,
     out: Out = DEFAULT_OUT,
-    law: LawOption = DEFAULT_LAW,
+    law: Annotated[
+        str | None, typer.Option("--law", help="The law of the loss after training: a law's name, or module:Class.")
+    ] = None,
     hold_out: Annotated[
         bool, typer.Option("--hold-out", help="Fit without the largest budget, and report the error there.")
     ] = False,
@@ -52,7 +51,6 @@ def fit(
     files = files_of(target, out, hold_out=hold_out)
     if files.table is None:
         raise ValueError(f"a fit requires a run table, but {target} is a fit; name a sweep, a .csv or a .parquet file")
-    refuse_dense_table(files.table)
     table = read_table(files.table)
 
     # Fit, store and print.
@@ -122,34 +120,20 @@ def choose(
     on: On = "log loss",
 ) -> None:
     """Compare laws on a table of runs or of dense models. The latter has params, tokens, loss and budget."""
-    from isoloop.fitting import choose_table, is_dense_table
+    from isoloop.fitting import choose_table, read_runs
 
     table = files_of(target, out).table
     if table is None:
         raise ValueError(f"choose requires a table, but {target} is a fit; name a sweep, a .csv or a .parquet file")
-    if not is_dense_table(table) and (experiment is not None or not outliers):
-        raise ValueError(
-            f"--experiment and --no-outliers are for tables of dense models, but {table} is a run table; leave them out"
-        )
     choice = choose_table(
-        table,
+        read_runs(table, experiment=experiment, outliers=outliers),
         laws=law,
-        experiment=experiment,
-        outliers=outliers,
         by=hold_out,  # type: ignore[arg-type]
         objective=_objective(delta, on),
         draws=draws,
         check=check,
     )
     print(choice.report(), end="")
-
-
-def refuse_dense_table(table: Path) -> None:
-    """Raise ValueError if a table file holds dense models instead of runs."""
-    from isoloop.fitting import is_dense_table
-
-    if is_dense_table(table):
-        raise ValueError(f"the table must hold runs, but {table} holds dense models; use 'isoloop choose {table}'")
 
 
 def _objective(delta: float, on: str) -> "Objective":

@@ -112,7 +112,7 @@ def held_out_table(held: HeldOut) -> PageTable:
             (
                 TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
                 TableCell(text=with_greek_mu(row.method), kind="text"),
-                _number(row.mean_recurrence, "g"),
+                _MISSING if row.mean_recurrence is None else _number(row.mean_recurrence, "g"),
                 _number(row.tokens, ".4g"),
                 _number(row.predicted, ".4f"),
                 span,
@@ -166,7 +166,7 @@ def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
     if fit.training is not None:
         model = predict(fit, flops=flops)
         best = [
-            _number(model.mean_recurrence, ".3g", span=model.mean_recurrence_interval),
+            _number(model.value, ".3g", span=model.value_interval),
             _number(model.tokens, ".3g", span=model.tokens_interval),
             _number(model.loss, ".4f", span=model.loss_interval),
         ]

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from isoloop.fitting import check_table
 from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, loss_column
-from isoloop.sweeps.config.loading import parse_yaml
+from isoloop.sweeps.config.yaml_text import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
@@ -110,7 +110,7 @@ def read_mapping(path: Path) -> RunMapping:
     if not path.is_file():
         raise ValueError(f"a mapping must be a YAML file, but there is none at {path}; docs/sweeps.md has an example")
     try:
-        content = parse_yaml(path.read_text())
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"a mapping must be YAML, but {path} isn't: {error}") from error
     try:
@@ -176,7 +176,7 @@ class _MappedRun:
             row["loss"], losses = None, dict.fromkeys(losses)
         # The required columns, and the cost.
         for name, column in _COLUMNS.items():
-            if column.required and not column.measured and name in mapped and mapped[name] is None:
+            if not column.optional and not column.measured and name in mapped and mapped[name] is None:
                 raise ValueError(self.missing(name, self.mapping.columns[name]))
         return {**self.cost(row), **row, **losses}
 
