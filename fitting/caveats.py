@@ -27,7 +27,7 @@ _OUTLIERS_NAMED = 5
 def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table."""
     # The table
-    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting)
+    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
     cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
     if not fit.simulated and not table.duplicated(cell).any():
         caveats.insert(0, "Each cell was trained once: how a loss scatters from seed to seed was not measured.")
