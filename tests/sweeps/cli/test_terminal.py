@@ -45,14 +45,12 @@ def folder(tmp_path_factory):
     (folder / "kaputt-µ.yaml").write_text("seed: 1\nseed: 2  # µ\n", encoding="utf-8")
     rows = [(n, d, 1.7 + 400 * n**-0.34 + 410 * d**-0.28) for n in (1e7, 2e7, 4e7) for d in (2e8, 4e8, 8e8)]
     pd.DataFrame(rows, columns=["params", "tokens", "loss"]).to_csv(folder / "läufe.csv", index=False)
-        folder / "läufe.csv", index=False
-    )
     return folder
 
 
 def test_commands_work_on_an_ascii_terminal_without_utf_8(folder):
-    commands = [["plan", "größe.yaml", "--out", "ausgänge", "--to", "plän.csv"], ["plan", "kaputt-µ.yaml"], ["presets", "demo"]]
-    commands += [["choose", "TABLE"], ["status", "größe.yaml"]]
+    commands = [["plan", "größe.yaml", "--out", "ausgänge", "--to", "plän.csv"], ["plan", "kaputt-µ.yaml"]]
+    commands += [["presets", "demo"], ["choose", "TABLE"], ["status", "größe.yaml"]]
     output = run_commands(folder, commands, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert output.count("exit 0") == 3
     assert output.count("exit 2") == 2
