@@ -60,6 +60,8 @@ def read_study(folder: str | Path) -> StabilityStudy:
     Raises:
         ValueError: a file is missing, or lacks columns.
     """
+    import pandas as pd
+
     from isoloop.fitting.tables.contract import loss_columns
 
     # Read and check the files.
@@ -72,7 +74,6 @@ def read_study(folder: str | Path) -> StabilityStudy:
             )
     text = ["run_id", "variant", "outcome", "reason", "study"]
     # The Python engine reads floats exactly as they were written.
-    kinds = dict.fromkeys(text, str)
     frame, logged = (
         pd.read_csv(folder / name, dtype=dict.fromkeys(text, str), engine="python")
         for name in (RUNS_FILE, DYNAMICS_FILE)
