@@ -12,6 +12,7 @@ from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
+from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
@@ -43,6 +44,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats.append(f"Only {runs} fitted: so few can hardly tell one form of a law from another.")
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
+    caveats += unit_caveats(table)
     caveats += cost_caveats(table, fit.cost_model)
     # The fits
     caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
