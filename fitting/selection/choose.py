@@ -187,7 +187,9 @@ def choose_table(
     runs = check_runs(table.frame if isinstance(table, RunTable) else table, budget_tolerance=budget_tolerance)
     checked, data = runs.frame, law_data(runs.frame)
     caveats = provenance_caveats(
-        simulated=bool(checked["simulated"].iloc[0]), accounting=str(checked["accounting"].iloc[0])
+        simulated=bool(checked["simulated"].iloc[0]),
+        accounting=str(checked["accounting"].iloc[0]),
+        dense=is_dense(checked),
     )
     implausible = int(implausible_rows(checked).sum())
     if implausible:

@@ -35,14 +35,20 @@ def implausible_losses(losses: np.ndarray, budgets: np.ndarray | None = None) ->
     return np.asarray((losses > IMPLAUSIBLE_FACTOR * quartiles) | (losses < quartiles / IMPLAUSIBLE_FACTOR))
 
 
-def provenance_caveats(*, simulated: bool, accounting: str) -> list[str]:
-    """Return what a reader should know of the origin of the runs in a run table."""
+def provenance_caveats(*, simulated: bool, accounting: str, dense: bool = False) -> list[str]:
+    """Return what a reader should know of the origin of the runs in a run table.
+
+    FLOPs that a table of `dense` models gives are not remarked on: such models have one way to run, and its count
+    shows in the cost.
+    """
     drawn = ["Every run is simulated: drawn from a law, not trained."] if simulated else []
     counted = {
         "own": "Compute is the table's own count of FLOPs, which no cost model checks; under another the exponents "
         "differ.",
         "6ND": "Compute is taken to be C = 6 N D, since no FLOPs are given; attention and output head are not in it.",
     }
+    if dense and accounting == "own":
+        return drawn
     other = f"Compute is counted by `{accounting}`; under another accounting the exponents differ."
     return [*drawn, counted.get(accounting, other)]
 

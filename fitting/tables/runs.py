@@ -20,6 +20,7 @@ from isoloop.fitting.tables.contract import (
     more_rows,
     shown,
 )
+from isoloop.fitting.tables.curves import blown_up_losses
 
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -115,14 +116,15 @@ def implausible_rows(table: pd.DataFrame) -> np.ndarray:
 def test_time_losses(table: pd.DataFrame) -> pd.DataFrame:
     """Return the losses at every measured test-time recurrence, in long form.
 
-    One row per finished run and measured T: run_id, mean_recurrence, tokens, recurrence, loss. Empty if the table has
-    no `loss_T*` columns.
+    One row per finished run and measured T: run_id, mean_recurrence, tokens, recurrence, loss. Losses that have blown
+    up are left out: see `curves.blown_up_losses`. Empty if the table has no `loss_T*` columns.
     """
     keys = ["run_id", "mean_recurrence", "tokens"]
     finished = finished_rows(table)
     columns = {} if is_dense(table) else loss_columns(table)
+    blown_up = blown_up_losses(finished) if columns else pd.DataFrame()
     parts = [
-        finished[keys].assign(recurrence=recurrence, loss=finished[name])[finished[name].notna()]
+        finished[keys].assign(recurrence=recurrence, loss=finished[name])[finished[name].notna() & ~blown_up[name]]
         for name, recurrence in columns.items()
     ]
     if not parts or not sum(len(part) for part in parts):

@@ -180,8 +180,8 @@ def _losses(losses: np.ndarray, *, stated: bool) -> list[str]:
         ]
     if median < _LOW_LOSS and not stated:
         return [
-            f"The median loss is {median:.3g}, low for nats per token of text: if it is in bits per byte, multiply it by "
-            "ln 2 x bytes per token, as in --columns loss=loss*2.9 for 4.2 bytes per token."
+            f"The median loss is {median:.3g}, low for nats per token of text: if it is in bits per byte, multiply it "
+            "by ln 2 x bytes per token, as in --columns loss=loss*2.9 for 4.2 bytes per token."
         ]
     return []
 
