@@ -560,7 +560,10 @@ def _last_of_history(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the last logged values of each run, if runs have several rows, and a note about it."""
     name = sources["step"].name
-    steps = to_numbers(raw[name])[0]
+    try:
+        steps = to_numbers(raw[name])[0]
+    except ValueError as error:
+        raise ValueError(f"a step must be a number, but {error} in {name!r}; correct it, or drop the column") from error
     if "recurrence" in frame:
         return frame, []
     if "run_id" not in frame:
