@@ -3,7 +3,7 @@
 from isoloop.fitting.compare.comparison import SweepComparison, compare_sweeps
 from isoloop.fitting.compare.difference import Difference
 from isoloop.fitting.compare.side import ComparedSweep
-from isoloop.fitting.cost import Cost, CostModel, DenseCost
+from isoloop.fitting.cost import Cost, CostModel, DenseCost, MeasuredCost, cost_of
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, bootstrap
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED, Objective
@@ -21,7 +21,7 @@ from isoloop.fitting.isoflop.minima import (
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 from isoloop.fitting.laws.base import Law, Optimum, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, LoopsLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
 from isoloop.fitting.laws.registry import LAWS, law_named
 from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.predict import Prediction, predict
@@ -39,6 +39,16 @@ from isoloop.fitting.simulate import (
     simulate_table,
 )
 from isoloop.fitting.sweep_fit import fit_sweep
-from isoloop.fitting.tables.contract import ACCOUNTINGS, COLUMNS, REQUIRED_COLUMNS, STATUSES, check_table, loss_column
-from isoloop.fitting.tables.dense import check_dense_table, dense_data, is_dense_table, read_dense_table
-from isoloop.fitting.tables.runs import read_table, test_time_losses
+from isoloop.fitting.tables.contract import (
+    ACCOUNTINGS,
+    COLUMNS,
+    DENSE_COLUMNS,
+    LOOPED_COLUMNS,
+    STATUSES,
+    RunTable,
+    check_runs,
+    check_table,
+    is_dense,
+    loss_column,
+)
+from isoloop.fitting.tables.runs import law_data, read_runs, read_table, test_time_losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 BACKWARD_SLOPE = 0.5
+_NO_DRIFT = 0.01
 _PER_ARCHITECTURE = (
     "flops_per_token_fixed",
     "flops_per_token_forward_loop",
@@ -22,17 +24,33 @@ _PER_ARCHITECTURE = (
 
 
 class Cost(ABC):
-    """The FLOPs of models that differ along one axis, the column that varies along an isoFLOP curve."""
+    """The FLOPs of models that differ along one axis, the column that varies along an isoFLOP curve.
+
+    A cost has the effective parameters outside the loop and per loop, if they are known, for laws that read them.
+    """
 
     axis: ClassVar[str]
+    effective_params_fixed: float | None
+    effective_params_per_loop: float | None
 
     @abstractmethod
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """Return FLOPs per token, forward and backward, of models with `values` on the axis, of their shape."""
 
-    @abstractmethod
-    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
+    def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
+        """Return the columns that laws read of models with `values` on the axis and these tokens, of their shape.
+
+        The loss of a looped model is that at T = mean recurrence.
+        """
+        mu, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
+        columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}
+        if self.effective_params_fixed is None or self.effective_params_per_loop is None:
+            return columns
+        return columns | architecture_columns(mu, self.effective_params_fixed, self.effective_params_per_loop)
+
+    def columns(self, budget: float, values: ArrayLike) -> dict[str, np.ndarray]:
         """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""
+        return self.model_columns(values, self.tokens_for(budget, values))
 
     def tokens_for(self, budget: ArrayLike, values: ArrayLike) -> np.ndarray:
         """Return the tokens that spend exactly `budget` FLOPs with `values` on the axis."""
@@ -81,18 +99,12 @@ class CostModel(Cost):
 
         Raises ValueError if its runs differ in architecture, or in backprop depth at one mean recurrence.
         """
-        for name in _PER_ARCHITECTURE:
-            low, high = float(table[name].min()), float(table[name].max())
-            if high > low * (1 + 1e-9):
-                raise ValueError(
-                    f"a fit takes the runs of one architecture, but `{name}` ranges from {low:.10g} to {high:.10g}; "
-                    "filter the table to the runs of one architecture"
-                )
+        _check_one_architecture(table, _PER_ARCHITECTURE)
         ran = table[table["forward_loops"].notna() & table["backward_loops"].notna()]
         if ran.empty:
             raise ValueError("a cost model needs loop counts, but those of all runs are missing; finish a run first")
         for mean_recurrence, runs in ran.groupby("mean_recurrence"):
-            depths = sorted(set(runs["backprop_depth"]))
+            depths = sorted(set(runs["backprop_depth"])) if "backprop_depth" in runs else []
             if len(depths) > 1:
                 raise ValueError(
                     f"a mean recurrence must have one backprop depth, but {mean_recurrence:g} was trained "
@@ -130,28 +142,76 @@ class CostModel(Cost):
         mu = np.asarray(mean_recurrence, dtype=float)
         return np.asarray(self.effective_params_fixed + self.effective_params_per_loop * mu)
 
-    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Cost.columns`; the loss is that at T = mean recurrence."""
-        return self.model_columns(values, self.tokens_for(budget, values))
 
-    def model_columns(self, mean_recurrence: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
-        """Return columns that laws read, of models with these mean recurrences and tokens, at T = mean recurrence."""
-        values, tokens = np.asarray(mean_recurrence, dtype=float), np.asarray(tokens, dtype=float)
-        return architecture_columns(values, self.effective_params_fixed, self.effective_params_per_loop) | {
-            "tokens": tokens,
-            "recurrence": values,
-        }
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCost(Cost):
+    """FLOPs per token of looped models as their table counts them, at its mean recurrences, without a cost model.
+
+    Between two mean recurrences the FLOPs per token are interpolated linearly, and beyond the largest they grow as over
+    the upper half of the range. Below the smallest they fall as between the first two, but at most in proportion to mu.
+    """
+
+    axis = "mean_recurrence"
+
+    mean_recurrences: tuple[float, ...]
+    measured_flops_per_token: tuple[float, ...]
+    effective_params_fixed: float | None = None
+    effective_params_per_loop: float | None = None
+
+    def __post_init__(self) -> None:
+        nodes, costs = self.mean_recurrences, self.measured_flops_per_token
+        if not nodes or len(nodes) != len(costs) or nodes[0] <= 0 or any(b <= a for a, b in pairwise(nodes)):
+            raise ValueError(
+                "a measured cost needs positive and increasing mean recurrences with FLOPs per token each, but got "
+                f"{nodes} and {costs}; give one of each"
+            )
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> MeasuredCost:
+        """Return the cost of a checked table: the median of flops / tokens at each mean recurrence.
+
+        Raises ValueError as `CostModel.from_table` does where effective parameters, or the parameters, differ.
+        """
+        known = [name for name in ("effective_params_fixed", "effective_params_per_loop", "params") if name in table]
+        _check_one_architecture(table, known)
+        ran = table[table["flops"].notna() & table["tokens"].notna()]
+        if ran.empty:
+            raise ValueError("a cost needs flops and tokens, but those of all runs are missing; fill them in")
+        per_token = (ran["flops"] / ran["tokens"]).groupby(ran["mean_recurrence"]).median().sort_index()
+        return cls(
+            mean_recurrences=tuple(float(node) for node in per_token.index),
+            measured_flops_per_token=tuple(float(value) for value in per_token),
+            **{name: float(table[name].iloc[0]) for name in known if name != "params"},
+        )
+
+    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
+        """See `Cost.flops_per_token`."""
+        mu, nodes, costs = (
+            np.asarray(each, dtype=float) for each in (values, self.mean_recurrences, self.measured_flops_per_token)
+        )
+        below, above = np.minimum(mu - nodes[0], 0.0), np.maximum(mu - nodes[-1], 0.0)
+        fall = rise = costs[0] / nodes[0]
+        if len(nodes) > 1:
+            # Over half of the range, so that a step of the backprop depth between two neighbours does not decide.
+            half = min(max(0, int(np.searchsorted(nodes, nodes[-1] / 2, side="right")) - 1), len(nodes) - 2)
+            rise = max(0.0, (costs[-1] - costs[half]) / (nodes[-1] - nodes[half]))
+            fall = np.clip((costs[1] - costs[0]) / (nodes[1] - nodes[0]), 0.0, fall)
+        return np.asarray(np.interp(mu, nodes, costs) + fall * below + rise * above)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCost(Cost):
-    """FLOPs of fixed-depth models of many sizes: `flops_per_param_token` for each of N parameters and D tokens.
+    """FLOPs of fixed-depth models of N parameters: `flops_per_param_token` N^`exponent` per token.
 
-    The count 6 N D is that of Kaplan et al. 2020 (arXiv:2001.08361): 2 forward and 4 backward, without attention.
+    By default 6 N, as Kaplan et al. 2020 (arXiv:2001.08361) count: 2 forward and 4 backward, without attention.
     """
 
     axis = "params"
+    effective_params_fixed = None
+    effective_params_per_loop = None
+
     flops_per_param_token: float = 6.0
+    exponent: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.flops_per_param_token > 0 and np.isfinite(self.flops_per_param_token)):
@@ -159,13 +219,54 @@ class DenseCost(Cost):
                 f"FLOPs per parameter and token must be positive, but got {self.flops_per_param_token}; 6 is usual"
             )
 
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> DenseCost:
+        """Return the cost of a checked table of dense models, from its flops.
+
+        FLOPs per parameter and token are the median of all runs; where they drift with the parameters, as with
+        attention that counts, or an output head, the exponent of a line through their logarithms is fitted, too.
+        """
+        ran = table[table["flops"].notna() & table["tokens"].notna()]
+        if ran.empty:
+            raise ValueError("a cost needs flops and tokens, but those of all runs are missing; fill them in")
+        log_params = np.log(ran["params"].to_numpy(dtype=float))
+        log_factor = np.log((ran["flops"] / ran["tokens"]).to_numpy(dtype=float)) - log_params
+        offset = log_params - log_params.mean()
+        slope = float(offset @ log_factor / (offset @ offset)) if np.ptp(offset) else 0.0
+        scatter = float(np.std(log_factor - slope * offset)) / np.sqrt(len(ran))
+        # A slope that moves FLOPs by less than 1% over the table, or less than the scatter explains, is none.
+        if abs(slope) * np.ptp(offset) < _NO_DRIFT or abs(slope) * np.std(offset) < 3 * scatter:
+            return cls(flops_per_param_token=float(np.exp(np.median(log_factor))))
+        level = float(np.exp(log_factor.mean() - slope * log_params.mean()))
+        return cls(flops_per_param_token=level, exponent=1.0 + slope)
+
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """See `Cost.flops_per_token`."""
-        return self.flops_per_param_token * np.asarray(values, dtype=float)
+        return np.asarray(self.flops_per_param_token * np.asarray(values, dtype=float) ** self.exponent)
 
-    def columns(self, budget: float, values: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Cost.columns`."""
-        return {"params": np.asarray(values, dtype=float), "tokens": self.tokens_for(budget, values)}
+    def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
+        """See `Cost.model_columns`."""
+        return {"params": np.asarray(values, dtype=float), "tokens": np.asarray(tokens, dtype=float)}
+
+
+def cost_of(table: pd.DataFrame) -> CostModel | MeasuredCost | DenseCost:
+    """Return the cost of the runs of a checked run table: by cost model if it has the columns, else as it counts FLOPs.
+
+    Raises ValueError as the `from_table` of the kind of cost does.
+    """
+    if "mean_recurrence" not in table:
+        return DenseCost.from_table(table)
+    return CostModel.from_table(table) if "flops_per_token_fixed" in table else MeasuredCost.from_table(table)
+
+
+def _check_one_architecture(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    for name in columns:
+        low, high = float(table[name].min()), float(table[name].max())
+        if high > low * (1 + 1e-9):
+            raise ValueError(
+                f"a fit takes the runs of one architecture, but `{name}` ranges from {low:.10g} to {high:.10g}; "
+                "filter the table to the runs of one architecture"
+            )
 
 
 def architecture_columns(

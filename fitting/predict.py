@@ -9,8 +9,9 @@ import numpy as np
 
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.isoflop.minima import AXIS_NAMES
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.laws.base import LARGEST_RECURRENCE
+from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
 
 BUDGET_ROUNDING = 1.02
@@ -20,33 +21,40 @@ _LOG_ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLawOptimum:
-    """The best model for a budget by the isoFLOP power laws, to compare with the training law's."""
+    """The best model for a budget by the isoFLOP power laws, to compare with that of the law of the loss.
+
+    It has a mean recurrence, or `params` if models are dense.
+    """
 
     name: str
-    mean_recurrence: float
+    mean_recurrence: float | None
     mean_recurrence_interval: tuple[float, float] | None
+    params: float | None
+    params_interval: tuple[float, float] | None
     tokens: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Predicted loss (nats per token) of one model at `recurrence` loops.
+    """Predicted loss (nats per token) of one model: looped, at `recurrence` loops, or dense, with `params` parameters.
 
     Intervals are 95% and None where the fit has no draws; the interval of the loss covers the uncertainty of the
-    parameters and the noise of one run. `optimal` is True if mean recurrence and tokens were chosen as the best for
-    `flops`; only then do they have intervals.
+    parameters and the noise of one run. `optimal` is True if the model was chosen as the best for `flops`; only then
+    do its mean recurrence or parameters and its tokens have intervals.
     """
 
     loss: float
     loss_interval: tuple[float, float] | None
     perplexity: float
     perplexity_interval: tuple[float, float] | None
-    mean_recurrence: float
+    mean_recurrence: float | None
     mean_recurrence_interval: tuple[float, float] | None
+    params: float | None
+    params_interval: tuple[float, float] | None
     tokens: float
     tokens_interval: tuple[float, float] | None
     flops: float
-    recurrence: float
+    recurrence: float | None
     law: str
     optimal: bool
     power_laws: tuple[PowerLawOptimum, ...]
@@ -54,26 +62,48 @@ class Prediction:
     accounting: str
     notes: tuple[str, ...]
 
+    @property
+    def value(self) -> float:
+        """The mean recurrence in loops, or of dense models the parameters."""
+        value = self.params if self.mean_recurrence is None else self.mean_recurrence
+        assert value is not None
+        return value
+
+    @property
+    def value_interval(self) -> tuple[float, float] | None:
+        """The 95% interval of `value`."""
+        return self.params_interval if self.mean_recurrence is None else self.mean_recurrence_interval
+
     def report(self) -> str:
         """Return the prediction as text."""
 
-        def line(label: str, value: float, bounds: tuple[float, float] | None, unit: str) -> str:
+        def line(label: str, value: float | None, bounds: tuple[float, float] | None, unit: str) -> list[str]:
+            if value is None:
+                return []
             limits = f"   95%: {bounds[0]:.5g} to {bounds[1]:.5g}" if bounds else ""
-            return f"  {label:<18}{value:<12.5g}{unit:<16}{limits}".rstrip()
+            return [f"  {label:<18}{value:<12.5g}{unit:<16}{limits}".rstrip()]
+
+        def model(of: Prediction | PowerLawOptimum) -> list[str]:
+            return [
+                *line("mean recurrence", of.mean_recurrence, of.mean_recurrence_interval, "loops"),
+                *line("parameters", of.params, of.params_interval, "parameters"),
+            ]
 
         lines = [
             f"Prediction by the {self.law} law" + (", from simulated runs" if self.simulated else ""),
-            line("loss", self.loss, self.loss_interval, "nats per token"),
-            line("perplexity", self.perplexity, self.perplexity_interval, "per token"),
-            line("mean recurrence", self.mean_recurrence, self.mean_recurrence_interval, "loops"),
-            line("tokens", self.tokens, self.tokens_interval, "tokens"),
-            line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
-            line("recurrence T", self.recurrence, None, "loops at test time"),
+            *line("loss", self.loss, self.loss_interval, "nats per token"),
+            *line("perplexity", self.perplexity, self.perplexity_interval, "per token"),
+            *model(self),
+            *line("tokens", self.tokens, self.tokens_interval, "tokens"),
+            *line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
+            *line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
         for optimum in self.power_laws:
-            lines.append(f"For comparison, the {optimum.name}")
-            lines.append(line("mean recurrence", optimum.mean_recurrence, optimum.mean_recurrence_interval, "loops"))
-            lines.append(line("tokens", optimum.tokens, None, "tokens"))
+            lines += [
+                f"For comparison, the {optimum.name}",
+                *model(optimum),
+                *line("tokens", optimum.tokens, None, "tokens"),
+            ]
         return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
 
 
@@ -81,37 +111,44 @@ def predict(
     fit: SweepFit,
     *,
     mean_recurrence: float | None = None,
+    params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
     recurrence: float | None = None,
     loss_at_mean: float | None = None,
 ) -> Prediction:
-    """Predict the loss of a model with a mean recurrence (loops) and either tokens or training FLOPs.
+    """Predict the loss of a model with a mean recurrence (loops), or parameters, and either tokens or training FLOPs.
 
-    With `flops` alone, mean recurrence and tokens are the best for it by the training law. Without `recurrence`, the
-    training law predicts the loss at T = mean recurrence; with it, the unified law predicts the loss at that T; with
+    A fit of looped models takes the mean recurrence, one of dense models the parameters. With `flops` alone, the model
+    and its tokens are the best for it by the law of the loss after training. Without `recurrence`, that law predicts
+    the loss of a looped model at T = mean recurrence; with it, the unified law predicts the loss at that T; with
     `loss_at_mean` as well, the loss measured at T = mean recurrence (nats per token), the joint test-time law does.
     Raises ValueError for any other combination, for values out of range, and if the law it needs was not fitted.
     """
-    _check_arguments(mean_recurrence, tokens, flops, recurrence, loss_at_mean)
+    dense = fit.axis == "params"
+    _check_axis(fit, mean_recurrence, params, recurrence, loss_at_mean)
+    given = params if dense else mean_recurrence
+    _check_arguments(fit.axis, given, tokens, flops, recurrence, loss_at_mean)
     law = _required_law(
         fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time"
     )
     # The model: given by two of its numbers, or the best one for a budget.
-    optimal = mean_recurrence is None
-    mu_interval = tokens_interval = None
+    optimal = given is None
+    value, value_interval, tokens_interval = given, None, None
     notes: list[str] = []
-    if mean_recurrence is None:
+    if value is None:
         assert flops is not None
-        mean_recurrence, mu_interval, tokens, tokens_interval, notes = _optimum(fit, flops)
+        value, value_interval, tokens, tokens_interval, notes = _optimum(fit, flops)
     elif tokens is None:
         assert flops is not None
-        tokens = float(fit.cost_model.tokens_for(flops, mean_recurrence))
+        tokens = float(fit.cost_model.tokens_for(flops, value))
     else:
-        flops = float(fit.cost_model.flops_for(tokens, mean_recurrence))
+        flops = float(fit.cost_model.flops_for(tokens, value))
     # Its loss.
-    loops = mean_recurrence if recurrence is None else recurrence
-    data = fit.cost_model.model_columns([mean_recurrence], [tokens]) | {"recurrence": np.array([loops])}
+    data = fit.cost_model.model_columns([value], [tokens])
+    loops = None if dense else value if recurrence is None else recurrence
+    if loops is not None:
+        data["recurrence"] = np.array([loops])
     if loss_at_mean is not None:
         data["loss_at_mean"] = np.array([loss_at_mean])
     loss = float(law.loss(data)[0])
@@ -122,8 +159,10 @@ def predict(
         loss_interval=loss_interval,
         perplexity=math.exp(loss),
         perplexity_interval=(math.exp(loss_interval[0]), math.exp(loss_interval[1])) if loss_interval else None,
-        mean_recurrence=mean_recurrence,
-        mean_recurrence_interval=mu_interval,
+        mean_recurrence=None if dense else value,
+        mean_recurrence_interval=None if dense else value_interval,
+        params=value if dense else None,
+        params_interval=value_interval if dense else None,
         tokens=tokens,
         tokens_interval=tokens_interval,
         flops=flops,
@@ -133,57 +172,80 @@ def predict(
         power_laws=_power_law_optima(fit, flops) if optimal else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=(*notes, *extrapolation_notes(fit, flops, tokens, mean_recurrence, recurrence)),
+        notes=(*notes, *extrapolation_notes(fit, flops, tokens, value, recurrence)),
     )
 
 
 def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
-    """Return the isoFLOP power laws of the best mean recurrence, as fitted and without the parabola's bias, by name."""
-    fitted = fit.isoflop.mean_recurrence_law if fit.isoflop else None
+    """Return the isoFLOP power laws of the best value on the axis, by name: as fitted, and without parabolas' bias."""
+    fitted = fit.isoflop.axis_law if fit.isoflop else None
     corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
     named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
     return [(name, law) for name, law in named if law is not None]
 
 
-def recurrence_bounds(fit: SweepFit) -> tuple[float, float]:
-    """Return the mean recurrences (loops) between which the best one is searched for."""
-    return min(1.0, fit.fitted.mean_recurrence[0]), LARGEST_RECURRENCE
+def axis_bounds(fit: SweepFit) -> tuple[float, float]:
+    """Return the mean recurrences (loops), or parameters, between which the best model is searched for."""
+    return search_bounds(fit.axis, *fit.fitted.of_axis(fit.axis))
+
+
+def _check_axis(
+    fit: SweepFit,
+    mean_recurrence: float | None,
+    params: float | None,
+    recurrence: float | None,
+    loss_at_mean: float | None,
+) -> None:
+    """Raise ValueError for a quantity that the models of a fit do not have."""
+    if fit.axis == "params":
+        looped = {"mean_recurrence": mean_recurrence, "recurrence": recurrence, "loss_at_mean": loss_at_mean}
+        got = [name for name, value in looped.items() if value is not None]
+        if got:
+            raise ValueError(
+                f"a prediction for dense models takes params, tokens and flops, but got {' and '.join(got)}; "
+                f"{fit.name!r} is a fit of models without loops, so leave {'it' if len(got) == 1 else 'them'} out"
+            )
+    elif params is not None:
+        raise ValueError(
+            f"a prediction for looped models takes their mean_recurrence, but got params={params:g}; {fit.name!r} is a "
+            "fit of one architecture, so leave params out"
+        )
 
 
 def _check_arguments(
-    mean_recurrence: float | None,
+    axis: str,
+    given: float | None,
     tokens: float | None,
     flops: float | None,
     recurrence: float | None,
     loss_at_mean: float | None,
 ) -> None:
     """Raise ValueError for a value out of range, and for a combination that `predict` can't answer."""
-    for name, value in (("mean_recurrence", mean_recurrence), ("tokens", tokens), ("flops", flops)):
+    for name, value in ((axis, given), ("tokens", tokens), ("flops", flops)):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be positive and finite, but got {value}; give a positive number")
-    if mean_recurrence is not None and mean_recurrence < 1:
+    if axis == "mean_recurrence" and given is not None and given < 1:
         raise ValueError(
-            f"mean_recurrence must be at least 1, but got {mean_recurrence}; a loop runs at least once, so give 1 or "
-            "more"
+            f"mean_recurrence must be at least 1, but got {given}; a loop runs at least once, so give 1 or more"
         )
     if recurrence is not None and not (recurrence >= 1 and math.isfinite(recurrence)):
         raise ValueError(f"recurrence must be at least 1 and finite, but got {recurrence}; give 1 loop or more")
-    if mean_recurrence is not None and (tokens is None) == (flops is None):
+    if given is not None and (tokens is None) == (flops is None):
         got = "neither" if tokens is None else "both"
-        raise ValueError(f"a mean recurrence needs either tokens or flops, but got {got}; give one of the two")
-    if mean_recurrence is None and (flops is None or tokens is not None):
-        given = {"tokens": tokens, "flops": flops, "recurrence": recurrence}
-        got = " and ".join(name for name, value in given.items() if value is not None)
+        raise ValueError(f"{axis} needs either tokens or flops, but got {got}; give one of the two")
+    if given is None and (flops is None or tokens is not None):
+        arguments = {"tokens": tokens, "flops": flops, "recurrence": recurrence}
+        got = " and ".join(name for name, value in arguments.items() if value is not None)
         raise ValueError(
-            "without a mean recurrence a prediction takes flops and no tokens, and finds the best split, but got "
-            f"{got or 'nothing'}; give flops alone, or mean_recurrence with tokens or with flops"
+            f"without {axis} a prediction takes flops and no tokens, and finds the best split, but got "
+            f"{got or 'nothing'}; give flops alone, or {axis} with tokens or with flops"
         )
     if loss_at_mean is None:
         return
     if not (loss_at_mean > 0 and math.isfinite(loss_at_mean)):
         raise ValueError(f"loss_at_mean must be positive and finite, but got {loss_at_mean}; give nats per token")
-    if mean_recurrence is None or recurrence is None:
-        missing = "mean_recurrence" if mean_recurrence is None else "recurrence"
+    if given is None or recurrence is None:
+        missing = "mean_recurrence" if given is None else "recurrence"
         raise ValueError(
             f"loss_at_mean needs mean_recurrence and the recurrence to predict, but {missing} is missing; give both"
         )
@@ -192,8 +254,9 @@ def _check_arguments(
 def _required_law(fit: SweepFit, name: str) -> LawFit:
     law = fit.laws[name]
     if law is None:
+        needed = "law of the loss" if fit.axis == "params" else f"{name} law"
         raise ValueError(
-            f"this prediction needs the {name} law, but {fit.name!r} has no fit of it: {fit.why_missing(name)}; "
+            f"this prediction needs the {needed}, but {fit.name!r} has no fit of it: {fit.why_missing(name)}; "
             "change that and fit the sweep again"
         )
     return law
@@ -202,32 +265,36 @@ def _required_law(fit: SweepFit, name: str) -> LawFit:
 def _optimum(
     fit: SweepFit, flops: float
 ) -> tuple[float, tuple[float, float] | None, float, tuple[float, float] | None, list[str]]:
-    """Return the best mean recurrence and tokens for `flops` by the training law, each with its 95% interval, and notes
-    about where the search ended.
+    """Return the best value on the axis and tokens for `flops` by the law after training, each with its 95% interval,
+    and notes about where the search ended.
     """
     law = _required_law(fit, "training")
-    bounds = recurrence_bounds(fit)
+    bounds = axis_bounds(fit)
     best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
-    mean_recurrence, tokens = float(best.mean_recurrence), float(best.tokens)
-    search = f"the end of the search from {bounds[0]:g} to {bounds[1]:g}"
-    notes = [f"the best mean recurrence is at {search}"] if bool(best.at_bound) else []
+    value, tokens = float(best.at), float(best.tokens)
+    name, form = AXIS_NAMES[fit.axis], "g" if fit.axis == "mean_recurrence" else ".3g"
+    search = f"the end of the search from {bounds[0]:{form}} to {bounds[1]:{form}}"
+    notes = [f"the best {name} is at {search}"] if bool(best.at_bound) else []
     if not law.draws:
-        return mean_recurrence, None, tokens, None, notes
+        return value, None, tokens, None, notes
     drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds)
-    low, high = interval(drawn.mean_recurrence, mean_recurrence, law.widening)
+    low, high = interval(drawn.at, value, law.widening)
     # The search is in logs, so an end of it comes back with a rounding error.
     if low <= bounds[0] * (1 + _LOG_ROUNDING) or high >= bounds[1] * (1 - _LOG_ROUNDING):
-        notes.append(f"the 95% interval of the mean recurrence ends at {search}, so it may be wider")
-    mu_interval = max(low, bounds[0]), min(high, bounds[1])
-    return mean_recurrence, mu_interval, tokens, interval(drawn.tokens, tokens, law.widening), notes
+        notes.append(f"the 95% interval of the {name} ends at {search}, so it may be wider")
+    value_interval = max(low, bounds[0]), min(high, bounds[1])
+    return value, value_interval, tokens, interval(drawn.tokens, tokens, law.widening), notes
 
 
 def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...]:
+    dense = fit.axis == "params"
     return tuple(
         PowerLawOptimum(
             name=name,
-            mean_recurrence=law.at(flops),
-            mean_recurrence_interval=law.interval_at(flops),
+            mean_recurrence=None if dense else law.at(flops),
+            mean_recurrence_interval=None if dense else law.interval_at(flops),
+            params=law.at(flops) if dense else None,
+            params_interval=law.interval_at(flops) if dense else None,
             tokens=float(fit.cost_model.tokens_for(flops, law.at(flops))),
         )
         for name, law in named_power_laws(fit)
@@ -235,20 +302,20 @@ def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...
 
 
 def extrapolation_notes(
-    fit: SweepFit, flops: float, tokens: float, mean_recurrence: float, recurrence: float | None = None
+    fit: SweepFit, flops: float, tokens: float, value: float, recurrence: float | None = None
 ) -> list[str]:
-    """Return a note for each quantity outside its fitted range, with the distance."""
+    """Return a note for each quantity outside its fitted range, with the distance; `value` is that on the axis."""
     quantities = [
         ("compute", flops, fit.fitted.flops, "FLOPs"),
         ("token count", tokens, fit.fitted.tokens, "tokens"),
-        ("mean recurrence", mean_recurrence, fit.fitted.mean_recurrence, "loops"),
+        (AXIS_NAMES[fit.axis], value, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
     ]
     if recurrence is not None and fit.fitted.recurrence is not None:
         quantities.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
     notes = []
     for label, value, (low, high), unit in quantities:
         if value > BUDGET_ROUNDING * high:
-            notes.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit})")
+            notes.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit}".rstrip() + ")")
         elif value < low / BUDGET_ROUNDING:
-            notes.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit})")
+            notes.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
     return notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from isoloop.fitting.cost import CostModel
+from isoloop.fitting.cost import CostModel, DenseCost, MeasuredCost
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
-from isoloop.fitting.tables.contract import loss_columns
+from isoloop.fitting.tables.contract import is_dense, loss_columns
 from isoloop.fitting.tables.runs import finished_rows
 
 FIT_FORMAT = "isoloop-fit/3"
@@ -48,18 +49,23 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedRange:
-    """Smallest and largest value of each quantity among the fitted runs; anything outside is extrapolated."""
+    """Smallest and largest value of each quantity among the fitted runs; anything outside is extrapolated.
+
+    Dense models have `params` instead of `mean_recurrence` and `recurrence`.
+    """
 
     flops: tuple[float, float]
     tokens: tuple[float, float]
-    mean_recurrence: tuple[float, float]
+    mean_recurrence: tuple[float, float] | None
     recurrence: tuple[float, float] | None
+    params: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> FittedRange:
         """Return the ranges of the finished runs of a checked table."""
         runs = finished_rows(table)
-        measured = [T for name, T in loss_columns(runs).items() if runs[name].notna().any()]
+        dense = is_dense(table)
+        measured = [] if dense else [T for name, T in loss_columns(runs).items() if runs[name].notna().any()]
 
         def limits(name: str) -> tuple[float, float]:
             return float(runs[name].min()), float(runs[name].max())
@@ -67,9 +73,16 @@ class FittedRange:
         return cls(
             flops=limits("flops"),
             tokens=limits("tokens"),
-            mean_recurrence=limits("mean_recurrence"),
+            mean_recurrence=None if dense else limits("mean_recurrence"),
             recurrence=(measured[0], measured[-1]) if measured else None,
+            params=limits("params") if dense else None,
         )
+
+    def of_axis(self, axis: str) -> tuple[float, float]:
+        """Return the range of the mean recurrence, or of dense models the parameters."""
+        values = self.params if axis == "params" else self.mean_recurrence
+        assert values is not None, axis
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +96,19 @@ class MissingFit:
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class SweepFit:
-    """Everything fitted to one sweep. A fit that could not be made is None, and `missing_fits` has the reason."""
+    """Everything fitted to one sweep, or to any table of runs.
+
+    `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
+    not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
+    guessed.
+    """
 
     name: str
     simulated: bool
     accounting: str
     finished_runs: int
     fitted: FittedRange
-    cost_model: CostModel
+    cost_model: CostModel | MeasuredCost | DenseCost
     isoflop: IsoflopFit | None
     parabola_bias: ParabolaBias | None
     training: LawFit | None
@@ -100,6 +118,19 @@ class SweepFit:
     held_out: HeldOut | None
     missing_fits: tuple[MissingFit, ...]
     caveats: tuple[str, ...]
+    reading: tuple[str, ...] = ()
+
+    @property
+    def axis(self) -> str:
+        """The column in which models differ: `mean_recurrence`, or `params` for dense models."""
+        return self.cost_model.axis
+
+    @property
+    def training_method(self) -> str:
+        """Name of the law after training as a method of predicting; empty if there is none."""
+        if self.training is None:
+            return ""
+        return f"{self.training.form.name} law" if self.axis == "params" else self.training.at_mean
 
     @property
     def laws(self) -> dict[str, LawFit | None]:
@@ -114,28 +145,33 @@ class SweepFit:
         """Return the whole fit as text: methods, parameters, bounds that were hit, caveats. Intervals are 95%."""
         simulated = "  (simulated)" if self.simulated else ""
         low, high = self.fitted.flops
+        least, most = self.fitted.of_axis(self.axis)
+        axis = f"mean loops     {least:g} to {most:g}"
+        if self.axis == "params":
+            axis = f"parameters     {least:.3g} to {most:.3g}"
         parts = [
             f"Fit of {self.name}{simulated}\n"
             f"  runs fitted    {self.finished_runs}\n"
             f"  compute        {low:.3g} to {high:.3g} FLOPs, accounting {self.accounting}\n"
             f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
-            f"  mean loops     {self.fitted.mean_recurrence[0]:g} to {self.fitted.mean_recurrence[1]:g}"
+            f"  {axis}"
         ]
+        if self.reading:
+            parts.insert(0, "\n".join(_bullets("How the table was read", self.reading)))
         parts.append(isoflop_text(self.isoflop) if self.isoflop else self._not_fitted("isoFLOP curves", "isoflop"))
         if self.isoflop and self.parabola_bias:
             parts.append(parabola_bias_text(self.parabola_bias, self.isoflop.axis))
-        for name, law in self.laws.items():
-            parts.append(_law_text(law) if law else self._not_fitted(f"{name} law", name))
-        parts.append(
-            _test_time_text(self.test_time) if self.test_time else self._not_fitted("test-time law", "test-time")
-        )
+        if self.axis == "params":
+            parts.append(_law_text(self.training) if self.training else self._not_fitted("law L(N, D)", "training"))
+        else:
+            for name, law in self.laws.items():
+                parts.append(_law_text(law) if law else self._not_fitted(f"{name} law", name))
+            parts.append(
+                _test_time_text(self.test_time) if self.test_time else self._not_fitted("test-time law", "test-time")
+            )
         if self.held_out:
-            parts.append(_held_out_text(self.held_out, self.training.at_mean if self.training else None))
-        caveats = [
-            textwrap.fill(caveat, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ")
-            for caveat in self.caveats
-        ]
-        parts.append("\n".join(["Caveats", *caveats]))
+            parts.append(_held_out_text(self.held_out, self.training_method, dense=self.axis == "params"))
+        parts.append("\n".join(_bullets("Caveats", self.caveats)))
         return "\n\n".join(parts) + "\n"
 
     def _not_fitted(self, title: str, name: str) -> str:
@@ -260,7 +296,12 @@ def _test_time_text(fits: tuple[LawFit, ...]) -> str:
     return "\n".join(lines)
 
 
-def _held_out_text(held: HeldOut, training: str | None) -> str:
+def _bullets(title: str, sentences: Sequence[str]) -> list[str]:
+    filled = (textwrap.fill(text, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ") for text in sentences)
+    return [title, *filled]
+
+
+def _held_out_text(held: HeldOut, training: str, *, dense: bool) -> str:
     runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
     lines = [f"Held out: {runs} at the largest {held.quantity}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
     for error in held.errors:
@@ -270,12 +311,11 @@ def _held_out_text(held: HeldOut, training: str | None) -> str:
         )
     at_mean = [row for row in held.rows if row.method == training]
     if not at_mean:
-        return "\n".join([*lines, "  no training law was fitted to predict them at T = mu"])
-    lines.append(f"  {'mu':>5}  {'T':>4}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")
+        return "\n".join([*lines, "  no law of the loss after training was fitted to predict them"])
+    model = f"{'run':<14}" if dense else f"{'mu':>5}  {'T':>4}"
+    lines.append(f"  {model}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")
     for row in at_mean:
         bounds = f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" if row.interval else "-"
-        lines.append(
-            f"  {row.mean_recurrence:>5g}  {row.recurrence:>4g}  {row.predicted:>9.4f}  {bounds:>18}  "
-            f"{row.measured:>9.4f}  {row.error:>+7.3f}%"
-        )
+        model = f"{row.run_id:<14.14}" if dense else f"{row.mean_recurrence:>5g}  {row.recurrence:>4g}"
+        lines.append(f"  {model}  {row.predicted:>9.4f}  {bounds:>18}  {row.measured:>9.4f}  {row.error:>+7.3f}%")
     return "\n".join(lines)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.caveats import BUDGET_TOLERANCE, fit_caveats
-from isoloop.fitting.cost import CostModel
+from isoloop.fitting.caveats import fit_caveats
+from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
@@ -20,8 +20,10 @@ from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
+from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
-from isoloop.fitting.tables.contract import check_table
+from isoloop.fitting.tables.budgets import SAME_BUDGET
+from isoloop.fitting.tables.contract import check_runs, is_dense
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, int, int], None]
@@ -37,7 +39,7 @@ def fit_sweep(
     table: pd.DataFrame,
     *,
     name: str,
-    law: str = "training",
+    law: str | None = None,
     hold_out_largest_budget: bool = False,
     draws: int = 1000,
     seed: int = 0,
@@ -46,13 +48,19 @@ def fit_sweep(
     profiles: bool = False,
     independent: bool = False,
     progress: FitProgress | None = None,
+    reading: Sequence[str] = (),
+    budget_tolerance: float = SAME_BUDGET,
 ) -> SweepFit:
-    """Fit isoFLOP curves, training law, test-time law per model and jointly, and unified law to a run table.
+    """Fit isoFLOP curves, the law of the loss after training, and the laws of test-time loops to a run table.
+
+    The laws of test-time loops are the test-time law per model and jointly, and the unified law; dense models have
+    none.
 
     Args:
-        table: the run table.
+        table: the run table, of looped or of dense models.
         name: name of the sweep, for reports.
-        law: the law of the loss after training: the name of one that depends on tokens, or `module:Class`.
+        law: the law of the loss after training: the name of one that depends on tokens, or `module:Class`. By default
+            the training law, the loops law if the table has no effective parameters, or Chinchilla's for dense models.
         hold_out_largest_budget: fit nothing to the runs of the largest budget (the largest token count, if the runs
             have no budgets), and report the errors there in `held_out`.
         draws: refits behind each interval; 0 for no intervals.
@@ -62,16 +70,21 @@ def fit_sweep(
         profiles: add the interval by profile likelihood of each parameter.
         independent: fit parabolas in log(tokens) too, separately.
         progress: called as the stages are done.
+        reading: sentences about how the table was read, for the report.
+        budget_tolerance: see `check_runs`.
 
     Raises:
-        ValueError: as `check_table`, `CostModel.from_table` and `law_named` do, for a law that a run table can't be
+        ValueError: as `check_runs`, `cost_of` and `law_named` do, for a law that a run table can't be
             fitted by, and where nothing at all can be fitted. Any single fit that can't be made is None in the result,
             with its reason in `missing_fits`.
     """
     # Arguments, and the runs to hold out
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
-    checked = check_table(table)
+    runs = check_runs(table, budget_tolerance=budget_tolerance)
+    checked = runs.frame
+    if law is None:
+        law = default_laws(checked)[0]
     _check_law(law, checked)
     fitted, held_out, column = _split(checked) if hold_out_largest_budget else (checked, None, "")
     if finished_rows(fitted).empty:
@@ -83,7 +96,7 @@ def fit_sweep(
     # The fits, their errors on the held-out runs, and their caveats
     fit = _SweepFitter(
         table=fitted,
-        cost_model=CostModel.from_table(checked),
+        cost_model=cost_of(checked),
         draws=draws,
         seed=seed,
         objective=objective,
@@ -94,7 +107,8 @@ def fit_sweep(
     ).fit(name, law, independent=independent)
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
-    return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)))
+    notes = (*reading, *(note for note in runs.notes if note not in reading))
+    return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)), reading=notes)
 
 
 def _check_law(name: str, table: pd.DataFrame) -> None:
@@ -118,7 +132,7 @@ class _SweepFitter:
     """The settings that every fit to one table shares, and the reasons of fits that could not be made."""
 
     table: pd.DataFrame
-    cost_model: CostModel
+    cost_model: Cost
     draws: int
     seed: int
     objective: Objective
@@ -156,19 +170,21 @@ class _SweepFitter:
                 widening=training.widening,
             )
         # The laws of test-time loops
-        data = test_time_law_data(self.table)
-        test_time = self._test_time(data)
-        joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
-        self.progress("joint test-time law", 1, 1)
-        unified = None
-        if training is None:
-            self._add_missing("unified", "it contains the training law, which could not be fitted")
-        elif training.law != "training":
-            other = f"this sweep is fitted by the {training.form.name} law"
-            self._add_missing("unified", f"it extends the built-in training law, and {other}")
-        else:
-            unified = self._attempt("unified", self._law, "unified", data, by_run=True)
-        self.progress("unified law", 1, 1)
+        test_time: tuple[LawFit, ...] = ()
+        joint = unified = None
+        if not is_dense(self.table):
+            data = test_time_law_data(self.table)
+            test_time = self._test_time(data)
+            joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
+            self.progress("joint test-time law", 1, 1)
+            if training is None:
+                self._add_missing("unified", "it contains the training law, which could not be fitted")
+            elif training.law != "training":
+                other = f"this sweep is fitted by the {training.form.name} law"
+                self._add_missing("unified", f"it extends the built-in training law, and {other}")
+            else:
+                unified = self._attempt("unified", self._law, "unified", data, by_run=True)
+            self.progress("unified law", 1, 1)
         # The result
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
@@ -183,7 +199,7 @@ class _SweepFitter:
             accounting=str(self.table["accounting"].iloc[0]),
             finished_runs=len(finished_rows(self.table)),
             fitted=FittedRange.of(self.table),
-            cost_model=self.cost_model,
+            cost_model=self.cost_model,  # type: ignore[arg-type]
             isoflop=isoflop,
             parabola_bias=bias,
             training=training,
@@ -251,7 +267,7 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
             f"{runs[column].nunique()}; fit without holding out"
         )
     # Token counts of one sweep point may differ by a step's rounding.
-    largest = table[column] >= runs[column].max() * (1 - BUDGET_TOLERANCE)
+    largest = table[column] >= runs[column].max() * (1 - SAME_BUDGET)
     return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 
@@ -267,10 +283,11 @@ def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
     # At T = mu.
     if fit.training is not None:
         data = law_data(table)
-        rows += held_out_rows(fit.training.at_mean, data, (fit.training.loss(data), fit.training.loss_interval(data)))
+        predicted = fit.training.loss(data), fit.training.loss_interval(data)
+        rows += held_out_rows(fit.training_method, data, predicted)
     # At every T that was measured.
-    data = test_time_law_data(table)
-    off_mean = _off_mean(data)
+    data = {"loss": np.empty(0), **({} if is_dense(table) else test_time_law_data(table))}
+    off_mean = data if is_dense(table) else _off_mean(data)
     if fit.unified is not None and len(data["loss"]):
         rows += held_out_rows("unified law", data, (fit.unified.loss(data), fit.unified.loss_interval(data)))
         at_mean = fit.unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})

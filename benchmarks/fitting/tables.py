@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isoloop.fitting import dense_data, read_dense_table
+from isoloop.fitting import law_data, read_runs
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.tables.runs import read_frame
 
@@ -31,9 +31,9 @@ def public_tables(folder: Path, *, without_outliers: bool = True) -> dict[str, D
     for experiment in dict.fromkeys(read_frame(path)["experiment"]):
         # The name says who collected it, on what data and with what architecture.
         name = experiment.split("__")[1]
-        tables[name] = dense_data(read_dense_table(path, experiment=experiment))
+        tables[name] = law_data(read_runs(path, experiment=experiment).frame)
         if without_outliers:
-            tables[f"{name}, no outliers"] = dense_data(read_dense_table(path, experiment=experiment, outliers=False))
+            tables[f"{name}, no outliers"] = law_data(read_runs(path, experiment=experiment, outliers=False).frame)
     return tables
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from isoloop.fitting.compare.difference import BEST_RUNS, SAME_BUDGET, Difference
+from isoloop.fitting.compare.difference import BEST_RUNS, Difference
 from isoloop.fitting.compare.side import SECTIONS, ComparedSweep
 from isoloop.fitting.predict import BUDGET_ROUNDING
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.runs import finished_rows
 
 OTHER_TEXT, OTHER_TOKENS = "measured on other text", "counted in other tokens"
@@ -120,7 +121,8 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
         if fit.held_out is not None
     ]
     shape = ("effective_params_fixed", "effective_params_per_loop", "flops_per_token_fixed")
-    if not all(np.isclose(getattr(a.cost_model, name), getattr(b.cost_model, name), rtol=1e-6) for name in shape):
+    shapes = [[getattr(fit.cost_model, name, None) for name in shape] for fit in (a, b)]
+    if not all(x == y or (x and y and np.isclose(x, y, rtol=1e-6)) for x, y in zip(*shapes, strict=True)):
         caveats.append(
             "The two have different architectures, so a loop has another cost and size in each, and their mu* mean "
             "different things."
@@ -133,8 +135,9 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
             f"The power laws are fitted to different budgets (A: {ranges[0]}; B: {ranges[1]}): minima follow a power "
             "law only nearly, so exponents of two ranges differ even without noise, which no interval here includes."
         )
-    if a.cost_model.mean_recurrences != b.cost_model.mean_recurrences:
-        grids = [", ".join(f"{mu:g}" for mu in fit.cost_model.mean_recurrences) for fit in (a, b)]
+    recurrences = [getattr(fit.cost_model, "mean_recurrences", ()) for fit in (a, b)]
+    if recurrences[0] != recurrences[1]:
+        grids = [", ".join(f"{mu:g}" for mu in each) for each in recurrences]
         caveats.append(
             f"The grids differ (A: mu = {grids[0]}; B: {grids[1]}), and so does the bias of the parabolas: compare "
             "the exponents without it."

@@ -11,12 +11,11 @@ import pandas as pd
 
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.runs import finished_rows
 
 BEST_RUNS = "Best runs measured at equal FLOPs"
 LEAST_LOSSES = "Least losses of the isoFLOP curves at equal FLOPs"
-SAME_BUDGET = 0.01
-"""Largest relative difference between two budgets that count as shared."""
 
 ChangeKind = Literal["difference", "ratio"]
 CountedIn = Literal["nothing", "losses", "tokens", "losses and tokens"]

@@ -12,7 +12,7 @@ from isoloop.fitting.compare.difference import CountedIn, Quantity, widened
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.predict import recurrence_bounds
+from isoloop.fitting.predict import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.contract import check_table
 from isoloop.fitting.tables.runs import finished_rows
@@ -233,7 +233,7 @@ def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quanti
 
     The loss is the law's own, without the noise of one more run.
     """
-    bounds = recurrence_bounds(fit)
+    bounds = axis_bounds(fit)
     best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
     drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
     optima: list[tuple[str, str, CountedIn, float, np.ndarray | None]] = [

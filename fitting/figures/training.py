@@ -26,7 +26,7 @@ from isoloop.fitting.figures.axes import (
     set_title,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from isoloop.fitting.predict import recurrence_bounds
+from isoloop.fitting.predict import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
@@ -261,7 +261,7 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
 
 def _draw_best_split(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> list[Artist]:
     """Draw the best split of each compute by the law, with its 95% band along the line of that compute."""
-    cost, bounds = fit.cost_model, recurrence_bounds(fit)
+    cost, bounds = fit.cost_model, axis_bounds(fit)
     low, high = (float(cost.flops_for(tokens, mu)) for tokens, mu in zip(up, across, strict=True))
     compute = np.geomspace(low, high, _FRONTIER_POINTS)
     best = np.array([float(law.form.optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.cost import Cost, DenseCost
+from isoloop.fitting.cost import Cost
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit, log_tokens
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve
 from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
-from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law
-from isoloop.fitting.tables.dense import dense_data
+from isoloop.fitting.laws.base import Law, search_bounds
 from isoloop.fitting.tables.runs import finished_rows, law_data
-
-_PARAMS_FACTOR = 1000.0
-"""A dense model's optimum is searched for up to this factor below and above the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +143,7 @@ def _law_curves(
     """Return the curves of the included budgets with the law's losses in the place of the measured ones, and the losses
     (draws, points) of every parameter vector.
     """
-    rows, data = _fitted_rows(table, cost_model)
+    rows, data = finished_rows(table), law_data(table)
     log_axis = np.log(rows[cost_model.axis].to_numpy(dtype=float))
     law_losses = law.loss(vectors, data)
     curves, losses = [], []
@@ -167,15 +163,6 @@ def _law_curves(
     return curves, losses
 
 
-def _fitted_rows(table: pd.DataFrame, cost_model: Cost) -> tuple[pd.DataFrame, Data]:
-    """Return the rows with a loss, and their columns that laws read."""
-    if not isinstance(cost_model, DenseCost):
-        return finished_rows(table), law_data(table)
-    rows = finished_rows(table) if "status" in table else table
-    rows = rows[np.isfinite(rows["loss"].to_numpy(dtype=float))]
-    return rows, dense_data(rows)
-
-
 def _log_vertices(curve: IsoflopCurve, losses: np.ndarray) -> np.ndarray:
     """Return log vertices (draws,) of losses (draws, points); NaN if none is within a grid's width of the grid."""
     vertices = curve.vertex(losses @ curve.solver.T)
@@ -184,10 +171,8 @@ def _log_vertices(curve: IsoflopCurve, losses: np.ndarray) -> np.ndarray:
 
 
 def _search_bounds(curves: list[IsoflopCurve], cost_model: Cost) -> tuple[float, float]:
-    low, high = np.exp(min(curve.grid[0] for curve in curves)), np.exp(max(curve.grid[1] for curve in curves))
-    if isinstance(cost_model, DenseCost):
-        return float(low / _PARAMS_FACTOR), float(high * _PARAMS_FACTOR)
-    return min(1.0, float(low)), max(LARGEST_RECURRENCE, float(high))
+    low, high = min(curve.grid[0] for curve in curves), max(curve.grid[1] for curve in curves)
+    return search_bounds(cost_model.axis, float(np.exp(low)), float(np.exp(high)))
 
 
 def _exponent_bias(

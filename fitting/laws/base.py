@@ -20,6 +20,8 @@ Data = Mapping[str, np.ndarray]
 
 LARGEST_RECURRENCE = 1024.0
 """The largest mean recurrence, in loops, that a search for the best one considers."""
+_PARAMS_FACTOR = 1000.0
+"""The best parameter count is searched for up to this factor below and above the measured ones."""
 _GRID_POINTS = 600
 _GOLDEN_STEPS = 40
 _EXPONENT_STARTS = (0.05, 0.12, 0.2, 0.3, 0.4, 0.55, 0.8, 1.2, 2.0)
@@ -191,6 +193,13 @@ class Law(ABC):
             loss=self.loss(parameters, data)[..., 0],
             at_bound=np.asarray(at_bound),
         )
+
+
+def search_bounds(axis: str, low: float, high: float) -> tuple[float, float]:
+    """Return the values on an axis between which the best one is searched for, where `low` to `high` was measured."""
+    if axis == "params":
+        return low / _PARAMS_FACTOR, high * _PARAMS_FACTOR
+    return min(1.0, low), max(LARGEST_RECURRENCE, high)
 
 
 def minimise_on_grid(

@@ -10,7 +10,7 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, LoopsLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
 
 LAWS: tuple[Law, ...] = (
     TrainingLaw(),
@@ -20,6 +20,7 @@ LAWS: tuple[Law, ...] = (
     ChinchillaLaw(),
     IsoDepthLaw(),
     SixParameterLaw(),
+    LoopsLaw(),
 )
 """The laws that come with the package."""
 

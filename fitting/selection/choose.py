@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from isoloop.fitting.cost import Cost, CostModel, DenseCost
+from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, Objective
@@ -28,9 +27,10 @@ from isoloop.fitting.selection.holdout import (
     cross_validate,
     folds,
 )
-from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, implausible_losses, provenance_caveats, row_caveats
-from isoloop.fitting.tables.dense import dense_data, is_dense_table, read_dense_table
-from isoloop.fitting.tables.runs import implausible_rows, law_data, read_table
+from isoloop.fitting.tables.budgets import SAME_BUDGET
+from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
+from isoloop.fitting.tables.contract import RunTable, check_runs, is_dense
+from isoloop.fitting.tables.runs import implausible_rows, law_data
 
 DENSE_LAWS = ("chinchilla", "six-parameter")
 LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
@@ -65,7 +65,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Competing laws on one table; `missing` are the laws that could not be fitted, each with the reason."""
+    """Competing laws on one table; `missing` are the laws that could not be fitted, each with the reason.
+
+    `reading` says how the table was read, where that had to be guessed.
+    """
 
     rows: int
     objective: str
@@ -73,10 +76,12 @@ class Choice:
     missing: tuple[tuple[str, str], ...]
     cross_validations: tuple[CrossValidation, ...]
     caveats: tuple[str, ...]
+    reading: tuple[str, ...] = ()
 
     def report(self) -> str:
         """Return the choice as text, the law of least AIC first."""
-        lines = [
+        lines = ["How the table was read", *(f"  - {note}" for note in self.reading), ""] if self.reading else []
+        lines += [
             f"Competing laws on {self.rows} runs, {self.objective}",
             f"  {'AIC - least':>11}  {'BIC - least':>11}  {'objective':>11}  {'free':>4}  law",
         ]
@@ -120,6 +125,7 @@ def choose(
     seed: int = 0,
     check: bool = False,
     caveats: Sequence[str] = (),
+    reading: Sequence[str] = (),
 ) -> Choice:
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
@@ -156,50 +162,50 @@ def choose(
         missing=tuple(missing),
         cross_validations=tuple(cross_validate(data, compared, held_out_by) for held_out_by in by),
         caveats=tuple(caveats),
+        reading=tuple(reading),
     )
 
 
 def choose_table(
-    path: str | Path,
+    table: RunTable | pd.DataFrame,
     *,
     laws: Sequence[str] = (),
-    experiment: str | None = None,
-    outliers: bool = True,
     by: Sequence[HoldOutBy] = (),
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
     check: bool = False,
+    budget_tolerance: float = SAME_BUDGET,
 ) -> Choice:
-    """Compare laws on a table in a file: a run table, or one of dense models.
+    """Compare laws on a run table, of looped or of dense models.
 
-    `laws` defaults to those that apply to such runs. For dense models, `experiment` and `outliers` are those of
-    `read_dense_table`. Raises ValueError as `read_dense_table`, `read_table` and `choose` do.
+    `laws` defaults to those that apply to its columns. Raises ValueError as `check_runs` and `choose` do.
     """
-    # The table and its cost model
-    dense = is_dense_table(path)
-    caveats: list[str] = []
-    others: list[Predictor] = []
-    cost: Cost | None
-    if dense:
-        data = dense_data(read_dense_table(path, experiment=experiment, outliers=outliers))
-        implausible = implausible_losses(data["loss"], data.get("budget"))
-        data, cost = {name: values[~implausible] for name, values in data.items()}, DenseCost()
-    else:
-        table = read_table(path)
-        implausible = implausible_rows(table)
-        data, cost = law_data(table), _cost_model(table, caveats)
-        simulated, accounting = bool(table["simulated"].iloc[0]), str(table["accounting"].iloc[0])
-        caveats += provenance_caveats(simulated=simulated, accounting=accounting)
-    if implausible.any():
-        count = int(implausible.sum())
-        caveats.append(f"Left out, with a loss {IMPLAUSIBLE_LOSS}: {count} of {len(implausible)} rows.")
+    # The table and its cost
+    reading = table.notes if isinstance(table, RunTable) else ()
+    runs = check_runs(table.frame if isinstance(table, RunTable) else table, budget_tolerance=budget_tolerance)
+    checked, data = runs.frame, law_data(runs.frame)
+    caveats = provenance_caveats(
+        simulated=bool(checked["simulated"].iloc[0]), accounting=str(checked["accounting"].iloc[0])
+    )
+    implausible = int(implausible_rows(checked).sum())
+    if implausible:
+        caveats.append(f"Left out, with a loss {IMPLAUSIBLE_LOSS}: {implausible} of {len(checked)} rows.")
+    unfinished = int((checked["status"] != "finished").sum())
+    if unfinished:
+        caveats.append(f"Left out, since they did not finish or have no loss: {unfinished} of {len(checked)} rows.")
+    cost: Cost | None = None
+    try:
+        cost = cost_of(checked)
+    except ValueError as error:
+        caveats.append(f"There are no isoFLOP minima to compare with: {error}.")
     # The laws, beside the minima of the isoFLOP curves
+    others: list[Predictor] = []
     if cost is not None and "budget" in data:
         others = [MinimaPredictor(floor=floor, cost=cost) for floor in (False, True)]
     return choose(
         data,
-        laws or (DENSE_LAWS if dense else LOOPED_LAWS),
+        laws or default_laws(checked),
         others=others,
         by=by,
         objective=objective,
@@ -207,7 +213,18 @@ def choose_table(
         seed=seed,
         check=check,
         caveats=[*caveats, *row_caveats(data)],
+        reading=[*reading, *(note for note in runs.notes if note not in reading)],
     )
+
+
+def default_laws(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the laws of the loss after training that apply to the columns of a checked run table, the usual one first.
+
+    Without effective parameters, looped models have the loops law only.
+    """
+    if is_dense(table):
+        return DENSE_LAWS
+    return LOOPED_LAWS if "effective_params_fixed" in table else ("loops",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,12 +279,3 @@ def _log_likelihood(value: float, rows: int, objective: Objective) -> float:
     middle = math.log(max(value / rows, 1e-300))
     minimum = optimize.minimize_scalar(negative, bounds=(middle - 15, middle + 15), method="bounded")
     return -float(minimum.fun)
-
-
-def _cost_model(table: pd.DataFrame, caveats: list[str]) -> CostModel | None:
-    """Return the cost of a run table's architecture; None, with a caveat, if the table has several."""
-    try:
-        return CostModel.from_table(table)
-    except ValueError as error:
-        caveats.append(f"There are no isoFLOP minima to compare with: {error}.")
-        return None

@@ -13,6 +13,7 @@ from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.tables.budgets import group_values
 
 HoldOutBy = Literal["largest budget", "budget", "size", "row"]
 HOLD_OUT_BY: tuple[str, ...] = get_args(HoldOutBy)
@@ -21,8 +22,6 @@ _MAX_FOLDS = 40
 """If there are more budgets or sizes than this, neighbours are held out together."""
 MIN_DRAWS = 20
 """Fewest refits from which a 95% interval can be taken."""
-_SAME_VALUE = 0.01
-"""Relative difference below which budgets or sizes are the same: runs spend their budget to within a step."""
 
 PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 """Losses (rows,) in nats per token and their 95% interval, (rows,) each."""
@@ -175,17 +174,17 @@ def folds(data: Data, by: HoldOutBy) -> list[np.ndarray]:
     column = "params" if by == "size" else "budget"
     if column not in data or np.isnan(data[column]).any():
         raise ValueError(f"holding out by {by} needs the column `{column}` in every row; hold out by row instead")
-    order = np.unique(data[column])
-    starts = order[np.concatenate([[True], order[1:] > order[:-1] * (1 + _SAME_VALUE)])]
-    group = np.searchsorted(starts, data[column], side="right") - 1
-    if len(starts) < 2:
+    group = group_values(data[column])
+    count = group.max() + 1
+    if count < 2:
         raise ValueError(
-            f"holding out by {by} needs 2 different ones, but all runs have {column} {order[0]:.4g}; add other runs"
+            f"holding out by {by} needs 2 different ones, but all runs have {column} {data[column][0]:.4g}; add other "
+            "runs"
         )
     if by == "largest budget":
-        return [group == len(starts) - 1]
-    if len(starts) > _MAX_FOLDS:
-        group = group * _MAX_FOLDS // len(starts)
+        return [group == count - 1]
+    if count > _MAX_FOLDS:
+        group = group * _MAX_FOLDS // count
     return [group == fold for fold in range(group.max() + 1)]
 
 

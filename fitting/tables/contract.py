@@ -6,19 +6,31 @@ Losses are nats per token, compute is FLOPs, tokens are counts; no unit depends 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.tables.budgets import SAME_BUDGET, clustered_budgets, joined_budgets
+
 STATUSES = ("finished", "diverged", "failed")
 ACCOUNTINGS = ("exact", "parcae-release")
+"""Accountings of a cost model, whose columns the table then has."""
+OWN_ACCOUNTING = "own"
+"""FLOPs as their owner counted them, where a table has no cost model."""
+DENSE_ACCOUNTING = "6ND"
+"""6 FLOPs per parameter and token, where dense models have no FLOPs given (Kaplan et al. 2020, arXiv:2001.08361)."""
 LOSS_UNIT = "nats per token"
 COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
+LARGEST_SEED = 2**63 - 1
+_INFINITE = 1e300
+"""A loss from which on is infinite: SQL stores keep infinity as 1.797e308."""
+_OTHER_NAMES = {"params_once": "effective_params_fixed", "params_recurrent": "effective_params_per_loop"}
 _LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
 
 
@@ -26,7 +38,8 @@ _LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
 class TableColumn:
     """One column of the run table; numbers must be greater than `lower`, or equal to it if `lower_allowed`.
 
-    `measured` columns describe what a run did, so they may be missing if the run diverged or failed.
+    `measured` columns describe what a run did, so a value may be missing if the run diverged or failed; in `optional`
+    columns it may always be missing. Columns of one `group` come together.
     """
 
     name: str
@@ -34,33 +47,40 @@ class TableColumn:
     meaning: str
     lower: float = 0.0
     lower_allowed: bool = False
-    required: bool = True
     measured: bool = False
+    optional: bool = False
+    group: str = ""
 
+
+_COST, _SHAPE = "cost model", "effective parameters"
 
 COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("run_id", "text", "unique name of the run"),
     TableColumn("status", "text", "finished, diverged or failed"),
     TableColumn("simulated", "flag", "drawn from a law, not trained"),
-    TableColumn("accounting", "text", "what FLOPs count: exact or parcae-release"),
-    TableColumn("seed", "integer", "random seed of the run"),
-    TableColumn("mean_recurrence", "number", "mean loops in training (mu)"),
-    TableColumn("backprop_depth", "number", "loops with gradient", lower=1, lower_allowed=True),
+    TableColumn("accounting", "text", "what FLOPs count: exact, parcae-release, own or 6ND"),
+    TableColumn("seed", "integer", "random seed of the run", optional=True),
+    TableColumn("mean_recurrence", "number", "mean loops in training (mu) of a looped model"),
+    TableColumn("backprop_depth", "number", "loops with gradient", lower=1, lower_allowed=True, optional=True),
+    TableColumn("params", "number", "parameters (N) of a dense model"),
     TableColumn("tokens", "number", "training tokens (D)", measured=True),
     TableColumn("flops", "number", "training FLOPs really spent (C)", measured=True),
-    TableColumn("budget", "number", "planned FLOPs", required=False),
+    TableColumn("budget", "number", "planned FLOPs", optional=True),
     TableColumn("loss", "number", "validation nats per token at T = mu", measured=True),
-    TableColumn("flops_per_token_fixed", "number", "FLOPs per token outside the loop", lower_allowed=True),
-    TableColumn("flops_per_token_forward_loop", "number", "FLOPs per token of a loop forward", lower_allowed=True),
-    TableColumn("flops_per_token_backward_loop", "number", "FLOPs per token of a loop backward", lower_allowed=True),
-    TableColumn("forward_loops", "number", "mean loops run forward", measured=True),
-    TableColumn("backward_loops", "number", "mean loops run backward", measured=True),
-    TableColumn("effective_params_fixed", "number", "prelude + coda parameters", lower_allowed=True),
-    TableColumn("effective_params_per_loop", "number", "parameters of the core", lower_allowed=True),
-    TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", required=False),
-    TableColumn("loss_unit", "text", "unit of the losses: nats per token", required=False),
+    TableColumn("flops_per_token_fixed", "number", "FLOPs per token outside the loop", 0, True, group=_COST),
+    TableColumn("flops_per_token_forward_loop", "number", "FLOPs per token of a loop forward", 0, True, group=_COST),
+    TableColumn("flops_per_token_backward_loop", "number", "FLOPs per token of a loop backward", 0, True, group=_COST),
+    TableColumn("forward_loops", "number", "mean loops run forward", measured=True, group=_COST),
+    TableColumn("backward_loops", "number", "mean loops run backward", measured=True, group=_COST),
+    TableColumn("effective_params_fixed", "number", "prelude + coda parameters", 0, True, group=_SHAPE),
+    TableColumn("effective_params_per_loop", "number", "parameters of the core", 0, True, group=_SHAPE),
+    TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
+    TableColumn("loss_unit", "text", "unit of the losses: nats per token", optional=True),
 )
-REQUIRED_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.required)
+LOOPED_COLUMNS: tuple[str, ...] = ("mean_recurrence", "tokens", "flops", "loss")
+"""Columns that a table of looped models must have; `budget` may take the place of `flops`."""
+DENSE_COLUMNS: tuple[str, ...] = ("params", "tokens", "loss")
+"""Columns that a table of dense models must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,74 +103,183 @@ def loss_columns(table: pd.DataFrame) -> dict[str, float]:
     return dict(sorted(recurrences.items(), key=lambda pair: pair[1]))
 
 
-def check_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a checked copy of a run table: plain dtypes, a fresh index, unknown columns untouched.
+def is_dense(table: pd.DataFrame) -> bool:
+    """Return True if a run table holds dense models, which differ in their parameters, instead of looped ones."""
+    return "mean_recurrence" not in table
+
+
+def check_table(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) -> pd.DataFrame:
+    """Return the frame of `check_runs`."""
+    return check_runs(table, budget_tolerance=budget_tolerance).frame
+
+
+def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) -> RunTable:
+    """Return a checked copy of a run table: plain dtypes, a fresh index, and unknown columns untouched.
+
+    A table needs `LOOPED_COLUMNS` or `DENSE_COLUMNS`; other columns of `COLUMNS` are filled in where they follow, and
+    absent where they don't. Budgets within `budget_tolerance` of one another become one; without budgets, runs that
+    spent nearly the same FLOPs get one. The notes name what was filled in or changed.
 
     Raises ValueError for the first broken rule of the contract, with the rule, the column, row and value, and what to
     do.
     """
-    missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"a run table must have the columns {', '.join(REQUIRED_COLUMNS)}, but these are missing: "
-            f"{', '.join(missing)}; add them, in natural units"
-        )
+    if not 0 <= budget_tolerance < 0.5:
+        raise ValueError(f"a budget tolerance must be from 0 to 0.5, but got {budget_tolerance:g}; 0.01 is usual")
     if table.columns.duplicated().any():
         repeated = table.columns[table.columns.duplicated()][0]
         raise ValueError(f"columns must be named once, but {repeated!r} occurs more often; drop one of them")
     if len(table) == 0:
-        raise ValueError("a run table must have at least one row, but got 0; run the sweep first")
+        raise ValueError("a run table must have at least one row, but got 0; finish a run, or loosen what filters it")
     checked = table.reset_index(drop=True).copy()
+    checked = checked.rename(columns={a: b for a, b in _OTHER_NAMES.items() if b not in checked})
+    _check_presence(checked)
+    notes: list[str] = []
+    # Types of the columns, and defaults of those that are absent
     for column in COLUMNS:
-        if column.name in checked.columns:
-            checked[column.name] = _as_kind(checked, column.name, column.kind)
+        if column.name in checked:
+            checked[column.name] = _as_kind(checked, column)
     for name in loss_columns(checked):
-        checked[name] = _as_kind(checked, name, "number")
+        checked[name] = _as_kind(checked, TableColumn(name, "number", "loss", optional=True))
+    checked = _with_defaults(checked, notes)
+    # The rules
     _check_labels(checked)
     _check_numbers(checked)
     _check_losses(checked)
-    _check_cost(checked)
-    return checked
+    if "flops_per_token_fixed" in checked:
+        _check_cost(checked)
+    return RunTable(frame=_with_budgets(checked, budget_tolerance, notes), notes=tuple(notes))
 
 
-def _as_kind(table: pd.DataFrame, name: str, kind: str) -> pd.Series:
+def _check_presence(table: pd.DataFrame) -> None:
+    """Raise ValueError unless the table has the columns of looped or of dense models, and whole groups of columns."""
+    needed = DENSE_COLUMNS if is_dense(table) and "params" in table else LOOPED_COLUMNS
+    missing = [name for name in needed if name not in table and not (name == "flops" and "budget" in table)]
+    if missing:
+        meanings = {column.name: column.meaning for column in COLUMNS}
+        listed = ", ".join(f"{name} ({meanings[name]})" for name in missing)
+        if missing[0] == "mean_recurrence":
+            listed += f", or instead of it params ({meanings['params']})"
+        present = ", ".join(map(str, list(table.columns)[:12])) + (", ..." if len(table.columns) > 12 else "")
+        raise ValueError(
+            f"a run table must have the columns {', '.join(LOOPED_COLUMNS)}, or for dense models "
+            f"{', '.join(DENSE_COLUMNS)}, but this one has {present} and lacks {listed}; add what is missing, or say "
+            f"which column it is: --columns {missing[-1]}=NAME"
+        )
+    for group in (_COST, _SHAPE):
+        names = [column.name for column in COLUMNS if column.group == group]
+        absent = [name for name in names if name not in table]
+        if absent and len(absent) < len(names):
+            raise ValueError(
+                f"the columns of the {group} come together ({', '.join(names)}), but {', '.join(absent)} "
+                f"{'is' if len(absent) == 1 else 'are'} missing; add them, or leave all of them out: what needs them "
+                "is then left out of the fit"
+            )
+
+
+def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Return the table with the columns that follow from others, and with losses of unfinished runs left out."""
+    filled = table
+    if "run_id" not in filled:
+        filled["run_id"] = [f"row {row}" for row in range(1, len(filled) + 1)]
+    filled["loss"], infinite = _finite_losses(filled["loss"])
+    for name in loss_columns(filled):
+        filled[name], _ = _finite_losses(filled[name])
+    if "status" not in filled:
+        filled["status"] = np.where(filled["loss"].notna(), "finished", "diverged")
+    filled.loc[infinite & (filled["status"] == "finished"), "status"] = "diverged"
+    unfinished = filled["status"] != "finished"
+    filled.loc[unfinished, "loss"] = np.nan
+    if "simulated" not in filled:
+        filled["simulated"] = False
+    # Compute, as the table counts it
+    accounting = OWN_ACCOUNTING
+    if "flops" not in filled and "budget" in filled:
+        filled["flops"] = filled["budget"]
+        notes.append("There is no column `flops`: each run is taken to have spent its budget.")
+    elif "flops" not in filled:
+        filled["flops"] = 6 * filled["params"] * filled["tokens"]
+        accounting = DENSE_ACCOUNTING
+        notes.append("There is no column `flops`: compute is taken to be C = 6 N D.")
+    if "accounting" not in filled:
+        filled["accounting"] = accounting
+    return filled
+
+
+def _finite_losses(losses: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return losses with NaN for infinite ones, and a mask (rows,) of these."""
+    infinite = losses.abs() >= _INFINITE
+    return losses.mask(infinite), infinite
+
+
+def _with_budgets(table: pd.DataFrame, tolerance: float, notes: list[str]) -> pd.DataFrame:
+    """Return the table with near-equal budgets joined, or with budgets from clusters of its FLOPs."""
+    if "budget" in table:
+        budgets = table["budget"].to_numpy(dtype=float)
+        joined = joined_budgets(budgets, tolerance)
+        before, after = (len(np.unique(each[~np.isnan(each)])) for each in (budgets, joined))
+        if after < before:
+            notes.append(f"Budgets within {100 * tolerance:g}% of one another are one: {before} values are {after}.")
+        return table.assign(budget=joined)
+    axis = table["params" if is_dense(table) else "mean_recurrence"].to_numpy(dtype=float)
+    flops = table["flops"].where(table["status"] == "finished").to_numpy(dtype=float)
+    found = clustered_budgets(flops, axis)
+    if found is None:
+        return table
+    count, left = len(np.unique(found[~np.isnan(found)])), int(np.isnan(found[~np.isnan(flops)]).sum())
+    apart = f", and {left} {'run is' if left == 1 else 'runs are'} in none" if left else ""
+    budgets_found = f"{count} {'budget' if count == 1 else 'budgets'}"
+    notes.append(f"There is no column `budget`: the runs cluster at {budgets_found} by their FLOPs{apart}.")
+    return table.assign(budget=found)
+
+
+def _as_kind(table: pd.DataFrame, column: TableColumn) -> pd.Series:
     """Return a column as its kind. Raises ValueError for the first value of another kind."""
-    values = table[name]
-    if kind == "text":
-        _refuse_first(table, name, values.map(lambda v: not isinstance(v, str) or not v), "must be text")
-        return values.astype(object)
-    if kind == "flag":
+    name, values = column.name, table[column.name]
+    if column.kind == "text":
+        if not column.optional:
+            _refuse_first(table, name, values.isna() | (values.astype(str) == ""), "must be given for every run")
+        return values.map(_label, na_action="ignore").astype(object)
+    if column.kind == "flag":
         _refuse_first(table, name, values.map(lambda v: not isinstance(v, bool | np.bool_)), "must be True or False")
         return values.astype(bool)
-    number = (int, float, np.integer, np.floating)
-    wrong = values.map(
-        lambda v: isinstance(v, bool | np.bool_) or not (v is None or v is pd.NA or isinstance(v, number))
-    )
-    _refuse_first(table, name, wrong, "must be a number")
-    numbers = pd.to_numeric(values.where(values.notna(), np.nan)).astype(float)
-    if kind == "integer":
-        _refuse_first(table, name, ~(numbers == np.round(numbers)), "must be a whole number")
-        return numbers.astype(np.int64)
+    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
+        wrong = values.map(lambda v: isinstance(v, bool | np.bool_) or not (isinstance(v, Number) or pd.isna(v)))
+        _refuse_first(table, name, wrong, "must be a number")
+    numbers = pd.Series([np.nan if pd.isna(v) else float(v) for v in values], index=values.index, dtype=float)
+    if column.kind == "integer":
+        _refuse_first(table, name, numbers.notna() & (numbers != np.round(numbers)), "must be a whole number")
+        large = numbers.abs() > LARGEST_SEED
+        _refuse_first(table, name, large, f"must be at most {LARGEST_SEED}, since larger ones can't be stored")
+        return numbers if numbers.isna().any() else values.map(int).astype(np.int64)
     return numbers
+
+
+def _label(value: Any) -> str:
+    """Return a label as text: 7 for the number 7.0."""
+    return f"{value:g}" if isinstance(value, float | np.floating) and value == round(value) else str(value)
 
 
 def _check_labels(table: pd.DataFrame) -> None:
     _refuse_first(table, "run_id", table["run_id"].duplicated(), "must be unique", "keep one row per run")
-    for name, labels in (("status", STATUSES), ("accounting", ACCOUNTINGS)):
-        _refuse_first(table, name, ~table[name].isin(labels), f"must be one of {', '.join(labels)}")
+    _refuse_first(table, "status", ~table["status"].isin(STATUSES), f"must be one of {', '.join(STATUSES)}")
     for name, advice in (
         ("accounting", "fit each accounting separately: their exponents differ"),
         ("tokenizer", "fit each tokenizer separately: their losses can't be compared"),
         ("loss_unit", "convert all losses to nats per token"),
         ("simulated", "never fit simulated and measured runs together"),
+        ("experiment", "choose one (--experiment): losses of different experiments can't be compared"),
     ):
-        if name in table:
-            first = table[name].iloc[0]
-            rule = f"must be one value per table, and the first row has {shown(first)}"
-            _refuse_first(table, name, table[name] != first, rule, advice)
+        labels = table[name].dropna() if name in table else pd.Series(dtype=object)
+        if len(labels):
+            rule = f"must be one value per table, and the first row has {shown(labels.iloc[0])}"
+            _refuse_first(table, name, table[name].notna() & (table[name] != labels.iloc[0]), rule, advice)
     if "loss_unit" in table:
         advice = "convert the losses: nats = bits per byte x ln 2 x bytes per token"
-        _refuse_first(table, "loss_unit", table["loss_unit"] != LOSS_UNIT, f"must be {LOSS_UNIT!r}", advice)
+        wrong = table["loss_unit"].notna() & (table["loss_unit"] != LOSS_UNIT)
+        _refuse_first(table, "loss_unit", wrong, f"must be {LOSS_UNIT!r}", advice)
+    if "flops_per_token_fixed" in table:
+        known = (*ACCOUNTINGS, OWN_ACCOUNTING)
+        _refuse_first(table, "accounting", ~table["accounting"].isin(known), f"must be one of {', '.join(known)}")
 
 
 def _check_numbers(table: pd.DataFrame) -> None:
@@ -161,8 +290,8 @@ def _check_numbers(table: pd.DataFrame) -> None:
         values = table[column.name]
         bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
         low = values < column.lower if column.lower_allowed else values <= column.lower
-        bad = low | np.isinf(values)
-        if column.required:
+        bad = low | (values.abs() >= _INFINITE)
+        if not column.optional:
             bad |= values.isna() & ~(unfinished & column.measured)
         if column.name == "loss":
             bad &= ~values.isna()  # `_check_losses` has a clearer message for these
@@ -170,20 +299,17 @@ def _check_numbers(table: pd.DataFrame) -> None:
 
 
 def _check_losses(table: pd.DataFrame) -> None:
-    finished, missing = table["status"] == "finished", table["loss"].isna()
     _refuse_first(
         table,
         "loss",
-        finished & missing,
+        (table["status"] == "finished") & table["loss"].isna(),
         "must be given for every finished run",
         "fill it in, or set the run's status to diverged or failed",
     )
-    _refuse_first(table, "loss", ~finished & ~missing, "must be missing unless the run finished", "leave it empty")
     for name, recurrence in loss_columns(table).items():
         if recurrence < 1:
             raise ValueError(f"a loop must run at least once, but the table has a column {name!r}; drop it")
-        bad = (table[name] <= 0) | np.isinf(table[name])
-        _refuse_first(table, name, bad, "must be finite and greater than 0, or missing where not measured")
+        _refuse_first(table, name, table[name] <= 0, "must be greater than 0, or missing where not measured")
 
 
 def _check_cost(table: pd.DataFrame) -> None:
@@ -196,8 +322,10 @@ def _check_cost(table: pd.DataFrame) -> None:
     )
     wrong = (table["flops"] / expected - 1).abs() > COST_TOLERANCE
     rule = "must equal tokens x (fixed + forward x forward_loops + backward x backward_loops) within 0.1%"
-    details = [f" (the sum is {flops:.6g})" for flops in expected]
-    _refuse_first(table, "flops", wrong, rule, "recount the compute with one accounting", details)
+    advice = (
+        "recount the compute with one accounting, or leave out the columns of the cost model to keep your own count"
+    )
+    _refuse_first(table, "flops", wrong, rule, advice, lambda row: f" (the sum is {expected.iloc[row]:.6g})")
 
 
 def _refuse_first(
@@ -206,16 +334,19 @@ def _refuse_first(
     bad: pd.Series,
     rule: str,
     advice: str = "correct the row or drop it",
-    details: Sequence[str] | None = None,
+    detail: Callable[[int], str] = lambda row: "",
 ) -> None:
-    """Raise ValueError for the first bad row, if there is one; `details` (rows,) follow the row's value."""
+    """Raise ValueError for the first bad row, counted from 1, if there is one; `detail` of it follows its value."""
     rows = np.flatnonzero(bad.to_numpy(dtype=bool))
     if not len(rows):
         return
     row = int(rows[0])
+    place = f"row {row + 1}"
+    if "run_id" in table and str(table["run_id"].iloc[row]) != place:
+        place = f"run {table['run_id'].iloc[row]!r} ({place})"
     raise ValueError(
-        f"`{name}` {rule}, but run {table['run_id'].iloc[row]!r} (row {row}) has {name}={shown(table[name].iloc[row])}"
-        f"{details[row] if details else ''}{more_rows(len(rows) - 1)}; {advice}"
+        f"`{name}` {rule}, but {place} has {name}={shown(table[name].iloc[row])}{detail(row)}"
+        f"{more_rows(len(rows) - 1)}; {advice}"
     )
 
 

@@ -9,16 +9,66 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import architecture_columns
+from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import implausible_losses
-from isoloop.fitting.tables.contract import COLUMNS, check_table, loss_columns
+from isoloop.fitting.tables.contract import (
+    COLUMNS,
+    RunTable,
+    check_runs,
+    is_dense,
+    loss_columns,
+    more_rows,
+    shown,
+)
+
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read and check a run table from a `.csv` or `.parquet` file.
+    """Return the frame of `read_runs`."""
+    return read_runs(path).frame
 
-    Raises ValueError if the file is missing, has another suffix or cannot be read, and as `check_table` does.
+
+def read_runs(
+    path: str | Path,
+    *,
+    experiment: str | None = None,
+    outliers: bool = True,
+    budget_tolerance: float = SAME_BUDGET,
+) -> RunTable:
+    """Read and check the run table in a file.
+
+    `experiment` keeps the rows with that value in the column `experiment`; without `outliers`, rows that the column
+    `outlier` marks are left out.
+
+    Raises ValueError if the file is missing or can't be read, and as `select_rows` and `check_runs` do.
     """
-    return check_table(read_frame(Path(path), text=[column.name for column in COLUMNS if column.kind == "text"]))
+    frame = read_frame(Path(path), text=[column.name for column in COLUMNS if column.kind == "text"])
+    frame = select_rows(frame, experiment=experiment, outliers=outliers)
+    return check_runs(frame, budget_tolerance=budget_tolerance)
+
+
+def select_rows(table: pd.DataFrame, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
+    """Return the rows of one experiment, and without `outliers` those that the column `outlier` does not mark.
+
+    Raises ValueError if the table lacks the experiment or the column, for a mark that is no flag, and if nothing is
+    left.
+    """
+    kept = table
+    if experiment is not None:
+        values = kept["experiment"].map(str) if "experiment" in kept else pd.Series(dtype=str)
+        known = sorted(values.unique())
+        if str(experiment) not in known:
+            advice = f"choose one of {', '.join(known)}" if known else "the table has no such column, so leave it out"
+            raise ValueError(f"an experiment must be in the column `experiment`, but got {experiment!r}; {advice}")
+        kept = kept[values == str(experiment)]
+    if not outliers:
+        if "outlier" not in kept:
+            raise ValueError("leaving outliers out needs the column `outlier`, but the table has none; keep them")
+        kept = kept[~_outlier_flags(kept["outlier"])]
+        if kept.empty:
+            raise ValueError("some runs must not be outliers, but the column `outlier` marks all of them; keep them")
+    return kept
 
 
 def read_frame(path: Path, *, text: Sequence[str] = (), header: bool = False) -> pd.DataFrame:
@@ -70,9 +120,10 @@ def test_time_losses(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["run_id", "mean_recurrence", "tokens"]
     finished = finished_rows(table)
+    columns = {} if is_dense(table) else loss_columns(table)
     parts = [
         finished[keys].assign(recurrence=recurrence, loss=finished[name])[finished[name].notna()]
-        for name, recurrence in loss_columns(table).items()
+        for name, recurrence in columns.items()
     ]
     if not parts or not sum(len(part) for part in parts):
         return pd.DataFrame({key: [] for key in [*keys, "recurrence", "loss"]})
@@ -83,8 +134,15 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 
 
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return the columns that laws read, of the finished runs at T = mean recurrence: arrays of shape (rows,)."""
-    return _with_architecture(finished_rows(table).assign(recurrence=lambda rows: rows["mean_recurrence"]), table)
+    """Return the columns that laws read, of the finished runs: arrays of shape (rows,).
+
+    The losses of looped models are those at T = mean recurrence. Effective parameters are there if the table has them.
+    """
+    rows = finished_rows(table)
+    if not is_dense(table):
+        return _with_architecture(rows.assign(recurrence=rows["mean_recurrence"]), table)
+    data = {name: rows[name].to_numpy(dtype=float) for name in ("params", "tokens", "loss")}
+    return data | _labels_of(rows)
 
 
 def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -102,12 +160,30 @@ test_time_law_data.__test__ = False  # type: ignore[attr-defined]  # a public na
 
 
 def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
-    by_run = table.set_index("run_id")
-    fixed = by_run["effective_params_fixed"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    per_loop = by_run["effective_params_per_loop"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    data = architecture_columns(rows["mean_recurrence"].to_numpy(dtype=float), fixed, per_loop)
-    data |= {name: rows[name].to_numpy(dtype=float) for name in ("tokens", "recurrence", "loss")}
-    data["run_id"] = rows["run_id"].to_numpy(dtype=str)
-    if "budget" in table:
-        data["budget"] = by_run["budget"].reindex(rows["run_id"]).to_numpy(dtype=float)
-    return data
+    by_run = table.set_index("run_id").reindex(rows["run_id"])
+    data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
+    if "effective_params_fixed" in table:
+        fixed, per_loop = (
+            by_run[name].to_numpy(dtype=float) for name in ("effective_params_fixed", "effective_params_per_loop")
+        )
+        data = architecture_columns(data["mean_recurrence"], fixed, per_loop) | data
+    return data | _labels_of(rows.assign(budget=by_run["budget"].to_numpy()) if "budget" in table else rows)
+
+
+def _labels_of(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the ids of the rows' runs and, where the table has them, their budgets."""
+    labels = {"run_id": rows["run_id"].to_numpy(dtype=str)}
+    return labels | ({"budget": rows["budget"].to_numpy(dtype=float)} if "budget" in rows else {})
+
+
+def _outlier_flags(marks: pd.Series) -> np.ndarray:
+    """Return the column `outlier` as flags (rows,). Raises ValueError, with the row's place in the file, for others."""
+    flags = marks.map(lambda mark: _FLAGS.get(str(mark).strip().lower()))
+    unclear = marks[flags.isna()]
+    if len(unclear):
+        mark = unclear.iloc[0]
+        raise ValueError(
+            f"`outlier` must be True or False (or 1 or 0), but row {unclear.index[0] + 1} has "
+            f"{'nothing' if pd.isna(mark) else shown(mark)}{more_rows(len(unclear) - 1)}; fill it in, or keep outliers"
+        )
+    return flags.to_numpy(dtype=bool)

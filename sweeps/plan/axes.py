@@ -178,8 +178,12 @@ def _optimal_recurrence(fit: "SweepFit", budget: float, law: str, path: Path) ->
     """Return µ* at a budget, in loops, under a law."""
     from isoloop.fitting import predict
 
+    if fit.axis != "mean_recurrence":
+        raise ValueError(
+            f"a grid is centred on the best mean recurrence, but {path} is a fit of dense models; use another"
+        )
     if law == "training":
-        return predict(fit, flops=budget).mean_recurrence
+        return predict(fit, flops=budget).value
     power_law = fit.isoflop.mean_recurrence_law if fit.isoflop else None
     if power_law is None:
         reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason

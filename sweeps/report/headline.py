@@ -62,7 +62,7 @@ def _best_model_sentence(fit: SweepFit) -> str:
     best = predict(fit, flops=HEADLINE_MULTIPLE * fit.fitted.flops[1])
     return (
         f"At {best.flops:.3g} FLOPs, the {best.law} law's best model has a mean recurrence of "
-        f"{_spanned(best.mean_recurrence, best.mean_recurrence_interval)}, "
+        f"{_spanned(best.value, best.value_interval)}, "
         f"{_spanned(best.tokens, best.tokens_interval)} tokens and a loss of "
         f"{_spanned(best.loss, best.loss_interval, '.5g')}."
     )

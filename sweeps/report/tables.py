@@ -166,7 +166,7 @@ def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
     if fit.training is not None:
         model = predict(fit, flops=flops)
         best = [
-            _number(model.mean_recurrence, ".3g", span=model.mean_recurrence_interval),
+            _number(model.value, ".3g", span=model.value_interval),
             _number(model.tokens, ".3g", span=model.tokens_interval),
             _number(model.loss, ".4f", span=model.loss_interval),
         ]

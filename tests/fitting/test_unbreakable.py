@@ -12,9 +12,8 @@ from isoloop.fitting import (
     ChinchillaLaw,
     SweepFit,
     TrainingLaw,
-    check_dense_table,
+    check_table,
     choose,
-    dense_data,
     fit_sweep,
     point_estimate,
     simulate_table,
@@ -45,7 +44,7 @@ def test_impossible_numbers_are_refused(column, value):
     table = points()
     table.loc[4, column] = value
     with pytest.raises(ValueError, match=f"`{column}` must be a positive and finite number, but row 4 has"):
-        check_dense_table(table)
+        check_table(table)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -2.0, 0.0])
@@ -77,12 +76,12 @@ def test_losses_of_ordinary_runs_far_from_the_optimum_are_kept():
 @pytest.mark.parametrize("column", ["params", "tokens"])
 def test_a_constant_column_is_refused(column):
     with pytest.raises(ValueError, match=f"needs `{column}` to vary"):
-        point_estimate(ChinchillaLaw(), dense_data(check_dense_table(points().assign(**{column: 1e9}))))
+        point_estimate(ChinchillaLaw(), law_data(check_table(points().assign(**{column: 1e9}))))
 
 
 def test_one_budget_is_reported_by_every_fit():
     one = points()[lambda table: table["budget"] == 1e20]
-    assert any("All runs spend one budget" in caveat for caveat in row_caveats(dense_data(check_dense_table(one))))
+    assert any("All runs spend one budget" in caveat for caveat in row_caveats(law_data(check_table(one))))
     table = sweep()[lambda table: table["budget"] == 4e18]
     fit = fit_sweep(table, name="one", draws=0)
     assert any("All runs spend one budget" in caveat for caveat in fit.caveats)
@@ -92,30 +91,30 @@ def test_one_budget_is_reported_by_every_fit():
 
 def test_fewer_rows_than_parameters_are_refused():
     with pytest.raises(ValueError, match="needs at least 6 rows, but got 5"):
-        point_estimate(ChinchillaLaw(), dense_data(check_dense_table(points().head(5))))
+        point_estimate(ChinchillaLaw(), law_data(check_table(points().head(5))))
 
 
 def test_rows_that_are_all_the_same_are_refused():
     same = pd.concat([points().head(1)] * 12)
     with pytest.raises(ValueError, match="needs `params` to vary"):
-        point_estimate(ChinchillaLaw(), dense_data(check_dense_table(same)))
+        point_estimate(ChinchillaLaw(), law_data(check_table(same)))
 
 
 def test_losses_that_are_all_the_same_are_refused():
     with pytest.raises(ValueError, match="needs `loss` to vary"):
-        point_estimate(ChinchillaLaw(), dense_data(check_dense_table(points().assign(loss=3.0))))
+        point_estimate(ChinchillaLaw(), law_data(check_table(points().assign(loss=3.0))))
 
 
 def test_rows_given_twice_are_reported():
     twice = pd.concat([points(), points().head(2)])
     found = choose(
-        dense_data(check_dense_table(twice)),
+        law_data(check_table(twice)),
         ["chinchilla"],
         draws=0,
-        caveats=row_caveats(dense_data(check_dense_table(twice))),
+        caveats=row_caveats(law_data(check_table(twice))),
     )
     assert "2 rows repeat the parameters, tokens and loss of another" in found.report()
-    assert not any("repeat" in caveat for caveat in row_caveats(dense_data(check_dense_table(points()))))
+    assert not any("repeat" in caveat for caveat in row_caveats(law_data(check_table(points()))))
     table = sweep()
     again = table.head(1).assign(run_id="again")
     fit = fit_sweep(pd.concat([table, again]), name="twice", draws=0)
@@ -134,7 +133,7 @@ def test_runs_that_cannot_be_compared_are_refused(column, values):
     with pytest.raises(ValueError, match=f"`{column}` must be one value per table"):
         fit_sweep(sweep(**{column: mixed}), name="mixed", draws=0)
     with pytest.raises(ValueError, match=f"`{column}` must be one value per table"):
-        check_dense_table(points().assign(**{column: mixed[:35]}))
+        check_table(points().assign(**{column: mixed[:35]}))
 
 
 def test_losses_in_another_unit_are_refused():
@@ -170,19 +169,19 @@ def test_mixed_units_of_loss_are_refused(table):
     rows = table()
     mixed = np.array(["nats per token", "bits per byte"], dtype=object)[np.arange(len(rows)) % 2]
     with pytest.raises(ValueError, match="`loss_unit` must be one value per table"):
-        (check_dense_table if table is points else lambda rows: fit_sweep(rows, name="x"))(rows.assign(loss_unit=mixed))
+        (check_table if table is points else lambda rows: fit_sweep(rows, name="x"))(rows.assign(loss_unit=mixed))
 
 
 def test_several_experiments_are_refused():
     with pytest.raises(ValueError, match=r"`experiment` must be one value per table, but got 0, 1; .*--experiment"):
-        check_dense_table(points().assign(experiment=np.arange(35) % 2))
+        check_table(points().assign(experiment=np.arange(35) % 2))
 
 
 def test_swapped_parameters_and_tokens_are_reported():
     swapped = points().rename(columns={"params": "tokens", "tokens": "params"})
-    caveats = row_caveats(dense_data(check_dense_table(swapped)))
+    caveats = row_caveats(law_data(check_table(swapped)))
     assert any("were the columns params and tokens swapped?" in caveat for caveat in caveats)
-    assert not any("swapped" in one for one in row_caveats(dense_data(check_dense_table(points()))))
+    assert not any("swapped" in one for one in row_caveats(law_data(check_table(points()))))
 
 
 def test_read_only_arrays_are_fitted_and_left_alone():
@@ -194,7 +193,7 @@ def test_read_only_arrays_are_fitted_and_left_alone():
     kept = points().to_numpy().copy()
     frame = pd.DataFrame(kept, columns=points().columns)
     kept.flags.writeable = False
-    choose(dense_data(check_dense_table(frame)), ["chinchilla"], draws=20)
+    choose(law_data(check_table(frame)), ["chinchilla"], draws=20)
     pd.testing.assert_frame_equal(frame, points())
 
 
@@ -209,14 +208,14 @@ def test_a_bound_that_is_hit_is_reported():
     table = points()
     # The loss grows with N, which no positive amplitude can follow.
     table["loss"] = 2.0 + 2085.0 * table["tokens"] ** -0.37 + 0.01 * np.log(table["params"] / 1e8)
-    estimate = point_estimate(ChinchillaLaw(), dense_data(check_dense_table(table)))
+    estimate = point_estimate(ChinchillaLaw(), law_data(check_table(table)))
     assert "A" in estimate.at_bounds
-    found = choose(dense_data(check_dense_table(table)), ["chinchilla"], draws=0)
+    found = choose(law_data(check_table(table)), ["chinchilla"], draws=0)
     assert "warning: A is at its bound" in found.report()
 
 
 def caveat_text(table):
-    return " ".join(row_caveats(dense_data(check_dense_table(table))))
+    return " ".join(row_caveats(law_data(check_table(table))))
 
 
 def test_mixed_units_of_compute_are_reported():

@@ -13,8 +13,8 @@ from isoloop.fitting import (
     ChinchillaLaw,
     SixParameterLaw,
     TestTimeLaw,
-    check_dense_table,
-    dense_data,
+    check_table,
+    law_data,
     point_estimate,
 )
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
@@ -47,7 +47,7 @@ def public(experiment, *, outliers):
         pytest.skip("the public tables are not beside this repository")
     table = pd.read_csv(PUBLIC)
     rows = table[table["experiment"] == experiment]
-    return dense_data(check_dense_table(rows if outliers else rows[~rows["outlier"].astype(bool)]))
+    return law_data(check_table(rows if outliers else rows[~rows["outlier"].astype(bool)]))
 
 
 @pytest.mark.parametrize("outliers", [True, False], ids=["all", "kept"])

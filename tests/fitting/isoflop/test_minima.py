@@ -13,11 +13,11 @@ from isoloop.fitting import (
     LawPredictor,
     MinimaPredictor,
     SweepFit,
-    check_dense_table,
+    check_table,
     cross_validate,
-    dense_data,
     fit_isoflop,
     fit_sweep,
+    law_data,
     predict_from_minima,
     published_cost_model,
     simulate_table,
@@ -320,7 +320,7 @@ def test_a_floor_needs_three_budgets():
 
 
 def test_minima_stand_beside_laws_in_a_comparison():
-    data = dense_data(check_dense_table(dense_parabolas()))
+    data = law_data(check_table(dense_parabolas()))
     compared = cross_validate(
         data,
         [

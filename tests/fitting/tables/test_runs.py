@@ -13,7 +13,6 @@ from isoloop.fitting import (
     simulate_table,
     test_time_losses,
 )
-from isoloop.fitting.tables.contract import REQUIRED_COLUMNS
 from isoloop.fitting.tables.runs import law_data
 
 
@@ -139,7 +138,6 @@ def test_a_model_without_a_loop_costs_nothing_per_loop(table):
 
 def test_the_budget_may_be_absent(table):
     assert "budget" not in check_table(table.drop(columns="budget"))
-    assert "budget" not in REQUIRED_COLUMNS
 
 
 def test_long_form_leaves_out_what_was_not_measured(table):
