@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.cost import Cost
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.bias import ParabolaBias
-from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
-from isoloop.fitting.tables.runs import implausible_rows, law_data
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
@@ -25,7 +26,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table."""
     # The table
     caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting)
-    if not fit.simulated and not table.duplicated(["mean_recurrence", "backprop_depth", "tokens"]).any():
+    cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
+    if not fit.simulated and not table.duplicated(cell).any():
         caveats.insert(0, "Each cell was trained once: how a loss scatters from seed to seed was not measured.")
     for status in ("diverged", "failed"):
         count = int((table["status"] == status).sum())
@@ -41,10 +43,11 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats.append(f"Only {runs} fitted: so few can hardly tell one form of a law from another.")
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
+    caveats += cost_caveats(table, fit.cost_model)
     # The fits
     caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
     if fit.isoflop is not None:
-        caveats += _isoflop_caveats(fit.isoflop, table)
+        caveats += _isoflop_caveats(fit.isoflop, fit.axis, table)
     if fit.training is not None:
         caveats += _outliers(fit.training, table)
     if fit.parabola_bias is not None:
@@ -73,6 +76,19 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     return caveats
 
 
+def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
+    """Return a caveat if the FLOPs per token of some runs differ from what their cost says by over 1%."""
+    runs = finished_rows(table)
+    off = (runs["flops"] / runs["tokens"] / cost.flops_per_token(runs[cost.axis]) - 1).abs()
+    if not (off > BUDGET_TOLERANCE).any():
+        return []
+    return [
+        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ in FLOPs per token by over 1% from others "
+        f"of their {AXIS_NAMES[cost.axis]} (by up to {100 * off.max():.3g}%): D* and predictions at a budget are as "
+        "uncertain."
+    ]
+
+
 def _missed_budgets(table: pd.DataFrame) -> list[str]:
     """Return a caveat if finished runs spent over 1% more or less than their budget."""
     if "budget" not in table:
@@ -88,7 +104,7 @@ def _missed_budgets(table: pd.DataFrame) -> list[str]:
     return [f"{count} runs spent over 1% more or less than their budget, {worst!r} most: {most}."]
 
 
-def _isoflop_caveats(isoflop: IsoflopFit, table: pd.DataFrame) -> list[str]:
+def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> list[str]:
     caveats = [
         f"The budget of {minimum.budget:.3g} FLOPs is left out of the power laws: {minimum.reason}."
         for minimum in isoflop.minima
@@ -97,11 +113,13 @@ def _isoflop_caveats(isoflop: IsoflopFit, table: pd.DataFrame) -> list[str]:
     # Minima inside the grid although the best measured run is at its edge
     for minimum in isoflop.minima:
         runs = table[table["budget"] == minimum.budget].dropna(subset=["loss"])
-        best = float(runs.loc[runs["loss"].idxmin(), "mean_recurrence"]) if len(runs) else None
-        if minimum.included and best in (runs["mean_recurrence"].min(), runs["mean_recurrence"].max()):
+        best = float(runs.loc[runs["loss"].idxmin(), axis]) if len(runs) else None
+        if minimum.included and best in (runs[axis].min(), runs[axis].max()):
+            unit = "parameters" if axis == "params" else "loop" if best == 1 else "loops"
+            value = minimum.params if axis == "params" else minimum.mean_recurrence
             caveats.append(
-                f"At {minimum.budget:.3g} FLOPs the best measured run has {best:g} {'loop' if best == 1 else 'loops'}, "
-                f"the grid's edge: the minimum at {minimum.mean_recurrence:.3g} rests on the parabola's shape."
+                f"At {minimum.budget:.3g} FLOPs the best measured run has {best:.4g} {unit}, the grid's edge: the "
+                f"minimum at {value:.3g} rests on the parabola's shape."
             )
     caveats += isoflop.notes
     if isoflop.noise is not None and isoflop.noise_dof < _FEW_DOF:
@@ -135,9 +153,10 @@ def _outliers(law: LawFit, table: pd.DataFrame) -> list[str]:
 def _bias_caveats(bias: ParabolaBias) -> list[str]:
     """Return how far the parabolas bias the exponents, and the corrected exponents."""
     axis = bias.axis_exponent
-    corrected = f"mu* ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
+    best = "N*" if axis.quantity == AXIS_NAMES["params"] else "mu*"
+    corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
-        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give mu* an exponent of "
-        f"{axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
+        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "
+        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
         *bias.notes,
     ]

@@ -33,6 +33,11 @@ class Cost(ABC):
     effective_params_fixed: float | None
     effective_params_per_loop: float | None
 
+    @property
+    @abstractmethod
+    def formula(self) -> str:
+        """FLOPs per token in words or symbols, for reports."""
+
     @abstractmethod
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """Return FLOPs per token, forward and backward, of models with `values` on the axis, of their shape."""
@@ -119,6 +124,14 @@ class CostModel(Cost):
             **per_token,
         )
 
+    @property
+    def formula(self) -> str:
+        """See `Cost.formula`."""
+        return (
+            f"{self.flops_per_token_fixed:.4g} + {self.flops_per_token_forward_loop:.4g} per forward loop + "
+            f"{self.flops_per_token_backward_loop:.4g} per backward loop"
+        )
+
     def loops(self, mean_recurrence: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean loops per token (forward, backward), of the shape of `mean_recurrence`."""
         mu = np.asarray(mean_recurrence, dtype=float)
@@ -184,6 +197,11 @@ class MeasuredCost(Cost):
             **{name: float(table[name].iloc[0]) for name in known if name != "params"},
         )
 
+    @property
+    def formula(self) -> str:
+        """See `Cost.formula`."""
+        return "as the table has them, interpolated between its mean recurrences"
+
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """See `Cost.flops_per_token`."""
         mu, nodes, costs = (
@@ -239,6 +257,12 @@ class DenseCost(Cost):
             return cls(flops_per_param_token=float(np.exp(np.median(log_factor))))
         level = float(np.exp(log_factor.mean() - slope * log_params.mean()))
         return cls(flops_per_param_token=level, exponent=1.0 + slope)
+
+    @property
+    def formula(self) -> str:
+        """See `Cost.formula`."""
+        power = "" if self.exponent == 1 else f"^{self.exponent:.4g}"
+        return f"{self.flops_per_param_token:.4g} N{power}"
 
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """See `Cost.flops_per_token`."""

@@ -154,7 +154,8 @@ class SweepFit:
             f"  runs fitted    {self.finished_runs}\n"
             f"  compute        {low:.3g} to {high:.3g} FLOPs, accounting {self.accounting}\n"
             f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
-            f"  {axis}"
+            f"  {axis}\n"
+            f"  FLOPs/token    {self.cost_model.formula}"
         ]
         if self.reading:
             parts.insert(0, "\n".join(_bullets("How the table was read", self.reading)))

@@ -33,6 +33,11 @@ Arguments = ParamSpec("Arguments")
 Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
+_NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
+_NO_EFFECTIVE_PARAMS = (
+    "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
+    "table has none; the loops law takes the place of the training law"
+)
 
 
 def fit_sweep(
@@ -175,13 +180,20 @@ class _SweepFitter:
         if not is_dense(self.table):
             data = test_time_law_data(self.table)
             test_time = self._test_time(data)
-            joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
+            if len(data["loss"]):
+                joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True)
+            else:
+                self._add_missing("joint-test-time", _NOT_EVALUATED)
             self.progress("joint test-time law", 1, 1)
-            if training is None:
+            if "effective_params" not in data:
+                self._add_missing("unified", _NO_EFFECTIVE_PARAMS)
+            elif training is None:
                 self._add_missing("unified", "it contains the training law, which could not be fitted")
             elif training.law != "training":
                 other = f"this sweep is fitted by the {training.form.name} law"
                 self._add_missing("unified", f"it extends the built-in training law, and {other}")
+            elif not len(data["loss"]):
+                self._add_missing("unified", _NOT_EVALUATED)
             else:
                 unified = self._attempt("unified", self._law, "unified", data, by_run=True)
             self.progress("unified law", 1, 1)
@@ -237,7 +249,7 @@ class _SweepFitter:
         """Return the test-time law of each model."""
         runs = list(dict.fromkeys(data["run_id"]))
         fits = []
-        reason = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
+        reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
             try:
@@ -250,7 +262,8 @@ class _SweepFitter:
                 reason = str(error)
             self.progress("test-time laws", done, len(runs))
         if len(fits) < max(1, len(runs)):
-            self._add_missing("test-time", f"{len(runs) - len(fits)} of {len(runs)} models: {reason}")
+            count = f"{len(runs) - len(fits)} of {len(runs)} models: " if runs else ""
+            self._add_missing("test-time", f"{count}{reason}")
         return tuple(fits)
 
     def _add_missing(self, name: str, reason: str) -> None:

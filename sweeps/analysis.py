@@ -57,7 +57,7 @@ def fit_and_report(
         own = folders.group(slugs[label])
         own.sweep.mkdir(parents=True)
         part.to_csv(own.table, index=False)
-        own.config.write_text(folders.config.read_text())
+        own.config.write_text(folders.config.read_text(encoding="utf-8"), encoding="utf-8")
         results[label] = fit(own, part, label=label)
     # Write the page that compares the groups.
     reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
@@ -131,15 +131,15 @@ def _write_page(
 ) -> SweepResults:
     from isoloop.sweeps.report.page import write_report
 
-    left_out = folders.left_out.read_text().splitlines() if folders.left_out.exists() else []
+    left_out = folders.left_out.read_text(encoding="utf-8").splitlines() if folders.left_out.exists() else []
     write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command, group=label)
     return results
 
 
 def store_fit(fit: "SweepFit", path: Path) -> None:
     """Write a fit to `path` as JSON and, beside it, as readable text."""
-    path.write_text(fit.to_json())
-    path.with_suffix(".txt").write_text(fit.report())
+    path.write_text(fit.to_json(), encoding="utf-8")
+    path.with_suffix(".txt").write_text(fit.report(), encoding="utf-8")
 
 
 def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":
@@ -153,6 +153,6 @@ def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame")
 
     study = judge_sweep(table, sweep, folders)
     write_study(study, folders.sweep)
-    folders.stability.write_text(study.report())
+    folders.stability.write_text(study.report(), encoding="utf-8")
     save_stability(study, folders.figures)
     return study

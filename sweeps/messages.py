@@ -19,7 +19,14 @@ def first_line(error: BaseException) -> str:
 
 def broken_rules(error: "ValidationError") -> str:
     """Return the rules that a value breaks, in one line."""
-    return "; ".join(broken_rule(problem) for problem in error.errors())
+    return "; ".join(broken_rule(problem) for problem in distinct_problems(error))
+
+
+def distinct_problems(error: "ValidationError") -> list[Mapping[str, Any]]:
+    """Return pydantic's errors but those that only follow from others: a list is short without its bad entries."""
+    problems = error.errors()
+    inner = {problem["loc"][:length] for problem in problems for length in range(len(problem["loc"]))}
+    return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inner]
 
 
 def broken_rule(problem: Mapping[str, Any]) -> str:
@@ -28,6 +35,9 @@ def broken_rule(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{place}: must be given, but is missing"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "too_short":
+        least = problem["ctx"]["min_length"]
+        message = f"must have at least {least} {'entry' if least == 1 else 'entries'}"
     value = problem["input"]
     got = "" if isinstance(value, dict) or problem["type"] == "value_error" else f", but got {value!r}"
     return f"{place}: {message[:1].lower()}{message[1:]}{got}"

@@ -119,8 +119,10 @@ def train_sweep(
                 f"the tracking store must hold all {len(plan.cells)} runs, but {store.shown_uri} has {len(table)}; "
                 "nothing is lost: rerun the command"
             )
-        folders.left_out.write_text("".join(f"{cell.label}: {cell.reason}\n" for cell in plan.left_out))
-        folders.config.write_text(config_text(plan.sweep))
+        folders.left_out.write_text(
+            "".join(f"{cell.label}: {cell.reason}\n" for cell in plan.left_out), encoding="utf-8"
+        )
+        folders.config.write_text(config_text(plan.sweep), encoding="utf-8")
         table.to_csv(folders.table, index=False)
     return TrainedSweep(table=table, failed=outcome.failed, store=store, parent=uploader.parent)
 

@@ -21,14 +21,25 @@ def _refuse_non_number(value: Any) -> Any:
     return value
 
 
+def _refuse_beyond_64_bits(value: Any) -> Any:
+    """Raise ValueError for a number that run tables, databases and torch can't hold as an integer."""
+    if isinstance(value, int | float) and LARGEST_INTEGER < value < math.inf:
+        raise ValueError(f"must be at most {LARGEST_INTEGER} (2^63 - 1), but got {value}; choose a smaller number")
+    return value
+
+
+LARGEST_INTEGER = 2**63 - 1
 StrictNumber = BeforeValidator(_refuse_non_number)
-PositiveInt = Annotated[int, StrictNumber, Field(ge=1)]
+# -0.0 would give the same run another id.
+_PositiveZero = AfterValidator(lambda value: value + 0.0)
+StrictInt = Annotated[int, StrictNumber, BeforeValidator(_refuse_beyond_64_bits)]
+PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Recurrence = Annotated[int, StrictNumber, Field(ge=1, le=4096)]
-NonNegativeInt = Annotated[int, StrictNumber, Field(ge=0)]
+NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 PositiveFloat = Annotated[float, StrictNumber, Field(gt=0)]
-NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0)]
-Fraction = Annotated[float, StrictNumber, Field(ge=0, le=1)]
-Momentum = Annotated[float, StrictNumber, Field(ge=0, lt=1)]
+NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]
+Fraction = Annotated[float, StrictNumber, Field(ge=0, le=1), _PositiveZero]
+Momentum = Annotated[float, StrictNumber, Field(ge=0, lt=1), _PositiveZero]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 
 BYTE_VOCABULARY = 256
@@ -263,7 +274,7 @@ class DataConfig(Config):
     validation_fraction: Annotated[float, StrictNumber, Field(gt=0, lt=1)] = 0.05
     max_tokens: PositiveInt | None = None
     tokenizer: NonEmptyText = "bytes"
-    tokenizer_vocabulary: Annotated[int, StrictNumber, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
+    tokenizer_vocabulary: Annotated[StrictInt, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
     tokenizer_sample_bytes: PositiveInt = 200_000_000
     separator: NonEmptyText = "<|endoftext|>"
 
@@ -365,6 +376,15 @@ class RunSpec(Config):
     @model_validator(mode="after")
     def _check_fixed_depth(self) -> Self:
         check_fixed_depth(self.model, (self.recurrence.mean,), self.recurrence, self.evaluation)
+        return self
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        if self.tokens > LARGEST_INTEGER:
+            raise ValueError(
+                f"a run must have at most {LARGEST_INTEGER} (2^63 - 1) tokens, but {self.steps} steps of "
+                f"{self.tokens_per_step} tokens are {self.tokens:.3g}; lower the steps, the batch or the context"
+            )
         return self
 
     @property

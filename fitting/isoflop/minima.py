@@ -20,6 +20,7 @@ from isoloop.fitting.isoflop.power_law import (
     fit_power_law,
     lines,
 )
+from isoloop.fitting.tables.budgets import why_no_budgets
 from isoloop.fitting.tables.runs import implausible_rows
 
 AXIS_NAMES = {"mean_recurrence": "mean recurrence", "params": "parameter count", "tokens": "token count"}
@@ -203,7 +204,7 @@ def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: Cost) -> n
 def _rows_with_budget(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     """Return the rows that have a budget; the loss is missing if the run did not finish or its loss is implausible."""
     if "budget" not in table or table["budget"].isna().all():
-        raise ValueError("isoFLOP curves need the column `budget`, but no run has one; sweep over compute budgets")
+        raise ValueError(why_no_budgets(table))
     missing = [name for name in (axis, "tokens", "loss") if name not in table]
     if missing:
         raise ValueError(

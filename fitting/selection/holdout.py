@@ -31,14 +31,14 @@ PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 class HeldOutRow:
     """One held-out loss in nats per token; `error` is (predicted - measured) / measured in percent.
 
-    `recurrence` is the T of the loss. It and `mean_recurrence` are NaN for a dense model.
+    `recurrence` is the T of the loss. It and `mean_recurrence` are None for a dense model.
     """
 
     method: str
     run_id: str
-    mean_recurrence: float
+    mean_recurrence: float | None
     tokens: float
-    recurrence: float
+    recurrence: float | None
     measured: float
     predicted: float
     interval: tuple[float, float] | None
@@ -208,16 +208,14 @@ def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
 def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> list[HeldOutRow]:
     """Return the predictions of the rows `held_out` with the measured losses."""
     loss, bounds = predicted
-    unknown = np.full(len(loss), np.nan)
-    mean_recurrence = held_out.get("mean_recurrence", unknown)
-    recurrence = held_out.get("recurrence", unknown)
+    mean_recurrence, recurrence = held_out.get("mean_recurrence"), held_out.get("recurrence")
     return [
         HeldOutRow(
             method=method,
             run_id=str(held_out["run_id"][i]),
-            mean_recurrence=float(mean_recurrence[i]),
+            mean_recurrence=None if mean_recurrence is None else float(mean_recurrence[i]),
             tokens=float(held_out["tokens"][i]),
-            recurrence=float(recurrence[i]),
+            recurrence=None if recurrence is None else float(recurrence[i]),
             measured=float(held_out["loss"][i]),
             predicted=float(loss[i]),
             interval=(float(bounds[0][i]), float(bounds[1][i])) if bounds else None,

@@ -68,3 +68,15 @@ def clustered_budgets(flops: np.ndarray, axis: np.ndarray) -> np.ndarray | None:
             budgets[known] = np.where(usable[groups], np.exp(medians[groups]), np.nan)
             return budgets
     return None
+
+
+def why_no_budgets(table: pd.DataFrame) -> str:
+    """Return the reason why a run table without budgets has no isoFLOP curves."""
+    spent = table["flops"].dropna().to_numpy(dtype=float) if "flops" in table else np.empty(0)
+    spent = spent[spent > 0]
+    groups = int(group_values(spent).max(initial=-1)) + 1
+    finding = f", and the FLOPs of its {len(spent)} runs do not cluster ({groups} different values)" if groups else ""
+    return (
+        f"isoFLOP curves need runs that spend the same compute, but no run has a `budget`{finding}; sweep over compute "
+        "budgets, or add the column"
+    )

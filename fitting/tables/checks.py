@@ -42,7 +42,13 @@ def implausible_losses(losses: np.ndarray, budgets: np.ndarray | None = None) ->
 def provenance_caveats(*, simulated: bool, accounting: str) -> list[str]:
     """Return what a reader should know of the origin of the runs in a run table."""
     drawn = ["Every run is simulated: drawn from a law, not trained."] if simulated else []
-    return [*drawn, f"Compute is counted by `{accounting}`; under another accounting the exponents differ."]
+    counted = {
+        "own": "Compute is the table's own count of FLOPs, which no cost model checks; under another the exponents "
+        "differ.",
+        "6ND": "Compute is taken to be C = 6 N D, since no FLOPs are given; attention and output head are not in it.",
+    }
+    other = f"Compute is counted by `{accounting}`; under another accounting the exponents differ."
+    return [*drawn, counted.get(accounting, other)]
 
 
 def row_caveats(data: Data) -> list[str]:
@@ -57,7 +63,7 @@ def row_caveats(data: Data) -> list[str]:
 
 
 def _repeated_rows(data: Data) -> list[str]:
-    size = "effective_params" if "effective_params" in data else "params"
+    size = next(name for name in ("effective_params", "mean_recurrence", "params") if name in data)
     _, counts = np.unique(np.stack([data[size], data["tokens"], data["loss"]]), axis=1, return_counts=True)
     repeated = int((counts - 1).sum())
     if not repeated:

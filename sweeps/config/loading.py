@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.messages import broken_rule, did_you_mean
+from isoloop.sweeps.config.yaml_text import parse_yaml, read_yaml, yaml_problem
+from isoloop.sweeps.messages import broken_rule, did_you_mean, distinct_problems
 from isoloop.trainer.config import SHAPE_FIELDS, Config, ModelConfig
 
 _SECTION_LIKE_MAPPINGS = ("axes.", "tune.space.")  # their keys are paths of settings, with dots
@@ -32,7 +33,7 @@ def preset_text(name: str) -> str:
     if name not in names:
         hint = did_you_mean(name, names, f"presets are {', '.join(names)}")
         raise ValueError(f"a sweep must be a preset or a .yaml file that exists, but got '{name}'; {hint}")
-    return (_preset_folder() / f"{name}.yaml").read_text()
+    return (_preset_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_sweep(
@@ -48,22 +49,37 @@ def load_sweep(
     Raises:
         ValueError: unknown preset, missing file, bad YAML, unknown keys, wrong types, broken rules.
     """
-    content = _read_with_bases(name)
-    # The size goes first, as the other keys of `model` change what it sets.
-    for override in sorted(overrides, key=lambda override: not override.startswith(("model=", "model.size="))):
+    # Each setting is given once.
+    content, given = _read_with_bases(name), [override.partition("=")[0] for override in overrides]
+    given += [path for path, literal in (settings or {}).items() if literal is not None]
+    repeated = next((path for path in given if given.count(path) > 1), None)
+    if repeated is not None:
+        raise ValueError(
+            f"a setting must be given once on the command line, but {repeated} is given several times (by --set, or "
+            "by --set and an option of its own); keep one"
+        )
+    # The size goes first, as the other keys of `model` change what it sets; a section goes before its keys.
+    for override in sorted(overrides, key=_override_rank):
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ValueError(f"an override must read section.key=value, but got '{override}'")
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"an override's value must be YAML, but '{text}' in '{override}' isn't") from error
+            raise ValueError(
+                f"an override's value must be YAML, but '{text}' in '{override}' isn't: {yaml_problem(error)}"
+            ) from error
         _set(content, path, value)
     _drop_replaced_alternatives(content, {re.split("[.=]", override)[0] for override in overrides})
     for path, literal in (settings or {}).items():
         if literal is not None:
             _set(content, path, literal)
     return validate_sweep(content, source=name)
+
+
+def _override_rank(override: str) -> tuple[bool, int]:
+    path = override.partition("=")[0]
+    return path not in ("model", "model.size"), path.count(".")
 
 
 def _read_with_bases(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -75,9 +91,10 @@ def _read_with_bases(name: str, extending: tuple[str, ...] = ()) -> dict[str, An
     is_file = path.suffix in {".yaml", ".yml"} or path.is_file()
     if is_file and not path.is_file():
         raise ValueError(f"a sweep must be a preset or a .yaml file that exists, but there is no file '{name}'")
+    text = "" if is_file else preset_text(name)
     try:
-        content = parse_yaml(path.read_text() if is_file else preset_text(name))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path) if is_file else parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"a sweep's configuration must be YAML, but '{name}' isn't: {error}") from error
     if not isinstance(content, dict):
         got = "is empty" if content is None else "is a list" if isinstance(content, list) else "is a single value"
@@ -129,24 +146,9 @@ def validate_sweep(content: dict[str, Any], *, source: str) -> SweepConfig:
     try:
         return SweepConfig.model_validate(content)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
-        raise ValueError(f"the sweep '{source}' breaks {error.error_count()} rule(s):\n{problems}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader that reads 1e18 as a number, as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML into plain data."""
-    return yaml.load(text, Loader=_Loader)
+        problems = [f"  {_describe(problem)}" for problem in distinct_problems(error)]
+        text = "\n".join(problems)
+        raise ValueError(f"the sweep '{source}' breaks {len(problems)} rule(s):\n{text}") from error
 
 
 def _preset_folder() -> Any:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Secret, Tag, model_validator
 
 from isoloop.sweeps.config.resources import ClusterConfig, Resources
+from isoloop.sweeps.config.yaml_text import dump_yaml
 from isoloop.sweeps.privacy import HIDDEN, redacted
 from isoloop.trainer.config import (
     SIZES,
@@ -28,6 +28,7 @@ from isoloop.trainer.config import (
     PositiveInt,
     Recurrence,
     ScheduleConfig,
+    StrictInt,
     StrictNumber,
     check_fixed_depth,
 )
@@ -182,7 +183,7 @@ class CentredGridConfig(Config):
 
     fit: Annotated[str, Field(min_length=1)]
     width: Annotated[float, StrictNumber, Field(gt=1)] = 3.0
-    count: Annotated[int, StrictNumber, Field(ge=3)] = 5
+    count: Annotated[StrictInt, Field(ge=3)] = 5
     law: Literal["isoflop", "training"] = "isoflop"
     centres: tuple[tuple[PositiveFloat, PositiveFloat], ...] | None = None
     centres_of: str | None = None
@@ -384,4 +385,4 @@ def config_text(sweep: SweepConfig) -> str:
     for name in ("points", "axes", "exclude"):  # here null is a value, which must stay
         content[name] = sweep.model_dump(mode="json", include={name})[name]
     content = {key: value for key, value in content.items() if value not in ([], {})}
-    return redacted(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return redacted(dump_yaml(content))

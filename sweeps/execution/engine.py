@@ -487,7 +487,7 @@ def _lease_owner(folders: Folders) -> str:
     if not path.exists():
         folders.sweep.mkdir(parents=True, exist_ok=True)
         write_atomically(path, uuid.uuid4().hex)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _heartbeat_time(folder: Path) -> float | None:

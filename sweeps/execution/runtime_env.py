@@ -137,8 +137,16 @@ def _git_commit(package: Path) -> str | None:
     git = ["git", "-C", str(package)]
     code = [str(path.resolve()) for path in (package, *package.iterdir()) if path.is_dir()]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        state = subprocess.run([*git, "status", "--porcelain", *code], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", timeout=10, check=True
+        )
+        state = subprocess.run(
+            [*git, "status", "--porcelain", *code],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+" if state.stdout.strip() else "")

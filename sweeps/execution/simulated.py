@@ -90,6 +90,6 @@ def _draw_result(
         spectral_radius=None,
         seconds=0.0,
     )
-    (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+    (folder / "spec.json").write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     write_result(folder, result)
     return result

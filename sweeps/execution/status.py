@@ -92,11 +92,11 @@ def read_status(folders: Folders) -> SweepStatus:
             f"a sweep must have been started to have a status, but {folders.sweep} has no {folders.manifest.name}; "
             f"start it with 'isoloop run {folders.name}'"
         )
-    cells = json.loads(folders.manifest.read_text())
+    cells = json.loads(folders.manifest.read_text(encoding="utf-8"))
     at_work = is_owned(folders.sweep)
     state: dict[str, Any] = {"running": {}, "again": {}, "failed": {}}
     if folders.state.exists():
-        state |= json.loads(folders.state.read_text())
+        state |= json.loads(folders.state.read_text(encoding="utf-8"))
     runs = [_run_status(cell, folders.run(cell["run_id"]), state, at_work) for cell in cells]
     shares = [1.0 if run.state in ("done", "diverged") else run.step / run.steps for run in runs]
     done = sum(share * cell["flops"] for share, cell in zip(shares, cells, strict=True))

@@ -75,5 +75,5 @@ def _start_events(journal: Path) -> list[dict[str, object]]:
 def _fingerprint(spec: Path) -> str | None:
     if not spec.exists():
         return None
-    fingerprint = json.loads(spec.read_text()).get("data_fingerprint")
+    fingerprint = json.loads(spec.read_text(encoding="utf-8")).get("data_fingerprint")
     return None if fingerprint in (None, "simulated") else str(fingerprint)

@@ -112,7 +112,7 @@ def held_out_table(held: HeldOut) -> PageTable:
             (
                 TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
                 TableCell(text=with_greek_mu(row.method), kind="text"),
-                _number(row.mean_recurrence, "g"),
+                _MISSING if row.mean_recurrence is None else _number(row.mean_recurrence, "g"),
                 _number(row.tokens, ".4g"),
                 _number(row.predicted, ".4f"),
                 span,

@@ -145,7 +145,7 @@ class RunStore:
         Raises:
             StorageError: the storage can't be used now; call again.
         """
-        fingerprint = _checked_name(json.loads((folder / "corpus.json").read_text())["fingerprint"])
+        fingerprint = _checked_name(json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["fingerprint"])
         corpus, marker = f"corpora/{fingerprint}", f"corpora/{fingerprint}.json"
         if self.remote.read(marker) is None:
             sizes = {

@@ -17,7 +17,7 @@ from isoloop.fitting.tables.reading import RawTable, to_numbers
 from pydantic import Field, ValidationError, model_validator
 
 from isoloop.fitting.tables.contract import COLUMNS, COST_TOLERANCE, RunTable, loss_column, loss_columns
-from isoloop.sweeps.config.loading import parse_yaml
+from isoloop.sweeps.config.yaml_text import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns
 from isoloop.trainer.accounting import Accounting, expected_loops

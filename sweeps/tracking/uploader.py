@@ -326,7 +326,7 @@ class Uploader:
     def _read_cursor(self, run_id: str) -> _Cursor:
         """Return the run's cursor; a missing or unreadable one begins anew, from the last step in the store."""
         try:
-            return _Cursor(**json.loads((self.cursor_folder / f"{run_id}.json").read_text()))
+            return _Cursor(**json.loads((self.cursor_folder / f"{run_id}.json").read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return _Cursor()
 

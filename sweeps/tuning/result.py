@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from isoloop import __version__
+from isoloop.sweeps.config.yaml_text import dump_yaml
 from isoloop.sweeps.messages import align_columns
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.tuning.search_space import SearchSpace, Trial, TrialValues, describe_values, finished_trials
@@ -102,11 +101,11 @@ class TuningResult:
 def write_result_files(result: TuningResult, folders: Folders, command: str) -> None:
     """Write tuned.yaml, tune.txt and tune.csv into the tuning's folder; `command` without secrets."""
     folders.sweep.mkdir(parents=True, exist_ok=True)
-    (folders.sweep / "tuned.yaml").write_text(settings_yaml(result, folders, command))
+    (folders.sweep / "tuned.yaml").write_text(settings_yaml(result, folders, command), encoding="utf-8")
     lines = [*result.summary(), "", *trial_table(result.trials)]
     if result.check is not None:
         lines += ["", *check_run_table(result.check)]
-    (folders.sweep / "tune.txt").write_text("\n".join([*lines, ""]))
+    (folders.sweep / "tune.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
     _write_csv(result, folders)
 
 
@@ -126,7 +125,7 @@ def settings_yaml(result: TuningResult, folders: Folders, command: str) -> str:
         for name in sections:
             section = section.setdefault(name, {})
         section[key] = list(value) if isinstance(value, tuple) else value
-    settings = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    settings = dump_yaml(content)
     return "".join(f"# {line}".rstrip() + "\n" for line in header) + settings
 
 
@@ -158,7 +157,7 @@ def _write_csv(result: TuningResult, folders: Folders) -> None:
     def settings(values: TrialValues) -> list[Any]:
         return [values.get(path) for path in paths]
 
-    with (folders.sweep / "tune.csv").open("w", newline="") as file:
+    with (folders.sweep / "tune.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*columns, *paths])
         for trial in result.trials:

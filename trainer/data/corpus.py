@@ -126,7 +126,7 @@ class CorpusRequest:
         """Open the prepared corpus, if there is one, without reading text or tokens."""
         if not self._prepared.exists():
             return None
-        folder = self._cache / json.loads(self._prepared.read_text())["fingerprint"]
+        folder = self._cache / json.loads(self._prepared.read_text(encoding="utf-8"))["fingerprint"]
         return Corpus(folder) if (folder / "corpus.json").exists() else None
 
     def build(self) -> Corpus:

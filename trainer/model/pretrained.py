@@ -198,7 +198,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
     """
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"a published checkpoint must hold a readable config.json, but {path}: {error}") from error
     kind = content.get("_class_name") if isinstance(content, dict) else None

@@ -36,7 +36,7 @@ def source_commit(source: Path = _SOURCE) -> str | None:
         return commit
     command = ["git", f"--git-dir={source / '.git'}", "rev-parse", "--quiet", "--verify", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, no commit
         return None
 
@@ -52,7 +52,7 @@ def package_version(package: str) -> str | None:
 def _processor_name() -> str | None:
     """Return the processor's name from Linux, or else from Python."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine() or None)
 

@@ -61,7 +61,7 @@ def read_result(folder: Path) -> RunResult | None:
     if not path.exists():
         return None
     try:
-        return RunResult.model_validate_json(path.read_text())
+        return RunResult.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ValueError(
             f"{path} must be a run's result, but it has {error.error_count()} errors; delete it and rerun the command"

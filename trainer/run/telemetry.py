@@ -97,7 +97,7 @@ def resident_memory() -> float:
     """Return the bytes of this process in RAM, or their peak where there is no /proc."""
     pages = Path("/proc/self/statm")
     if pages.exists():
-        return float(int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        return float(int(pages.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     return peak_memory("cpu")
 
 

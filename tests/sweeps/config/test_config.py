@@ -3,9 +3,13 @@ import pytest
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
 from isoloop.sweeps.config.loading import load_sweep, parse_yaml, preset_names, preset_text, validate_sweep
 from isoloop.sweeps.config.schema import config_text
-from isoloop.trainer.config import SIZES
+from isoloop.sweeps.plan.grid import plan_sweep, planned_columns, simulated_corpus
+from isoloop.trainer.config import SIZES, RunSpec
 
 BASE = {"name": "x", "budgets": [1e9], "mean_recurrences": [1, 2]}
+SIMULATION = {
+    "E": 1.5, "X": 10, "x": 0.3, "Y": 100, "y": 0.3, "Z": 1, "z": 1, "run_noise": 0, "evaluation_noise": 0
+}  # fmt: skip
 FIXED = {
     "mean_recurrences": [1],
     "model": {"injection": "none"},
@@ -85,7 +89,7 @@ def test_overrides(tmp_path):
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
         ({"batch": 0}, "batch: input should be greater than or equal to 1, but got 0"),
         ({"mean_recurrences": [0, 1]}, "mean_recurrences.0: input should be greater than or equal to 1, but got 0"),
-        ({"mean_recurrences": []}, "at least 1 item"),
+        ({"mean_recurrences": []}, "mean_recurrences: must have at least 1 entry, but got []"),
         ({"mean_recurrences": [2, 2]}, "values must be distinct"),
         ({"budgets": [-1e9]}, "greater than 0"),
         ({"budgets": [float("nan")]}, "budgets.0"),
@@ -130,3 +134,114 @@ def test_unreadable_sweeps_are_named(tmp_path, monkeypatch, name, content, expec
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=expected):
         load_sweep(name)
+
+
+class TestNumbersBeyond64Bits:
+    """Run tables, databases and torch keep integers in 64 bits with a sign."""
+
+    LARGEST = 2**63 - 1
+
+    @pytest.mark.parametrize(
+        ("change", "place"),
+        [
+            ({"seed": 2**63}, "seed"),
+            ({"seed": 99999999999999999999}, "seed"),
+            ({"batch": 1e19}, "batch"),
+            ({"budgets": None, "tokens": [2**63]}, "tokens.0"),
+            ({"model": {"context": 2**63}}, "model.context"),
+            ({"data": {"max_tokens": 1e20}}, "data.max_tokens"),
+            ({"data": {"tokenizer": "bpe", "tokenizer_vocabulary": 2**64}}, "data.tokenizer_vocabulary"),
+            ({"resources": {"micro_batch": 2**70}}, "resources.micro_batch"),
+            ({"tune": {"seed": 2**64}}, "tune.seed"),
+        ],
+    )
+    def test_are_refused(self, change, place):
+        with pytest.raises(ValueError, match="the sweep 'here' breaks 1 rule") as caught:
+            validate_sweep({**BASE, **change}, source="here")
+        assert f"{place}: must be at most {self.LARGEST} (2^63 - 1), but got" in str(caught.value)
+
+    def test_the_largest_is_kept_in_the_run_table(self):
+        sweep = validate_sweep(
+            {**BASE, "budgets": [1e12], "seed": self.LARGEST, "simulation": SIMULATION}, source="here"
+        )
+        plan = plan_sweep(sweep, simulated_corpus)
+        assert [planned_columns(plan, cell)["seed"] for cell in plan.cells] == [self.LARGEST] * 2
+        with pytest.raises(ValueError, match=r"seed = 9223372036854775808 breaks seed: must be at most"):
+            plan_sweep(sweep.model_copy(update={"axes": {"seed": (1, 2**63)}}), simulated_corpus)
+
+    def test_products_are_refused_too(self):
+        with pytest.raises(ValueError, match=r"must have at most 9223372036854775807 \(2\^63 - 1\) tokens"):
+            RunSpec(data_fingerprint="x", batch=2**40, steps=2**30)
+
+
+def test_a_negative_zero_is_zero():
+    """Else it would give the same run another id."""
+    specs = [
+        RunSpec(data_fingerprint="x", steps=1, optimizer={"muon_weight_decay": zero}, schedule={"decay_fraction": zero})
+        for zero in (0.0, -0.0)
+    ]
+    assert specs[0].run_id == specs[1].run_id
+
+
+class TestYaml:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a: 1\nb: 2\na: 3", "line 3: a key must be given once, but 'a' is also in line 1; drop one of them"),
+            ("x:\n  a: 1\n  'a': 1", "line 3: a key must be given once, but 'a' is also in line 2"),
+            ("[{a: 1, b: {c: 1, c: 2}}]", "line 1: a key must be given once, but 'c' is also in line 1"),
+            ("1: a\n1.0: b", "line 2: a key must be given once, but '1.0' is also in line 1"),
+            ("b: &b {p: 1}\nc: {<<: *b, <<: *b}", "line 2: a key must be given once, but '<<'"),
+            ("a:\n\tb: 1", "line 2: .*; indent with spaces, not with tabs"),
+            ("a: 1\n---\nb: 2", "line 2: but found another document"),
+            ("[" * 5000, "it is nested too deeply"),
+        ],
+    )
+    def test_a_repeated_key_and_bad_yaml_are_named_with_their_line(self, tmp_path, text, message):
+        file = tmp_path / "mine.yaml"
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"must be YAML, but '.*mine.yaml' isn't: {message}"):
+            load_sweep(str(file))
+
+    def test_a_repeated_key_is_found_in_what_a_sweep_extends_and_in_overrides(self, tmp_path):
+        (tmp_path / "base.yaml").write_text("seed: 1\nseed: 2\n", encoding="utf-8")
+        (tmp_path / "mine.yaml").write_text("extends: base.yaml\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"base.yaml' isn't: line 2: a key must be given once, but 'seed'"):
+            load_sweep(str(tmp_path / "mine.yaml"))
+        with pytest.raises(ValueError, match="isn't: line 1: a key must be given once, but 'context'"):
+            load_sweep("demo", ["model={context: 64, context: 128}"])
+
+    def test_anchors_and_merge_keys_work(self):
+        text = "b: &b {p: 1, q: 2}\nc: &c {<<: *b, q: 3}\nd: {<<: [*b, *c], r: 1}\ne: *c"
+        merged = {"p": 1, "q": 3}
+        assert parse_yaml(text) == {"b": {"p": 1, "q": 2}, "c": merged, "d": {"p": 1, "q": 2, "r": 1}, "e": merged}
+
+    def test_plain_values_are_those_of_yaml_1_2(self):
+        text = "[1e18, .5e3, 1.e5, 010, 08, 0x10, 1_000, -0, +3, -.5, 12:30, no, Off, true, 2024-01-02, ~, '010']"
+        values = [1e18, 500.0, 1e5, 10, 8, 16, 1000, 0, 3, -0.5, "12:30", "no", "Off", True, "2024-01-02", None, "010"]
+        assert parse_yaml(text) == values
+        assert [type(value) for value in parse_yaml(text)] == [type(value) for value in values]
+
+    @pytest.mark.parametrize("text", ["12e5678", "08", "12:30", "no", "0x1f", "~", "<<", "true", "1_0", "µ"])
+    def test_a_text_is_written_so_that_it_is_read_back(self, text):
+        sweep = validate_sweep({**BASE, "data": {"corpus": "a/b", "revision": text}}, source="here")
+        assert validate_sweep(parse_yaml(config_text(sweep)), source="here").data.revision == text
+
+    @pytest.mark.parametrize(("text", "expected"), [("yes", True), ("no", False), ("off", False)])
+    def test_a_yes_or_no_is_understood_where_one_is_expected(self, text, expected):
+        assert load_sweep("demo", [f"cluster.elastic={text}"]).cluster.elastic is expected
+
+    def test_a_file_in_another_encoding_is_refused(self, tmp_path):
+        (tmp_path / "mine.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
+        with pytest.raises(ValueError, match="it is not in UTF-8; save it in that encoding"):
+            load_sweep(str(tmp_path / "mine.yaml"))
+
+
+def test_a_setting_is_given_once_on_the_command_line():
+    with pytest.raises(ValueError, match="must be given once on the command line, but batch is given several times"):
+        load_sweep("demo", ["batch=8", "batch=16"])
+    with pytest.raises(ValueError, match=r"once on the command line, but tracking\.uri"):
+        load_sweep("demo", ["tracking.uri=a"], settings={"tracking.uri": "b"})
+    for order in (1, -1):  # a section replaces what is set; its keys come after it
+        sweep = load_sweep("demo", ["optimizer={muon_momentum: 0.9}", "optimizer.learning_rate=0.1"][::order])
+        assert (sweep.optimizer.muon_momentum, sweep.optimizer.learning_rate) == (0.9, 0.1)
