@@ -120,7 +120,9 @@ def folders_of(target: str, out: Path) -> Folders:
 
     path = Path(target)
     is_config = path.suffix in {".yaml", ".yml"}
-    if not is_config and (path.suffix.lower() in (*_FILE_SUFFIXES, ".json") or is_table_target(target) or path.is_file()):
+    if not is_config and (
+        path.suffix.lower() in (*_FILE_SUFFIXES, ".json") or is_table_target(target) or path.is_file()
+    ):
         raise ValueError(_why_no_sweep(path))
     name = load_sweep(target).name if is_config else target
     folders = Folders(out=out, name=name)

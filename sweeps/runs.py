@@ -102,12 +102,16 @@ def _file(target: str, out: Path, mapping: "RunMapping | None") -> "RawTable":
     """Return the table in a file, or that of a sweep that was run."""
     from isoloop.fitting.tables.reading import read_raw
 
+    from isoloop.sweeps.tracking.import_runs import trackio_table
+
     if mapping is not None and (mapping.experiment is not None or mapping.filter):
         raise ValueError(
             f"experiment and filter of a mapping are for MLflow, but {target} is a file; leave them out, or name "
             f"{MLFLOW}{mapping.experiment or 'EXPERIMENT'} instead of the file"
         )
-    return read_raw(target if is_table_target(target) else folders_of(target, out).table)
+    if not is_table_target(target):
+        return read_raw(folders_of(target, out).table)
+    return trackio_table(read_raw(target), Path(target))
 
 
 def _experiment(target: str, out: Path, options: TableOptions, mapping: "RunMapping | None") -> "RawTable":

@@ -194,7 +194,8 @@ def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
     runs = finished_rows(table)
     if "budget" not in runs:
         return {}
-    runs = runs[runs["budget"].notna()].sort_values(["budget", "mean_recurrence", "seed", "run_id"])
+    order = [name for name in ("budget", "mean_recurrence", "seed", "run_id") if name in runs]
+    runs = runs[runs["budget"].notna()].sort_values(order)
     scatter, dof = _seed_scatter(runs)
     best_by_budget = {}
     for budget, budget_runs in runs.groupby("budget"):
@@ -269,6 +270,8 @@ def _loss_difference(
 def _seed_scatter(runs: pd.DataFrame) -> tuple[float | None, int]:
     """Return the relative standard deviation of a loss over seeds, pooled over cells, and its degrees of freedom."""
     squares, dof = 0.0, 0
+    if "seed" not in runs:
+        return None, 0
     for _, cell in runs.groupby(["budget", "mean_recurrence"]):
         if cell["seed"].nunique() > 1:
             logs = np.log(cell["loss"].to_numpy(dtype=float))

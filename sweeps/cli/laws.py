@@ -146,9 +146,10 @@ def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_o
     if files.in_mlflow or options.given:
         table = load_table(files.target, out, options)
         if stored.reading[: len(table.notes)] != table.notes or (files.in_mlflow and not _is_copy(files.table, table)):
+            way = " ".join(stored.reading) or "nothing had to be guessed"
             raise ValueError(
-                f"a stored fit must be of the same table, but {files.fit} is of other runs, or of a table that was read "
-                f"in another way ({' '.join(stored.reading) or 'nothing had to be guessed'}); fit it again with: {again}"
+                f"a stored fit must be of the same table, but {files.fit} is of other runs, or of a table that was "
+                f"read in another way ({way}); fit it again with: {again}"
             )
     return stored
 

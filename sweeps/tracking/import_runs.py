@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import yaml
 from isoloop.fitting.tables.mapping import NAMES, ColumnSource, map_table, parse_source
-from isoloop.fitting.tables.reading import RawTable, to_numbers
+from isoloop.fitting.tables.reading import RawTable, read_raw, to_numbers
 from pydantic import Field, ValidationError, model_validator
 
-from isoloop.fitting.tables.contract import COLUMNS, COST_TOLERANCE, RunTable, loss_column, loss_columns
+from isoloop.fitting.tables.contract import COST_TOLERANCE, RunTable, loss_column, loss_columns
 from isoloop.sweeps.config.yaml_text import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns
@@ -31,11 +31,13 @@ MLFLOW_FOLDERS = {"param": "params/", "metric": "metrics/", "tag": "tags/"}
 """What MLflow's parameters, last metric values and tags are called as columns: `params/` and their name, and so on."""
 PLACEHOLDER = "{T}"
 OWN = "own"
-_STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}  # of MLflow, for runs that have ended
-_KINDS = {column.name: column.kind for column in COLUMNS}
+_ENDED = ("FINISHED", "FAILED", "KILLED")  # in MLflow's words
 _LOOPS = ("forward_loops", "backward_loops")
 _PER_TOKEN = ("flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop")
 COST_COLUMNS = (*_PER_TOKEN, *_LOOPS)
+_AT_MEAN = ColumnSource(name="the loss at T = mean recurrence")
+_TRACKIO = {"timestamp", "run_name", "step"}  # columns of an export of trackio
+MODEL_KEY, COLUMNS_KEY = "model", "columns"
 _MAY_BE_MISSING = ("loss", "budget")  # from every run: all may have diverged, and a budget is optional
 
 
@@ -110,7 +112,7 @@ class RunMapping(Config):
 
     experiment: str | None = None
     filter: str = ""
-    accounting: Accounting | Literal["own"] | None = None
+    accounting: Literal["exact", "parcae-release", "own"] | None = None
     model: str | dict[str, bool | int | float | str | ValueSource] | None = None
     depth: DepthConfig = DepthConfig()
     columns: dict[str, ValueSource | None] = Field(default_factory=dict)
@@ -150,15 +152,14 @@ def read_mapping(path: Path) -> RunMapping:
 
 
 def experiment_table(runs: Sequence[Any], mapping: RunMapping | None = None) -> RawTable:
-    """Return MLflow's `runs` that have ended as a table: attributes, then params/NAME, metrics/NAME and tags/NAME.
+    """Return MLflow's `runs` as a table: attributes, then params/NAME, metrics/NAME and tags/NAME.
 
     MLflow's own tags (`mlflow.user`) are left out, except those that the mapping names.
 
     Raises:
         ValueError: no run has ended.
     """
-    ended = [run for run in runs if run.info.status in _STATUS]
-    if not ended:
+    if not any(run.info.status in _ENDED for run in runs):
         passing = f" that pass the filter {mapping.filter!r}" if mapping and mapping.filter else ""
         raise ValueError(
             f"an experiment must have runs that have ended, but it has {len(runs)}{passing}, and none has ended; "
@@ -166,22 +167,38 @@ def experiment_table(runs: Sequence[Any], mapping: RunMapping | None = None) -> 
         )
     kept = {source.tag for source in mapping.columns.values() if source} if mapping else set()
     groups: dict[str, list[Mapping[str, Any]]] = {
-        "params/": [run.data.params for run in ended],
-        "metrics/": [run.data.metrics for run in ended],
+        "params/": [run.data.params for run in runs],
+        "metrics/": [run.data.metrics for run in runs],
         "tags/": [
             {name: value for name, value in run.data.tags.items() if name in kept or not name.startswith("mlflow.")}
-            for run in ended
+            for run in runs
         ],
     }
-    columns: dict[str, list[Any]] = {name: [getattr(run.info, name) for run in ended] for name in ATTRIBUTES}
-    columns["status"] = [_STATUS[status] for status in columns["status"]]
+    columns: dict[str, list[Any]] = {name: [getattr(run.info, name) for run in runs] for name in ATTRIBUTES}
     for folder, values in groups.items():
         for name in dict.fromkeys(name for each in values for name in each):
             columns[folder + name] = [each.get(name) for each in values]
-    left_out = len(runs) - len(ended)
-    notes = [f"Left out, as they haven't ended: {left_out} of {len(runs)} runs."] if left_out else []
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    return RawTable(frame=frame, notes=tuple(notes))
+    return RawTable(frame=frame)
+
+
+def trackio_table(raw: RawTable, path: Path) -> RawTable:
+    """Return a table in which a trackio export has the configuration of its runs; any other table as it is.
+
+    trackio exports a row per run and step to PROJECT.parquet, and the configurations to PROJECT_configs.parquet, or to
+    metrics.parquet and aux/configs.parquet (https://huggingface.co/docs/trackio/storage_schema).
+    """
+    if not set(raw.frame.columns) >= _TRACKIO:
+        return raw
+    frame = raw.frame.drop(columns=["id", "log_id", "space_id"], errors="ignore")
+    places = [path.with_name(f"{path.stem}_configs{path.suffix}"), path.with_name("aux") / f"configs{path.suffix}"]
+    configs = next((place for place in places if place.is_file()), None)
+    if configs is None:
+        return RawTable(frame=frame, notes=raw.notes)
+    config = read_raw(configs).frame
+    new = [name for name in config if name not in frame.columns and name not in ("config", "created_at")]
+    joined = frame.merge(config[["run_name", *new]], on="run_name", how="left")
+    return RawTable(frame=joined, notes=(*raw.notes, f"Configurations of the runs: from {configs.name}."))
 
 
 def map_runs(
@@ -198,25 +215,33 @@ def map_runs(
         ValueError: a source isn't in the table, a value is no number, or the cost can't be computed.
     """
     mapping, columns = mapping or RunMapping(), columns or {}
-    # The columns that are given, and then those that are found by name.
-    given, others, constants = _sources(raw, mapping, columns)
-    mapped = map_table(raw, given)
+    # The columns that are given, and then those that are found by name; rows of one run become one.
+    frame = raw.frame.copy()
+    given = _given(raw, mapping, columns, frame)
+    hidden = _hidden(raw, mapping, frame)
+    mapped = map_table(RawTable(frame=frame, notes=raw.notes), given)
     table, notes = mapped.frame.copy(), list(mapped.notes)
-    for name, source in others.items():
-        table[name] = _converted(raw, name, source)
-    for name, value in constants.items():
-        table[name] = value
+    values = {key: table.pop(name) for key, name in hidden.items() if name in table}
+    for (place, name), column in values.items():
+        if place == COLUMNS_KEY:
+            source = mapping.columns[name]
+            table[name] = column if source is None or source.times is None else _scaled(name, column, source)
+    for name, source in mapping.columns.items():
+        if source is not None and source.value is not None and not _is_known(name):
+            table[name] = source.value
+    # Columns to do without, and those of MLflow that stand for nothing.
     without = [name for name, source in mapping.columns.items() if source is None and name not in columns]
     unmapped = [name for name in table if str(name).startswith(tuple(MLFLOW_FOLDERS.values()))]
-    table = table.drop(columns=[*unmapped, *without], errors="ignore")
+    times = [name for name in ("start_time", "end_time") if _in_mlflow(raw) and name not in mapping.columns]
+    table = table.drop(columns=[*unmapped, *without, *times], errors="ignore")
     # What follows from them.
-    if mapping.losses is not None and "loss" not in given | constants:
+    if given.get("loss") == _AT_MEAN:
         table["loss"] = _losses_at_mean(table)
-        notes.append("The loss is that at T = mean recurrence.")
     if _in_mlflow(raw):
         table, notes = _with_divergences(table, notes)
     if mapping.model is not None:
-        table, notes = _with_model(raw, table, notes, mapping)
+        models = {name: column for (place, name), column in values.items() if place == MODEL_KEY}
+        table, notes = _with_model(table, notes, mapping, models)
     elif mapping.accounting is not None:
         table["accounting"] = mapping.accounting
     elif set(COST_COLUMNS) <= set(mapping.columns) and "accounting" not in table:
@@ -224,32 +249,57 @@ def map_runs(
     return RunTable(frame=table, notes=tuple(notes))
 
 
-def _sources(
-    raw: RawTable, mapping: RunMapping, columns: Mapping[str, ColumnSource]
-) -> tuple[dict[str, ColumnSource], dict[str, ColumnSource], dict[str, Any]]:
-    """Return the sources of columns that a run table knows, those of other columns, and constants."""
+def _is_known(name: str) -> bool:
+    """Return True for a column that a run table knows."""
+    return name in NAMES or bool(loss_columns(pd.DataFrame(columns=[name])))
+
+
+def _given(
+    raw: RawTable, mapping: RunMapping, columns: Mapping[str, ColumnSource], frame: pd.DataFrame
+) -> dict[str, ColumnSource]:
+    """Return the given sources of columns that a run table knows; a constant is added to `frame` as a column."""
     given: dict[str, ColumnSource] = {}
-    others: dict[str, ColumnSource] = {}
-    constants: dict[str, Any] = {}
     for name, source in mapping.columns.items():
-        if source is None or name in columns:
+        if source is None or name in columns or not _is_known(name):
             continue
-        if source.value is not None:
-            constants[name] = source.value
-            continue
-        column = _find_column(raw, name, source, f"columns.{name} of the mapping")
+        column = None if source.value is not None else _find_column(raw, name, source, f"columns.{name} of the mapping")
         if column is None:
-            constants[name] = None
-            continue
-        known = name in NAMES or loss_columns(pd.DataFrame(columns=[name]))
-        factor = 1.0 if source.times is None else source.times
-        (given if known else others)[name] = ColumnSource(name=column, factor=factor)
+            column = "nothing" if source.value is None else f"the constant {source.value}"
+            frame[column] = source.value
+        given[name] = ColumnSource(name=column, factor=1.0 if source.times is None else source.times)
     for name, column_source in columns.items():
         column = _find_column(raw, name, ValueSource(column=column_source.name), "--columns")
         given[name] = ColumnSource(name=str(column), factor=column_source.factor)
     for name, column in _loss_sources(raw, mapping).items():
         given.setdefault(name, ColumnSource(name=column))
-    return given, others, constants
+    if mapping.losses is not None and "loss" not in given:
+        frame[_AT_MEAN.name] = math.nan
+        given["loss"] = _AT_MEAN
+    return given
+
+
+def _hidden(raw: RawTable, mapping: RunMapping, frame: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Add the sources of `model` and of columns that a run table doesn't know to `frame`, and return their names there.
+
+    The names are of a form that stands for no column of a run table.
+    """
+    model = mapping.model if isinstance(mapping.model, dict) else {}
+    others = {name: source for name, source in mapping.columns.items() if not _is_known(name)}
+    hidden: dict[tuple[str, str], str] = {}
+    for place, sources in ((MODEL_KEY, model), (COLUMNS_KEY, others)):
+        for name, source in sources.items():
+            if isinstance(source, ValueSource) and source.value is None:
+                column = _find_column(raw, f"{place}.{name}", source, f"{place}.{name} of the mapping")
+                hidden[place, name] = f"{name} in {place} of the mapping"
+                frame[hidden[place, name]] = raw.frame[column]
+    return hidden
+
+
+def _scaled(name: str, values: pd.Series, source: ValueSource) -> Any:
+    try:
+        return to_numbers(values)[0] * source.times
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be a number, but {error} of {source.label}; correct columns.{name}") from error
 
 
 def _in_mlflow(raw: RawTable) -> bool:
@@ -304,23 +354,6 @@ def _loss_sources(raw: RawTable, mapping: RunMapping) -> dict[str, str]:
     return {loss_column(recurrence): name for recurrence, name in sorted(losses.items())}
 
 
-def _converted(raw: RawTable, name: str, source: ColumnSource) -> Any:
-    """Return a column in the type of our column `name`; one that a run table doesn't know is left as it is."""
-    values, kind = raw.frame[source.name], _KINDS.get(name)
-    if kind == "text":
-        return values.map(str, na_action="ignore")
-    if kind == "flag":
-        return values.map(lambda value: {"true": True, "false": False}.get(str(value).lower(), value))
-    try:
-        return to_numbers(values)[0] * source.factor
-    except ValueError as error:
-        if kind is None and source.factor == 1:
-            return values
-        raise ValueError(
-            f"`{name}` must be a number, but {error} in {source.name!r}; correct columns.{name}"
-        ) from error
-
-
 def _losses_at_mean(table: pd.DataFrame) -> list[float]:
     """Return each run's loss at T = mean recurrence, NaN where that loss is.
 
@@ -360,16 +393,17 @@ def _with_divergences(table: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFra
 
 
 def _with_model(
-    raw: RawTable, table: pd.DataFrame, notes: list[str], mapping: RunMapping
+    table: pd.DataFrame, notes: list[str], mapping: RunMapping, models: Mapping[str, pd.Series]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the table with the columns that follow from the model and the mean recurrence; mapped ones go before.
 
+    `models` has the values (rows,) of the keys of `model` that differ from run to run.
     FLOPs in the table are kept. If they aren't the model's count within `COST_TOLERANCE`, they are the table's own, and
     the model gives the effective parameters alone.
     """
     # What the model costs at each run's recurrence.
     accounting = _counted_by(table, mapping)
-    costs = _costs(raw, table, mapping, accounting)
+    costs = _costs(table, mapping, models, accounting)
     named_otherwise = {"effective_params_fixed": "params_once", "effective_params_per_loop": "params_recurrent"}
     costs = costs.drop(columns=[name for name in costs if name in table or named_otherwise.get(name) in table])
     completed = pd.concat([table, costs], axis=1)
@@ -394,8 +428,8 @@ def _with_model(
         return completed.assign(accounting=accounting), [*notes, note]
     span = f"{ratios.min():.3g} to {ratios.max():.3g} times" if len(ratios) else "not comparable with"
     note = (
-        f"FLOPs are the table's own, {span} the model's count ({accounting}): they are kept, and the model gives the "
-        "effective parameters alone. To have them counted instead, write 'flops: null' among the columns of the mapping."
+        f"FLOPs are the table's own, {span} the model's count ({accounting}): they are kept, and the model gives "
+        "the effective parameters alone. For FLOPs by that count, write 'flops: null' under columns of the mapping."
     )
     return completed.drop(columns=list(COST_COLUMNS)).assign(accounting=OWN), [*notes, note]
 
@@ -409,16 +443,13 @@ def _counted_by(table: pd.DataFrame, mapping: RunMapping) -> Accounting:
     return "exact"
 
 
-def _costs(raw: RawTable, table: pd.DataFrame, mapping: RunMapping, accounting: Accounting) -> pd.DataFrame:
+def _costs(
+    table: pd.DataFrame, mapping: RunMapping, models: Mapping[str, pd.Series], accounting: Accounting
+) -> pd.DataFrame:
     """Return the columns that follow from each run's model and mean recurrence."""
     model: dict[str, Any] = {"size": mapping.model} if isinstance(mapping.model, str) else dict(mapping.model or {})
     sources = {name: source for name, source in model.items() if isinstance(source, ValueSource)}
-    columns = {
-        name: _find_column(raw, f"model.{name}", source, f"model.{name} of the mapping")
-        for name, source in sources.items()
-        if source.value is None
-    }
-    model |= {name: source.value for name, source in sources.items() if name not in columns}
+    model |= {name: source.value for name, source in sources.items()}
     nothing = pd.Series(np.nan, index=table.index)
     means = table.get("mean_recurrence", nothing).to_numpy(dtype=float)
     limits = table.get("backprop_depth", nothing).to_numpy(dtype=float)
@@ -429,8 +460,8 @@ def _costs(raw: RawTable, table: pd.DataFrame, mapping: RunMapping, accounting: 
                 "`mean_recurrence` must be a whole number for the cost to follow from `model`, but "
                 f"{_label(table, row)} has {mean:g}; map columns.mean_recurrence, or leave `model` out"
             )
-        for name, column in columns.items():
-            model[name] = _parsed(raw.frame[column].iloc[row])
+        for name, values in models.items():
+            model[name] = _parsed(values.iloc[row])
             if pd.isna(model[name]) or model[name] == "":
                 raise ValueError(
                     f"`model.{name}` must be given for every run, but {_label(table, row)} has no "
