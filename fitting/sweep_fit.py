@@ -33,6 +33,8 @@ Arguments = ParamSpec("Arguments")
 Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
+_MODELS_AT_MOST = 500
+"""Models that get a test-time law of their own, spread evenly over the table."""
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -249,6 +251,9 @@ class _SweepFitter:
         """Return the test-time law of each model."""
         runs = list(dict.fromkeys(data["run_id"]))
         fits = []
+        models = len(runs)
+        if models > _MODELS_AT_MOST:
+            runs = [runs[i] for i in np.linspace(0, models - 1, _MODELS_AT_MOST).astype(int)]
         reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
@@ -261,6 +266,10 @@ class _SweepFitter:
             except ValueError as error:
                 reason = str(error)
             self.progress("test-time laws", done, len(runs))
+        if models > len(runs):
+            self._add_missing(
+                "test-time", f"{models - len(runs)} of {models} models, since {len(runs)} show the spread"
+            )
         if len(fits) < max(1, len(runs)):
             count = f"{len(runs) - len(fits)} of {len(runs)} models: " if runs else ""
             self._add_missing("test-time", f"{count}{reason}")
@@ -273,14 +282,16 @@ class _SweepFitter:
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Return the table without, and with only, the runs of the largest budget or token count, and that column."""
     runs = finished_rows(table)
-    column = "budget" if "budget" in runs and runs["budget"].notna().all() else "tokens"
+    column = "budget" if "budget" in runs and runs["budget"].notna().any() else "tokens"
     if runs[column].nunique() < 2:
         raise ValueError(
             f"holding out the largest {column} needs 2 different ones among the finished runs, but there are "
             f"{runs[column].nunique()}; fit without holding out"
         )
     # Token counts of one sweep point may differ by a step's rounding.
-    largest = table[column] >= runs[column].max() * (1 - SAME_BUDGET)
+    # A run without a budget counts by what it spent.
+    values = table["budget"].fillna(table["flops"]) if column == "budget" else table[column]
+    largest = values >= runs[column].max() * (1 - SAME_BUDGET)
     return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 

@@ -201,7 +201,12 @@ def choose_table(
         caveats.append(f"There are no isoFLOP minima to compare with: {error}.")
     # The laws, beside the minima of the isoFLOP curves
     others: list[Predictor] = []
-    if cost is not None and "budget" in data:
+    if cost is not None and "budget" in data and np.isnan(data["budget"]).any():
+        without = int(np.isnan(data["budget"]).sum())
+        caveats.append(
+            f"There are no isoFLOP minima to compare with: {without} of {len(data['loss'])} runs have no budget."
+        )
+    elif cost is not None and "budget" in data:
         others = [MinimaPredictor(floor=floor, cost=cost) for floor in (False, True)]
     return choose(
         data,

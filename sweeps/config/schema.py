@@ -9,10 +9,20 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Secret, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Secret,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from isoloop.sweeps.config.resources import ClusterConfig, Resources
 from isoloop.sweeps.config.yaml_text import dump_yaml
+from isoloop.sweeps.messages import broken_rules
 from isoloop.sweeps.privacy import HIDDEN, redacted
 from isoloop.trainer.config import (
     SIZES,
@@ -287,6 +297,23 @@ class TuneConfig(Config):
         return self
 
 
+class _Place(Config):
+    """A point's place in the grid."""
+
+    budget: PositiveFloat | None = None
+    tokens: PositiveInt | None = None
+    mean_recurrence: Recurrence | None = None
+
+
+def _checked_point(point: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a point with its budget or tokens and its mean recurrence checked like those of the product."""
+    given = {key: point[key] for key in _Place.model_fields if key in point}
+    try:
+        return {**point, **_Place.model_validate(given).model_dump(include=set(given))}
+    except ValidationError as error:
+        raise ValueError(broken_rules(error)) from None
+
+
 AxisValues = Annotated[tuple[Any, ...], NotEmpty]
 
 
@@ -315,7 +342,7 @@ class SweepConfig(RunSettings):
     tokens: Annotated[tuple[PositiveInt, ...], NotEmpty, Distinct] | None = None
     mean_recurrences: Annotated[tuple[Recurrence, ...], NotEmpty, Distinct] | None = None
     around: CentredGridConfig | None = None
-    points: tuple[Mapping[str, Any], ...] = ()
+    points: tuple[Annotated[Mapping[str, Any], AfterValidator(_checked_point)], ...] = ()
     axes: Mapping[str, AxisValues] = {}
     exclude: tuple[Mapping[str, Any], ...] = ()
     accounting: Literal["exact", "parcae-release"] = "exact"

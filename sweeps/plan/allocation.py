@@ -189,4 +189,6 @@ def _memory_advice(workload: Workload, resources: Resources, available: float) -
             is_new = checkpointing != resources.activation_checkpointing
             also = " and activation_checkpointing to true" if is_new else ""
             return f"set resources.micro_batch to {micro_batch}{also}"
-    return "use a device with more memory, or a smaller model or context"
+    if resources.gpus and resources.gpu_share < 1:
+        return "raise resources.gpus, up to 1, or use a smaller model or context"
+    return f"use a {'device' if resources.gpus else 'machine'} with more memory, or a smaller model or context"

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
 from isoloop.sweeps.messages import broken_rules, did_you_mean
 from isoloop.sweeps.paths import Folders
+from isoloop.trainer.accounting import Accounting
 from isoloop.trainer.config import SHAPE_FIELDS, SIZES, Config, ModelConfig
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ RESERVED = frozenset([
     "run_id", "status", "simulated", "accounting", "seed", "mean_recurrence", "backprop_depth", "tokens", "flops",
     "budget", "loss", "flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop",
     "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
-    "loss_unit", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
+    "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
+    "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 
@@ -127,15 +129,18 @@ def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
     if path.suffix != ".json":
         path = Folders(out=folders.out, name=around.fit).fit(hold_out=False)
     if not path.is_file():
+        advice = "correct the path" if path == Path(around.fit) else f"run 'isoloop fit {around.fit}' first"
         raise ValueError(
-            f"around.fit must be a sweep with a fit under --out, or a fit's .json file, but there is no {path}; run "
-            f"'isoloop fit {around.fit}' first"
+            "around.fit must be a sweep with a fit under --out, or a fit's .json file, but there is no "
+            f"{path}; {advice}"
         )
     fit = SweepFit.read(path)
     if fit.accounting != sweep.accounting:
+        is_ours = fit.accounting in get_args(Accounting)
+        advice = f"set accounting to {fit.accounting}" if is_ours else "choose the fit of a sweep that isoloop ran"
         raise ValueError(
             f"a sweep must have the accounting of the fit that it is centred on, but it has {sweep.accounting} and "
-            f"{path} has {fit.accounting}; set accounting to {fit.accounting}"
+            f"{path} has {fit.accounting}; {advice}"
         )
     new = {
         budget: _optimal_recurrence(fit, budget, around.law, path) for budget in sweep.budgets if budget not in known

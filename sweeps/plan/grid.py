@@ -23,11 +23,13 @@ from isoloop.trainer.accounting import (
     loop_cost,
     steps_for,
 )
-from isoloop.trainer.config import DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.config import LARGEST_INTEGER, DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
 from isoloop.trainer.recurrence import RecurrenceSampler
 
 TOLERANCE = 0.01
 MOST_STEPS = 10**9
+# Beyond this, more passes over the text are no advice: repeated tokens are worth ever less.
+MOST_EPOCHS_ADVISED = 40
 # Loops are drawn in advance up to this number; their mean over more draws is within 0.5% of the expected one.
 MOST_DRAWS = 20_000
 ONE_GROUP = "all"
@@ -94,9 +96,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOutCell:
-    """A cell of the grid that can't be run, and the reason."""
+    """A cell of the grid that can't be run.
+
+    Attributes:
+        label: the cell in a few words.
+        rule: the rule that it breaks, in a word or two; the same for all cells that break it.
+        reason: the rule, what the cell has, and what to change.
+    """
 
     label: str
+    rule: str
     reason: str
 
 
@@ -147,11 +156,7 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
     """
     cells, left_out = plan_cells(sweep, corpus_of)
     if not cells:
-        last = f"; the last: {left_out[-1].label}: {left_out[-1].reason}" if left_out else ""
-        raise ValueError(
-            f"a sweep must have at least one run, but all {len(left_out)} cells were left out{last}; change the axes, "
-            "raise the budgets, or lower minimum_steps"
-        )
+        raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
@@ -166,15 +171,32 @@ def plan_cells(sweep: SweepConfig, corpus_of: CorpusLookup) -> tuple[list[Cell],
     drawn = _DrawnLoops()
     for point in grid_points(sweep):
         cell = _plan_point(sweep, point, corpus_of(point.settings.data), drawn)
-        if isinstance(cell, str):
-            left_out.append(LeftOutCell(label=point.label, reason=cell))
-        else:
+        if isinstance(cell, Cell):
             cells.append(cell)
+        else:
+            rule, reason = cell
+            left_out.append(LeftOutCell(label=point.label, rule=rule, reason=reason))
     return cells, left_out
 
 
-def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: "_DrawnLoops") -> Cell | str:
-    """Return the cell of a point, or the reason if it can't be run."""
+def _why_no_cell(left_out: list[LeftOutCell]) -> str:
+    """Return the message for a sweep without a cell that can be run: for each broken rule its first cell."""
+    if not left_out:
+        return "a sweep must have at least one run, but every cell is excluded; drop an entry of exclude"
+    by_rule: dict[str, list[LeftOutCell]] = {}
+    for cell in left_out:
+        by_rule.setdefault(cell.rule, []).append(cell)
+    lines = []
+    for cells in by_rule.values():
+        more = f" (and {len(cells) - 1} more like it)" if len(cells) > 1 else ""
+        lines.append(f"\n  {cells[0].label}: {cells[0].reason}{more}")
+    return f"a sweep must have at least one run, but all {len(left_out)} cells were left out:{''.join(lines)}"
+
+
+def _plan_point(
+    sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: "_DrawnLoops"
+) -> Cell | tuple[str, str]:
+    """Return the cell of a point, or the rule that it breaks and the reason if it can't be run."""
     # The target (tokens or FLOPs) and how much of it one step takes.
     settings = point.settings
     recurrence = _recurrence(settings.depth, point.mean_recurrence)
@@ -182,11 +204,17 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
     per_token = loops.flops_per_token(*_expected_loops(recurrence, sweep.accounting))
     step_tokens = settings.batch * settings.model.context
     target, step_cost = point.target, step_tokens * (1 if point.budget is None else per_token)
+    quantity = "tokens" if point.budget is None else "budget"
     if target < step_cost:
         size = f"{settings.batch} x {settings.model.context} tokens"
-        return f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
-    if target / step_cost > MOST_STEPS:
-        return f"{target / step_cost:.3g} steps, but a run may have at most {MOST_STEPS:.0e}; lower it"
+        return "one step", f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
+    most_tokens = min(MOST_STEPS * step_tokens, LARGEST_INTEGER)
+    if target / step_cost * step_tokens > most_tokens:
+        largest = most_tokens / step_tokens * step_cost
+        return "most steps", (
+            f"{target / step_cost:.3g} steps of {step_tokens} tokens, but a run may have at most {MOST_STEPS:.0e} "
+            f"steps and {LARGEST_INTEGER:.3g} tokens; lower the {quantity} to {largest:.3g}"
+        )
 
     # Steps whose cost is closest to the target.
     steps = steps_for(target, step_cost)
@@ -194,18 +222,22 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
     if point.budget is not None and _DrawnLoops.are_worth_drawing(recurrence, settings.batch, steps, sweep.accounting):
         steps, total = drawn.closest_steps(recurrence, settings, steps, target, loops)
     if steps < sweep.minimum_steps:
-        return f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}"
-    if abs(total / target - 1) > TOLERANCE:
-        return f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}"
-    epochs = steps * step_tokens / corpus.train_tokens if corpus.train_tokens else None
-    if epochs is not None and epochs > sweep.maximum_epochs:
-        return (
-            f"{steps * step_tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training "
-            f"text, and maximum_epochs is {sweep.maximum_epochs:g}; raise it, or use more text"
+        return "minimum_steps", (
+            f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}; raise the {quantity} to about "
+            f"{sweep.minimum_steps * step_cost:.3g}, or lower minimum_steps or batch"
         )
+    if abs(total / target - 1) > TOLERANCE:
+        return "whole steps", (
+            f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}; set the "
+            f"{quantity} to {total:.6g}, or lower batch"
+        )
+    tokens = steps * step_tokens
+    epochs = tokens / corpus.train_tokens if corpus.train_tokens else None
+    if epochs is not None and epochs > sweep.maximum_epochs:
+        return "maximum_epochs", _too_little_text(tokens, epochs, quantity, corpus, sweep, settings.data)
 
     # Resources, identity and expected cost.
-    flops = steps * step_tokens * per_token if point.budget is None else total
+    flops = tokens * per_token if point.budget is None else total
     workload = allocation.Workload(
         model=settings.model,
         recurrence=recurrence,
@@ -217,7 +249,7 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
     )
     allocated = allocation.allocate(workload, settings.resources, sweep.cluster)
     if allocated.reason is not None:
-        return allocated.reason
+        return "resources", allocated.reason
     speed = allocation.expected_speed(allocated.resources, sweep.cluster, settings.precision)
     spec = _spec(sweep, point, recurrence, corpus.fingerprint, steps)
     run_id = spec.run_id
@@ -234,6 +266,24 @@ def _plan_point(sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: 
         resources=allocated.resources,
         seconds=flops / speed.flops_per_second,
         memory=allocated.memory,
+    )
+
+
+def _too_little_text(
+    tokens: int, epochs: float, quantity: str, corpus: PlannedCorpus, sweep: SweepConfig, data: DataConfig
+) -> str:
+    """Return the reason for a cell that passes over its text too often."""
+    assert corpus.train_tokens is not None, "only a corpus can be too small"
+    is_cut = data.max_tokens is not None and corpus.train_tokens >= data.max_tokens
+    advice = [
+        f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}",
+        "raise data.max_tokens, at which the text is cut" if is_cut else "use more text",
+    ]
+    if epochs <= MOST_EPOCHS_ADVISED:
+        advice.append("raise maximum_epochs")
+    return (
+        f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training text, and "
+        f"maximum_epochs is {sweep.maximum_epochs:g}; {', or '.join(advice)}"
     )
 
 

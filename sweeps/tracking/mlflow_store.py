@@ -272,7 +272,9 @@ def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
         first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
         return f"nothing is lost: {first}, or leave it out for an sqlite file beside the results"
 
-    return translate_errors(f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not", advice)
+    shown = redacted(uri)
+    rule = f"an MLflow store must answer at the tracking URI, but '{shown}' does not"
+    return translate_errors(f"the MLflow store '{shown}'", rule, advice)
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -288,8 +290,17 @@ def _first_use(uri: str) -> Iterator[None]:
     if uri.startswith("sqlite:"):
         database = _sqlite_file(uri)
         database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(database.with_name(f".{database.name}.lock")):
+        lock = FileLock(database.with_name(f".{database.name}.lock"))
+        try:
+            lock.acquire()
+        except OSError:
+            if not database.is_file():
+                raise
+        # A file in a folder that can't be written to can still be read.
+        try:
             yield
+        finally:
+            lock.release()
     elif uri.startswith("postgresql"):
         from sqlalchemy import NullPool, create_engine, text
 

@@ -135,7 +135,7 @@ def test_more_text_than_there_is(simulated):
         mean for mean in tokens if tokens[mean] <= 1.5 * train_tokens
     }
     assert "µ = 1" in planned.left_out[0].label
-    assert "and maximum_epochs is 1.5; raise it, or use more text" in planned.left_out[0].reason
+    assert "maximum_epochs is 1.5; lower the budget by a factor of" in planned.left_out[0].reason
 
 
 def result(cell, seconds):

@@ -111,7 +111,7 @@ def test_left_out_cells_say_why():
     planned = plan(budgets=None, tokens=[64 * 100 + 32, 64 * 9 + 32, 64 * 20], minimum_steps=1)
     assert len(planned.cells) == 6
     assert {cell.reason for cell in planned.left_out} == {
-        "10 whole steps miss the target by +5.3%, more than 1%",
+        "10 whole steps miss the target by +5.3%, more than 1%; set the tokens to 640, or lower batch",
     }
 
 
@@ -124,9 +124,76 @@ def test_a_budget_under_one_step_is_left_out():
         plan(budgets=None, tokens=[63], mean_recurrences=[1])
 
 
-def test_absurd_budgets_are_left_out():
-    with pytest.raises(ValueError, match=r"a run may have at most 1e\+09"):
-        plan(budgets=[1e300])
+def message_of(**change):
+    with pytest.raises(ValueError, match="must have at least one run") as caught:
+        plan(**change)
+    return str(caught.value)
+
+
+def test_advice_is_right_for_a_budget_that_is_too_large():
+    message = message_of(budgets=[1e30])
+    assert "all 3 cells were left out:\n  1e+30 FLOPs, µ = 1:" in message
+    assert "(and 2 more like it)" in message
+    assert "raise" not in message
+    lower = float(re.search(r"lower the budget to ([\d.e+]+)", message)[1])
+    assert plan(budgets=[0.99 * lower], mean_recurrences=[1], maximum_epochs=1e6).cells
+    assert "may have at most" in message_of(budgets=[1e300])
+    assert "9.22e+18 tokens; lower the tokens to" in message_of(budgets=None, tokens=[2**62], batch=4)
+    large = {"batch": 2**40, "model": {"width": 16, "heads": 2, "context": 2**20}}
+    assert "lower the tokens to 9.22e+18" not in message_of(budgets=None, tokens=[2**62], **large)
+
+
+def test_advice_is_right_for_a_budget_that_is_too_small():
+    message = message_of(budgets=[2e8], mean_recurrences=[6])
+    assert "only 20 steps, and minimum_steps is 50" in message
+    assert "lower the budget" not in message
+    higher = float(re.search(r"raise the budget to about ([\d.e+]+)", message)[1])
+    assert plan(budgets=[1.1 * higher], mean_recurrences=[6]).cells
+    message = message_of(budgets=None, tokens=[64 * 9 + 32], minimum_steps=1, mean_recurrences=[6])
+    advised = int(re.search(r"set the tokens to (\d+)", message)[1])
+    assert plan(budgets=None, tokens=[advised], minimum_steps=1, mean_recurrences=[6]).cells
+
+
+def test_both_directions_are_named_in_one_message():
+    message = message_of(budgets=[1e5, 1e30])
+    assert [line.partition(" FLOPs")[0].strip() for line in message.splitlines()[1:]] == ["1e+05", "1e+30"]
+    assert "raise it, or lower batch" in message
+    assert "lower the budget to" in message
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "budget", "advice"),
+    [
+        (None, 4e9, "by a factor of 2.57, or use more text, or raise maximum_epochs"),
+        (9000, 4e9, "or raise data.max_tokens, at which the text is cut, or raise maximum_epochs"),
+        (None, 1e15, "or use more text"),
+    ],
+)
+def test_advice_for_too_little_text(max_tokens, budget, advice):
+    data = {"corpus": "a/b", "max_tokens": max_tokens}
+    config = validate_sweep({**SWEEP, "budgets": [budget], "data": data, "mean_recurrences": [6]}, source="test")
+    with pytest.raises(ValueError, match="maximum_epochs is 1; lower the budget by a factor of") as caught:
+        plan_sweep(config, lambda _: PlannedCorpus("f", 10_000))
+    assert advice in str(caught.value)
+    assert ("raise maximum_epochs" in str(caught.value)) == (budget < 1e10)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"budget": "1e18", "mean_recurrence": 1}, "points.0: budget: must be a number, but got '1e18'"),
+        ({"budget": float("nan"), "mean_recurrence": 1}, "points.0: budget: input should be a finite number"),
+        ({"budget": float("inf"), "mean_recurrence": 1}, "points.0: budget: input should be a finite number"),
+        ({"tokens": True, "mean_recurrence": 1}, "points.0: tokens: must be a number, but got True"),
+        ({"tokens": 2**64, "mean_recurrence": 1}, "points.0: tokens: must be at most 9223372036854775807"),
+        ({"budget": 1e9, "mean_recurrence": 2.5}, "points.0: mean_recurrence: input should be a valid integer"),
+        ({"budget": 1e9, "mean_recurrence": 0}, "points.0: mean_recurrence: input should be greater than or equal"),
+    ],
+)
+def test_points_obey_the_rules_of_the_product(point, message):
+    with pytest.raises(ValueError, match="breaks 1 rule") as caught:
+        plan(points=[point])
+    assert message in str(caught.value)
 
 
 def test_budgets_that_come_to_the_same_run_are_refused():
