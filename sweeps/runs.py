@@ -19,9 +19,9 @@ from isoloop.trainer.config import RecurrenceConfig
 
 if TYPE_CHECKING:
     import pandas as pd
-    from isoloop.fitting.tables.reading import RawTable
 
     from isoloop.fitting.tables.contract import RunTable
+    from isoloop.fitting.tables.reading import RawTable
     from isoloop.sweeps.tracking.import_runs import RunMapping
 
 _COST_TOLERANCE = 1e-9  # relative, within which two costs are the same
@@ -70,9 +70,8 @@ def load_table(target: str, out: str | Path, options: TableOptions | None = None
     Raises:
         ValueError: there is no such file, experiment or sweep, the table breaks a rule, or an option doesn't apply.
     """
-    from isoloop.fitting.tables.mapping import parse_columns
-
     from isoloop.fitting.tables.contract import check_runs
+    from isoloop.fitting.tables.mapping import parse_columns
     from isoloop.fitting.tables.runs import select_rows
     from isoloop.sweeps.tracking.import_runs import map_runs, read_mapping
 
@@ -101,7 +100,6 @@ def load_table(target: str, out: str | Path, options: TableOptions | None = None
 def _file(target: str, out: Path, mapping: "RunMapping | None") -> "RawTable":
     """Return the table in a file, or that of a sweep that was run."""
     from isoloop.fitting.tables.reading import read_raw
-
     from isoloop.sweeps.tracking.import_runs import trackio_table
 
     if mapping is not None and (mapping.experiment is not None or mapping.filter):
@@ -215,8 +213,8 @@ def _configuration(path: Path) -> SweepConfig | None:
 def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
     """Return the checked run table of `runs` under an accounting: compute, cost per token and loops that count.
 
-    Runs of equal budgets have unequal ones when counted otherwise, so the column `budget` is then gone, and there are
-    no isoFLOP curves: a law must be fitted. Loops are the nominal ones under `parcae-release`, and under `exact` those
+    Runs of equal budgets have unequal ones when counted otherwise: the column `budget` is then gone unless the recounted
+    FLOPs cluster, and without it there are no isoFLOP curves: a law must be fitted. Loops are the nominal ones under `parcae-release`, and under `exact` those
     that the sampler is expected to draw.
 
     Raises:

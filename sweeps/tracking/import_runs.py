@@ -12,11 +12,11 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import pandas as pd
 import yaml
-from isoloop.fitting.tables.mapping import NAMES, ColumnSource, map_table, parse_source
-from isoloop.fitting.tables.reading import RawTable, read_raw, to_numbers
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from isoloop.fitting.tables.contract import COST_TOLERANCE, RunTable, loss_column, loss_columns
+from isoloop.fitting.tables.mapping import NAMES, ColumnSource, map_table, parse_source
+from isoloop.fitting.tables.reading import RawTable, read_raw, to_numbers
 from isoloop.sweeps.config.yaml_text import parse_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns
@@ -56,7 +56,7 @@ class ValueSource(Config):
     tag: str | None = None
     attribute: Attribute | None = None
     value: bool | int | float | str | None = None
-    times: float | None = None
+    times: PositiveFloat | None = None
 
     @model_validator(mode="before")
     @classmethod
