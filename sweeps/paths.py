@@ -90,9 +90,14 @@ class Folders:
         """Return the file of the stored fit, of all runs or without the largest budget."""
         return self.sweep / ("hold-out.json" if hold_out else "fit.json")
 
+    @property
+    def default_store(self) -> Path:
+        """The sqlite store beside the results."""
+        return self.out / "mlflow.db"
+
     def default_tracking_uri(self) -> str:
         """Return the URI of the sqlite store beside the results."""
-        return f"sqlite:///{(self.out / 'mlflow.db').resolve()}"
+        return f"sqlite:///{self.default_store.resolve()}"
 
 
 @dataclass(frozen=True, kw_only=True)

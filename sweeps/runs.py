@@ -48,6 +48,13 @@ class TableOptions:
     budget_tolerance: float | None = None
 
     @property
+    def tolerance(self) -> float:
+        """The fraction within which budgets are one."""
+        from isoloop.fitting.tables.budgets import SAME_BUDGET
+
+        return SAME_BUDGET if self.budget_tolerance is None else self.budget_tolerance
+
+    @property
     def given(self) -> str:
         """The options that say how a table is read, as they are typed; empty if there are none."""
         words = [] if self.columns is None else ["--columns", self.columns]
@@ -92,8 +99,7 @@ def load_table(target: str, out: str | Path, options: TableOptions | None = None
     mapped = map_runs(raw, mapping, columns)
     # The rows, and the rules of a run table.
     frame = select_rows(mapped.frame, experiment=options.experiment, outliers=options.outliers)
-    tolerance = {} if options.budget_tolerance is None else {"budget_tolerance": options.budget_tolerance}
-    checked = check_runs(frame, **tolerance)
+    checked = check_runs(frame, budget_tolerance=options.tolerance)
     return replace(checked, notes=(*mapped.notes, *checked.notes))
 
 
@@ -120,7 +126,13 @@ def _experiment(target: str, out: Path, options: TableOptions, mapping: "RunMapp
     name = target.removeprefix(MLFLOW) or (mapping.experiment if mapping else None)
     if not name:
         raise ValueError(f"an MLflow experiment must have its name, but got {target!r}; write {MLFLOW}NAME")
-    uri = options.tracking_uri or Folders(out=out, name="").default_tracking_uri()
+    folders = Folders(out=out, name="")
+    if options.tracking_uri is None and not folders.default_store.is_file():
+        raise ValueError(
+            f"{target} must be in an MLflow store, but there is no {folders.default_store}; give its URI with "
+            "--tracking-uri, or the folder of its mlflow.db with --out"
+        )
+    uri = options.tracking_uri or folders.default_tracking_uri()
     runs = TrackingStore(uri, name, artifacts=None).foreign_runs(mapping.filter if mapping else "")
     sweeps = sorted({run.data.tags[SWEEP] for run in runs if SWEEP in run.data.tags})
     if sweeps:
@@ -213,9 +225,9 @@ def _configuration(path: Path) -> SweepConfig | None:
 def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
     """Return the checked run table of `runs` under an accounting: compute, cost per token and loops that count.
 
-    Runs of equal budgets have unequal ones when counted otherwise: the column `budget` is then gone unless the recounted
-    FLOPs cluster, and without it there are no isoFLOP curves: a law must be fitted. Loops are the nominal ones under `parcae-release`, and under `exact` those
-    that the sampler is expected to draw.
+    Runs of equal budgets have unequal ones when counted otherwise. The column `budget` is then gone, unless the
+    recounted FLOPs cluster, and without it there are no isoFLOP curves: a law must be fitted. Loops are the nominal
+    ones under `parcae-release`, and under `exact` those that the sampler is expected to draw.
 
     Raises:
         ValueError: there is no configuration, or the table is of other models than its configuration.

@@ -133,7 +133,6 @@ def _compared_side(
         fit = SweepFit.read(files.fit)
     else:
         newly_fitted.append(target)
-        tolerance = {} if options.budget_tolerance is None else {"budget_tolerance": options.budget_tolerance}
         try:
             with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
                 fit = fit_sweep(
@@ -142,7 +141,7 @@ def _compared_side(
                     draws=draws,
                     progress=progress.update,
                     reading=table.notes,
-                    **tolerance,
+                    budget_tolerance=options.tolerance,
                 )
         except ValueError as error:
             why_no_fit = str(error)

@@ -106,7 +106,7 @@ def fit_target(
             profiles=True,
             progress=progress.update,
             reading=table.notes,
-            **({} if options.budget_tolerance is None else {"budget_tolerance": options.budget_tolerance}),
+            budget_tolerance=options.tolerance,
             **settings,
         )
     if files.in_mlflow:
@@ -234,7 +234,7 @@ def choose(
         objective=_objective(delta, on),
         draws=draws,
         check=check,
-        **({} if budget_tolerance is None else {"budget_tolerance": budget_tolerance}),
+        budget_tolerance=options.tolerance,
     )
     print(choice.report(), end="")
 
