@@ -24,6 +24,7 @@ from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
+from isoloop.fitting.tables.curves import RISES, loss_rise
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, int, int], None]
@@ -199,6 +200,10 @@ class _SweepFitter:
             else:
                 unified = self._attempt("unified", self._law, "unified", data, by_run=True)
             self.progress("unified law", 1, 1)
+            rise = loss_rise(data)
+            if rise is not None:
+                test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)
+                joint, unified = (law and _flagged(law, rise.reason) for law in (joint, unified))
         # The result
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
@@ -277,6 +282,11 @@ class _SweepFitter:
 
     def _add_missing(self, name: str, reason: str) -> None:
         self.missing_fits.append(MissingFit(name=name, reason=reason))
+
+
+def _flagged(law: LawFit, reason: str) -> LawFit:
+    """Return the fit with another reason not to trust it."""
+    return dataclasses.replace(law, reasons=(*law.reasons, reason))
 
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:

@@ -162,16 +162,16 @@ def _is_copy(path: Path, table: "RunTable") -> bool:
 def predict(
     target: Target,
     out: Out = DEFAULT_OUT,
-    mean_recurrence: Annotated[float | None, typer.Option(help="µ_rec, the mean loops in training.")] = None,
-    params: Annotated[float | None, typer.Option(help="N, the parameters, for a fit of dense models.")] = None,
+    mean_recurrence: Annotated[float | None, typer.Option(help="Mean loops in training (mu_rec).")] = None,
+    params: Annotated[float | None, typer.Option(help="Parameters (N), for a fit of dense models.")] = None,
     tokens: Annotated[float | None, typer.Option(help="D, the training tokens.")] = None,
     flops: Annotated[
         float | None, typer.Option(help="C, the training FLOPs; alone, the best model for them is predicted.")
     ] = None,
-    recurrence: Annotated[float | None, typer.Option(help="T, the loops at test time; by default µ_rec.")] = None,
+    recurrence: Annotated[float | None, typer.Option(help="Loops at test time (T); by default mu_rec.")] = None,
     loss_at_mean: Annotated[
         float | None,
-        typer.Option(help="The measured loss at T = µ_rec, nats per token, for a far better prediction at other T."),
+        typer.Option(help="The measured loss at T = mu_rec, nats per token, for a far better prediction at other T."),
     ] = None,
     columns: Columns = None,
     mapping: MapFile = None,

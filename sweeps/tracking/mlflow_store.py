@@ -6,6 +6,7 @@ MLflow's can't be changed.
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from isoloop.fitting.tables.contract import INFINITE
 from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
 from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
@@ -253,7 +255,7 @@ class TrackingStore:
         token = None
         while True:
             page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
-            runs += page
+            runs += map(_with_infinities, page)
             token = page.token
             if not token:
                 return runs
@@ -262,6 +264,13 @@ class TrackingStore:
 def is_settled(run: Any) -> bool:
     """Return whether MLflow's run is recorded as ended, which is written last."""
     return run.data.tags.get(OUTCOME) in SETTLED_OUTCOMES and run.info.status == "FINISHED"
+
+
+def _with_infinities(run: Any) -> Any:
+    """Return MLflow's run with its infinite metrics restored: a database keeps them as the largest numbers."""
+    metrics = run.data.metrics
+    metrics.update({key: math.copysign(math.inf, value) for key, value in metrics.items() if abs(value) >= INFINITE})
+    return run
 
 
 def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
