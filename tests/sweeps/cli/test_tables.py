@@ -261,7 +261,7 @@ def test_an_mlflow_experiment_needs_no_option(experiment, runs, tmp_path):
     assert (fit.finished_runs, len(fit.isoflop.included)) == (len(runs), len(BUDGETS))
     assert fit.fitted.tokens[1] == pytest.approx(runs["tokens"].max())
     reading = " ".join(fit.reading)
-    for guess in ("'metrics/val/loss'", "'params/train_tokens'", "'params/C'", "not ended", "counts as diverged"):
+    for guess in ("'metrics/val/loss'", "'params/train_tokens'", "'params/C'", "1 run still running", "counts as diverged"):
         assert guess in reading
     # The stored fit serves the other commands while the experiment is as it was.
     out = ["--out", experiment]
