@@ -89,10 +89,10 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
     off = (runs["flops"] / runs["tokens"] / cost.flops_per_token(runs[cost.axis]) - 1).abs()
     if not (off > BUDGET_TOLERANCE).any():
         return []
+    count, most = int((off > BUDGET_TOLERANCE).sum()), f"{100 * off.max():.3g}%"
     return [
-        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ in FLOPs per token by over 1% from others "
-        f"of their {AXIS_NAMES[cost.axis]} (by up to {100 * off.max():.3g}%): D* and predictions at a budget are as "
-        "uncertain."
+        f"{count} of {len(runs)} runs spent over 1% more or less FLOPs per token than {cost.formula} "
+        f"(by up to {most}): D* and predictions at a budget are as uncertain."
     ]
 
 

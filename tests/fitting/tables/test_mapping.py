@@ -59,6 +59,12 @@ def test_given_columns_go_before_names(mapped):
     )
 
 
+def test_our_name_stands_for_the_column_found_for_it(mapped):
+    """So that advice as `--columns tokens=tokens*1e9` works on every table."""
+    table = mapped("N,D,L\n1e8,2,20\n", "tokens=tokens*1e9,perplexity=loss").frame
+    assert table.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": math.log(20)}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

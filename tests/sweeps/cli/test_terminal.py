@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from isoloop.sweeps.cli.console import use_terminal_encoding
+from tests.commands import isoloop
 
 # One process for all commands: imports take seconds.
 SCRIPT = """
@@ -75,3 +76,9 @@ def test_symbols_are_spelled_out(monkeypatch):
     )
     print(text)
     sys.stdout.close()
+
+
+def test_a_plan_is_written_in_the_format_that_its_name_promises(tmp_path):
+    done = isoloop("plan", "parcae-140m-simulated", "--to", "plan.xlsx", cwd=tmp_path, check=2)
+    assert "--to must name a .csv file, but got 'plan.xlsx'" in done.stderr
+    assert not list(tmp_path.iterdir())
