@@ -12,7 +12,10 @@ from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
-from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
+from isoloop.fitting.tables.contract import is_dense
+from isoloop.fitting.tables.curves import curve_caveats, loss_rise
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
@@ -26,7 +29,7 @@ _OUTLIERS_NAMED = 5
 def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table."""
     # The table
-    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting)
+    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
     cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
     if not fit.simulated and not table.duplicated(cell).any():
         caveats.insert(0, "Each cell was trained once: how a loss scatters from seed to seed was not measured.")
@@ -44,6 +47,10 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats.append(f"Only {runs} fitted: so few can hardly tell one form of a law from another.")
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
+    caveats += unit_caveats(table)
+    caveats += curve_caveats(finished_rows(table))
+    rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
+    caveats += [rise.caveat] if rise is not None else []
     caveats += cost_caveats(table, fit.cost_model)
     # The fits
     caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
@@ -83,10 +90,10 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
     off = (runs["flops"] / runs["tokens"] / cost.flops_per_token(runs[cost.axis]) - 1).abs()
     if not (off > BUDGET_TOLERANCE).any():
         return []
+    count, most = int((off > BUDGET_TOLERANCE).sum()), f"{100 * off.max():.3g}%"
     return [
-        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ in FLOPs per token by over 1% from others "
-        f"of their {AXES[cost.axis].name} (by up to {100 * off.max():.3g}%): D* and predictions at a budget are as "
-        "uncertain."
+        f"{count} of {len(runs)} runs spent over 1% more or less FLOPs per token than {cost.formula} "
+        f"(by up to {most}): D* and predictions at a budget are as uncertain."
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,12 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.tables.curves import RISES
 
 BUDGET_ROUNDING = 1.02
 """Budgets are met within 1%, so a value less than 2% outside a range counts as inside."""
 _LOG_ROUNDING = 1e-9
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +160,8 @@ def predict(
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
-        perplexity=math.exp(loss),
-        perplexity_interval=(math.exp(loss_interval[0]), math.exp(loss_interval[1])) if loss_interval else None,
+        perplexity=_perplexity(loss),
+        perplexity_interval=(_perplexity(loss_interval[0]), _perplexity(loss_interval[1])) if loss_interval else None,
         mean_recurrence=None if dense else value,
         mean_recurrence_interval=None if dense else value_interval,
         params=value if dense else None,
@@ -172,8 +175,17 @@ def predict(
         power_laws=_power_law_optima(fit, flops) if optimal else (),
         simulated=fit.simulated,
         accounting=fit.accounting,
-        notes=(*notes, *extrapolation_notes(fit, flops, tokens, value, recurrence)),
+        notes=(
+            *notes,
+            *(reason for reason in law.reasons if RISES in reason),
+            *extrapolation_notes(fit, flops, tokens, value, recurrence),
+        ),
     )
+
+
+def _perplexity(loss: float) -> float:
+    """Return exp(loss), infinite where that exceeds the largest float."""
+    return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
 
 
 def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:

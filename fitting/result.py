@@ -20,8 +20,8 @@ from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
-from isoloop.fitting.tables.contract import is_dense, loss_columns
-from isoloop.fitting.tables.runs import finished_rows
+from isoloop.fitting.tables.contract import is_dense
+from isoloop.fitting.tables.runs import finished_rows, test_time_losses
 
 FIT_FORMAT = "isoloop-fit/3"
 REPORT_WIDTH = 100
@@ -65,7 +65,7 @@ class FittedRange:
         """Return the ranges of the finished runs of a checked table."""
         runs = finished_rows(table)
         dense = is_dense(table)
-        measured = [] if dense else [T for name, T in loss_columns(runs).items() if runs[name].notna().any()]
+        measured = test_time_losses(table)["recurrence"]
 
         def limits(name: str) -> tuple[float, float]:
             return float(runs[name].min()), float(runs[name].max())
@@ -74,7 +74,7 @@ class FittedRange:
             flops=limits("flops"),
             tokens=limits("tokens"),
             mean_recurrence=None if dense else limits("mean_recurrence"),
-            recurrence=(measured[0], measured[-1]) if measured else None,
+            recurrence=(float(measured.min()), float(measured.max())) if len(measured) else None,
             params=limits("params") if dense else None,
         )
 

@@ -24,6 +24,7 @@ from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
+from isoloop.fitting.tables.curves import RISES, loss_rise
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, int, int], None]
@@ -33,6 +34,8 @@ Arguments = ParamSpec("Arguments")
 Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
+_MODELS_AT_MOST = 500
+"""Models that get a test-time law of their own, spread evenly over the table."""
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -197,6 +200,10 @@ class _SweepFitter:
             else:
                 unified = self._attempt("unified", self._law, "unified", data, by_run=True)
             self.progress("unified law", 1, 1)
+            rise = loss_rise(data)
+            if rise is not None:
+                test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)
+                joint, unified = (law and _flagged(law, rise.reason) for law in (joint, unified))
         # The result
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
@@ -249,6 +256,9 @@ class _SweepFitter:
         """Return the test-time law of each model."""
         runs = list(dict.fromkeys(data["run_id"]))
         fits = []
+        models = len(runs)
+        if models > _MODELS_AT_MOST:
+            runs = [runs[i] for i in np.linspace(0, models - 1, _MODELS_AT_MOST).astype(int)]
         reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
@@ -261,6 +271,10 @@ class _SweepFitter:
             except ValueError as error:
                 reason = str(error)
             self.progress("test-time laws", done, len(runs))
+        if models > len(runs):
+            self._add_missing(
+                "test-time", f"{models - len(runs)} of {models} models, since {len(runs)} show the spread"
+            )
         if len(fits) < max(1, len(runs)):
             count = f"{len(runs) - len(fits)} of {len(runs)} models: " if runs else ""
             self._add_missing("test-time", f"{count}{reason}")
@@ -268,6 +282,11 @@ class _SweepFitter:
 
     def _add_missing(self, name: str, reason: str) -> None:
         self.missing_fits.append(MissingFit(name=name, reason=reason))
+
+
+def _flagged(law: LawFit, reason: str) -> LawFit:
+    """Return the fit with another reason not to trust it."""
+    return dataclasses.replace(law, reasons=(*law.reasons, reason))
 
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:

@@ -1,6 +1,7 @@
 """Messages for people: errors in one line, rows of text in aligned columns, and the progress of long work."""
 
 import difflib
+import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,17 +30,30 @@ def distinct_problems(error: "ValidationError") -> list[Mapping[str, Any]]:
     return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inner]
 
 
+# Rules that pydantic words in terms of Python.
+_PLAIN_RULES = {
+    "tuple_type": "must be a list, such as [1, 2]",
+    "dict_type": "must have keys with values",
+    "mapping_type": "must have keys with values",
+    "model_type": "must have keys with values",
+    "model_attributes_type": "must have keys with values",
+    "string_type": "must be a text (in quotes, if it looks like a number)",
+    "string_pattern_mismatch": "must be of letters, digits and ._- and begin with a letter or a digit",
+}
+
+
 def broken_rule(problem: Mapping[str, Any]) -> str:
     """Return one of pydantic's errors in one line: the place, the rule, and the value."""
     place = ".".join(str(part) for part in problem["loc"]) or "the configuration"
     if problem["type"] == "missing":
         return f"{place}: must be given, but is missing"
     message = problem["msg"].removeprefix("Value error, ")
+    message = _PLAIN_RULES.get(problem["type"], message)
     if problem["type"] == "too_short":
         least = problem["ctx"]["min_length"]
         message = f"must have at least {least} {'entry' if least == 1 else 'entries'}"
     value = problem["input"]
-    got = "" if isinstance(value, dict) or problem["type"] == "value_error" else f", but got {value!r}"
+    got = "" if problem["type"] == "value_error" else f", but got {value!r}"
     return f"{place}: {message[:1].lower()}{message[1:]}{got}"
 
 
@@ -61,18 +75,76 @@ def align_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> list
     ]
 
 
+_FULL = "its disk is full", "free some space there"
+_UNWRITABLE = "it can't be written to", "make the file and its folder writable, or choose another place"
+_DISK_FAULTS_BY_NUMBER = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: _UNWRITABLE,
+    errno.EACCES: _UNWRITABLE,
+    errno.EPERM: _UNWRITABLE,
+    errno.EIO: ("its disk doesn't work", "check the disk"),
+}
+# Libraries pass on errors of sqlite and of the system as text.
+_DISK_FAULTS_BY_TEXT = {
+    "database or disk is full": _FULL,
+    "no space left on device": _FULL,
+    "disk quota exceeded": _FULL,
+    "readonly database": _UNWRITABLE,
+    "read-only file system": _UNWRITABLE,
+    "unable to open database file": (
+        "its file can't be opened",
+        "make the file and its folder readable and writable, and the disk not full, or choose another place",
+    ),
+    "disk i/o error": ("its disk can't be read or written", "check that it is not full and works"),
+    "database is locked": ("another process is using it", "wait for that process or stop it"),
+    "database disk image is malformed": ("its file is damaged", "restore it, or move it away"),
+    "file is not a database": ("its file is not an sqlite database", "name another file"),
+}
+
+
+def disk_fault(error: BaseException) -> tuple[str, str] | None:
+    """Return what is wrong with the disk or file behind an error, and what to do; None if it is another fault."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        # A connection that is refused permission has no file.
+        is_of_file = isinstance(cause, OSError) and (cause.errno != errno.EACCES or cause.filename is not None)
+        if isinstance(cause, OSError) and is_of_file and cause.errno in _DISK_FAULTS_BY_NUMBER:
+            return _DISK_FAULTS_BY_NUMBER[cause.errno]
+        text = str(cause).lower()
+        for part, fault in _DISK_FAULTS_BY_TEXT.items():
+            if part in text:
+                return fault
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 @contextmanager
 def translate_errors(
+    place: str,
     rule: str,
     advice: str | Callable[[Exception], str],
     kinds: type[Exception] | tuple[type[Exception], ...] = Exception,
 ) -> Iterator[None]:
-    """Raise any error of these kinds as one ValueError: the rule, the error's first line, the advice."""
+    """Raise any error of these kinds as one ValueError: the rule, the error's first line, the advice.
+
+    A fault of the disk or the file behind `place` is named as such instead.
+    """
     try:
         yield
     except kinds as error:
-        hint = advice if isinstance(advice, str) else advice(error)
-        translated = ValueError(f"{rule} ({first_line(error)}); {hint}")
+        fault = disk_fault(error)
+        if fault is not None:
+            translated = ValueError(
+                f"{place} must be usable, but {fault[0]} ({first_line(error)}); nothing is lost: {fault[1]}, then "
+                "rerun the command"
+            )
+        else:
+            hint = advice if isinstance(advice, str) else advice(error)
+            translated = ValueError(f"{rule} ({first_line(error)}); {hint}")
         if redacted(str(error)) != str(error):  # a traceback would show the cause and its secret
             raise translated from None
         raise translated from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 from scipy import stats
 
 from isoloop.fitting.estimation.levenberg_marquardt import Minima, Problem, minimise_with_restart
-from isoloop.fitting.estimation.point_estimate import PointEstimate
+from isoloop.fitting.estimation.point_estimate import SAMPLE_ROWS, PointEstimate, sample_rows
 from isoloop.fitting.laws.base import Data
 
 LEVEL = 0.95
@@ -65,6 +66,10 @@ def bootstrap(
     - "budgets": whole budgets are drawn with replacement, for noise that the runs of a budget share. Its intervals need
       `widening`.
 
+    For more than 1,000 rows, a sample of 1,000 is refitted, and the draws are moved towards the estimate by the square
+    root of the sample's share: the m out of n bootstrap (Bickel, Goetze and van Zwet 1997). With "budgets", whose noise
+    does not shrink with more runs, they are not moved.
+
     benchmarks/fitting/RESULTS.md has how often their 95% intervals hold the truth in simulated sweeps.
 
     Where a run has several rows, pass their run ids as `runs` (rows,): the noise of a run is then drawn once for all
@@ -73,8 +78,22 @@ def bootstrap(
     """
     if draws < 1:
         raise ValueError(f"a bootstrap needs 1 draw or more, but got {draws}; 1000 draws are usual")
-    rng = np.random.default_rng(seed)
     rows = len(data["loss"])
+    if rows > SAMPLE_ROWS:
+        columns = {name: np.asarray(data[name]) for name in (*estimate.law.columns, "loss")}
+        sample = sample_rows(columns, np.ones(rows, dtype=bool), runs)
+        if len(sample) < rows:
+            few = {name: np.asarray(values)[sample] for name, values in data.items()}
+            of_sample = replace(estimate, residuals=estimate.residuals[sample])
+            if kind != "parametric":
+                of_sample = replace(of_sample, parameters=refit(estimate, few, weights=np.ones((1, len(sample))))[0][0])
+            some_runs = None if runs is None else runs[sample]
+            drawn = bootstrap(of_sample, few, draws=draws, seed=seed, kind=kind, runs=some_runs)
+            share = 1.0 if kind == "budgets" else len(sample) / rows
+            moved = estimate.parameters + np.sqrt(share) * (drawn - of_sample.parameters)
+            lower, upper = zip(*((p.lower, p.upper) for p in estimate.law.parameters), strict=True)
+            return np.clip(moved, lower, upper)
+    rng = np.random.default_rng(seed)
     blocks = [len(block) for block in np.array_split(np.arange(draws), max(1, -(-draws * rows // _ELEMENTS_AT_ONCE)))]
     if kind == "parametric":
         simulated = (_simulated_losses(estimate, data, runs, block, rng) for block in blocks)

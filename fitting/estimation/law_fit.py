@@ -16,7 +16,7 @@ from isoloop.fitting.estimation.bootstrap import (
     widening,
 )
 from isoloop.fitting.estimation.objective import HUBER, Objective
-from isoloop.fitting.estimation.point_estimate import PointEstimate, point_estimate
+from isoloop.fitting.estimation.point_estimate import SAMPLE_ROWS, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
@@ -112,15 +112,18 @@ class LawFit:
         if not self.draws:
             return None
         at = self.loss(data)
-        # Widened before the noise is added, since that is known better than the parameters.
-        drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
-        if measured:
-            # A fixed seed: the same fit gives the same interval each time.
-            rng = np.random.default_rng(0)
-            drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
-            scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
-            noise = scale * rng.standard_normal(drawn.shape)
-            drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
+        # The losses of a fit gone astray may exceed the largest float, where they end.
+        with np.errstate(over="ignore"):
+            # Widened before the noise is added, since that is known better than the parameters.
+            drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
+            if measured:
+                # A fixed seed: the same fit gives the same interval each time.
+                rng = np.random.default_rng(0)
+                drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
+                scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
+                noise = scale * rng.standard_normal(drawn.shape)
+                drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
+        drawn = np.minimum(drawn, np.finfo(float).max)
         ends = np.array([interval(column) for column in drawn.T]).reshape(-1, 2)
         return ends[:, 0], ends[:, 1]
 
@@ -150,17 +153,18 @@ def fit_law(
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
     noise, noise_dof = noise_scale(estimate, runs)
+    rows = len(estimate.residuals)
     return LawFit(
         law=name,
         parameters=parameters,
         objective=estimate.objective,
         delta=objective.delta if np.isfinite(objective.delta) else None,
         on=objective.on,
-        rows=len(estimate.residuals),
+        rows=rows,
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
         noise=noise,
         noise_dof=noise_dof,
-        bootstrap=kind,
+        bootstrap=f"{kind}, scaled from {SAMPLE_ROWS} of the rows" if draws and rows > SAMPLE_ROWS else kind,
         widening=wider,
         converged=estimate.converged,
         reasons=_reasons(estimate, parameters),
@@ -172,6 +176,7 @@ def _parameters(
     estimate: PointEstimate, data: Data, drawn: np.ndarray, wider: float, runs: np.ndarray | None, profiles: bool
 ) -> tuple[ParameterEstimate, ...]:
     parameters = []
+    profiled = profiles and len(estimate.residuals) <= SAMPLE_ROWS  # with more rows, both intervals are the same
     for place, parameter in enumerate(estimate.law.parameters):
         value = float(estimate.parameters[place])
         bounds = interval(drawn[:, place], value, wider) if len(drawn) else None
@@ -184,7 +189,7 @@ def _parameters(
                 unit=parameter.unit,
                 value=value,
                 interval=bounds,
-                profile=profile(estimate, data, parameter.name, runs=runs).interval if profiles else None,
+                profile=profile(estimate, data, parameter.name, runs=runs).interval if profiled else None,
                 at_bound=parameter.name in estimate.at_bounds,
             )
         )

@@ -16,6 +16,10 @@ _FIRST_STEPS = 10
 _CANDIDATES, _CANDIDATES_OF_LARGE_LAWS = 5, 10
 """Searches that are continued to convergence: more for a law of more than 5 parameters, which has more minima."""
 _FEW_PARAMETERS = 5
+SAMPLE_ROWS = 1000
+"""Rows of the sample of a larger table from whose fit the search starts, and whose refits give the intervals."""
+_SEARCHED_ROWS = 4000
+"""Rows up to which the search starts from a grid over all of them."""
 _SAME_POINT = 1e-2
 """Relative difference of all parameters below which two searches are taken to go to the same minimum."""
 _NEGLIGIBLE_SHARE = 1e-9
@@ -48,21 +52,20 @@ def point_estimate(
 ) -> PointEstimate:
     """Fit `law` to the rows of `data` (columns of shape (rows,), loss in nats per token), without intervals.
 
-    Each row counts `weights` (rows,) times. A parameter at its bound is listed in `at_bounds`. Raises ValueError if a
+    Each row counts `weights` (rows,) times. A parameter at its bound is listed in `at_bounds`. Of more than 4,000 rows,
+    a sample of 1,000 is fitted first, and the search starts from its minimum. Raises ValueError if a
     column is missing or constant, a value isn't positive and finite, or there are fewer rows than parameters + 1.
     """
     columns = checked_columns(law, data)
     counts = _checked_weights(weights, len(columns["loss"]))
     problem = Problem.of(law, columns, objective, weights=counts[None])
-    # A few steps from each start; the best distinct ends, and the fits of simpler laws, to convergence.
-    start_points = starts(problem)
-    first = minimise(_repeated(problem, len(start_points)), start_points, steps=_FIRST_STEPS)
-    simpler = law.simpler(
-        {**problem.data, "loss": columns["loss"]},
-        lambda law, data: point_estimate(law, data, objective, weights=counts).parameters,
-    )
-    count = _CANDIDATES if len(law.parameters) <= _FEW_PARAMETERS else _CANDIDATES_OF_LARGE_LAWS
-    candidates = np.concatenate([_distinct(first, count), *(parameters[None] for parameters in simpler)])
+    if len(counts) > _SEARCHED_ROWS:
+        rows = sample_rows(columns, counts > 0)
+        few = {name: values[rows] for name, values in columns.items()}
+        start = point_estimate(law, few, objective, weights=counts[rows]).parameters
+        candidates = problem.scaled(start)[None]
+    else:
+        candidates = _candidates(problem, columns, counts)
     minima = minimise_with_restart(_repeated(problem, len(candidates)), candidates)
     # The lowest minimum.
     best = int(np.argmin(minima.objectives))
@@ -78,6 +81,37 @@ def point_estimate(
         degenerate=_degenerate(problem, parameters),
         at_bounds=_at_bounds(law, parameters),
     )
+
+
+def _candidates(problem: Problem, columns: Data, counts: np.ndarray) -> np.ndarray:
+    """Return the starts (candidates, p) worth a search to convergence.
+
+    These are the best distinct ends of a few steps from each start, and the fits of simpler laws.
+    """
+    law, objective = problem.law, problem.objective
+    start_points = starts(problem)
+    first = minimise(_repeated(problem, len(start_points)), start_points, steps=_FIRST_STEPS)
+    simpler = law.simpler(
+        {**problem.data, "loss": columns["loss"]},
+        lambda law, data: point_estimate(law, data, objective, weights=counts).parameters,
+    )
+    count = _CANDIDATES if len(law.parameters) <= _FEW_PARAMETERS else _CANDIDATES_OF_LARGE_LAWS
+    return np.concatenate([_distinct(first, count), *(parameters[None] for parameters in simpler)])
+
+
+def sample_rows(columns: Data, counted: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return about 1,000 sorted indices of `counted` rows (rows,), with the smallest and largest of each column.
+
+    The same table gives the same sample. With `groups` (rows,), whole groups are drawn.
+    """
+    rng, rows = np.random.default_rng(0), np.flatnonzero(counted)
+    extremes = [rows[pick(values[rows])] for values in columns.values() for pick in (np.argmin, np.argmax)]
+    if groups is None:
+        return np.unique([*rng.choice(rows, min(SAMPLE_ROWS, len(rows)), replace=False), *extremes])
+    names, group = np.unique(groups, return_inverse=True)
+    share = min(1.0, SAMPLE_ROWS / len(rows))
+    drawn = rng.choice(len(names), max(1, round(share * len(names))), replace=False)
+    return rows[np.isin(group[rows], [*drawn, *group[extremes]])]
 
 
 def _distinct(minima: Minima, count: int) -> np.ndarray:

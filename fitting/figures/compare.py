@@ -33,11 +33,6 @@ _SHORT_NAMES = {
     "exponent of D*": "γD",
     ", without the parabola's bias": ", without bias",
 }
-    "exponent of mu*": "γµ",
-    "exponent of N*": "γN",
-    "exponent of D*": "γD",
-    ", without the parabola's bias": ", without bias",
-}
 _OPTIMUM_UNITS = {axis.unit for axis in AXES.values()}
 _MOST_BUDGETS = 8
 _SHORT_RATIO = 2.0

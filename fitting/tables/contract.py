@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
 LARGEST_SEED = 2**63 - 1
-_INFINITE = 1e300
+INFINITE = 1e300
 """A loss from which on is infinite: SQL stores keep infinity as 1.797e308."""
 _OTHER_NAMES = {"params_once": "effective_params_fixed", "params_recurrent": "effective_params_per_loop"}
 _LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
@@ -77,6 +77,7 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
     TableColumn("loss_unit", "text", "unit of the losses: nats per token", optional=True),
 )
+_BY_NAME = {column.name: column for column in COLUMNS}
 LOOPED_COLUMNS: tuple[str, ...] = ("mean_recurrence", "tokens", "flops", "loss")
 """Columns that a table of looped models must have; `budget` may take the place of `flops`."""
 DENSE_COLUMNS: tuple[str, ...] = ("params", "tokens", "loss")
@@ -155,10 +156,9 @@ def _check_presence(table: pd.DataFrame) -> None:
     needed = DENSE_COLUMNS if is_dense(table) and "params" in table else LOOPED_COLUMNS
     missing = [name for name in needed if name not in table and not (name == "flops" and "budget" in table)]
     if missing:
-        meanings = {column.name: column.meaning for column in COLUMNS}
-        listed = ", ".join(f"{name} ({meanings[name]})" for name in missing)
+        listed = ", ".join(f"{name} ({_BY_NAME[name].meaning})" for name in missing)
         if missing[0] == "mean_recurrence":
-            listed += f", or instead of it params ({meanings['params']})"
+            listed += f", or instead of it params ({_BY_NAME['params'].meaning})"
         present = ", ".join(map(str, list(table.columns)[:12])) + (", ..." if len(table.columns) > 12 else "")
         raise ValueError(
             f"a run table must have the columns {', '.join(LOOPED_COLUMNS)}, or for dense models "
@@ -182,8 +182,12 @@ def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if "run_id" not in filled:
         filled["run_id"] = [f"row {row}" for row in range(1, len(filled) + 1)]
     filled["loss"], infinite = _finite_losses(filled["loss"])
-    for name in loss_columns(filled):
-        filled[name], _ = _finite_losses(filled[name])
+    for name, recurrence in loss_columns(filled).items():
+        filled[name], infinite_here = _finite_losses(filled[name])
+        if infinite_here.any():
+            runs = filled["run_id"][infinite_here].tolist()
+            more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+            notes.append(f"The loss at T = {recurrence:g} is infinite, so not measured, in run {runs[0]!r}{more}.")
     if "status" not in filled:
         filled["status"] = np.where(filled["loss"].notna(), "finished", "diverged")
     filled.loc[infinite & (filled["status"] == "finished"), "status"] = "diverged"
@@ -194,6 +198,7 @@ def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     # Compute, as the table counts it
     accounting = OWN_ACCOUNTING
     if "flops" not in filled and "budget" in filled:
+        _check_number(filled, replace(_BY_NAME["budget"], measured=True, optional=False))
         filled["flops"] = filled["budget"]
         notes.append("There is no column `flops`: each run is taken to have spent its budget.")
     elif "flops" not in filled:
@@ -207,7 +212,7 @@ def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 def _finite_losses(losses: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Return losses with NaN for infinite ones, and a mask (rows,) of these."""
-    infinite = losses.abs() >= _INFINITE
+    infinite = losses.abs() >= INFINITE
     return losses.mask(infinite), infinite
 
 
@@ -271,6 +276,8 @@ def _check_labels(table: pd.DataFrame) -> None:
     ):
         labels = table[name].dropna() if name in table else pd.Series(dtype=object)
         if len(labels):
+            if name == "experiment":
+                advice = advice.replace("one", f"one of {', '.join(sorted(map(_label, labels.unique())))}", 1)
             rule = f"must be one value per table, and the first row has {shown(labels.iloc[0])}"
             _refuse_first(table, name, table[name].notna() & (table[name] != labels.iloc[0]), rule, advice)
     if "loss_unit" in table:
@@ -283,19 +290,20 @@ def _check_labels(table: pd.DataFrame) -> None:
 
 
 def _check_numbers(table: pd.DataFrame) -> None:
-    unfinished = table["status"] != "finished"
     for column in COLUMNS:
-        if column.kind != "number" or column.name not in table.columns:
-            continue
-        values = table[column.name]
-        bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
-        low = values < column.lower if column.lower_allowed else values <= column.lower
-        bad = low | (values.abs() >= _INFINITE)
-        if not column.optional:
-            bad |= values.isna() & ~(unfinished & column.measured)
-        if column.name == "loss":
-            bad &= ~values.isna()  # `_check_losses` has a clearer message for these
-        _refuse_first(table, column.name, bad, f"must be finite and {bound} ({column.meaning})")
+        if column.kind == "number" and column.name in table.columns:
+            _check_number(table, column)
+
+
+def _check_number(table: pd.DataFrame, column: TableColumn) -> None:
+    """Raise ValueError unless the values of a column are within its bounds, and given where they must be."""
+    values = table[column.name]
+    bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
+    low = values < column.lower if column.lower_allowed else values <= column.lower
+    bad = low | (values.abs() >= INFINITE)
+    if not column.optional and column.name != "loss":  # `_check_losses` has a clearer message for missing losses
+        bad |= values.isna() & ~((table["status"] != "finished") & column.measured)
+    _refuse_first(table, column.name, bad, f"must be finite and {bound} ({column.meaning})")
 
 
 def _check_losses(table: pd.DataFrame) -> None:

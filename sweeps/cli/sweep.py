@@ -71,6 +71,8 @@ def plan(
     from isoloop.sweeps.pipeline import prepare
     from isoloop.sweeps.plan.summary import plan_rows, print_plan
 
+    if to is not None and to.suffix.lower() != ".csv":
+        raise ValueError(f"--to must name a .csv file, but got '{to}'; choose that suffix")
     config, folders = load_config(sweep, out, override)
     with progress_bar(new_console(), in_bytes=True, transient=True) as progress:
         planned = prepare(config, folders, progress).plan

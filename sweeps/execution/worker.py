@@ -259,7 +259,8 @@ def classify_error(error: BaseException) -> AttemptEnd:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         advice = "the disk is full: make room; the run is tried again, and after its last try rerun the command"
         return AttemptEnd(status="failed", reason=f"{message}; {advice}", retryable=True)
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    is_read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+    if is_read_only or isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         advice = "every worker must be able to read the corpus and write to --out"
         return AttemptEnd(status="failed", reason=f"{message}; {advice}", retryable=False)
     if isinstance(error, _PERMANENT):

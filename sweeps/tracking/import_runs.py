@@ -212,7 +212,7 @@ class _MappedRun:
         pattern = re.compile(rf"{before}(\d+(?:\.\d+)?){after}")
         matches = {name: pattern.fullmatch(name) for name in self.run.data.metrics}
         losses = {float(match.group(1)): self.run.data.metrics[name] for name, match in matches.items() if match}
-        return {loss_column(t): loss if _is_number(loss) else None for t, loss in sorted(losses.items())}
+        return {loss_column(t): loss for t, loss in sorted(losses.items())}
 
     def cost(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns that follow from the model and the mean recurrence; mapped ones take precedence."""

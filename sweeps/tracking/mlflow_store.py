@@ -6,6 +6,7 @@ MLflow's can't be changed.
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from isoloop.fitting.tables.contract import INFINITE
 from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
 from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
@@ -253,7 +255,7 @@ class TrackingStore:
         token = None
         while True:
             page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
-            runs += page
+            runs += map(_with_infinities, page)
             token = page.token
             if not token:
                 return runs
@@ -264,6 +266,13 @@ def is_settled(run: Any) -> bool:
     return run.data.tags.get(OUTCOME) in SETTLED_OUTCOMES and run.info.status == "FINISHED"
 
 
+def _with_infinities(run: Any) -> Any:
+    """Return MLflow's run with its infinite metrics restored: a database keeps them as the largest numbers."""
+    metrics = run.data.metrics
+    metrics.update({key: math.copysign(math.inf, value) for key, value in metrics.items() if abs(value) >= INFINITE})
+    return run
+
+
 def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
     """Return a context that raises any error of a store as one ValueError with its name."""
 
@@ -272,7 +281,9 @@ def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
         first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
         return f"nothing is lost: {first}, or leave it out for an sqlite file beside the results"
 
-    return translate_errors(f"an MLflow store must answer at the tracking URI, but '{redacted(uri)}' does not", advice)
+    shown = redacted(uri)
+    rule = f"an MLflow store must answer at the tracking URI, but '{shown}' does not"
+    return translate_errors(f"the MLflow store '{shown}'", rule, advice)
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -288,8 +299,17 @@ def _first_use(uri: str) -> Iterator[None]:
     if uri.startswith("sqlite:"):
         database = _sqlite_file(uri)
         database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(database.with_name(f".{database.name}.lock")):
+        lock = FileLock(database.with_name(f".{database.name}.lock"))
+        try:
+            lock.acquire()
+        except OSError:
+            if not database.is_file():
+                raise
+        # A file in a folder that can't be written to can still be read.
+        try:
             yield
+        finally:
+            lock.release()
     elif uri.startswith("postgresql"):
         from sqlalchemy import NullPool, create_engine, text
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from isoloop.sweeps.messages import first_line
+from isoloop.sweeps.messages import disk_fault, first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore, is_settled
@@ -89,6 +89,7 @@ class Uploader:
         self.cursors: dict[str, _Cursor] = {}
         self.pending: list[str] = []
         self.last_error: str | None = None
+        self.advice = "fix this"
         self.artifact_error: str | None = None
         self._without_spec: dict[str, str] = {}
         self._watched: set[str] = set()
@@ -157,7 +158,7 @@ class Uploader:
         if self.pending:
             raise ValueError(
                 f"the tracking store must take every run, but {self.store.shown_uri} is {len(self.pending)} runs "
-                f"behind ({self.last_error}); nothing is lost{also}: fix this and rerun the command"
+                f"behind ({self.last_error}); nothing is lost{also}: {self.advice}, then rerun the command"
             )
 
     def _watch_folders(self) -> None:
@@ -193,7 +194,8 @@ class Uploader:
         try:
             action()
         except Exception as error:  # noqa: BLE001  an error of the store must never reach the scheduler; it is reported
-            self.last_error = first_line(error)
+            self.last_error, fault = first_line(error), disk_fault(error)
+            self.advice = "fix this" if fault is None else fault[1]
             log.debug("%s: %s", run_id, self.last_error)
             if run_id not in pending:
                 pending.append(run_id)

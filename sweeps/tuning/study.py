@@ -76,6 +76,7 @@ class Study:
         self.startup = min(STARTUP_TRIALS, max(3, tune.trials // 3))
         self.distributions = {path: self._distribution(path, entry) for path, entry in space.dimensions.items()}
         with translate_errors(
+            "the database of the trials (tune.storage)",
             "a database must answer at tune.storage (--storage-url), but none does",
             "nothing is lost: start it, correct the URL, or leave it out for an sqlite file beside the results",
         ):
@@ -96,6 +97,7 @@ class Study:
         from sqlalchemy.exc import SQLAlchemyError
 
         return translate_errors(
+            "the database of the trials (tune.storage)",
             "the database at tune.storage must go on answering, but stopped",
             "nothing is lost, the runs have saved their state: fix this and rerun the command",
             (self.optuna.exceptions.StorageInternalError, SQLAlchemyError),

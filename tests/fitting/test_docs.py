@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks.fitting import misleading
-from isoloop.fitting import LAWS, PUBLISHED_TRUTH, CostModel, TrainingLaw, choose_table, law_named, simulate_table
+from isoloop.fitting import (
+    LAWS,
+    PUBLISHED_TRUTH,
+    CostModel,
+    TrainingLaw,
+    choose_table,
+    law_named,
+    read_runs,
+    simulate_table,
+)
 from isoloop.fitting.simulate import poisson_loops, published_cost_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "fitting.md"
@@ -41,7 +50,7 @@ def test_a_law_of_ones_own_keeps_the_contract(own_law):
 
 def test_a_law_of_ones_own_is_compared(own_law, tmp_path):
     simulate_table(recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
-    found = choose_table(tmp_path / "runs.csv", laws=["training", "product:ProductLaw"], draws=20)
+    found = choose_table(read_runs(tmp_path / "runs.csv"), laws=["training", "product:ProductLaw"], draws=20)
     training, product = found.candidates
     assert found.missing == ()
     assert product.fit.law == "product:ProductLaw"

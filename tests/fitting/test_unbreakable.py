@@ -14,12 +14,14 @@ from isoloop.fitting import (
     TrainingLaw,
     check_table,
     choose,
+    choose_table,
     fit_sweep,
     point_estimate,
     simulate_table,
 )
 from isoloop.fitting.tables.checks import implausible_losses, row_caveats
 from isoloop.fitting.tables.runs import law_data
+from isoloop.fitting.tables.units import unit_caveats
 
 TRUTH = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=5e-4)
@@ -38,21 +40,49 @@ def sweep(**changes):
     return simulate_table(NOISY, seed=1, recurrences=(1, 2, 4, 8, 16)).assign(**changes)
 
 
-@pytest.mark.parametrize("column", ["params", "tokens", "loss", "budget"])
+@pytest.mark.parametrize("column", ["params", "tokens", "budget"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
 def test_impossible_numbers_are_refused(column, value):
     table = points()
     table.loc[4, column] = value
-    with pytest.raises(ValueError, match=f"`{column}` must be a positive and finite number, but row 4 has"):
+    with pytest.raises(ValueError, match=f"`{column}` must be finite and greater than 0 .*, but row 5 has {column}="):
         check_table(table)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -2.0, 0.0])
-def test_impossible_losses_of_a_sweep_are_refused(value):
+@pytest.mark.parametrize("value", [-2.0, 0.0])
+@pytest.mark.parametrize("table", [points, sweep])
+def test_impossible_losses_are_refused(table, value):
+    rows = table()
+    rows.loc[4, "loss"] = value
+    with pytest.raises(ValueError, match="`loss` must be finite and greater than 0"):
+        fit_sweep(rows, name="bad", draws=0)
+
+
+def test_a_finished_run_without_a_loss_is_refused():
+    table = sweep()
+    table.loc[4, "loss"] = np.nan
+    with pytest.raises(ValueError, match="`loss` must be given for every finished run"):
+        fit_sweep(table, name="bad", draws=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.797e308])
+def test_dense_runs_without_a_finite_loss_are_left_out_and_counted(value):
+    table = points()
+    without = fit_sweep(table.drop(index=4), name="a", draws=0)
+    table.loc[4, "loss"] = value
+    fit = fit_sweep(table, name="a", draws=0)
+    assert "1 of 35 runs diverged and is not fitted." in fit.caveats
+    assert fit.training.vector == pytest.approx(without.training.vector)
+    assert fit.isoflop.axis_law.exponent == pytest.approx(without.isoflop.axis_law.exponent, rel=1e-9)
+    caveat = "Left out, since they did not finish or have no loss: 1 of 35 rows."
+    assert caveat in choose_table(table, laws=["chinchilla"], by=["row"], draws=0).caveats
+
+
+@pytest.mark.parametrize("value", [np.inf, 1.797e308])
+def test_an_infinite_loss_of_a_finished_run_is_left_out_and_counted(value):
     table = sweep()
     table.loc[4, "loss"] = value
-    with pytest.raises(ValueError, match="`loss` must be"):
-        fit_sweep(table, name="bad", draws=0)
+    assert "1 of 42 runs diverged and is not fitted." in fit_sweep(table, name="a", draws=0).caveats
 
 
 def test_a_run_that_diverged_unnoticed_is_left_out_and_reported():
@@ -173,15 +203,17 @@ def test_mixed_units_of_loss_are_refused(table):
 
 
 def test_several_experiments_are_refused():
-    with pytest.raises(ValueError, match=r"`experiment` must be one value per table, but got 0, 1; .*--experiment"):
+    with pytest.raises(
+        ValueError, match=r"`experiment` must be one value per table, .*choose one of 0, 1 \(--experiment\)"
+    ):
         check_table(points().assign(experiment=np.arange(35) % 2))
 
 
 def test_swapped_parameters_and_tokens_are_reported():
     swapped = points().rename(columns={"params": "tokens", "tokens": "params"})
-    caveats = row_caveats(law_data(check_table(swapped)))
+    caveats = unit_caveats(check_table(swapped))
     assert any("were the columns params and tokens swapped?" in caveat for caveat in caveats)
-    assert not any("swapped" in one for one in row_caveats(law_data(check_table(points()))))
+    assert not any("swapped" in one for one in unit_caveats(check_table(points())))
 
 
 def test_read_only_arrays_are_fitted_and_left_alone():
@@ -215,7 +247,7 @@ def test_a_bound_that_is_hit_is_reported():
 
 
 def caveat_text(table):
-    return " ".join(row_caveats(law_data(check_table(table))))
+    return " ".join(unit_caveats(check_table(table)))
 
 
 def test_mixed_units_of_compute_are_reported():
@@ -223,7 +255,7 @@ def test_mixed_units_of_compute_are_reported():
     assert "params x tokens" not in caveat_text(table)
     assert "params x tokens" not in caveat_text(table.drop(columns="budget"))
     mixed = table.assign(tokens=table["tokens"] / np.where(np.arange(35) % 2, 1e9, 1.0))
-    assert "The budget is 6 to 6e+09 times params x tokens" in caveat_text(mixed)
+    assert "`tokens` has values up to 145 and others from" in caveat_text(mixed)
     assert "were units mixed?" in caveat_text(mixed)
     one = table.assign(budget=table["budget"] * np.where(np.arange(35) == 7, 3.1, 1.0))
     assert "6 to 18.6 times params x tokens" in caveat_text(one)

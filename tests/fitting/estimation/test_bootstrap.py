@@ -183,3 +183,32 @@ def test_the_interval_of_a_measured_loss_holds_more_than_that_of_the_law():
     assert (high > law_high).all()
     assert (law_low < fit.loss(beyond)).all()
     assert fit_law(TrainingLaw(), data, draws=0, seed=0).loss_interval(beyond) is None
+
+
+def large_table(rows=5000):
+    rng = np.random.default_rng(0)
+    params, tokens = 10 ** rng.uniform(7, 10, rows), 10 ** rng.uniform(9, 11, rows)
+    losses = (1.8 + 480 / params**0.35 + 2085 / tokens**0.37) * np.exp(0.01 * rng.standard_normal(rows))
+    return {"params": params, "tokens": tokens, "loss": losses}
+
+
+def test_a_large_table_is_fitted_to_the_minimum_of_all_its_rows(monkeypatch):
+    data = large_table()
+    from_sample = point_estimate(ChinchillaLaw(), data)
+    monkeypatch.setattr("isoloop.fitting.estimation.point_estimate._SEARCHED_ROWS", 10**9)
+    from_grid = point_estimate(ChinchillaLaw(), data)
+    assert from_sample.objective == pytest.approx(from_grid.objective, rel=1e-10)
+    assert from_sample.parameters == pytest.approx(from_grid.parameters, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["parametric", "rows"])
+def test_draws_of_a_large_table_spread_as_refits_of_all_rows_do(monkeypatch, kind):
+    data = large_table(rows=2500)
+    estimate = point_estimate(ChinchillaLaw(), data)
+    sampled = bootstrap(estimate, data, draws=100, seed=0, kind=kind)
+    monkeypatch.setattr("isoloop.fitting.estimation.bootstrap.SAMPLE_ROWS", 10**9)
+    full = bootstrap(estimate, data, draws=100, seed=0, kind=kind)
+    # The standard deviation of 100 draws is known to about 7%, so the ratio of two is to about 10%.
+    spread = np.std(full, axis=0)
+    assert np.std(sampled, axis=0) == pytest.approx(spread, rel=0.35)
+    assert (np.abs(np.mean(sampled, axis=0) - estimate.parameters) < 0.4 * spread).all()

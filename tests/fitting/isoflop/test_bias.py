@@ -17,6 +17,7 @@ from isoloop.fitting import (
     Optimum,
     ParabolaBias,
     TrainingLaw,
+    check_table,
     fit_isoflop,
     parabola_bias,
     point_estimate,
@@ -133,7 +134,7 @@ def test_dense_optima_are_those_of_the_closed_form():
             tokens = budget / (6 * params)
             loss = E + A * params**-alpha + B * tokens**-beta
             rows.append({"params": params, "tokens": tokens, "budget": budget, "loss": loss})
-    table = pd.DataFrame(rows)
+    table = check_table(pd.DataFrame(rows))
     fit = fit_isoflop(table, DenseCost())
     bias = parabola_bias(fit, table, ChinchillaLaw(), np.array([E, A, B, alpha, beta]), DenseCost())
     assert bias.axis_exponent.exact == pytest.approx(beta / (alpha + beta), abs=1e-5)

@@ -13,6 +13,7 @@ from isoloop.fitting import (
     choose,
     choose_table,
     cross_validate,
+    read_runs,
     simulate_table,
 )
 from isoloop.fitting.estimation.law_fit import fit_law
@@ -153,10 +154,10 @@ def test_the_density_behind_hubers_criteria_integrates_to_one(dense):
 
 def test_choose_reads_run_tables_and_tables_of_dense_models(dense, tmp_path):
     pd.DataFrame(dense).drop(columns="run_id").to_csv(tmp_path / "points.csv", index=False)
-    dense_choice = choose_table(tmp_path / "points.csv", draws=20)
+    dense_choice = choose_table(read_runs(tmp_path / "points.csv"), draws=20)
     assert [one.fit.law for one in dense_choice.candidates] == ["chinchilla", "six-parameter"]
     simulate_table(NOISY, recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
-    looped = choose_table(tmp_path / "runs.csv", draws=20)
+    looped = choose_table(read_runs(tmp_path / "runs.csv"), draws=20)
     assert [one.fit.law for one in looped.candidates] == ["training", "iso-depth"]
     assert [law for law, _ in looped.missing] == ["chinchilla", "six-parameter"]
 
@@ -198,7 +199,7 @@ def test_a_table_of_several_sizes_is_compared_without_minima(tmp_path):
         large[name] *= 3
     both = pd.concat([small, large.assign(run_id=large["run_id"] + "-large")])
     both.to_csv(tmp_path / "both.csv", index=False)
-    found = choose_table(tmp_path / "both.csv", laws=["training"], by=["size", "row"], draws=20)
+    found = choose_table(read_runs(tmp_path / "both.csv"), laws=["training"], by=["size", "row"], draws=20)
     assert [(one.by, one.folds) for one in found.cross_validations] == [("size", 2), ("row", 10)]
     assert "There are no isoFLOP minima to compare with: a fit takes the runs of one architecture" in found.report()
 
@@ -207,7 +208,7 @@ def test_a_run_far_off_is_left_out_of_the_choice_and_said(tmp_path):
     table = simulate_table(NOISY, recurrences=())
     table.loc[5, "loss"] = 11.0
     table.to_csv(tmp_path / "runs.csv", index=False)
-    found = choose_table(tmp_path / "runs.csv", laws=["training"], by=["row"], draws=20)
+    found = choose_table(read_runs(tmp_path / "runs.csv"), laws=["training"], by=["row"], draws=20)
     assert found.rows == 41
     assert (
         "Left out, with a loss above 2 times or below 1/2 of the lower quartile of its budget's losses: 1 of 42 rows."
@@ -271,12 +272,12 @@ def test_one_budget_that_runs_miss_by_a_step_falls_back_to_rows(dense):
 @pytest.mark.parametrize("simulated", [True, False])
 def test_where_the_runs_of_a_choice_come_from_is_said(tmp_path, simulated):
     simulate_table(NOISY, recurrences=()).assign(simulated=simulated).to_csv(tmp_path / "runs.csv", index=False)
-    text = choose_table(tmp_path / "runs.csv", laws=["training"], by=["largest budget"], draws=20).report()
+    text = choose_table(read_runs(tmp_path / "runs.csv"), laws=["training"], by=["largest budget"], draws=20).report()
     assert ("Every run is simulated" in text) == simulated
     assert "Compute is counted by `exact`; under another accounting the exponents differ." in text
 
 
 def test_dense_tables_say_nothing_of_accounting(dense, tmp_path):
     pd.DataFrame(dense).drop(columns="run_id").to_csv(tmp_path / "points.csv", index=False)
-    found = choose_table(tmp_path / "points.csv", laws=["chinchilla"], by=["largest budget"], draws=20)
+    found = choose_table(read_runs(tmp_path / "points.csv"), laws=["chinchilla"], by=["largest budget"], draws=20)
     assert found.caveats == ()

@@ -1,4 +1,4 @@
-"""The run table: what is accepted, what is refused and in which words, and the cost model read from it."""
+"""Run tables from files, the columns that fits read, and the cost read from a table."""
 
 import numpy as np
 import pandas as pd
@@ -7,13 +7,17 @@ import pytest
 from isoloop.fitting import (
     CostModel,
     check_table,
+    is_dense,
     loss_column,
     published_cost_model,
+    read_runs,
     read_table,
     simulate_table,
     test_time_losses,
 )
 from isoloop.fitting.tables.runs import law_data
+
+DENSE = {"params": [1e8, 2e8, 4e8], "tokens": [4e9, 2e9, 1e9], "loss": [3.0, 2.9, 3.1], "budget": [2.4e18] * 3}
 
 
 @pytest.fixture
@@ -21,10 +25,10 @@ def table():
     return simulate_table(budgets=(1e18, 4e18), mean_recurrences=(1, 2, 4), recurrences=(1, 2, 4, 8))
 
 
-def changed(table, column, value, row=1):
-    copy = table.astype({column: object})
-    copy.loc[row, column] = value
-    return copy
+def dense_file(tmp_path, suffix=".csv", **columns):
+    path, frame = tmp_path / f"points{suffix}", pd.DataFrame({**DENSE, **columns})
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    return path
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -35,71 +39,19 @@ def test_reading_back_what_was_written_gives_the_same_table(table, tmp_path, suf
     pd.testing.assert_frame_equal(read_table(path), table, check_exact=True)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_of_dense_models_is_read_as_it_was_written(tmp_path, suffix):
+    path = dense_file(tmp_path, suffix, experiment="a", outlier=[True, False, False])
+    assert is_dense(read_table(path))
+    assert list(read_table(path)["loss"]) == DENSE["loss"]
+    kept = law_data(read_runs(path, experiment="a", outliers=False).frame)
+    assert list(kept["loss"]) == [2.9, 3.1]
+
+
 def test_a_run_id_that_looks_like_a_number_stays_text(table, tmp_path):
     table.loc[0, "run_id"] = "00012e7"
     table.to_csv(tmp_path / "runs.csv", index=False)
     assert read_table(tmp_path / "runs.csv")["run_id"][0] == "00012e7"
-
-
-def test_checking_leaves_its_argument_alone(table):
-    before = changed(table, "tokens", int(table["tokens"][1]))
-    kept = before.copy()
-    check_table(before)
-    pd.testing.assert_frame_equal(before, kept)
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "words"),
-    [
-        ("tokens", -5.0, "`tokens` must be finite and greater than 0"),
-        ("tokens", 0.0, "tokens=0.0"),
-        ("tokens", np.nan, "tokens=nan"),
-        ("flops", np.inf, "flops=inf"),
-        ("flops", 1.1e18, "`flops` must equal tokens x"),
-        ("mean_recurrence", 0.0, "`mean_recurrence` must be finite and greater than 0"),
-        ("backprop_depth", 0.5, "`backprop_depth` must be finite and at least 1"),
-        ("budget", -1.0, "`budget`"),
-        ("loss", np.nan, "`loss` must be given for every finished run"),
-        ("loss", np.inf, "`loss` must be finite"),
-        ("loss", "2.9", "`loss` must be a number"),
-        ("tokens", True, "`tokens` must be a number"),
-        ("loss_T8", -1.0, "`loss_T8` must be finite and greater than 0"),
-        ("seed", 0.5, "`seed` must be a whole number"),
-        ("run_id", "simulated-1e+18-1-0", "`run_id` must be unique"),
-        ("run_id", 7, "`run_id` must be text"),
-        ("status", "done", "`status` must be one of finished, diverged, failed"),
-        ("status", "diverged", "`loss` must be missing unless the run finished"),
-        ("accounting", "mine", "`accounting` must be one of"),
-        ("accounting", "parcae-release", "`accounting` must be one value per table"),
-        ("simulated", False, "never fit simulated and measured runs together"),
-        ("simulated", "yes", "`simulated` must be True or False"),
-        ("backward_loops", 100.0, "must not be above forward_loops"),
-    ],
-)
-def test_a_broken_rule_is_named_with_its_row_and_value(table, column, value, words):
-    with pytest.raises(ValueError, match=r"row 1\).*;") as caught:
-        check_table(changed(table, column, value))
-    assert words in str(caught.value)
-
-
-def test_every_missing_column_is_listed(table):
-    with pytest.raises(ValueError, match="these are missing: tokens, loss;"):
-        check_table(table.drop(columns=["tokens", "loss"]))
-
-
-def test_an_empty_table_is_refused(table):
-    with pytest.raises(ValueError, match="at least one row"):
-        check_table(table.iloc[:0])
-
-
-def test_a_column_named_twice_is_refused(table):
-    with pytest.raises(ValueError, match="named once"):
-        check_table(pd.concat([table, table[["loss"]]], axis=1))
-
-
-def test_a_loss_at_no_loop_at_all_is_refused(table):
-    with pytest.raises(ValueError, match="at least once"):
-        check_table(table.assign(loss_T0=3.0))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +61,7 @@ def test_a_loss_at_no_loop_at_all_is_refused(table):
         ("runs.json", "{}", "must end in .csv or .parquet"),
         ("empty.csv", "", "must be a readable .csv"),
         ("bad.parquet", "no parquet", "must be a readable .parquet"),
+        ("header.csv", "params,tokens,loss\n", "at least one row"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, words):
@@ -118,13 +71,59 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, words):
         read_table(tmp_path / name)
 
 
-def test_an_unfinished_run_may_lack_what_it_never_measured(table):
-    for column in ("loss", "tokens", "flops", "forward_loops", "backward_loops"):
-        table = changed(table, column, np.nan)
-    checked = check_table(changed(table, "status", "failed"))
-    assert len(checked) == len(table)
-    assert np.isnan(checked["loss"][1])
-    assert len(law_data(checked)["loss"]) == len(table) - 1
+@pytest.mark.parametrize(
+    ("columns", "arguments", "words"),
+    [
+        ({"experiment": ["a", "b", "b"]}, {"experiment": "c"}, "but got 'c'; choose one of a, b"),
+        ({}, {"experiment": "c"}, "the table has no such column"),
+        ({}, {"outliers": False}, "needs the column `outlier`"),
+        ({"outlier": [1, 1, 1]}, {"outliers": False}, "marks all of them; keep them"),
+        ({"loss": ["3", "x", "3"]}, {}, "`loss` must be a number, but row . has loss='"),
+    ],
+)
+def test_what_cannot_be_selected_is_refused(tmp_path, columns, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        read_runs(dense_file(tmp_path, **columns), **arguments)
+
+
+@pytest.mark.parametrize(
+    "marks", [[True, False, False], ["true", "false", "false"], [1, 0, 0], ["True", "0", "false"], [1.0, 0.0, 0.0]]
+)
+def test_outliers_are_marked_in_any_plain_way(tmp_path, marks):
+    assert list(read_runs(dense_file(tmp_path, outlier=marks), outliers=False).frame["loss"]) == [2.9, 3.1]
+
+
+@pytest.mark.parametrize(
+    ("marks", "words"),
+    [
+        ([True, None, False], r"`outlier` must be True or False \(or 1 or 0\), but row 2 has nothing; fill"),
+        (["no", "no", "yes"], "but row 1 has 'no', and 2 more rows break this rule"),
+        ([0, 2, 3], "but row 2 has 2, and 1 more row breaks this rule"),
+    ],
+)
+def test_unclear_marks_are_refused(tmp_path, marks, words):
+    path = dense_file(tmp_path, outlier=marks)
+    with pytest.raises(ValueError, match=words):
+        read_runs(path, outliers=False)
+    assert len(read_table(path)) == 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_experiments_in_numbers_are_compared_as_text(tmp_path, suffix):
+    path = dense_file(tmp_path, suffix, experiment=[0, 1, 1])
+    assert list(read_runs(path, experiment="1").frame["loss"]) == [2.9, 3.1]
+    with pytest.raises(ValueError, match="but got '2'; choose one of 0, 1"):
+        read_runs(path, experiment="2")
+
+
+def test_long_form_leaves_out_what_was_not_measured(table):
+    gap = table.copy()
+    gap.loc[1, "loss_T8"] = np.nan
+    assert len(test_time_losses(check_table(gap))) == 4 * len(table) - 1
+    long = test_time_losses(check_table(table))
+    row = long[(long["run_id"] == table["run_id"][0]) & (long["recurrence"] == 2)]
+    assert row["loss"].item() == table["loss_T2"][0]
+    assert test_time_losses(table.drop(columns=[loss_column(T) for T in (1, 2, 4, 8)])).empty
 
 
 def test_a_model_without_a_loop_costs_nothing_per_loop(table):
@@ -134,18 +133,6 @@ def test_a_model_without_a_loop_costs_nothing_per_loop(table):
     for name in ("flops_per_token_forward_loop", "flops_per_token_backward_loop", "effective_params_per_loop"):
         loopless[name] = 0.0
     assert len(check_table(loopless)) == len(loopless)
-
-
-def test_the_budget_may_be_absent(table):
-    assert "budget" not in check_table(table.drop(columns="budget"))
-
-
-def test_long_form_leaves_out_what_was_not_measured(table):
-    long = test_time_losses(check_table(changed(table, "loss_T8", np.nan)))
-    assert len(long) == 4 * len(table) - 1
-    row = long[(long["run_id"] == table["run_id"][0]) & (long["recurrence"] == 2)]
-    assert row["loss"].item() == table["loss_T2"][0]
-    assert test_time_losses(table.drop(columns=[loss_column(T) for T in (1, 2, 4, 8)])).empty
 
 
 def test_cost_at_the_grid_is_what_ran(table):

@@ -454,3 +454,12 @@ def test_artifacts_that_cannot_be_stored_hold_nothing_up(store, plan, simulated_
     assert uploader.artifact_error == "no space"
     assert len(tried) == 2  # once, and once more at the end
     assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
+
+
+def test_infinities_leave_the_store_as_they_came(store):
+    points = {"inf": np.inf, "minus": -np.inf, "large": 1e299, "nan": np.nan}
+    run = store.client.create_run(store.experiment_id).info.run_id
+    store.send(run, points=[(name, value, 1, 1) for name, value in points.items()])
+    assert store.client.get_run(run).data.metrics["inf"] < np.inf  # the database has no infinity
+    (read,) = store.foreign_runs("")
+    np.testing.assert_equal(read.data.metrics, points)
