@@ -278,7 +278,7 @@ def _figure_list(fit: "SweepFit", hold_out: bool) -> list[str]:
     lines = [f"Figures of {fit.name}; draw them with --to FOLDER, or one with its name and --to FILE"]
     for name, kind in figures.FIGURES.items():
         reason = figures.why_unavailable(name, fit)
-        text = kind.about if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
+        text = kind.caption(fit) if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
         lines.append(f"  {name:<27}{text}")
     return lines
 
