@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.bias import ParabolaBias
-from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit
+from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
@@ -162,7 +163,7 @@ def _outliers(law: LawFit, table: pd.DataFrame) -> list[str]:
 def _bias_caveats(bias: ParabolaBias) -> list[str]:
     """Return how far the parabolas bias the exponents, and the corrected exponents."""
     axis = bias.axis_exponent
-    best = "N*" if axis.quantity == AXIS_NAMES["params"] else "mu*"
+    best = "N*" if axis.quantity == AXES["params"].name else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
         f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "

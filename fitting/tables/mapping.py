@@ -114,7 +114,7 @@ _STATUSES = {
     **dict.fromkeys(("failed", "crashed", "killed", "error", "aborted", "preempted", "stopped", "canceled"), "failed"),
     **dict.fromkeys(("running", "scheduled", "pending", "queued"), "running"),
 }
-_TRUTH = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -466,7 +466,7 @@ def _flags(values: pd.Series, column: str) -> Any:
     if None not in flags:
         return np.array(flags, dtype=bool)
     if column == "outlier":
-        return values.reset_index(drop=True)  # checked where outliers are left out
+        return _plain(values)  # checked where outliers are left out
     row = flags.index(None)
     raise ValueError(f"`{column}` must be True or False, but row {row + 1} has {values.iloc[row]!r}; correct it")
 
@@ -560,7 +560,10 @@ def _last_of_history(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the last logged values of each run, if runs have several rows, and a note about it."""
     name = sources["step"].name
-    steps = to_numbers(raw[name])[0]
+    try:
+        steps = to_numbers(raw[name])[0]
+    except ValueError as error:
+        raise ValueError(f"a step must be a number, but {error} in {name!r}; correct it, or drop the column") from error
     if "recurrence" in frame:
         return frame, []
     if "run_id" not in frame:

@@ -92,6 +92,7 @@ def test_columns_given_wrongly(text, message):
         ("N,D,loss,seed\n1,2,3,4\n1,2,3,99999999999999999999\n", "at most 2^63 - 1 .* but row 2 has 99999999999"),
         ("N,D,loss,seed\n1,2,3,0.5\n", "`seed` must be a whole number, but row 1 has '0.5'"),
         ("N,D,loss,simulated\n1,2,3,maybe\n", "`simulated` must be True or False, but row 1 has 'maybe'"),
+        ("N,D,loss,step\n1,2,3,1\n1,2,3,x\n", "a step must be a number, but row 2 has 'x' in 'step'"),
         ("N,D,loss,status\n1,2,3,running\n", "all are still running"),
     ],
 )  # fmt: skip
