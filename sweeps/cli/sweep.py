@@ -59,6 +59,8 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
         existing = request.find()
         corpus = existing or request.build()
     console.print(describe_corpus(corpus, context=config.model.context, is_new=existing is None))
+    if request.hidden_files:
+        console.print(f"left out     {request.hidden_files} hidden files, or files in hidden folders")
     corpus.check(config.model.context, config.model.vocabulary)
 
 
