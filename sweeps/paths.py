@@ -154,6 +154,7 @@ def folders_of(target: str, out: Path) -> Folders:
         ValueError: no sweep of that name was run under `out`.
     """
     from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.config.schema import SWEEP_NAME
 
     path = Path(target)
     is_config = path.suffix in {".yaml", ".yml"}
@@ -165,7 +166,7 @@ def folders_of(target: str, out: Path) -> Folders:
     folders = Folders(out=out, name=name)
     if not folders.sweep.is_dir():
         names = sorted(folder.name for folder in folders.sweep.parent.glob("*") if folder.is_dir())
-        start = "check the path" if "/" in name else f"start with 'isoloop run {name}'"
+        start = f"start with 'isoloop run {name}'" if re.fullmatch(SWEEP_NAME, name) else "check the name"
         hint = f"there are {', '.join(names)}" if names else f"no sweep was run there; {start}"
         raise ValueError(f"a sweep must have been run under --out, but '{out}' has no sweep '{name}': {hint}")
     return folders

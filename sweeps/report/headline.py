@@ -4,6 +4,7 @@ import re
 
 from isoloop.fitting import HeldOut, PowerLaw, SweepFit, predict
 from isoloop.fitting.axis import AXES
+from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
 
 HEADLINE_MULTIPLE = 2.0
@@ -27,6 +28,7 @@ def headline(results: SweepResults) -> list[str]:
         sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
+    sentences += [caveat for caveat in fit.caveats if caveat.startswith(REPEATED_TEXT)]
     return [*sentences, _interval_sentence(fit)]
 
 

@@ -113,7 +113,7 @@ def _value(value: float, column: str) -> str:
 
 
 def held_out_table(held: HeldOut, axis: Axis) -> PageTable:
-    """Return the held-out runs: their losses after training as predicted and measured, and if the interval holds them."""
+    """Return the held-out runs: predicted and measured losses after training, and whether intervals hold the latter."""
     labels = ("run", "predicted by", axis.symbol, "tokens", "predicted", "95% interval", "measured", "error", "inside")
     rows = []
     for row in sorted(held.rows, key=lambda row: (row.method, row.value)):
