@@ -101,8 +101,40 @@ class Folders:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TablePlaces:
+    """The places of the results of a table of runs, beside it.
+
+    <stem>.fit.json  <stem>.fit.txt  <stem>.hold-out.json  <stem>.report.html  <stem>.figures/
+    """
+
+    stem: Path
+
+    @classmethod
+    def beside(cls, fit: Path) -> "TablePlaces":
+        """Return the places that go with a table's stored fit, <stem>.fit.json."""
+        return cls(stem=fit.with_name(fit.name.removesuffix(".fit.json")))
+
+    def fit(self, *, hold_out: bool) -> Path:
+        """Return the file of the stored fit, of all runs or without the largest budget."""
+        return self._named(f"{'hold-out' if hold_out else 'fit'}.json")
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self._named("report.html")
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self._named("figures")
+
+    def _named(self, ending: str) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{ending}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepResults:
-    """Both fits of a sweep and its page; a fit that can't be made is None, with the reason beside it.
+    """Both fits of a sweep, or of a table, and its page; a fit that can't be made is None, with the reason beside it.
 
     `groups` are the results of each group of runs, by its label, if the sweep has several groups.
     """
