@@ -246,7 +246,7 @@ def _sources(frame: pd.DataFrame, given: dict[str, ColumnSource]) -> tuple[dict[
     for column in sources:
         if column in names and sources[column].name != column and column not in rivals.get(column, []):
             rivals.setdefault(column, []).append(column)
-    return sources, _column_notes(sources, rivals, given)
+    return sources, _column_notes(sources, rivals, given, ours=set(names) >= _OURS)
 
 
 def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
@@ -381,17 +381,27 @@ def _equal(frame: pd.DataFrame, source: ColumnSource, rival: ColumnSource) -> bo
 
 
 def _column_notes(
-    sources: Mapping[str, ColumnSource], rivals: Mapping[str, Sequence[str]], given: Mapping[str, ColumnSource]
+    sources: Mapping[str, ColumnSource],
+    rivals: Mapping[str, Sequence[str]],
+    given: Mapping[str, ColumnSource],
+    *,
+    ours: bool,
 ) -> list[str]:
-    """Return the sentence that says what was taken for what, if anything was renamed, scaled or chosen."""
+    """Return the sentence that says what was taken for what, and in which unit.
+
+    In a table of our own sweeps, only what was renamed, scaled or chosen is in it.
+    """
     parts = []
     for column, source in sources.items():
         if column in ("step", "perplexity", "bits_per_token", "bits_per_byte"):
             continue
         others = rivals.get(column, ())
-        if source.name == column and source.factor == 1 and not others:
+        named = source.name == column and source.factor == 1
+        if named and not others and (ours or column not in (*MEANINGS, "budget")):
             continue
-        part = f"{column} from {source}"
+        part = column if named else f"{column} from {source}"
+        if column in ("flops", "budget"):
+            part += " (FLOPs)"
         if column == "loss":
             perplexity = sources.get("perplexity") == source
             training = _TRAINING.search(source.name) is not None
