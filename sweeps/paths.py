@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MLFLOW = "mlflow:"
 """The beginning of a command's target that is an MLflow experiment."""
-TABLE_SUFFIXES = (".csv", ".parquet")
+OUTPUT_SUFFIXES = (".csv", ".parquet")
 """Suffixes of the run tables that isoloop writes; it reads many more (`is_table_target`)."""
 _STORED = re.compile(r'\s*\{\s*"format"\s*:\s*"isoloop-')
 _FILE_SUFFIXES = (

@@ -105,8 +105,8 @@ def test_predictions_and_optima_are_the_laws_own(fit):
     assert optima.optima[1].mean_recurrence == pytest.approx(best.mean_recurrence)
 
 
-def test_choose_compares_it(folder):
-    choice = choose_table(folder / "runs.csv", laws=["training", LAW], draws=20)
+def test_choose_compares_it(table):
+    choice = choose_table(table, laws=["training", LAW], draws=20)
     assert {candidate.fit.law for candidate in choice.candidates} == {"training", LAW}
 
 
