@@ -271,7 +271,6 @@ def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law
             path,
             table,
             name=files.name,
-            target=files.target,
             command=command_line(),
             experiment=files.name if files.in_mlflow else None,
             law=law,
