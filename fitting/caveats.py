@@ -14,6 +14,7 @@ from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, 
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.curves import curve_caveats, loss_rise
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
@@ -45,6 +46,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats.append(f"Only {runs} fitted: so few can hardly tell one form of a law from another.")
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
+    caveats += unit_caveats(table)
     caveats += curve_caveats(finished_rows(table))
     rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
     caveats += [rise.caveat] if rise is not None else []
@@ -87,10 +89,10 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
     off = (runs["flops"] / runs["tokens"] / cost.flops_per_token(runs[cost.axis]) - 1).abs()
     if not (off > BUDGET_TOLERANCE).any():
         return []
+    count, most = int((off > BUDGET_TOLERANCE).sum()), f"{100 * off.max():.3g}%"
     return [
-        f"{int((off > BUDGET_TOLERANCE).sum())} of {len(runs)} runs differ in FLOPs per token by over 1% from others "
-        f"of their {AXIS_NAMES[cost.axis]} (by up to {100 * off.max():.3g}%): D* and predictions at a budget are as "
-        "uncertain."
+        f"{count} of {len(runs)} runs spent over 1% more or less FLOPs per token than {cost.formula} "
+        f"(by up to {most}): D* and predictions at a budget are as uncertain."
     ]
 
 

@@ -200,7 +200,7 @@ class MeasuredCost(Cost):
     @property
     def formula(self) -> str:
         """See `Cost.formula`."""
-        return "as the table has them, interpolated between its mean recurrences"
+        return "the median at each mean recurrence, interpolated between them"
 
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """See `Cost.flops_per_token`."""

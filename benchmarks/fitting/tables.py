@@ -8,7 +8,7 @@ import numpy as np
 
 from isoloop.fitting import law_data, read_runs
 from isoloop.fitting.laws.base import Data
-from isoloop.fitting.tables.runs import read_frame
+from isoloop.fitting.tables.reading import read_raw
 
 FILE = "isoflops_public.csv"
 MASSIVETEXT = "massivetext"
@@ -28,7 +28,7 @@ def public_tables(folder: Path, *, without_outliers: bool = True) -> dict[str, D
     """Return the public tables by name, and each again without the rows that its collectors advise leaving out."""
     path = folder / FILE
     tables: dict[str, Data] = {}
-    for experiment in dict.fromkeys(read_frame(path)["experiment"]):
+    for experiment in dict.fromkeys(read_raw(path).frame["experiment"]):
         # The name says who collected it, on what data and with what architecture.
         name = experiment.split("__")[1]
         tables[name] = law_data(read_runs(path, experiment=experiment).frame)

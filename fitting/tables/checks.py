@@ -1,4 +1,4 @@
-"""Sanity checks on a table of runs: diverged unnoticed, repeated, with swapped columns, in mixed units."""
+"""Sanity checks on a table of runs: diverged unnoticed, repeated, of one budget."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ IMPLAUSIBLE_LOSS = (
 """The rule of `implausible_losses`, in words."""
 _QUARTILE = 0.25
 _RUNS_FOR_A_QUARTILE = 3
-_MIXED_UNITS = 3.0
-"""Ratio of the largest to the smallest FLOPs per parameter and token from which units seem to be mixed."""
-_PLAUSIBLE = (3.0, 12.0)
-"""FLOPs per parameter and token between which C = 6 N D is near enough."""
 
 
 def implausible_losses(losses: np.ndarray, budgets: np.ndarray | None = None) -> np.ndarray:
@@ -59,11 +55,8 @@ def provenance_caveats(*, simulated: bool, accounting: str, dense: bool = False)
 
 def row_caveats(data: Data) -> list[str]:
     """Return what a reader of any fit to these rows should know, as plain sentences."""
-    dense = "params" in data and "mean_recurrence" not in data
     return [
         *_repeated_rows(data),
-        *(_swapped_columns(data) if dense else []),
-        *(_implausible_budgets(data) if dense and "budget" in data else []),
         *_single_budget(data),
     ]
 
@@ -77,35 +70,6 @@ def _repeated_rows(data: Data) -> list[str]:
     rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
     return [
         f"{rows} the parameters, tokens and loss of another: a run given twice counts twice and narrows the intervals."
-    ]
-
-
-def _swapped_columns(data: Data) -> list[str]:
-    ratio = float(np.median(np.asarray(data["tokens"]) / np.asarray(data["params"])))
-    if ratio >= 1:
-        return []
-    return [
-        f"Half of the runs have fewer than {ratio:.2g} tokens per parameter, an implausible optimum (published "
-        "ones have about 20): were the columns params and tokens swapped?"
-    ]
-
-
-def _implausible_budgets(data: Data) -> list[str]:
-    """Return a caveat if the budgets of dense models are not 6 N D, for whatever reason."""
-    ratios = np.asarray(data["budget"]) / (np.asarray(data["params"]) * np.asarray(data["tokens"]))
-    ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
-        return []
-    low, median, high = float(ratios.min()), float(np.median(ratios)), float(ratios.max())
-    if high > _MIXED_UNITS * low:
-        return [
-            f"The budget is {low:.3g} to {high:.3g} times params x tokens, where one accounting gives about one "
-            "number: were units mixed?"
-        ]
-    if _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]:
-        return []
-    return [
-        f"The median budget is {median:.3g} times params x tokens: C = 6 N D does not hold here, so D* from it is off."
     ]
 
 

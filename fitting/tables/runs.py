@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from isoloop.fitting.cost import architecture_columns
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import implausible_losses
 from isoloop.fitting.tables.contract import (
-    COLUMNS,
     RunTable,
     check_runs,
     is_dense,
@@ -21,6 +20,8 @@ from isoloop.fitting.tables.contract import (
     shown,
 )
 from isoloop.fitting.tables.curves import blown_up_losses
+from isoloop.fitting.tables.mapping import ColumnSource, map_table
+from isoloop.fitting.tables.reading import RawTable, read_raw
 
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -33,20 +34,45 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def read_runs(
     path: str | Path,
     *,
+    columns: Mapping[str, ColumnSource] | None = None,
     experiment: str | None = None,
     outliers: bool = True,
     budget_tolerance: float = SAME_BUDGET,
 ) -> RunTable:
-    """Read and check the run table in a file.
+    """Read and check the run table in a file of any kind that `read_raw` reads; see `runs_of` for the arguments.
 
-    `experiment` keeps the rows with that value in the column `experiment`; without `outliers`, rows that the column
-    `outlier` marks are left out.
-
-    Raises ValueError if the file is missing or can't be read, and as `select_rows` and `check_runs` do.
+    Raises ValueError as `read_raw` and `runs_of` do.
     """
-    frame = read_frame(Path(path), text=[column.name for column in COLUMNS if column.kind == "text"])
-    frame = select_rows(frame, experiment=experiment, outliers=outliers)
-    return check_runs(frame, budget_tolerance=budget_tolerance)
+    return runs_of(
+        read_raw(path), columns=columns, experiment=experiment, outliers=outliers, budget_tolerance=budget_tolerance
+    )
+
+
+def runs_of(
+    raw: RawTable,
+    *,
+    columns: Mapping[str, ColumnSource] | None = None,
+    experiment: str | None = None,
+    outliers: bool = True,
+    budget_tolerance: float = SAME_BUDGET,
+) -> RunTable:
+    """Return the checked run table of a table as others have it.
+
+    `columns` are the sources of our columns, where they can't be found by name. `experiment` keeps the rows with that
+    value in the column `experiment`; without `outliers`, rows that the column `outlier` marks are left out.
+
+    Raises ValueError as `map_table`, `select_rows` and `check_runs` do.
+    """
+    mapped = map_table(raw, columns)
+    frame = select_rows(mapped.frame, experiment=experiment, outliers=outliers)
+    notes = list(mapped.notes)
+    if "params" in frame and "mean_recurrence" in frame and "flops_per_token_fixed" not in frame:
+        loops = frame["mean_recurrence"].unique()
+        if len(loops) == 1 and frame["params"].nunique() > 1:
+            frame = frame.drop(columns="mean_recurrence")
+            notes.append(f"All runs have {loops[0]:g} loops and differ in params: they are taken for dense models.")
+    checked = check_runs(frame, budget_tolerance=budget_tolerance)
+    return RunTable(frame=checked.frame, notes=(*notes, *checked.notes))
 
 
 def select_rows(table: pd.DataFrame, *, experiment: str | None = None, outliers: bool = True) -> pd.DataFrame:
@@ -70,28 +96,6 @@ def select_rows(table: pd.DataFrame, *, experiment: str | None = None, outliers:
         if kept.empty:
             raise ValueError("some runs must not be outliers, but the column `outlier` marks all of them; keep them")
     return kept
-
-
-def read_frame(path: Path, *, text: Sequence[str] = (), header: bool = False) -> pd.DataFrame:
-    """Read the table in a `.csv` or `.parquet` file, unchecked; the columns named in `text` stay text.
-
-    With `header`, only the header of a `.csv` file is read, which is much faster for a long one.
-
-    Raises ValueError if the file is missing, has another suffix or cannot be read.
-    """
-    if not path.is_file():
-        raise ValueError(f"a table must be a file, but there is none at {path}; check the path")
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"a table must end in .csv or .parquet, but got {path.name}; convert or rename it")
-    try:
-        # The Python engine reads floats exactly as they were written.
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=dict.fromkeys(text, str), engine="python", nrows=0 if header else None)
-        return pd.read_parquet(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"a table must be a readable {path.suffix} file, but {path} is not: {error}; write it again"
-        ) from error
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:

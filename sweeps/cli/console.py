@@ -1,5 +1,9 @@
 """Output of the commands on the terminal: bars with the time left, the state of a sweep, results, corpora."""
 
+import codecs
+import io
+import locale
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +22,51 @@ if TYPE_CHECKING:
     from isoloop.trainer.data.corpus import Corpus
 
 LOG_SECONDS = 60.0
+
+
+_FALLBACKS = "isoloop-fallbacks"
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
+_SYMBOLS = {
+    "µ": "mu", "μ": "mu", "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "λ": "lambda", "ρ": "rho",
+    "σ": "sigma", "χ": "chi", "Δ": "Delta", "Ā": "A_bar", "\u0304": "_bar", "‖": "||", "×": "x", "·": "*", "−": "-",
+    "–": "-", "—": "-", "…": "...", "≈": "~", "≤": "<=", "≥": ">=", "±": "+-", "∞": "inf", "→": "->", "√": "sqrt",
+    "‘": "'", "’": "'", "“": '"', "”": '"',
+}  # fmt: skip
+
+
+def use_terminal_encoding() -> None:
+    """Let this process print whatever the terminal's encoding is: a symbol that it lacks is spelled out.
+
+    Python prints UTF-8 where the locale is plain ASCII (`LC_ALL=C`); unless the environment asks for that, the locale
+    counts. Where names of files aren't in UTF-8, the process starts itself anew in Python's UTF-8 mode, as its workers
+    will.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        settings = {"PYTHONUTF8": "1", "PYTHONIOENCODING": sys.stdout.encoding}
+        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], {**os.environ, **settings})
+    codecs.register_error(_FALLBACKS, _spell_out)
+    is_chosen = os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8") == "1"
+    is_ascii = not is_chosen and codecs.lookup(locale.getencoding()).name == "ascii"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="ascii" if is_ascii else None, errors=_FALLBACKS)
+
+
+def _spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the text in place of characters that can't be encoded, and where to go on.
+
+    Symbols get their names, other characters a code such as \\u4f60, and undecodable bytes of a file's name stay.
+    """
+    assert isinstance(error, UnicodeEncodeError), "only output is spelled out"
+    character, end = error.object[error.start], error.start + 1
+    if character in _SUPERSCRIPTS:
+        while end < error.end and error.object[end] in _SUPERSCRIPTS:
+            end += 1
+        return "^" + "".join(_SUPERSCRIPTS[digit] for digit in error.object[error.start : end]), end
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), end
+    code = character.encode("ascii", "backslashreplace").decode("ascii")
+    return _SYMBOLS.get(character, code), end
 
 
 def new_console() -> "Console":

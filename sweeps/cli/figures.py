@@ -208,7 +208,7 @@ def _with_hint(reason: str, name: str, hold_out: bool) -> str:
 
 
 def stability(target: RunTarget, out: Out = DEFAULT_OUT) -> None:
-    """Show at which learning rates each injection converges. Also draw ρ(Ā) and ‖h_T‖ over training."""
+    """Show at which learning rates each injection converges. Also draw the loop's spectral radius and state norm."""
     from isoloop.fitting import read_table
     from isoloop.sweeps.analysis import store_stability
 

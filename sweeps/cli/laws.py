@@ -76,15 +76,15 @@ def fit(
 def predict(
     target: Target,
     out: Out = DEFAULT_OUT,
-    mean_recurrence: Annotated[float | None, typer.Option(help="µ_rec, the mean loops in training.")] = None,
+    mean_recurrence: Annotated[float | None, typer.Option(help="Mean loops in training (mu_rec).")] = None,
     tokens: Annotated[float | None, typer.Option(help="D, the training tokens.")] = None,
     flops: Annotated[
         float | None, typer.Option(help="C, the training FLOPs; alone, the best model for them is predicted.")
     ] = None,
-    recurrence: Annotated[float | None, typer.Option(help="T, the loops at test time; by default µ_rec.")] = None,
+    recurrence: Annotated[float | None, typer.Option(help="Loops at test time (T); by default mu_rec.")] = None,
     loss_at_mean: Annotated[
         float | None,
-        typer.Option(help="The measured loss at T = µ_rec, nats per token, for a far better prediction at other T."),
+        typer.Option(help="The measured loss at T = mu_rec, nats per token, for a far better prediction at other T."),
     ] = None,
 ) -> None:
     """Predict the loss of an untrained model from a stored fit."""

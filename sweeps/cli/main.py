@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from isoloop import __version__
+from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import BROKEN_RULE, INTERRUPTED
@@ -47,6 +48,7 @@ def _isoloop(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 def main() -> None:
     """Run the command; a broken rule is one message on stderr and exit code 2. SIGTERM is handled like Ctrl-C."""
+    use_terminal_encoding()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     switch_telemetry_off()
     try:

@@ -44,6 +44,8 @@ from isoloop.trainer.config import (
 )
 
 SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+LONGEST_NAME = 200
+_FILE_ENDINGS = (".yaml", ".yml", ".csv", ".tsv", ".parquet", ".json", ".jsonl", ".gz")
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 STORAGE_VARIABLE = "ISOLOOP_STORAGE"
 TUNE_STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
@@ -54,6 +56,16 @@ def _refuse_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(map(repr, values))) < len(values):
         raise ValueError(f"values must be distinct, but got {list(values)}; drop one")
     return values
+
+
+def _refuse_file_name(name: str) -> str:
+    """Raise ValueError for a sweep's name that commands would take for a file's, or that no folder can have."""
+    if name.lower().endswith(_FILE_ENDINGS) or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"must not end like a file ({', '.join(_FILE_ENDINGS)}), nor have more than {LONGEST_NAME} characters, but "
+            f"got '{name}'; choose another name"
+        )
+    return name
 
 
 NotEmpty = Field(min_length=1)
@@ -337,7 +349,7 @@ class SweepConfig(RunSettings):
         tune: settings of `isoloop tune`; no run depends on them.
     """
 
-    name: Annotated[str, Field(pattern=f"^{SWEEP_NAME}$")]
+    name: Annotated[str, Field(pattern=f"^{SWEEP_NAME}$"), AfterValidator(_refuse_file_name)]
     budgets: Annotated[tuple[PositiveFloat, ...], NotEmpty, Distinct] | None = None
     tokens: Annotated[tuple[PositiveInt, ...], NotEmpty, Distinct] | None = None
     mean_recurrences: Annotated[tuple[Recurrence, ...], NotEmpty, Distinct] | None = None

@@ -60,8 +60,9 @@ def read_study(folder: str | Path) -> StabilityStudy:
     Raises:
         ValueError: a file is missing, or lacks columns.
     """
+    import pandas as pd
+
     from isoloop.fitting.tables.contract import loss_columns
-    from isoloop.fitting.tables.runs import read_frame
 
     # Read and check the files.
     folder = Path(folder)
@@ -72,8 +73,11 @@ def read_study(folder: str | Path) -> StabilityStudy:
                 "write them with 'isoloop stability'"
             )
     text = ["run_id", "variant", "outcome", "reason", "study"]
-    frame = read_frame(folder / RUNS_FILE, text=text)
-    logged = read_frame(folder / DYNAMICS_FILE, text=["run_id"])
+    # The Python engine reads floats exactly as they were written.
+    frame, logged = (
+        pd.read_csv(folder / name, dtype=dict.fromkeys(text, str), engine="python")
+        for name in (RUNS_FILE, DYNAMICS_FILE)
+    )
     missing = [name for name in (*text, *_STUDY_COLUMNS, LEARNING_RATE) if name not in frame]
     missing += [name for name in ("run_id", *_CURVE_COLUMNS) if name not in logged]
     if missing or frame.empty:

@@ -203,11 +203,12 @@ def test_a_large_table_is_fitted_to_the_minimum_of_all_its_rows(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["parametric", "rows"])
 def test_draws_of_a_large_table_spread_as_refits_of_all_rows_do(monkeypatch, kind):
-    data = large_table(rows=3000)
+    data = large_table(rows=2500)
     estimate = point_estimate(ChinchillaLaw(), data)
-    sampled = bootstrap(estimate, data, draws=200, seed=0, kind=kind)
+    sampled = bootstrap(estimate, data, draws=100, seed=0, kind=kind)
     monkeypatch.setattr("isoloop.fitting.estimation.bootstrap.SAMPLE_ROWS", 10**9)
-    full = bootstrap(estimate, data, draws=200, seed=0, kind=kind)
-    # The standard deviation of 200 draws is known to about 5%, so the ratio of two is to about 7%.
-    assert np.std(sampled, axis=0) == pytest.approx(np.std(full, axis=0), rel=0.25)
-    assert np.mean(sampled, axis=0) == pytest.approx(estimate.parameters, rel=0.02)
+    full = bootstrap(estimate, data, draws=100, seed=0, kind=kind)
+    # The standard deviation of 100 draws is known to about 7%, so the ratio of two is to about 10%.
+    spread = np.std(full, axis=0)
+    assert np.std(sampled, axis=0) == pytest.approx(spread, rel=0.35)
+    assert (np.abs(np.mean(sampled, axis=0) - estimate.parameters) < 0.4 * spread).all()

@@ -179,3 +179,8 @@ def test_processes_of_a_run_multiply_its_work():
     assert cell.seconds == pytest.approx(cell.flops / (8 * 0.5 * DEVICES["H100"].bfloat16))
     assert allocation.needs(cell.resources).busy_units == 8
     assert planned.price() == pytest.approx(cell.seconds / 3600 * 8 * 2.0)
+
+
+def test_memory_advice_is_right_for_a_share_of_a_gpu():
+    with pytest.raises(ValueError, match=r"GB of 0\.125 GPU; raise resources\.gpus, up to 1, or use a smaller model"):
+        plan(resources={"gpus": 0.125}, cluster={"device": "L4"})
