@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.isoflop.minima import AXIS_NAMES
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
@@ -284,7 +284,7 @@ def _optimum(
     bounds = axis_bounds(fit)
     best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
     value, tokens = float(best.at), float(best.tokens)
-    name, form = AXIS_NAMES[fit.axis], "g" if fit.axis == "mean_recurrence" else ".3g"
+    name, form = AXES[fit.axis].name, "g" if fit.axis == "mean_recurrence" else ".3g"
     search = f"the end of the search from {bounds[0]:{form}} to {bounds[1]:{form}}"
     notes = [f"the best {name} is at {search}"] if bool(best.at_bound) else []
     if not law.draws:
@@ -320,7 +320,7 @@ def extrapolation_notes(
     quantities = [
         ("compute", flops, fit.fitted.flops, "FLOPs"),
         ("token count", tokens, fit.fitted.tokens, "tokens"),
-        (AXIS_NAMES[fit.axis], value, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
+        (AXES[fit.axis].name, value, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
     ]
     if recurrence is not None and fit.fitted.recurrence is not None:
         quantities.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))

@@ -139,6 +139,8 @@ class SweepFit:
 
     def why_missing(self, name: str) -> str:
         """Return why there is no fit of that name (isoflop, training, unified, joint-test-time, test-time)."""
+        if self.axis == "params" and name in ("unified", "joint-test-time", "test-time"):
+            return "dense models have no loops, so their loss doesn't depend on a recurrence at test time"
         return next((missing.reason for missing in self.missing_fits if missing.name == name), "it was fitted")
 
     def report(self) -> str:

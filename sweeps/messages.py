@@ -95,7 +95,7 @@ _DISK_FAULTS_BY_TEXT = {
     "read-only file system": _UNWRITABLE,
     "unable to open database file": (
         "its file can't be opened",
-        "make the file and its folder readable and writable, and the disk not full, or choose another place",
+        "check that its folder exists, that both can be read and written and that the disk has room, or choose another",
     ),
     "disk i/o error": ("its disk can't be read or written", "check that it is not full and works"),
     "database is locked": ("another process is using it", "wait for that process or stop it"),

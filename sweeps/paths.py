@@ -1,5 +1,6 @@
 """The places of a sweep's results. Corpora, runs and the tracking store belong to all sweeps of one output folder."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from isoloop.fitting import SweepFit
 
+MLFLOW = "mlflow:"
+"""The beginning of a command's target that is an MLflow experiment."""
 TABLE_SUFFIXES = (".csv", ".parquet")
+"""Suffixes of the run tables that isoloop writes; it reads many more (`is_table_target`)."""
+_STORED = re.compile(r'\s*\{\s*"format"\s*:\s*"isoloop-')
+_FILE_SUFFIXES = (
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".pkl",
+    ".feather",
+    ".arrow",
+    ".h5",
+    ".npz",
+    ".db",
+    ".sqlite",
+    ".html",
+    ".pdf",
+)
 
 
 class _InSweepFolder:
@@ -71,9 +90,14 @@ class Folders:
         """Return the file of the stored fit, of all runs or without the largest budget."""
         return self.sweep / ("hold-out.json" if hold_out else "fit.json")
 
+    @property
+    def default_store(self) -> Path:
+        """The sqlite store beside the results."""
+        return self.out / "mlflow.db"
+
     def default_tracking_uri(self) -> str:
         """Return the URI of the sqlite store beside the results."""
-        return f"sqlite:///{(self.out / 'mlflow.db').resolve()}"
+        return f"sqlite:///{self.default_store.resolve()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +123,56 @@ def folders_of(target: str, out: Path) -> Folders:
     """
     from isoloop.sweeps.config.loading import load_sweep
 
-    name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
+    path = Path(target)
+    is_config = path.suffix in {".yaml", ".yml"}
+    if not is_config and (
+        path.suffix.lower() in (*_FILE_SUFFIXES, ".json") or is_table_target(target) or path.is_file()
+    ):
+        raise ValueError(_why_no_sweep(path))
+    name = load_sweep(target).name if is_config else target
     folders = Folders(out=out, name=name)
     if not folders.sweep.is_dir():
         names = sorted(folder.name for folder in folders.sweep.parent.glob("*") if folder.is_dir())
-        hint = f"there are {', '.join(names)}" if names else f"no sweep was run there; start with 'isoloop run {name}'"
+        start = "check the path" if "/" in name else f"start with 'isoloop run {name}'"
+        hint = f"there are {', '.join(names)}" if names else f"no sweep was run there; {start}"
         raise ValueError(f"a sweep must have been run under --out, but '{out}' has no sweep '{name}': {hint}")
     return folders
+
+
+def is_table_target(target: str) -> bool:
+    """Return True if a command's target is a file that holds a table by its name, and not a stored fit."""
+    from isoloop.fitting.tables.reading import is_table_file
+
+    return is_table_file(target) and not is_stored_fit(target)
+
+
+def is_stored_fit(target: str) -> bool:
+    """Return True for a .json file that isoloop stored, or that doesn't exist; a table in JSON is none."""
+    path = Path(target)
+    if path.suffix.lower() != ".json":
+        return False
+    if not path.is_file():
+        return True
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return _STORED.match(file.read(200)) is not None
+
+
+def table_stem(path: Path) -> str:
+    """Return the name of a table's file without suffix: runs for runs.csv and for runs.csv.gz."""
+    from isoloop.fitting.tables.reading import COMPRESSIONS
+
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSIONS else path.stem
+
+
+def _why_no_sweep(path: Path) -> str:
+    """Return why a file can't be the sweep that a command needs, and what to do."""
+    if not path.is_file():
+        return f"a table, a fit or a sweep must exist, but there is no file {path}; check the path"
+    if is_table_target(str(path)) or is_stored_fit(str(path)):
+        return f"this command needs a sweep that was run, but {path} is a table or a fit; name the sweep"
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        return f"a table must be text, JSON or parquet, but {path} is a spreadsheet; save it as .csv"
+    return (
+        f"a table must be text (.csv, .tsv, ...), JSON or parquet, but {path} is another kind of file; convert it, or "
+        "name a sweep"
+    )

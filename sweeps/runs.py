@@ -1,7 +1,8 @@
-"""The run table of a name: of a sweep that was run, of a file, or of a simulated sweep; and its FLOPs recounted."""
+"""The run table of a sweep that was run, a file, an MLflow experiment or a simulated sweep; and its FLOPs recounted."""
 
 import math
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -9,35 +10,156 @@ from typing import TYPE_CHECKING, Any
 from isoloop.sweeps.config.loading import load_sweep, preset_names
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
-from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_table_target, table_stem
 from isoloop.sweeps.plan.axes import grid_points
 from isoloop.sweeps.plan.grid import cost_model_columns, plan_sweep, simulated_corpus
-from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, result_metrics, run_table
+from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, SWEEP, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
 from isoloop.trainer.config import RecurrenceConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isoloop.fitting.tables.contract import RunTable
+    from isoloop.fitting.tables.reading import RawTable
+    from isoloop.sweeps.tracking.import_runs import RunMapping
+
 _COST_TOLERANCE = 1e-9  # relative, within which two costs are the same
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """The way to read a table of somebody's runs.
+
+    Attributes:
+        columns: `tokens=D_billions*1e9,loss=val/loss`: the source of each column that isn't found by its name.
+        mapping: a YAML file with the sources (docs/sweeps.md).
+        tracking_uri: the MLflow store of an experiment; None for the sqlite file in the output folder.
+        experiment: keep only the rows with this value in the column `experiment`.
+        outliers: keep the rows that the column `outlier` marks.
+        budget_tolerance: budgets within this fraction of one another are one; None for 1%.
+    """
+
+    columns: str | None = None
+    mapping: Path | None = None
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    outliers: bool = True
+    budget_tolerance: float | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """The fraction within which budgets are one."""
+        from isoloop.fitting.tables.budgets import SAME_BUDGET
+
+        return SAME_BUDGET if self.budget_tolerance is None else self.budget_tolerance
+
+    @property
+    def given(self) -> str:
+        """The options that say how a table is read, as they are typed; empty if there are none."""
+        words = [] if self.columns is None else ["--columns", self.columns]
+        words += [] if self.mapping is None else ["--map", str(self.mapping)]
+        words += [] if self.experiment is None else ["--experiment", self.experiment]
+        words += [] if self.outliers else ["--no-outliers"]
+        words += [] if self.budget_tolerance is None else ["--budget-tolerance", f"{self.budget_tolerance:g}"]
+        return shlex.join(words)
+
+
+def load_table(target: str, out: str | Path, options: TableOptions | None = None) -> "RunTable":
+    """Return the checked run table of a target, with notes about what was guessed.
+
+    Args:
+        target: a file that holds a table, `mlflow:NAME` for an MLflow experiment, or a sweep that was run under `out`
+            (its name, its YAML file or `<name>/groups/<group>`).
+        out: the output folder.
+        options: how to read a table of somebody's runs.
+
+    Raises:
+        ValueError: there is no such file, experiment or sweep, the table breaks a rule, or an option doesn't apply.
+    """
+    from isoloop.fitting.tables.contract import check_runs
+    from isoloop.fitting.tables.mapping import parse_columns
+    from isoloop.fitting.tables.runs import select_rows
+    from isoloop.sweeps.tracking.import_runs import map_runs, read_mapping
+
+    options = options or TableOptions()
+    in_mlflow, is_file = target.startswith(MLFLOW), is_table_target(target)
+    if options.tracking_uri is not None and not in_mlflow:
+        raise ValueError(
+            f"--tracking-uri is for an MLflow experiment, but got {target!r}; name it {MLFLOW}NAME, or leave it out"
+        )
+    if not (in_mlflow or is_file) and (options.columns is not None or options.mapping is not None):
+        raise ValueError(
+            f"--columns and --map are for tables of others, but '{target}' is a sweep of isoloop; leave them out"
+        )
+    # The table as it is, and its columns by our names.
+    columns = parse_columns(options.columns or "")
+    mapping = None if options.mapping is None else read_mapping(options.mapping)
+    raw = _experiment(target, Path(out), options, mapping) if in_mlflow else _file(target, Path(out), mapping)
+    mapped = map_runs(raw, mapping, columns)
+    # The rows, and the rules of a run table.
+    frame = select_rows(mapped.frame, experiment=options.experiment, outliers=options.outliers)
+    checked = check_runs(frame, budget_tolerance=options.tolerance)
+    return replace(checked, notes=(*mapped.notes, *checked.notes))
+
+
+def _file(target: str, out: Path, mapping: "RunMapping | None") -> "RawTable":
+    """Return the table in a file, or that of a sweep that was run."""
+    from isoloop.fitting.tables.reading import read_raw
+    from isoloop.sweeps.tracking.import_runs import trackio_table
+
+    if mapping is not None and (mapping.experiment is not None or mapping.filter):
+        raise ValueError(
+            f"experiment and filter of a mapping are for MLflow, but {target} is a file; leave them out, or name "
+            f"{MLFLOW}{mapping.experiment or 'EXPERIMENT'} instead of the file"
+        )
+    if not is_table_target(target):
+        return read_raw(folders_of(target, out).table)
+    return trackio_table(read_raw(target), Path(target))
+
+
+def _experiment(target: str, out: Path, options: TableOptions, mapping: "RunMapping | None") -> "RawTable":
+    """Return the runs of an MLflow experiment that have ended."""
+    from isoloop.sweeps.tracking.import_runs import experiment_table
+    from isoloop.sweeps.tracking.mlflow_store import TrackingStore
+
+    name = target.removeprefix(MLFLOW) or (mapping.experiment if mapping else None)
+    if not name:
+        raise ValueError(f"an MLflow experiment must have its name, but got {target!r}; write {MLFLOW}NAME")
+    folders = Folders(out=out, name="")
+    if options.tracking_uri is None and not folders.default_store.is_file():
+        raise ValueError(
+            f"{target} must be in an MLflow store, but there is no {folders.default_store}; give its URI with "
+            "--tracking-uri, or the folder of its mlflow.db with --out"
+        )
+    uri = options.tracking_uri or folders.default_tracking_uri()
+    runs = TrackingStore(uri, name, artifacts=None).foreign_runs(mapping.filter if mapping else "")
+    sweeps = sorted({run.data.tags[SWEEP] for run in runs if SWEEP in run.data.tags})
+    if sweeps:
+        raise ValueError(
+            f"{MLFLOW}NAME is for runs that other tools logged, but '{name}' has sweeps of isoloop "
+            f"({', '.join(sweeps[:3])}); name one of them, or get its table with: isoloop export {sweeps[0]}"
+        )
+    return experiment_table(runs, mapping)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runs:
-    """A sweep's name, its checked run table, and its configuration, None for a table's file without one."""
+    """A sweep's name, its checked run table with notes about it, and its configuration; None for a file without one."""
 
     name: str
     table: "pd.DataFrame"
     sweep: SweepConfig | None
+    notes: tuple[str, ...] = ()
 
 
 def load_runs(target: str, out: str | Path, *, several_groups: bool = False) -> Runs:
     """Return the runs of a sweep or of a file; a simulated sweep that was not run is drawn at once, and not stored.
 
     Args:
-        target: a sweep that was run under `out` (its name, its YAML file or `<name>/groups/<group>`); or a run table
-            (.csv, .parquet), whose configuration is the `config.yaml` beside it, if there is one; or a simulated sweep
-            (a preset's name or a YAML file).
+        target: a sweep that was run under `out` (its name, its YAML file or `<name>/groups/<group>`); or a file with a
+            run table, whose configuration is the `config.yaml` beside it, if there is one; or a simulated sweep (a
+            preset's name or a YAML file).
         out: the output folder.
         several_groups: allow runs of several groups, to which no single law can be fitted.
 
@@ -80,20 +202,20 @@ def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":
 
 
 def _load_all_groups(target: str, out: Path) -> Runs:
-    from isoloop.fitting import read_table
-
     path = Path(target)
-    if path.suffix in TABLE_SUFFIXES:
-        return Runs(name=path.stem, table=read_table(path), sweep=_configuration(path.with_name("config.yaml")))
+    if is_table_target(target):
+        table = load_table(target, out)
+        configuration = _configuration(path.with_name("config.yaml"))
+        return Runs(name=table_stem(path), table=table.frame, sweep=configuration, notes=table.notes)
     is_sweep = path.suffix in (".yaml", ".yml") or target in preset_names()
     sweep = load_sweep(target) if is_sweep else None
     folders = Folders(out=out, name=target if sweep is None else sweep.name)
     if folders.table.is_file():
-        return Runs(name=folders.name, table=read_table(folders.table), sweep=_configuration(folders.config))
+        return Runs(name=folders.name, table=load_table(folders.name, out).frame, sweep=_configuration(folders.config))
     if sweep is not None and sweep.simulation is not None:
         return Runs(name=sweep.name, table=simulated_table(sweep), sweep=sweep)
     # One of these raises ValueError and says what is missing: the sweep, or its table.
-    return Runs(name=folders.name, table=read_table(folders_of(target, out).table), sweep=None)
+    return Runs(name=folders.name, table=load_table(target, out).frame, sweep=None)
 
 
 def _configuration(path: Path) -> SweepConfig | None:
@@ -103,9 +225,9 @@ def _configuration(path: Path) -> SweepConfig | None:
 def recount(runs: Runs, accounting: Accounting) -> "pd.DataFrame":
     """Return the checked run table of `runs` under an accounting: compute, cost per token and loops that count.
 
-    Runs of equal budgets have unequal ones when counted otherwise, so the column `budget` is then gone, and there are
-    no isoFLOP curves: a law must be fitted. Loops are the nominal ones under `parcae-release`, and under `exact` those
-    that the sampler is expected to draw.
+    Runs of equal budgets have unequal ones when counted otherwise. The column `budget` is then gone, unless the
+    recounted FLOPs cluster, and without it there are no isoFLOP curves: a law must be fitted. Loops are the nominal
+    ones under `parcae-release`, and under `exact` those that the sampler is expected to draw.
 
     Raises:
         ValueError: there is no configuration, or the table is of other models than its configuration.

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.compare.difference import BEST_RUNS, Difference
 from isoloop.fitting.compare.side import SECTIONS, ComparedSweep
 from isoloop.fitting.predict import BUDGET_ROUNDING
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.budgets import SAME_BUDGET
+from isoloop.fitting.tables.contract import OWN_ACCOUNTING
 from isoloop.fitting.tables.runs import finished_rows
 
 OTHER_TEXT, OTHER_TOKENS = "measured on other text", "counted in other tokens"
@@ -29,6 +31,8 @@ def comparison_caveats(
     if a.simulated or b.simulated:
         which = "Both sweeps are" if a.simulated and b.simulated else f"Sweep {'A' if a.simulated else 'B'} is"
         caveats.append(f"{which} simulated: drawn from a law, not trained.")
+    caveats += _kinds(a, b)
+    caveats += _accountings(a, b)
     caveats += _shared_runs(a, b)
     caveats += _units(a, b, incomparable)
     caveats += _ranges(a, b, [flops for flops in optima_flops if any(number.flops == flops for number in differences)])
@@ -56,6 +60,37 @@ def comparison_caveats(
     return caveats
 
 
+def _kinds(a: ComparedSweep, b: ComparedSweep) -> list[str]:
+    """Return a caveat if one sweep has looped models and the other dense ones."""
+    if a.axis == b.axis:
+        return []
+    kinds = {"mean_recurrence": "looped", "params": "dense"}
+    return [
+        f"A's models are {kinds[a.axis]}, B's {kinds[b.axis]}: mu* and N* mean different things, so what both have is "
+        "compared: losses at equal FLOPs, and D*."
+    ]
+
+
+def _accountings(a: ComparedSweep, b: ComparedSweep) -> list[str]:
+    """Return a caveat unless both sweeps are known to count FLOPs alike."""
+    if a.accounting != b.accounting:
+        return [
+            f"A counts FLOPs by `{a.accounting}`, B by `{b.accounting}`: equal numbers of FLOPs may not be equal "
+            "compute, and exponents depend on how it is counted."
+        ]
+    if a.accounting == OWN_ACCOUNTING:
+        return [
+            "The FLOPs of A and B are their tables' own, perhaps counted in two ways: if so, neither exponents nor "
+            "losses at equal FLOPs can be compared."
+        ]
+    return []
+
+
+def _best_symbols(a: ComparedSweep, b: ComparedSweep) -> str:
+    """Return the symbols of the optima that can be compared whatever losses and tokens are counted in."""
+    return f"exponents and {AXES[a.axis].plain_symbol}*" if a.axis == b.axis else "exponents"
+
+
 def _shared_runs(a: ComparedSweep, b: ComparedSweep) -> list[str]:
     if a.table is None or b.table is None:
         return [
@@ -77,7 +112,7 @@ def _units(a: ComparedSweep, b: ComparedSweep, incomparable: Mapping[str, str]) 
     if "tokens" in incomparable:
         caveats.append(
             f"A's losses are per token of {a.tokenizer!r}, B's of {b.tokenizer!r}: neither losses nor token counts can "
-            "be compared; exponents and mu* can."
+            f"be compared; {_best_symbols(a, b)} can."
         )
     elif a.tokenizer is None or b.tokenizer is None:
         caveats.append(
@@ -86,8 +121,8 @@ def _units(a: ComparedSweep, b: ComparedSweep, incomparable: Mapping[str, str]) 
         )
     if incomparable.get("losses") == OTHER_TEXT:
         caveats.append(
-            f"A's losses were measured on {a.validation}, B's on {b.validation}: losses can't be compared; exponents, "
-            "mu* and D* can."
+            f"A's losses were measured on {a.validation}, B's on {b.validation}: losses can't be compared; "
+            f"{_best_symbols(a, b).replace(' and', ',')} and D* can."
         )
     elif (a.validation is None or b.validation is None) and not (a.simulated and b.simulated):
         caveats.append(
@@ -120,9 +155,16 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
         for side, fit in (("A", a), ("B", b))
         if fit.held_out is not None
     ]
+    looped = a.axis == b.axis == "mean_recurrence"
     shape = ("effective_params_fixed", "effective_params_per_loop", "flops_per_token_fixed")
     shapes = [[getattr(fit.cost_model, name, None) for name in shape] for fit in (a, b)]
-    if not all(x == y or (x and y and np.isclose(x, y, rtol=1e-6)) for x, y in zip(*shapes, strict=True)):
+    known = [pair for pair in zip(*shapes, strict=True) if None not in pair]
+    if looped and not known:
+        caveats.append(
+            "It isn't known whether the two have the same architecture: without effective parameters (params_once, "
+            "params_recurrent) their mu* may mean different things."
+        )
+    if looped and not all(x == y or np.isclose(x, y, rtol=1e-6) for x, y in known):
         caveats.append(
             "The two have different architectures, so a loop has another cost and size in each, and their mu* mean "
             "different things."
@@ -136,7 +178,7 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
             "law only nearly, so exponents of two ranges differ even without noise, which no interval here includes."
         )
     recurrences = [getattr(fit.cost_model, "mean_recurrences", ()) for fit in (a, b)]
-    if recurrences[0] != recurrences[1]:
+    if looped and recurrences[0] != recurrences[1]:
         grids = [", ".join(f"{mu:g}" for mu in each) for each in recurrences]
         caveats.append(
             f"The grids differ (A: mu = {grids[0]}; B: {grids[1]}), and so does the bias of the parabolas: compare "

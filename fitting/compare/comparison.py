@@ -23,6 +23,7 @@ from isoloop.fitting.compare.difference import (
 from isoloop.fitting.compare.side import (
     BEST_MODEL,
     LAW_SECTIONS,
+    LOOPED_SECTIONS,
     SECTIONS,
     ComparedSweep,
     SweepSummary,
@@ -30,6 +31,7 @@ from isoloop.fitting.compare.side import (
     quantities,
 )
 from isoloop.fitting.result import REPORT_WIDTH, SweepFit
+from isoloop.fitting.tables.contract import ACCOUNTINGS
 
 COMPARISON_FORMAT = "isoloop-comparison/2"
 _EXTRAPOLATED = 4.0
@@ -48,14 +50,15 @@ class MissingSection:
 class SweepComparison:
     """Sweep A (`first`) and sweep B (`second`): every number that both have, and its change from A to B.
 
-    `optima_flops` are the FLOPs at which optima are compared. `missing_sections` says what one of them lacks,
-    `verdicts` which of them is better at equal FLOPs, and `caveats` what makes the comparison wrong or weak.
-    `incomparable` holds the reasons, by "losses" and "tokens", why the two can't be compared in these.
+    `accounting` is that of both, None if they have two. `optima_flops` are the FLOPs at which optima are compared.
+    `missing_sections` says what one of them lacks, `verdicts` which of them is better at equal FLOPs, and `caveats`
+    what makes the comparison wrong or weak. `incomparable` holds the reasons, by "losses" and "tokens", why the two
+    can't be compared in these.
     """
 
     first: SweepSummary
     second: SweepSummary
-    accounting: str
+    accounting: str | None
     optima_flops: tuple[float, ...]
     differences: tuple[Difference, ...]
     missing_sections: tuple[MissingSection, ...]
@@ -74,8 +77,11 @@ class SweepComparison:
             low, high = sweep.flops_range
             simulated = ", simulated" if sweep.simulated else ""
             lines.append(f"  {letter}  {sweep.name}: {sweep.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}")
+        counted = f"`{self.accounting}` in both"
+        if self.accounting is None:
+            counted = f"`{self.first.accounting}` in A and `{self.second.accounting}` in B"
         lines += [
-            f"  Compute is counted by `{self.accounting}` in both. A change is B - A, or B / A where it begins with x.",
+            f"  Compute is counted by {counted}. A change is B - A, or B / A where it begins with x.",
             "  Brackets are 95% intervals; * marks a significant change: its interval leaves out 0 (1 for a ratio).",
         ]
         parts = ["\n".join(lines)]
@@ -107,11 +113,12 @@ def compare_sweeps(
     different tokenizers or were validated on different texts; nor are token counts of different tokenizers.
 
     Raises:
-        ValueError: the two count FLOPs differently, `flops` is not positive, or a sweep has no finished run.
+        ValueError: the two count FLOPs by different accountings of a cost model, `flops` is not positive, or a sweep
+            has no finished run.
     """
     # Arguments
     a, b = (ComparedSweep(name=s.name, fit=s) if isinstance(s, SweepFit) else s for s in (first, second))
-    if a.accounting != b.accounting:
+    if a.accounting != b.accounting and {a.accounting, b.accounting} <= set(ACCOUNTINGS):
         raise ValueError(
             f"sweeps to compare must count FLOPs alike, but {a.name!r} has accounting {a.accounting!r} and {b.name!r} "
             f"{b.accounting!r}: exponents depend on it; refit both under the same accounting"
@@ -130,6 +137,7 @@ def compare_sweeps(
         MissingSection(section=section, side=side, reason=reason)
         for side, sweep in (("A", a), ("B", b))
         for section, reason in missing_sections(sweep.fit, sweep.why_no_fit).items()
+        if section not in LOOPED_SECTIONS or "mean_recurrence" in (a.axis, b.axis)
     ]
     if "losses" in incomparable:
         reason = incomparable["losses"]
@@ -145,7 +153,7 @@ def compare_sweeps(
     return SweepComparison(
         first=summaries[0],
         second=summaries[1],
-        accounting=a.accounting,
+        accounting=a.accounting if a.accounting == b.accounting else None,
         optima_flops=optima_flops,
         differences=tuple(differences),
         missing_sections=tuple(sorted(missing, key=lambda part: (order.index(part.section), part.side))),

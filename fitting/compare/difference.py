@@ -9,9 +9,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.tables.budgets import SAME_BUDGET
+from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.runs import finished_rows
 
 BEST_RUNS = "Best runs measured at equal FLOPs"
@@ -170,10 +172,14 @@ def subtract(second: Measurement, first: Measurement) -> Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class BestRun:
-    """The best of the `cells` cells of one budget: its mean loss over seeds, nats per token, and its runs."""
+    """The best of the `cells` cells of one budget: its mean loss over seeds, nats per token, and its runs.
+
+    `value` is that of its models in the column `axis`.
+    """
 
     loss: Measurement
-    mean_recurrence: float
+    axis: str
+    value: float
     seeds: int
     cells: int
     run_ids: tuple[str, ...]
@@ -182,7 +188,7 @@ class BestRun:
     def note(self) -> str:
         """Description for reports."""
         several = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"mu = {self.mean_recurrence:g}, best of {self.cells}{several}"
+        return f"{AXES[self.axis].plain_symbol} = {self.value:.4g}, best of {self.cells}{several}"
 
 
 def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
@@ -194,17 +200,20 @@ def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
     runs = finished_rows(table)
     if "budget" not in runs:
         return {}
-    runs = runs[runs["budget"].notna()].sort_values(["budget", "mean_recurrence", "seed", "run_id"])
-    scatter, dof = _seed_scatter(runs)
+    axis = "params" if is_dense(table) else "mean_recurrence"
+    order = [name for name in ("budget", axis, "seed", "run_id") if name in runs]
+    runs = runs[runs["budget"].notna()].sort_values(order)
+    scatter, dof = _seed_scatter(runs, axis)
     best_by_budget = {}
     for budget, budget_runs in runs.groupby("budget"):
-        cells = [(float(mu), cell) for mu, cell in budget_runs.groupby("mean_recurrence")]
-        mu, best = min(cells, key=lambda cell: cell[1]["loss"].mean())
+        cells = [(float(value), cell) for value, cell in budget_runs.groupby(axis)]
+        value, best = min(cells, key=lambda cell: cell[1]["loss"].mean())
         loss = float(best["loss"].mean())
         error = None if scatter is None else float(loss * scatter / np.sqrt(len(best)))
         best_by_budget[float(budget)] = BestRun(
             loss=Measurement(value=loss, error=error, dof=dof),
-            mean_recurrence=mu,
+            axis=axis,
+            value=value,
             seeds=len(best),
             cells=len(cells),
             run_ids=tuple(best["run_id"]),
@@ -266,10 +275,10 @@ def _loss_difference(
     )
 
 
-def _seed_scatter(runs: pd.DataFrame) -> tuple[float | None, int]:
+def _seed_scatter(runs: pd.DataFrame, axis: str) -> tuple[float | None, int]:
     """Return the relative standard deviation of a loss over seeds, pooled over cells, and its degrees of freedom."""
     squares, dof = 0.0, 0
-    for _, cell in runs.groupby(["budget", "mean_recurrence"]):
+    for _, cell in runs.groupby(["budget", axis]) if "seed" in runs else ():
         if cell["seed"].nunique() > 1:
             logs = np.log(cell["loss"].to_numpy(dtype=float))
             squares += float(((logs - logs.mean()) ** 2).sum())

@@ -8,18 +8,21 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.compare.difference import CountedIn, Quantity, widened
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.predict import axis_bounds
 from isoloop.fitting.result import SweepFit
-from isoloop.fitting.tables.contract import check_table
+from isoloop.fitting.tables.contract import check_table, is_dense
 from isoloop.fitting.tables.runs import finished_rows
 
 POWER_LAWS = "isoFLOP power laws"
 BEST_MODEL = "Best models by the training laws"
 LAW_SECTIONS = {"training": "Training law", "unified": "Unified law", "joint-test-time": "Joint test-time law"}
+LOOPED_SECTIONS = (LAW_SECTIONS["unified"], LAW_SECTIONS["joint-test-time"])
+"""Sections that dense models can't have."""
 SECTIONS = (POWER_LAWS, *LAW_SECTIONS.values(), BEST_MODEL)
 LEAST_LOSS = "least loss"
 _ALSO_IN_TRAINING = {"E", "X", "Y", "x", "y"}
@@ -67,6 +70,11 @@ class ComparedSweep:
         return self.fit.accounting if self.fit else str(self._rows["accounting"].iloc[0])
 
     @property
+    def axis(self) -> str:
+        """The column in which its models differ: `mean_recurrence`, or `params` for dense models."""
+        return self.fit.axis if self.fit else "params" if is_dense(self._rows) else "mean_recurrence"
+
+    @property
     def simulated(self) -> bool:
         """True if its losses were drawn from a law."""
         return self.fit.simulated if self.fit else bool(self._rows["simulated"].iloc[0])
@@ -110,6 +118,7 @@ class SweepSummary:
     """One of two compared sweeps as stored in the comparison: see `ComparedSweep`."""
 
     name: str
+    accounting: str
     simulated: bool
     runs: int
     flops_range: tuple[float, float]
@@ -149,13 +158,14 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
     numbers = []
     # The power laws, and their exponents
     laws: list[tuple[str, str, CountedIn, PowerLaw]] = []
-    if fit.isoflop.mean_recurrence_law is not None:
-        laws.append(("mu*", "loops", "nothing", fit.isoflop.mean_recurrence_law))
+    best = f"{AXES[fit.axis].plain_symbol}*"
+    if fit.isoflop.axis_law is not None:
+        laws.append((best, AXES[fit.axis].unit, "nothing", fit.isoflop.axis_law))
     if fit.isoflop.tokens_law is not None:
         laws.append(("D*", "tokens", "tokens", fit.isoflop.tokens_law))
     exponents = [(f"exponent of {symbol}", law) for symbol, _, _, law in laws]
     if fit.parabola_bias is not None:
-        for symbol, bias in (("mu*", fit.parabola_bias.axis_exponent), ("D*", fit.parabola_bias.tokens_exponent)):
+        for symbol, bias in ((best, fit.parabola_bias.axis_exponent), ("D*", fit.parabola_bias.tokens_exponent)):
             exponents.append((f"exponent of {symbol}, without the parabola's bias", bias.corrected))
     for name, law in exponents:
         numbers.append(
@@ -206,8 +216,8 @@ def _parameter_quantities(law: LawFit, section: str, *, skip: set[str]) -> list[
             # A ratio to a term that is zero means nothing, and neither does the exponent of one.
             if amplitude and (parameter.value <= 0 or bool((draws <= 0).any())):
                 reason = f"refits reach {name} = 0"
-            elif name.islower() and values.get(name.upper(), 1.0) <= 0:
-                reason = f"{name} means nothing, {name.upper()} being 0,"
+            elif name.islower() and values.get(name[0].upper(), 1.0) <= 0:
+                reason = f"{name} means nothing, {name[0].upper()} being 0,"
             in_logs = parameter.value > 0 and bool((draws > 0).all())
             draws = widened(parameter.value, draws, law.widening, in_logs=in_logs)
             draws = None if reason else np.clip(draws, bounds.lower, bounds.upper)
@@ -233,11 +243,11 @@ def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quanti
 
     The loss is the law's own, without the noise of one more run.
     """
-    bounds = axis_bounds(fit)
+    axis, bounds = AXES[fit.axis], axis_bounds(fit)
     best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
     drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
     optima: list[tuple[str, str, CountedIn, float, np.ndarray | None]] = [
-        ("mu*", "loops", "nothing", float(best.mean_recurrence), drawn.mean_recurrence if drawn else None),
+        (f"{axis.plain_symbol}*", axis.unit, "nothing", float(best.at), drawn.at if drawn else None),
         ("D*", "tokens", "tokens", float(best.tokens), drawn.tokens if drawn else None),
         (LEAST_LOSS, "nats per token", "losses", float(best.loss), drawn.loss if drawn else None),
     ]
@@ -245,7 +255,7 @@ def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quanti
     for name, unit, counted_in, value, draws in optima:
         if draws is not None:
             draws = widened(value, draws, law.widening, in_logs=True)
-            draws = np.clip(draws, *bounds) if name == "mu*" else draws
+            draws = np.clip(draws, *bounds) if unit == axis.unit else draws
         for change in ("difference", "ratio") if name == LEAST_LOSS else ("ratio",):
             numbers.append(
                 Quantity(
@@ -258,7 +268,7 @@ def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quanti
                     interval=None if draws is None else interval(draws),
                     draws=draws,
                     flops=flops,
-                    note="the best mean recurrence is at the end of the search" if bool(best.at_bound) else "",
+                    note=f"the best {axis.name} is at the end of the search" if bool(best.at_bound) else "",
                 )
             )
     return numbers

@@ -112,15 +112,18 @@ class LawFit:
         if not self.draws:
             return None
         at = self.loss(data)
-        # Widened before the noise is added, since that is known better than the parameters.
-        drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
-        if measured:
-            # A fixed seed: the same fit gives the same interval each time.
-            rng = np.random.default_rng(0)
-            drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
-            scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
-            noise = scale * rng.standard_normal(drawn.shape)
-            drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
+        # The losses of a fit gone astray may exceed the largest float, where they end.
+        with np.errstate(over="ignore"):
+            # Widened before the noise is added, since that is known better than the parameters.
+            drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
+            if measured:
+                # A fixed seed: the same fit gives the same interval each time.
+                rng = np.random.default_rng(0)
+                drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
+                scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
+                noise = scale * rng.standard_normal(drawn.shape)
+                drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
+        drawn = np.minimum(drawn, np.finfo(float).max)
         ends = np.array([interval(column) for column in drawn.T]).reshape(-1, 2)
         return ends[:, 0], ends[:, 1]
 

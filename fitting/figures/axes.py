@@ -59,6 +59,14 @@ def grid_ticks(axis: Axis, values: Sequence[float] | np.ndarray) -> None:
     _set_ticks(axis, _ThinningLocator(powers_first, "{:g}".format), "{:g}".format)
 
 
+def value_ticks(axis: Axis, column: str, values: Sequence[float] | np.ndarray) -> None:
+    """Put an axis on a log scale: mean recurrences with each of the `values` as tick, others with round numbers."""
+    if column == "mean_recurrence":
+        grid_ticks(axis, values)
+    else:
+        decade_ticks(axis)
+
+
 def decade_ticks(axis: Axis, *, text: Callable[[float], str] = power_of_ten) -> None:
     """Put an axis on a log scale with round numbers as ticks, as fine as there is room for."""
     _set_log_scale(axis)
@@ -206,7 +214,12 @@ def fit_height(figure: Figure, least: float, shape: float) -> None:
     for axes in figure.axes:
         box, spec = axes.get_window_extent(), axes.get_subplotspec()
         rows = spec.get_gridspec().nrows if spec is not None else 1
-        surplus = rows * (box.height - shape * box.width) / figure.dpi
+        needed = shape * box.width
+        if rows == 1:
+            # The label at the left is centred on the axes and may be longer, but must not leave the figure.
+            gap = min(box.y0, figure.bbox.height - box.y1)
+            needed = max(needed, axes.yaxis.label.get_window_extent().height - 2 * gap)
+        surplus = rows * (box.height - needed) / figure.dpi
         height = max(height, figure.get_figheight() - surplus)
         legend = axes.get_legend()
         if legend is not None:

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
@@ -26,7 +27,13 @@ _SIZE = (7.2, 5.4)
 _STYLES = (SeriesStyle(colour=BLUE, marker="o", line="-"), SeriesStyle(colour=ACCENT, marker="s", line="--"))
 _OFFSETS = (0.98, 1.02)
 """Factors on budgets that put points of equal budgets side by side, so that neither hides the other."""
-_SHORT_NAMES = {"exponent of mu*": "γµ", "exponent of D*": "γD", ", without the parabola's bias": ", without bias"}
+_SHORT_NAMES = {
+    "exponent of mu*": "γµ",
+    "exponent of N*": "γN",
+    "exponent of D*": "γD",
+    ", without the parabola's bias": ", without bias",
+}
+_OPTIMUM_UNITS = {axis.unit for axis in AXES.values()}
 _MOST_BUDGETS = 8
 _SHORT_RATIO = 2.0
 """Ratio of its ends below which a log axis has no round numbers in it."""
@@ -44,9 +51,9 @@ def save_comparison(pair: Pair, comparison: SweepComparison, folder: str | Path)
 
 
 def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> None:
-    """Draw µ* and D* against compute above, and the changes from A to B below.
+    """Draw the best models against compute above, µ* (or N*) and D*, and the changes from A to B below.
 
-    If a sweep has no power laws, the best runs stand above instead.
+    The best runs stand above instead of what the two don't share: power laws, or the axis.
     """
     changes = {
         "Exponents": _exponent_changes(pair, comparison),
@@ -59,13 +66,18 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
     # Optima, or best runs.
     left, right = above.subplots(1, 2)
     laws = [_optimum_laws(sweep) is not None for sweep in pair]
-    if all(laws):
+    same_axis = pair[0].axis == pair[1].axis
+    tokens_differ = comparison.incomparable.get("tokens")
+    if all(laws) and same_axis:
         draw_pair_optima(left, pair)
-        _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), comparison.incomparable.get("tokens"))
+        _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), tokens_differ)
     else:
         without = [f"{name} has no run table" for name, sweep in zip("AB", pair, strict=True) if sweep.table is None]
         _panel(left, lambda: draw_best_runs(left, pair), comparison.incomparable.get("losses") or ", ".join(without))
-        _panel(right, lambda: draw_pair_optima(right, pair), "" if any(laws) else "neither has power laws")
+        if all(laws):
+            _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), tokens_differ)
+        else:
+            _panel(right, lambda: draw_pair_optima(right, pair), "" if any(laws) else "neither has power laws")
     handles = [
         series_handle(style, f"{letter}: {escape_dollars(sweep.name)}{' (simulated)' if sweep.simulated else ''}")
         for letter, sweep, style in zip("AB", pair, _STYLES, strict=True)
@@ -95,12 +107,14 @@ def _panel(axes: Axes, draw: Callable[[], None], why_not: str | None) -> None:
 
 
 def draw_pair_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
-    """Draw the best mean recurrence (or tokens) of both sweeps against compute, as far as they have power laws."""
+    """Draw the best value on the axis (or tokens) of both sweeps against compute, as far as they have power laws."""
     shown: list[float] = []
+    column = "tokens"
     for sweep, style, offset in zip(pair, _STYLES, _OFFSETS, strict=True):
         laws = _optimum_laws(sweep)
         if laws is None or sweep.fit is None:
             continue
+        column = column if tokens else sweep.axis
         low, high = sweep.flops_range
         shown += draw_law_and_minima(
             axes,
@@ -113,7 +127,7 @@ def draw_pair_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             colour=style.colour,
             offset=offset,
         )
-    finish_optimum_axes(axes, shown, tokens=tokens)
+    finish_optimum_axes(axes, column, shown)
 
 
 def draw_best_runs(axes: Axes, pair: Pair) -> None:
@@ -160,11 +174,11 @@ def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) 
 
 
 def _optimum_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
-    """Return the power laws of µ* and of D*, None unless the sweep has both."""
+    """Return the power laws of µ* (or N*) and of D*, None unless the sweep has both."""
     isoflop = sweep.fit.isoflop if sweep.fit is not None else None
-    if isoflop is None or isoflop.mean_recurrence_law is None or isoflop.tokens_law is None:
+    if isoflop is None or isoflop.axis_law is None or isoflop.tokens_law is None:
         return None
-    return isoflop.mean_recurrence_law, isoflop.tokens_law
+    return isoflop.axis_law, isoflop.tokens_law
 
 
 def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Difference]:
@@ -176,10 +190,10 @@ def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Differenc
 
 
 def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
-    """Return the ratios of µ* and D* by the power laws, or else by the training laws."""
+    """Return the ratios of µ* (or N*) and D* by the power laws, or else by the training laws."""
     for section in (POWER_LAWS, BEST_MODEL):
         changes = [change for change in comparison.of(section) if change.kind == "ratio" and change.change is not None]
-        ratios = [x for x in changes if x.unit in ("loops", "tokens") and x.flops in comparison.optima_flops]
+        ratios = [x for x in changes if x.unit in _OPTIMUM_UNITS and x.flops in comparison.optima_flops]
         if ratios:
             return ratios
     return []

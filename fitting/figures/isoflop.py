@@ -10,17 +10,18 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import t_quantile
 from isoloop.fitting.figures.axes import (
     band_handle,
     bar_handle,
     decade_ticks,
-    grid_ticks,
     mark_handle,
     place_legend,
     power_of_ten,
     series_handle,
     set_title,
+    value_ticks,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, SeriesStyle, run_points, series_styles
 from isoloop.fitting.isoflop.minima import IsoflopFit, Minimum, isoflop_curves
@@ -37,7 +38,7 @@ _WIDEST_LOG_INTERVAL = 20.0
 
 
 def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw loss against mean recurrence at each budget: runs, parabolas and minima, with 95% intervals.
+    """Draw loss against mean recurrence, or parameters, at each budget: runs, parabolas, minima, with 95% intervals.
 
     A hollow star is a minimum at the edge of the grid, which the power laws leave out; hollow points are runs of a
     budget that was held out. Raises ValueError without isoFLOP curves.
@@ -46,13 +47,13 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     minima = {minimum.budget: minimum for minimum in isoflop.minima}
     runs = finished_rows(table)
     budgets = sorted({float(budget) for budget in runs["budget"].dropna()})
-    curves = {curve.budget: curve for curve in isoflop_curves(table, "mean_recurrence")}
+    curves = {curve.budget: curve for curve in isoflop_curves(table, fit.axis)}
     handles: list[Artist] = []
     for budget, style in zip(budgets, series_styles(len(budgets)), strict=True):
         # The runs.
-        points = runs[runs["budget"] == budget].sort_values("mean_recurrence")
+        points = runs[runs["budget"] == budget].sort_values(fit.axis)
         held = fit.held_out is not None and budget not in minima
-        x, y = points["mean_recurrence"], points["loss"]
+        x, y = points[fit.axis], points["loss"]
         run_points(axes, x, y, points["run_id"], colour=style.colour, marker=style.marker, hollow=held)
         label = power_of_ten(budget) + (", held out" if held else "")
         handles.append(series_handle(style, label, line=not held, hollow=held))
@@ -61,12 +62,12 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         if minimum is None or minimum.curve is None:
             continue
         curve = curves[budget]
-        log_mu = np.linspace(*curve.grid, _CURVE_POINTS)
-        fitted = np.polyval(minimum.curve, log_mu)
-        axes.plot(np.exp(log_mu), fitted, color=style.colour, ls=style.line)
+        log_values = np.linspace(*curve.grid, _CURVE_POINTS)
+        fitted = np.polyval(minimum.curve, log_values)
+        axes.plot(np.exp(log_values), fitted, color=style.colour, ls=style.line)
         if isoflop.noise is not None:
-            half = t_quantile(isoflop.noise_dof) * isoflop.noise * curve.errors(log_mu)
-            axes.fill_between(np.exp(log_mu), fitted - half, fitted + half, color=style.colour, alpha=BAND, lw=0)
+            half = t_quantile(isoflop.noise_dof) * isoflop.noise * curve.errors(log_values)
+            axes.fill_between(np.exp(log_values), fitted - half, fitted + half, color=style.colour, alpha=BAND, lw=0)
         _draw_minimum(axes, minimum, style, curve.grid, isoflop)
     # Legend, limits and labels. A wide band must not press the losses flat, so the limits follow the losses.
     handles.append(mark_handle("minimum", marker="*"))
@@ -76,30 +77,32 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
         handles.append(mark_handle("no intervals: too few runs"))
     else:
         handles += [bar_handle("95% of a minimum"), band_handle("95% of a parabola")]
-    grid = np.unique(runs["mean_recurrence"])
-    grid_ticks(axes.xaxis, grid)
-    axes.set_xlim(grid[0] / 1.06, grid[-1] * 1.06)
+    grid = np.unique(runs[fit.axis])
+    value_ticks(axes.xaxis, fit.axis, grid)
+    margin = max(1.06, (grid[-1] / grid[0]) ** 0.02)
+    axes.set_xlim(grid[0] / margin, grid[-1] * margin)
     low, high = float(runs["loss"].min()), float(runs["loss"].max())
     margin = 0.08 * (high - low) or 0.01 * high
     axes.set_ylim(low - margin, high + margin)
-    axes.set(xlabel="mean recurrence µ (loops)", ylabel="loss at T = µ (nats per token)")
+    axes.set(xlabel=AXES[fit.axis].label, ylabel=f"{AXES[fit.axis].loss} (nats per token)")
     place_legend(axes, handles, "budget (FLOPs)")
     set_title(axes, "isoFLOP curves", simulated=fit.simulated)
 
 
 def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bool = False) -> None:
-    """Draw the best mean recurrence (or tokens) against compute: minima with 95% bars, power law with its band.
+    """Draw the best value on the fit's axis (or tokens) against compute: minima with 95% bars, power law with its band.
 
     Raises ValueError without a power law.
     """
     isoflop = _isoflop(fit)
-    law = isoflop.tokens_law if tokens else isoflop.mean_recurrence_law
+    law = isoflop.tokens_law if tokens else isoflop.axis_law
     if law is None:
         raise ValueError(f"this figure needs a power law, but there is none: {isoflop.reason}")
     budgets = np.array([minimum.budget for minimum in isoflop.minima])
     compute = np.geomspace(budgets.min() / 1.3, budgets.max() * 1.3, _LAW_POINTS)
     shown = draw_law_and_minima(axes, fit, law, compute, tokens=tokens, law_style={"color": INK, "lw": 1.5})
-    symbol = "D" if tokens else "µ"
+    column = "tokens" if tokens else fit.axis
+    symbol = AXES[column].symbol
     handles: list[Artist] = [
         mark_handle("minimum" if isoflop.noise is None else "minimum with its 95%", marker="o", colour=ACCENT),
         mark_handle(exponent_text(symbol, law), line="-"),
@@ -111,9 +114,9 @@ def draw_power_law(axes: Axes, table: pd.DataFrame, fit: SweepFit, *, tokens: bo
         axes.plot(compute, [corrected.at(budget) for budget in compute], color=MUTED, ls="--")
         label = f"without the parabola's\nbias: {exponent_text(symbol, corrected)}"
         handles.append(mark_handle(label, line="--", colour=MUTED))
-    finish_optimum_axes(axes, shown, tokens=tokens)
+    finish_optimum_axes(axes, column, shown)
     place_legend(axes, handles)
-    set_title(axes, "Tokens" if tokens else "Recurrence", simulated=fit.simulated)
+    set_title(axes, AXES[column].title, simulated=fit.simulated)
 
 
 def draw_law_and_minima(
@@ -140,9 +143,8 @@ def draw_law_and_minima(
         axes.fill_between(compute, band[:, 0], band[:, 1], color=law_style["color"], alpha=BAND, lw=0)
     shown = list(line)
     for minimum in fit.isoflop.included:
-        assert minimum.mean_recurrence is not None
         half = min(t_quantile(fit.isoflop.noise_dof) * (minimum.log_error or 0.0), _WIDEST_LOG_INTERVAL)
-        ends = minimum.mean_recurrence * np.exp(half * np.array([-1, 0, 1]))
+        ends = getattr(minimum, fit.axis) * np.exp(half * np.array([-1, 0, 1]))
         low, best, high = np.sort(fit.cost_model.tokens_for(minimum.budget, ends)) if tokens else ends
         bars = [[best - low], [high - best]]
         x = minimum.budget * offset
@@ -151,33 +153,34 @@ def draw_law_and_minima(
     return shown
 
 
-def finish_optimum_axes(axes: Axes, shown: list[float] | None = None, *, tokens: bool) -> None:
-    """Label the axes of a best mean recurrence (or tokens) against compute, and put both on log scales.
+def finish_optimum_axes(axes: Axes, column: str, shown: list[float] | None = None) -> None:
+    """Label the axes of the best value in `column` against compute, and put both on log scales.
 
     The limits follow the values `shown`: a wide band must not press everything else flat.
     """
     axes.set_xlabel("compute C (FLOPs)")
-    axes.set_ylabel("best training length D* (tokens)" if tokens else "best mean recurrence µ* (loops)")
+    axes.set_ylabel(AXES[column].best_label)
     if shown is not None:
         axes.set_ylim(min(shown) / _LIMIT_FACTOR, max(shown) * _LIMIT_FACTOR)
     decade_ticks(axes.xaxis)
-    decade_ticks(axes.yaxis, text=power_of_ten if tokens else "{:g}".format)
+    decade_ticks(axes.yaxis, text="{:g}".format if column == "mean_recurrence" else power_of_ten)
 
 
 def draw_exponents(axes: Axes, fits: Mapping[str, SweepFit]) -> None:
-    """Draw the exponents of µ* and D* of several fits with 95% intervals, with and without the parabola's bias.
+    """Draw the exponents of µ* (or N*) and D* of several fits with 95% intervals, with and without the parabola's bias.
 
     `fits` are by their labels, from the top down. The row of a fit without power laws is empty. Raises ValueError if
     no fit has a power law.
     """
-    if not any(fit.isoflop and fit.isoflop.mean_recurrence_law for fit in fits.values()):
+    if not any(fit.isoflop and fit.isoflop.axis_law for fit in fits.values()):
         raise ValueError(f"exponents need a fit with power laws, but {', '.join(fits) or 'nothing'} has none; fit more")
-    quantities = (("µ*", "o", BLUE, 0.16), ("D*", "s", ACCENT, -0.16))
+    best = " or ".join(dict.fromkeys(f"{AXES[fit.axis].symbol}*" for fit in fits.values()))
+    quantities = ((best, "o", BLUE, 0.16), ("D*", "s", ACCENT, -0.16))
     without_interval = False
     for row, fit in enumerate(fits.values()):
-        if fit.isoflop is None or fit.isoflop.mean_recurrence_law is None or fit.isoflop.tokens_law is None:
+        if fit.isoflop is None or fit.isoflop.axis_law is None or fit.isoflop.tokens_law is None:
             continue
-        laws = [[fit.isoflop.mean_recurrence_law], [fit.isoflop.tokens_law]]
+        laws = [[fit.isoflop.axis_law], [fit.isoflop.tokens_law]]
         if fit.parabola_bias is not None:
             laws[0].append(fit.parabola_bias.axis_exponent.corrected)
             laws[1].append(fit.parabola_bias.tokens_exponent.corrected)
@@ -202,23 +205,23 @@ def draw_exponents(axes: Axes, fits: Mapping[str, SweepFit]) -> None:
 
 def draw_optima(axes: Axes, optima: Mapping[str, LawOptima], *, tokens: bool = False, simulated: bool = False) -> None:
     """Draw the optima of each accounting, by its name: points with 95% bars, and a power law with its exponent."""
-    quantity, symbol = ("tokens", "D") if tokens else ("mean_recurrence", "µ")
+    column = "tokens" if tokens else "mean_recurrence"
     handles: list[Artist] = []
     for (accounting, law_optima), style in zip(optima.items(), series_styles(len(optima)), strict=True):
         frame = law_optima.frame()
-        budgets, best = frame["budget"].to_numpy(), frame[quantity].to_numpy()
-        spans = frame[f"{quantity}_interval"]
+        budgets, best = frame["budget"].to_numpy(), frame[column].to_numpy()
+        spans = frame[f"{column}_interval"]
         ends = np.array([span or (value, value) for span, value in zip(spans, best, strict=True)])
         law = law_optima.tokens_law if tokens else law_optima.mean_recurrence_law
         bars = np.abs(ends.T - best)
         axes.errorbar(budgets, best, bars, fmt=style.marker, color=style.colour, capsize=2.5, zorder=3)
         axes.plot(budgets, np.exp(law.log_at(budgets)), color=style.colour, ls=style.line)
-        handles.append(series_handle(style, f"{accounting}: {exponent_text(symbol, law)}"))
+        handles.append(series_handle(style, f"{accounting}: {exponent_text(AXES[column].symbol, law)}"))
     handles.append(bar_handle("bars and ranges: 95%"))
-    finish_optimum_axes(axes, tokens=tokens)
+    finish_optimum_axes(axes, column)
     axes.set_xlabel("compute C (FLOPs, as counted)")
     place_legend(axes, handles)
-    set_title(axes, "Tokens" if tokens else "Recurrence", simulated=simulated)
+    set_title(axes, AXES[column].title, simulated=simulated)
 
 
 def exponent_text(symbol: str, law: PowerLaw) -> str:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.axes import fit_height
 from isoloop.fitting.figures.isoflop import draw_isoflop_curves, draw_power_law
 from isoloop.fitting.figures.style import STYLE, save_figure
@@ -45,7 +46,8 @@ class FigureFiles:
 class FigureKind:
     """A figure that a fit may have: a sentence `about` it, how to draw it, and the name of the fit that it `needs`.
 
-    `size` is its default size in inches; its axes are `shape` times as high as wide or higher.
+    The sentence has {axis} for the name of the fit's axis and {law} for that of its law after training. `size` is the
+    default size in inches; the axes are `shape` times as high as wide or higher.
     """
 
     about: str
@@ -53,6 +55,11 @@ class FigureKind:
     needs: str
     size: tuple[float, float] = (6.0, 3.6)
     shape: float = 0.6
+
+    def caption(self, fit: SweepFit) -> str:
+        """Return the sentence about the figure of a fit."""
+        law = "training" if fit.training is None else fit.training.form.name
+        return self.about.format(axis=AXES[fit.axis].name, law=law)
 
 
 def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> FigureFiles:
@@ -107,13 +114,13 @@ def why_unavailable(name: str, fit: SweepFit) -> str | None:
     needs = FIGURES[name].needs
     if not {**fit.laws, "isoflop": fit.isoflop, "test-time": fit.test_time}[needs]:
         return fit.why_missing(needs)
-    if name == "power_laws" and fit.isoflop and not fit.isoflop.mean_recurrence_law:
+    if name == "power_laws" and fit.isoflop and not fit.isoflop.axis_law:
         return fit.isoflop.reason
     return None
 
 
 def draw_power_laws(figure: Figure, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw the power laws of µ* and D*: side by side on a wide figure, one above the other on a narrow one."""
+    """Draw the power laws of µ* (or N*) and D*: side by side on a wide figure, one above the other on a narrow one."""
     shape = (1, 2) if figure.get_figwidth() >= _SIDE_BY_SIDE_WIDTH else (2, 1)
     first, second = figure.subplots(*shape)
     draw_power_law(first, table, fit)
@@ -131,24 +138,24 @@ def _on_axes(draw: Callable[[Axes, pd.DataFrame, SweepFit], None]) -> Callable[[
 
 FIGURES: dict[str, FigureKind] = {
     "isoflop_curves": FigureKind(
-        about="Loss against mean recurrence at each budget, with parabolas and minima.",
+        about="Loss against {axis} at each budget, with parabolas and minima.",
         draw=_on_axes(draw_isoflop_curves),
         needs="isoflop",
     ),
     "power_laws": FigureKind(
-        about="Best mean recurrence and best tokens against compute, with the fitted power laws.",
+        about="Best {axis} and best tokens against compute, with the fitted power laws.",
         draw=draw_power_laws,
         needs="isoflop",
         size=(6.9, 3.4),
     ),
     "loss_contours": FigureKind(
-        about="Lines of equal loss of the training law over mean recurrence and tokens, and its best split.",
+        about="Lines of equal loss of the {law} law over {axis} and tokens, and its best split.",
         draw=_on_axes(draw_loss_contours),
         needs="training",
         shape=0.8,
     ),
     "predicted_against_measured": FigureKind(
-        about="Loss predicted by the training law against the measured one, run by run.",
+        about="Loss predicted by the {law} law against the measured one, run by run.",
         draw=_on_axes(draw_predicted_against_measured),
         needs="training",
         size=(5.0, 3.6),

@@ -11,6 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
@@ -24,6 +25,7 @@ from isoloop.fitting.figures.axes import (
     row_ticks,
     series_handle,
     set_title,
+    value_ticks,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
 from isoloop.fitting.predict import axis_bounds
@@ -41,29 +43,29 @@ Limits = tuple[float, float]
 
 
 def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw lines of equal loss of the training law over mean recurrence and tokens, its best split, and the runs.
+    """Draw lines of equal loss of the law after training over its axis and tokens, its best split, and the runs.
 
     The loss of each line stands at its right end. The best split's 95% band comes from the law's refits. Raises
     ValueError without a training law.
     """
     law = _training(fit)
     runs = finished_rows(table)
-    mu, tokens = (runs[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens"))
-    across, up = (mu.min() / 1.15, mu.max() * 1.15), (tokens.min() / 1.4, tokens.max() * 1.4)
+    values, tokens = (runs[name].to_numpy(dtype=float) for name in (fit.axis, "tokens"))
+    across, up = (values.min() / 1.15, values.max() * 1.15), (tokens.min() / 1.4, tokens.max() * 1.4)
     handles = _draw_runs(axes, runs, fit)
-    axes.set(xlim=across, ylim=up, xlabel="mean recurrence µ (loops)", ylabel="training length D (tokens)")
-    grid_ticks(axes.xaxis, np.unique(mu))
+    axes.set(xlim=across, ylim=up, xlabel=AXES[fit.axis].label, ylabel=AXES["tokens"].label)
+    value_ticks(axes.xaxis, fit.axis, np.unique(values))
     decade_ticks(axes.yaxis)
     _draw_contours(axes, law, fit, across, up)
     handles += _draw_best_split(axes, law, fit, across, up)
     handles.append(mark_handle("equal loss", line="-", colour=MUTED))
     budgets = "budget" in runs and runs["budget"].notna().any()
     place_legend(axes, handles, "budget (FLOPs)" if budgets else None, gap=_SECONDARY_AXIS_GAP)
-    set_title(axes, f"Loss by the {law.form.name} law, T = µ", simulated=fit.simulated)
+    set_title(axes, AXES[fit.axis].title_of(f"Loss by the {law.form.name} law"), simulated=fit.simulated)
 
 
 def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw the training law's loss against the measured one at T = µ, with 95% bars; held-out runs are hollow.
+    """Draw the loss by the law after training against the measured one, with 95% bars; held-out runs are hollow.
 
     Raises ValueError without a training law.
     """
@@ -99,7 +101,7 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set(xlabel="measured loss (nats per token)", ylabel="predicted loss (nats per token)")
     place_legend(axes, handles, "mean absolute error")
-    set_title(axes, f"{law.form.name.capitalize()} law, T = µ", simulated=fit.simulated)
+    set_title(axes, AXES[fit.axis].title_of(f"{law.form.name.capitalize()} law"), simulated=fit.simulated)
 
 
 def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -137,7 +139,7 @@ def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None
     axes.set_ylim(min(layout.labels) - 0.8, max(layout.headings) + 1.5)
     row_ticks(axes.yaxis, layout.labels)
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="predicted / measured - 1 (%)", ylabel="mean recurrence µ of the run (loops)")
+    axes.set(xlabel="predicted / measured - 1 (%)", ylabel=AXES[fit.axis].of_run_label)
     handles: list[Artist] = []
     if bounded.any():
         handles.append(mark_handle("inside its 95%", marker="o", line="-", colour=BLUE))
@@ -171,7 +173,7 @@ class _HeldOutLayout:
 
 def _held_out_layout(fit: SweepFit) -> _HeldOutLayout:
     assert fit.held_out is not None
-    rows = pd.DataFrame(fit.held_out.rows)
+    rows = pd.DataFrame(fit.held_out.rows).assign(value=[row.value for row in fit.held_out.rows])
     ends = np.array([span or (np.nan, np.nan) for span in rows["interval"]], dtype=float)
     for name, end in zip(("low", "high"), ends.T, strict=True):
         rows[name] = 100 * (end / rows["measured"] - 1)
@@ -181,8 +183,8 @@ def _held_out_layout(fit: SweepFit) -> _HeldOutLayout:
         covered = "no intervals" if summary.coverage is None else f"{summary.coverage:.0%} inside 95%"
         headings[top] = f"{_short_method(summary.method)}: {summary.mean_absolute_error:.2g}%, {covered}"
         of_method = rows[rows["method"] == summary.method].sort_values("recurrence", kind="stable")
-        for (mean_recurrence, _), line in of_method.groupby(["mean_recurrence", "run_id"]):
-            labels[top - 0.5] = f"{mean_recurrence:g}"
+        for (value, _), line in of_method.groupby(["value", "run_id"], dropna=False):
+            labels[top - 0.5] = f"{value:g}" if fit.axis == "mean_recurrence" else power_of_ten(value)
             rows.loc[line.index, "y"] = top - 0.5 + np.linspace(0.4, -0.4, len(line) + 2)[1:-1]
             top -= 1
         top -= 2
@@ -233,7 +235,7 @@ def _draw_runs(axes: Axes, runs: pd.DataFrame, fit: SweepFit) -> list[Artist]:
         held = part["run_id"].isin(held_ids)
         for shown, hollow in ((part[~held], False), (part[held], True)):
             if len(shown):
-                x, y, marker = shown["mean_recurrence"], shown["tokens"], style.marker
+                x, y, marker = shown[fit.axis], shown["tokens"], style.marker
                 run_points(axes, x, y, shown["run_id"], colour=style.colour, marker=marker, hollow=hollow, size=4)
                 text = f"{label}, held out" if hollow else label
                 handles.append(series_handle(style, text, line=False, hollow=hollow))
@@ -242,8 +244,8 @@ def _draw_runs(axes: Axes, runs: pd.DataFrame, fit: SweepFit) -> list[Artist]:
 
 def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> None:
     """Draw lines of equal loss at round losses, each with its loss on the right-hand edge if it ends there."""
-    mu, tokens = np.geomspace(*across, _CELLS), np.geomspace(*up, _CELLS)
-    columns, rows = np.meshgrid(mu, tokens)
+    values, tokens = np.geomspace(*across, _CELLS), np.geomspace(*up, _CELLS)
+    columns, rows = np.meshgrid(values, tokens)
     loss = law.loss(fit.cost_model.model_columns(columns.ravel(), rows.ravel())).reshape(columns.shape)
     levels = [float(level) for level in MaxNLocator(_LEVELS).tick_values(float(loss.min()), float(loss.max()))]
     levels = [level for level in levels if loss.min() < level < loss.max()]
@@ -262,7 +264,7 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
 def _draw_best_split(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> list[Artist]:
     """Draw the best split of each compute by the law, with its 95% band along the line of that compute."""
     cost, bounds = fit.cost_model, axis_bounds(fit)
-    low, high = (float(cost.flops_for(tokens, mu)) for tokens, mu in zip(up, across, strict=True))
+    low, high = (float(cost.flops_for(tokens, value)) for tokens, value in zip(up, across, strict=True))
     compute = np.geomspace(low, high, _FRONTIER_POINTS)
     best = np.array([float(law.form.optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
@@ -274,8 +276,8 @@ def _draw_best_split(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up:
         interval(law.form.optimum(draws, cost, float(flops), bounds).at, float(at), law.widening)
         for flops, at in zip(compute, best, strict=True)
     ]
-    low_mu, high_mu = np.clip(band, *bounds).T
-    x = np.concatenate([low_mu, high_mu[::-1]])
+    first, last = np.clip(band, *bounds).T
+    x = np.concatenate([first, last[::-1]])
     y = cost.tokens_for(np.concatenate([compute, compute[::-1]]), x)
     axes.fill(x, y, color=INK, alpha=BAND, lw=0, zorder=1)
     return [*handles, band_handle("95% of best split")]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
 from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.isoflop.minima import AXIS_NAMES, IsoflopFit, log_tokens
+from isoloop.fitting.isoflop.minima import IsoflopFit, log_tokens
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve
 from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
 from isoloop.fitting.laws.base import Law, search_bounds
@@ -119,7 +120,7 @@ def parabola_bias(
     return ParabolaBias(
         law=law.name,
         budgets=tuple(biases),
-        axis_exponent=_exponent_bias(fit.axis_law, AXIS_NAMES[fit.axis], budgets, parabola, exact),
+        axis_exponent=_exponent_bias(fit.axis_law, AXES[fit.axis].name, budgets, parabola, exact),
         tokens_exponent=_exponent_bias(fit.tokens_law, "tokens", budgets, *tokens),
         notes=_bias_notes(biases),
     )

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, CurveNoise, IsoflopCurve, Redraws, pooled_noise, redraw
 from isoloop.fitting.isoflop.power_law import (
@@ -22,9 +23,6 @@ from isoloop.fitting.isoflop.power_law import (
 )
 from isoloop.fitting.tables.budgets import why_no_budgets
 from isoloop.fitting.tables.runs import implausible_rows
-
-AXIS_NAMES = {"mean_recurrence": "mean recurrence", "params": "parameter count", "tokens": "token count"}
-"""Names, in sentences, of the columns that a curve may run along."""
 
 _MANY_REJECTED = 0.05
 _UNLIKELY_SCATTER = 0.01
@@ -235,7 +233,7 @@ def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_
     if curve.distinct_values < POINTS_NEEDED:
         lost = curve.runs - minimum.points
         without = f" ({lost} of its {curve.runs} runs have no loss)" if lost else ""
-        reason = f"a parabola needs {POINTS_NEEDED} {AXIS_NAMES[axis]}s, but there are {curve.distinct_values}{without}"
+        reason = f"a parabola needs {POINTS_NEEDED} {AXES[axis].name}s, but there are {curve.distinct_values}{without}"
         return replace(minimum, reason=reason)
     # The parabola about log(v) = 0 instead of the grid's centre
     a, b, c = (float(value) for value in curve.coefficients)
@@ -255,7 +253,7 @@ def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_
     at_edge = None
     if not low < vertex < high:
         side, edge, end = ("below", low, "smallest") if vertex <= low else ("above", high, "largest")
-        best_value = f"the best {AXIS_NAMES[axis]} is {side} {np.exp(edge):.3g}, the grid's {end}"
+        best_value = f"the best {AXES[axis].name} is {side} {np.exp(edge):.3g}, the grid's {end}"
         at_edge = f"the minimum is at the grid's edge: {best_value}"
     return replace(
         minimum,
@@ -286,7 +284,7 @@ def _fit_power_laws(curves: list[IsoflopCurve], cost_model: Cost, redraws: Redra
     drawn_curvatures = _enough_minima(redraws.log_curvatures if redraws else None, curves)
     tokens, drawn_tokens = (log_tokens(budgets, logs, cost_model) for logs in (vertices, drawn))
     return {
-        cost_model.axis: _vertex_law(AXIS_NAMES[cost_model.axis], curves, redraws),
+        cost_model.axis: _vertex_law(AXES[cost_model.axis].name, curves, redraws),
         "tokens": fit_power_law("tokens", budgets, tokens, drawn_tokens),
         # A shallow curve says little about its own depth, so here the minima have different weights.
         "curvature": fit_power_law("curvature", budgets, curvatures, drawn_curvatures, 1 / _variances(curves, 2)),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import textwrap
 
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.isoflop.bias import ExponentBias, ParabolaBias
-from isoloop.fitting.isoflop.minima import AXIS_NAMES, Disagreement, IsoflopFit, Minimum
+from isoloop.fitting.isoflop.minima import Disagreement, IsoflopFit, Minimum
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 
-_SYMBOLS = {"mean_recurrence": "mu", "params": "N"}
 _FORMATS = {"mean_recurrence": ".3f", "params": ".4g", "tokens": ".4g"}
 
 
 def isoflop_text(fit: IsoflopFit) -> str:
     """Return the minima, their power laws and their contradiction by parabolas in log(tokens). Intervals are 95%."""
-    symbol = _SYMBOLS[fit.axis]
-    lines = [f"isoFLOP curves: parabola of loss in log({AXIS_NAMES[fit.axis]}) at each budget; D* spends it exactly"]
+    symbol = AXES[fit.axis].plain_symbol
+    lines = [f"isoFLOP curves: parabola of loss in log({AXES[fit.axis].name}) at each budget; D* spends it exactly"]
     lines += _minima_lines(fit.minima, fit.axis)
     for name, law in ((symbol, fit.axis_law), ("D", fit.tokens_law)):
         lines.append(_power_law_line(f"{name}*", law) if law else f"  {name}*: no power law. {fit.reason}")
@@ -39,7 +39,7 @@ def isoflop_text(fit: IsoflopFit) -> str:
 
 def parabola_bias_text(bias: ParabolaBias, axis: str) -> str:
     """Return the bias of the parabolas on the law's own losses, along `axis`, and the power laws without it."""
-    symbol, form = _SYMBOLS[axis], _FORMATS[axis]
+    symbol, form = AXES[axis].plain_symbol, _FORMATS[axis]
     lines = [f"Bias of the parabolas, if losses follow the {bias.law} law: they are fitted to its losses without noise"]
     lines.append(f"  {'budget':>10}  {f'{symbol}* parabola':>13}  {f'{symbol}* exact':>10}  {'bias of log':>11}")
     for at_budget in bias.budgets:
@@ -64,7 +64,7 @@ def _minima_lines(minima: tuple[Minimum, ...], axis: str) -> list[str]:
     def cell(value: float | None, width: int, form: str) -> str:
         return f"{'-' if value is None else format(value, form):>{width}}"
 
-    best = "" if axis == "tokens" else f"  {f'{_SYMBOLS[axis]}*':>9}"
+    best = "" if axis == "tokens" else f"  {f'{AXES[axis].plain_symbol}*':>9}"
     lines = [f"  {'budget':>10}  {'points':>6}{best}  {'s.e. of log':>11}  {'D*':>10}  {'loss*':>7}  {'s.e.':>7}"]
     for minimum in minima:
         best = "" if axis == "tokens" else f"  {cell(getattr(minimum, axis), 9, _FORMATS[axis])}"

@@ -31,7 +31,7 @@ PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 class HeldOutRow:
     """One held-out loss in nats per token; `error` is (predicted - measured) / measured in percent.
 
-    `recurrence` is the T of the loss. It and `mean_recurrence` are None for a dense model.
+    `recurrence` is the T of the loss. It and `mean_recurrence` are None for a dense model, which has `params` instead.
     """
 
     method: str
@@ -43,6 +43,13 @@ class HeldOutRow:
     predicted: float
     interval: tuple[float, float] | None
     error: float
+    params: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The mean recurrence in loops, or of a dense model the parameters; NaN where a table has neither."""
+        value = self.params if self.mean_recurrence is None else self.mean_recurrence
+        return float("nan") if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +216,7 @@ def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> li
     """Return the predictions of the rows `held_out` with the measured losses."""
     loss, bounds = predicted
     mean_recurrence, recurrence = held_out.get("mean_recurrence"), held_out.get("recurrence")
+    params = held_out.get("params") if mean_recurrence is None else None
     return [
         HeldOutRow(
             method=method,
@@ -220,6 +228,7 @@ def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> li
             predicted=float(loss[i]),
             interval=(float(bounds[0][i]), float(bounds[1][i])) if bounds else None,
             error=float(100 * (loss[i] / held_out["loss"][i] - 1)),
+            params=None if params is None else float(params[i]),
         )
         for i in range(len(loss))
     ]

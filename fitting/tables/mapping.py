@@ -195,6 +195,11 @@ def _sources(frame: pd.DataFrame, given: dict[str, ColumnSource]) -> tuple[dict[
     """Return the source of each of our columns that the file has, and the notes about the choice."""
     names = [str(name) for name in frame.columns]
     for column, source in given.items():
+        if source.name not in names and source.name in NAMES:
+            # Our own name stands for the column that is found for it, as in the advice tokens=tokens*1e9.
+            by_name = _sources(frame, {})[0].get(source.name)
+            if by_name is not None:
+                source = given[column] = ColumnSource(name=by_name.name, factor=source.factor * by_name.factor)
         if source.name not in names:
             close = difflib.get_close_matches(source.name, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(names)}"
@@ -212,6 +217,8 @@ def _sources(frame: pd.DataFrame, given: dict[str, ColumnSource]) -> tuple[dict[
         if column == "run_id":
             ranked[column] = _identifying(frame, ranked[column])
         free = [candidate for candidate in ranked[column] if candidate[2].name not in used]
+        if column == "loss" and {"perplexity", "bits_per_token"} & set(given):
+            continue  # the loss follows from what is given
         if column not in sources and free:
             sources[column] = free[0][2]
             used.add(free[0][2].name)
@@ -553,7 +560,10 @@ def _last_of_history(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the last logged values of each run, if runs have several rows, and a note about it."""
     name = sources["step"].name
-    steps = to_numbers(raw[name])[0]
+    try:
+        steps = to_numbers(raw[name])[0]
+    except ValueError as error:
+        raise ValueError(f"a step must be a number, but {error} in {name!r}; correct it, or drop the column") from error
     if "recurrence" in frame:
         return frame, []
     if "run_id" not in frame:

@@ -111,11 +111,9 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return values.to_numpy(dtype=float, na_value=np.nan), []
     items = values.tolist()
-    if set(map(type, items)) <= {str, float}:
-        try:
-            return np.array(list(map(float, items)), dtype=float), []
-        except ValueError:
-            pass  # missing values or another form: each is read on its own below
+    plain_numbers = _floats(items)
+    if plain_numbers is not None:
+        return np.array(plain_numbers, dtype=float), []
     numbers, scaled, grouped = np.full(len(items), np.nan), 0, 0
     for row, item in enumerate(items):
         if isinstance(item, int | float | np.number | Decimal) and not isinstance(item, bool):
@@ -138,6 +136,23 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"row {row + 1} has {text!r}")
     notes = [f"{_count(scaled, 'value')} with a suffix, as 1.3B = 1.3e9"] if scaled else []
     return numbers, notes + ([f"{_count(grouped, 'value')} with marks between thousands"] if grouped else [])
+
+
+def _floats(items: list[Any]) -> list[float] | None:
+    """Return the floats that texts and numbers stand for, NaN where missing; None if one has another form."""
+    if not set(map(type, items)) <= {str, float, int, type(None)}:
+        return None
+    try:
+        return list(map(float, items))
+    except (ValueError, TypeError, OverflowError):
+        pass  # some are missing, or of another form
+    try:
+        return [
+            math.nan if item is None or (isinstance(item, str) and item.strip().lower() in MISSING) else float(item)
+            for item in items
+        ]
+    except (ValueError, OverflowError):
+        return None
 
 
 def is_missing(value: Any) -> bool:
@@ -326,30 +341,34 @@ def _with_points(columns: list[list[str]], separator: str, path: Path, guesses: 
 
     Raises ValueError if the file has numbers with a decimal comma and numbers with a decimal point.
     """
-    with_commas = [
-        place
-        for place, column in enumerate(columns)
-        if any("," in value for value in column)
-        and all(_COMMA_NUMBER.fullmatch(v) or _GROUPED.fullmatch(v) or v.lower() in MISSING for v in column)
-    ]
-    values = {value for place in with_commas for value in columns[place] if "," in value}
+    with_commas = [place for place, column in enumerate(columns) if _holds_comma_numbers(column)]
+    values = [value for place in with_commas for value in columns[place] if "," in value]
     decimal = next(filter(_ONLY_DECIMAL.fullmatch, values), None)
-    thousands = next(filter(_ONLY_THOUSANDS.fullmatch, values), None)
+    marks = (value for value in values if "." in value or value.count(",") > 1)
+    thousands = next(filter(_ONLY_THOUSANDS.fullmatch, marks), None)
     if decimal is None and (thousands is not None or separator != ";" or not values):
         return columns  # commas stand between thousands, or nowhere
-    pointed = thousands or next(
-        (v for column in columns for v in column if _POINTED.fullmatch(v) and not _COMMA_NUMBER.fullmatch(v)), None
-    )
+    points = (value for column in columns for value in column if "." in value)
+    pointed = thousands or next((v for v in points if _POINTED.fullmatch(v) and not _COMMA_NUMBER.fullmatch(v)), None)
     if pointed:
-        comma = decimal or next(iter(values))
-        raise ValueError(f"numbers must have one decimal mark, but {path} has {comma} and {pointed}; keep one")
+        raise ValueError(
+            f"numbers must have one decimal mark, but {path} has {decimal or values[0]} and {pointed}; keep one"
+        )
     guesses.append("decimal comma")
     return [
-        [value.replace(".", "").replace(",", ".") for value in column]
-        if all(_COMMA_NUMBER.fullmatch(value) or value.lower() in MISSING for value in column)
-        else column
+        [value.replace(".", "").replace(",", ".") for value in column] if _holds_comma_numbers(column) else column
         for column in columns
     ]
+
+
+def _holds_comma_numbers(column: list[str]) -> bool:
+    """Return True if a value has a comma or a point, and each is a number with a decimal comma, or missing."""
+    text = "".join(column)
+    if "." not in text:
+        return ("," in text and _floats([value.replace(",", ".") for value in column]) is not None) or (
+            "," in text and all(_GROUPED.fullmatch(v) or _COMMA_NUMBER.fullmatch(v) or is_missing(v) for v in column)
+        )
+    return all(_COMMA_NUMBER.fullmatch(v) or _GROUPED.fullmatch(v) or is_missing(v) for v in column)
 
 
 def _json(text: str, path: Path) -> pd.DataFrame:

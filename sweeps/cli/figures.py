@@ -1,35 +1,50 @@
 """The commands `isoloop compare`, `figure` and `stability`: two sweeps side by side, and figures of stored results."""
 
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoloop.sweeps.cli.console import new_console, progress_bar
+from isoloop.sweeps.cli.laws import stored_fit
 from isoloop.sweeps.cli.options import (
     DEFAULT_OUT,
     DEFAULT_REFITS,
+    BudgetTolerance,
+    Columns,
+    Experiment,
+    MapFile,
     Out,
+    Outliers,
     RunTarget,
     Target,
+    TargetFiles,
+    TrackingUri,
+    file_name,
     files_of,
     load_config,
+    print_reading,
+    reading_text,
+    table_options,
 )
-from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_table_target, table_stem
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
     from isoloop.fitting import ComparedSweep, SweepFit
+    from isoloop.sweeps.runs import TableOptions
 
     TableWithFit = tuple[pd.DataFrame, SweepFit]
 
+_RESULT_SUFFIXES = (".json", ".txt", ".csv", ".parquet", ".html", ".png", ".svg", ".pdf", ".xlsx")
+
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A sweep (name or YAML), <name>/groups/<group>, a run table, or a fit.")],
+    a: Annotated[str, typer.Argument(help="A sweep (name or YAML), <name>/groups/<group>, any table, or a fit.")],
     b: Annotated[str, typer.Argument(help="The other one; changes are from A to B.")],
     flops: Annotated[
         float | None, typer.Option(help="Compare the best models at these FLOPs, by default at two budgets.")
@@ -42,44 +57,77 @@ def compare(
         int | None,
         typer.Option(min=20, help=f"Refits behind each interval of a side fitted here; by default {DEFAULT_REFITS}."),
     ] = None,
+    columns: Columns = None,
+    mapping: MapFile = None,
+    tracking_uri: TrackingUri = None,
+    experiment: Experiment = None,
+    outliers: Outliers = True,
+    budget_tolerance: BudgetTolerance = None,
 ) -> None:
-    """Compare two sweeps by their laws and at equal FLOPs. Differences have intervals."""
+    """Compare two sweeps or tables by their laws and at equal FLOPs. Differences have intervals."""
     from isoloop.fitting import compare_sweeps
     from isoloop.fitting.figures.compare import save_comparison
 
+    # The two sides.
+    if to is not None and to.suffix.lower() in _RESULT_SUFFIXES:
+        raise ValueError(f"--to must be a folder, but {to} is the name of a file; name a folder")
+    options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+    if options.given and not any(target.startswith(MLFLOW) or is_table_target(target) for target in (a, b)):
+        raise ValueError(f"{options.given} says how a table is read, but neither {a} nor {b} is one; leave it out")
     newly_fitted: list[str] = []
     refits = draws or DEFAULT_REFITS
-    pair = _compared_sweep(a, out, refits, newly_fitted), _compared_sweep(b, out, refits, newly_fitted)
+    sides = [_compared_side(target, out, refits, options, newly_fitted) for target in (a, b)]
     if draws is not None and not newly_fitted:
         raise ValueError(
             f"--draws is for a side that is fitted here, but {a} and {b} have stored fits; leave it out, or "
             "fit them again with: isoloop fit NAME --draws N"
         )
+    # What differs, stored and printed.
+    pair = sides[0][0], sides[1][0]
     comparison = compare_sweeps(*pair, flops=flops)
-    folder = to or out / "compared" / "-to-".join(_file_name(side.name) for side in pair)
+    reading = "".join(reading_text(notes, f"How the table of {side.name} was read") for side, notes in sides)
+    text = f"{reading}\n{comparison.report()}" if reading else comparison.report()
+    folder = to or out / "compared" / "-to-".join(file_name(side.name) for side in pair)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(comparison.to_json(), encoding="utf-8")
-    (folder / "compare.txt").write_text(comparison.report(), encoding="utf-8")
+    (folder / "compare.json").write_text(_with_reading(comparison.to_json(), sides), encoding="utf-8")
+    (folder / "compare.txt").write_text(text, encoding="utf-8")
     save_comparison(pair, comparison, folder)
-    print(comparison.report())
+    print(text)
     print(f"stored in {folder}: compare.txt, compare.json, and the figure as compare.png, .svg and .pdf")
 
 
-def _compared_sweep(target: str, out: Path, draws: int, newly_fitted: list[str]) -> "ComparedSweep":
-    """Return a side of the comparison: its table and its stored fit, or a new one, which is added to `newly_fitted`."""
-    from isoloop.fitting import ComparedSweep, SweepFit, fit_sweep, read_table
+def _with_reading(comparison_json: str, sides: "list[tuple[ComparedSweep, tuple[str, ...]]]") -> str:
+    """Return a comparison's JSON with the notes on both sides, if there are any, as `reading`."""
+    if not any(notes for _, notes in sides):
+        return comparison_json
+    return json.dumps({**json.loads(comparison_json), "reading": [list(notes) for _, notes in sides]}, indent=1) + "\n"
 
+
+def _compared_side(
+    target: str, out: Path, draws: int, options: "TableOptions", newly_fitted: list[str]
+) -> "tuple[ComparedSweep, tuple[str, ...]]":
+    """Return a side of the comparison with the notes on its table; a target that is fitted is added to `newly_fitted`.
+
+    A side is a table and its stored fit, or a new one.
+    """
+    from isoloop.fitting import ComparedSweep, SweepFit, fit_sweep
+    from isoloop.sweeps.runs import TableOptions, load_table
+
+    # A stored fit alone.
     files = files_of(target, out)
     if files.table is None:
         stored = SweepFit.read(files.fit)
-        return ComparedSweep(name=stored.name, fit=stored)
+        return ComparedSweep(name=stored.name, fit=stored), stored.reading
+    # A table, with the stored fit of a sweep or a new one.
+    files.check_table("a comparison")
     if files.folders is not None:
         groups = sorted(group.name for group in files.folders.groups.glob("*") if group.is_dir())
         if groups:
             names = ", ".join(f"{files.name}/groups/{group}" for group in groups)
             raise ValueError(f"a comparison takes one group of runs, but '{target}' has several; name one of: {names}")
-    table = read_table(files.table)
-    validation = None if files.folders is None else _validation_text(table, files.folders)
+    own_options = options if files.folders is None else TableOptions()
+    table = load_table(target, out, own_options if files.in_mlflow else replace(own_options, tracking_uri=None))
+    validation = None if files.folders is None else _validation_text(table.frame, files.folders)
     fit, why_no_fit = None, ""
     if files.folders is not None and files.fit.exists():
         fit = SweepFit.read(files.fit)
@@ -87,10 +135,18 @@ def _compared_sweep(target: str, out: Path, draws: int, newly_fitted: list[str])
         newly_fitted.append(target)
         try:
             with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
-                fit = fit_sweep(table, name=files.name, draws=draws, progress=progress.update)
+                fit = fit_sweep(
+                    table.frame,
+                    name=files.name,
+                    draws=draws,
+                    progress=progress.update,
+                    reading=table.notes,
+                    budget_tolerance=options.tolerance,
+                )
         except ValueError as error:
             why_no_fit = str(error)
-    return ComparedSweep(name=files.name, fit=fit, table=table, why_no_fit=why_no_fit, validation=validation)
+    side = ComparedSweep(name=files.name, fit=fit, table=table.frame, why_no_fit=why_no_fit, validation=validation)
+    return side, table.notes
 
 
 def _validation_text(table: "pd.DataFrame", folders: Folders) -> str | None:
@@ -108,10 +164,6 @@ def _validation_text(table: "pd.DataFrame", folders: Folders) -> str | None:
     return " and ".join(sorted(texts)) or None
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9+.=_-]+", "-", name).strip("-.")[:80] or "sweep"
-
-
 def figure(
     target: Target,
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Figures to draw; by default all.")] = None,
@@ -125,20 +177,31 @@ def figure(
     width: Annotated[
         float | None, typer.Option(help="Width in inches; 3.3 fits a journal's column. Texts keep their size.")
     ] = None,
+    columns: Columns = None,
+    mapping: MapFile = None,
+    tracking_uri: TrackingUri = None,
+    experiment: Experiment = None,
+    outliers: Outliers = True,
+    budget_tolerance: BudgetTolerance = None,
 ) -> None:
     """Draw figures of a stored fit, or list them without --to."""
     from isoloop.fitting import figures
-    from isoloop.fitting.figures.style import save_figure, save_figure_as
+    from isoloop.fitting.figures.style import SUFFIXES, save_figure, save_figure_as
 
     for name in names or []:
         if name not in figures.FIGURES:
             raise ValueError(f"a figure must be one of {', '.join(figures.FIGURES)}, but got {name!r}; choose one")
     if names and to is None:
         raise ValueError("a figure must have a place, but there is no --to; give --to NAME.svg, .pdf, .png or a folder")
-    source = _table_with_fit(target, out, hold_out)
+    is_file = to is not None and bool(to.suffix) and not to.is_dir()
+    if to is not None and is_file and len(names or []) == 1 and to.suffix not in SUFFIXES:
+        raise ValueError(f"a figure's file must end in {', '.join(SUFFIXES)}, but got {to.name!r}; rename it")
+    options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+    source = _table_with_fit(target, out, options, hold_out)
+    print_reading(source[1].reading)
     if to is None:
         print("\n".join(_figure_list(source[1], hold_out)))
-    elif to.suffix and not to.is_dir():
+    elif is_file:
         if len(names or []) != 1:
             got = f"{len(names)} figures" if names else "no figure's name"
             raise ValueError(f"a file must hold one figure, but got {got} for {to}; name one, or give a folder")
@@ -162,34 +225,51 @@ def _draw_figure(name: str, source: "TableWithFit", width: float | None, hold_ou
     return figures.draw_one(name, table, fit, width=width)
 
 
-def _table_with_fit(target: str, out: Path, hold_out: bool) -> "TableWithFit":
+def _table_with_fit(target: str, out: Path, options: "TableOptions", hold_out: bool) -> "TableWithFit":
     """Read the stored fit of a target and the run table that it is of."""
-    from isoloop.fitting import SweepFit, read_table
+    from isoloop.sweeps.runs import load_table
 
     files = files_of(target, out, hold_out=hold_out)
-    if files.table is None:
-        fit = SweepFit.read(files.fit)
-        return read_table(_table_beside(files.fit)), fit
-    if not files.fit.is_file():
-        option = " --hold-out" if hold_out else ""
+    if files.folders is not None and not files.fit.is_file():
+        raise ValueError(_no_fit(files, hold_out))
+    fit = stored_fit(files, out, options, hold_out=hold_out)
+    if fit is None:
+        raise ValueError(_no_fit(files, hold_out))
+    if files.in_mlflow:
+        assert files.table is not None  # the copy that is written with the fit
+        return load_table(str(files.table), out).frame, fit
+    table = load_table(target if files.table is not None else str(_table_beside(files.fit)), out, options)
+    if files.folders is None and fit.reading[: len(table.notes)] != table.notes:
         raise ValueError(
-            f"a figure requires a stored fit, but there is none at {files.fit}; make it with: isoloop fit "
-            f"{target}{option}"
+            f"a figure must show the table that was fitted, but for {files.fit} it was read in another way "
+            f"({' '.join(fit.reading) or 'nothing had to be guessed'}); name the table with the options of that fit, "
+            "such as --columns"
         )
-    return read_table(files.table), SweepFit.read(files.fit)
+    return table.frame, fit
+
+
+def _no_fit(files: TargetFiles, hold_out: bool) -> str:
+    option = " --hold-out" if hold_out else ""
+    return (
+        f"a figure requires a stored fit, but there is none at {files.fit}; make it with: isoloop fit "
+        f"{files.target}{option}"
+    )
 
 
 def _table_beside(fit: Path) -> Path:
-    """Return the run table beside a stored fit: runs.csv for fit.json, mine.csv for mine.fit.json."""
+    """Return the run table beside a stored fit: runs.csv for fit.json, mine.csv or mine.csv.gz for mine.fit.json."""
     stem = fit.stem.rpartition(".")[0] or "runs"
-    tables = [fit.with_name(f"{stem}{suffix}") for suffix in TABLE_SUFFIXES]
-    for table in tables:
-        if table.is_file():
-            return table
-    raise ValueError(
-        f"a fit's run table must lie beside it, but there is no {' or '.join(table.name for table in tables)} in "
-        f"{fit.parent}; put it there, or name the sweep"
-    )
+    tables = [
+        path
+        for path in sorted(fit.parent.iterdir(), key=lambda path: (len(path.name), path.name))
+        if path.is_file() and table_stem(path) == stem and is_table_target(str(path))
+    ]
+    if not tables:
+        raise ValueError(
+            f"a fit's run table must lie beside it, but there is no {stem}.csv, {stem}.parquet or other table of that "
+            f"name in {fit.parent}; put it there, or name the sweep"
+        )
+    return tables[0]
 
 
 def _figure_list(fit: "SweepFit", hold_out: bool) -> list[str]:
@@ -198,7 +278,7 @@ def _figure_list(fit: "SweepFit", hold_out: bool) -> list[str]:
     lines = [f"Figures of {fit.name}; draw them with --to FOLDER, or one with its name and --to FILE"]
     for name, kind in figures.FIGURES.items():
         reason = figures.why_unavailable(name, fit)
-        text = kind.about if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
+        text = kind.caption(fit) if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
         lines.append(f"  {name:<27}{text}")
     return lines
 

@@ -1,22 +1,31 @@
 """Arguments, options and exit codes that several commands share, and the files that a command's target names."""
 
+import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_stored_fit, is_table_target, table_stem
 from isoloop.sweeps.privacy import redacted
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
+    from isoloop.sweeps.runs import TableOptions
 
 Sweep = Annotated[str, typer.Argument(help="Name of a preset, or a sweep's YAML file.")]
-Target = Annotated[str, typer.Argument(help="A sweep that was run (its name or YAML file), a run table, or a fit.")]
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="A sweep that was run (its name or YAML file), any table of runs, mlflow:EXPERIMENT, or a fit."
+    ),
+]
 RunTarget = Annotated[str, typer.Argument(help="A sweep that was run: its name or YAML file.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
 Set = Annotated[list[str], typer.Option("--set", help="Change a value: --set batch=16 --set data.corpus=/my/text")]
@@ -33,6 +42,25 @@ StorageUri = Annotated[
 Refits = Annotated[int, typer.Option("--draws", min=20, help="Refits behind each interval.")]
 LawOption = Annotated[
     str, typer.Option("--law", help="The law of the loss after training: a law's name, or module:Class.")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Columns that aren't found by their names: --columns tokens=D_billions*1e9,loss=val/loss"),
+]
+MapFile = Annotated[
+    Path | None, typer.Option("--map", help="A YAML file that maps columns or MLflow runs, and gives the model.")
+]
+Experiment = Annotated[str | None, typer.Option(help="Keep only the rows with this value in the column `experiment`.")]
+Outliers = Annotated[bool, typer.Option(help="Keep the rows that the column `outlier` marks.")]
+BudgetTolerance = Annotated[
+    float | None, typer.Option(help="Budgets within this fraction of one another are one budget; by default 0.01.")
+]
+TableLaw = Annotated[
+    str | None,
+    typer.Option(
+        "--law",
+        help="The law of the loss after training: a law's name, or module:Class; by default one that fits the table.",
+    ),
 ]
 DEFAULT_LAW = "training"
 DEFAULT_REFITS = 1000
@@ -61,36 +89,101 @@ class TargetFiles:
     """The files that a command's target names; they need not exist.
 
     Attributes:
-        name: name of the sweep, or of the file without suffix.
-        table: the run table; None if the target is a fit.
+        target: the target.
+        name: name of the sweep or experiment, or of the file without suffix.
+        table: the run table; for an MLflow experiment, the copy that is written beside its fit; None if the target is a
+            fit.
         fit: the stored fit.
-        folders: the sweep's folders; None if the target is a file.
+        folders: the sweep's folders; None if the target is something else.
     """
 
+    target: str
     name: str
     table: Path | None
     fit: Path
     folders: Folders | None = None
 
+    @property
+    def in_mlflow(self) -> bool:
+        """True if the target is an MLflow experiment."""
+        return self.target.startswith(MLFLOW)
+
+    def check_table(self, command: str) -> Path:
+        """Return the run table. Raises ValueError if the target is a fit, or there is no such file."""
+        if self.table is None:
+            raise ValueError(
+                f"{command} requires a run table, but {self.target} is a fit; name a sweep, a table's file or "
+                f"{MLFLOW}EXPERIMENT"
+            )
+        if not (self.in_mlflow or self.table.is_file()):
+            raise ValueError(f"a table must be a file, but there is none at {self.table}; check the path")
+        return self.table
+
 
 def files_of(target: str, out: Path, *, hold_out: bool = False) -> TargetFiles:
-    """Return the files of a sweep that was run, a run table or a stored fit.
+    """Return the files of a sweep that was run, a table of runs, an MLflow experiment or a stored fit.
 
     Args:
-        target: name or YAML file of a sweep, <name>/groups/<group>, a .csv or .parquet table, or a fit's .json file.
+        target: name or YAML file of a sweep, <name>/groups/<group>, a table's file, mlflow:EXPERIMENT, or a fit's .json
+            file.
         out: the output folder.
         hold_out: name the fit without the largest budget.
 
     Raises:
         ValueError: no sweep of that name was run under `out`, or a single fit can't be that without a budget.
     """
-    path = Path(target)
-    if path.suffix == ".json":
+    path, kind = Path(target), "hold-out" if hold_out else "fit"
+    if is_stored_fit(target):
         if hold_out:
             raise ValueError(f"--hold-out is for a sweep or a run table, but {path} is one fit already; name its file")
-        return TargetFiles(name=path.stem, table=None, fit=path)
-    if path.suffix in TABLE_SUFFIXES:
-        fit = path.with_name(f"{path.stem}.{'hold-out' if hold_out else 'fit'}.json")
-        return TargetFiles(name=path.stem, table=path, fit=fit)
+        return TargetFiles(target=target, name=path.stem, table=None, fit=path)
+    if target.startswith(MLFLOW):
+        name = target.removeprefix(MLFLOW) or "experiment"
+        stem = out / "mlflow" / file_name(name)
+        fit = stem.with_name(f"{stem.name}.{kind}.json")
+        return TargetFiles(target=target, name=name, table=stem.with_name(f"{stem.name}.csv"), fit=fit)
+    if is_table_target(target):
+        stem_name = table_stem(path)
+        return TargetFiles(target=target, name=stem_name, table=path, fit=path.with_name(f"{stem_name}.{kind}.json"))
     folders = folders_of(target, out)
-    return TargetFiles(name=folders.name, table=folders.table, fit=folders.fit(hold_out=hold_out), folders=folders)
+    return TargetFiles(
+        target=target, name=folders.name, table=folders.table, fit=folders.fit(hold_out=hold_out), folders=folders
+    )
+
+
+def file_name(name: str) -> str:
+    """Return a name that a file or folder can have."""
+    return re.sub(r"[^A-Za-z0-9+.=_-]+", "-", name).strip("-.")[:80] or "sweep"
+
+
+def table_options(
+    columns: str | None,
+    mapping: Path | None,
+    tracking_uri: str | None,
+    experiment: str | None,
+    outliers: bool,
+    budget_tolerance: float | None,
+) -> "TableOptions":
+    """Return the options that say how a table is read."""
+    from isoloop.sweeps.runs import TableOptions
+
+    return TableOptions(
+        columns=columns,
+        mapping=mapping,
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        outliers=outliers,
+        budget_tolerance=budget_tolerance,
+    )
+
+
+def print_reading(notes: Sequence[str]) -> None:
+    """Print what was guessed in reading a table, if anything was."""
+    if notes:
+        print(reading_text(notes))
+
+
+def reading_text(notes: Sequence[str], title: str = "How the table was read") -> str:
+    """Return what was guessed in reading a table as lines of text; empty if nothing was."""
+    fill = partial(textwrap.fill, width=100, initial_indent="  - ", subsequent_indent="    ")
+    return "\n".join([title, *map(fill, notes), ""]) if notes else ""

@@ -14,7 +14,9 @@ from isoloop.sweeps.cli.options import (
     INTERRUPTED,
     RUNS_FAILED,
     Address,
+    Columns,
     LawOption,
+    MapFile,
     Out,
     Refits,
     RunTarget,
@@ -24,8 +26,9 @@ from isoloop.sweeps.cli.options import (
     TrackingUri,
     command_line,
     load_config,
+    print_reading,
 )
-from isoloop.sweeps.paths import folders_of
+from isoloop.sweeps.paths import MLFLOW, folders_of, is_table_target
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
@@ -224,25 +227,38 @@ def report(
 
 
 def export(
-    target: Annotated[str | None, typer.Argument(help="Name of a recorded sweep; none with --map.")] = None,
-    to: Annotated[Path, typer.Option("--to", help="File of the run table, .csv or .parquet.")] = Path("runs.csv"),
-    mapping: Annotated[
-        Path | None, typer.Option("--map", help="A YAML file that maps runs logged by other tools.")
+    target: Annotated[
+        str | None, typer.Argument(help="Name of a recorded sweep, mlflow:EXPERIMENT, or a table; none with --map.")
     ] = None,
+    to: Annotated[Path, typer.Option("--to", help="File of the run table, .csv or .parquet.")] = Path("runs.csv"),
+    mapping: MapFile = None,
+    columns: Columns = None,
     tracking_uri: TrackingUri = None,
     experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
     out: Out = DEFAULT_OUT,
 ) -> None:
-    """Write a run table from MLflow. With --map, it is of runs that other tools logged."""
-    from isoloop.sweeps.tracking.export import export_mapped, export_sweep
+    """Write a run table from MLflow. It can be of runs that other tools logged, also in a file."""
+    from isoloop.sweeps.runs import TableOptions, load_table
+    from isoloop.sweeps.tracking.export import check_suffix, export_sweep, write_table
 
-    if (target is None) == (mapping is None):
-        got = "neither" if target is None else "both"
-        raise ValueError(f"one of a sweep's name and --map must be given, but got {got}; keep one")
-    if mapping is not None:
-        table = export_mapped(mapping, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    check_suffix(to)
+    if target is None and mapping is None:
+        raise ValueError(f"one of a sweep's name, {MLFLOW}EXPERIMENT and --map must be given, but got none; give one")
+    if target is None:
+        target = f"{MLFLOW}{experiment or ''}"
+    if target.startswith(MLFLOW) or is_table_target(target):
+        if experiment is not None and target != f"{MLFLOW}{experiment}":
+            raise ValueError(f"one experiment must be given, but got {target} and --experiment {experiment}; keep one")
+        runs = load_table(target, out, TableOptions(columns=columns, mapping=mapping, tracking_uri=tracking_uri))
+        print_reading(runs.notes)
+        table = write_table(runs.frame, to)
+    elif mapping is not None or columns is not None:
+        raise ValueError(
+            f"--map and --columns are for tables of others, but '{target}' is the name of a sweep; leave them out, or "
+            f"name {MLFLOW}EXPERIMENT or a file"
+        )
     else:
-        table = export_sweep(str(target), to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+        table = export_sweep(target, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in table["status"].value_counts().items())
     print(f"{len(table)} runs ({counts}) in {to}")
 

@@ -157,12 +157,13 @@ def _draw_figures(
         fit, files = sources[name]
         # A figure that fits a journal's column fits a phone, too.
         narrow = figures.draw_one(name, table, fit, width=figures.COLUMN_WIDTH)
+        caption = kind.caption(fit)
         texts = {"wide": (files / f"{name}.svg").read_text(encoding="utf-8"), "narrow": figure_svg(narrow)}
         inlined = {
-            width: inline_svg(text, name=f"{name}-{width}", label=kind.about, palette=palette, runs=labels)
+            width: inline_svg(text, name=f"{name}-{width}", label=caption, palette=palette, runs=labels)
             for width, text in texts.items()
         }
-        drawn.append({"name": name, "caption": kind.about, **inlined})
+        drawn.append({"name": name, "caption": caption, **inlined})
     return drawn, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from isoloop.sweeps.config.schema import SweepConfig
-from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders, folders_of
+from isoloop.sweeps.paths import Folders, folders_of, is_table_target
 from isoloop.sweeps.plan.axes import ENTRY_NAME, LEARNING_RATE
 from isoloop.sweeps.runs import load_runs
 from isoloop.sweeps.stability.study import (
@@ -125,7 +125,7 @@ def load_study(target: str, out: str | Path, *, stored: str | Path | None = None
     out = Path(out)
     if (Path(target) / DYNAMICS_FILE).is_file():
         return read_study(target)
-    is_table = Path(target).suffix in TABLE_SUFFIXES
+    is_table = is_table_target(target)
     if stored is not None and not is_table and not Folders(out=out, name=target).table.is_file():
         study = read_study(stored)
         if study.name == target:

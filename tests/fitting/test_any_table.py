@@ -1,11 +1,10 @@
 """Any table in: an answer with the warning that the table deserves or a reason to refuse it, never anything else.
 
-`ISOLOOP_EXAMPLES=500` draws so many random tables for each property, afresh, instead of the few that are always the same.
+`ISOLOOP_EXAMPLES=500` draws so many random tables afresh, instead of the few that are always the same.
 """
 
 import dataclasses
 import functools
-import itertools
 import os
 import re
 from collections.abc import Callable
@@ -84,7 +83,9 @@ def by_fit(table):
 
 
 def by_choice(table):
-    choice = choose_table(table, draws=0, by=["row"])
+    # The six-parameter law takes most of the time; plain tables are compared with all laws.
+    laws = ["chinchilla"] if "mean_recurrence" not in table and "params" in table else []
+    choice = choose_table(table, laws=laws, draws=0, by=["row"])
     return "\n".join([*choice.reading, *choice.caveats, *(f"{law}: {reason}" for law, reason in choice.missing)])
 
 
@@ -118,6 +119,7 @@ class Mutation:
     change: Callable[[pd.DataFrame], pd.DataFrame]
     deserves: str
     tables: tuple[str, ...] = tuple(TABLES)
+    ways: tuple[str, ...] = tuple(WAYS)
 
 
 def scaled(column, factor):
@@ -187,7 +189,7 @@ MUTATIONS = {
     "one loss missing": Mutation(with_value("loss", np.nan), "diverged|Left out, since they did not finish|Refused"),
     "one loss three times as large": Mutation(multiplied("loss", 3.0), r"[Ll]eft out.*lower quartile"),
     "one loss 1e30": Mutation(with_value("loss", 1e30), r"[Ll]eft out.*lower quartile"),
-    "one loss off by 10%": Mutation(multiplied("loss", 1.1), "row 4|simulated-.*off the"),
+    "one loss off by 10%": Mutation(multiplied("loss", 1.1), "Run .* lies .* off the"),
     "one loss negative": Mutation(with_value("loss", -3.0), "Refused: `loss` must be finite and greater than 0"),
     "one loss zero": Mutation(with_value("loss", 0.0), "Refused: `loss` must be finite and greater than 0"),
     "text in a number": Mutation(with_value("loss", "n/a"), "Refused: `loss` must be a number, but r.*'n/a'"),
@@ -206,9 +208,9 @@ MUTATIONS = {
     "one token count": Mutation(lambda table: table.assign(tokens=1e9), "needs `tokens` to vary|Refused", PLAIN),
     "one loss throughout": Mutation(lambda table: table.assign(loss=3.0), "needs `loss` to vary|Refused"),
     "no run finished": Mutation(lambda table: table.assign(loss=np.nan), "Refused"),
-    "loss explodes at one T": Mutation(multiplied("loss_T8", 20.0), "T = 8", WITH_T),
-    "infinite at one T": Mutation(with_value("loss_T8", np.inf), "T = 8 is infinite", WITH_T),
-    "loss rises with T": Mutation(multiplied("loss_T16", 1.1, slice(None)), "rise", WITH_T),
+    "loss explodes at one T": Mutation(multiplied("loss_T8", 20.0), "T = 8", WITH_T, ("fit",)),
+    "infinite at one T": Mutation(with_value("loss_T8", np.inf), "T = 8 is infinite", WITH_T, ("fit",)),
+    "loss rises with T": Mutation(scaled("loss_T16", 1.1), "rise", WITH_T, ("fit",)),
     "two experiments": Mutation(
         lambda table: table.assign(experiment=np.arange(len(table)) % 2), "Refused: `experiment` must be one value"
     ),
@@ -220,7 +222,8 @@ MUTATIONS = {
 CASES = [
     (what, table, way)
     for what, mutation in MUTATIONS.items()
-    for table, way in zip(mutation.tables, itertools.cycle(WAYS))
+    for table, way in [*((table, "fit") for table in mutation.tables), (mutation.tables[-1], "choose")]
+    if way in mutation.ways
 ]
 
 
@@ -293,7 +296,7 @@ def rescale_column(draw, table):
     name = draw(st.sampled_from([name for name in NUMBERS if name in table] or ["x"]))
     factor = 10.0 ** draw(st.integers(-30, 30))
     rows = np.arange(len(table)) % draw(st.integers(1, 3)) == 0
-    values = table[name] if name in table else 1.0
+    values = table.get(name, 1.0)
     if isinstance(values, pd.Series) and values.dtype == object:
         return table
     return table.assign(**{name: values * np.where(rows, factor, 1.0)})
@@ -365,7 +368,7 @@ def test_the_order_of_the_rows_changes_no_answer(table):
     assert len(shuffled.caveats) == len(fit.caveats)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_of_few_rows_is_refused_or_called_one(table, rows):
     assert re.search(r"Refused|Only \d+ runs? (is|are) fitted", answer("fit", TABLES[table]().head(rows)))

@@ -59,6 +59,12 @@ def test_given_columns_go_before_names(mapped):
     )
 
 
+def test_our_name_stands_for_the_column_found_for_it(mapped):
+    """So that advice as `--columns tokens=tokens*1e9` works on every table."""
+    table = mapped("N,D,L\n1e8,2,20\n", "tokens=tokens*1e9,perplexity=loss").frame
+    assert table.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": math.log(20)}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -86,6 +92,7 @@ def test_columns_given_wrongly(text, message):
         ("N,D,loss,seed\n1,2,3,4\n1,2,3,99999999999999999999\n", "at most 2^63 - 1 .* but row 2 has 99999999999"),
         ("N,D,loss,seed\n1,2,3,0.5\n", "`seed` must be a whole number, but row 1 has '0.5'"),
         ("N,D,loss,simulated\n1,2,3,maybe\n", "`simulated` must be True or False, but row 1 has 'maybe'"),
+        ("N,D,loss,step\n1,2,3,1\n1,2,3,x\n", "a step must be a number, but row 2 has 'x' in 'step'"),
         ("N,D,loss,status\n1,2,3,running\n", "all are still running"),
     ],
 )  # fmt: skip

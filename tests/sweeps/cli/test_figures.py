@@ -16,7 +16,8 @@ def out(tmp_path_factory):
     sweep.mkdir(parents=True)
     table = simulate_table(budgets=(1e18, 2e18, 4e18), mean_recurrences=(1, 2, 4, 8), recurrences=(1, 2, 4, 8))
     table.to_csv(sweep / "runs.csv", index=False)
-    table.to_csv(folder / "mine.csv", index=False)
+    for name in ("mine.csv", "new.csv"):
+        table.to_csv(folder / name, index=False)
     text = fit_sweep(table, name="small", draws=0).to_json()
     for path in (sweep / "fit.json", folder / "mine.fit.json", folder / "alone" / "fit.json"):
         path.parent.mkdir(exist_ok=True)
@@ -67,9 +68,12 @@ def test_named_figures_go_into_a_folder(out, tmp_path):
         ({"target": "small", "names": ["power_laws"], "to": Path("a.svg"), "width": 1.0}, "width must be 2.5 to 20"),
         ({"target": "none"}, "has no sweep 'none'"),
         ({"target": "none.json"}, "a stored fit must exist"),
-        ({"target": "none.csv"}, "there is none at none.fit.json; make it with: isoloop fit none.csv"),
-        ({"target": "none.csv", "hold_out": True}, "make it with: isoloop fit none.csv --hold-out"),
-        ({"target": "alone/fit.json"}, "table must lie beside it, but there is no runs.csv or runs.parquet"),
+        ({"target": "none.csv"}, "a table must be a file, but there is none at none.csv"),
+        ({"target": "new.csv"}, "there is none at new.fit.json; make it with: isoloop fit new.csv"),
+        ({"target": "mine.csv", "hold_out": True}, "make it with: isoloop fit mine.csv --hold-out"),
+        ({"target": "small", "names": ["power_laws"], "to": Path("a.xlsx")}, "must end in .png, .svg, .pdf, but got"),
+        ({"target": "a.xlsx"}, "there is no file a.xlsx"),
+        ({"target": "alone/fit.json"}, "table must lie beside it, but there is no runs.csv, runs.parquet or other"),
         ({"target": "mine.fit.json", "hold_out": True}, "is one fit already"),
     ],
 )

@@ -14,7 +14,8 @@ from isoloop.sweeps.cli.main import app
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
-from isoloop.sweeps.tracking.export import export_mapped, export_sweep
+from isoloop.sweeps.runs import TableOptions, load_table
+from isoloop.sweeps.tracking.export import export_sweep
 from isoloop.sweeps.tracking.import_runs import read_mapping
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.uploader import Uploader
@@ -85,8 +86,17 @@ def test_missing_stores_and_sweeps_are_named(uri, recorded, tmp_path):
         export(to="a.txt")
     with pytest.raises(ValueError, match="letters, digits"):
         export(name="x' or 1=1")
-    for arguments in (["export"], ["export", "x", "--map", "y"]):
-        assert "one of a sweep's name and --map" in str(CliRunner().invoke(app, arguments).exception)
+    for arguments, message in (
+        (["export"], "one of a sweep's name, mlflow:EXPERIMENT and --map must be given"),
+        (["export", "x", "--map", "y"], "'x' is the name of a sweep"),
+        (["export", "mlflow:a", "--experiment", "b"], "one experiment must be given"),
+        (["export", "mlflow:looped-lm", "--to", "runs.xlsx"], "must end in .csv or .parquet, but got 'runs.xlsx'"),
+    ):
+        assert message in str(CliRunner().invoke(app, arguments).exception)
+    with pytest.raises(
+        ValueError, match=r"has sweeps of isoloop \(simulated-grid\); name one of them, or get its table"
+    ):
+        load_table("mlflow:isoloop", tmp_path, TableOptions(tracking_uri=uri))
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +132,19 @@ def mapping():
 
 @pytest.fixture
 def mapped(uri, foreign, tmp_path):
-    def export(text):
+    def load(text, target="mlflow:"):
         (tmp_path / "mapping.yaml").write_text(text)
-        return export_mapped(tmp_path / "mapping.yaml", tmp_path / "runs.csv", out=tmp_path, tracking_uri=uri)
+        return load_table(target, tmp_path, TableOptions(mapping=tmp_path / "mapping.yaml", tracking_uri=uri)).frame
 
-    return export
+    return load
 
 
-def test_runs_of_others_are_mapped_as_the_docs_say(mapped, mapping, foreign, tmp_path):
-    mapped(mapping)
+def test_runs_of_others_are_mapped_as_the_docs_say(uri, mapping, foreign, tmp_path):
+    (tmp_path / "mapping.yaml").write_text(mapping)
+    options = ["--map", str(tmp_path / "mapping.yaml"), "--to", str(tmp_path / "runs.csv"), "--tracking-uri", uri]
+    done = CliRunner().invoke(app, ["export", *options])
+    assert done.exit_code == 0, done.output
+    assert "FLOPs are counted from the model (exact)" in " ".join(done.output.split())
     table = read_table(tmp_path / "runs.csv").set_index("run_id")
     assert dict(table["status"]) == {
         foreign["two"]: "finished", foreign["four"]: "finished", foreign["diverged"]: "diverged",
@@ -165,33 +179,32 @@ def test_the_cost_may_be_given_instead_of_a_model(mapped, mapping):
     [
         (
             {"columns": {"mean_recurrence": {"param": "mue"}}},
-            r"`mean_recurrence` must .* run 'mu2' .*did you mean 'mu'",
+            "`mean_recurrence` must .* no run has param 'mue'; did you mean 'mu'",
         ),
-        ({"columns": {"mean_recurrence": {"param": "family"}}}, r"`mean_recurrence` must be a number, .*= 'looped'"),
-        ({"columns": {"tokens": {"param": "tokens_b", "times": -1}}}, "`tokens` must be finite and greater than 0"),
-        ({"columns": {"tokens": {"metric": "seen"}}}, "`tokens` must be given for some run"),
-        ({"columns": {"flops": {"value": 1e18}}}, "`flops` must equal tokens x"),
+        ({"columns": {"mean_recurrence": {"param": "family"}}}, "`mean_recurrence` must be a number, .*'looped'"),
+        ({"columns": {"tokens": {"param": "tokens_b", "times": -1}}}, "columns.tokens.times: .*greater than 0"),
+        ({"columns": {"tokens": {"metric": "seen"}}}, "`tokens` must be in the table, but no run has metric 'seen'"),
         (
             {"columns": {"seed": {"param": "a", "tag": "b"}}},
-            "columns.seed: one of param, metric, .*but got param and tag",
+            "columns.seed: one of column, param, metric, .*but got param and tag",
         ),
         ({"columns": {"seed": {"value": 0, "times": 2}}}, "times scales what a run holds"),
         ({"colums": {}}, "colums: extra inputs"),
         ({"model": "141m"}, "a size must be one of 140m"),
         (
             {"model": {"size": "140m", "injection": {"param": "family"}}},
-            "`model` of run 'mu2'.* breaks a rule: injection",
+            "the model of run 'mu2'.* breaks a rule: injection",
         ),
-        ({"model": None}, "these are missing: backprop_depth, flops"),
+        ({"model": None, "columns": {"budget": None}}, "lacks flops"),
         ({"losses": "val/loss"}, "losses must name a metric with one {T}"),
-        ({"filter": "params.family = 'none'"}, "has 0 that pass its filter"),
+        ({"filter": "params.family = 'none'"}, "it has 0 that pass the filter"),
         ({"filter": "colour is red"}, "a filter must be in MLflow's language, but got 'colour is red'"),
     ],
 )
 def test_what_is_wrong_with_a_mapping_is_named(mapped, mapping, change, message):
     content = yaml.safe_load(mapping)
     columns = change.get("columns")
-    content |= {**change, "columns": content["columns"] | columns} if columns else change
+    content |= change | ({"columns": content["columns"] | columns} if columns else {})
     with pytest.raises(ValueError, match=message):
         mapped(yaml.safe_dump(content))
 
