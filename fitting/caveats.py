@@ -14,6 +14,7 @@ from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.curves import curve_caveats, loss_rise
+from isoloop.fitting.tables.repetition import repetition_caveats
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
 from isoloop.fitting.tables.units import unit_caveats
 
@@ -44,6 +45,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
     caveats += unit_caveats(table)
+    caveats += repetition_caveats(table)
     caveats += curve_caveats(finished_rows(table))
     rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
     caveats += [rise.caveat] if rise is not None else []

@@ -4,16 +4,16 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import Progress
-from isoloop.sweeps.paths import Folders, SweepResults
+from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoloop.fitting import SweepFit
+    from isoloop.fitting import RunTable, SweepFit
     from isoloop.sweeps.stability.study import StabilityStudy
 
 GROUP = "group"
@@ -38,9 +38,7 @@ def fit_and_report(
     """
     # Remove the results of an earlier table.
     shutil.rmtree(folders.groups, ignore_errors=True)
-    for stored in (folders.fit(hold_out=False), folders.fit(hold_out=True)):
-        stored.unlink(missing_ok=True)
-        stored.with_suffix(".txt").unlink(missing_ok=True)
+    _remove_fits(folders)
     shutil.rmtree(folders.figures, ignore_errors=True)
     # Fit all runs together, or each group.
     fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress or Progress())
@@ -69,6 +67,69 @@ def fit_and_report(
     return _write_page(sweep, table, folders, command, whole)
 
 
+def fit_and_report_table(
+    places: TablePlaces,
+    file: Path,
+    table: "RunTable",
+    *,
+    name: str,
+    target: str,
+    command: str,
+    experiment: str | None = None,
+    law: str | None = None,
+    draws: int = 1000,
+    budget_tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> SweepResults:
+    """Fit a table of runs, store the fits, draw the figures and write the page, replacing those of an earlier call.
+
+    Args:
+        places: where the results go.
+        file: the file that the table is in, or a copy of it.
+        table: the checked table, with notes about its reading.
+        name: heading of the page.
+        target: what commands take for the table.
+        command: the command that makes the page.
+        experiment: the MLflow experiment that `file` is a copy of.
+        law: the law of the loss after training; by default one that fits the table.
+        draws: refits behind each interval.
+        budget_tolerance: budgets within this fraction of one another are one; by default 1%.
+        progress: told of how far the fits are.
+    """
+    from isoloop.fitting.figures import FIGURES
+    from isoloop.fitting.figures.style import SUFFIXES
+    from isoloop.sweeps.report.page import TablePage, write_report
+    from isoloop.sweeps.report.provenance import table_origin
+
+    # Remove the results of an earlier call; other files in the folder of the figures stay.
+    _remove_fits(places)
+    for figure in (*places.figures.glob("*"), *places.figures.glob("hold-out/*")):
+        if figure.stem in FIGURES and figure.suffix in SUFFIXES:
+            figure.unlink()
+    # Fit and report.
+    options = {} if budget_tolerance is None else {"budget_tolerance": budget_tolerance}
+    results = _fits(
+        places,
+        table.frame,
+        name=name,
+        law=law,
+        draws=draws,
+        progress=progress or Progress(),
+        reading=table.notes,
+        **options,
+    )
+    page = TablePage(places=places, name=name, target=target, origin=table_origin(file, experiment))
+    reading = results.fit.reading if results.fit is not None else table.notes
+    write_report(page, table=table.frame, results=results, command=command, reading=reading)
+    return results
+
+
+def _remove_fits(places: Folders | TablePlaces) -> None:
+    for stored in (places.fit(hold_out=False), places.fit(hold_out=True)):
+        stored.unlink(missing_ok=True)
+        stored.with_suffix(".txt").unlink(missing_ok=True)
+
+
 def _slugs(labels: list[str]) -> dict[str, str]:
     """Return a folder name for each group."""
     slugs: dict[str, str] = {}
@@ -92,6 +153,22 @@ def _fit_table(
     label: str | None = None,
 ) -> SweepResults:
     """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
+    name = sweep.name if label is None else f"{sweep.name}, {label}"
+    results = _fits(folders, table, name=name, law=law, draws=draws, progress=progress)
+    return _write_page(sweep, table, folders, command, results, label)
+
+
+def _fits(
+    places: Folders | TablePlaces,
+    table: "pd.DataFrame",
+    *,
+    name: str,
+    law: str | None,
+    draws: int,
+    progress: Progress,
+    **options: Any,
+) -> SweepResults:
+    """Fit a table with and without its largest budget, and store the fits; `options` are those of `fit_sweep`."""
     from isoloop.fitting import fit_sweep
 
     fits: dict[bool, SweepFit] = {}
@@ -100,25 +177,25 @@ def _fit_table(
         try:
             fits[hold_out] = fit_sweep(
                 table,
-                name=sweep.name if label is None else f"{sweep.name}, {label}",
+                name=name,
                 law=law,
                 hold_out_largest_budget=hold_out,
                 draws=draws,
                 profiles=True,
                 progress=progress.update,
+                **options,
             )
         except ValueError as error:
             reasons[hold_out] = str(error)
         else:
-            store_fit(fits[hold_out], folders.fit(hold_out=hold_out))
-    results = SweepResults(
+            store_fit(fits[hold_out], places.fit(hold_out=hold_out))
+    return SweepResults(
         fit=fits.get(False),
         hold_out=fits.get(True),
         why_no_fit=reasons.get(False),
         why_no_hold_out=reasons.get(True),
-        report=folders.report,
+        report=places.report,
     )
-    return _write_page(sweep, table, folders, command, results, label)
 
 
 def _write_page(
@@ -129,10 +206,11 @@ def _write_page(
     results: SweepResults,
     label: str | None = None,
 ) -> SweepResults:
-    from isoloop.sweeps.report.page import write_report
+    from isoloop.sweeps.report.page import SweepPage, write_report
 
     left_out = folders.left_out.read_text(encoding="utf-8").splitlines() if folders.left_out.exists() else []
-    write_report(folders, sweep=sweep, table=table, results=results, left_out=left_out, command=command, group=label)
+    page = SweepPage(places=folders, sweep=sweep, left_out=left_out, group=label)
+    write_report(page, table=table, results=results, command=command)
     return results
 
 

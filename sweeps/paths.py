@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MLFLOW = "mlflow:"
 """The beginning of a command's target that is an MLflow experiment."""
-TABLE_SUFFIXES = (".csv", ".parquet")
+OUTPUT_SUFFIXES = (".csv", ".parquet")
 """Suffixes of the run tables that isoloop writes; it reads many more (`is_table_target`)."""
 _STORED = re.compile(r'\s*\{\s*"format"\s*:\s*"isoloop-')
 _FILE_SUFFIXES = (
@@ -101,8 +101,40 @@ class Folders:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TablePlaces:
+    """The places of the results of a table of runs, beside it.
+
+    <stem>.fit.json  <stem>.fit.txt  <stem>.hold-out.json  <stem>.report.html  <stem>.figures/
+    """
+
+    stem: Path
+
+    @classmethod
+    def beside(cls, fit: Path) -> "TablePlaces":
+        """Return the places that go with a table's stored fit, <stem>.fit.json."""
+        return cls(stem=fit.with_name(fit.name.removesuffix(".fit.json")))
+
+    def fit(self, *, hold_out: bool) -> Path:
+        """Return the file of the stored fit, of all runs or without the largest budget."""
+        return self._named(f"{'hold-out' if hold_out else 'fit'}.json")
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self._named("report.html")
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self._named("figures")
+
+    def _named(self, ending: str) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{ending}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepResults:
-    """Both fits of a sweep and its page; a fit that can't be made is None, with the reason beside it.
+    """Both fits of a sweep, or of a table, and its page; a fit that can't be made is None, with the reason beside it.
 
     `groups` are the results of each group of runs, by its label, if the sweep has several groups.
     """
@@ -122,6 +154,7 @@ def folders_of(target: str, out: Path) -> Folders:
         ValueError: no sweep of that name was run under `out`.
     """
     from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.config.schema import SWEEP_NAME
 
     path = Path(target)
     is_config = path.suffix in {".yaml", ".yml"}
@@ -133,7 +166,7 @@ def folders_of(target: str, out: Path) -> Folders:
     folders = Folders(out=out, name=name)
     if not folders.sweep.is_dir():
         names = sorted(folder.name for folder in folders.sweep.parent.glob("*") if folder.is_dir())
-        start = "check the path" if "/" in name else f"start with 'isoloop run {name}'"
+        start = f"start with 'isoloop run {name}'" if re.fullmatch(SWEEP_NAME, name) else "check the name"
         hint = f"there are {', '.join(names)}" if names else f"no sweep was run there; {start}"
         raise ValueError(f"a sweep must have been run under --out, but '{out}' has no sweep '{name}': {hint}")
     return folders

@@ -106,7 +106,7 @@ def load_table(target: str, out: str | Path, options: TableOptions | None = None
 def _file(target: str, out: Path, mapping: "RunMapping | None") -> "RawTable":
     """Return the table in a file, or that of a sweep that was run."""
     from isoloop.fitting.tables.reading import read_raw
-    from isoloop.sweeps.tracking.import_runs import trackio_table
+    from isoloop.sweeps.tracking.import_runs import tracker_table
 
     if mapping is not None and (mapping.experiment is not None or mapping.filter):
         raise ValueError(
@@ -115,7 +115,7 @@ def _file(target: str, out: Path, mapping: "RunMapping | None") -> "RawTable":
         )
     if not is_table_target(target):
         return read_raw(folders_of(target, out).table)
-    return trackio_table(read_raw(target), Path(target))
+    return tracker_table(read_raw(target), Path(target))
 
 
 def _experiment(target: str, out: Path, options: TableOptions, mapping: "RunMapping | None") -> "RawTable":

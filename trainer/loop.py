@@ -191,7 +191,7 @@ def _run_training(
     # Outcome
     counts["seconds"] += time.monotonic() - start_time
     density = tokens_per_byte(validation, corpus.token_bytes)
-    result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss)
+    result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, len(corpus.train))
     journal.event(result.status, step=steps_done, reason=reason)
     journal.close()
     if ranks.is_first:
@@ -314,6 +314,7 @@ def _build_result(
     reason: str | None,
     steps: int,
     train_loss: float | None,
+    unique_tokens: int,
 ) -> RunResult:
     """Build the run's result; `density` is in tokens per byte, and a `reason` means that the run diverged."""
     sequences, tokens = steps * spec.batch, steps * spec.tokens_per_step
@@ -327,6 +328,7 @@ def _build_result(
         simulated=False,
         steps=steps,
         tokens=tokens,
+        unique_tokens=unique_tokens,
         forward_loops=forward,
         backward_loops=backward,
         **flops_spent(spec.model, spec.recurrence, tokens, forward, backward),

@@ -74,6 +74,8 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("backward_loops", "number", "mean loops run backward", measured=True, group=_COST),
     TableColumn("effective_params_fixed", "number", "prelude + coda parameters", 0, True, group=_SHAPE),
     TableColumn("effective_params_per_loop", "number", "parameters of the core", 0, True, group=_SHAPE),
+    TableColumn("unique_tokens", "number", "distinct training tokens that the run could see", optional=True),
+    TableColumn("epochs", "number", "passes over them: tokens / unique_tokens", optional=True),
     TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
     TableColumn("loss_unit", "text", "unit of the losses: nats per token", optional=True),
 )

@@ -114,7 +114,7 @@ _STATUSES = {
     **dict.fromkeys(("failed", "crashed", "killed", "error", "aborted", "preempted", "stopped", "canceled"), "failed"),
     **dict.fromkeys(("running", "scheduled", "pending", "queued"), "running"),
 }
-_TRUTH = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -246,7 +246,7 @@ def _sources(frame: pd.DataFrame, given: dict[str, ColumnSource]) -> tuple[dict[
     for column in sources:
         if column in names and sources[column].name != column and column not in rivals.get(column, []):
             rivals.setdefault(column, []).append(column)
-    return sources, _column_notes(sources, rivals, given)
+    return sources, _column_notes(sources, rivals, given, ours=set(names) >= _OURS)
 
 
 def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
@@ -381,17 +381,27 @@ def _equal(frame: pd.DataFrame, source: ColumnSource, rival: ColumnSource) -> bo
 
 
 def _column_notes(
-    sources: Mapping[str, ColumnSource], rivals: Mapping[str, Sequence[str]], given: Mapping[str, ColumnSource]
+    sources: Mapping[str, ColumnSource],
+    rivals: Mapping[str, Sequence[str]],
+    given: Mapping[str, ColumnSource],
+    *,
+    ours: bool,
 ) -> list[str]:
-    """Return the sentence that says what was taken for what, if anything was renamed, scaled or chosen."""
+    """Return the sentence that says what was taken for what, and in which unit.
+
+    In a table of our own sweeps, only what was renamed, scaled or chosen is in it.
+    """
     parts = []
     for column, source in sources.items():
         if column in ("step", "perplexity", "bits_per_token", "bits_per_byte"):
             continue
         others = rivals.get(column, ())
-        if source.name == column and source.factor == 1 and not others:
+        named = source.name == column and source.factor == 1
+        if named and not others and (ours or column not in (*MEANINGS, "budget")):
             continue
-        part = f"{column} from {source}"
+        part = column if named else f"{column} from {source}"
+        if column in ("flops", "budget"):
+            part += " (FLOPs)"
         if column == "loss":
             perplexity = sources.get("perplexity") == source
             training = _TRAINING.search(source.name) is not None
@@ -466,7 +476,7 @@ def _flags(values: pd.Series, column: str) -> Any:
     if None not in flags:
         return np.array(flags, dtype=bool)
     if column == "outlier":
-        return values.reset_index(drop=True)  # checked where outliers are left out
+        return _plain(values)  # checked where outliers are left out
     row = flags.index(None)
     raise ValueError(f"`{column}` must be True or False, but row {row + 1} has {values.iloc[row]!r}; correct it")
 

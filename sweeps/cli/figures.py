@@ -194,7 +194,10 @@ def figure(
     if names and to is None:
         raise ValueError("a figure must have a place, but there is no --to; give --to NAME.svg, .pdf, .png or a folder")
     is_file = to is not None and bool(to.suffix) and not to.is_dir()
-    if to is not None and is_file and len(names or []) == 1 and to.suffix not in SUFFIXES:
+    if is_file and len(names or []) != 1:
+        got = f"{len(names)} figures" if names else "no figure's name"
+        raise ValueError(f"a file must hold one figure, but got {got} for {to}; name one, or give a folder")
+    if to is not None and is_file and to.suffix not in SUFFIXES:
         raise ValueError(f"a figure's file must end in {', '.join(SUFFIXES)}, but got {to.name!r}; rename it")
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     source = _table_with_fit(target, out, options, hold_out)
@@ -202,9 +205,6 @@ def figure(
     if to is None:
         print("\n".join(_figure_list(source[1], hold_out)))
     elif is_file:
-        if len(names or []) != 1:
-            got = f"{len(names)} figures" if names else "no figure's name"
-            raise ValueError(f"a file must hold one figure, but got {got} for {to}; name one, or give a folder")
         print(save_figure_as(_draw_figure((names or [])[0], source, width, hold_out), to))
     else:
         for name in names or figures.FIGURES:

@@ -185,6 +185,10 @@ def predict(
 
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     files = files_of(target, out)
+    if flops is None and tokens is None:
+        raise ValueError(
+            "a prediction needs --flops, or --tokens with --mean-recurrence or --params, but got neither; give one"
+        )
     fitted = stored_fit(files, out, options)
     if fitted is None:
         fitted = fit_target(files, out, options)

@@ -14,25 +14,33 @@ from isoloop.sweeps.cli.options import (
     INTERRUPTED,
     RUNS_FAILED,
     Address,
+    BudgetTolerance,
     Columns,
-    LawOption,
+    Experiment,
     MapFile,
     Out,
+    Outliers,
     Refits,
     RunTarget,
     Set,
     StorageUri,
     Sweep,
+    TableLaw,
+    Target,
+    TargetFiles,
     TrackingUri,
     command_line,
+    files_of,
     load_config,
     print_reading,
+    table_options,
 )
-from isoloop.sweeps.paths import MLFLOW, folders_of, is_table_target
+from isoloop.sweeps.paths import MLFLOW, TablePlaces, folders_of, is_table_target
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
     from isoloop.sweeps.paths import Folders
+    from isoloop.sweeps.runs import TableOptions
 
 
 def presets(
@@ -207,23 +215,70 @@ def status(
 
 
 def report(
-    target: RunTarget, out: Out = DEFAULT_OUT, law: LawOption = DEFAULT_LAW, draws: Refits = DEFAULT_REFITS
+    target: Target,
+    out: Out = DEFAULT_OUT,
+    law: TableLaw = None,
+    columns: Columns = None,
+    mapping: MapFile = None,
+    tracking_uri: TrackingUri = None,
+    experiment: Experiment = None,
+    outliers: Outliers = True,
+    budget_tolerance: BudgetTolerance = None,
+    draws: Refits = DEFAULT_REFITS,
 ) -> None:
-    """Fit a sweep's run table again and rewrite its report."""
+    """Fit a sweep's run table again and rewrite its report; or fit any table, and write its report beside it."""
     from isoloop.fitting import read_table
     from isoloop.sweeps.analysis import fit_and_report, store_stability
     from isoloop.sweeps.stability.study import is_study
 
-    folders = folders_of(target, out)
+    files = files_of(target, out)
+    options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+    if files.folders is None:
+        print(_report_table(files, out, options, law=law, draws=draws))
+        return
+    if options.given or options.tracking_uri:
+        raise ValueError(
+            f"options such as {options.given or '--tracking-uri'} say how a table is read, but {target} is a sweep; "
+            "leave them out"
+        )
+    folders = files.folders
     table = read_table(folders.table)
     config, _ = load_config(str(folders.config), out)
     with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
         results = fit_and_report(
-            config, folders, table, command=command_line(), law=law, draws=draws, progress=progress
+            config, folders, table, command=command_line(), law=law or DEFAULT_LAW, draws=draws, progress=progress
         )
     if is_study(config):
         store_stability(config, folders, table)
     print(results.report)
+
+
+def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:
+    """Fit the table of a target and write its page, and return the page's path."""
+    from isoloop.sweeps.analysis import fit_and_report_table
+    from isoloop.sweeps.runs import load_table
+    from isoloop.sweeps.tracking.export import write_table
+
+    path = files.check_table("a report")
+    table = load_table(files.target, out, options)
+    if files.in_mlflow:
+        write_table(table.frame, path)
+    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+        results = fit_and_report_table(
+            TablePlaces.beside(files.fit),
+            path,
+            table,
+            name=files.name,
+            target=files.target,
+            command=command_line(),
+            experiment=files.name if files.in_mlflow else None,
+            law=law,
+            draws=draws,
+            budget_tolerance=options.budget_tolerance,
+            progress=progress,
+        )
+    print_reading(table.notes if results.fit is None else results.fit.reading)
+    return results.report
 
 
 def export(

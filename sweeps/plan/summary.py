@@ -185,6 +185,9 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
         effective = f"N(µ) = {counted.effective_fixed:,} + {counted.effective_per_loop:,} µ effective"
         yield "model", f"{counted.total:,} parameters, {effective}"
     yield "compute", f"{plan.flops:.4g} FLOPs on {plan.tokens:.4g} tokens in all, accounting: {sweep.accounting}"
+    repeated = [cell.epochs for cell in plan.cells if cell.epochs is not None and cell.epochs > 1]
+    if repeated:
+        yield "epochs", f"{len(repeated)} of {len(plan.cells)} runs see text again, up to {max(repeated):.3g} times"
     unit = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
     longest = format_duration(plan.cells[0].seconds)
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"

@@ -19,17 +19,20 @@ function calculator(table) {
     const between = (low, high) => Math.exp((1 - share) * Math.log(low) + share * Math.log(high));
     const at = (values) => values && between(values[below], values[above]);
     const interval = (ends) => ends && [0, 1].map((side) => between(ends[below][side], ends[above][side]));
-    const mu = at(methods[0].mean_recurrence), better = whole.mean_recurrence[nearest];
-    const loops = Math.abs(better - mu) < 1 ? better : Math.max(1, Math.round(mu));
+    const wholeLoops = () => {
+      const mu = at(methods[0].value), better = whole.mean_recurrence[nearest];
+      const loops = Math.abs(better - mu) < 1 ? better : Math.max(1, Math.round(mu));
+      return { mu: loops, tokens: flops / whole.flops_per_token[loops - 1], loss: at(whole.loss) };
+    };
     return {
       flops, fitted, notes: notes[nearest],
       methods: methods.map((method) => ({
         name: method.name,
-        mu: at(method.mean_recurrence), muInterval: interval(method.mean_recurrence_interval),
+        value: at(method.value), valueInterval: interval(method.value_interval),
         tokens: at(method.tokens), tokensInterval: interval(method.tokens_interval),
         loss: at(method.loss), lossInterval: interval(method.loss_interval),
       })),
-      whole: { mu: loops, tokens: flops / whole.flops_per_token[loops - 1], loss: at(whole.loss) },
+      whole: whole && wholeLoops(),
     };
   };
 }

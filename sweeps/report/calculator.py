@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from isoloop.fitting import SweepFit, predict
+from isoloop.fitting.axis import AXES
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.predict import extrapolation_notes, named_power_laws
 
@@ -14,21 +15,22 @@ MULTIPLES = (1, 2, 10, 100)
 _RANGE = (0.1, 1000.0)
 """Ends of the table: the smallest fitted compute times the first, the largest times the second."""
 _FIRST_BUDGETS = 17
-_TOLERANCES = {"loss": 3e-4, "mean_recurrence": 0.02, "mean_recurrence_interval": 0.05}
+_TOLERANCES = {"loss": 3e-4, "value": 0.02, "value_interval": 0.05}
 """Relative errors half-way between two budgets above which more are added; with the middle one, a quarter remains."""
 _SHORTEST_STEP = 1.03
 """Ratio of neighbouring budgets below which none is added: there the best mean recurrence jumps."""
-_FIELDS = ("mean_recurrence", "mean_recurrence_interval", "tokens", "tokens_interval", "loss", "loss_interval")
+_FIELDS = ("value", "value_interval", "tokens", "tokens_interval", "loss", "loss_interval")
 
 Row = dict[str, Any]
 
 
 def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
-    """Return the predictions that calculator.js reads; None if the fit has neither training law nor power law of µ*.
+    """Return the predictions that calculator.js reads; None if the fit has neither law nor power law.
 
     `budgets` (FLOPs) grow. Each entry of `methods` has a name and, for each quantity, a value per budget; a quantity
-    that has no values, such as an interval without refits, is None. The first method is that of the answer, with its
-    `notes` per budget. `whole` has the best models whose mean recurrence is a whole number.
+    that has no values, such as an interval without refits, is None. `value` is that on the fit's `axis`. The first
+    method is that of the answer, with its `notes` per budget. `whole` has the best models whose mean recurrence is a
+    whole number, and is None for dense models.
 
     Between two neighbouring budgets the page interpolates logarithms, so a loss is within 1e-4 of that of `predict`.
     Where the best mean recurrence jumps, the page shows values in between for budgets within 2% of the jump.
@@ -40,13 +42,16 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
         answers = _answers(fit)
     budgets, rows = list(answers), list(answers.values())
     return {
+        "axis": fit.axis,
         "fitted": fit.fitted.flops,
         "budgets": budgets,
         "methods": [
             {"name": method[0]["name"], **{field: _column([row[field] for row in method]) for field in _FIELDS}}
             for method in zip(*rows, strict=True)
         ],
-        "whole": _whole_loops(fit, budgets, [methods[0]["mean_recurrence"] for methods in rows]),
+        "whole": None
+        if fit.axis == "params"
+        else _whole_loops(fit, budgets, [methods[0]["value"] for methods in rows]),
         "notes": [[note for row in methods for note in row["notes"]] for methods in rows],
     }
 
@@ -56,7 +61,8 @@ def why_no_calculator(fit: SweepFit | None) -> str:
     if fit is None:
         return "nothing could be fitted to these runs"
     curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
-    return f"there is no training law ({fit.why_missing('training')}) and no power law of µ* ({curves})"
+    law = "law of the loss" if fit.axis == "params" else "training law"
+    return f"there is no {law} ({fit.why_missing('training')}) and no power law of {AXES[fit.axis].symbol}* ({curves})"
 
 
 def _answers(fit: SweepFit) -> dict[float, list[Row]]:
@@ -76,7 +82,7 @@ def _answers(fit: SweepFit) -> dict[float, list[Row]]:
 
 
 def _interpolates(low: Row, middle: Row, high: Row) -> bool:
-    """Return whether loss and mean recurrence half-way between two budgets are near their interpolation."""
+    """Return whether loss and best value half-way between two budgets are near their interpolation."""
     for field, tolerance in _TOLERANCES.items():
         if middle[field] is not None:
             between = np.sqrt(np.multiply(low[field], high[field]))
@@ -90,7 +96,7 @@ def _methods(fit: SweepFit, flops: float) -> list[Row]:
     rows = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
     if fit.training is None:
         best = rows[0]
-        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["mean_recurrence"])
+        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["value"])
     else:
         prediction = predict(fit, flops=flops)
         values = {field: getattr(prediction, field) for field in _FIELDS}
@@ -101,22 +107,24 @@ def _methods(fit: SweepFit, flops: float) -> list[Row]:
 
 
 def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Row:
-    """Return the model that a power law of µ* finds best; its loss is the training law's, or that of the minima."""
-    loops, span = law.at(flops), law.interval_at(flops)
-    tokens = fit.cost_model.tokens_for(flops, [loops, *(span or ())])
+    """Return the model that a power law finds best; its loss is the training law's, or that of the minima."""
+    value, span = law.at(flops), law.interval_at(flops)
+    tokens = fit.cost_model.tokens_for(flops, [value, *(span or ())])
     loss, loss_interval = None, None
     minimal = None if fit.isoflop is None else fit.isoflop.loss_floor_law or fit.isoflop.loss_law
     if fit.training is not None:
-        loss = float(fit.training.loss(fit.cost_model.columns(flops, np.array([loops])))[0])
+        loss = float(fit.training.loss(fit.cost_model.columns(flops, np.array([value])))[0])
     elif minimal is not None:
         loss, loss_interval = float(minimal.at(flops)), minimal.interval_at(flops)
-    notes = [f"the {name} ask for a mean recurrence of {loops:.3g}, but a loop runs at least once"] if loops < 1 else []
+    notes = []
+    if fit.axis == "mean_recurrence" and value < 1:
+        notes.append(f"the {name} ask for a mean recurrence of {value:.3g}, but a loop runs at least once")
     return {
         "name": name,
-        "mean_recurrence": loops,
-        "mean_recurrence_interval": span,
+        "value": value,
+        "value_interval": span,
         "tokens": float(tokens[0]),
-        # More loops leave fewer tokens.
+        # More loops, or parameters, leave fewer tokens.
         "tokens_interval": (float(tokens[2]), float(tokens[1])) if span else None,
         "loss": loss,
         "loss_interval": loss_interval,

@@ -3,6 +3,8 @@
 import re
 
 from isoloop.fitting import HeldOut, PowerLaw, SweepFit, predict
+from isoloop.fitting.axis import AXES
+from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
 
 HEADLINE_MULTIPLE = 2.0
@@ -26,6 +28,7 @@ def headline(results: SweepResults) -> list[str]:
         sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
+    sentences += [caveat for caveat in fit.caveats if caveat.startswith(REPEATED_TEXT)]
     return [*sentences, _interval_sentence(fit)]
 
 
@@ -35,19 +38,19 @@ def with_greek_mu(text: str) -> str:
 
 
 def _power_law_sentences(fit: SweepFit) -> list[str]:
-    if fit.isoflop is None or not fit.isoflop.mean_recurrence_law or not fit.isoflop.tokens_law:
+    if fit.isoflop is None or not fit.isoflop.axis_law or not fit.isoflop.tokens_law:
         reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
         return [f"The minima of the isoFLOP curves give no exponents: {reason}."]
-    mean, tokens = fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law
+    name, law, tokens = AXES[fit.axis].name, fit.isoflop.axis_law, fit.isoflop.tokens_law
     flops = HEADLINE_MULTIPLE * fit.fitted.flops[1]
-    span = mean.interval_at(flops)
-    # More loops leave fewer tokens.
-    best, *ends = fit.cost_model.tokens_for(flops, [mean.at(flops), *(span or ())[::-1]]).tolist()
+    span = law.interval_at(flops)
+    # More loops, or parameters, leave fewer tokens.
+    best, *ends = fit.cost_model.tokens_for(flops, [law.at(flops), *(span or ())[::-1]]).tolist()
     sentences = [
-        f"By the minima of the isoFLOP curves, the best mean recurrence grows as C^{_exponent(mean)} and the best "
+        f"By the minima of the isoFLOP curves, the best {name} grows as C^{_exponent(law)} and the best "
         f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting).",
-        f"At {flops:.3g} FLOPs, {HEADLINE_MULTIPLE:g} times the largest fitted compute, this gives a mean recurrence "
-        f"of {_spanned(mean.at(flops), span)} and {_spanned(best, ends)} tokens.",
+        f"At {flops:.3g} FLOPs, {HEADLINE_MULTIPLE:g} times the largest fitted compute, this gives a {name} "
+        f"of {_spanned(law.at(flops), span)} and {_spanned(best, ends)} tokens.",
     ]
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
@@ -61,7 +64,7 @@ def _power_law_sentences(fit: SweepFit) -> list[str]:
 def _best_model_sentence(fit: SweepFit) -> str:
     best = predict(fit, flops=HEADLINE_MULTIPLE * fit.fitted.flops[1])
     return (
-        f"At {best.flops:.3g} FLOPs, the {best.law} law's best model has a mean recurrence of "
+        f"At {best.flops:.3g} FLOPs, the {best.law} law's best model has a {AXES[fit.axis].name} of "
         f"{_spanned(best.value, best.value_interval)}, "
         f"{_spanned(best.tokens, best.tokens_interval)} tokens and a loss of "
         f"{_spanned(best.loss, best.loss_interval, '.5g')}."
@@ -78,7 +81,7 @@ def _held_out_sentence(held: HeldOut) -> str:
 
 def _interval_sentence(fit: SweepFit) -> str:
     sources = []
-    power = fit.isoflop.mean_recurrence_law if fit.isoflop is not None else None
+    power = fit.isoflop.axis_law if fit.isoflop is not None else None
     if fit.isoflop is not None and power is not None and power.interval is not None:
         sources.append(f"those of exponents come from {fit.isoflop.interval_method.split(' (')[0]}")
     if fit.training is not None and fit.training.draws:

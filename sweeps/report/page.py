@@ -1,6 +1,7 @@
-"""The self-contained HTML page of a sweep: answer, curves, runs, held-out test, caveats, origin."""
+"""The self-contained HTML page of a sweep or a table of runs: answer, curves, runs, held-out test, caveats, origin."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 import isoloop
-from isoloop.fitting import figures
+from isoloop.fitting import figures, is_dense
+from isoloop.fitting.axis import AXES
 from isoloop.sweeps.config.schema import SweepConfig, config_text
-from isoloop.sweeps.paths import Folders, SweepResults
+from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
 from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, headline
-from isoloop.sweeps.report.provenance import Origin, read_origin
+from isoloop.sweeps.report.provenance import Origin, TableOrigin, read_origin
 from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
 from isoloop.sweeps.report.tables import errors_table, groups_table, held_out_table, run_labels, runs_table
 
@@ -27,32 +29,87 @@ _FACT_LABELS = {"commit": "commit", "device_name": "processor", "python": "Pytho
 _HERE = Path(__file__).parent
 
 
-def write_report(
-    folders: Folders,
-    *,
-    sweep: SweepConfig,
-    table: pd.DataFrame,
-    results: SweepResults,
-    left_out: list[str],
-    command: str,
-    group: str | None = None,
-) -> None:
-    """Write the page of a sweep as one file, and its figures as files beside it.
+@dataclass(frozen=True, kw_only=True)
+class SweepPage:
+    """A page about a sweep that was run.
 
     Args:
-        folders: the places of the page and the figures.
+        places: the places of the page and the figures.
         sweep: the configuration that was run.
+        left_out: cells of the grid that weren't run, each with its reason.
+        group: the group of runs that the page is about; None for all runs.
+    """
+
+    places: Folders
+    sweep: SweepConfig
+    left_out: Sequence[str] = ()
+    group: str | None = None
+
+    @property
+    def target(self) -> str:
+        """Name of the sweep for commands."""
+        return self.places.name
+
+    def facts(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return what the template says of a sweep alone."""
+        return {
+            "name": self.sweep.name if self.group is None else f"{self.sweep.name}: {self.group}",
+            "sweep_name": self.sweep.name,
+            "is_group": self.places.sweep.parent.name == "groups",
+            "simulated": self.sweep.simulation is not None,
+            "accounting": self.sweep.accounting,
+            "left_out": self.left_out,
+            "source": None,
+            "origin": _origin(read_origin(self.places, table["run_id"].astype(str))),
+            "configuration": config_text(self.sweep),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePage:
+    """A page about a table of runs: its `name`, what commands take for it (`target`), and the origin of the table."""
+
+    places: TablePlaces
+    name: str
+    target: str
+    origin: TableOrigin
+
+    def facts(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return what the template says of a table alone."""
+        versions = [{"name": _FACT_LABELS.get(name, name), "page": value} for name, value in self.origin.driver.items()]
+        return {
+            "name": self.name,
+            "is_group": False,
+            "simulated": bool(table["simulated"].iloc[0]),
+            "accounting": table["accounting"].iloc[0],
+            "left_out": (),
+            "source": self.origin,
+            "origin": {"rows": versions},
+        }
+
+
+def write_report(
+    page: SweepPage | TablePage,
+    *,
+    table: pd.DataFrame,
+    results: SweepResults,
+    command: str,
+    reading: Sequence[str] = (),
+) -> None:
+    """Write a page as one file, and its figures as files beside it.
+
+    Args:
+        page: the subject of the page.
         table: the checked run table.
         results: the fits, or the reasons why there are none.
-        left_out: cells of the grid that weren't run, each with its reason.
         command: the command that makes this page.
-        group: the group of runs that the page is about; None for all runs.
+        reading: sentences about how the table was read.
     """
     # What the page holds.
     fit = results.fit
     held_out = results.hold_out.held_out if results.hold_out else None
     palette = Palette()
-    drawn, not_drawn = _draw_figures(folders.figures, table, results, palette)
+    drawn, not_drawn = _draw_figures(page.places.figures, table, results, palette)
     predictions = calculator_table(fit)
     if fit is not None:
         caveats = list(fit.caveats)
@@ -70,15 +127,15 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
-        name=sweep.name if group is None else f"{sweep.name}: {group}",
-        sweep_name=sweep.name,
-        target=folders.name,
-        is_group=folders.sweep.parent.name == "groups",
-        simulated=sweep.simulation is not None,
+    axis = AXES["params" if is_dense(table) else "mean_recurrence"]
+    text = environment.get_template("report.html.j2").render(
+        **page.facts(table),
+        target=page.target,
+        axis=axis,
+        reading=reading,
+        figures_folder=page.places.figures.name,
         runs=_run_counts(table),
         flops=float(table["flops"].sum()),
-        accounting=sweep.accounting,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=isoloop.__version__,
         style=Markup(style) + "\n" + palette.css(),
@@ -92,9 +149,9 @@ def write_report(
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),
-        groups=_groups(folders, results),
+        groups=_groups(page.places, results),
         held_out=held_out,
-        held_out_runs=None if held_out is None else held_out_table(held_out),
+        held_out_runs=None if held_out is None else held_out_table(held_out, axis),
         errors=None if held_out is None else errors_table(held_out),
         why_no_hold_out=results.why_no_hold_out,
         caveats=caveats,
@@ -102,13 +159,10 @@ def write_report(
         figures=drawn,
         not_drawn=not_drawn,
         table=runs_table(table),
-        left_out=left_out,
         fit_text="" if fit is None else fit.report(),
-        origin=_origin(read_origin(folders, table["run_id"].astype(str))),
         command=redacted(command),
-        configuration=config_text(sweep),
     )
-    folders.report.write_text(page, encoding="utf-8")
+    page.places.report.write_text(text, encoding="utf-8")
 
 
 def _budget_text(flops: float) -> str:
@@ -122,11 +176,13 @@ def _run_counts(table: pd.DataFrame) -> str:
     return f"{len(table)} runs" + (f" ({unfinished})" if unfinished else "")
 
 
-def _groups(folders: Folders, results: SweepResults) -> dict[str, Any] | None:
+def _groups(places: Folders | TablePlaces, results: SweepResults) -> dict[str, Any] | None:
     """Return the table of the groups, or at least their pages and the first sentence of each."""
     if not results.groups:
         return None
-    pages = {label: group.report.relative_to(folders.sweep).as_posix() for label, group in results.groups.items()}
+    pages = {
+        label: group.report.relative_to(places.report.parent).as_posix() for label, group in results.groups.items()
+    }
     table, flops = groups_table(results.groups, pages) or (None, None)
     return {
         "table": table,

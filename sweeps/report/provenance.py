@@ -1,5 +1,6 @@
-"""The origin of a sweep's runs: versions, commits, devices and corpora, as the runs recorded them."""
+"""The origin of runs: versions, commits, devices and corpora as runs recorded them, or the file of a table."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,27 @@ class Origin:
         return tuple(name for name, values in self.facts.items() if len(values) > 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TableOrigin:
+    """The file that a table of runs was read from, by its name, with its SHA-256.
+
+    `experiment` is the MLflow experiment that the file is a copy of, if it is one. `driver` is this process's
+    environment.
+    """
+
+    file: str
+    sha256: str
+    experiment: str | None
+    driver: Mapping[str, str]
+
+
+def table_origin(file: Path, experiment: str | None = None) -> TableOrigin:
+    """Return the origin of a table in a file."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return TableOrigin(file=file.name, sha256=digest, experiment=experiment, driver=_driver())
+
+
 def read_origin(folders: Folders, run_ids: Iterable[str]) -> Origin:
     """Read the environment that each run recorded in its folder; runs without a record are left out."""
     ids = list(run_ids)
@@ -52,14 +74,19 @@ def read_origin(folders: Folders, run_ids: Iterable[str]) -> Origin:
         fingerprint = _fingerprint(folders.run(run_id) / "spec.json")
         if fingerprint:
             corpora[fingerprint] += 1
-    environment = driver_environment()
     return Origin(
         runs=len(ids),
         recorded=recorded,
         facts={name: dict(values) for name, values in facts.items() if values},
         corpora=dict(corpora),
-        driver={name: value for name in (*_RECORDED, *_DRIVER_ONLY) if (value := environment.get(name))},
+        driver=_driver(),
     )
+
+
+def _driver() -> dict[str, str]:
+    """Return the part of this process's environment that a page shows."""
+    environment = driver_environment()
+    return {name: value for name in (*_RECORDED, *_DRIVER_ONLY) if (value := environment.get(name))}
 
 
 def _start_events(journal: Path) -> list[dict[str, object]]:

@@ -29,6 +29,8 @@
     const form = find("#calculator"), table = find("#predictions");
     if (!form || !table) return;
     const predictions = JSON.parse(table.textContent), predict = calculator(predictions);
+    const looped = predictions.axis === "mean_recurrence";
+    const best = looped ? { inWords: loops, short: loops } : { inWords, short };
     const input = find("#flops"), error = find("#flops-error");
     const show = () => {
       let answer = null, message = "";
@@ -40,7 +42,7 @@
       error.textContent = message;
       input.setAttribute("aria-invalid", !answer);
       find("#best").hidden = !answer;
-      if (answer) showAnswer(answer);
+      if (answer) showAnswer(answer, best);
     };
     let timer;
     input.addEventListener("input", () => {
@@ -59,33 +61,36 @@
     show();
   }
 
-  function showAnswer({ flops, fitted, methods, whole, notes }) {
+  /* `value` formats a best mean recurrence or parameter count. */
+  function showAnswer({ flops, fitted, methods, whole, notes }, value) {
     const best = methods[0], times = flops / fitted[1];
     const extrapolates = times > 1.02 ? `${short(times, 3)} times the largest measured compute: an extrapolation`
       : flops < fitted[0] / 1.02 ? "below the smallest measured compute: an extrapolation"
         : "inside the measured compute";
     const texts = {
-      "#best-mu": loops(best.mu),
-      "#best-mu-interval": range(best.muInterval, loops),
+      "#best-value": value.inWords(best.value),
+      "#best-value-interval": range(best.valueInterval, value.short),
       "#best-tokens": inWords(best.tokens),
       "#best-tokens-interval": range(best.tokensInterval, short),
       "#best-loss": loss(best.loss),
       "#best-loss-interval": best.loss === null ? "" : range(best.lossInterval, loss),
       "#best-perplexity": best.loss === null ? "" : `perplexity ${short(Math.exp(best.loss))}`,
-      "#best-source": `By the ${best.name}, ${extrapolates}. With a whole number of loops: µ = ${whole.mu}, ` +
-        `${short(whole.tokens)} tokens${whole.loss === null ? "" : ` and a loss of ${loss(whole.loss)}`}.`,
+      "#best-source": `By the ${best.name}, ${extrapolates}.${whole ? wholeSentence(whole) : ""}`,
     };
     Object.entries(texts).forEach(([selector, text]) => (find(selector).textContent = text));
     const sentences = notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`);
     find("#best-notes").replaceChildren(...sentences.map((sentence) => newElement("li", sentence)));
     find("#best-methods").replaceChildren(...methods.map((method) => {
       const row = newElement("tr");
-      const cells = [loops(method.mu), range(method.muInterval, loops), short(method.tokens),
+      const cells = [value.short(method.value), range(method.valueInterval, value.short), short(method.tokens),
         range(method.tokensInterval, short), loss(method.loss)];
       row.append(newElement("th", method.name, { scope: "row" }), ...cells.map((text) => newElement("td", text)));
       return row;
     }));
   }
+
+  const wholeSentence = ({ mu, tokens, loss: least }) => ` With a whole number of loops: µ = ${mu}, ${short(tokens)} tokens` +
+    `${least === null ? "" : ` and a loss of ${loss(least)}`}.`;
 
   function startSorting() {
     findAll("table.sorts").forEach((table) => {

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting import HeldOut, predict
+from isoloop.fitting import HeldOut, is_dense, predict
+from isoloop.fitting.axis import AXES, Axis
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, with_greek_mu
 
@@ -16,16 +17,17 @@ _RUN_HEADINGS = {
     "status": "status",
     "seed": "seed",
     "mean_recurrence": "µ",
+    "params": "N",
     "budget": "budget, FLOPs",
     "tokens": "tokens",
-    "loss": "loss at T = µ, nats/token",
+    "loss": "{loss}, nats/token",
     "bits_per_byte": "bits/byte",
     "flops": "spent, FLOPs",
     "steps": "steps",
     "spectral_radius": "ρ(Ā)",
     "seconds": "seconds",
 }
-_CARD_COLUMNS = ("run_id", "status", "seed", "mean_recurrence", "budget", "tokens", "loss")
+_CARD_COLUMNS = ("run_id", "status", "seed", "mean_recurrence", "params", "budget", "tokens", "loss")
 _FIRST_COLUMNS = ("run_id", "status", "seed")
 _LOSS_COLUMNS = ("loss", "bits_per_byte")
 
@@ -62,18 +64,24 @@ _MISSING = TableCell(text="-")
 
 
 def runs_table(table: pd.DataFrame) -> PageTable:
-    """Return every run with the axes that it varies in, by growing budget and mean recurrence."""
+    """Return every run with the axes that it varies in, by growing budget and mean recurrence, or parameters."""
+    column = _axis_column(table)
+    headings = {
+        name: label.format(loss=AXES[column].loss)
+        for name, label in _RUN_HEADINGS.items()
+        if name not in AXES or name in (column, "tokens")
+    }
     axes = [name for name in table.columns if "." in name or name == "group"]
-    varied = [name for name in axes if name not in _RUN_HEADINGS and table[name].nunique(dropna=False) > 1]
-    known = [name for name in _RUN_HEADINGS if name in table.columns and table[name].notna().any()]
+    varied = [name for name in axes if name not in headings and table[name].nunique(dropna=False) > 1]
+    known = [name for name in headings if name in table.columns and table[name].notna().any()]
     first = [name for name in known if name in _FIRST_COLUMNS]
     names = [*first, *varied, *known[len(first) :]]
     has_budgets = "budget" in table.columns and table["budget"].notna().any()
-    rows = table.sort_values(["budget" if has_budgets else "tokens", "mean_recurrence"], kind="stable")[names]
+    rows = table.sort_values(["budget" if has_budgets else "tokens", column], kind="stable")[names]
     return PageTable(
         columns=tuple(
             TableHeading(
-                label=_RUN_HEADINGS.get(name, name),
+                label=headings.get(name, name),
                 on_card=name in _CARD_COLUMNS or name in varied,
                 kind="text" if name == "status" or not pd.api.types.is_numeric_dtype(table[name]) else "",
             )
@@ -88,18 +96,27 @@ def runs_table(table: pd.DataFrame) -> PageTable:
 
 def run_labels(table: pd.DataFrame) -> dict[str, str]:
     """Return a short description of each run, by its id."""
+    column = _axis_column(table)
     return {
-        str(run.run_id): f"{run.run_id}: µ = {run.mean_recurrence:g}, {_short(run.tokens)} tokens, "
-        f"loss {_short(run.loss)} ({run.status})"
+        str(run.run_id): f"{run.run_id}: {AXES[column].symbol} = {_value(getattr(run, column), column)}, "
+        f"{_short(run.tokens)} tokens, loss {_short(run.loss)} ({run.status})"
         for run in table.itertuples()
     }
 
 
-def held_out_table(held: HeldOut) -> PageTable:
-    """Return the held-out runs at T = µ: predicted and measured losses, and whether the interval holds the latter."""
-    labels = ("run", "predicted by", "µ", "tokens", "predicted", "95% interval", "measured", "error", "inside")
+def _axis_column(table: pd.DataFrame) -> str:
+    return "params" if is_dense(table) else "mean_recurrence"
+
+
+def _value(value: float, column: str) -> str:
+    return f"{value:g}" if column == "mean_recurrence" else _short(float(value))
+
+
+def held_out_table(held: HeldOut, axis: Axis) -> PageTable:
+    """Return the held-out runs: predicted and measured losses after training, and whether intervals hold the latter."""
+    labels = ("run", "predicted by", axis.symbol, "tokens", "predicted", "95% interval", "measured", "error", "inside")
     rows = []
-    for row in sorted(held.rows, key=lambda row: (row.method, row.mean_recurrence)):
+    for row in sorted(held.rows, key=lambda row: (row.method, row.value)):
         if row.recurrence != row.mean_recurrence:
             continue
         span, inside = _MISSING, _MISSING
@@ -112,7 +129,7 @@ def held_out_table(held: HeldOut) -> PageTable:
             (
                 TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
                 TableCell(text=with_greek_mu(row.method), kind="text"),
-                _MISSING if row.mean_recurrence is None else _number(row.mean_recurrence, "g"),
+                _number(row.value, "g" if row.params is None else ".4g"),
                 _number(row.tokens, ".4g"),
                 _number(row.predicted, ".4f"),
                 span,
@@ -161,7 +178,7 @@ def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
     fit, held = group.fit, group.hold_out.held_out if group.hold_out else None
     if fit is None:
         return [TableCell(text="not fitted"), *[_MISSING] * 6]
-    laws = (fit.isoflop.mean_recurrence_law, fit.isoflop.tokens_law) if fit.isoflop else (None, None)
+    laws = (fit.isoflop.axis_law, fit.isoflop.tokens_law) if fit.isoflop else (None, None)
     best = [_MISSING] * 3
     if fit.training is not None:
         model = predict(fit, flops=flops)

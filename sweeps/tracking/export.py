@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import Tracking
-from isoloop.sweeps.paths import TABLE_SUFFIXES, Folders
+from isoloop.sweeps.paths import OUTPUT_SUFFIXES, Folders
 from isoloop.trainer.files import open_atomically
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def export_sweep(
 
 def check_suffix(to: Path) -> None:
     """Raise ValueError unless a run table can be written to a file of this name."""
-    if to.suffix.lower() not in TABLE_SUFFIXES:
+    if to.suffix.lower() not in OUTPUT_SUFFIXES:
         raise ValueError(f"--to must end in .csv or .parquet, but got '{to}'; rename it")
 
 

@@ -36,6 +36,7 @@ _LOOPS = ("forward_loops", "backward_loops")
 _PER_TOKEN = ("flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop")
 COST_COLUMNS = (*_PER_TOKEN, *_LOOPS)
 _AT_MEAN = ColumnSource(name="the loss at T = mean recurrence")
+_CURVE = re.compile(r".+ - .+__(MIN|MAX)")  # columns of a chart that wandb exports
 _TRACKIO = {"timestamp", "run_name", "step"}  # columns of an export of trackio
 MODEL_KEY, COLUMNS_KEY = "model", "columns"
 _MAY_BE_MISSING = ("loss", "budget")  # from every run: all may have diverged, and a budget is optional
@@ -144,6 +145,9 @@ def read_mapping(path: Path) -> RunMapping:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"a mapping must be YAML, but {path} isn't: {error}") from error
+    if not isinstance(content, dict):
+        got = "is empty" if content is None else "is a list" if isinstance(content, list) else "is a single text"
+        raise ValueError(f"a mapping must have keys with values, but {path} {got}; docs/sweeps.md has an example")
     try:
         return RunMapping.model_validate(content)
     except ValidationError as error:
@@ -182,12 +186,20 @@ def experiment_table(runs: Sequence[Any], mapping: RunMapping | None = None) -> 
     return RawTable(frame=frame)
 
 
-def trackio_table(raw: RawTable, path: Path) -> RawTable:
+def tracker_table(raw: RawTable, path: Path) -> RawTable:
     """Return a table in which a trackio export has the configuration of its runs; any other table as it is.
 
     trackio exports a row per run and step to PROJECT.parquet, and the configurations to PROJECT_configs.parquet, or to
     metrics.parquet and aux/configs.parquet (https://huggingface.co/docs/trackio/storage_schema).
+
+    Raises:
+        ValueError: the table is a chart of wandb.
     """
+    if any(_CURVE.fullmatch(str(name)) for name in raw.frame):
+        raise ValueError(
+            f"a table must have a row for each run, but {path} is a chart of wandb, with a column for each run; export "
+            "the table of runs instead"
+        )
     if not set(raw.frame.columns) >= _TRACKIO:
         return raw
     frame = raw.frame.drop(columns=["id", "log_id", "space_id"], errors="ignore")
@@ -238,9 +250,10 @@ def map_runs(
     if given.get("loss") == _AT_MEAN:
         table["loss"] = _losses_at_mean(table)
     if _in_mlflow(raw):
+        table, notes = _without_empty_runs(table, notes)
         table, notes = _with_divergences(table, notes)
     if mapping.model is not None:
-        models = {name: column for (place, name), column in values.items() if place == MODEL_KEY}
+        models = {name: column[table.index] for (place, name), column in values.items() if place == MODEL_KEY}
         table, notes = _with_model(table, notes, mapping, models)
     elif mapping.accounting is not None:
         table["accounting"] = mapping.accounting
@@ -373,6 +386,16 @@ def _losses_at_mean(table: pd.DataFrame) -> list[float]:
             )
         losses.append(float(table[name].iloc[row]) if name in table else math.nan)
     return losses
+
+
+def _without_empty_runs(table: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table without runs that logged nothing of a training run, such as the parents of others."""
+    needed = [name for name in ("mean_recurrence", "params", "tokens", "flops", "loss") if name in table]
+    empty = table[needed].isna().all(axis=1)
+    if not empty.any() or empty.all():
+        return table, notes
+    runs = "1 run" if empty.sum() == 1 else f"{int(empty.sum())} runs"
+    return table[~empty], [*notes, f"Left out: {runs} without {', '.join(needed)}."]
 
 
 def _with_divergences(table: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, list[str]]:

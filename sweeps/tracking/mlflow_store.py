@@ -76,7 +76,7 @@ class TrackingStore:
         if is_sqlite and artifacts is None and not _sqlite_file(uri).is_file():
             raise ValueError(f"a store to read must exist, but there is no file {_sqlite_file(uri)}; correct the URI")
         # Connect, and find or create the experiment.
-        with translate_store_errors(uri), _first_use(uri):
+        with translate_store_errors(uri, read_only=artifacts is None), _first_use(uri):
             self.client = MlflowClient(uri)
             existing = self.client.get_experiment_by_name(experiment)
             if existing is not None:
@@ -273,12 +273,14 @@ def _with_infinities(run: Any) -> Any:
     return run
 
 
-def translate_store_errors(uri: str) -> contextlib.AbstractContextManager[None]:
+def translate_store_errors(uri: str, *, read_only: bool = False) -> contextlib.AbstractContextManager[None]:
     """Return a context that raises any error of a store as one ValueError with its name."""
 
     def advice(error: Exception) -> str:
         missing = isinstance(error, ModuleNotFoundError) and uri.startswith("postgresql")
         first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
+        if read_only:
+            return "install isoloop[postgres]" if missing else "start it, or correct the URI"
         return f"nothing is lost: {first}, or leave it out for an sqlite file beside the results"
 
     shown = redacted(uri)

@@ -31,6 +31,7 @@ SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
 _EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
+_REPETITION_COLUMNS = ("unique_tokens", "epochs")  # missing in simulated runs, and in runs of older versions
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 
@@ -96,10 +97,11 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     """Return a result's numbers, under both accountings, without the missing ones."""
     values = result.model_dump(
         include={
-            "tokens", "steps", "forward_loops", "backward_loops", "flops_exact", "flops_parcae_release", "loss",
-            "bits_per_byte", "training_loss", "spectral_radius", "seconds",
+            "tokens", "unique_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
+            "flops_parcae_release", "loss", "bits_per_byte", "training_loss", "spectral_radius", "seconds",
         }
     )  # fmt: skip
+    values["epochs"] = result.epochs
     values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
     return {key: float(value) for key, value in values.items() if value is not None}
 
@@ -144,6 +146,7 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         "forward_loops": metrics.get("forward_loops"),
         "backward_loops": metrics.get("backward_loops"),
         "loss": metrics.get("loss") if status == "finished" else None,
+        **{name: metrics[name] for name in _REPETITION_COLUMNS if name in metrics},
         **{name: metrics.get(name) for name in _EXTRA_COLUMNS},
         **{name: loss if status == "finished" else None for name, loss in metrics.items() if name.startswith("loss_T")},
         **columns,

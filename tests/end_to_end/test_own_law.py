@@ -6,16 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from isoloop.fitting import (
-    SweepFit,
-    choose_table,
-    compare_sweeps,
-    fit_sweep,
-    law_optima,
-    predict,
-    read_runs,
-    simulate_table,
-)
+from isoloop.fitting import SweepFit, choose_table, compare_sweeps, fit_sweep, law_optima, predict, simulate_table
 from isoloop.fitting.figures import FIGURES
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.schema import SweepConfig
@@ -114,8 +105,8 @@ def test_predictions_and_optima_are_the_laws_own(fit):
     assert optima.optima[1].mean_recurrence == pytest.approx(best.mean_recurrence)
 
 
-def test_choose_compares_it(folder):
-    choice = choose_table(read_runs(folder / "runs.csv"), laws=["training", LAW], draws=20)
+def test_choose_compares_it(table):
+    choice = choose_table(table, laws=["training", LAW], draws=20)
     assert {candidate.fit.law for candidate in choice.candidates} == {"training", LAW}
 
 

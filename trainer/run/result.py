@@ -17,6 +17,7 @@ class RunResult(Config):
         reason: of a divergence: the step, the loss and ρ(Ā).
         simulated: True if the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
+        unique_tokens: training tokens of the corpus; None if simulated, where every token is new.
         forward_loops: mean loops run per training token.
         backward_loops: mean loops that carried gradient.
         flops_exact: training FLOPs by `exact` accounting.
@@ -34,6 +35,7 @@ class RunResult(Config):
     simulated: bool
     steps: int
     tokens: int
+    unique_tokens: int | None = None
     forward_loops: NonNegativeFloat
     backward_loops: NonNegativeFloat
     flops_exact: NonNegativeFloat
@@ -44,6 +46,11 @@ class RunResult(Config):
     training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training text, tokens / unique_tokens; None if that is unknown."""
+        return self.tokens / self.unique_tokens if self.unique_tokens else None
 
 
 def write_result(folder: Path, result: RunResult) -> None:

@@ -309,6 +309,9 @@ def test_a_trackio_export_has_its_configurations_beside_it(layout, runs, tmp_pat
 # Wrong targets
 
 
+CHART = "Step,run-a - val/loss,run-a - val/loss__MIN,run-a - val/loss__MAX\n0,3,3,3\n"
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -325,6 +328,10 @@ def test_a_trackio_export_has_its_configurations_beside_it(layout, runs, tmp_pat
             "fit plain.csv --tracking-uri sqlite:///x.db",
             "--tracking-uri is for an MLflow experiment, but got 'plain.csv'",
         ),
+        ("fit chart.csv", "chart.csv is a chart of wandb, with a column for each run; export the table of runs"),
+        ("fit plain.csv --map chart.csv", "a mapping must have keys with values, but chart.csv is a single text"),
+        ("predict plain.csv", "a prediction needs --flops"),
+        ("fit MLFLOW:x", "has no sweep 'MLFLOW:x'"),
         ("fit mlflow:", "an MLflow experiment must have its name"),
         ("fit mlflow:mine", "there is no isoloop-out/mlflow.db; give its URI with --tracking-uri"),
         ("fit plain.csv --map none.yaml", "there is none at none.yaml"),
@@ -343,7 +350,12 @@ def test_a_trackio_export_has_its_configurations_beside_it(layout, runs, tmp_pat
 )
 def test_wrong_targets_get_one_message(command, message, runs, tmp_path):
     runs.to_csv(tmp_path / "plain.csv", index=False)
-    for name, text in (("runs.xlsx", "PK"), ("model.pkl", "x"), ("table.json", '[{"format": 1}]')):
+    for name, text in (
+        ("runs.xlsx", "PK"),
+        ("model.pkl", "x"),
+        ("table.json", '[{"format": 1}]'),
+        ("chart.csv", CHART),
+    ):
         (tmp_path / name).write_text(text)
     (tmp_path / "stored.fit.json").write_text('{\n "format": "isoloop-fit/3"}')
     done = isoloop(*command.split(), cwd=tmp_path, check=2)

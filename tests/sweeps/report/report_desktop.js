@@ -1,12 +1,12 @@
 // What a reader does on a large screen: the body of a function that in_page (browser.py) runs.
 const one = (selector) => document.querySelector(selector), text = (selector) => one(selector).textContent;
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-const found = { best: [text("#best-mu"), text("#best-loss"), text("#best-mu-interval")], notes: text("#best-notes") };
+const found = { best: [text("#best-value"), text("#best-loss"), text("#best-value-interval")], notes: text("#best-notes") };
 const type = async (typed) => { one("#flops").value = typed; one("#flops").dispatchEvent(new Event("input")); await wait(300); };
 await type("2e");
 found.refused = [text("#flops-error"), one("#best").hidden];
 await type("4e18");
-found.inside = [text("#best-mu"), text("#best-source"), text("#flops-error"), one("#best-notes").children.length];
+found.inside = [text("#best-value"), text("#best-source"), text("#flops-error"), one("#best-notes").children.length];
 one("[data-times='10']").click();
 found.times = [one("#flops").value, text("#best-source")];
 

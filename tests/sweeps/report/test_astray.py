@@ -9,7 +9,7 @@ from isoloop.fitting import SweepFit, fit_sweep, predict, simulate_table
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders, SweepResults
-from isoloop.sweeps.report.page import write_report
+from isoloop.sweeps.report.page import SweepPage, write_report
 from tests.commands import only_svg
 from tests.sweeps.conftest import SIMULATED
 
@@ -61,5 +61,5 @@ def test_a_fit_gone_astray_has_a_page(fit, table, tmp_path):
     folders.config.write_text(config_text(sweep), encoding="utf-8")
     results = SweepResults(fit=fit, hold_out=None, why_no_fit=None, why_no_hold_out="not tried", report=folders.report)
     with only_svg():
-        write_report(folders, sweep=sweep, table=table, results=results, left_out=[], command="isoloop fit")
+        write_report(SweepPage(places=folders, sweep=sweep), table=table, results=results, command="isoloop fit")
     assert folders.report.read_text(encoding="utf-8").rstrip().endswith("</html>")

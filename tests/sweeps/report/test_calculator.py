@@ -48,10 +48,7 @@ def interpolated(table, flops):
     """Loss, mean recurrence and tokens for a budget between two of the table, computed as the page does."""
     best = table["methods"][0]
     logs = np.log(table["budgets"])
-    return [
-        float(np.exp(np.interp(np.log(flops), logs, np.log(best[field]))))
-        for field in ("loss", "mean_recurrence", "tokens")
-    ]
+    return [float(np.exp(np.interp(np.log(flops), logs, np.log(best[field])))) for field in ("loss", "value", "tokens")]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -66,16 +63,16 @@ def test_a_table_holds_what_predict_predicts(fit, tables, change):
             _check_power_law(fit, flops, best, place)
             continue
         due = predict(fit, flops=flops)
-        for field in ("mean_recurrence", "tokens", "loss"):
+        for field in ("value", "tokens", "loss"):
             assert best[field][place] == getattr(due, field)
             span = best[f"{field}_interval"]
             assert (None if span is None else tuple(span[place])) == getattr(due, f"{field}_interval")
         others = table["methods"][1:]
         assert [method["name"] for method in others] == [law.name for law in due.power_laws]
         for method, law in zip(others, due.power_laws, strict=True):
-            assert method["mean_recurrence"][place] == pytest.approx(law.mean_recurrence)
+            assert method["value"][place] == pytest.approx(law.mean_recurrence)
             assert method["tokens"][place] == pytest.approx(law.tokens)
-            span = method["mean_recurrence_interval"]
+            span = method["value_interval"]
             assert (None if span is None else tuple(span[place])) == law.mean_recurrence_interval
         notes = [note.removeprefix("about ") for note in table["notes"][place]]
         assert [note for note in notes if "a loop runs at least once" not in note] == list(due.notes)
@@ -84,8 +81,8 @@ def test_a_table_holds_what_predict_predicts(fit, tables, change):
 def _check_power_law(fit, flops, best, place):
     law = fit.isoflop.mean_recurrence_law
     tokens = fit.cost_model.tokens_for(flops, [law.at(flops), *law.interval_at(flops)])
-    assert best["mean_recurrence"][place] == pytest.approx(law.at(flops))
-    assert best["mean_recurrence_interval"][place] == pytest.approx(law.interval_at(flops))
+    assert best["value"][place] == pytest.approx(law.at(flops))
+    assert best["value_interval"][place] == pytest.approx(law.interval_at(flops))
     assert [best["tokens"][place], *best["tokens_interval"][place][::-1]] == pytest.approx(list(tokens))
     assert best["loss"][place] == pytest.approx(float(fit.isoflop.loss_floor_law.at(flops)))
     assert best["loss_interval"][place] == pytest.approx(fit.isoflop.loss_floor_law.interval_at(flops))
@@ -112,11 +109,11 @@ def test_the_page_interpolates_the_table(fit, tables):
     for (change, table), answers in zip(tables.items(), found, strict=True):
         for flops, answer in zip(budgets, answers, strict=True):
             best = answer["methods"][0]
-            assert [best["loss"], best["mu"], best["tokens"]] == pytest.approx(interpolated(table, flops), rel=1e-12)
+            assert [best["loss"], best["value"], best["tokens"]] == pytest.approx(interpolated(table, flops), rel=1e-12)
             whole = answer["whole"]
             tokens = _changed(fit, change).cost_model.tokens_for(flops, whole["mu"])
             assert whole["tokens"] == pytest.approx(float(tokens), rel=1e-9)
-            assert abs(whole["mu"] - max(best["mu"], 1)) <= 1
+            assert abs(whole["mu"] - max(best["value"], 1)) <= 1
             if change == "no training law":
                 assert whole["loss"] is None
             else:
@@ -124,7 +121,7 @@ def test_the_page_interpolates_the_table(fit, tables):
     # At a budget of the table the page shows the numbers that are stored.
     for place, answer in zip(range(0, len(tables["none"]["budgets"]), 20), found[0][len(BETWEEN) :], strict=True):
         for method, stored in zip(answer["methods"], tables["none"]["methods"], strict=True):
-            assert method["muInterval"] == pytest.approx(stored["mean_recurrence_interval"][place], rel=1e-12)
+            assert method["valueInterval"] == pytest.approx(stored["value_interval"][place], rel=1e-12)
             assert method["tokensInterval"] == pytest.approx(stored["tokens_interval"][place], rel=1e-12)
         assert answer["methods"][0]["lossInterval"] == pytest.approx(
             tables["none"]["methods"][0]["loss_interval"][place], rel=1e-12
@@ -154,7 +151,7 @@ def test_power_laws_that_want_less_than_one_loop_are_noted(fit):
         isoflop=dataclasses.replace(fit.isoflop, mean_recurrence_law=through_a_half),
     )
     table = calculator_table(changed)
-    place = int(np.argmin(np.abs(np.log(table["methods"][0]["mean_recurrence"]) - math.log(0.5))))
+    place = int(np.argmin(np.abs(np.log(table["methods"][0]["value"]) - math.log(0.5))))
     assert "ask for a mean recurrence of 0.5" in table["notes"][place][0]
     assert "but a loop runs at least once" in table["notes"][place][0]
     assert table["whole"]["mean_recurrence"][place] == 1

@@ -120,6 +120,9 @@ def foreign(uri):
     }
     other = store.client.create_run(store.experiment_id, run_name="dense").info.run_id
     store.send(other, params={"family": "dense"})
+    parent = store.client.create_run(store.experiment_id, run_name="parent").info.run_id
+    store.send(parent, params={"family": "looped", "injection": "concat"})
+    store.end(parent, "FINISHED")
     store.client.create_run(store.experiment_id, run_name="at it")
     return runs
 
@@ -144,7 +147,9 @@ def test_runs_of_others_are_mapped_as_the_docs_say(uri, mapping, foreign, tmp_pa
     options = ["--map", str(tmp_path / "mapping.yaml"), "--to", str(tmp_path / "runs.csv"), "--tracking-uri", uri]
     done = CliRunner().invoke(app, ["export", *options])
     assert done.exit_code == 0, done.output
-    assert "FLOPs are counted from the model (exact)" in " ".join(done.output.split())
+    top = " ".join(done.output.split())
+    assert "FLOPs are counted from the model (exact)" in top
+    assert "Left out: 1 run without mean_recurrence, tokens, loss" in top
     table = read_table(tmp_path / "runs.csv").set_index("run_id")
     assert dict(table["status"]) == {
         foreign["two"]: "finished", foreign["four"]: "finished", foreign["diverged"]: "diverged",

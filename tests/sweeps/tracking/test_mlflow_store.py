@@ -204,6 +204,15 @@ def test_a_diverged_run_is_a_row_without_a_loss(store, plan, simulated_folders):
     assert table.loc[diverged.run_id, "flops"] == diverged.flops_exact
 
 
+def test_epochs_are_columns_of_runs_that_know_their_text(store, plan, simulated_folders):
+    result, *_ = run_all(plan, simulated_folders)
+    write_result(simulated_folders.run(result.run_id), result.model_copy(update={"unique_tokens": result.tokens // 4}))
+    Uploader(store, plan, simulated_folders).close()
+    table = check_table(store.read_table(plan.sweep.name)).set_index("run_id")
+    assert table.loc[result.run_id, ["unique_tokens", "epochs"]].tolist() == [result.tokens // 4, 4]
+    assert table["epochs"].isna().sum() == len(table) - 1
+
+
 def curve_lengths(store, plan):
     runs = store.cell_runs(plan.sweep.name)
     assert len(all_children(store)) == len(plan.cells)
