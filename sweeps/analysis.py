@@ -73,7 +73,6 @@ def fit_and_report_table(
     table: "RunTable",
     *,
     name: str,
-    target: str,
     command: str,
     experiment: str | None = None,
     law: str | None = None,
@@ -88,7 +87,6 @@ def fit_and_report_table(
         file: the file that the table is in, or a copy of it.
         table: the checked table, with notes about its reading.
         name: heading of the page.
-        target: what commands take for the table.
         command: the command that makes the page.
         experiment: the MLflow experiment that `file` is a copy of.
         law: the law of the loss after training; by default one that fits the table.
@@ -118,7 +116,7 @@ def fit_and_report_table(
         reading=table.notes,
         **options,
     )
-    page = TablePage(places=places, name=name, target=target, origin=table_origin(file, experiment))
+    page = TablePage(places=places, name=name, origin=table_origin(file, experiment))
     reading = results.fit.reading if results.fit is not None else table.notes
     write_report(page, table=table.frame, results=results, command=command, reading=reading)
     return results

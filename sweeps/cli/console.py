@@ -223,4 +223,6 @@ def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:
             f"{name:<12} {len(tokens):,} tokens in {documents:,} documents, {text:,} bytes "
             f"({len(tokens) / text:.4g} tokens per byte); {tokens.count_windows(context):,} windows of {context} tokens"
         )
+    whole = facts.train_bytes + facts.validation_bytes
+    lines.append(f"held out     {100 * facts.validation_bytes / whole:.3g}% of the text")
     return "\n".join(lines)

@@ -67,6 +67,8 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
         existing = request.find()
         corpus = existing or request.build()
     console.print(describe_corpus(corpus, context=config.model.context, is_new=existing is None))
+    if request.hidden_files:
+        console.print(f"left out     {request.hidden_files} hidden files, or files in hidden folders")
     corpus.check(config.model.context, config.model.vocabulary)
 
 
@@ -269,7 +271,6 @@ def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law
             path,
             table,
             name=files.name,
-            target=files.target,
             command=command_line(),
             experiment=files.name if files.in_mlflow else None,
             law=law,

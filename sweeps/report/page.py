@@ -1,5 +1,6 @@
 """The self-contained HTML page of a sweep or a table of runs: answer, curves, runs, held-out test, caveats, origin."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,12 +68,16 @@ class SweepPage:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePage:
-    """A page about a table of runs: its `name`, what commands take for it (`target`), and the origin of the table."""
+    """A page about a table of runs: its places, its `name`, and the origin of the table."""
 
     places: TablePlaces
     name: str
-    target: str
     origin: TableOrigin
+
+    @property
+    def target(self) -> str:
+        """The stored fit, for commands."""
+        return shlex.quote(str(self.places.fit(hold_out=False)))
 
     def facts(self, table: pd.DataFrame) -> dict[str, Any]:
         """Return what the template says of a table alone."""

@@ -348,7 +348,7 @@ def _find_column(raw: RawTable, name: str, source: ValueSource, place: str) -> s
     folder = MLFLOW_FOLDERS.get(source.kind, "")
     alike = [column.removeprefix(folder) for column in present if column.startswith(folder)]
     holder = "no run has" if in_mlflow else "the table has no"
-    hint = did_you_mean(getattr(source, source.kind), alike, f"there are {', '.join(alike[:12]) or 'none'}")
+    hint = did_you_mean(getattr(source, source.kind), alike, f"there are {', '.join(alike[:12]) or 'none'}.")
     raise ValueError(f"`{name}` must be in the table, but {holder} {source.label}; {hint} Correct {place}")
 
 

@@ -121,6 +121,7 @@ class CorpusRequest:
         key = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:_FINGERPRINT_DIGITS]
         self.folder = cache / "requests" / key
         self._prepared = self.folder / "prepared.json"
+        self.hidden_files = self._source.hidden_files
 
     def find(self) -> Corpus | None:
         """Open the prepared corpus, if there is one, without reading text or tokens."""

@@ -10,9 +10,10 @@ import hashlib
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from itertools import accumulate
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from isoloop.trainer import hub
@@ -25,6 +26,8 @@ CorpusProgress = Callable[[str, int, int], None]
 STDLIB = "stdlib"
 # Left out of `stdlib`: files that are not the library itself, or that differ between installations.
 _NOT_STDLIB = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests"}
+_FOREIGN = "__MACOSX"  # what an archiver puts beside the files of others
+_SHARE_TOLERANCE = 0.1  # relative; whole files that hold out more or less are replaced by a cut within one
 _PARQUET = ".parquet"
 _BATCH_ROWS = 256
 _BATCH_BYTES = 2**25
@@ -62,11 +65,13 @@ class CorpusSource:
     """A corpus before it is tokenised.
 
     `identity` (plain data) is the same as long as the text is. `list_parts` is called only if tokens must be built.
+    `hidden_files` are those that were left out.
     """
 
     name: str
     identity: Any
     list_parts: Callable[[], Sequence[Part]]
+    hidden_files: int = 0
 
 
 def no_progress(activity: str, done: int, total: int) -> None:
@@ -111,7 +116,11 @@ def _no_corpus(name: str, hub_error: str | None = None) -> ValueError:
 
 def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -> CorpusSource:
     """Read a folder as parquet if `files` is set or there is no text, as text if `suffixes` is set or all is text."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    every = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in every if not _is_hidden(file.relative_to(folder)) or _names_hidden(config.files)]
+    hidden = sum(file.suffix in {_PARQUET, *config.suffixes} for file in every) - sum(
+        file.suffix in {_PARQUET, *config.suffixes} for file in files
+    )
     parquet = [file for file in files if file.suffix == _PARQUET]
     text = [file for file in files if file.suffix in config.suffixes]
     if config.files is None and not config.is_set("suffixes") and parquet and text:
@@ -122,12 +131,20 @@ def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -
         )
     if config.files is None and (not parquet or config.is_set("suffixes")):
         config.refuse("a folder of text files", "column", "revision")
-        return _text_source(config, folder, text, progress)
+        return replace(_text_source(config, folder, text, progress), hidden_files=hidden)
     config.refuse("a folder of parquet files", "suffixes", "revision")
     pattern = config.files or f"*{_PARQUET}"
-    return _parquet_source(
-        config, folder, (f for f in files if fnmatch.fnmatchcase(f.relative_to(folder).as_posix(), pattern))
-    )
+    matching = [file for file in files if fnmatch.fnmatchcase(file.relative_to(folder).as_posix(), pattern)]
+    return replace(_parquet_source(config, folder, matching), hidden_files=hidden)
+
+
+def _is_hidden(name: PurePath) -> bool:
+    """Return whether a file, or a folder that it is in, is hidden; `name` is relative to the corpus."""
+    return any(part.startswith(".") or part == _FOREIGN for part in name.parts)
+
+
+def _names_hidden(pattern: str | None) -> bool:
+    return pattern is not None and _is_hidden(PurePath(pattern))
 
 
 # Text files
@@ -149,29 +166,52 @@ class _TextFile:
 
 @dataclass(frozen=True, kw_only=True)
 class _TextPart(Part):
-    """All files of a text corpus, those held out first."""
+    """All files of a text corpus: `held_out` whole files first, then perhaps one of which `cut_bytes` are held out."""
 
     files: Sequence[_TextFile]
+    held_out: int
+    cut_bytes: int
 
     def read(self) -> Iterator[Document]:
-        held_out_bytes, position = self.validation_fraction * self.size, 0
-        if len(self.files) == 1:
-            yield from self._cut(self.files[0].read(), held_out_bytes)
-            return
+        position = 0
         for number, file in enumerate(self.files):
-            is_last = number == len(self.files) - 1
-            held_out = not is_last and (position < held_out_bytes or number == 0)
+            if number == self.held_out and self.cut_bytes:
+                yield from self._cut(file, position)
+            else:
+                split: Split = "validation" if number < self.held_out else "train"
+                yield Document(str(file.path), file.read(), split, position + file.size)
             position += file.size
-            yield Document(str(file.path), file.read(), "validation" if held_out else "train", position)
 
-    def _cut(self, text: bytes, held_out_bytes: float) -> Iterator[Document]:
-        """Hold out the end of a lone file, cut between two characters."""
-        cut = max(1, len(text) - max(1, round(held_out_bytes)))
+    def _cut(self, file: _TextFile, position: int) -> Iterator[Document]:
+        """Hold out the end of a file, cut between two lines of several files' text, or else two characters."""
+        text = file.read()
+        cut = max(1, len(text) - self.cut_bytes)
+        slack = int(_SHARE_TOLERANCE / 2 * self.validation_fraction * self.size) if len(self.files) > 1 else 0
+        line = max(text.rfind(b"\n", max(0, cut - slack), cut), text.find(b"\n", cut, min(len(text) - 1, cut + slack)))
+        if line >= 0:
+            cut = line + 1
         while cut > 1 and text[cut] & 0xC0 == 0x80:
             cut -= 1
-        path = str(self.files[0].path)
-        yield Document(path, text[cut:], "validation", len(text) - cut)
-        yield Document(path, text[:cut], "train", len(text))
+        yield Document(str(file.path), text[cut:], "validation", position + len(text) - cut)
+        yield Document(str(file.path), text[:cut], "train", position + len(text))
+
+
+def _held_out(sizes: Sequence[int], fraction: float, *, whole: bool) -> tuple[int, int]:
+    """Return how many whole files are held out, and how many bytes of the next one; 0 if it is not cut.
+
+    Whole files are held out in their order until they reach the fraction. If the share is then off by more than a
+    tenth, and not `whole`, the file with which they reach it is cut instead, as a lone file always is.
+    """
+    wanted = fraction * sum(sizes)
+    if len(sizes) == 1:
+        return 0, max(1, round(wanted))
+    ends = list(accumulate(sizes))
+    count = min(next(number for number, end in enumerate(ends, 1) if end >= wanted), len(sizes) - 1)
+    if whole or abs(ends[count - 1] - wanted) <= _SHARE_TOLERANCE * wanted:
+        return count, 0
+    reaching = next(number for number, end in enumerate(ends) if end >= wanted)
+    bytes_held = min(round(wanted) - (ends[reaching] - sizes[reaching]), sizes[reaching] - 1)
+    return (reaching, bytes_held) if bytes_held >= 1 else (count, 0)
 
 
 def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress: CorpusProgress) -> CorpusSource:
@@ -191,8 +231,12 @@ def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress
         )
     files.sort(key=lambda file: hashlib.sha256(file.name.encode(errors="surrogateescape")).digest())
     name = config.corpus if config.corpus == STDLIB else Path(config.corpus).name
-    part = _TextPart(name=name, size=done, validation_fraction=config.validation_fraction, files=files)
+    fraction = config.validation_fraction
+    held_out, cut = _held_out([file.size for file in files], fraction, whole=config.corpus == STDLIB)
+    part = _TextPart(name=name, size=done, validation_fraction=fraction, files=files, held_out=held_out, cut_bytes=cut)
     identity = ["text", *((file.name, file.digest) for file in files)]
+    if cut and len(files) > 1:
+        identity.append(("cut", f"{held_out}, {cut} bytes"))
     return CorpusSource(name=name, identity=identity, list_parts=lambda: [part])
 
 

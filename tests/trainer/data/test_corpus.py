@@ -27,13 +27,14 @@ def text_of(tokens):
     return bytes(tokens.read(0, len(tokens)).astype("u1"))
 
 
-def test_whole_files_go_to_one_split(corpus, text_folder):
+def test_all_files_but_one_go_to_one_split(corpus, text_folder):
     train, validation = text_of(corpus.train), text_of(corpus.validation)
     texts = [file.read_bytes() for file in text_folder.iterdir()]
     inside = [(text in train, text in validation) for text in texts]
-    assert all(a != b for a, b in inside)
-    assert sum(b for _, b in inside) == corpus.facts.validation_documents >= 1
-    assert sum(a for a, _ in inside) == corpus.facts.train_documents
+    assert sum(a == b for a, b in inside) == 1  # the file that is cut, for whole files would hold out too much
+    assert (True, True) not in inside
+    assert sum(b for _, b in inside) == corpus.facts.validation_documents - 1  # the cut part is a document, too
+    assert sum(a for a, _ in inside) == corpus.facts.train_documents - 1
     assert train.count(b"\0") == corpus.facts.train_documents
     assert len(train) == corpus.facts.train_tokens
 
@@ -110,8 +111,13 @@ def test_text_is_packed_in_the_order_of_hashed_names(text_folder, corpus):
     held_out = 1
     while sum(file.stat().st_size for file in files[:held_out]) < 0.05 * total:
         held_out += 1
-    assert text_of(corpus.validation) == b"".join(file.read_bytes() + b"\0" for file in files[:held_out])
-    assert text_of(corpus.train) == b"".join(file.read_bytes() + b"\0" for file in files[held_out:])
+    *whole, last = [file.read_bytes() for file in files[:held_out]]
+    *before, end = text_of(corpus.validation)[:-1].split(b"\0")
+    start, *after = text_of(corpus.train)[:-1].split(b"\0")
+    assert (before, start + end) == (whole, last)
+    assert start.endswith(b"\n")
+    assert after == [file.read_bytes() for file in files[held_out:]]
+    assert sum(map(len, [*before, end])) / total == pytest.approx(0.05, rel=0.1)
 
 
 def test_a_lone_file_is_not_cut_within_a_character(tmp_path):

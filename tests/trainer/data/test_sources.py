@@ -270,3 +270,33 @@ def test_the_hubs_answer_is_read(monkeypatch):
         ("data/x.parquet", 7, "a" * 64),
         ("README.md", 3, "b" * 40),
     ]
+
+
+@pytest.mark.parametrize("sizes", [(40, 9000), (9000, 40), (3000, 3000, 3000), (1, 1, 20_000), (5000,)])
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5])
+def test_the_share_held_out_is_the_one_of_the_configuration(tmp_path, sizes, fraction):
+    texts = {f"{number}.txt": "".join(f"{i:08d}\n" for i in range(size // 9 + 1)) for number, size in enumerate(sizes)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (documents,) = read(corpus=str(tmp_path), validation_fraction=fraction)
+    held_out = b"".join(document.text for document in documents if document.split == "validation")
+    trained = b"".join(document.text for document in documents if document.split == "train")
+    assert len(held_out) / (len(held_out) + len(trained)) == pytest.approx(fraction, rel=0.1)
+    for name, text in texts.items():  # every file is there once: whole, or in two parts that are cut after a line
+        parts = [document.text.decode() for document in documents if document.name.endswith(name)]
+        assert "".join(reversed(parts)) == text
+        assert len(sizes) == 1 or all(part.endswith("\n") for part in parts)
+
+
+def test_hidden_files_are_left_out_and_counted(tmp_path):
+    folder = tmp_path / ".cache" / "corpus"  # itself in a hidden folder
+    hidden = [".git/a.txt", "sub/.ipynb_checkpoints/b.txt", "sub/._c.txt", "__MACOSX/d.txt"]
+    for name in ("a.txt", "sub/b.txt", *hidden):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text " * 10)
+    source = open_source(DataConfig(corpus=str(folder), validation_fraction=0.5))
+    assert sorted(document.name for document in source.list_parts()[0].read()) == [
+        str(folder / "a.txt"), str(folder / "sub" / "b.txt"),
+    ]  # fmt: skip
+    assert source.hidden_files == 4
+    assert {document.name for document in read(corpus=str(folder / hidden[2]))[0]} == {str(folder / hidden[2])}
