@@ -7,7 +7,7 @@ import pandas as pd
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.result import SweepFit
@@ -21,10 +21,6 @@ from isoloop.fitting.tables.units import unit_caveats
 BUDGET_TOLERANCE = 0.01
 _FEW_RUNS = 12
 _FEW_DOF = 10
-_OUTLIER = 10.0
-"""A run is named if it is this many times as far from the law as the median run, and at least `_OUTLIER_AT_LEAST`."""
-_OUTLIER_AT_LEAST = 5e-3
-_OUTLIERS_NAMED = 5
 
 
 def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
@@ -59,7 +55,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     if fit.isoflop is not None:
         caveats += _isoflop_caveats(fit.isoflop, fit.axis, table)
     if fit.training is not None:
-        caveats += _outliers(fit.training, table)
+        caveats += outlier_caveats(fit.training, law_data(table))
     if fit.parabola_bias is not None:
         caveats += _bias_caveats(fit.parabola_bias)
     for law in fit.laws.values():
@@ -140,23 +136,6 @@ def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> lis
         )
     if isoflop.reason:
         caveats.append(f"isoFLOP: {isoflop.reason}.")
-    return caveats
-
-
-def _outliers(law: LawFit, table: pd.DataFrame) -> list[str]:
-    """Return the runs that the training law misses by far more than it misses the others."""
-    data = law_data(table)
-    error = data["loss"] / law.loss(data) - 1
-    typical = float(np.median(np.abs(error)))
-    outliers = np.flatnonzero(np.abs(error) > max(_OUTLIER * typical, _OUTLIER_AT_LEAST))
-    caveats = [
-        f"Run {str(data['run_id'][i])!r} lies {100 * error[i]:+.2g}% off the {law.form.name} law, where half of the "
-        f"runs lie within {100 * typical:.2g}%: it may pull the parabolas, which are least squares, towards it."
-        for i in outliers[:_OUTLIERS_NAMED]
-    ]
-    more = len(outliers) - _OUTLIERS_NAMED
-    if more > 0:
-        caveats.append(f"{more} more {'run lies' if more == 1 else 'runs lie'} as far off.")
     return caveats
 
 

@@ -72,8 +72,8 @@ class CostModel(Cost):
 
     FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences of the runs (the nodes), f and b are
     the loops that were run, so the cost is exact there under any sampling of depths and any accounting. Between nodes,
-    f - mu and b are interpolated linearly. Beyond them, f - mu is that of the nearest node, and b grows with the slope
-    1/2 of a backprop depth mu / 2.
+    f - mu and b are interpolated linearly. Beyond them, f - mu is that of the nearest node (f falls at most in
+    proportion to mu), and b grows with the slope 1/2 of a backprop depth mu / 2.
     """
 
     axis = "mean_recurrence"
@@ -138,8 +138,9 @@ class CostModel(Cost):
         nodes = np.array(self.mean_recurrences)
         excess = np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
         beyond = mu - np.clip(mu, nodes[0], nodes[-1])
+        forward = np.maximum(mu + excess, mu * min(1.0, self.forward_loops[0] / nodes[0]))
         backward = np.interp(mu, nodes, np.array(self.backward_loops)) + BACKWARD_SLOPE * beyond
-        return mu + excess, np.maximum(backward, min(1.0, self.backward_loops[0]))
+        return forward, np.maximum(backward, min(1.0, self.backward_loops[0]))
 
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """See `Cost.flops_per_token`."""

@@ -247,6 +247,9 @@ def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_
     if noise is not None:
         log_error, loss_error = (float(np.sqrt(noise.variance * _variances([curve], of)[0])) for of in (0, 1))
     low, high = curve.grid
+    loss = float(curve.minimal_loss(curve.coefficients))
+    if not loss > 0:
+        return replace(minimum, reason=f"the curve's minimum would be a loss of {loss:.3g}, which none can have")
     # A vertex far outside is no estimate, and its exponential may overflow.
     best = float(np.exp(vertex)) if low - 50 < vertex < high + 50 and abs(vertex) < _LARGEST_LOG else None
     tokens = best if axis == "tokens" or best is None else float(cost_model.tokens_for(curve.budget, best))
@@ -263,7 +266,7 @@ def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_
         params=best if axis == "params" else None,
         log_error=log_error,
         tokens=tokens,
-        loss=float(curve.minimal_loss(curve.coefficients)),
+        loss=loss,
         loss_error=loss_error,
     )
 

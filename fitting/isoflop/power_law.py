@@ -126,7 +126,7 @@ def fit_minimal_loss(
     if floor:
         fitted = _with_floor(x, rows, weights)
     else:
-        line = lines(x, np.log(rows))
+        line = lines(x, np.log(np.where(rows > 0, rows, np.nan)))
         fitted = np.column_stack([np.zeros(len(line)), np.exp(line[:, 1]), -line[:, 0]])
     best, refits = fitted[0], fitted[1:]
     lowest, highest = _EXPONENT_BOUNDS

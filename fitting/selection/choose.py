@@ -14,6 +14,7 @@ from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.minima import fit_isoflop, predict_from_minima
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
@@ -157,13 +158,14 @@ def choose(
             by = ("largest budget", "budget")
         except ValueError:
             by = ("row",)
+    best = min(candidates, key=lambda candidate: candidate.aic)
     return Choice(
         rows=len(data["loss"]),
         objective=str(objective),
         candidates=tuple(candidates),
         missing=tuple(missing),
         cross_validations=tuple(cross_validate(data, compared, held_out_by) for held_out_by in by),
-        caveats=tuple(caveats),
+        caveats=(*caveats, *outlier_caveats(best.fit, data)),
         reading=tuple(reading),
     )
 

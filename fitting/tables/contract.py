@@ -28,15 +28,19 @@ COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
 LARGEST_SEED = 2**63 - 1
-INFINITE = 1e300
+INFINITE = 1e40
 """A loss from which on is infinite: SQL stores keep infinity as 1.797e308."""
+_SMALLEST = 1e-20
+"""Smallest number other than 0, in any unit: with it and `INFINITE`, products and ratios are numbers, too."""
+_MOST_LOOPS = 1e6
 _OTHER_NAMES = {"params_once": "effective_params_fixed", "params_recurrent": "effective_params_per_loop"}
 _LOSS_AT = re.compile(r"loss_T(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column of the run table; numbers must be greater than `lower`, or equal to it if `lower_allowed`.
+    """One column of the run table; numbers must be greater than `lower`, or equal to it if `lower_allowed`, and at most
+    `largest`.
 
     `measured` columns describe what a run did, so a value may be missing if the run diverged or failed; in `optional`
     columns it may always be missing. Columns of one `group` come together.
@@ -50,6 +54,7 @@ class TableColumn:
     measured: bool = False
     optional: bool = False
     group: str = ""
+    largest: float = INFINITE
 
 
 _COST, _SHAPE = "cost model", "effective parameters"
@@ -60,8 +65,8 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("simulated", "flag", "drawn from a law, not trained"),
     TableColumn("accounting", "text", "what FLOPs count: exact, parcae-release, own or 6ND"),
     TableColumn("seed", "integer", "random seed of the run", optional=True),
-    TableColumn("mean_recurrence", "number", "mean loops in training (mu) of a looped model"),
-    TableColumn("backprop_depth", "number", "loops with gradient", lower=1, lower_allowed=True, optional=True),
+    TableColumn("mean_recurrence", "number", "mean loops in training (mu) of a looped model", largest=_MOST_LOOPS),
+    TableColumn("backprop_depth", "number", "loops with gradient", 1, True, optional=True, largest=_MOST_LOOPS),
     TableColumn("params", "number", "parameters (N) of a dense model"),
     TableColumn("tokens", "number", "training tokens (D)", measured=True),
     TableColumn("flops", "number", "training FLOPs really spent (C)", measured=True),
@@ -263,7 +268,7 @@ def _as_kind(table: pd.DataFrame, column: TableColumn) -> pd.Series:
 
 def _label(value: Any) -> str:
     """Return a label as text: 7 for the number 7.0."""
-    return f"{value:g}" if isinstance(value, float | np.floating) and value == round(value) else str(value)
+    return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value)
 
 
 def _check_labels(table: pd.DataFrame) -> None:
@@ -306,6 +311,8 @@ def _check_number(table: pd.DataFrame, column: TableColumn) -> None:
     if not column.optional and column.name != "loss":  # `_check_losses` has a clearer message for missing losses
         bad |= values.isna() & ~((table["status"] != "finished") & column.measured)
     _refuse_first(table, column.name, bad, f"must be finite and {bound} ({column.meaning})")
+    extreme = (values > column.largest) | ((values < _SMALLEST) & (values != 0))
+    _refuse_first(table, column.name, extreme, f"must be from {_SMALLEST:g} to {column.largest:g} ({column.meaning})")
 
 
 def _check_losses(table: pd.DataFrame) -> None:

@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.tables.contract import DENSE_ACCOUNTING
+
 _TOO_SMALL = {"params": 1e4, "tokens": 1e5, "flops": 1e8, "budget": 1e8}
 """Medians below which a column is hardly in natural units; tiny models have 1e5 parameters, 1e6 tokens, 1e10 FLOPs."""
 _FACTORS = {"params": (1e6, 1e9), "tokens": (1e9, 1e6, 1e12), "flops": (1e18, 1e21, 1e15, 1e12)}
@@ -37,9 +39,11 @@ def unit_caveats(table: pd.DataFrame) -> list[str]:
     """
     columns = {name: table[name].to_numpy(dtype=float) for name in (*_TOO_SMALL, "loss") if name in table}
     losses = columns.pop("loss", np.zeros(0))
+    if "accounting" in table and (table["accounting"] == DENSE_ACCOUNTING).all():
+        columns = {name: columns[name] for name in ("params", "tokens")}  # the rest is computed from these
     caveats = _mixed_columns(columns) or _small_columns(columns)
-    if not caveats and "params" in table and "mean_recurrence" not in table:
-        caveats = _swapped_columns(columns)
+    if not caveats:
+        caveats = _swapped_columns(columns, dense="mean_recurrence" not in table)
     if not caveats:
         caveats = _compute(table)
     return [*caveats, *_losses(losses[losses > 0], stated="loss_unit" in table)]
@@ -99,8 +103,15 @@ def _small_columns(columns: dict[str, np.ndarray]) -> list[str]:
     ]
 
 
-def _swapped_columns(columns: dict[str, np.ndarray]) -> list[str]:
-    """Return a caveat if dense models have fewer tokens than parameters."""
+def _swapped_columns(columns: dict[str, np.ndarray], *, dense: bool) -> list[str]:
+    """Return a caveat if models have fewer FLOPs than tokens, or dense ones fewer tokens than parameters."""
+    if "flops" in columns and float(np.nanmedian(columns["flops"] / columns["tokens"])) < 1:
+        return [
+            "Half of the runs have fewer FLOPs than tokens, where a token takes a few FLOPs per parameter: were the "
+            "columns flops and tokens swapped? If so, use --columns flops=tokens,tokens=flops."
+        ]
+    if not dense or "params" not in columns:
+        return []
     ratio = float(np.nanmedian(columns["tokens"] / columns["params"]))
     if ratio >= 1:
         return []

@@ -295,3 +295,13 @@ def test_one_run_is_reported_in_the_singular():
     table.loc[0, "budget"] *= 1.5
     caveats = fit_sweep(table, name="one", draws=0).caveats
     assert any(caveat.startswith("1 run spent over 1% more or less than its budget, ") for caveat in caveats)
+
+
+def test_a_curve_whose_minimum_is_no_loss_has_none():
+    """A model of no size at all pulls the parabola's vertex below a loss of 0, which has no logarithm."""
+    table = points().head(14).assign(flops=lambda table: table["budget"])
+    table.loc[0, "params"] = 1e-19
+    fit = fit_sweep(table, name="x", draws=20)
+    assert not fit.isoflop.minima[0].included
+    assert "which none can have" in fit.isoflop.minima[0].reason
+    assert any("which none can have" in caveat for caveat in fit.caveats)

@@ -132,7 +132,7 @@ def test_without_freedom_three_budgets_use_the_scatter():
 
 
 def test_token_sweeps_have_no_isoflop_curves():
-    with pytest.raises(ValueError, match="need the column `budget`"):
+    with pytest.raises(ValueError, match="but no run has a `budget`"):
         fit_isoflop(simulate_table().drop(columns="budget"), COST)
 
 

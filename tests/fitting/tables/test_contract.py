@@ -1,5 +1,7 @@
 """The contract of the run table: what is accepted, filled in or refused, and in which words."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +64,22 @@ def test_a_broken_rule_is_named_with_its_row_counted_from_1_and_its_value(table,
     with pytest.raises(ValueError, match=r"row 2\).*;") as caught:
         check_table(changed(table, column, value))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("flops", 1e-320, "from 1e-20 to 1e+40"),
+        ("tokens", 1e-300, "from 1e-20 to 1e+40"),
+        ("tokens", 1e50, "finite and greater than 0"),
+        ("mean_recurrence", 1e18, "from 1e-20 to 1e+06"),
+    ],
+)
+def test_numbers_that_no_unit_explains_are_refused(column, value, words):
+    with pytest.raises(
+        ValueError, match=f"`{column}` must be {re.escape(words)} .* row 2 has {column}={re.escape(str(value))}"
+    ):
+        check_table(changed(pd.DataFrame(LOOPED), column, value))
 
 
 @pytest.mark.parametrize("column", ["params", "tokens", "budget"])
@@ -152,6 +170,8 @@ def test_what_follows_is_filled_in():
 
 def test_a_run_id_may_be_a_number():
     assert list(check_table(pd.DataFrame(LOOPED).assign(run_id=[7, 8, 9]))["run_id"]) == ["7", "8", "9"]
+    long = [1234567.0, 1234568.0, np.inf]  # numbers that 6 digits don't tell apart, and one that is no whole number
+    assert list(check_table(pd.DataFrame(LOOPED).assign(run_id=long))["run_id"]) == ["1234567", "1234568", "inf"]
 
 
 def test_compute_that_is_not_given_follows_from_the_budget_or_else_from_6nd_and_that_is_said():
