@@ -8,7 +8,7 @@ import numpy as np
 from isoloop.fitting import SweepFit, predict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.predict import extrapolation_notes, named_power_laws
+from isoloop.fitting.predict import extrapolation_notes, named_power_laws, repetition_notes
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""
@@ -96,7 +96,7 @@ def _methods(fit: SweepFit, flops: float) -> list[Row]:
     rows = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
     if fit.training is None:
         best = rows[0]
-        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["value"])
+        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["value"]) + repetition_notes(fit)
     else:
         prediction = predict(fit, flops=flops)
         values = {field: getattr(prediction, field) for field in _FIELDS}
