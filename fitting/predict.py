@@ -331,7 +331,8 @@ def extrapolation_notes(
         if value > BUDGET_ROUNDING * high:
             notes.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit}".rstrip() + ")")
         elif value < low / BUDGET_ROUNDING:
-            notes.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
+            times = f"{low / value:.1f}x" if value > 0 else "infinitely far"
+            notes.append(f"{times} below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
     return notes
 
 

@@ -189,8 +189,18 @@ class SweepFit:
         return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
 
     def to_json(self) -> str:
-        """Return JSON text that `from_json` reads back into an equal fit, with every float exact."""
-        return json.dumps({"format": FIT_FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+        """Return JSON text that `from_json` reads back into an equal fit, with every float exact.
+
+        Raises:
+            ValueError: one of its numbers isn't finite.
+        """
+        try:
+            return json.dumps({"format": FIT_FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise ValueError(
+                f"a fit must consist of finite numbers, but some in that of {self.name} are missing or infinite; "
+                "leave out the runs whose losses are far from the others' and fit again"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str) -> SweepFit:
