@@ -15,6 +15,7 @@ from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.outliers import outlier_caveats
+from isoloop.fitting.estimation.point_estimate import sample_rows
 from isoloop.fitting.isoflop.minima import fit_isoflop, predict_from_minima
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
@@ -36,6 +37,7 @@ from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_dat
 from isoloop.fitting.tables.units import unit_caveats
 
 DENSE_LAWS = ("chinchilla", "six-parameter")
+_MANY_ROWS = 10_000
 LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
 
 
@@ -133,8 +135,9 @@ def choose(
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
     `others` are further predictors, compared by held-out errors alone. `by` defaults to the largest budget and to each
-    budget in turn; without two budgets, to tenths of the rows. With `check`, each law is also fitted by L-BFGS. Raises
-    ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
+    budget in turn; without two budgets, to tenths of the rows. Of more than 10,000 rows, a sample is held out and
+    predicted. With `check`, each law is also fitted by L-BFGS. Raises ValueError as `LawPredictor` and `law_named` do,
+    for two laws of the same name, and if no law can be fitted.
     """
     # A fit of each law to all rows
     predictors = {name: LawPredictor(law=name, objective=objective, draws=draws, seed=seed) for name in laws}
@@ -159,13 +162,16 @@ def choose(
         except ValueError:
             by = ("row",)
     best = min(candidates, key=lambda candidate: candidate.aic)
+    rows, some = len(data["loss"]), _sample(data)
+    held_out_rows = len(some["loss"])
+    sampled = [f"Held-out errors are those of a sample of {held_out_rows} of the {rows} rows."]
     return Choice(
-        rows=len(data["loss"]),
+        rows=rows,
         objective=str(objective),
         candidates=tuple(candidates),
         missing=tuple(missing),
-        cross_validations=tuple(cross_validate(data, compared, held_out_by) for held_out_by in by),
-        caveats=(*caveats, *outlier_caveats(best.fit, data)),
+        cross_validations=tuple(cross_validate(some, compared, held_out_by) for held_out_by in by),
+        caveats=(*caveats, *outlier_caveats(best.fit, data), *(sampled if held_out_rows < rows else [])),
         reading=tuple(reading),
     )
 
@@ -263,6 +269,16 @@ class MinimaPredictor:
         columns = {name: fitted[name] for name in ("budget", self.cost.axis, "tokens", "loss")}
         fit = fit_isoflop(pd.DataFrame(columns), self.cost, draws=0)
         return predict_from_minima(fit, held_out["budget"], held_out[self.cost.axis], floor=self.floor), None
+
+
+def _sample(data: Data) -> Data:
+    """Return about 1,000 of the rows if there are more than 10,000, since errors on held-out rows need no more."""
+    rows = len(data["loss"])
+    if rows <= _MANY_ROWS:
+        return data
+    numbers = {name: values for name, values in data.items() if np.issubdtype(values.dtype, np.number)}
+    chosen = sample_rows(numbers, np.ones(rows, dtype=bool))
+    return {name: values[chosen] for name, values in data.items()}
 
 
 def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:
