@@ -316,33 +316,28 @@ def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress
     notes = []
     if config.corpus != STDLIB:
         copies = _copies(files[:held_out], files[held_out:])
-        notes = _text_notes([file for file in files if not file.size], copies, binary, not_utf8, root)
+        empty = [file.path for file in files if not file.size]
+        notes = _text_notes(root, empty=empty, copies=copies, binary=binary, not_utf8=not_utf8)
     return CorpusSource(name=name, identity=identity, list_parts=lambda: [part], notes=notes)
 
 
-def _copies(held_out: Sequence[_TextFile], trained: Sequence[_TextFile]) -> list[_TextFile]:
+def _copies(held_out: Sequence[_TextFile], trained: Sequence[_TextFile]) -> list[Path]:
     """Return the training files whose text is held out, too."""
     texts = {file.digest for file in held_out if file.size}
-    return [file for file in trained if file.digest in texts]
+    return [file.path for file in trained if file.digest in texts]
 
 
 def _text_notes(
-    empty: Sequence[_TextFile],
-    copies: Sequence[_TextFile],
-    binary: Sequence[Path],
-    not_utf8: Sequence[Path],
-    root: Path,
+    root: Path, *, empty: Sequence[Path], copies: Sequence[Path], binary: Sequence[Path], not_utf8: Sequence[Path]
 ) -> list[str]:
     """Return notes about files that are empty, both trained on and held out, or perhaps no text."""
     notes = []
     if empty:
-        paths = [file.path for file in empty]
-        notes.append(f"{_count(paths, 'empty file')} {_were(paths)} read as text without a character")
+        notes.append(f"{_count(empty, 'empty file')} {_were(empty)} read as text without a character")
     if copies:
-        paths = [file.path for file in copies]
         notes.append(
-            f"{_count(paths, 'file')} {_were(paths)} kept for training although the same text is held out under "
-            f"another name: {_listed(paths, root)}; remove such copies"
+            f"{_count(copies, 'file')} {_were(copies)} kept for training although the same text is held out under "
+            f"another name: {_listed(copies, root)}; remove such copies"
         )
     if binary:
         notes.append(
