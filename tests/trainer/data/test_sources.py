@@ -293,9 +293,9 @@ def test_the_share_held_out_is_the_one_of_the_configuration(tmp_path, sizes, fra
 def test_hidden_files_are_left_out_and_counted(tmp_path):
     folder = tmp_path / ".cache" / "corpus"  # itself in a hidden folder
     hidden = [".git/a.txt", "sub/.ipynb_checkpoints/b.txt", "sub/._c.txt", "__MACOSX/d.txt"]
-    for name in ("a.txt", "sub/b.txt", *hidden):
+    for number, name in enumerate(("a.txt", "sub/b.txt", *hidden)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"text of {name}" * 10)
+        (folder / name).write_text(f"text {number}" * 10)
     source = open_source(DataConfig(corpus=str(folder), validation_fraction=0.5))
     assert sorted(document.name for document in source.list_parts()[0].read()) == [
         str(folder / "a.txt"), str(folder / "sub" / "b.txt"),
