@@ -45,7 +45,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
     caveats += unit_caveats(table)
-    caveats += repetition_caveats(table)
+    caveats += repetition_caveats(finished_rows(table))
     caveats += curve_caveats(finished_rows(table))
     rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
     caveats += [rise.caveat] if rise is not None else []

@@ -15,6 +15,7 @@ from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.curves import RISES
+from isoloop.fitting.tables.repetition import epochs_text
 
 BUDGET_ROUNDING = 1.02
 """Budgets are met within 1%, so a value less than 2% outside a range counts as inside."""
@@ -179,6 +180,7 @@ def predict(
             *notes,
             *(reason for reason in law.reasons if RISES in reason),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
+            *repetition_notes(fit),
         ),
     )
 
@@ -329,5 +331,15 @@ def extrapolation_notes(
         if value > BUDGET_ROUNDING * high:
             notes.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit}".rstrip() + ")")
         elif value < low / BUDGET_ROUNDING:
-            notes.append(f"{low / value:.1f}x below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
+            times = f"{low / value:.1f}x" if value > 0 else "infinitely far"
+            notes.append(f"{times} below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
     return notes
+
+
+def repetition_notes(fit: SweepFit) -> list[str]:
+    """Return a note if the fitted runs saw their text more than once."""
+    if fit.fitted.epochs is None:
+        return []
+    return [
+        f"fitted to runs that saw their text up to {epochs_text(fit.fitted.epochs[1])} times (see the fit's caveats)"
+    ]

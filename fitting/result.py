@@ -21,6 +21,7 @@ from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.tables.contract import is_dense
+from isoloop.fitting.tables.repetition import epochs_range, epochs_text
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
 
 FIT_FORMAT = "isoloop-fit/3"
@@ -51,7 +52,8 @@ class HeldOut:
 class FittedRange:
     """Smallest and largest value of each quantity among the fitted runs; anything outside is extrapolated.
 
-    Dense models have `params` instead of `mean_recurrence` and `recurrence`.
+    Dense models have `params` instead of `mean_recurrence` and `recurrence`. `epochs`, passes over the training text,
+    are None if no run saw any of it again.
     """
 
     flops: tuple[float, float]
@@ -59,6 +61,7 @@ class FittedRange:
     mean_recurrence: tuple[float, float] | None
     recurrence: tuple[float, float] | None
     params: tuple[float, float] | None = None
+    epochs: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> FittedRange:
@@ -76,6 +79,7 @@ class FittedRange:
             mean_recurrence=None if dense else limits("mean_recurrence"),
             recurrence=(float(measured.min()), float(measured.max())) if len(measured) else None,
             params=limits("params") if dense else None,
+            epochs=epochs_range(runs),
         )
 
     def of_axis(self, axis: str) -> tuple[float, float]:
@@ -151,11 +155,15 @@ class SweepFit:
         axis = f"mean loops     {least:g} to {most:g}"
         if self.axis == "params":
             axis = f"parameters     {least:.3g} to {most:.3g}"
+        epochs = ""
+        if self.fitted.epochs is not None:
+            epochs = f"  epochs         {' to '.join(map(epochs_text, self.fitted.epochs))} (see caveats)\n"
         parts = [
             f"Fit of {self.name}{simulated}\n"
             f"  runs fitted    {self.finished_runs}\n"
             f"  compute        {low:.3g} to {high:.3g} FLOPs, accounting {self.accounting}\n"
             f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
+            f"{epochs}"
             f"  {axis}\n"
             f"  FLOPs/token    {self.cost_model.formula}"
         ]
@@ -181,8 +189,18 @@ class SweepFit:
         return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
 
     def to_json(self) -> str:
-        """Return JSON text that `from_json` reads back into an equal fit, with every float exact."""
-        return json.dumps({"format": FIT_FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+        """Return JSON text that `from_json` reads back into an equal fit, with every float exact.
+
+        Raises:
+            ValueError: one of its numbers isn't finite.
+        """
+        try:
+            return json.dumps({"format": FIT_FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise ValueError(
+                f"a fit must consist of finite numbers, but some in that of {self.name} are missing or infinite; "
+                "leave out the runs whose losses are far from the others' and fit again"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str) -> SweepFit:

@@ -34,7 +34,7 @@ Arguments = ParamSpec("Arguments")
 Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
-_MODELS_AT_MOST, _SOME_MODELS = 200, 50
+_MODELS_AT_MOST, _SOME_MODELS = 200, 20
 """Models that each get a test-time law; of more, some that are spread evenly over the table."""
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (

@@ -173,7 +173,7 @@ def _fits(
     reasons: dict[bool, str] = {}
     for hold_out in (False, True):
         try:
-            fits[hold_out] = fit_sweep(
+            fit = fit_sweep(
                 table,
                 name=name,
                 law=law,
@@ -183,10 +183,11 @@ def _fits(
                 progress=progress.update,
                 **options,
             )
+            store_fit(fit, places.fit(hold_out=hold_out))
         except ValueError as error:
             reasons[hold_out] = str(error)
         else:
-            store_fit(fits[hold_out], places.fit(hold_out=hold_out))
+            fits[hold_out] = fit
     return SweepResults(
         fit=fits.get(False),
         hold_out=fits.get(True),

@@ -30,10 +30,12 @@ _NEIGHBOURS = 200
 
 
 def interval(draws: np.ndarray, around: float | None = None, widening: float = 1.0) -> tuple[float, float]:
-    """Return the central 95% of `draws` (draws,), by percentiles; NaN draws are left out.
+    """Return the central 95% of `draws` (draws,), by percentiles; NaN draws are left out (all NaN: NaN).
 
     Both ends are moved away from `around`, the estimate, by the factor `widening`: in logarithms where all is positive.
     """
+    if np.isnan(draws).all():
+        return float("nan"), float("nan")
     low, high = (float(end) for end in np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)]))
     if around is None or widening == 1.0:
         return low, high

@@ -124,7 +124,9 @@ class _ProfileSearch:
                 starts = self.fits[neighbour[places]]
                 for trial in (starts, self._extrapolated(self.values[places], starts)):
                     fits, rises = self._refit(self.values[places], trial)
-                    better = rises < self.rises[places] - 1e-6 * (1 + np.abs(rises))
+                    # An infinite rise is never better, not even than another one.
+                    threshold = np.where(np.isfinite(rises), 1e-6 * (1 + np.abs(rises)), 0.0)
+                    better = rises < self.rises[places] - threshold
                     self.fits[places[better]], self.rises[places[better]] = fits[better], rises[better]
                     improved[places[better]] = True
             changed = improved

@@ -21,6 +21,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from isoloop.fitting.figures.style import BAND, INK, SeriesStyle
 
+LARGEST = 1e100
+SMALLEST = 1e-100
+"""Largest and smallest number that a figure shows; beyond them the distances on its axes would overflow."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CHARACTER_WIDTH = 0.62
 """Width of a wide character as a share of the font's size."""
@@ -41,6 +44,20 @@ _LONG_LABEL = 24
 """Characters of a legend's label from which there is no room for two columns."""
 _INITIAL_HEIGHT = 4.0
 _LEGEND_MARGIN = 0.3
+
+
+def check_range(values: np.ndarray, quantity: str) -> None:
+    """Check that positive values of a quantity can be drawn: each finite, and between `SMALLEST` and `LARGEST`.
+
+    Raises:
+        ValueError: one of them can't; the fit has gone astray.
+    """
+    outside = values[~((values >= SMALLEST) & (values <= LARGEST))]
+    if len(outside):
+        raise ValueError(
+            f"a figure's values must be between {SMALLEST:g} and {LARGEST:g}, but {quantity} is {outside[0]:.3g} at "
+            "one of its points; the fit has gone astray, so read its caveats"
+        )
 
 
 def power_of_ten(value: float) -> str:

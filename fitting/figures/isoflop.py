@@ -13,8 +13,11 @@ from matplotlib.axes import Axes
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import t_quantile
 from isoloop.fitting.figures.axes import (
+    LARGEST,
+    SMALLEST,
     band_handle,
     bar_handle,
+    check_range,
     decade_ticks,
     mark_handle,
     place_legend,
@@ -136,10 +139,12 @@ def draw_law_and_minima(
     The minima stand at their budgets times `offset`. Returns the values of line and minima, without intervals.
     """
     assert fit.isoflop is not None
-    line = np.exp(law.log_at(compute))
+    line = np.array([law.at(budget) for budget in compute])
+    check_range(line, AXES["tokens" if tokens else fit.axis].symbol + "* of the power law")
     axes.plot(compute, line, **law_style)
     if law.draws:
-        band = np.array([law.interval_at(budget) for budget in compute])
+        # A band may leave the range of the axis on both sides, and that of floating-point numbers too.
+        band = np.clip([law.interval_at(budget) for budget in compute], SMALLEST, LARGEST)
         axes.fill_between(compute, band[:, 0], band[:, 1], color=law_style["color"], alpha=BAND, lw=0)
     shown = list(line)
     for minimum in fit.isoflop.included:
@@ -248,7 +253,8 @@ def _draw_minimum(
     loss = float(np.polyval(minimum.curve, at))
     if minimum.included and minimum.log_error is not None and minimum.loss_error is not None:
         errors = t_quantile(isoflop.noise_dof)
-        half, half_loss = errors * minimum.log_error, errors * minimum.loss_error
+        half = min(errors * minimum.log_error, _WIDEST_LOG_INTERVAL)
+        half_loss = min(errors * minimum.loss_error, LARGEST)
         axes.plot(np.exp([at - half, at + half]), [loss, loss], color=INK, lw=1.0, zorder=4)
         axes.plot(np.exp([at, at]), [loss - half_loss, loss + half_loss], color=INK, lw=1.0, zorder=4)
     face, edge = (style.colour, "white") if minimum.included else ("white", style.colour)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,16 +66,19 @@ class FigureKind:
 def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> FigureFiles:
     """Draw every figure that the fit has data for into `folder`, as PNG, SVG and PDF each.
 
-    `table` is the checked table of the fit, held-out runs included.
+    `table` is the checked table of the fit, held-out runs included. A figure whose values can't be drawn is skipped.
     """
     paths: list[Path] = []
     skipped: list[tuple[str, str]] = []
     for name in FIGURES:
         reason = why_unavailable(name, fit)
+        if not reason:
+            try:
+                paths += save_figure(draw_one(name, table, fit), folder, name)
+            except (ValueError, OverflowError) as error:
+                reason = str(error)
         if reason:
             skipped.append((name, reason))
-        else:
-            paths += save_figure(draw_one(name, table, fit), folder, name)
     return FigureFiles(paths=tuple(paths), skipped=tuple(skipped))
 
 
@@ -88,7 +92,8 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
         width: in inches; `COLUMN_WIDTH` fits one column of a journal. Texts keep their size, and the height follows.
 
     Raises:
-        ValueError: there is no figure of that name, the fit has no data for it, or the width is out of range.
+        ValueError: there is no figure of that name, the fit has no data for it, its values can't be drawn, or the
+            width is out of range.
     """
     if name not in FIGURES:
         raise ValueError(f"a figure must be one of {', '.join(FIGURES)}, but got {name!r}; choose one")
@@ -99,11 +104,17 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
         )
     kind = FIGURES[name]
     usual, height = kind.size
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width or usual, height * min(1.0, (width or usual) / usual)), layout="constrained")
-        FigureCanvasAgg(figure)
-        kind.draw(figure, table, fit)
-        fit_height(figure, figure.get_figheight(), kind.shape)
+    try:
+        with mpl.rc_context(STYLE), np.errstate(over="raise", divide="raise", invalid="raise"):
+            figure = Figure(figsize=(width or usual, height * min(1.0, (width or usual) / usual)), layout="constrained")
+            FigureCanvasAgg(figure)
+            kind.draw(figure, table, fit)
+            fit_height(figure, figure.get_figheight(), kind.shape)
+    except (FloatingPointError, OverflowError) as error:
+        raise ValueError(
+            f"a figure's values must be numbers that can be drawn, but some of {name} exceed the floating-point range; "
+            "the fit has gone astray, so read its caveats"
+        ) from error
     return figure
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
+    LARGEST,
     band_handle,
     decade_ticks,
     grid_ticks,
@@ -108,7 +109,7 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
 
 def _one_loss_band(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of 95% for one loss about its curve, without the curve's own uncertainty, which isn't stored."""
-    half = t_quantile(fit.noise_dof) * fit.noise
+    half = min(t_quantile(fit.noise_dof) * fit.noise, np.log(LARGEST) if fit.on == "log loss" else LARGEST)
     if fit.on == "log loss":
         return fitted * np.exp(-half), fitted * np.exp(half)
     return fitted - half, fitted + half

@@ -15,8 +15,10 @@ from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
+    LARGEST,
     band_handle,
     bar_handle,
+    check_range,
     decade_ticks,
     grid_ticks,
     mark_handle,
@@ -72,6 +74,7 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     law = _training(fit)
     data = law_data(table)
     predicted, measured = law.loss(data), data["loss"]
+    check_range(predicted, f"a loss by the {law.form.name} law")
     held = np.isin(data["run_id"], list(_held_out_ids(fit)))
     # The line of equality.
     ends = np.array([min(predicted.min(), measured.min()), max(predicted.max(), measured.max())])
@@ -89,7 +92,8 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
             continue
         x, y, run_ids = measured[rows], predicted[rows], data["run_id"][rows]
         if bounds is not None:
-            axes.vlines(x, bounds[0][rows], bounds[1][rows], color=colour, lw=0.9, alpha=0.6, zorder=2)
+            low, high = (np.clip(end[rows], -LARGEST, LARGEST) for end in bounds)
+            axes.vlines(x, low, high, color=colour, lw=0.9, alpha=0.6, zorder=2)
         run_points(axes, x, y, run_ids, colour=colour, marker=marker, hollow=hollow)
         label = f"{name}: {error[rows].mean():.2g}%"
         handles.append(mark_handle(label, marker=marker, colour=colour, hollow=hollow))
@@ -247,6 +251,7 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
     values, tokens = np.geomspace(*across, _CELLS), np.geomspace(*up, _CELLS)
     columns, rows = np.meshgrid(values, tokens)
     loss = law.loss(fit.cost_model.model_columns(columns.ravel(), rows.ravel())).reshape(columns.shape)
+    check_range(loss[~(loss <= LARGEST)], f"a loss by the {law.form.name} law")
     levels = [float(level) for level in MaxNLocator(_LEVELS).tick_values(float(loss.min()), float(loss.max()))]
     levels = [level for level in levels if loss.min() < level < loss.max()]
     axes.contour(columns, rows, loss, levels=levels, colors=MUTED, linewidths=0.8, zorder=1.5)

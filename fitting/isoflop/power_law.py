@@ -34,8 +34,9 @@ class PowerLaw:
     draws: tuple[tuple[float, float], ...] = ()
 
     def at(self, budget: float) -> float:
-        """Return the quantity at `budget` FLOPs."""
-        return float(np.exp(self.log_at(budget)))
+        """Return the quantity at `budget` FLOPs, infinite where it exceeds the largest float."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.log_at(budget)))
 
     def log_at(self, budget: ArrayLike) -> np.ndarray:
         """Return the log of the quantity at `budget` FLOPs, in the shape of `budget`."""
@@ -46,7 +47,8 @@ class PowerLaw:
         if not self.draws:
             return None
         low, high = interval(self.log_draws_at(budget))
-        return float(np.exp(low)), float(np.exp(high))
+        with np.errstate(over="ignore"):
+            return float(np.exp(low)), float(np.exp(high))
 
     def log_draws_at(self, budget: float) -> np.ndarray:
         """Return the log of the quantity at `budget` FLOPs by each draw: (draws,)."""

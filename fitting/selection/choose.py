@@ -32,7 +32,7 @@ from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import RunTable, check_runs, is_dense
 from isoloop.fitting.tables.repetition import repetition_caveats
-from isoloop.fitting.tables.runs import implausible_rows, law_data
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
 _ROWS_AT_MOST = 5000
@@ -204,7 +204,7 @@ def choose_table(
     if unfinished:
         caveats.append(f"Left out, since they did not finish or have no loss: {unfinished} of {len(checked)} rows.")
     caveats += unit_caveats(checked)
-    caveats += repetition_caveats(checked)
+    caveats += repetition_caveats(finished_rows(checked))
     cost: Cost | None = None
     try:
         cost = cost_of(checked)

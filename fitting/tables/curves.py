@@ -26,6 +26,11 @@ _SMALLEST_RISE = 1e-3
 _FALSE_ALARMS = 1e-4
 """Chance that models whose losses don't rise count as rising together."""
 _DISAGREEMENT = 0.01
+_PERPLEXITY_TOLERANCE = 0.1
+"""Relative distance of a perplexity's logarithm from the run's loss: losses at the T nearest to mu are as close."""
+_PERPLEXITY_SHARE = 0.9
+_COPY_DECIMALS = 3
+"""Decimals up to which losses that saturate in T may be equal without being a copy."""
 _NAMED = 5
 _FEWEST_COPIES = 3
 
@@ -154,7 +159,22 @@ def _blown_up(runs: pd.DataFrame, mask: pd.DataFrame) -> list[str]:
     return [
         f"{count} left out of the test-time, joint and unified laws and their held-out errors, being far from the "
         f"other losses of the run: {', '.join(named)}{f', and {more} more' if more else ''}."
+        f"{_perplexity_text(runs, mask)}"
     ]
+
+
+def _perplexity_text(runs: pd.DataFrame, mask: pd.DataFrame) -> str:
+    """Return a sentence if losses at T are the perplexities of their runs: at T nearest to mu, close to exp(loss)."""
+    recurrences = np.array(list(loss_columns(runs).values()), dtype=float)
+    distance = np.abs(np.log(recurrences / runs["mean_recurrence"].to_numpy(dtype=float)[:, None]))
+    nearest = np.where(runs[mask.columns].notna(), distance, np.inf).argmin(axis=1)
+    values = runs[mask.columns].to_numpy(dtype=float)[np.arange(len(runs)), nearest]
+    are_left_out = mask.to_numpy()[np.arange(len(runs)), nearest]
+    logs = np.log(np.where(values > 0, values, np.nan))
+    are_perplexities = are_left_out & (np.abs(logs / runs["loss"].to_numpy(dtype=float) - 1) < _PERPLEXITY_TOLERANCE)
+    if are_perplexities.sum() < max(1, _PERPLEXITY_SHARE * len(runs)):
+        return ""
+    return " They look like perplexities: give their logarithms, which are nats per token."
 
 
 def _disagreements(runs: pd.DataFrame) -> list[str]:
@@ -181,12 +201,18 @@ def _copies(runs: pd.DataFrame) -> list[str]:
     caveats = []
     for name, recurrence in columns.items():
         other = runs[(runs["mean_recurrence"] != recurrence) & runs[name].notna()]
-        if other["loss"].nunique() >= _FEWEST_COPIES and (other[name] == other["loss"]).all():
+        if _are_copies(other["loss"], other[name]):
             caveats.append(
                 f"`{name}` equals `loss`, the loss at T = mu, in all {len(other)} runs with another mu: was it copied?"
             )
     for first, second in combinations(columns, 2):
         both = runs[runs[first].notna() & runs[second].notna()]
-        if both[first].nunique() >= _FEWEST_COPIES and (both[first] == both[second]).all():
+        if _are_copies(both[first], both[second]):
             caveats.append(f"`{second}` equals `{first}` in all {len(both)} runs: was it copied?")
     return caveats
+
+
+def _are_copies(first: pd.Series, second: pd.Series) -> bool:
+    """Return whether two columns are equal in all rows, though their losses differ and have more than a few digits."""
+    is_rounded = np.allclose(first, first.round(_COPY_DECIMALS), rtol=0, atol=1e-9)
+    return bool(first.nunique() >= _FEWEST_COPIES and not is_rounded and (first == second).all())

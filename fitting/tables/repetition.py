@@ -22,8 +22,20 @@ def epochs_of(table: pd.DataFrame) -> np.ndarray:
     return epochs
 
 
+def epochs_range(runs: pd.DataFrame) -> tuple[float, float] | None:
+    """Return the fewest and the most passes of runs over their text, None if no run saw any of it again."""
+    epochs = epochs_of(runs)
+    epochs = epochs[~np.isnan(epochs)]
+    return (float(epochs.min()), float(epochs.max())) if (epochs > 1).any() else None
+
+
+def epochs_text(epochs: float) -> str:
+    """Return passes over the text as a reader wants them: three digits, without an exponent."""
+    return f"{epochs:.3g}" if epochs < 1000 else f"{epochs:,.0f}"
+
+
 def repetition_caveats(table: pd.DataFrame) -> list[str]:
-    """Return the caveats of a checked table in which finished runs saw text more than once, none if no run did.
+    """Return the caveats of fitted runs (rows of a checked table) that saw text more than once, none if no run did.
 
     About 4 epochs are nearly as good as new text, and more are worth less and less (Muennighoff et al. 2023,
     arXiv:2305.16264).
@@ -35,14 +47,14 @@ def repetition_caveats(table: pd.DataFrame) -> list[str]:
     if not repeated.any():
         return []
     least, most, count = epochs[repeated].min(), epochs.max(), int(repeated.sum())
-    span = f"{most:.3g}" if f"{least:.3g}" == f"{most:.3g}" else f"{least:.3g} to {most:.3g}"
+    span = " to ".join(dict.fromkeys((epochs_text(least), epochs_text(most))))
     worth = (
         "up to about 4 epochs are nearly as good as new text"
         if most <= _NEARLY_FRESH
         else "beyond about 4 epochs repeated text is worth clearly less than new text"
     )
     caveats = [
-        f"{REPEATED_TEXT}: {count} of {len(runs)} finished runs saw their training text {span} times. Losses then "
+        f"{REPEATED_TEXT}: {count} of {len(runs)} fitted runs saw their training text {span} times. Losses then "
         f"depart from a law L(N, D), which takes every token for a new one ({worth}, Muennighoff et al. 2023), and "
         "overfitting may move the optimum towards more loops or a larger model, which see fewer tokens at a budget."
     ]

@@ -6,7 +6,7 @@ import locale
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -223,6 +223,17 @@ def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:
             f"{name:<12} {len(tokens):,} tokens in {documents:,} documents, {text:,} bytes "
             f"({len(tokens) / text:.4g} tokens per byte); {tokens.count_windows(context):,} windows of {context} tokens"
         )
-    whole = facts.train_bytes + facts.validation_bytes
-    lines.append(f"held out     {100 * facts.validation_bytes / whole:.3g}% of the text")
+    lines.append(f"held out     {100 * facts.validation_share:.3g}% of the text")
+    lines += [f"note         {note}" for note in corpus.notes]
     return "\n".join(lines)
+
+
+def describe_corpora(corpora: Iterable["Corpus"]) -> list[str]:
+    """Return a line for each corpus of a plan with its size and its held-out share, and its notes."""
+    lines = []
+    for corpus in corpora:
+        facts = corpus.facts
+        share = f"{100 * facts.validation_share:.3g}% of the text held out"
+        lines.append(f"corpus      {facts.name}, {facts.train_tokens:.4g} training tokens, {share}")
+        lines += [f"note        {note}" for note in corpus.notes]
+    return lines

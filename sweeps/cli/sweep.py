@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import describe_corpus, new_console, print_results, print_status, progress_bar
+from isoloop.sweeps.cli.console import (
+    describe_corpora,
+    describe_corpus,
+    new_console,
+    print_results,
+    print_status,
+    progress_bar,
+)
 from isoloop.sweeps.cli.options import (
     DEFAULT_LAW,
     DEFAULT_OUT,
@@ -67,8 +74,6 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
         existing = request.find()
         corpus = existing or request.build()
     console.print(describe_corpus(corpus, context=config.model.context, is_new=existing is None))
-    if request.hidden_files:
-        console.print(f"left out     {request.hidden_files} hidden files, or files in hidden folders")
     corpus.check(config.model.context, config.model.vocabulary)
 
 
@@ -88,8 +93,11 @@ def plan(
         raise ValueError(f"--to must name a .csv file, but got '{to}'; choose that suffix")
     config, folders = load_config(sweep, out, override)
     with progress_bar(new_console(), in_bytes=True, transient=True) as progress:
-        planned = prepare(config, folders, progress).plan
-    print_plan(new_console(), planned, finished_results(planned.cells, folders), every_run=every_run)
+        prepared = prepare(config, folders, progress)
+    planned, console = prepared.plan, new_console()
+    print_plan(console, planned, finished_results(planned.cells, folders), every_run=every_run)
+    for line in describe_corpora(prepared.corpora.values()):
+        console.print(line, markup=False)
     if to is not None:
         import pandas as pd
 
@@ -168,6 +176,8 @@ def run(
         prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells
     console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+    for line in describe_corpora(prepared.corpora.values()):
+        console.print(line, markup=False)
 
     # Train and record.
     try:

@@ -16,7 +16,13 @@ function calculator(table) {
     const above = Math.max(1, budgets.findIndex((budget) => budget >= flops)), below = above - 1;
     const share = (log - logs[below]) / (logs[above] - logs[below]);
     const nearest = share < 0.5 ? below : above;
-    const between = (low, high) => Math.exp((1 - share) * Math.log(low) + share * Math.log(high));
+    /* null is missing, 1e300 and above infinite, 1e-300 and below zero (see calculator.py). */
+    const between = (low, high) => {
+      if (low === null || high === null) return NaN;
+      if (low >= 1e300 || high >= 1e300) return Infinity;
+      if (low <= 1e-300 || high <= 1e-300) return 0;
+      return Math.exp((1 - share) * Math.log(low) + share * Math.log(high));
+    };
     const at = (values) => values && between(values[below], values[above]);
     const interval = (ends) => ends && [0, 1].map((side) => between(ends[below][side], ends[above][side]));
     const wholeLoops = () => {
@@ -48,6 +54,8 @@ function readFlops(text) {
 
 /* A number as %.{digits}g writes it. */
 function general(value, digits) {
+  if (Number.isNaN(value)) return "-";
+  if (!Number.isFinite(value)) return "infinite";
   if (value === 0) return "0";
   const [mantissa, power] = value.toExponential(digits - 1).split("e"), exponent = Number(power);
   const stripped = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);

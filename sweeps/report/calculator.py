@@ -8,7 +8,7 @@ import numpy as np
 from isoloop.fitting import SweepFit, predict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.predict import extrapolation_notes, named_power_laws
+from isoloop.fitting.predict import extrapolation_notes, named_power_laws, repetition_notes
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""
@@ -19,6 +19,12 @@ _TOLERANCES = {"loss": 3e-4, "value": 0.02, "value_interval": 0.05}
 """Relative errors half-way between two budgets above which more are added; with the middle one, a quarter remains."""
 _SHORTEST_STEP = 1.03
 """Ratio of neighbouring budgets below which none is added: there the best mean recurrence jumps."""
+_INTERPOLATED = (1e-150, 1e150)
+"""Range outside of which a value isn't followed closely: it is absurd, and a product of two would overflow."""
+_ENDS = (1e-300, 1e300)
+"""Numbers that stand for 0 and infinity, which have no logarithm; the page shows them as such."""
+_MOST_LOOPS = 1e5
+"""Mean recurrence above which the page doesn't list the cost of each whole number of loops."""
 _FIELDS = ("value", "value_interval", "tokens", "tokens_interval", "loss", "loss_interval")
 
 Row = dict[str, Any]
@@ -38,7 +44,7 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
     if fit is None or (fit.training is None and not named_power_laws(fit)):
         return None
     # A power law with a wide interval may leave the range of floating-point numbers.
-    with np.errstate(over="ignore", divide="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         answers = _answers(fit)
     budgets, rows = list(answers), list(answers.values())
     return {
@@ -85,8 +91,8 @@ def _interpolates(low: Row, middle: Row, high: Row) -> bool:
     """Return whether loss and best value half-way between two budgets are near their interpolation."""
     for field, tolerance in _TOLERANCES.items():
         if middle[field] is not None:
-            between = np.sqrt(np.multiply(low[field], high[field]))
-            if np.any(abs(between / middle[field] - 1) > tolerance):
+            first, at, last = (np.clip(row[field], *_INTERPOLATED) for row in (low, middle, high))
+            if np.any(abs(np.sqrt(first * last) / at - 1) > tolerance):
                 return False
     return True
 
@@ -96,7 +102,7 @@ def _methods(fit: SweepFit, flops: float) -> list[Row]:
     rows = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
     if fit.training is None:
         best = rows[0]
-        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["value"])
+        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["value"]) + repetition_notes(fit)
     else:
         prediction = predict(fit, flops=flops)
         values = {field: getattr(prediction, field) for field in _FIELDS}
@@ -132,8 +138,13 @@ def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Row:
     }
 
 
-def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict[str, Any]:
-    """Return the better of the two whole mean recurrences next to the best one, and the cost of each whole number."""
+def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict[str, Any] | None:
+    """Return the better of the two whole mean recurrences next to the best one, and the cost of each whole number.
+
+    A power law that asks for absurdly many loops has none.
+    """
+    if not np.max(best) <= _MOST_LOOPS:
+        return None
     loops, losses = [], []
     for flops, mean_recurrence in zip(budgets, best, strict=True):
         beside = np.maximum(1.0, [np.floor(mean_recurrence), np.ceil(mean_recurrence)])
@@ -148,5 +159,9 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
 
 
 def _column(values: list[Any]) -> list[Any] | None:
-    """Return a column with values that JSON and logarithms can hold, or None if it has none."""
-    return None if values[0] is None else np.clip(np.nan_to_num(values), 1e-300, 1e300).tolist()
+    """Return a column with values that JSON and logarithms can hold, None where missing, or None if it has none."""
+    if values[0] is None:
+        return None
+    column = np.clip(np.asarray(values, dtype=float), *_ENDS).astype(object)
+    column[np.isnan(np.asarray(values, dtype=float))] = None
+    return list(column.tolist())

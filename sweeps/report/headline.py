@@ -1,6 +1,9 @@
 """The result of a sweep in a few sentences, each number with its interval."""
 
+import math
 import re
+
+import numpy as np
 
 from isoloop.fitting import HeldOut, PowerLaw, SweepFit, predict
 from isoloop.fitting.axis import AXES
@@ -44,8 +47,9 @@ def _power_law_sentences(fit: SweepFit) -> list[str]:
     name, law, tokens = AXES[fit.axis].name, fit.isoflop.axis_law, fit.isoflop.tokens_law
     flops = HEADLINE_MULTIPLE * fit.fitted.flops[1]
     span = law.interval_at(flops)
-    # More loops, or parameters, leave fewer tokens.
-    best, *ends = fit.cost_model.tokens_for(flops, [law.at(flops), *(span or ())[::-1]]).tolist()
+    # More loops, or parameters, leave fewer tokens. A law gone astray may ask for none of them, or infinitely many.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        best, *ends = fit.cost_model.tokens_for(flops, [law.at(flops), *(span or ())[::-1]]).tolist()
     sentences = [
         f"By the minima of the isoFLOP curves, the best {name} grows as C^{_exponent(law)} and the best "
         f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting).",
@@ -96,5 +100,6 @@ def _exponent(law: PowerLaw) -> str:
 
 
 def _spanned(value: float, span: tuple[float, ...] | list[float] | None, form: str = ".3g") -> str:
-    """Return a number with its interval, if there is one, in brackets."""
-    return f"{value:{form}}" + (f" ({span[0]:{form}} to {span[1]:{form}})" if span else "")
+    """Return a number with its interval in brackets, if there is one whose ends are numbers or infinite."""
+    has_interval = span and not any(map(math.isnan, span))
+    return f"{value:{form}}" + (f" ({span[0]:{form}} to {span[1]:{form}})" if span and has_interval else "")

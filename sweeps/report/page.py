@@ -207,9 +207,14 @@ def _draw_figures(
     sources = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
     for name in HOLD_OUT_FIGURES:
         if results.hold_out is not None and not figures.why_unavailable(name, results.hold_out):
-            sources[name] = results.hold_out, folder / "hold-out"
-            figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
-            skipped.pop(name, None)
+            try:
+                figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
+            except (ValueError, OverflowError) as error:
+                sources.pop(name, None)
+                skipped[name] = str(error)
+            else:
+                sources[name] = results.hold_out, folder / "hold-out"
+                skipped.pop(name, None)
     labels = run_labels(table)
     drawn = []
     for name, kind in figures.FIGURES.items():

@@ -21,9 +21,9 @@
   }
 
   const short = (value, digits = 4) => general(value, digits).replace("e+0", "e").replace("e+", "e");
-  const loops = (mu) => (mu < 1000 ? mu.toPrecision(4) : short(mu));
-  const loss = (value) => (value === null ? "-" : value.toFixed(4));
-  const range = (ends, format) => (ends ? `${format(ends[0])} to ${format(ends[1])}` : "no interval");
+  const loops = (mu) => (mu > 0 && mu < 1000 ? mu.toPrecision(4) : short(mu));
+  const loss = (value) => (value === null ? "-" : value < 1000 ? value.toFixed(4) : short(value));
+  const range = (ends, format) => (ends && !ends.some(Number.isNaN) ? `${format(ends[0])} to ${format(ends[1])}` : "no interval");
 
   function startCalculator() {
     const form = find("#calculator"), table = find("#predictions");

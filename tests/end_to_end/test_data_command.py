@@ -1,6 +1,7 @@
 """`isoloop data prepare`, as its user has it."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -29,6 +30,7 @@ def sweep_file(tmp_path, parquet_folder):
 def test_prepare_then_run(sweep_file, tmp_path, new_database):
     said = isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
     assert ": prepared" in said
+    assert re.search(r"^held out +(9|1[01])\.?\d*% of the text$", said, re.MULTILINE)
     assert "bpe, 400 ids" in said
     assert "windows of 16 tokens" in said
     (corpus,) = tmp_path.glob("isoloop-out/corpora/*/corpus.json")
@@ -36,7 +38,11 @@ def test_prepare_then_run(sweep_file, tmp_path, new_database):
     assert f"{json.loads(corpus.read_text())['train_tokens']:,} tokens" in said
     written = corpus.stat().st_mtime_ns
     assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
-    assert "1 runs, 0 done" in isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
+    planned = isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
+    assert "1 runs, 0 done" in planned
+    assert re.search(
+        r"^corpus +parquet\w*, [\d.e+]+ training tokens, [\d.]+% of the text held out$", planned, re.MULTILINE
+    )
     new_database(tmp_path / "isoloop-out" / "mlflow.db")
     ran = isoloop_process("run", "sweep.yaml", cwd=tmp_path)
     assert "TOKENIZERS_PARALLELISM" not in ran.stderr

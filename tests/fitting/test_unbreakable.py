@@ -298,10 +298,11 @@ def test_one_run_is_reported_in_the_singular():
 
 
 def test_a_curve_whose_minimum_is_no_loss_has_none():
-    """A model of no size at all pulls the parabola's vertex below a loss of 0, which has no logarithm."""
-    table = points().head(14).assign(flops=lambda table: table["budget"])
-    table.loc[0, "params"] = 1e-19
-    fit = fit_sweep(table, name="x", draws=20)
+    """A parabola through few, lopsided points dips below a loss of 0, which has no logarithm."""
+    x = np.array([-1.0, -0.9, 1.0])
+    lopsided = pd.DataFrame({"params": 1e8 * np.exp(x), "tokens": 1e9, "budget": 1e18, "loss": 10 * x**2 - 5})
+    fit = fit_sweep(pd.concat([points(), lopsided]), name="x", draws=20)
     assert not fit.isoflop.minima[0].included
-    assert "which none can have" in fit.isoflop.minima[0].reason
+    assert fit.isoflop.minima[0].reason == "the curve's minimum would be a loss of -5, which none can have"
     assert any("which none can have" in caveat for caveat in fit.caveats)
+    assert len(fit.isoflop.included) == 5

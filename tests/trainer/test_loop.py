@@ -11,6 +11,7 @@ import torch
 
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import (
+    DataConfig,
     ExecutionConfig,
     ModelConfig,
     OptimizerConfig,
@@ -19,6 +20,7 @@ from isoloop.trainer.config import (
     ScheduleConfig,
 )
 from isoloop.trainer.data.batches import validation_windows
+from isoloop.trainer.data.corpus import prepare_corpus
 from isoloop.trainer.evaluate import bits_per_byte, evaluate
 from isoloop.trainer.files import FolderBusyError, sole_owner
 from isoloop.trainer.loop import train
@@ -65,13 +67,15 @@ def uninterrupted(spec, corpus, tmp_path_factory):
     return folder, train(spec, corpus, folder)
 
 
-def test_a_run_records_what_it_did(spec, uninterrupted):
+def test_a_run_records_what_it_did(spec, corpus, uninterrupted):
     folder, result = uninterrupted
     assert result == read_result(folder)
     assert result.run_id == spec.run_id
     assert result.status == "finished"
     assert not result.simulated
     assert (result.steps, result.tokens) == (12, 12 * 4 * 16)
+    assert result.unique_tokens == len(corpus.train)
+    assert result.epochs == result.tokens / len(corpus.train)
     assert set(result.losses) == {1, 2, 3, 4}  # those of the spec, and the mean recurrence
     assert result.loss == result.losses[3]
     assert result.bits_per_byte == pytest.approx(result.loss / 0.6931471805599453)
@@ -189,6 +193,15 @@ MODELS = {
     "concat": ModelConfig(width=16, heads=2, context=16, injection="concat", prelude_norm=False, block="residual-norm"),
     "addition": ModelConfig(width=16, heads=2, context=16, injection="addition"),
 }
+
+
+def test_the_text_of_a_run_ends_at_max_tokens(spec, parquet_folder, tmp_path):
+    config = DataConfig(corpus=str(parquet_folder), validation_fraction=0.1, max_tokens=25_000)
+    corpus = prepare_corpus(config, tmp_path)
+    changes = {"data_fingerprint": corpus.facts.fingerprint, "data": config, "steps": 2}
+    result = train(spec.model_copy(update=changes), corpus, tmp_path / "run")
+    assert result.unique_tokens == corpus.facts.train_tokens
+    assert 25_000 <= result.unique_tokens < 26_000
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -418,6 +431,16 @@ class TestCheckpoint:
         torch.save({"format": os.system}, folder / "state.pt")
         with pytest.raises(ValueError, match="can't be read"):
             load_checkpoint(folder, run_id="a", **state)
+
+
+def test_a_result_of_a_version_that_did_not_count_its_text_is_read(uninterrupted, tmp_path):
+    _, result = uninterrupted
+    old = result.model_dump(mode="json")
+    assert old.pop("unique_tokens") > 0
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    read = read_result(tmp_path)
+    assert (read.unique_tokens, read.epochs) == (None, None)
+    assert read.model_copy(update={"unique_tokens": result.unique_tokens}) == result
 
 
 def test_a_foreign_result_is_refused(tmp_path):

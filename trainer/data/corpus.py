@@ -2,7 +2,7 @@
 
     <cache>/<fingerprint>/   corpus.json  train-00000.bin ...  validation-00000.bin ...  token-bytes.npy  tokenizer.json
                              part-00000.json ...
-    <cache>/requests/<key>/  prepared.json (the fingerprint)   lock   building/ (during a build)
+    <cache>/requests/<key>/  prepared.json (the fingerprint)   lock   building/ (during a build)   building-by-size/
 
 The fingerprint is a hash of the tokens of each split and of the bytes they stand for; it enters a run's identity. The
 key is a hash of the configuration and of the files' content (text) or names, sizes and times (parquet). It only saves
@@ -22,8 +22,17 @@ from numpy.typing import NDArray
 
 from isoloop.trainer.config import Config, DataConfig
 from isoloop.trainer.data.shards import SPLITS, Shard, Tokens, build_part, read_part
-from isoloop.trainer.data.sources import CorpusProgress, Document, Part, Split, no_progress, open_source
-from isoloop.trainer.data.tokenizer import Tokenizer, make_tokenizer, request_tokenizer
+from isoloop.trainer.data.sources import (
+    SHARE_TOLERANCE,
+    CorpusProgress,
+    Document,
+    Part,
+    Split,
+    no_progress,
+    open_source,
+    split_rows_by_size,
+)
+from isoloop.trainer.data.tokenizer import SmallSampleError, Tokenizer, make_tokenizer, request_tokenizer
 from isoloop.trainer.files import open_atomically, owner_in_turn, write_atomically
 
 # Part of every key: raised when the same request would give other tokens or other files.
@@ -47,13 +56,22 @@ class CorpusFacts(Config):
     dtype: str
     shards: dict[Split, list[Shard]]
 
+    @property
+    def validation_share(self) -> float:
+        """Held-out bytes as a fraction of all bytes."""
+        return self.validation_bytes / (self.train_bytes + self.validation_bytes)
+
 
 class Corpus:
     """A prepared corpus with the tokens of its splits, `train` and `validation`.
 
+    `notes` are sentences about its text and its split; only a `CorpusRequest` knows them.
+
     Raises:
         ValueError: one of its files is missing or torn.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -121,14 +139,19 @@ class CorpusRequest:
         key = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:_FINGERPRINT_DIGITS]
         self.folder = cache / "requests" / key
         self._prepared = self.folder / "prepared.json"
-        self.hidden_files = self._source.hidden_files
 
     def find(self) -> Corpus | None:
         """Open the prepared corpus, if there is one, without reading text or tokens."""
         if not self._prepared.exists():
             return None
-        folder = self._cache / json.loads(self._prepared.read_text(encoding="utf-8"))["fingerprint"]
-        return Corpus(folder) if (folder / "corpus.json").exists() else None
+        prepared = json.loads(self._prepared.read_text(encoding="utf-8"))
+        folder = self._cache / prepared["fingerprint"]
+        if not (folder / "corpus.json").exists():
+            return None
+        corpus = self._open(folder)
+        facts = corpus.facts
+        misses = self._misses_share(facts.train_bytes, facts.validation_bytes)
+        return None if misses and not prepared.get("by_size") else corpus
 
     def build(self) -> Corpus:
         """Tokenise the corpus, unless another process has done so while this one waited for its turn.
@@ -140,16 +163,56 @@ class CorpusRequest:
         with owner_in_turn(self.folder, waiting=waiting):
             if (corpus := self.find()) is not None:
                 return corpus
-            building = self.folder / "building"
-            building.mkdir(exist_ok=True)
-            parts = self._source.list_parts()
-            tokenizer = self._train_or_read_tokenizer(building, parts)
-            shards = _build_parts(parts, tokenizer, building, self._config.max_tokens, self._progress)
+            # By the hashes of rows, or files; then by the size of the rows, if the hashes miss the share
+            parts, building = self._source.list_parts(), self.folder / "building"
+            documents = None
+            try:
+                tokenizer, shards = self._tokenise(parts, building)
+                train, held_out = (sum(shard.bytes for shard in shards[split]) for split in SPLITS)
+                by_size = self._misses_share(train, held_out)
+                documents = sum(shard.documents for split in SPLITS for shard in shards[split])
+            except SmallSampleError:  # perhaps because most of the text is held out
+                if not self._source.has_rows:
+                    raise
+                by_size = True
+            if by_size:
+                parts = split_rows_by_size(parts, documents)
+                building = self.folder / "building-by-size"
+                tokenizer, shards = self._tokenise(parts, building)
             folder = self._cache / self._write_facts(building, tokenizer, shards)
             # `find` needs both this file and the folder, so nothing is lost if the process ends between the two.
-            write_atomically(self._prepared, json.dumps({"fingerprint": folder.name, "corpus": self._source.name}))
+            prepared = {"fingerprint": folder.name, "corpus": self._source.name}
+            write_atomically(self._prepared, json.dumps({**prepared, "by_size": True} if by_size else prepared))
             _move(building, folder)
-            return Corpus(folder)
+            if by_size:
+                shutil.rmtree(self.folder / "building")
+            return self._open(folder)
+
+    def _open(self, folder: Path) -> Corpus:
+        """Open a corpus with notes about its text and, where the share that is held out is another, about that."""
+        corpus, asked = Corpus(folder), self._config.validation_fraction
+        notes, share = list(self._source.notes), corpus.facts.validation_share
+        if abs(share - asked) > SHARE_TOLERANCE * asked:
+            if self._config.max_tokens and not self._source.has_rows:
+                reason = "max_tokens ends the training text alone"
+            else:
+                reason = f"{'rows' if self._source.has_rows else 'files'} are held out whole"
+            notes.append(f"{100 * share:.3g}% of the text is held out, not {100 * asked:.3g}%: {reason}")
+        corpus.notes = tuple(notes)
+        return corpus
+
+    def _misses_share(self, train_bytes: int, validation_bytes: int) -> bool:
+        """Return whether either split of rows has less than half, or more than twice, the text that it should have."""
+        total, fraction = train_bytes + validation_bytes, self._config.validation_fraction
+        if not self._source.has_rows or not total:
+            return False
+        share = validation_bytes / total
+        return not fraction / 2 <= share <= min(2 * fraction, (1 + fraction) / 2)
+
+    def _tokenise(self, parts: Sequence[Part], building: Path) -> tuple[Tokenizer, dict[Split, list[Shard]]]:
+        building.mkdir(exist_ok=True)
+        tokenizer = self._train_or_read_tokenizer(building, parts)
+        return tokenizer, _build_parts(parts, tokenizer, building, self._config.max_tokens, self._progress)
 
     def _train_or_read_tokenizer(self, building: Path, parts: Sequence[Part]) -> Tokenizer:
         stored = building / "tokenizer.json"

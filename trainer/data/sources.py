@@ -4,15 +4,17 @@ A text corpus is one part; each parquet file is a part of its own and is streame
 names, never from places: from the hash of its file's name relative to the corpus and, for parquet, its row number.
 """
 
+import codecs
 import fnmatch
 import glob
 import hashlib
+import os
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -27,8 +29,10 @@ STDLIB = "stdlib"
 # Left out of `stdlib`: files that are not the library itself, or that differ between installations.
 _NOT_STDLIB = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests"}
 _FOREIGN = "__MACOSX"  # what an archiver puts beside the files of others
-_SHARE_TOLERANCE = 0.1  # relative; whole files that hold out more or less are replaced by a cut within one
+SHARE_TOLERANCE = 0.1  # relative; whole files that hold out more or less are replaced by a cut within one
 _PARQUET = ".parquet"
+_DECODED_BYTES = 2**24
+_LISTED = 3
 _BATCH_ROWS = 256
 _BATCH_BYTES = 2**25
 
@@ -65,13 +69,15 @@ class CorpusSource:
     """A corpus before it is tokenised.
 
     `identity` (plain data) is the same as long as the text is. `list_parts` is called only if tokens must be built.
-    `hidden_files` are those that were left out.
+    `has_rows` if the documents are rows. `notes` are sentences about what was left out, or is perhaps no text; those
+    about a data set on Hugging Face may come with `list_parts`.
     """
 
     name: str
     identity: Any
     list_parts: Callable[[], Sequence[Part]]
-    hidden_files: int = 0
+    has_rows: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def no_progress(activity: str, done: int, total: int) -> None:
@@ -116,11 +122,7 @@ def _no_corpus(name: str, hub_error: str | None = None) -> ValueError:
 
 def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -> CorpusSource:
     """Read a folder as parquet if `files` is set or there is no text, as text if `suffixes` is set or all is text."""
-    every = [file for file in folder.rglob("*") if file.is_file()]
-    files = [file for file in every if not _is_hidden(file.relative_to(folder)) or _names_hidden(config.files)]
-    hidden = sum(file.suffix in {_PARQUET, *config.suffixes} for file in every) - sum(
-        file.suffix in {_PARQUET, *config.suffixes} for file in files
-    )
+    files, notes = _list_folder(folder, with_hidden=_names_hidden(config.files))
     parquet = [file for file in files if file.suffix == _PARQUET]
     text = [file for file in files if file.suffix in config.suffixes]
     if config.files is None and not config.is_set("suffixes") and parquet and text:
@@ -131,11 +133,75 @@ def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -
         )
     if config.files is None and (not parquet or config.is_set("suffixes")):
         config.refuse("a folder of text files", "column", "revision")
-        return replace(_text_source(config, folder, text, progress), hidden_files=hidden)
+        source = _text_source(config, folder, text, progress)
+        return replace(source, notes=[*notes, *_others(files, config.suffixes), *source.notes])
     config.refuse("a folder of parquet files", "suffixes", "revision")
     pattern = config.files or f"*{_PARQUET}"
     matching = [file for file in files if fnmatch.fnmatchcase(file.relative_to(folder).as_posix(), pattern)]
-    return replace(_parquet_source(config, folder, matching), hidden_files=hidden)
+    return replace(_parquet_source(config, folder, matching), notes=notes)
+
+
+def _list_folder(folder: Path, *, with_hidden: bool) -> tuple[list[Path], list[str]]:
+    """Return the files in a folder and the folders in it, and notes about what was left out."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"every folder of a corpus must be readable, but {error.filename} is not: {error.strerror}; change its "
+            "permissions, or move it elsewhere"
+        ) from error
+
+    files, hidden, broken, linked = [], [], [], []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        linked += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+        for path in (Path(place, name) for name in names):
+            if not with_hidden and _is_hidden(path.relative_to(folder)):
+                hidden.append(path)
+            elif path.is_file():
+                files.append(path)
+            elif path.is_symlink():
+                broken.append(path)
+    linked = [path for path in linked if with_hidden or not _is_hidden(path.relative_to(folder))]
+    notes = [_hidden_note(len(hidden))] if hidden else []
+    if broken:
+        notes.append(f"{_count(broken, 'link')} that lead nowhere {_were(broken)} left out: {_listed(broken, folder)}")
+    if linked:
+        notes.append(
+            f"{_count(linked, 'link')} to folders {_were(linked)} not followed: {_listed(linked, folder)}; if that "
+            "text belongs to the corpus, move it there"
+        )
+    return files, notes
+
+
+def _others(files: Sequence[Path], suffixes: Sequence[str]) -> list[str]:
+    """Return a note about files that have none of the suffixes, if there are any."""
+    others = [file for file in files if file.suffix not in suffixes]
+    if not others:
+        return []
+    kinds = sorted({file.suffix or "no suffix" for file in others})
+    more = ", ..." if len(kinds) > _LISTED else ""
+    return [
+        f"{_count(others, 'file')} with other suffixes ({', '.join(kinds[:_LISTED])}{more}) {_were(others)} left out; "
+        "data.suffixes names those that are read"
+    ]
+
+
+def _hidden_note(count: int) -> str:
+    files, were = ("file", "was") if count == 1 else ("files", "were")
+    return f"{count} hidden {files} (or in hidden folders, or {_FOREIGN}) {were} left out; data.files may name them"
+
+
+def _count(paths: Sequence[Path], noun: str) -> str:
+    return f"{len(paths)} {noun}" + ("" if len(paths) == 1 else "s")
+
+
+def _were(paths: Sequence[Path]) -> str:
+    return "was" if len(paths) == 1 else "were"
+
+
+def _listed(paths: Sequence[Path], folder: Path) -> str:
+    """Return the names of a few of the paths, relative to the corpus."""
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return ", ".join([*names[:_LISTED], *(["..."] if len(names) > _LISTED else [])])
 
 
 def _is_hidden(name: PurePath) -> bool:
@@ -185,29 +251,35 @@ class _TextPart(Part):
     def _cut(self, file: _TextFile, position: int) -> Iterator[Document]:
         """Hold out the end of a file, cut between two lines of several files' text, or else two characters."""
         text = file.read()
-        cut = max(1, len(text) - self.cut_bytes)
-        slack = int(_SHARE_TOLERANCE / 2 * self.validation_fraction * self.size) if len(self.files) > 1 else 0
-        line = max(text.rfind(b"\n", max(0, cut - slack), cut), text.find(b"\n", cut, min(len(text) - 1, cut + slack)))
-        if line >= 0:
-            cut = line + 1
-        while cut > 1 and text[cut] & 0xC0 == 0x80:
-            cut -= 1
+        slack = int(SHARE_TOLERANCE / 2 * self.validation_fraction * self.size) if len(self.files) > 1 else 0
+        cut = _place_of_cut(text, self.cut_bytes, slack)
         yield Document(str(file.path), text[cut:], "validation", position + len(text) - cut)
         yield Document(str(file.path), text[:cut], "train", position + len(text))
 
 
-def _held_out(sizes: Sequence[int], fraction: float, *, whole: bool) -> tuple[int, int]:
-    """Return how many whole files are held out, and how many bytes of the next one; 0 if it is not cut.
+def _place_of_cut(text: bytes, held_out_bytes: int, slack: int) -> int:
+    """Return where a text is cut so that its end is held out: after a line within `slack` bytes, or any character."""
+    cut = max(1, len(text) - held_out_bytes)
+    line = max(text.rfind(b"\n", max(0, cut - slack), cut), text.find(b"\n", cut, min(len(text) - 1, cut + slack)))
+    if line >= 0:
+        cut = line + 1
+    while cut > 1 and text[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
 
-    Whole files are held out in their order until they reach the fraction. If the share is then off by more than a
-    tenth, and not `whole`, the file with which they reach it is cut instead, as a lone file always is.
+
+def _held_out(sizes: Sequence[int], fraction: float, *, whole: bool) -> tuple[int, int]:
+    """Return how many whole files (or rows) are held out, and how many bytes of the next one; 0 if it is not cut.
+
+    Whole ones are held out in their order until they reach the fraction. If the share is then off by more than a
+    tenth, and not `whole`, the one with which they reach it is cut instead, as a lone file always is.
     """
     wanted = fraction * sum(sizes)
     if len(sizes) == 1:
-        return 0, max(1, round(wanted))
+        return 0, max(1, round(wanted)) if sizes[0] > 1 else 0
     ends = list(accumulate(sizes))
     count = min(next(number for number, end in enumerate(ends, 1) if end >= wanted), len(sizes) - 1)
-    if whole or abs(ends[count - 1] - wanted) <= _SHARE_TOLERANCE * wanted:
+    if whole or abs(ends[count - 1] - wanted) <= SHARE_TOLERANCE * wanted:
         return count, 0
     reaching = next(number for number, end in enumerate(ends) if end >= wanted)
     bytes_held = min(round(wanted) - (ends[reaching] - sizes[reaching]), sizes[reaching] - 1)
@@ -217,10 +289,14 @@ def _held_out(sizes: Sequence[int], fraction: float, *, whole: bool) -> tuple[in
 def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress: CorpusProgress) -> CorpusSource:
     paths = [path for path in paths if path.is_file()]
     total, done = sum(path.stat().st_size for path in paths), 0
-    files = []
+    files, binary, not_utf8 = [], [], []
     for path in paths:
         text = _read_file(path)
         name = path.relative_to(root).as_posix()
+        if b"\0" in text:
+            binary.append(path)
+        elif not _is_utf8(text):
+            not_utf8.append(path)
         files.append(_TextFile(name, path, len(text), hashlib.sha256(text).hexdigest()))
         done += len(text)
         progress("reading", done, total)
@@ -237,7 +313,37 @@ def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress
     identity = ["text", *((file.name, file.digest) for file in files)]
     if cut and len(files) > 1:
         identity.append(("cut", f"{held_out}, {cut} bytes"))
-    return CorpusSource(name=name, identity=identity, list_parts=lambda: [part])
+    notes = _text_notes(files, binary, not_utf8, root) if config.corpus != STDLIB else []
+    return CorpusSource(name=name, identity=identity, list_parts=lambda: [part], notes=notes)
+
+
+def _text_notes(files: Sequence[_TextFile], binary: Sequence[Path], not_utf8: Sequence[Path], root: Path) -> list[str]:
+    """Return notes about files that are empty, or perhaps no text."""
+    notes = []
+    if empty := [file.path for file in files if not file.size]:
+        notes.append(f"{_count(empty, 'empty file')} {_were(empty)} read as text without a character")
+    if binary:
+        notes.append(
+            f"{_count(binary, 'file')} with NUL bytes, as binary files and UTF-16 have them, {_were(binary)} read as "
+            f"text: {_listed(binary, root)}; convert or remove such files"
+        )
+    if not_utf8:
+        notes.append(
+            f"{_count(not_utf8, 'file')} that {'is' if len(not_utf8) == 1 else 'are'} not UTF-8 {_were(not_utf8)} "
+            f"read byte by byte: {_listed(not_utf8, root)}; convert or remove such files"
+        )
+    return notes
+
+
+def _is_utf8(text: bytes) -> bool:
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(text)
+    try:
+        for start in range(0, len(text), _DECODED_BYTES):
+            decoder.decode(view[start : start + _DECODED_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_stdlib(file: Path) -> bool:
@@ -256,13 +362,34 @@ def _read_file(file: Path) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _RowSplit:
+    """Rows whose hash is less than `below` are held out, and of the row whose hash it is the last `cut_bytes`."""
+
+    below: float
+    cut_bytes: int = 0
+    slack: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class _ParquetPart(Part):
     """One parquet file. `fetch` returns its path on this disk, after downloading it if necessary."""
 
     column: str
     fetch: Callable[[], Path]
+    split: _RowSplit
 
     def read(self) -> Iterator[Document]:
+        for row, text, position in self.rows():
+            name, hashed = f"{self.name}, row {row}", self.hash_row(row)
+            if hashed == self.split.below and self.split.cut_bytes:
+                cut = _place_of_cut(text, self.split.cut_bytes, self.split.slack)
+                yield Document(name, text[cut:], "validation", position)
+                yield Document(name, text[:cut], "train", position)
+            else:
+                yield Document(name, text, "validation" if hashed < self.split.below else "train", position)
+
+    def rows(self) -> Iterator[tuple[int, bytes, int]]:
+        """Yield the number of each row that has text, the text, and the bytes of the file that end with it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -275,17 +402,16 @@ class _ParquetPart(Part):
                     for text in batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
                         row += 1
                         if text:  # rows without text are no documents
-                            name = f"{self.name}, row {row - 1}"
-                            yield Document(name, text, self._split(row - 1), self.size * row // rows)
+                            yield row - 1, text, self.size * row // rows
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
                 f"every file must be parquet that can be read, but {path} is not: {error}; fetch it again or leave it "
                 "out with data.files"
             ) from error
 
-    def _split(self, row: int) -> Split:
-        digest = hashlib.blake2b(f"{self.name}\0{row}".encode(), digest_size=8).digest()
-        return "validation" if int.from_bytes(digest, "big") < self.validation_fraction * 2**64 else "train"
+    def hash_row(self, row: int) -> int:
+        """Return 64 bits that depend on the file's name in the corpus and the row's number."""
+        return int.from_bytes(hashlib.blake2b(f"{self.name}\0{row}".encode(), digest_size=8).digest(), "big")
 
     def _check_column(self, path: Path, schema: Any) -> None:
         import pyarrow as pa
@@ -317,9 +443,31 @@ def _batch_rows(metadata: Any) -> int:
 
 
 def _parquet_part(config: DataConfig, name: str, size: int, fetch: Callable[[], Path]) -> _ParquetPart:
+    fraction = config.validation_fraction
+    split = _RowSplit(below=fraction * 2**64)
     return _ParquetPart(
-        name=name, size=size, column=config.column, validation_fraction=config.validation_fraction, fetch=fetch
+        name=name, size=size, column=config.column, validation_fraction=fraction, fetch=fetch, split=split
     )
+
+
+def split_rows_by_size(parts: Sequence[Part], documents: int | None) -> Sequence[Part]:
+    """Return the parts of a corpus of rows with another split: whole rows in the order of their hashes, until they
+    make up the fraction of the text that is held out, and if they miss it by far the end of one row.
+
+    A split by hashes alone may miss the fraction where rows are few or of unequal size. Only the first `documents`
+    rows with text are counted (None: all); later ones, if they are read, are split at the same hash.
+    """
+    files = [part for part in parts if isinstance(part, _ParquetPart)]
+    assert len(files) == len(parts), "the documents are rows"
+    rows = ((file.hash_row(row), len(text)) for file in files for row, text, _ in file.rows())
+    in_order = sorted(islice(rows, documents))
+    if not in_order:
+        return parts
+    fraction, sizes = files[0].validation_fraction, [size for _, size in in_order]
+    held_out, cut = _held_out(sizes, fraction, whole=False)
+    slack = int(SHARE_TOLERANCE / 2 * fraction * sum(sizes)) if cut else 0
+    split = _RowSplit(below=in_order[held_out][0], cut_bytes=cut, slack=slack)
+    return [replace(file, split=split) for file in files]
 
 
 def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> CorpusSource:
@@ -332,7 +480,7 @@ def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> Co
         _parquet_part(config, name, stamps[name][0], partial(_check_stamp, path, stamps[name])) for name, path in files
     ]
     identity = ["parquet", str(root.resolve()), *((name, *stamps[name]) for name, _ in files)]
-    return CorpusSource(name=Path(config.corpus).name, identity=identity, list_parts=lambda: parts)
+    return CorpusSource(name=Path(config.corpus).name, identity=identity, list_parts=lambda: parts, has_rows=True)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -364,6 +512,7 @@ def _hub_source(config: DataConfig) -> CorpusSource:
     """Open a data set on Hugging Face. With a full commit hash as its revision, a prepared one needs no network."""
     config.refuse("a data set on Hugging Face", "suffixes")
     repository, pattern = config.corpus, config.files or f"*{_PARQUET}"
+    notes: list[str] = []
 
     def list_files() -> tuple[str, list[hub.HubFile]]:
         try:
@@ -371,19 +520,23 @@ def _hub_source(config: DataConfig) -> CorpusSource:
         except hub.HubError as error:
             raise _no_corpus(repository, str(error)) from error
         matching = sorted((f for f in files if fnmatch.fnmatchcase(f.path, pattern)), key=lambda file: file.path)
-        if not matching:
+        shown = matching if _names_hidden(pattern) else [f for f in matching if not _is_hidden(PurePath(f.path))]
+        if not shown:
             raise _no_parquet(config)
-        return commit, matching
+        notes[:] = [_hidden_note(len(matching) - len(shown))] if len(shown) < len(matching) else []
+        return commit, shown
 
     def make_parts(commit: str, files: Sequence[hub.HubFile]) -> list[Part]:
         return [_parquet_part(config, f.path, f.size, partial(_download, repository, f.path, commit)) for f in files]
 
     if config.revision is not None and hub.is_commit(config.revision):
         identity: Any = ["hub", repository, config.revision, pattern]
-        return CorpusSource(name=repository, identity=identity, list_parts=lambda: make_parts(*list_files()))
+        list_parts: Callable[[], Sequence[Part]] = lambda: make_parts(*list_files())
+        return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=True, notes=notes)
     commit, files = list_files()
     identity = ["hub", repository, *((file.path, file.digest) for file in files)]
-    return CorpusSource(name=repository, identity=identity, list_parts=lambda: make_parts(commit, files))
+    list_parts = lambda: make_parts(commit, files)
+    return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=True, notes=notes)
 
 
 def _download(repository: str, path: str, commit: str) -> Path:

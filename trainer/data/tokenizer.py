@@ -38,6 +38,10 @@ _PROBE = (
 )
 
 
+class SmallSampleError(ValueError):
+    """The training text is too little for a tokenizer's vocabulary."""
+
+
 class Tokenizer(ABC):
     """Contract of a tokenizer with the ids 0 .. `vocabulary` - 1.
 
@@ -230,7 +234,7 @@ def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: i
     trained.train_from_iterator(texts(), trainer)
     ids = trained.get_vocab_size()
     if ids < vocabulary:
-        raise ValueError(
+        raise SmallSampleError(
             f"the sample must be large enough for the tokenizer's vocabulary, but {bytes_read:,} bytes of text gave "
             f"{ids} ids of data.tokenizer_vocabulary={vocabulary}; lower it, or use more text"
         )

@@ -12,6 +12,7 @@ from isoloop.fitting import (
     ChinchillaLaw,
     TrainingLaw,
     bootstrap,
+    check_table,
     law_named,
     point_estimate,
     profile,
@@ -21,6 +22,7 @@ from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, asymptotic_dra
 from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.laws.looped import UnifiedLaw
 from isoloop.fitting.tables.runs import law_data, test_time_law_data
+from tests.run_tables import dense_table
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3, evaluation_noise=1e-4)
 
@@ -223,3 +225,10 @@ def test_rows_that_share_their_noise_widen_the_draws_of_a_large_table():
         for groups in (None, np.tile(np.arange(1000), 3))
     )
     assert shared == pytest.approx(np.sqrt(3) * alone, rel=0.05)
+
+
+def test_a_profile_of_runs_that_say_nothing_of_a_term_has_no_limit_and_no_warning():
+    """One budget alone: at many values of an exponent no fit is finite, on both sides of a step of the search."""
+    data = law_data(check_table(dense_table(budgets=(6e18,))))
+    limits = [profile(point_estimate(ChinchillaLaw(), data), data, name).interval for name in ("alpha", "beta", "E")]
+    assert None in [end for low_and_high in limits for end in low_and_high]

@@ -172,7 +172,7 @@ def test_the_models_that_rise_are_told_from_those_that_do_not(table):
 
 def test_the_noise_of_losses_at_t_is_no_rise():
     noisy = dataclasses.replace(PUBLISHED_TRUTH, run_noise=2e-3, evaluation_noise=2e-3)
-    for seed in range(10):
+    for seed in range(5):
         runs = simulate_table(noisy, budgets=(1e18, 4e18), mean_recurrences=(2, 8), recurrences=TESTED, seed=seed)
         assert rise_of(runs) is None
         assert curve_caveats(runs) == []
@@ -204,6 +204,21 @@ def test_a_column_that_was_copied_is_reported(table):
     assert curve_caveats(table.assign(loss_T16=table["loss_T12"])) == [
         "`loss_T16` equals `loss_T12` in all 9 runs: was it copied?"
     ]
+
+
+def test_rounded_losses_that_saturate_are_no_copy(table):
+    rounded = table.round(dict.fromkeys(["loss", *loss_columns(table)], 2))
+    saturated = rounded.assign(loss_T16=rounded["loss_T12"])
+    assert rounded["loss_T12"].nunique() > 2
+    assert curve_caveats(saturated) == []
+
+
+def test_losses_at_t_that_are_perplexities_are_said_to_be(table):
+    perplexities = table.assign(**{name: np.exp(table[name]) for name in loss_columns(table)})
+    (caveat,) = curve_caveats(perplexities)
+    assert caveat.endswith(" They look like perplexities: give their logarithms, which are nats per token.")
+    (caveat,) = curve_caveats(table.assign(**dict.fromkeys(loss_columns(table), 50.0)))
+    assert "perplexit" not in caveat
 
 
 # The cases that people met

@@ -1,10 +1,13 @@
 import io
 
+import pytest
 from rich.console import Console
 
-from isoloop.sweeps.cli.console import describe_corpus, progress_bar
+from isoloop.sweeps.cli.console import describe_corpora, describe_corpus, progress_bar
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.pipeline import prepare
+from isoloop.trainer.config import DataConfig
+from isoloop.trainer.data.corpus import prepare_corpus
 
 
 def drawn(reports):
@@ -59,7 +62,24 @@ def test_what_a_corpus_holds(corpus):
     assert "bytes, 256 ids" in output
     assert f"{facts.train_tokens:,} tokens in {facts.train_documents} documents, {facts.train_bytes:,} bytes" in output
     assert f"(1 tokens per byte); {corpus.validation.count_windows(16):,} windows of 16 tokens" in output
+    share = 100 * facts.validation_bytes / (facts.validation_bytes + facts.train_bytes)
+    assert output.endswith(f"\nheld out     {share:.3g}% of the text")
+    assert share == pytest.approx(5, abs=0.5)
     assert "already prepared" in describe_corpus(corpus, context=16, is_new=False)
+
+
+def test_notes_about_a_corpus_follow_it(tmp_path):
+    for name, size in (("a.txt", 3000), (".b.txt", 10), ("c.txt", 0)):
+        (tmp_path / name).write_text("line of text\n" * size)
+    corpus = prepare_corpus(DataConfig(corpus=str(tmp_path), validation_fraction=0.1), tmp_path / "corpora")
+    hidden, empty = corpus.notes
+    assert hidden.startswith("1 hidden file ")
+    assert empty == "1 empty file was read as text without a character"
+    output = describe_corpus(corpus, context=16, is_new=True)
+    share = f"{100 * corpus.facts.validation_share:.3g}% of the text"
+    assert output.endswith(f"\nheld out     {share}\nnote         {hidden}\nnote         {empty}")
+    name = f"corpus      {tmp_path.name}, {corpus.facts.train_tokens:.4g} training tokens, {share} held out"
+    assert describe_corpora([corpus]) == [name, f"note        {hidden}", f"note        {empty}"]
 
 
 def test_preparing_a_sweep_tells_how_far_it_is(small, tmp_path):

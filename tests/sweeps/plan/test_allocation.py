@@ -134,6 +134,12 @@ def test_more_text_than_there_is(simulated):
     assert {cell.mean_recurrence for cell in planned.cells} == {
         mean for mean in tokens if tokens[mean] <= 1.5 * train_tokens
     }
+    most = max(cell.spec.tokens for cell in planned.cells) / train_tokens
+    repeated = sum(cell.spec.tokens > train_tokens for cell in planned.cells)
+    said = f"{repeated} of {len(planned.cells)} runs see text again, up to {most:.3g} times"
+    assert f"\nepochs      {said}\n" in printed(planned)
+    assert repeated >= 1
+    assert "see text again" not in printed(plan_sweep(sweep, lambda _: PlannedCorpus("f", 10**12)))
     assert "µ = 1" in planned.left_out[0].label
     assert "maximum_epochs is 1.5; lower the budget by a factor of" in planned.left_out[0].reason
 

@@ -1,5 +1,6 @@
 """`isoloop report TABLE`: the page of somebody's runs beside their file, of dense models and of looped ones."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -156,6 +157,20 @@ def test_the_page_of_a_users_own_flops_has_loops(tmp_path):
     assert "the best mean recurrence grows as C^" in words
     assert "(own accounting)" in words
     assert "Loops law L(µ, D) = E + X (q + µ)^-x + Y D^-y" in words
+
+
+def test_the_headline_and_the_calculator_name_repeated_text(tmp_path):
+    table = dense_table()
+    fit = fit_sweep(table.assign(unique_tokens=table["tokens"].max() / 6), name="repeated", draws=0)
+    results = SweepResults(fit=fit, hold_out=None, why_no_fit=None, why_no_hold_out=None, report=tmp_path)
+    (sentence,) = [words for words in headline(results) if "fitted runs saw their training text" in words]
+    count = int((table["tokens"] > table["tokens"].max() / 6).sum())
+    assert sentence.startswith(f"Text was repeated: {count} of {len(table)} fitted runs saw")
+    assert " to 6 times" in sentence
+    notes = calculator_table(fit)["notes"]
+    assert all(any("saw their text up to 6 times" in note for note in budget) for budget in notes)
+    once = fit_sweep(table.assign(unique_tokens=table["tokens"].max()), name="once", draws=0)
+    assert not any("Text was repeated" in words for words in headline(dataclasses.replace(results, fit=once)))
 
 
 def test_why_dense_models_have_no_calculator():

@@ -1,5 +1,7 @@
 import hashlib
 import os
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -298,5 +300,87 @@ def test_hidden_files_are_left_out_and_counted(tmp_path):
     assert sorted(document.name for document in source.list_parts()[0].read()) == [
         str(folder / "a.txt"), str(folder / "sub" / "b.txt"),
     ]  # fmt: skip
-    assert source.hidden_files == 4
+    assert source.notes == [
+        "4 hidden files (or in hidden folders, or __MACOSX) were left out; data.files may name them"
+    ]
     assert {document.name for document in read(corpus=str(folder / hidden[2]))[0]} == {str(folder / hidden[2])}
+
+
+def test_links_that_lead_nowhere_or_to_folders_are_named(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("other text")
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_text("some text")
+    (folder / "linked.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")  # a file like any other
+    (folder / "broken.txt").symlink_to("absent.txt")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "round").symlink_to(folder)
+    source = open_source(DataConfig(corpus=str(folder), validation_fraction=0.5))
+    texts = b"".join(document.text for document in source.list_parts()[0].read())
+    assert len(texts) == len("some textother text")
+    assert source.notes == [
+        "2 links that lead nowhere were left out: broken.txt, loop.txt",
+        "2 links to folders were not followed: more, round; if that text belongs to the corpus, move it there",
+    ]
+
+
+def test_files_that_are_perhaps_no_text_are_named(tmp_path):
+    contents = {
+        "a.txt": "ä text\n" * 20, "b.txt": "", "c.txt": b"PK\0\1\2", "d.txt": "wörter".encode("latin-1"),
+        "e.txt": "words".encode("utf-16"), "f.csv": "1,2", "g": "words",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    source = open_source(DataConfig(corpus=str(tmp_path)))
+    assert source.notes == [
+        "2 files with other suffixes (.csv, no suffix) were left out; data.suffixes names those that are read",
+        "1 empty file was read as text without a character",
+        "2 files with NUL bytes, as binary files and UTF-16 have them, were read as text: c.txt, e.txt; convert or "
+        "remove such files",
+        "1 file that is not UTF-8 was read byte by byte: d.txt; convert or remove such files",
+    ]
+    assert open_source(DataConfig(corpus=str(tmp_path / "a.txt"))).notes == []
+
+
+def test_text_is_checked_in_pieces_that_may_end_within_a_character(tmp_path, monkeypatch):
+    monkeypatch.setattr("isoloop.trainer.data.sources._DECODED_BYTES", 5)
+    (tmp_path / "a.txt").write_text("aäöü€" * 9)
+    assert open_source(DataConfig(corpus=str(tmp_path / "a.txt"))).notes == []
+    (tmp_path / "a.txt").write_bytes("aäöü€".encode()[:-1])
+    assert len(open_source(DataConfig(corpus=str(tmp_path / "a.txt"))).notes) == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="the superuser alone can become another user")
+def test_folders_and_files_that_cannot_be_read_are_refused(tmp_path):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "a.txt").write_text("some text")
+        (folder / "closed").mkdir(mode=0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ValueError, match=r"every folder of a corpus must be readable, but .*closed is not: P"):
+                open_source(DataConfig(corpus=name))
+            os.seteuid(0)
+            (folder / "closed").rmdir()
+            (folder / "a.txt").chmod(0o600)
+            os.seteuid(65534)
+            with pytest.raises(ValueError, match=r"every file of a corpus must be readable, but .*a\.txt is not: Perm"):
+                open_source(DataConfig(corpus=name))
+        finally:
+            os.seteuid(0)
+
+
+def test_hidden_files_of_a_data_set_on_the_hub_are_left_out_and_counted(fake_hub, parquet_folder, tmp_path):
+    fake_hub.folder = tmp_path
+    for name in ("a.parquet", ".cache/b.parquet"):
+        write_parquet(tmp_path / name, ["text"])
+    source = open_source(DataConfig(corpus="owner/name"))
+    assert [part.name for part in source.list_parts()] == ["a.parquet"]
+    assert source.notes[0].startswith("1 hidden file ")
+    assert names(corpus="owner/name", files=".cache/*") == [".cache/b.parquet"]
+    pinned = open_source(DataConfig(corpus="owner/name", revision="c" * 40))
+    assert [part.name for part in pinned.list_parts()] == ["a.parquet"]
+    assert len(pinned.notes) == 1
