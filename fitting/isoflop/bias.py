@@ -16,7 +16,8 @@ from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
 from isoloop.fitting.laws.base import Law, search_bounds
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
-_MOST_POINTS = 1000
+_FEWEST_DRAWS, _ELEMENTS_AT_MOST = 100, 10_000_000
+"""Draws of the law that are always followed, and draws times rows up to which all are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def parabola_bias(
         raise ValueError(f"the bias of parabolas needs power laws, but there are none: {fit.reason}; add budgets")
     vectors = np.asarray(parameters, dtype=float)[None]
     if draws is not None:
-        vectors = np.vstack([vectors, draws])
+        vectors = np.vstack([vectors, draws[: max(_FEWEST_DRAWS, _ELEMENTS_AT_MOST // len(table))]])
     # Log optima by parabola and exactly, each (1 + draws, budgets)
     curves, losses = _law_curves(fit, table, law, vectors, cost_model)
     budgets = np.array([curve.budget for curve in curves])
@@ -144,28 +145,17 @@ def _law_curves(
     fit: IsoflopFit, table: pd.DataFrame, law: Law, vectors: np.ndarray, cost_model: Cost
 ) -> tuple[list[IsoflopCurve], list[np.ndarray]]:
     """Return the curves of the included budgets with the law's losses in the place of the measured ones, and the losses
-    (draws, points) of every parameter vector; of many points of a curve, `_MOST_POINTS` that are spread evenly.
+    (draws, points) of every parameter vector.
     """
     rows, data = finished_rows(table), law_data(table)
     log_axis = np.log(rows[cost_model.axis].to_numpy(dtype=float))
-    # The points of each curve, by growing axis
-    places = []
+    law_losses = law.loss(vectors, data)
+    curves, losses = [], []
     for minimum in fit.included:
         points = np.flatnonzero(rows["budget"].to_numpy(dtype=float) == minimum.budget)
         points = points[np.argsort(log_axis[points], kind="stable")]
-        if len(points) > _MOST_POINTS:
-            points = points[np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int)]
-        places.append(points)
-    # The law's losses there
-    used = np.concatenate(places) if len(rows) > _MOST_POINTS else np.arange(len(rows))
-    position = np.zeros(len(rows), dtype=int)
-    position[used] = np.arange(len(used))
-    law_losses = law.loss(vectors, {name: values[used] for name, values in data.items()})
-    curves, losses = [], []
-    for minimum, rows_of_curve in zip(fit.included, places, strict=True):
-        points = position[rows_of_curve]
         curve = IsoflopCurve(
-            budget=minimum.budget, log_axis=log_axis[rows_of_curve], loss=law_losses[0, points], runs=len(points)
+            budget=minimum.budget, log_axis=log_axis[points], loss=law_losses[0, points], runs=len(points)
         )
         if curve.distinct_values < POINTS_NEEDED:
             raise ValueError(

@@ -15,7 +15,6 @@ from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.outliers import outlier_caveats
-from isoloop.fitting.estimation.point_estimate import sample_rows
 from isoloop.fitting.isoflop.minima import fit_isoflop, predict_from_minima
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
@@ -36,8 +35,9 @@ from isoloop.fitting.tables.repetition import repetition_caveats
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
+_ROWS_AT_MOST = 5000
+"""Runs on which laws are compared; of more, a random sample."""
 DENSE_LAWS = ("chinchilla", "six-parameter")
-_MANY_ROWS = 10_000
 LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
 
 
@@ -135,8 +135,7 @@ def choose(
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
     `others` are further predictors, compared by held-out errors alone. `by` defaults to the largest budget and to each
-    budget in turn; without two budgets, to tenths of the rows. Of more than 10,000 rows, a sample is held out and
-    predicted. With `check`, each law is also fitted by L-BFGS. Raises ValueError as `LawPredictor` and `law_named` do,
+    budget in turn; without two budgets, to tenths of the rows. With `check`, each law is also fitted by L-BFGS. Raises ValueError as `LawPredictor` and `law_named` do,
     for two laws of the same name, and if no law can be fitted.
     """
     # A fit of each law to all rows
@@ -162,16 +161,13 @@ def choose(
         except ValueError:
             by = ("row",)
     best = min(candidates, key=lambda candidate: candidate.aic)
-    rows, some = len(data["loss"]), _sample(data)
-    held_out_rows = len(some["loss"])
-    sampled = [f"Held-out errors are those of a sample of {held_out_rows} of the {rows} rows."]
     return Choice(
-        rows=rows,
+        rows=len(data["loss"]),
         objective=str(objective),
         candidates=tuple(candidates),
         missing=tuple(missing),
-        cross_validations=tuple(cross_validate(some, compared, held_out_by) for held_out_by in by),
-        caveats=(*caveats, *outlier_caveats(best.fit, data), *(sampled if held_out_rows < rows else [])),
+        cross_validations=tuple(cross_validate(data, compared, held_out_by) for held_out_by in by),
+        caveats=(*caveats, *outlier_caveats(best.fit, data)),
         reading=tuple(reading),
     )
 
@@ -195,6 +191,7 @@ def choose_table(
     reading = table.notes if isinstance(table, RunTable) else ()
     runs = check_runs(table.frame if isinstance(table, RunTable) else table, budget_tolerance=budget_tolerance)
     checked, data = runs.frame, law_data(runs.frame)
+    rows = len(data["loss"])
     caveats = provenance_caveats(
         simulated=bool(checked["simulated"].iloc[0]),
         accounting=str(checked["accounting"].iloc[0]),
@@ -213,6 +210,10 @@ def choose_table(
         cost = cost_of(checked)
     except ValueError as error:
         caveats.append(f"There are no isoFLOP minima to compare with: {error}.")
+    if rows > _ROWS_AT_MOST:
+        sample = np.sort(np.random.default_rng(0).choice(rows, _ROWS_AT_MOST, replace=False))
+        data = {name: values[sample] for name, values in data.items()}
+        caveats.append(f"The laws are compared on {_ROWS_AT_MOST} runs, drawn at random from the {rows} of the table.")
     # The laws, beside the minima of the isoFLOP curves
     others: list[Predictor] = []
     if cost is not None and "budget" in data and np.isnan(data["budget"]).any():
@@ -269,16 +270,6 @@ class MinimaPredictor:
         columns = {name: fitted[name] for name in ("budget", self.cost.axis, "tokens", "loss")}
         fit = fit_isoflop(pd.DataFrame(columns), self.cost, draws=0)
         return predict_from_minima(fit, held_out["budget"], held_out[self.cost.axis], floor=self.floor), None
-
-
-def _sample(data: Data) -> Data:
-    """Return about 1,000 of the rows if there are more than 10,000, since errors on held-out rows need no more."""
-    rows = len(data["loss"])
-    if rows <= _MANY_ROWS:
-        return data
-    numbers = {name: values for name, values in data.items() if np.issubdtype(values.dtype, np.number)}
-    chosen = sample_rows(numbers, np.ones(rows, dtype=bool))
-    return {name: values[chosen] for name, values in data.items()}
 
 
 def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:

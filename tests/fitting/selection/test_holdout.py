@@ -281,14 +281,3 @@ def test_dense_tables_say_nothing_of_accounting(dense, tmp_path):
     pd.DataFrame(dense).drop(columns="run_id").to_csv(tmp_path / "points.csv", index=False)
     found = choose_table(read_runs(tmp_path / "points.csv"), laws=["chinchilla"], by=["largest budget"], draws=20)
     assert found.caveats == ()
-
-
-def test_of_very_many_rows_a_sample_is_held_out_and_that_is_said(dense):
-    many = {name: np.tile(values, 250) for name, values in dense.items()}
-    many["loss"] = many["loss"] * np.exp(np.random.default_rng(0).normal(0, 1e-3, 12_000))
-    found = choose(many, ["chinchilla"], by=["row"], draws=0)
-    held_out = found.cross_validations[0].errors[0].rows
-    assert 1000 <= held_out < 1020
-    assert found.caveats == (f"Held-out errors are those of a sample of {held_out} of the 12000 rows.",)
-    assert found.rows == found.candidates[0].fit.rows == 12_000
-    assert choose(dense, ["chinchilla"], by=["row"], draws=0).caveats == ()
