@@ -135,8 +135,8 @@ def choose(
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
     `others` are further predictors, compared by held-out errors alone. `by` defaults to the largest budget and to each
-    budget in turn; without two budgets, to tenths of the rows. With `check`, each law is also fitted by L-BFGS. Raises ValueError as `LawPredictor` and `law_named` do,
-    for two laws of the same name, and if no law can be fitted.
+    budget in turn; without two budgets, to tenths of the rows. With `check`, each law is also fitted by L-BFGS. Raises
+    ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
     """
     # A fit of each law to all rows
     predictors = {name: LawPredictor(law=name, objective=objective, draws=draws, seed=seed) for name in laws}
