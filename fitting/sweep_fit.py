@@ -34,8 +34,8 @@ Arguments = ParamSpec("Arguments")
 Fitted = TypeVar("Fitted")
 
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
-_MODELS_AT_MOST = 500
-"""Models that get a test-time law of their own, spread evenly over the table."""
+_MODELS_AT_MOST, _SOME_MODELS = 200, 20
+"""Models that each get a test-time law; of more, some that are spread evenly over the table."""
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -258,7 +258,7 @@ class _SweepFitter:
         fits = []
         models = len(runs)
         if models > _MODELS_AT_MOST:
-            runs = [runs[i] for i in np.linspace(0, models - 1, _MODELS_AT_MOST).astype(int)]
+            runs = [runs[i] for i in np.linspace(0, models - 1, _SOME_MODELS).astype(int)]
         reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
             rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from isoloop.fitting.estimation.levenberg_marquardt import Minima, Problem, minimise_with_restart
-from isoloop.fitting.estimation.point_estimate import SAMPLE_ROWS, PointEstimate, sample_rows
+from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate
 from isoloop.fitting.laws.base import Data
 
 LEVEL = 0.95
@@ -68,9 +67,7 @@ def bootstrap(
     - "budgets": whole budgets are drawn with replacement, for noise that the runs of a budget share. Its intervals need
       `widening`.
 
-    For more than 1,000 rows, a sample of 1,000 is refitted, and the draws are moved towards the estimate by the square
-    root of the sample's share: the m out of n bootstrap (Bickel, Goetze and van Zwet 1997). With "budgets", whose noise
-    does not shrink with more runs, they are not moved.
+    A table of more than 4,000 rows is not refitted: see `asymptotic_draws`.
 
     benchmarks/fitting/RESULTS.md has how often their 95% intervals hold the truth in simulated sweeps.
 
@@ -81,20 +78,9 @@ def bootstrap(
     if draws < 1:
         raise ValueError(f"a bootstrap needs 1 draw or more, but got {draws}; 1000 draws are usual")
     rows = len(data["loss"])
-    if rows > SAMPLE_ROWS:
-        columns = {name: np.asarray(data[name]) for name in (*estimate.law.columns, "loss")}
-        sample = sample_rows(columns, np.ones(rows, dtype=bool), runs)
-        if len(sample) < rows:
-            few = {name: np.asarray(values)[sample] for name, values in data.items()}
-            of_sample = replace(estimate, residuals=estimate.residuals[sample])
-            if kind != "parametric":
-                of_sample = replace(of_sample, parameters=refit(estimate, few, weights=np.ones((1, len(sample))))[0][0])
-            some_runs = None if runs is None else runs[sample]
-            drawn = bootstrap(of_sample, few, draws=draws, seed=seed, kind=kind, runs=some_runs)
-            share = 1.0 if kind == "budgets" else len(sample) / rows
-            moved = estimate.parameters + np.sqrt(share) * (drawn - of_sample.parameters)
-            lower, upper = zip(*((p.lower, p.upper) for p in estimate.law.parameters), strict=True)
-            return np.clip(moved, lower, upper)
+    if rows > LARGE_TABLE:
+        groups = _budgets(data) if kind == "budgets" else runs
+        return asymptotic_draws(estimate, data, draws=draws, seed=seed, groups=groups)
     rng = np.random.default_rng(seed)
     blocks = [len(block) for block in np.array_split(np.arange(draws), max(1, -(-draws * rows // _ELEMENTS_AT_ONCE)))]
     if kind == "parametric":
@@ -108,6 +94,40 @@ def bootstrap(
         raise ValueError(f"a bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {kind!r}; choose one")
     counts = (resampled_counts(groups, block, rng) for block in blocks)
     return np.concatenate([refit(estimate, data, weights=weights)[0] for weights in counts])
+
+
+def asymptotic_draws(
+    estimate: PointEstimate, data: Data, *, draws: int, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Return parameters (draws, p) from the normal distribution that the estimate tends to with many rows.
+
+    Its covariance is the sandwich of an M-estimate (Huber 1967), A^-1 B A^-1: A from the law's slopes and the share
+    of residuals within Huber's delta, B from the scores of the rows, or of `groups` (rows,) whose noise is shared. The
+    logarithms of the parameters are drawn, so that they stay positive; those at a bound stay there.
+    """
+    law, objective = estimate.law, estimate.objective_kind
+    problem = Problem.of(law, data, objective, weights=np.ones((1, len(data["loss"]))))
+    at = problem.scaled(estimate.parameters)
+    loss, slopes = law.loss_and_gradient(at, problem.data)
+    # Slopes and scores by the logarithms of the free parameters
+    bounded = np.isin(law.parameter_names, estimate.at_bounds)
+    free = ~bounded & (at > 0) & (np.linalg.norm(slopes, axis=0) > 0)
+    slopes = (slopes * at)[:, free] / (loss[:, None] if objective.logarithmic else 1.0)
+    scores = np.clip(estimate.residuals, -objective.delta, objective.delta)[:, None] * slopes
+    if groups is not None:
+        names, group = np.unique(groups, return_inverse=True)
+        scores = np.stack([np.bincount(group, weights=column, minlength=len(names)) for column in scores.T], axis=-1)
+    scale, _ = noise_scale(estimate)
+    within = float(special.erf(objective.delta / max(scale, 1e-300) / np.sqrt(2)))
+    bread = np.linalg.pinv(within * slopes.T @ slopes, hermitian=True)
+    covariance = bread @ (scores.T @ scores) @ bread
+    # Draws
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    drawn = np.tile(at, (draws, 1))
+    drawn[:, free] *= np.exp(np.random.default_rng(seed).standard_normal((draws, free.sum())) @ root.T)
+    lower, upper = zip(*((parameter.lower, parameter.upper) for parameter in law.parameters), strict=True)
+    return np.clip(problem.unscaled(drawn), lower, upper)
 
 
 def resampled_counts(groups: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

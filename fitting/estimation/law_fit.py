@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from isoloop.fitting.estimation.bootstrap import (
+    LEVEL,
     BootstrapKind,
     bootstrap,
     interval,
@@ -16,13 +17,15 @@ from isoloop.fitting.estimation.bootstrap import (
     widening,
 )
 from isoloop.fitting.estimation.objective import HUBER, Objective
-from isoloop.fitting.estimation.point_estimate import SAMPLE_ROWS, PointEstimate, point_estimate
+from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
 
 _NOISE_DRAWS = 10
 """Draws of the noise for each draw of the parameters in the interval of a measured loss."""
+_ELEMENTS_AT_ONCE = 30_000_000
+"""Drawn losses that are held in memory together."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
 
@@ -111,6 +114,13 @@ class LawFit:
         """
         if not self.draws:
             return None
+        rows = len(data["tokens" if "tokens" in data else self.form.columns[0]])
+        at_once = max(1, _ELEMENTS_AT_ONCE // (_NOISE_DRAWS * len(self.draws)))
+        if rows > at_once:
+            parts = (slice(first, first + at_once) for first in range(0, rows, at_once))
+            ends = [self.loss_interval({k: v[part] for k, v in data.items()}, measured=measured) for part in parts]
+            low, high = zip(*(each for each in ends if each is not None), strict=True)
+            return np.concatenate(low), np.concatenate(high)
         at = self.loss(data)
         # The losses of a fit gone astray may exceed the largest float, where they end.
         with np.errstate(over="ignore"):
@@ -124,8 +134,8 @@ class LawFit:
                 noise = scale * rng.standard_normal(drawn.shape)
                 drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
         drawn = np.minimum(drawn, np.finfo(float).max)
-        ends = np.array([interval(column) for column in drawn.T]).reshape(-1, 2)
-        return ends[:, 0], ends[:, 1]
+        low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
+        return low, high
 
 
 def fit_law(
@@ -164,7 +174,7 @@ def fit_law(
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
         noise=noise,
         noise_dof=noise_dof,
-        bootstrap=f"{kind}, scaled from {SAMPLE_ROWS} of the rows" if draws and rows > SAMPLE_ROWS else kind,
+        bootstrap="normal approximation" if draws and rows > LARGE_TABLE else kind,
         widening=wider,
         converged=estimate.converged,
         reasons=_reasons(estimate, parameters),
@@ -176,7 +186,7 @@ def _parameters(
     estimate: PointEstimate, data: Data, drawn: np.ndarray, wider: float, runs: np.ndarray | None, profiles: bool
 ) -> tuple[ParameterEstimate, ...]:
     parameters = []
-    profiled = profiles and len(estimate.residuals) <= SAMPLE_ROWS  # with more rows, both intervals are the same
+    profiled = profiles and len(estimate.residuals) <= LARGE_TABLE  # with more rows, both intervals are the same
     for place, parameter in enumerate(estimate.law.parameters):
         value = float(estimate.parameters[place])
         bounds = interval(drawn[:, place], value, wider) if len(drawn) else None

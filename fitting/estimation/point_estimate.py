@@ -16,10 +16,9 @@ _FIRST_STEPS = 10
 _CANDIDATES, _CANDIDATES_OF_LARGE_LAWS = 5, 10
 """Searches that are continued to convergence: more for a law of more than 5 parameters, which has more minima."""
 _FEW_PARAMETERS = 5
-SAMPLE_ROWS = 1000
-"""Rows of the sample of a larger table from whose fit the search starts, and whose refits give the intervals."""
-_SEARCHED_ROWS = 4000
-"""Rows up to which the search starts from a grid over all of them."""
+_SAMPLE_ROWS = 1000
+LARGE_TABLE = 4000
+"""Rows from which the search starts from the fit to a sample, and intervals need no refits."""
 _SAME_POINT = 1e-2
 """Relative difference of all parameters below which two searches are taken to go to the same minimum."""
 _NEGLIGIBLE_SHARE = 1e-9
@@ -59,14 +58,14 @@ def point_estimate(
     columns = checked_columns(law, data)
     counts = _checked_weights(weights, len(columns["loss"]))
     problem = Problem.of(law, columns, objective, weights=counts[None])
-    if len(counts) > _SEARCHED_ROWS:
-        rows = sample_rows(columns, counts > 0)
+    if len(counts) > LARGE_TABLE:
+        rows = _sample(columns, counts)
         few = {name: values[rows] for name, values in columns.items()}
         start = point_estimate(law, few, objective, weights=counts[rows]).parameters
-        candidates = problem.scaled(start)[None]
+        minima = minimise(problem, problem.scaled(start)[None])
     else:
         candidates = _candidates(problem, columns, counts)
-    minima = minimise_with_restart(_repeated(problem, len(candidates)), candidates)
+        minima = minimise_with_restart(_repeated(problem, len(candidates)), candidates)
     # The lowest minimum.
     best = int(np.argmin(minima.objectives))
     parameters = _without_negligible_terms(problem, minima.parameters[best])
@@ -99,19 +98,12 @@ def _candidates(problem: Problem, columns: Data, counts: np.ndarray) -> np.ndarr
     return np.concatenate([_distinct(first, count), *(parameters[None] for parameters in simpler)])
 
 
-def sample_rows(columns: Data, counted: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return about 1,000 sorted indices of `counted` rows (rows,), with the smallest and largest of each column.
-
-    The same table gives the same sample. With `groups` (rows,), whole groups are drawn.
-    """
-    rng, rows = np.random.default_rng(0), np.flatnonzero(counted)
+def _sample(columns: Data, counts: np.ndarray) -> np.ndarray:
+    """Return 1,000 random indices of rows that count, with the smallest and largest of each column, sorted."""
+    rows = np.flatnonzero(counts > 0)
     extremes = [rows[pick(values[rows])] for values in columns.values() for pick in (np.argmin, np.argmax)]
-    if groups is None:
-        return np.unique([*rng.choice(rows, min(SAMPLE_ROWS, len(rows)), replace=False), *extremes])
-    names, group = np.unique(groups, return_inverse=True)
-    share = min(1.0, SAMPLE_ROWS / len(rows))
-    drawn = rng.choice(len(names), max(1, round(share * len(names))), replace=False)
-    return rows[np.isin(group[rows], [*drawn, *group[extremes]])]
+    drawn = np.random.default_rng(0).choice(rows, min(_SAMPLE_ROWS, len(rows)), replace=False)
+    return np.unique([*drawn, *extremes])
 
 
 def _distinct(minima: Minima, count: int) -> np.ndarray:

@@ -33,6 +33,7 @@ _SIDE_BY_SIDE_WIDTH = 5.0
 """Width in inches from which two panels stand side by side."""
 _HELD_OUT_LINE_HEIGHT = 0.135
 """Height in inches of a line of the held-out errors."""
+_MOST_HELD_OUT_LINES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,10 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
 def why_unavailable(name: str, fit: SweepFit) -> str | None:
     """Return the reason why a fit has no data for a figure, None if it has."""
     if name == "held_out_errors":
-        return None if held_out_lines(fit) else "no run was held out of this fit, or nothing could predict it"
+        lines = held_out_lines(fit)
+        if lines > _MOST_HELD_OUT_LINES:
+            return f"it has a line for each held-out run and method, and {lines} are too many to be read"
+        return None if lines else "no run was held out of this fit, or nothing could predict it"
     needs = FIGURES[name].needs
     if not {**fit.laws, "isoflop": fit.isoflop, "test-time": fit.test_time}[needs]:
         return fit.why_missing(needs)

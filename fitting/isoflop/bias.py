@@ -16,6 +16,9 @@ from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
 from isoloop.fitting.laws.base import Law, search_bounds
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
+_FEWEST_DRAWS, _ELEMENTS_AT_MOST = 100, 10_000_000
+"""Draws of the law that are always followed, and draws times rows up to which all are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetBias:
@@ -87,7 +90,7 @@ def parabola_bias(
         raise ValueError(f"the bias of parabolas needs power laws, but there are none: {fit.reason}; add budgets")
     vectors = np.asarray(parameters, dtype=float)[None]
     if draws is not None:
-        vectors = np.vstack([vectors, draws])
+        vectors = np.vstack([vectors, draws[: max(_FEWEST_DRAWS, _ELEMENTS_AT_MOST // len(table))]])
     # Log optima by parabola and exactly, each (1 + draws, budgets)
     curves, losses = _law_curves(fit, table, law, vectors, cost_model)
     budgets = np.array([curve.budget for curve in curves])

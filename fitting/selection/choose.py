@@ -35,6 +35,8 @@ from isoloop.fitting.tables.repetition import repetition_caveats
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
+_ROWS_AT_MOST = 5000
+"""Runs on which laws are compared; of more, a random sample."""
 DENSE_LAWS = ("chinchilla", "six-parameter")
 LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
 
@@ -189,6 +191,7 @@ def choose_table(
     reading = table.notes if isinstance(table, RunTable) else ()
     runs = check_runs(table.frame if isinstance(table, RunTable) else table, budget_tolerance=budget_tolerance)
     checked, data = runs.frame, law_data(runs.frame)
+    rows = len(data["loss"])
     caveats = provenance_caveats(
         simulated=bool(checked["simulated"].iloc[0]),
         accounting=str(checked["accounting"].iloc[0]),
@@ -207,6 +210,10 @@ def choose_table(
         cost = cost_of(checked)
     except ValueError as error:
         caveats.append(f"There are no isoFLOP minima to compare with: {error}.")
+    if rows > _ROWS_AT_MOST:
+        sample = np.sort(np.random.default_rng(0).choice(rows, _ROWS_AT_MOST, replace=False))
+        data = {name: values[sample] for name, values in data.items()}
+        caveats.append(f"The laws are compared on {_ROWS_AT_MOST} runs, drawn at random from the {rows} of the table.")
     # The laws, beside the minima of the isoFLOP curves
     others: list[Predictor] = []
     if cost is not None and "budget" in data and np.isnan(data["budget"]).any():

@@ -313,15 +313,32 @@ def _text_source(config: DataConfig, root: Path, paths: Iterable[Path], progress
     identity = ["text", *((file.name, file.digest) for file in files)]
     if cut and len(files) > 1:
         identity.append(("cut", f"{held_out}, {cut} bytes"))
-    notes = _text_notes(files, binary, not_utf8, root) if config.corpus != STDLIB else []
+    notes = []
+    if config.corpus != STDLIB:
+        copies = _copies(files[:held_out], files[held_out:])
+        empty = [file.path for file in files if not file.size]
+        notes = _text_notes(root, empty=empty, copies=copies, binary=binary, not_utf8=not_utf8)
     return CorpusSource(name=name, identity=identity, list_parts=lambda: [part], notes=notes)
 
 
-def _text_notes(files: Sequence[_TextFile], binary: Sequence[Path], not_utf8: Sequence[Path], root: Path) -> list[str]:
-    """Return notes about files that are empty, or perhaps no text."""
+def _copies(held_out: Sequence[_TextFile], trained: Sequence[_TextFile]) -> list[Path]:
+    """Return the training files whose text is held out, too."""
+    texts = {file.digest for file in held_out if file.size}
+    return [file.path for file in trained if file.digest in texts]
+
+
+def _text_notes(
+    root: Path, *, empty: Sequence[Path], copies: Sequence[Path], binary: Sequence[Path], not_utf8: Sequence[Path]
+) -> list[str]:
+    """Return notes about files that are empty, both trained on and held out, or perhaps no text."""
     notes = []
-    if empty := [file.path for file in files if not file.size]:
+    if empty:
         notes.append(f"{_count(empty, 'empty file')} {_were(empty)} read as text without a character")
+    if copies:
+        notes.append(
+            f"{_count(copies, 'file')} {_were(copies)} kept for training although the same text is held out under "
+            f"another name: {_listed(copies, root)}; remove such copies"
+        )
     if binary:
         notes.append(
             f"{_count(binary, 'file')} with NUL bytes, as binary files and UTF-16 have them, {_were(binary)} read as "

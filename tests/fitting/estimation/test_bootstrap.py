@@ -18,7 +18,7 @@ from isoloop.fitting import (
     profile,
 )
 from isoloop.fitting import simulate_table as simulate
-from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, interval, widening
+from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, asymptotic_draws, interval, widening
 from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.laws.looped import UnifiedLaw
 from isoloop.fitting.tables.runs import law_data, test_time_law_data
@@ -197,23 +197,34 @@ def large_table(rows=5000):
 def test_a_large_table_is_fitted_to_the_minimum_of_all_its_rows(monkeypatch):
     data = large_table()
     from_sample = point_estimate(ChinchillaLaw(), data)
-    monkeypatch.setattr("isoloop.fitting.estimation.point_estimate._SEARCHED_ROWS", 10**9)
+    monkeypatch.setattr("isoloop.fitting.estimation.point_estimate.LARGE_TABLE", 10**9)
     from_grid = point_estimate(ChinchillaLaw(), data)
     assert from_sample.objective == pytest.approx(from_grid.objective, rel=1e-10)
     assert from_sample.parameters == pytest.approx(from_grid.parameters, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["parametric", "rows"])
-def test_draws_of_a_large_table_spread_as_refits_of_all_rows_do(monkeypatch, kind):
+def test_draws_of_a_large_table_spread_as_refits_do():
     data = large_table(rows=2500)
     estimate = point_estimate(ChinchillaLaw(), data)
-    sampled = bootstrap(estimate, data, draws=100, seed=0, kind=kind)
-    monkeypatch.setattr("isoloop.fitting.estimation.bootstrap.SAMPLE_ROWS", 10**9)
-    full = bootstrap(estimate, data, draws=100, seed=0, kind=kind)
-    # The standard deviation of 100 draws is known to about 7%, so the ratio of two is to about 10%.
-    spread = np.std(full, axis=0)
-    assert np.std(sampled, axis=0) == pytest.approx(spread, rel=0.35)
-    assert (np.abs(np.mean(sampled, axis=0) - estimate.parameters) < 0.4 * spread).all()
+    refits = bootstrap(estimate, data, draws=100, seed=0)
+    drawn = asymptotic_draws(estimate, data, draws=1000, seed=0)
+    # The standard deviation of 100 draws is known to about 7%.
+    spread = np.std(refits, axis=0)
+    assert np.std(drawn, axis=0) == pytest.approx(spread, rel=0.25)
+    assert (np.abs(np.median(drawn, axis=0) - estimate.parameters) < 0.2 * spread).all()
+    correlation = np.corrcoef(drawn[:, 1], drawn[:, 3])[0, 1]
+    assert correlation == pytest.approx(np.corrcoef(refits[:, 1], refits[:, 3])[0, 1], abs=0.1)
+
+
+def test_rows_that_share_their_noise_widen_the_draws_of_a_large_table():
+    data = large_table(rows=1000)
+    tripled = {name: np.tile(values, 3) for name, values in data.items()}
+    estimate = point_estimate(ChinchillaLaw(), tripled)
+    alone, shared = (
+        np.std(asymptotic_draws(estimate, tripled, draws=1000, seed=0, groups=groups), axis=0)
+        for groups in (None, np.tile(np.arange(1000), 3))
+    )
+    assert shared == pytest.approx(np.sqrt(3) * alone, rel=0.05)
 
 
 def test_a_profile_of_runs_that_say_nothing_of_a_term_has_no_limit_and_no_warning():

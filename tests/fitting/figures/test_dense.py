@@ -121,3 +121,11 @@ def test_exponents_of_dense_and_looped_fits_share_a_figure(dense, own):
     assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == ["N* or µ*", "D*"]
     drawn = {float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"}
     assert {dense[1].isoflop.params_law.exponent, own[1].isoflop.mean_recurrence_law.exponent} <= drawn
+
+
+def test_held_out_runs_by_the_hundred_are_no_figure(dense):
+    rows = dense[1].held_out.rows
+    many = tuple(dataclasses.replace(rows[0], run_id=str(number)) for number in range(250))
+    fit = dataclasses.replace(dense[1], held_out=dataclasses.replace(dense[1].held_out, rows=many))
+    assert "252 are too many to be read" in figures.why_unavailable("held_out_errors", fit)
+    assert figures.why_unavailable("held_out_errors", dense[1]) is None

@@ -11,6 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from isoloop.trainer.config import DataConfig
@@ -455,6 +457,24 @@ def test_a_tokenizer_is_trained_on_rows_that_were_split_by_size(tmp_path):
     corpus = prepare_corpus(config, tmp_path / "cache")
     assert corpus.facts.validation_share == pytest.approx(0.3, rel=0.1)
     assert corpus.facts.vocabulary == BPE["tokenizer_vocabulary"]
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_text_that_is_not_utf8_is_for_bytes_alone(tmp_path, kind):
+    text = "wörter und wörter\n".encode("latin-1") * 99
+    if kind == "text":
+        (tmp_path / "x.txt").write_bytes(text)
+        name = r"x\.txt"
+    else:
+        column = pa.Array.from_buffers(
+            pa.large_string(), 1, [None, pa.py_buffer(np.array([0, len(text)], "<i8").tobytes()), pa.py_buffer(text)]
+        )
+        pq.write_table(pa.table({"text": column}), tmp_path / "x.parquet")
+        name = r"x\.parquet, row 0"
+    with pytest.raises(ValueError, match=rf"text must be UTF-8 .*, but \S*{name} is not, at byte 1; convert it"):
+        prepare_corpus(DataConfig(corpus=str(tmp_path), **BPE), tmp_path / "cache")
+    corpus = prepare_corpus(DataConfig(corpus=str(tmp_path), validation_fraction=0.1), tmp_path / "cache")
+    assert corpus.facts.train_bytes + corpus.facts.validation_bytes == len(text) + 2
 
 
 def test_a_corpus_of_an_older_version_that_misses_the_share_is_prepared_again(tmp_path):

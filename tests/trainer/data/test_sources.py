@@ -293,9 +293,9 @@ def test_the_share_held_out_is_the_one_of_the_configuration(tmp_path, sizes, fra
 def test_hidden_files_are_left_out_and_counted(tmp_path):
     folder = tmp_path / ".cache" / "corpus"  # itself in a hidden folder
     hidden = [".git/a.txt", "sub/.ipynb_checkpoints/b.txt", "sub/._c.txt", "__MACOSX/d.txt"]
-    for name in ("a.txt", "sub/b.txt", *hidden):
+    for number, name in enumerate(("a.txt", "sub/b.txt", *hidden)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("text " * 10)
+        (folder / name).write_text(f"text {number}" * 10)
     source = open_source(DataConfig(corpus=str(folder), validation_fraction=0.5))
     assert sorted(document.name for document in source.list_parts()[0].read()) == [
         str(folder / "a.txt"), str(folder / "sub" / "b.txt"),
@@ -384,3 +384,14 @@ def test_hidden_files_of_a_data_set_on_the_hub_are_left_out_and_counted(fake_hub
     pinned = open_source(DataConfig(corpus="owner/name", revision="c" * 40))
     assert [part.name for part in pinned.list_parts()] == ["a.parquet"]
     assert len(pinned.notes) == 1
+
+
+def test_copies_of_text_that_is_held_out_are_named(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}\n" * 99)
+    (part,) = open_source(DataConfig(corpus=str(tmp_path), validation_fraction=0.25)).list_parts()
+    held_out, trained = ([d.name for d in part.read() if d.split == split] for split in ("validation", "train"))
+    (tmp_path / trained[0]).write_bytes((tmp_path / held_out[0]).read_bytes())
+    (note,) = open_source(DataConfig(corpus=str(tmp_path), validation_fraction=0.25)).notes
+    assert note.startswith("1 file was kept for training although the same text is held out under another name: ")
+    assert f": {os.path.basename(trained[0])}; remove" in note
