@@ -291,8 +291,8 @@ def shift_columns(draw, table):
 
 
 def shift_one_column(draw, table):
-    name = draw(columns_of(table))
-    return table.assign(**{name: np.roll(table[name].to_numpy(), draw(st.integers(1, 5)))})
+    name, by = draw(columns_of(table)), draw(st.integers(1, 5))
+    return table.assign(**{name: np.roll(table[name].to_numpy(), by)}) if table.columns.is_unique else table
 
 
 def rescale_column(draw, table):
@@ -300,7 +300,7 @@ def rescale_column(draw, table):
     factor = 10.0 ** draw(st.integers(-30, 30))
     rows = np.arange(len(table)) % draw(st.integers(1, 3)) == 0
     values = table.get(name, 1.0)
-    if isinstance(values, pd.Series) and values.dtype == object:
+    if not table.columns.is_unique or (isinstance(values, pd.Series) and values.dtype == object):
         return table
     return table.assign(**{name: values * np.where(rows, factor, 1.0)})
 
