@@ -90,6 +90,9 @@ _LOSS_AT = re.compile(
     r"(?:.*_)?(?:loss|nll)_?(?:at_?)?(?:t|r|loops|recurrence|at)_?=?(\d+(?:\.\d+)?)"
     r"|(?:.*_)?(?:t|r|loops|recurrence)_?=?(\d+(?:\.\d+)?)_(?:loss|nll)"
 )
+_SOME_LOSS = re.compile(r"(.*_)?(val|valid|validation|eval|test|heldout)_(.*_)?(loss|nll)(_.*)?")
+"""Names like val_loss_c4, of a loss on one of several texts."""
+_TELLING = re.compile(r"(^|[_.])(params?|parameters|tokens?|t?flops?|flos|compute|loss|nll|ppl|perplexity|bpb)([_.]|$)")
 _EXPRESSION = re.compile(r"(?P<name>.+?)(?:\s*(?P<sign>[*/])\s*(?P<factor>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?))?")
 _THOUSAND, _MILLION, _BILLION, _TRILLION = 1e3, 1e6, 1e9, 1e12
 _UNITS = {
@@ -137,7 +140,8 @@ def parse_columns(text: str) -> dict[str, ColumnSource]:
         ValueError: a part has another form, names no column of a run table, or names one twice.
     """
     sources: dict[str, ColumnSource] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    # A comma may also stand in a name of the file: a new part begins with `NAME=`.
+    for part in filter(None, map(str.strip, re.split(r",(?=\s*\w*\s*=|\s*$)", text))):
         column, equals, source = (piece.strip() for piece in part.partition("="))
         if not equals or not source:
             raise ValueError(f"columns must be given as tokens=NAME or tokens=NAME*1e9, but got {part!r}; correct it")
@@ -184,6 +188,11 @@ def map_table(raw: RawTable, given: Mapping[str, ColumnSource] | None = None) ->
     if "recurrence" in frame:
         frame, more = _one_row_per_run(frame)
         notes += more
+    ids = ["run_id", "seed"]
+    if set(ids) <= set(frame) and frame["run_id"].duplicated().any() and not frame.duplicated(ids).any():
+        frame["run_id"] = [f"{run} seed {seed}" for run, seed in zip(frame["run_id"], frame["seed"], strict=True)]
+        notes.append("Runs: the seed was added to run_id, which stands for several seeds.")
+    notes += _unused_notes(frame, ours=set(map(str, raw.frame.columns)) >= _OURS)
     frame, more = _with_statuses(frame)
     return RunTable(frame=frame.reset_index(drop=True), notes=(*raw.notes, *notes, *more))
 
@@ -269,6 +278,8 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
                     continue
                 rank = usual.index(_key(base)) + _NESTED_RANK * depth
                 meanings[column] = (rank + _TRAINING_RANK * bool(_is_training_loss(name, column)), factor)
+    if not meanings and _SOME_LOSS.fullmatch(_key(name)) and not _TRAINING.search(name):
+        meanings["loss"] = (len(NAMES["loss"]), 1.0)
     if not meanings and _key(parts[-1] if parts else name) in ("train_loss", "training_loss"):
         meanings["loss"] = (_TRAINING_RANK, 1.0)
     if "loss" in meanings:
@@ -406,11 +417,40 @@ def _column_notes(
             perplexity = sources.get("perplexity") == source
             training = _TRAINING.search(source.name) is not None
             unit = f"the logarithm of the perplexity, {LOSS_UNIT}" if perplexity else LOSS_UNIT
-            part += f" ({'a training loss, as there is no other; ' if training and column not in given else ''}{unit})"
+            part += f" ({'a training loss; ' if training and column not in given else ''}{unit})"
         if others:
             part += f", not {_listed(others)}"
         parts.append(part)
     return [f"Columns: {', '.join(parts)}."] if parts else []
+
+
+def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
+    """Return notes about columns of a mapped table that are not used, but tell something about its runs."""
+    if ours:
+        return []
+    others = [name for name in map(str, frame.columns) if name not in NAMES and not re.fullmatch(r"loss_T.*", name)]
+    telling = [name for name in others if _TELLING.search(_key(name))]
+    kinds, repeated = [], []
+    for name in others:
+        values = [value for value in frame[name].tolist() if not is_missing(value)]
+        if name not in telling and values and all(isinstance(value, str) for value in values):
+            counts = pd.Series(values).value_counts()
+            if len(counts) > 1 and counts.min() > 1:
+                kinds.append(name)
+            elif len(counts) > 1 and counts.max() > 1 and _key(name) in _WEAK_IDS:
+                repeated.append(name)
+    notes = []
+    if telling:
+        notes.append(f"Not used: {_listed(telling)}; if one of them is meant, name it with --columns.")
+    if kinds:
+        one = next(value for value in frame[kinds[0]].tolist() if not is_missing(value))
+        notes.append(
+            f"Runs that differ in {_listed(kinds)} are fitted together; to fit those of one kind, use "
+            f"--columns 'experiment={kinds[0]}' --experiment '{one}'."
+        )
+    if repeated:
+        notes.append(f"Rows with the same {_listed(repeated)} were taken for runs of their own: drop restarted ones.")
+    return notes
 
 
 # Values
@@ -461,7 +501,8 @@ def _as_kind(values: pd.Series, column: str, source: ColumnSource, details: list
         numbers, forms = to_numbers(values)
     except ValueError as error:
         value = str(error) if source.name == column else str(error).replace(" has", f" of {source.name!r} has", 1)
-        raise ValueError(f"`{column}` must be a number, but {value}; correct it, or leave it empty") from error
+        advice = "leave it empty" if column == "loss" or column.startswith("loss_T") else "drop the row"
+        raise ValueError(f"`{column}` must be a number, but {value}; correct it, or {advice}") from error
     details += [f"{column} has {form}" for form in forms]
     if source.factor != 1:
         numbers = numbers * source.factor
@@ -549,9 +590,12 @@ def _check_needed(columns: Mapping[str, Any], frame: pd.DataFrame) -> None:
     if not missing:
         return
     wanted = ", ".join(f"{column} ({MEANINGS[column]})" for column in missing)
+    steps = next((name for name in map(str, frame.columns) if re.search(r"(^|_)(steps?|iters?)$", _key(name))), None)
+    product = f" (or steps times the tokens of a step, as in --columns 'tokens={steps}*524288')" if steps else ""
     raise ValueError(
         f"a table of runs must have tokens, loss, and mean_recurrence or params, but lacks {wanted}; it has "
         f"{_listed(list(map(str, frame.columns)))}: name yours as in --columns {missing[0]}=NAME"
+        f"{product if 'tokens' in missing else ''}"
     )
 
 
@@ -577,9 +621,11 @@ def _last_of_history(
     if "recurrence" in frame:
         return frame, []
     if "run_id" not in frame:
-        if len(frame) < 2 or not (np.diff(steps) > 0).all():
+        if len(frame) < 2 or (steps == steps[0]).all():
             return frame, []
-        return frame, [f"Each row was taken for a run; if rows are the steps ({name!r}) of one run, keep its last row."]
+        return frame, [
+            f"Each row was taken for a run; if rows are steps ({name!r}) of runs, keep the last row of each."
+        ]
     if not frame["run_id"].duplicated().any():
         return frame, []
     order = np.argsort(steps, kind="stable")

@@ -43,10 +43,15 @@ _ONLY_DECIMAL = re.compile(rf"[+-]?(\d*,(\d{{1,2}}|\d{{4,}})|0,\d+|\d{{4,}},\d+|
 """A number whose comma can't stand between thousands."""
 _ONLY_THOUSANDS = re.compile(r"[+-]?\d{1,3}((,\d{3}){2,}(\.\d+)?|(,\d{3})+\.\d+)")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3}){2,}")
+_POINTS_BETWEEN = re.compile(r"[+-]?\d{1,3}((\.\d{3})+,\d+|(\.\d{3}){2,})")
 _POINTED = re.compile(rf"[+-]?\d*\.\d+{_EXPONENT}")
 _SCALED = re.compile(r"([+-]?\d+(?:\.\d+)?)(k|m|mn|b|bn|t)", re.IGNORECASE)
 _EXPONENTS = {"k": 3, "m": 6, "mn": 6, "b": 9, "bn": 9, "t": 12}
 _SPACES = str.maketrans("", "", " \u00a0\u2009\u202f")
+_BETWEEN_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u2009\u202f'’](?=\d{3}(?!\d))")
+_POWER = re.compile(r"[x×*·]10\^?([+-]?\d+)|[x×*·]10\*\*([+-]?\d+)")
+_RULE = re.compile(r"[\s|:+=-]*-{3}[\s|:+=-]*")
+"""The line below the names of a markdown table."""
 _MAGIC = (
     (b"PAR1", "a parquet file", "name it .parquet"),
     (b"\x1f\x8b", "a file compressed with gzip", "name it .csv.gz"),
@@ -122,7 +127,10 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, list[str]]:
         text = "" if item is None or item is pd.NA or item is pd.NaT else str(item).strip()
         if text.lower() in MISSING:
             continue
-        plain = text.translate(_SPACES)
+        plain = _BETWEEN_THOUSANDS.sub("", text)
+        grouped += plain != text
+        if not re.search(r"\d\s+\d", plain):  # two numbers are not one
+            plain = _POWER.sub(lambda power: f"e{power[1] or power[2]}", plain.translate(_SPACES))
         if _GROUPED.fullmatch(plain):
             plain = plain.replace(".", "") if "," not in plain else plain.replace(",", "")
             grouped += 1
@@ -230,10 +238,18 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
         raise ValueError(f"a table must be separated text, as its name says, but {path} holds JSON; name it .json")
     # Lines: comments and empty ones are left out.
     lines = [line for line in io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")) if line.strip()]
+    if lines and re.fullmatch(r'"?sep=."?\s*', lines[0]):
+        del lines[0]  # a spreadsheet's own mark
     comments = []
     if "#" in text:
         comments = [line for line in lines if line.lstrip().startswith("#")]
         lines = [line for line in lines if not line.lstrip().startswith("#")]
+    title = _title_length(lines)
+    if title:
+        lines = lines[title:]
+        guesses.append(f"{_count(title, 'line')} above the column names left out")
+    if len(lines) > 1 and _RULE.fullmatch(lines[1]):
+        del lines[1]
     if not lines:
         raise ValueError(f"a table must have column names and rows, but {path} has none; export it again")
 
@@ -254,6 +270,8 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
 
     # Rows: as many values as column names.
     width = len(header)
+    if all(len(row) == width + 1 for row in rows) and _are_row_numbers(pd.Series([row[0] for row in rows])):
+        header, width = ["", *header], width + 1  # R's write.table does not name the row numbers
     if all(len(row) == width + 1 and not row[-1].strip() for row in rows):
         rows = [row[:-1] for row in rows]
         guesses.append("a separator at the end of each row ignored")
@@ -262,12 +280,21 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
             raise ValueError(
                 f"each row must have as many values as there are column names, {width}, but line "
                 f"{_line_number(text, index, separator, len(rows))} of {path} has {len(row)} ({', '.join(row[:6])}"
-                f"{', ...' if len(row) > 6 else ''}); name every column, or correct the row"
+                f"{', ...' if len(row) > 6 else ''}); name every column in the first line, or correct the row"
             )
     columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)]
     if "," in text and (separator != "," or '"' in text):
         columns = _with_points(columns, separator, path, guesses)
     return _frame(header, columns)
+
+
+def _title_length(lines: Sequence[str]) -> int:
+    """Return the number of lines (at most 4) above the column names: each holds a text alone, or nothing."""
+    for place, line in enumerate(lines[:5]):
+        fields = re.split(r"[,;\t|]", line.strip(' ,;\t|"\n'))
+        if len(fields) > 1:
+            return 0 if any(_NUMBER.fullmatch(field.strip()) for field in fields) else place
+    return 0
 
 
 def _commented_header(comments: Sequence[str], first: Sequence[str], path: Path) -> list[str]:
@@ -308,7 +335,7 @@ def _separator(lines: Sequence[str]) -> str:
 
 def _fields(lines: Sequence[str], separator: str, *, strict: bool = True) -> Iterator[list[str]]:
     if separator == " ":
-        return (line.split() for line in lines)
+        return csv.reader((" ".join(line.split()) for line in lines), delimiter=" ", strict=strict)
     return csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=strict)
 
 
@@ -348,11 +375,14 @@ def _with_points(columns: list[list[str]], separator: str, path: Path, guesses: 
     thousands = next(filter(_ONLY_THOUSANDS.fullmatch, marks), None)
     if decimal is None and (thousands is not None or separator != ";" or not values):
         return columns  # commas stand between thousands, or nowhere
-    points = (value for column in columns for value in column if "." in value)
-    pointed = thousands or next((v for v in points if _POINTED.fullmatch(v) and not _COMMA_NUMBER.fullmatch(v)), None)
+    points = [value for column in columns for value in column if _POINTED.fullmatch(value)]
+    # 2.962 could be a decimal or thousands: thousands only if another value of the file has points that must be.
+    marked = any(_POINTS_BETWEEN.fullmatch(value) for column in columns for value in column)
+    pointed = thousands or next((v for v in points if not (marked and _COMMA_NUMBER.fullmatch(v))), None)
     if pointed:
         raise ValueError(
-            f"numbers must have one decimal mark, but {path} has {decimal or values[0]} and {pointed}; keep one"
+            f"numbers must have one decimal mark, but {path} has {decimal or values[0]} and {pointed}; write decimals "
+            "with one mark, and thousands without"
         )
     guesses.append("decimal comma")
     return [
@@ -415,11 +445,25 @@ def _rows_of_columns(content: dict[str, Any], path: Path) -> list[dict[str, Any]
     is_table = all(isinstance(value, list) for value in content.values()) or all(
         isinstance(value, dict) and all(key.isdigit() for key in value) for value in content.values()
     )
-    if not content or not is_table:
+    if content and not is_table:
+        return _rows_of_names(content)
+    if not content:
         return [content]
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"the columns of a JSON table must be equally long, but those of {path} are not; correct it")
     return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _rows_of_names(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of an object of runs by name, or of the one list of objects in it; else the object is the row."""
+    values = list(content.values())
+    if len(values) > 1 and all(isinstance(value, dict) for value in values) and set.intersection(*map(set, values)):
+        return [{"run_id": name, **value} for name, value in content.items()]
+    lists = [v for v in values if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+    if len(lists) != 1:
+        return [content]
+    shared = {name: value for name, value in content.items() if not isinstance(value, list | dict)}
+    return [shared | row for row in lists[0]]
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -460,6 +504,13 @@ def _tidy(frame: pd.DataFrame, guesses: list[str], path: Path) -> RawTable:
     """
     if not len(frame):
         raise ValueError(f"a table must have rows, but {path} has only column names; export it again")
+    blank = np.ones(len(frame), dtype=bool)
+    for place in range(frame.shape[1]):
+        rows = np.flatnonzero(blank)
+        blank[rows] = list(map(is_missing, frame.iloc[rows, place]))
+    if blank.any() and not blank.all():
+        frame = frame[~blank]
+        guesses.append(f"{_count(int(blank.sum()), 'empty row')} left out")
     names = [str(name).strip() for name in frame.columns]
     unnamed = [not name or name.startswith("Unnamed: ") or name == "index" for name in names]
     kept = []

@@ -38,7 +38,8 @@ DENSE = {"params": [1e8, 1.403e8], "tokens": [2e9, 1.5e9], "loss": [3.1, 3.2]}
         ("config/nParams,D [billions],eval/loss\n1e8,2,3.1\n140.3e6,1.5,3.2\n", "params from 'config/nParams', tokens"),
         ("n,d,train_loss,val_loss\n1e8,2e9,9,3.1\n140.3e6,1.5e9,9,3.2\n", "loss from 'val_loss' (nats per token)"),
         ("N,D,loss,val_loss\n1e8,2e9,9,3.1\n140.3e6,1.5e9,9,3.2\n", "'val_loss' (nats per token), not 'loss'"),
-        ("N,D,train/loss\n1e8,2e9,3.1\n140.3e6,1.5e9,3.2\n", "(a training loss, as there is no other; nats per token)"),
+        ("N,D,train/loss\n1e8,2e9,3.1\n140.3e6,1.5e9,3.2\n", "(a training loss; nats per token)"),
+        ("N,D,train_loss,val_loss_c4\n1e8,2e9,9,3.1\n140.3e6,1.5e9,9,3.2\n", "loss from 'val_loss_c4' (nats"),
         ("N,D,ppl\n1e8,2e9,22.197951281441632\n140.3e6,1.5e9,24.532530197109352\n", "the logarithm of the perplexity"),
         (f"N,D,loss (bits)\n1e8,2e9,{3.1 / math.log(2)}\n140.3e6,1.5e9,{3.2 / math.log(2)}\n", "'loss (bits)' x 0.693"),
     ],
@@ -57,6 +58,33 @@ def test_given_columns_go_before_names(mapped):
         "Columns: tokens from 'D_billions' x 1e9, not 'tokens', loss from 'a=b' x 0.5 (nats per token), params from "
         "'N'.",
     )
+
+
+def test_a_given_name_may_hold_commas(mapped):
+    frame = mapped('N,D,"L(N,D)"\n1e8,2e9,1\n', "loss=L(N,D)*3,tokens=D").frame
+    assert frame.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("N,D,flops_per_gpu,loss\n1e8,2e9,1e17,3\n", "Not used: 'flops_per_gpu'; if one of them is meant, name it"),
+        (
+            "N,D,text,loss\n1e8,2e9,c4,3\n2e8,2e9,c4,3\n1e8,2e9,pile,3\n2e8,2e9,pile,3\n",
+            "=text' --experiment 'c4'",
+        ),
+        ("name,N,D,loss\na,1e8,1e9,3\na,1e8,2e9,3\nb,2e8,2e9,3\n", "the same 'name' were taken for runs of their own"),
+        ("N,D,step,loss\n1e8,1e9,1,3\n1e8,2e9,2,3\n2e8,1e9,1,3\n", "if rows are steps ('step') of runs"),
+    ],
+)
+def test_what_could_have_been_meant_otherwise_is_said(mapped, text, note):
+    assert note in mapped(text).notes[-1]
+
+
+def test_a_name_that_stands_for_several_seeds_gets_the_seed(mapped):
+    table = mapped("run,seed,N,D,loss\na,1,1e8,1e9,3\na,2,1e8,1e9,3.1\n")
+    assert table.frame["run_id"].tolist() == ["a seed 1", "a seed 2"]
+    assert table.notes[-1].startswith("Runs: the seed was added to run_id")
 
 
 def test_our_name_stands_for_the_column_found_for_it(mapped):

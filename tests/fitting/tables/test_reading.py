@@ -19,12 +19,15 @@ ROWS = [
     {"params": 45643546, "tokens": 3651483717, "loss": 3.6562},
 ]
 PLAIN = "params,tokens,loss\n22821773,7302967433,3.769625\n45643546,3651483717,3.6562\n"
+MARKDOWN = "|params|tokens|loss|\n|:--|--:|:---:|\n| 22821773|7302967433 |3.769625|\n|45643546|3651483717|3.6562|\n"
+WRITE_TABLE = '"params" "tokens" "loss"\n"1" 22821773 7302967433 3.769625\n"2" 45643546 3651483717 3.6562\n'
+POINTS = "params;tokens;loss\n22821773;7.302.967.433;3,769625\n45643546;3651483717;3,6562\n"
 
 
 def numbers(path):
     """Return the table of `path` as numbers, and what was guessed."""
     raw = read_raw(path)
-    return {name: to_numbers(raw.frame[name])[0].tolist() for name in raw.frame}, raw.notes
+    return {name: to_numbers(raw.frame[name])[0].tolist() for name in ROWS[0]}, raw.notes
 
 
 def expect(path, note=None):
@@ -53,6 +56,14 @@ def expect(path, note=None):
         ("quoted.csv", PLAIN.replace("7302967433", '"7,302,967,433"'), None),
         ("unnamed.csv", PLAIN.replace("loss\n", "loss,\n").replace("25\n", "25,\n").replace("62\n", "62,\n"), None),
         ("twice.csv", "\n".join(f"{line},{line.split(',')[2]}" for line in PLAIN.split()), "stands 2 times"),
+        ("markdown.txt", MARKDOWN, "separator bar"),
+        ("excel.csv", "sep=,\n" + PLAIN.replace("\n", ",,\n") + ",,,,\n,,,,\n", "2 empty rows left out"),
+        ("title.csv", "Our sweep,,\n,,\n" + PLAIN, "2 lines above the column names"),
+        ("title.tsv", "Our sweep of 2026\n" + PLAIN.replace(",", "\t"), "1 line above the column names"),
+        ("write.table.txt", WRITE_TABLE, "row numbers left out"),
+        ("points.csv", POINTS, "decimal comma"),
+        ("named.json", json.dumps({"a": ROWS[0], "b": ROWS[1]}), None),
+        ("nested.json", json.dumps({"made": "2026", "runs": ROWS}), None),
         ("lines.jsonl", "\n".join(map(json.dumps, ROWS)), None),
         ("array.json", json.dumps(ROWS), None),
         ("columns.json", json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}), None),
@@ -134,11 +145,21 @@ def test_broken_files_are_refused_with_the_line(tmp_path, name, text, message):
         read_raw(path)
 
 
+def test_a_point_among_decimal_commas_is_not_taken_for_thousands(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("params;tokens;loss\n22,8;7302967433;3.769\n45,6;3651483717;3.656\n")
+    with pytest.raises(ValueError, match=r"one decimal mark, but .* has 22,8 and 3\.769"):
+        read_raw(path)
+
+
 def test_numbers():
     found, notes = to_numbers(pd.Series(["1.3B", "140M", "NA", "", "1_000", "1,234,567", "-", "inf", "6e18", "7 302"]))
     np.testing.assert_array_equal(found, [1.3e9, 140e6, np.nan, np.nan, 1000, 1234567, np.nan, np.inf, 6e18, 7302])
-    assert notes == ["2 values with a suffix, as 1.3B = 1.3e9", "1 value with marks between thousands"]
+    np.testing.assert_array_equal(to_numbers(pd.Series(["1.5 × 10^19", "7'302'000", "7 M"]))[0], [1.5e19, 7302000, 7e6])
+    assert notes == ["2 values with a suffix, as 1.3B = 1.3e9", "2 values with marks between thousands"]
     with pytest.raises(ValueError, match="row 2 has 'about 3'"):
         to_numbers(pd.Series(["3", "about 3"]))
+    with pytest.raises(ValueError, match="row 1 has '7 30'"):
+        to_numbers(pd.Series(["7 30"]))
     with pytest.raises(ValueError, match="row 1 has 'True'"):
         to_numbers(pd.Series([True, False]))
