@@ -60,6 +60,11 @@ def test_given_columns_go_before_names(mapped):
     )
 
 
+def test_the_scatter_of_a_loss_is_no_loss_and_petaflop_days_are_flops(mapped):
+    frame = mapped("N,D,val_loss_c4_std,train_loss,PF-days\n1e8,2e9,0.01,3,2\n").frame
+    assert (frame["loss"][0], frame["flops"][0]) == (3.0, 2 * 8.64e19)
+
+
 def test_a_given_name_may_hold_commas(mapped):
     frame = mapped('N,D,"L(N,D)"\n1e8,2e9,1\n', "loss=L(N,D)*3,tokens=D").frame
     assert frame.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": 3.0}]
