@@ -163,11 +163,11 @@ def _list_folder(folder: Path, *, with_hidden: bool) -> tuple[list[Path], list[s
     linked = [path for path in linked if with_hidden or not _is_hidden(path.relative_to(folder))]
     notes = [_hidden_note(len(hidden))] if hidden else []
     if broken:
-        notes.append(f"{_count(broken, 'link')} that lead nowhere {_were(broken)} left out: {_listed(broken, folder)}")
+        notes.append(f"{_count(broken, 'broken link')} {_were(broken)} left out: {_listed(broken, folder)}")
     if linked:
         notes.append(
-            f"{_count(linked, 'link')} to folders {_were(linked)} not followed: {_listed(linked, folder)}; if that "
-            "text belongs to the corpus, move it there"
+            f"{_count(linked, 'linked folder')} {_were(linked)} not read: {_listed(linked, folder)}; if that text "
+            "belongs to the corpus, move it there"
         )
     return files, notes
 
@@ -282,7 +282,7 @@ def _held_out(sizes: Sequence[int], fraction: float, *, whole: bool) -> tuple[in
     if whole or abs(ends[count - 1] - wanted) <= SHARE_TOLERANCE * wanted:
         return count, 0
     reaching = next(number for number, end in enumerate(ends) if end >= wanted)
-    bytes_held = min(round(wanted) - (ends[reaching] - sizes[reaching]), sizes[reaching] - 1)
+    bytes_held = min(max(1, round(wanted) - (ends[reaching] - sizes[reaching])), sizes[reaching] - 1)
     return (reaching, bytes_held) if bytes_held >= 1 else (count, 0)
 
 

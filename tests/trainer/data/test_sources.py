@@ -1,5 +1,6 @@
 import hashlib
 import os
+import random
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from isoloop.trainer import hub
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.data.sources import open_source
+from isoloop.trainer.data.sources import _held_out, open_source
 from tests.parquet import document, write_parquet
 
 
@@ -290,6 +291,16 @@ def test_the_share_held_out_is_the_one_of_the_configuration(tmp_path, sizes, fra
         assert len(sizes) == 1 or all(part.endswith("\n") for part in parts)
 
 
+def test_files_of_any_sizes_hold_out_the_share_within_a_tenth_or_a_byte():
+    draw = random.Random(0)
+    for _ in range(2000):
+        sizes = [int(draw.choice([0, 1, 10, 1000]) * draw.lognormvariate(0, 2)) for _ in range(draw.randrange(1, 30))]
+        wanted = sum(sizes) * (fraction := draw.choice([0.001, 0.05, 0.5, 0.999]))
+        if sum(sizes) > 1:
+            files, cut = _held_out(sizes, fraction, whole=False)
+            assert abs(sum(sizes[:files]) + cut - wanted) <= max(0.1 * wanted, 1.5), (sizes, fraction)
+
+
 def test_hidden_files_are_left_out_and_counted(tmp_path):
     folder = tmp_path / ".cache" / "corpus"  # itself in a hidden folder
     hidden = [".git/a.txt", "sub/.ipynb_checkpoints/b.txt", "sub/._c.txt", "__MACOSX/d.txt"]
@@ -321,8 +332,8 @@ def test_links_that_lead_nowhere_or_to_folders_are_named(tmp_path):
     texts = b"".join(document.text for document in source.list_parts()[0].read())
     assert len(texts) == len("some textother text")
     assert source.notes == [
-        "2 links that lead nowhere were left out: broken.txt, loop.txt",
-        "2 links to folders were not followed: more, round; if that text belongs to the corpus, move it there",
+        "2 broken links were left out: broken.txt, loop.txt",
+        "2 linked folders were not read: more, round; if that text belongs to the corpus, move it there",
     ]
 
 
