@@ -435,16 +435,17 @@ def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
     if ours:
         return []
     others = [name for name in map(str, frame.columns) if name not in NAMES and not re.fullmatch(r"loss_T.*", name)]
-    telling = [name for name in others if _TELLING.search(_key(name))]
+    keys = {name: _key(re.sub(r"^(params|metrics|tags)/", "", name)) for name in others}
+    telling = [name for name in others if _TELLING.search(keys[name])]
     kinds, repeated = [], []
     for name in others:
         values = [value for value in frame[name].tolist() if not is_missing(value)]
         if name not in telling and values and all(isinstance(value, str) for value in values):
             counts = pd.Series(values).value_counts()
-            if len(counts) > 1 and counts.min() > 1:
-                kinds.append(name)
-            elif len(counts) > 1 and counts.max() > 1 and _key(name) in _WEAK_IDS:
+            if keys[name] in NAMES["run_id"] and counts.max() > 1:
                 repeated.append(name)
+            elif len(counts) > 1 and counts.min() > 1:
+                kinds.append(name)
     notes = []
     if telling:
         notes.append(f"Not used: {_listed(telling)}; if one of them is meant, name it with --columns.")
