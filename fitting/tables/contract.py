@@ -134,6 +134,10 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
     """
     if not 0 <= budget_tolerance < 0.5:
         raise ValueError(f"a budget tolerance must be from 0 to 0.5, but got {budget_tolerance:g}; 0.01 is usual")
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(
+            f"a run table must be a DataFrame, but got {type(table).__name__}; read a file with read_table(path)"
+        )
     if table.columns.duplicated().any():
         repeated = table.columns[table.columns.duplicated()][0]
         raise ValueError(f"columns must be named once, but {repeated!r} occurs more often; drop one of them")

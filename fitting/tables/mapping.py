@@ -93,9 +93,13 @@ _LOSS_AT = re.compile(
     r"(?:.*_)?(?:loss|nll)_?(?:at_?)?(?:t|r|loops|recurrence|at)_?=?(\d+(?:\.\d+)?)"
     r"|(?:.*_)?(?:t|r|loops|recurrence)_?=?(\d+(?:\.\d+)?)_(?:loss|nll)"
 )
-_SOME_LOSS = re.compile(r"(.*_)?(val|valid|validation|eval|test|heldout)_(.*_)?(loss|nll)(_.*)?")
+_SOME_LOSS = re.compile(
+    r"(.*_)?(val|valid|validation|eval|test|heldout)_(.*_)?(loss|nll)(?!.*_(std|stderr|sem?|var|ci|err|error|step|epoch)$)(_.*)?"
+)
 """Names like val_loss_c4, of a loss on one of several texts."""
-_TELLING = re.compile(r"(^|[_.])(params?|parameters|tokens?|t?flops?|flos|compute|loss|nll|ppl|perplexity|bpb)([_.]|$)")
+_TELLING = re.compile(
+    r"(^|[_.])(params?|parameters|tokens?|[a-z]?flops?|flos|compute|loss|nll|ppl|perplexity|bpb)([_.]|$)"
+)
 _EXPRESSION = re.compile(r"(?P<name>.+?)(?:\s*(?P<sign>[*/])\s*(?P<factor>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?))?")
 _THOUSAND, _MILLION, _BILLION, _TRILLION = 1e3, 1e6, 1e9, 1e12
 _UNITS = {
@@ -267,6 +271,8 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
     match = re.fullmatch(r"loss_T(\d+(?:\.\d+)?)", name) or _LOSS_AT.fullmatch(_key(name))
     if match and not _TRAINING.search(name):
         return [(loss_column(float(next(filter(None, match.groups())))), 0, 1.0)]
+    if _key(name).endswith("_days") and _key(name) in _FLOP_UNITS:
+        return [("flops", 0, _FLOP_UNITS[_key(name)])]
     parts = [part for part in re.split(r"[/.]", name) if part] if not re.search(r"[(\[]", name) else name.split("/")
     meanings: dict[str, tuple[int, float]] = {}
     for depth in range(len(parts)):
@@ -431,16 +437,17 @@ def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
     if ours:
         return []
     others = [name for name in map(str, frame.columns) if name not in NAMES and not re.fullmatch(r"loss_T.*", name)]
-    telling = [name for name in others if _TELLING.search(_key(name))]
+    keys = {name: _key(re.sub(r"^(params|metrics|tags)/", "", name)) for name in others}
+    telling = [name for name in others if _TELLING.search(keys[name])]
     kinds, repeated = [], []
     for name in others:
         values = [value for value in frame[name].tolist() if not is_missing(value)]
         if name not in telling and values and all(isinstance(value, str) for value in values):
             counts = pd.Series(values).value_counts()
-            if len(counts) > 1 and counts.min() > 1:
-                kinds.append(name)
-            elif len(counts) > 1 and counts.max() > 1 and _key(name) in _WEAK_IDS:
+            if keys[name] in NAMES["run_id"] and counts.max() > 1:
                 repeated.append(name)
+            elif len(counts) > 1 and counts.min() > 1:
+                kinds.append(name)
     notes = []
     if telling:
         notes.append(f"Not used: {listed_names(telling)}; if one of them is meant, name it with --columns.")

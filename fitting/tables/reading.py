@@ -47,13 +47,13 @@ _ONLY_THOUSANDS = re.compile(r"[+-]?\d{1,3}((,\d{3}){2,}(\.\d+)?|(,\d{3})+\.\d+)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3}){2,}")
 _POINTS_BETWEEN = re.compile(r"[+-]?\d{1,3}((\.\d{3})+,\d+|(\.\d{3}){2,})")
 _POINTED = re.compile(rf"[+-]?\d*\.\d+{_EXPONENT}")
-_SCALED = re.compile(r"([+-]?\d+(?:\.\d+)?)(k|m|mn|b|bn|t)", re.IGNORECASE)
-_EXPONENTS = {"k": 3, "m": 6, "mn": 6, "b": 9, "bn": 9, "t": 12}
+_SCALED = re.compile(r"([+-]?\d+(?:\.\d+)?)(k|m|mn|million|b|bn|billion|t|trillion)", re.IGNORECASE)
+_EXPONENTS = {"k": 3, "m": 6, "mn": 6, "b": 9, "bn": 9, "t": 12, "million": 6, "billion": 9, "trillion": 12}
 _SPACES = str.maketrans("", "", " \u00a0\u2009\u202f")
 _BETWEEN_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u2009\u202f'’](?=\d{3}(?!\d))")
 _POWER = re.compile(r"[x×*·]10\^?([+-]?\d+)|[x×*·]10\*\*([+-]?\d+)")
 _RULE = re.compile(r"[\s|:+=-]*-{3}[\s|:+=-]*")
-"""The line below the names of a markdown table."""
+"""A line that is drawn in a table of markdown or the like."""
 _MAGIC = (
     (b"PAR1", "a parquet file", "name it .parquet"),
     (b"\x1f\x8b", "a file compressed with gzip", "name it .csv.gz"),
@@ -235,7 +235,7 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     if text.lstrip()[:1] in ("{", "["):
         raise ValueError(f"a table must be separated text, as its name says, but {path} holds JSON; name it .json")
     # Lines: comments and empty ones are left out.
-    lines = [line for line in io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")) if line.strip()]
+    lines = [line for line in io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")) if _is_row(line)]
     if lines and re.fullmatch(r'"?sep=."?\s*', lines[0]):
         del lines[0]  # a spreadsheet's own mark
     comments = []
@@ -246,8 +246,6 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     if title:
         lines = lines[title:]
         guesses.append(f"{counted(title, 'line')} above the column names left out")
-    if len(lines) > 1 and _RULE.fullmatch(lines[1]):
-        del lines[1]
     if not lines:
         raise ValueError(f"a table must have column names and rows, but {path} has none; export it again")
 
@@ -284,6 +282,10 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     if "," in text and (separator != "," or '"' in text):
         columns = _with_points(columns, separator, path, guesses)
     return _frame(header, columns)
+
+
+def _is_row(line: str) -> bool:
+    return bool(line.strip()) and not _RULE.fullmatch(line)
 
 
 def _title_length(lines: Sequence[str]) -> int:
@@ -352,7 +354,7 @@ def _line_number(text: str, index: int, separator: str, rows: int) -> int:
     numbered = [
         (number, line)
         for number, line in enumerate(io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
+        if _is_row(line) and not line.lstrip().startswith("#")
     ]
     if separator == " ":
         return numbered[index + len(numbered) - rows][0]
@@ -447,6 +449,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _rows_of_columns(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return the rows of an object of columns, each a list or an object by row number; else the object is the row."""
+    names, data = content.get("columns"), content.get("data")
+    lists = [row for row in data if isinstance(row, list)] if isinstance(data, list) else []
+    if isinstance(names, list) and lists == data and all(len(row) == len(names) for row in lists):
+        return [dict(zip(map(str, names), row, strict=True)) for row in lists]
     columns = [list(value.values()) if isinstance(value, dict) else value for value in content.values()]
     is_table = all(isinstance(value, list) for value in content.values()) or all(
         isinstance(value, dict) and all(key.isdigit() for key in value) for value in content.values()

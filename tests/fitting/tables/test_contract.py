@@ -25,6 +25,11 @@ def changed(table, column, value, row=1):
     return copy
 
 
+def test_what_is_no_frame_is_refused():
+    with pytest.raises(ValueError, match=r"must be a DataFrame, but got str; read a file with read_table"):
+        check_runs("runs.csv")
+
+
 def test_checking_leaves_its_argument_alone(table):
     before = changed(table, "tokens", int(table["tokens"][1]))
     kept = before.copy()

@@ -60,6 +60,11 @@ def test_given_columns_go_before_names(mapped):
     )
 
 
+def test_the_scatter_of_a_loss_is_no_loss_and_petaflop_days_are_flops(mapped):
+    frame = mapped("N,D,val_loss_c4_std,train_loss,PF-days\n1e8,2e9,0.01,3,2\n").frame
+    assert (frame["loss"][0], frame["flops"][0]) == (3.0, 2 * 8.64e19)
+
+
 def test_a_given_name_may_hold_commas(mapped):
     frame = mapped('N,D,"L(N,D)"\n1e8,2e9,1\n', "loss=L(N,D)*3,tokens=D").frame
     assert frame.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": 3.0}]
@@ -74,6 +79,14 @@ def test_a_given_name_may_hold_commas(mapped):
             "=text' --experiment 'c4'",
         ),
         ("name,N,D,loss\na,1e8,1e9,3\na,1e8,2e9,3\nb,2e8,2e9,3\n", "the same 'name' were taken for runs of their own"),
+        (
+            "params/arch,N,D,loss\na,1e8,1e9,3\nb,1e8,2e9,3\na,2e8,2e9,3\nb,1e8,3e9,3\n",
+            "Runs that differ in 'params/arch'",
+        ),
+        (
+            "run_id,run_name,N,D,loss\n1,a,1e8,1e9,3\n2,a,1e8,2e9,3\n3,b,2e8,2e9,3\n4,b,2e8,3e9,3\n",
+            "Rows with the same 'run_name'",
+        ),
         ("N,D,step,loss\n1e8,1e9,1,3\n1e8,2e9,2,3\n2e8,1e9,1,3\n", "if rows are steps ('step') of runs"),
     ],
 )

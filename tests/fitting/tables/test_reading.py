@@ -62,6 +62,8 @@ def expect(path, note=None):
         ("title.tsv", "Our sweep of 2026\n" + PLAIN.replace(",", "\t"), "1 line above the column names"),
         ("write.table.txt", WRITE_TABLE, "row numbers left out"),
         ("points.csv", POINTS, "decimal comma"),
+        ("drawn.txt", "+---+---+\n" + MARKDOWN.replace(":--|--:|:---:", "---+--") + "+---+---+\n", "separator bar"),
+        ("split.json", json.dumps({"columns": list(ROWS[0]), "data": [list(row.values()) for row in ROWS]}), None),
         ("named.json", json.dumps({"a": ROWS[0], "b": ROWS[1]}), None),
         ("nested.json", json.dumps({"made": "2026", "runs": ROWS}), None),
         ("lines.jsonl", "\n".join(map(json.dumps, ROWS)), None),
@@ -164,7 +166,9 @@ def test_a_point_among_decimal_commas_is_not_taken_for_thousands(tmp_path):
 def test_numbers():
     found, notes = to_numbers(pd.Series(["1.3B", "140M", "NA", "", "1_000", "1,234,567", "-", "inf", "6e18", "7 302"]))
     np.testing.assert_array_equal(found, [1.3e9, 140e6, np.nan, np.nan, 1000, 1234567, np.nan, np.inf, 6e18, 7302])
-    np.testing.assert_array_equal(to_numbers(pd.Series(["1.5 × 10^19", "7'302'000", "7 M"]))[0], [1.5e19, 7302000, 7e6])
+    np.testing.assert_array_equal(
+        to_numbers(pd.Series(["1.5 × 10^19", "7'302'000", "7 million"]))[0], [1.5e19, 7302000, 7e6]
+    )
     assert notes == ["2 values with a suffix, as 1.3B = 1.3e9", "2 values with marks between thousands"]
     with pytest.raises(ValueError, match="row 2 has 'about 3'"):
         to_numbers(pd.Series(["3", "about 3"]))

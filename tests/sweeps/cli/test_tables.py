@@ -46,7 +46,9 @@ def stored(runs, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("loops", "words"), [(1, "The number of loops is 1 in all runs"), (None, "No run has its loops")])
+@pytest.mark.parametrize(
+    ("loops", "words"), [(1, "The number of loops is 1 in all runs"), (None, "No run has its loops")]
+)
 def test_models_that_differ_in_params_alone_are_dense_for_commands_and_python(loops, words, tmp_path):
     dense = pd.DataFrame(
         {"mean_recurrence": loops, "params": [1e8, 2e8, 4e8], "tokens": [4e9, 2e9, 1e9], "loss": [3.3, 3.1, 3.2]}
