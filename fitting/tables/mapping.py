@@ -514,6 +514,13 @@ def _as_kind(values: pd.Series, column: str, source: ColumnSource, details: list
         value = str(error) if source.name == column else str(error).replace(" has", f" of {source.name!r} has", 1)
         advice = "leave it empty" if column == "loss" or column.startswith("loss_T") else "drop the row"
         raise ValueError(f"`{column}` must be a number, but {value}; correct it, or {advice}") from error
+    texts = map(str, values.tolist()) if any("thousands" in form for form in forms) else ()
+    ambiguous = next(filter(re.compile(r"\s*\d{1,3},\d{3}\s*").fullmatch, texts), None)
+    if ambiguous is not None and column not in _COUNTED:
+        raise ValueError(
+            f"`{column}` must have a decimal point, but {source.name!r} has {ambiguous}: thousands, or a decimal "
+            f"comma? write {ambiguous.replace(',', '.')} or {ambiguous.replace(',', '')}"
+        )
     details += [f"{column} has {form}" for form in forms]
     if source.factor != 1:
         numbers = numbers * source.factor

@@ -5,6 +5,7 @@ Values of text files stay text, exactly as written; `to_numbers` converts a colu
 
 from __future__ import annotations
 
+import ast
 import bz2
 import csv
 import gzip
@@ -281,7 +282,26 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)]
     if "," in text and (separator != "," or '"' in text):
         columns = _with_points(columns, separator, path, guesses)
-    return _frame(header, columns)
+    frame = _frame(header, columns)
+    for name, column in zip(header, columns, strict=True):
+        objects = list(map(_object_of, column)) if column[0].startswith("{") else [None]
+        if None not in objects:
+            nested = pd.DataFrame([_flat({name: value}) for value in objects], dtype=object)
+            nested = nested.where(nested.notna(), None)
+            frame = pd.concat([frame.drop(columns=name, errors="ignore"), nested], axis=1)
+    return frame
+
+
+def _object_of(text: str) -> dict[str, Any] | None:
+    """Return the object that `text` is in JSON, or as Python prints it; None if it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            value = ast.literal_eval(re.sub(r"\binf\b", "1e999", re.sub(r"\bnan\b", "None", text)))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    return value if isinstance(value, dict) else None
 
 
 def _is_row(line: str) -> bool:
@@ -484,6 +504,8 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         return row
     flat: dict[str, Any] = {}
     for name, value in row.items():
+        if isinstance(value, dict) and set(value) == {"desc", "value"}:
+            value = value["value"]  # as wandb stores a configuration
         nested = (
             {f"{name}/{inner}": v for inner, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
         )

@@ -65,6 +65,20 @@ def test_the_scatter_of_a_loss_is_no_loss_and_petaflop_days_are_flops(mapped):
     assert (frame["loss"][0], frame["flops"][0]) == (3.0, 2 * 8.64e19)
 
 
+def test_objects_in_the_cells_of_a_text_are_read(mapped):
+    """As wandb's public interface exports runs."""
+    rows = """"{'n_params': 1e8, 'tokens': 2e9, 'lr': nan}","{'val_loss': 3.1}",a\n"""
+    rows += """"{""n_params"": {""value"": 2e8, ""desc"": null}, ""tokens"": 3e9}",{'val_loss': 3.2},b\n"""
+    frame = mapped(f"config,summary,name\n{rows}").frame
+    assert frame[["params", "tokens", "loss"]].to_numpy().tolist() == [[1e8, 2e9, 3.1], [2e8, 3e9, 3.2]]
+    assert frame["run_id"].tolist() == ["a", "b"]
+
+
+def test_a_loss_with_a_comma_is_not_taken_for_thousands(mapped):
+    with pytest.raises(ValueError, match=r"write 2\.962 or 2962"):
+        mapped('N,D,loss\n1e8,2e9,"2,962"\n')
+
+
 def test_a_given_name_may_hold_commas(mapped):
     frame = mapped('N,D,"L(N,D)"\n1e8,2e9,1\n', "loss=L(N,D)*3,tokens=D").frame
     assert frame.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": 3.0}]
