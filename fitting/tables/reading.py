@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from isoloop.fitting.tables.contract import counted
+
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".tab")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -143,8 +145,8 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, list[str]]:
             numbers[row] = float(plain)
         else:
             raise ValueError(f"row {row + 1} has {text!r}")
-    notes = [f"{_count(scaled, 'value')} with a suffix, as 1.3B = 1.3e9"] if scaled else []
-    return numbers, notes + ([f"{_count(grouped, 'value')} with marks between thousands"] if grouped else [])
+    notes = [f"{counted(scaled, 'value')} with a suffix, as 1.3B = 1.3e9"] if scaled else []
+    return numbers, notes + ([f"{counted(grouped, 'value')} with marks between thousands"] if grouped else [])
 
 
 def _floats(items: list[Any]) -> list[float] | None:
@@ -169,10 +171,6 @@ def is_missing(value: Any) -> bool:
     if value is None or value is pd.NA or value is pd.NaT:
         return True
     return value.strip().lower() in MISSING if isinstance(value, str) else isinstance(value, float) and value != value
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
@@ -248,7 +246,7 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     title = _title_length(lines)
     if title:
         lines = lines[title:]
-        guesses.append(f"{_count(title, 'line')} above the column names left out")
+        guesses.append(f"{counted(title, 'line')} above the column names left out")
     if not lines:
         raise ValueError(f"a table must have column names and rows, but {path} has none; export it again")
 
@@ -261,7 +259,7 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
         guesses.append("column names from the comment above the rows")
         comments = comments[:-1]
     if comments:
-        guesses.append(f"{_count(len(comments), 'comment line')} left out")
+        guesses.append(f"{counted(len(comments), 'comment line')} left out")
     if separator != ",":
         guesses.append(f"separator {_SEPARATORS[separator]}")
     if not rows:
@@ -426,14 +424,14 @@ def _holds_comma_numbers(column: list[str]) -> bool:
 def _json(text: str, path: Path) -> pd.DataFrame:
     """Return the rows of JSON lines, of a list of objects, or of an object of columns; nested names get a '/'."""
     try:
-        content: Any = json.loads(text, object_pairs_hook=_object)
+        content: Any = _parsed(text, path)
     except json.JSONDecodeError as whole:
         content = []
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
-                content.append(json.loads(line, object_pairs_hook=_object))
+                content.append(_parsed(line, path))
             except json.JSONDecodeError as error:
                 where = f"line {number} of {path} is not: {error.msg}" if number > 1 else f"{path} is not: {whole}"
                 raise ValueError(f"a JSON table must be JSON, but {where}; correct or drop the line") from error
@@ -446,6 +444,14 @@ def _json(text: str, path: Path) -> pd.DataFrame:
     if not names:
         raise ValueError(f"a table must have column names and rows, but {path} has none; export it again")
     return _frame(names, [[row.get(name) for row in rows] for name in names])
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """Parse JSON, with numbers of hundreds of digits as floats. Raises ValueError for what is nested too deeply."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=lambda d: int(d) if len(d) < 300 else float(d))
+    except RecursionError as error:
+        raise ValueError(f"a JSON table must be objects, but {path} is nested too deeply; export it again") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -538,7 +544,7 @@ def _tidy(frame: pd.DataFrame, guesses: list[str], path: Path) -> RawTable:
         blank[rows] = list(map(is_missing, frame.iloc[rows, place]))
     if blank.any() and not blank.all():
         frame = frame[~blank]
-        guesses.append(f"{_count(int(blank.sum()), 'empty row')} left out")
+        guesses.append(f"{counted(int(blank.sum()), 'empty row')} left out")
     names = [str(name).strip() for name in frame.columns]
     unnamed = [not name or name.startswith("Unnamed: ") or name == "index" for name in names]
     kept = []

@@ -87,6 +87,16 @@ def test_numbers_that_no_unit_explains_are_refused(column, value, words):
         check_table(changed(pd.DataFrame(LOOPED), column, value))
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [(10**400, "must be finite and .* tokens=inf"), (1 + 2j, "must be a number")]
+)
+def test_numbers_of_python_that_are_no_floats_are_refused(value, words):
+    table = pd.DataFrame(LOOPED).astype(object)
+    table.loc[0, "tokens"] = value
+    with pytest.raises(ValueError, match=f"`tokens` {words}"):
+        check_table(table)
+
+
 @pytest.mark.parametrize("column", ["params", "tokens", "budget"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0, 1.797e308])
 def test_impossible_numbers_of_dense_models_are_refused_by_the_column_that_has_them(column, value):

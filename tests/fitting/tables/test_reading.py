@@ -115,6 +115,13 @@ def test_parquet_with_decimals_nested_names_and_an_index(tmp_path):
         assert to_numbers(raw[name])[0].tolist() == [float(row[what]) for row in ROWS]
 
 
+def test_whole_numbers_of_any_length_in_json(tmp_path):
+    (tmp_path / "runs.json").write_text(f'[{{"seed": {2**70}, "tokens": 1{"0" * 400}, "loss": {"9" * 5000}}}]')
+    raw = read_raw(tmp_path / "runs.json").frame
+    assert raw["seed"].tolist() == [2**70]
+    assert to_numbers(raw["tokens"])[0].tolist() == to_numbers(raw["loss"])[0].tolist() == [np.inf]
+
+
 def test_nested_json(tmp_path):
     rows = [{"id": "a", "config": {"n_params": 5}, "summary": {"eval": {"loss": 3.5}}}]
     (tmp_path / "runs.jsonl").write_text(json.dumps(rows[0]))
@@ -134,6 +141,8 @@ def test_nested_json(tmp_path):
         ("twice.csv", PLAIN.replace("tokens", "loss"), "'loss' stands 2 times, with different values"),
         ("numbers.csv", "1,2,3\n4,5,6\n", "first line must name its columns, but .* begins with 1, 2, 3"),
         ("broken.jsonl", '{"a": 1}\n{"a": \n', "line 2 of .* is not"),
+        ("deep.json", "[" * 100_000 + "]" * 100_000, "nested too deeply; export it again"),
+        ("deep.jsonl", '{"a": 1}\n' + "[" * 100_000, "nested too deeply; export it again"),
         ("number.json", "5", "must be objects, one per row"),
         ("broken.csv.gz", "no gzip", "must be readable"),
         ("broken.parquet", "no parquet", "must be a readable parquet file"),
