@@ -51,4 +51,5 @@ from isoloop.fitting.tables.contract import (
     is_dense,
     loss_column,
 )
+from isoloop.fitting.tables.mapping import ColumnSource, parse_columns
 from isoloop.fitting.tables.runs import law_data, read_runs, read_table, test_time_losses

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -77,9 +77,8 @@ def load_table(target: str, out: str | Path, options: TableOptions | None = None
     Raises:
         ValueError: there is no such file, experiment or sweep, the table breaks a rule, or an option doesn't apply.
     """
-    from isoloop.fitting.tables.contract import check_runs
     from isoloop.fitting.tables.mapping import parse_columns
-    from isoloop.fitting.tables.runs import select_rows
+    from isoloop.fitting.tables.runs import runs_of
     from isoloop.sweeps.tracking.import_runs import map_runs, read_mapping
 
     options = options or TableOptions()
@@ -98,9 +97,7 @@ def load_table(target: str, out: str | Path, options: TableOptions | None = None
     raw = _experiment(target, Path(out), options, mapping) if in_mlflow else _file(target, Path(out), mapping)
     mapped = map_runs(raw, mapping, columns)
     # The rows, and the rules of a run table.
-    frame = select_rows(mapped.frame, experiment=options.experiment, outliers=options.outliers)
-    checked = check_runs(frame, budget_tolerance=options.tolerance)
-    return replace(checked, notes=(*mapped.notes, *checked.notes))
+    return runs_of(mapped, experiment=options.experiment, outliers=options.outliers, budget_tolerance=options.tolerance)
 
 
 def _file(target: str, out: Path, mapping: "RunMapping | None") -> "RawTable":

@@ -6,9 +6,10 @@ Losses are nats per token, compute is FLOPs, tokens are counts; no unit depends 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from numbers import Number
+from decimal import Decimal
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -133,6 +134,10 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
     """
     if not 0 <= budget_tolerance < 0.5:
         raise ValueError(f"a budget tolerance must be from 0 to 0.5, but got {budget_tolerance:g}; 0.01 is usual")
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(
+            f"a run table must be a DataFrame, but got {type(table).__name__}; read a file with read_table(path)"
+        )
     if table.columns.duplicated().any():
         repeated = table.columns[table.columns.duplicated()][0]
         raise ValueError(f"columns must be named once, but {repeated!r} occurs more often; drop one of them")
@@ -140,7 +145,8 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
         raise ValueError("a run table must have at least one row, but got 0; finish a run, or loosen what filters it")
     checked = table.reset_index(drop=True).copy()
     checked = checked.rename(columns={a: b for a, b in _OTHER_NAMES.items() if b not in checked})
-    _check_presence(checked)
+    check_presence(checked)
+    _check_groups(checked)
     notes: list[str] = []
     # Types of the columns, and defaults of those that are absent
     for column in COLUMNS:
@@ -158,20 +164,32 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
     return RunTable(frame=_with_budgets(checked, budget_tolerance, notes), notes=tuple(notes))
 
 
-def _check_presence(table: pd.DataFrame) -> None:
-    """Raise ValueError unless the table has the columns of looped or of dense models, and whole groups of columns."""
-    needed = DENSE_COLUMNS if is_dense(table) and "params" in table else LOOPED_COLUMNS
-    missing = [name for name in needed if name not in table and not (name == "flops" and "budget" in table)]
-    if missing:
-        listed = ", ".join(f"{name} ({_BY_NAME[name].meaning})" for name in missing)
-        if missing[0] == "mean_recurrence":
-            listed += f", or instead of it params ({_BY_NAME['params'].meaning})"
-        present = ", ".join(map(str, list(table.columns)[:12])) + (", ..." if len(table.columns) > 12 else "")
-        raise ValueError(
-            f"a run table must have the columns {', '.join(LOOPED_COLUMNS)}, or for dense models "
-            f"{', '.join(DENSE_COLUMNS)}, but this one has {present} and lacks {listed}; add what is missing, or say "
-            f"which column it is: --columns {missing[-1]}=NAME"
-        )
+def check_presence(
+    names: Iterable[str], *, own_names: Iterable[str] | None = None, counted_later: bool = False, hint: str = ""
+) -> None:
+    """Raise ValueError unless the columns `names` are enough for looped or dense models; the message ends in `hint`.
+
+    `own_names` are the table's own names for its columns. FLOPs that are `counted_later` may be missing.
+    """
+    names = list(names)
+    is_looped = "mean_recurrence" in names or "recurrence" in names
+    needed = LOOPED_COLUMNS if is_looped or "params" not in names else DENSE_COLUMNS
+    missing = [name for name in needed if name not in names and not (name == "flops" and "budget" in names)]
+    if not missing or (counted_later and missing == ["flops"]):
+        return
+    listed = ", ".join(f"{name} ({_BY_NAME[name].meaning})" for name in missing)
+    if missing[0] == "mean_recurrence" and not is_looped:
+        listed += f", or instead of it params ({_BY_NAME['params'].meaning})"
+    present = listed_names(names if own_names is None else own_names)
+    raise ValueError(
+        f"a run table must have the columns {', '.join(LOOPED_COLUMNS)}, or for dense models "
+        f"{', '.join(DENSE_COLUMNS)}, but this one has {present} and lacks {listed}; add what is missing, or say "
+        f"which column it is: --columns {missing[-1]}=NAME{hint}"
+    )
+
+
+def _check_groups(table: pd.DataFrame) -> None:
+    """Raise ValueError unless a table has all columns of a group or none."""
     for group in (_COST, _SHAPE):
         names = [column.name for column in COLUMNS if column.group == group]
         absent = [name for name in names if name not in table]
@@ -238,9 +256,8 @@ def _with_budgets(table: pd.DataFrame, tolerance: float, notes: list[str]) -> pd
     if found is None:
         return table
     count, left = len(np.unique(found[~np.isnan(found)])), int(np.isnan(found[~np.isnan(flops)]).sum())
-    apart = f", and {left} {'run is' if left == 1 else 'runs are'} in none" if left else ""
-    budgets_found = f"{count} {'budget' if count == 1 else 'budgets'}"
-    notes.append(f"There is no column `budget`: the runs cluster at {budgets_found} by their FLOPs{apart}.")
+    apart = f", and {counted(left, 'run')} {'is' if left == 1 else 'are'} in none" if left else ""
+    notes.append(f"There is no column `budget`: the runs cluster at {counted(count, 'budget')} by their FLOPs{apart}.")
     return table.assign(budget=found)
 
 
@@ -255,15 +272,25 @@ def _as_kind(table: pd.DataFrame, column: TableColumn) -> pd.Series:
         _refuse_first(table, name, values.map(lambda v: not isinstance(v, bool | np.bool_)), "must be True or False")
         return values.astype(bool)
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
-        wrong = values.map(lambda v: isinstance(v, bool | np.bool_) or not (isinstance(v, Number) or pd.isna(v)))
+        wrong = values.map(
+            lambda v: isinstance(v, bool | np.bool_) or not (isinstance(v, Real | Decimal) or pd.isna(v))
+        )
         _refuse_first(table, name, wrong, "must be a number")
-    numbers = pd.Series([np.nan if pd.isna(v) else float(v) for v in values], index=values.index, dtype=float)
+    numbers = pd.Series([np.nan if pd.isna(v) else _as_float(v) for v in values], index=values.index, dtype=float)
     if column.kind == "integer":
         _refuse_first(table, name, numbers.notna() & (numbers != np.round(numbers)), "must be a whole number")
         large = numbers.abs() > LARGEST_SEED
         _refuse_first(table, name, large, f"must be at most {LARGEST_SEED}, since larger ones can't be stored")
         return numbers if numbers.isna().any() else values.map(int).astype(np.int64)
     return numbers
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float: infinity for a whole number beyond the largest float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
 
 
 def _label(value: Any) -> str:
@@ -370,6 +397,17 @@ def _refuse_first(
 def shown(value: Any) -> str:
     """Return a value of a table as it stands in a message: text in quotes, numbers plain."""
     return repr(value) if isinstance(value, str) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 run, 2 runs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed_names(names: Iterable[str], most: int = 12) -> str:
+    """Return names of columns as a message lists them: in quotes, the first ones of many."""
+    names = [repr(str(name)) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def more_rows(count: int) -> str:

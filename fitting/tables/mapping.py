@@ -5,14 +5,24 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, RunTable, loss_column
+from isoloop.fitting.tables.contract import (
+    COLUMNS,
+    LARGEST_SEED,
+    LOOPED_COLUMNS,
+    LOSS_UNIT,
+    RunTable,
+    check_presence,
+    counted,
+    listed_names,
+    loss_column,
+)
 from isoloop.fitting.tables.reading import RawTable, is_missing, to_numbers
 
 _LOOPS = ("loops", "n_loops", "num_loops", "loop_count", "recurrences", "n_recurrences", "num_recurrences")
@@ -71,13 +81,6 @@ NAMES |= {column.name: (column.name,) for column in COLUMNS if column.name not i
 
 TEXT = ("run_id", "status", "tokenizer", "loss_unit", "accounting", "experiment")
 FLAGS = ("simulated", "outlier")
-MEANINGS = {
-    "tokens": "training tokens",
-    "loss": f"validation loss in {LOSS_UNIT}",
-    "mean_recurrence": "mean loops in training, of a looped model",
-    "flops": "training FLOPs, or budget",
-    "params": "parameters, of a dense model",
-}
 _WEAK_IDS = ("name", "model_id", "model_name", "model", "id")
 """Names of columns that hold run ids only if no value is repeated."""
 _COUNTED = ("params", "tokens", "flops", "budget", "params_once", "params_recurrent", "unique_tokens")
@@ -90,9 +93,13 @@ _LOSS_AT = re.compile(
     r"(?:.*_)?(?:loss|nll)_?(?:at_?)?(?:t|r|loops|recurrence|at)_?=?(\d+(?:\.\d+)?)"
     r"|(?:.*_)?(?:t|r|loops|recurrence)_?=?(\d+(?:\.\d+)?)_(?:loss|nll)"
 )
-_SOME_LOSS = re.compile(r"(.*_)?(val|valid|validation|eval|test|heldout)_(.*_)?(loss|nll)(_.*)?")
+_SOME_LOSS = re.compile(
+    r"(.*_)?(val|valid|validation|eval|test|heldout)_(.*_)?(loss|nll)(?!.*_(std|stderr|sem?|var|ci|err|error|step|epoch)$)(_.*)?"
+)
 """Names like val_loss_c4, of a loss on one of several texts."""
-_TELLING = re.compile(r"(^|[_.])(params?|parameters|tokens?|t?flops?|flos|compute|loss|nll|ppl|perplexity|bpb)([_.]|$)")
+_TELLING = re.compile(
+    r"(^|[_.])(params?|parameters|tokens?|[a-z]?flops?|flos|compute|loss|nll|ppl|perplexity|bpb)([_.]|$)"
+)
 _EXPRESSION = re.compile(r"(?P<name>.+?)(?:\s*(?P<sign>[*/])\s*(?P<factor>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?))?")
 _THOUSAND, _MILLION, _BILLION, _TRILLION = 1e3, 1e6, 1e9, 1e12
 _UNITS = {
@@ -118,7 +125,6 @@ _STATUSES = {
     **dict.fromkeys(("running", "scheduled", "pending", "queued"), "running"),
 }
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-_LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,7 @@ def map_table(raw: RawTable, given: Mapping[str, ColumnSource] | None = None) ->
     # Which column holds what.
     sources, notes = _sources(raw.frame, dict(given or {}))
     columns = _converted(raw.frame, sources, notes)
-    _check_needed(columns, raw.frame)
+    _check_presence(columns, raw.frame)
     frame = pd.DataFrame(columns)
 
     # One row per run.
@@ -211,7 +217,7 @@ def _sources(frame: pd.DataFrame, given: dict[str, ColumnSource]) -> tuple[dict[
                 source = given[column] = ColumnSource(name=by_name.name, factor=source.factor * by_name.factor)
         if source.name not in names:
             close = difflib.get_close_matches(source.name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(names)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {listed_names(names)}"
             raise ValueError(f"a given column must be in the table, but it has no {source.name!r} for {column}; {hint}")
     sources, used = dict(given), {source.name for source in given.values()}
 
@@ -265,6 +271,8 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
     match = re.fullmatch(r"loss_T(\d+(?:\.\d+)?)", name) or _LOSS_AT.fullmatch(_key(name))
     if match and not _TRAINING.search(name):
         return [(loss_column(float(next(filter(None, match.groups())))), 0, 1.0)]
+    if _key(name).endswith("_days") and _key(name) in _FLOP_UNITS:
+        return [("flops", 0, _FLOP_UNITS[_key(name)])]
     parts = [part for part in re.split(r"[/.]", name) if part] if not re.search(r"[(\[]", name) else name.split("/")
     meanings: dict[str, tuple[int, float]] = {}
     for depth in range(len(parts)):
@@ -408,7 +416,7 @@ def _column_notes(
             continue
         others = rivals.get(column, ())
         named = source.name == column and source.factor == 1
-        if named and not others and (ours or column not in (*MEANINGS, "budget")):
+        if named and not others and (ours or column not in (*LOOPED_COLUMNS, "params", "budget")):
             continue
         part = column if named else f"{column} from {source}"
         if column in ("flops", "budget"):
@@ -419,7 +427,7 @@ def _column_notes(
             unit = f"the logarithm of the perplexity, {LOSS_UNIT}" if perplexity else LOSS_UNIT
             part += f" ({'a training loss; ' if training and column not in given else ''}{unit})"
         if others:
-            part += f", not {_listed(others)}"
+            part += f", not {listed_names(others)}"
         parts.append(part)
     return [f"Columns: {', '.join(parts)}."] if parts else []
 
@@ -429,27 +437,30 @@ def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
     if ours:
         return []
     others = [name for name in map(str, frame.columns) if name not in NAMES and not re.fullmatch(r"loss_T.*", name)]
-    telling = [name for name in others if _TELLING.search(_key(name))]
+    keys = {name: _key(re.sub(r"^(params|metrics|tags)/", "", name)) for name in others}
+    telling = [name for name in others if _TELLING.search(keys[name])]
     kinds, repeated = [], []
     for name in others:
         values = [value for value in frame[name].tolist() if not is_missing(value)]
         if name not in telling and values and all(isinstance(value, str) for value in values):
             counts = pd.Series(values).value_counts()
-            if len(counts) > 1 and counts.min() > 1:
-                kinds.append(name)
-            elif len(counts) > 1 and counts.max() > 1 and _key(name) in _WEAK_IDS:
+            if keys[name] in NAMES["run_id"] and counts.max() > 1:
                 repeated.append(name)
+            elif len(counts) > 1 and counts.min() > 1:
+                kinds.append(name)
     notes = []
     if telling:
-        notes.append(f"Not used: {_listed(telling)}; if one of them is meant, name it with --columns.")
+        notes.append(f"Not used: {listed_names(telling)}; if one of them is meant, name it with --columns.")
     if kinds:
         one = next(value for value in frame[kinds[0]].tolist() if not is_missing(value))
         notes.append(
-            f"Runs that differ in {_listed(kinds)} are fitted together; to fit those of one kind, use "
+            f"Runs that differ in {listed_names(kinds)} are fitted together; to fit those of one kind, use "
             f"--columns 'experiment={kinds[0]}' --experiment '{one}'."
         )
     if repeated:
-        notes.append(f"Rows with the same {_listed(repeated)} were taken for runs of their own: drop restarted ones.")
+        notes.append(
+            f"Rows with the same {listed_names(repeated)} were taken for runs of their own: drop restarted ones."
+        )
     return notes
 
 
@@ -503,6 +514,13 @@ def _as_kind(values: pd.Series, column: str, source: ColumnSource, details: list
         value = str(error) if source.name == column else str(error).replace(" has", f" of {source.name!r} has", 1)
         advice = "leave it empty" if column == "loss" or column.startswith("loss_T") else "drop the row"
         raise ValueError(f"`{column}` must be a number, but {value}; correct it, or {advice}") from error
+    texts = map(str, values.tolist()) if any("thousands" in form for form in forms) else ()
+    ambiguous = next(filter(re.compile(r"\s*\d{1,3},\d{3}\s*").fullmatch, texts), None)
+    if ambiguous is not None and column not in _COUNTED:
+        raise ValueError(
+            f"`{column}` must have a decimal point, but {source.name!r} has {ambiguous}: thousands, or a decimal "
+            f"comma? write {ambiguous.replace(',', '.')} or {ambiguous.replace(',', '')}"
+        )
     details += [f"{column} has {form}" for form in forms]
     if source.factor != 1:
         numbers = numbers * source.factor
@@ -512,8 +530,13 @@ def _as_kind(values: pd.Series, column: str, source: ColumnSource, details: list
     return numbers
 
 
+def as_flag(value: Any) -> bool | None:
+    """Return the truth value that True, False, 1, 0 or their text stand for, None for others."""
+    return _TRUTH.get(str(value).strip().lower())
+
+
 def _flags(values: pd.Series, column: str) -> Any:
-    flags = [_TRUTH.get(str(value).strip().lower()) for value in values.tolist()]
+    flags = [as_flag(value) for value in values.tolist()]
     if None not in flags:
         return np.array(flags, dtype=bool)
     if column == "outlier":
@@ -541,9 +564,9 @@ def _seeds(values: pd.Series) -> Any:
             else:
                 raise ValueError(f"`seed` must be a whole number, but row {row + 1} has {text!r}; correct it")
     for row, seed in enumerate(items):
-        if seed is not None and not -_LARGEST_SEED <= seed <= _LARGEST_SEED:
+        if seed is not None and not -LARGEST_SEED <= seed <= LARGEST_SEED:
             raise ValueError(
-                f"`seed` must be at most 2^63 - 1 = {_LARGEST_SEED}, but row {row + 1} has {seed}; give such a run a "
+                f"`seed` must be at most 2^63 - 1 = {LARGEST_SEED}, but row {row + 1} has {seed}; give such a run a "
                 "smaller number, as a larger one can't be stored exactly"
             )
     return np.array(items, dtype=np.int64) if None not in items else pd.Series(items, dtype=object)
@@ -577,26 +600,13 @@ def _losses_at_mean(columns: Mapping[str, Any]) -> np.ndarray | None:
     return losses if np.isfinite(losses).any() else None
 
 
-def _check_needed(columns: Mapping[str, Any], frame: pd.DataFrame) -> None:
-    """Raise ValueError if no run could be fitted for want of a column, with the columns that the file has."""
-    missing = [column for column in ("tokens", "loss") if column not in columns]
-    looped = "recurrence" in columns or "mean_recurrence" in columns
-    if looped and "mean_recurrence" not in columns:
-        missing.append("mean_recurrence")
-    if "mean_recurrence" not in columns and "params" not in columns and not looped:
-        missing += ["mean_recurrence", "params"]
-    if looped and "flops" not in columns and "budget" not in columns and missing:
-        missing.append("flops")
-    if not missing:
-        return
-    wanted = ", ".join(f"{column} ({MEANINGS[column]})" for column in missing)
-    steps = next((name for name in map(str, frame.columns) if re.search(r"(^|_)(steps?|iters?)$", _key(name))), None)
+def _check_presence(columns: Mapping[str, Any], frame: pd.DataFrame) -> None:
+    """Raise ValueError if no run could be fitted for want of a column; FLOPs may follow from a model."""
+    names = [str(name) for name in frame.columns]
+    steps = next((name for name in names if re.search(r"(^|_)(steps?|iters?)$", _key(name))), None)
     product = f" (or steps times the tokens of a step, as in --columns 'tokens={steps}*524288')" if steps else ""
-    raise ValueError(
-        f"a table of runs must have tokens, loss, and mean_recurrence or params, but lacks {wanted}; it has "
-        f"{_listed(list(map(str, frame.columns)))}: name yours as in --columns {missing[0]}=NAME"
-        f"{product if 'tokens' in missing else ''}"
-    )
+    hint = product if "tokens" not in columns else ""
+    check_presence(columns, own_names=names, counted_later=True, hint=hint)
 
 
 # One row per run
@@ -646,6 +656,12 @@ def _one_row_per_run(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         ValueError: a run has two losses at one T, or no run has a loss at T = mean recurrence.
     """
+    unknown = np.flatnonzero(frame["recurrence"].isna())
+    if len(unknown):
+        raise ValueError(
+            "each loss must have the T at which it was measured (`recurrence`), but row "
+            f"{unknown[0] + 1} has none; fill it in, or drop the row"
+        )
     by_id = "run_id" in frame and frame["run_id"].duplicated().any()
     settings = [name for name in frame if name in NAMES and name not in ("run_id", "recurrence", "loss")]
     run = frame.groupby(["run_id"] if by_id else settings, dropna=False, sort=False).ngroup().to_numpy()
@@ -663,8 +679,8 @@ def _one_row_per_run(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     changing = [name for name in varying if name in settings]
     if changing:
         raise ValueError(
-            f"the rows of a run must differ only in T and loss, but {_listed(changing)} differ in a run; give each run "
-            "its own run_id"
+            f"the rows of a run must differ only in T and loss, but {listed_names(changing)} differ in a run; give "
+            "each run its own run_id"
         )
     runs = first.first().drop(columns=varying)
     runs = runs.join(wide)
@@ -678,9 +694,9 @@ def _one_row_per_run(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     measured = np.isin(runs.index, run[(frame["recurrence"] == frame["mean_recurrence"]).to_numpy()])
     notes = [f"Rows: {len(frame)}, one for each T of {len(runs)} runs; a run's loss is that at T = mean recurrence."]
     if (~measured).any():
-        notes.append(f"Left out: {_runs(~measured)} without a loss at T = mean recurrence.")
+        notes.append(f"Left out: {counted((~measured).sum(), 'run')} without a loss at T = mean recurrence.")
     if varying:
-        notes.append(f"Left out: columns that differ within a run: {_listed(varying)}.")
+        notes.append(f"Left out: columns that differ within a run: {listed_names(varying)}.")
     return runs[measured], notes
 
 
@@ -701,19 +717,13 @@ def _with_statuses(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     given = unfinished & frame[losses].notna().any(axis=1).to_numpy()
     if given.any():
         frame.loc[unfinished, losses] = np.nan
-        notes.append(f"Left out: the losses of {_runs(given)} that failed or diverged.")
+        notes.append(f"Left out: the losses of {counted(given.sum(), 'run')} that failed or diverged.")
     if running.any():
         frame = frame[~running]
-        notes.append(f"Left out: {_runs(running)} still running.")
+        notes.append(f"Left out: {counted(running.sum(), 'run')} still running.")
         if not len(frame):
             raise ValueError("a table must have runs that have ended, but all are still running; wait for them")
     return frame, notes
-
-
-def _runs(mask: np.ndarray) -> str:
-    """Return the count of a mask (rows,) in words."""
-    count = int(mask.sum())
-    return f"{count} run{'' if count == 1 else 's'}"
 
 
 # Names
@@ -724,11 +734,6 @@ def _key(name: str) -> str:
     plain = name.replace("µ", "mu").replace("μ", "mu").replace("@", "_at_")
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", plain)
     return re.sub(r"[^a-z0-9.=]+", "_", plain.lower()).strip("_.")
-
-
-def _listed(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _power(factor: float) -> str:

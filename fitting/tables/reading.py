@@ -5,6 +5,7 @@ Values of text files stay text, exactly as written; `to_numbers` converts a colu
 
 from __future__ import annotations
 
+import ast
 import bz2
 import csv
 import gzip
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from isoloop.fitting.tables.contract import counted
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".tab")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -45,13 +48,13 @@ _ONLY_THOUSANDS = re.compile(r"[+-]?\d{1,3}((,\d{3}){2,}(\.\d+)?|(,\d{3})+\.\d+)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3}){2,}")
 _POINTS_BETWEEN = re.compile(r"[+-]?\d{1,3}((\.\d{3})+,\d+|(\.\d{3}){2,})")
 _POINTED = re.compile(rf"[+-]?\d*\.\d+{_EXPONENT}")
-_SCALED = re.compile(r"([+-]?\d+(?:\.\d+)?)(k|m|mn|b|bn|t)", re.IGNORECASE)
-_EXPONENTS = {"k": 3, "m": 6, "mn": 6, "b": 9, "bn": 9, "t": 12}
+_SCALED = re.compile(r"([+-]?\d+(?:\.\d+)?)(k|m|mn|million|b|bn|billion|t|trillion)", re.IGNORECASE)
+_EXPONENTS = {"k": 3, "m": 6, "mn": 6, "b": 9, "bn": 9, "t": 12, "million": 6, "billion": 9, "trillion": 12}
 _SPACES = str.maketrans("", "", " \u00a0\u2009\u202f")
 _BETWEEN_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u2009\u202f'’](?=\d{3}(?!\d))")
 _POWER = re.compile(r"[x×*·]10\^?([+-]?\d+)|[x×*·]10\*\*([+-]?\d+)")
 _RULE = re.compile(r"[\s|:+=-]*-{3}[\s|:+=-]*")
-"""The line below the names of a markdown table."""
+"""A line that is drawn in a table of markdown or the like."""
 _MAGIC = (
     (b"PAR1", "a parquet file", "name it .parquet"),
     (b"\x1f\x8b", "a file compressed with gzip", "name it .csv.gz"),
@@ -142,8 +145,8 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, list[str]]:
             numbers[row] = float(plain)
         else:
             raise ValueError(f"row {row + 1} has {text!r}")
-    notes = [f"{_count(scaled, 'value')} with a suffix, as 1.3B = 1.3e9"] if scaled else []
-    return numbers, notes + ([f"{_count(grouped, 'value')} with marks between thousands"] if grouped else [])
+    notes = [f"{counted(scaled, 'value')} with a suffix, as 1.3B = 1.3e9"] if scaled else []
+    return numbers, notes + ([f"{counted(grouped, 'value')} with marks between thousands"] if grouped else [])
 
 
 def _floats(items: list[Any]) -> list[float] | None:
@@ -168,10 +171,6 @@ def is_missing(value: Any) -> bool:
     if value is None or value is pd.NA or value is pd.NaT:
         return True
     return value.strip().lower() in MISSING if isinstance(value, str) else isinstance(value, float) and value != value
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
@@ -237,7 +236,7 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     if text.lstrip()[:1] in ("{", "["):
         raise ValueError(f"a table must be separated text, as its name says, but {path} holds JSON; name it .json")
     # Lines: comments and empty ones are left out.
-    lines = [line for line in io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")) if line.strip()]
+    lines = [line for line in io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")) if _is_row(line)]
     if lines and re.fullmatch(r'"?sep=."?\s*', lines[0]):
         del lines[0]  # a spreadsheet's own mark
     comments = []
@@ -247,9 +246,7 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     title = _title_length(lines)
     if title:
         lines = lines[title:]
-        guesses.append(f"{_count(title, 'line')} above the column names left out")
-    if len(lines) > 1 and _RULE.fullmatch(lines[1]):
-        del lines[1]
+        guesses.append(f"{counted(title, 'line')} above the column names left out")
     if not lines:
         raise ValueError(f"a table must have column names and rows, but {path} has none; export it again")
 
@@ -262,7 +259,7 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
         guesses.append("column names from the comment above the rows")
         comments = comments[:-1]
     if comments:
-        guesses.append(f"{_count(len(comments), 'comment line')} left out")
+        guesses.append(f"{counted(len(comments), 'comment line')} left out")
     if separator != ",":
         guesses.append(f"separator {_SEPARATORS[separator]}")
     if not rows:
@@ -285,7 +282,30 @@ def _separated(text: str, path: Path, guesses: list[str]) -> pd.DataFrame:
     columns = [list(map(str.strip, column)) for column in zip(*rows, strict=True)]
     if "," in text and (separator != "," or '"' in text):
         columns = _with_points(columns, separator, path, guesses)
-    return _frame(header, columns)
+    frame = _frame(header, columns)
+    for name, column in zip(header, columns, strict=True):
+        objects = list(map(_object_of, column)) if column[0].startswith("{") else [None]
+        if None not in objects:
+            nested = pd.DataFrame([_flat({name: value}) for value in objects], dtype=object)
+            nested = nested.where(nested.notna(), None)
+            frame = pd.concat([frame.drop(columns=name, errors="ignore"), nested], axis=1)
+    return frame
+
+
+def _object_of(text: str) -> dict[str, Any] | None:
+    """Return the object that `text` is in JSON, or as Python prints it; None if it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            value = ast.literal_eval(re.sub(r"\binf\b", "1e999", re.sub(r"\bnan\b", "None", text)))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_row(line: str) -> bool:
+    return bool(line.strip()) and not _RULE.fullmatch(line)
 
 
 def _title_length(lines: Sequence[str]) -> int:
@@ -354,7 +374,7 @@ def _line_number(text: str, index: int, separator: str, rows: int) -> int:
     numbered = [
         (number, line)
         for number, line in enumerate(io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
+        if _is_row(line) and not line.lstrip().startswith("#")
     ]
     if separator == " ":
         return numbered[index + len(numbered) - rows][0]
@@ -404,14 +424,14 @@ def _holds_comma_numbers(column: list[str]) -> bool:
 def _json(text: str, path: Path) -> pd.DataFrame:
     """Return the rows of JSON lines, of a list of objects, or of an object of columns; nested names get a '/'."""
     try:
-        content: Any = json.loads(text, object_pairs_hook=_object)
+        content: Any = _parsed(text, path)
     except json.JSONDecodeError as whole:
         content = []
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
-                content.append(json.loads(line, object_pairs_hook=_object))
+                content.append(_parsed(line, path))
             except json.JSONDecodeError as error:
                 where = f"line {number} of {path} is not: {error.msg}" if number > 1 else f"{path} is not: {whole}"
                 raise ValueError(f"a JSON table must be JSON, but {where}; correct or drop the line") from error
@@ -424,6 +444,14 @@ def _json(text: str, path: Path) -> pd.DataFrame:
     if not names:
         raise ValueError(f"a table must have column names and rows, but {path} has none; export it again")
     return _frame(names, [[row.get(name) for row in rows] for name in names])
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """Parse JSON, with numbers of hundreds of digits as floats. Raises ValueError for what is nested too deeply."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=lambda d: int(d) if len(d) < 300 else float(d))
+    except RecursionError as error:
+        raise ValueError(f"a JSON table must be objects, but {path} is nested too deeply; export it again") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -441,6 +469,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _rows_of_columns(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return the rows of an object of columns, each a list or an object by row number; else the object is the row."""
+    names, data = content.get("columns"), content.get("data")
+    lists = [row for row in data if isinstance(row, list)] if isinstance(data, list) else []
+    if isinstance(names, list) and lists == data and all(len(row) == len(names) for row in lists):
+        return [dict(zip(map(str, names), row, strict=True)) for row in lists]
     columns = [list(value.values()) if isinstance(value, dict) else value for value in content.values()]
     is_table = all(isinstance(value, list) for value in content.values()) or all(
         isinstance(value, dict) and all(key.isdigit() for key in value) for value in content.values()
@@ -472,6 +504,8 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         return row
     flat: dict[str, Any] = {}
     for name, value in row.items():
+        if isinstance(value, dict) and set(value) == {"desc", "value"}:
+            value = value["value"]  # as wandb stores a configuration
         nested = (
             {f"{name}/{inner}": v for inner, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
         )
@@ -510,7 +544,7 @@ def _tidy(frame: pd.DataFrame, guesses: list[str], path: Path) -> RawTable:
         blank[rows] = list(map(is_missing, frame.iloc[rows, place]))
     if blank.any() and not blank.all():
         frame = frame[~blank]
-        guesses.append(f"{_count(int(blank.sum()), 'empty row')} left out")
+        guesses.append(f"{counted(int(blank.sum()), 'empty row')} left out")
     names = [str(name).strip() for name in frame.columns]
     unnamed = [not name or name.startswith("Unnamed: ") or name == "index" for name in names]
     kept = []

@@ -20,10 +20,8 @@ from isoloop.fitting.tables.contract import (
     shown,
 )
 from isoloop.fitting.tables.curves import blown_up_losses
-from isoloop.fitting.tables.mapping import ColumnSource, map_table
-from isoloop.fitting.tables.reading import RawTable, read_raw
-
-_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+from isoloop.fitting.tables.mapping import ColumnSource, as_flag, map_table
+from isoloop.fitting.tables.reading import read_raw
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -39,38 +37,34 @@ def read_runs(
     outliers: bool = True,
     budget_tolerance: float = SAME_BUDGET,
 ) -> RunTable:
-    """Read and check the run table in a file of any kind that `read_raw` reads; see `runs_of` for the arguments.
+    """Read and check the run table in a file of any kind that `read_raw` reads.
 
-    Raises ValueError as `read_raw` and `runs_of` do.
+    `columns` are the sources of our columns, where they can't be found by name; see `runs_of` for the other arguments.
+
+    Raises ValueError as `read_raw`, `map_table` and `runs_of` do.
     """
-    return runs_of(
-        read_raw(path), columns=columns, experiment=experiment, outliers=outliers, budget_tolerance=budget_tolerance
-    )
+    mapped = map_table(read_raw(path), columns)
+    return runs_of(mapped, experiment=experiment, outliers=outliers, budget_tolerance=budget_tolerance)
 
 
 def runs_of(
-    raw: RawTable,
-    *,
-    columns: Mapping[str, ColumnSource] | None = None,
-    experiment: str | None = None,
-    outliers: bool = True,
-    budget_tolerance: float = SAME_BUDGET,
+    mapped: RunTable, *, experiment: str | None = None, outliers: bool = True, budget_tolerance: float = SAME_BUDGET
 ) -> RunTable:
-    """Return the checked run table of a table as others have it.
+    """Return the checked run table of a table that has our columns.
 
-    `columns` are the sources of our columns, where they can't be found by name. `experiment` keeps the rows with that
-    value in the column `experiment`; without `outliers`, rows that the column `outlier` marks are left out.
+    `experiment` keeps the rows with that value in the column `experiment`; without `outliers`, rows that the column
+    `outlier` marks are left out. Models that all have one number of loops, but several of params, are dense ones.
 
-    Raises ValueError as `map_table`, `select_rows` and `check_runs` do.
+    Raises ValueError as `select_rows` and `check_runs` do.
     """
-    mapped = map_table(raw, columns)
     frame = select_rows(mapped.frame, experiment=experiment, outliers=outliers)
     notes = list(mapped.notes)
     if "params" in frame and "mean_recurrence" in frame and "flops_per_token_fixed" not in frame:
         loops = frame["mean_recurrence"].unique()
         if len(loops) == 1 and frame["params"].nunique() > 1:
             frame = frame.drop(columns="mean_recurrence")
-            notes.append(f"All runs have {loops[0]:g} loops and differ in params: they are taken for dense models.")
+            same = "No run has its loops" if pd.isna(loops[0]) else f"The number of loops is {loops[0]:g} in all runs"
+            notes.append(f"{same}, and params differ: the models are taken for dense ones.")
     checked = check_runs(frame, budget_tolerance=budget_tolerance)
     return RunTable(frame=checked.frame, notes=(*notes, *checked.notes))
 
@@ -184,7 +178,7 @@ def _labels_of(rows: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def _outlier_flags(marks: pd.Series) -> np.ndarray:
     """Return the column `outlier` as flags (rows,). Raises ValueError, with the row's place in the file, for others."""
-    flags = marks.map(lambda mark: _FLAGS.get(str(mark).strip().lower()))
+    flags = marks.map(lambda mark: as_flag(mark))
     unclear = marks[flags.isna()]
     if len(unclear):
         mark = unclear.iloc[0]

@@ -11,13 +11,12 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
-from isoloop.fitting.tables.contract import COST_TOLERANCE, RunTable, loss_column, loss_columns
+from isoloop.fitting.tables.contract import COST_TOLERANCE, RunTable, counted, loss_column, loss_columns
 from isoloop.fitting.tables.mapping import NAMES, ColumnSource, map_table, parse_source
 from isoloop.fitting.tables.reading import RawTable, read_raw, to_numbers
-from isoloop.sweeps.config.yaml_text import parse_yaml
+from isoloop.sweeps.config.yaml_text import read_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
 from isoloop.sweeps.plan.grid import cost_model_columns
 from isoloop.trainer.accounting import Accounting, expected_loops
@@ -142,8 +141,8 @@ def read_mapping(path: Path) -> RunMapping:
     if not path.is_file():
         raise ValueError(f"a mapping must be a YAML file, but there is none at {path}; docs/sweeps.md has an example")
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except ValueError as error:
         raise ValueError(f"a mapping must be YAML, but {path} isn't: {error}") from error
     if not isinstance(content, dict):
         got = "is empty" if content is None else "is a list" if isinstance(content, list) else "is a single text"
@@ -394,8 +393,7 @@ def _without_empty_runs(table: pd.DataFrame, notes: list[str]) -> tuple[pd.DataF
     empty = table[needed].isna().all(axis=1)
     if not empty.any() or empty.all():
         return table, notes
-    runs = "1 run" if empty.sum() == 1 else f"{int(empty.sum())} runs"
-    return table[~empty], [*notes, f"Left out: {runs} without {', '.join(needed)}."]
+    return table[~empty], [*notes, f"Left out: {counted(empty.sum(), 'run')} without {', '.join(needed)}."]
 
 
 def _with_divergences(table: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, list[str]]:

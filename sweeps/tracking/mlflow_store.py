@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from isoloop.fitting.tables.contract import INFINITE
 from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
 from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
@@ -43,6 +42,8 @@ NOTE = "mlflow.note.content"
 # MLflow takes 1,000 points, parameters and tags at a time, of which at most 100 parameters and 100 tags.
 BATCH_POINTS = 800
 POSTGRES_LOCK = 0x150100B  # an arbitrary number of our own
+_STORED_INFINITY = 1e308
+"""A metric from which on is infinite: SQL stores keep infinity as 1.797e308."""
 
 
 class TrackingStore:
@@ -269,7 +270,9 @@ def is_settled(run: Any) -> bool:
 def _with_infinities(run: Any) -> Any:
     """Return MLflow's run with its infinite metrics restored: a database keeps them as the largest numbers."""
     metrics = run.data.metrics
-    metrics.update({key: math.copysign(math.inf, value) for key, value in metrics.items() if abs(value) >= INFINITE})
+    metrics.update(
+        {key: math.copysign(math.inf, value) for key, value in metrics.items() if abs(value) >= _STORED_INFINITY}
+    )
     return run
 
 

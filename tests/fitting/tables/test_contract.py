@@ -25,6 +25,11 @@ def changed(table, column, value, row=1):
     return copy
 
 
+def test_what_is_no_frame_is_refused():
+    with pytest.raises(ValueError, match=r"must be a DataFrame, but got str; read a file with read_table"):
+        check_runs("runs.csv")
+
+
 def test_checking_leaves_its_argument_alone(table):
     before = changed(table, "tokens", int(table["tokens"][1]))
     kept = before.copy()
@@ -80,6 +85,16 @@ def test_numbers_that_no_unit_explains_are_refused(column, value, words):
         ValueError, match=f"`{column}` must be {re.escape(words)} .* row 2 has {column}={re.escape(str(value))}"
     ):
         check_table(changed(pd.DataFrame(LOOPED), column, value))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(10**400, "must be finite and .* tokens=inf"), (1 + 2j, "must be a number")]
+)
+def test_numbers_of_python_that_are_no_floats_are_refused(value, words):
+    table = pd.DataFrame(LOOPED).astype(object)
+    table.loc[0, "tokens"] = value
+    with pytest.raises(ValueError, match=f"`tokens` {words}"):
+        check_table(table)
 
 
 @pytest.mark.parametrize("column", ["params", "tokens", "budget"])

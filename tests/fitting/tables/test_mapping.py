@@ -60,6 +60,25 @@ def test_given_columns_go_before_names(mapped):
     )
 
 
+def test_the_scatter_of_a_loss_is_no_loss_and_petaflop_days_are_flops(mapped):
+    frame = mapped("N,D,val_loss_c4_std,train_loss,PF-days\n1e8,2e9,0.01,3,2\n").frame
+    assert (frame["loss"][0], frame["flops"][0]) == (3.0, 2 * 8.64e19)
+
+
+def test_objects_in_the_cells_of_a_text_are_read(mapped):
+    """As wandb's public interface exports runs."""
+    rows = """"{'n_params': 1e8, 'tokens': 2e9, 'lr': nan}","{'val_loss': 3.1}",a\n"""
+    rows += """"{""n_params"": {""value"": 2e8, ""desc"": null}, ""tokens"": 3e9}",{'val_loss': 3.2},b\n"""
+    frame = mapped(f"config,summary,name\n{rows}").frame
+    assert frame[["params", "tokens", "loss"]].to_numpy().tolist() == [[1e8, 2e9, 3.1], [2e8, 3e9, 3.2]]
+    assert frame["run_id"].tolist() == ["a", "b"]
+
+
+def test_a_loss_with_a_comma_is_not_taken_for_thousands(mapped):
+    with pytest.raises(ValueError, match=r"write 2\.962 or 2962"):
+        mapped('N,D,loss\n1e8,2e9,"2,962"\n')
+
+
 def test_a_given_name_may_hold_commas(mapped):
     frame = mapped('N,D,"L(N,D)"\n1e8,2e9,1\n', "loss=L(N,D)*3,tokens=D").frame
     assert frame.to_dict("records") == [{"params": 1e8, "tokens": 2e9, "loss": 3.0}]
@@ -74,6 +93,14 @@ def test_a_given_name_may_hold_commas(mapped):
             "=text' --experiment 'c4'",
         ),
         ("name,N,D,loss\na,1e8,1e9,3\na,1e8,2e9,3\nb,2e8,2e9,3\n", "the same 'name' were taken for runs of their own"),
+        (
+            "params/arch,N,D,loss\na,1e8,1e9,3\nb,1e8,2e9,3\na,2e8,2e9,3\nb,1e8,3e9,3\n",
+            "Runs that differ in 'params/arch'",
+        ),
+        (
+            "run_id,run_name,N,D,loss\n1,a,1e8,1e9,3\n2,a,1e8,2e9,3\n3,b,2e8,2e9,3\n4,b,2e8,3e9,3\n",
+            "Rows with the same 'run_name'",
+        ),
         ("N,D,step,loss\n1e8,1e9,1,3\n1e8,2e9,2,3\n2e8,1e9,1,3\n", "if rows are steps ('step') of runs"),
     ],
 )
@@ -114,9 +141,11 @@ def test_columns_given_wrongly(text, message):
         ("N,D,L\n1,2,3\n1,2,x\n", "`loss` must be a number, but row 2 of 'L' has 'x'"),
         ("N,D,val/a/loss,val/b/loss\n1,2,3,4\n", "'val/a/loss' and 'val/b/loss' could, and differ; say which"),
         ("N,D,val_bpb\n1,2,.9\n", "only in bits per byte .*'loss=val_bpb.2.9' for 4.2 bytes per token"),
-        ("a,b\n1,2\n", "lacks tokens .training tokens., loss .*; it has 'a', 'b': name yours as in --columns"),
-        ("recurrence,loss\n1,7.4\n2,6.4\n", "lacks tokens .*, mean_recurrence .*, flops .*; it has 'recurrence'"),
+        ("a,b\n1,2\n", "has 'a', 'b' and lacks mean_recurrence .*, tokens .*, loss .*--columns loss=NAME"),
+        ("recurrence,loss\n1,7.4\n2,6.4\n", "has 'recurrence', 'loss' and lacks mean_recurrence .*, tokens .*, flops"),
         ("T,tokens,flops,loss\n1,1e9,1e18,3\n2,1e9,1e18,3\n", "lacks mean_recurrence"),
+        ("T,N,tokens,loss\n1,1e8,1e9,3\n2,1e8,1e9,3\n", r"lacks mean_recurrence .*, flops .*; add"),
+        ("T,mu,tokens,flops,loss\n1,1,1e9,1e18,3\n,1,1e9,1e18,3\n", ".`recurrence`., but row 2 has none; fill it in"),
         ("N,D,loss,seed\n1,2,3,4\n1,2,3,99999999999999999999\n", "at most 2^63 - 1 .* but row 2 has 99999999999"),
         ("N,D,loss,seed\n1,2,3,0.5\n", "`seed` must be a whole number, but row 1 has '0.5'"),
         ("N,D,loss,simulated\n1,2,3,maybe\n", "`simulated` must be True or False, but row 1 has 'maybe'"),

@@ -62,6 +62,8 @@ def expect(path, note=None):
         ("title.tsv", "Our sweep of 2026\n" + PLAIN.replace(",", "\t"), "1 line above the column names"),
         ("write.table.txt", WRITE_TABLE, "row numbers left out"),
         ("points.csv", POINTS, "decimal comma"),
+        ("drawn.txt", "+---+---+\n" + MARKDOWN.replace(":--|--:|:---:", "---+--") + "+---+---+\n", "separator bar"),
+        ("split.json", json.dumps({"columns": list(ROWS[0]), "data": [list(row.values()) for row in ROWS]}), None),
         ("named.json", json.dumps({"a": ROWS[0], "b": ROWS[1]}), None),
         ("nested.json", json.dumps({"made": "2026", "runs": ROWS}), None),
         ("lines.jsonl", "\n".join(map(json.dumps, ROWS)), None),
@@ -113,6 +115,13 @@ def test_parquet_with_decimals_nested_names_and_an_index(tmp_path):
         assert to_numbers(raw[name])[0].tolist() == [float(row[what]) for row in ROWS]
 
 
+def test_whole_numbers_of_any_length_in_json(tmp_path):
+    (tmp_path / "runs.json").write_text(f'[{{"seed": {2**70}, "tokens": 1{"0" * 400}, "loss": {"9" * 5000}}}]')
+    raw = read_raw(tmp_path / "runs.json").frame
+    assert raw["seed"].tolist() == [2**70]
+    assert to_numbers(raw["tokens"])[0].tolist() == to_numbers(raw["loss"])[0].tolist() == [np.inf]
+
+
 def test_nested_json(tmp_path):
     rows = [{"id": "a", "config": {"n_params": 5}, "summary": {"eval": {"loss": 3.5}}}]
     (tmp_path / "runs.jsonl").write_text(json.dumps(rows[0]))
@@ -132,6 +141,8 @@ def test_nested_json(tmp_path):
         ("twice.csv", PLAIN.replace("tokens", "loss"), "'loss' stands 2 times, with different values"),
         ("numbers.csv", "1,2,3\n4,5,6\n", "first line must name its columns, but .* begins with 1, 2, 3"),
         ("broken.jsonl", '{"a": 1}\n{"a": \n', "line 2 of .* is not"),
+        ("deep.json", "[" * 100_000 + "]" * 100_000, "nested too deeply; export it again"),
+        ("deep.jsonl", '{"a": 1}\n' + "[" * 100_000, "nested too deeply; export it again"),
         ("number.json", "5", "must be objects, one per row"),
         ("broken.csv.gz", "no gzip", "must be readable"),
         ("broken.parquet", "no parquet", "must be a readable parquet file"),
@@ -155,7 +166,9 @@ def test_a_point_among_decimal_commas_is_not_taken_for_thousands(tmp_path):
 def test_numbers():
     found, notes = to_numbers(pd.Series(["1.3B", "140M", "NA", "", "1_000", "1,234,567", "-", "inf", "6e18", "7 302"]))
     np.testing.assert_array_equal(found, [1.3e9, 140e6, np.nan, np.nan, 1000, 1234567, np.nan, np.inf, 6e18, 7302])
-    np.testing.assert_array_equal(to_numbers(pd.Series(["1.5 × 10^19", "7'302'000", "7 M"]))[0], [1.5e19, 7302000, 7e6])
+    np.testing.assert_array_equal(
+        to_numbers(pd.Series(["1.5 × 10^19", "7'302'000", "7 million"]))[0], [1.5e19, 7302000, 7e6]
+    )
     assert notes == ["2 values with a suffix, as 1.3B = 1.3e9", "2 values with marks between thousands"]
     with pytest.raises(ValueError, match="row 2 has 'about 3'"):
         to_numbers(pd.Series(["3", "about 3"]))

@@ -58,10 +58,10 @@ def test_a_run_id_that_looks_like_a_number_stays_text(table, tmp_path):
     ("name", "content", "words"),
     [
         ("none.csv", None, "there is none at"),
-        ("runs.json", "{}", "must end in .csv or .parquet"),
-        ("empty.csv", "", "must be a readable .csv"),
-        ("bad.parquet", "no parquet", "must be a readable .parquet"),
-        ("header.csv", "params,tokens,loss\n", "at least one row"),
+        ("runs.json", "{}", "column names and rows, but .* has none; export it again"),
+        ("empty.csv", "", "is empty; export it again"),
+        ("bad.parquet", "no parquet", "must be a readable parquet file"),
+        ("header.csv", "params,tokens,loss\n", "has only column names; export it again"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, words):
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, words):
         ({}, {"experiment": "c"}, "the table has no such column"),
         ({}, {"outliers": False}, "needs the column `outlier`"),
         ({"outlier": [1, 1, 1]}, {"outliers": False}, "marks all of them; keep them"),
-        ({"loss": ["3", "x", "3"]}, {}, "`loss` must be a number, but row . has loss='"),
+        ({"loss": ["3", "x", "3"]}, {}, "`loss` must be a number, but row 2 has 'x'; correct it, or leave it empty"),
     ],
 )
 def test_what_cannot_be_selected_is_refused(tmp_path, columns, arguments, words):

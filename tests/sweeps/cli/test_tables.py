@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoloop.fitting import SweepFit, fit_sweep
+from isoloop.fitting import SweepFit, fit_sweep, read_runs
 from isoloop.sweeps.runs import TableOptions, load_table
 from isoloop.trainer.accounting import count_parameters, expected_loops, loop_cost
 from isoloop.trainer.config import SIZES, RecurrenceConfig
@@ -44,6 +44,20 @@ def stored(runs, tmp_path_factory):
     units.to_csv(folder / "units.csv", index=False)
     isoloop("fit", "units.csv", *GIVEN, "--draws", 20, cwd=folder)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("loops", "words"), [(1, "The number of loops is 1 in all runs"), (None, "No run has its loops")]
+)
+def test_models_that_differ_in_params_alone_are_dense_for_commands_and_python(loops, words, tmp_path):
+    dense = pd.DataFrame(
+        {"mean_recurrence": loops, "params": [1e8, 2e8, 4e8], "tokens": [4e9, 2e9, 1e9], "loss": [3.3, 3.1, 3.2]}
+    )
+    dense.assign(flops=2.4e18).to_csv(tmp_path / "dense.csv", index=False)
+    table = load_table(str(tmp_path / "dense.csv"), tmp_path)
+    assert "mean_recurrence" not in table.frame
+    assert f"{words}, and params differ: the models are taken for dense ones." in table.notes
+    assert table.notes == read_runs(tmp_path / "dense.csv").notes
 
 
 # Files of every kind, by the path alone
