@@ -329,7 +329,8 @@ def extrapolation_notes(
     notes = []
     for label, value, (low, high), unit in quantities:
         if value > BUDGET_ROUNDING * high:
-            notes.append(f"{value / high:.1f}x beyond the largest fitted {label} ({high:.4g} {unit}".rstrip() + ")")
+            times = f"{value / high:.1f}x" if value < math.inf else "infinitely far"
+            notes.append(f"{times} beyond the largest fitted {label} ({high:.4g} {unit}".rstrip() + ")")
         elif value < low / BUDGET_ROUNDING:
             times = f"{low / value:.1f}x" if value > 0 else "infinitely far"
             notes.append(f"{times} below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")

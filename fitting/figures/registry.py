@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.axes import fit_height
 from isoloop.fitting.figures.isoflop import draw_isoflop_curves, draw_power_law
-from isoloop.fitting.figures.style import STYLE, save_figure
+from isoloop.fitting.figures.style import STYLE, rasterize_many, save_figure
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
 from isoloop.fitting.figures.training import (
     draw_held_out_errors,
@@ -110,6 +110,7 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
             figure = Figure(figsize=(width or usual, height * min(1.0, (width or usual) / usual)), layout="constrained")
             FigureCanvasAgg(figure)
             kind.draw(figure, table, fit)
+            rasterize_many(figure)
             fit_height(figure, figure.get_figheight(), kind.shape)
     except (FloatingPointError, OverflowError) as error:
         raise ValueError(

@@ -159,8 +159,8 @@ def held_out_lines(fit: SweepFit) -> int:
     """Return the number of lines that `draw_held_out_errors` draws, headings included: 0 without held-out runs."""
     if fit.held_out is None or not fit.held_out.rows:
         return 0
-    layout = _held_out_layout(fit)
-    return len(layout.labels) + 2 * len(layout.headings)
+    lines = {(row.method, row.mean_recurrence, row.params, row.run_id) for row in fit.held_out.rows}
+    return len(lines) + 2 * len(fit.held_out.errors)
 
 
 @dataclass(frozen=True, kw_only=True)

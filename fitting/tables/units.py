@@ -25,6 +25,8 @@ _PLAUSIBLE_LOOPED = (1.0, 100.0)
 _FORWARD_ONLY = (1.5, 2.7)
 _MIXED_UNITS = 3.0
 """Ratio of the largest to the smallest FLOPs per parameter and token from which units seem to be mixed."""
+_SWAPPED = 1e-4
+"""FLOPs per token below which FLOPs and tokens seem to be swapped, rather than FLOPs to be in another unit."""
 _GAP = 1e4
 """Ratio of neighbouring values of a column, sorted, from which units seem to be mixed."""
 _HIGH_LOSS = 12.0
@@ -43,9 +45,10 @@ def unit_caveats(table: pd.DataFrame) -> list[str]:
         columns = {name: columns[name] for name in ("params", "tokens")}  # the rest is computed from these
     caveats = _mixed_columns(columns) or _small_columns(columns)
     if not caveats:
-        caveats = _swapped_columns(columns, dense="mean_recurrence" not in table)
-    if not caveats:
-        caveats = _compute(table)
+        swapped, compute = _swapped_columns(columns, dense="mean_recurrence" not in table), _compute(table)
+        per_token = float(np.nanmedian(columns["flops"] / columns["tokens"])) if "flops" in columns else 1.0
+        # Swapped, a model of N parameters has 1 / (6 N); FLOPs in another unit have more, and a factor that fits.
+        caveats = compute or swapped if _SWAPPED < per_token < 1 else swapped or compute
     return [*caveats, *_losses(losses[losses > 0], stated="loss_unit" in table)]
 
 

@@ -1,6 +1,7 @@
 """The state of a sweep, read from its folder: in any terminal, whether or not its driver is running."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +69,12 @@ class SweepStatus:
 
     def to_json(self) -> str:
         """Return everything as JSON, for programs."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(asdict(self, dict_factory=_finite_or_none), indent=1, allow_nan=False)
+
+
+def _finite_or_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a status with None for a number that isn't finite, which JSON has no name for."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields}
 
 
 def write_manifest(plan: Plan, folders: Folders) -> None:

@@ -155,7 +155,7 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
             losses.append(float(away.min()))
         loops.append(float(beside[np.argmin(away)]))
     costs = fit.cost_model.flops_per_token(np.arange(1, max(loops) + 1))
-    return {"mean_recurrence": loops, "loss": losses or None, "flops_per_token": costs.tolist()}
+    return {"mean_recurrence": loops, "loss": _column(losses) if losses else None, "flops_per_token": costs.tolist()}
 
 
 def _column(values: list[Any]) -> list[Any] | None:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 import isoloop
 from isoloop.fitting import figures, is_dense
 from isoloop.fitting.axis import AXES
+from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
@@ -22,7 +23,15 @@ from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no
 from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, headline
 from isoloop.sweeps.report.provenance import Origin, TableOrigin, read_origin
 from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
-from isoloop.sweeps.report.tables import errors_table, groups_table, held_out_table, run_labels, runs_table
+from isoloop.sweeps.report.tables import (
+    errors_table,
+    groups_table,
+    held_out_rows,
+    held_out_table,
+    listed_runs,
+    run_labels,
+    runs_table,
+)
 
 HOLD_OUT_FIGURES = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget if there is one."""
@@ -61,6 +70,7 @@ class SweepPage:
             "accounting": self.sweep.accounting,
             "left_out": self.left_out,
             "source": None,
+            "runs_file": self.places.table.name,
             "origin": _origin(read_origin(self.places, table["run_id"].astype(str))),
             "configuration": config_text(self.sweep),
         }
@@ -89,6 +99,7 @@ class TablePage:
             "accounting": table["accounting"].iloc[0],
             "left_out": (),
             "source": self.origin,
+            "runs_file": self.origin.file,
             "origin": {"rows": versions},
         }
 
@@ -112,10 +123,15 @@ def write_report(
     """
     # What the page holds.
     fit = results.fit
+    axis = AXES["params" if is_dense(table) else "mean_recurrence"]
     held_out = results.hold_out.held_out if results.hold_out else None
     palette = Palette()
     drawn, not_drawn = _draw_figures(page.places.figures, table, results, palette)
     predictions = calculator_table(fit)
+    runs = runs_table(table)
+    held_out_runs = None
+    if held_out is not None:
+        held_out_runs = held_out_table(held_out, axis, set(listed_runs(table)["run_id"].astype(str)))
     if fit is not None:
         caveats = list(fit.caveats)
     elif results.groups:
@@ -132,7 +148,6 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    axis = AXES["params" if is_dense(table) else "mean_recurrence"]
     text = environment.get_template("report.html.j2").render(
         **page.facts(table),
         target=page.target,
@@ -156,14 +171,19 @@ def write_report(
         headline=headline(results),
         groups=_groups(page.places, results),
         held_out=held_out,
-        held_out_runs=None if held_out is None else held_out_table(held_out, axis),
+        held_out_runs=held_out_runs,
+        held_out_rows=0 if held_out is None else len(held_out_rows(held_out)),
+        hold_out_file=page.places.fit(hold_out=True).name,
         errors=None if held_out is None else errors_table(held_out),
         why_no_hold_out=results.why_no_hold_out,
         caveats=caveats,
         hold_out_caveats=[text for text in results.hold_out.caveats if text not in caveats] if results.hold_out else [],
         figures=drawn,
         not_drawn=not_drawn,
-        table=runs_table(table),
+        table=runs,
+        all_runs=len(table),
+        most_shapes=MOST_SHAPES,
+        has_images=any("<image" in figure["wide"] for figure in drawn),
         fit_text="" if fit is None else fit.report(),
         command=redacted(command),
     )
@@ -222,9 +242,13 @@ def _draw_figures(
             continue
         fit, files = sources[name]
         # A figure that fits a journal's column fits a phone, too.
-        narrow = figures.draw_one(name, table, fit, width=figures.COLUMN_WIDTH)
+        try:
+            narrow = figure_svg(figures.draw_one(name, table, fit, width=figures.COLUMN_WIDTH))
+        except (ValueError, OverflowError) as error:
+            skipped[name] = str(error)
+            continue
         caption = kind.caption(fit)
-        texts = {"wide": (files / f"{name}.svg").read_text(encoding="utf-8"), "narrow": figure_svg(narrow)}
+        texts = {"wide": (files / f"{name}.svg").read_text(encoding="utf-8"), "narrow": narrow}
         inlined = {
             width: inline_svg(text, name=f"{name}-{width}", label=caption, palette=palette, runs=labels)
             for width, text in texts.items()

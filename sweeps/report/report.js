@@ -90,7 +90,7 @@
   }
 
   const wholeSentence = ({ mu, tokens, loss: least }) => ` With a whole number of loops: µ = ${mu}, ${short(tokens)} tokens` +
-    `${least === null ? "" : ` and a loss of ${loss(least)}`}.`;
+    `${least === null ? "" : ` and ${least === Infinity ? "an infinite loss" : `a loss of ${loss(least)}`}`}.`;
 
   function startSorting() {
     findAll("table.sorts").forEach((table) => {
@@ -129,8 +129,10 @@
     if (!card || !table) return;
     const rowOf = new Map(findAll("tbody tr", table).map((row) => [row.dataset.run, row]));
     const headings = findAll("thead th", table);
-    const facts = (run) => headings.flatMap((heading, i) =>
-      "card" in heading.dataset && rowOf.has(run) ? [[heading.textContent, rowOf.get(run).cells[i].textContent]] : []);
+    /* A long table lists only its first runs; of the others, a point's title is known. */
+    const titleOf = new Map(findAll("use[data-run]").map((point) => [point.dataset.run, find("title", point)?.textContent]));
+    const facts = (run) => (rowOf.has(run) ? headings.flatMap((heading, i) =>
+      "card" in heading.dataset ? [[heading.textContent, rowOf.get(run).cells[i].textContent]] : []) : [["run", titleOf.get(run) ?? run]]);
     let shown = null, pinned = false;
 
     /* Mark a run's row and put a ring around its points in every figure. */

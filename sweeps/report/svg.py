@@ -11,7 +11,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from isoloop.fitting.figures.style import RUN_GROUP, STYLE
+from isoloop.fitting.figures.style import DOTS_PER_INCH, RUN_GROUP, STYLE
 
 _ENLARGED = 1.35
 _SHRUNK = 0.9
@@ -66,7 +66,7 @@ def figure_svg(figure: Figure) -> str:
     """Return a figure as SVG; the same figure gives the same text."""
     file = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", dpi=DOTS_PER_INCH, metadata={"Date": None})
     return file.getvalue()
 
 

@@ -1,7 +1,7 @@
 """The tables of a page: runs, held-out runs, errors and groups."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from isoloop.fitting import HeldOut, is_dense, predict
 from isoloop.fitting.axis import AXES, Axis
+from isoloop.fitting.selection.holdout import HeldOutRow
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, with_greek_mu
 
@@ -30,6 +31,10 @@ _RUN_HEADINGS = {
 _CARD_COLUMNS = ("run_id", "status", "seed", "mean_recurrence", "params", "budget", "tokens", "loss")
 _FIRST_COLUMNS = ("run_id", "status", "seed")
 _LOSS_COLUMNS = ("loss", "bits_per_byte")
+MOST_LISTED = 2000
+"""Number of rows up to which a table is shown whole."""
+LISTED = 1000
+"""Rows that are shown of a longer table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +68,13 @@ class PageTable:
 _MISSING = TableCell(text="-")
 
 
+def listed_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the runs that a page lists: all, or of more than `MOST_LISTED` the first `LISTED`."""
+    return table if len(table) <= MOST_LISTED else table.head(LISTED)
+
+
 def runs_table(table: pd.DataFrame) -> PageTable:
-    """Return every run with the axes that it varies in, by growing budget and mean recurrence, or parameters."""
+    """Return the listed runs with the axes that runs vary in, by growing budget and mean recurrence, or parameters."""
     column = _axis_column(table)
     headings = {
         name: label.format(loss=AXES[column].loss)
@@ -77,7 +87,7 @@ def runs_table(table: pd.DataFrame) -> PageTable:
     first = [name for name in known if name in _FIRST_COLUMNS]
     names = [*first, *varied, *known[len(first) :]]
     has_budgets = "budget" in table.columns and table["budget"].notna().any()
-    rows = table.sort_values(["budget" if has_budgets else "tokens", column], kind="stable")[names]
+    rows = listed_runs(table).sort_values(["budget" if has_budgets else "tokens", column], kind="stable")[names]
     return PageTable(
         columns=tuple(
             TableHeading(
@@ -112,13 +122,17 @@ def _value(value: float, column: str) -> str:
     return f"{value:g}" if column == "mean_recurrence" else _short(float(value))
 
 
-def held_out_table(held: HeldOut, axis: Axis) -> PageTable:
-    """Return the held-out runs: predicted and measured losses after training, and whether intervals hold the latter."""
+def held_out_table(held: HeldOut, axis: Axis, listed: Collection[str]) -> PageTable:
+    """Return the held-out runs: predicted and measured losses after training, and whether intervals hold the latter.
+
+    Of more than `MOST_LISTED` predictions, these are the `LISTED` with the largest errors. `listed` runs get a link.
+    """
     labels = ("run", "predicted by", axis.symbol, "tokens", "predicted", "95% interval", "measured", "error", "inside")
+    shown = held_out_rows(held)
+    if len(shown) > MOST_LISTED:
+        shown = sorted(shown, key=lambda row: -abs(row.error))[:LISTED]
     rows = []
-    for row in sorted(held.rows, key=lambda row: (row.method, row.value)):
-        if row.recurrence != row.mean_recurrence:
-            continue
+    for row in sorted(shown, key=lambda row: (row.method, row.value)):
         span, inside = _MISSING, _MISSING
         if row.interval is not None:
             low, high = row.interval
@@ -127,7 +141,7 @@ def held_out_table(held: HeldOut, axis: Axis) -> PageTable:
             inside = TableCell(text="yes" if covered else "no", kind="" if covered else "bad")
         rows.append(
             (
-                TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}"),
+                TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}" if row.run_id in listed else None),
                 TableCell(text=with_greek_mu(row.method), kind="text"),
                 _number(row.value, "g" if row.params is None else ".4g"),
                 _number(row.tokens, ".4g"),
@@ -139,6 +153,11 @@ def held_out_table(held: HeldOut, axis: Axis) -> PageTable:
             )
         )
     return _page_table(labels, rows)
+
+
+def held_out_rows(held: HeldOut) -> list[HeldOutRow]:
+    """Return the predictions of losses after training, without those at other numbers of loops."""
+    return [row for row in held.rows if row.recurrence == row.mean_recurrence]
 
 
 def errors_table(held: HeldOut) -> PageTable:

@@ -1,6 +1,7 @@
 """The output of `isoloop status`, from a sweep's folder alone."""
 
 import json
+import math
 
 import pytest
 from rich.console import Console
@@ -55,6 +56,20 @@ def test_every_state_is_shown(begun, folders):
     assert now.seconds is not None
     assert 0 < status.share < 1
     assert json.loads(status.to_json())["name"] == folders.name
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_null_for_programs(begun, folders, loss):
+    running = begun[2]
+    journal = Journal(folders.run(running.run_id) / "journal.jsonl")
+    journal.metrics(40, {"train_loss": loss})
+    journal.close()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    runs = json.loads(read_status(folders).to_json(), parse_constant=refuse)["runs"]
+    assert [(run["step"], run["loss"]) for run in runs if run["run_id"] == running.run_id] == [(40, None)]
 
 
 def test_without_a_driver_nothing_runs(begun, folders):

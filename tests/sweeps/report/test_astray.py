@@ -111,8 +111,9 @@ def test_a_figure_whose_values_can_not_be_drawn_is_refused_with_the_value(fit, t
         draw_one(name, table, change(fit))
 
 
-def test_the_calculator_of_a_law_gone_astray_has_few_budgets(fit):
-    table = calculator_table(with_laws(fit, 1e200, 1e-3))
+@pytest.mark.parametrize("level", [1e200, math.inf])
+def test_the_calculator_of_a_law_gone_astray_has_few_budgets(fit, level):
+    table = calculator_table(with_laws(fit, level, 1e-3))
     assert len(table["budgets"]) < 100
     assert min(table["methods"][0]["loss"]) >= 1e200
     json.dumps(table, allow_nan=False)
@@ -124,6 +125,9 @@ def test_the_calculator_of_a_power_law_gone_astray_invents_no_number(fit, coeffi
     table = calculator_table(astray)
     assert set(table["methods"][0]["value"]) == {value}
     assert (table["whole"] is None) == (value != 1e-300)
+    beyond = any("infinitely far beyond the largest fitted mean recurrence" in note for note in table["notes"][0])
+    assert beyond == (value == 1e300)
+    assert "infx" not in str(table["notes"])
     json.dumps(table, allow_nan=False)
 
 

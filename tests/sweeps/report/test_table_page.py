@@ -6,12 +6,19 @@ import json
 import re
 from collections import Counter
 
+import pandas as pd
 import pytest
 
 from isoloop.fitting import SweepFit, fit_sweep, predict
+from isoloop.fitting.axis import AXES
+from isoloop.fitting.result import MissingFit
+from isoloop.fitting.tables.contract import check_table
 from isoloop.sweeps.paths import SweepResults, TablePlaces
 from isoloop.sweeps.report.calculator import calculator_table, why_no_calculator
 from isoloop.sweeps.report.headline import headline
+from isoloop.sweeps.report.page import TablePage, write_report
+from isoloop.sweeps.report.provenance import table_origin
+from isoloop.sweeps.report.tables import held_out_table
 from tests.commands import isoloop, only_svg
 from tests.run_tables import dense_table, own_flops_table
 from tests.sweeps.report.browser import in_page
@@ -191,3 +198,39 @@ def test_what_a_report_is_not_made_of_is_refused(made, tmp_path):
     places = TablePlaces.beside(tmp_path / "a b.fit.json")
     assert (places.report.name, places.figures.name) == ("a b.report.html", "a b.figures")
     assert places.fit(hold_out=True).name == "a b.hold-out.json"
+
+
+def test_a_page_of_many_runs_stays_small_and_says_what_it_leaves_out(tmp_path):
+    rows = pd.concat([dense_table(budgets=(6e18, 1.2e19), seed=seed) for seed in range(150)], ignore_index=True)
+    table = check_table(rows)
+    fit = fit_sweep(table, name="many", draws=0, profiles=False)
+    # Without a law of the loss, two figures are drawn, which is fast.
+    missing = (*fit.missing_fits, MissingFit(name="training", reason="left out"))
+    results = SweepResults(
+        fit=dataclasses.replace(fit, training=None, parabola_bias=None, missing_fits=missing),
+        hold_out=None, why_no_fit=None, why_no_hold_out="not tried", report=tmp_path / "many.report.html",
+    )  # fmt: skip
+    table.to_csv(tmp_path / "many.csv", index=False)
+    subject = TablePage(
+        places=TablePlaces.beside(tmp_path / "many.fit.json"), name="many", origin=table_origin(tmp_path / "many.csv")
+    )
+    with only_svg():
+        write_report(subject, table=table, results=results, command="isoloop report many.csv")
+    text = (tmp_path / "many.report.html").read_text(encoding="utf-8")
+    assert len(text) < 2e6
+    page = Page(text)
+    assert {row["data-run"] for row in page.of("tr") if "data-run" in row} == set(table["run_id"].iloc[:1000])
+    assert [point for point in page.of("use") if "data-run" in point] == []
+    assert len(page.of("image")) == 2  # the isoFLOP curves, wide and narrow
+    words = " ".join(" ".join(page.texts).split())
+    assert "These are the first 1000 runs, and 1100 more are in many.csv ." in words
+    assert "In figures of more than 2000 points or bars they are an image" in words
+
+
+def test_of_many_held_out_runs_those_with_the_largest_errors_are_shown():
+    fit = fit_sweep(dense_table(), name="few", draws=0, profiles=False, hold_out_largest_budget=True)
+    first = fit.held_out.rows[0]
+    rows = tuple(dataclasses.replace(first, run_id=f"run {i}", error=(-1) ** i * i / 1e3) for i in range(2001))
+    shown = held_out_table(dataclasses.replace(fit.held_out, rows=rows), AXES["params"], {"run 2000"}).rows
+    assert {row[0].text for row in shown} == {f"run {i}" for i in range(1001, 2001)}
+    assert [row[0].link for row in shown if row[0].link] == ["#run-run 2000"]
