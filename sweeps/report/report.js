@@ -90,7 +90,7 @@
   }
 
   const wholeSentence = ({ mu, tokens, loss: least }) => ` With a whole number of loops: µ = ${mu}, ${short(tokens)} tokens` +
-    `${least === null ? "" : ` and a loss of ${loss(least)}`}.`;
+    `${least === null ? "" : ` and ${least === Infinity ? "an infinite loss" : `a loss of ${loss(least)}`}`}.`;
 
   function startSorting() {
     findAll("table.sorts").forEach((table) => {

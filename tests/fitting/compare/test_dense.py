@@ -13,8 +13,8 @@ from tests.run_tables import BUDGETS, dense_table, own_flops_table
 ABOVE = 0.05
 
 
-def side(name, table):
-    return ComparedSweep(name=name, fit=fit_sweep(table, name=name, draws=40), table=table)
+def side(name, table, draws=40):
+    return ComparedSweep(name=name, fit=fit_sweep(table, name=name, draws=draws), table=table)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def worse():
 
 @pytest.fixture(scope="module")
 def own():
-    return side("own", own_flops_table(factor=1.0, seed=3))
+    return side("own", own_flops_table(factor=1.0, seed=3), draws=0)
 
 
 def names_of(comparison, section):
@@ -69,7 +69,7 @@ def test_two_dense_sweeps_are_compared_in_everything_that_they_have(dense, worse
 
 
 def test_flops_that_their_owners_counted_are_compared_with_a_caveat(dense, own):
-    found = compare_sweeps(own, side("other", own_flops_table(factor=1.0, seed=4)))
+    found = compare_sweeps(own, side("other", own_flops_table(factor=1.0, seed=4), draws=0))
     assert names_of(found, POWER_LAWS) >= {"exponent of mu*", "exponent of D*", "mu*", "D*"}
     assert names_of(found, LAW_SECTIONS["training"]) == {"E", "X", "Y", "x", "y", "q"}
     assert [row.flops for row in found.of(BEST_RUNS)] == pytest.approx(list(BUDGETS))
@@ -95,7 +95,7 @@ def test_a_dense_and_a_looped_sweep_are_compared_in_what_both_have(dense, own):
 def test_two_ways_of_counting_flops_are_named(dense):
     exact = simulate_table(budgets=BUDGETS, mean_recurrences=(1, 2, 4, 8), recurrences=())
     six = dense_table(seed=1).drop(columns="flops")
-    found = compare_sweeps(side("six", six), side("looped", exact))
+    found = compare_sweeps(side("six", six, draws=0), side("looped", exact, draws=0))
     assert (found.accounting, found.first.accounting, found.second.accounting) == (None, "6ND", "exact")
     assert "Compute is counted by `6ND` in A and `exact` in B." in found.report()
     assert "A counts FLOPs by `6ND`, B by `exact`" in " ".join(found.caveats)

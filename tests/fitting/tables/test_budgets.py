@@ -25,6 +25,16 @@ def dense_points(seed=0, budgets=(1e19, 3e19, 1e20, 3e20, 1e21), miss=0.0):
     return pd.DataFrame({**data, "flops": flops, "budget": budget, "loss": loss})
 
 
+@pytest.fixture(scope="module")
+def looped():
+    return simulate_table(NOISY, recurrences=())
+
+
+@pytest.fixture(scope="module")
+def looped_fit(looped):
+    return fit_sweep(looped, name="x", draws=0)
+
+
 def test_a_group_holds_what_lies_within_the_tolerance_of_its_smallest_value():
     values = np.array([1.02, 1.0, np.nan, 1.0099, 1.021, 5.0])
     assert list(group_values(values)) == [1, 0, -1, 0, 1, 2]
@@ -39,12 +49,11 @@ def test_joined_budgets_are_the_most_frequent_value_of_their_group():
     assert np.isnan(joined[5])
 
 
-def test_budgets_an_ulp_apart_are_one_curve_and_the_answer_says_so():
-    table = simulate_table(NOISY, recurrences=())
+def test_budgets_an_ulp_apart_are_one_curve_and_the_answer_says_so(looped, looped_fit):
+    table, whole = looped, looped_fit
     split = table["budget"] * np.where(np.arange(len(table)) % 3, 1.0, 1 - 2**-52)
     assert split.nunique() > table["budget"].nunique()
-    whole = fit_sweep(table, name="x", draws=20)
-    fit = fit_sweep(table.assign(budget=split), name="x", draws=20)
+    fit = fit_sweep(table.assign(budget=split), name="x", draws=0)
     assert fit.isoflop == whole.isoflop
     assert fit.training == whole.training
     number = table["budget"].nunique()
@@ -86,11 +95,9 @@ def test_runs_that_cluster_by_their_flops_get_the_budgets_they_were_planned_for(
     assert fit.reading == runs.notes
 
 
-def test_a_looped_table_without_budgets_gives_the_fit_of_one_with_them():
-    table = simulate_table(NOISY, recurrences=())
-    with_budgets = fit_sweep(table, name="x", draws=20)
-    without = fit_sweep(table.drop(columns="budget"), name="x", draws=20)
-    assert without.isoflop.axis_law.exponent == pytest.approx(with_budgets.isoflop.axis_law.exponent, rel=1e-9)
+def test_a_looped_table_without_budgets_gives_the_fit_of_one_with_them(looped, looped_fit):
+    without = fit_sweep(looped.drop(columns="budget"), name="x", draws=0)
+    assert without.isoflop.axis_law.exponent == pytest.approx(looped_fit.isoflop.axis_law.exponent, rel=1e-9)
     assert "the runs cluster at" in without.reading[0]
 
 

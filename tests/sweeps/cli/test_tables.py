@@ -15,7 +15,7 @@ from isoloop.fitting import SweepFit, fit_sweep, read_runs
 from isoloop.sweeps.runs import TableOptions, load_table
 from isoloop.trainer.accounting import count_parameters, expected_loops, loop_cost
 from isoloop.trainer.config import SIZES, RecurrenceConfig
-from tests.commands import isoloop
+from tests.commands import isoloop, only_svg
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 GIVEN = ["--columns", "tokens=D_billions*1e9,loss=quality"]
@@ -117,12 +117,13 @@ def test_what_was_guessed_stands_on_top_of_every_answer(stored):
     commands = {
         "predict": ["predict", "units.csv", "--flops", "1e19"],
         "choose": ["choose", "units.csv", *GIVEN, "--draws", 20],
-        "figure": ["figure", "units.csv", *GIVEN],
+        "figure": ["figure", "units.csv", "isoflop_curves", "--to", "curves.svg", *GIVEN],
         "compare": ["compare", "units.csv", "units.csv", *GIVEN, "--draws", 20],
         "export": ["export", "units.csv", *GIVEN, "--to", "runs.csv"],
     }
     for name, command in commands.items():
-        top = isoloop(*command, cwd=stored).stdout.split("\n\n")[0]
+        with only_svg():
+            top = isoloop(*command, cwd=stored).stdout.split("\n\n")[0]
         assert "How the table" in top, name
         assert "'D_billions' x 1e9" in top, name
     compared = stored / "isoloop-out" / "compared" / "units-to-units"
@@ -281,7 +282,11 @@ def test_an_mlflow_experiment_needs_no_option(experiment, runs, tmp_path):
     # The stored fit serves the other commands while the experiment is as it was.
     out = ["--out", experiment]
     assert "Prediction" in isoloop("predict", "mlflow:looped/lm", "--flops", "1e19", *out, cwd=tmp_path).stdout
-    assert "isoflop_curves" in isoloop("figure", "mlflow:looped/lm", *out, cwd=tmp_path).stdout
+    with only_svg():
+        figure = isoloop(
+            "figure", "mlflow:looped/lm", "isoflop_curves", "--to", "isoflop_curves.svg", *out, cwd=tmp_path
+        )
+    assert "isoflop_curves" in figure.stdout
     copy = experiment / "mlflow" / "looped-lm.csv"
     copy.write_text(copy.read_text().replace("finished", "failed", 1))
     changed = isoloop("predict", "mlflow:looped/lm", "--flops", "1e19", *out, cwd=tmp_path, check=2).stderr

@@ -51,7 +51,11 @@ def folder(tmp_path_factory):
 
 def test_commands_work_on_an_ascii_terminal_without_utf_8(folder):
     commands = [["plan", "größe.yaml", "--out", "ausgänge", "--to", "plän.csv"], ["plan", "kaputt-µ.yaml"]]
-    commands += [["presets", "demo"], ["choose", "TABLE"], ["status", "größe.yaml"]]
+    commands += [
+        ["presets", "demo"],
+        ["choose", "TABLE", "--law", "chinchilla", "--draws", "20"],
+        ["status", "größe.yaml"],
+    ]
     output = run_commands(folder, commands, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert output.count("exit 0") == 3
     assert output.count("exit 2") == 2

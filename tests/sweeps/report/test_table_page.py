@@ -152,7 +152,7 @@ def test_a_second_page_takes_the_place_of_the_first_and_keeps_other_files(tmp_pa
 
 
 def test_the_page_of_a_users_own_flops_has_loops(tmp_path):
-    fit = fit_sweep(own_flops_table(), name="own", draws=20)
+    fit = fit_sweep(own_flops_table(), name="own", draws=0)
     table = calculator_table(fit)
     assert (table["axis"], table["methods"][0]["name"]) == ("mean_recurrence", "loops law")
     place = table["budgets"].index(fit.fitted.flops[1])

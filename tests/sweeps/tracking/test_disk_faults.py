@@ -36,7 +36,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def plan(simulated):
-    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
+    return plan_sweep(simulated.model_copy(update={"budgets": (1e10,), "mean_recurrences": (1, 2)}), simulated_corpus)
 
 
 @pytest.fixture
