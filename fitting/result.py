@@ -26,6 +26,8 @@ from isoloop.fitting.tables.runs import finished_rows, test_time_losses
 
 FIT_FORMAT = "isoloop-fit/3"
 REPORT_WIDTH = 100
+_ROWS_SHOWN = 200
+"""Held-out runs that the report lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,8 +337,11 @@ def _held_out_text(held: HeldOut, training: str, *, dense: bool) -> str:
         return "\n".join([*lines, "  no law of the loss after training was fitted to predict them"])
     model = f"{'run':<14}" if dense else f"{'mu':>5}  {'T':>4}"
     lines.append(f"  {model}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")
-    for row in at_mean:
+    worst = sorted(at_mean, key=lambda row: -abs(row.error))[:_ROWS_SHOWN]
+    for row in at_mean if len(at_mean) <= _ROWS_SHOWN else worst:
         bounds = f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" if row.interval else "-"
         model = f"{row.run_id:<14.14}" if dense else f"{row.mean_recurrence:>5g}  {row.recurrence:>4g}"
         lines.append(f"  {model}  {row.predicted:>9.4f}  {bounds:>18}  {row.measured:>9.4f}  {row.error:>+7.3f}%")
+    if len(at_mean) > _ROWS_SHOWN:
+        lines.append(f"  ... these {_ROWS_SHOWN} have the largest errors of {len(at_mean)}")
     return "\n".join(lines)

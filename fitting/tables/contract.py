@@ -30,7 +30,7 @@ COST_TOLERANCE = 1e-3
 
 LARGEST_SEED = 2**63 - 1
 INFINITE = 1e40
-"""A loss from which on is infinite: SQL stores keep infinity as 1.797e308."""
+"""A loss from which on is infinite, as SQL stores keep infinity as 1.797e308; no other number is larger."""
 _SMALLEST = 1e-20
 """Smallest number other than 0, in any unit: with it and `INFINITE`, products and ratios are numbers, too."""
 _MOST_LOOPS = 1e6
@@ -334,7 +334,7 @@ def _check_number(table: pd.DataFrame, column: TableColumn) -> None:
     values = table[column.name]
     bound = f"{'at least' if column.lower_allowed else 'greater than'} {column.lower:g}"
     low = values < column.lower if column.lower_allowed else values <= column.lower
-    bad = low | (values.abs() >= INFINITE)
+    bad = low | np.isinf(values)
     if not column.optional and column.name != "loss":  # `_check_losses` has a clearer message for missing losses
         bad |= values.isna() & ~((table["status"] != "finished") & column.measured)
     _refuse_first(table, column.name, bad, f"must be finite and {bound} ({column.meaning})")
