@@ -279,7 +279,8 @@ def _as_kind(table: pd.DataFrame, column: TableColumn) -> pd.Series:
     numbers = pd.Series([np.nan if pd.isna(v) else _as_float(v) for v in values], index=values.index, dtype=float)
     if column.kind == "integer":
         _refuse_first(table, name, numbers.notna() & (numbers != np.round(numbers)), "must be a whole number")
-        large = numbers.abs() > LARGEST_SEED
+        exact = zip(numbers, values, strict=True)  # a float can't tell 2^63 - 1 from 2^63
+        large = pd.Series([np.isinf(n) or (not np.isnan(n) and abs(int(v)) > LARGEST_SEED) for n, v in exact])
         _refuse_first(table, name, large, f"must be at most {LARGEST_SEED}, since larger ones can't be stored")
         return numbers if numbers.isna().any() else values.map(int).astype(np.int64)
     return numbers

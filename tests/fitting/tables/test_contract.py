@@ -56,6 +56,7 @@ def test_checking_leaves_its_argument_alone(table):
         ("loss_T8", -1.0, "`loss_T8` must be greater than 0, or missing where not measured"),
         ("seed", 0.5, "`seed` must be a whole number"),
         ("seed", 1e20, "`seed` must be at most 9223372036854775807"),
+        ("seed", 2**63, "`seed` must be at most 9223372036854775807"),
         ("run_id", "simulated-1e+18-1-0", "`run_id` must be unique"),
         ("run_id", None, "`run_id` must be given for every run"),
         ("status", "done", "`status` must be one of finished, diverged, failed"),
