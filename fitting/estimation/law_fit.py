@@ -114,14 +114,13 @@ class LawFit:
         """
         if not self.draws:
             return None
-        rows = len(data["tokens" if "tokens" in data else self.form.columns[0]])
+        at = self.loss(data)
         at_once = max(1, _ELEMENTS_AT_ONCE // (_NOISE_DRAWS * len(self.draws)))
-        if rows > at_once:
-            parts = (slice(first, first + at_once) for first in range(0, rows, at_once))
+        if len(at) > at_once:
+            parts = (slice(first, first + at_once) for first in range(0, len(at), at_once))
             ends = [self.loss_interval({k: v[part] for k, v in data.items()}, measured=measured) for part in parts]
             low, high = zip(*(each for each in ends if each is not None), strict=True)
             return np.concatenate(low), np.concatenate(high)
-        at = self.loss(data)
         # The losses of a fit gone astray may exceed the largest float, where they end.
         with np.errstate(over="ignore"):
             # Widened before the noise is added, since that is known better than the parameters.

@@ -52,8 +52,8 @@ def point_estimate(
     """Fit `law` to the rows of `data` (columns of shape (rows,), loss in nats per token), without intervals.
 
     Each row counts `weights` (rows,) times. A parameter at its bound is listed in `at_bounds`. Of more than 4,000 rows,
-    a sample of 1,000 is fitted first, and the search starts from its minimum. Raises ValueError if a
-    column is missing or constant, a value isn't positive and finite, or there are fewer rows than parameters + 1.
+    a sample of 1,000 is fitted first, and the search starts from its minimum. Raises ValueError if a column is missing
+    or constant, a value isn't positive and finite, or there are fewer rows than parameters + 1.
     """
     columns = checked_columns(law, data)
     counts = _checked_weights(weights, len(columns["loss"]))

@@ -40,9 +40,6 @@ StorageUri = Annotated[
     typer.Option("--storage", help="Folder of the runs if workers can't see --out: s3://, gs://, or a path."),
 ]
 Refits = Annotated[int, typer.Option("--draws", min=20, help="Refits behind each interval.")]
-LawOption = Annotated[
-    str, typer.Option("--law", help="The law of the loss after training: a law's name, or module:Class.")
-]
 Columns = Annotated[
     str | None,
     typer.Option(help="Columns that aren't found by their names: --columns tokens=D_billions*1e9,loss=val/loss"),
