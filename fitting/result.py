@@ -24,7 +24,7 @@ from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range, epochs_text
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
 
-FIT_FORMAT = "isoloop-fit/3"
+FIT_FORMAT = "isoloop-fit/4"
 REPORT_WIDTH = 100
 _ROWS_SHOWN = 200
 """Held-out runs that the report lists."""

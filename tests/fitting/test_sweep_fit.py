@@ -76,7 +76,7 @@ def test_json_gives_an_equal_fit_back(published, held_out, tmp_path):
         ("{", "must be JSON"),
         ("[]", "must have the format"),
         ('{"format": "isoloop-fit/0"}', "but got 'isoloop-fit/0'"),
-        ('{"format": "isoloop-fit/3"}', "must be whole"),
+        ('{"format": "isoloop-fit/4"}', "must be whole"),
     ],
 )
 def test_a_stored_fit_that_is_none_is_refused(text, words):

@@ -232,7 +232,7 @@ def test_read_only_arrays_are_fitted_and_left_alone():
 def test_a_stored_fit_of_another_version_is_refused():
     text = fit_sweep(sweep(), name="x", draws=0).to_json()
     older = json.dumps({**json.loads(text), "format": "isoloop-fit/2"})
-    with pytest.raises(ValueError, match="the format 'isoloop-fit/3', but got 'isoloop-fit/2'; fit the sweep"):
+    with pytest.raises(ValueError, match="the format 'isoloop-fit/4', but got 'isoloop-fit/2'; fit the sweep"):
         SweepFit.from_json(older)
 
 

@@ -376,7 +376,7 @@ def test_wrong_targets_get_one_message(command, message, runs, tmp_path):
         ("chart.csv", CHART),
     ):
         (tmp_path / name).write_text(text)
-    (tmp_path / "stored.fit.json").write_text('{\n "format": "isoloop-fit/3"}')
+    (tmp_path / "stored.fit.json").write_text('{\n "format": "isoloop-fit/4"}')
     done = isoloop(*command.split(), cwd=tmp_path, check=2)
     assert message in done.stderr
     assert "isoloop run" not in done.stderr
