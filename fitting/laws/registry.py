@@ -10,15 +10,8 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import (
-    IsoDepthLaw,
-    JointTestTimeLaw,
-    LoopedSixParameterLaw,
-    LoopsLaw,
-    TestTimeLaw,
-    TrainingLaw,
-    UnifiedLaw,
-)
+from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.test_time import JointTestTimeLaw, TestTimeLaw, UnifiedLaw
 
 LAWS: tuple[Law, ...] = (
     TrainingLaw(),
