@@ -38,7 +38,7 @@ from isoloop.fitting.tables.units import unit_caveats
 _ROWS_AT_MOST = 5000
 """Runs on which laws are compared; of more, a random sample."""
 DENSE_LAWS = ("chinchilla", "six-parameter")
-LOOPED_LAWS = ("training", "iso-depth", "chinchilla", "six-parameter")
+LOOPED_LAWS = ("training", "looped-six-parameter", "iso-depth", "chinchilla", "six-parameter")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,7 @@ def test_choose_reads_run_tables_and_tables_of_dense_models(dense, tmp_path):
     assert [one.fit.law for one in dense_choice.candidates] == ["chinchilla", "six-parameter"]
     simulate_table(NOISY, recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
     looped = choose_table(read_runs(tmp_path / "runs.csv"), draws=20)
-    assert [one.fit.law for one in looped.candidates] == ["training", "iso-depth"]
+    assert [one.fit.law for one in looped.candidates] == ["training", "looped-six-parameter", "iso-depth"]
     assert [law for law, _ in looped.missing] == ["chinchilla", "six-parameter"]
 
 
