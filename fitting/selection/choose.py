@@ -25,7 +25,7 @@ from isoloop.fitting.selection.holdout import (
     Predictor,
     check_unique_names,
     cross_validate,
-    folds,
+    splits,
 )
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
@@ -154,7 +154,7 @@ def choose(
     compared: list[Predictor] = [*(predictors[candidate.fit.law] for candidate in candidates), *others]
     if not by:
         try:
-            folds(data, "budget")
+            splits(data, "budget")
             by = ("largest budget", "budget")
         except ValueError:
             by = ("row",)
