@@ -55,7 +55,8 @@ class Cost(ABC):
 
     def columns(self, budget: float, values: ArrayLike) -> dict[str, np.ndarray]:
         """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""
-        return self.model_columns(values, self.tokens_for(budget, values))
+        columns = self.model_columns(values, self.tokens_for(budget, values))
+        return columns | {"flops": np.full(np.shape(columns["tokens"]), float(budget))}
 
     def tokens_for(self, budget: ArrayLike, values: ArrayLike) -> np.ndarray:
         """Return the tokens that spend exactly `budget` FLOPs with `values` on the axis."""
