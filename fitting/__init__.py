@@ -21,8 +21,9 @@ from isoloop.fitting.isoflop.minima import (
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 from isoloop.fitting.laws.base import Law, Optimum, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, LoopsLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.registry import LAWS, law_named
+from isoloop.fitting.laws.test_time import JointTestTimeLaw, TestTimeLaw, UnifiedLaw
 from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.predict import Prediction, predict
 from isoloop.fitting.result import HeldOut, SweepFit
