@@ -48,15 +48,14 @@ class Cost(ABC):
         The loss of a looped model is that at T = mean recurrence.
         """
         mu, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
-        columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}
+        columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens, "flops": self.flops_for(tokens, mu)}
         if self.effective_params_fixed is None or self.effective_params_per_loop is None:
             return columns
         return columns | architecture_columns(mu, self.effective_params_fixed, self.effective_params_per_loop)
 
     def columns(self, budget: float, values: ArrayLike) -> dict[str, np.ndarray]:
         """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""
-        columns = self.model_columns(values, self.tokens_for(budget, values))
-        return columns | {"flops": np.full(np.shape(columns["tokens"]), float(budget))}
+        return self.model_columns(values, self.tokens_for(budget, values))
 
     def tokens_for(self, budget: ArrayLike, values: ArrayLike) -> np.ndarray:
         """Return the tokens that spend exactly `budget` FLOPs with `values` on the axis."""
@@ -272,7 +271,8 @@ class DenseCost(Cost):
 
     def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
         """See `Cost.model_columns`."""
-        return {"params": np.asarray(values, dtype=float), "tokens": np.asarray(tokens, dtype=float)}
+        params, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
+        return {"params": params, "tokens": tokens, "flops": self.flops_for(tokens, params)}
 
 
 def cost_of(table: pd.DataFrame) -> CostModel | MeasuredCost | DenseCost:

@@ -14,7 +14,9 @@ from isoloop.fitting.caveats import fit_caveats
 from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
+from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.isoflop.bias import parabola_bias
 from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.laws.base import Data
@@ -151,7 +153,8 @@ class _SweepFitter:
 
     def fit(self, name: str, law: str, *, independent: bool) -> SweepFit:
         """Return all fits, without held-out errors and caveats. Raises ValueError where nothing can be fitted."""
-        # isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        # The noise, isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        noise = self._noise(law)
         isoflop = self._attempt(
             "isoflop",
             fit_isoflop,
@@ -162,7 +165,7 @@ class _SweepFitter:
             independent=independent,
         )
         self.progress("isoFLOP curves", 1, 1)
-        training = self._attempt("training", self._law, law, law_data(self.table))
+        training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
@@ -198,7 +201,7 @@ class _SweepFitter:
             elif not len(data["loss"]):
                 self._add_missing("unified", _NOT_EVALUATED)
             else:
-                unified = self._attempt("unified", self._law, "unified", data, by_run=True)
+                unified = self._attempt("unified", self._law, "unified", data, by_run=True, noise=noise)
             self.progress("unified law", 1, 1)
             rise = loss_rise(data)
             if rise is not None:
@@ -221,6 +224,7 @@ class _SweepFitter:
             cost_model=self.cost_model,  # type: ignore[arg-type]
             isoflop=isoflop,
             parabola_bias=bias,
+            noise=noise,
             training=training,
             unified=unified,
             joint_test_time=joint,
@@ -240,7 +244,15 @@ class _SweepFitter:
             self._add_missing(name, str(error))
             return None
 
-    def _law(self, law: str, data: Data, *, by_run: bool = False) -> LawFit:
+    def _noise(self, law: str) -> NoiseModel | None:
+        """Return the noise of the losses after training, None if the law can't be fitted to them."""
+        data = law_data(self.table)
+        try:
+            return noise_model(data, point_estimate(law_named(law), data, self.objective))
+        except ValueError:  # the fit of the law is missing for the same reason, which is said there
+            return None
+
+    def _law(self, law: str, data: Data, *, by_run: bool = False, noise: NoiseModel | None = None) -> LawFit:
         return fit_law(
             law,
             data,
@@ -250,6 +262,7 @@ class _SweepFitter:
             objective=self.objective,
             kind=self.kind,
             profiles=self.profiles,
+            noise=noise,
         )
 
     def _test_time(self, data: Data) -> tuple[LawFit, ...]:

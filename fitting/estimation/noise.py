@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate
 from isoloop.fitting.estimation.whitening import Whitening
@@ -71,6 +71,34 @@ class NoiseModel:
             return None if scales is None else Whitening(scales=scales)
         typical = float(np.exp(np.log(self.at(flops_of(data))).mean())) if self.exponent else self.level
         return Whitening.of_groups(scales, np.asarray(data["budget"], dtype=float), (self.shared / typical) ** 2)
+
+    def centred(self, data: Data) -> NoiseModel:
+        """Return the same noise with its level at the geometric mean of the FLOPs of `data`."""
+        if not self.exponent:
+            return self
+        reference = float(np.exp(np.log(flops_of(data)).mean()))
+        return replace(self, level=float(self.at(np.array(reference))), reference=reference)
+
+    def drawn_ratios(self, data: Data, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the noise of the rows relative to the level, by exponents that are drawn: (draws, rows), or 1."""
+        if not self.exponent:
+            return np.ones((1, 1))
+        exponents = self.exponent + self.exponent_error * rng.standard_normal((draws, 1))
+        return np.asarray(np.exp(exponents * np.log(flops_of(data) / self.reference)))
+
+    def drawn_luck(self, data: Data, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the luck of the rows, which those of a budget share: (draws, rows) of log loss, or 0."""
+        if not self.shared:
+            return np.zeros((1, 1))
+        rows = len(next(iter(data.values())))
+        budgets = np.asarray(data.get("budget", np.full(rows, np.nan)), dtype=float)
+        # A row without a budget has luck of its own.
+        known = ~np.isnan(budgets)
+        names, groups = np.unique(budgets[known], return_inverse=True)
+        group = len(names) + np.arange(rows)
+        group[known] = groups
+        sizes = self.shared * np.sqrt(self.shared_dof / rng.chisquare(self.shared_dof, size=(draws, 1)))
+        return np.asarray((sizes * rng.standard_normal((draws, len(names) + rows)))[:, group])
 
     def __str__(self) -> str:
         """Return the noise in words, for reports."""
@@ -189,8 +217,8 @@ def _scatter(data: Data, residuals: np.ndarray, position: np.ndarray, slopes: np
             return curves
     basis = np.linalg.qr(slopes)[0]
     left = residuals - basis @ (basis.T @ residuals)
-    dof = np.maximum(1 - (basis**2).sum(axis=1), 1e-3)
-    return _Scatter(squares=left**2, dof=dof, position=position, tails=_tails(left / np.sqrt(dof)), source="law")
+    shares = np.maximum(1 - (basis**2).sum(axis=1), 1e-3)
+    return _Scatter(squares=left**2, dof=shares, position=position, tails=_tails(left / np.sqrt(shares)), source="law")
 
 
 def _axis(data: Data) -> str | None:
@@ -213,8 +241,7 @@ def _within_groups(
         centred = values[rows] - values[rows].mean()
         basis = np.linalg.qr(np.vander(centred / max(np.abs(centred).max(), 1e-300), parameters))[0]
         left = residuals[rows] - basis @ (basis.T @ residuals[rows])
-        dof = len(rows) - parameters
-        found.append((float(left @ left), dof, float(position[rows].mean())))
+        found.append((float(left @ left), len(rows) - parameters, float(position[rows].mean())))
         standardised.append(left / np.sqrt(np.maximum(1 - (basis**2).sum(axis=1), 1e-3)))
     if not found:
         return None

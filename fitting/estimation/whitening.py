@@ -1,4 +1,4 @@
-"""The transform that makes correlated residuals of unequal size independent and alike, for generalised least squares."""
+"""Generalised least squares: residuals of unequal or shared noise are made independent and alike."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class Whitening:
         squares = (shared**2).sum(axis=1)
         lost = 1 - 1 / np.sqrt(1 + ratio * squares)
         return cls(scales=scales, shared=shared * np.sqrt(lost / squares)[:, None])
+
+    def subset(self, rows: np.ndarray) -> Whitening:
+        """Return the scales of some of the rows (indices); what they share is left in."""
+        return Whitening(scales=None if self.scales is None else self.scales[rows])
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """Return whitened values (..., rows)."""
