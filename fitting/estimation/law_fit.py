@@ -28,6 +28,8 @@ _NOISE_DRAWS = 10
 _PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 _ELEMENTS_AT_ONCE = 30_000_000
 """Drawn losses that are held in memory together."""
+_ROUNDING = 1e-9
+"""Residuals below this are rounding, and say nothing about how likely a law is."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
 
@@ -147,12 +149,20 @@ class LawFit:
     def log_likelihood(self) -> float:
         """Log likelihood of the losses, maximised over the scale of the noise; see `Objective.log_likelihood`."""
         delta = np.inf if self.delta is None else self.delta
-        return Objective(delta=delta, on=self.on).log_likelihood(self.objective, self.rows)
+        value = max(self.objective, 0.5 * self.rows * _ROUNDING**2)
+        return Objective(delta=delta, on=self.on).log_likelihood(value, self.rows)
 
     @property
     def aic(self) -> float:
         """Akaike's information criterion; the scale of the noise counts as one more parameter."""
         return 2 * (len(self.parameters) + 1) - 2 * self.log_likelihood
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's information criterion corrected for few losses (Hurvich and Tsai 1989), infinite for too few."""
+        free = len(self.parameters) + 1
+        left = self.rows - free - 1
+        return self.aic + 2 * free * (free + 1) / left if left > 0 else float("inf")
 
 
 def interval_of_losses(drawn: Callable[[Data], np.ndarray], data: Data, draws: int) -> tuple[np.ndarray, np.ndarray]:
