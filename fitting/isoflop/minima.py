@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from isoloop.fitting.estimation.noise import NoiseModel
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.parabola import (
     POINTS_NEEDED,
     CurveNoise,
