@@ -10,7 +10,7 @@ import numpy as np
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.law_fit import EXACT, LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
 from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
@@ -179,6 +179,7 @@ def predict(
         notes=(
             *notes,
             *(reason for reason in law.reasons if RISES in reason),
+            *([EXACT] if law.exact and law.draws else []),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
             *repetition_notes(fit),
         ),
@@ -316,13 +317,16 @@ def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...
 
 
 def extrapolation_notes(
-    fit: SweepFit, flops: float, tokens: float, value: float, recurrence: float | None = None
+    fit: SweepFit, flops: float, tokens: float, on_axis: float, recurrence: float | None = None
 ) -> list[str]:
-    """Return a note for each quantity outside its fitted range, with the distance; `value` is that on the axis."""
+    """Return a note for each quantity outside its fitted range, with the distance, and for what its cost assumes.
+
+    `on_axis` is the mean recurrence, or the parameters.
+    """
     quantities = [
         ("compute", flops, fit.fitted.flops, "FLOPs"),
         ("token count", tokens, fit.fitted.tokens, "tokens"),
-        (AXES[fit.axis].name, value, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
+        (AXES[fit.axis].name, on_axis, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
     ]
     if recurrence is not None and fit.fitted.recurrence is not None:
         quantities.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
@@ -334,6 +338,10 @@ def extrapolation_notes(
         elif value < low / BUDGET_ROUNDING:
             times = f"{low / value:.1f}x" if value > 0 else "infinitely far"
             notes.append(f"{times} below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
+    low, high = fit.fitted.of_axis(fit.axis)
+    assumption = fit.cost_model.assumption_at(on_axis)
+    if assumption and not low / BUDGET_ROUNDING <= on_axis <= BUDGET_ROUNDING * high:
+        notes.append(f"the compute of {on_axis:.3g} loops assumes {assumption}")
     return notes
 
 
