@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import CostModel
-from isoloop.fitting.laws.looped import UnifiedLaw
+from isoloop.fitting.laws.test_time import UnifiedLaw
 from isoloop.fitting.tables.contract import check_table, loss_column
 
 PUBLISHED_RECURRENCES = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)

@@ -12,7 +12,8 @@ from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, interval
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.isoflop.bias import ParabolaBias, parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
-from isoloop.fitting.laws.looped import TrainingLaw, UnifiedLaw
+from isoloop.fitting.laws.looped import TrainingLaw
+from isoloop.fitting.laws.test_time import UnifiedLaw
 from isoloop.fitting.simulate import PUBLISHED_BUDGETS
 from isoloop.fitting.tables.runs import law_data, test_time_law_data
 

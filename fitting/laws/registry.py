@@ -10,7 +10,8 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, JointTestTimeLaw, LoopsLaw, TestTimeLaw, TrainingLaw, UnifiedLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.test_time import JointTestTimeLaw, TestTimeLaw, UnifiedLaw
 
 LAWS: tuple[Law, ...] = (
     TrainingLaw(),
@@ -20,6 +21,7 @@ LAWS: tuple[Law, ...] = (
     ChinchillaLaw(),
     IsoDepthLaw(),
     SixParameterLaw(),
+    LoopedSixParameterLaw(),
     LoopsLaw(),
 )
 """The laws that come with the package."""
@@ -55,6 +57,11 @@ def law_named(name: str) -> Law:
     if not hasattr(imported, attribute):
         raise ValueError(f"the law {name!r} can't be imported: {module} has no {attribute}; correct the name")
     return _instance(name, getattr(imported, attribute))
+
+
+def richer_law(law: Law) -> Law | None:
+    """Return the first law of the package that extends `law` by a parameter, None if none does."""
+    return next((other for other in LAWS if other.extends is not None and other.extends.name == law.name), None)
 
 
 def check_law(law: Law) -> None:

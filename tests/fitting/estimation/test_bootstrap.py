@@ -20,7 +20,7 @@ from isoloop.fitting import (
 from isoloop.fitting import simulate_table as simulate
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, asymptotic_draws, interval, widening
 from isoloop.fitting.estimation.law_fit import fit_law
-from isoloop.fitting.laws.looped import UnifiedLaw
+from isoloop.fitting.laws.test_time import UnifiedLaw
 from isoloop.fitting.tables.runs import law_data, test_time_law_data
 from tests.run_tables import dense_table
 
