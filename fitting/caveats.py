@@ -92,7 +92,7 @@ def _misfit_caveats(fit: SweepFit) -> list[str]:
     if fit.mixture is not None:
         counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
         unused = {law.form.name for law, weight in counted if weight < 0.5}
-    return [misfit.sentence for misfit in fit.misfits if misfit.flagged and misfit.law not in unused]
+    return [misfit.sentence for misfit in fit.misfits if misfit.significant and misfit.law not in unused]
 
 
 def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
