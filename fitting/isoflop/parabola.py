@@ -191,8 +191,8 @@ def redraw(
     scale = np.sqrt(noise.variance * noise.dof / rng.chisquare(noise.dof, size=draws))[:, None, None]
     first_failed = np.zeros(draws, dtype=bool)
     columns = []
-    for curve in (*curves, *hidden):
-        counts = len(columns) < len(curves)
+    for number, curve in enumerate((*curves, *hidden)):
+        counts = number < len(curves)
         root = np.linalg.cholesky(curve.solver @ curve.solver.T)
         scatter = rng.standard_normal((draws, _CANDIDATES if counts else 1, 3)) @ root.T
         candidates = curve.coefficients + scale * curve.scale * scatter
