@@ -169,7 +169,7 @@ def _bias_caveats(bias: ParabolaBias) -> list[str]:
     best = "N*" if axis.quantity == AXES["params"].name else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
-        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "
-        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
+        f"The {bias.law} law's own {best} grows as C^{axis.exact:.3f}, but parabolas through its skewed curves read "
+        f"C^{axis.parabola:.3f}. Corrected for this, the minima give {corrected}, if losses follow the law.",
         *bias.notes,
     ]
