@@ -115,4 +115,4 @@ def _exponent_bias_text(symbol: str, bias: ExponentBias) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    ")
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ")
