@@ -28,7 +28,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table, the most important first."""
     runs, data = finished_rows(table), law_data(table)
     # What may make the answer wrong
-    caveats = unit_caveats(table)
+    caveats = [*_misfit_caveats(fit), *unit_caveats(table)]
     rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
     caveats += [rise.caveat] if rise is not None else []
     caveats += row_caveats(data)
@@ -84,6 +84,15 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats.append("Each cell was trained once: how a loss scatters from seed to seed was not measured.")
     caveats += provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
     return caveats
+
+
+def _misfit_caveats(fit: SweepFit) -> list[str]:
+    """Return the sentences of laws whose form is wrong; a richer law counts only where predictions rest on it."""
+    unused = set()
+    if fit.mixture is not None:
+        counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
+        unused = {law.form.name for law, weight in counted if weight < 0.5}
+    return [misfit.sentence for misfit in fit.misfits if misfit.flagged and misfit.law not in unused]
 
 
 def _law_caveats(law: LawFit) -> list[str]:

@@ -19,6 +19,8 @@ from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
+from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
@@ -116,7 +118,9 @@ class SweepFit:
 
     `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
     not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
-    guessed. `file` is the file of the table, None for a table that came from elsewhere.
+    guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
+    the sweep and the one that extends it, for predictions; None if none was fitted. `file` is the file of the table,
+    None for a table that came from elsewhere.
     """
 
     name: str
@@ -135,6 +139,8 @@ class SweepFit:
     missing_fits: tuple[MissingFit, ...]
     caveats: tuple[str, ...]
     reading: tuple[str, ...] = ()
+    misfits: tuple[Misfit, ...] = ()
+    mixture: LawMixture | None = None
     file: FittedFile | None = None
 
     @property
