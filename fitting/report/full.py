@@ -9,6 +9,8 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, parameters
 from isoloop.fitting.result import HeldOut, SweepFit
+from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.repetition import epochs_text
 
 REPORT_WIDTH = 100
@@ -43,12 +45,16 @@ def full_report(fit: SweepFit) -> str:
         parts.append(parabola_bias_text(fit.parabola_bias, fit.isoflop.axis))
     if fit.axis == "params":
         parts.append(_law_text(fit.training) if fit.training else _not_fitted(fit, "law L(N, D)", "training"))
+        parts += _mixture_texts(fit.mixture)
     else:
         for name, law in fit.laws.items():
             parts.append(_law_text(law) if law else _not_fitted(fit, f"{name} law", name))
+            parts += _mixture_texts(fit.mixture) if name == "training" else []
         parts.append(
             _test_time_text(fit.test_time) if fit.test_time else _not_fitted(fit, "test-time law", "test-time")
         )
+    if fit.misfits:
+        parts.append(_misfit_text(fit.misfits))
     if fit.held_out:
         parts.append(_held_out_text(fit.held_out, fit.training_method, dense=fit.axis == "params"))
     parts.append("\n".join(_bullets("Caveats", fit.caveats)))
@@ -105,6 +111,25 @@ def _law_text(fit: LawFit) -> str:
 def _profile_text(limits: tuple[float | None, float | None] | None) -> str:
     low, high = ("no limit" if limit is None else f"{limit:.5g}" for limit in limits or (None, None))
     return f"({low} to {high})"
+
+
+def _mixture_texts(mixture: LawMixture | None) -> list[str]:
+    """Return the laws that extend the law after training, and the weights of all of them in predictions."""
+    if mixture is None:
+        return []
+    weights = f"Weights of the laws after training\n  {mixture.reason}"
+    return [*(_law_text(law) for law in mixture.laws[1:]), weights]
+
+
+def _misfit_text(misfits: Sequence[Misfit]) -> str:
+    """Return the tests of the form of each law, with their p-values."""
+    lines = ["Tests of the form of each law: departures from it that are too regular for noise"]
+    for misfit in misfits:
+        tests = "; ".join(f"{test.against} {test.p_value:.2g}" for test in misfit.tests)
+        judged = "a misfit" if misfit.flagged else "no misfit is seen"
+        p_value = f"p = {misfit.p_value:.2g} ({tests})" if tests else "the table allows no test"
+        lines.append(f"  {misfit.law} law: {judged}; {p_value}")
+    return "\n".join(lines)
 
 
 def _test_time_text(fits: tuple[LawFit, ...]) -> str:

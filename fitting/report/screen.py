@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, recommendation
-from isoloop.fitting.report.estimates import HIGH_CORRELATION, Estimate, correlations, exponents, parameters
+from isoloop.fitting.report.estimates import (
+    HIGH_CORRELATION,
+    Estimate,
+    correlations,
+    exponents,
+    law_after_training,
+    parameters,
+)
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.verdict import Verdict, verdict
@@ -108,7 +115,7 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
     Of more parameters than there is room for, the first are shown, and the others counted.
     """
     # The rows, in columns as wide as their widest cell
-    law = fit.training
+    law = law_after_training(fit)
     of_power_laws, of_law = exponents(fit), () if law is None else parameters(law)
     rows = [*of_power_laws, *of_law]
     names = [printable(row.name) for row in rows]
@@ -134,6 +141,8 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
         return lines + _paragraph([f"No law of the loss after training: {fit.why_missing('training')}."], 2, printable)
     lines += _paragraph([f"{law.form.name} law: {law.form.formula}"], 2, printable)
     correlated = _correlated(law, printable)
+    if fit.mixture is not None and len(fit.mixture.draws_by_law) > 1:
+        correlated += _paragraph([f"{fit.mixture.reason[0].upper()}{fit.mixture.reason[1:]}."], 2, printable)
     shown = table[len(of_power_laws) :]
     most = max(2, room - len(lines) - len(correlated))
     if len(shown) > most:
