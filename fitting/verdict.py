@@ -173,7 +173,12 @@ def _width_reasons(fit: SweepFit, best: Recommendation) -> list[Reason]:
     low, high = fit.fitted.of_axis(fit.axis)
     bounds = axis_bounds(fit)
     if not math.isfinite(best.value) or best.value <= 0:
-        return [(f"the {best.method} gives a {name} of {best.value:.3g}", _nearer_budget(fit, best))]
+        return [
+            (
+                f"no model has the {name} of {best.value:.3g} that follows from the {best.method}",
+                _nearer_budget(fit, best),
+            )
+        ]
     # A loop runs at least once, so one loop is an answer and not the end of a search.
     one_loop = fit.axis == "mean_recurrence" and best.value <= bounds[0] * BUDGET_ROUNDING
     if best.at_bound and not one_loop:
