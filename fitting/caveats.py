@@ -65,7 +65,9 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         kinds = sorted({reason for law in flawed for reason in law.reasons if not reason.startswith("the interval")})
         reasons = ", ".join(kinds or ["an interval ends at a bound"])
         caveats.append(f"{len(flawed)} of {len(fit.test_time)} test-time laws: {reasons}.")
-    caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
+    for reason in dict.fromkeys(missing.reason for missing in fit.missing_fits):
+        names = [missing.name for missing in fit.missing_fits if missing.reason == reason]
+        caveats.append(f"There is no {' and no '.join(names)} fit: {reason}.")
     # What the runs are, and what they are not
     for status in ("diverged", "failed"):
         count = int((table["status"] == status).sum())

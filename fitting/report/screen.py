@@ -50,7 +50,8 @@ def screen(fit: SweepFit, *, lines: int = LINES, printable: Printable = str) -> 
         notes = [f"How the table was read: {fit.reading[0]}", *fit.reading[1:]]
         reading = _paragraph(notes, most, printable)
         left -= len(reading) + 1
-    doubts = [caveat for caveat in fit.caveats if caveat not in judged.sentences]
+    above = [*judged.sentences, *_missing(fit).values()]
+    doubts = [caveat for caveat in fit.caveats if not any(sentence in caveat for sentence in above)]
     doubt_lines, hidden = _list(doubts, max(1, left - 1), printable)
     more = f" ({hidden} more: {_FULL})" if hidden else ""
     doubt_lines = [f"What to doubt, the most important first{more}", *doubt_lines]
@@ -75,8 +76,11 @@ def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
     if fit.training is not None or (fit.isoflop is not None and fit.isoflop.axis_law is not None):
         best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
         axis = AXES[fit.axis]
-        flops = f"{best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest compute"
-        lines.append(shortened(printable(f"Best model for {flops}, by the {best.method}"), COLUMNS))
+        beyond = f"{best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest compute"
+        title = f"Best model for {beyond}, by the {best.method}"
+        if judged.answer:
+            title = f"Details: the {best.method} alone would choose for {best.flops:.3g} FLOPs"
+        lines.append(shortened(printable(title), COLUMNS))
         lines += [
             _number(axis.name, best.value, best.value_interval, "loops" if axis.unit == "loops" else ""),
             _number("tokens", best.tokens, best.tokens_interval, ""),
@@ -96,7 +100,7 @@ def _number(label: str, value: float, span: tuple[float, float] | None, unit: st
 
 def _other_model(other: BestModel, symbol: str) -> str:
     span = f" ({other.value_interval[0]:.3g} to {other.value_interval[1]:.3g})" if other.value_interval else ""
-    cost = "" if other.extra_loss is None else f", costs {max(0.0, other.extra_loss):.2g} nats"
+    cost = "" if other.extra_loss is None else f", costs {max(0.0, other.extra_loss):.1g} nats"
     return f"{other.method}: {symbol}* {other.value:.3g}{span}{cost}"
 
 
@@ -130,15 +134,13 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
         return shortened(f"  {name}{padding}  {row.value:>11.5g}  {span:<{span_width}}  {words}", COLUMNS)
 
     table = [line(*cells) for cells in zip(rows, names, spans, strict=True)]
-    # The exponents, or why there are none
-    lines = [f"  {'':<{name_width}}  {'value':>11}  95% interval"] if rows else []
+    # What is missing, and the exponents
+    lines = [line for what, why in _missing(fit).items() for line in _paragraph([f"No {what}: {why}."], 2, printable)]
+    lines += [f"  {'':<{name_width}}  {'value':>11}  95% interval"] if rows else []
     lines += table[: len(of_power_laws)]
-    if not of_power_laws:
-        reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
-        lines += _paragraph([f"No exponents of isoFLOP power laws: {reason}."], 2, printable)
     # The law
     if law is None:
-        return lines + _paragraph([f"No law of the loss after training: {fit.why_missing('training')}."], 2, printable)
+        return lines
     lines += _paragraph([f"{law.form.name} law: {law.form.formula}"], 2, printable)
     correlated = _correlated(law, printable)
     if fit.mixture is not None and len(fit.mixture.draws_by_law) > 1:
@@ -148,6 +150,17 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
     if len(shown) > most:
         shown = [*shown[: most - 1], f"  {len(shown) - most + 1} more parameters, which {_FULL} shows"]
     return lines + shown + correlated
+
+
+def _missing(fit: SweepFit) -> dict[str, str]:
+    """Return what of the table of estimates is missing, with the reason."""
+    missing = {}
+    if not exponents(fit):
+        reason = fit.isoflop.reason if fit.isoflop is not None else None
+        missing["exponents of isoFLOP power laws"] = reason or fit.why_missing("isoflop")
+    if fit.training is None:
+        missing["law of the loss after training"] = fit.why_missing("training")
+    return missing
 
 
 def _correlated(law: LawFit, printable: Printable) -> list[str]:

@@ -22,7 +22,7 @@ from isoloop.fitting.report.layout import columns_of, filled, shortened
 from tests.run_tables import dense_table, own_flops_table
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3, evaluation_noise=1e-4)
-GRID = {"budgets": (1e18, 2e18, 4e18, 8e18), "mean_recurrences": (1, 2, 4, 8, 16)}
+GRID = {"budgets": (1e18, 4e18, 16e18), "mean_recurrences": (1, 2, 4, 8, 16)}
 NAME = "数字" * 60 + " a name of several words " + "x" * 90
 NOTES = tuple(f"Column {name} was read as the tokens of run {name}, in billions." for name in "abcdefghijkl")
 
@@ -32,10 +32,10 @@ def looped(**changes):
 
 
 def troubled():
-    """Losses in another unit, runs far off, repeated rows, diverged and failed runs, missed budgets, long names."""
-    table = looped(recurrences=(1, 2, 4, 8, 16)).astype({"status": object})
+    """Runs far off and left out, diverged and failed ones, a missed budget, long names."""
+    table = looped().astype({"status": object})
     table["run_id"] = [f"{'run-' * 20}{row}" for row in range(len(table))]
-    table.loc[[1, 7, 13], "loss"] *= 1.1
+    table.loc[[1, 7, 12], "loss"] *= 1.1
     table.loc[[3, 9], "loss"] *= 2.5
     table.loc[[4, 5], "status"] = ["diverged", "failed"]
     table.loc[[4, 5], "loss"] = np.nan
@@ -44,7 +44,7 @@ def troubled():
 
 
 def thirty_parameters(table):
-    fit = fit_sweep(table, name="own", draws=40)
+    fit = fit_sweep(table, name="own", draws=20)
     law = fit.training
     many = tuple(dataclasses.replace(law.parameters[0], name=f"a_long_name_{n}") for n in range(30))
     wide = dataclasses.replace(law, parameters=many, draws=tuple((*draw, *draw) * 3 for draw in law.draws))
@@ -52,16 +52,16 @@ def thirty_parameters(table):
 
 
 FITS = {
-    "looped": lambda: fit_sweep(looped(recurrences=(1, 2, 4, 8, 16)), name="looped", draws=40),
-    "held out": lambda: fit_sweep(looped(), name="held", draws=40, hold_out_largest_budget=True),
-    "dense": lambda: fit_sweep(dense_table(), name="dense", draws=40, reading=NOTES[:2]),
+    "looped": lambda: fit_sweep(looped(recurrences=(1, 4, 8)), name="looped", draws=20),
+    "held out": lambda: fit_sweep(looped(), name="held", draws=20, hold_out_largest_budget=True),
+    "dense": lambda: fit_sweep(dense_table(), name="dense", draws=20, reading=NOTES[:2]),
     "without refits": lambda: fit_sweep(dense_table(), name="dense", draws=0),
-    "without effective parameters": lambda: fit_sweep(own_flops_table(), name="own", draws=40, reading=NOTES),
-    "without budgets": lambda: fit_sweep(looped().drop(columns="budget"), name="tokens", draws=40),
-    "one budget": lambda: fit_sweep(looped(budgets=(4e18,)), name="one", draws=40),
-    "few runs": lambda: fit_sweep(looped().head(6), name="few", draws=40),
+    "without effective parameters": lambda: fit_sweep(own_flops_table(), name="own", draws=20, reading=NOTES),
+    "without budgets": lambda: fit_sweep(looped().drop(columns="budget"), name="tokens", draws=20),
+    "one budget": lambda: fit_sweep(looped(budgets=(4e18,)), name="one", draws=20),
+    "few runs": lambda: fit_sweep(looped().head(6), name="few", draws=20),
     "long names, many caveats": lambda: fit_sweep(
-        troubled(), name=NAME, draws=40, hold_out_largest_budget=True, reading=NOTES
+        troubled(), name=NAME, draws=20, hold_out_largest_budget=True, reading=NOTES
     ),
     "thirty parameters": lambda: thirty_parameters(looped()),
 }
@@ -82,14 +82,13 @@ def on_screen(text, lines):
 @pytest.mark.parametrize("what", FITS)
 def test_a_screen_has_at_most_40_lines_of_80_columns_with_the_answer_and_the_doubts(what):
     fit = fit_of(what)
-    for lines in (40, 37):
-        on_screen(fit.summary(lines=lines), lines)
+    on_screen(fit.summary(lines=37), 37)
     rows = on_screen(fit.summary(), 40)
     words = " ".join(" ".join(rows).split())
     # The answer, or what is not determined
     judged = verdict(fit)
     if judged.answer:
-        assert words.index(judged.answer[0][:60]) < words.index("value 95% interval")
+        assert words.index(str(judged.answer[0])[:60]) < words.index("What to doubt")
     if fit.training is not None:
         best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
         low, high = best.value_interval or (None, None)
@@ -97,9 +96,10 @@ def test_a_screen_has_at_most_40_lines_of_80_columns_with_the_answer_and_the_dou
         assert low is None or f"({low:.5g} to {high:.5g})" in words
     # The caveats, the first of them first
     assert "What to doubt, the most important first" in words
-    assert re.search(re.escape(fit.caveats[0][:30]), words) or fit.caveats[0] in judged.sentences
+    assert fit.caveats[0][:60] in words
     # How the table was read
-    assert words.startswith("How the table was read: Column a was read") == bool(fit.reading)
+    assert words.startswith("How the table was read: ") == bool(fit.reading)
+    assert not fit.reading or words.split(": ", 1)[1].startswith(fit.reading[0])
 
 
 @pytest.mark.parametrize("what", [what for what in FITS if what != "thirty parameters"])
@@ -141,7 +141,7 @@ def test_a_terminal_without_the_characters_gets_them_spelled_out_within_its_widt
     fit = dataclasses.replace(fit_of("looped"), name="µ数" * 30, caveats=("数" * 200, "µ " * 200))
     rows = on_screen(fit.summary(printable=lambda text: text.encode("ascii", "backslashreplace").decode()), 40)
     assert all(row.isascii() for row in rows)
-    assert r"\u6570" in rows[0]
+    assert r"Fit of \xb5\u" in rows[0]
 
 
 def test_correlations_are_those_of_the_refits():
@@ -149,16 +149,17 @@ def test_correlations_are_those_of_the_refits():
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(500, 5))
     draws[:, 1] = 3 * draws[:, 0] + 0.1 * rng.normal(size=500)  # E with A: .9994
-    draws[:, 3] = -draws[:, 2] + 0.4 * rng.normal(size=500)  # B with alpha: -.93
+    draws[:, 3] = -draws[:, 2] + 0.4 * rng.normal(size=500)  # B with alpha: -1 / sqrt(1.16)
     draws[:, 4] = 0.3  # beta, at its bound in all of them
     pairs = correlations(dataclasses.replace(law, draws=tuple(map(tuple, draws))))
     assert [pair.parameters for pair in pairs] == [("E", "A"), ("B", "alpha")]
-    assert [pair.value for pair in pairs] == pytest.approx([0.9994, -0.928], abs=5e-3)
+    assert [pair.value for pair in pairs] == pytest.approx([0.9994, -(1.16**-0.5)], abs=0.02)
     assert correlations(dataclasses.replace(law, draws=())) == ()
     assert str(pairs[1]).startswith("B with alpha -0.9")
     # The amplitudes of a power law go with their exponents.
     assert {("A", "alpha"), ("B", "beta")} <= {pair.parameters for pair in correlations(law)}
-    assert "A with alpha +0.9" in fit_of("dense").summary()
+    for pair in correlations(law_after_training(fit_of("dense"))):
+        assert str(pair) in " ".join(fit_of("dense").summary().split())
 
 
 @pytest.mark.parametrize("what", ["looped", "dense", "held out", "long names, many caveats"])
