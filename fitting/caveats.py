@@ -11,6 +11,7 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
@@ -159,12 +160,13 @@ def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> lis
 
 
 def _bias_caveats(bias: ParabolaBias) -> list[str]:
-    """Return how far the parabolas bias the exponents, and the corrected exponents."""
+    """Return how far the parabolas bias the exponents, and the exponents without that bias."""
     axis = bias.axis_exponent
     best = "N*" if axis.quantity == AXES["params"].name else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
         f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "
-        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
+        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. "
+        f"{WITHOUT_BIAS.capitalize()}: {corrected}, if losses follow it.",
         *bias.notes,
     ]
