@@ -126,7 +126,7 @@ def _misfit_text(misfits: Sequence[Misfit]) -> str:
     lines = ["Tests of the form of each law: departures from it that are too regular for noise"]
     for misfit in misfits:
         tests = "; ".join(f"{test.against} {test.p_value:.2g}" for test in misfit.tests)
-        judged = "a misfit" if misfit.flagged else "no misfit is seen"
+        judged = "a misfit" if misfit.significant else "no misfit is seen"
         p_value = f"p = {misfit.p_value:.2g} ({tests})" if tests else "the table allows no test"
         lines.append(f"  {misfit.law} law: {judged}; {p_value}")
     return "\n".join(lines)
