@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.law_fit import EXACT
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.recommendation import (
     ANSWER_MULTIPLE,
@@ -26,8 +26,6 @@ NOT_DETERMINED = "not determined by these runs"
 FEWEST_DOF = 3
 """Degrees of freedom below which a fit is no evidence: runs minus parameters, or budgets minus the two of a line."""
 _LINE = 2
-_NO_NOISE = 1e-7
-"""Relative scatter about a law below which losses were computed and not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +218,8 @@ def _doubts(fit: SweepFit) -> tuple[str, ...]:
     doubts = [misfit.sentence for misfit in _misfits(fit)]
     if rising is not None:
         doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
-    if _without_noise(fit.training):
-        doubts.append(
-            "The losses follow the law to rounding: they were computed and not measured, so the intervals say nothing "
-            "about runs that are trained."
-        )
+    if fit.training is not None and fit.training.exact and fit.training.draws:
+        doubts.append(f"{EXACT.capitalize()}.")
     return tuple(doubts)
 
 
@@ -232,11 +227,7 @@ def _misfits(fit: SweepFit) -> list[Misfit]:
     """Return the misfits of the law that was asked for, and of the one that carries the answer, where it is wrong."""
     laws = laws_after_training(fit)
     names = set() if laws is None else {laws.laws[0].form.name, laws.best.form.name}
-    return [misfit for misfit in fit.misfits if misfit.flagged and misfit.law in names]
-
-
-def _without_noise(law: LawFit | None) -> bool:
-    return law is not None and law.noise < _NO_NOISE
+    return [misfit for misfit in fit.misfits if misfit.significant and misfit.law in names]
 
 
 def _wider_grid(fit: SweepFit) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from isoloop.fitting.estimation.bootstrap import (
     noise_scale,
     widening,
 )
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
@@ -31,6 +32,9 @@ _ROUNDING = 1e-9
 """Residuals below this are rounding, and say nothing about how likely a law is."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
+_EXACT = 1e-9
+"""Scatter about a law, relative to the loss, below which it comes from rounding."""
+EXACT = "the losses lie on the law exactly, as in a table without noise, so the intervals only reflect rounding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,8 @@ class LawFit:
 
     `draws` are refitted parameter vectors, made by the kind of `bootstrap`; their intervals are widened by `widening`.
     `noise` is the standard deviation of one measured loss about the law, relative if the objective is `on` log loss and
-    in nats if it is on loss; known with `noise_dof` degrees of freedom. `delta` is Huber's, None for squared error.
+    in nats if it is on loss; known with `noise_dof` degrees of freedom. Where it depends on compute or budgets share a
+    part of it, `noise_model` says how, and `noise` is its level. `delta` is Huber's, None for squared error.
     `run_id` and `mean_recurrence` are set where the law describes one model.
     """
 
@@ -76,6 +81,7 @@ class LawFit:
     draws: tuple[tuple[float, ...], ...] = ()
     run_id: str | None = None
     mean_recurrence: float | None = None
+    noise_model: NoiseModel | None = None
 
     @property
     def method(self) -> str:
@@ -91,6 +97,11 @@ class LawFit:
     def at_mean(self) -> str:
         """Name of this law as a method of predicting the loss at T = mean recurrence."""
         return f"{self.form.name} law at T = mu"
+
+    @property
+    def exact(self) -> bool:
+        """True if the losses lie on the law exactly, so that its intervals only reflect rounding."""
+        return self.noise < _EXACT
 
     @property
     def vector(self) -> np.ndarray:
@@ -126,6 +137,10 @@ class LawFit:
                 drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
                 scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
                 noise = scale * rng.standard_normal(drawn.shape)
+                if self.noise_model is not None:
+                    luck = self.noise_model.drawn_luck(data, len(drawn), rng)
+                    noise = noise * self.noise_model.drawn_ratios(data, len(drawn), rng)
+                    noise = noise + (luck if self.on == "log loss" else luck * at)
                 drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
         return np.minimum(drawn, np.finfo(float).max)
 
@@ -184,21 +199,26 @@ def fit_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
+    noise: NoiseModel | None = None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
     The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
-    their run; this is for data with several rows per run. Raises ValueError as `point_estimate` and `bootstrap` do.
+    their run; this is for data with several rows per run. With `noise`, each residual is divided by the noise of its
+    run, and what budgets share of it is part of the fit, its refits and the intervals of measured losses. Raises
+    ValueError as `point_estimate` and `bootstrap` do.
     """
     name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
-    estimate = point_estimate(law, data, objective)
     runs = data["run_id"] if by_run else None
+    uneven = noise.centred(data) if noise is not None and noise.uneven else None
+    whitening = uneven.whitening(data, independent=by_run) if uneven else None
+    estimate = point_estimate(law, data, objective, whitening=whitening)
     drawn = np.empty((0, len(law.parameters)))
     if draws:
-        drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind)
+        drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind, noise=uneven)
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
-    noise, noise_dof = noise_scale(estimate, runs)
+    level, dof = noise_scale(estimate, runs)
     rows = len(estimate.residuals)
     return LawFit(
         law=name,
@@ -208,13 +228,14 @@ def fit_law(
         on=objective.on,
         rows=rows,
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
-        noise=noise,
-        noise_dof=noise_dof,
+        noise=level,
+        noise_dof=dof,
         bootstrap="normal approximation" if draws and rows > LARGE_TABLE else kind,
         widening=wider,
         converged=estimate.converged,
         reasons=_reasons(estimate, parameters),
         draws=tuple(tuple(float(value) for value in draw) for draw in drawn),
+        noise_model=replace(uneven, level=level, dof=float(dof)) if uneven else None,
     )
 
 
