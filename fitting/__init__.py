@@ -21,7 +21,7 @@ from isoloop.fitting.isoflop.minima import (
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 from isoloop.fitting.laws.base import Law, Optimum, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.registry import LAWS, law_named
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,
@@ -33,6 +33,7 @@ from isoloop.fitting.laws.test_time import (
 )
 from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.predict import Prediction, predict
+from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, Recommendation, recommendation
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.choose import Choice, MinimaPredictor, choose, choose_table
 from isoloop.fitting.selection.holdout import CrossValidation, LawPredictor, cross_validate
@@ -61,3 +62,4 @@ from isoloop.fitting.tables.contract import (
 )
 from isoloop.fitting.tables.mapping import ColumnSource, parse_columns
 from isoloop.fitting.tables.runs import law_data, read_runs, read_table, test_time_losses
+from isoloop.fitting.verdict import NOT_DETERMINED, Verdict, verdict

@@ -13,9 +13,9 @@ from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
-from isoloop.fitting.tables.curves import curve_caveats, loss_rise
+from isoloop.fitting.tables.curves import curve_caveats
 from isoloop.fitting.tables.repetition import repetition_caveats
-from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
@@ -47,8 +47,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats += unit_caveats(table)
     caveats += repetition_caveats(finished_rows(table))
     caveats += curve_caveats(finished_rows(table))
-    rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
-    caveats += [rise.caveat] if rise is not None else []
+    if fit.overthinking is not None:
+        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += cost_caveats(table, fit.cost_model)
     # The fits
     caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
@@ -79,7 +79,16 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats.append(
         f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates."
     )
-    return caveats
+    return [*_misfit_caveats(fit), *caveats]
+
+
+def _misfit_caveats(fit: SweepFit) -> list[str]:
+    """Return the sentences of laws whose form is wrong; a richer law counts only where predictions rest on it."""
+    unused = set()
+    if fit.mixture is not None:
+        counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
+        unused = {law.form.name for law, weight in counted if weight < 0.5}
+    return [misfit.sentence for misfit in fit.misfits if misfit.flagged and misfit.law not in unused]
 
 
 def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,17 +15,16 @@ from isoloop.fitting.cost import CostModel, DenseCost, MeasuredCost
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
-from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
+from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.contract import is_dense
-from isoloop.fitting.tables.repetition import epochs_range, epochs_text
+from isoloop.fitting.tables.repetition import epochs_range
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
 
 FIT_FORMAT = "isoloop-fit/4"
-REPORT_WIDTH = 100
-_ROWS_SHOWN = 200
-"""Held-out runs that the report lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,9 @@ class SweepFit:
 
     `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
     not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
-    guessed.
+    guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
+    the sweep and the one that extends it, for predictions; None if none was fitted. `overthinking` is
+    there if losses rise with T: then its laws take the place of those of test-time loops in predictions.
     """
 
     name: str
@@ -125,6 +124,9 @@ class SweepFit:
     missing_fits: tuple[MissingFit, ...]
     caveats: tuple[str, ...]
     reading: tuple[str, ...] = ()
+    misfits: tuple[Misfit, ...] = ()
+    mixture: LawMixture | None = None
+    overthinking: Overthinking | None = None
 
     @property
     def axis(self) -> str:
@@ -143,6 +145,13 @@ class SweepFit:
         """The laws fitted to all runs together, by name."""
         return {"training": self.training, "unified": self.unified, "joint-test-time": self.joint_test_time}
 
+    def loops_law(self, name: str) -> LawFit | None:
+        """Return the law that predicts losses at other T: the one of that name (unified, joint-test-time), or the law
+        that extends it where losses rise with T.
+        """
+        extension = self.overthinking.extension(name) if self.overthinking else None
+        return extension or self.laws[name]
+
     def why_missing(self, name: str) -> str:
         """Return why there is no fit of that name (isoflop, training, unified, joint-test-time, test-time)."""
         if self.axis == "params" and name in ("unified", "joint-test-time", "test-time"):
@@ -151,44 +160,9 @@ class SweepFit:
 
     def report(self) -> str:
         """Return the whole fit as text: methods, parameters, bounds that were hit, caveats. Intervals are 95%."""
-        simulated = "  (simulated)" if self.simulated else ""
-        low, high = self.fitted.flops
-        least, most = self.fitted.of_axis(self.axis)
-        axis = f"mean loops     {least:g} to {most:g}"
-        if self.axis == "params":
-            axis = f"parameters     {least:.3g} to {most:.3g}"
-        epochs = ""
-        if self.fitted.epochs is not None:
-            epochs = f"  epochs         {' to '.join(map(epochs_text, self.fitted.epochs))} (see caveats)\n"
-        parts = [
-            f"Fit of {self.name}{simulated}\n"
-            f"  runs fitted    {self.finished_runs}\n"
-            f"  compute        {low:.3g} to {high:.3g} FLOPs, accounting {self.accounting}\n"
-            f"  tokens         {self.fitted.tokens[0]:.3g} to {self.fitted.tokens[1]:.3g}\n"
-            f"{epochs}"
-            f"  {axis}\n"
-            f"  FLOPs/token    {self.cost_model.formula}"
-        ]
-        if self.reading:
-            parts.insert(0, "\n".join(_bullets("How the table was read", self.reading)))
-        parts.append(isoflop_text(self.isoflop) if self.isoflop else self._not_fitted("isoFLOP curves", "isoflop"))
-        if self.isoflop and self.parabola_bias:
-            parts.append(parabola_bias_text(self.parabola_bias, self.isoflop.axis))
-        if self.axis == "params":
-            parts.append(_law_text(self.training) if self.training else self._not_fitted("law L(N, D)", "training"))
-        else:
-            for name, law in self.laws.items():
-                parts.append(_law_text(law) if law else self._not_fitted(f"{name} law", name))
-            parts.append(
-                _test_time_text(self.test_time) if self.test_time else self._not_fitted("test-time law", "test-time")
-            )
-        if self.held_out:
-            parts.append(_held_out_text(self.held_out, self.training_method, dense=self.axis == "params"))
-        parts.append("\n".join(_bullets("Caveats", self.caveats)))
-        return "\n\n".join(parts) + "\n"
+        from isoloop.fitting.report.full import full_report
 
-    def _not_fitted(self, title: str, name: str) -> str:
-        return textwrap.fill(f"{title}: not fitted. {self.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
+        return full_report(self)
 
     def to_json(self) -> str:
         """Return JSON text that `from_json` reads back into an equal fit, with every float exact.
@@ -256,7 +230,11 @@ def _first_fault(error: ValidationError) -> str:
 
 def _check_laws(fit: SweepFit) -> None:
     """Raise ValueError if a law can't be loaded, or its fit is that of another law or has a wrong number of values."""
-    for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
+    rising = fit.overthinking
+    extensions = [(law_fit.law, law_fit) for law_fit in rising.laws] if rising else []
+    of_models = [("test-time", law_fit) for law_fit in fit.test_time]
+    of_models += [("overthinking", law_fit) for law_fit in rising.test_time] if rising else []
+    for name, law_fit in (*fit.laws.items(), *extensions, *of_models):
         if law_fit is None:
             continue
         # The loss after training may follow any law; the others are what they are called.
@@ -275,73 +253,3 @@ def _check_laws(fit: SweepFit) -> None:
             fault = f"each refit of the {due} law has {len(expected)} values, where one has {wrong}"
         if fault:
             raise ValueError(f"a stored fit must be whole, but {fault}; fit the sweep again")
-
-
-def _law_text(fit: LawFit) -> str:
-    law = fit.form
-    scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
-    lines = [
-        f"{law.name} law: {law.formula}",
-        f"  source      {law.source}",
-        f"  method      {fit.method}; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
-        f"  objective   {fit.objective:.6g}; scatter of one loss {scatter}; {len(fit.draws)} refits, {fit.bootstrap}",
-    ]
-    profiled = any(parameter.profile is not None for parameter in fit.parameters)
-    heading = f"  {'':<6}{'':>12}  {'95% by refits':<26}  {'95% by profile' if profiled else '':<26}"
-    lines += [heading.rstrip()] if fit.draws or profiled else []
-    for parameter in fit.parameters:
-        bound = ", at its bound" if parameter.at_bound else ""
-        by_profile = f"{_profile_text(parameter.profile):<26}  " if profiled else ""
-        lines.append(
-            f"  {parameter.name:<6}{parameter.value:>12.5g}  {interval_text(parameter.interval):<26}  {by_profile}"
-            f"{parameter.meaning}, {parameter.unit}{bound}"
-        )
-    lines.append(f"  in effect: {law.effective(fit.vector)}")
-    lines += [f"  warning: {reason}" for reason in fit.reasons]
-    return "\n".join(lines)
-
-
-def _profile_text(limits: tuple[float | None, float | None] | None) -> str:
-    low, high = ("no limit" if limit is None else f"{limit:.5g}" for limit in limits or (None, None))
-    return f"({low} to {high})"
-
-
-def _test_time_text(fits: tuple[LawFit, ...]) -> str:
-    law = fits[0].form
-    lines = [f"{law.name} law: {law.formula}, one per model ({len(fits)} models)"]
-    lines.append(f"  {'mu':>5}  {'L_inf':>8}  {'Z':>8}  {'z':>8}  {'scatter':>8}  run")
-    for fit in fits:
-        reasons = f"  ({'; '.join(fit.reasons)})" if fit.reasons else ""
-        lines.append(
-            f"  {fit.mean_recurrence:>5g}  {fit.value('L_inf'):>8.4f}  {fit.value('Z'):>8.4f}  {fit.value('z'):>8.4f}  "
-            f"{100 * fit.noise:>7.3g}%  {fit.run_id}{reasons}"
-        )
-    return "\n".join(lines)
-
-
-def _bullets(title: str, sentences: Sequence[str]) -> list[str]:
-    filled = (textwrap.fill(text, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ") for text in sentences)
-    return [title, *filled]
-
-
-def _held_out_text(held: HeldOut, training: str, *, dense: bool) -> str:
-    runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
-    lines = [f"Held out: {runs} at the largest {held.quantity}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
-    for error in held.errors:
-        covered = "" if error.coverage is None else f"; {error.coverage:.0%} inside their 95% intervals"
-        lines.append(
-            f"  mean absolute error {error.mean_absolute_error:8.4f}%  {error.method}, {error.rows} losses{covered}"
-        )
-    at_mean = [row for row in held.rows if row.method == training]
-    if not at_mean:
-        return "\n".join([*lines, "  no law of the loss after training was fitted to predict them"])
-    model = f"{'run':<14}" if dense else f"{'mu':>5}  {'T':>4}"
-    lines.append(f"  {model}  {'predicted':>9}  {'95%':>18}  {'measured':>9}  {'error':>8}")
-    worst = sorted(at_mean, key=lambda row: -abs(row.error))[:_ROWS_SHOWN]
-    for row in at_mean if len(at_mean) <= _ROWS_SHOWN else worst:
-        bounds = f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" if row.interval else "-"
-        model = f"{row.run_id:<14.14}" if dense else f"{row.mean_recurrence:>5g}  {row.recurrence:>4g}"
-        lines.append(f"  {model}  {row.predicted:>9.4f}  {bounds:>18}  {row.measured:>9.4f}  {row.error:>+7.3f}%")
-    if len(at_mean) > _ROWS_SHOWN:
-        lines.append(f"  ... these {_ROWS_SHOWN} have the largest errors of {len(at_mean)}")
-    return "\n".join(lines)

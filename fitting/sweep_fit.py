@@ -15,16 +15,19 @@ from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.rise import RISES, LossRise, loss_rise
 from isoloop.fitting.isoflop.bias import parabola_bias
 from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.laws.base import Data
-from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
+from isoloop.fitting.selection.misfit import Misfit, law_misfit, misfit_of_models
+from isoloop.fitting.selection.mixture import LawMixture, law_mixture
+from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
-from isoloop.fitting.tables.curves import RISES, loss_rise
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, int, int], None]
@@ -163,6 +166,7 @@ class _SweepFitter:
         )
         self.progress("isoFLOP curves", 1, 1)
         training = self._attempt("training", self._law, law, law_data(self.table))
+        mixture = None if training is None else self._mixture(training)
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
@@ -177,9 +181,10 @@ class _SweepFitter:
                 training.draw_matrix if training.draws else None,
                 widening=training.widening,
             )
+        misfits = [] if mixture is None else self._misfits_after_training(mixture)
         # The laws of test-time loops
         test_time: tuple[LawFit, ...] = ()
-        joint = unified = None
+        joint = unified = rising = None
         if not is_dense(self.table):
             data = test_time_law_data(self.table)
             test_time = self._test_time(data)
@@ -200,10 +205,17 @@ class _SweepFitter:
             else:
                 unified = self._attempt("unified", self._law, "unified", data, by_run=True)
             self.progress("unified law", 1, 1)
-            rise = loss_rise(data)
+            rise = loss_rise(data) if len(data["loss"]) else None
             if rise is not None:
                 test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)
                 joint, unified = (law and _flagged(law, rise.reason) for law in (joint, unified))
+                rising = self._overthinking(rise, data, joint, unified)
+            misfits += self._misfits_at_test_time(
+                data,
+                [(rising and rising.of_run(law.run_id)) or law for law in test_time],
+                (rising and rising.extension("unified")) or unified,
+                (rising and rising.extension("joint-test-time")) or joint,
+            )
         # The result
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
@@ -228,7 +240,64 @@ class _SweepFitter:
             held_out=None,
             missing_fits=tuple(self.missing_fits),
             caveats=(),
+            misfits=tuple(misfits),
+            mixture=mixture,
+            overthinking=rising,
         )
+
+    def _mixture(self, training: LawFit) -> LawMixture:
+        """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
+        richer = richer_law(training.form)
+        if richer is None:
+            return law_mixture([training])
+        try:
+            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table))
+        except ValueError as error:
+            return law_mixture([training], not_fitted=str(error))
+        return law_mixture([training, fit])
+
+    def _overthinking(self, rise: LossRise, data: Data, joint: LawFit | None, unified: LawFit | None) -> Overthinking:
+        """Return the laws that can follow losses which rise with T, beside the published ones."""
+        published = [law for law in (joint, unified) if law is not None]
+        extensions = []
+        for law in published:
+            richer = richer_law(law.form)
+            assert richer is not None
+            rows = _off_mean(data) if law is joint else data
+            fit = self._attempt(
+                richer.name, dataclasses.replace(self, profiles=False)._law, richer.name, rows, by_run=True
+            )
+            extensions += [fit] if fit is not None else []
+        result = overthinking(rise, data, published, extensions)
+        # Laws of single models, where they have enough losses
+        of_models = []
+        for model in rise.least[:_SOME_MODELS]:
+            rows = _of_run(data, model.run_id)
+            if len(rows["loss"]) > len(law_named("overthinking").parameters):
+                fit = fit_law("overthinking", rows, draws=self.draws, seed=self.seed, objective=self.objective)
+                of_models.append(_of_model(fit, rows))
+        return dataclasses.replace(result, test_time=tuple(of_models))
+
+    def _misfits_after_training(self, mixture: LawMixture) -> list[Misfit]:
+        """Return the misfit of each law of the loss after training, the simplest first."""
+        data = law_data(self.table)
+        misfits: list[Misfit] = []
+        richer: LawFit | None = None
+        for fit in reversed(mixture.laws):
+            misfits.insert(0, law_misfit(fit, data, richer=richer))
+            richer = fit
+        return misfits
+
+    def _misfits_at_test_time(
+        self, data: Data, test_time: Sequence[LawFit], unified: LawFit | None, joint: LawFit | None
+    ) -> list[Misfit]:
+        """Return the misfit of each law of test-time loops."""
+        of_models = [law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time]
+        return [
+            *([law_misfit(unified, data, by_run=True)] if unified else []),
+            *([law_misfit(joint, _off_mean(data), by_run=True)] if joint else []),
+            *([misfit] if (misfit := misfit_of_models(of_models)) else []),
+        ]
 
     def _attempt(
         self, name: str, fit: Callable[Arguments, Fitted], *args: Arguments.args, **options: Arguments.kwargs
@@ -250,6 +319,7 @@ class _SweepFitter:
             objective=self.objective,
             kind=self.kind,
             profiles=self.profiles,
+            check_rise=False,  # rises are looked for in all models together
         )
 
     def _test_time(self, data: Data) -> tuple[LawFit, ...]:
@@ -261,13 +331,19 @@ class _SweepFitter:
             runs = [runs[i] for i in np.linspace(0, models - 1, _SOME_MODELS).astype(int)]
         reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
-            rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
+            rows = _of_run(data, run_id)
             try:
                 # The parametric bootstrap, since one model's losses have no budgets to resample.
-                fit = fit_law("test-time", rows, draws=self.draws, seed=self.seed, objective=self.objective)
+                fit = fit_law(
+                    "test-time",
+                    rows,
+                    draws=self.draws,
+                    seed=self.seed,
+                    objective=self.objective,
+                    check_rise=False,
+                )
                 # Draws of each model are not kept: its intervals are, and predictions use the unified law.
-                mu = float(rows["mean_recurrence"][0])
-                fits.append(dataclasses.replace(fit, draws=(), run_id=str(run_id), mean_recurrence=mu))
+                fits.append(_of_model(fit, rows))
             except ValueError as error:
                 reason = str(error)
             self.progress("test-time laws", done, len(runs))
@@ -282,6 +358,18 @@ class _SweepFitter:
 
     def _add_missing(self, name: str, reason: str) -> None:
         self.missing_fits.append(MissingFit(name=name, reason=reason))
+
+
+def _of_run(data: Data, run_id: str | None) -> dict[str, np.ndarray]:
+    """Return the rows of one run."""
+    return {name: values[data["run_id"] == run_id] for name, values in data.items()}
+
+
+def _of_model(fit: LawFit, data: Data) -> LawFit:
+    """Return the fit as that of the one model which `data` are of, without its draws."""
+    return dataclasses.replace(
+        fit, draws=(), run_id=str(data["run_id"][0]), mean_recurrence=float(data["mean_recurrence"][0])
+    )
 
 
 def _flagged(law: LawFit, reason: str) -> LawFit:
@@ -322,14 +410,15 @@ def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
     # At every T that was measured.
     data = {"loss": np.empty(0), **({} if is_dense(table) else test_time_law_data(table))}
     off_mean = data if is_dense(table) else _off_mean(data)
-    if fit.unified is not None and len(data["loss"]):
-        rows += held_out_rows("unified law", data, (fit.unified.loss(data), fit.unified.loss_interval(data)))
-        at_mean = fit.unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})
-        given = fit.unified.loss(off_mean) - at_mean + off_mean["loss_at_mean"]
+    unified, joint = fit.loops_law("unified"), fit.loops_law("joint-test-time")
+    if unified is not None and len(data["loss"]):
+        rows += held_out_rows("unified law", data, (unified.loss(data), unified.loss_interval(data)))
+        at_mean = unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})
+        given = unified.loss(off_mean) - at_mean + off_mean["loss_at_mean"]
         rows += held_out_rows("unified law, given the loss at T = mu", off_mean, (given, None))
-    if fit.joint_test_time is not None and len(off_mean["loss"]):
-        joint = fit.joint_test_time.loss(off_mean), fit.joint_test_time.loss_interval(off_mean)
-        rows += held_out_rows("joint test-time law, given the loss at T = mu", off_mean, joint)
+    if joint is not None and len(off_mean["loss"]):
+        predicted = joint.loss(off_mean), joint.loss_interval(off_mean)
+        rows += held_out_rows("joint test-time law, given the loss at T = mu", off_mean, predicted)
     runs = finished_rows(table)
     value, fitted = float(runs[column].max()), fit.fitted.flops if column == "budget" else fit.fitted.tokens
     return HeldOut(

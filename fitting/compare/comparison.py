@@ -30,7 +30,8 @@ from isoloop.fitting.compare.side import (
     missing_sections,
     quantities,
 )
-from isoloop.fitting.result import REPORT_WIDTH, SweepFit
+from isoloop.fitting.report.full import REPORT_WIDTH
+from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.contract import ACCOUNTINGS
 
 COMPARISON_FORMAT = "isoloop-comparison/2"

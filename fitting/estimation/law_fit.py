@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,13 +19,19 @@ from isoloop.fitting.estimation.bootstrap import (
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
+from isoloop.fitting.estimation.rise import loss_rise
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
 
 _NOISE_DRAWS = 10
 """Draws of the noise for each draw of the parameters in the interval of a measured loss."""
+_PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 _ELEMENTS_AT_ONCE = 30_000_000
 """Drawn losses that are held in memory together."""
+_ROUNDING = 1e-9
+"""Residuals below this are rounding, and say nothing about how likely a law is."""
+_FEWEST_LEFT = 2
+"""Losses beyond the number of parameters below which a fit determines them weakly."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
 
@@ -107,24 +113,16 @@ class LawFit:
         """Return the predicted loss of each row, nats per token: (rows,)."""
         return self.form.loss(self.vector, data)
 
-    def loss_interval(self, data: Data, *, measured: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the ends of the 95% interval of each row's loss, (rows,) each, or None without draws.
+    def loss_draws(self, data: Data, *, measured: bool = True, first: int | None = None) -> np.ndarray:
+        """Return the losses of each row by the refits (all, or the `first` so many): (draws, rows), nats per token.
 
-        The interval is that of a `measured` loss, with the noise of one run, or else of the law's own value.
+        They are the law's own values, or of `measured` losses, with the noise of one run: then 10 draws per refit.
         """
-        if not self.draws:
-            return None
-        at = self.loss(data)
-        at_once = max(1, _ELEMENTS_AT_ONCE // (_NOISE_DRAWS * len(self.draws)))
-        if len(at) > at_once:
-            parts = (slice(first, first + at_once) for first in range(0, len(at), at_once))
-            ends = [self.loss_interval({k: v[part] for k, v in data.items()}, measured=measured) for part in parts]
-            low, high = zip(*(each for each in ends if each is not None), strict=True)
-            return np.concatenate(low), np.concatenate(high)
+        at, vectors = self.loss(data), self.draw_matrix[:first]
         # The losses of a fit gone astray may exceed the largest float, where they end.
         with np.errstate(over="ignore"):
             # Widened before the noise is added, since that is known better than the parameters.
-            drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
+            drawn = at * (self.form.loss(vectors, data) / at) ** self.widening
             if measured:
                 # A fixed seed: the same fit gives the same interval each time.
                 rng = np.random.default_rng(0)
@@ -132,9 +130,51 @@ class LawFit:
                 scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
                 noise = scale * rng.standard_normal(drawn.shape)
                 drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
-        drawn = np.minimum(drawn, np.finfo(float).max)
-        low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
-        return low, high
+        return np.minimum(drawn, np.finfo(float).max)
+
+    def loss_interval(self, data: Data, *, measured: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the ends of the 95% interval of each row's loss, (rows,) each, or None without draws.
+
+        The interval is that of a `measured` loss, with the noise of one run, or else of the law's own value.
+        """
+        if not self.draws:
+            return None
+        return interval_of_losses(lambda rows: self.loss_draws(rows, measured=measured), data, len(self.draws))
+
+    @property
+    def log_likelihood(self) -> float:
+        """Log likelihood of the losses, maximised over the scale of the noise; see `Objective.log_likelihood`."""
+        delta = np.inf if self.delta is None else self.delta
+        value = max(self.objective, 0.5 * self.rows * _ROUNDING**2)
+        return Objective(delta=delta, on=self.on).log_likelihood(value, self.rows)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion; the scale of the noise counts as one more parameter."""
+        return 2 * (len(self.parameters) + 1) - 2 * self.log_likelihood
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's information criterion corrected for few losses (Hurvich and Tsai 1989), infinite for too few."""
+        free = len(self.parameters) + 1
+        left = self.rows - free - 1
+        return self.aic + 2 * free * (free + 1) / left if left > 0 else float("inf")
+
+
+def interval_of_losses(drawn: Callable[[Data], np.ndarray], data: Data, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95% interval of each row, (rows,) each, from what `drawn` gives for a part of the rows.
+
+    `draws` is the number of refits behind them, from which it follows how many rows fit into memory.
+    """
+    at_once = max(1, _ELEMENTS_AT_ONCE // (_NOISE_DRAWS * draws))
+    rows = len(next(iter(data.values())))
+    parts = [slice(first, first + at_once) for first in range(0, rows, at_once)]
+    ends = [
+        np.percentile(drawn({name: values[part] for name, values in data.items()}), _PERCENTILES, axis=0)
+        for part in parts
+    ]
+    low, high = np.concatenate(ends, axis=1)
+    return low, high
 
 
 def fit_law(
@@ -147,11 +187,14 @@ def fit_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
+    check_rise: bool = True,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
     The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
-    their run; this is for data with several rows per run. Raises ValueError as `point_estimate` and `bootstrap` do.
+    their run; this is for data with several rows per run. With `check_rise`, losses that rise with T are among the
+    reasons not to trust a law that saturates (see `loss_rise`). Raises ValueError as `point_estimate` and `bootstrap`
+    do.
     """
     name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
     estimate = point_estimate(law, data, objective)
@@ -176,7 +219,7 @@ def fit_law(
         bootstrap="normal approximation" if draws and rows > LARGE_TABLE else kind,
         widening=wider,
         converged=estimate.converged,
-        reasons=_reasons(estimate, parameters),
+        reasons=_reasons(estimate, parameters, data, check_rise=check_rise),
         draws=tuple(tuple(float(value) for value in draw) for draw in drawn),
     )
 
@@ -205,7 +248,9 @@ def _parameters(
     return tuple(parameters)
 
 
-def _reasons(estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...]) -> tuple[str, ...]:
+def _reasons(
+    estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...], data: Data, *, check_rise: bool
+) -> tuple[str, ...]:
     law = estimate.law
     reasons = [f"{name} is at its bound" for name in estimate.at_bounds]
     # Not for amplitudes: how near to zero they are depends on the unit of their column.
@@ -221,4 +266,11 @@ def _reasons(estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...])
         reasons.append("the losses do not tell its parameters apart")
     elif not estimate.converged:
         reasons.append("the search ran out of steps")
+    rows, free = len(estimate.residuals), len(parameters)
+    if rows < free + _FEWEST_LEFT:
+        reasons.append(f"{rows} losses for {free} parameters determine them weakly")
+    reasons += law.undetermined(estimate.parameters, data)
+    rise = loss_rise(data) if law.saturates and check_rise else None
+    if rise is not None:
+        reasons.append(rise.reason)
     return tuple(reasons)

@@ -77,9 +77,10 @@ class Law(ABC):
     `effective`. Every method broadcasts over leading axes of its parameters, so that many candidate fits are
     evaluated at once.
 
-    `scaled` are the columns whose unit the fit may change, in groups that share one (it divides them by their geometric
-    mean); `rescaled` says how the parameters change with them. `vary` are the columns that must not be constant (by
-    default all), `may_be_zero` those that need not be positive.
+    `extends` is the law that this one equals at one value of one more parameter. `scaled` are the columns whose unit
+    the fit may change, in groups that share one (it divides them by their geometric mean); `rescaled` says how the
+    parameters change with them. `vary` are the columns that must not be constant (by default all), `may_be_zero` those
+    that need not be positive. `saturates` says that the loss can only fall with the loops T run at test time.
     """
 
     name: ClassVar[str]
@@ -91,6 +92,8 @@ class Law(ABC):
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     parameters: ClassVar[tuple[Parameter, ...]]
     linear_count: ClassVar[int]
+    extends: ClassVar[Law | None] = None
+    saturates: ClassVar[bool] = False
 
     @abstractmethod
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
@@ -113,6 +116,10 @@ class Law(ABC):
     @abstractmethod
     def effective(self, parameters: np.ndarray) -> str:
         """Say in one sentence, for the report, what the fitted parameters (p,) mean in effect."""
+
+    def undetermined(self, parameters: np.ndarray, data: Data) -> list[str]:
+        """Return reasons why the range of `data` hardly determines some of the fitted parameters (p,)."""
+        return []
 
     def offset(self, data: Data) -> np.ndarray | float:
         """Return the part of the loss that no parameter changes: (rows,), nats per token."""
@@ -165,34 +172,40 @@ class Law(ABC):
         Parameters (..., p) give arrays (...). The search is over every real value within `bounds`. Raises ValueError
         unless 0 < lower < upper and the budget is positive, and for a law that doesn't depend on tokens.
         """
-        low, high = bounds
-        if not (0 < low < high and np.isfinite(high)):
-            raise ValueError(
-                f"bounds of `{cost.axis}` must be finite with 0 < lower < upper, but got {low:g} to {high:g}"
-            )
-        if not (budget > 0 and np.isfinite(budget)):
-            raise ValueError(f"a budget must be positive and finite, but got {budget} FLOPs; correct it")
         if "tokens" not in self.columns:
             raise ValueError(
                 f"the {self.name} law does not depend on tokens, so no budget has an optimum; use another law"
             )
+        return best_split(lambda data: self.loss(parameters, data), cost, budget, bounds)
 
-        # The cost has kinks where the backprop depth steps, so a fine grid comes first and a local search after it.
-        def loss_at(log_values: np.ndarray) -> np.ndarray:
-            return self.loss(parameters, cost.columns(budget, np.exp(log_values)))
 
-        grid = np.linspace(np.log(low), np.log(high), _GRID_POINTS)
-        best, log_best = minimise_on_grid(loss_at, grid, _GOLDEN_STEPS)
-        at_bound = (best == 0) | (best == len(grid) - 1)
-        log_best = np.where(at_bound, grid[best], log_best)
-        data = cost.columns(budget, np.exp(log_best)[..., None])
-        return Optimum(
-            axis=cost.axis,
-            at=np.exp(log_best),
-            tokens=data["tokens"][..., 0],
-            loss=self.loss(parameters, data)[..., 0],
-            at_bound=np.asarray(at_bound),
-        )
+def best_split(loss: Callable[[Data], np.ndarray], cost: Cost, budget: float, bounds: tuple[float, float]) -> Optimum:
+    """Return the best split of `budget` FLOPs by `loss`, which takes rows (..., n) and returns their losses (..., n).
+
+    Raises ValueError unless 0 < lower < upper and the budget is positive.
+    """
+    low, high = bounds
+    if not (0 < low < high and np.isfinite(high)):
+        raise ValueError(f"bounds of `{cost.axis}` must be finite with 0 < lower < upper, but got {low:g} to {high:g}")
+    if not (budget > 0 and np.isfinite(budget)):
+        raise ValueError(f"a budget must be positive and finite, but got {budget} FLOPs; correct it")
+
+    # The cost has kinks where the backprop depth steps, so a fine grid comes first and a local search after it.
+    def loss_at(log_values: np.ndarray) -> np.ndarray:
+        return loss(cost.columns(budget, np.exp(log_values)))
+
+    grid = np.linspace(np.log(low), np.log(high), _GRID_POINTS)
+    best, log_best = minimise_on_grid(loss_at, grid, _GOLDEN_STEPS)
+    at_bound = (best == 0) | (best == len(grid) - 1)
+    log_best = np.where(at_bound, grid[best], log_best)
+    data = cost.columns(budget, np.exp(log_best)[..., None])
+    return Optimum(
+        axis=cost.axis,
+        at=np.exp(log_best),
+        tokens=data["tokens"][..., 0],
+        loss=loss(data)[..., 0],
+        at_bound=np.asarray(at_bound),
+    )
 
 
 def search_bounds(axis: str, low: float, high: float) -> tuple[float, float]:
@@ -276,3 +289,68 @@ class TwoPowerLaw(Law):
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
         """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
         return rescaled_powers(parameters, units, self.columns[0])
+
+
+class PowerOfSumLaw(Law):
+    """The form L = E + (X N^-x + Y D^-y)^gamma, with N in the first column and D, the tokens, in the second.
+
+    At gamma = 1 it is the law of two powers that it `extends`.
+    """
+
+    linear_count = 1  # so `loss` and `loss_and_gradient` can't follow from `basis` alone
+
+    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.basis`: the column 1, since the loss is linear in its floor alone."""
+        return np.ones((*nonlinear.shape[:-1], np.shape(data["tokens"])[-1], 1))
+
+    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
+        """See `Law.loss`."""
+        E, X, Y, x, y, gamma = (parameters[..., i, None] for i in range(6))
+        inner = X * power(data[self.columns[0]], x) + Y * power(data["tokens"], y)
+        return np.asarray(E + inner**gamma)
+
+    def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """See `Law.loss_and_gradient`."""
+        E, X, Y, x, y, gamma = (parameters[..., i, None] for i in range(6))
+        log_size, log_amount = np.log(data[self.columns[0]]), np.log(data["tokens"])
+        size, amount = np.exp(-x * log_size), np.exp(-y * log_amount)
+        inner = np.maximum(X * size + Y * amount, np.finfo(float).tiny)
+        reducible = inner**gamma
+        by_inner = gamma * reducible / inner
+        slopes = np.empty((*size.shape, 6))
+        slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, by_inner * size, by_inner * amount
+        slopes[..., 3], slopes[..., 4] = -by_inner * X * size * log_size, -by_inner * Y * amount * log_amount
+        slopes[..., 5] = reducible * np.log(inner)
+        return E + reducible, slopes
+
+    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
+        """See `Law.rescaled`: X grows as the unit of N to the x, Y as that of D to the y."""
+        return rescaled_powers(parameters, units, self.columns[0])
+
+    def simpler(self, data: Data, fit: Callable[[Law, Data], np.ndarray]) -> list[np.ndarray]:
+        """See `Law.simpler`: the law that this one extends, at gamma = 1."""
+        assert self.extends is not None
+        return [np.append(fit(self.extends, data), 1.0)]
+
+    def start_grid(self) -> np.ndarray:
+        """See `Law.start_grid`: over the reducible loss at the middle of the data, N's share of it, the exponents."""
+        exponents = (0.1, 0.25, 0.5, 0.9)
+        grid = []
+        for reducible, share, x, y, gamma in product(
+            (0.2, 0.5, 1.0, 2.0), (0.15, 0.5, 0.85), exponents, exponents, (0.3, 0.7, 1.0, 1.8)
+        ):
+            inner = reducible ** (1 / gamma)
+            # x and y of the sum's own slopes, so that gamma bends the law without tilting it
+            grid.append((share * inner, (1 - share) * inner, x / gamma, y / gamma, gamma))
+        lower, upper = (np.array([getattr(p, end) for p in self.parameters[1:]]) for end in ("lower", "upper"))
+        return np.clip(np.array(grid), lower, upper)
+
+
+def bracket_amplitude(name: str, of: str) -> Parameter:
+    """Return the factor of a power of `of` in the bracket of a `PowerOfSumLaw`."""
+    return Parameter(name=name, meaning=f"the term in brackets at {of} = 1", unit="nats per token^(1/gamma)")
+
+
+def sum_exponent() -> Parameter:
+    """Return the exponent of the bracket of a `PowerOfSumLaw`."""
+    return Parameter(name="gamma", meaning="exponent of the sum", unit="1", lower=0.05, upper=5.0)

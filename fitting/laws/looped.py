@@ -12,12 +12,15 @@ from isoloop.fitting.laws.base import (
     Data,
     Law,
     Parameter,
+    PowerOfSumLaw,
     TwoPowerLaw,
     amplitude,
+    bracket_amplitude,
     exponent,
     halving_factor,
     power,
     rescaled_powers,
+    sum_exponent,
 )
 
 
@@ -44,6 +47,34 @@ class TrainingLaw(TwoPowerLaw):
         return (
             f"the term of N(mu) halves with {halving_factor(x)} the effective parameters, "
             f"that of D with {halving_factor(y)}"
+        )
+
+
+@final
+class LoopedSixParameterLaw(PowerOfSumLaw):
+    """The training law with one more exponent: the sum of the terms of N(mu) and D is raised to gamma."""
+
+    name = "looped-six-parameter"
+    formula = "L(mu, D) = E + (X N(mu)^-x + Y D^-y)^gamma"
+    source = "Kaplan et al. 2020, arXiv:2001.08361, eq. 1.5, with free exponents, a floor, and N(mu) of Parcae"
+    columns = ("effective_params", "tokens")
+    scaled = (("effective_params",), ("tokens",))
+    parameters = (
+        IRREDUCIBLE,
+        bracket_amplitude("X", "N"),
+        bracket_amplitude("Y", "D"),
+        exponent("x", "exponent of N(mu)"),
+        exponent("y", "exponent of D"),
+        sum_exponent(),
+    )
+    extends = TrainingLaw()
+
+    def effective(self, parameters: np.ndarray) -> str:
+        """See `Law.effective`."""
+        _, _, _, x, y, gamma = parameters
+        return (
+            f"the term of N(mu) in brackets halves with {halving_factor(x)} the effective parameters, that of D with "
+            f"{halving_factor(y)}; gamma = {gamma:.3g} (training law: 1) moves no optimum of its own"
         )
 
 

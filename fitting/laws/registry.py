@@ -10,7 +10,7 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,
     JointTestTimeLaw,
@@ -28,6 +28,7 @@ LAWS: tuple[Law, ...] = (
     ChinchillaLaw(),
     IsoDepthLaw(),
     SixParameterLaw(),
+    LoopedSixParameterLaw(),
     LoopsLaw(),
     OverthinkingLaw(),
     JointOverthinkingLaw(),
@@ -66,6 +67,11 @@ def law_named(name: str) -> Law:
     if not hasattr(imported, attribute):
         raise ValueError(f"the law {name!r} can't be imported: {module} has no {attribute}; correct the name")
     return _instance(name, getattr(imported, attribute))
+
+
+def richer_law(law: Law) -> Law | None:
+    """Return the first law of the package that extends `law` by a parameter, None if none does."""
+    return next((other for other in LAWS if other.extends is not None and other.extends.name == law.name), None)
 
 
 def check_law(law: Law) -> None:

@@ -22,6 +22,8 @@ from isoloop.fitting.laws.base import (
 from isoloop.fitting.laws.looped import TrainingLaw
 
 LATE_LOSS = Parameter(name="R", meaning="what too many loops cost in the end", unit="nats per token", logarithmic=True)
+_LARGEST_REST = 0.1
+"""Share of what loops gain from the smallest T on that may lie beyond the largest, for their end to be determined."""
 
 
 @final
@@ -31,6 +33,7 @@ class TestTimeLaw(Law):
     __test__ = False  # a name that pytest would collect
 
     name = "test-time"
+    saturates = True
     formula = "L(T) = L_inf + Z exp(-z T)"
     source = "Parcae (Prairie et al. 2026, arXiv:2604.12946)"
     columns = ("recurrence",)
@@ -64,6 +67,10 @@ class TestTimeLaw(Law):
         changed[..., 2] /= units.get("recurrence", 1.0)
         return changed
 
+    def undetermined(self, parameters: np.ndarray, data: Data) -> list[str]:
+        """See `Law.undetermined`."""
+        return _unfinished_decay("L_inf", float(parameters[2]), data["recurrence"], "T")
+
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`."""
         return f"95% of what loops gain is there after {np.log(20) / parameters[2]:.3g} loops"
@@ -77,6 +84,7 @@ class JointTestTimeLaw(Law):
     """
 
     name = "joint-test-time"
+    saturates = True
     formula = "L(T) = L(mu) + Z (exp(-z T / mu) - exp(-z))"
     source = "Parcae (Prairie et al. 2026, arXiv:2604.12946): the unified law, given the loss at T = mu"
     columns = ("mean_recurrence", "recurrence", "loss_at_mean")
@@ -104,6 +112,10 @@ class JointTestTimeLaw(Law):
         """See `Law.rescaled`: T / mu has no unit."""
         return np.array(parameters)
 
+    def undetermined(self, parameters: np.ndarray, data: Data) -> list[str]:
+        """See `Law.undetermined`."""
+        return _unfinished_decay("Z", float(parameters[1]), data["recurrence"] / data["mean_recurrence"], "T / mu")
+
     def effective(self, parameters: np.ndarray) -> str:
         """See `Law.effective`."""
         Z, z = parameters
@@ -116,6 +128,7 @@ class UnifiedLaw(Law):
     """Loss of any model at any number of loops: the training law and one decay in T / mu."""
 
     name = "unified"
+    saturates = True
     formula = "L(T | mu, D) = E + X N(mu)^-x + Y D^-y + Z exp(-z T / mu)"
     source = "Parcae (Prairie et al. 2026, arXiv:2604.12946)"
     columns = ("effective_params", "tokens", "mean_recurrence", "recurrence")
@@ -188,6 +201,17 @@ def _late_rise_parameters(unit: str, halves: tuple[float, ...], steepness: tuple
     )
 
 
+def _unfinished_decay(name: str, decay: float, loops: np.ndarray, quantity: str) -> list[str]:
+    """Return a reason why `name` is hardly determined, if much of the decay over `loops` lies beyond the largest."""
+    left = float(np.exp(-decay * np.ptp(loops)))
+    if left <= _LARGEST_REST:
+        return []
+    return [
+        f"{name} is weakly identified: at the largest {quantity}, {loops.max():.3g}, {100 * left:.2g}% of what loops "
+        "can still gain is ahead"
+    ]
+
+
 @final
 class OverthinkingLaw(Law):
     """Loss of one trained model against the loops that it runs, where too many of them raise it again.
@@ -196,6 +220,7 @@ class OverthinkingLaw(Law):
     """
 
     name = "overthinking"
+    extends = TestTimeLaw()
     formula = "L(T) = L_inf + Z exp(-z T) + R / (1 + (T / t)^-r)"
     source = "isoloop: the test-time law of Parcae (arXiv:2604.12946) with a term for losses that rise with T"
     columns = ("recurrence",)
@@ -243,6 +268,7 @@ class JointOverthinkingLaw(Law):
     """Loss of any model at T loops, given its loss at T = mean recurrence, where too many loops raise it again."""
 
     name = "joint-overthinking"
+    extends = JointTestTimeLaw()
     formula = "L(T) = L(mu) + Z (exp(-z T / mu) - exp(-z)) + R (h(T / mu) - h(1)), h(u) = 1 / (1 + (u / t)^-r)"
     source = "isoloop: the joint test-time law after Parcae (arXiv:2604.12946) with a term for losses that rise with T"
     columns = JointTestTimeLaw.columns
@@ -297,6 +323,7 @@ class UnifiedOverthinkingLaw(Law):
     """Loss of any model at any number of loops, where too many of them raise it again."""
 
     name = "unified-overthinking"
+    extends = UnifiedLaw()
     formula = "L(T | mu, D) = E + X N(mu)^-x + Y D^-y + Z exp(-z T / mu) + R / (1 + (T / (t mu))^-r)"
     source = "isoloop: the unified law of Parcae (arXiv:2604.12946) with a term for losses that rise with T"
     columns = UnifiedLaw.columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -15,16 +15,27 @@ from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.tables.budgets import group_values
 
-HoldOutBy = Literal["largest budget", "budget", "size", "row"]
+HoldOutBy = Literal["next budget", "largest budget", "budget", "size", "row"]
 HOLD_OUT_BY: tuple[str, ...] = get_args(HoldOutBy)
 _ROW_FOLDS = 10
 _MAX_FOLDS = 40
 """If there are more budgets or sizes than this, neighbours are held out together."""
+_MAX_ROLLOUTS = 8
+"""Steps of a rollout at most, neighbouring budgets together where there are more."""
+_ROLLOUT_ROWS, _ROLLOUT_BUDGETS = 12, 2
+"""Runs and budgets that a rollout fits at least: fewer can hardly tell one form of a law from another."""
 MIN_DRAWS = 20
 """Fewest refits from which a 95% interval can be taken."""
 
 PredictedLosses = tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]
 """Losses (rows,) in nats per token and their 95% interval, (rows,) each."""
+
+
+class Split(NamedTuple):
+    """Masks (rows,) of the rows that are fitted, and of those that are predicted from them."""
+
+    fitted: np.ndarray
+    held_out: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +141,9 @@ class CrossValidation:
         return "\n".join([*lines, *(f"  {method}: {reason}" for method, reason in self.missing)])
 
     def _held_out(self) -> str:
+        if self.by == "next budget":
+            steps = "1 step" if self.folds == 1 else f"{self.folds} steps"
+            return f"the next budget, from all smaller ones ({steps})"
         if self.by == "largest budget":
             return "the largest budget (1 fold)"
         if self.by == "row":
@@ -139,22 +153,21 @@ class CrossValidation:
 
 
 def cross_validate(data: Data, predictors: Sequence[Predictor], by: HoldOutBy = "largest budget") -> CrossValidation:
-    """Predict the runs of each fold by every method, fitted to the other runs.
+    """Predict the held-out runs of each split by every method, fitted to the other runs of that split.
 
-    The folds are the largest budget, or each budget, each size, or tenths of the rows in turn. A method that fails on
-    one of the folds is listed in `missing`. Raises ValueError if there is nothing to hold out, and if two methods have
-    the same name.
+    See `splits` for what is held out. A method that fails on one of the splits is listed in `missing`. Raises
+    ValueError if there is nothing to hold out, and if two methods have the same name.
     """
     check_unique_names([method.name for method in predictors])
-    held_out = folds(data, by)
+    parts = splits(data, by)
     rows: list[HeldOutRow] = []
     missing: list[tuple[str, str]] = []
     for method in predictors:
         try:
-            rows += [row for fold in held_out for row in _predicted_rows(method, data, fold)]
+            rows += [row for split in parts for row in _predicted_rows(method, data, split)]
         except ValueError as error:
             missing.append((method.name, str(error)))
-    return CrossValidation(by=by, folds=len(held_out), errors=errors_of(rows), rows=tuple(rows), missing=tuple(missing))
+    return CrossValidation(by=by, folds=len(parts), errors=errors_of(rows), rows=tuple(rows), missing=tuple(missing))
 
 
 def check_unique_names(names: Sequence[str]) -> None:
@@ -166,33 +179,62 @@ def check_unique_names(names: Sequence[str]) -> None:
         )
 
 
-def folds(data: Data, by: HoldOutBy) -> list[np.ndarray]:
-    """Return the mask (rows,) of the held-out rows of each fold: see `cross_validate`.
+def splits(data: Data, by: HoldOutBy) -> list[Split]:
+    """Return what is fitted and what is held out, one split after another.
 
-    If there are more than 40 budgets or sizes, neighbours are held out together. Raises ValueError if there is nothing
-    to hold out.
+    Held out are the next budget after a growing number of smaller ones (see `rollouts`), the largest budget, or each
+    budget, each size, or tenths of the rows in turn. If there are more than 40 budgets or sizes, neighbours are held
+    out together. Raises ValueError if there is nothing to hold out.
     """
     if by not in HOLD_OUT_BY:
         raise ValueError(f"runs must be held out by one of {', '.join(HOLD_OUT_BY)}, but got {by!r}; choose one")
+    if by == "next budget":
+        return rollouts(data)
     count = len(data["loss"])
     if by == "row":
         group = np.random.default_rng(0).permutation(count) % min(_ROW_FOLDS, count)
-        return [group == fold for fold in range(group.max() + 1)]
-    column = "params" if by == "size" else "budget"
+    else:
+        group = _groups(data, "params" if by == "size" else "budget", by)
+        if by == "largest budget":
+            return [Split(group < group.max(), group == group.max())]
+        group = _merged(group, _MAX_FOLDS)
+    return [Split(group != fold, group == fold) for fold in range(group.max() + 1)]
+
+
+def rollouts(data: Data) -> list[Split]:
+    """Return one split for each number of budgets k: all runs of the k smallest are fitted, those of the next held out.
+
+    At least 2 budgets and 12 runs are fitted. Of more than 9 budgets, neighbours are taken together. Raises ValueError
+    if the runs have no budgets, or too few budgets or runs for one split.
+    """
+    group = _merged(_groups(data, "budget", "next budget"), _MAX_ROLLOUTS + 1)
+    parts = [Split(group < k, group == k) for k in range(_ROLLOUT_BUDGETS, group.max() + 1)]
+    parts = [split for split in parts if split.fitted.sum() >= _ROLLOUT_ROWS]
+    if not parts:
+        raise ValueError(
+            f"holding out the next budget needs {_ROLLOUT_BUDGETS} smaller ones with {_ROLLOUT_ROWS} runs or more, but "
+            f"there are {len(group)} runs at {group.max() + 1} budgets; add budgets"
+        )
+    return parts
+
+
+def _groups(data: Data, column: str, by: HoldOutBy) -> np.ndarray:
+    """Return the group (rows,) of each row by its near-equal values in a column, counted from 0 by growing value."""
     if column not in data or np.isnan(data[column]).any():
         raise ValueError(f"holding out by {by} needs the column `{column}` in every row; hold out by row instead")
     group = group_values(data[column])
-    count = group.max() + 1
-    if count < 2:
+    if group.max() < 1:
         raise ValueError(
             f"holding out by {by} needs 2 different ones, but all runs have {column} {data[column][0]:.4g}; add other "
             "runs"
         )
-    if by == "largest budget":
-        return [group == count - 1]
-    if count > _MAX_FOLDS:
-        group = group * _MAX_FOLDS // count
-    return [group == fold for fold in range(group.max() + 1)]
+    return group
+
+
+def _merged(group: np.ndarray, most: int) -> np.ndarray:
+    """Return groups (rows,), counted from 0, with neighbours joined where there are more than `most`."""
+    count = group.max() + 1
+    return group * most // count if count > most else group
 
 
 def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
@@ -234,7 +276,6 @@ def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> li
     ]
 
 
-def _predicted_rows(method: Predictor, data: Data, fold: np.ndarray) -> list[HeldOutRow]:
-    fitted = {name: values[~fold] for name, values in data.items()}
-    held_out = {name: values[fold] for name, values in data.items()}
+def _predicted_rows(method: Predictor, data: Data, split: Split) -> list[HeldOutRow]:
+    fitted, held_out = ({name: values[mask] for name, values in data.items()} for mask in split)
     return held_out_rows(method.name, held_out, method.predict(fitted, held_out))

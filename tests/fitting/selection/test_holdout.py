@@ -19,7 +19,7 @@ from isoloop.fitting import (
 from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED
 from isoloop.fitting.selection.choose import Candidate
-from isoloop.fitting.selection.holdout import folds
+from isoloop.fitting.selection.holdout import rollouts, splits
 from isoloop.fitting.tables.runs import law_data
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3)
@@ -67,6 +67,27 @@ def test_what_is_predicted_was_not_shown(dense, by, count):
     assert held == (largest if by == "largest budget" else everything)
 
 
+def test_a_rollout_predicts_each_budget_from_all_smaller_ones(dense):
+    budgets = np.unique(dense["budget"])
+    found = rollouts(dense)
+    assert [set(dense["budget"][split.held_out]) for split in found] == [{budget} for budget in budgets[2:]]
+    assert [set(dense["budget"][split.fitted]) for split in found] == [set(budgets[:k]) for k in range(2, 6)]
+    spy = Spy()
+    assert cross_validate(dense, [spy], "next budget").folds == 4
+    assert [len(shown) for shown, _ in spy.seen] == [16, 24, 32, 40]
+    assert "the next budget, from all smaller ones (4 steps)" in cross_validate(dense, [spy], "next budget").report()
+
+
+def test_a_rollout_fits_12_runs_or_more_and_takes_neighbours_of_many_budgets_together(dense):
+    few = {name: values[np.arange(48) % 2 == 0] for name, values in dense.items()}
+    assert [split.fitted.sum() for split in rollouts(few)] == [12, 16, 20]
+    many = rollouts({"budget": np.repeat(1e18 * 2.0 ** np.arange(30), 4), "loss": np.full(120, 3.0)})
+    assert len(many) <= 8
+    assert many[-1].fitted.sum() + many[-1].held_out.sum() == 120
+    with pytest.raises(ValueError, match="needs 2 smaller ones with 12 runs or more, but there are 10 runs at 2 budg"):
+        rollouts({"budget": np.repeat([1e18, 1e19], 5), "loss": np.full(10, 3.0)})
+
+
 def test_errors_and_coverage_are_those_of_the_rows(dense):
     found = cross_validate(dense, [Spy()], "budget")
     measured = np.array([row.measured for row in found.rows])
@@ -90,7 +111,7 @@ def test_a_method_that_cannot_is_left_out_and_said(dense):
 
 def test_runs_that_miss_their_budget_by_a_step_are_of_it(dense):
     budgets = dense["budget"] * np.random.default_rng(0).uniform(1, 1.004, 48)
-    assert len(folds({**dense, "budget": budgets}, "budget")) == 6
+    assert len(splits({**dense, "budget": budgets}, "budget")) == 6
 
 
 @pytest.mark.parametrize(
@@ -98,7 +119,7 @@ def test_runs_that_miss_their_budget_by_a_step_are_of_it(dense):
     [
         ({"budget": np.full(48, 1e19)}, "largest budget", "needs 2 different ones"),
         ({"budget": np.full(48, np.nan)}, "budget", "needs the column `budget` in every row"),
-        ({}, "colour", "by one of largest budget, budget, size, row, but got 'colour'"),
+        ({}, "colour", "by one of next budget, largest budget, budget, size, row, but got 'colour'"),
     ],
 )
 def test_nothing_to_hold_out_is_refused(dense, change, by, words):
@@ -132,7 +153,7 @@ def test_criteria_of_squared_error_are_those_of_normal_noise(dense):
     residuals = np.log(dense["loss"] / fit.loss(dense))
     variance = np.mean(residuals**2)
     by_hand = np.sum(-0.5 * np.log(2 * np.pi * variance) - residuals**2 / (2 * variance))
-    found = Candidate.of(fit, SQUARED)
+    found = Candidate.of(fit)
     assert found.log_likelihood == pytest.approx(by_hand)
     assert found.aic == pytest.approx(12 - 2 * by_hand)
     assert found.bic == pytest.approx(6 * np.log(48) - 2 * by_hand)
@@ -140,7 +161,7 @@ def test_criteria_of_squared_error_are_those_of_normal_noise(dense):
 
 def test_the_density_behind_hubers_criteria_integrates_to_one(dense):
     fit = fit_law(ChinchillaLaw(), dense, draws=0, seed=0)
-    found = Candidate.of(fit, HUBER)
+    found = Candidate.of(fit)
     residuals = np.linspace(-0.2, 0.2, 400_001)
     rho = HUBER.value(residuals[:, None])
     # The scale at the greatest likelihood, by brute force, must give the same likelihood.
@@ -158,7 +179,7 @@ def test_choose_reads_run_tables_and_tables_of_dense_models(dense, tmp_path):
     assert [one.fit.law for one in dense_choice.candidates] == ["chinchilla", "six-parameter"]
     simulate_table(NOISY, recurrences=()).to_csv(tmp_path / "runs.csv", index=False)
     looped = choose_table(read_runs(tmp_path / "runs.csv"), draws=20)
-    assert [one.fit.law for one in looped.candidates] == ["training", "iso-depth"]
+    assert [one.fit.law for one in looped.candidates] == ["training", "looped-six-parameter", "iso-depth"]
     assert [law for law, _ in looped.missing] == ["chinchilla", "six-parameter"]
 
 
@@ -245,11 +266,11 @@ def test_too_few_draws_and_negative_seeds_are_refused(dense, asked, words):
 def test_very_many_sizes_are_held_out_with_their_neighbours():
     sizes = np.repeat(1e6 * 1.05 ** np.arange(200), 2)
     data = {"params": sizes, "loss": np.full(400, 3.0)}
-    found = folds(data, "size")
+    found = splits(data, "size")
     assert len(found) == 40
-    assert (np.sum(found, axis=0) == 1).all()
-    for fold in found:
-        held = np.flatnonzero(fold)
+    assert (np.sum([split.held_out for split in found], axis=0) == 1).all()
+    for split in found:
+        held = np.flatnonzero(split.held_out)
         assert 0 < len(held) == held.max() - held.min() + 1
 
 

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from isoloop.fitting import SweepFit, check_table, fit_sweep, predict, read_runs, simulate_table, test_time_losses
+from isoloop.fitting.estimation.rise import RISES, loss_rise
 from isoloop.fitting.result import FittedRange
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
 from isoloop.fitting.tables.contract import check_runs, loss_columns
-from isoloop.fitting.tables.curves import RISES, blown_up_losses, curve_caveats, loss_rise
+from isoloop.fitting.tables.curves import blown_up_losses, curve_caveats
 from isoloop.fitting.tables.runs import finished_rows, test_time_law_data
 
 TESTED = (1, 2, 4, 8, 12, 16)

@@ -1,0 +1,1 @@
+"""A fit as text, whole or on one screen."""
