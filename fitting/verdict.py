@@ -212,6 +212,9 @@ def _doubts(fit: SweepFit) -> tuple[str, ...]:
     laws = [law for law in (fit.unified, fit.joint_test_time) if law is not None]
     rising = next((reason for law in laws for reason in law.reasons if RISES in reason), None)
     doubts = []
+    if fit.overthinking is not None and fit.overthinking.used:
+        doubts.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
+        rising = None
     if rising is not None:
         doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
     if _without_noise(fit.training):

@@ -62,7 +62,8 @@ class Overthinking:
         method = f"by the {self.by_law} law" if self.by_law else "as measured, at the median"
         used = "No law that can follow the rise describes the losses better, so predictions use the published laws"
         if self.used:
-            used = f"Predictions at other T use the {' and '.join(self.used)} law, which can follow the rise"
+            laws = "law" if len(self.used) == 1 else "laws"
+            used = f"Predictions at other T use the {' and '.join(self.used)} {laws}, which can follow the rise"
         return f"The least loss is at {self.best_text} {method}. {used}."
 
     def notes(self, law: LawFit, data: Data) -> list[str]:
