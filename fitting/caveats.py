@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.cost import Cost
+from isoloop.fitting.cost import Cost, CostModel, MeasuredCost
+from isoloop.fitting.estimation.law_fit import EXACT
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
@@ -50,6 +51,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     if fit.overthinking is not None:
         caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += cost_caveats(table, fit.cost_model)
+    caveats += continuation_caveats(fit.cost_model)
     # The fits
     caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
     if fit.isoflop is not None:
@@ -60,7 +62,9 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats += _bias_caveats(fit.parabola_bias)
     for law in fit.laws.values():
         if law is not None:
-            caveats += [f"The {law.form.name} law: {reason}." for reason in law.reasons]
+            caveats += [
+                f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))
+            ]
     flawed = [law for law in fit.test_time if law.reasons]
     if flawed:
         kinds = sorted({reason for law in flawed for reason in law.reasons if not reason.startswith("the interval")})
@@ -88,7 +92,7 @@ def _misfit_caveats(fit: SweepFit) -> list[str]:
     if fit.mixture is not None:
         counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
         unused = {law.form.name for law, weight in counted if weight < 0.5}
-    return [misfit.sentence for misfit in fit.misfits if misfit.flagged and misfit.law not in unused]
+    return [misfit.sentence for misfit in fit.misfits if misfit.significant and misfit.law not in unused]
 
 
 def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
@@ -102,6 +106,17 @@ def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
         f"{count} of {len(runs)} runs spent over 1% more or less FLOPs per token than {cost.formula} "
         f"(by up to {most}): D* and predictions at a budget are as uncertain."
     ]
+
+
+def continuation_caveats(cost: Cost) -> list[str]:
+    """Return what the cost of looped models with fewer or more loops than those of the runs assumes."""
+    if not isinstance(cost, CostModel | MeasuredCost):
+        return []
+    low, high = cost.mean_recurrences[0], cost.mean_recurrences[-1]
+    sides = [("Above", high, cost.assumption_at(2 * high))]
+    if low > 1:
+        sides.append(("Below", low, cost.assumption_at(1.0)))
+    return [f"{side} {end:g} mean loops the cost assumes {what}." for side, end, what in sides if what]
 
 
 def _missed_budgets(table: pd.DataFrame) -> list[str]:

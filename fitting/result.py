@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from isoloop.fitting.cost import CostModel, DenseCost, MeasuredCost
 from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.laws.registry import law_named
@@ -124,6 +125,7 @@ class SweepFit:
     missing_fits: tuple[MissingFit, ...]
     caveats: tuple[str, ...]
     reading: tuple[str, ...] = ()
+    noise: NoiseModel | None = None
     misfits: tuple[Misfit, ...] = ()
     mixture: LawMixture | None = None
     overthinking: Overthinking | None = None

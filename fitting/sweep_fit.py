@@ -14,7 +14,9 @@ from isoloop.fitting.caveats import fit_caveats
 from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
+from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.estimation.rise import RISES, LossRise, loss_rise
 from isoloop.fitting.isoflop.bias import parabola_bias
 from isoloop.fitting.isoflop.minima import fit_isoflop
@@ -23,7 +25,7 @@ from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
-from isoloop.fitting.selection.misfit import Misfit, law_misfit, misfit_of_models
+from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.budgets import SAME_BUDGET
@@ -39,6 +41,7 @@ Fitted = TypeVar("Fitted")
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 _MODELS_AT_MOST, _SOME_MODELS = 200, 20
 """Models that each get a test-time law; of more, some that are spread evenly over the table."""
+_RUNS_PER_PARAMETER = 3
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -154,7 +157,8 @@ class _SweepFitter:
 
     def fit(self, name: str, law: str, *, independent: bool) -> SweepFit:
         """Return all fits, without held-out errors and caveats. Raises ValueError where nothing can be fitted."""
-        # isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        # The noise, isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        noise = self._noise(law)
         isoflop = self._attempt(
             "isoflop",
             fit_isoflop,
@@ -165,8 +169,8 @@ class _SweepFitter:
             independent=independent,
         )
         self.progress("isoFLOP curves", 1, 1)
-        training = self._attempt("training", self._law, law, law_data(self.table))
-        mixture = None if training is None else self._mixture(training)
+        training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)
+        mixture = None if training is None else self._mixture(training, noise)
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
@@ -203,13 +207,13 @@ class _SweepFitter:
             elif not len(data["loss"]):
                 self._add_missing("unified", _NOT_EVALUATED)
             else:
-                unified = self._attempt("unified", self._law, "unified", data, by_run=True)
+                unified = self._attempt("unified", self._law, "unified", data, by_run=True, noise=noise)
             self.progress("unified law", 1, 1)
             rise = loss_rise(data) if len(data["loss"]) else None
             if rise is not None:
                 test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)
                 joint, unified = (law and _flagged(law, rise.reason) for law in (joint, unified))
-                rising = self._overthinking(rise, data, joint, unified)
+                rising = self._overthinking(rise, data, joint, unified, noise)
             misfits += self._misfits_at_test_time(
                 data,
                 [(rising and rising.of_run(law.run_id)) or law for law in test_time],
@@ -233,6 +237,7 @@ class _SweepFitter:
             cost_model=self.cost_model,  # type: ignore[arg-type]
             isoflop=isoflop,
             parabola_bias=bias,
+            noise=noise,
             training=training,
             unified=unified,
             joint_test_time=joint,
@@ -245,18 +250,20 @@ class _SweepFitter:
             overthinking=rising,
         )
 
-    def _mixture(self, training: LawFit) -> LawMixture:
+    def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:
         """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
         richer = richer_law(training.form)
         if richer is None:
             return law_mixture([training])
         try:
-            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table))
+            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table), noise=noise)
         except ValueError as error:
             return law_mixture([training], not_fitted=str(error))
         return law_mixture([training, fit])
 
-    def _overthinking(self, rise: LossRise, data: Data, joint: LawFit | None, unified: LawFit | None) -> Overthinking:
+    def _overthinking(
+        self, rise: LossRise, data: Data, joint: LawFit | None, unified: LawFit | None, noise: NoiseModel | None
+    ) -> Overthinking:
         """Return the laws that can follow losses which rise with T, beside the published ones."""
         published = [law for law in (joint, unified) if law is not None]
         extensions = []
@@ -264,9 +271,8 @@ class _SweepFitter:
             richer = richer_law(law.form)
             assert richer is not None
             rows = _off_mean(data) if law is joint else data
-            fit = self._attempt(
-                richer.name, dataclasses.replace(self, profiles=False)._law, richer.name, rows, by_run=True
-            )
+            fitter, own = dataclasses.replace(self, profiles=False), None if law is joint else noise
+            fit = self._attempt(richer.name, fitter._law, richer.name, rows, by_run=True, noise=own)
             extensions += [fit] if fit is not None else []
         result = overthinking(rise, data, published, extensions)
         # Laws of single models, where they have enough losses
@@ -292,11 +298,12 @@ class _SweepFitter:
         self, data: Data, test_time: Sequence[LawFit], unified: LawFit | None, joint: LawFit | None
     ) -> list[Misfit]:
         """Return the misfit of each law of test-time loops."""
-        of_models = [law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time]
+        level = LEVEL_AT_TEST_TIME
+        of_models = misfit_of_models([law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time], level)
         return [
-            *([law_misfit(unified, data, by_run=True)] if unified else []),
-            *([law_misfit(joint, _off_mean(data), by_run=True)] if joint else []),
-            *([misfit] if (misfit := misfit_of_models(of_models)) else []),
+            *([law_misfit(unified, data, by_run=True, level=level)] if unified else []),
+            *([law_misfit(joint, _off_mean(data), by_run=True, level=level)] if joint else []),
+            *([of_models] if of_models else []),
         ]
 
     def _attempt(
@@ -309,7 +316,22 @@ class _SweepFitter:
             self._add_missing(name, str(error))
             return None
 
-    def _law(self, law: str, data: Data, *, by_run: bool = False) -> LawFit:
+    def _noise(self, law: str) -> NoiseModel | None:
+        """Return the noise of the losses after training, None if the law can't be fitted to them.
+
+        It is measured about the law that extends this one, if there are runs enough: what a wrong form misses is not
+        noise.
+        """
+        data, form = law_data(self.table), law_named(law)
+        richer = richer_law(form)
+        if richer is not None and len(data["loss"]) >= _RUNS_PER_PARAMETER * len(richer.parameters):
+            form = richer
+        try:
+            return noise_model(data, point_estimate(form, data, self.objective))
+        except ValueError:  # the fit of the law is missing for the same reason, which is said there
+            return None
+
+    def _law(self, law: str, data: Data, *, by_run: bool = False, noise: NoiseModel | None = None) -> LawFit:
         return fit_law(
             law,
             data,
@@ -320,6 +342,7 @@ class _SweepFitter:
             kind=self.kind,
             profiles=self.profiles,
             check_rise=False,  # rises are looked for in all models together
+            noise=noise,
         )
 
     def _test_time(self, data: Data) -> tuple[LawFit, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from isoloop.fitting.estimation.bootstrap import (
     noise_scale,
     widening,
 )
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
@@ -34,6 +35,9 @@ _FEWEST_LEFT = 2
 """Losses beyond the number of parameters below which a fit determines them weakly."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
+_EXACT = 1e-9
+"""Scatter about a law, relative to the loss, below which it comes from rounding."""
+EXACT = "the losses lie on the law exactly, as in a table without noise, so the intervals only reflect rounding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,8 @@ class LawFit:
 
     `draws` are refitted parameter vectors, made by the kind of `bootstrap`; their intervals are widened by `widening`.
     `noise` is the standard deviation of one measured loss about the law, relative if the objective is `on` log loss and
-    in nats if it is on loss; known with `noise_dof` degrees of freedom. `delta` is Huber's, None for squared error.
+    in nats if it is on loss; known with `noise_dof` degrees of freedom. Where it depends on compute or budgets share a
+    part of it, `noise_model` says how, and `noise` is its level. `delta` is Huber's, None for squared error.
     `run_id` and `mean_recurrence` are set where the law describes one model.
     """
 
@@ -79,6 +84,7 @@ class LawFit:
     draws: tuple[tuple[float, ...], ...] = ()
     run_id: str | None = None
     mean_recurrence: float | None = None
+    noise_model: NoiseModel | None = None
 
     @property
     def method(self) -> str:
@@ -94,6 +100,11 @@ class LawFit:
     def at_mean(self) -> str:
         """Name of this law as a method of predicting the loss at T = mean recurrence."""
         return f"{self.form.name} law at T = mu"
+
+    @property
+    def exact(self) -> bool:
+        """True if the losses lie on the law exactly, so that its intervals only reflect rounding."""
+        return self.noise < _EXACT
 
     @property
     def vector(self) -> np.ndarray:
@@ -129,6 +140,10 @@ class LawFit:
                 drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
                 scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
                 noise = scale * rng.standard_normal(drawn.shape)
+                if self.noise_model is not None:
+                    luck = self.noise_model.drawn_luck(data, len(drawn), rng)
+                    noise = noise * self.noise_model.drawn_ratios(data, len(drawn), rng)
+                    noise = noise + (luck if self.on == "log loss" else luck * at)
                 drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
         return np.minimum(drawn, np.finfo(float).max)
 
@@ -188,23 +203,27 @@ def fit_law(
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
     check_rise: bool = True,
+    noise: NoiseModel | None = None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
     The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
-    their run; this is for data with several rows per run. With `check_rise`, losses that rise with T are among the
-    reasons not to trust a law that saturates (see `loss_rise`). Raises ValueError as `point_estimate` and `bootstrap`
-    do.
+    their run; this is for data with several rows per run. With `noise`, each residual is divided by the noise of its
+    run, and what budgets share of it is part of the fit, its refits and the intervals of measured losses. With
+    `check_rise`, losses that rise with T are among the reasons not to trust a law that saturates (see `loss_rise`).
+    Raises ValueError as `point_estimate` and `bootstrap` do.
     """
     name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
-    estimate = point_estimate(law, data, objective)
     runs = data["run_id"] if by_run else None
+    uneven = noise.centred(data) if noise is not None and noise.uneven else None
+    whitening = uneven.whitening(data, independent=by_run) if uneven else None
+    estimate = point_estimate(law, data, objective, whitening=whitening)
     drawn = np.empty((0, len(law.parameters)))
     if draws:
-        drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind)
+        drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind, noise=uneven)
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
-    noise, noise_dof = noise_scale(estimate, runs)
+    level, dof = noise_scale(estimate, runs)
     rows = len(estimate.residuals)
     return LawFit(
         law=name,
@@ -214,13 +233,14 @@ def fit_law(
         on=objective.on,
         rows=rows,
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
-        noise=noise,
-        noise_dof=noise_dof,
+        noise=level,
+        noise_dof=dof,
         bootstrap="normal approximation" if draws and rows > LARGE_TABLE else kind,
         widening=wider,
         converged=estimate.converged,
         reasons=_reasons(estimate, parameters, data, check_rise=check_rise),
         draws=tuple(tuple(float(value) for value in draw) for draw in drawn),
+        noise_model=replace(uneven, level=level, dof=float(dof)) if uneven else None,
     )
 
 
