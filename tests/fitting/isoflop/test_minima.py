@@ -212,7 +212,7 @@ def test_intervals_cover_what_the_parabolas_give_without_noise(budgets, noise):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_published_grid_gives_the_published_exponents(seed):
+def test_parabolas_on_the_published_grid_read_the_published_exponents(seed):
     fit = fit_isoflop(simulate_table(PUBLISHED_TRUTH, seed=seed, recurrences=()), COST)
     assert fit.mean_recurrence_law.exponent == pytest.approx(0.40, abs=0.02)
     assert fit.tokens_law.exponent == pytest.approx(0.78, abs=0.02)
