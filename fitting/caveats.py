@@ -30,8 +30,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     runs, data = finished_rows(table), law_data(table)
     # What may make the answer wrong
     caveats = [*_misfit_caveats(fit), *unit_caveats(table)]
-    rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
-    caveats += [rise.caveat] if rise is not None else []
+    if fit.overthinking is not None:
+        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += row_caveats(data)
     if fit.training is not None:
         caveats += _law_caveats(fit.training)
@@ -60,8 +60,6 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats += _bias_caveats(fit.parabola_bias)
     caveats += _missed_budgets(table)
     caveats += curve_caveats(runs)
-    if fit.overthinking is not None:
-        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     for law in (fit.unified, fit.joint_test_time):
         caveats += [] if law is None else _law_caveats(law)
     flawed = [law for law in fit.test_time if law.reasons]
