@@ -26,6 +26,7 @@ from isoloop.fitting.laws.registry import LAWS, law_named
 from isoloop.fitting.laws.test_time import JointTestTimeLaw, TestTimeLaw, UnifiedLaw
 from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.predict import Prediction, predict
+from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, Recommendation, recommendation
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.choose import Choice, MinimaPredictor, choose, choose_table
 from isoloop.fitting.selection.holdout import CrossValidation, LawPredictor, cross_validate
@@ -54,3 +55,4 @@ from isoloop.fitting.tables.contract import (
 )
 from isoloop.fitting.tables.mapping import ColumnSource, parse_columns
 from isoloop.fitting.tables.runs import law_data, read_runs, read_table, test_time_losses
+from isoloop.fitting.verdict import NOT_DETERMINED, Verdict, verdict

@@ -79,7 +79,16 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats.append(
         f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates."
     )
-    return caveats
+    return [*_misfit_caveats(fit), *caveats]
+
+
+def _misfit_caveats(fit: SweepFit) -> list[str]:
+    """Return the sentences of laws whose form is wrong; a richer law counts only where predictions rest on it."""
+    unused = set()
+    if fit.mixture is not None:
+        counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
+        unused = {law.form.name for law, weight in counted if weight < 0.5}
+    return [misfit.sentence for misfit in fit.misfits if misfit.flagged and misfit.law not in unused]
 
 
 def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:

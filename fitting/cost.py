@@ -48,7 +48,7 @@ class Cost(ABC):
         The loss of a looped model is that at T = mean recurrence.
         """
         mu, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
-        columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}
+        columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens, "flops": self.flops_for(tokens, mu)}
         if self.effective_params_fixed is None or self.effective_params_per_loop is None:
             return columns
         return columns | architecture_columns(mu, self.effective_params_fixed, self.effective_params_per_loop)
@@ -271,7 +271,8 @@ class DenseCost(Cost):
 
     def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
         """See `Cost.model_columns`."""
-        return {"params": np.asarray(values, dtype=float), "tokens": np.asarray(tokens, dtype=float)}
+        params, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
+        return {"params": params, "tokens": tokens, "flops": self.flops_for(tokens, params)}
 
 
 def cost_of(table: pd.DataFrame) -> CostModel | MeasuredCost | DenseCost:

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.laws.base import search_bounds
+from isoloop.fitting.recommendation import BUDGET_ROUNDING, BestModel, recommendation
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.curves import RISES
 from isoloop.fitting.tables.repetition import epochs_text
+from isoloop.fitting.verdict import Verdict, verdict_on
 
-BUDGET_ROUNDING = 1.02
-"""Budgets are met within 1%, so a value less than 2% outside a range counts as inside."""
-_LOG_ROUNDING = 1e-9
+_WIDTH = 100
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PowerLawOptimum:
-    """The best model for a budget by the isoFLOP power laws, to compare with that of the law of the loss.
-
-    It has a mean recurrence, or `params` if models are dense.
-    """
-
-    name: str
-    mean_recurrence: float | None
-    mean_recurrence_interval: tuple[float, float] | None
-    params: float | None
-    params_interval: tuple[float, float] | None
-    tokens: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +28,10 @@ class Prediction:
 
     Intervals are 95% and None where the fit has no draws; the interval of the loss covers the uncertainty of the
     parameters and the noise of one run. `optimal` is True if the model was chosen as the best for `flops`; only then
-    do its mean recurrence or parameters and its tokens have intervals.
+    do its mean recurrence or parameters and its tokens have intervals, there is a `reason` for the method that chose
+    it, and `others` are the models that the other methods would choose, with the loss that each would cost. `verdict`
+    says what the runs do not determine: where it has an `answer`, the chosen model is no answer. `law` predicts the
+    loss, and is "minima" where no law was fitted.
     """
 
     loss: float
@@ -61,7 +48,10 @@ class Prediction:
     recurrence: float | None
     law: str
     optimal: bool
-    power_laws: tuple[PowerLawOptimum, ...]
+    method: str
+    reason: str
+    others: tuple[BestModel, ...]
+    verdict: Verdict
     simulated: bool
     accounting: str
     notes: tuple[str, ...]
@@ -79,36 +69,55 @@ class Prediction:
         return self.params_interval if self.mean_recurrence is None else self.mean_recurrence_interval
 
     def report(self) -> str:
-        """Return the prediction as text."""
-
-        def line(label: str, value: float | None, bounds: tuple[float, float] | None, unit: str) -> list[str]:
-            if value is None:
-                return []
-            limits = f"   95%: {bounds[0]:.5g} to {bounds[1]:.5g}" if bounds else ""
-            return [f"  {label:<18}{value:<12.5g}{unit:<16}{limits}".rstrip()]
-
-        def model(of: Prediction | PowerLawOptimum) -> list[str]:
-            return [
-                *line("mean recurrence", of.mean_recurrence, of.mean_recurrence_interval, "loops"),
-                *line("parameters", of.params, of.params_interval, "parameters"),
-            ]
-
+        """Return the prediction as text: the verdict, the one value, its reason, and the other methods' values."""
+        simulated = ", from simulated runs" if self.simulated else ""
+        title = f"Prediction by the {self.law} law"
+        if self.optimal:
+            title = f"Best model for {self.flops:.4g} FLOPs by the {self.method}"
+        if self.verdict.answer:
+            title = f"Details: the {self.method} alone would choose for {self.flops:.4g} FLOPs"
         lines = [
-            f"Prediction by the {self.law} law" + (", from simulated runs" if self.simulated else ""),
-            *line("loss", self.loss, self.loss_interval, "nats per token"),
-            *line("perplexity", self.perplexity, self.perplexity_interval, "per token"),
-            *model(self),
-            *line("tokens", self.tokens, self.tokens_interval, "tokens"),
-            *line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
-            *line("recurrence T", self.recurrence, None, "loops at test time"),
+            *_wrapped([*map(str, self.verdict.answer), *self.verdict.doubts], ""),
+            f"{title}{simulated}",
+            *self._value_lines(),
+            *_line("tokens", self.tokens, self.tokens_interval, "tokens"),
+            *_line("loss", self.loss, self.loss_interval, "nats per token"),
+            *_line("perplexity", self.perplexity, self.perplexity_interval, "per token"),
+            *_line("compute", self.flops, None, f"FLOPs, {self.accounting}"),
+            *_line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
-        for optimum in self.power_laws:
-            lines += [
-                f"For comparison, the {optimum.name}",
-                *model(optimum),
-                *line("tokens", optimum.tokens, None, "tokens"),
-            ]
-        return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)]) + "\n"
+        if self.reason:
+            lines += _wrapped([f"Why the {self.method}: {self.reason}."], "  ")
+        if self.others:
+            lines += ["Other methods, and the loss that their choice would cost", *map(self._other_line, self.others)]
+        return "\n".join([*lines, *_wrapped([f"Note: {note}." for note in self.notes], "  ")]) + "\n"
+
+    def _value_lines(self) -> list[str]:
+        return [
+            *_line("mean recurrence", self.mean_recurrence, self.mean_recurrence_interval, "loops"),
+            *_line("parameters", self.params, self.params_interval, "parameters"),
+        ]
+
+    def _other_line(self, other: BestModel) -> str:
+        limits = other.value_interval
+        span = f" (95%: {limits[0]:.4g} to {limits[1]:.4g})" if limits else ""
+        cost = "" if other.extra_loss is None else f", {other.extra_loss:+.2g} nats"
+        symbol = "N*" if self.mean_recurrence is None else "mu*"
+        return f"  {other.method}: {symbol} = {other.value:.4g}{span}, {other.tokens:.4g} tokens{cost}"
+
+
+def _line(label: str, value: float | None, bounds: tuple[float, float] | None, unit: str) -> list[str]:
+    if value is None:
+        return []
+    limits = f"   95%: {bounds[0]:.5g} to {bounds[1]:.5g}" if bounds else ""
+    return [f"  {label:<18}{value:<12.5g}{unit:<16}{limits}".rstrip()]
+
+
+def _wrapped(texts: Iterable[str], indent: str) -> list[str]:
+    wrapper = textwrap.TextWrapper(
+        width=_WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False
+    )
+    return [wrapper.fill(text) for text in texts]
 
 
 def predict(
@@ -124,8 +133,8 @@ def predict(
     """Predict the loss of a model with a mean recurrence (loops), or parameters, and either tokens or training FLOPs.
 
     A fit of looped models takes the mean recurrence, one of dense models the parameters. With `flops` alone, the model
-    and its tokens are the best for it by the law of the loss after training. Without `recurrence`, that law predicts
-    the loss of a looped model at T = mean recurrence; with it, the unified law predicts the loss at that T; with
+    and its tokens are those of `recommendation`. Without `recurrence`, the law of the loss after training predicts the
+    loss of a looped model at T = mean recurrence; with it, the unified law predicts the loss at that T; with
     `loss_at_mean` as well, the loss measured at T = mean recurrence (nats per token), the joint test-time law does.
     Raises ValueError for any other combination, for values out of range, and if the law it needs was not fitted.
     """
@@ -133,31 +142,39 @@ def predict(
     _check_axis(fit, mean_recurrence, params, recurrence, loss_at_mean)
     given = params if dense else mean_recurrence
     _check_arguments(fit.axis, given, tokens, flops, recurrence, loss_at_mean)
-    law = _required_law(
-        fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time"
-    )
     # The model: given by two of its numbers, or the best one for a budget.
-    optimal = given is None
-    value, value_interval, tokens_interval = given, None, None
-    notes: list[str] = []
-    if value is None:
-        assert flops is not None
-        value, value_interval, tokens, tokens_interval, notes = _optimum(fit, flops)
-    elif tokens is None:
-        assert flops is not None
-        tokens = float(fit.cost_model.tokens_for(flops, value))
+    best = recommendation(fit, flops) if given is None and flops is not None else None
+    law = None
+    if best is None or recurrence is not None:
+        law = _required_law(
+            fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time"
+        )
+    if best is not None:
+        value, tokens, flops = best.value, best.tokens, best.flops
     else:
-        flops = float(fit.cost_model.flops_for(tokens, value))
+        assert given is not None
+        value = given
+        if tokens is None:
+            assert flops is not None
+            tokens = float(fit.cost_model.tokens_for(flops, value))
+        else:
+            flops = float(fit.cost_model.flops_for(tokens, value))
     # Its loss.
-    data = fit.cost_model.model_columns([value], [tokens])
     loops = None if dense else value if recurrence is None else recurrence
-    if loops is not None:
-        data["recurrence"] = np.array([loops])
-    if loss_at_mean is not None:
-        data["loss_at_mean"] = np.array([loss_at_mean])
-    loss = float(law.loss(data)[0])
-    bounds = law.loss_interval(data)
-    loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
+    if law is None:
+        assert best is not None
+        loss, loss_interval = best.loss, best.loss_interval
+    else:
+        data = fit.cost_model.model_columns([value], [tokens])
+        if loops is not None:
+            data["recurrence"] = np.array([loops])
+        if loss_at_mean is not None:
+            data["loss_at_mean"] = np.array([loss_at_mean])
+        loss = float(law.loss(data)[0])
+        bounds = law.loss_interval(data)
+        loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
+    value_interval = best.value_interval if best else None
+    by_law = law or fit.training
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
@@ -168,17 +185,20 @@ def predict(
         params=value if dense else None,
         params_interval=value_interval if dense else None,
         tokens=tokens,
-        tokens_interval=tokens_interval,
+        tokens_interval=best.tokens_interval if best else None,
         flops=flops,
         recurrence=loops,
-        law=law.form.name,
-        optimal=optimal,
-        power_laws=_power_law_optima(fit, flops) if optimal else (),
+        law=by_law.form.name if by_law else "minima",
+        optimal=best is not None,
+        method=best.method if best else "",
+        reason=best.reason if best else "",
+        others=best.others if best else (),
+        verdict=verdict_on(fit, best) if best else Verdict(),
         simulated=fit.simulated,
         accounting=fit.accounting,
         notes=(
-            *notes,
-            *(reason for reason in law.reasons if RISES in reason),
+            *(best.notes if best else ()),
+            *(reason for reason in (by_law.reasons if by_law else ()) if RISES in reason),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
             *repetition_notes(fit),
         ),
@@ -188,19 +208,6 @@ def predict(
 def _perplexity(loss: float) -> float:
     """Return exp(loss), infinite where that exceeds the largest float."""
     return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
-
-
-def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
-    """Return the isoFLOP power laws of the best value on the axis, by name: as fitted, and without parabolas' bias."""
-    fitted = fit.isoflop.axis_law if fit.isoflop else None
-    corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
-    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
-    return [(name, law) for name, law in named if law is not None]
-
-
-def axis_bounds(fit: SweepFit) -> tuple[float, float]:
-    """Return the mean recurrences (loops), or parameters, between which the best model is searched for."""
-    return search_bounds(fit.axis, *fit.fitted.of_axis(fit.axis))
 
 
 def _check_axis(
@@ -274,45 +281,6 @@ def _required_law(fit: SweepFit, name: str) -> LawFit:
             "change that and fit the sweep again"
         )
     return law
-
-
-def _optimum(
-    fit: SweepFit, flops: float
-) -> tuple[float, tuple[float, float] | None, float, tuple[float, float] | None, list[str]]:
-    """Return the best value on the axis and tokens for `flops` by the law after training, each with its 95% interval,
-    and notes about where the search ended.
-    """
-    law = _required_law(fit, "training")
-    bounds = axis_bounds(fit)
-    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
-    value, tokens = float(best.at), float(best.tokens)
-    name, form = AXES[fit.axis].name, "g" if fit.axis == "mean_recurrence" else ".3g"
-    search = f"the end of the search from {bounds[0]:{form}} to {bounds[1]:{form}}"
-    notes = [f"the best {name} is at {search}"] if bool(best.at_bound) else []
-    if not law.draws:
-        return value, None, tokens, None, notes
-    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds)
-    low, high = interval(drawn.at, value, law.widening)
-    # The search is in logs, so an end of it comes back with a rounding error.
-    if low <= bounds[0] * (1 + _LOG_ROUNDING) or high >= bounds[1] * (1 - _LOG_ROUNDING):
-        notes.append(f"the 95% interval of the {name} ends at {search}, so it may be wider")
-    value_interval = max(low, bounds[0]), min(high, bounds[1])
-    return value, value_interval, tokens, interval(drawn.tokens, tokens, law.widening), notes
-
-
-def _power_law_optima(fit: SweepFit, flops: float) -> tuple[PowerLawOptimum, ...]:
-    dense = fit.axis == "params"
-    return tuple(
-        PowerLawOptimum(
-            name=name,
-            mean_recurrence=None if dense else law.at(flops),
-            mean_recurrence_interval=None if dense else law.interval_at(flops),
-            params=law.at(flops) if dense else None,
-            params_interval=law.interval_at(flops) if dense else None,
-            tokens=float(fit.cost_model.tokens_for(flops, law.at(flops))),
-        )
-        for name, law in named_power_laws(fit)
-    )
 
 
 def extrapolation_notes(

@@ -13,10 +13,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from isoloop.fitting.cost import CostModel, DenseCost, MeasuredCost
 from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
+from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
@@ -100,7 +103,8 @@ class SweepFit:
 
     `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
     not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
-    guessed.
+    guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
+    the sweep and the one that extends it, for predictions; None if none was fitted.
     """
 
     name: str
@@ -119,6 +123,9 @@ class SweepFit:
     missing_fits: tuple[MissingFit, ...]
     caveats: tuple[str, ...]
     reading: tuple[str, ...] = ()
+    noise: NoiseModel | None = None
+    misfits: tuple[Misfit, ...] = ()
+    mixture: LawMixture | None = None
 
     @property
     def axis(self) -> str:

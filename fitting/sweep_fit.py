@@ -14,14 +14,18 @@ from isoloop.fitting.caveats import fit_caveats
 from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
+from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.isoflop.bias import parabola_bias
 from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.laws.base import Data
-from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
+from isoloop.fitting.selection.misfit import Misfit, law_misfit, misfit_of_models
+from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
 from isoloop.fitting.tables.curves import RISES, loss_rise
@@ -151,7 +155,8 @@ class _SweepFitter:
 
     def fit(self, name: str, law: str, *, independent: bool) -> SweepFit:
         """Return all fits, without held-out errors and caveats. Raises ValueError where nothing can be fitted."""
-        # isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        # The noise, isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
+        noise = self._noise(law)
         isoflop = self._attempt(
             "isoflop",
             fit_isoflop,
@@ -162,7 +167,8 @@ class _SweepFitter:
             independent=independent,
         )
         self.progress("isoFLOP curves", 1, 1)
-        training = self._attempt("training", self._law, law, law_data(self.table))
+        training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)
+        mixture = None if training is None else self._mixture(training)
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
@@ -177,6 +183,7 @@ class _SweepFitter:
                 training.draw_matrix if training.draws else None,
                 widening=training.widening,
             )
+        misfits = [] if mixture is None else self._misfits_after_training(mixture)
         # The laws of test-time loops
         test_time: tuple[LawFit, ...] = ()
         joint = unified = None
@@ -198,8 +205,9 @@ class _SweepFitter:
             elif not len(data["loss"]):
                 self._add_missing("unified", _NOT_EVALUATED)
             else:
-                unified = self._attempt("unified", self._law, "unified", data, by_run=True)
+                unified = self._attempt("unified", self._law, "unified", data, by_run=True, noise=noise)
             self.progress("unified law", 1, 1)
+            misfits += self._misfits_at_test_time(data, test_time, unified, joint)
             rise = loss_rise(data)
             if rise is not None:
                 test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)
@@ -221,6 +229,7 @@ class _SweepFitter:
             cost_model=self.cost_model,  # type: ignore[arg-type]
             isoflop=isoflop,
             parabola_bias=bias,
+            noise=noise,
             training=training,
             unified=unified,
             joint_test_time=joint,
@@ -228,7 +237,41 @@ class _SweepFitter:
             held_out=None,
             missing_fits=tuple(self.missing_fits),
             caveats=(),
+            misfits=tuple(misfits),
+            mixture=mixture,
         )
+
+    def _mixture(self, training: LawFit) -> LawMixture:
+        """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
+        richer = richer_law(training.form)
+        if richer is None:
+            return law_mixture([training])
+        try:
+            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table))
+        except ValueError as error:
+            return law_mixture([training], not_fitted=str(error))
+        return law_mixture([training, fit])
+
+    def _misfits_after_training(self, mixture: LawMixture) -> list[Misfit]:
+        """Return the misfit of each law of the loss after training, the simplest first."""
+        data = law_data(self.table)
+        misfits: list[Misfit] = []
+        richer: LawFit | None = None
+        for fit in reversed(mixture.laws):
+            misfits.insert(0, law_misfit(fit, data, richer=richer))
+            richer = fit
+        return misfits
+
+    def _misfits_at_test_time(
+        self, data: Data, test_time: Sequence[LawFit], unified: LawFit | None, joint: LawFit | None
+    ) -> list[Misfit]:
+        """Return the misfit of each law of test-time loops."""
+        of_models = [law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time]
+        return [
+            *([law_misfit(unified, data, by_run=True)] if unified else []),
+            *([law_misfit(joint, _off_mean(data), by_run=True)] if joint else []),
+            *([misfit] if (misfit := misfit_of_models(of_models)) else []),
+        ]
 
     def _attempt(
         self, name: str, fit: Callable[Arguments, Fitted], *args: Arguments.args, **options: Arguments.kwargs
@@ -240,7 +283,15 @@ class _SweepFitter:
             self._add_missing(name, str(error))
             return None
 
-    def _law(self, law: str, data: Data, *, by_run: bool = False) -> LawFit:
+    def _noise(self, law: str) -> NoiseModel | None:
+        """Return the noise of the losses after training, None if the law can't be fitted to them."""
+        data = law_data(self.table)
+        try:
+            return noise_model(data, point_estimate(law_named(law), data, self.objective))
+        except ValueError:  # the fit of the law is missing for the same reason, which is said there
+            return None
+
+    def _law(self, law: str, data: Data, *, by_run: bool = False, noise: NoiseModel | None = None) -> LawFit:
         return fit_law(
             law,
             data,
@@ -250,6 +301,7 @@ class _SweepFitter:
             objective=self.objective,
             kind=self.kind,
             profiles=self.profiles,
+            noise=noise,
         )
 
     def _test_time(self, data: Data) -> tuple[LawFit, ...]:
@@ -261,7 +313,7 @@ class _SweepFitter:
             runs = [runs[i] for i in np.linspace(0, models - 1, _SOME_MODELS).astype(int)]
         reason = _NOT_EVALUATED
         for done, run_id in enumerate(runs, start=1):
-            rows = {name: values[data["run_id"] == run_id] for name, values in data.items()}
+            rows = _of_run(data, run_id)
             try:
                 # The parametric bootstrap, since one model's losses have no budgets to resample.
                 fit = fit_law("test-time", rows, draws=self.draws, seed=self.seed, objective=self.objective)
@@ -282,6 +334,11 @@ class _SweepFitter:
 
     def _add_missing(self, name: str, reason: str) -> None:
         self.missing_fits.append(MissingFit(name=name, reason=reason))
+
+
+def _of_run(data: Data, run_id: str | None) -> dict[str, np.ndarray]:
+    """Return the rows of one run."""
+    return {name: values[data["run_id"] == run_id] for name, values in data.items()}
 
 
 def _flagged(law: LawFit, reason: str) -> LawFit:

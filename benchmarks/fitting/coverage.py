@@ -6,16 +6,17 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.fitting import intervals
+from benchmarks.fitting import intervals, worlds
 from benchmarks.fitting.cases import CASES, Case
 from benchmarks.fitting.intervals import SLOW, SLOW_EVERY, Found
 from benchmarks.fitting.results import table
@@ -23,6 +24,7 @@ from benchmarks.fitting.results import table
 _ROOT = Path(__file__).resolve().parents[2]
 _OURS = re.compile(r"^from ((?:benchmarks|isoloop)\.fitting\.[\w.]+) import", re.MULTILINE)
 _WANTED = 0.90, 0.99
+SweepCase = TypeVar("SweepCase")
 _SAVE_EVERY = 10.0
 """Seconds."""
 
@@ -33,14 +35,13 @@ class Cell:
 
     path: Path
     made_with: str
-    sweeps: list[Found]
+    sweeps: list[Any]
     seconds: float
 
     @classmethod
-    def of(cls, case: Case, folder: Path, draws: int) -> Cell:
-        """Return the stored sweeps of the case, if they were made with the same code and number of draws."""
-        path = folder / f"{case.name.replace(', ', '-').replace(' ', '-').replace('%', '')}.json"
-        made_with = f"{draws} draws, {fingerprint()}"
+    def of(cls, name: str, folder: Path, made_with: str) -> Cell:
+        """Return the stored sweeps of the case of that name, if they were made with the same code and draws."""
+        path = folder / f"{re.sub('[^a-zA-Z0-9.]+', '-', name)}.json"
         kept = json.loads(path.read_text()) if path.is_file() else {}
         if kept.get("made_with") != made_with:
             kept = {"sweeps": [], "seconds": 0.0}
@@ -57,16 +58,33 @@ class Cell:
 
 def run(cache: Path, *, sweeps: int = 200, draws: int = 400, of: Iterable[Case] = CASES) -> str:
     """Return the section of RESULTS.md; sweeps in the cache are not simulated again."""
-    cells = {case: Cell.of(case, cache, draws) for case in of}
-    _fill(cells, sweeps, draws)
-    found = {case: cell.sweeps[:sweeps] for case, cell in cells.items()}
+    found, seconds = simulate({case: case.name for case in of}, intervals.intervals, cache, sweeps, draws)
+    return f"{worlds_section(cache, sweeps, draws)}\n\n{_section(found, sweeps, draws, seconds)}"
+
+
+def worlds_section(cache: Path, sweeps: int, draws: int) -> str:
+    """Return the part of the section about sweeps that are not as the fit assumes: see `worlds`."""
+    found, seconds = simulate({world: world.name for world in worlds.WORLDS}, worlds.held, cache, sweeps, draws)
+    return worlds.section(found, sweeps, draws, seconds)
+
+
+def simulate(
+    cases: dict[SweepCase, str], held: Callable[[SweepCase, int, int], Any], cache: Path, sweeps: int, draws: int
+) -> tuple[dict[SweepCase, list[Any]], float]:
+    """Return what `held(case, number, draws)` gives for each sweep of the cases, by name in the cache, and CPU seconds.
+
+    Sweeps in the cache are not simulated again.
+    """
+    made_with = f"{draws} draws, {fingerprint()}"
+    cells = {case: Cell.of(name, cache, made_with) for case, name in cases.items()}
+    _fill(cells, cases, held, sweeps, draws)
     seconds = sum(cell.seconds * sweeps / len(cell.sweeps) for cell in cells.values())
-    return _section(found, sweeps, draws, seconds)
+    return {case: cell.sweeps[:sweeps] for case, cell in cells.items()}, seconds
 
 
 def fingerprint() -> str:
     """Return a hash of the code that makes the intervals; sweeps of other code are not taken from the cache."""
-    seen, ahead = set(), [Path(intervals.__file__)]
+    seen, ahead = set(), [Path(intervals.__file__), Path(worlds.__file__)]
     while ahead:
         path = ahead.pop()
         if path in seen:
@@ -77,18 +95,24 @@ def fingerprint() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(seen))).hexdigest()[:12]
 
 
-def _fill(cells: dict[Case, Cell], sweeps: int, draws: int) -> None:
+def _fill(
+    cells: dict[SweepCase, Cell],
+    names: dict[SweepCase, str],
+    held: Callable[[SweepCase, int, int], Any],
+    sweeps: int,
+    draws: int,
+) -> None:
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("sweeps", total=sum(max(0, sweeps - len(cell.sweeps)) for cell in cells.values()))
         for case, cell in cells.items():
-            progress.update(task, description=f"noise {case.name}")
+            progress.update(task, description=names[case])
             kept, saved = len(cell.sweeps), time.monotonic()
             try:
                 for number in range(kept, sweeps):
                     began = time.process_time()
-                    found = intervals.intervals(case, number, draws)
+                    found = held(case, number, draws)
                     cell.seconds += time.process_time() - began
                     cell.sweeps.append(found)
                     progress.advance(task)
@@ -98,7 +122,7 @@ def _fill(cells: dict[Case, Cell], sweeps: int, draws: int) -> None:
             finally:
                 cell.save()
             if not console.is_terminal:
-                console.print(f"noise {case.name}: {sweeps} sweeps, {kept} kept, {cell.seconds:.0f} CPU-s in all")
+                console.print(f"{names[case]}: {sweeps} sweeps, {kept} kept, {cell.seconds:.0f} CPU-s in all")
 
 
 def _section(found: dict[Case, list[Found]], sweeps: int, draws: int, seconds: float) -> str:

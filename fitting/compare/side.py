@@ -13,7 +13,7 @@ from isoloop.fitting.compare.difference import CountedIn, Quantity, widened
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.predict import axis_bounds
+from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.contract import check_table, is_dense
 from isoloop.fitting.tables.runs import finished_rows

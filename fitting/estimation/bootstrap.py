@@ -8,6 +8,7 @@ import numpy as np
 from scipy import special, stats
 
 from isoloop.fitting.estimation.levenberg_marquardt import Minima, Problem, minimise_with_restart
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate
 from isoloop.fitting.laws.base import Data
 
@@ -58,11 +59,13 @@ def bootstrap(
     seed: int,
     kind: BootstrapKind = "parametric",
     runs: np.ndarray | None = None,
+    noise: NoiseModel | None = None,
 ) -> np.ndarray:
     """Return parameters (draws, p) of the law refitted to resampled tables; the same seed gives the same draws.
 
     - "parametric": normal noise is added to the fitted losses. Its scale is that of the residuals (see `noise_scale`),
-      itself drawn, which gives the draws the tails of a t distribution.
+      itself drawn, which gives the draws the tails of a t distribution. With `noise`, its standard deviation is a
+      power of compute, and budgets share luck; the exponent and the size of the luck are drawn as well.
     - "rows": rows are drawn with replacement.
     - "budgets": whole budgets are drawn with replacement, for noise that the runs of a budget share. Its intervals need
       `widening`.
@@ -84,7 +87,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     blocks = [len(block) for block in np.array_split(np.arange(draws), max(1, -(-draws * rows // _ELEMENTS_AT_ONCE)))]
     if kind == "parametric":
-        simulated = (_simulated_losses(estimate, data, runs, block, rng) for block in blocks)
+        simulated = (_simulated_losses(estimate, data, runs, noise, block, rng) for block in blocks)
         return np.concatenate([refit(estimate, data, losses=losses)[0] for losses in simulated])
     if kind == "rows":
         groups = np.arange(len(data["loss"])) if runs is None else runs
@@ -113,6 +116,8 @@ def asymptotic_draws(
     bounded = np.isin(law.parameter_names, estimate.at_bounds)
     free = ~bounded & (at > 0) & (np.linalg.norm(slopes, axis=0) > 0)
     slopes = (slopes * at)[:, free] / (loss[:, None] if objective.logarithmic else 1.0)
+    if estimate.whitening is not None:
+        slopes = estimate.whitening.columns(slopes)
     scores = np.clip(estimate.residuals, -objective.delta, objective.delta)[:, None] * slopes
     if groups is not None:
         names, group = np.unique(groups, return_inverse=True)
@@ -151,6 +156,8 @@ def widening(kind: BootstrapKind, data: Data) -> float:
 
 def noise_scale(estimate: PointEstimate, runs: np.ndarray | None = None) -> tuple[float, int]:
     """Return the standard deviation of one measured loss about the law, relative or in nats, and degrees of freedom.
+
+    Where the noise is a power of compute, it is that at the geometric mean of the FLOPs, without what budgets share.
 
     With Huber's function, residuals count up to 3.5 times the typical one, so that outliers determine the noise as
     little as the fit. (5% of the runs with ten times the noise would triple the root mean square.) With `runs`, the
@@ -194,7 +201,12 @@ def _scale(residuals: np.ndarray, dof: int, robust: bool) -> tuple[float, int]:
 
 
 def _simulated_losses(
-    estimate: PointEstimate, data: Data, runs: np.ndarray | None, draws: int, rng: np.random.Generator
+    estimate: PointEstimate,
+    data: Data,
+    runs: np.ndarray | None,
+    model: NoiseModel | None,
+    draws: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Return losses (draws, rows) of the same rows with new noise about the law."""
     fitted = estimate.law.loss(estimate.parameters, data)
@@ -204,6 +216,10 @@ def _simulated_losses(
     for (scale, dof), group in zip(_noise_levels(estimate, runs), by_level, strict=True):
         scales = scale * np.sqrt(dof / rng.chisquare(dof, size=(draws, 1)))
         noise += (scales * rng.standard_normal((draws, int(group.max()) + 1)))[:, group]
+    if model is not None:
+        luck = model.drawn_luck(data, draws, rng)
+        noise = noise * model.drawn_ratios(data, draws, rng)
+        noise += luck if estimate.objective_kind.logarithmic else luck * fitted
     if estimate.objective_kind.logarithmic:
         return np.asarray(fitted * np.exp(noise))
     return np.maximum(fitted + noise, np.finfo(float).tiny)
@@ -225,7 +241,15 @@ def refit(
     where the parameters of another resample give a lower objective, it restarts from those. Parameters marked in
     `fixed` (p,) stay at their starts.
     """
-    problem = Problem.of(estimate.law, data, estimate.objective_kind, weights=weights, losses=losses, fixed=fixed)
+    problem = Problem.of(
+        estimate.law,
+        data,
+        estimate.objective_kind,
+        weights=weights,
+        losses=losses,
+        fixed=fixed,
+        whitening=estimate.whitening,
+    )
     count = len(problem.losses) if problem.losses.ndim == 2 else 0 if weights is None else len(weights)
     if starts is None:
         start = _with_positive_amplitudes(problem, estimate.parameters)
@@ -271,9 +295,9 @@ def _cross_objectives(problem: Problem, candidates: np.ndarray) -> np.ndarray:
         fitted = problem.law.loss(candidates, problem.data)
         if problem.losses.ndim == 1:
             assert problem.weights is not None
-            residuals = problem.objective.residuals(problem.losses, fitted)
+            residuals = problem.residuals(problem.losses, fitted)
             values = problem.weights @ problem.objective.terms(residuals).T
         else:
-            residuals_of = (problem.objective.residuals(problem.losses, losses) for losses in fitted)
+            residuals_of = (problem.residuals(problem.losses, losses) for losses in fitted)
             values = np.stack([problem.objective.value(each, problem.weights) for each in residuals_of], axis=1)
     return np.where(np.isnan(values), np.inf, values)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from isoloop.fitting.estimation.bootstrap import (
     noise_scale,
     widening,
 )
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
@@ -24,8 +25,11 @@ from isoloop.fitting.laws.registry import law_named
 
 _NOISE_DRAWS = 10
 """Draws of the noise for each draw of the parameters in the interval of a measured loss."""
+_PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 _ELEMENTS_AT_ONCE = 30_000_000
 """Drawn losses that are held in memory together."""
+_ROUNDING = 1e-9
+"""Residuals below this are rounding, and say nothing about how likely a law is."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
 
@@ -53,7 +57,8 @@ class LawFit:
 
     `draws` are refitted parameter vectors, made by the kind of `bootstrap`; their intervals are widened by `widening`.
     `noise` is the standard deviation of one measured loss about the law, relative if the objective is `on` log loss and
-    in nats if it is on loss; known with `noise_dof` degrees of freedom. `delta` is Huber's, None for squared error.
+    in nats if it is on loss; known with `noise_dof` degrees of freedom. Where it depends on compute or budgets share a
+    part of it, `noise_model` says how, and `noise` is its level. `delta` is Huber's, None for squared error.
     `run_id` and `mean_recurrence` are set where the law describes one model.
     """
 
@@ -73,6 +78,7 @@ class LawFit:
     draws: tuple[tuple[float, ...], ...] = ()
     run_id: str | None = None
     mean_recurrence: float | None = None
+    noise_model: NoiseModel | None = None
 
     @property
     def method(self) -> str:
@@ -107,6 +113,29 @@ class LawFit:
         """Return the predicted loss of each row, nats per token: (rows,)."""
         return self.form.loss(self.vector, data)
 
+    def loss_draws(self, data: Data, *, measured: bool = True, first: int | None = None) -> np.ndarray:
+        """Return the losses of each row by the refits (all, or the `first` so many): (draws, rows), nats per token.
+
+        They are the law's own values, or of `measured` losses, with the noise of one run: then 10 draws per refit.
+        """
+        at, vectors = self.loss(data), self.draw_matrix[:first]
+        # The losses of a fit gone astray may exceed the largest float, where they end.
+        with np.errstate(over="ignore"):
+            # Widened before the noise is added, since that is known better than the parameters.
+            drawn = at * (self.form.loss(vectors, data) / at) ** self.widening
+            if measured:
+                # A fixed seed: the same fit gives the same interval each time.
+                rng = np.random.default_rng(0)
+                drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
+                scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
+                noise = scale * rng.standard_normal(drawn.shape)
+                if self.noise_model is not None:
+                    luck = self.noise_model.drawn_luck(data, len(drawn), rng)
+                    noise = noise * self.noise_model.drawn_ratios(data, len(drawn), rng)
+                    noise = noise + (luck if self.on == "log loss" else luck * at)
+                drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
+        return np.minimum(drawn, np.finfo(float).max)
+
     def loss_interval(self, data: Data, *, measured: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the ends of the 95% interval of each row's loss, (rows,) each, or None without draws.
 
@@ -114,27 +143,42 @@ class LawFit:
         """
         if not self.draws:
             return None
-        at = self.loss(data)
-        at_once = max(1, _ELEMENTS_AT_ONCE // (_NOISE_DRAWS * len(self.draws)))
-        if len(at) > at_once:
-            parts = (slice(first, first + at_once) for first in range(0, len(at), at_once))
-            ends = [self.loss_interval({k: v[part] for k, v in data.items()}, measured=measured) for part in parts]
-            low, high = zip(*(each for each in ends if each is not None), strict=True)
-            return np.concatenate(low), np.concatenate(high)
-        # The losses of a fit gone astray may exceed the largest float, where they end.
-        with np.errstate(over="ignore"):
-            # Widened before the noise is added, since that is known better than the parameters.
-            drawn = at * (self.form.loss(self.draw_matrix, data) / at) ** self.widening
-            if measured:
-                # A fixed seed: the same fit gives the same interval each time.
-                rng = np.random.default_rng(0)
-                drawn = np.tile(drawn, (_NOISE_DRAWS, 1))
-                scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
-                noise = scale * rng.standard_normal(drawn.shape)
-                drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
-        drawn = np.minimum(drawn, np.finfo(float).max)
-        low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
-        return low, high
+        return interval_of_losses(lambda rows: self.loss_draws(rows, measured=measured), data, len(self.draws))
+
+    @property
+    def log_likelihood(self) -> float:
+        """Log likelihood of the losses, maximised over the scale of the noise; see `Objective.log_likelihood`."""
+        delta = np.inf if self.delta is None else self.delta
+        value = max(self.objective, 0.5 * self.rows * _ROUNDING**2)
+        return Objective(delta=delta, on=self.on).log_likelihood(value, self.rows)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion; the scale of the noise counts as one more parameter."""
+        return 2 * (len(self.parameters) + 1) - 2 * self.log_likelihood
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's information criterion corrected for few losses (Hurvich and Tsai 1989), infinite for too few."""
+        free = len(self.parameters) + 1
+        left = self.rows - free - 1
+        return self.aic + 2 * free * (free + 1) / left if left > 0 else float("inf")
+
+
+def interval_of_losses(drawn: Callable[[Data], np.ndarray], data: Data, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95% interval of each row, (rows,) each, from what `drawn` gives for a part of the rows.
+
+    `draws` is the number of refits behind them, from which it follows how many rows fit into memory.
+    """
+    at_once = max(1, _ELEMENTS_AT_ONCE // (_NOISE_DRAWS * draws))
+    rows = len(next(iter(data.values())))
+    parts = [slice(first, first + at_once) for first in range(0, rows, at_once)]
+    ends = [
+        np.percentile(drawn({name: values[part] for name, values in data.items()}), _PERCENTILES, axis=0)
+        for part in parts
+    ]
+    low, high = np.concatenate(ends, axis=1)
+    return low, high
 
 
 def fit_law(
@@ -147,21 +191,26 @@ def fit_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
+    noise: NoiseModel | None = None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
     The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
-    their run; this is for data with several rows per run. Raises ValueError as `point_estimate` and `bootstrap` do.
+    their run; this is for data with several rows per run. With `noise`, each residual is divided by the noise of its
+    run, and what budgets share of it is part of the fit, its refits and the intervals of measured losses. Raises
+    ValueError as `point_estimate` and `bootstrap` do.
     """
     name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
-    estimate = point_estimate(law, data, objective)
     runs = data["run_id"] if by_run else None
+    uneven = noise.centred(data) if noise is not None and noise.uneven else None
+    whitening = uneven.whitening(data, independent=by_run) if uneven else None
+    estimate = point_estimate(law, data, objective, whitening=whitening)
     drawn = np.empty((0, len(law.parameters)))
     if draws:
-        drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind)
+        drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind, noise=uneven)
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
-    noise, noise_dof = noise_scale(estimate, runs)
+    level, dof = noise_scale(estimate, runs)
     rows = len(estimate.residuals)
     return LawFit(
         law=name,
@@ -171,13 +220,14 @@ def fit_law(
         on=objective.on,
         rows=rows,
         runs=len(np.unique(data["run_id"])) if "run_id" in data else len(estimate.residuals),
-        noise=noise,
-        noise_dof=noise_dof,
+        noise=level,
+        noise_dof=dof,
         bootstrap="normal approximation" if draws and rows > LARGE_TABLE else kind,
         widening=wider,
         converged=estimate.converged,
         reasons=_reasons(estimate, parameters),
         draws=tuple(tuple(float(value) for value in draw) for draw in drawn),
+        noise_model=replace(uneven, level=level, dof=float(dof)) if uneven else None,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isoloop.fitting.estimation.objective import Objective
+from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 
 _MAX_STEPS = 500
@@ -32,7 +33,8 @@ class Problem:
     """Fits of one law to one table that differ in the rows' weights or losses.
 
     `data` are the columns (rows,), divided by their `units`; `losses` (rows,) or (fits, rows) in nats; `weights` (fits,
-    rows) or None; `fixed` (p,) marks parameters that stay at their starts.
+    rows) or None; `fixed` (p,) marks parameters that stay at their starts. Residuals are made equally uncertain by
+    `whitening`, None where they are.
     """
 
     law: Law
@@ -42,6 +44,7 @@ class Problem:
     losses: np.ndarray
     weights: np.ndarray | None = None
     fixed: np.ndarray | None = None
+    whitening: Whitening | None = None
 
     @classmethod
     def of(
@@ -53,6 +56,7 @@ class Problem:
         losses: np.ndarray | None = None,
         weights: np.ndarray | None = None,
         fixed: np.ndarray | None = None,
+        whitening: Whitening | None = None,
     ) -> Problem:
         """Return the problem of fitting `law` to columns, which are scaled to a geometric mean of 1.
 
@@ -67,7 +71,16 @@ class Problem:
             units |= dict.fromkeys(group, unit)
         scaled = {name: data[name] / units.get(name, 1.0) for name in law.columns}
         losses = np.asarray(data["loss"] if losses is None else losses, dtype=float)
-        return cls(law=law, data=scaled, units=units, objective=objective, losses=losses, weights=weights, fixed=fixed)
+        return cls(
+            law=law,
+            data=scaled,
+            units=units,
+            objective=objective,
+            losses=losses,
+            weights=weights,
+            fixed=fixed,
+            whitening=whitening,
+        )
 
     def unscaled(self, parameters: np.ndarray) -> np.ndarray:
         """Return parameters (..., p) for the columns in their own units."""
@@ -79,8 +92,12 @@ class Problem:
 
     def objectives(self, parameters: np.ndarray) -> np.ndarray:
         """Return the objective of each fit at its own parameters (fits, p): (fits,)."""
-        residuals = self.objective.residuals(self.losses, self.law.loss(parameters, self.data))
-        return self.objective.value(residuals, self.weights)
+        return self.objective.value(self.residuals(self.losses, self.law.loss(parameters, self.data)), self.weights)
+
+    def residuals(self, measured: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+        """Return the residuals that the objective sums, of losses (nats) of shape (..., rows)."""
+        residuals = self.objective.residuals(measured, fitted)
+        return residuals if self.whitening is None else self.whitening.rows(residuals)
 
     def subset(self, fits: slice | np.ndarray) -> Problem:
         """Return the problem of some of the fits."""
@@ -186,7 +203,9 @@ class _Search:
         if self.problem.objective.logarithmic:
             slopes /= fitted[..., None]
             fitted = np.log(fitted)
-        return slopes, target - fitted
+        if self.problem.whitening is None:
+            return slopes, target - fitted
+        return self.problem.whitening.columns(slopes), self.problem.whitening.rows(target - fitted)
 
     def _objectives(self, residuals: np.ndarray) -> np.ndarray:
         return self.problem.objective.value(residuals, self.weights[self.active])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import optimize, special
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,27 @@ class Objective:
         """Return the objective (...) of residuals (..., rows), each counted `weights` (..., rows) times."""
         terms = self.terms(residuals)
         return np.asarray(terms.sum(axis=-1) if weights is None else np.einsum("...r,...r->...", terms, weights))
+
+    def log_likelihood(self, value: float, rows: int) -> float:
+        """Return the log likelihood of `rows` residuals whose objective is `value`, maximised over their scale s.
+
+        The density is exp(-rho / s) / Z(s), with rho the function of one residual: normal within delta and exponential
+        beyond (Huber's least favourable density), with Z(s) in closed form; for squared error it is normal.
+        """
+        if np.isinf(self.delta):
+            variance = max(2 * value / rows, 1e-300)
+            return -0.5 * rows * (math.log(2 * math.pi * variance) + 1)
+        delta = self.delta
+
+        def negative(log_scale: float) -> float:
+            scale = math.exp(log_scale)
+            inner = math.sqrt(2 * math.pi * scale) * special.erf(delta / math.sqrt(2 * scale))
+            tails = 2 * scale / delta * math.exp(-(delta**2) / (2 * scale))
+            return value / scale + rows * math.log(inner + tails)
+
+        middle = math.log(max(value / rows, 1e-300))
+        minimum = optimize.minimize_scalar(negative, bounds=(middle - 15, middle + 15), method="bounded")
+        return -float(minimum.fun)
 
 
 HUBER = Objective(delta=1e-3)

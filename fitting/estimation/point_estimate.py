@@ -9,6 +9,7 @@ import numpy as np
 
 from isoloop.fitting.estimation.levenberg_marquardt import Minima, Problem, minimise, minimise_with_restart
 from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 
 _STARTS = 10
@@ -33,7 +34,8 @@ _DEPENDENT = 1e-6
 class PointEstimate:
     """The best fit of one law: `parameters` (p,) and the `residuals` (rows,) of its objective.
 
-    `degenerate` says that some parameters trade off so closely that the losses do not tell them apart.
+    The residuals are those that `whitening` makes equally uncertain. `degenerate` says that some parameters trade off
+    so closely that the losses do not tell them apart.
     """
 
     law: Law
@@ -44,24 +46,32 @@ class PointEstimate:
     converged: bool
     degenerate: bool
     at_bounds: tuple[str, ...]
+    whitening: Whitening | None = None
 
 
 def point_estimate(
-    law: Law, data: Data, objective: Objective = HUBER, *, weights: np.ndarray | None = None
+    law: Law,
+    data: Data,
+    objective: Objective = HUBER,
+    *,
+    weights: np.ndarray | None = None,
+    whitening: Whitening | None = None,
 ) -> PointEstimate:
     """Fit `law` to the rows of `data` (columns of shape (rows,), loss in nats per token), without intervals.
 
-    Each row counts `weights` (rows,) times. A parameter at its bound is listed in `at_bounds`. Of more than 4,000 rows,
-    a sample of 1,000 is fitted first, and the search starts from its minimum. Raises ValueError if a column is missing
-    or constant, a value isn't positive and finite, or there are fewer rows than parameters + 1.
+    Each row counts `weights` (rows,) times, and residuals of unequal or shared noise go through `whitening`. A
+    parameter at its bound is listed in `at_bounds`. Of more than 4,000 rows, a sample of 1,000 is fitted first, and the
+    search starts from its minimum. Raises ValueError if a column is missing or constant, a value isn't positive and
+    finite, or there are fewer rows than parameters + 1.
     """
     columns = checked_columns(law, data)
     counts = _checked_weights(weights, len(columns["loss"]))
-    problem = Problem.of(law, columns, objective, weights=counts[None])
+    problem = Problem.of(law, columns, objective, weights=counts[None], whitening=whitening)
     if len(counts) > LARGE_TABLE:
         rows = _sample(columns, counts)
         few = {name: values[rows] for name, values in columns.items()}
-        start = point_estimate(law, few, objective, weights=counts[rows]).parameters
+        of_few = None if whitening is None else whitening.subset(rows)
+        start = point_estimate(law, few, objective, weights=counts[rows], whitening=of_few).parameters
         minima = minimise(problem, problem.scaled(start)[None])
     else:
         candidates = _candidates(problem, columns, counts)
@@ -69,7 +79,7 @@ def point_estimate(
     # The lowest minimum.
     best = int(np.argmin(minima.objectives))
     parameters = _without_negligible_terms(problem, minima.parameters[best])
-    residuals = objective.residuals(columns["loss"], law.loss(parameters, problem.data))
+    residuals = problem.residuals(columns["loss"], law.loss(parameters, problem.data))
     return PointEstimate(
         law=law,
         parameters=problem.unscaled(parameters),
@@ -79,6 +89,7 @@ def point_estimate(
         converged=bool(minima.converged[best]),
         degenerate=_degenerate(problem, parameters),
         at_bounds=_at_bounds(law, parameters),
+        whitening=whitening,
     )
 
 
@@ -92,7 +103,7 @@ def _candidates(problem: Problem, columns: Data, counts: np.ndarray) -> np.ndarr
     first = minimise(_repeated(problem, len(start_points)), start_points, steps=_FIRST_STEPS)
     simpler = law.simpler(
         {**problem.data, "loss": columns["loss"]},
-        lambda law, data: point_estimate(law, data, objective, weights=counts).parameters,
+        lambda law, data: point_estimate(law, data, objective, weights=counts, whitening=problem.whitening).parameters,
     )
     count = _CANDIDATES if len(law.parameters) <= _FEW_PARAMETERS else _CANDIDATES_OF_LARGE_LAWS
     return np.concatenate([_distinct(first, count), *(parameters[None] for parameters in simpler)])
@@ -129,6 +140,8 @@ def starts(problem: Problem) -> np.ndarray:
     grid = law.start_grid()
     assert problem.weights is not None
     root = np.sqrt(problem.weights[0])
+    if problem.whitening is not None and problem.whitening.scales is not None:
+        root = root / problem.whitening.scales
     basis = law.basis(grid, data) * (root / problem.losses)[:, None]
     target = root * (1 - law.offset(data) / problem.losses)
     candidates = np.concatenate([_non_negative_least_squares(basis, target), grid], axis=1)

@@ -169,6 +169,8 @@ def _threshold(estimate: PointEstimate, data: Data, at: int, runs: np.ndarray | 
     fitted, slopes = estimate.law.loss_and_gradient(estimate.parameters, data)
     if estimate.objective_kind.logarithmic:
         slopes = slopes / fitted[:, None]
+    if estimate.whitening is not None:
+        slopes = estimate.whitening.columns(slopes)
     # Parameters at a bound are held, apart from this one.
     free = np.array([name not in estimate.at_bounds for name in estimate.law.parameter_names])
     free[at] = True

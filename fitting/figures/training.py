@@ -30,7 +30,7 @@ from isoloop.fitting.figures.axes import (
     value_ticks,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from isoloop.fitting.predict import axis_bounds
+from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows, law_data
 

@@ -167,34 +167,40 @@ class Law(ABC):
         Parameters (..., p) give arrays (...). The search is over every real value within `bounds`. Raises ValueError
         unless 0 < lower < upper and the budget is positive, and for a law that doesn't depend on tokens.
         """
-        low, high = bounds
-        if not (0 < low < high and np.isfinite(high)):
-            raise ValueError(
-                f"bounds of `{cost.axis}` must be finite with 0 < lower < upper, but got {low:g} to {high:g}"
-            )
-        if not (budget > 0 and np.isfinite(budget)):
-            raise ValueError(f"a budget must be positive and finite, but got {budget} FLOPs; correct it")
         if "tokens" not in self.columns:
             raise ValueError(
                 f"the {self.name} law does not depend on tokens, so no budget has an optimum; use another law"
             )
+        return best_split(lambda data: self.loss(parameters, data), cost, budget, bounds)
 
-        # The cost has kinks where the backprop depth steps, so a fine grid comes first and a local search after it.
-        def loss_at(log_values: np.ndarray) -> np.ndarray:
-            return self.loss(parameters, cost.columns(budget, np.exp(log_values)))
 
-        grid = np.linspace(np.log(low), np.log(high), _GRID_POINTS)
-        best, log_best = minimise_on_grid(loss_at, grid, _GOLDEN_STEPS)
-        at_bound = (best == 0) | (best == len(grid) - 1)
-        log_best = np.where(at_bound, grid[best], log_best)
-        data = cost.columns(budget, np.exp(log_best)[..., None])
-        return Optimum(
-            axis=cost.axis,
-            at=np.exp(log_best),
-            tokens=data["tokens"][..., 0],
-            loss=self.loss(parameters, data)[..., 0],
-            at_bound=np.asarray(at_bound),
-        )
+def best_split(loss: Callable[[Data], np.ndarray], cost: Cost, budget: float, bounds: tuple[float, float]) -> Optimum:
+    """Return the best split of `budget` FLOPs by `loss`, which takes rows (..., n) and returns their losses (..., n).
+
+    Raises ValueError unless 0 < lower < upper and the budget is positive.
+    """
+    low, high = bounds
+    if not (0 < low < high and np.isfinite(high)):
+        raise ValueError(f"bounds of `{cost.axis}` must be finite with 0 < lower < upper, but got {low:g} to {high:g}")
+    if not (budget > 0 and np.isfinite(budget)):
+        raise ValueError(f"a budget must be positive and finite, but got {budget} FLOPs; correct it")
+
+    # The cost has kinks where the backprop depth steps, so a fine grid comes first and a local search after it.
+    def loss_at(log_values: np.ndarray) -> np.ndarray:
+        return loss(cost.columns(budget, np.exp(log_values)))
+
+    grid = np.linspace(np.log(low), np.log(high), _GRID_POINTS)
+    best, log_best = minimise_on_grid(loss_at, grid, _GOLDEN_STEPS)
+    at_bound = (best == 0) | (best == len(grid) - 1)
+    log_best = np.where(at_bound, grid[best], log_best)
+    data = cost.columns(budget, np.exp(log_best)[..., None])
+    return Optimum(
+        axis=cost.axis,
+        at=np.exp(log_best),
+        tokens=data["tokens"][..., 0],
+        loss=loss(data)[..., 0],
+        at_bound=np.asarray(at_bound),
+    )
 
 
 def search_bounds(axis: str, low: float, high: float) -> tuple[float, float]:

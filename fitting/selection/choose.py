@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special
 
 from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
@@ -55,15 +54,14 @@ class Candidate:
     by_lbfgs: float | None = None
 
     @classmethod
-    def of(cls, fit: LawFit, objective: Objective, *, by_lbfgs: float | None = None) -> Candidate:
+    def of(cls, fit: LawFit, *, by_lbfgs: float | None = None) -> Candidate:
         """Return the candidate of a fit; the scale of the noise counts as one more parameter."""
-        log_likelihood = _log_likelihood(fit.objective, fit.rows, objective)
         free = len(fit.parameters) + 1
         return cls(
             fit=fit,
-            log_likelihood=log_likelihood,
-            aic=2 * free - 2 * log_likelihood,
-            bic=free * math.log(fit.rows) - 2 * log_likelihood,
+            log_likelihood=fit.log_likelihood,
+            aic=fit.aic,
+            bic=free * math.log(fit.rows) - 2 * fit.log_likelihood,
             by_lbfgs=by_lbfgs,
         )
 
@@ -149,7 +147,7 @@ def choose(
         except ValueError as error:
             missing.append((name, str(error)))
             continue
-        candidates.append(Candidate.of(fit, objective, by_lbfgs=_by_lbfgs(name, data, objective) if check else None))
+        candidates.append(Candidate.of(fit, by_lbfgs=_by_lbfgs(name, data, objective) if check else None))
     if not candidates:
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {reason}' for law, reason in missing)}")
     # Errors on held-out runs
@@ -277,25 +275,3 @@ def _by_lbfgs(law: str, data: Data, objective: Objective) -> float | None:
         return fit_by_lbfgs(law_named(law), data, objective).objective
     except ValueError:  # not a sum of terms
         return None
-
-
-def _log_likelihood(value: float, rows: int, objective: Objective) -> float:
-    """Return the log likelihood of residuals with that objective, maximised over the scale s of exp(-rho / s) / Z(s).
-
-    rho is the objective's function of one residual. The density is normal within delta and exponential beyond (Huber's
-    least favourable density), with Z(s) in closed form; for squared error it is normal.
-    """
-    if np.isinf(objective.delta):
-        variance = max(2 * value / rows, 1e-300)
-        return -0.5 * rows * (math.log(2 * math.pi * variance) + 1)
-    delta = objective.delta
-
-    def negative(log_scale: float) -> float:
-        scale = math.exp(log_scale)
-        inner = math.sqrt(2 * math.pi * scale) * special.erf(delta / math.sqrt(2 * scale))
-        tails = 2 * scale / delta * math.exp(-(delta**2) / (2 * scale))
-        return value / scale + rows * math.log(inner + tails)
-
-    middle = math.log(max(value / rows, 1e-300))
-    minimum = optimize.minimize_scalar(negative, bounds=(middle - 15, middle + 15), method="bounded")
-    return -float(minimum.fun)

@@ -141,7 +141,7 @@ def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     rows = finished_rows(table)
     if not is_dense(table):
         return _with_architecture(rows.assign(recurrence=rows["mean_recurrence"]), table)
-    data = {name: rows[name].to_numpy(dtype=float) for name in ("params", "tokens", "loss")}
+    data = {name: rows[name].to_numpy(dtype=float) for name in ("params", "tokens", "flops", "loss")}
     return data | _labels_of(rows)
 
 
@@ -162,6 +162,7 @@ test_time_law_data.__test__ = False  # type: ignore[attr-defined]  # a public na
 def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
     by_run = table.set_index("run_id").reindex(rows["run_id"])
     data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
+    data["flops"] = by_run["flops"].to_numpy(dtype=float)
     if "effective_params_fixed" in table:
         fixed, per_loop = (
             by_run[name].to_numpy(dtype=float) for name in ("effective_params_fixed", "effective_params_per_loop")

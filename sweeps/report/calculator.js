@@ -4,7 +4,7 @@
 
 /* A function from a budget to the predictions for it, from the table's neighbouring budgets. */
 function calculator(table) {
-  const { budgets, methods, whole, notes, fitted } = table;
+  const { budgets, methods, whole, notes, fitted, reason, undetermined } = table;
   const logs = budgets.map(Math.log), last = logs.length - 1;
 
   return (flops) => {
@@ -24,19 +24,20 @@ function calculator(table) {
       return Math.exp((1 - share) * Math.log(low) + share * Math.log(high));
     };
     const at = (values) => values && between(values[below], values[above]);
-    const interval = (ends) => ends && [0, 1].map((side) => between(ends[below][side], ends[above][side]));
+    const interval = (ends) => ends && ends[below] && ends[above] && [0, 1].map((side) => between(ends[below][side], ends[above][side]));
     const wholeLoops = () => {
       const mu = at(methods[0].value), better = whole.mean_recurrence[nearest];
       const loops = Math.abs(better - mu) < 1 ? better : Math.max(1, Math.round(mu));
       return { mu: loops, tokens: flops / whole.flops_per_token[loops - 1], loss: at(whole.loss) };
     };
     return {
-      flops, fitted, notes: notes[nearest],
+      flops, fitted, reason, notes: notes[nearest], undetermined: undetermined[nearest],
       methods: methods.map((method) => ({
         name: method.name,
         value: at(method.value), valueInterval: interval(method.value_interval),
         tokens: at(method.tokens), tokensInterval: interval(method.tokens_interval),
         loss: at(method.loss), lossInterval: interval(method.loss_interval),
+        extraLoss: method.extra_loss && method.extra_loss[nearest],
       })),
       whole: whole && wholeLoops(),
     };

@@ -1,14 +1,15 @@
 """The table of predictions that a page's calculator interpolates: `predict()` at a range of budgets."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from isoloop.fitting import SweepFit, predict
+from isoloop.fitting import BestModel, Prediction, SweepFit, predict
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.predict import extrapolation_notes, named_power_laws, repetition_notes
+from isoloop.fitting.recommendation import named_power_laws, why_no_recommendation
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""
@@ -27,16 +28,15 @@ _MOST_LOOPS = 1e5
 """Mean recurrence above which the page doesn't list the cost of each whole number of loops."""
 _FIELDS = ("value", "value_interval", "tokens", "tokens_interval", "loss", "loss_interval")
 
-Row = dict[str, Any]
-
 
 def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
     """Return the predictions that calculator.js reads; None if the fit has neither law nor power law.
 
     `budgets` (FLOPs) grow. Each entry of `methods` has a name and, for each quantity, a value per budget; a quantity
     that has no values, such as an interval without refits, is None. `value` is that on the fit's `axis`. The first
-    method is that of the answer, with its `notes` per budget. `whole` has the best models whose mean recurrence is a
-    whole number, and is None for dense models.
+    method is the recommended one, for the `reason`; its `notes`, and what the runs do not determine (`undetermined`),
+    are lists per budget. `extra_loss` is what another method's choice would cost. `whole` has the best models whose
+    mean recurrence is a whole number, and is None for dense models.
 
     Between two neighbouring budgets the page interpolates logarithms, so a loss is within 1e-4 of that of `predict`.
     Where the best mean recurrence jumps, the page shows values in between for budgets within 2% of the jump.
@@ -46,19 +46,22 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
     # A power law with a wide interval may leave the range of floating-point numbers.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         answers = _answers(fit)
-    budgets, rows = list(answers), list(answers.values())
+    budgets, best = list(answers), list(answers.values())
+    others = list(zip(*(answer.others for answer in best), strict=True))
     return {
         "axis": fit.axis,
         "fitted": fit.fitted.flops,
         "budgets": budgets,
+        "reason": best[0].reason,
         "methods": [
-            {"name": method[0]["name"], **{field: _column([row[field] for row in method]) for field in _FIELDS}}
-            for method in zip(*rows, strict=True)
+            {"name": best[0].method, **_columns(best), "extra_loss": None},
+            *({"name": other[0].method, **_columns(other), "extra_loss": _extra_losses(other)} for other in others),
         ],
-        "whole": None
-        if fit.axis == "params"
-        else _whole_loops(fit, budgets, [methods[0]["value"] for methods in rows]),
-        "notes": [[note for row in methods for note in row["notes"]] for methods in rows],
+        "whole": None if fit.axis == "params" else _whole_loops(fit, budgets, [answer.value for answer in best]),
+        "notes": [_notes(answer) for answer in best],
+        "undetermined": [
+            [f"Because {each.reason}. Run next: {each.advice}." for each in answer.verdict.answer] for answer in best
+        ],
     }
 
 
@@ -66,76 +69,50 @@ def why_no_calculator(fit: SweepFit | None) -> str:
     """Return the reason why a page has no calculator, for a sweep without training law and power law."""
     if fit is None:
         return "nothing could be fitted to these runs"
-    curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
-    law = "law of the loss" if fit.axis == "params" else "training law"
-    return f"there is no {law} ({fit.why_missing('training')}) and no power law of {AXES[fit.axis].symbol}* ({curves})"
+    return why_no_recommendation(fit).replace(AXES[fit.axis].plain_symbol + "*", AXES[fit.axis].symbol + "*")
 
 
-def _answers(fit: SweepFit) -> dict[float, list[Row]]:
+def _answers(fit: SweepFit) -> dict[float, Prediction]:
     """Return the answers for growing budgets that are so close that those for budgets between can be interpolated."""
     low, high = fit.fitted.flops
     first = np.geomspace(low * _RANGE[0], high * _RANGE[1], _FIRST_BUDGETS)
     budgets = sorted({*first.tolist(), low, *(high * times for times in MULTIPLES)})
-    answers = {flops: _methods(fit, flops) for flops in budgets}
+    answers = {flops: predict(fit, flops=flops) for flops in budgets}
     steps = list(pairwise(budgets))
     while steps:
         low, high = steps.pop()
         middle = float(np.sqrt(low * high))
-        answers[middle] = _methods(fit, middle)
-        if high > low * _SHORTEST_STEP and not _interpolates(*(answers[flops][0] for flops in (low, middle, high))):
+        answers[middle] = predict(fit, flops=middle)
+        if high > low * _SHORTEST_STEP and not _interpolates(*(answers[flops] for flops in (low, middle, high))):
             steps += [(low, middle), (middle, high)]
     return dict(sorted(answers.items()))
 
 
-def _interpolates(low: Row, middle: Row, high: Row) -> bool:
+def _interpolates(low: Prediction, middle: Prediction, high: Prediction) -> bool:
     """Return whether loss and best value half-way between two budgets are near their interpolation."""
     for field, tolerance in _TOLERANCES.items():
-        if middle[field] is not None:
-            first, at, last = (np.clip(row[field], *_INTERPOLATED) for row in (low, middle, high))
+        values = [getattr(answer, field) for answer in (low, middle, high)]
+        if None not in values:
+            first, at, last = (np.clip(value, *_INTERPOLATED) for value in values)
             if np.any(abs(np.sqrt(first * last) / at - 1) > tolerance):
                 return False
     return True
 
 
-def _methods(fit: SweepFit, flops: float) -> list[Row]:
-    """Return the answers for `flops`: the training law's, if there is one, and those of the isoFLOP power laws."""
-    rows = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
-    if fit.training is None:
-        best = rows[0]
-        rows[0]["notes"] += extrapolation_notes(fit, flops, best["tokens"], best["value"]) + repetition_notes(fit)
-    else:
-        prediction = predict(fit, flops=flops)
-        values = {field: getattr(prediction, field) for field in _FIELDS}
-        rows.insert(0, values | {"name": f"{fit.training.form.name} law", "notes": list(prediction.notes)})
-    # A note is shown for budgets about this one, so its multiple is approximate.
-    rows[0]["notes"] = [f"about {note}" if note[0].isdigit() else note for note in rows[0]["notes"]]
-    return rows
+def _notes(answer: Prediction) -> list[str]:
+    """Return the notes of all methods; a note is shown for budgets about this one, so its multiple is approximate."""
+    notes = [f"about {note}" if note[0].isdigit() else note for note in answer.notes]
+    return notes + [note for other in answer.others for note in other.notes]
 
 
-def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Row:
-    """Return the model that a power law finds best; its loss is the training law's, or that of the minima."""
-    value, span = law.at(flops), law.interval_at(flops)
-    tokens = fit.cost_model.tokens_for(flops, [value, *(span or ())])
-    loss, loss_interval = None, None
-    minimal = None if fit.isoflop is None else fit.isoflop.loss_floor_law or fit.isoflop.loss_law
-    if fit.training is not None:
-        loss = float(fit.training.loss(fit.cost_model.columns(flops, np.array([value])))[0])
-    elif minimal is not None:
-        loss, loss_interval = float(minimal.at(flops)), minimal.interval_at(flops)
-    notes = []
-    if fit.axis == "mean_recurrence" and value < 1:
-        notes.append(f"the {name} ask for a mean recurrence of {value:.3g}, but a loop runs at least once")
-    return {
-        "name": name,
-        "value": value,
-        "value_interval": span,
-        "tokens": float(tokens[0]),
-        # More loops, or parameters, leave fewer tokens.
-        "tokens_interval": (float(tokens[2]), float(tokens[1])) if span else None,
-        "loss": loss,
-        "loss_interval": loss_interval,
-        "notes": notes,
-    }
+def _columns(models: Sequence[Prediction | BestModel]) -> dict[str, list[Any] | None]:
+    return {field: _column([getattr(model, field) for model in models]) for field in _FIELDS}
+
+
+def _extra_losses(models: Sequence[BestModel]) -> list[float | None]:
+    """Return the loss that a method's choice would cost at each budget, None where it is unknown or infinite."""
+    losses = [math.nan if model.extra_loss is None else model.extra_loss for model in models]
+    return [loss if math.isfinite(loss) else None for loss in losses]
 
 
 def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict[str, Any] | None:
@@ -160,8 +137,13 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
 
 def _column(values: list[Any]) -> list[Any] | None:
     """Return a column with values that JSON and logarithms can hold, None where missing, or None if it has none."""
-    if values[0] is None:
+    if all(value is None for value in values):
         return None
-    column = np.clip(np.asarray(values, dtype=float), *_ENDS).astype(object)
-    column[np.isnan(np.asarray(values, dtype=float))] = None
-    return list(column.tolist())
+    return [None if value is None else _clipped(value) for value in values]
+
+
+def _clipped(value: float | tuple[float, ...]) -> Any:
+    """Return a number, or the ends of an interval, within the numbers that the page can show; None for none."""
+    if isinstance(value, tuple):
+        return [_clipped(end) for end in value]
+    return None if math.isnan(value) else min(max(value, _ENDS[0]), _ENDS[1])

@@ -3,30 +3,25 @@
 import math
 import re
 
-import numpy as np
-
-from isoloop.fitting import HeldOut, PowerLaw, SweepFit, predict
+from isoloop.fitting import ANSWER_MULTIPLE, HeldOut, PowerLaw, SweepFit, Verdict, recommendation, verdict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
 
-HEADLINE_MULTIPLE = 2.0
-"""Compute of the best model in the headline, as a multiple of the largest fitted compute."""
-
 
 def headline(results: SweepResults) -> list[str]:
-    """Return the sweep's result in a few sentences."""
+    """Return the sweep's result in a few sentences, the answer or the reason why there is none first."""
     fit, hold_out = results.fit, results.hold_out
     if fit is None:
         return [f"Not fitted: {results.why_no_fit}."]
-    sentences = _power_law_sentences(fit)
+    judged = verdict(fit)
+    sentences = [with_greek_mu(str(each)) for each in judged.answer] or [_answer_sentence(fit)]
+    sentences += map(with_greek_mu, judged.doubts)
+    sentences += _exponent_sentences(fit, judged)
     if fit.training is not None:
         law = fit.training.form
         values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in fit.training.parameters)
-        sentences += [
-            _best_model_sentence(fit),
-            f"{law.name.capitalize()} law {with_greek_mu(law.formula)}: {', '.join(values)}.",
-        ]
+        sentences.append(f"{law.name.capitalize()} law {with_greek_mu(law.formula)}: {', '.join(values)}.")
     if hold_out is not None and hold_out.held_out is not None:
         sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
@@ -40,21 +35,33 @@ def with_greek_mu(text: str) -> str:
     return re.sub(r"\bmu\b", "µ", text)
 
 
-def _power_law_sentences(fit: SweepFit) -> list[str]:
+def _answer_sentence(fit: SweepFit) -> str:
+    """Return the best model for twice the largest fitted compute, and what the other methods' choices would cost."""
+    best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
+    others = [other for other in best.others if other.extra_loss is not None]
+    costs = ""
+    if others:
+        models = " and ".join(f"{other.value:.3g} by the {other.method}" for other in others)
+        most = max(other.extra_loss or 0.0 for other in others)
+        costs = f" Other methods choose {models}, which would cost {max(most, 0.0):.1g} nats at most."
+    return (
+        f"The best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest measured compute, has a "
+        f"{AXES[fit.axis].name} of {_spanned(best.value, best.value_interval)}, trained on "
+        f"{_spanned(best.tokens, best.tokens_interval)} tokens to a loss of "
+        f"{_spanned(best.loss, best.loss_interval, '.5g')} nats per token, by the {best.method}.{costs}"
+    )
+
+
+def _exponent_sentences(fit: SweepFit, judged: Verdict) -> list[str]:
     if fit.isoflop is None or not fit.isoflop.axis_law or not fit.isoflop.tokens_law:
         reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
         return [f"The minima of the isoFLOP curves give no exponents: {reason}."]
+    if judged.exponents:
+        return [with_greek_mu(str(each)) for each in judged.exponents]
     name, law, tokens = AXES[fit.axis].name, fit.isoflop.axis_law, fit.isoflop.tokens_law
-    flops = HEADLINE_MULTIPLE * fit.fitted.flops[1]
-    span = law.interval_at(flops)
-    # More loops, or parameters, leave fewer tokens. A law gone astray may ask for none of them, or infinitely many.
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        best, *ends = fit.cost_model.tokens_for(flops, [law.at(flops), *(span or ())[::-1]]).tolist()
     sentences = [
         f"By the minima of the isoFLOP curves, the best {name} grows as C^{_exponent(law)} and the best "
-        f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting).",
-        f"At {flops:.3g} FLOPs, {HEADLINE_MULTIPLE:g} times the largest fitted compute, this gives a {name} "
-        f"of {_spanned(law.at(flops), span)} and {_spanned(best, ends)} tokens.",
+        f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting)."
     ]
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
@@ -63,16 +70,6 @@ def _power_law_sentences(fit: SweepFit) -> list[str]:
             f"are {_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
         )
     return sentences
-
-
-def _best_model_sentence(fit: SweepFit) -> str:
-    best = predict(fit, flops=HEADLINE_MULTIPLE * fit.fitted.flops[1])
-    return (
-        f"At {best.flops:.3g} FLOPs, the {best.law} law's best model has a {AXES[fit.axis].name} of "
-        f"{_spanned(best.value, best.value_interval)}, "
-        f"{_spanned(best.tokens, best.tokens_interval)} tokens and a loss of "
-        f"{_spanned(best.loss, best.loss_interval, '.5g')}."
-    )
 
 
 def _held_out_sentence(held: HeldOut) -> str:

@@ -13,14 +13,14 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 import isoloop
-from isoloop.fitting import figures, is_dense
+from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
-from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, headline
+from isoloop.sweeps.report.headline import headline
 from isoloop.sweeps.report.provenance import Origin, TableOrigin, read_origin
 from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
 from isoloop.sweeps.report.tables import (
@@ -165,7 +165,7 @@ def write_report(
         if predictions is None
         else htmlsafe_json_dumps(predictions, allow_nan=False, separators=(",", ":")),
         multiples=MULTIPLES,
-        first_budget=None if fit is None else _budget_text(HEADLINE_MULTIPLE * fit.fitted.flops[1]),
+        first_budget=None if fit is None else _budget_text(ANSWER_MULTIPLE * fit.fitted.flops[1]),
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),

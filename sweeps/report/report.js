@@ -23,6 +23,7 @@
   const short = (value, digits = 4) => general(value, digits).replace("e+0", "e").replace("e+", "e");
   const loops = (mu) => (mu > 0 && mu < 1000 ? mu.toPrecision(4) : short(mu));
   const loss = (value) => (value === null ? "-" : value < 1000 ? value.toFixed(4) : short(value));
+  const extra = (value) => (value === null ? "-" : `${value < 0 ? "−" : "+"}${short(Math.abs(value), 2)}`);
   const range = (ends, format) => (ends && !ends.some(Number.isNaN) ? `${format(ends[0])} to ${format(ends[1])}` : "no interval");
 
   function startCalculator() {
@@ -62,7 +63,7 @@
   }
 
   /* `value` formats a best mean recurrence or parameter count. */
-  function showAnswer({ flops, fitted, methods, whole, notes }, value) {
+  function showAnswer({ flops, fitted, methods, whole, notes, reason, undetermined }, value) {
     const best = methods[0], times = flops / fitted[1];
     const extrapolates = times > 1.02 ? `${short(times, 3)} times the largest measured compute: an extrapolation`
       : flops < fitted[0] / 1.02 ? "below the smallest measured compute: an extrapolation"
@@ -75,15 +76,19 @@
       "#best-loss": loss(best.loss),
       "#best-loss-interval": best.loss === null ? "" : range(best.lossInterval, loss),
       "#best-perplexity": best.loss === null ? "" : `perplexity ${short(Math.exp(best.loss))}`,
-      "#best-source": `By the ${best.name}, ${extrapolates}.${whole ? wholeSentence(whole) : ""}`,
+      "#best-source": `By the ${best.name}, ${extrapolates}.${whole && !undetermined.length ? wholeSentence(whole) : ""}`,
+      "#best-reason": `Why the ${best.name}: ${reason}.`,
     };
+    find("#best-numbers").hidden = undetermined.length > 0;
+    find("#best-undetermined").hidden = !undetermined.length;
+    find("#best-why-not").replaceChildren(...undetermined.map((sentence) => newElement("li", sentence)));
     Object.entries(texts).forEach(([selector, text]) => (find(selector).textContent = text));
     const sentences = notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`);
     find("#best-notes").replaceChildren(...sentences.map((sentence) => newElement("li", sentence)));
     find("#best-methods").replaceChildren(...methods.map((method) => {
       const row = newElement("tr");
       const cells = [value.short(method.value), range(method.valueInterval, value.short), short(method.tokens),
-        range(method.tokensInterval, short), loss(method.loss)];
+        range(method.tokensInterval, short), loss(method.loss), extra(method.extraLoss)];
       row.append(newElement("th", method.name, { scope: "row" }), ...cells.map((text) => newElement("td", text)));
       return row;
     }));

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting import HeldOut, is_dense, predict
+from isoloop.fitting import ANSWER_MULTIPLE, NOT_DETERMINED, HeldOut, is_dense, predict, verdict
 from isoloop.fitting.axis import AXES, Axis
 from isoloop.fitting.selection.holdout import HeldOutRow
 from isoloop.sweeps.paths import SweepResults
-from isoloop.sweeps.report.headline import HEADLINE_MULTIPLE, with_greek_mu
+from isoloop.sweeps.report.headline import with_greek_mu
 
 _RUN_HEADINGS = {
     "run_id": "run",
@@ -181,7 +181,7 @@ def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -
     largest = [group.fit.fitted.flops[1] for group in groups.values() if group.fit is not None]
     if not largest:
         return None
-    flops = HEADLINE_MULTIPLE * max(largest)
+    flops = ANSWER_MULTIPLE * max(largest)
     labels = (
         "group", "runs fitted", "exponent of µ*", "exponent of D*",
         "best µ", "best D, tokens", "its loss", "held-out error",
@@ -199,7 +199,9 @@ def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
         return [TableCell(text="not fitted"), *[_MISSING] * 6]
     laws = (fit.isoflop.axis_law, fit.isoflop.tokens_law) if fit.isoflop else (None, None)
     best = [_MISSING] * 3
-    if fit.training is not None:
+    if verdict(fit, flops).answer:
+        best = [TableCell(text=NOT_DETERMINED), _MISSING, _MISSING]
+    else:
         model = predict(fit, flops=flops)
         best = [
             _number(model.value, ".3g", span=model.value_interval),

@@ -95,7 +95,7 @@ def test_the_unified_law_is_left_out_and_said(fit):
 
 def test_predictions_and_optima_are_the_laws_own(fit):
     best = predict(fit, flops=3e18)
-    assert "Prediction by the one-exponent law" in best.report()
+    assert best.report().startswith("Best model for 3e+18 FLOPs by the one-exponent law")
     mu = np.geomspace(1, 64, 4001)
     losses = fit.training.loss(fit.cost_model.model_columns(mu, fit.cost_model.tokens_for(3e18, mu)))
     assert best.mean_recurrence == pytest.approx(mu[losses.argmin()], rel=5e-3)

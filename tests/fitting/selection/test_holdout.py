@@ -153,7 +153,7 @@ def test_criteria_of_squared_error_are_those_of_normal_noise(dense):
     residuals = np.log(dense["loss"] / fit.loss(dense))
     variance = np.mean(residuals**2)
     by_hand = np.sum(-0.5 * np.log(2 * np.pi * variance) - residuals**2 / (2 * variance))
-    found = Candidate.of(fit, SQUARED)
+    found = Candidate.of(fit)
     assert found.log_likelihood == pytest.approx(by_hand)
     assert found.aic == pytest.approx(12 - 2 * by_hand)
     assert found.bic == pytest.approx(6 * np.log(48) - 2 * by_hand)
@@ -161,7 +161,7 @@ def test_criteria_of_squared_error_are_those_of_normal_noise(dense):
 
 def test_the_density_behind_hubers_criteria_integrates_to_one(dense):
     fit = fit_law(ChinchillaLaw(), dense, draws=0, seed=0)
-    found = Candidate.of(fit, HUBER)
+    found = Candidate.of(fit)
     residuals = np.linspace(-0.2, 0.2, 400_001)
     rho = HUBER.value(residuals[:, None])
     # The scale at the greatest likelihood, by brute force, must give the same likelihood.

@@ -63,27 +63,28 @@ def test_a_table_holds_what_predict_predicts(fit, tables, change):
             _check_power_law(fit, flops, best, place)
             continue
         due = predict(fit, flops=flops)
+        assert (best["name"], table["reason"]) == (due.method, due.reason)
         for field in ("value", "tokens", "loss"):
             assert best[field][place] == getattr(due, field)
             span = best[f"{field}_interval"]
             assert (None if span is None else tuple(span[place])) == getattr(due, f"{field}_interval")
         others = table["methods"][1:]
-        assert [method["name"] for method in others] == [law.name for law in due.power_laws]
-        for method, law in zip(others, due.power_laws, strict=True):
-            assert method["value"][place] == pytest.approx(law.mean_recurrence)
-            assert method["tokens"][place] == pytest.approx(law.tokens)
-            span = method["value_interval"]
-            assert (None if span is None else tuple(span[place])) == law.mean_recurrence_interval
+        assert [method["name"] for method in others] == [other.method for other in due.others]
+        for method, other in zip(others, due.others, strict=True):
+            for field in ("value", "tokens", "loss", "extra_loss"):
+                assert method[field][place] == getattr(other, field)
+            assert method["value_interval"] is None
+        undetermined = [f"Because {each.reason}. Run next: {each.advice}." for each in due.verdict.answer]
+        assert table["undetermined"][place] == undetermined
         notes = [note.removeprefix("about ") for note in table["notes"][place]]
         assert [note for note in notes if "a loop runs at least once" not in note] == list(due.notes)
 
 
 def _check_power_law(fit, flops, best, place):
     law = fit.isoflop.mean_recurrence_law
-    tokens = fit.cost_model.tokens_for(flops, [law.at(flops), *law.interval_at(flops)])
     assert best["value"][place] == pytest.approx(law.at(flops))
-    assert best["value_interval"][place] == pytest.approx(law.interval_at(flops))
-    assert [best["tokens"][place], *best["tokens_interval"][place][::-1]] == pytest.approx(list(tokens))
+    assert best["tokens"][place] == pytest.approx(float(fit.cost_model.tokens_for(flops, law.at(flops))))
+    assert (best["value_interval"], best["tokens_interval"]) == (None, None)
     assert best["loss"][place] == pytest.approx(float(fit.isoflop.loss_floor_law.at(flops)))
     assert best["loss_interval"][place] == pytest.approx(fit.isoflop.loss_floor_law.interval_at(flops))
 
@@ -121,12 +122,15 @@ def test_the_page_interpolates_the_table(fit, tables):
     # At a budget of the table the page shows the numbers that are stored.
     for place, answer in zip(range(0, len(tables["none"]["budgets"]), 20), found[0][len(BETWEEN) :], strict=True):
         for method, stored in zip(answer["methods"], tables["none"]["methods"], strict=True):
-            assert method["valueInterval"] == pytest.approx(stored["value_interval"][place], rel=1e-12)
-            assert method["tokensInterval"] == pytest.approx(stored["tokens_interval"][place], rel=1e-12)
+            for shown, column in (("valueInterval", "value_interval"), ("tokensInterval", "tokens_interval")):
+                due = stored[column] and pytest.approx(stored[column][place], rel=1e-12)
+                assert method[shown] == due
+            assert method["extraLoss"] == (stored["extra_loss"] and stored["extra_loss"][place])
         assert answer["methods"][0]["lossInterval"] == pytest.approx(
             tables["none"]["methods"][0]["loss_interval"][place], rel=1e-12
         )
         assert answer["notes"] == tables["none"]["notes"][place]
+        assert answer["undetermined"] == tables["none"]["undetermined"][place]
 
 
 def test_a_budget_outside_the_table_is_refused(tables):

@@ -1,0 +1,311 @@
+"""Tests of the form of a fitted law: regular departures of the losses from it, beside their noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+
+import numpy as np
+from scipy import stats
+
+from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.point_estimate import LARGE_TABLE
+from isoloop.fitting.laws.base import Data, Law
+
+MISFIT = "The form of the law is wrong:"
+"""The words with which the sentence of a misfit begins."""
+_RICHER, _CURVES, _SEEDS, _SMOOTH, _WITHIN = (
+    "a richer law",
+    "the isoFLOP curves",
+    "repeated runs",
+    "smooth departures",
+    "regular departures within runs",
+)
+_SHARES = {_RICHER: 0.6, _CURVES: 0.2, _SEEDS: 0.2, _SMOOTH: 0.2, _WITHIN: 0.2}
+"""Shares of the level that the tests have, relative to those that a table allows."""
+_LEVEL = 0.01
+"""A misfit is flagged if its combined p-value is below this."""
+_LEAST_SIZE = 1e-5
+"""Departures below this share of the loss are not flagged, however regular: they are those of rounded losses."""
+_CLIP = 3.0
+"""Residuals count up to this many typical ones."""
+_MEDIAN_OF_NORMAL = 0.6745
+_NO_LAW = "compare other laws by `isoloop choose`, and trust no prediction beyond the fitted runs"
+_SAME_CELL = 1e-6
+_MIN_DOF = 4
+"""Fewest degrees of freedom of the noise for a test."""
+_DEPENDENT = 1e-6
+_SMOOTH_DEGREE = 3
+_EXPLAINED = 0.03
+_CURVE_VALUES = 4
+"""Values on the axis that one budget at least must have, for curves to say more than a parabola."""
+_CLEARLY_BETTER = 2.0
+"""Difference of AIC from which a richer law is recommended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MisfitTest:
+    """An F test of one kind of departure from a law, with its two degrees of freedom."""
+
+    against: str
+    statistic: float
+    dof: tuple[int, int]
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """Tests of the form of one fitted law.
+
+    `p_value` is that of all `tests` together: the chance of departures as regular as these from noise alone. `size` is
+    the root mean square of the regular departure, as a share of the loss. `better` is the law to use in its place.
+    """
+
+    law: str
+    tests: tuple[MisfitTest, ...]
+    p_value: float
+    size: float
+    flagged: bool
+    better: str | None
+    sentence: str
+
+
+def law_misfit(
+    fit: LawFit,
+    data: Data,
+    *,
+    richer: LawFit | None = None,
+    by_run: bool = False,
+    scales: np.ndarray | None = None,
+    shared: bool = False,
+) -> Misfit:
+    """Test the form of a law that was fitted to the rows of `data`, by all of these that the rows allow.
+
+    - Against a richer law: the slope of the loss by its further parameters explains some of the residuals.
+    - Against the isoFLOP curves: a parabola per budget with a cubic and a quartic term in common does.
+    - Against repeated runs: they scatter less among themselves than their means do about the law (lack of fit).
+    - Without budgets: a cubic in the logarithms of the law's columns does. With `by_run`, where several rows of a run
+      share its noise, only departures within runs count.
+
+    They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 3
+    typical ones. Their p-values are combined by weighted Bonferroni. Noise that grows or falls is divided by `scales`
+    (rows,); with `shared`, departures common to the runs of a budget count as their luck.
+    """
+    tests = _tests(fit, data, richer, by_run, scales, shared)
+    return _judged(fit, tests, richer, float(np.mean(data["loss"])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Departures:
+    """Residuals (rows,) and slopes (rows, p) of a fit, both over the scale of their noise; `groups` share noise."""
+
+    residuals: np.ndarray
+    slopes: np.ndarray
+    scales: np.ndarray
+    groups: np.ndarray | None
+
+    def test(
+        self, against: str, directions: np.ndarray, dependent: float = _DEPENDENT
+    ) -> tuple[MisfitTest, float] | None:
+        """Return the F test of `directions` (rows, q) and the variance that they explain, None without enough rows.
+
+        Directions that the slopes explain but for the share `dependent` of their length are left out.
+        """
+        slopes, directions, residuals = (
+            self._within_groups(each) for each in (self.slopes, directions, self.residuals)
+        )
+        basis = _orthonormal(_unit(slopes), _DEPENDENT)
+        residuals = _clipped(residuals - basis @ (basis.T @ residuals))
+        residuals = residuals - basis @ (basis.T @ residuals)
+        free = _unit(directions)
+        for _ in range(2):  # once more, for rounding
+            free = free - basis @ (basis.T @ free)
+        free = _orthonormal(free, dependent)
+        explained = float(np.sum((free.T @ residuals) ** 2))
+        total = float(residuals @ residuals)
+        lost = basis.shape[1] + (0 if self.groups is None else len(np.unique(self.groups)))
+        dof = free.shape[1], len(residuals) - lost - free.shape[1]
+        if dof[0] < 1 or dof[1] < _MIN_DOF or not total > 0:
+            return None
+        noise = max(total - explained, 1e-30 * total) / dof[1]
+        statistic = explained / dof[0] / noise
+        test = MisfitTest(
+            against=against, statistic=statistic, dof=dof, p_value=float(stats.f.sf(statistic, dof[0], dof[1]))
+        )
+        return test, max(explained - dof[0] * noise, 0.0) / len(residuals)
+
+    def _within_groups(self, values: np.ndarray) -> np.ndarray:
+        """Return values (rows, ...) less what the noise of their group can explain: one number for all its losses."""
+        if self.groups is None:
+            return values
+        group = np.unique(self.groups, return_inverse=True)[1]
+        weights = np.bincount(group, weights=self.scales**-2.0)
+        columns = values.reshape(len(values), -1)
+        common = np.stack([np.bincount(group, weights=column / self.scales) / weights for column in columns.T], axis=-1)
+        return (columns - common[group] / self.scales[:, None]).reshape(values.shape)
+
+
+def misfit_of_models(misfits: Sequence[Misfit]) -> Misfit | None:
+    """Return the misfit of one law that was fitted to each of several models by itself; None without a test."""
+    tested = [misfit for misfit in misfits if misfit.tests]
+    if not tested:
+        return None
+    worst = min(tested, key=lambda misfit: misfit.p_value)
+    p_value = min(1.0, len(tested) * worst.p_value)
+    flagged = [misfit for misfit in tested if misfit.flagged and len(tested) * misfit.p_value < _LEVEL]
+    sentence = worst.sentence
+    if flagged:
+        sizes = f"{100 * max(misfit.size for misfit in flagged):.2g}%"
+        sentence = (
+            f"{MISFIT} the losses of {len(flagged)} of {len(tested)} models depart from the {worst.law} law in a "
+            f"regular way, by up to {sizes} of the loss on average; {_NO_LAW}."
+        )
+    return replace(worst, p_value=p_value, flagged=bool(flagged), sentence=sentence)
+
+
+def _tests(
+    fit: LawFit, data: Data, richer: LawFit | None, by_run: bool, scales: np.ndarray | None, shared: bool
+) -> list[tuple[MisfitTest, float]]:
+    """Return the tests that the rows allow, each with the variance of the residuals that its departure explains."""
+    law, rows = fit.form, len(data["loss"])
+    if rows > LARGE_TABLE:
+        some = np.sort(np.random.default_rng(0).choice(rows, LARGE_TABLE, replace=False))
+        data = {name: values[some] for name, values in data.items()}
+        scales = None if scales is None else scales[some]
+    scales = np.ones(len(data["loss"])) if scales is None else scales
+    # Residuals and slopes of what was fitted, log loss or loss
+    loss, slopes = law.loss_and_gradient(fit.vector, data)
+    logarithmic = fit.on == "log loss"
+    per_row = (loss if logarithmic else np.ones_like(loss)) * scales
+    residuals = (np.log(data["loss"] / loss) if logarithmic else data["loss"] - loss) / scales
+    groups = data["run_id"] if by_run else data["budget"] if shared else None
+    departures = _Departures(residuals=residuals, slopes=slopes / per_row[:, None], scales=scales, groups=groups)
+    # The departures to look for
+    directions: list[tuple[str, np.ndarray, float]] = []
+    if richer is not None:
+        at = next(iter(richer.form.simpler(data, lambda law, data: fit.vector)), None)
+        if at is not None:
+            slopes = richer.form.loss_and_gradient(at, data)[1]
+            directions.append((_RICHER, slopes / per_row[:, None], _DEPENDENT))
+    if by_run:
+        directions.append((_WITHIN, _smooth(law, data) / scales[:, None], _EXPLAINED))
+    else:
+        curves, cells = _curve_directions(data), _cells(law, data)
+        kind, free = (_SMOOTH, _smooth(law, data)) if curves is None else (_CURVES, curves)
+        directions.append((kind, free / scales[:, None], _EXPLAINED))
+        if cells is not None:
+            directions.append((_SEEDS, cells / scales[:, None], _DEPENDENT))
+    found = [departures.test(*each) for each in directions]
+    return [test for test in found if test is not None]
+
+
+def _judged(fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], richer: LawFit | None, mean_loss: float) -> Misfit:
+    """Return the misfit by all tests together."""
+    name = fit.form.name
+    if not tests:
+        return Misfit(
+            law=name,
+            tests=(),
+            p_value=1.0,
+            size=0.0,
+            flagged=False,
+            better=None,
+            sentence=f"There are too few runs to test the form of the {name} law.",
+        )
+    shares = np.array([_SHARES[test.against] for test, _ in tests])
+    combined = np.minimum(np.array([test.p_value for test, _ in tests]) / (shares / shares.sum()), 1.0)
+    most = int(np.argmin(combined))
+    p_value = float(combined[most])
+    size = float(np.sqrt(tests[most][1])) / (1.0 if fit.on == "log loss" else mean_loss)
+    flagged = p_value < _LEVEL and size > _LEAST_SIZE
+    better = richer.form.name if richer is not None and richer.aic < fit.aic - _CLEARLY_BETTER else None
+    return Misfit(
+        law=name,
+        tests=tuple(test for test, _ in tests),
+        p_value=p_value,
+        size=size,
+        flagged=flagged,
+        better=better if flagged else None,
+        sentence=_sentence(fit, p_value, size, flagged, better),
+    )
+
+
+def _sentence(fit: LawFit, p_value: float, size: float, flagged: bool, better: str | None) -> str:
+    name = fit.form.name
+    if not flagged:
+        return f"The losses show no departure from the form of the {name} law (p = {p_value:.2g})."
+    chance = f"by chance in fewer than 1 of {_round_odds(p_value)} tables"
+    advice = f"use the {better} law, which fits them better" if better is not None else _NO_LAW
+    return (
+        f"{MISFIT} the losses depart from the {name} law in a regular way, by {100 * size:.2g}% of the loss on "
+        f"average, which noise alone would do {chance}; {advice}."
+    )
+
+
+def _round_odds(p_value: float) -> str:
+    """Return 1 / p, rounded down to one digit, at most a million: '3,000'."""
+    odds = min(1 / max(p_value, 1e-300), 1e6)
+    unit = 10 ** int(np.log10(odds))
+    return f"{int(odds / unit) * unit:,}"
+
+
+def _curve_directions(data: Data) -> np.ndarray | None:
+    """Return the freedom of isoFLOP curves (rows, 3 budgets + 2): parabolas with a cubic and a quartic in common.
+
+    None if a row has no budget, or no budget has 4 values on the axis.
+    """
+    axis = data.get("mean_recurrence", data.get("params"))
+    budgets = np.asarray(data.get("budget", np.full(len(data["loss"]), np.nan)), dtype=float)
+    if axis is None or np.isnan(budgets).any():
+        return None
+    columns, offset = [], np.zeros(len(axis))
+    most = 0
+    for budget in np.unique(budgets):
+        rows = budgets == budget
+        log_axis = np.log(axis[rows])
+        offset[rows] = log_axis - (log_axis.min() + log_axis.max()) / 2
+        most = max(most, len(np.unique(axis[rows])))
+        columns += [np.where(rows, offset**power, 0.0) for power in range(3)]
+    if most < _CURVE_VALUES:
+        return None
+    return np.column_stack([*columns, offset**3, offset**4])
+
+
+def _cells(law: Law, data: Data) -> np.ndarray | None:
+    """Return a column for each cell, runs that agree in what the law reads, (rows, cells); None if few are repeated."""
+    columns = np.column_stack([np.log(np.maximum(data[name], 1e-300)) for name in law.columns])
+    cells, cell = np.unique(np.round(columns / _SAME_CELL), axis=0, return_inverse=True)
+    if len(cells) > len(columns) - _MIN_DOF:
+        return None
+    return np.asarray(np.arange(len(cells)) == cell.reshape(-1, 1), dtype=float)
+
+
+def _smooth(law: Law, data: Data) -> np.ndarray:
+    """Return all products up to the third degree of the logarithms of the law's columns: (rows, products)."""
+    logs = [np.log(data[name]) for name in law.varying if np.ptp(data[name]) > 0 and (data[name] > 0).all()]
+    scaled = [(each - each.mean()) / each.std() for each in logs]
+    products = [
+        np.prod([scaled[place] for place in places], axis=0)
+        for degree in range(1, _SMOOTH_DEGREE + 1)
+        for places in combinations_with_replacement(range(len(scaled)), degree)
+    ]
+    return np.column_stack([np.ones(len(data["loss"])), *products])
+
+
+def _unit(columns: np.ndarray) -> np.ndarray:
+    """Return columns (rows, q) of length 1, without those that are zero."""
+    lengths = np.linalg.norm(columns, axis=0)
+    kept = lengths > 1e-12 * lengths.max(initial=1e-300)
+    return np.asarray(columns[:, kept] / lengths[kept])
+
+
+def _orthonormal(columns: np.ndarray, dependent: float) -> np.ndarray:
+    """Return an orthonormal basis of what columns span, but for directions shorter than `dependent`."""
+    vectors, values, _ = np.linalg.svd(columns, full_matrices=False)
+    return np.asarray(vectors[:, values > dependent])
+
+
+def _clipped(residuals: np.ndarray) -> np.ndarray:
+    typical = float(np.median(np.abs(residuals))) / _MEDIAN_OF_NORMAL
+    return np.clip(residuals, -_CLIP * typical, _CLIP * typical) if typical > 0 else residuals

@@ -1,0 +1,154 @@
+"""Laws of the loss after training, weighed by how well they fit: intervals that include the choice of form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isoloop.fitting.cost import Cost
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.estimation.law_fit import LawFit, interval_of_losses
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Optimum, best_split
+
+_NAMED = 0.05
+"""Weight from which a law is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOptimum:
+    """The best split of a budget by a mixture of laws: arrays of shape () in `best` and (draws,) in `draws`.
+
+    `best` minimises the mixture's loss. `draws` are the optima of the laws' refits, as many of each law as its weight
+    says, None without draws.
+    """
+
+    best: Optimum
+    draws: Optimum | None
+
+    def interval_of(self, name: str) -> tuple[float, float] | None:
+        """Return the 95% interval of `at`, `tokens` or `loss`, None without draws."""
+        return None if self.draws is None else interval(getattr(self.draws, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawMixture:
+    """Fits of several laws to the same losses, with weights that sum to 1 and the reason for them.
+
+    The first law is the one that was asked for, and the others extend it. A prediction is the weighted mean over the
+    laws. Its interval is that of all laws' refits together, as many of each law as its weight says.
+    """
+
+    laws: tuple[LawFit, ...]
+    weights: tuple[float, ...]
+    reason: str
+
+    @property
+    def best(self) -> LawFit:
+        """The law of the largest weight."""
+        return self.laws[int(np.argmax(self.weights))]
+
+    @property
+    def name(self) -> str:
+        """Name as a method of predicting, such as 'training law'."""
+        named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= _NAMED]
+        return f"{' and '.join(named)} law{'s' if len(named) > 1 else ''}"
+
+    def weight(self, law: str) -> float:
+        """Return the weight of the law of that name, 0 if it is not among them."""
+        return sum(weight for fit, weight in zip(self.laws, self.weights, strict=True) if fit.law == law)
+
+    @property
+    def draws_by_law(self) -> tuple[tuple[LawFit, int], ...]:
+        """The laws with the number of their refits that count, which is in proportion to the weights."""
+        counts = (round(weight * len(law.draws)) for law, weight in zip(self.laws, self.weights, strict=True))
+        return tuple((law, count) for law, count in zip(self.laws, counts, strict=True) if count)
+
+    def loss(self, data: Data) -> np.ndarray:
+        """Return the predicted loss of each row, nats per token: (..., rows)."""
+        return np.asarray(sum(weight * law.loss(data) for law, weight in zip(self.laws, self.weights, strict=True)))
+
+    def loss_draws(self, data: Data, *, measured: bool = True) -> np.ndarray:
+        """Return losses (draws, rows) by all laws' refits in proportion to the weights; see `LawFit.loss_draws`."""
+        drawn = [law.loss_draws(data, measured=measured, first=count) for law, count in self.draws_by_law]
+        return np.concatenate(drawn) if drawn else np.empty((0, *np.shape(self.loss(data))))
+
+    def loss_interval(self, data: Data, *, measured: bool = True) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the ends of the 95% interval of each row's loss, (rows,) each, or None without draws.
+
+        The interval is that of a `measured` loss, with the noise of one run, or else of the laws' own values.
+        """
+        draws = sum(count for _, count in self.draws_by_law)
+        if not draws:
+            return None
+        return interval_of_losses(lambda rows: self.loss_draws(rows, measured=measured), data, draws)
+
+    def optimum(
+        self, cost: Cost, flops: float, bounds: tuple[float, float] = (1.0, LARGEST_RECURRENCE)
+    ) -> MixtureOptimum:
+        """Return the model of least loss that spends `flops` FLOPs, within `bounds` of the cost's axis, with draws.
+
+        Raises ValueError as `Law.optimum` does.
+        """
+        best = best_split(self.loss, cost, flops, bounds)
+        drawn = [_widened(law, count, cost, flops, bounds) for law, count in self.draws_by_law]
+        return MixtureOptimum(best=best, draws=_joined(drawn) if drawn else None)
+
+
+def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:
+    """Return the mixture of fits to the same rows with the same objective, the law that was asked for first.
+
+    The weights are those of Akaike's criterion corrected for few runs, exp(-AICc / 2) over their sum (Burnham and
+    Anderson 2002, section 2.9). `not_fitted` says why there is no richer law, where one could not be fitted.
+    """
+    assert len({(law.rows, law.method) for law in laws}) == 1, laws
+    criteria = np.array([law.aicc for law in laws])
+    criteria[0] = min(criteria[0], np.finfo(float).max)
+    weights = np.exp(-0.5 * (criteria - criteria.min()))
+    weights = weights / weights.sum()
+    return LawMixture(
+        laws=tuple(laws),
+        weights=tuple(float(weight) for weight in weights),
+        reason=_reason(laws, weights, not_fitted),
+    )
+
+
+def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str:
+    first = laws[0]
+    if len(laws) == 1:
+        reason = not_fitted or "no law of the package extends it"
+        return f"the {first.form.name} law predicts alone: {reason}"
+    parts = [f"{weight:.0%} the {law.form.name} law" for law, weight in zip(laws, weights, strict=True)]
+    gain = 2 * (max(law.log_likelihood for law in laws[1:]) - first.log_likelihood)
+    return (
+        f"predictions count {' and '.join(parts)}: weights by Akaike's criterion (AICc); the further parameter raises "
+        f"twice the log likelihood by {max(gain, 0.0):.1f}"
+    )
+
+
+def _widened(law: LawFit, count: int, cost: Cost, flops: float, bounds: tuple[float, float]) -> Optimum:
+    """Return the optima of the first `count` refits, widened about the law's own as its intervals are."""
+    vectors = np.concatenate([law.vector[None], law.draw_matrix[:count]])
+    found = law.form.optimum(vectors, cost, flops, bounds)
+
+    def about_own(values: np.ndarray) -> np.ndarray:
+        return np.asarray(values[0] * (values[1:] / values[0]) ** law.widening)
+
+    return Optimum(
+        axis=found.axis,
+        at=about_own(found.at),
+        tokens=about_own(found.tokens),
+        loss=about_own(found.loss),
+        at_bound=found.at_bound[1:],
+    )
+
+
+def _joined(optima: Sequence[Optimum]) -> Optimum:
+    return Optimum(
+        axis=optima[0].axis,
+        at=np.concatenate([each.at for each in optima]),
+        tokens=np.concatenate([each.tokens for each in optima]),
+        loss=np.concatenate([each.loss for each in optima]),
+        at_bound=np.concatenate([each.at_bound for each in optima]),
+    )

@@ -1,0 +1,247 @@
+"""The verdict on a fit: what its runs do not determine, for which reason, and what to run next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from isoloop.fitting.axis import AXES
+from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.recommendation import (
+    ANSWER_MULTIPLE,
+    BUDGET_ROUNDING,
+    Recommendation,
+    axis_bounds,
+    recommendation,
+    why_no_recommendation,
+)
+from isoloop.fitting.result import SweepFit
+from isoloop.fitting.tables.curves import RISES
+
+NOT_DETERMINED = "not determined by these runs"
+"""Words that take the place of a number that the runs do not determine."""
+FEWEST_DOF = 3
+"""Degrees of freedom below which a fit is no evidence: runs minus parameters, or budgets minus the two of a line."""
+_LINE = 2
+_NO_NOISE = 1e-7
+"""Relative scatter about a law below which losses were computed and not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undetermined:
+    """A `subject` that the runs do not determine, the `reason`, and the runs to make next (`advice`)."""
+
+    subject: str
+    reason: str
+    advice: str
+
+    def __str__(self) -> str:
+        """Return it as a sentence that begins with `NOT_DETERMINED`."""
+        return f"{NOT_DETERMINED.capitalize()}: {self.subject}, because {self.reason}. Run next: {self.advice}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the runs of a fit do not determine.
+
+    Those of `answer` take the place of the best model for the budget, and those of `exponents` that of the exponents of
+    the power laws. `doubts` are sentences that stand beside a number, which they leave in place.
+    """
+
+    answer: tuple[Undetermined, ...] = ()
+    exponents: tuple[Undetermined, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it as sentences, the most important first."""
+        return (*map(str, self.answer), *map(str, self.exponents), *self.doubts)
+
+
+Reason = tuple[str, str]
+"""A reason and the advice that goes with it."""
+
+
+def verdict(fit: SweepFit, flops: float | None = None) -> Verdict:
+    """Return what the runs of a fit do not determine, of its best model for `flops` and of its exponents.
+
+    By default the budget is twice the largest fitted compute, as on a page. Raises ValueError as `recommendation` does
+    for a budget that is none.
+    """
+    flops = ANSWER_MULTIPLE * fit.fitted.flops[1] if flops is None else flops
+    if fit.training is None and (fit.isoflop is None or fit.isoflop.axis_law is None):
+        missing = Undetermined(
+            subject="the best model for a budget", reason=why_no_recommendation(fit), advice=_wider_grid(fit)
+        )
+        return Verdict(answer=(missing,), doubts=_doubts(fit))
+    return verdict_on(fit, recommendation(fit, flops))
+
+
+def verdict_on(fit: SweepFit, best: Recommendation) -> Verdict:
+    """Return what the runs of a fit do not determine, where `best` is its recommendation for a budget."""
+    reasons = [*_few_reasons(fit), *_edge_reasons(fit), *_bound_reasons(fit), *_width_reasons(fit, best)]
+    name = AXES[fit.axis].name
+    subject = f"the best {name} at {best.flops:.3g} FLOPs"
+    return Verdict(
+        answer=tuple(Undetermined(subject=subject, reason=reason, advice=advice) for reason, advice in reasons),
+        exponents=_undetermined_exponents(fit),
+        doubts=_doubts(fit),
+    )
+
+
+def _few_reasons(fit: SweepFit) -> list[Reason]:
+    """Return the reasons of too few runs or budgets, each with the runs that would help."""
+    reasons = []
+    low, high = fit.fitted.flops
+    looped = fit.axis == "mean_recurrence"
+    if fit.training is not None:
+        rows, parameters = fit.training.rows, len(fit.training.parameters)
+        if rows - parameters < FEWEST_DOF:
+            runs = f"{rows} run{'' if rows == 1 else 's'}"
+            missing = FEWEST_DOF + parameters - rows
+            reasons.append(
+                (
+                    f"{runs} for the {parameters} parameters of the {fit.training.form.name} law leave "
+                    f"{_degrees(rows - parameters)}, where {FEWEST_DOF} are needed",
+                    f"at least {missing} more run{'' if missing == 1 else 's'}, at another budget and another "
+                    f"{AXES[fit.axis].name} each",
+                )
+            )
+    elif fit.isoflop is not None and _few_minima(fit.isoflop):
+        reasons.append(_few_budgets(fit.isoflop, fit))
+    if high < BUDGET_ROUNDING**2 * low and (looped or fit.fitted.tokens[1] <= BUDGET_ROUNDING * fit.fitted.tokens[0]):
+        reasons.append(
+            (
+                f"all runs spent {high:.3g} FLOPs, so nothing shows how the best model changes with compute",
+                f"the same grid at {high / 4:.2g} and {high * 4:.2g} FLOPs",
+            )
+        )
+    return reasons
+
+
+def _few_minima(isoflop: IsoflopFit) -> bool:
+    """Return True if a line through the minima has too few degrees of freedom.
+
+    Where the curves themselves show the noise, their degrees of freedom count too, but two budgets give any line.
+    """
+    own = len(isoflop.included) - _LINE
+    return own < 1 or own + isoflop.noise_dof < FEWEST_DOF
+
+
+def _few_budgets(isoflop: IsoflopFit, fit: SweepFit) -> Reason:
+    own = len(isoflop.included) - _LINE
+    missing = FEWEST_DOF - own
+    noise = "" if own < 1 or not isoflop.noise_dof else f" beside {_degrees(isoflop.noise_dof)} of the curves' noise"
+    return (
+        f"a line through the minima of {own + _LINE} budgets leaves {_degrees(own)}{noise}",
+        f"{missing} more budget{'' if missing == 1 else 's'} inside or beyond {fit.fitted.flops[0]:.3g} to "
+        f"{fit.fitted.flops[1]:.3g} FLOPs, each with its minimum inside the grid",
+    )
+
+
+def _degrees(count: int) -> str:
+    return "no degree of freedom" if count <= 0 else f"{count} degree{'' if count == 1 else 's'} of freedom"
+
+
+def _edge_reasons(fit: SweepFit) -> list[Reason]:
+    """Return the reason if most isoFLOP curves have no minimum inside the grid."""
+    if fit.isoflop is None:
+        return []
+    curves = [minimum for minimum in fit.isoflop.minima if minimum.curve is not None]
+    outside = [minimum for minimum in curves if not minimum.included]
+    if len(outside) <= len(curves) / 2:
+        return []
+    which = "the only isoFLOP curve has" if len(curves) == 1 else f"{len(outside)} of {len(curves)} isoFLOP curves have"
+    reason = f"{which} no minimum inside the grid of {AXES[fit.axis].name}s"
+    return [(f"{reason} (at {outside[0].budget:.3g} FLOPs, {outside[0].reason})", _wider_grid(fit))]
+
+
+def _bound_reasons(fit: SweepFit) -> list[Reason]:
+    """Return the reason if parameters of the law are at their bounds."""
+    law = fit.training
+    names = [] if law is None else [parameter.name for parameter in law.parameters if parameter.at_bound]
+    if law is None or not names:
+        return []
+    what = f"{names[0]} is at its bound" if len(names) == 1 else f"{', '.join(names)} are at their bounds"
+    return [(f"in the {law.form.name} law {what}", _wider_grid(fit))]
+
+
+def _width_reasons(fit: SweepFit, best: Recommendation) -> list[Reason]:
+    """Return the reason if the best value is at the upper end of its search, or its interval wider than the grid."""
+    name, unit = AXES[fit.axis].name, "loops" if fit.axis == "mean_recurrence" else "parameters"
+    low, high = fit.fitted.of_axis(fit.axis)
+    bounds = axis_bounds(fit)
+    if not math.isfinite(best.value) or best.value <= 0:
+        return [
+            (
+                f"no model has the {name} of {best.value:.3g} that follows from the {best.method}",
+                _nearer_budget(fit, best),
+            )
+        ]
+    # A loop runs at least once, so one loop is an answer and not the end of a search.
+    one_loop = fit.axis == "mean_recurrence" and best.value <= bounds[0] * BUDGET_ROUNDING
+    if best.at_bound and not one_loop:
+        reason = f"it is at the end of the search from {bounds[0]:.4g} to {bounds[1]:.4g} {unit}"
+        return [(reason, _nearer_budget(fit, best))]
+    if best.value_interval is None:
+        return []
+    least, most = best.value_interval
+    if least > 0 and math.isfinite(most) and most / least <= max(high / low, BUDGET_ROUNDING):
+        return []
+    return [
+        (
+            f"its 95% interval is {least:.3g} to {most:.3g} {unit}, wider than the measured grid of {low:.3g} to "
+            f"{high:.3g}",
+            _nearer_budget(fit, best),
+        )
+    ]
+
+
+def _undetermined_exponents(fit: SweepFit) -> tuple[Undetermined, ...]:
+    """Return the exponents of the isoFLOP power laws if too few budgets have a minimum."""
+    isoflop = fit.isoflop
+    if isoflop is None or isoflop.axis_law is None or not _few_minima(isoflop):
+        return ()
+    reason, advice = _few_budgets(isoflop, fit)
+    return (Undetermined(subject="the exponents of the isoFLOP power laws", reason=reason, advice=advice),)
+
+
+def _doubts(fit: SweepFit) -> tuple[str, ...]:
+    """Return what leaves a number in place, and should stand beside it."""
+    laws = [law for law in (fit.unified, fit.joint_test_time) if law is not None]
+    rising = next((reason for law in laws for reason in law.reasons if RISES in reason), None)
+    doubts = []
+    if rising is not None:
+        doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
+    if _without_noise(fit.training):
+        doubts.append(
+            "The losses follow the law to rounding: they were computed and not measured, so the intervals say nothing "
+            "about runs that are trained."
+        )
+    return tuple(doubts)
+
+
+def _without_noise(law: LawFit | None) -> bool:
+    return law is not None and law.noise < _NO_NOISE
+
+
+def _wider_grid(fit: SweepFit) -> str:
+    """Return the runs that widen the grid in the axis and in the budget."""
+    low, high = fit.fitted.of_axis(fit.axis)
+    most = fit.fitted.flops[1]
+    values = f"mean recurrences from 1 to {2 * high:g}"
+    if fit.axis == "params":
+        values = f"sizes from {low / 4:.2g} to {4 * high:.2g} parameters"
+    return f"{values}, at the measured budgets and at {4 * most:.2g} FLOPs"
+
+
+def _nearer_budget(fit: SweepFit, best: Recommendation) -> str:
+    """Return a budget that would bring the answer nearer to what was measured."""
+    low, high = fit.fitted.flops
+    spread = "with the grid as it is, and further seeds"
+    if best.flops > BUDGET_ROUNDING * high:
+        return f"a budget between {high:.3g} and {best.flops:.3g} FLOPs, such as {math.sqrt(high * best.flops):.2g}"
+    if best.flops < low / BUDGET_ROUNDING:
+        return f"a budget between {best.flops:.3g} and {low:.3g} FLOPs, such as {math.sqrt(low * best.flops):.2g}"
+    return f"more runs at budgets about {best.flops:.3g} FLOPs, {spread}"
