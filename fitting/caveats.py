@@ -44,7 +44,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats.append(f"Only {runs} fitted: so few can hardly tell one form of a law from another.")
     caveats += _missed_budgets(table)
     caveats += row_caveats(law_data(table))
-    caveats += unit_caveats(table)
+    units = unit_caveats(table)
     caveats += repetition_caveats(finished_rows(table))
     caveats += curve_caveats(finished_rows(table))
     rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
@@ -79,7 +79,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats.append(
         f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates."
     )
-    return [*_misfit_caveats(fit), *caveats]
+    return [*units, *_misfit_caveats(fit), *caveats]
 
 
 def _misfit_caveats(fit: SweepFit) -> list[str]:

@@ -66,9 +66,7 @@ def coverage(data: Data, *, count: int, draws: int, rows_per_budget: int | None 
     return held
 
 
-def run(
-    data_folder: Path, *, count: int = 100, draws: int = 200, kept: Sequence[int | None] = ROWS_PER_BUDGET
-) -> str:
+def run(data_folder: Path, *, count: int = 100, draws: int = 200, kept: Sequence[int | None] = ROWS_PER_BUDGET) -> str:
     """Return the section of RESULTS.md."""
     began = time.process_time()
     lines = []

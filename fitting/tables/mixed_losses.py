@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from isoloop.fitting.tables.contract import COLUMNS, counted, loss_columns, shown
-from isoloop.fitting.tables.trend import EXPONENTS, expected_losses, fitted_trend, size_of, trend_basis
+from isoloop.fitting.tables.trend import expected_losses, fitted_trend, size_of, trend_basis
 
+TWO_UNITS = "The losses seem to be in two units:"
+"""The words with which the caveat of a mixture begins."""
 _FACTORS = (1 / np.log(2), *np.geomspace(2.2, 5.0, 7))
 """Factors between two units that are tried: bits to nats, and bits or nats per token to bits per byte."""
 _KINDS = {"bits": (1.38, 1.51), "nats and bits per byte": (2.0, 3.6), "bits and bits per byte": (3.6, 5.6)}
@@ -27,7 +30,7 @@ _FEW_REWEIGHTINGS = 2
 """Exponents and reweightings of the trend in the search, whose best end is refined."""
 _ROUGH = 0.06
 """Root mean square of the relative distance from one trend up to which losses are taken to be in one unit."""
-_APART = 6.0
+_APART = 8.0
 """Distance between the groups, in units of the scatter within them, from which they are two."""
 _IMPROVEMENT = 3.0
 """Factor by which the scatter about the trend must fall when one group is converted."""
@@ -35,6 +38,8 @@ _SPREADS = 3.0
 """Largest ratio of the scatters within the two groups; one percent counts as none."""
 _LEAST_SPREAD = 0.01
 _TO_NORMAL = 1.4826
+_TREND_FREE = 5
+"""Numbers that the trend and the factor take from the losses."""
 _FEW_VALUES = 12
 _NAMED = 4
 _NUMBERS = ("tokens", "params", "mean_recurrence", "flops")
@@ -73,12 +78,15 @@ def loss_mixture(table: pd.DataFrame) -> LossMixture | None:
     sample = places
     if len(places) > _ROWS_AT_MOST:
         sample = np.sort(np.random.default_rng(0).choice(places, _ROWS_AT_MOST, replace=False))
-    split = _best_split(table.iloc[sample], sample)
+    few = table.iloc[sample]
+    key = (few["loss"].to_numpy(dtype=float), size_of(few), few["tokens"].to_numpy(dtype=float), expected_losses(few))
+    guesses = np.stack(list(_first_guesses(few, sample)))
+    split = _best_split(*(values.tobytes() for values in (*key, np.unique(guesses, axis=0))))
     if split is None:
         return None
     # The same for the rows beyond the sample, by the trend of the sample
     rows = table.iloc[places]
-    losses, basis = rows["loss"].to_numpy(dtype=float), _basis(rows)
+    losses, basis = rows["loss"].to_numpy(dtype=float), trend_basis(size_of(rows), rows["tokens"].to_numpy(dtype=float))
     in_sample = np.isin(places, sample)
     on_trend = losses.copy()
     on_trend[in_sample] = np.where(split.other, split.convert(losses[in_sample]), losses[in_sample])
@@ -104,30 +112,33 @@ class _Split:
         return np.log(np.maximum(losses, _LEAST_PERPLEXITY))
 
 
-def _basis(rows: pd.DataFrame, exponents: tuple[float, ...] = EXPONENTS) -> np.ndarray:
-    return trend_basis(size_of(rows), rows["tokens"].to_numpy(dtype=float), exponents)
-
-
 def _nearer(converted: np.ndarray, losses: np.ndarray, trend: np.ndarray) -> np.ndarray:
     """Return a mask of the losses that are nearer to the trend once they are converted."""
     return np.asarray(np.abs(np.log(converted / trend)) < np.abs(np.log(losses / trend)))
 
 
-def _best_split(rows: pd.DataFrame, places: np.ndarray) -> _Split | None:
-    """Return the two groups among finished runs, which stand at `places` (rows,) of the table; None for one group."""
+@lru_cache(maxsize=16)
+def _best_split(losses_: bytes, size_: bytes, tokens_: bytes, expected_: bytes, guesses_: bytes) -> _Split | None:
+    """Return the two groups among finished runs, None for one group; arguments are arrays (rows,) as bytes.
+
+    A fit asks many times which of its runs are implausible, always of the same table.
+    """
+    losses, size, tokens, expected = (np.frombuffer(each) for each in (losses_, size_, tokens_, expected_))
+    guesses = np.frombuffer(guesses_, dtype=bool).reshape(-1, len(losses))
     # One trend for all
-    losses, basis = rows["loss"].to_numpy(dtype=float), _basis(rows)
+    basis = trend_basis(size, tokens)
     off = np.log(losses / fitted_trend(basis, losses[None])[0])
     if np.sqrt(np.mean(off**2)) < _ROUGH:
         return None
+    order = np.sort(off)
+    guesses = np.unique([*guesses, off > 0, off > order[int(np.argmax(np.diff(order)))]], axis=0)
     # Every conversion from every first guess, each run then going to the group that it is nearer to
     conversions = [_Split(other=losses > 0, factor=factor) for factor in (*_FACTORS, None)]
-    guesses = np.unique(list(_first_guesses(rows, places, off)), axis=0)
     which = np.repeat(np.arange(len(conversions)), len(guesses))
     converted = np.stack([one.convert(losses) for one in conversions])[which]
     other = np.tile(guesses, (len(conversions), 1))
     trend = np.empty(other.shape)
-    coarse = _basis(rows, _COARSE)
+    coarse = trend_basis(size, tokens, _COARSE)
     for _ in range(_ROUNDS):
         trend = fitted_trend(coarse, np.where(other, converted, losses), reweightings=_FEW_REWEIGHTINGS)
         other = _nearer(converted, losses, trend)
@@ -143,7 +154,7 @@ def _best_split(rows: pd.DataFrame, places: np.ndarray) -> _Split | None:
     ]
     scatters = [np.abs(residuals).mean() for _, residuals in best]
     split, residuals = best[int(np.argmin(scatters))]
-    if split.factor is not None and float(np.median((losses / expected_losses(rows))[split.other])) > _MUCH_TOO_LARGE:
+    if split.factor is not None and float(np.median((losses / expected)[split.other])) > _MUCH_TOO_LARGE:
         return None  # they diverged
     return split if _are_two(split, losses, residuals, off) else None
 
@@ -161,11 +172,8 @@ def _refined(losses: np.ndarray, basis: np.ndarray, split: _Split) -> tuple[_Spl
     return split, np.log(np.where(split.other, split.convert(losses), losses) / trend)
 
 
-def _first_guesses(rows: pd.DataFrame, places: np.ndarray, off: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield masks (rows,) of the runs that may be in another unit; `off` (rows,) is their distance from one trend."""
-    yield off > 0
-    order = np.sort(off)
-    yield off > order[int(np.argmax(np.diff(order)))]
+def _first_guesses(rows: pd.DataFrame, places: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield masks (rows,) of the runs that may be in another unit, by their `places` (rows,) and columns."""
     yield places % 2 == 0
     yield places % 2 == 1
     columns = [rows[name].to_numpy(dtype=float) for name in _NUMBERS if name in rows]
@@ -191,12 +199,13 @@ def _are_two(split: _Split, losses: np.ndarray, residuals: np.ndarray, off: np.n
     smaller = min(split.other.sum(), (~split.other).sum())
     if smaller < _FEWEST or (split.factor is not None and not _kind_of(split.factor)):
         return False
-    spread = _TO_NORMAL * float(np.median(np.abs(residuals)))
-    spreads = [
-        max(float(np.sqrt(np.mean(residuals[group] ** 2))), _LEAST_SPREAD) for group in (split.other, ~split.other)
-    ]
+    # Medians, since a run of either group may have diverged
+    rows = len(residuals)
+    size = np.abs(residuals)
+    spread = _TO_NORMAL * float(np.median(size)) * rows / (rows - _TREND_FREE)
+    spreads = [max(_TO_NORMAL * float(np.median(size[group])), _LEAST_SPREAD) for group in (split.other, ~split.other)]
     distance = float(np.median(np.log(losses / split.convert(losses))[split.other]))
-    before, after = (max(float(np.sqrt(np.mean(each**2))), 1e-12) for each in (off, residuals))
+    before, after = (float(np.minimum(np.abs(each), distance).mean()) for each in (off, residuals))
     return distance > _APART * spread and max(spreads) < _SPREADS * min(spreads) and before > _IMPROVEMENT * after
 
 
@@ -212,45 +221,43 @@ def _caveat(table: pd.DataFrame, places: np.ndarray, other: np.ndarray, split: _
     """Return the question about the unit of one group: which runs, by which factor, and what to do."""
     rest = np.zeros(len(table), dtype=bool)
     rest[places] = ~other[places]
-    high, low = _named_rows(table, other, rest), _named_rows(table, rest, other)
-    start = "The losses seem to be in two units: those of "
+    high = _label_of(table, other, rest) or f"the {counted(int(other.sum()), 'run')} {_rows_text(other)}"
+    low = _label_of(table, rest, other) or f"the other {int(rest.sum())}"
     if split.factor is None:
         return (
-            f"{start}{high} are perplexities, since their logarithms lie on the trend of {low}: if so, replace each of "
-            "them by its logarithm, which is nats per token."
+            f"{TWO_UNITS} those of {high} are perplexities, since their logarithms lie on the trend of {low}: if so, "
+            "replace each of them by its logarithm, which is nats per token."
         )
     factor, kind = split.factor, _kind_of(split.factor)
-    off = f"{start}{high} are {factor:.3g} times as large as the trend of {low} gives, "
+    off = f"{TWO_UNITS} those of {high} are {factor:.3g} times what the trend of {low} gives, "
     if kind == "bits":
-        return f"{off}as bits are beside nats (1 / ln 2 = 1.443): if so, multiply them by ln 2 = 0.693."
-    bytes_per_token = factor / (np.log(2) if kind == "nats and bits per byte" else 1.0)
+        return f"{off}as bits per token are of nats (1 / ln 2 = 1.443): if so, multiply them by ln 2 = 0.693."
     if kind == "nats and bits per byte":
         return (
-            f"{off}as nats per token are beside bits per byte at {bytes_per_token:.2g} bytes per token: if so, multiply "
-            f"the losses of {low} by ln 2 x bytes per token, about {factor:.3g}."
+            f"{off}as nats per token are of bits per byte (ln 2 x {factor / np.log(2):.2g} bytes per token): if so, "
+            f"multiply the losses of {low} by {factor:.3g}."
         )
     return (
-        f"{off}as bits per token are beside bits per byte at {bytes_per_token:.2g} bytes per token: if so, multiply the "
-        f"losses of {high} by ln 2 = 0.693, and those of {low} by ln 2 x bytes per token, about "
-        f"{np.log(2) * factor:.3g}."
+        f"{off}as bits per token are of bits per byte ({factor:.2g} bytes per token): if so, multiply them by ln 2 = "
+        f"0.693, and the losses of {low} by {np.log(2) * factor:.3g}."
     )
 
 
-def _named_rows(table: pd.DataFrame, group: np.ndarray, rest: np.ndarray) -> str:
-    """Return words for the runs of `group` (rows,): a label or budget that the `rest` lacks, else their places."""
-    runs = counted(int(group.sum()), "run")
+def _label_of(table: pd.DataFrame, group: np.ndarray, rest: np.ndarray) -> str:
+    """Return words for the runs of `group` (rows,) by a label or budget that the `rest` lacks; empty if none does."""
     for name in (*_labels(table), *_BUDGET):
         if name not in table:
             continue
         values = list(table.loc[group, name].unique())
         if len(values) <= _FEW_VALUES // 2 and not table.loc[rest, name].isin(values).any():
             listed = ", ".join(f"{value:.4g}" if isinstance(value, float) else shown(value) for value in values)
-            return f"the {runs} with {name} {listed}"
-    return f"the {runs} {_places(np.flatnonzero(group) + 1)}"
+            return f"the {counted(int(group.sum()), 'run')} with {name} {listed}"
+    return ""
 
 
-def _places(rows: np.ndarray) -> str:
-    """Return words for rows that are counted from 1."""
+def _rows_text(group: np.ndarray) -> str:
+    """Return words for the rows of a table, counted from 1, that a mask (rows,) marks."""
+    rows = np.flatnonzero(group) + 1
     steps = np.unique(np.diff(rows))
     if len(steps) == 1 and steps[0] == 1:
         return f"in rows {rows[0]} to {rows[-1]}"
