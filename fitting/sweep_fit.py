@@ -24,7 +24,7 @@ from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
-from isoloop.fitting.selection.misfit import Misfit, law_misfit, misfit_of_models
+from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
@@ -40,6 +40,7 @@ Fitted = TypeVar("Fitted")
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 _MODELS_AT_MOST, _SOME_MODELS = 200, 20
 """Models that each get a test-time law; of more, some that are spread evenly over the table."""
+_RUNS_PER_PARAMETER = 3
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -165,10 +166,11 @@ class _SweepFitter:
             draws=self.draws,
             seed=self.seed,
             independent=independent,
+            noise=noise,
         )
         self.progress("isoFLOP curves", 1, 1)
         training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)
-        mixture = None if training is None else self._mixture(training)
+        mixture = None if training is None else self._mixture(training, noise)
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
@@ -241,13 +243,13 @@ class _SweepFitter:
             mixture=mixture,
         )
 
-    def _mixture(self, training: LawFit) -> LawMixture:
+    def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:
         """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
         richer = richer_law(training.form)
         if richer is None:
             return law_mixture([training])
         try:
-            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table))
+            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table), noise=noise)
         except ValueError as error:
             return law_mixture([training], not_fitted=str(error))
         return law_mixture([training, fit])
@@ -266,11 +268,12 @@ class _SweepFitter:
         self, data: Data, test_time: Sequence[LawFit], unified: LawFit | None, joint: LawFit | None
     ) -> list[Misfit]:
         """Return the misfit of each law of test-time loops."""
-        of_models = [law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time]
+        level = LEVEL_AT_TEST_TIME
+        of_models = misfit_of_models([law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time], level)
         return [
-            *([law_misfit(unified, data, by_run=True)] if unified else []),
-            *([law_misfit(joint, _off_mean(data), by_run=True)] if joint else []),
-            *([misfit] if (misfit := misfit_of_models(of_models)) else []),
+            *([law_misfit(unified, data, by_run=True, level=level)] if unified else []),
+            *([law_misfit(joint, _off_mean(data), by_run=True, level=level)] if joint else []),
+            *([of_models] if of_models else []),
         ]
 
     def _attempt(
@@ -284,10 +287,17 @@ class _SweepFitter:
             return None
 
     def _noise(self, law: str) -> NoiseModel | None:
-        """Return the noise of the losses after training, None if the law can't be fitted to them."""
-        data = law_data(self.table)
+        """Return the noise of the losses after training, None if the law can't be fitted to them.
+
+        It is measured about the law that extends this one, if there are runs enough: what a wrong form misses is not
+        noise.
+        """
+        data, form = law_data(self.table), law_named(law)
+        richer = richer_law(form)
+        if richer is not None and len(data["loss"]) >= _RUNS_PER_PARAMETER * len(richer.parameters):
+            form = richer
         try:
-            return noise_model(data, point_estimate(law_named(law), data, self.objective))
+            return noise_model(data, point_estimate(form, data, self.objective))
         except ValueError:  # the fit of the law is missing for the same reason, which is said there
             return None
 
