@@ -29,7 +29,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table, the most important first."""
     runs, data = finished_rows(table), law_data(table)
     # What may make the answer wrong
-    caveats = [*_misfit_caveats(fit), *unit_caveats(table)]
+    caveats = [*unit_caveats(table), *_misfit_caveats(fit)]
     if fit.overthinking is not None:
         caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += row_caveats(data)
