@@ -168,7 +168,7 @@ class _SweepFitter:
         )
         self.progress("isoFLOP curves", 1, 1)
         training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)
-        mixture = None if training is None else self._mixture(training)
+        mixture = None if training is None else self._mixture(training, noise)
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
@@ -183,7 +183,7 @@ class _SweepFitter:
                 training.draw_matrix if training.draws else None,
                 widening=training.widening,
             )
-        misfits = [] if mixture is None else self._misfits_after_training(mixture)
+        misfits = [] if mixture is None else self._misfits_after_training(mixture, noise)
         # The laws of test-time loops
         test_time: tuple[LawFit, ...] = ()
         joint = unified = None
@@ -241,24 +241,26 @@ class _SweepFitter:
             mixture=mixture,
         )
 
-    def _mixture(self, training: LawFit) -> LawMixture:
+    def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:
         """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
         richer = richer_law(training.form)
         if richer is None:
             return law_mixture([training])
         try:
-            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table))
+            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table), noise=noise)
         except ValueError as error:
             return law_mixture([training], not_fitted=str(error))
         return law_mixture([training, fit])
 
-    def _misfits_after_training(self, mixture: LawMixture) -> list[Misfit]:
+    def _misfits_after_training(self, mixture: LawMixture, noise: NoiseModel | None) -> list[Misfit]:
         """Return the misfit of each law of the loss after training, the simplest first."""
         data = law_data(self.table)
+        scales = noise.scales(data["flops"]) if noise is not None and noise.exponent else None
+        shared = noise is not None and noise.shared > 0
         misfits: list[Misfit] = []
         richer: LawFit | None = None
         for fit in reversed(mixture.laws):
-            misfits.insert(0, law_misfit(fit, data, richer=richer))
+            misfits.insert(0, law_misfit(fit, data, richer=richer, scales=scales, shared=shared))
             richer = fit
         return misfits
 
@@ -284,12 +286,18 @@ class _SweepFitter:
             return None
 
     def _noise(self, law: str) -> NoiseModel | None:
-        """Return the noise of the losses after training, None if the law can't be fitted to them."""
+        """Return the noise of the losses after training, None if no law can be fitted to them.
+
+        Luck that budgets share looks like a misfit of the law, so it is measured about a law that extends it.
+        """
         data = law_data(self.table)
-        try:
-            return noise_model(data, point_estimate(law_named(law), data, self.objective))
-        except ValueError:  # the fit of the law is missing for the same reason, which is said there
-            return None
+        richer = richer_law(law_named(law))
+        for form in (*([richer] if richer is not None else []), law_named(law)):
+            try:
+                return noise_model(data, point_estimate(form, data, self.objective))
+            except ValueError:  # too few runs: the fit of the law is missing for the same reason, which is said there
+                continue
+        return None
 
     def _law(self, law: str, data: Data, *, by_run: bool = False, noise: NoiseModel | None = None) -> LawFit:
         return fit_law(
