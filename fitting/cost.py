@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-BACKWARD_SLOPE = 0.5
+from isoloop.fitting.backprop import BackpropRule, backprop_rule
+
 _NO_DRIFT = 0.01
 _PER_ARCHITECTURE = (
     "flops_per_token_fixed",
@@ -65,6 +66,13 @@ class Cost(ABC):
         """Return the training FLOPs of `tokens` tokens with `values` on the axis."""
         return np.asarray(tokens, dtype=float) * self.flops_per_token(values)
 
+    def assumption_at(self, value: float) -> str:
+        """Return what the FLOPs of a model with `value` on the axis assume that the runs do not show; empty if nothing.
+
+        It completes a sentence such as 'the cost assumes ...'.
+        """
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel(Cost):
@@ -73,7 +81,8 @@ class CostModel(Cost):
     FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences of the runs (the nodes), f and b are
     the loops that were run, so the cost is exact there under any sampling of depths and any accounting. Between nodes,
     f - mu and b are interpolated linearly. Beyond them, f - mu is that of the nearest node (f falls at most in
-    proportion to mu), and b grows with the slope 1/2 of a backprop depth mu / 2.
+    proportion to mu), and b differs from the node's as the loops of the rule `backprop` do. Under a curriculum f, too,
+    grows as it says.
     """
 
     axis = "mean_recurrence"
@@ -86,6 +95,7 @@ class CostModel(Cost):
     mean_recurrences: tuple[float, ...]
     forward_loops: tuple[float, ...]
     backward_loops: tuple[float, ...]
+    backprop: BackpropRule = field(default_factory=BackpropRule)
 
     def __post_init__(self) -> None:
         nodes = self.mean_recurrences
@@ -108,19 +118,16 @@ class CostModel(Cost):
         ran = table[table["forward_loops"].notna() & table["backward_loops"].notna()]
         if ran.empty:
             raise ValueError("a cost model needs loop counts, but those of all runs are missing; finish a run first")
-        for mean_recurrence, runs in ran.groupby("mean_recurrence"):
-            depths = sorted(set(runs["backprop_depth"])) if "backprop_depth" in runs else []
-            if len(depths) > 1:
-                raise ValueError(
-                    f"a mean recurrence must have one backprop depth, but {mean_recurrence:g} was trained "
-                    f"with {depths}; filter the table to one of them"
-                )
+        depths = _recorded_depths(ran)
         loops = ran.groupby("mean_recurrence")[["forward_loops", "backward_loops"]].mean().sort_index()
         per_token: dict[str, Any] = {name: float(table[name].iloc[0]) for name in _PER_ARCHITECTURE}
+        nodes = tuple(float(node) for node in loops.index)
+        forward, backward = (tuple(float(value) for value in loops[name]) for name in loops)
         return cls(
-            mean_recurrences=tuple(float(node) for node in loops.index),
-            forward_loops=tuple(float(value) for value in loops["forward_loops"]),
-            backward_loops=tuple(float(value) for value in loops["backward_loops"]),
+            mean_recurrences=nodes,
+            forward_loops=forward,
+            backward_loops=backward,
+            backprop=backprop_rule(nodes, depths, (forward, backward)),
             **per_token,
         )
 
@@ -130,17 +137,29 @@ class CostModel(Cost):
         return (
             f"{self.flops_per_token_fixed:.4g} + {self.flops_per_token_forward_loop:.4g} per forward loop + "
             f"{self.flops_per_token_backward_loop:.4g} per backward loop"
+            + ("" if self.backprop.shape == "half" else f" (backprop depth {self.backprop.name})")
         )
+
+    def assumption_at(self, value: float) -> str:
+        """See `Cost.assumption_at`."""
+        inside = self.mean_recurrences[0] <= value <= self.mean_recurrences[-1]
+        return "" if inside else self.backprop.assumption(below=value < self.mean_recurrences[0])
 
     def loops(self, mean_recurrence: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean loops per token (forward, backward), of the shape of `mean_recurrence`."""
         mu = np.asarray(mean_recurrence, dtype=float)
-        nodes = np.array(self.mean_recurrences)
-        excess = np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
-        beyond = mu - np.clip(mu, nodes[0], nodes[-1])
-        forward = np.maximum(mu + excess, mu * min(1.0, self.forward_loops[0] / nodes[0]))
-        backward = np.interp(mu, nodes, np.array(self.backward_loops)) + BACKWARD_SLOPE * beyond
-        return forward, np.maximum(backward, min(1.0, self.backward_loops[0]))
+        nodes, rule = np.array(self.mean_recurrences), self.backprop
+        nearest = np.clip(mu, nodes[0], nodes[-1])
+        forward = mu + np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
+        if rule.curriculum is not None:  # its loops forward grow by less than mu
+            forward -= rule.curriculum[1] / 2 * (mu - nearest)
+        backward = np.interp(mu, nodes, np.array(self.backward_loops))
+        share: ArrayLike = rule.share or 1.0
+        if rule.shape == "proportional":
+            share = backward / nearest
+        backward = backward + share * (rule.backward_loops(mu) - rule.backward_loops(nearest))
+        least = np.minimum(mu, nodes[0]) * min(1.0, self.forward_loops[0] / nodes[0])
+        return np.maximum(forward, least), np.maximum(backward, min(1.0, self.backward_loops[0]))
 
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """See `Cost.flops_per_token`."""
@@ -162,7 +181,8 @@ class MeasuredCost(Cost):
     """FLOPs per token of looped models as their table counts them, at its mean recurrences, without a cost model.
 
     Between two mean recurrences the FLOPs per token are interpolated linearly, and beyond the largest they grow as over
-    the upper half of the range. Below the smallest they fall as between the first two, but at most in proportion to mu.
+    the upper half of the range, or where the recorded backprop depth has a limit, as over the runs that it holds for.
+    Below the smallest they fall as between the first two, but at most in proportion to mu.
     """
 
     axis = "mean_recurrence"
@@ -171,6 +191,7 @@ class MeasuredCost(Cost):
     measured_flops_per_token: tuple[float, ...]
     effective_params_fixed: float | None = None
     effective_params_per_loop: float | None = None
+    backprop: BackpropRule | None = None
 
     def __post_init__(self) -> None:
         nodes, costs = self.mean_recurrences, self.measured_flops_per_token
@@ -192,8 +213,13 @@ class MeasuredCost(Cost):
         if ran.empty:
             raise ValueError("a cost needs flops and tokens, but those of all runs are missing; fill them in")
         per_token = (ran["flops"] / ran["tokens"]).groupby(ran["mean_recurrence"]).median().sort_index()
+        nodes = tuple(float(node) for node in per_token.index)
+        depths = None
+        if "backprop_depth" in ran and ran.groupby("mean_recurrence")["backprop_depth"].nunique().max() == 1:
+            depths = _recorded_depths(ran)
         return cls(
-            mean_recurrences=tuple(float(node) for node in per_token.index),
+            mean_recurrences=nodes,
+            backprop=None if depths is None else backprop_rule(nodes, depths),
             measured_flops_per_token=tuple(float(value) for value in per_token),
             **{name: float(table[name].iloc[0]) for name in known if name != "params"},
         )
@@ -214,8 +240,34 @@ class MeasuredCost(Cost):
             # Over half of the range, so that a step of the backprop depth between two neighbours does not decide.
             half = min(max(0, int(np.searchsorted(nodes, nodes[-1] / 2, side="right")) - 1), len(nodes) - 2)
             rise = max(0.0, (costs[-1] - costs[half]) / (nodes[-1] - nodes[half]))
+            if self.backprop is not None and nodes[-1] > self.backprop.full_depth_at:
+                rise = self._rise_at_full_depth(half)
             fall = np.clip((costs[1] - costs[0]) / (nodes[1] - nodes[0]), 0.0, fall)
         return np.asarray(np.interp(mu, nodes, costs) + fall * below + rise * above)
+
+    def _rise_at_full_depth(self, first: int) -> float:
+        """Return the FLOPs per token of a loop without gradient, from the runs from index `first` on.
+
+        Of runs that are not at their full depth, a loop with gradient counts as three without.
+        """
+        assert self.backprop is not None, "a rule has the limit"
+        nodes, costs = np.array(self.mean_recurrences), np.array(self.measured_flops_per_token)
+        full = max(first, int(np.searchsorted(nodes, self.backprop.full_depth_at)))
+        if full < len(nodes) - 1:
+            return float((costs[-1] - costs[full]) / (nodes[-1] - nodes[full]))
+        units = nodes + 2 * np.minimum(nodes, self.backprop.depths(nodes))
+        return float((costs[-1] - costs[first]) / (units[-1] - units[first]))
+
+    def assumption_at(self, value: float) -> str:
+        """See `Cost.assumption_at`."""
+        below = value < self.mean_recurrences[0]
+        if self.mean_recurrences[0] <= value <= self.mean_recurrences[-1]:
+            return ""
+        if self.backprop is not None and self.backprop.recorded:
+            return self.backprop.assumption(below=below)
+        why = "the table records no backprop depth" if self.backprop is None else "its backprop depths follow no rule"
+        where = "between the two smallest recurrences" if below else "over the upper half of the recurrences"
+        return f"a change per loop as {where} of the runs, because {why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +335,24 @@ def cost_of(table: pd.DataFrame) -> CostModel | MeasuredCost | DenseCost:
     if "mean_recurrence" not in table:
         return DenseCost.from_table(table)
     return CostModel.from_table(table) if "flops_per_token_fixed" in table else MeasuredCost.from_table(table)
+
+
+def _recorded_depths(runs: pd.DataFrame) -> tuple[float, ...] | None:
+    """Return the backprop depth of each mean recurrence, in increasing order; None if it is not recorded for each.
+
+    Raises ValueError if one has several.
+    """
+    if "backprop_depth" not in runs:
+        return None
+    recorded = runs.groupby("mean_recurrence")["backprop_depth"]
+    for mean_recurrence, depths in recorded:
+        if depths.nunique() > 1:
+            raise ValueError(
+                f"a mean recurrence must have one backprop depth, but {mean_recurrence:g} was trained "
+                f"with {sorted(depths.unique())}; filter the table to one of them"
+            )
+    first = recorded.first().sort_index()
+    return None if first.isna().any() else tuple(float(depth) for depth in first)
 
 
 def _check_one_architecture(table: pd.DataFrame, columns: Iterable[str]) -> None:

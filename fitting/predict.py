@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.law_fit import EXACT, LawFit
 from isoloop.fitting.recommendation import BUDGET_ROUNDING, BestModel, recommendation
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.curves import RISES
@@ -199,6 +199,7 @@ def predict(
         notes=(
             *(best.notes if best else ()),
             *(reason for reason in (by_law.reasons if by_law else ()) if RISES in reason),
+            *([EXACT] if by_law and by_law.exact and by_law.draws else []),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
             *repetition_notes(fit),
         ),
@@ -284,13 +285,16 @@ def _required_law(fit: SweepFit, name: str) -> LawFit:
 
 
 def extrapolation_notes(
-    fit: SweepFit, flops: float, tokens: float, value: float, recurrence: float | None = None
+    fit: SweepFit, flops: float, tokens: float, on_axis: float, recurrence: float | None = None
 ) -> list[str]:
-    """Return a note for each quantity outside its fitted range, with the distance; `value` is that on the axis."""
+    """Return a note for each quantity outside its fitted range, with the distance, and for what its cost assumes.
+
+    `on_axis` is the mean recurrence, or the parameters.
+    """
     quantities = [
         ("compute", flops, fit.fitted.flops, "FLOPs"),
         ("token count", tokens, fit.fitted.tokens, "tokens"),
-        (AXES[fit.axis].name, value, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
+        (AXES[fit.axis].name, on_axis, fit.fitted.of_axis(fit.axis), "loops" if fit.axis == "mean_recurrence" else ""),
     ]
     if recurrence is not None and fit.fitted.recurrence is not None:
         quantities.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
@@ -302,6 +306,10 @@ def extrapolation_notes(
         elif value < low / BUDGET_ROUNDING:
             times = f"{low / value:.1f}x" if value > 0 else "infinitely far"
             notes.append(f"{times} below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
+    low, high = fit.fitted.of_axis(fit.axis)
+    assumption = fit.cost_model.assumption_at(on_axis)
+    if assumption and not low / BUDGET_ROUNDING <= on_axis <= BUDGET_ROUNDING * high:
+        notes.append(f"the compute of {on_axis:.3g} loops assumes {assumption}")
     return notes
 
 

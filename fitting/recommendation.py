@@ -11,7 +11,7 @@ import numpy as np
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.isoflop.power_law import PowerLaw
+from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
 from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
 
@@ -98,7 +98,7 @@ def named_power_laws(fit: SweepFit) -> list[tuple[str, PowerLaw]]:
     """Return the isoFLOP power laws of the best value on the axis, by name: as fitted, and without parabolas' bias."""
     fitted = fit.isoflop.axis_law if fit.isoflop else None
     corrected = fit.parabola_bias.axis_exponent.corrected if fit.parabola_bias else None
-    named = (("isoFLOP power laws", fitted), ("isoFLOP power laws without the parabola's bias", corrected))
+    named = ((POWER_LAWS, fitted), (f"{POWER_LAWS} {WITHOUT_BIAS}", corrected))
     return [(name, law) for name, law in named if law is not None]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,6 +98,20 @@ class MissingFit:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class FittedFile:
+    """The file whose table was fitted: its name without folder, and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FittedFile:
+        """Return the name and digest of a file as it is now."""
+        with path.open("rb") as file:
+            return cls(name=path.name, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class SweepFit:
@@ -104,7 +120,8 @@ class SweepFit:
     `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
     not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
     guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
-    the sweep and the one that extends it, for predictions; None if none was fitted.
+    the sweep and the one that extends it, for predictions; None if none was fitted. `file` is the file of the table,
+    None for a table that came from elsewhere.
     """
 
     name: str
@@ -126,6 +143,7 @@ class SweepFit:
     noise: NoiseModel | None = None
     misfits: tuple[Misfit, ...] = ()
     mixture: LawMixture | None = None
+    file: FittedFile | None = None
 
     @property
     def axis(self) -> str:
@@ -155,6 +173,15 @@ class SweepFit:
         from isoloop.fitting.report.full import full_report
 
         return full_report(self)
+
+    def summary(self, *, lines: int = 40, printable: Callable[[str], str] = str) -> str:
+        """Return the answer, the estimates and what to doubt, in at most `lines` lines of 80 columns.
+
+        `printable` spells out the characters that a terminal lacks.
+        """
+        from isoloop.fitting.report.screen import screen
+
+        return screen(self, lines=lines, printable=printable)
 
     def to_json(self) -> str:
         """Return JSON text that `from_json` reads back into an equal fit, with every float exact.

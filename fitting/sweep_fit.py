@@ -24,7 +24,7 @@ from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
-from isoloop.fitting.selection.misfit import Misfit, law_misfit, misfit_of_models
+from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
@@ -40,6 +40,7 @@ Fitted = TypeVar("Fitted")
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 _MODELS_AT_MOST, _SOME_MODELS = 200, 20
 """Models that each get a test-time law; of more, some that are spread evenly over the table."""
+_RUNS_PER_PARAMETER = 3
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -183,7 +184,7 @@ class _SweepFitter:
                 training.draw_matrix if training.draws else None,
                 widening=training.widening,
             )
-        misfits = [] if mixture is None else self._misfits_after_training(mixture, noise)
+        misfits = [] if mixture is None else self._misfits_after_training(mixture)
         # The laws of test-time loops
         test_time: tuple[LawFit, ...] = ()
         joint = unified = None
@@ -252,15 +253,13 @@ class _SweepFitter:
             return law_mixture([training], not_fitted=str(error))
         return law_mixture([training, fit])
 
-    def _misfits_after_training(self, mixture: LawMixture, noise: NoiseModel | None) -> list[Misfit]:
+    def _misfits_after_training(self, mixture: LawMixture) -> list[Misfit]:
         """Return the misfit of each law of the loss after training, the simplest first."""
         data = law_data(self.table)
-        scales = noise.scales(data["flops"]) if noise is not None and noise.exponent else None
-        shared = noise is not None and noise.shared > 0
         misfits: list[Misfit] = []
         richer: LawFit | None = None
         for fit in reversed(mixture.laws):
-            misfits.insert(0, law_misfit(fit, data, richer=richer, scales=scales, shared=shared))
+            misfits.insert(0, law_misfit(fit, data, richer=richer))
             richer = fit
         return misfits
 
@@ -268,11 +267,12 @@ class _SweepFitter:
         self, data: Data, test_time: Sequence[LawFit], unified: LawFit | None, joint: LawFit | None
     ) -> list[Misfit]:
         """Return the misfit of each law of test-time loops."""
-        of_models = [law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time]
+        level = LEVEL_AT_TEST_TIME
+        of_models = misfit_of_models([law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time], level)
         return [
-            *([law_misfit(unified, data, by_run=True)] if unified else []),
-            *([law_misfit(joint, _off_mean(data), by_run=True)] if joint else []),
-            *([misfit] if (misfit := misfit_of_models(of_models)) else []),
+            *([law_misfit(unified, data, by_run=True, level=level)] if unified else []),
+            *([law_misfit(joint, _off_mean(data), by_run=True, level=level)] if joint else []),
+            *([of_models] if of_models else []),
         ]
 
     def _attempt(
@@ -286,18 +286,19 @@ class _SweepFitter:
             return None
 
     def _noise(self, law: str) -> NoiseModel | None:
-        """Return the noise of the losses after training, None if no law can be fitted to them.
+        """Return the noise of the losses after training, None if the law can't be fitted to them.
 
-        Luck that budgets share looks like a misfit of the law, so it is measured about a law that extends it.
+        It is measured about the law that extends this one, if there are runs enough: what a wrong form misses is not
+        noise.
         """
-        data = law_data(self.table)
-        richer = richer_law(law_named(law))
-        for form in (*([richer] if richer is not None else []), law_named(law)):
-            try:
-                return noise_model(data, point_estimate(form, data, self.objective))
-            except ValueError:  # too few runs: the fit of the law is missing for the same reason, which is said there
-                continue
-        return None
+        data, form = law_data(self.table), law_named(law)
+        richer = richer_law(form)
+        if richer is not None and len(data["loss"]) >= _RUNS_PER_PARAMETER * len(richer.parameters):
+            form = richer
+        try:
+            return noise_model(data, point_estimate(form, data, self.objective))
+        except ValueError:  # the fit of the law is missing for the same reason, which is said there
+            return None
 
     def _law(self, law: str, data: Data, *, by_run: bool = False, noise: NoiseModel | None = None) -> LawFit:
         return fit_law(

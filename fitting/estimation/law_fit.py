@@ -32,6 +32,9 @@ _ROUNDING = 1e-9
 """Residuals below this are rounding, and say nothing about how likely a law is."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
+_EXACT = 1e-9
+"""Scatter about a law, relative to the loss, below which it comes from rounding."""
+EXACT = "the losses lie on the law exactly, as in a table without noise, so the intervals only reflect rounding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,11 @@ class LawFit:
     def at_mean(self) -> str:
         """Name of this law as a method of predicting the loss at T = mean recurrence."""
         return f"{self.form.name} law at T = mu"
+
+    @property
+    def exact(self) -> bool:
+        """True if the losses lie on the law exactly, so that its intervals only reflect rounding."""
+        return self.noise < _EXACT
 
     @property
     def vector(self) -> np.ndarray:

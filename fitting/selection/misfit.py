@@ -11,6 +11,7 @@ from scipy import stats
 
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE
+from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 
 MISFIT = "The form of the law is wrong:"
@@ -22,12 +23,12 @@ _RICHER, _CURVES, _SEEDS, _SMOOTH, _WITHIN = (
     "smooth departures",
     "regular departures within runs",
 )
-_SHARES = {_RICHER: 0.6, _CURVES: 0.2, _SEEDS: 0.2, _SMOOTH: 0.2, _WITHIN: 0.2}
+_SHARES = {_RICHER: 0.8, _CURVES: 0.2, _SEEDS: 0.2, _SMOOTH: 0.2, _WITHIN: 0.2}
 """Shares of the level that the tests have, relative to those that a table allows."""
-_LEVEL = 0.01
-"""A misfit is flagged if its combined p-value is below this."""
+LEVEL_AFTER_TRAINING, LEVEL_AT_TEST_TIME = 0.022, 0.002
+"""Chance of calling a true law wrong: of the law after training, and of each of the up to three of test-time loops."""
 _LEAST_SIZE = 1e-5
-"""Departures below this share of the loss are not flagged, however regular: they are those of rounded losses."""
+"""Smaller departures, as a share of the loss, are those of rounded losses: they are never significant."""
 _CLIP = 3.0
 """Residuals count up to this many typical ones."""
 _MEDIAN_OF_NORMAL = 0.6745
@@ -66,7 +67,7 @@ class Misfit:
     tests: tuple[MisfitTest, ...]
     p_value: float
     size: float
-    flagged: bool
+    significant: bool
     better: str | None
     sentence: str
 
@@ -77,8 +78,7 @@ def law_misfit(
     *,
     richer: LawFit | None = None,
     by_run: bool = False,
-    scales: np.ndarray | None = None,
-    shared: bool = False,
+    level: float = LEVEL_AFTER_TRAINING,
 ) -> Misfit:
     """Test the form of a law that was fitted to the rows of `data`, by all of these that the rows allow.
 
@@ -89,21 +89,20 @@ def law_misfit(
       share its noise, only departures within runs count.
 
     They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 3
-    typical ones. Their p-values are combined by weighted Bonferroni. Noise that grows or falls is divided by `scales`
-    (rows,); with `shared`, departures common to the runs of a budget count as their luck.
+    typical ones and whitened by the noise model of the fit. Their p-values are combined by weighted Bonferroni; the
+    misfit is significant if the combined one is below `level`.
     """
-    tests = _tests(fit, data, richer, by_run, scales, shared)
-    return _judged(fit, tests, richer, float(np.mean(data["loss"])))
+    tests = _tests(fit, data, richer, by_run)
+    return _judged(fit, tests, richer, level, float(np.mean(data["loss"])))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Departures:
-    """Residuals (rows,) and slopes (rows, p) of a fit, both over the scale of their noise; `groups` share noise."""
+    """Residuals (rows,) and slopes (rows, p) of a fit, both whitened, and the runs (rows,) whose losses share noise."""
 
     residuals: np.ndarray
     slopes: np.ndarray
-    scales: np.ndarray
-    groups: np.ndarray | None
+    runs: np.ndarray | None
 
     def test(
         self, against: str, directions: np.ndarray, dependent: float = _DEPENDENT
@@ -112,9 +111,7 @@ class _Departures:
 
         Directions that the slopes explain but for the share `dependent` of their length are left out.
         """
-        slopes, directions, residuals = (
-            self._within_groups(each) for each in (self.slopes, directions, self.residuals)
-        )
+        slopes, directions, residuals = (self._within_runs(each) for each in (self.slopes, directions, self.residuals))
         basis = _orthonormal(_unit(slopes), _DEPENDENT)
         residuals = _clipped(residuals - basis @ (basis.T @ residuals))
         residuals = residuals - basis @ (basis.T @ residuals)
@@ -124,7 +121,7 @@ class _Departures:
         free = _orthonormal(free, dependent)
         explained = float(np.sum((free.T @ residuals) ** 2))
         total = float(residuals @ residuals)
-        lost = basis.shape[1] + (0 if self.groups is None else len(np.unique(self.groups)))
+        lost = basis.shape[1] + (0 if self.runs is None else len(np.unique(self.runs)))
         dof = free.shape[1], len(residuals) - lost - free.shape[1]
         if dof[0] < 1 or dof[1] < _MIN_DOF or not total > 0:
             return None
@@ -135,72 +132,74 @@ class _Departures:
         )
         return test, max(explained - dof[0] * noise, 0.0) / len(residuals)
 
-    def _within_groups(self, values: np.ndarray) -> np.ndarray:
-        """Return values (rows, ...) less what the noise of their group can explain: one number for all its losses."""
-        if self.groups is None:
+    def _within_runs(self, values: np.ndarray) -> np.ndarray:
+        """Return values (rows, ...) less their mean over the rows of the run."""
+        if self.runs is None:
             return values
-        group = np.unique(self.groups, return_inverse=True)[1]
-        weights = np.bincount(group, weights=self.scales**-2.0)
+        run, counts = np.unique(self.runs, return_inverse=True, return_counts=True)[1:]
         columns = values.reshape(len(values), -1)
-        common = np.stack([np.bincount(group, weights=column / self.scales) / weights for column in columns.T], axis=-1)
-        return (columns - common[group] / self.scales[:, None]).reshape(values.shape)
+        means = np.stack([np.bincount(run, weights=column) / counts for column in columns.T], axis=-1)
+        return (columns - means[run]).reshape(values.shape)
 
 
-def misfit_of_models(misfits: Sequence[Misfit]) -> Misfit | None:
-    """Return the misfit of one law that was fitted to each of several models by itself; None without a test."""
+def misfit_of_models(misfits: Sequence[Misfit], level: float) -> Misfit | None:
+    """Return the misfit of one law that was fitted to each of several models by itself; None without a test.
+
+    It is significant if one of them is at `level` over their number.
+    """
     tested = [misfit for misfit in misfits if misfit.tests]
     if not tested:
         return None
     worst = min(tested, key=lambda misfit: misfit.p_value)
     p_value = min(1.0, len(tested) * worst.p_value)
-    flagged = [misfit for misfit in tested if misfit.flagged and len(tested) * misfit.p_value < _LEVEL]
-    sentence = worst.sentence
-    if flagged:
-        sizes = f"{100 * max(misfit.size for misfit in flagged):.2g}%"
+    departing = [misfit for misfit in tested if len(tested) * misfit.p_value < level and misfit.size > _LEAST_SIZE]
+    sentence = f"The losses show no departure from the form of the {worst.law} law (p = {p_value:.2g})."
+    if departing:
         sentence = (
-            f"{MISFIT} the losses of {len(flagged)} of {len(tested)} models depart from the {worst.law} law in a "
-            f"regular way, by up to {sizes} of the loss on average; {_NO_LAW}."
+            f"{MISFIT} the losses of {len(departing)} of {len(tested)} models depart from the {worst.law} law in a "
+            f"regular way, by up to {100 * max(misfit.size for misfit in departing):.2g}% of the loss on average; "
+            f"{_NO_LAW}."
         )
-    return replace(worst, p_value=p_value, flagged=bool(flagged), sentence=sentence)
+    return replace(worst, p_value=p_value, significant=bool(departing), better=None, sentence=sentence)
 
 
-def _tests(
-    fit: LawFit, data: Data, richer: LawFit | None, by_run: bool, scales: np.ndarray | None, shared: bool
-) -> list[tuple[MisfitTest, float]]:
+def _tests(fit: LawFit, data: Data, richer: LawFit | None, by_run: bool) -> list[tuple[MisfitTest, float]]:
     """Return the tests that the rows allow, each with the variance of the residuals that its departure explains."""
     law, rows = fit.form, len(data["loss"])
     if rows > LARGE_TABLE:
         some = np.sort(np.random.default_rng(0).choice(rows, LARGE_TABLE, replace=False))
         data = {name: values[some] for name, values in data.items()}
-        scales = None if scales is None else scales[some]
-    scales = np.ones(len(data["loss"])) if scales is None else scales
-    # Residuals and slopes of what was fitted, log loss or loss
+    # Residuals and slopes of what was fitted: log loss or loss
+    whitening = fit.noise_model.whitening(data, independent=by_run) if fit.noise_model else None
+    whitening = whitening or Whitening()
     loss, slopes = law.loss_and_gradient(fit.vector, data)
     logarithmic = fit.on == "log loss"
-    per_row = (loss if logarithmic else np.ones_like(loss)) * scales
-    residuals = (np.log(data["loss"] / loss) if logarithmic else data["loss"] - loss) / scales
-    groups = data["run_id"] if by_run else data["budget"] if shared else None
-    departures = _Departures(residuals=residuals, slopes=slopes / per_row[:, None], scales=scales, groups=groups)
+    residuals = np.log(data["loss"] / loss) if logarithmic else data["loss"] - loss
+    per_row = loss[:, None] if logarithmic else 1.0
+    departures = _Departures(
+        residuals=whitening.rows(residuals),
+        slopes=whitening.columns(slopes / per_row),
+        runs=data["run_id"] if by_run else None,
+    )
     # The departures to look for
     directions: list[tuple[str, np.ndarray, float]] = []
-    if richer is not None:
-        at = next(iter(richer.form.simpler(data, lambda law, data: fit.vector)), None)
-        if at is not None:
-            slopes = richer.form.loss_and_gradient(at, data)[1]
-            directions.append((_RICHER, slopes / per_row[:, None], _DEPENDENT))
-    if by_run:
-        directions.append((_WITHIN, _smooth(law, data) / scales[:, None], _EXPLAINED))
+    simpler = richer.form.simpler(data, lambda law, data: fit.vector) if richer else []
+    if richer is not None and simpler:
+        directions.append((_RICHER, richer.form.loss_and_gradient(simpler[0], data)[1] / per_row, _DEPENDENT))
+    curves, cells = (None, None) if by_run else (_curve_directions(data), _cells(law, data))
+    if curves is None:
+        directions.append((_WITHIN if by_run else _SMOOTH, _smooth(law, data), _EXPLAINED))
     else:
-        curves, cells = _curve_directions(data), _cells(law, data)
-        kind, free = (_SMOOTH, _smooth(law, data)) if curves is None else (_CURVES, curves)
-        directions.append((kind, free / scales[:, None], _EXPLAINED))
-        if cells is not None:
-            directions.append((_SEEDS, cells / scales[:, None], _DEPENDENT))
-    found = [departures.test(*each) for each in directions]
-    return [test for test in found if test is not None]
+        directions.append((_CURVES, curves, _EXPLAINED))
+    if cells is not None:
+        directions.append((_SEEDS, cells, _DEPENDENT))
+    tests = (departures.test(name, whitening.columns(free), dependent) for name, free, dependent in directions)
+    return [test for test in tests if test is not None]
 
 
-def _judged(fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], richer: LawFit | None, mean_loss: float) -> Misfit:
+def _judged(
+    fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], richer: LawFit | None, level: float, mean_loss: float
+) -> Misfit:
     """Return the misfit by all tests together."""
     name = fit.form.name
     if not tests:
@@ -209,7 +208,7 @@ def _judged(fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], richer: LawF
             tests=(),
             p_value=1.0,
             size=0.0,
-            flagged=False,
+            significant=False,
             better=None,
             sentence=f"There are too few runs to test the form of the {name} law.",
         )
@@ -218,22 +217,22 @@ def _judged(fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], richer: LawF
     most = int(np.argmin(combined))
     p_value = float(combined[most])
     size = float(np.sqrt(tests[most][1])) / (1.0 if fit.on == "log loss" else mean_loss)
-    flagged = p_value < _LEVEL and size > _LEAST_SIZE
+    significant = p_value < level and size > _LEAST_SIZE
     better = richer.form.name if richer is not None and richer.aic < fit.aic - _CLEARLY_BETTER else None
     return Misfit(
         law=name,
         tests=tuple(test for test, _ in tests),
         p_value=p_value,
         size=size,
-        flagged=flagged,
-        better=better if flagged else None,
-        sentence=_sentence(fit, p_value, size, flagged, better),
+        significant=significant,
+        better=better if significant else None,
+        sentence=_sentence(fit, p_value, size, significant, better),
     )
 
 
-def _sentence(fit: LawFit, p_value: float, size: float, flagged: bool, better: str | None) -> str:
+def _sentence(fit: LawFit, p_value: float, size: float, significant: bool, better: str | None) -> str:
     name = fit.form.name
-    if not flagged:
+    if not significant:
         return f"The losses show no departure from the form of the {name} law (p = {p_value:.2g})."
     chance = f"by chance in fewer than 1 of {_round_odds(p_value)} tables"
     advice = f"use the {better} law, which fits them better" if better is not None else _NO_LAW

@@ -85,7 +85,7 @@ def test_on_the_published_law_the_correction_gives_its_own_exponents():
     assert bias.budgets[0].log_bias < 0 < bias.budgets[-1].log_bias
     text = parabola_bias_text(bias, fit.axis)
     assert f"bias {bias.axis_exponent.bias:+.4f}" in text
-    assert "corrected: D* ~ C^0.82" in text
+    assert "without the parabola's bias: D* ~ C^0.82" in text
 
 
 def test_corrected_intervals_cover_the_laws_own_exponents():
