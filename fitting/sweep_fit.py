@@ -166,6 +166,7 @@ class _SweepFitter:
             draws=self.draws,
             seed=self.seed,
             independent=independent,
+            noise=noise,
         )
         self.progress("isoFLOP curves", 1, 1)
         training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)

@@ -261,7 +261,7 @@ def _within_groups(
 def _tails(standardised: np.ndarray) -> float:
     """Return the variance of squared residuals relative to that of normal ones, at least 1."""
     squares = standardised**2
-    mean = float(squares.mean())
+    mean = float(squares.mean())  # 0 where losses lie on the curves exactly
     return max(1.0, float(np.mean((squares / mean) ** 2) - 1) / 2) if mean > 0 else 1.0
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from isoloop.fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, choose, law_named, point_estimate, published_cost_model
+from isoloop.fitting.backprop import poisson_loops
 from isoloop.fitting.laws.base import PowerOfSumLaw
 from isoloop.fitting.laws.registry import check_law
-from isoloop.fitting.simulate import poisson_loops
 
 EXAMPLES = {
     "training": [2.28, 32.3, 34.65, 0.26, 0.19],
