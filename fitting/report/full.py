@@ -80,6 +80,8 @@ def _not_fitted(fit: SweepFit, title: str, name: str) -> str:
 def _law_text(fit: LawFit) -> str:
     law = fit.form
     scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
+    if fit.noise_model is not None:
+        scatter += fit.noise_model.departure
     lines = [
         f"{law.name} law: {law.formula}",
         f"  source      {law.source}",
