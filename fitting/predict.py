@@ -12,6 +12,7 @@ import numpy as np
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.law_fit import EXACT, LawFit
+from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.recommendation import (
     BUDGET_ROUNDING,
     BestModel,
@@ -21,7 +22,6 @@ from isoloop.fitting.recommendation import (
 )
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.mixture import LawMixture
-from isoloop.fitting.tables.curves import RISES
 from isoloop.fitting.tables.repetition import epochs_text
 from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
@@ -212,6 +212,11 @@ def predict(
         notes=(
             *(best.notes if best else ()),
             *(reason for reason in (of_law.reasons if of_law else ()) if RISES in reason),
+            *(
+                fit.overthinking.notes(of_law, data)
+                if fit.overthinking and law and of_law and loops is not None
+                else ()
+            ),
             *([EXACT] if of_law and of_law.exact and of_law.draws and best is None else []),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
             *repetition_notes(fit),
@@ -287,7 +292,7 @@ def _check_arguments(
 
 
 def _required_law(fit: SweepFit, name: str) -> LawFit:
-    law = fit.laws[name]
+    law = fit.laws[name] if name == "training" else fit.loops_law(name)
     if law is None:
         needed = "law of the loss" if fit.axis == "params" else f"{name} law"
         raise ValueError(

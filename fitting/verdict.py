@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.law_fit import EXACT
+from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.recommendation import (
     ANSWER_MULTIPLE,
@@ -19,7 +20,6 @@ from isoloop.fitting.recommendation import (
 )
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import Misfit
-from isoloop.fitting.tables.curves import RISES
 
 NOT_DETERMINED = "not determined by these runs"
 """Words that take the place of a number that the runs do not determine."""
@@ -216,6 +216,9 @@ def _doubts(fit: SweepFit) -> tuple[str, ...]:
     laws = [law for law in (fit.unified, fit.joint_test_time) if law is not None]
     rising = next((reason for law in laws for reason in law.reasons if RISES in reason), None)
     doubts = [misfit.sentence for misfit in _misfits(fit)]
+    if fit.overthinking is not None and fit.overthinking.used:
+        doubts.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
+        rising = None
     if rising is not None:
         doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
     if fit.training is not None and fit.training.exact and fit.training.draws:
