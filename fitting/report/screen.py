@@ -79,7 +79,7 @@ def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
         beyond = f"{best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest compute"
         title = f"Best model for {beyond}, by the {best.method}"
         if judged.answer:
-            title = f"Details: the {best.method} alone would choose for {best.flops:.3g} FLOPs"
+            title = f"Details: what the {best.method} would choose for {best.flops:.3g} FLOPs"
         lines.append(shortened(printable(title), COLUMNS))
         lines += [
             _number(axis.name, best.value, best.value_interval, "loops" if axis.unit == "loops" else ""),
