@@ -254,7 +254,7 @@ def _within_groups(
 def _tails(standardised: np.ndarray) -> float:
     """Return the variance of squared residuals relative to that of normal ones, at least 1."""
     squares = standardised**2
-    return max(1.0, float((np.mean(squares**2) / max(np.mean(squares), 1e-300) ** 2 - 1) / 2))
+    return max(1.0, float((np.mean(squares**2) / max(np.mean(squares), 1e-150) ** 2 - 1) / 2))
 
 
 def _exponent(scatter: _Scatter) -> tuple[float, float]:
