@@ -7,16 +7,17 @@ import pandas as pd
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost, CostModel, MeasuredCost
-from isoloop.fitting.estimation.law_fit import EXACT
+from isoloop.fitting.estimation.law_fit import EXACT, LawFit
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
-from isoloop.fitting.tables.curves import curve_caveats, loss_rise
+from isoloop.fitting.tables.curves import curve_caveats
 from isoloop.fitting.tables.repetition import repetition_caveats
-from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
@@ -25,65 +26,68 @@ _FEW_DOF = 10
 
 
 def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
-    """Return every caveat of a fit to a checked table."""
-    # The table
-    caveats = provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
-    cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
-    if not fit.simulated and not table.duplicated(cell).any():
-        caveats.insert(0, "Each cell was trained once: how a loss scatters from seed to seed was not measured.")
-    for status in ("diverged", "failed"):
-        count = int((table["status"] == status).sum())
-        if count:
-            caveats.append(f"{count} of {len(table)} runs {status} and {'is' if count == 1 else 'are'} not fitted.")
+    """Return every caveat of a fit to a checked table, the most important first."""
+    runs, data = finished_rows(table), law_data(table)
+    # What may make the answer wrong
+    caveats = [*unit_caveats(table), *_misfit_caveats(fit)]
+    if fit.overthinking is not None:
+        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
+    caveats += row_caveats(data)
+    if fit.training is not None:
+        caveats += _law_caveats(fit.training)
+    if fit.finished_runs < _FEW_RUNS:
+        few = "1 run is" if fit.finished_runs == 1 else f"{fit.finished_runs} runs are"
+        caveats.append(f"Only {few} fitted: so few can hardly tell one form of a law from another.")
     caveats += [
         f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {IMPLAUSIBLE_LOSS}, so the "
         "run counts as diverged or as an error."
         for run in table[implausible_rows(table)].itertuples()
     ]
-    if fit.finished_runs < _FEW_RUNS:
-        runs = "1 run is" if fit.finished_runs == 1 else f"{fit.finished_runs} runs are"
-        caveats.append(f"Only {runs} fitted: so few can hardly tell one form of a law from another.")
-    caveats += _missed_budgets(table)
-    caveats += row_caveats(law_data(table))
-    caveats += unit_caveats(table)
-    caveats += repetition_caveats(finished_rows(table))
-    caveats += curve_caveats(finished_rows(table))
-    rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
-    caveats += [rise.caveat] if rise is not None else []
     caveats += cost_caveats(table, fit.cost_model)
     caveats += continuation_caveats(fit.cost_model)
-    # The fits
-    caveats += [f"There is no {missing.name} fit: {missing.reason}." for missing in fit.missing_fits]
+    caveats += repetition_caveats(runs)
+    # What is less certain than it seems
+    if fit.held_out is not None:
+        caveats += [
+            f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."
+            for error in fit.held_out.errors
+        ]
+    if fit.training is not None:
+        caveats += outlier_caveats(fit.training, data)
     if fit.isoflop is not None:
         caveats += _isoflop_caveats(fit.isoflop, fit.axis, table)
-    if fit.training is not None:
-        caveats += outlier_caveats(fit.training, law_data(table))
     if fit.parabola_bias is not None:
         caveats += _bias_caveats(fit.parabola_bias)
-    for law in fit.laws.values():
-        if law is not None:
-            caveats += [
-                f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))
-            ]
+    caveats += _missed_budgets(table)
+    caveats += curve_caveats(runs)
+    for law in (fit.unified, fit.joint_test_time):
+        caveats += [] if law is None else _law_caveats(law)
     flawed = [law for law in fit.test_time if law.reasons]
     if flawed:
         kinds = sorted({reason for law in flawed for reason in law.reasons if not reason.startswith("the interval")})
         reasons = ", ".join(kinds or ["an interval ends at a bound"])
         caveats.append(f"{len(flawed)} of {len(fit.test_time)} test-time laws: {reasons}.")
-    # What was held out, and what lies beyond
+    for reason in dict.fromkeys(missing.reason for missing in fit.missing_fits):
+        names = [missing.name for missing in fit.missing_fits if missing.reason == reason]
+        caveats.append(f"There is no {' and no '.join(names)} fit: {reason}.")
+    # What the runs are, and what they are not
+    for status in ("diverged", "failed"):
+        count = int((table["status"] == status).sum())
+        if count:
+            caveats.append(f"{count} of {len(table)} runs {status} and {'is' if count == 1 else 'are'} not fitted.")
     if fit.held_out is not None:
         caveats.append(
             f"The largest {fit.held_out.quantity} ({fit.held_out.value:.4g}, {fit.held_out.times_beyond:.1f}x beyond "
             f"the rest, {fit.held_out.runs} {'run' if fit.held_out.runs == 1 else 'runs'}) was held out of every fit."
         )
-        caveats += [
-            f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."
-            for error in fit.held_out.errors
-        ]
     caveats.append(
         f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates."
     )
-    return [*_misfit_caveats(fit), *caveats]
+    cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
+    if not fit.simulated and not table.duplicated(cell).any():
+        caveats.append("Each cell was trained once: how a loss scatters from seed to seed was not measured.")
+    caveats += provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
+    return caveats
 
 
 def _misfit_caveats(fit: SweepFit) -> list[str]:
@@ -93,6 +97,10 @@ def _misfit_caveats(fit: SweepFit) -> list[str]:
         counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
         unused = {law.form.name for law, weight in counted if weight < 0.5}
     return [misfit.sentence for misfit in fit.misfits if misfit.significant and misfit.law not in unused]
+
+
+def _law_caveats(law: LawFit) -> list[str]:
+    return [f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))]
 
 
 def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:
@@ -164,12 +172,12 @@ def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> lis
 
 
 def _bias_caveats(bias: ParabolaBias) -> list[str]:
-    """Return how far the parabolas bias the exponents, and the corrected exponents."""
+    """Return how far the parabolas bias the exponents, and the exponents without that bias."""
     axis = bias.axis_exponent
     best = "N*" if axis.quantity == AXES["params"].name else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
-        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "
-        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. Corrected: {corrected}, if losses follow it.",
+        f"The {bias.law} law's own {best} grows as C^{axis.exact:.3f}, but parabolas through its skewed curves read "
+        f"C^{axis.parabola:.3f}. {WITHOUT_BIAS.capitalize()}: {corrected}, if losses follow the law.",
         *bias.notes,
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
@@ -96,6 +99,20 @@ class MissingFit:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class FittedFile:
+    """The file whose table was fitted: its name without folder, and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FittedFile:
+        """Return the name and digest of a file as it is now."""
+        with path.open("rb") as file:
+            return cls(name=path.name, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class SweepFit:
@@ -104,7 +121,9 @@ class SweepFit:
     `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
     not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
     guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
-    the sweep and the one that extends it, for predictions; None if none was fitted.
+    the sweep and the one that extends it, for predictions; None if none was fitted. `overthinking` is there if losses
+    rise with T: then its laws take the place of those of test-time loops in predictions. `file` is the file of the
+    table, None for a table that came from elsewhere.
     """
 
     name: str
@@ -126,6 +145,8 @@ class SweepFit:
     noise: NoiseModel | None = None
     misfits: tuple[Misfit, ...] = ()
     mixture: LawMixture | None = None
+    overthinking: Overthinking | None = None
+    file: FittedFile | None = None
 
     @property
     def axis(self) -> str:
@@ -144,6 +165,13 @@ class SweepFit:
         """The laws fitted to all runs together, by name."""
         return {"training": self.training, "unified": self.unified, "joint-test-time": self.joint_test_time}
 
+    def loops_law(self, name: str) -> LawFit | None:
+        """Return the law that predicts losses at other T: the one of that name (unified, joint-test-time), or the law
+        that extends it where losses rise with T.
+        """
+        extension = self.overthinking.extension(name) if self.overthinking else None
+        return extension or self.laws[name]
+
     def why_missing(self, name: str) -> str:
         """Return why there is no fit of that name (isoflop, training, unified, joint-test-time, test-time)."""
         if self.axis == "params" and name in ("unified", "joint-test-time", "test-time"):
@@ -155,6 +183,15 @@ class SweepFit:
         from isoloop.fitting.report.full import full_report
 
         return full_report(self)
+
+    def summary(self, *, lines: int = 40, printable: Callable[[str], str] = str) -> str:
+        """Return the answer, the estimates and what to doubt, in at most `lines` lines of 80 columns.
+
+        `printable` spells out the characters that a terminal lacks.
+        """
+        from isoloop.fitting.report.screen import screen
+
+        return screen(self, lines=lines, printable=printable)
 
     def to_json(self) -> str:
         """Return JSON text that `from_json` reads back into an equal fit, with every float exact.
@@ -222,7 +259,11 @@ def _first_fault(error: ValidationError) -> str:
 
 def _check_laws(fit: SweepFit) -> None:
     """Raise ValueError if a law can't be loaded, or its fit is that of another law or has a wrong number of values."""
-    for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
+    rising = fit.overthinking
+    extensions = [(law_fit.law, law_fit) for law_fit in rising.laws] if rising else []
+    of_models = [("test-time", law_fit) for law_fit in fit.test_time]
+    of_models += [("overthinking", law_fit) for law_fit in rising.test_time] if rising else []
+    for name, law_fit in (*fit.laws.items(), *extensions, *of_models):
         if law_fit is None:
             continue
         # The loss after training may follow any law; the others are what they are called.

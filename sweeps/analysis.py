@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
+from isoloop.trainer.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from isoloop.fitting import RunTable, SweepFit
+    from isoloop.fitting.result import FittedFile
     from isoloop.sweeps.stability.study import StabilityStudy
 
 GROUP = "group"
@@ -72,6 +75,7 @@ def fit_and_report_table(
     file: Path,
     table: "RunTable",
     *,
+    fitted_file: "FittedFile",
     name: str,
     command: str,
     experiment: str | None = None,
@@ -86,6 +90,7 @@ def fit_and_report_table(
         places: where the results go.
         file: the file that the table is in, or a copy of it.
         table: the checked table, with notes about its reading.
+        fitted_file: the name and digest of the file when the table was read.
         name: heading of the page.
         command: the command that makes the page.
         experiment: the MLflow experiment that `file` is a copy of.
@@ -114,6 +119,7 @@ def fit_and_report_table(
         draws=draws,
         progress=progress or Progress(),
         reading=table.notes,
+        file=fitted_file,
         **options,
     )
     page = TablePage(places=places, name=name, origin=table_origin(file, experiment))
@@ -164,9 +170,13 @@ def _fits(
     law: str | None,
     draws: int,
     progress: Progress,
+    file: "FittedFile | None" = None,
     **options: Any,
 ) -> SweepResults:
-    """Fit a table with and without its largest budget, and store the fits; `options` are those of `fit_sweep`."""
+    """Fit a table with and without its largest budget, and store the fits; `options` are those of `fit_sweep`.
+
+    `file` is the file that the table is in, if it is that of a target and not of a sweep.
+    """
     from isoloop.fitting import fit_sweep
 
     fits: dict[bool, SweepFit] = {}
@@ -183,7 +193,7 @@ def _fits(
                 progress=progress.update,
                 **options,
             )
-            store_fit(fit, places.fit(hold_out=hold_out))
+            store_fit(replace(fit, file=file), places.fit(hold_out=hold_out))
         except ValueError as error:
             reasons[hold_out] = str(error)
         else:
@@ -214,9 +224,12 @@ def _write_page(
 
 
 def store_fit(fit: "SweepFit", path: Path) -> None:
-    """Write a fit to `path` as JSON and, beside it, as readable text."""
-    path.write_text(fit.to_json(), encoding="utf-8")
-    path.with_suffix(".txt").write_text(fit.report(), encoding="utf-8")
+    """Write a fit to `path` as JSON and, beside it, as readable text: each whole, and never the text of another fit."""
+    text, report = fit.to_json(), path.with_suffix(".txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    write_atomically(path, text)
+    write_atomically(report, fit.report())
 
 
 def store_stability(sweep: SweepConfig, folders: Folders, table: "pd.DataFrame") -> "StabilityStudy":

@@ -15,7 +15,7 @@ _LOCK_SECONDS = 0.2
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all, and flush it to the disk."""
     with open_atomically(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # names of files need not be in UTF-8
 
 
 @contextmanager

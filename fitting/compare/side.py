@@ -12,13 +12,12 @@ from isoloop.fitting.axis import AXES
 from isoloop.fitting.compare.difference import CountedIn, Quantity, widened
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.isoflop.power_law import PowerLaw
+from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
 from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.contract import check_table, is_dense
 from isoloop.fitting.tables.runs import finished_rows
 
-POWER_LAWS = "isoFLOP power laws"
 BEST_MODEL = "Best models by the training laws"
 LAW_SECTIONS = {"training": "Training law", "unified": "Unified law", "joint-test-time": "Joint test-time law"}
 LOOPED_SECTIONS = (LAW_SECTIONS["unified"], LAW_SECTIONS["joint-test-time"])
@@ -166,7 +165,7 @@ def _power_law_quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]
     exponents = [(f"exponent of {symbol}", law) for symbol, _, _, law in laws]
     if fit.parabola_bias is not None:
         for symbol, bias in ((best, fit.parabola_bias.axis_exponent), ("D*", fit.parabola_bias.tokens_exponent)):
-            exponents.append((f"exponent of {symbol}, without the parabola's bias", bias.corrected))
+            exponents.append((f"exponent of {symbol}, {WITHOUT_BIAS}", bias.corrected))
     for name, law in exponents:
         numbers.append(
             Quantity(

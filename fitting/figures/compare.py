@@ -17,11 +17,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
-from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, POWER_LAWS, ComparedSweep
+from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, ComparedSweep
 from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
 from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
 from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure
-from isoloop.fitting.isoflop.power_law import PowerLaw
+from isoloop.fitting.isoflop.power_law import POWER_LAWS, PowerLaw
 
 _SIZE = (7.2, 5.4)
 _STYLES = (SeriesStyle(colour=BLUE, marker="o", line="-"), SeriesStyle(colour=ACCENT, marker="s", line="--"))

@@ -11,6 +11,10 @@ from scipy import stats
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.laws.base import minimise_on_grid
 
+POWER_LAWS = "isoFLOP power laws"
+"""Name of the power laws through the minima of isoFLOP curves, as a method."""
+WITHOUT_BIAS = "without the parabola's bias"
+"""Words after that name where the bias of the parabolas is taken away."""
 BUDGETS_NEEDED = 2
 FLOOR_BUDGETS = 3
 """Budgets that a power law with a floor needs."""

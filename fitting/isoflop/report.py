@@ -7,7 +7,7 @@ import textwrap
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.isoflop.bias import ExponentBias, ParabolaBias
 from isoloop.fitting.isoflop.minima import Disagreement, IsoflopFit, Minimum
-from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
+from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS, MinimalLossLaw, PowerLaw
 
 _FORMATS = {"mean_recurrence": ".3f", "params": ".4g", "tokens": ".4g"}
 
@@ -108,11 +108,11 @@ def _disagreement_text(disagreement: Disagreement, symbol: str) -> str:
 
 def _exponent_bias_text(symbol: str, bias: ExponentBias) -> str:
     return (
-        f"  {symbol:<3} exponent: by parabola {bias.parabola:.4f}, exactly {bias.exact:.4f}, bias {bias.bias:+.4f} "
-        f"{interval_text(bias.bias_interval)}\n"
-        f"      corrected: {symbol} ~ C^{bias.corrected.exponent:.4f}  {interval_text(bias.corrected.interval)}"
+        f"  {symbol:<3} exponent: the law's own {bias.exact:.4f}, by parabola {bias.parabola:.4f}, "
+        f"bias {bias.bias:+.4f} {interval_text(bias.bias_interval)}\n"
+        f"      {WITHOUT_BIAS}: {symbol} ~ C^{bias.corrected.exponent:.4f}  {interval_text(bias.corrected.interval)}"
     )
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    ")
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 
 from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
+from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, parameters
 from isoloop.fitting.result import HeldOut, SweepFit
+from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.repetition import epochs_text
 
 REPORT_WIDTH = 100
+_MODELS_SHOWN = 12
 _ROWS_SHOWN = 200
 """Held-out runs that the report lists."""
 
@@ -42,16 +49,28 @@ def full_report(fit: SweepFit) -> str:
         parts.append(parabola_bias_text(fit.parabola_bias, fit.isoflop.axis))
     if fit.axis == "params":
         parts.append(_law_text(fit.training) if fit.training else _not_fitted(fit, "law L(N, D)", "training"))
+        parts += _mixture_texts(fit.mixture)
     else:
         for name, law in fit.laws.items():
             parts.append(_law_text(law) if law else _not_fitted(fit, f"{name} law", name))
+            parts += _mixture_texts(fit.mixture) if name == "training" else []
         parts.append(
             _test_time_text(fit.test_time) if fit.test_time else _not_fitted(fit, "test-time law", "test-time")
         )
+    if fit.overthinking:
+        parts += _overthinking_texts(fit.overthinking)
+    if fit.misfits:
+        parts.append(_misfit_text(fit.misfits))
     if fit.held_out:
         parts.append(_held_out_text(fit.held_out, fit.training_method, dense=fit.axis == "params"))
     parts.append("\n".join(_bullets("Caveats", fit.caveats)))
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(_within_width(line) for line in "\n\n".join(parts).split("\n")) + "\n"
+
+
+def _within_width(line: str) -> str:
+    """Return a line of the report, continued on further ones if it is too long."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return line if len(line) <= REPORT_WIDTH else textwrap.fill(line, REPORT_WIDTH, subsequent_indent=indent)
 
 
 def _not_fitted(fit: SweepFit, title: str, name: str) -> str:
@@ -61,23 +80,39 @@ def _not_fitted(fit: SweepFit, title: str, name: str) -> str:
 def _law_text(fit: LawFit) -> str:
     law = fit.form
     scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
+    if fit.noise_model is not None:
+        scatter += fit.noise_model.departure
     lines = [
         f"{law.name} law: {law.formula}",
         f"  source      {law.source}",
         f"  method      {fit.method}; {fit.rows} losses of {fit.runs} runs, {len(fit.parameters)} free",
         f"  objective   {fit.objective:.6g}; scatter of one loss {scatter}; {len(fit.draws)} refits, {fit.bootstrap}",
     ]
+    # A row for each parameter, in columns as wide as their widest cell
     profiled = any(parameter.profile is not None for parameter in fit.parameters)
-    heading = f"  {'':<6}{'':>12}  {'95% by refits':<26}  {'95% by profile' if profiled else '':<26}"
-    lines += [heading.rstrip()] if fit.draws or profiled else []
-    for parameter in fit.parameters:
-        bound = ", at its bound" if parameter.at_bound else ""
-        by_profile = f"{_profile_text(parameter.profile):<26}  " if profiled else ""
-        lines.append(
-            f"  {parameter.name:<6}{parameter.value:>12.5g}  {interval_text(parameter.interval):<26}  {by_profile}"
-            f"{parameter.meaning}, {parameter.unit}{bound}"
+    rows = [
+        (
+            estimate.name,
+            f"{estimate.value:.5g}",
+            interval_text(estimate.interval),
+            _profile_text(parameter.profile) if profiled else "",
+            f"{estimate.words}, at its bound" if estimate.at_bound else estimate.words,
         )
-    lines.append(f"  in effect: {law.effective(fit.vector)}")
+        for estimate, parameter in zip(parameters(fit), fit.parameters, strict=True)
+    ]
+    heading = ("", "", "95% by refits", "95% by profile" if profiled else "", "")
+    names, values, refits, profiles, _ = (max(map(len, cells)) for cells in zip(heading, *rows, strict=True))
+    for name, value, by_refits, by_profile, words in [heading, *rows] if fit.draws or profiled else rows:
+        cells = f"  {name:<{max(6, names)}}{value:>{max(10, values)}}  {by_refits:<{refits}}  "
+        cells += f"{by_profile:<{profiles}}  " if profiled else ""
+        indent = " " * len(cells)
+        lines += textwrap.wrap(words, REPORT_WIDTH, initial_indent=cells, subsequent_indent=indent) or [cells.rstrip()]
+    # What the parameters amount to
+    pairs = [str(pair) for pair in correlations(fit)]
+    if pairs:
+        lines.append(f"  correlations above {HIGH_CORRELATION:g} over the refits: {', '.join(pairs)}")
+    if not any(RISES in reason for reason in fit.reasons):
+        lines.append(f"  in effect: {law.effective(fit.vector)}")
     lines += [f"  warning: {reason}" for reason in fit.reasons]
     return "\n".join(lines)
 
@@ -85,6 +120,25 @@ def _law_text(fit: LawFit) -> str:
 def _profile_text(limits: tuple[float | None, float | None] | None) -> str:
     low, high = ("no limit" if limit is None else f"{limit:.5g}" for limit in limits or (None, None))
     return f"({low} to {high})"
+
+
+def _mixture_texts(mixture: LawMixture | None) -> list[str]:
+    """Return the laws that extend the law after training, and the weights of all of them in predictions."""
+    if mixture is None:
+        return []
+    weights = f"Weights of the laws after training\n  {mixture.reason}"
+    return [*(_law_text(law) for law in mixture.laws[1:]), weights]
+
+
+def _misfit_text(misfits: Sequence[Misfit]) -> str:
+    """Return the tests of the form of each law, with their p-values."""
+    lines = ["Tests of the form of each law: departures from it that are too regular for noise"]
+    for misfit in misfits:
+        tests = "; ".join(f"{test.against} {test.p_value:.2g}" for test in misfit.tests)
+        judged = "a misfit" if misfit.significant else "no misfit is seen"
+        p_value = f"p = {misfit.p_value:.2g} ({tests})" if tests else "the table allows no test"
+        lines.append(f"  {misfit.law} law: {judged}; {p_value}")
+    return "\n".join(lines)
 
 
 def _test_time_text(fits: tuple[LawFit, ...]) -> str:
@@ -98,6 +152,23 @@ def _test_time_text(fits: tuple[LawFit, ...]) -> str:
             f"{100 * fit.noise:>7.3g}%  {fit.run_id}{reasons}"
         )
     return "\n".join(lines)
+
+
+def _overthinking_texts(overthinking: Overthinking) -> list[str]:
+    """Return the best T of each model that overthinks, and the laws that can follow the rise."""
+    rise = overthinking.rise
+    lines = _bullets("Losses that rise with T (overthinking)", [rise.caveat, overthinking.sentence])
+    lines.append(f"  {'mu':>5}  {'best T':>7}  {'T / mu':>7}  {'loss':>8}  {'largest T':>9}  {'costs':>12}  run")
+    shown = sorted(rise.least, key=lambda model: -model.cost)[:_MODELS_SHOWN]
+    for model in shown:
+        mu = model.mean_recurrence or math.nan
+        lines.append(
+            f"  {mu:>5g}  {model.recurrence:>7g}  {model.recurrence / mu:>7.3g}  {model.loss:>8.4f}  "
+            f"{model.largest:>9g}  {model.cost:>7.3g} nats  {model.run_id}"
+        )
+    if len(shown) < len(rise.least):
+        lines.append(f"  ... these {len(shown)} lose most of {len(rise.least)}")
+    return ["\n".join(lines), *map(_law_text, (*overthinking.laws, *overthinking.test_time[:1]))]
 
 
 def _bullets(title: str, sentences: Sequence[str]) -> list[str]:

@@ -69,6 +69,12 @@ def _spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
     return _SYMBOLS.get(character, code), end
 
 
+def as_printed(text: str) -> str:
+    """Return a text as standard output prints it: with the characters that its encoding lacks spelled out."""
+    encoding, errors = sys.stdout.encoding or "utf-8", sys.stdout.errors or "surrogateescape"
+    return text.encode(encoding, errors).decode(encoding, "surrogateescape")
+
+
 def new_console() -> "Console":
     """Return a console as wide as the terminal, or with 110 columns if there is no terminal."""
     from rich.console import Console

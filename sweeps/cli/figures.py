@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoloop.sweeps.cli.console import new_console, progress_bar
-from isoloop.sweeps.cli.laws import stored_fit
 from isoloop.sweeps.cli.options import (
     DEFAULT_OUT,
     DEFAULT_REFITS,
@@ -29,6 +28,7 @@ from isoloop.sweeps.cli.options import (
     reading_text,
     table_options,
 )
+from isoloop.sweeps.cli.stored_fits import stored_fit
 from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_table_target, table_stem
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _table_with_fit(target: str, out: Path, options: "TableOptions", hold_out: b
     if files.in_mlflow:
         assert files.table is not None  # the copy that is written with the fit
         return load_table(str(files.table), out).frame, fit
-    table = load_table(target if files.table is not None else str(_table_beside(files.fit)), out, options)
+    table = load_table(target if files.table is not None else str(_table_beside(files.fit, fit)), out, options)
     if files.folders is None and fit.reading[: len(table.notes)] != table.notes:
         raise ValueError(
             f"a figure must show the table that was fitted, but for {files.fit} it was read in another way "
@@ -256,18 +256,20 @@ def _no_fit(files: TargetFiles, hold_out: bool) -> str:
     )
 
 
-def _table_beside(fit: Path) -> Path:
+def _table_beside(path: Path, fit: "SweepFit") -> Path:
     """Return the run table beside a stored fit: runs.csv for fit.json, mine.csv or mine.csv.gz for mine.fit.json."""
-    stem = fit.stem.rpartition(".")[0] or "runs"
+    if fit.file is not None and path.with_name(fit.file.name).is_file():
+        return path.with_name(fit.file.name)
+    stem = path.stem.rpartition(".")[0] or "runs"
     tables = [
-        path
-        for path in sorted(fit.parent.iterdir(), key=lambda path: (len(path.name), path.name))
-        if path.is_file() and table_stem(path) == stem and is_table_target(str(path))
+        each
+        for each in sorted(path.parent.iterdir(), key=lambda each: (len(each.name), each.name))
+        if each.is_file() and table_stem(each) == stem and is_table_target(str(each))
     ]
     if not tables:
         raise ValueError(
             f"a fit's run table must lie beside it, but there is no {stem}.csv, {stem}.parquet or other table of that "
-            f"name in {fit.parent}; put it there, or name the sweep"
+            f"name in {path.parent}; put it there, or name the sweep"
         )
     return tables[0]
 

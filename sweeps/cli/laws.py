@@ -1,11 +1,12 @@
 """The commands `isoloop fit`, `predict` and `choose`: from a table of runs to laws and predictions."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+import math
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import new_console, progress_bar
+from isoloop.sweeps.cli.console import as_printed
 from isoloop.sweeps.cli.options import (
     DEFAULT_OUT,
     DEFAULT_REFITS,
@@ -24,10 +25,10 @@ from isoloop.sweeps.cli.options import (
     print_reading,
     table_options,
 )
+from isoloop.sweeps.cli.stored_fits import StoredFit, fit_target, stored_fit
 
 if TYPE_CHECKING:
-    from isoloop.fitting import Objective, RunTable, SweepFit
-    from isoloop.sweeps.runs import TableOptions
+    from isoloop.fitting import Objective
 
 Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared errors.")]
 On = Annotated[str, typer.Option(help="Quantity whose residuals are minimised: 'log loss' or 'loss'.")]
@@ -56,15 +57,21 @@ def fit(
     independent: Annotated[
         bool, typer.Option("--independent", help="Fit separate parabolas in log tokens, too.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print the whole report instead of one screen of it.")] = False,
 ) -> None:
-    """Fit laws to a table of runs and print the report. It is a sweep's, a file's, or that of an MLflow experiment."""
+    """Fit laws to a table of runs, and print the answer, the parameters and what to doubt on one screen.
+
+    The table is a sweep's, a file's, or that of an MLflow experiment.
+    """
     from isoloop.fitting import BOOTSTRAP_KINDS
+    from isoloop.fitting.report.layout import columns_of
+    from isoloop.fitting.report.screen import COLUMNS, LINES
 
     if bootstrap not in BOOTSTRAP_KINDS:
         raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     files = files_of(target, out, hold_out=hold_out)
-    fitted = fit_target(
+    stored = fit_target(
         files,
         out,
         options,
@@ -76,87 +83,30 @@ def fit(
         kind=bootstrap,
         independent=independent,
     )
-    print(fitted.report())
-    print(f"stored in {files.fit}; predict with: isoloop predict {files.fit} --flops ...")
+    ending = [*_where_stored(stored), f"next: {_next_command(stored, files)}"]
+    # A path that is longer than a line takes several of the screen.
+    rows = sum(math.ceil(columns_of(as_printed(line)) / COLUMNS) for line in ending)
+    if full:
+        print(stored.fit.report())
+    else:
+        print(stored.fit.summary(lines=LINES - rows - 1, printable=as_printed))
+    print("\n".join(ending))
 
 
-def fit_target(
-    files: TargetFiles, out: Path, options: "TableOptions", table: "RunTable | None" = None, **settings: Any
-) -> "SweepFit":
-    """Fit the table of a target, store the fit, and return it.
-
-    Args:
-        files: the files of the target.
-        out: the output folder.
-        options: how to read the table.
-        table: the table, if it was read already.
-        settings: further arguments of `fit_sweep`.
-    """
-    from isoloop.fitting import fit_sweep
-    from isoloop.sweeps.analysis import store_fit
-    from isoloop.sweeps.runs import load_table
-    from isoloop.sweeps.tracking.export import write_table
-
-    path = files.check_table("a fit")
-    table = table or load_table(files.target, out, options)
-    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
-        fitted = fit_sweep(
-            table.frame,
-            name=files.name,
-            profiles=True,
-            progress=progress.update,
-            reading=table.notes,
-            budget_tolerance=options.tolerance,
-            **settings,
-        )
-    if files.in_mlflow:
-        write_table(table.frame, path)
-    files.fit.parent.mkdir(parents=True, exist_ok=True)
-    store_fit(fitted, files.fit)
-    return fitted
+def _where_stored(stored: StoredFit) -> list[str]:
+    """Return where a fit and its whole report are, and why they are not beside the table."""
+    if stored.path is None:
+        return [f"not stored: {stored.problem}; give --out a folder of yours"]
+    place = f"stored in {stored.path}; the whole report: {stored.path.with_suffix('.txt').name}, or --full"
+    return [f"{stored.problem}:", place] if stored.problem else [place]
 
 
-def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_out: bool = False) -> "SweepFit | None":
-    """Return the stored fit of a target, None if there is none.
+def _next_command(stored: StoredFit, files: TargetFiles) -> str:
+    """Return the command that predicts the best model for a budget beyond the runs."""
+    from isoloop.fitting.recommendation import ANSWER_MULTIPLE
 
-    Raises:
-        ValueError: the fit is older than its table, or the table was read in another way.
-    """
-    from isoloop.fitting import SweepFit
-    from isoloop.sweeps.runs import load_table
-
-    if files.table is None or files.folders is not None:
-        if options.given or options.tracking_uri:
-            given = options.given or "--tracking-uri"
-            raise ValueError(
-                f"options such as {given} say how a table is read, but {files.target} is a "
-                f"{'stored fit' if files.table is None else 'sweep'}; leave them out"
-            )
-        return SweepFit.read(files.fit)
-    files.check_table("a fit")
-    if not files.fit.is_file():
-        return None
-    again = " ".join(["isoloop fit", files.target, *filter(None, [options.given, "--hold-out" if hold_out else ""])])
-    stored = SweepFit.read(files.fit)
-    if not files.in_mlflow and files.fit.stat().st_mtime < files.table.stat().st_mtime:
-        raise ValueError(
-            f"a stored fit must be of its table as it is, but {files.table} changed after {files.fit} was made; fit "
-            f"it again with: {again}"
-        )
-    if files.in_mlflow or options.given:
-        table = load_table(files.target, out, options)
-        if stored.reading[: len(table.notes)] != table.notes or (files.in_mlflow and not _is_copy(files.table, table)):
-            way = " ".join(stored.reading) or "nothing had to be guessed"
-            raise ValueError(
-                f"a stored fit must be of the same table, but {files.fit} is of other runs, or of a table that was "
-                f"read in another way ({way}); fit it again with: {again}"
-            )
-    return stored
-
-
-def _is_copy(path: Path, table: "RunTable") -> bool:
-    """Return True if a file is the copy of a table that was written beside its fit."""
-    return path.is_file() and path.read_text(encoding="utf-8") == table.frame.to_csv(index=False)
+    target = files.target if stored.path is None else str(stored.path)
+    return shlex.join(["isoloop", "predict", target, "--flops", f"{ANSWER_MULTIPLE * stored.fit.fitted.flops[1]:.3g}"])
 
 
 def predict(
@@ -191,8 +141,10 @@ def predict(
         )
     fitted = stored_fit(files, out, options)
     if fitted is None:
-        fitted = fit_target(files, out, options)
-        print(f"No fit of {target} was stored: it was fitted now, with the defaults of 'isoloop fit', as {files.fit}\n")
+        stored = fit_target(files, out, options)
+        fitted = stored.fit
+        place = f"as {stored.path}" if stored.path else f"and not stored, because {stored.problem}"
+        print(f"No fit of {target} was stored: it was fitted now, with the defaults of 'isoloop fit', {place}\n")
     prediction = predict_loss(
         fitted,
         mean_recurrence=mean_recurrence,

@@ -1,5 +1,6 @@
 """Arguments, options and exit codes that several commands share, and the files that a command's target names."""
 
+import json
 import re
 import shlex
 import sys
@@ -90,15 +91,22 @@ class TargetFiles:
         name: name of the sweep or experiment, or of the file without suffix.
         table: the run table; for an MLflow experiment, the copy that is written beside its fit; None if the target is a
             fit.
-        fit: the stored fit.
+        fit_beside: the stored fit's place, beside the table or in the sweep's folder.
+        spare_fit: its place in the output folder where that of the table can't be written; None for other targets.
         folders: the sweep's folders; None if the target is something else.
     """
 
     target: str
     name: str
     table: Path | None
-    fit: Path
+    fit_beside: Path
+    spare_fit: Path | None = None
     folders: Folders | None = None
+
+    @property
+    def fit(self) -> Path:
+        """The stored fit, which need not exist."""
+        return self.spare_fit if self.spare_fit is not None and self.spare_fit.is_file() else self.fit_beside
 
     @property
     def in_mlflow(self) -> bool:
@@ -133,19 +141,58 @@ def files_of(target: str, out: Path, *, hold_out: bool = False) -> TargetFiles:
     if is_stored_fit(target):
         if hold_out:
             raise ValueError(f"--hold-out is for a sweep or a run table, but {path} is one fit already; name its file")
-        return TargetFiles(target=target, name=path.stem, table=None, fit=path)
+        return TargetFiles(target=target, name=path.stem, table=None, fit_beside=path)
     if target.startswith(MLFLOW):
         name = target.removeprefix(MLFLOW) or "experiment"
         stem = out / "mlflow" / file_name(name)
         fit = stem.with_name(f"{stem.name}.{kind}.json")
-        return TargetFiles(target=target, name=name, table=stem.with_name(f"{stem.name}.csv"), fit=fit)
+        return TargetFiles(target=target, name=name, table=stem.with_name(f"{stem.name}.csv"), fit_beside=fit)
     if is_table_target(target):
-        stem_name = table_stem(path)
-        return TargetFiles(target=target, name=stem_name, table=path, fit=path.with_name(f"{stem_name}.{kind}.json"))
+        return TargetFiles(
+            target=target,
+            name=table_stem(path),
+            table=path,
+            fit_beside=_fit_beside(path, kind),
+            spare_fit=_spare_fit(path, out, kind),
+        )
     folders = folders_of(target, out)
     return TargetFiles(
-        target=target, name=folders.name, table=folders.table, fit=folders.fit(hold_out=hold_out), folders=folders
+        target=target,
+        name=folders.name,
+        table=folders.table,
+        fit_beside=folders.fit(hold_out=hold_out),
+        folders=folders,
     )
+
+
+def _fit_beside(table: Path, kind: str) -> Path:
+    """Return the place of a table's fit beside it: mine.fit.json for mine.csv.
+
+    Where that is the fit of another table that is there, such as mine.parquet, it is mine.csv.fit.json.
+    """
+    by_stem, by_name = (table.with_name(f"{name}.{kind}.json") for name in (table_stem(table), table.name))
+    if by_name.is_file():
+        return by_name
+    fitted = _fitted_file(by_stem)
+    is_of_another = fitted not in (None, table.name) and table.with_name(str(fitted)).is_file()
+    return by_name if is_of_another else by_stem
+
+
+def _fitted_file(fit: Path) -> str | None:
+    """Return the name of the file that a stored fit is of, if it is stored in it."""
+    try:
+        return str(json.loads(fit.read_text(encoding="utf-8"))["file"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _spare_fit(table: Path, out: Path, kind: str) -> Path | None:
+    """Return the place of a table's fit in the output folder, by its name and content; None if there is no table."""
+    from isoloop.fitting.result import FittedFile
+
+    if not table.is_file():
+        return None
+    return out / "fits" / f"{file_name(table.name)}-{FittedFile.of(table).sha256[:8]}.{kind}.json"
 
 
 def file_name(name: str) -> str:

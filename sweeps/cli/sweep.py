@@ -1,5 +1,6 @@
 """The commands that plan, run and record a sweep: from `isoloop presets` to `isoloop export`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -267,19 +268,24 @@ def report(
 
 def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:
     """Fit the table of a target and write its page, and return the page's path."""
+    from isoloop.fitting.result import FittedFile
     from isoloop.sweeps.analysis import fit_and_report_table
     from isoloop.sweeps.runs import load_table
     from isoloop.sweeps.tracking.export import write_table
 
     path = files.check_table("a report")
+    file = None if files.in_mlflow else FittedFile.of(path)
     table = load_table(files.target, out, options)
     if files.in_mlflow:
         write_table(table.frame, path)
+    # The page of a table whose folder can't be written goes to the output folder, as its fit does.
+    fit = files.fit if files.spare_fit is None or os.access(path.parent, os.W_OK) else files.spare_fit
     with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
         results = fit_and_report_table(
-            TablePlaces.beside(files.fit),
+            TablePlaces.beside(fit),
             path,
             table,
+            fitted_file=file or FittedFile.of(path),
             name=files.name,
             command=command_line(),
             experiment=files.name if files.in_mlflow else None,

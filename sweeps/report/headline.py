@@ -5,6 +5,7 @@ import re
 
 from isoloop.fitting import ANSWER_MULTIPLE, HeldOut, PowerLaw, SweepFit, Verdict, recommendation, verdict
 from isoloop.fitting.axis import AXES
+from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS
 from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
 
@@ -55,19 +56,19 @@ def _answer_sentence(fit: SweepFit) -> str:
 def _exponent_sentences(fit: SweepFit, judged: Verdict) -> list[str]:
     if fit.isoflop is None or not fit.isoflop.axis_law or not fit.isoflop.tokens_law:
         reason = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
-        return [f"The minima of the isoFLOP curves give no exponents: {reason}."]
+        return [f"There are no exponents of {POWER_LAWS}: {reason}."]
     if judged.exponents:
         return [with_greek_mu(str(each)) for each in judged.exponents]
     name, law, tokens = AXES[fit.axis].name, fit.isoflop.axis_law, fit.isoflop.tokens_law
     sentences = [
-        f"By the minima of the isoFLOP curves, the best {name} grows as C^{_exponent(law)} and the best "
+        f"By the {POWER_LAWS}, the best {name} grows as C^{_exponent(law)} and the best "
         f"token count as C^{_exponent(tokens)} ({fit.accounting} accounting)."
     ]
     if fit.parabola_bias is not None:
         bias = fit.parabola_bias
         sentences.append(
-            f"Corrected for the bias of parabolas on skewed curves, as the {bias.law} law predicts it, the exponents "
-            f"are {_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
+            f"{WITHOUT_BIAS.capitalize()} on skewed curves, as the {bias.law} law predicts it, the exponents are "
+            f"{_exponent(bias.axis_exponent.corrected)} and {_exponent(bias.tokens_exponent.corrected)}."
         )
     return sentences
 

@@ -168,7 +168,7 @@ def test_laws_are_compared_on_a_sweep_and_on_a_table_of_dense_models(published, 
     assert "chinchilla: E = 1.8 " in said
     assert "squared error on log loss" in said
     said = isoloop("fit", "points.csv", "--draws", 20, "--delta", "inf", cwd=tmp_path).stdout
-    for words in ("chinchilla law: L(N, D)", "N*  ~ C^", "stored in points.fit.json"):
+    for words in ("law: L(N, D)", "N* ~ C^", "stored in points.fit.json"):
         assert words in said
 
 

@@ -21,8 +21,9 @@ from isoloop.fitting import (
     simulate_table,
 )
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Quantity, difference, paired
-from isoloop.fitting.compare.side import BEST_MODEL, POWER_LAWS
+from isoloop.fitting.compare.side import BEST_MODEL
 from isoloop.fitting.figures import compare as figures_compare
+from isoloop.fitting.isoflop.power_law import POWER_LAWS
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=5e-4, evaluation_noise=5e-5)
 # Fewer tokens pay less: mu* grows more slowly, and the least loss is higher throughout.

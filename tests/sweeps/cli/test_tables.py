@@ -1,6 +1,7 @@
 """Tables as people have them, through every command that takes runs: files of any kind, MLflow, wandb and trackio."""
 
 import csv
+import dataclasses
 import gzip
 import json
 import math
@@ -144,14 +145,17 @@ def test_a_stored_fit_is_used_for_the_same_reading_alone(stored, runs):
     assert "--columns loss=NAME" in isoloop("fit", "units.csv", cwd=stored, check=2).stderr
 
 
-def test_a_stored_fit_older_than_its_table_is_refused(stored, tmp_path):
-    for file in ("units.csv", "units.fit.json"):
-        shutil.copy(stored / file, tmp_path)
+def test_a_fit_stored_by_python_is_refused_if_it_is_older_than_its_table(stored, tmp_path):
+    """It has no digest of a file, which one of the command has (test_stored_fits.py)."""
+    shutil.copy(stored / "units.csv", tmp_path)
+    fit = dataclasses.replace(SweepFit.read(stored / "units.fit.json"), file=None)
+    (tmp_path / "units.fit.json").write_text(fit.to_json())
+    assert "Best model for" in isoloop("predict", "units.csv", "--flops", "1e19", cwd=tmp_path).stdout
     os.utime(tmp_path / "units.csv", (2e9, 2e9))
     for command in (["predict", "units.csv", "--flops", "1e19"], ["figure", "units.csv"]):
         message = isoloop(*command, cwd=tmp_path, check=2).stderr
         assert "units.csv changed after units.fit.json was made; fit it again with: isoloop fit units.csv" in message
-    assert "Prediction" in isoloop("predict", "units.fit.json", "--flops", "1e19", cwd=tmp_path).stdout
+    assert "Best model for" in isoloop("predict", "units.fit.json", "--flops", "1e19", cwd=tmp_path).stdout
 
 
 # Mappings of files
@@ -281,7 +285,7 @@ def test_an_mlflow_experiment_needs_no_option(experiment, runs, tmp_path):
         assert guess in reading
     # The stored fit serves the other commands while the experiment is as it was.
     out = ["--out", experiment]
-    assert "Prediction" in isoloop("predict", "mlflow:looped/lm", "--flops", "1e19", *out, cwd=tmp_path).stdout
+    assert "Best model for" in isoloop("predict", "mlflow:looped/lm", "--flops", "1e19", *out, cwd=tmp_path).stdout
     with only_svg():
         figure = isoloop(
             "figure", "mlflow:looped/lm", "isoflop_curves", "--to", "isoflop_curves.svg", *out, cwd=tmp_path
