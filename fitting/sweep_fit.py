@@ -167,6 +167,7 @@ class _SweepFitter:
             seed=self.seed,
             independent=independent,
             noise=noise,
+            kind=self.kind,
         )
         self.progress("isoFLOP curves", 1, 1)
         training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)

@@ -84,10 +84,10 @@ def _power_law_line(symbol: str, law: PowerLaw) -> str:
 def _least_loss_line(law: MinimalLossLaw) -> str:
     floor = f"{law.floor:.4f} {interval_text(law.floor_interval)} + " if law.has_floor else ""
     bound = ", at its bound" if law.at_bound else ""
-    return (
-        f"  L*  = {floor}{law.coefficient:.4g} (C / {law.reference:.3g})^-{law.exponent:.4f}  "
-        f"{interval_text(law.interval)}{bound}"
-    )
+    text = f"  L*  = {floor}{law.coefficient:.4g} (C / {law.reference:.3g})^-{law.exponent:.4f}  "
+    if not law.has_floor:
+        return f"{text}(without a floor: wrong beyond the measured budgets)"
+    return f"{text}{interval_text(law.interval)}{bound}"
 
 
 def _disagreement_text(disagreement: Disagreement, symbol: str) -> str:
