@@ -176,16 +176,17 @@ class _SweepFitter:
         self.progress("training law", 1, 1)
         bias = None
         if isoflop is not None and isoflop.axis_law is not None and training is not None:
+            follows = training if mixture is None else mixture.best
             bias = self._attempt(
                 "parabola bias",
                 parabola_bias,
                 isoflop,
                 self.table,
-                training.form,
-                training.vector,
+                follows.form,
+                follows.vector,
                 self.cost_model,
-                training.draw_matrix if training.draws else None,
-                widening=training.widening,
+                follows.draw_matrix if follows.draws else None,
+                widening=follows.widening,
             )
         misfits = [] if mixture is None else self._misfits_after_training(mixture)
         # The laws of test-time loops

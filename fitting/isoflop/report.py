@@ -40,7 +40,10 @@ def isoflop_text(fit: IsoflopFit) -> str:
 def parabola_bias_text(bias: ParabolaBias, axis: str) -> str:
     """Return the bias of the parabolas on the law's own losses, along `axis`, and the power laws without it."""
     symbol, form = AXES[axis].plain_symbol, _FORMATS[axis]
-    lines = [f"Bias of the parabolas, if losses follow the {bias.law} law: they are fitted to its losses without noise"]
+    lines = [
+        f"Bias of the parabolas, if losses follow the {bias.law} law: they are fitted to its losses without noise. "
+        f"The exponents are those over these {len(bias.budgets)} budgets"
+    ]
     lines.append(f"  {'budget':>10}  {f'{symbol}* parabola':>13}  {f'{symbol}* exact':>10}  {'bias of log':>11}")
     for at_budget in bias.budgets:
         bound = "  (the law's optimum is at the end of the search)" if at_budget.at_bound else ""
