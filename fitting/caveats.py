@@ -15,9 +15,9 @@ from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
-from isoloop.fitting.tables.curves import curve_caveats, loss_rise
+from isoloop.fitting.tables.curves import curve_caveats
 from isoloop.fitting.tables.repetition import repetition_caveats
-from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
@@ -29,8 +29,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     runs, data = finished_rows(table), law_data(table)
     # What may make the answer wrong
     caveats = [*unit_caveats(table), *_misfit_caveats(fit)]
-    rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
-    caveats += [rise.caveat] if rise is not None else []
+    if fit.overthinking is not None:
+        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += row_caveats(data)
     if fit.training is not None:
         caveats += _law_caveats(fit.training)
