@@ -172,7 +172,7 @@ def choose(
     if not by:
         try:
             splits(data, "budget")
-            by = (*(() if rollouts_missing else ("next budget",)), "largest budget", "budget")  # type: ignore[assignment]
+            by = (*(() if rollouts_missing else ("next budget",)), "largest budget", "budget")
         except ValueError:
             by = ("row",)
     cross_validations = tuple(cross_validate(data, compared, held_out_by) for held_out_by in by)
