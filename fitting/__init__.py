@@ -23,7 +23,14 @@ from isoloop.fitting.laws.base import Law, Optimum, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
 from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.registry import LAWS, law_named
-from isoloop.fitting.laws.test_time import JointTestTimeLaw, TestTimeLaw, UnifiedLaw
+from isoloop.fitting.laws.test_time import (
+    JointOverthinkingLaw,
+    JointTestTimeLaw,
+    OverthinkingLaw,
+    TestTimeLaw,
+    UnifiedLaw,
+    UnifiedOverthinkingLaw,
+)
 from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.predict import Prediction, predict
 from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, Recommendation, recommendation

@@ -15,9 +15,9 @@ from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
-from isoloop.fitting.tables.curves import curve_caveats, loss_rise
+from isoloop.fitting.tables.curves import curve_caveats
 from isoloop.fitting.tables.repetition import repetition_caveats
-from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data, test_time_law_data
+from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
@@ -29,9 +29,9 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     """Return every caveat of a fit to a checked table, the most important first."""
     runs, data = finished_rows(table), law_data(table)
     # What may make the answer wrong
-    caveats = [*_misfit_caveats(fit), *unit_caveats(table)]
-    rise = None if is_dense(table) else loss_rise(test_time_law_data(table))
-    caveats += [rise.caveat] if rise is not None else []
+    caveats = [*unit_caveats(table), *_misfit_caveats(fit)]
+    if fit.overthinking is not None:
+        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += row_caveats(data)
     if fit.training is not None:
         caveats += _law_caveats(fit.training)
@@ -177,8 +177,7 @@ def _bias_caveats(bias: ParabolaBias) -> list[str]:
     best = "N*" if axis.quantity == AXES["params"].name else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [
-        f"Parabolas through skewed curves are biased: on the {bias.law} law's own losses they give {best} an exponent "
-        f"of {axis.parabola:.3f} where the law's own is {axis.exact:.3f}. "
-        f"{WITHOUT_BIAS.capitalize()}: {corrected}, if losses follow it.",
+        f"The {bias.law} law's own {best} grows as C^{axis.exact:.3f}, but parabolas through its skewed curves read "
+        f"C^{axis.parabola:.3f}. {WITHOUT_BIAS.capitalize()}: {corrected}, if losses follow the law.",
         *bias.notes,
     ]

@@ -22,6 +22,7 @@ from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
@@ -120,8 +121,9 @@ class SweepFit:
     `training` is the law of the loss after training: that of the sweep, or for dense models L(N, D). A fit that could
     not be made is None, and `missing_fits` has the reason. `reading` says how the table was read, where that had to be
     guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
-    the sweep and the one that extends it, for predictions; None if none was fitted. `file` is the file of the table,
-    None for a table that came from elsewhere.
+    the sweep and the one that extends it, for predictions; None if none was fitted. `overthinking` is there if losses
+    rise with T: then its laws take the place of those of test-time loops in predictions. `file` is the file of the
+    table, None for a table that came from elsewhere.
     """
 
     name: str
@@ -143,6 +145,7 @@ class SweepFit:
     noise: NoiseModel | None = None
     misfits: tuple[Misfit, ...] = ()
     mixture: LawMixture | None = None
+    overthinking: Overthinking | None = None
     file: FittedFile | None = None
 
     @property
@@ -161,6 +164,13 @@ class SweepFit:
     def laws(self) -> dict[str, LawFit | None]:
         """The laws fitted to all runs together, by name."""
         return {"training": self.training, "unified": self.unified, "joint-test-time": self.joint_test_time}
+
+    def loops_law(self, name: str) -> LawFit | None:
+        """Return the law that predicts losses at other T: the one of that name (unified, joint-test-time), or the law
+        that extends it where losses rise with T.
+        """
+        extension = self.overthinking.extension(name) if self.overthinking else None
+        return extension or self.laws[name]
 
     def why_missing(self, name: str) -> str:
         """Return why there is no fit of that name (isoflop, training, unified, joint-test-time, test-time)."""
@@ -249,7 +259,11 @@ def _first_fault(error: ValidationError) -> str:
 
 def _check_laws(fit: SweepFit) -> None:
     """Raise ValueError if a law can't be loaded, or its fit is that of another law or has a wrong number of values."""
-    for name, law_fit in (*fit.laws.items(), *(("test-time", model_fit) for model_fit in fit.test_time)):
+    rising = fit.overthinking
+    extensions = [(law_fit.law, law_fit) for law_fit in rising.laws] if rising else []
+    of_models = [("test-time", law_fit) for law_fit in fit.test_time]
+    of_models += [("overthinking", law_fit) for law_fit in rising.test_time] if rising else []
+    for name, law_fit in (*fit.laws.items(), *extensions, *of_models):
         if law_fit is None:
             continue
         # The loss after training may follow any law; the others are what they are called.

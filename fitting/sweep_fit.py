@@ -17,6 +17,7 @@ from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import point_estimate
+from isoloop.fitting.estimation.rise import RISES, LossRise, loss_rise
 from isoloop.fitting.isoflop.bias import parabola_bias
 from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.laws.base import Data
@@ -26,9 +27,9 @@ from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
+from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
-from isoloop.fitting.tables.curves import RISES, loss_rise
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, int, int], None]
@@ -166,6 +167,7 @@ class _SweepFitter:
             draws=self.draws,
             seed=self.seed,
             independent=independent,
+            noise=noise,
         )
         self.progress("isoFLOP curves", 1, 1)
         training = self._attempt("training", self._law, law, law_data(self.table), noise=noise)
@@ -187,7 +189,7 @@ class _SweepFitter:
         misfits = [] if mixture is None else self._misfits_after_training(mixture)
         # The laws of test-time loops
         test_time: tuple[LawFit, ...] = ()
-        joint = unified = None
+        joint = unified = rising = None
         if not is_dense(self.table):
             data = test_time_law_data(self.table)
             test_time = self._test_time(data)
@@ -208,11 +210,17 @@ class _SweepFitter:
             else:
                 unified = self._attempt("unified", self._law, "unified", data, by_run=True, noise=noise)
             self.progress("unified law", 1, 1)
-            misfits += self._misfits_at_test_time(data, test_time, unified, joint)
-            rise = loss_rise(data)
+            rise = loss_rise(data) if len(data["loss"]) else None
             if rise is not None:
                 test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)
                 joint, unified = (law and _flagged(law, rise.reason) for law in (joint, unified))
+                rising = self._overthinking(rise, data, joint, unified, noise)
+            misfits += self._misfits_at_test_time(
+                data,
+                [(rising and rising.of_run(law.run_id)) or law for law in test_time],
+                (rising and rising.extension("unified")) or unified,
+                (rising and rising.extension("joint-test-time")) or joint,
+            )
         # The result
         if training is None and unified is None and not test_time and not (isoflop and isoflop.included):
             reasons = [f"{missing.name}: {missing.reason}" for missing in self.missing_fits]
@@ -240,6 +248,7 @@ class _SweepFitter:
             caveats=(),
             misfits=tuple(misfits),
             mixture=mixture,
+            overthinking=rising,
         )
 
     def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:
@@ -252,6 +261,29 @@ class _SweepFitter:
         except ValueError as error:
             return law_mixture([training], not_fitted=str(error))
         return law_mixture([training, fit])
+
+    def _overthinking(
+        self, rise: LossRise, data: Data, joint: LawFit | None, unified: LawFit | None, noise: NoiseModel | None
+    ) -> Overthinking:
+        """Return the laws that can follow losses which rise with T, beside the published ones."""
+        published = [law for law in (joint, unified) if law is not None]
+        extensions = []
+        for law in published:
+            richer = richer_law(law.form)
+            assert richer is not None
+            rows = _off_mean(data) if law is joint else data
+            fitter, own = dataclasses.replace(self, profiles=False), None if law is joint else noise
+            fit = self._attempt(richer.name, fitter._law, richer.name, rows, by_run=True, noise=own)
+            extensions += [fit] if fit is not None else []
+        result = overthinking(rise, data, published, extensions)
+        # Laws of single models, where they have enough losses
+        of_models = []
+        for model in rise.least[:_SOME_MODELS]:
+            rows = _of_run(data, model.run_id)
+            if len(rows["loss"]) > len(law_named("overthinking").parameters):
+                fit = fit_law("overthinking", rows, draws=self.draws, seed=self.seed, objective=self.objective)
+                of_models.append(_of_model(fit, rows))
+        return dataclasses.replace(result, test_time=tuple(of_models))
 
     def _misfits_after_training(self, mixture: LawMixture) -> list[Misfit]:
         """Return the misfit of each law of the loss after training, the simplest first."""
@@ -310,6 +342,7 @@ class _SweepFitter:
             objective=self.objective,
             kind=self.kind,
             profiles=self.profiles,
+            check_rise=False,  # rises are looked for in all models together
             noise=noise,
         )
 
@@ -325,10 +358,16 @@ class _SweepFitter:
             rows = _of_run(data, run_id)
             try:
                 # The parametric bootstrap, since one model's losses have no budgets to resample.
-                fit = fit_law("test-time", rows, draws=self.draws, seed=self.seed, objective=self.objective)
+                fit = fit_law(
+                    "test-time",
+                    rows,
+                    draws=self.draws,
+                    seed=self.seed,
+                    objective=self.objective,
+                    check_rise=False,
+                )
                 # Draws of each model are not kept: its intervals are, and predictions use the unified law.
-                mu = float(rows["mean_recurrence"][0])
-                fits.append(dataclasses.replace(fit, draws=(), run_id=str(run_id), mean_recurrence=mu))
+                fits.append(_of_model(fit, rows))
             except ValueError as error:
                 reason = str(error)
             self.progress("test-time laws", done, len(runs))
@@ -348,6 +387,13 @@ class _SweepFitter:
 def _of_run(data: Data, run_id: str | None) -> dict[str, np.ndarray]:
     """Return the rows of one run."""
     return {name: values[data["run_id"] == run_id] for name, values in data.items()}
+
+
+def _of_model(fit: LawFit, data: Data) -> LawFit:
+    """Return the fit as that of the one model which `data` are of, without its draws."""
+    return dataclasses.replace(
+        fit, draws=(), run_id=str(data["run_id"][0]), mean_recurrence=float(data["mean_recurrence"][0])
+    )
 
 
 def _flagged(law: LawFit, reason: str) -> LawFit:
@@ -388,14 +434,15 @@ def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
     # At every T that was measured.
     data = {"loss": np.empty(0), **({} if is_dense(table) else test_time_law_data(table))}
     off_mean = data if is_dense(table) else _off_mean(data)
-    if fit.unified is not None and len(data["loss"]):
-        rows += held_out_rows("unified law", data, (fit.unified.loss(data), fit.unified.loss_interval(data)))
-        at_mean = fit.unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})
-        given = fit.unified.loss(off_mean) - at_mean + off_mean["loss_at_mean"]
+    unified, joint = fit.loops_law("unified"), fit.loops_law("joint-test-time")
+    if unified is not None and len(data["loss"]):
+        rows += held_out_rows("unified law", data, (unified.loss(data), unified.loss_interval(data)))
+        at_mean = unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})
+        given = unified.loss(off_mean) - at_mean + off_mean["loss_at_mean"]
         rows += held_out_rows("unified law, given the loss at T = mu", off_mean, (given, None))
-    if fit.joint_test_time is not None and len(off_mean["loss"]):
-        joint = fit.joint_test_time.loss(off_mean), fit.joint_test_time.loss_interval(off_mean)
-        rows += held_out_rows("joint test-time law, given the loss at T = mu", off_mean, joint)
+    if joint is not None and len(off_mean["loss"]):
+        predicted = joint.loss(off_mean), joint.loss_interval(off_mean)
+        rows += held_out_rows("joint test-time law, given the loss at T = mu", off_mean, predicted)
     runs = finished_rows(table)
     value, fitted = float(runs[column].max()), fit.fitted.flops if column == "budget" else fit.fitted.tokens
     return HeldOut(

@@ -20,6 +20,7 @@ from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
+from isoloop.fitting.estimation.rise import loss_rise
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
 
@@ -30,6 +31,8 @@ _ELEMENTS_AT_ONCE = 30_000_000
 """Drawn losses that are held in memory together."""
 _ROUNDING = 1e-9
 """Residuals below this are rounding, and say nothing about how likely a law is."""
+_FEWEST_LEFT = 2
+"""Losses beyond the number of parameters below which a fit determines them weakly."""
 _NEAR_A_BOUND = 1e-3
 """Share of a parameter's value within which an end of its interval is taken to be at the bound."""
 _EXACT = 1e-9
@@ -199,14 +202,16 @@ def fit_law(
     objective: Objective = HUBER,
     kind: BootstrapKind = "parametric",
     profiles: bool = False,
+    check_rise: bool = True,
     noise: NoiseModel | None = None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
 
     The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
     their run; this is for data with several rows per run. With `noise`, each residual is divided by the noise of its
-    run, and what budgets share of it is part of the fit, its refits and the intervals of measured losses. Raises
-    ValueError as `point_estimate` and `bootstrap` do.
+    run, and what budgets share of it is part of the fit, its refits and the intervals of measured losses. With
+    `check_rise`, losses that rise with T are among the reasons not to trust a law that saturates (see `loss_rise`).
+    Raises ValueError as `point_estimate` and `bootstrap` do.
     """
     name, law = (law, law_named(law)) if isinstance(law, str) else (law.name, law)
     runs = data["run_id"] if by_run else None
@@ -233,7 +238,7 @@ def fit_law(
         bootstrap="normal approximation" if draws and rows > LARGE_TABLE else kind,
         widening=wider,
         converged=estimate.converged,
-        reasons=_reasons(estimate, parameters),
+        reasons=_reasons(estimate, parameters, data, check_rise=check_rise),
         draws=tuple(tuple(float(value) for value in draw) for draw in drawn),
         noise_model=replace(uneven, level=level, dof=float(dof)) if uneven else None,
     )
@@ -263,7 +268,9 @@ def _parameters(
     return tuple(parameters)
 
 
-def _reasons(estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...]) -> tuple[str, ...]:
+def _reasons(
+    estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...], data: Data, *, check_rise: bool
+) -> tuple[str, ...]:
     law = estimate.law
     reasons = [f"{name} is at its bound" for name in estimate.at_bounds]
     # Not for amplitudes: how near to zero they are depends on the unit of their column.
@@ -279,4 +286,11 @@ def _reasons(estimate: PointEstimate, parameters: tuple[ParameterEstimate, ...])
         reasons.append("the losses do not tell its parameters apart")
     elif not estimate.converged:
         reasons.append("the search ran out of steps")
+    rows, free = len(estimate.residuals), len(parameters)
+    if rows < free + _FEWEST_LEFT:
+        reasons.append(f"{rows} losses for {free} parameters determine them weakly")
+    reasons += law.undetermined(estimate.parameters, data)
+    rise = loss_rise(data) if law.saturates and check_rise else None
+    if rise is not None:
+        reasons.append(rise.reason)
     return tuple(reasons)

@@ -19,8 +19,8 @@ _NULL_DRAWS = 10_000
 _LEAST_SHARE_OF_LARGEST = 0.01
 """Directions between budgets that a law follows but for less than this share tell nothing of luck."""
 _LARGEST_EXPONENT = 4.0
-_CLIP = 3.5
-"""Residuals count up to this many typical ones."""
+_CLIP, _CLIP_TO_COMPARE = 3.5, 2.0
+"""Residuals count up to this many typical ones; fewer where scatter is compared, so that one run decides nothing."""
 _MEDIAN_OF_NORMAL = 0.6745
 """Median of the absolute value of a standard normal variable."""
 _LEAST_SHARE_OF_MEDIAN = 0.1
@@ -102,15 +102,20 @@ class NoiseModel:
 
     def __str__(self) -> str:
         """Return the noise in words, for reports."""
-        known = f"{100 * self.level:.2g}% of the loss"
+        return f"{100 * self.level:.2g}% of the loss{self.departure or ' at every budget'}; measured by {self.source}"
+
+    @property
+    def departure(self) -> str:
+        """The dependence on compute and the luck that budgets share, in words that follow the level; '' if none."""
+        words = ""
         if self.exponent:
-            known += f" at {self.reference:.3g} FLOPs, and grows with C as C^{self.exponent:.2f}"
-            known += f" (standard error {self.exponent_error:.2f})"
-        else:
-            known += " at every budget"
+            words = (
+                f" at {self.reference:.3g} FLOPs, which {'grows' if self.exponent > 0 else 'falls'} with C as "
+                f"C^{self.exponent:.2f} (standard error {self.exponent_error:.2f})"
+            )
         if self.shared:
-            known += f"; the runs of a budget share luck of {100 * self.shared:.2g}%"
-        return f"{known}; from {self.source}"
+            words += f", and luck of {100 * self.shared:.2g}% that the runs of a budget share"
+        return words
 
 
 def flops_of(data: Data) -> np.ndarray:
@@ -133,11 +138,13 @@ def noise_model(data: Data, estimate: PointEstimate) -> NoiseModel:
     log_flops = np.log(flops_of(data))
     reference = float(np.exp(log_flops.mean()))
     position = log_flops - log_flops.mean()
-    clipped = _clipped(residuals, position, len(estimate.parameters))
     slopes = _log_slopes(estimate, data)
-    scatter = _scatter(data, clipped, position, slopes)
-    exponent, error = _exponent(scatter)
+    compared, clipped = (
+        _clipped(residuals, position, len(estimate.parameters), clip) for clip in (_CLIP_TO_COMPARE, _CLIP)
+    )
+    exponent, error = _exponent(_scatter(data, compared, position, slopes))
     weighted = clipped * np.exp(-exponent * position)
+    scatter = _scatter(data, clipped, position, slopes)
     level = np.sqrt(np.sum(scatter.squares * np.exp(-2 * exponent * scatter.position)) / scatter.total_dof)
     shared, shared_dof = 0.0, 0.0
     if "budget" in data and len(clipped) <= LARGE_TABLE:
@@ -178,15 +185,15 @@ class _Scatter:
         return self.total_dof >= _DOF_NEEDED and bool(np.ptp(self.position) > np.log(2))
 
 
-def _clipped(residuals: np.ndarray, position: np.ndarray, parameters: int) -> np.ndarray:
-    """Return residuals (rows,) with outliers clipped, beside a scale that may be a power of compute."""
+def _clipped(residuals: np.ndarray, position: np.ndarray, parameters: int, clip: float) -> np.ndarray:
+    """Return residuals (rows,) clipped at `clip` typical ones, beside a scale that may be a power of compute."""
     size = np.abs(residuals)
     least = max(_LEAST_SHARE_OF_MEDIAN * float(np.median(size)), np.finfo(float).tiny)
     spread = float(position @ position)
     slope = float(position @ np.log(np.maximum(size, least))) / spread if spread > 0 else 0.0
     scales = np.exp(np.clip(slope, -_LARGEST_EXPONENT, _LARGEST_EXPONENT) * position)
     dof = max(len(size) - parameters, 1)
-    limit = _CLIP * float(np.median(np.sort(size / scales)[-dof:])) / _MEDIAN_OF_NORMAL
+    limit = clip * float(np.median(np.sort(size / scales)[-dof:])) / _MEDIAN_OF_NORMAL
     return np.clip(residuals, -limit * scales, limit * scales)
 
 
@@ -254,7 +261,8 @@ def _within_groups(
 def _tails(standardised: np.ndarray) -> float:
     """Return the variance of squared residuals relative to that of normal ones, at least 1."""
     squares = standardised**2
-    return max(1.0, float((np.mean(squares**2) / max(np.mean(squares), 1e-300) ** 2 - 1) / 2))
+    mean = float(squares.mean())  # 0 where losses lie on the curves exactly
+    return max(1.0, float(np.mean((squares / mean) ** 2) - 1) / 2) if mean > 0 else 1.0
 
 
 def _exponent(scatter: _Scatter) -> tuple[float, float]:

@@ -50,7 +50,7 @@ def draw_isoflop_curves(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     minima = {minimum.budget: minimum for minimum in isoflop.minima}
     runs = finished_rows(table)
     budgets = sorted({float(budget) for budget in runs["budget"].dropna()})
-    curves = {curve.budget: curve for curve in isoflop_curves(table, fit.axis)}
+    curves = {curve.budget: curve for curve in isoflop_curves(table, fit.axis, fit.noise)}
     handles: list[Artist] = []
     for budget, style in zip(budgets, series_styles(len(budgets)), strict=True):
         # The runs.

@@ -48,16 +48,19 @@ def draw_test_time(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     # A curve for each.
     data = test_time_law_data(table)
     handles: list[Artist] = []
+    names: set[str] = set()
     for model, style in zip(models, series_styles(len(models)), strict=True):
         rows = data["run_id"] == model.run_id
         recurrence, loss = data["recurrence"][rows], data["loss"][rows]
         smooth = np.geomspace(recurrence.min(), recurrence.max(), _SMOOTH_POINTS)
-        fitted = model.loss({"recurrence": smooth})
+        law, fixed = _law_of_model(fit, model, {name: values[rows] for name, values in data.items()})
+        names.add(law.form.name)
+        fitted = law.loss({**fixed, "recurrence": smooth})
         axes.plot(smooth, fitted, color=style.colour, ls=style.line)
-        axes.fill_between(smooth, *_one_loss_band(model, fitted), color=style.colour, alpha=BAND, lw=0)
+        axes.fill_between(smooth, *_one_loss_band(law, fitted), color=style.colour, alpha=BAND, lw=0)
         run_points(axes, recurrence, loss, data["run_id"][rows], colour=style.colour, marker=style.marker, size=4)
         handles.append(series_handle(style, f"µ = {model.mean_recurrence:g}"))
-    handles += [mark_handle("lines: test-time law"), band_handle("95% of one loss")]
+    handles += [mark_handle(f"lines: {', '.join(sorted(names))} law"), band_handle("95% of one loss")]
     grid_ticks(axes.xaxis, np.unique(data["recurrence"]))
     axes.set(xlabel="test-time recurrence T (loops)", ylabel="loss (nats per token)")
     place_legend(axes, handles, "mean recurrence (loops)")
@@ -69,15 +72,17 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
     """Draw the loss that further loops remove, of every run, against T/µ: one curve if the unified law holds.
 
     A point is L(T) - L(µ) of a run, so that the run's own noise cancels, plus what the law says that loops remove
-    beyond T = µ. The curve's band is 95%, from the law's refits. Raises ValueError without a unified law.
+    beyond T = µ (up to the best T, where losses rise beyond it). The curve's band is 95%, from the law's refits. Raises
+    ValueError without a unified law.
     """
-    law = fit.unified
+    law = None if fit.unified is None else fit.loops_law("unified")
     if law is None:
         raise ValueError(f"this figure needs the unified law, but there is none: {fit.why_missing('unified')}")
     # A series for each mean recurrence.
     data = test_time_law_data(table)
     loops = data["recurrence"] / data["mean_recurrence"]
-    removable = data["loss"] - data["loss_at_mean"] + _removable_loss(law, law.vector, data, np.ones(1))
+    best = _MANY_LOOPS if law is fit.unified or fit.overthinking is None else fit.overthinking.best_ratio
+    removable = data["loss"] - data["loss_at_mean"] + _removable_loss(law, law.vector, data, np.ones(1), best)
     recurrences = np.unique(data["mean_recurrence"])
     handles: list[Artist] = []
     for mu, style in zip(recurrences, series_styles(len(recurrences)), strict=True):
@@ -87,11 +92,11 @@ def draw_test_time_collapse(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> N
         handles.append(series_handle(style, f"µ = {mu:g}", line=False))
     # The law with its band.
     smooth = np.geomspace(loops.min(), loops.max(), _SMOOTH_POINTS)
-    curve = _removable_loss(law, law.vector, data, smooth)
+    curve = _removable_loss(law, law.vector, data, smooth, best)
     axes.plot(smooth, curve, color=INK, lw=1.0, zorder=2.5)
-    handles.append(mark_handle("unified law", line="-"))
+    handles.append(mark_handle(f"{law.form.name} law", line="-"))
     if law.draws:
-        drawn = _removable_loss(law, law.draw_matrix, data, smooth)
+        drawn = _removable_loss(law, law.draw_matrix, data, smooth, best)
         band = [interval(column, float(at), law.widening) for column, at in zip(drawn.T, curve, strict=True)]
         axes.fill_between(smooth, *np.transpose(band), color=INK, alpha=BAND, lw=0, zorder=2)
         handles.append(band_handle("95% of the law"))
@@ -115,13 +120,26 @@ def _one_loss_band(fit: LawFit, fitted: np.ndarray) -> tuple[np.ndarray, np.ndar
     return fitted - half, fitted + half
 
 
-def _removable_loss(fit: LawFit, parameters: np.ndarray, data: Data, loops: np.ndarray) -> np.ndarray:
-    """Return the loss that loops beyond `loops` = T/µ (rows,) remove under the unified law: (..., rows).
+def _removable_loss(fit: LawFit, parameters: np.ndarray, data: Data, loops: np.ndarray, best: float) -> np.ndarray:
+    """Return the loss that loops from `loops` = T/µ (rows,) up to `best` remove under the unified law: (..., rows).
 
     It is the same for every model, so the first of `data` serves, with T counted in units of µ.
     """
     model = {name: np.full_like(loops, data[name][0]) for name in fit.form.columns}
     model |= {"mean_recurrence": np.ones_like(loops), "recurrence": loops}
     return fit.form.loss(parameters, model) - fit.form.loss(
-        parameters, model | {"recurrence": np.full_like(loops, _MANY_LOOPS)}
+        parameters, model | {"recurrence": np.full_like(loops, best)}
     )
+
+
+def _law_of_model(fit: SweepFit, model: LawFit, data: Data) -> tuple[LawFit, dict[str, np.ndarray]]:
+    """Return the law to draw for one model, and its columns but T.
+
+    It is the model's own law; where losses rise with T, one that can follow them.
+    """
+    rising = fit.overthinking
+    own = rising.of_run(model.run_id) if rising else None
+    joint = rising.extension("joint-test-time") if rising else None
+    if own is None and joint is not None:
+        return joint, {name: data[name][:1] for name in ("mean_recurrence", "loss_at_mean")}
+    return own or model, {}

@@ -10,7 +10,7 @@ import pandas as pd
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
 from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.isoflop.minima import IsoflopFit, log_tokens
+from isoloop.fitting.isoflop.minima import IsoflopFit, log_tokens, minima_weights
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve
 from isoloop.fitting.isoflop.power_law import BUDGETS_NEEDED, PowerLaw, lines
 from isoloop.fitting.laws.base import Law, search_bounds
@@ -120,11 +120,12 @@ def parabola_bias(
         )
         biases.append(bias)
     tokens = log_tokens(budgets, parabola, cost_model), log_tokens(budgets, exact, cost_model)
+    weights = minima_weights(fit.included)
     return ParabolaBias(
         law=law.name,
         budgets=tuple(biases),
-        axis_exponent=_exponent_bias(fit.axis_law, AXES[fit.axis].name, budgets, parabola, exact),
-        tokens_exponent=_exponent_bias(fit.tokens_law, "tokens", budgets, *tokens),
+        axis_exponent=_exponent_bias(fit.axis_law, AXES[fit.axis].name, budgets, (parabola, exact), weights),
+        tokens_exponent=_exponent_bias(fit.tokens_law, "tokens", budgets, tokens, weights),
         notes=_bias_notes(biases),
     )
 
@@ -180,14 +181,15 @@ def _search_bounds(curves: list[IsoflopCurve], cost_model: Cost) -> tuple[float,
 
 
 def _exponent_bias(
-    fitted: PowerLaw, quantity: str, budgets: np.ndarray, parabola: np.ndarray, exact: np.ndarray
+    fitted: PowerLaw, quantity: str, budgets: np.ndarray, logs: tuple[np.ndarray, np.ndarray], weights: np.ndarray
 ) -> ExponentBias:
-    """Return the bias of one power law from logs by parabola and exactly, each (1 + draws, budgets).
+    """Return the bias of one power law from `logs` by parabola and exactly, each (1 + draws, budgets), and the weights
+    (budgets,) of the minima.
 
     The first row is that of the fitted law, the others those of its draws.
     """
     log_budget = np.log(budgets)
-    by_parabola, by_law = lines(log_budget, parabola), lines(log_budget, exact)
+    by_parabola, by_law = (lines(log_budget, rows, weights) for rows in logs)
     bias = by_parabola - by_law
     own, drawn = bias[0], bias[1:]
     corrected = np.empty((0, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,17 @@ from scipy import stats
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, CurveNoise, IsoflopCurve, Redraws, pooled_noise, redraw
+from isoloop.fitting.estimation.noise import NoiseModel
+from isoloop.fitting.isoflop.parabola import (
+    POINTS_NEEDED,
+    CurveNoise,
+    IsoflopCurve,
+    Redraws,
+    clearly_curved,
+    may_have_minimum,
+    pooled_noise,
+    redraw,
+)
 from isoloop.fitting.isoflop.power_law import (
     BUDGETS_NEEDED,
     FLOOR_BUDGETS,
@@ -24,6 +35,8 @@ from isoloop.fitting.isoflop.power_law import (
 from isoloop.fitting.tables.budgets import why_no_budgets
 from isoloop.fitting.tables.runs import implausible_rows
 
+HARDLY_DETERMINED = "the minima are hardly determined"
+"""Words in the note of a fit whose curves are hidden in the noise; see `IsoflopFit.notes`."""
 _MANY_REJECTED = 0.05
 _UNLIKELY_SCATTER = 0.01
 _LARGEST_LOG = 300.0
@@ -35,7 +48,8 @@ class Minimum:
 
     v is the mean recurrence, or for dense models the parameter count; the other of the two is None. `log_error` is the
     standard error of log(v*), `loss_error` that of the least loss. A budget that is left out of the power laws has
-    `included` False and a `reason`; its vertex is None if the curve has none.
+    `included` False and a `reason`; its vertex is None if the curve has none. `noise_scale` is the noise of this
+    budget's losses relative to the table's.
     """
 
     budget: float
@@ -49,6 +63,7 @@ class Minimum:
     tokens: float | None = None
     loss: float | None = None
     loss_error: float | None = None
+    noise_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +98,9 @@ class IsoflopFit:
 
     `axis` is the column along which the curves run; `mean_recurrence_law` or `params_law` belongs to it, and the other
     is None. `loss_law` and `loss_floor_law` describe the least loss, `curvature_law` the parabolas' a. `noise` is the
-    standard deviation of one loss about its curve (nats), with `noise_dof` degrees of freedom.
-    `redraws_without_minimum` is the share of the redraws behind the intervals in which a curve lost its minimum and was
-    drawn again. `notes` are caveats about the intervals.
+    standard deviation of one loss about its curve (nats), with `noise_dof` degrees of freedom; where budgets differ in
+    noise it is that of a budget whose `noise_scale` is 1. `redraws_without_minimum` is the share of the redraws behind
+    the intervals in which a curve lost its minimum and was drawn again. `notes` are caveats about the intervals.
     """
 
     axis: str
@@ -117,7 +132,13 @@ class IsoflopFit:
 
 
 def fit_isoflop(
-    table: pd.DataFrame, cost_model: Cost, *, draws: int = 200, seed: int = 0, independent: bool = False
+    table: pd.DataFrame,
+    cost_model: Cost,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+    independent: bool = False,
+    noise: NoiseModel | None = None,
 ) -> IsoflopFit:
     """Fit parabolas to the finished runs of each budget, and power laws to their minima.
 
@@ -126,28 +147,37 @@ def fit_isoflop(
     exactly the budget. How far a parabola in log(tokens) would contradict it is always computed; with `independent`,
     those parabolas and their power law are part of the result. The intervals include each minimum's own uncertainty
     (see `redraw`). They are intervals of what the same parabolas give without noise, which is not the optimum of the
-    law behind skewed curves: see `parabola_bias`. Raises ValueError if the table has no budgets.
+    law behind skewed curves: see `parabola_bias`.
+
+    Where `noise` says that noise differs between budgets, each curve is redrawn with its own, and the minima
+    weigh in the power laws by the inverse of its standard deviation. (The inverse variance would trust the least noisy
+    minima too much: since a minimum counts only inside the grid, the noisiest scatter less than their errors say.) Luck
+    that the runs of a budget share moves its curve up or down, not its vertex. Raises ValueError if the table has no
+    budgets.
     """
     # Curves and their minima
     rows = _rows_with_budget(table, cost_model.axis)
-    curves, token_curves = _curves(rows, cost_model.axis), _curves(rows, "tokens")
-    noise, token_noise = pooled_noise(curves), pooled_noise(token_curves)
-    minima = tuple(_fit_minimum(curve, noise, cost_model.axis, cost_model) for curve in curves)
+    curves, token_curves = (_curves(rows, axis, noise) for axis in (cost_model.axis, "tokens"))
+    curve_noise, token_noise = pooled_noise(curves), pooled_noise(token_curves)
+    minima = tuple(_fit_minimum(curve, curve_noise, cost_model.axis, cost_model) for curve in curves)
     token_minima = tuple(_fit_minimum(curve, token_noise, "tokens", cost_model) for curve in token_curves)
     # Power laws, and redraws for their intervals
-    used, redraws = _included_curves(curves, minima, noise, draws, seed)
+    used, hidden, redraws = _included_curves(curves, minima, curve_noise, draws, seed)
     reason = None
     if len(used) < BUDGETS_NEEDED:
         reason = f"power laws need {BUDGETS_NEEDED} budgets with a minimum inside the grid, but {len(used)} have one"
     elif redraws is None and draws and len(used) < 3:
         reason = "intervals need 3 budgets, or more than 3 points per budget"
-    laws: dict[str, PowerLaw] = _fit_power_laws(used, cost_model, redraws) if len(used) >= BUDGETS_NEEDED else {}
+    laws: dict[str, PowerLaw] = (
+        _fit_power_laws(used, hidden, cost_model, redraws) if len(used) >= BUDGETS_NEEDED else {}
+    )
     separate = None
     if independent:
-        token_used, token_redraws = _included_curves(token_curves, token_minima, token_noise, draws, seed)
+        token_used, token_hidden, token_redraws = _included_curves(token_curves, token_minima, token_noise, draws, seed)
+        enough = len(token_used) >= BUDGETS_NEEDED
         separate = IndependentTokens(
             minima=token_minima,
-            tokens_law=_vertex_law("tokens", token_used, token_redraws) if len(token_used) >= BUDGETS_NEEDED else None,
+            tokens_law=_vertex_law("tokens", token_used, token_hidden, token_redraws) if enough else None,
             interval_method=_interval_method(token_used, token_noise, token_redraws),
         )
     return IsoflopFit(
@@ -161,11 +191,11 @@ def fit_isoflop(
         loss_floor_law=_loss_law(used, redraws, floor=True),
         disagreement=_disagreement(minima, token_minima, cost_model),
         independent=separate,
-        noise=None if noise is None else float(np.sqrt(noise.variance)),
-        noise_dof=0 if noise is None else noise.dof,
-        interval_method=_interval_method(used, noise, redraws),
+        noise=None if curve_noise is None else float(np.sqrt(curve_noise.variance)),
+        noise_dof=0 if curve_noise is None else curve_noise.dof,
+        interval_method=_interval_method(used, curve_noise, redraws, hidden),
         redraws_without_minimum=redraws.rejected if redraws else 0.0,
-        notes=_notes(used, noise, redraws),
+        notes=_notes(used, hidden, curve_noise, redraws),
         reason=reason,
     )
 
@@ -189,9 +219,9 @@ def predict_from_minima(fit: IsoflopFit, budget: ArrayLike, axis_value: ArrayLik
     return np.asarray(law.at(budget) + np.exp(fit.curvature_law.log_at(budget)) * offset**2)
 
 
-def isoflop_curves(table: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
+def isoflop_curves(table: pd.DataFrame, axis: str, noise_model: NoiseModel | None = None) -> list[IsoflopCurve]:
     """Return the curve of each budget along `axis`, by growing budget. Raises ValueError without budgets."""
-    return _curves(_rows_with_budget(table, axis), axis)
+    return _curves(_rows_with_budget(table, axis), axis, noise_model)
 
 
 def log_tokens(budgets: np.ndarray, log_axis: np.ndarray, cost_model: Cost) -> np.ndarray:
@@ -215,21 +245,28 @@ def _rows_with_budget(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     return rows.assign(loss=rows["loss"].where(usable))
 
 
-def _curves(rows: pd.DataFrame, axis: str) -> list[IsoflopCurve]:
+def _curves(rows: pd.DataFrame, axis: str, noise_model: NoiseModel | None) -> list[IsoflopCurve]:
     """Return one curve per budget, by growing budget, with sorted points so that the order of rows does not matter."""
     budgets, values, losses = (rows[name].to_numpy(dtype=float) for name in ("budget", axis, "loss"))
     order = np.lexsort((losses, values))
     curves = []
-    for budget in np.unique(budgets):
+    distinct = np.unique(budgets)
+    scales = (
+        noise_model.scales(distinct) if noise_model is not None and noise_model.exponent else np.ones(len(distinct))
+    )
+    for budget, scale in zip(distinct, scales, strict=True):
         runs = order[budgets[order] == budget]
         points = runs[np.isfinite(losses[runs]) & (values[runs] > 0)]
         log_axis = np.log(values[points])
-        curves.append(IsoflopCurve(budget=float(budget), log_axis=log_axis, loss=losses[points], runs=len(runs)))
+        curve = IsoflopCurve(
+            budget=float(budget), log_axis=log_axis, loss=losses[points], runs=len(runs), scale=float(scale)
+        )
+        curves.append(curve)
     return curves
 
 
 def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_model: Cost) -> Minimum:
-    minimum = Minimum(budget=curve.budget, points=len(curve.loss), included=False)
+    minimum = Minimum(budget=curve.budget, points=len(curve.loss), included=False, noise_scale=curve.scale)
     if curve.distinct_values < POINTS_NEEDED:
         lost = curve.runs - minimum.points
         without = f" ({lost} of its {curve.runs} runs have no loss)" if lost else ""
@@ -273,42 +310,66 @@ def _fit_minimum(curve: IsoflopCurve, noise: CurveNoise | None, axis: str, cost_
 
 def _included_curves(
     curves: list[IsoflopCurve], minima: tuple[Minimum, ...], noise: CurveNoise | None, draws: int, seed: int
-) -> tuple[list[IsoflopCurve], Redraws | None]:
-    """Return the curves of the included minima, and redraws of them if their noise is known and they are enough."""
-    used = [curve for curve, minimum in zip(curves, minima, strict=True) if minimum.included]
-    return used, redraw(used, noise, draws, seed) if noise and draws and len(used) >= BUDGETS_NEEDED else None
+) -> tuple[list[IsoflopCurve], list[IsoflopCurve], Redraws | None]:
+    """Return the curves of the included minima; those that are left out because noise hides their minimum; and redraws
+    of both, if the noise is known and enough are included.
+    """
+    pairs = list(zip(curves, minima, strict=True))
+    used = [curve for curve, minimum in pairs if minimum.included]
+    if noise is None:
+        return used, [], None
+    left_out = [curve for curve, minimum in pairs if not minimum.included and curve.distinct_values >= POINTS_NEEDED]
+    hidden = [curve for curve in left_out if may_have_minimum(curve, noise)]
+    enough = draws and len(used) >= BUDGETS_NEEDED
+    return used, hidden, redraw(used, noise, draws, seed, hidden=hidden) if enough else None
 
 
-def _fit_power_laws(curves: list[IsoflopCurve], cost_model: Cost, redraws: Redraws | None) -> dict[str, PowerLaw]:
+def _fit_power_laws(
+    curves: list[IsoflopCurve], hidden: list[IsoflopCurve], cost_model: Cost, redraws: Redraws | None
+) -> dict[str, PowerLaw]:
     """Fit the power laws of the curves' vertices, tokens and curvature; return them by name."""
-    budgets = _curve_budgets(curves)
-    vertices, drawn = _vertices(curves), _enough_minima(redraws.vertices if redraws else None, curves)
+    every = [*curves, *hidden]
+    vertices, drawn = _vertices(curves), _enough_minima(redraws.vertices if redraws else None, every)
     curvatures = np.log([curve.coefficients[0] for curve in curves])
-    drawn_curvatures = _enough_minima(redraws.log_curvatures if redraws else None, curves)
-    tokens, drawn_tokens = (log_tokens(budgets, logs, cost_model) for logs in (vertices, drawn))
+    drawn_curvatures = _enough_minima(redraws.log_curvatures[:, : len(curves)] if redraws else None, curves)
+    tokens = log_tokens(_curve_budgets(curves), vertices, cost_model)
+    drawn_tokens = log_tokens(_curve_budgets(every), drawn, cost_model)
     return {
-        cost_model.axis: _vertex_law(AXES[cost_model.axis].name, curves, redraws),
-        "tokens": fit_power_law("tokens", budgets, tokens, drawn_tokens),
+        cost_model.axis: _vertex_law(AXES[cost_model.axis].name, curves, hidden, redraws),
+        "tokens": _power_law("tokens", curves, hidden, tokens, drawn_tokens),
         # A shallow curve says little about its own depth, so here the minima have different weights.
-        "curvature": fit_power_law("curvature", budgets, curvatures, drawn_curvatures, 1 / _variances(curves, 2)),
+        "curvature": fit_power_law(
+            "curvature", _curve_budgets(curves), curvatures, drawn_curvatures, 1 / _variances(curves, 2)
+        ),
     }
 
 
-def _vertex_law(quantity: str, curves: list[IsoflopCurve], redraws: Redraws | None) -> PowerLaw:
-    return fit_power_law(
-        quantity,
-        _curve_budgets(curves),
-        _vertices(curves),
-        _enough_minima(redraws.vertices if redraws else None, curves),
-    )
+def _vertex_law(
+    quantity: str, curves: list[IsoflopCurve], hidden: list[IsoflopCurve], redraws: Redraws | None
+) -> PowerLaw:
+    drawn = _enough_minima(redraws.vertices if redraws else None, [*curves, *hidden])
+    return _power_law(quantity, curves, hidden, _vertices(curves), drawn)
+
+
+def _power_law(
+    quantity: str, curves: list[IsoflopCurve], hidden: list[IsoflopCurve], logs: np.ndarray, drawn: np.ndarray
+) -> PowerLaw:
+    """Return the power law through the `logs` (curves,), and its draws from `drawn` (draws, curves and hidden ones)."""
+    every = [*curves, *hidden]
+    logs = np.concatenate([logs, np.full(len(hidden), np.nan)])
+    return fit_power_law(quantity, _curve_budgets(every), logs, drawn, minima_weights(every))
+
+
+def minima_weights(minima: Iterable[IsoflopCurve | Minimum]) -> np.ndarray:
+    """Return the weights (budgets,) of minima in the power laws: equal ones, where every budget is as noisy."""
+    return np.array([1 / (one.scale if isinstance(one, IsoflopCurve) else one.noise_scale) for one in minima])
 
 
 def _loss_law(curves: list[IsoflopCurve], redraws: Redraws | None, *, floor: bool) -> MinimalLossLaw | None:
     needed = FLOOR_BUDGETS if floor else BUDGETS_NEEDED
     if len(curves) < needed:
         return None
-    drawn = _enough_minima(redraws.losses if redraws else None, curves, needed)
-    # The noise is common to all budgets, so the weight of a minimum follows from its curve alone.
+    drawn = _enough_minima(redraws.losses[:, : len(curves)] if redraws else None, curves, needed)
     return fit_minimal_loss(
         _curve_budgets(curves), _minimal_losses(curves), drawn, 1 / _variances(curves, 1), floor=floor
     )
@@ -327,8 +388,8 @@ def _minimal_losses(curves: list[IsoflopCurve]) -> np.ndarray:
 
 
 def _variances(curves: list[IsoflopCurve], of: int) -> np.ndarray:
-    """Return, for losses of unit noise, the variance of each vertex (0), minimal loss (1) or log curvature (2)."""
-    return np.array([(curve.sensitivities()[of] ** 2).sum() for curve in curves])
+    """Return the variance of each vertex (0), minimal loss (1) or log curvature (2), where the table's noise is 1."""
+    return np.array([curve.scale**2 * (curve.sensitivities()[of] ** 2).sum() for curve in curves])
 
 
 def _enough_minima(drawn: np.ndarray | None, curves: list[IsoflopCurve], needed: int = BUDGETS_NEEDED) -> np.ndarray:
@@ -360,22 +421,37 @@ def _disagreement(
     )
 
 
-def _interval_method(used: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None) -> str:
+def _interval_method(
+    used: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None, hidden: Sequence[IsoflopCurve] = ()
+) -> str:
     if redraws is not None and noise is not None:
-        return (
-            f"curves redrawn with the noise about {noise.about} ({noise.dof} degrees of freedom); one without a "
+        own = ", each budget's its own" if any(curve.scale != 1 for curve in used) else ""
+        method = (
+            f"curves redrawn with the noise about {noise.about} ({noise.dof} degrees of freedom{own}); one without a "
             "minimum within a grid's width of the grid is drawn again"
         )
+        if hidden:
+            method += f"; {len(hidden)} that noise left out count in the redraws in which they have a minimum"
+        return method
     return "scatter of the minima about the power law" if len(used) >= 3 else "none"
 
 
-def _notes(used: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None) -> tuple[str, ...]:
+def _notes(
+    used: list[IsoflopCurve], hidden: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None
+) -> tuple[str, ...]:
     """Return caveats about the intervals, as sentences."""
     if len(used) < BUDGETS_NEEDED:
         return ()
     notes = []
     if len(used) == BUDGETS_NEEDED:
         notes.append("Two budgets give a line, but cannot show whether the minima follow a power law.")
+    if noise is not None and noise.variance > 0:
+        unclear = len(hidden) + sum(not clearly_curved(curve, noise) for curve in used)
+        if unclear:
+            notes.append(
+                f"At {unclear} of {len(used) + len(hidden)} budgets the curve is not clearly deeper than the noise "
+                f"(curvature below 2 standard errors), so {HARDLY_DETERMINED} there; run more seeds, or a wider grid."
+            )
     if redraws is not None and redraws.rejected > _MANY_REJECTED:
         notes.append(
             f"In {redraws.rejected:.0%} of the redraws, noise took a budget's minimum away: the curves are hardly "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,13 +14,16 @@ _FLAT = 1e-12
 _DOF_FOR_SHAPE = 3
 """With fewer degrees of freedom, fitting a shape common to all curves costs more in the tails of t than it saves."""
 _CANDIDATES = 8
+_CLEAR = 2.0
+"""Standard errors from which a curvature or slope is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopCurve:
     """The losses (nats per token) of one budget (FLOPs) against the log of the axis, each (points,), by growing axis.
 
-    `runs` counts the budget's rows with and without a loss. Coefficients are those of (log axis - centre)^2, ^1 and ^0:
+    `runs` counts the budget's rows with and without a loss; `scale` is the noise of its losses relative to the table's,
+    1 where every budget is as noisy. Coefficients are those of (log axis - centre)^2, ^1 and ^0:
     a parabola about the middle of its own grid is numerically sound whatever the scale of the axis.
     """
 
@@ -27,6 +31,7 @@ class IsoflopCurve:
     log_axis: np.ndarray
     loss: np.ndarray
     runs: int
+    scale: float = 1.0
 
     @property
     def distinct_values(self) -> int:
@@ -71,14 +76,14 @@ class IsoflopCurve:
         return np.asarray(coefficients[..., 0] * x**2 + coefficients[..., 1] * x + coefficients[..., 2])
 
     def errors(self, log_axis: np.ndarray) -> np.ndarray:
-        """Return the standard error of the parabola at `log_axis` (n,), for losses of unit noise: (n,)."""
-        return np.asarray(np.linalg.norm(np.vander(log_axis - self.centre, 3) @ self.solver, axis=1))
+        """Return the standard error of the parabola at `log_axis` (n,), where the table's noise is 1: (n,)."""
+        return self.scale * np.asarray(np.linalg.norm(np.vander(log_axis - self.centre, 3) @ self.solver, axis=1))
 
     def sensitivities(self) -> np.ndarray:
         """Return the derivatives of vertex, minimal loss and log curvature by each loss: (3, points).
 
-        The sum of squares of a row is the variance of its quantity for losses of unit noise. The curve must have a
-        vertex.
+        The sum of squares of a row is the variance of its quantity where the losses of this budget have unit noise. The
+        curve must have a vertex.
         """
         solver, (a, b, _) = self.solver, self.coefficients
         x = -b / (2 * a)
@@ -91,7 +96,8 @@ class IsoflopCurve:
 class CurveNoise:
     """Variance of one loss about its curve (nats squared), and its degrees of freedom.
 
-    `shape_removed` is True if the shape that parabolas cannot follow is not counted as noise.
+    Where budgets differ in noise it is the variance at a scale of 1. `shape_removed` is True if the shape that
+    parabolas cannot follow is not counted as noise.
     """
 
     variance: float
@@ -119,23 +125,46 @@ def pooled_noise(curves: list[IsoflopCurve]) -> CurveNoise | None:
         own[start:end, 3 * i : 3 * i + 3] = curve.powers
     offset = np.concatenate([curve.log_axis - curve.centre for curve in curves])
     losses = np.concatenate([curve.loss for curve in curves])
+    scales = np.repeat([curve.scale for curve in curves], np.diff(ends))
     shaped = np.column_stack([own, offset**3, offset**4])
     for design, needed, shape_removed in ((shaped, _DOF_FOR_SHAPE, True), (own, 1, False)):
-        fitted, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
+        design, scaled = design / scales[:, None], losses / scales
+        fitted, _, rank, _ = np.linalg.lstsq(design, scaled, rcond=None)
         dof = len(losses) - int(rank)
         if dof >= needed:
-            residuals = losses - design @ fitted
+            residuals = scaled - design @ fitted
             variance = float(residuals @ residuals) / dof
             return CurveNoise(variance=variance, dof=dof, shape_removed=shape_removed)
     return None
+
+
+def clearly_curved(curve: IsoflopCurve, noise: CurveNoise) -> bool:
+    """Return True if the curve opens upwards by 2 standard errors or more, so that its minimum is known."""
+    return bool(_curvature_and_slopes(curve, noise)[0] > _CLEAR)
+
+
+def may_have_minimum(curve: IsoflopCurve, noise: CurveNoise) -> bool:
+    """Return True if noise may hide a minimum inside the grid: neither the curvature nor the slope at an end of the
+    grid shows, by 2 standard errors, where the minimum is or that it is elsewhere.
+    """
+    curvature, at_low, at_high = _curvature_and_slopes(curve, noise)
+    return bool(noise.variance > 0 and abs(curvature) < _CLEAR and at_low < _CLEAR and at_high > -_CLEAR)
+
+
+def _curvature_and_slopes(curve: IsoflopCurve, noise: CurveNoise) -> np.ndarray:
+    """Return the curvature and the slopes at both ends of the grid, in standard errors: (3,)."""
+    half = (curve.grid[1] - curve.grid[0]) / 2
+    contrasts = np.array([[1.0, 0.0, 0.0], [-2 * half, 1.0, 0.0], [2 * half, 1.0, 0.0]])
+    errors = np.sqrt(noise.variance) * curve.scale * np.linalg.norm(contrasts @ curve.solver, axis=1)
+    return np.asarray(contrasts @ curve.coefficients / np.maximum(errors, np.finfo(float).tiny))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Redraws:
     """Vertices (log axis), minimal losses and log curvatures of redrawn curves, each (draws, curves).
 
-    They are NaN if no candidate had a minimum. `rejected` is the share of draws in which the first candidate of a curve
-    had none.
+    The columns are those of the curves that count, then of those that count only in some draws. They are NaN where a
+    curve does not count. `rejected` is the share of draws in which the first candidate of a curve had no minimum.
     """
 
     vertices: np.ndarray
@@ -144,7 +173,9 @@ class Redraws:
     rejected: float
 
 
-def redraw(curves: list[IsoflopCurve], noise: CurveNoise, draws: int, seed: int) -> Redraws:
+def redraw(
+    curves: list[IsoflopCurve], noise: CurveNoise, draws: int, seed: int, *, hidden: Sequence[IsoflopCurve] = ()
+) -> Redraws:
     """Draw curves that have a minimum from the distribution of the fitted ones, given their noise.
 
     The coefficients scatter about the fitted ones as least squares implies; the variance is itself an estimate, and its
@@ -152,21 +183,25 @@ def redraw(curves: list[IsoflopCurve], noise: CurveNoise, draws: int, seed: int)
     grid, so a candidate that opens downwards, or whose vertex is further outside than the grid is wide, is drawn again
     (up to 8 times). Minima just outside are kept: cutting the draws at the edge, as the data are cut, would make the
     interval of a budget near the edge far too narrow.
+
+    Which budgets count depends on the noise too. Curves whose minimum it may hide (`hidden`) are left out of the fit,
+    but other noise would have included them, so they count in those draws whose only candidate has a minimum.
     """
     rng = np.random.default_rng(seed)
     scale = np.sqrt(noise.variance * noise.dof / rng.chisquare(noise.dof, size=draws))[:, None, None]
     first_failed = np.zeros(draws, dtype=bool)
     columns = []
-    for curve in curves:
+    for number, curve in enumerate((*curves, *hidden)):
+        counts = number < len(curves)
         root = np.linalg.cholesky(curve.solver @ curve.solver.T)
-        scatter = rng.standard_normal((draws, _CANDIDATES, 3)) @ root.T
-        candidates = curve.coefficients + scale * scatter
+        scatter = rng.standard_normal((draws, _CANDIDATES if counts else 1, 3)) @ root.T
+        candidates = curve.coefficients + scale * curve.scale * scatter
         vertices = curve.vertex(candidates)
         low, high = curve.grid
         good = (vertices > low - (high - low)) & (vertices < high + (high - low))
         chosen = np.take_along_axis(candidates, good.argmax(axis=1)[:, None, None], axis=1)[:, 0]
         chosen[~good.any(axis=1)] = np.nan
-        first_failed |= ~good[:, 0]
+        first_failed |= counts & ~good[:, 0]
         columns.append((curve.vertex(chosen), curve.minimal_loss(chosen), np.log(chosen[:, 0])))
     vertices, losses, log_curvatures = (np.stack(column, axis=-1) for column in zip(*columns, strict=True))
     return Redraws(

@@ -108,8 +108,8 @@ def _disagreement_text(disagreement: Disagreement, symbol: str) -> str:
 
 def _exponent_bias_text(symbol: str, bias: ExponentBias) -> str:
     return (
-        f"  {symbol:<3} exponent: by parabola {bias.parabola:.4f}, exactly {bias.exact:.4f}, bias {bias.bias:+.4f} "
-        f"{interval_text(bias.bias_interval)}\n"
+        f"  {symbol:<3} exponent: the law's own {bias.exact:.4f}, by parabola {bias.parabola:.4f}, "
+        f"bias {bias.bias:+.4f} {interval_text(bias.bias_interval)}\n"
         f"      {WITHOUT_BIAS}: {symbol} ~ C^{bias.corrected.exponent:.4f}  {interval_text(bias.corrected.interval)}"
     )
 

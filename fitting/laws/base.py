@@ -80,7 +80,7 @@ class Law(ABC):
     `extends` is the law that this one equals at one value of one more parameter. `scaled` are the columns whose unit
     the fit may change, in groups that share one (it divides them by their geometric mean); `rescaled` says how the
     parameters change with them. `vary` are the columns that must not be constant (by default all), `may_be_zero` those
-    that need not be positive.
+    that need not be positive. `saturates` says that the loss can only fall with the loops T run at test time.
     """
 
     name: ClassVar[str]
@@ -93,6 +93,7 @@ class Law(ABC):
     parameters: ClassVar[tuple[Parameter, ...]]
     linear_count: ClassVar[int]
     extends: ClassVar[Law | None] = None
+    saturates: ClassVar[bool] = False
 
     @abstractmethod
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
@@ -115,6 +116,10 @@ class Law(ABC):
     @abstractmethod
     def effective(self, parameters: np.ndarray) -> str:
         """Say in one sentence, for the report, what the fitted parameters (p,) mean in effect."""
+
+    def undetermined(self, parameters: np.ndarray, data: Data) -> list[str]:
+        """Return reasons why the range of `data` hardly determines some of the fitted parameters (p,)."""
+        return []
 
     def offset(self, data: Data) -> np.ndarray | float:
         """Return the part of the loss that no parameter changes: (rows,), nats per token."""

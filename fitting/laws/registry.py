@@ -11,7 +11,14 @@ import numpy as np
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
 from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
-from isoloop.fitting.laws.test_time import JointTestTimeLaw, TestTimeLaw, UnifiedLaw
+from isoloop.fitting.laws.test_time import (
+    JointOverthinkingLaw,
+    JointTestTimeLaw,
+    OverthinkingLaw,
+    TestTimeLaw,
+    UnifiedLaw,
+    UnifiedOverthinkingLaw,
+)
 
 LAWS: tuple[Law, ...] = (
     TrainingLaw(),
@@ -23,6 +30,9 @@ LAWS: tuple[Law, ...] = (
     SixParameterLaw(),
     LoopedSixParameterLaw(),
     LoopsLaw(),
+    OverthinkingLaw(),
+    JointOverthinkingLaw(),
+    UnifiedOverthinkingLaw(),
 )
 """The laws that come with the package."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 
 from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.predict import predict
 from isoloop.fitting.recommendation import ANSWER_MULTIPLE
@@ -13,10 +15,12 @@ from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, par
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.repetition import epochs_text
 from isoloop.fitting.verdict import verdict
 
 REPORT_WIDTH = 100
+_MODELS_SHOWN = 12
 _ROWS_SHOWN = 200
 """Held-out runs that the report lists."""
 
@@ -60,6 +64,8 @@ def full_report(fit: SweepFit) -> str:
         parts.append(
             _test_time_text(fit.test_time) if fit.test_time else _not_fitted(fit, "test-time law", "test-time")
         )
+    if fit.overthinking:
+        parts += _overthinking_texts(fit.overthinking)
     if fit.misfits:
         parts.append(_misfit_text(fit.misfits))
     if fit.held_out:
@@ -81,6 +87,8 @@ def _not_fitted(fit: SweepFit, title: str, name: str) -> str:
 def _law_text(fit: LawFit) -> str:
     law = fit.form
     scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
+    if fit.noise_model is not None:
+        scatter += fit.noise_model.departure
     lines = [
         f"{law.name} law: {law.formula}",
         f"  source      {law.source}",
@@ -110,7 +118,8 @@ def _law_text(fit: LawFit) -> str:
     pairs = [str(pair) for pair in correlations(fit)]
     if pairs:
         lines.append(f"  correlations above {HIGH_CORRELATION:g} over the refits: {', '.join(pairs)}")
-    lines.append(f"  in effect: {law.effective(fit.vector)}")
+    if not any(RISES in reason for reason in fit.reasons):
+        lines.append(f"  in effect: {law.effective(fit.vector)}")
     lines += [f"  warning: {reason}" for reason in fit.reasons]
     return "\n".join(lines)
 
@@ -150,6 +159,23 @@ def _test_time_text(fits: tuple[LawFit, ...]) -> str:
             f"{100 * fit.noise:>7.3g}%  {fit.run_id}{reasons}"
         )
     return "\n".join(lines)
+
+
+def _overthinking_texts(overthinking: Overthinking) -> list[str]:
+    """Return the best T of each model that overthinks, and the laws that can follow the rise."""
+    rise = overthinking.rise
+    lines = _bullets("Losses that rise with T (overthinking)", [rise.caveat, overthinking.sentence])
+    lines.append(f"  {'mu':>5}  {'best T':>7}  {'T / mu':>7}  {'loss':>8}  {'largest T':>9}  {'costs':>12}  run")
+    shown = sorted(rise.least, key=lambda model: -model.cost)[:_MODELS_SHOWN]
+    for model in shown:
+        mu = model.mean_recurrence or math.nan
+        lines.append(
+            f"  {mu:>5g}  {model.recurrence:>7g}  {model.recurrence / mu:>7.3g}  {model.loss:>8.4f}  "
+            f"{model.largest:>9g}  {model.cost:>7.3g} nats  {model.run_id}"
+        )
+    if len(shown) < len(rise.least):
+        lines.append(f"  ... these {len(shown)} lose most of {len(rise.least)}")
+    return ["\n".join(lines), *map(_law_text, (*overthinking.laws, *overthinking.test_time[:1]))]
 
 
 def _bullets(title: str, sentences: Sequence[str]) -> list[str]:

@@ -201,7 +201,6 @@ def choose_table(
     unfinished = int((checked["status"] != "finished").sum())
     if unfinished:
         caveats.append(f"Left out, since they did not finish or have no loss: {unfinished} of {len(checked)} rows.")
-    caveats += unit_caveats(checked)
     caveats += repetition_caveats(finished_rows(checked))
     cost: Cost | None = None
     try:
@@ -230,7 +229,7 @@ def choose_table(
         draws=draws,
         seed=seed,
         check=check,
-        caveats=[*caveats, *row_caveats(data)],
+        caveats=[*unit_caveats(checked), *caveats, *row_caveats(data)],
         reading=[*reading, *(note for note in runs.notes if note not in reading)],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isoloop.fitting.laws.base import Data
+from isoloop.fitting.tables.trend import fitted_trend, trend_basis
 
 IMPLAUSIBLE_FACTOR = 2.0
 IMPLAUSIBLE_LOSS = (
@@ -13,16 +14,27 @@ IMPLAUSIBLE_LOSS = (
 """The rule of `implausible_losses`, in words."""
 _QUARTILE = 0.25
 _RUNS_FOR_A_QUARTILE = 3
+_RUNS_FOR_A_TREND = 6
+_TREND_FACTOR = 1.5
+"""The same factor for the distance from a trend, which is closer to the losses than a quartile."""
 
 
-def implausible_losses(losses: np.ndarray, budgets: np.ndarray | None = None) -> np.ndarray:
-    """Return a mask (rows,) of the losses (rows,) that are above 2 times, or below half of, the lower quartile of their
-    budget's losses.
+def implausible_losses(
+    losses: np.ndarray,
+    budgets: np.ndarray | None = None,
+    size: np.ndarray | None = None,
+    tokens: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return a mask (rows,) of the losses (rows,) that only a divergence, another unit or a slip explains.
 
-    Only a divergence explains a loss so far above, and only another unit or a slip one so far below. The lower quartile
-    still is that of good runs if half of a budget diverged. Budgets (rows,) with fewer than 3 rows, and tables without
-    budgets, are compared with the quartile of the whole table. In the public isoFLOP tables losses are 0.98 to 1.70
-    times the quartile of their budget; the largest is that of a run far off the optimum.
+    They are above 2 times, or below half of, the lower quartile of their budget's losses. The lower quartile still is
+    that of good runs if half of a budget diverged. Budgets (rows,) with fewer than 3 rows, and tables without budgets,
+    are compared with the quartile of the whole table. In the public isoFLOP tables losses are 0.98 to 1.70 times the
+    quartile of their budget; the largest is that of a run far off the optimum.
+
+    Where models differ much in `size` and `tokens` (rows,), the loss of a small one may be as far from the quartile.
+    So a run counts only if it is also 1.5 times off the trend of the other runs, extrapolated to it. A trend needs 6 of
+    them.
     """
     if not len(losses):
         return np.zeros(0, dtype=bool)
@@ -32,7 +44,15 @@ def implausible_losses(losses: np.ndarray, budgets: np.ndarray | None = None) ->
         same = budgets == budget
         if same.sum() >= _RUNS_FOR_A_QUARTILE:
             quartiles[same] = np.quantile(losses[same], _QUARTILE)
-    return np.asarray((losses > IMPLAUSIBLE_FACTOR * quartiles) | (losses < quartiles / IMPLAUSIBLE_FACTOR))
+    far = _is_far(losses, quartiles)
+    if size is None or tokens is None or not far.any() or (~far).sum() < _RUNS_FOR_A_TREND:
+        return far
+    trend = fitted_trend(trend_basis(size, tokens), losses[None], (~far)[None].astype(float))[0]
+    return far & _is_far(losses, trend, _TREND_FACTOR)
+
+
+def _is_far(losses: np.ndarray, expected: np.ndarray, factor: float = IMPLAUSIBLE_FACTOR) -> np.ndarray:
+    return np.asarray((losses > factor * expected) | (losses < expected / factor))
 
 
 def provenance_caveats(*, simulated: bool, accounting: str, dense: bool = False) -> list[str]:

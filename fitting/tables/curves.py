@@ -1,30 +1,19 @@
-"""Checks of the losses of each run at several test-time recurrences T: blown up, rising with T, copied."""
+"""Checks of the losses of each run at several test-time recurrences T: blown up, copied."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
-from isoloop.fitting.laws.base import Data
 from isoloop.fitting.tables.contract import loss_columns
 
-RISES = "loss rises with T"
-"""Start of the reason that a law has for being unable to follow rising losses."""
 _LARGEST_LOSS = 100.0
 """Nats per token above which a loss is no loss of a language model: uniform guessing has ln(vocabulary), about 12."""
 _FACTOR = 2.0
 _FACTOR_BELOW_MEAN = 10.0
 """Ratio to the loss at T = mu above which a loss at a smaller T has blown up; losses there may be 3 times higher."""
-_CLEAR_RISE = 0.02
-"""Relative rise that counts in a single model; 7 standard deviations of a difference of losses with noise of 0.2%."""
-_SMALLEST_RISE = 1e-3
-"""Mean relative rise that counts if all models together show it beyond their scatter."""
-_FALSE_ALARMS = 1e-4
-"""Chance that models whose losses don't rise count as rising together."""
 _DISAGREEMENT = 0.01
 _PERPLEXITY_TOLERANCE = 0.1
 """Relative distance of a perplexity's logarithm from the run's loss: losses at the T nearest to mu are as close."""
@@ -33,42 +22,6 @@ _COPY_DECIMALS = 3
 """Decimals up to which losses that saturate in T may be equal without being a copy."""
 _NAMED = 5
 _FEWEST_COPIES = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossRise:
-    """Losses that rise with T: run ids of the models where they do, out of `models` with several T.
-
-    `turn` and `turn_ratio` are the medians of T, and of T / mu, at which these models have their lowest loss; `largest`
-    is the largest relative rise above it.
-    """
-
-    runs: tuple[str, ...]
-    models: int
-    turn: float
-    turn_ratio: float
-    largest: float
-
-    @property
-    def reason(self) -> str:
-        """The reason why a law that saturates in T can't follow the losses."""
-        share = "1 model" if self.models == 1 else f"{len(self.runs)} of {self.models} models"
-        return f"the {RISES} in {share}, {self._place}, by up to {100 * self.largest:.2g}%, which it can't follow"
-
-    @property
-    def caveat(self) -> str:
-        """The rise as a sentence of a fit's caveats."""
-        share = "the only model" if self.models == 1 else f"{len(self.runs)} of {self.models} models"
-        return (
-            f"The {RISES} in {share}, {self._place}, by up to {100 * self.largest:.2g}%. A law that saturates in T "
-            "can't follow that: don't use the test-time, joint and unified laws there."
-        )
-
-    @property
-    def _place(self) -> str:
-        times = "mu" if self.turn_ratio == 1 else f"{self.turn_ratio:.3g} mu"
-        median = " at the median" if len(self.runs) > 1 else ""
-        return f"beyond T = {times} (T = {self.turn:g}{median})"
 
 
 def blown_up_losses(runs: pd.DataFrame) -> pd.DataFrame:
@@ -92,48 +45,6 @@ def blown_up_losses(runs: pd.DataFrame) -> pd.DataFrame:
         largest = np.fmax(largest, np.where(bad, -np.inf, loss))
         mask[name] = bad
     return mask
-
-
-def loss_rise(data: Data) -> LossRise | None:
-    """Return how losses rise with T, from one entry per run and T (see `test_time_law_data`); None if they don't.
-
-    A rise counts in a model if its loss is 2% above the lowest at a smaller T. If the losses at the largest T exceed
-    those nearest to T = mu by 0.1% on average, and beyond their scatter between models (a t test with a false alarm in
-    10,000), it counts wherever it is 0.1%.
-    """
-    frame = pd.DataFrame({name: data[name] for name in ("run_id", "mean_recurrence", "recurrence", "loss")})
-    frame = frame.sort_values("recurrence", kind="stable")
-    # Rise of every loss above the lowest of its run at a smaller T
-    frame["lowest"] = frame.groupby("run_id")["loss"].cummin()
-    frame["rise"] = frame["loss"] / frame["lowest"] - 1
-    by_run = frame.groupby("run_id", sort=False)
-    several = by_run.size() > 1
-    rise = by_run["rise"].max()[several]
-    if rise.empty:
-        return None
-    # Rise from the T nearest to mu, at or above it, to the largest
-    beyond = frame[frame["recurrence"] >= frame["mean_recurrence"]].groupby("run_id")["loss"]
-    change = np.log(beyond.last() / beyond.first())[beyond.size() > 1].to_numpy(dtype=float)
-    together = False
-    if len(change) > 1:
-        error = float(np.std(change, ddof=1)) / np.sqrt(len(change))
-        limit = max(_SMALLEST_RISE, float(student_t.isf(_FALSE_ALARMS, len(change) - 1)) * error)
-        together = bool(np.mean(change) > limit)
-    rising = rise[rise > (_SMALLEST_RISE if together else _CLEAR_RISE)]
-    if rising.empty:
-        return None
-    # The T from which they rise: that of the last loss below every later one
-    turns = frame[frame["run_id"].isin(rising.index)]
-    worst = turns.loc[turns.groupby("run_id")["rise"].idxmax(), ["run_id", "lowest"]]
-    turns = turns.merge(worst, on=["run_id"], suffixes=("", "_of_rise"))
-    turns = turns[turns["loss"] == turns["lowest_of_rise"]].groupby("run_id").last()
-    return LossRise(
-        runs=tuple(map(str, rising.index)),
-        models=int(several.sum()),
-        turn=float(turns["recurrence"].quantile(interpolation="lower")),
-        turn_ratio=float((turns["recurrence"] / turns["mean_recurrence"]).quantile(interpolation="lower")),
-        largest=float(rising.max()),
-    )
 
 
 def curve_caveats(runs: pd.DataFrame) -> list[str]:

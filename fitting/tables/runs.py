@@ -21,7 +21,9 @@ from isoloop.fitting.tables.contract import (
 )
 from isoloop.fitting.tables.curves import blown_up_losses
 from isoloop.fitting.tables.mapping import ColumnSource, as_flag, map_table
+from isoloop.fitting.tables.mixed_losses import loss_mixture
 from isoloop.fitting.tables.reading import read_raw
+from isoloop.fitting.tables.trend import size_of
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -101,13 +103,18 @@ def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
 def implausible_rows(table: pd.DataFrame) -> np.ndarray:
     """Return a mask (rows,) of the finished runs whose loss is implausible beside those of their budget.
 
-    See `checks.implausible_losses`.
+    See `checks.implausible_losses`. Losses in two units are compared in one, so that no run is left out for its unit.
     """
     finished = (table["status"] == "finished").to_numpy()
     losses = table["loss"].to_numpy(dtype=float)
     budgets = table["budget"].to_numpy(dtype=float) if "budget" in table else np.full(len(table), np.nan)
+    compared = budgets, size_of(table), table["tokens"].to_numpy(dtype=float)
     mask = np.zeros(len(table), dtype=bool)
-    mask[finished] = implausible_losses(losses[finished], budgets[finished])
+    mask[finished] = implausible_losses(losses[finished], *(values[finished] for values in compared))
+    mixture = loss_mixture(table) if mask.any() else None
+    if mixture is not None:
+        in_one_unit = mixture.losses[finished]
+        mask[finished] = implausible_losses(in_one_unit, *(values[finished] for values in compared))
     return mask
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.tables.contract import DENSE_ACCOUNTING
+from isoloop.fitting.tables.mixed_losses import loss_mixture
+from isoloop.fitting.tables.trend import expected_losses
 
 _TOO_SMALL = {"params": 1e4, "tokens": 1e5, "flops": 1e8, "budget": 1e8}
 """Medians below which a column is hardly in natural units; tiny models have 1e5 parameters, 1e6 tokens, 1e10 FLOPs."""
@@ -31,6 +33,9 @@ _GAP = 1e4
 """Ratio of neighbouring values of a column, sorted, from which units seem to be mixed."""
 _HIGH_LOSS = 12.0
 """Median above which losses are hardly nats per token: a uniform guess among 163,000 tokens has 12."""
+_HIGH_RATIO = 1.9
+"""Ratio to the usual loss of such models from which losses may be perplexities, if their logarithms are as usual."""
+_SAME_LOSS = (0.6, 1.4)
 _LOW_LOSS = 1.3
 
 
@@ -49,7 +54,11 @@ def unit_caveats(table: pd.DataFrame) -> list[str]:
         per_token = float(np.nanmedian(columns["flops"] / columns["tokens"])) if "flops" in columns else 1.0
         # Swapped, a model of N parameters has 1 / (6 N); FLOPs in another unit have more, and a factor that fits.
         caveats = compute or swapped if _SWAPPED < per_token < 1 else swapped or compute
-    return [*caveats, *_losses(losses[losses > 0], stated="loss_unit" in table)]
+    mixture = loss_mixture(table)
+    if mixture is not None:
+        return [mixture.caveat, *caveats]
+    finished = table[losses > 0] if len(losses) else table.head(0)
+    return [*caveats, *_losses(finished, stated="loss_unit" in table)]
 
 
 def _mixed_columns(columns: dict[str, np.ndarray]) -> list[str]:
@@ -182,15 +191,17 @@ def _ratio_caveat(name: str, ratios: np.ndarray, *, looped: bool) -> str | None:
     return f"{text}; check the units of {name}, params and tokens, and what each counts."
 
 
-def _losses(losses: np.ndarray, *, stated: bool) -> list[str]:
-    """Return a caveat about losses (rows,) that are hardly nats per token; a `stated` unit is believed if low."""
-    if not len(losses):
+def _losses(runs: pd.DataFrame, *, stated: bool) -> list[str]:
+    """Return a caveat about losses that are hardly nats per token; a `stated` unit is believed if low."""
+    if runs.empty:
         return []
-    median = float(np.median(losses))
-    if median > _HIGH_LOSS:
+    median, usual = float(runs["loss"].median()), float(np.median(expected_losses(runs)))
+    as_nats = np.log(median)
+    if median > _HIGH_LOSS or (median > _HIGH_RATIO * usual and _SAME_LOSS[0] < as_nats / usual < _SAME_LOSS[1]):
+        more_than = "any trained model" if median > _HIGH_LOSS else f"models like these, which have about {usual:.2g}"
         return [
-            f"The median loss is {median:.3g}, more than nats per token of any trained model: if it is a perplexity, "
-            f"whose logarithm would be {np.log(median):.3g}, use --columns perplexity=loss."
+            f"The median loss is {median:.3g}, more than nats per token of {more_than}: if it is a perplexity, "
+            f"whose logarithm would be {as_nats:.3g}, use --columns perplexity=loss."
         ]
     if median < _LOW_LOSS and not stated:
         return [

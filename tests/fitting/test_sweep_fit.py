@@ -212,7 +212,7 @@ def test_prediction_by_tokens_and_by_flops_agree(published):
 
 def test_prediction_at_other_recurrences_is_the_unified_laws(published):
     shallow = predict(published, mean_recurrence=8, tokens=3e9, recurrence=2)
-    assert (shallow.law, shallow.recurrence) == ("unified", 2)
+    assert (shallow.method, shallow.recurrence) == ("unified law", 2)
     assert shallow.loss == pytest.approx(PUBLISHED_TRUTH.loss(8, 3e9, 2), rel=1e-3)
 
 
@@ -228,7 +228,7 @@ def test_a_measured_loss_predicts_the_loss_at_other_recurrences(published):
     luck = 1.01  # a run one percent worse than its law says
     measured = luck * truth.loss(8, 5e9, 8)
     given = predict(published, mean_recurrence=8, tokens=5e9, recurrence=4, loss_at_mean=measured)
-    assert given.law == "joint-test-time"
+    assert given.method == "joint-test-time law"
     gained = truth.loss(8, 5e9, 4) - truth.loss(8, 5e9, 8)
     assert given.loss == pytest.approx(measured + gained, rel=1e-4)
     ungiven = predict(published, mean_recurrence=8, tokens=5e9, recurrence=4)

@@ -75,6 +75,7 @@ def test_on_the_published_law_the_correction_gives_its_own_exponents():
     budgets = [minimum.budget for minimum in fit.included]
     assert [one.budget for one in bias.budgets] == budgets == list(PUBLISHED_BUDGETS[:5])
     exact = exact_exponents(budgets)
+    assert exact == pytest.approx((0.333, 0.823), abs=1e-3)  # README and docs/fitting.md
     for one, true, raw in zip((bias.axis_exponent, bias.tokens_exponent), exact, (0.4055, 0.787), strict=True):
         assert one.exact == pytest.approx(true, abs=1e-6)
         # The unified law that the table is drawn from adds a constant at T = mu, which moves no minimum.

@@ -22,7 +22,8 @@ from isoloop.fitting import (
     published_cost_model,
     simulate_table,
 )
-from isoloop.fitting.isoflop.minima import isoflop_curves
+from isoloop.fitting.estimation.noise import NoiseModel
+from isoloop.fitting.isoflop.minima import HARDLY_DETERMINED, isoflop_curves
 from isoloop.fitting.isoflop.report import isoflop_text
 
 COST = published_cost_model()
@@ -212,7 +213,7 @@ def test_intervals_cover_what_the_parabolas_give_without_noise(budgets, noise):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_published_grid_gives_the_published_exponents(seed):
+def test_parabolas_on_the_published_grid_read_the_published_exponents(seed):
     fit = fit_isoflop(simulate_table(PUBLISHED_TRUTH, seed=seed, recurrences=()), COST)
     assert fit.mean_recurrence_law.exponent == pytest.approx(0.40, abs=0.02)
     assert fit.tokens_law.exponent == pytest.approx(0.78, abs=0.02)
@@ -358,3 +359,60 @@ def test_the_error_of_a_parabola_is_what_refits_scatter_by():
     losses = curve.loss + 1e-3 * rng.standard_normal((4000, len(curve.loss)))
     refits = np.array([np.polyval(np.polyfit(curve.log_axis, one, 2), at) for one in losses])
     assert refits.std(axis=0) / 1e-3 == pytest.approx(curve.errors(at), rel=0.05)
+
+
+def test_noise_that_grows_with_compute_is_each_budgets_own():
+    quiet = parabolas(POWER_LAW)
+    model = NoiseModel(level=5e-4, reference=4e18 / 2**0.5, dof=20, exponent=2.0)
+    fits = []
+    for seed in range(40):
+        noise = model.at(quiet["flops"].to_numpy()) * np.random.default_rng(seed).standard_normal(len(quiet))
+        table = quiet.assign(loss=quiet["loss"] * np.exp(noise))
+        fits.append([fit_isoflop(table, COST, draws=100, seed=seed, noise=known) for known in (model, None)])
+    own, pooled = zip(*fits, strict=True)
+    # The exponent of mu* is 0.4; it is closer, and in its interval, where the noise of each budget is known.
+    intervals = [fit.mean_recurrence_law.interval for fit in own]
+    assert np.mean([low <= 0.4 <= high for low, high in intervals]) >= 36 / 40
+    errors = [np.std([fit.mean_recurrence_law.exponent for fit in each]) for each in (own, pooled)]
+    assert errors[0] < 0.7 * errors[1]
+    # Each minimum's standard error is its spread.
+    for i in range(2):
+        spread = np.std(np.log([fit.minima[i].mean_recurrence for fit in own]))
+        assert np.sqrt(np.mean([fit.minima[i].log_error ** 2 for fit in own])) == pytest.approx(spread, rel=0.3)
+    assert own[0].minima[2].noise_scale == pytest.approx(4 * own[0].minima[1].noise_scale)
+
+
+def test_even_noise_changes_nothing():
+    table = noisy(simulate_table(recurrences=()), 1e-3, seed=3)
+    even = NoiseModel(level=1e-3, reference=1e18, dof=20, shared=2e-3, shared_dof=4)
+    assert fit_isoflop(table, COST, noise=even) == fit_isoflop(table, COST)
+
+
+def test_curves_lost_in_noise_count_in_the_redraws_and_are_reported():
+    quiet, covered, reported = parabolas(POWER_LAW), [], []
+    for seed in range(40):
+        fit = fit_isoflop(noisy(quiet, 0.01, seed), COST, draws=100, seed=seed)
+        if fit.mean_recurrence_law is not None:
+            low, high = fit.mean_recurrence_law.interval
+            covered.append(low <= 0.4 <= high)
+            reported.append(any(HARDLY_DETERMINED in note for note in fit.notes))
+    assert len(covered) >= 30
+    assert np.mean(covered) >= 0.9
+    assert np.mean(reported) >= 0.9
+    clear = fit_isoflop(noisy(quiet, 3e-4, seed=0), COST, draws=0)
+    assert not any(HARDLY_DETERMINED in note for note in clear.notes)
+
+
+@pytest.mark.parametrize(("tilt", "counts"), [(0.0, True), (-0.02, False)])
+def test_a_budget_that_noise_left_out_counts_in_the_redraws_but_not_one_whose_minimum_is_elsewhere(tilt, counts):
+    table = noisy(parabolas(POWER_LAW), 1e-3, seed=1)
+    largest = table["budget"] == 8e18
+    log_mu = np.log(table["mean_recurrence"])
+    table.loc[largest, "loss"] += (tilt * log_mu - 0.032 * np.log(table["mean_recurrence"] / 5.7) ** 2)[largest]
+    fit = fit_isoflop(table, COST)
+    assert [minimum.included for minimum in fit.minima] == [True, True, True, False]
+    without = fit_isoflop(table[~largest], COST)
+    assert fit.mean_recurrence_law.exponent == pytest.approx(without.mean_recurrence_law.exponent, rel=1e-12)
+    assert ("count in the redraws" in fit.interval_method) == counts
+    drawn, fewer = (np.array(one.mean_recurrence_law.draws)[:, 1] for one in (fit, without))
+    assert (np.std(drawn) > 1.5 * np.std(fewer)) == counts

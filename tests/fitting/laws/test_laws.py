@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from isoloop.fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, choose, law_named, point_estimate, published_cost_model
+from isoloop.fitting.backprop import poisson_loops
 from isoloop.fitting.laws.base import PowerOfSumLaw
 from isoloop.fitting.laws.registry import check_law
-from isoloop.fitting.simulate import poisson_loops
 
 EXAMPLES = {
     "training": [2.28, 32.3, 34.65, 0.26, 0.19],
@@ -21,6 +21,9 @@ EXAMPLES = {
     "six-parameter": [1.5, 5000.0, 20000.0, 0.5, 0.55, 0.7],
     "looped-six-parameter": [1.5, 5000.0, 20000.0, 0.5, 0.55, 0.7],
     "loops": [2.28, 0.9, 34.65, 0.26, 0.19, 3.1],
+    "overthinking": [2.9, 0.84, 0.4, 0.9, 6.0, 1.7],
+    "joint-overthinking": [0.84, 0.4, 7.5, 2.5, 1.7],
+    "unified-overthinking": [2.28, 32.3, 34.65, 0.84, 0.4, 0.26, 0.19, 7.5, 2.5, 1.7],
 }
 DATA = {
     "effective_params": np.array([42e6, 85e6, 1.4e8, 2e8]),
@@ -115,7 +118,7 @@ def test_law_describes_itself(law):
 
 
 def test_an_unknown_law_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"training, test-time, .*, loops, or module:Class, but got 'chilla'"):
+    with pytest.raises(ValueError, match=r"training, test-time, .*, loops, .*, or module:Class, but got 'chilla'"):
         law_named("chilla")
 
 

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from isoloop.fitting import SweepFit, check_table, fit_sweep, predict, read_runs, simulate_table, test_time_losses
+from isoloop.fitting.estimation.rise import RISES, loss_rise
 from isoloop.fitting.result import FittedRange
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
 from isoloop.fitting.tables.contract import check_runs, loss_columns
-from isoloop.fitting.tables.curves import RISES, blown_up_losses, curve_caveats, loss_rise
+from isoloop.fitting.tables.curves import blown_up_losses, curve_caveats
 from isoloop.fitting.tables.runs import finished_rows, test_time_law_data
 
 TESTED = (1, 2, 4, 8, 12, 16)
@@ -138,7 +139,8 @@ def test_the_public_curve_that_rises_is_reported():
     rise = rise_of(one_model(PUBLIC_CURVE, 16))
     assert (rise.models, rise.turn, rise.turn_ratio) == (1, 16, 1)
     assert rise.largest == pytest.approx(4.6195 / 3.7898 - 1)
-    assert rise.caveat.startswith("The loss rises with T in the only model, beyond T = mu (T = 16), by up to 22%.")
+    expected = "The loss rises with T in the only model, beyond T = mu (T = 16), by up to 22% (0.83 nats at T = 128)"
+    assert rise.caveat.startswith(expected)
 
 
 @pytest.mark.parametrize("size", [0.002, 0.1])
@@ -159,7 +161,9 @@ def test_losses_that_rise_in_every_run_are_reported_where_the_laws_are(table):
     assert not [reason for reason in fit.training.reasons if RISES in reason]
     prediction = predict(fit, mean_recurrence=4, tokens=1e9, recurrence=16)
     assert [note for note in prediction.notes if RISES in note]
-    assert not [note for note in predict(fit, mean_recurrence=4, tokens=1e9).notes if RISES in note]
+    assert "costs" in prediction.notes[1]
+    at_mean = predict(fit, mean_recurrence=4, tokens=1e9)
+    assert len([note for note in at_mean.notes if "the least loss is at" in note]) == 1
 
 
 def test_the_models_that_rise_are_told_from_those_that_do_not(table):

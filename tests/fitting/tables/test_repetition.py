@@ -79,13 +79,13 @@ def test_the_fit_of_a_table_with_unique_tokens_alone_says_so_everywhere():
 
 @pytest.mark.skipif(not DATA_CONSTRAINED.exists(), reason="the published table is not there")
 def test_published_runs_on_repeated_text_are_named():
-    """Muennighoff et al. 2023: up to 3,000 passes; runs far off the others are not fitted."""
+    """Muennighoff et al. 2023: up to 3,000 passes; the small models that lose 2 times the usual are fitted, too."""
     runs = read_runs(DATA_CONSTRAINED).frame
-    assert (len(runs), len(finished_rows(runs))) == (161, 152)
+    assert (len(runs), len(finished_rows(runs))) == (161, 161)
     assert epochs_range(finished_rows(runs)) == (1, 3000)
     few = {"laws": ["chinchilla"], "by": ["row"], "draws": 0}
     for caveats in (fit_sweep(runs, name="published", draws=0).caveats, choose_table(runs, **few).caveats):
         assert any(
-            text.startswith(f"{REPEATED_TEXT}: 129 of 152 fitted runs saw their training text 1.8 to 3,000 times")
+            text.startswith(f"{REPEATED_TEXT}: 134 of 161 fitted runs saw their training text 1.8 to 3,000 times")
             for text in caveats
         )

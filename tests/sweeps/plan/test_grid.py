@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from isoloop.fitting.simulate import poisson_loops, published_cost_model
+from isoloop.fitting.backprop import poisson_loops
+from isoloop.fitting.simulate import published_cost_model
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.plan.grid import TOLERANCE, PlannedCorpus, plan_sweep, planned_columns, simulated_corpus
 from isoloop.trainer.accounting import expected_loops, loop_cost
