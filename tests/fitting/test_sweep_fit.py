@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from isoloop.fitting import PUBLISHED_TRUTH, SweepFit, draw_losses, fit_sweep, predict, simulate_table
@@ -367,3 +368,18 @@ def test_less_than_one_loop_is_refused(published):
         ValueError, match=r"mean_recurrence must be at least 1, but got 0\.5; a loop runs at least once"
     ):
         predict(published, mean_recurrence=0.5, tokens=1e9)
+
+
+def test_rows_of_dense_models_are_redrawn_by_default_and_noise_where_they_are_few():
+    rng = np.random.default_rng(0)
+    budgets = np.repeat([1e19, 1e20, 1e21], 6)
+    params = np.sqrt(budgets / 120) * np.tile(np.geomspace(0.25, 4, 6), 3)
+    table = pd.DataFrame({"params": params, "tokens": budgets / 6 / params, "budget": budgets})
+    table["loss"] = (1.8 + 480 * params**-0.35 + 2085 * table["tokens"] ** -0.37) * np.exp(rng.normal(0, 5e-3, 18))
+    fit = fit_sweep(table, name="dense", draws=20)
+    assert fit.training.bootstrap == "rows"
+    assert "20 refits, rows" in fit.report()
+    assert fit_sweep(table, name="dense", draws=20, kind="parametric").training.bootstrap == "parametric"
+    assert fit_sweep(table.iloc[:11], name="few", draws=20).training.bootstrap == "parametric"
+    looped = simulate_table(recurrences=(), budgets=(1e18, 2e18))
+    assert fit_sweep(looped, name="looped", draws=20).training.bootstrap == "parametric"
