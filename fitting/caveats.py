@@ -13,7 +13,7 @@ from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
 from isoloop.fitting.result import SweepFit
-from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
+from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.curves import curve_caveats
 from isoloop.fitting.tables.repetition import repetition_caveats
@@ -21,7 +21,6 @@ from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_dat
 from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
-_FEW_RUNS = 12
 _FEW_DOF = 10
 
 
@@ -35,9 +34,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats += row_caveats(data)
     if fit.training is not None:
         caveats += _law_caveats(fit.training)
-    if fit.finished_runs < _FEW_RUNS:
-        few = "1 run is" if fit.finished_runs == 1 else f"{fit.finished_runs} runs are"
-        caveats.append(f"Only {few} fitted: so few can hardly tell one form of a law from another.")
+    caveats += few_runs_caveats(fit.finished_runs)
     caveats += [
         f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {IMPLAUSIBLE_LOSS}, so the "
         "run counts as diverged or as an error."

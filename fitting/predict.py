@@ -13,10 +13,17 @@ import numpy as np
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.law_fit import EXACT, LawFit
 from isoloop.fitting.estimation.rise import RISES
-from isoloop.fitting.recommendation import BUDGET_ROUNDING, BestModel, recommendation
+from isoloop.fitting.recommendation import (
+    BUDGET_ROUNDING,
+    BestModel,
+    laws_after_training,
+    recommendation,
+    why_no_recommendation,
+)
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.repetition import epochs_text
-from isoloop.fitting.verdict import Verdict, verdict_on
+from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
 _WIDTH = 100
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
@@ -30,8 +37,8 @@ class Prediction:
     parameters and the noise of one run. `optimal` is True if the model was chosen as the best for `flops`; only then
     do its mean recurrence or parameters and its tokens have intervals, there is a `reason` for the method that chose
     it, and `others` are the models that the other methods would choose, with the loss that each would cost. `verdict`
-    says what the runs do not determine: where it has an `answer`, the chosen model is no answer. `law` predicts the
-    loss, and is "minima" where no law was fitted.
+    says what the runs do not determine: where it has an `answer`, the chosen model is no answer. `method` chose the
+    model if it is optimal, and predicts the loss otherwise.
     """
 
     loss: float
@@ -46,7 +53,6 @@ class Prediction:
     tokens_interval: tuple[float, float] | None
     flops: float
     recurrence: float | None
-    law: str
     optimal: bool
     method: str
     reason: str
@@ -71,7 +77,7 @@ class Prediction:
     def report(self) -> str:
         """Return the prediction as text: the verdict, the one value, its reason, and the other methods' values."""
         simulated = ", from simulated runs" if self.simulated else ""
-        title = f"Prediction by the {self.law} law"
+        title = f"Prediction by the {self.method}"
         if self.optimal:
             title = f"Best model for {self.flops:.4g} FLOPs by the {self.method}"
         if self.verdict.answer:
@@ -143,12 +149,17 @@ def predict(
     given = params if dense else mean_recurrence
     _check_arguments(fit.axis, given, tokens, flops, recurrence, loss_at_mean)
     # The model: given by two of its numbers, or the best one for a budget.
-    best = recommendation(fit, flops) if given is None and flops is not None else None
-    law = None
-    if best is None or recurrence is not None:
-        law = _required_law(
-            fit, "training" if recurrence is None else "unified" if loss_at_mean is None else "joint-test-time"
-        )
+    best = None
+    if given is None and flops is not None:
+        if why_no_recommendation(fit):
+            raise ValueError(str(verdict(fit, flops).answer[0]))
+        best = recommendation(fit, flops)
+    law: LawFit | LawMixture | None = None
+    if recurrence is not None:
+        law = _required_law(fit, "unified" if loss_at_mean is None else "joint-test-time")
+    elif best is None:
+        _required_law(fit, "training")
+        law = laws_after_training(fit)
     if best is not None:
         value, tokens, flops = best.value, best.tokens, best.flops
     else:
@@ -174,7 +185,10 @@ def predict(
         bounds = law.loss_interval(data)
         loss_interval = (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
     value_interval = best.value_interval if best else None
-    by_law = law or fit.training
+    method = best.method if best is not None else ""
+    if law is not None and best is None:
+        method = law.name if isinstance(law, LawMixture) else f"{law.form.name} law"
+    of_law = law if isinstance(law, LawFit) else fit.training
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
@@ -188,9 +202,8 @@ def predict(
         tokens_interval=best.tokens_interval if best else None,
         flops=flops,
         recurrence=loops,
-        law=by_law.form.name if by_law else "minima",
         optimal=best is not None,
-        method=best.method if best else "",
+        method=method,
         reason=best.reason if best else "",
         others=best.others if best else (),
         verdict=verdict_on(fit, best) if best else Verdict(),
@@ -198,9 +211,13 @@ def predict(
         accounting=fit.accounting,
         notes=(
             *(best.notes if best else ()),
-            *(reason for reason in (by_law.reasons if by_law else ()) if RISES in reason),
-            *(fit.overthinking.notes(law, data) if fit.overthinking and law and loops is not None else ()),
-            *([EXACT] if by_law and by_law.exact and by_law.draws else []),
+            *(reason for reason in (of_law.reasons if of_law else ()) if RISES in reason),
+            *(
+                fit.overthinking.notes(of_law, data)
+                if fit.overthinking and law and of_law and loops is not None
+                else ()
+            ),
+            *([EXACT] if of_law and of_law.exact and of_law.draws and best is None else []),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
             *repetition_notes(fit),
         ),

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
 from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.selection.mixture import NAMED_WEIGHT, LawMixture, law_mixture
 
 Interval = tuple[float, float]
 
@@ -23,8 +21,8 @@ BUDGET_ROUNDING = 1.02
 """Budgets are met within 1%, so a value less than 2% outside a range counts as inside."""
 _LOG_ROUNDING = 1e-9
 _BY_LAW = (
-    "it is fitted to every run and not to minima alone, and in simulated sweeps it missed the best {name} least, "
-    "inside the measured budgets and beyond them"
+    "laws of the loss are fitted to every run and not to minima alone, and in simulated sweeps they missed the best "
+    "{name} least"
 )
 
 
@@ -61,21 +59,23 @@ class Recommendation(BestModel):
 def recommendation(fit: SweepFit, flops: float) -> Recommendation:
     """Return the best model for `flops` by the method that simulated sweeps showed to be nearest to the truth.
 
-    That is the law of the loss after training, where one was fitted, else the power law of the minima of isoFLOP
-    curves. docs/fitting.md has the simulations. Raises ValueError for a budget that is not positive and finite, and for
-    a fit that has neither a law nor a power law.
+    That is the mixture of the laws of the loss after training, where one was fitted, else the power law of the minima
+    of isoFLOP curves. docs/fitting.md has the simulations. Raises ValueError for a budget that is not positive and
+    finite, and for a fit that has neither a law nor a power law.
     """
     if not (flops > 0 and math.isfinite(flops)):
         raise ValueError(f"flops must be positive and finite, but got {flops}; give a positive number")
+    why_none = why_no_recommendation(fit)
+    if why_none is not None:
+        raise ValueError(f"the best model for a budget needs a law or a power law, but {why_none}; add runs")
     by_power_law = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
-    if fit.training is not None:
-        best, others = _by_law(fit, fit.training, flops), by_power_law
-        reason = _BY_LAW.format(name=AXES[fit.axis].name)
-    elif by_power_law:
+    laws = laws_after_training(fit)
+    if laws is not None:
+        best, others = _by_laws(fit, laws, flops), [*_by_each_law(fit, laws, flops), *by_power_law]
+        reason = f"{_BY_LAW.format(name=AXES[fit.axis].name)}; {laws.reason}"
+    else:
         best, *others = by_power_law
         reason = f"there is no law of the loss to use instead: {fit.why_missing('training')}"
-    else:
-        raise ValueError(f"the best model for a budget needs a law or a power law, but {why_no_recommendation(fit)}")
     return Recommendation(
         **{field: getattr(best, field) for field in BestModel.__dataclass_fields__},
         flops=flops,
@@ -84,8 +84,10 @@ def recommendation(fit: SweepFit, flops: float) -> Recommendation:
     )
 
 
-def why_no_recommendation(fit: SweepFit) -> str:
-    """Return the reason why a fit without law and power law has no best model for a budget."""
+def why_no_recommendation(fit: SweepFit) -> str | None:
+    """Return the reason why a fit has no best model for a budget, None if it has one."""
+    if fit.training is not None or named_power_laws(fit):
+        return None
     curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
     law = "law of the loss" if fit.axis == "params" else "training law"
     return (
@@ -107,40 +109,49 @@ def axis_bounds(fit: SweepFit) -> Interval:
     return search_bounds(fit.axis, *fit.fitted.of_axis(fit.axis))
 
 
-def _by_law(fit: SweepFit, law: LawFit, flops: float) -> BestModel:
-    """Return the best model by a law of the loss; the interval of its loss is that of one measured run."""
+def laws_after_training(fit: SweepFit) -> LawMixture | None:
+    """Return the laws of the loss after training with their weights, None if there is none."""
+    if fit.training is None:
+        return None
+    return fit.mixture or law_mixture([fit.training])
+
+
+def _by_laws(fit: SweepFit, laws: LawMixture, flops: float) -> BestModel:
+    """Return the best model by the laws of the loss; the interval of its loss is that of one measured run."""
     bounds = axis_bounds(fit)
-    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
-    value, tokens = float(best.at), float(best.tokens)
+    found = laws.optimum(fit.cost_model, flops, bounds)
+    value, tokens = float(found.best.at), float(found.best.tokens)
     data = fit.cost_model.model_columns([value], [tokens])
-    spans = law.loss_interval(data)
-    model = BestModel(
-        method=f"{law.form.name} law",
-        value=value,
-        value_interval=None,
-        tokens=tokens,
-        tokens_interval=None,
-        loss=float(law.loss(data)[0]),
-        loss_interval=(float(spans[0][0]), float(spans[1][0])) if spans else None,
-        extra_loss=0.0,
-        at_bound=bool(best.at_bound),
-    )
+    spans = laws.loss_interval(data)
+    at_bound = bool(found.best.at_bound)
     name, form = AXES[fit.axis].name, "g" if fit.axis == "mean_recurrence" else ".3g"
     search = f"the end of the search from {bounds[0]:{form}} to {bounds[1]:{form}}"
-    notes = [f"the best {name} is at {search}"] if model.at_bound else []
-    if not law.draws:
-        return replace(model, notes=tuple(notes))
-    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds)
-    low, high = interval(drawn.at, value, law.widening)
+    notes = [f"the best {name} is at {search}"] if at_bound else []
+    span = found.interval_of("at")
     # The search is in logs, so an end of it comes back with a rounding error.
-    if low <= bounds[0] * (1 + _LOG_ROUNDING) or high >= bounds[1] * (1 - _LOG_ROUNDING):
+    if span and (span[0] <= bounds[0] * (1 + _LOG_ROUNDING) or span[1] >= bounds[1] * (1 - _LOG_ROUNDING)):
         notes.append(f"the 95% interval of the {name} ends at {search}, so it may be wider")
-    return replace(
-        model,
-        value_interval=(max(low, bounds[0]), min(high, bounds[1])),
-        tokens_interval=interval(drawn.tokens, tokens, law.widening),
+    return BestModel(
+        method=laws.name,
+        value=value,
+        value_interval=(max(span[0], bounds[0]), min(span[1], bounds[1])) if span else None,
+        tokens=tokens,
+        tokens_interval=found.interval_of("tokens"),
+        loss=float(laws.loss(data)[0]),
+        loss_interval=(float(spans[0][0]), float(spans[1][0])) if spans else None,
+        extra_loss=0.0,
+        at_bound=at_bound,
         notes=tuple(notes),
     )
+
+
+def _by_each_law(fit: SweepFit, laws: LawMixture, flops: float) -> list[BestModel]:
+    """Return the best model by each of several laws alone, without intervals."""
+    named = [law for law, weight in zip(laws.laws, laws.weights, strict=True) if weight >= NAMED_WEIGHT]
+    if len(named) < 2:
+        return []
+    alone = [law_mixture([replace(law, draws=())]) for law in named]
+    return [replace(model, method=f"{model.method} alone") for model in (_by_laws(fit, each, flops) for each in alone)]
 
 
 def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> BestModel:
@@ -170,13 +181,10 @@ def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Best
 
 
 def _with_extra_loss(fit: SweepFit, other: BestModel, best: BestModel) -> BestModel:
-    """Return another method's model with the loss that the recommended method's law gives it."""
-    if fit.training is None:
+    """Return another method's model with the loss that the recommended laws give it."""
+    laws = laws_after_training(fit)
+    if laws is None:
         return other
-    loss = _loss_of(fit, fit.training.loss, other)
-    return replace(other, loss=loss, loss_interval=None, extra_loss=loss - best.loss)
-
-
-def _loss_of(fit: SweepFit, law: Callable[[dict[str, np.ndarray]], np.ndarray], model: BestModel) -> float:
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        return float(law(fit.cost_model.model_columns([model.value], [model.tokens]))[0])
+        loss = float(laws.loss(fit.cost_model.model_columns([other.value], [other.tokens]))[0])
+    return replace(other, loss=loss, loss_interval=None, extra_loss=loss - best.loss)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from isoloop.fitting.caveats import fit_caveats
 from isoloop.fitting.cost import Cost, cost_of
-from isoloop.fitting.estimation.bootstrap import BootstrapKind, widening
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
@@ -58,7 +58,7 @@ def fit_sweep(
     draws: int = 1000,
     seed: int = 0,
     objective: Objective = HUBER,
-    kind: BootstrapKind = "parametric",
+    kind: BootstrapKind | None = None,
     profiles: bool = False,
     independent: bool = False,
     progress: FitProgress | None = None,
@@ -80,7 +80,8 @@ def fit_sweep(
         draws: refits behind each interval; 0 for no intervals.
         seed: seed of the refits.
         objective: the function that the fits of laws minimise.
-        kind: the kind of bootstrap; see `bootstrap`.
+        kind: the kind of bootstrap, see `bootstrap`; by default rows for dense models, for the reasons in
+            `default_kind`, and parametric for looped ones.
         profiles: add the interval by profile likelihood of each parameter.
         independent: fit parabolas in log(tokens) too, separately.
         progress: called as the stages are done.
@@ -105,6 +106,7 @@ def fit_sweep(
         raise ValueError(
             f"a fit needs finished runs, but {name!r} has none among {len(fitted)} rows; finish a run first"
         )
+    kind = kind or default_kind(law_data(fitted))
     if draws:
         widening(kind, law_data(fitted))  # refuses budgets that can't be resampled, before anything is fitted
     # The fits, their errors on the held-out runs, and their caveats

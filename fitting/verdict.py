@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.law_fit import EXACT
 from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.recommendation import (
@@ -14,18 +14,18 @@ from isoloop.fitting.recommendation import (
     BUDGET_ROUNDING,
     Recommendation,
     axis_bounds,
+    laws_after_training,
     recommendation,
     why_no_recommendation,
 )
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.selection.misfit import Misfit
 
 NOT_DETERMINED = "not determined by these runs"
 """Words that take the place of a number that the runs do not determine."""
 FEWEST_DOF = 3
 """Degrees of freedom below which a fit is no evidence: runs minus parameters, or budgets minus the two of a line."""
 _LINE = 2
-_NO_NOISE = 1e-7
-"""Relative scatter about a law below which losses were computed and not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,9 @@ def verdict(fit: SweepFit, flops: float | None = None) -> Verdict:
     for a budget that is none.
     """
     flops = ANSWER_MULTIPLE * fit.fitted.flops[1] if flops is None else flops
-    if fit.training is None and (fit.isoflop is None or fit.isoflop.axis_law is None):
-        missing = Undetermined(
-            subject="the best model for a budget", reason=why_no_recommendation(fit), advice=_wider_grid(fit)
-        )
+    why_none = why_no_recommendation(fit)
+    if why_none is not None:
+        missing = Undetermined(subject="the best model for a budget", reason=why_none, advice=_wider_grid(fit))
         return Verdict(answer=(missing,), doubts=_doubts(fit))
     return verdict_on(fit, recommendation(fit, flops))
 
@@ -95,14 +94,16 @@ def _few_reasons(fit: SweepFit) -> list[Reason]:
     reasons = []
     low, high = fit.fitted.flops
     looped = fit.axis == "mean_recurrence"
-    if fit.training is not None:
-        rows, parameters = fit.training.rows, len(fit.training.parameters)
+    laws = laws_after_training(fit)
+    if laws is not None:
+        law = laws.best
+        rows, parameters = law.rows, len(law.parameters)
         if rows - parameters < FEWEST_DOF:
             runs = f"{rows} run{'' if rows == 1 else 's'}"
             missing = FEWEST_DOF + parameters - rows
             reasons.append(
                 (
-                    f"{runs} for the {parameters} parameters of the {fit.training.form.name} law leave "
+                    f"{runs} for the {parameters} parameters of the {law.form.name} law leave "
                     f"{_degrees(rows - parameters)}, where {FEWEST_DOF} are needed",
                     f"at least {missing} more run{'' if missing == 1 else 's'}, at another budget and another "
                     f"{AXES[fit.axis].name} each",
@@ -159,9 +160,12 @@ def _edge_reasons(fit: SweepFit) -> list[Reason]:
 
 def _bound_reasons(fit: SweepFit) -> list[Reason]:
     """Return the reason if parameters of the law are at their bounds."""
-    law = fit.training
-    names = [] if law is None else [parameter.name for parameter in law.parameters if parameter.at_bound]
-    if law is None or not names:
+    laws = laws_after_training(fit)
+    if laws is None:
+        return []
+    law = laws.best
+    names = [parameter.name for parameter in law.parameters if parameter.at_bound]
+    if not names:
         return []
     what = f"{names[0]} is at its bound" if len(names) == 1 else f"{', '.join(names)} are at their bounds"
     return [(f"in the {law.form.name} law {what}", _wider_grid(fit))]
@@ -211,22 +215,22 @@ def _doubts(fit: SweepFit) -> tuple[str, ...]:
     """Return what leaves a number in place, and should stand beside it."""
     laws = [law for law in (fit.unified, fit.joint_test_time) if law is not None]
     rising = next((reason for law in laws for reason in law.reasons if RISES in reason), None)
-    doubts = []
+    doubts = [misfit.sentence for misfit in _misfits(fit)]
     if fit.overthinking is not None and fit.overthinking.used:
         doubts.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
         rising = None
     if rising is not None:
         doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
-    if _without_noise(fit.training):
-        doubts.append(
-            "The losses follow the law to rounding: they were computed and not measured, so the intervals say nothing "
-            "about runs that are trained."
-        )
+    if fit.training is not None and fit.training.exact and fit.training.draws:
+        doubts.append(f"{EXACT.capitalize()}.")
     return tuple(doubts)
 
 
-def _without_noise(law: LawFit | None) -> bool:
-    return law is not None and law.noise < _NO_NOISE
+def _misfits(fit: SweepFit) -> list[Misfit]:
+    """Return the misfits of the law that was asked for, and of the one that carries the answer, where it is wrong."""
+    laws = laws_after_training(fit)
+    names = set() if laws is None else {laws.laws[0].form.name, laws.best.form.name}
+    return [misfit for misfit in fit.misfits if misfit.significant and misfit.law in names]
 
 
 def _wider_grid(fit: SweepFit) -> str:

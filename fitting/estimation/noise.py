@@ -18,6 +18,7 @@ _CURVE_PARAMETERS = 3
 _NULL_DRAWS = 10_000
 _LEAST_SHARE_OF_LARGEST = 0.01
 """Directions between budgets that a law follows but for less than this share tell nothing of luck."""
+_MOST_GROUPS = 100
 _LARGEST_EXPONENT = 4.0
 _CLIP, _CLIP_TO_COMPARE = 3.5, 2.0
 """Residuals count up to this many typical ones; fewer where scatter is compared, so that one run decides nothing."""
@@ -184,6 +185,16 @@ class _Scatter:
         """True if there are enough degrees of freedom at different compute."""
         return self.total_dof >= _DOF_NEEDED and bool(np.ptp(self.position) > np.log(2))
 
+    def joined(self, most: int) -> _Scatter:
+        """Return the scatter in at most so many groups: neighbours in compute are one."""
+        if len(self.dof) <= most:
+            return self
+        parts = np.array_split(np.argsort(self.position, kind="stable"), most)
+        dof = np.array([self.dof[part].sum() for part in parts])
+        position = np.array([self.dof[part] @ self.position[part] for part in parts]) / dof
+        squares = np.array([self.squares[part].sum() for part in parts])
+        return replace(self, squares=squares, dof=dof, position=position)
+
 
 def _clipped(residuals: np.ndarray, position: np.ndarray, parameters: int, clip: float) -> np.ndarray:
     """Return residuals (rows,) clipped at `clip` typical ones, beside a scale that may be a power of compute."""
@@ -274,6 +285,7 @@ def _exponent(scatter: _Scatter) -> tuple[float, float]:
     """
     if not scatter.comparable or not scatter.squares.sum() > 0:
         return 0.0, 0.0
+    scatter = scatter.joined(_MOST_GROUPS)
     squares, dof, total = scatter.squares / scatter.squares.sum(), scatter.dof, scatter.total_dof
     position = scatter.position - float(dof @ scatter.position) / total
     # The score test

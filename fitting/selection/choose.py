@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import Cost, cost_of
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.minima import fit_isoflop, predict_from_minima
 from isoloop.fitting.laws.base import Data
-from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.selection.holdout import (
     CrossValidation,
     HoldOutBy,
@@ -27,8 +28,10 @@ from isoloop.fitting.selection.holdout import (
     cross_validate,
     splits,
 )
+from isoloop.fitting.selection.misfit import law_misfit
+from isoloop.fitting.selection.preference import Criteria, Preference, preferred_law
 from isoloop.fitting.tables.budgets import SAME_BUDGET
-from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, provenance_caveats, row_caveats
+from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import RunTable, check_runs, is_dense
 from isoloop.fitting.tables.repetition import repetition_caveats
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
@@ -70,10 +73,13 @@ class Candidate:
 class Choice:
     """Competing laws on one table; `missing` are the laws that could not be fitted, each with the reason.
 
-    `reading` says how the table was read, where that had to be guessed.
+    `preferred` is the law to use, and why; `bootstrap` the kind behind the intervals. `reading` says how the table was
+    read, where that had to be guessed.
     """
 
     rows: int
+    preferred: Preference
+    bootstrap: BootstrapKind
     objective: str
     candidates: tuple[Candidate, ...]
     missing: tuple[tuple[str, str], ...]
@@ -82,10 +88,12 @@ class Choice:
     reading: tuple[str, ...] = ()
 
     def report(self) -> str:
-        """Return the choice as text, the law of least AIC first."""
+        """Return the choice as text: the law to use, and then all of them, that of least AIC first."""
         lines = ["How the table was read", *(f"  - {note}" for note in self.reading), ""] if self.reading else []
         lines += [
-            f"Competing laws on {self.rows} runs, {self.objective}",
+            self.preferred.reason,
+            "",
+            f"Competing laws on {self.rows} runs, {self.objective}; intervals by the {self.bootstrap} bootstrap",
             f"  {'AIC - least':>11}  {'BIC - least':>11}  {'objective':>11}  {'free':>4}  law",
         ]
         least_aic = min(candidate.aic for candidate in self.candidates)
@@ -126,24 +134,28 @@ def choose(
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
+    kind: BootstrapKind | None = None,
     check: bool = False,
     caveats: Sequence[str] = (),
     reading: Sequence[str] = (),
 ) -> Choice:
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
-    `others` are further predictors, compared by held-out errors alone. `by` defaults to the largest budget and to each
-    budget in turn; without two budgets, to tenths of the rows. With `check`, each law is also fitted by L-BFGS. Raises
-    ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
+    `others` are further predictors, compared by held-out errors alone. `by` defaults to the next budget, the largest
+    one and each in turn; without two budgets, to tenths of the rows. The law to use follows from AIC, BIC and the next
+    budgets: see `preferred_law`. `kind` is that of the bootstrap, by default `default_kind`'s. With `check`, each law
+    is also fitted by L-BFGS. Raises ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and
+    if no law can be fitted.
     """
     # A fit of each law to all rows
-    predictors = {name: LawPredictor(law=name, objective=objective, draws=draws, seed=seed) for name in laws}
+    kind = kind or default_kind(data)
+    predictors = {name: LawPredictor(law=name, objective=objective, kind=kind, draws=draws, seed=seed) for name in laws}
     check_unique_names([*(predictors[name].name for name in laws), *(other.name for other in others)])
     candidates: list[Candidate] = []
     missing: list[tuple[str, str]] = []
     for name in laws:
         try:
-            fit = fit_law(name, data, draws=draws, seed=seed, objective=objective)
+            fit = fit_law(name, data, draws=draws, seed=seed, objective=objective, kind=kind)
         except ValueError as error:
             missing.append((name, str(error)))
             continue
@@ -152,22 +164,72 @@ def choose(
         raise ValueError(f"no law could be fitted: {'; '.join(f'{law}: {reason}' for law, reason in missing)}")
     # Errors on held-out runs
     compared: list[Predictor] = [*(predictors[candidate.fit.law] for candidate in candidates), *others]
+    rollouts_missing = ""
+    try:
+        splits(data, "next budget")
+    except ValueError as error:
+        rollouts_missing = str(error)
     if not by:
         try:
             splits(data, "budget")
-            by = ("largest budget", "budget")
+            by = (*(() if rollouts_missing else ("next budget",)), "largest budget", "budget")
         except ValueError:
             by = ("row",)
-    best = min(candidates, key=lambda candidate: candidate.aic)
+    cross_validations = tuple(cross_validate(data, compared, held_out_by) for held_out_by in by)
+    # The law to use
+    rollouts = next((one for one in cross_validations if one.by == "next budget"), None)
+    if rollouts is None and not rollouts_missing:
+        quick = [replace(predictors[candidate.fit.law], draws=0) for candidate in candidates]
+        rollouts = cross_validate(data, quick, "next budget")
+    preferred = _preferred(candidates, predictors, rollouts, rollouts_missing)
+    best = next(candidate for candidate in candidates if candidate.fit.law == preferred.law)
     return Choice(
         rows=len(data["loss"]),
+        preferred=preferred,
+        bootstrap=kind,
         objective=str(objective),
         candidates=tuple(candidates),
         missing=tuple(missing),
-        cross_validations=tuple(cross_validate(data, compared, held_out_by) for held_out_by in by),
-        caveats=(*caveats, *outlier_caveats(best.fit, data)),
+        cross_validations=cross_validations,
+        caveats=(
+            *_misfit_caveats(best, candidates, data),
+            *caveats,
+            *few_runs_caveats(len(data["loss"])),
+            *outlier_caveats(best.fit, data),
+        ),
         reading=tuple(reading),
     )
+
+
+def _preferred(
+    candidates: Sequence[Candidate],
+    predictors: Mapping[str, LawPredictor],
+    rollouts: CrossValidation | None,
+    rollouts_missing: str,
+) -> Preference:
+    """Return the law to use among the candidates."""
+    errors = {} if rollouts is None else {one.method: one.mean_absolute_error for one in rollouts.errors}
+    if rollouts is not None:
+        rollouts_missing = next((reason for _, reason in rollouts.missing), "")
+    criteria = {
+        candidate.fit.law: Criteria(
+            name=candidate.fit.form.name,
+            parameters=len(candidate.fit.parameters),
+            aic=candidate.aic,
+            bic=candidate.bic,
+            rollout_error=errors.get(predictors[candidate.fit.law].name),
+        )
+        for candidate in candidates
+    }
+    return preferred_law(criteria, no_rollouts=rollouts_missing)
+
+
+def _misfit_caveats(best: Candidate, candidates: Sequence[Candidate], data: Data) -> list[str]:
+    """Return the sentence of a misfit of the law to use, if it departs from the losses in a regular way."""
+    richer = richer_law(best.fit.form)
+    fits = {candidate.fit.form.name: candidate.fit for candidate in candidates}
+    misfit = law_misfit(best.fit, data, richer=None if richer is None else fits.get(richer.name))
+    return [misfit.sentence] if misfit.significant else []
 
 
 def choose_table(
@@ -178,6 +240,7 @@ def choose_table(
     objective: Objective = HUBER,
     draws: int = 200,
     seed: int = 0,
+    kind: BootstrapKind | None = None,
     check: bool = False,
     budget_tolerance: float = SAME_BUDGET,
 ) -> Choice:
@@ -228,6 +291,7 @@ def choose_table(
         objective=objective,
         draws=draws,
         seed=seed,
+        kind=kind,
         check=check,
         caveats=[*unit_caveats(checked), *caveats, *row_caveats(data)],
         reading=[*reading, *(note for note in runs.notes if note not in reading)],

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
-from isoloop.fitting.estimation.bootstrap import BootstrapKind
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind
 from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.laws.base import Data
@@ -89,11 +89,14 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LawPredictor:
-    """A law with its bootstrap. Raises ValueError for a negative seed, and for too few draws (but 0 is allowed)."""
+    """A law with its bootstrap, by default of the `default_kind`.
+
+    Raises ValueError for a negative seed, and for too few draws (but 0 is allowed).
+    """
 
     law: str
     objective: Objective = HUBER
-    kind: BootstrapKind = "parametric"
+    kind: BootstrapKind | None = None
     draws: int = 200
     seed: int = 0
 
@@ -116,7 +119,7 @@ class LawPredictor:
             draws=self.draws,
             seed=self.seed,
             objective=self.objective,
-            kind=self.kind,
+            kind=self.kind or default_kind(fitted),
         )
         return fit.loss(held_out), fit.loss_interval(held_out)
 

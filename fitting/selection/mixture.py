@@ -12,7 +12,7 @@ from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit, interval_of_losses
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Optimum, best_split
 
-_NAMED = 0.05
+NAMED_WEIGHT = 0.05
 """Weight from which a law is named."""
 
 
@@ -52,7 +52,7 @@ class LawMixture:
     @property
     def name(self) -> str:
         """Name as a method of predicting, such as 'training law'."""
-        named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= _NAMED]
+        named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= NAMED_WEIGHT]
         return f"{' and '.join(named)} law{'s' if len(named) > 1 else ''}"
 
     def weight(self, law: str) -> float:

@@ -12,6 +12,8 @@ IMPLAUSIBLE_LOSS = (
     f"above {IMPLAUSIBLE_FACTOR:g} times or below 1/{IMPLAUSIBLE_FACTOR:g} of the lower quartile of its budget's losses"
 )
 """The rule of `implausible_losses`, in words."""
+FEW_RUNS = 12
+"""Runs below which a fit carries a warning: twice the parameters of the larger laws."""
 _QUARTILE = 0.25
 _RUNS_FOR_A_QUARTILE = 3
 _RUNS_FOR_A_TREND = 6
@@ -71,6 +73,14 @@ def provenance_caveats(*, simulated: bool, accounting: str, dense: bool = False)
         return drawn
     other = f"Compute is counted by `{accounting}`; under another accounting the exponents differ."
     return [*drawn, counted.get(accounting, other)]
+
+
+def few_runs_caveats(runs: int) -> list[str]:
+    """Return a caveat if the fitted runs are fewer than 12."""
+    if runs >= FEW_RUNS:
+        return []
+    few = "1 run is" if runs == 1 else f"{runs} runs are"
+    return [f"Only {few} fitted: so few can hardly tell one form of a law from another."]
 
 
 def row_caveats(data: Data) -> list[str]:

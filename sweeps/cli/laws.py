@@ -33,9 +33,18 @@ if TYPE_CHECKING:
     import numpy as np
 
     from isoloop.fitting import Objective
+    from isoloop.fitting.estimation.bootstrap import BootstrapKind
 
 Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared errors.")]
 On = Annotated[str, typer.Option(help="Quantity whose residuals are minimised: 'log loss' or 'loss'.")]
+
+
+Bootstrap = Annotated[
+    str | None,
+    typer.Option(
+        help="Resampling of the table: parametric, rows or budgets; by default rows for dense models, else parametric."
+    ),
+]
 
 
 def fit(
@@ -53,9 +62,7 @@ def fit(
     ] = False,
     draws: Refits = DEFAULT_REFITS,
     seed: Annotated[int, typer.Option(help="Seed of the refits.")] = 0,
-    bootstrap: Annotated[
-        str, typer.Option(help="Resampling of the table: parametric, rows or budgets.")
-    ] = "parametric",
+    bootstrap: Bootstrap = None,
     delta: Delta = 1e-3,
     on: On = "log loss",
     independent: Annotated[
@@ -73,12 +80,10 @@ def fit(
     """
     import numpy as np
 
-    from isoloop.fitting import BOOTSTRAP_KINDS, fit_curve
+    from isoloop.fitting import fit_curve
     from isoloop.fitting.report.layout import columns_of
     from isoloop.fitting.report.screen import COLUMNS, LINES
 
-    if bootstrap not in BOOTSTRAP_KINDS:
-        raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     files = files_of(target, out, hold_out=hold_out)
     curve = None if options.given else _curve_of(files)
@@ -101,7 +106,7 @@ def fit(
         draws=draws,
         seed=seed,
         objective=_objective(delta, on),
-        kind=bootstrap,
+        kind=_bootstrap_kind(bootstrap),
         independent=independent,
     )
     ending = [*_where_stored(stored), f"next: {_next_command(stored, files)}"]
@@ -201,10 +206,14 @@ def choose(
     budget_tolerance: BudgetTolerance = None,
     hold_out: Annotated[
         list[str],
-        typer.Option("--hold-out", help="Rows to hold out: 'largest budget', budget, size or row; can be repeated."),
+        typer.Option(
+            "--hold-out",
+            help="Rows to hold out: 'next budget', 'largest budget', budget, size or row; can be repeated.",
+        ),
     ] = [],  # noqa: B006
     check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts, too.")] = False,
     draws: Refits = 200,
+    bootstrap: Bootstrap = None,
     delta: Delta = 1e-3,
     on: On = "log loss",
 ) -> None:
@@ -220,10 +229,20 @@ def choose(
         by=hold_out,  # type: ignore[arg-type]
         objective=_objective(delta, on),
         draws=draws,
+        kind=_bootstrap_kind(bootstrap),
         check=check,
         budget_tolerance=options.tolerance,
     )
     print(choice.report(), end="")
+
+
+def _bootstrap_kind(bootstrap: str | None) -> "BootstrapKind | None":
+    """Return the kind of bootstrap of an option. Raises ValueError for another one."""
+    from isoloop.fitting import BOOTSTRAP_KINDS
+
+    if bootstrap is not None and bootstrap not in BOOTSTRAP_KINDS:
+        raise ValueError(f"--bootstrap must be one of {', '.join(BOOTSTRAP_KINDS)}, but got {bootstrap!r}; choose one")
+    return bootstrap  # type: ignore[return-value]
 
 
 def _objective(delta: float, on: str) -> "Objective":

@@ -9,7 +9,7 @@ import numpy as np
 
 from isoloop.fitting import BestModel, Prediction, SweepFit, predict
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.recommendation import named_power_laws, why_no_recommendation
+from isoloop.fitting.recommendation import laws_after_training, why_no_recommendation
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""
@@ -41,7 +41,7 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
     Between two neighbouring budgets the page interpolates logarithms, so a loss is within 1e-4 of that of `predict`.
     Where the best mean recurrence jumps, the page shows values in between for budgets within 2% of the jump.
     """
-    if fit is None or (fit.training is None and not named_power_laws(fit)):
+    if fit is None or why_no_recommendation(fit) is not None:
         return None
     # A power law with a wide interval may leave the range of floating-point numbers.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -66,10 +66,11 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
 
 
 def why_no_calculator(fit: SweepFit | None) -> str:
-    """Return the reason why a page has no calculator, for a sweep without training law and power law."""
+    """Return the reason why a page has no calculator; empty if it has one."""
     if fit is None:
         return "nothing could be fitted to these runs"
-    return why_no_recommendation(fit).replace(AXES[fit.axis].plain_symbol + "*", AXES[fit.axis].symbol + "*")
+    axis = AXES[fit.axis]
+    return (why_no_recommendation(fit) or "").replace(f"{axis.plain_symbol}*", f"{axis.symbol}*")
 
 
 def _answers(fit: SweepFit) -> dict[float, Prediction]:
@@ -122,13 +123,14 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
     """
     if not np.max(best) <= _MOST_LOOPS:
         return None
+    laws = laws_after_training(fit)
     loops, losses = [], []
     for flops, mean_recurrence in zip(budgets, best, strict=True):
         beside = np.maximum(1.0, [np.floor(mean_recurrence), np.ceil(mean_recurrence)])
-        if fit.training is None:
+        if laws is None:
             away = abs(beside - mean_recurrence)
         else:
-            away = fit.training.loss(fit.cost_model.columns(flops, beside))
+            away = laws.loss(fit.cost_model.columns(flops, beside))
             losses.append(float(away.min()))
         loops.append(float(beside[np.argmin(away)]))
     costs = fit.cost_model.flops_per_token(np.arange(1, max(loops) + 1))

@@ -13,7 +13,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense
+from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense, verdict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.sweeps.config.schema import SweepConfig, config_text
@@ -169,6 +169,7 @@ def write_report(
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),
+        undetermined=fit is not None and bool(verdict(fit).answer),
         groups=_groups(page.places, results),
         held_out=held_out,
         held_out_runs=held_out_runs,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from isoloop.fitting import PUBLISHED_TRUTH, SweepFit, draw_losses, fit_sweep, predict, simulate_table
@@ -212,7 +213,7 @@ def test_prediction_by_tokens_and_by_flops_agree(published):
 
 def test_prediction_at_other_recurrences_is_the_unified_laws(published):
     shallow = predict(published, mean_recurrence=8, tokens=3e9, recurrence=2)
-    assert (shallow.law, shallow.recurrence) == ("unified", 2)
+    assert (shallow.method, shallow.recurrence) == ("unified law", 2)
     assert shallow.loss == pytest.approx(PUBLISHED_TRUTH.loss(8, 3e9, 2), rel=1e-3)
 
 
@@ -228,7 +229,7 @@ def test_a_measured_loss_predicts_the_loss_at_other_recurrences(published):
     luck = 1.01  # a run one percent worse than its law says
     measured = luck * truth.loss(8, 5e9, 8)
     given = predict(published, mean_recurrence=8, tokens=5e9, recurrence=4, loss_at_mean=measured)
-    assert given.law == "joint-test-time"
+    assert given.method == "joint-test-time law"
     gained = truth.loss(8, 5e9, 4) - truth.loss(8, 5e9, 8)
     assert given.loss == pytest.approx(measured + gained, rel=1e-4)
     ungiven = predict(published, mean_recurrence=8, tokens=5e9, recurrence=4)
@@ -367,3 +368,18 @@ def test_less_than_one_loop_is_refused(published):
         ValueError, match=r"mean_recurrence must be at least 1, but got 0\.5; a loop runs at least once"
     ):
         predict(published, mean_recurrence=0.5, tokens=1e9)
+
+
+def test_rows_of_dense_models_are_redrawn_by_default_and_noise_where_they_are_few():
+    rng = np.random.default_rng(0)
+    budgets = np.repeat([1e19, 1e20, 1e21], 6)
+    params = np.sqrt(budgets / 120) * np.tile(np.geomspace(0.25, 4, 6), 3)
+    table = pd.DataFrame({"params": params, "tokens": budgets / 6 / params, "budget": budgets})
+    table["loss"] = (1.8 + 480 * params**-0.35 + 2085 * table["tokens"] ** -0.37) * np.exp(rng.normal(0, 5e-3, 18))
+    fit = fit_sweep(table, name="dense", draws=20)
+    assert fit.training.bootstrap == "rows"
+    assert "20 refits, rows" in fit.report()
+    assert fit_sweep(table, name="dense", draws=20, kind="parametric").training.bootstrap == "parametric"
+    assert fit_sweep(table.iloc[:11], name="few", draws=20).training.bootstrap == "parametric"
+    looped = simulate_table(recurrences=(), budgets=(1e18, 2e18))
+    assert fit_sweep(looped, name="looped", draws=20).training.bootstrap == "parametric"

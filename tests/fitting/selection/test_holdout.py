@@ -10,6 +10,7 @@ from isoloop.fitting import (
     PUBLISHED_TRUTH,
     ChinchillaLaw,
     LawPredictor,
+    SixParameterLaw,
     choose,
     choose_table,
     cross_validate,
@@ -20,6 +21,8 @@ from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED
 from isoloop.fitting.selection.choose import Candidate
 from isoloop.fitting.selection.holdout import rollouts, splits
+from isoloop.fitting.selection.misfit import MISFIT
+from isoloop.fitting.selection.preference import Criteria, preferred_law
 from isoloop.fitting.tables.runs import law_data
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3)
@@ -136,10 +139,69 @@ def test_the_law_that_made_the_losses_is_chosen(dense):
         assert words in text
 
 
+def test_the_choice_begins_with_the_law_to_use_and_why(dense):
+    found = choose(dense, ["chinchilla", "six-parameter"], by=["largest budget"], draws=0)
+    assert found.preferred.law == "chinchilla"
+    assert found.report().startswith("Use the chinchilla law: ")
+    assert found.bootstrap == "rows"
+    # A sixth parameter that every criterion sees
+    bent = SixParameterLaw().loss(np.array([1.5, 5000.0, 20000.0, 0.5, 0.55, 0.4]), dense)
+    losses = bent * np.exp(2e-4 * np.random.default_rng(0).standard_normal(48))
+    found = choose({**dense, "loss": losses}, ["chinchilla", "six-parameter"], by=["largest budget"], draws=0)
+    assert found.preferred.reason.startswith("Use the six-parameter law: AIC, BIC and rollouts agree on it.")
+    # The only law there is departs from it
+    found = choose({**dense, "loss": losses}, ["chinchilla"], by=["largest budget"], draws=0)
+    assert "it is the only one that could be fitted" in found.preferred.reason
+    assert any(caveat.startswith(MISFIT) for caveat in found.caveats)
+
+
+@pytest.mark.parametrize(
+    ("errors", "bic", "law", "words"),
+    [
+        (
+            (1.0, 0.5),
+            (0.0, 2.0),
+            "b",
+            "it predicts each next budget best (0.5% against 1% by the A law). AIC and BIC dis",
+        ),
+        (
+            (1.0, 0.95),
+            (0.0, 2.0),
+            "a",
+            "BIC prefers it, and rollouts don't decide: the B law has an error of 0.95% against",
+        ),
+        ((0.8, 1.0), (2.0, 0.0), "a", "best (0.8% against 1% by the B law). AIC and BIC prefer the B law."),
+        (
+            (None, None),
+            (0.0, 2.0),
+            "a",
+            "which BIC prefers by 2.0; AIC and BIC disagree: AIC prefers the B law. There are",
+        ),
+        ((0.8, 1.0), (0.0, 2.0), "a", "it predicts each next budget best"),
+    ],
+)
+def test_where_criteria_disagree_it_is_said_which_one_decides(errors, bic, law, words):
+    laws = {
+        name: Criteria(
+            name=name.upper(), parameters=5 + place, aic=1.0 - place, bic=bic[place], rollout_error=errors[place]
+        )
+        for place, name in enumerate("ab")
+    }
+    found = preferred_law(laws, no_rollouts="no budgets")
+    assert found.law == law
+    assert words in found.reason
+
+
+def test_few_runs_carry_their_warning(dense):
+    few = {name: values[::5] for name, values in dense.items()}
+    found = choose(few, ["chinchilla", "six-parameter"], by=["row"], draws=0)
+    assert "Only 10 runs are fitted: so few can hardly tell one form of a law from another." in found.caveats
+    assert found.bootstrap == "parametric"
+    assert "There are no rollouts" in found.preferred.reason
+
+
 def test_a_law_with_too_little_freedom_is_not_chosen(dense):
     bent = np.array([1.5, 5000.0, 20000.0, 0.5, 0.55, 0.4])
-    from isoloop.fitting import SixParameterLaw
-
     losses = SixParameterLaw().loss(bent, dense) * np.exp(2e-4 * np.random.default_rng(0).standard_normal(48))
     found = choose({**dense, "loss": losses}, ["chinchilla", "six-parameter"], draws=50)
     by_name = {one.fit.law: one for one in found.candidates}

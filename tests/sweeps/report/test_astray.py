@@ -44,7 +44,7 @@ def fit(table):
 
 def with_laws(fit, level, noise):
     return dataclasses.replace(
-        fit, training=astray(fit.training, level, noise), unified=astray(fit.unified, level, noise)
+        fit, training=astray(fit.training, level, noise), unified=astray(fit.unified, level, noise), mixture=None
     )
 
 

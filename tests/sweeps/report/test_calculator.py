@@ -10,6 +10,7 @@ import pytest
 from jinja2.utils import htmlsafe_json_dumps
 
 from isoloop.fitting import fit_sweep, predict
+from isoloop.fitting.recommendation import laws_after_training
 from isoloop.fitting.simulate import simulate_table
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table
 from tests.sweeps.report.browser import in_javascript
@@ -33,11 +34,13 @@ def tables(fit):
 
 def _changed(fit, change):
     if change == "no training law":
-        return dataclasses.replace(fit, training=None, parabola_bias=None)
+        return dataclasses.replace(fit, training=None, mixture=None, parabola_bias=None)
     if change == "training law alone":
         return dataclasses.replace(fit, isoflop=None, parabola_bias=None)
     if change == "widened, on loss":
-        return dataclasses.replace(fit, training=dataclasses.replace(fit.training, widening=1.7, on="loss"))
+        return dataclasses.replace(
+            fit, training=dataclasses.replace(fit.training, widening=1.7, on="loss"), mixture=None
+        )
     if change == "no draws":
         table = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(), seed=3)
         return fit_sweep(table, name="x", draws=0)
@@ -92,7 +95,9 @@ def _check_power_law(fit, flops, best, place):
 @pytest.mark.parametrize("change", [change for change in CHANGES if change != "no training law"])
 def test_losses_between_the_budgets_of_a_table_are_exact_to_one_in_ten_thousand(fit, tables, change):
     fit, table = _changed(fit, change), tables[change]
-    without_draws = dataclasses.replace(fit, training=dataclasses.replace(fit.training, draws=()))
+    laws = [dataclasses.replace(law, draws=()) for law in laws_after_training(fit).laws]
+    mixture = fit.mixture and dataclasses.replace(fit.mixture, laws=tuple(laws))
+    without_draws = dataclasses.replace(fit, training=laws[0], mixture=mixture)
     budgets = np.exp(np.random.default_rng(0).uniform(*np.log([table["budgets"][0], table["budgets"][-1]]), 200))
     near = 0
     for flops in budgets:
@@ -151,6 +156,7 @@ def test_power_laws_that_want_less_than_one_loop_are_noted(fit):
     changed = dataclasses.replace(
         fit,
         training=None,
+        mixture=None,
         parabola_bias=None,
         isoflop=dataclasses.replace(fit.isoflop, mean_recurrence_law=through_a_half),
     )
