@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
+from isoloop.fitting.predict import predict
+from isoloop.fitting.recommendation import ANSWER_MULTIPLE
 from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, parameters
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.repetition import epochs_text
+from isoloop.fitting.verdict import verdict
 
 REPORT_WIDTH = 100
 _MODELS_SHOWN = 12
@@ -44,6 +47,10 @@ def full_report(fit: SweepFit) -> str:
     ]
     if fit.reading:
         parts.insert(0, "\n".join(_bullets("How the table was read", fit.reading)))
+    if fit.training is not None or (fit.isoflop is not None and fit.isoflop.axis_law is not None):
+        parts.append(predict(fit, flops=ANSWER_MULTIPLE * fit.fitted.flops[1]).report().rstrip())
+    else:
+        parts.append("\n".join(verdict(fit).sentences))
     parts.append(isoflop_text(fit.isoflop) if fit.isoflop else _not_fitted(fit, "isoFLOP curves", "isoflop"))
     if fit.isoflop and fit.parabola_bias:
         parts.append(parabola_bias_text(fit.parabola_bias, fit.isoflop.axis))

@@ -76,11 +76,10 @@ def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
     if fit.training is not None or (fit.isoflop is not None and fit.isoflop.axis_law is not None):
         best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
         axis = AXES[fit.axis]
-        beyond = f"{best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest compute"
-        title = f"Best model for {beyond}, by the {best.method}"
+        title = f"Best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest, by the {best.method}"
         if judged.answer:
             title = f"Details: the {best.method} alone would choose for {best.flops:.3g} FLOPs"
-        lines.append(shortened(printable(title), COLUMNS))
+        lines += _paragraph([title], 2, printable)
         lines += [
             _number(axis.name, best.value, best.value_interval, "loops" if axis.unit == "loops" else ""),
             _number("tokens", best.tokens, best.tokens_interval, ""),
@@ -135,16 +134,19 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
 
     table = [line(*cells) for cells in zip(rows, names, spans, strict=True)]
     # What is missing, and the exponents
-    lines = [line for what, why in _missing(fit).items() for line in _paragraph([f"No {what}: {why}."], 2, printable)]
-    lines += [f"  {'':<{name_width}}  {'value':>11}  95% interval"] if rows else []
-    lines += table[: len(of_power_laws)]
+    lines = [line for what, why in _missing(fit).items() for line in _paragraph([f"No {what}: {why}."], 3, printable)]
+    heading = [f"  {'':<{name_width}}  {'value':>11}  95% interval"]
+    lines += [*heading, *table[: len(of_power_laws)]] if of_power_laws else []
     # The law
     if law is None:
         return lines
     lines += _paragraph([f"{law.form.name} law: {law.form.formula}"], 2, printable)
+    lines += [] if of_power_laws else heading
     correlated = _correlated(law, printable)
     if fit.mixture is not None and len(fit.mixture.draws_by_law) > 1:
-        correlated += _paragraph([f"{fit.mixture.reason[0].upper()}{fit.mixture.reason[1:]}."], 2, printable)
+        weights = zip(fit.mixture.laws, fit.mixture.weights, strict=True)
+        counted = ", ".join(f"{each.form.name} law {weight:.0%}" for each, weight in weights)
+        correlated += _paragraph([f"weights in predictions: {counted}"], 2, printable, first="  ", rest="    ")
     shown = table[len(of_power_laws) :]
     most = max(2, room - len(lines) - len(correlated))
     if len(shown) > most:
@@ -189,16 +191,18 @@ def _list(sentences: Sequence[str], most: int, printable: Printable) -> tuple[li
     return (_beginning(printable(sentences[0]), most, "  - ", "    "), len(sentences) - 1) if sentences else ([], 0)
 
 
-def _paragraph(sentences: Sequence[str], most: int, printable: Printable) -> list[str]:
+def _paragraph(
+    sentences: Sequence[str], most: int, printable: Printable, *, first: str = "", rest: str = "  "
+) -> list[str]:
     """Return as many sentences as `most` lines have room for, one after another, and count the others."""
     if not sentences:
         return []
     for shown in range(len(sentences), 0, -1):
         hidden = f"({len(sentences) - shown} more, which {_FULL} shows)" if shown < len(sentences) else ""
-        lines = filled(f"{printable(' '.join(sentences[:shown]))} {hidden}", COLUMNS, rest="  ")
+        lines = filled(f"{printable(' '.join(sentences[:shown]))} {hidden}", COLUMNS, first=first, rest=rest)
         if len(lines) <= most:
             return lines
-    return _beginning(printable(sentences[0]), most, "", "  ")
+    return _beginning(printable(sentences[0]), most, first, rest)
 
 
 def _beginning(text: str, most: int, first: str, rest: str) -> list[str]:

@@ -24,7 +24,9 @@ from isoloop.sweeps.report.headline import headline
 from isoloop.sweeps.report.provenance import Origin, TableOrigin, read_origin
 from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
 from isoloop.sweeps.report.tables import (
+    correlation_text,
     errors_table,
+    estimates_table,
     groups_table,
     held_out_rows,
     held_out_table,
@@ -185,6 +187,8 @@ def write_report(
         all_runs=len(table),
         most_shapes=MOST_SHAPES,
         has_images=any("<image" in figure["wide"] for figure in drawn),
+        estimates=None if fit is None else estimates_table(fit),
+        correlations="" if fit is None else correlation_text(fit),
         fit_text="" if fit is None else fit.report(),
         command=redacted(command),
     )

@@ -7,8 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting import ANSWER_MULTIPLE, NOT_DETERMINED, HeldOut, is_dense, predict, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, NOT_DETERMINED, HeldOut, SweepFit, is_dense, predict, verdict
 from isoloop.fitting.axis import AXES, Axis
+from isoloop.fitting.report.estimates import (
+    HIGH_CORRELATION,
+    correlations,
+    exponents,
+    law_after_training,
+    parameters,
+)
 from isoloop.fitting.selection.holdout import HeldOutRow
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import with_greek_mu
@@ -171,6 +178,27 @@ def errors_table(held: HeldOut) -> PageTable:
         mean = _number(error.mean_absolute_error, ".3g", unit="%")
         rows.append((TableCell(text=with_greek_mu(error.method), kind="text"), _number(error.rows, "g"), mean, inside))
     return _page_table(("predicted by", "losses", "mean absolute error", "inside their 95% intervals"), rows)
+
+
+def estimates_table(fit: SweepFit) -> PageTable:
+    """Return the exponents of the isoFLOP power laws and the parameters of the law after training."""
+    law = law_after_training(fit)
+    rows = []
+    for estimate in (*exponents(fit), *(() if law is None else parameters(law))):
+        words = f"at its bound; {estimate.words}" if estimate.at_bound else estimate.words
+        number = _number(estimate.value, ".5g", span=estimate.interval)
+        name, method = (TableCell(text=with_greek_mu(text), kind="text") for text in (estimate.name, words))
+        rows.append((name, number, method))
+    labels = "quantity", "value and 95% interval", "by" if law is None else f"by, or in the {law.form.name} law"
+    headings = (TableHeading(label=label, kind="text" if place == 2 else "") for place, label in enumerate(labels))
+    return PageTable(columns=tuple(headings), rows=tuple(rows))
+
+
+def correlation_text(fit: SweepFit) -> str:
+    """Return the high correlations of the parameters of the law after training; empty if there are none."""
+    law = law_after_training(fit)
+    pairs = () if law is None else correlations(law)
+    return f"Correlations above {HIGH_CORRELATION:g}: {', '.join(map(str, pairs))}." if pairs else ""
 
 
 def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -> tuple[PageTable, float] | None:
