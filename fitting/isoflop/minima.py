@@ -12,6 +12,7 @@ from scipy import stats
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
+from isoloop.fitting.estimation.bootstrap import BootstrapKind
 from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.parabola import (
     POINTS_NEEDED,
@@ -31,12 +32,14 @@ from isoloop.fitting.isoflop.power_law import (
     fit_minimal_loss,
     fit_power_law,
     lines,
+    scattered,
 )
 from isoloop.fitting.tables.budgets import why_no_budgets
 from isoloop.fitting.tables.runs import implausible_rows
 
 HARDLY_DETERMINED = "the minima are hardly determined"
 """Words in the note of a fit whose curves are hidden in the noise; see `IsoflopFit.notes`."""
+_SCATTER = "scatter of the minima about the power law"
 _MANY_REJECTED = 0.05
 _UNLIKELY_SCATTER = 0.01
 _LARGEST_LOG = 300.0
@@ -139,6 +142,7 @@ def fit_isoflop(
     seed: int = 0,
     independent: bool = False,
     noise: NoiseModel | None = None,
+    kind: BootstrapKind = "parametric",
 ) -> IsoflopFit:
     """Fit parabolas to the finished runs of each budget, and power laws to their minima.
 
@@ -152,8 +156,11 @@ def fit_isoflop(
     Where `noise` says that noise differs between budgets, each curve is redrawn with its own, and the minima
     weigh in the power laws by the inverse of its standard deviation. (The inverse variance would trust the least noisy
     minima too much: since a minimum counts only inside the grid, the noisiest scatter less than their errors say.) Luck
-    that the runs of a budget share moves its curve up or down, not its vertex. Raises ValueError if the table has no
-    budgets.
+    that the runs of a budget share moves its curve up or down, not its vertex.
+
+    With the `kind` "budgets" the power laws of the minima have intervals from the scatter of the minima about them, for
+    whatever tilts all losses of a budget; they need 3 budgets. "rows" makes no difference, since a budget has too few
+    rows to resample them. Raises ValueError if the table has no budgets.
     """
     # Curves and their minima
     rows = _rows_with_budget(table, cost_model.axis)
@@ -163,6 +170,10 @@ def fit_isoflop(
     token_minima = tuple(_fit_minimum(curve, token_noise, "tokens", cost_model) for curve in token_curves)
     # Power laws, and redraws for their intervals
     used, hidden, redraws = _included_curves(curves, minima, curve_noise, draws, seed)
+    by_scatter = kind == "budgets" and redraws is not None and len(used) > BUDGETS_NEEDED
+    if redraws is not None and by_scatter:
+        hidden = []
+        redraws = replace(redraws, vertices=scattered(_curve_budgets(used), _vertices(used), draws, seed))
     reason = None
     if len(used) < BUDGETS_NEEDED:
         reason = f"power laws need {BUDGETS_NEEDED} budgets with a minimum inside the grid, but {len(used)} have one"
@@ -193,9 +204,9 @@ def fit_isoflop(
         independent=separate,
         noise=None if curve_noise is None else float(np.sqrt(curve_noise.variance)),
         noise_dof=0 if curve_noise is None else curve_noise.dof,
-        interval_method=_interval_method(used, curve_noise, redraws, hidden),
+        interval_method=_SCATTER if by_scatter else _interval_method(used, curve_noise, redraws, hidden),
         redraws_without_minimum=redraws.rejected if redraws else 0.0,
-        notes=_notes(used, hidden, curve_noise, redraws),
+        notes=_notes(used, hidden, curve_noise, redraws, by_scatter=by_scatter),
         reason=reason,
     )
 
@@ -433,11 +444,16 @@ def _interval_method(
         if hidden:
             method += f"; {len(hidden)} that noise left out count in the redraws in which they have a minimum"
         return method
-    return "scatter of the minima about the power law" if len(used) >= 3 else "none"
+    return _SCATTER if len(used) >= 3 else "none"
 
 
 def _notes(
-    used: list[IsoflopCurve], hidden: list[IsoflopCurve], noise: CurveNoise | None, redraws: Redraws | None
+    used: list[IsoflopCurve],
+    hidden: list[IsoflopCurve],
+    noise: CurveNoise | None,
+    redraws: Redraws | None,
+    *,
+    by_scatter: bool,
 ) -> tuple[str, ...]:
     """Return caveats about the intervals, as sentences."""
     if len(used) < BUDGETS_NEEDED:
@@ -466,10 +482,11 @@ def _notes(
         losses = _minimal_losses(used)
         vertex_excess = _excess_scatter(used, _vertices(used), noise.variance * _variances(used, 0), noise)
         loss_excess = _excess_scatter(used, np.log(losses), noise.variance * _variances(used, 1) / losses**2, noise)
+        omission = "include" if by_scatter else "leave out (with --bootstrap budgets they include it)"
         if vertex_excess is not None:
             notes.append(
                 f"The minima scatter about the power law {vertex_excess:.1f} times as much as their errors explain: "
-                "they do not quite follow one, which the intervals leave out."
+                f"they do not quite follow one, which the intervals {omission}."
             )
         if loss_excess is not None:
             notes.append(

@@ -65,8 +65,9 @@ class MinimalLossLaw:
     """A law of the least loss (nats per token) of a budget: floor + coefficient (C / reference)^-exponent, C in FLOPs.
 
     The `reference` is the geometric mean of the budgets, so that `coefficient` is the loss above the floor there. The
-    floor is 0 if `has_floor` is False. `draws` are (floor, coefficient, exponent) of refits to redrawn minima;
-    intervals are 95%. `at_bound` is True if the floor is held at 0, or the exponent at an end of its search.
+    floor is 0 if `has_floor` is False; such a law is wrong in form and has neither draws nor intervals. `draws` are
+    (floor, coefficient, exponent) of refits to redrawn minima; intervals are 95%. `at_bound` is True if the floor is
+    held at 0, or the exponent at an end of its search.
     """
 
     has_floor: bool
@@ -118,9 +119,9 @@ def fit_minimal_loss(
     """Fit the minima's `losses` (budgets,), and each row of `drawn` (draws, budgets), with NaN left out.
 
     With a floor: least squares in the loss, with floor and coefficient at least 0 and `weights` (budgets,), the inverse
-    variances up to a factor. Without one: a line in log loss with equal weights; real losses have a floor, so this line
-    fits poorly, and weights that differ from sample to sample would move it further than its interval says. Raises
-    ValueError for a floor with fewer than 3 budgets.
+    variances up to a factor. Without one: a line in log loss with equal weights, which has no interval. Real losses
+    have a floor, so this line describes the measured budgets and is wrong beyond them, however little the minima
+    scatter. Raises ValueError for a floor with fewer than 3 budgets.
     """
     if floor and len(budgets) < FLOOR_BUDGETS:
         raise ValueError(
@@ -128,7 +129,7 @@ def fit_minimal_loss(
         )
     reference = float(np.exp(np.mean(np.log(budgets))))
     x = np.log(budgets / reference)
-    rows = np.vstack([losses[None], drawn])
+    rows = np.vstack([losses[None], drawn if floor else drawn[:0]])
     if floor:
         fitted = _with_floor(x, rows, weights)
     else:
@@ -148,6 +149,22 @@ def fit_minimal_loss(
         at_bound=bool(at_bound),
         draws=tuple((float(level), float(scale), float(exponent)) for level, scale, exponent in refits),
     )
+
+
+def scattered(budgets: np.ndarray, logs: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Return redrawn logs (draws, budgets) that scatter about their power law as `logs` (budgets,) do.
+
+    Whatever moves a minimum is in that scatter, also what all runs of a budget share. Its variance has 2 degrees of
+    freedom less than there are budgets and is itself drawn, so that refitted exponents have the tails of a t
+    distribution.
+    """
+    log_budget = np.log(budgets)
+    slope, intercept = lines(log_budget, logs[None])[0]
+    fitted, dof = intercept + slope * log_budget, len(budgets) - 2
+    assert dof > 0
+    rng = np.random.default_rng(seed)
+    scale = np.sqrt(np.sum((logs - fitted) ** 2) / rng.chisquare(dof, size=draws))
+    return np.asarray(fitted + scale[:, None] * rng.standard_normal((draws, len(budgets))))
 
 
 def lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -40,7 +40,10 @@ def isoflop_text(fit: IsoflopFit) -> str:
 def parabola_bias_text(bias: ParabolaBias, axis: str) -> str:
     """Return the bias of the parabolas on the law's own losses, along `axis`, and the power laws without it."""
     symbol, form = AXES[axis].plain_symbol, _FORMATS[axis]
-    lines = [f"Bias of the parabolas, if losses follow the {bias.law} law: they are fitted to its losses without noise"]
+    lines = [
+        f"Bias of the parabolas, if losses follow the {bias.law} law: they are fitted to its losses without noise. "
+        f"The exponents are those over these {len(bias.budgets)} budgets"
+    ]
     lines.append(f"  {'budget':>10}  {f'{symbol}* parabola':>13}  {f'{symbol}* exact':>10}  {'bias of log':>11}")
     for at_budget in bias.budgets:
         bound = "  (the law's optimum is at the end of the search)" if at_budget.at_bound else ""
@@ -84,10 +87,10 @@ def _power_law_line(symbol: str, law: PowerLaw) -> str:
 def _least_loss_line(law: MinimalLossLaw) -> str:
     floor = f"{law.floor:.4f} {interval_text(law.floor_interval)} + " if law.has_floor else ""
     bound = ", at its bound" if law.at_bound else ""
-    return (
-        f"  L*  = {floor}{law.coefficient:.4g} (C / {law.reference:.3g})^-{law.exponent:.4f}  "
-        f"{interval_text(law.interval)}{bound}"
-    )
+    text = f"  L*  = {floor}{law.coefficient:.4g} (C / {law.reference:.3g})^-{law.exponent:.4f}  "
+    if not law.has_floor:
+        return f"{text}(without a floor: wrong beyond the measured budgets)"
+    return f"{text}{interval_text(law.interval)}{bound}"
 
 
 def _disagreement_text(disagreement: Disagreement, symbol: str) -> str:

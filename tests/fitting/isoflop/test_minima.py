@@ -156,7 +156,9 @@ def test_another_unit_of_compute_shifts_coefficients_and_no_exponent():
     for law in ("mean_recurrence_law", "tokens_law", "loss_law", "loss_floor_law", "curvature_law"):
         one, other = getattr(fit, law), getattr(scaled, law)
         assert other.exponent == pytest.approx(one.exponent, rel=1e-5)
-        assert other.interval == pytest.approx(one.interval, rel=1e-4)
+        assert (other.interval is None) == (one.interval is None) == (law == "loss_law")
+        if one.interval:
+            assert other.interval == pytest.approx(one.interval, rel=1e-4)
         assert float(other.at(5e18 * scale)) == pytest.approx(float(one.at(5e18)), rel=1e-6)
 
 
@@ -365,20 +367,20 @@ def test_noise_that_grows_with_compute_is_each_budgets_own():
     quiet = parabolas(POWER_LAW)
     model = NoiseModel(level=5e-4, reference=4e18 / 2**0.5, dof=20, exponent=2.0)
     fits = []
-    for seed in range(40):
+    for seed in range(25):
         noise = model.at(quiet["flops"].to_numpy()) * np.random.default_rng(seed).standard_normal(len(quiet))
         table = quiet.assign(loss=quiet["loss"] * np.exp(noise))
-        fits.append([fit_isoflop(table, COST, draws=100, seed=seed, noise=known) for known in (model, None)])
+        fits.append([fit_isoflop(table, COST, draws=200, seed=seed, noise=known) for known in (model, None)])
     own, pooled = zip(*fits, strict=True)
     # The exponent of mu* is 0.4; it is closer, and in its interval, where the noise of each budget is known.
     intervals = [fit.mean_recurrence_law.interval for fit in own]
-    assert np.mean([low <= 0.4 <= high for low, high in intervals]) >= 36 / 40
+    assert np.mean([low <= 0.4 <= high for low, high in intervals]) >= 22 / 25
     errors = [np.std([fit.mean_recurrence_law.exponent for fit in each]) for each in (own, pooled)]
     assert errors[0] < 0.7 * errors[1]
     # Each minimum's standard error is its spread.
     for i in range(2):
         spread = np.std(np.log([fit.minima[i].mean_recurrence for fit in own]))
-        assert np.sqrt(np.mean([fit.minima[i].log_error ** 2 for fit in own])) == pytest.approx(spread, rel=0.3)
+        assert np.sqrt(np.mean([fit.minima[i].log_error ** 2 for fit in own])) == pytest.approx(spread, rel=0.4)
     assert own[0].minima[2].noise_scale == pytest.approx(4 * own[0].minima[1].noise_scale)
 
 
@@ -390,14 +392,14 @@ def test_even_noise_changes_nothing():
 
 def test_curves_lost_in_noise_count_in_the_redraws_and_are_reported():
     quiet, covered, reported = parabolas(POWER_LAW), [], []
-    for seed in range(40):
-        fit = fit_isoflop(noisy(quiet, 0.01, seed), COST, draws=100, seed=seed)
+    for seed in range(25):
+        fit = fit_isoflop(noisy(quiet, 0.01, seed), COST, draws=200, seed=seed)
         if fit.mean_recurrence_law is not None:
             low, high = fit.mean_recurrence_law.interval
             covered.append(low <= 0.4 <= high)
             reported.append(any(HARDLY_DETERMINED in note for note in fit.notes))
-    assert len(covered) >= 30
-    assert np.mean(covered) >= 0.9
+    assert len(covered) >= 18
+    assert np.mean(covered) >= 0.88
     assert np.mean(reported) >= 0.9
     clear = fit_isoflop(noisy(quiet, 3e-4, seed=0), COST, draws=0)
     assert not any(HARDLY_DETERMINED in note for note in clear.notes)
@@ -416,3 +418,27 @@ def test_a_budget_that_noise_left_out_counts_in_the_redraws_but_not_one_whose_mi
     assert ("count in the redraws" in fit.interval_method) == counts
     drawn, fewer = (np.array(one.mean_recurrence_law.draws)[:, 1] for one in (fit, without))
     assert (np.std(drawn) > 1.5 * np.std(fewer)) == counts
+
+
+def test_what_tilts_all_losses_of_a_budget_is_in_the_intervals_by_budgets():
+    quiet, covered = parabolas(POWER_LAW), {"budgets": [], "parametric": []}
+    number = quiet["budget"].map({budget: i for i, budget in enumerate(BUDGETS)}).to_numpy()
+    slope = np.log(quiet["mean_recurrence"] / 3.5)
+    for seed in range(30):
+        tilts = 0.01 * np.random.default_rng(seed).standard_normal(len(BUDGETS))
+        table = noisy(quiet.assign(loss=quiet["loss"] + tilts[number] * slope), 2e-4, seed)
+        for kind, held in covered.items():
+            if kind == "parametric" and seed >= 12:
+                continue
+            low, high = fit_isoflop(table, COST, draws=200, seed=seed, kind=kind).mean_recurrence_law.interval
+            held.append(low <= 0.4 <= high)
+    assert np.mean(covered["budgets"]) >= 0.88
+    assert np.mean(covered["parametric"]) < 0.7
+
+
+def test_a_pure_power_law_of_the_loss_has_no_interval():
+    fit = fit_isoflop(simulate_table(recurrences=()), COST)
+    assert fit.loss_law.interval is None
+    assert fit.loss_law.interval_at(128e18) is None
+    assert fit.loss_floor_law.interval_at(128e18) is not None
+    assert "wrong beyond the measured budgets" in isoflop_text(fit)
