@@ -85,7 +85,8 @@ def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
             _number("tokens", best.tokens, best.tokens_interval, ""),
             _number("loss", best.loss, best.loss_interval, "nats per token"),
         ]
-        others = () if judged.answer else best.others
+        # Of the other methods, those that would cost most.
+        others = [] if judged.answer else sorted(best.others, key=lambda other: -(other.extra_loss or 0.0))[:2]
         lines += [shortened(f"  {_other_model(other, axis.plain_symbol)}", COLUMNS) for other in others]
     if fit.held_out is not None:
         lines += _paragraph([_held_out(fit.held_out)], 2, printable)
