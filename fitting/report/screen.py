@@ -78,7 +78,7 @@ def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
         axis = AXES[fit.axis]
         title = f"Best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest, by the {best.method}"
         if judged.answer:
-            title = f"Details: the {best.method} alone would choose for {best.flops:.3g} FLOPs"
+            title = f"Details: what the {best.method} would choose for {best.flops:.3g} FLOPs"
         lines += _paragraph([title], 2, printable)
         lines += [
             _number(axis.name, best.value, best.value_interval, "loops" if axis.unit == "loops" else ""),
