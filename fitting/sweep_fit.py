@@ -26,7 +26,7 @@ from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
-from isoloop.fitting.selection.mixture import LawMixture, law_mixture
+from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
@@ -257,14 +257,8 @@ class _SweepFitter:
 
     def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:
         """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
-        richer = richer_law(training.form)
-        if richer is None:
-            return law_mixture([training])
-        try:
-            fit = dataclasses.replace(self, profiles=False)._law(richer.name, law_data(self.table), noise=noise)
-        except ValueError as error:
-            return law_mixture([training], not_fitted=str(error))
-        return law_mixture([training, fit])
+        fitter = dataclasses.replace(self, profiles=False)
+        return mixture_with_richer(training, lambda law: fitter._law(law.name, law_data(self.table), noise=noise))
 
     def _overthinking(
         self, rise: LossRise, data: Data, joint: LawFit | None, unified: LawFit | None, noise: NoiseModel | None

@@ -81,6 +81,7 @@ def test_held_out_compares_laws_with_minima(public):
     assert [name.split(",")[0] for name in header[2:]] == [
         "chinchilla law",
         "six-parameter law",
+        "chinchilla law",
         *2 * ["isoFLOP minima"],
     ]
     assert cells(text, "simulated")[1] == "7 of 63 at 3e+21"

@@ -14,6 +14,7 @@ from isoloop.fitting.cost import DenseCost
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.selection.choose import MinimaPredictor
 from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError, LawPredictor, Predictor
+from isoloop.fitting.selection.mixture import MixturePredictor
 
 
 def run(data_folder: Path, *, draws: int = 400) -> str:
@@ -44,6 +45,7 @@ def _methods(draws: int) -> list[Predictor]:
     return [
         LawPredictor(law="chinchilla", draws=draws),
         LawPredictor(law="six-parameter", draws=draws),
+        MixturePredictor(law="chinchilla", draws=draws),
         MinimaPredictor(floor=False, cost=DenseCost()),
         MinimaPredictor(floor=True, cost=DenseCost()),
     ]

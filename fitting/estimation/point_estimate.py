@@ -15,7 +15,10 @@ from isoloop.fitting.laws.base import Data, Law
 _STARTS = 10
 _FIRST_STEPS = 10
 _CANDIDATES, _CANDIDATES_OF_LARGE_LAWS = 5, 10
-"""Searches that are continued to convergence: more for a law of more than 5 parameters, which has more minima."""
+"""Searches that are continued: more for a law of more than 5 parameters, which has more minima."""
+_FINALISTS = 3
+"""Of more candidates, those that are searched to convergence, after all of them have come near a minimum."""
+_NEAR_STEPS, _NEAR_TOLERANCE = 25, 1e-6
 _FEW_PARAMETERS = 5
 _SAMPLE_ROWS = 1000
 LARGE_TABLE = 4000
@@ -75,6 +78,8 @@ def point_estimate(
         minima = minimise(problem, problem.scaled(start)[None])
     else:
         candidates = _candidates(problem, columns, counts)
+        if len(candidates) > _CANDIDATES + _FINALISTS:
+            candidates = _distinct(_near_minima(problem, candidates), _FINALISTS)
         minima = minimise_with_restart(_repeated(problem, len(candidates)), candidates)
     # The lowest minimum.
     best = int(np.argmin(minima.objectives))
@@ -98,15 +103,27 @@ def _candidates(problem: Problem, columns: Data, counts: np.ndarray) -> np.ndarr
 
     These are the best distinct ends of a few steps from each start, and the fits of simpler laws.
     """
-    law, objective = problem.law, problem.objective
+    law = problem.law
     start_points = starts(problem)
     first = minimise(_repeated(problem, len(start_points)), start_points, steps=_FIRST_STEPS)
-    simpler = law.simpler(
-        {**problem.data, "loss": columns["loss"]},
-        lambda law, data: point_estimate(law, data, objective, weights=counts, whitening=problem.whitening).parameters,
-    )
+    data = {**problem.data, "loss": columns["loss"]}
+    simpler = law.simpler(data, lambda law, data: _near_estimate(law, data, problem, counts))
     count = _CANDIDATES if len(law.parameters) <= _FEW_PARAMETERS else _CANDIDATES_OF_LARGE_LAWS
     return np.concatenate([_distinct(first, count), *(parameters[None] for parameters in simpler)])
+
+
+def _near_minima(problem: Problem, candidates: np.ndarray) -> Minima:
+    """Return the candidates (candidates, p) after some steps, near their minima."""
+    repeated = _repeated(problem, len(candidates))
+    return minimise(repeated, candidates, steps=_NEAR_STEPS, tolerance=_NEAR_TOLERANCE)
+
+
+def _near_estimate(law: Law, data: Data, like: Problem, counts: np.ndarray) -> np.ndarray:
+    """Return parameters (p,) near the best fit of a simpler law to rows that are those of the problem `like`."""
+    columns = checked_columns(law, data)
+    problem = Problem.of(law, columns, like.objective, weights=counts[None], whitening=like.whitening)
+    minima = _near_minima(problem, _candidates(problem, columns, counts))
+    return problem.unscaled(minima.parameters[int(np.argmin(minima.objectives))])
 
 
 def _sample(columns: Data, counts: np.ndarray) -> np.ndarray:

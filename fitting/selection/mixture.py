@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.estimation.law_fit import LawFit, interval_of_losses
-from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Optimum, best_split
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, interval
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law, interval_of_losses
+from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law, Optimum, best_split
+from isoloop.fitting.laws.registry import law_named, richer_law
 
 NAMED_WEIGHT = 0.05
 """Weight from which a law is named."""
@@ -94,6 +97,42 @@ class LawMixture:
         best = best_split(self.loss, cost, flops, bounds)
         drawn = [_widened(law, count, cost, flops, bounds) for law, count in self.draws_by_law]
         return MixtureOptimum(best=best, draws=_joined(drawn) if drawn else None)
+
+
+def mixture_with_richer(first: LawFit, fit: Callable[[Law], LawFit]) -> LawMixture:
+    """Return the mixture of `first` and the law that extends it, fitted by `fit` to the same rows as `first`.
+
+    Where no law extends it, or that can't be fitted, `first` is alone.
+    """
+    richer = richer_law(first.form)
+    if richer is None:
+        return law_mixture([first])
+    try:
+        return law_mixture([first, fit(richer)])
+    except ValueError as error:
+        return law_mixture([first], not_fitted=str(error))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePredictor:
+    """Predictions by a law and the one that extends it, weighed; a `Predictor` for `cross_validate`."""
+
+    law: str
+    draws: int
+    seed: int = 0
+    objective: Objective = HUBER
+    kind: BootstrapKind = "parametric"
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return f"{law_named(self.law).name} law, weighed with the one that extends it"
+
+    def predict(self, fitted: Data, held_out: Data) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        """See `Predictor.predict`; raises ValueError as `fit_law` does."""
+        fit = partial(fit_law, draws=self.draws, seed=self.seed, objective=self.objective, kind=self.kind)
+        mixture = mixture_with_richer(fit(self.law, fitted), lambda law: fit(law, fitted))
+        return mixture.loss(held_out), mixture.loss_interval(held_out)
 
 
 def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:
