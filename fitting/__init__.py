@@ -4,6 +4,7 @@ from isoloop.fitting.compare.comparison import SweepComparison, compare_sweeps
 from isoloop.fitting.compare.difference import Difference
 from isoloop.fitting.compare.side import ComparedSweep
 from isoloop.fitting.cost import Cost, CostModel, DenseCost, MeasuredCost, cost_of
+from isoloop.fitting.curve import CurveFit, fit_curve
 from isoloop.fitting.estimation.bootstrap import BOOTSTRAP_KINDS, bootstrap
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, SQUARED, Objective

@@ -55,11 +55,11 @@ def full_report(fit: SweepFit) -> str:
     if fit.isoflop and fit.parabola_bias:
         parts.append(parabola_bias_text(fit.parabola_bias, fit.isoflop.axis))
     if fit.axis == "params":
-        parts.append(_law_text(fit.training) if fit.training else _not_fitted(fit, "law L(N, D)", "training"))
+        parts.append(law_text(fit.training) if fit.training else _not_fitted(fit, "law L(N, D)", "training"))
         parts += _mixture_texts(fit.mixture)
     else:
         for name, law in fit.laws.items():
-            parts.append(_law_text(law) if law else _not_fitted(fit, f"{name} law", name))
+            parts.append(law_text(law) if law else _not_fitted(fit, f"{name} law", name))
             parts += _mixture_texts(fit.mixture) if name == "training" else []
         parts.append(
             _test_time_text(fit.test_time) if fit.test_time else _not_fitted(fit, "test-time law", "test-time")
@@ -84,7 +84,8 @@ def _not_fitted(fit: SweepFit, title: str, name: str) -> str:
     return textwrap.fill(f"{title}: not fitted. {fit.why_missing(name)}", REPORT_WIDTH, subsequent_indent="  ")
 
 
-def _law_text(fit: LawFit) -> str:
+def law_text(fit: LawFit) -> str:
+    """Return one fitted law as text: its method, parameters with intervals, and warnings."""
     law = fit.form
     scatter = f"{100 * fit.noise:.3g}%" if fit.on == "log loss" else f"{fit.noise:.3g} nats"
     if fit.noise_model is not None:
@@ -134,7 +135,7 @@ def _mixture_texts(mixture: LawMixture | None) -> list[str]:
     if mixture is None:
         return []
     weights = f"Weights of the laws after training\n  {mixture.reason}"
-    return [*(_law_text(law) for law in mixture.laws[1:]), weights]
+    return [*(law_text(law) for law in mixture.laws[1:]), weights]
 
 
 def _misfit_text(misfits: Sequence[Misfit]) -> str:
@@ -175,7 +176,7 @@ def _overthinking_texts(overthinking: Overthinking) -> list[str]:
         )
     if len(shown) < len(rise.least):
         lines.append(f"  ... these {len(shown)} lose most of {len(rise.least)}")
-    return ["\n".join(lines), *map(_law_text, (*overthinking.laws, *overthinking.test_time[:1]))]
+    return ["\n".join(lines), *map(law_text, (*overthinking.laws, *overthinking.test_time[:1]))]
 
 
 def _bullets(title: str, sentences: Sequence[str]) -> list[str]:

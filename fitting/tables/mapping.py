@@ -268,11 +268,11 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
     """Return what a column of this name may hold: our column, a rank (lower is surer), and the factor of its unit."""
     if name in NAMES and (ours or name not in ("loss", "recurrence")):
         return [(name, -1, 1.0)]
-    match = re.fullmatch(r"loss_T(\d+(?:\.\d+)?)", name) or _LOSS_AT.fullmatch(_key(name))
+    match = re.fullmatch(r"loss_T(\d+(?:\.\d+)?)", name) or _LOSS_AT.fullmatch(column_key(name))
     if match and not _TRAINING.search(name):
         return [(loss_column(float(next(filter(None, match.groups())))), 0, 1.0)]
-    if _key(name).endswith("_days") and _key(name) in _FLOP_UNITS:
-        return [("flops", 0, _FLOP_UNITS[_key(name)])]
+    if column_key(name).endswith("_days") and column_key(name) in _FLOP_UNITS:
+        return [("flops", 0, _FLOP_UNITS[column_key(name)])]
     parts = [part for part in re.split(r"[/.]", name) if part] if not re.search(r"[(\[]", name) else name.split("/")
     meanings: dict[str, tuple[int, float]] = {}
     for depth in range(len(parts)):
@@ -280,15 +280,15 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
         for base, unit in ((nested, None), _without_unit(nested)):
             for column, usual in NAMES.items():
                 factor = _unit_factor(unit, column)
-                if _key(base) not in usual or factor is None or column in meanings:
+                if column_key(base) not in usual or factor is None or column in meanings:
                     continue
-                if depth and column == "run_id" and _key(base) in _WEAK_IDS:
+                if depth and column == "run_id" and column_key(base) in _WEAK_IDS:
                     continue
-                rank = usual.index(_key(base)) + _NESTED_RANK * depth
+                rank = usual.index(column_key(base)) + _NESTED_RANK * depth
                 meanings[column] = (rank + _TRAINING_RANK * bool(_is_training_loss(name, column)), factor)
-    if not meanings and _SOME_LOSS.fullmatch(_key(name)) and not _TRAINING.search(name):
+    if not meanings and _SOME_LOSS.fullmatch(column_key(name)) and not _TRAINING.search(name):
         meanings["loss"] = (len(NAMES["loss"]), 1.0)
-    if not meanings and _key(parts[-1] if parts else name) in ("train_loss", "training_loss"):
+    if not meanings and column_key(parts[-1] if parts else name) in ("train_loss", "training_loss"):
         meanings["loss"] = (_TRAINING_RANK, 1.0)
     if "loss" in meanings:
         _, unit = _without_unit(name)
@@ -308,14 +308,14 @@ def _without_unit(name: str) -> tuple[str, str | None]:
     match = re.fullmatch(r"(.+?)[\s_]*[(\[]\s*(.+?)\s*[)\]]", name)
     if match:
         power = re.fullmatch(r"(?:x|×)?\s*10\s*\^\s*(\d+)", match[2])
-        return match[1], f"1e{power[1]}" if power else _key(match[2])
+        return match[1], f"1e{power[1]}" if power else column_key(match[2])
     match = re.fullmatch(r"(.+?)[\s_]+(?:in[\s_])?([A-Za-z]+|1?e\d+)", name)
     if match:
         single = len(match[1]) == 1 and len(match[2]) == 1
         if not single or (match[1] + match[2]).isupper():
-            return match[1], _key(match[2])
+            return match[1], column_key(match[2])
     match = re.fullmatch(r"([A-Za-z_]*[a-z])([MBT])", name)
-    return (match[1], _key(match[2])) if match else (name, None)
+    return (match[1], column_key(match[2])) if match else (name, None)
 
 
 def _unit_factor(unit: str | None, column: str) -> float | None:
@@ -346,9 +346,9 @@ def _identifying(
     kept = [
         (not one, candidate)
         for one, candidate in zip(unique, candidates, strict=True)
-        if one or _key(candidate[2].name) not in _WEAK_IDS or candidate[0] < 0
+        if one or column_key(candidate[2].name) not in _WEAK_IDS or candidate[0] < 0
     ]
-    repeats = "step" in map(_key, map(str, frame.columns)) or (kept[:1] and kept[0][1][0] < 0)
+    repeats = "step" in map(column_key, map(str, frame.columns)) or (kept[:1] and kept[0][1][0] < 0)
     return [candidate for _, candidate in (kept if repeats else sorted(kept, key=lambda one: one[0]))]
 
 
@@ -437,7 +437,7 @@ def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
     if ours:
         return []
     others = [name for name in map(str, frame.columns) if name not in NAMES and not re.fullmatch(r"loss_T.*", name)]
-    keys = {name: _key(re.sub(r"^(params|metrics|tags)/", "", name)) for name in others}
+    keys = {name: column_key(re.sub(r"^(params|metrics|tags)/", "", name)) for name in others}
     telling = [name for name in others if _TELLING.search(keys[name])]
     kinds, repeated = [], []
     for name in others:
@@ -603,7 +603,7 @@ def _losses_at_mean(columns: Mapping[str, Any]) -> np.ndarray | None:
 def _check_presence(columns: Mapping[str, Any], frame: pd.DataFrame) -> None:
     """Raise ValueError if no run could be fitted for want of a column; FLOPs may follow from a model."""
     names = [str(name) for name in frame.columns]
-    steps = next((name for name in names if re.search(r"(^|_)(steps?|iters?)$", _key(name))), None)
+    steps = next((name for name in names if re.search(r"(^|_)(steps?|iters?)$", column_key(name))), None)
     product = f" (or steps times the tokens of a step, as in --columns 'tokens={steps}*524288')" if steps else ""
     hint = product if "tokens" not in columns else ""
     check_presence(columns, own_names=names, counted_later=True, hint=hint)
@@ -729,7 +729,12 @@ def _with_statuses(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 # Names
 
 
-def _key(name: str) -> str:
+def names_of(column: str) -> tuple[str, ...]:
+    """Return the usual names of a column, as `column_key` writes them."""
+    return NAMES[column]
+
+
+def column_key(name: str) -> str:
     """Return a name without case, punctuation and humps: `nParams`, `N params` and `n-params` are one."""
     plain = name.replace("µ", "mu").replace("μ", "mu").replace("@", "_at_")
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", plain)

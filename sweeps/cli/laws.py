@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,8 +27,11 @@ from isoloop.sweeps.cli.options import (
     table_options,
 )
 from isoloop.sweeps.cli.stored_fits import StoredFit, fit_target, stored_fit
+from isoloop.sweeps.paths import is_table_target
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from isoloop.fitting import Objective
     from isoloop.fitting.estimation.bootstrap import BootstrapKind
 
@@ -64,17 +68,35 @@ def fit(
     independent: Annotated[
         bool, typer.Option("--independent", help="Fit separate parabolas in log tokens, too.")
     ] = False,
+    mean_recurrence: Annotated[
+        float | None,
+        typer.Option(help="Mean loops in training (mu) of the one model whose losses at several T a file holds."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print the whole report instead of one screen of it.")] = False,
 ) -> None:
     """Fit laws to a table of runs, and print the answer, the parameters and what to doubt on one screen.
 
     The table is a sweep's, a file's, or that of an MLflow experiment.
     """
+    import numpy as np
+
+    from isoloop.fitting import fit_curve
     from isoloop.fitting.report.layout import columns_of
     from isoloop.fitting.report.screen import COLUMNS, LINES
 
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     files = files_of(target, out, hold_out=hold_out)
+    curve = None if options.given else _curve_of(files)
+    if curve is not None:
+        if mean_recurrence is not None:
+            curve["mean_recurrence"] = np.full(len(curve["loss"]), mean_recurrence)
+        print(fit_curve(curve, draws=draws, seed=seed, objective=_objective(delta, on)).report(), end="")
+        return
+    if mean_recurrence is not None:
+        raise ValueError(
+            f"--mean-recurrence is for a file with the losses of one model at several T (recurrence and loss), but "
+            f"{target} is a table of runs; leave it out"
+        )
     stored = fit_target(
         files,
         out,
@@ -95,6 +117,16 @@ def fit(
     else:
         print(stored.fit.summary(lines=LINES - rows - 1, printable=as_printed))
     print("\n".join(ending))
+
+
+def _curve_of(files: TargetFiles) -> "dict[str, np.ndarray] | None":
+    """Return the losses of one model at several T, None if the target is not a file with such losses alone."""
+    from isoloop.fitting.curve import curve_columns
+    from isoloop.fitting.tables.reading import read_raw
+
+    if not is_table_target(files.target) or not Path(files.target).is_file():
+        return None
+    return curve_columns(read_raw(files.target).frame)
 
 
 def _where_stored(stored: StoredFit) -> list[str]:
