@@ -81,7 +81,7 @@ class Prediction:
         if self.optimal:
             title = f"Best model for {self.flops:.4g} FLOPs by the {self.method}"
         if self.verdict.answer:
-            title = f"Details: the {self.method} alone would choose for {self.flops:.4g} FLOPs"
+            title = f"Details: what the {self.method} would choose for {self.flops:.4g} FLOPs"
         lines = [
             *_wrapped([*map(str, self.verdict.answer), *self.verdict.doubts], ""),
             f"{title}{simulated}",

@@ -26,6 +26,9 @@ NOT_DETERMINED = "not determined by these runs"
 FEWEST_DOF = 3
 """Degrees of freedom below which a fit is no evidence: runs minus parameters, or budgets minus the two of a line."""
 _LINE = 2
+_MOST_OF_GRID = 0.9
+"""Width of an interval as a share of the grid's, both in logs, above which it says nothing."""
+_ROUNDING = math.log(BUDGET_ROUNDING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +194,11 @@ def _width_reasons(fit: SweepFit, best: Recommendation) -> list[Reason]:
     if best.value_interval is None:
         return []
     least, most = best.value_interval
-    if least > 0 and math.isfinite(most) and most / least <= max(high / low, BUDGET_ROUNDING):
+    if least > 0 and math.isfinite(most) and math.log(most / least) <= _MOST_OF_GRID * math.log(high / low) + _ROUNDING:
         return []
     return [
         (
-            f"its 95% interval is {least:.3g} to {most:.3g} {unit}, wider than the measured grid of {low:.3g} to "
-            f"{high:.3g}",
+            f"its 95% interval is {least:.3g} to {most:.3g} {unit}, where {low:.3g} to {high:.3g} were measured",
             _nearer_budget(fit, best),
         )
     ]

@@ -78,14 +78,15 @@ def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
         axis = AXES[fit.axis]
         title = f"Best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest, by the {best.method}"
         if judged.answer:
-            title = f"Details: the {best.method} alone would choose for {best.flops:.3g} FLOPs"
+            title = f"Details: what the {best.method} would choose for {best.flops:.3g} FLOPs"
         lines += _paragraph([title], 2, printable)
         lines += [
             _number(axis.name, best.value, best.value_interval, "loops" if axis.unit == "loops" else ""),
             _number("tokens", best.tokens, best.tokens_interval, ""),
             _number("loss", best.loss, best.loss_interval, "nats per token"),
         ]
-        others = () if judged.answer else best.others
+        # Of the other methods, those that would cost most.
+        others = [] if judged.answer else sorted(best.others, key=lambda other: -(other.extra_loss or 0.0))[:2]
         lines += [shortened(f"  {_other_model(other, axis.plain_symbol)}", COLUMNS) for other in others]
     if fit.held_out is not None:
         lines += _paragraph([_held_out(fit.held_out)], 2, printable)

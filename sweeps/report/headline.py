@@ -39,12 +39,13 @@ def with_greek_mu(text: str) -> str:
 def _answer_sentence(fit: SweepFit) -> str:
     """Return the best model for twice the largest fitted compute, and what the other methods' choices would cost."""
     best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
-    others = [other for other in best.others if other.extra_loss is not None]
-    costs = ""
-    if others:
-        models = " and ".join(f"{other.value:.3g} by the {other.method}" for other in others)
-        most = max(other.extra_loss or 0.0 for other in others)
-        costs = f" Other methods choose {models}, which would cost {max(most, 0.0):.1g} nats at most."
+    low, high = best.value_interval or (best.value, best.value)
+    outside = [
+        f"{other.value:.3g} ({other.method}, +{max(other.extra_loss, 0.0):.1g} nats)"
+        for other in best.others
+        if other.extra_loss is not None and not low <= other.value <= high
+    ]
+    costs = f" Other methods would choose {' or '.join(outside)}, with that loss more." if outside else ""
     return (
         f"The best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest measured compute, has a "
         f"{AXES[fit.axis].name} of {_spanned(best.value, best.value_interval)}, trained on "

@@ -76,7 +76,8 @@
       "#best-loss": loss(best.loss),
       "#best-loss-interval": best.loss === null ? "" : range(best.lossInterval, loss),
       "#best-perplexity": best.loss === null ? "" : `perplexity ${short(Math.exp(best.loss))}`,
-      "#best-source": `By the ${best.name}, ${extrapolates}.${whole && !undetermined.length ? wholeSentence(whole) : ""}`,
+      "#best-source": undetermined.length ? `The table has what each method alone would choose, ${extrapolates}.`
+        : `By the ${best.name}, ${extrapolates}.${whole ? wholeSentence(whole) : ""}`,
       "#best-reason": `Why the ${best.name}: ${reason}.`,
     };
     find("#best-numbers").hidden = undetermined.length > 0;
@@ -88,7 +89,7 @@
     find("#best-methods").replaceChildren(...methods.map((method) => {
       const row = newElement("tr");
       const cells = [value.short(method.value), range(method.valueInterval, value.short), short(method.tokens),
-        range(method.tokensInterval, short), loss(method.loss), extra(method.extraLoss)];
+        loss(method.loss), extra(method.extraLoss)];
       row.append(newElement("th", method.name, { scope: "row" }), ...cells.map((text) => newElement("td", text)));
       return row;
     }));

@@ -57,7 +57,7 @@ DEGENERATE = {
     "no effect of loops": (at_its_bound("mean_recurrence", {"X": 1e-9}), "in the training law .* bound"),
     "loud noise": (
         grid((1e18, 2e18), truth=dataclasses.replace(PUBLISHED_TRUTH, run_noise=0.02), seed=1),
-        "wider than the measured grid of 1 to 12|bound|end of the search|no minimum inside",
+        "where 1 to 12 were measured|bound|end of the search|no minimum inside",
     ),
 }
 
@@ -84,7 +84,7 @@ def test_a_degenerate_table_has_no_answer_but_a_reason_and_the_runs_to_make(fits
     report = predict(fit, flops=flops).report()
     assert report.startswith("Not determined by these runs: the best mean recurrence at ")
     assert "Best model" not in report
-    assert "Details: the " in report
+    assert "Details: what the " in report
 
 
 def test_a_good_table_has_its_answer():
@@ -111,9 +111,10 @@ def test_an_interval_is_compared_with_the_grid():
     fit = fit_sweep(grid(), name="x", draws=30)
     best = recommendation(fit, 32e18)
     (reason,) = verdict_on(fit, dataclasses.replace(best, value_interval=(1.0, 300.0))).answer
-    assert "its 95% interval is 1 to 300 loops, wider than the measured grid of 1 to 12" in str(reason)
+    assert "its 95% interval is 1 to 300 loops, where 1 to 12 were measured" in str(reason)
     assert "a budget between 1.6e+19 and 3.2e+19 FLOPs, such as 2.3e+19" in str(reason)
-    assert verdict_on(fit, dataclasses.replace(best, value_interval=(2.0, 20.0))).answer == ()
+    assert verdict_on(fit, dataclasses.replace(best, value_interval=(1.0, 11.9))).answer
+    assert verdict_on(fit, dataclasses.replace(best, value_interval=(10.0, 60.0))).answer == ()
 
 
 def test_two_budgets_give_an_answer_but_no_exponents():
