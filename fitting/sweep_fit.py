@@ -221,7 +221,7 @@ class _SweepFitter:
                 rising = self._overthinking(rise, data, joint, unified, noise)
             misfits += self._misfits_at_test_time(
                 data,
-                [(rising and rising.of_run(law.run_id)) or law for law in test_time],
+                [own for law in test_time if (own := rising.law_of(law) if rising else law)],
                 (rising and rising.extension("unified")) or unified,
                 (rising and rising.extension("joint-test-time")) or joint,
             )

@@ -18,6 +18,8 @@ _CURVE_PARAMETERS = 3
 _NULL_DRAWS = 10_000
 _LEAST_SHARE_OF_LARGEST = 0.01
 """Directions between budgets that a law follows but for less than this share tell nothing of luck."""
+_LEAST_DOF_OF_LUCK = 2.0
+"""Luck that only just shows is overestimated, which makes up for fewer degrees of freedom."""
 _MOST_GROUPS = 100
 _LARGEST_EXPONENT = 4.0
 _CLIP, _CLIP_TO_COMPARE = 3.5, 2.0
@@ -343,4 +345,4 @@ def _shared(residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budge
     ratio = float(np.exp(found.x))
     spread = 1 + ratio * values
     variance = (float((between**2 / spread).sum()) + rest) / (within + len(values))
-    return float(np.sqrt(ratio * variance)), max(1.0, float(((ratio * values / spread) ** 2).sum()))
+    return float(np.sqrt(ratio * variance)), max(_LEAST_DOF_OF_LUCK, float(((ratio * values / spread) ** 2).sum()))

@@ -22,6 +22,8 @@ _NOISES = 3.0
 """Rise, in noises of one evaluation, from which a model counts where all models together rise."""
 _SMALLEST_RISE = 1e-3
 """Relative rise below which none counts."""
+_MODELS_FOR_NOISE = 1000
+"""Models from which the noise of an evaluation is taken; of more, some that are spread evenly over the table."""
 _FALSE_ALARMS = 0.005
 """Chance, for each test, that losses of a table which don't rise count as rising."""
 _FALSE_ALARMS_TOGETHER = 1e-4
@@ -131,7 +133,8 @@ def loss_rise(data: Data) -> LossRise | None:
         return None
     # The rise that noise explains, in one model and in all together
     several = frame[frame["run_id"].isin(last.index)]
-    noise, dof = evaluation_noise(several)
+    some = last.index[:: -(-len(last) // _MODELS_FOR_NOISE)]
+    noise, dof = evaluation_noise(several if len(some) == len(last) else several[several["run_id"].isin(some)])
     comparisons = len(several) - len(last)
     limits = [] if noise is None else [float(student_t.isf(_FALSE_ALARMS / comparisons, dof)) * noise]
     if dof < _KNOWN_DOF:

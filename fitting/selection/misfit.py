@@ -30,7 +30,7 @@ LEVEL_AFTER_TRAINING, LEVEL_AT_TEST_TIME = 0.018, 0.002
 """Chance of calling a true law wrong: of the law after training, and of each of the up to three of test-time loops."""
 _LEAST_SIZE = 2e-4
 """Smaller departures, as a share of the loss, matter to no prediction: they are never significant."""
-_CLIP = 3.0
+_CLIP = 2.0
 """Residuals count up to this many typical ones."""
 _MEDIAN_OF_NORMAL = 0.6745
 _NO_LAW = "compare other laws by `isoloop choose`, and trust no prediction beyond the fitted runs"
@@ -90,7 +90,7 @@ def law_misfit(
     - Without budgets: a cubic in the logarithms of the law's columns does. With `by_run`, where several rows of a run
       share its noise, only departures within runs count.
 
-    They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 3
+    They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 2
     typical ones and divided by the noise of their compute. Where budgets share luck, only departures within them count.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
     `level`. `richer` is the fit of the law that extends it, which the sentence recommends where it is better.

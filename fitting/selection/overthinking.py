@@ -47,6 +47,12 @@ class Overthinking:
         """Return the law of one model, None if it has none."""
         return next((law for law in self.test_time if law.run_id == run_id), None)
 
+    def law_of(self, saturating: LawFit) -> LawFit | None:
+        """Return the law of one model to judge: its own for a rise, or the saturating one if its losses don't rise."""
+        if saturating.run_id in self.rise.runs:
+            return self.of_run(saturating.run_id)
+        return saturating
+
     @property
     def best_text(self) -> str:
         """The best T as a multiple of mu, with its interval."""

@@ -72,7 +72,8 @@ def loss_mixture(table: pd.DataFrame) -> LossMixture | None:
     the logarithms of some losses lie on the trend of the rest (perplexities). Losses whose unit the table states are
     believed.
     """
-    places = np.flatnonzero((table["status"] == "finished").to_numpy() & (table["loss"] > 0).to_numpy())
+    measured = table["loss"].between(0, np.inf, inclusive="neither")
+    places = np.flatnonzero(((table["status"] == "finished") & measured).to_numpy())
     if len(places) < _FEWEST_IN_ALL or "loss_unit" in table:
         return None
     sample = places

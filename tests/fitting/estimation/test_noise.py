@@ -69,7 +69,7 @@ def test_luck_that_budgets_share_is_recovered():
     assert np.mean([model.shared > 0 for model in models]) > 0.7
     assert np.sqrt(np.mean([model.shared**2 for model in models])) == pytest.approx(3e-3, rel=0.3)
     assert np.mean([model.level for model in models]) == pytest.approx(1e-3, rel=0.15)
-    assert all(1 <= model.shared_dof <= 6 for model in models if model.shared)
+    assert all(2 <= model.shared_dof <= 6 for model in models if model.shared)
 
 
 def test_even_noise_shows_neither():
