@@ -41,11 +41,11 @@ def _answer_sentence(fit: SweepFit) -> str:
     best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
     low, high = best.value_interval or (best.value, best.value)
     outside = [
-        f"{other.value:.3g} ({other.method}, +{max(other.extra_loss, 0.0):.1g} nats)"
+        f"{other.value:.3g} by the {other.method}, which would cost {max(other.extra_loss, 0.0):.1g} nats"
         for other in best.others
         if other.extra_loss is not None and not low <= other.value <= high
     ]
-    costs = f" Other methods would choose {' or '.join(outside)}, with that loss more." if outside else ""
+    costs = f" Other methods choose {'; '.join(outside)}." if outside else ""
     return (
         f"The best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest measured compute, has a "
         f"{AXES[fit.axis].name} of {_spanned(best.value, best.value_interval)}, trained on "
