@@ -190,7 +190,7 @@ class _SweepFitter:
                 follows.draw_matrix if follows.draws else None,
                 widening=follows.widening,
             )
-        misfits = [] if mixture is None else self._misfits_after_training(mixture)
+        misfits = [] if mixture is None else self._misfits_after_training(mixture, noise)
         # The laws of test-time loops
         test_time: tuple[LawFit, ...] = ()
         joint = unified = rising = None
@@ -283,13 +283,13 @@ class _SweepFitter:
                 of_models.append(_of_model(fit, rows))
         return dataclasses.replace(result, test_time=tuple(of_models))
 
-    def _misfits_after_training(self, mixture: LawMixture) -> list[Misfit]:
+    def _misfits_after_training(self, mixture: LawMixture, noise: NoiseModel | None) -> list[Misfit]:
         """Return the misfit of each law of the loss after training, the simplest first."""
         data = law_data(self.table)
         misfits: list[Misfit] = []
         richer: LawFit | None = None
         for fit in reversed(mixture.laws):
-            misfits.insert(0, law_misfit(fit, data, richer=richer))
+            misfits.insert(0, law_misfit(fit, data, richer=richer, noise=noise))
             richer = fit
         return misfits
 

@@ -11,7 +11,8 @@ from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate
 from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data
 
-_SIGNIFICANT = 0.01
+_SIGNIFICANT, _SIGNIFICANT_LUCK = 0.01, 0.05
+"""Levels of the tests of an exponent and of shared luck. Luck that is not seen makes intervals too narrow."""
 _DOF_NEEDED = 8
 """Degrees of freedom from which scatter is compared between budgets."""
 _CURVE_PARAMETERS = 3
@@ -37,7 +38,8 @@ class NoiseModel:
     `level` is that of log loss at `reference` FLOPs, known with `dof` degrees of freedom; it grows as C^`exponent`,
     which has the standard error `exponent_error`. An exponent of 0 is the same noise at every budget. `shared` is the
     standard deviation of the luck that runs of a budget have in common, 0 if the losses show none, known with
-    `shared_dof` degrees of freedom. `source` names what the noise was measured by.
+    `shared_dof` degrees of freedom; `possible_luck` is its estimate, whether or not a test shows it. `source` names
+    what the noise was measured by.
     """
 
     level: float
@@ -47,6 +49,7 @@ class NoiseModel:
     exponent_error: float = 0.0
     shared: float = 0.0
     shared_dof: float = 0.0
+    possible_luck: float = 0.0
     source: str = "law"
 
     @property
@@ -133,9 +136,9 @@ def noise_model(data: Data, estimate: PointEstimate) -> NoiseModel:
 
     The scatter about the law is compared between budgets where several seeds ran the same model, or else where budgets
     have more runs than the 3 parameters of a parabola (what a law misses along a curve is then not taken for noise),
-    or else over all runs. An exponent, or shared luck, that a test does not show at the 1% level is 0. Both tests hold
-    their level for normal noise, by simulation, and nearly so with outliers, whose residuals are clipped. `data` need
-    the columns loss and flops, and may have budget and mean_recurrence or params.
+    or else over all runs. An exponent that a test does not show at the 1% level, or shared luck at the 5% level, is 0.
+    Both tests hold their level for normal noise, by simulation, and nearly so with outliers, whose residuals are
+    clipped. `data` need the columns loss and flops, and may have budget and mean_recurrence or params.
     """
     residuals = np.log(data["loss"]) - np.log(estimate.law.loss(estimate.parameters, data))
     log_flops = np.log(flops_of(data))
@@ -149,17 +152,18 @@ def noise_model(data: Data, estimate: PointEstimate) -> NoiseModel:
     weighted = clipped * np.exp(-exponent * position)
     scatter = _scatter(data, clipped, position, slopes)
     level = np.sqrt(np.sum(scatter.squares * np.exp(-2 * exponent * scatter.position)) / scatter.total_dof)
-    shared, shared_dof = 0.0, 0.0
+    luck, luck_dof, seen = 0.0, 0.0, False
     if "budget" in data and len(clipped) <= LARGE_TABLE:
-        shared, shared_dof = _shared(weighted, slopes, np.exp(exponent * position), np.asarray(data["budget"]))
+        luck, luck_dof, seen = _shared(weighted, slopes, np.exp(exponent * position), np.asarray(data["budget"]))
     return NoiseModel(
         level=float(level),
         reference=reference,
         dof=float(scatter.total_dof),
         exponent=exponent,
         exponent_error=error,
-        shared=shared,
-        shared_dof=shared_dof,
+        shared=luck if seen else 0.0,
+        shared_dof=luck_dof if seen else 0.0,
+        possible_luck=luck,
         source=scatter.source,
     )
 
@@ -304,11 +308,13 @@ def _exponent(scatter: _Scatter) -> tuple[float, float]:
     return float(found.x), float(np.sqrt(scatter.tails / (2 * (dof @ position**2))))
 
 
-def _shared(residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budgets: np.ndarray) -> tuple[float, float]:
-    """Return the standard deviation of luck that a budget's runs share, and its degrees of freedom; 0 if none shows.
+def _shared(
+    residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budgets: np.ndarray
+) -> tuple[float, float, bool]:
+    """Return the standard deviation of luck that a budget's runs share, its degrees of freedom, and True if it shows.
 
     `residuals` (rows,) are divided by their `scales`. The scatter between budgets beyond the law is tested against that
-    within them by the score test of a random effect, whose distribution is simulated for normal noise; the luck is then
+    within them by the score test of a random effect, whose distribution is simulated for normal noise; the luck is
     the estimate of restricted maximum likelihood.
     """
     known = ~np.isnan(budgets)
@@ -324,15 +330,14 @@ def _shared(residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budge
     values = values[free]
     within = len(residuals) - basis.shape[1] - len(values)
     if within < _DOF_NEEDED or not len(values) or not left @ left > 0:
-        return 0.0, 0.0
+        return 0.0, 0.0, False
     between = ((seen @ vectors[:, free]) / np.sqrt(values)).T @ left
     rest = max(float(left @ left - between @ between), 1e-300)
     # The score test
     rng = np.random.default_rng(0)
     drawn = rng.chisquare(1, size=(_NULL_DRAWS, len(values)))
     null = drawn @ values / (drawn.sum(axis=1) + rng.chisquare(within, size=_NULL_DRAWS))
-    if np.mean(null >= between**2 @ values / (left @ left)) >= _SIGNIFICANT:
-        return 0.0, 0.0
+    shows = bool(np.mean(null >= between**2 @ values / (left @ left)) < _SIGNIFICANT_LUCK)
 
     # The ratio of the variance of the luck to that of a run's own noise
     def deviance(log_ratio: float) -> float:
@@ -345,4 +350,5 @@ def _shared(residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budge
     ratio = float(np.exp(found.x))
     spread = 1 + ratio * values
     variance = (float((between**2 / spread).sum()) + rest) / (within + len(values))
-    return float(np.sqrt(ratio * variance)), max(_LEAST_DOF_OF_LUCK, float(((ratio * values / spread) ** 2).sum()))
+    dof = max(_LEAST_DOF_OF_LUCK, float(((ratio * values / spread) ** 2).sum()))
+    return float(np.sqrt(ratio * variance)), dof, shows

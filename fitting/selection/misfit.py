@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE
 from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
@@ -81,6 +82,7 @@ def law_misfit(
     richer: LawFit | None = None,
     by_run: bool = False,
     level: float = LEVEL_AFTER_TRAINING,
+    noise: NoiseModel | None = None,
 ) -> Misfit:
     """Test the form of a law that was fitted to the rows of `data`, by all of these that the rows allow.
 
@@ -91,11 +93,12 @@ def law_misfit(
       share its noise, only departures within runs count.
 
     They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 2
-    typical ones and divided by the noise of their compute. Where budgets share luck, only departures within them count.
+    typical ones and divided by the noise of their compute (`noise`, by default that of the fit). Where budgets share
+    luck, only departures within them count; where no luck shows, those between budgets count less by its estimate.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
     `level`. `richer` is the fit of the law that extends it, which the sentence recommends where it is better.
     """
-    tests = _tests(fit, data, by_run)
+    tests = _tests(fit, data, by_run, noise or fit.noise_model)
     return _judged(fit, tests, richer, level, float(np.mean(data["loss"])))
 
 
@@ -166,27 +169,30 @@ def misfit_of_models(misfits: Sequence[Misfit], level: float) -> Misfit | None:
     return replace(worst, p_value=p_value, significant=bool(departing), better=None, sentence=sentence)
 
 
-def _tests(fit: LawFit, data: Data, by_run: bool) -> list[tuple[MisfitTest, float]]:
+def _tests(fit: LawFit, data: Data, by_run: bool, noise: NoiseModel | None) -> list[tuple[MisfitTest, float]]:
     """Return the tests that the rows allow, each with the variance of the residuals that its departure explains."""
     law, rows = fit.form, len(data["loss"])
     if rows > LARGE_TABLE:
         some = np.sort(np.random.default_rng(0).choice(rows, LARGE_TABLE, replace=False))
         data = {name: values[some] for name, values in data.items()}
     # Residuals and slopes of what was fitted: log loss or loss
-    noise = fit.noise_model
-    whitening = (noise.whitening(data, independent=True) if noise else None) or Whitening()
+    shared = noise is not None and noise.shared > 0 and "budget" in data and not by_run
+    if noise is not None and not shared:
+        noise = replace(noise, shared=noise.possible_luck)
+    whitening = (noise.whitening(data, independent=shared or by_run) if noise else None) or Whitening()
     loss, slopes = law.loss_and_gradient(fit.vector, data)
     logarithmic = fit.on == "log loss"
     residuals = np.log(data["loss"] / loss) if logarithmic else data["loss"] - loss
     per_row = loss[:, None] if logarithmic else 1.0
     slopes = slopes / per_row
-    if noise and noise.shared and "budget" in data and not by_run:
+    if shared:
         # Luck that the runs of a budget share can look like any departure between budgets.
         slopes = np.column_stack([slopes, data["budget"][:, None] == np.unique(data["budget"])])
-    departures = _Departures(
-        residuals=whitening.rows(residuals),
-        slopes=whitening.columns(slopes),
-        runs=data["run_id"] if by_run else None,
+    departures, plain = (
+        _Departures(
+            residuals=each.rows(residuals), slopes=each.columns(slopes), runs=data["run_id"] if by_run else None
+        )
+        for each in (whitening, Whitening(scales=whitening.scales))
     )
     # The departures to look for
     directions: list[tuple[str, np.ndarray, float]] = []
@@ -201,8 +207,14 @@ def _tests(fit: LawFit, data: Data, by_run: bool) -> list[tuple[MisfitTest, floa
         directions.append((_CURVES, curves, _EXPLAINED))
     if cells is not None:
         directions.append((_SEEDS, cells, _DEPENDENT))
-    tests = (departures.test(name, whitening.columns(free), dependent) for name, free, dependent in directions)
-    return [test for test in tests if test is not None]
+    # The size of a departure is that of the losses, whatever part of it may be luck
+    results = []
+    for name, free, dependent in directions:
+        test = departures.test(name, whitening.columns(free), dependent)
+        sized = plain.test(name, Whitening(scales=whitening.scales).columns(free), dependent)
+        if test is not None and sized is not None:
+            results.append((test[0], sized[1]))
+    return results
 
 
 def _judged(
