@@ -32,8 +32,9 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     if fit.overthinking is not None:
         caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += row_caveats(data)
-    if fit.training is not None:
-        caveats += _law_caveats(fit.training)
+    laws = fit.laws_after_training
+    if laws is not None:
+        caveats += _law_caveats(laws.best)
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += [
         f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {IMPLAUSIBLE_LOSS}, so the "
@@ -49,8 +50,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
             f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."
             for error in fit.held_out.errors
         ]
-    if fit.training is not None:
-        caveats += outlier_caveats(fit.training, data)
+    if laws is not None:
+        caveats += outlier_caveats(laws.best, data)
     if fit.isoflop is not None:
         caveats += _isoflop_caveats(fit.isoflop, fit.axis, table)
     if fit.parabola_bias is not None:
@@ -89,10 +90,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
 
 def _misfit_caveats(fit: SweepFit) -> list[str]:
     """Return the sentences of laws whose form is wrong; a richer law counts only where predictions rest on it."""
-    unused = set()
-    if fit.mixture is not None:
-        counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
-        unused = {law.form.name for law, weight in counted if weight < 0.5}
+    laws = fit.laws_after_training
+    unused = set() if laws is None else {law.form.name for law in laws.laws[1:] if law is not laws.best}
     return [misfit.sentence for misfit in fit.misfits if misfit.significant and misfit.law not in unused]
 
 
@@ -146,10 +145,11 @@ def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> lis
         if not minimum.included
     ]
     # Minima inside the grid although the best measured run is at its edge
-    for minimum in isoflop.minima:
-        runs = table[table["budget"] == minimum.budget].dropna(subset=["loss"])
-        best = float(runs.loc[runs["loss"].idxmin(), axis]) if len(runs) else None
-        if minimum.included and best in (runs[axis].min(), runs[axis].max()):
+    by_budget = dict(list(table.dropna(subset=["loss"]).groupby("budget"))) if isoflop.included else {}
+    for minimum in isoflop.included:
+        runs = by_budget[minimum.budget]
+        best = float(runs.loc[runs["loss"].idxmin(), axis])
+        if best in (runs[axis].min(), runs[axis].max()):
             unit = "parameters" if axis == "params" else "loop" if best == 1 else "loops"
             value = minimum.params if axis == "params" else minimum.mean_recurrence
             caveats.append(

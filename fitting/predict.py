@@ -16,7 +16,6 @@ from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.recommendation import (
     BUDGET_ROUNDING,
     BestModel,
-    laws_after_training,
     recommendation,
     why_no_recommendation,
 )
@@ -159,7 +158,7 @@ def predict(
         law = _required_law(fit, "unified" if loss_at_mean is None else "joint-test-time")
     elif best is None:
         _required_law(fit, "training")
-        law = laws_after_training(fit)
+        law = fit.laws_after_training
     if best is not None:
         value, tokens, flops = best.value, best.tokens, best.flops
     else:
@@ -188,7 +187,7 @@ def predict(
     method = best.method if best is not None else ""
     if law is not None and best is None:
         method = law.name if isinstance(law, LawMixture) else f"{law.form.name} law"
-    of_law = law if isinstance(law, LawFit) else fit.training
+    of_law = law if isinstance(law, LawFit) else fit.laws_after_training.best if fit.laws_after_training else None
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,

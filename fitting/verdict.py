@@ -14,7 +14,6 @@ from isoloop.fitting.recommendation import (
     BUDGET_ROUNDING,
     Recommendation,
     axis_bounds,
-    laws_after_training,
     recommendation,
     why_no_recommendation,
 )
@@ -97,7 +96,7 @@ def _few_reasons(fit: SweepFit) -> list[Reason]:
     reasons = []
     low, high = fit.fitted.flops
     looped = fit.axis == "mean_recurrence"
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     if laws is not None:
         law = laws.best
         rows, parameters = law.rows, len(law.parameters)
@@ -163,7 +162,7 @@ def _edge_reasons(fit: SweepFit) -> list[Reason]:
 
 def _bound_reasons(fit: SweepFit) -> list[Reason]:
     """Return the reason if parameters of the law are at their bounds."""
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     if laws is None:
         return []
     law = laws.best
@@ -223,14 +222,15 @@ def _doubts(fit: SweepFit) -> tuple[str, ...]:
         rising = None
     if rising is not None:
         doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
-    if fit.training is not None and fit.training.exact and fit.training.draws:
+    after_training = fit.laws_after_training
+    if after_training is not None and after_training.best.exact and after_training.best.draws:
         doubts.append(f"{EXACT.capitalize()}.")
     return tuple(doubts)
 
 
 def _misfits(fit: SweepFit) -> list[Misfit]:
     """Return the misfits of the law that was asked for, and of the one that carries the answer, where it is wrong."""
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     names = set() if laws is None else {laws.laws[0].form.name, laws.best.form.name}
     return [misfit for misfit in fit.misfits if misfit.significant and misfit.law in names]
 

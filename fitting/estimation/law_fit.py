@@ -97,11 +97,6 @@ class LawFit:
         return law_named(self.law)
 
     @property
-    def at_mean(self) -> str:
-        """Name of this law as a method of predicting the loss at T = mean recurrence."""
-        return f"{self.form.name} law at T = mu"
-
-    @property
     def exact(self) -> bool:
         """True if the losses lie on the law exactly, so that its intervals only reflect rounding."""
         return self.noise < _EXACT

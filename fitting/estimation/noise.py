@@ -313,6 +313,8 @@ def _shared(residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budge
     """
     known = ~np.isnan(budgets)
     names, group = np.unique(budgets[known], return_inverse=True)
+    if len(residuals) - len(names) < _DOF_NEEDED:
+        return 0.0, 0.0
     effects = np.zeros((len(residuals), len(names)))
     effects[np.flatnonzero(known), group] = 1 / scales[known]
     # What the law can't follow: between budgets, and within them

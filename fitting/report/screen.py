@@ -6,18 +6,23 @@ from collections.abc import Callable, Sequence
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, recommendation
+from isoloop.fitting.recommendation import (
+    ANSWER_MULTIPLE,
+    BestModel,
+    Recommendation,
+    recommendation,
+    why_no_recommendation,
+)
 from isoloop.fitting.report.estimates import (
     HIGH_CORRELATION,
     Estimate,
     correlations,
     exponents,
-    law_after_training,
     parameters,
 )
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from isoloop.fitting.result import HeldOut, SweepFit
-from isoloop.fitting.verdict import Verdict, verdict
+from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
 COLUMNS, LINES = 80, 40
 _FULL = "--full"
@@ -38,8 +43,9 @@ def screen(fit: SweepFit, *, lines: int = LINES, printable: Printable = str) -> 
     the caveats that weigh most. What there is no room for is counted. `printable` spells out the characters that a
     terminal lacks.
     """
-    judged = verdict(fit)
-    answer = [_title(fit, printable), *_answer(fit, judged, printable)]
+    best = None if why_no_recommendation(fit) else recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
+    judged = verdict(fit) if best is None else verdict_on(fit, best)
+    answer = [_title(fit, printable), *_answer(fit, best, judged, printable)]
     # The table of parameters takes what it needs, as long as there is room for the shortest reading and doubts.
     shortest = _SHORTEST_DOUBTS + 1 + (_SHORTEST_READING + 1 if fit.reading else 0)
     estimates = _estimates(fit, lines - len(answer) - 1 - shortest, printable)
@@ -69,12 +75,11 @@ def _title(fit: SweepFit, printable: Printable) -> str:
     return shortened(f"Fit of {name}{facts}", COLUMNS)
 
 
-def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
+def _answer(fit: SweepFit, best: Recommendation | None, judged: Verdict, printable: Printable) -> list[str]:
     """Return the verdict, the best model for a budget, the models of other methods, and the held-out error."""
     most = _VERDICT_LINES if judged.answer else _REMARK_LINES
     lines = _paragraph(judged.sentences, most, printable)
-    if fit.training is not None or (fit.isoflop is not None and fit.isoflop.axis_law is not None):
-        best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
+    if best is not None:
         axis = AXES[fit.axis]
         title = f"Best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest, by the {best.method}"
         if judged.answer:
@@ -119,7 +124,7 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
     Of more parameters than there is room for, the first are shown, and the others counted.
     """
     # The rows, in columns as wide as their widest cell
-    law = law_after_training(fit)
+    law = fit.laws_after_training.best if fit.laws_after_training else None
     of_power_laws, of_law = exponents(fit), () if law is None else parameters(law)
     rows = [*of_power_laws, *of_law]
     names = [printable(row.name) for row in rows]

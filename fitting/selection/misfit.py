@@ -43,6 +43,8 @@ _SMOOTH_DEGREE = 3
 _EXPLAINED = 0.03
 _CURVE_VALUES = 4
 """Values on the axis that one budget at least must have, for curves to say more than a parabola."""
+_MOST_GROUPS = 100
+"""Budgets up to which there are curves, and cells of repeated runs that are compared: the most repeated ones."""
 _CLEARLY_BETTER = 2.0
 """Difference of AIC from which a richer law is recommended."""
 
@@ -263,15 +265,16 @@ def _round_odds(p_value: float) -> str:
 def _curve_directions(data: Data) -> np.ndarray | None:
     """Return the freedom of isoFLOP curves (rows, 3 budgets + 2): parabolas with a cubic and a quartic in common.
 
-    None if a row has no budget, or no budget has 4 values on the axis.
+    None if a row has no budget, no budget has 4 values on the axis, or there are more than 100 budgets.
     """
     axis = data.get("mean_recurrence", data.get("params"))
     budgets = np.asarray(data.get("budget", np.full(len(data["loss"]), np.nan)), dtype=float)
-    if axis is None or np.isnan(budgets).any():
+    names = np.unique(budgets)
+    if axis is None or np.isnan(budgets).any() or len(names) > _MOST_GROUPS:
         return None
     columns, offset = [], np.zeros(len(axis))
     most = 0
-    for budget in np.unique(budgets):
+    for budget in names:
         rows = budgets == budget
         log_axis = np.log(axis[rows])
         offset[rows] = log_axis - (log_axis.min() + log_axis.max()) / 2
@@ -283,12 +286,16 @@ def _curve_directions(data: Data) -> np.ndarray | None:
 
 
 def _cells(law: Law, data: Data) -> np.ndarray | None:
-    """Return a column for each cell, runs that agree in what the law reads, (rows, cells); None if few are repeated."""
+    """Return a column for each cell, runs that agree in what the law reads, (rows, cells); None if few are repeated.
+
+    Of more than 100 cells, they are those with most runs.
+    """
     columns = np.column_stack([np.log(np.maximum(data[name], 1e-300)) for name in law.columns])
-    cells, cell = np.unique(np.round(columns / _SAME_CELL), axis=0, return_inverse=True)
-    if len(cells) > len(columns) - _MIN_DOF:
+    _, cell, runs = np.unique(np.round(columns / _SAME_CELL), axis=0, return_inverse=True, return_counts=True)
+    if len(runs) > len(columns) - _MIN_DOF:
         return None
-    return np.asarray(np.arange(len(cells)) == cell.reshape(-1, 1), dtype=float)
+    compared = np.sort(np.argsort(-runs, kind="stable")[:_MOST_GROUPS])
+    return np.asarray(compared == cell.reshape(-1, 1), dtype=float)
 
 
 def _smooth(law: Law, data: Data) -> np.ndarray:

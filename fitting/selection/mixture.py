@@ -167,19 +167,21 @@ def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str
 
 
 def _widened(law: LawFit, count: int, cost: Cost, flops: float, bounds: tuple[float, float]) -> Optimum:
-    """Return the optima of the first `count` refits, widened about the law's own as its intervals are."""
+    """Return the optima of the first `count` refits, widened about the law's own as its intervals are, and within the
+    bounds.
+    """
     vectors = np.concatenate([law.vector[None], law.draw_matrix[:count]])
-    found = law.form.optimum(vectors, cost, flops, bounds)
+    optima = law.form.optimum(vectors, cost, flops, bounds)
 
     def about_own(values: np.ndarray) -> np.ndarray:
         return np.asarray(values[0] * (values[1:] / values[0]) ** law.widening)
 
     return Optimum(
-        axis=found.axis,
-        at=about_own(found.at),
-        tokens=about_own(found.tokens),
-        loss=about_own(found.loss),
-        at_bound=found.at_bound[1:],
+        axis=optima.axis,
+        at=np.clip(about_own(optima.at), *bounds),
+        tokens=about_own(optima.tokens),
+        loss=about_own(optima.loss),
+        at_bound=optima.at_bound[1:],
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from isoloop.fitting import BestModel, Prediction, SweepFit, predict
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.recommendation import laws_after_training, why_no_recommendation
+from isoloop.fitting.recommendation import why_no_recommendation
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""
@@ -123,7 +123,7 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
     """
     if not np.max(best) <= _MOST_LOOPS:
         return None
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     loops, losses = [], []
     for flops, mean_recurrence in zip(budgets, best, strict=True):
         beside = np.maximum(1.0, [np.floor(mean_recurrence), np.ceil(mean_recurrence)])

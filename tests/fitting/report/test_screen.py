@@ -17,7 +17,7 @@ from isoloop.fitting import (
     simulate_table,
     verdict,
 )
-from isoloop.fitting.report.estimates import correlations, exponents, law_after_training, parameters
+from isoloop.fitting.report.estimates import correlations, exponents, parameters
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from tests.run_tables import dense_table, own_flops_table
 
@@ -106,7 +106,7 @@ def test_a_screen_has_at_most_40_lines_of_80_columns_with_the_answer_and_the_dou
 def test_a_screen_holds_every_exponent_and_every_parameter_with_its_interval(what):
     fit = fit_of(what)
     rows = fit.summary().splitlines()
-    law = law_after_training(fit)
+    law = fit.laws_after_training.best
     for estimate in (*exponents(fit), *(() if law is None else parameters(law))):
         span = "-" if estimate.interval is None else "{:.5g} to {:.5g}".format(*estimate.interval)
         cells = (estimate.name, f"{estimate.value:.5g}", span)
@@ -157,7 +157,7 @@ def test_correlations_are_those_of_the_refits():
     assert str(pairs[1]).startswith("B with alpha -0.9")
     # The amplitudes of a power law go with their exponents.
     assert {("A", "alpha"), ("B", "beta")} <= {pair.parameters for pair in correlations(law)}
-    for pair in correlations(law_after_training(fit_of("dense"))):
+    for pair in correlations(fit_of("dense").laws_after_training.best):
         assert str(pair) in " ".join(fit_of("dense").summary().split())
 
 
