@@ -82,7 +82,7 @@ class Prediction:
         if self.verdict.answer:
             title = f"Details: what the {self.method} would choose for {self.flops:.4g} FLOPs"
         lines = [
-            *_wrapped([*map(str, self.verdict.answer), *self.verdict.doubts], ""),
+            *_wrapped([*map(str, self.verdict.answer), *self.verdict.caveats], ""),
             f"{title}{simulated}",
             *self._value_lines(),
             *_line("tokens", self.tokens, self.tokens_interval, "tokens"),

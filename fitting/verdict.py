@@ -48,17 +48,17 @@ class Verdict:
     """What the runs of a fit do not determine.
 
     Those of `answer` take the place of the best model for the budget, and those of `exponents` that of the exponents of
-    the power laws. `doubts` are sentences that stand beside a number, which they leave in place.
+    the power laws. `caveats` are sentences that stand beside a number, which they leave in place.
     """
 
     answer: tuple[Undetermined, ...] = ()
     exponents: tuple[Undetermined, ...] = ()
-    doubts: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """All of it as sentences, the most important first."""
-        return (*map(str, self.answer), *map(str, self.exponents), *self.doubts)
+        return (*map(str, self.answer), *map(str, self.exponents), *self.caveats)
 
 
 Reason = tuple[str, str]
@@ -75,7 +75,7 @@ def verdict(fit: SweepFit, flops: float | None = None) -> Verdict:
     why_none = why_no_recommendation(fit)
     if why_none is not None:
         missing = Undetermined(subject="the best model for a budget", reason=why_none, advice=_wider_grid(fit))
-        return Verdict(answer=(missing,), doubts=_doubts(fit))
+        return Verdict(answer=(missing,), caveats=_caveats(fit))
     return verdict_on(fit, recommendation(fit, flops))
 
 
@@ -87,7 +87,7 @@ def verdict_on(fit: SweepFit, best: Recommendation) -> Verdict:
     return Verdict(
         answer=tuple(Undetermined(subject=subject, reason=reason, advice=advice) for reason, advice in reasons),
         exponents=_undetermined_exponents(fit),
-        doubts=_doubts(fit),
+        caveats=_caveats(fit),
     )
 
 
@@ -212,20 +212,20 @@ def _undetermined_exponents(fit: SweepFit) -> tuple[Undetermined, ...]:
     return (Undetermined(subject="the exponents of the isoFLOP power laws", reason=reason, advice=advice),)
 
 
-def _doubts(fit: SweepFit) -> tuple[str, ...]:
+def _caveats(fit: SweepFit) -> tuple[str, ...]:
     """Return what leaves a number in place, and should stand beside it."""
     laws = [law for law in (fit.unified, fit.joint_test_time) if law is not None]
     rising = next((reason for law in laws for reason in law.reasons if RISES in reason), None)
-    doubts = [misfit.sentence for misfit in _misfits(fit)]
+    caveats = [misfit.sentence for misfit in _misfits(fit)]
     if fit.overthinking is not None and fit.overthinking.used:
-        doubts.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
+        caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
         rising = None
     if rising is not None:
-        doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
+        caveats.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
     after_training = fit.laws_after_training
     if after_training is not None and after_training.best.exact and after_training.best.draws:
-        doubts.append(f"{EXACT.capitalize()}.")
-    return tuple(doubts)
+        caveats.append(f"{EXACT.capitalize()}.")
+    return tuple(caveats)
 
 
 def _misfits(fit: SweepFit) -> list[Misfit]:

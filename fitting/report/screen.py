@@ -28,8 +28,8 @@ COLUMNS, LINES = 80, 40
 _FULL = "--full"
 _VERDICT_LINES, _REMARK_LINES, _READING_LINES = 6, 3, 6
 """Lines that a verdict in place of the answer, sentences beside it, and the reading of the table take at most."""
-_SHORTEST_READING, _SHORTEST_DOUBTS = 2, 4
-"""Lines that the reading of the table and the doubts take at least."""
+_SHORTEST_READING, _SHORTEST_CAVEATS = 2, 4
+"""Lines that the reading of the table and the caveats take at least."""
 
 Printable = Callable[[str], str]
 """A function that returns a text as the terminal prints it."""
@@ -46,22 +46,22 @@ def screen(fit: SweepFit, *, lines: int = LINES, printable: Printable = str) -> 
     best = None if why_no_recommendation(fit) else recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
     judged = verdict(fit) if best is None else verdict_on(fit, best)
     answer = [_title(fit, printable), *_answer(fit, best, judged, printable)]
-    # The table of parameters takes what it needs, as long as there is room for the shortest reading and doubts.
-    shortest = _SHORTEST_DOUBTS + 1 + (_SHORTEST_READING + 1 if fit.reading else 0)
+    # The table of parameters takes what it needs, as long as there is room for the shortest reading and caveats.
+    shortest = _SHORTEST_CAVEATS + 1 + (_SHORTEST_READING + 1 if fit.reading else 0)
     estimates = _estimates(fit, lines - len(answer) - 1 - shortest, printable)
     left = lines - len(answer) - len(estimates) - 2
     reading: list[str] = []
     if fit.reading:
-        most = min(_READING_LINES, max(_SHORTEST_READING, left - _SHORTEST_DOUBTS - 1))
+        most = min(_READING_LINES, max(_SHORTEST_READING, left - _SHORTEST_CAVEATS - 1))
         notes = [f"How the table was read: {fit.reading[0]}", *fit.reading[1:]]
         reading = _paragraph(notes, most, printable)
         left -= len(reading) + 1
     above = [*judged.sentences, *_missing(fit).values()]
-    doubts = [caveat for caveat in fit.caveats if not any(sentence in caveat for sentence in above)]
-    doubt_lines, hidden = _list(doubts, max(1, left - 1), printable)
+    caveats = [caveat for caveat in fit.caveats if not any(sentence in caveat for sentence in above)]
+    caveat_lines, hidden = _list(caveats, max(1, left - 1), printable)
     more = f" ({hidden} more: {_FULL})" if hidden else ""
-    doubt_lines = [f"What to doubt, the most important first{more}", *doubt_lines]
-    parts = [reading, answer, estimates, doubt_lines] if reading else [answer, estimates, doubt_lines]
+    caveat_lines = [f"What to doubt, the most important first{more}", *caveat_lines]
+    parts = [reading, answer, estimates, caveat_lines] if reading else [answer, estimates, caveat_lines]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE
+from isoloop.fitting.estimation.typical_size import typical_size
 from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import richer_law
@@ -32,7 +33,6 @@ _LEAST_SIZE = 2e-4
 """Smaller departures, as a share of the loss, matter to no prediction: they are never significant."""
 _CLIP = 2.0
 """Residuals count up to this many typical ones."""
-_MEDIAN_OF_NORMAL = 0.6745
 _NO_LAW = "compare other laws by `isoloop choose`, and trust no prediction beyond the fitted runs"
 _NO_LAW_OF_LOOPS = "trust no loss that it predicts at a T that was not measured"
 _SAME_CELL = 1e-6
@@ -93,7 +93,7 @@ def law_misfit(
       share its noise, only departures within runs count.
 
     They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 2
-    typical ones and divided by the noise of their compute. Where budgets share luck, only departures within them count.
+    typical ones and divided by the noise of their compute. Where budgets share noise, only departures within them count.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
     `level`. `richer` is the fit of the law that extends it, which the sentence recommends where it is better.
     """
@@ -183,7 +183,7 @@ def _tests(fit: LawFit, data: Data, by_run: bool) -> list[tuple[MisfitTest, floa
     per_row = loss[:, None] if logarithmic else 1.0
     slopes = slopes / per_row
     if noise and noise.shared and "budget" in data and not by_run:
-        # Luck that the runs of a budget share can look like any departure between budgets.
+        # Noise that the runs of a budget share can look like any departure between budgets.
         slopes = np.column_stack([slopes, data["budget"][:, None] == np.unique(data["budget"])])
     departures = _Departures(
         residuals=whitening.rows(residuals),
@@ -324,5 +324,5 @@ def _orthonormal(columns: np.ndarray, dependent: float) -> np.ndarray:
 
 
 def _clipped(residuals: np.ndarray) -> np.ndarray:
-    typical = float(np.median(np.abs(residuals))) / _MEDIAN_OF_NORMAL
-    return np.clip(residuals, -_CLIP * typical, _CLIP * typical) if typical > 0 else residuals
+    limit = _CLIP * typical_size(residuals, len(residuals))
+    return np.clip(residuals, -limit, limit) if limit > 0 else residuals

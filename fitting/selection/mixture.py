@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.estimation.bootstrap import BootstrapKind, interval
-from isoloop.fitting.estimation.law_fit import LawFit, fit_law, interval_of_losses
-from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.estimation.law_fit import LawFit, interval_of_losses
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law, Optimum, best_split
-from isoloop.fitting.laws.registry import law_named, richer_law
+from isoloop.fitting.laws.registry import richer_law
 
 NAMED_WEIGHT = 0.05
 """Weight from which a law is named."""
@@ -57,10 +55,6 @@ class LawMixture:
         """Name as a method of predicting, such as 'training law'."""
         named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= NAMED_WEIGHT]
         return f"{' and '.join(named)} law{'s' if len(named) > 1 else ''}"
-
-    def weight(self, law: str) -> float:
-        """Return the weight of the law of that name, 0 if it is not among them."""
-        return sum(weight for fit, weight in zip(self.laws, self.weights, strict=True) if fit.law == law)
 
     @property
     def draws_by_law(self) -> tuple[tuple[LawFit, int], ...]:
@@ -111,28 +105,6 @@ def mixture_with_richer(first: LawFit, fit: Callable[[Law], LawFit]) -> LawMixtu
         return law_mixture([first, fit(richer)])
     except ValueError as error:
         return law_mixture([first], not_fitted=str(error))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixturePredictor:
-    """Predictions by a law and the one that extends it, weighed; a `Predictor` for `cross_validate`."""
-
-    law: str
-    draws: int
-    seed: int = 0
-    objective: Objective = HUBER
-    kind: BootstrapKind = "parametric"
-
-    @property
-    def name(self) -> str:
-        """Name in reports."""
-        return f"{law_named(self.law).name} law, weighed with the one that extends it"
-
-    def predict(self, fitted: Data, held_out: Data) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """See `Predictor.predict`; raises ValueError as `fit_law` does."""
-        fit = partial(fit_law, draws=self.draws, seed=self.seed, objective=self.objective, kind=self.kind)
-        mixture = mixture_with_richer(fit(self.law, fitted), lambda law: fit(law, fitted))
-        return mixture.loss(held_out), mixture.loss_interval(held_out)
 
 
 def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:

@@ -17,7 +17,7 @@ def headline(results: SweepResults) -> list[str]:
         return [f"Not fitted: {results.why_no_fit}."]
     judged = verdict(fit)
     sentences = [with_greek_mu(str(each)) for each in judged.answer] or [_answer_sentence(fit)]
-    sentences += map(with_greek_mu, judged.doubts)
+    sentences += map(with_greek_mu, judged.caveats)
     sentences += _exponent_sentences(fit, judged)
     if fit.laws_after_training is not None:
         law = fit.laws_after_training.best

@@ -128,5 +128,5 @@ def test_two_budgets_give_an_answer_but_no_exponents():
 
 def test_losses_without_noise_are_named():
     table = grid(truth=dataclasses.replace(PUBLISHED_TRUTH, Z=0.0, run_noise=0.0, evaluation_noise=0.0))
-    (doubt,) = verdict(fit_sweep(table, name="computed", draws=30)).doubts
-    assert doubt.startswith("The losses lie on the law exactly, as in a table without noise")
+    (caveat,) = verdict(fit_sweep(table, name="computed", draws=30)).caveats
+    assert caveat.startswith("The losses lie on the law exactly, as in a table without noise")
