@@ -201,7 +201,7 @@ def _noise_levels(
 ) -> list[tuple[float, int]]:
     """Return scale and degrees of freedom of the noise per row; with `runs`, of the noise per run and then per row.
 
-    What budgets share is not in them. With `runs`, the residuals hold it, so that the noise per run is the measured one.
+    What budgets share is not in them. With `runs`, the residuals hold it, so that it is the measured noise per run.
     """
     residuals, p = estimate.residuals, len(estimate.parameters)
     robust = bool(np.isfinite(estimate.objective_kind.delta))

@@ -93,7 +93,7 @@ def law_misfit(
       share its noise, only departures within runs count.
 
     They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 2
-    typical ones and divided by the noise of their compute. Where budgets share noise, only departures within them count.
+    typical ones and divided by the noise of their compute. Where budgets share noise, only departures in them count.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
     `level`. `richer` is the fit of the law that extends it, which the sentence recommends where it is better.
     """
