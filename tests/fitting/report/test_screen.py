@@ -106,7 +106,7 @@ def test_a_screen_has_at_most_40_lines_of_80_columns_with_the_answer_and_the_dou
 def test_a_screen_holds_every_exponent_and_every_parameter_with_its_interval(what):
     fit = fit_of(what)
     rows = fit.summary().splitlines()
-    law = fit.laws_after_training.best
+    law = fit.laws_after_training.best if fit.laws_after_training else None
     for estimate in (*exponents(fit), *(() if law is None else parameters(law))):
         span = "-" if estimate.interval is None else "{:.5g} to {:.5g}".format(*estimate.interval)
         cells = (estimate.name, f"{estimate.value:.5g}", span)
