@@ -91,6 +91,14 @@ def test_loops_with_gradient_below_the_depth_by_a_share_stay_so():
     assert cost.assumption_at(40) == ""
 
 
+def test_half_of_the_loops_on_average_goes_on_as_half_of_them():
+    nodes = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+    halves = [max(1.0, mu / 2) for mu in nodes]
+    rule = backprop_rule(nodes, [float(np.ceil(mu / 2)) for mu in nodes], (nodes, halves))
+    assert (rule.shape, rule.share, rule.recorded) == ("half", None, True)
+    assert rule.backward_loops(16.0) - rule.backward_loops(12.0) == pytest.approx(2.0)
+
+
 def test_loops_that_were_drawn_show_the_sampling():
     rng = np.random.default_rng(0)
     drawn = [np.maximum(1, rng.poisson(mu, 2000)) for mu in NODES]
