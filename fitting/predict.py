@@ -106,7 +106,7 @@ class Prediction:
     def _other_line(self, other: BestModel) -> str:
         limits = other.value_interval
         span = f" (95%: {limits[0]:.4g} to {limits[1]:.4g})" if limits else ""
-        cost = "" if other.extra_loss is None else f", {other.extra_loss:+.2g} nats"
+        cost = "" if other.extra_loss is None else f", {max(other.extra_loss, 0.0):+.2g} nats"
         symbol = "N*" if self.mean_recurrence is None else "mu*"
         return f"  {other.method}: {symbol} = {other.value:.4g}{span}, {other.tokens:.4g} tokens{cost}"
 

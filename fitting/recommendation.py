@@ -180,4 +180,6 @@ def _with_extra_loss(fit: SweepFit, other: BestModel, best: BestModel) -> BestMo
         return other
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         loss = float(laws.loss(fit.cost_model.model_columns([other.value], [other.tokens]))[0])
-    return replace(other, loss=loss, loss_interval=None, extra_loss=loss - best.loss)
+    extra = loss - best.loss
+    extra = 0.0 if abs(extra) < _LOG_ROUNDING else extra
+    return replace(other, loss=loss, loss_interval=None, extra_loss=extra)

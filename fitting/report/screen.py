@@ -26,7 +26,7 @@ from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
 COLUMNS, LINES = 80, 40
 _FULL = "--full"
-_VERDICT_LINES, _REMARK_LINES, _READING_LINES = 6, 3, 6
+_VERDICT_LINES, _REMARK_LINES, _READING_LINES = 6, 5, 6
 """Lines that a verdict in place of the answer, sentences beside it, and the reading of the table take at most."""
 _SHORTEST_READING, _SHORTEST_CAVEATS = 2, 4
 """Lines that the reading of the table and the caveats take at least."""
@@ -56,13 +56,14 @@ def screen(fit: SweepFit, *, lines: int = LINES, printable: Printable = str) -> 
         notes = [f"How the table was read: {fit.reading[0]}", *fit.reading[1:]]
         reading = _paragraph(notes, most, printable)
         left -= len(reading) + 1
-    above = [*judged.sentences, *_missing(fit).values()]
-    caveats = [caveat for caveat in fit.caveats if not any(sentence in caveat for sentence in above)]
+    above = [*judged.sentences, *(each.reason for each in judged.answer), *_missing(fit).values()]
+    above = [sentence.lower() for sentence in above]
+    caveats = [caveat for caveat in fit.caveats if not any(sentence in caveat.lower() for sentence in above)]
     caveat_lines, hidden = _list(caveats, max(1, left - 1), printable)
     more = f" ({hidden} more: {_FULL})" if hidden else ""
     caveat_lines = [f"What to doubt, the most important first{more}", *caveat_lines]
-    parts = [reading, answer, estimates, caveat_lines] if reading else [answer, estimates, caveat_lines]
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    parts = [reading, answer, estimates, caveat_lines]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def _title(fit: SweepFit, printable: Printable) -> str:
@@ -140,7 +141,9 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
 
     table = [line(*cells) for cells in zip(rows, names, spans, strict=True)]
     # What is missing, and the exponents
-    lines = [line for what, why in _missing(fit).items() for line in _paragraph([f"No {what}: {why}."], 3, printable)]
+    above = str(verdict(fit).answer)
+    missing = [f"No {what}: {why}." for what, why in _missing(fit).items() if why not in above]
+    lines = [line for sentence in missing for line in _paragraph([sentence], 3, printable)]
     heading = [f"  {'':<{name_width}}  {'value':>11}  95% interval"]
     lines += [*heading, *table[: len(of_power_laws)]] if of_power_laws else []
     # The law
@@ -213,7 +216,8 @@ def _paragraph(
 
 def _beginning(text: str, most: int, first: str, rest: str) -> list[str]:
     """Return the first lines of a text, with where to find its end."""
-    ending = f" ({_FULL} has the rest)"
+    ending = f"... ({_FULL} has the rest)"
     *lines, last = filled(text, COLUMNS, first=first, rest=rest)[:most]
-    last = last if columns_of(last) < COLUMNS - len(ending) else shortened(last, COLUMNS - len(ending))
-    return [*lines, last + ending]
+    while columns_of(last) > COLUMNS - len(ending) and " " in last.strip():
+        last = last.rstrip().rpartition(" ")[0]
+    return [*lines, shortened(last, COLUMNS - len(ending)) + ending]

@@ -46,7 +46,7 @@ _CURVE_VALUES = 4
 _MOST_GROUPS = 100
 """Budgets up to which there are curves, and cells of repeated runs that are compared: the most repeated ones."""
 _CLEARLY_BETTER = 2.0
-"""Difference of AIC from which a richer law is recommended."""
+"""Difference of AICc, by which predictions weigh laws, from which a richer law is said to carry them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def law_misfit(
     They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 2
     typical ones and divided by the noise of their compute. Where budgets share noise, only departures in them count.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
-    `level`. `richer` is the fit of the law that extends it, which the sentence recommends where it is better.
+    `level`. `richer` is the fit of the law that extends it, which the sentence names where it is better.
     """
     tests = _tests(fit, data, by_run)
     return _judged(fit, tests, richer, level, float(np.mean(data["loss"])))
@@ -228,7 +228,7 @@ def _judged(
     p_value = float(combined[most])
     size = float(np.sqrt(tests[most][1])) / (1.0 if fit.on == "log loss" else mean_loss)
     significant = p_value < level and size > _LEAST_SIZE
-    better = richer.form.name if richer is not None and richer.aic < fit.aic - _CLEARLY_BETTER else None
+    better = richer.form.name if richer is not None and richer.aicc < fit.aicc - _CLEARLY_BETTER else None
     return Misfit(
         law=name,
         tests=tuple(test for test, _ in tests),
@@ -244,14 +244,14 @@ def _sentence(fit: LawFit, p_value: float, size: float, significant: bool, bette
     name = fit.form.name
     if not significant:
         return f"The losses show no departure from the form of the {name} law (p = {p_value:.2g})."
-    chance = f"by chance in fewer than 1 of {_round_odds(p_value)} tables"
+    chance = f"1 of {_round_odds(p_value)} tables"
     after_training = "tokens" in fit.form.columns and "recurrence" not in fit.form.columns
     advice = _NO_LAW if after_training else _NO_LAW_OF_LOOPS
     if better is not None:
-        advice = f"use the {better} law, which fits them better"
+        advice = f"predictions use the {better} law, which fits better"
     return (
-        f"{MISFIT} the losses depart from the {name} law in a regular way, by {100 * size:.2g}% of the loss on "
-        f"average, which noise alone would do {chance}; {advice}."
+        f"{MISFIT} the losses depart from the {name} law in a regular way, by {100 * size:.2g}% on average (by noise "
+        f"alone: fewer than {chance}); {advice}."
     )
 
 

@@ -130,11 +130,10 @@ def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str
     if len(laws) == 1:
         reason = not_fitted or "no law of the package extends it"
         return f"the {first.form.name} law predicts alone: {reason}"
-    parts = [f"{weight:.0%} the {law.form.name} law" for law, weight in zip(laws, weights, strict=True)]
-    gain = 2 * (max(law.log_likelihood for law in laws[1:]) - first.log_likelihood)
+    parts = [f"the {law.form.name} law {weight:.0%}" for law, weight in zip(laws, weights, strict=True)]
     return (
-        f"predictions count {' and '.join(parts)}: weights by Akaike's criterion (AICc); the further parameter raises "
-        f"twice the log likelihood by {max(gain, 0.0):.1f}"
+        f"predictions weigh {' and '.join(parts)}, by Akaike's criterion for few runs (AICc), which sets how well a "
+        "law fits against its number of parameters"
     )
 
 

@@ -60,7 +60,7 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
         "whole": None if fit.axis == "params" else _whole_loops(fit, budgets, [answer.value for answer in best]),
         "notes": [_notes(answer) for answer in best],
         "undetermined": [
-            [f"Because {each.reason}. Run next: {each.advice}." for each in answer.verdict.answer] for answer in best
+            [f"Because {each.reason}. {each.next_step}" for each in answer.verdict.answer] for answer in best
         ],
     }
 

@@ -82,7 +82,7 @@ def test_the_form_that_made_the_losses_is_not_a_misfit_and_a_poorer_one_is(sweep
         assert not any(MISFIT in caveat for caveat in fit.caveats)
         return
     assert fit.caveats[0].startswith(MISFIT)
-    assert "use the looped-six-parameter law" in fit.caveats[0]
+    assert "predictions use the looped-six-parameter law" in fit.caveats[0]
     # The training law's best fit misses this truth by .063% of the loss (root mean square).
     assert misfits["training"].size == pytest.approx(6.3e-4, rel=0.2)
     assert min(test.p_value for test in misfits["training"].tests) < 1e-8

@@ -76,7 +76,7 @@ def test_a_table_holds_what_predict_predicts(fit, tables, change):
             for field in ("value", "tokens", "loss", "extra_loss"):
                 assert method[field][place] == getattr(other, field)
             assert method["value_interval"] is None
-        undetermined = [f"Because {each.reason}. Run next: {each.advice}." for each in due.verdict.answer]
+        undetermined = [f"Because {each.reason}. {each.next_step}" for each in due.verdict.answer]
         assert table["undetermined"][place] == undetermined
         notes = [note.removeprefix("about ") for note in table["notes"][place]]
         assert [note for note in notes if "a loop runs at least once" not in note] == list(due.notes)
