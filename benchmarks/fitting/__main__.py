@@ -46,7 +46,16 @@ def coverage(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 40
     """Count how often 95% intervals hold the truth in simulated sweeps; continue where a previous call stopped."""
     from benchmarks.fitting import coverage as benchmark
 
+    worlds(results, cache=cache)
     _write(results, "coverage", benchmark.run(cache, sweeps=sweeps, draws=draws))
+
+
+@app.command()
+def worlds(results: Results = RESULTS, sweeps: Sweeps = 100, draws: Draws = 200, cache: Cache = CACHE) -> None:
+    """Count the same, and misfits that are flagged, where noise or law are not as the fit assumes."""
+    from benchmarks.fitting import coverage as benchmark
+
+    _write(results, "worlds", benchmark.run_worlds(cache, sweeps=sweeps, draws=draws))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,33 +59,40 @@ class Cell:
 
 def run(cache: Path, *, sweeps: int = 200, draws: int = 400, of: Iterable[Case] = CASES) -> str:
     """Return the section of RESULTS.md; sweeps in the cache are not simulated again."""
-    found, seconds = simulate({case: case.name for case in of}, intervals.intervals, cache, sweeps, draws)
-    return f"{worlds_section(cache, sweeps, draws)}\n\n{_section(found, sweeps, draws, seconds)}"
+    made_with = f"{draws} draws, {fingerprint(intervals)}"
+    found, seconds = simulate({case: case.name for case in of}, intervals.intervals, cache, made_with, sweeps, draws)
+    return _section(found, sweeps, draws, seconds)
 
 
-def worlds_section(cache: Path, sweeps: int, draws: int) -> str:
-    """Return the part of the section about sweeps that are not as the fit assumes: see `worlds`."""
-    found, seconds = simulate({world: world.name for world in worlds.WORLDS}, worlds.held, cache, sweeps, draws)
+def run_worlds(cache: Path, *, sweeps: int = 100, draws: int = 200) -> str:
+    """Return the section about sweeps that are not as the fit assumes: see `worlds`."""
+    made_with = f"{draws} draws, {fingerprint(worlds)}"
+    names = {world: world.name for world in worlds.WORLDS}
+    found, seconds = simulate(names, worlds.held, cache, made_with, sweeps, draws)
     return worlds.section(found, sweeps, draws, seconds)
 
 
 def simulate(
-    cases: dict[SweepCase, str], held: Callable[[SweepCase, int, int], Any], cache: Path, sweeps: int, draws: int
+    cases: dict[SweepCase, str],
+    held: Callable[[SweepCase, int, int], Any],
+    cache: Path,
+    made_with: str,
+    sweeps: int,
+    draws: int,
 ) -> tuple[dict[SweepCase, list[Any]], float]:
     """Return what `held(case, number, draws)` gives for each sweep of the cases, by name in the cache, and CPU seconds.
 
-    Sweeps in the cache are not simulated again.
+    Sweeps in the cache that were made with the same code and draws are not simulated again.
     """
-    made_with = f"{draws} draws, {fingerprint()}"
     cells = {case: Cell.of(name, cache, made_with) for case, name in cases.items()}
     _fill(cells, cases, held, sweeps, draws)
     seconds = sum(cell.seconds * sweeps / len(cell.sweeps) for cell in cells.values())
     return {case: cell.sweeps[:sweeps] for case, cell in cells.items()}, seconds
 
 
-def fingerprint() -> str:
-    """Return a hash of the code that makes the intervals; sweeps of other code are not taken from the cache."""
-    seen, ahead = set(), [Path(intervals.__file__), Path(worlds.__file__)]
+def fingerprint(module: ModuleType) -> str:
+    """Return a hash of the code that a module runs; sweeps of other code are not taken from the cache."""
+    seen, ahead = set(), [Path(str(module.__file__))]
     while ahead:
         path = ahead.pop()
         if path in seen:

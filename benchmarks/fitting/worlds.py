@@ -281,7 +281,6 @@ def section(found: dict[World, list[dict[str, Held | None]]], sweeps: int, draws
             (world.name, *(f"{one.width:.3g} ({one.error:.3g})" for name, one in all_of.items() if name != "flagged"))
         )
     return (
-        "### Sweeps that are not as the fit assumes\n\n"
         f"In how many percent of {sweeps} simulated sweeps of 7 recurrences x 5 budgets (1e18 to 16e18 FLOPs) the 95% "
         f"interval holds the truth, from {draws} draws; {seconds / 60:.1f} CPU-minutes. Bold: outside 90 to 100%. The "
         "truth of exponents is that of a line through the exact optima, or what the same parabolas give *without "

@@ -1,7 +1,8 @@
-"""Figures of the training law: contours of its loss, predicted against measured losses, errors at held-out runs."""
+"""Figures of the laws after training: contours of the loss, predicted against measured losses, held-out errors."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ from isoloop.fitting.figures.axes import (
     value_ticks,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from isoloop.fitting.recommendation import axis_bounds, laws_after_training
+from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.runs import finished_rows, law_data
@@ -44,12 +45,12 @@ Limits = tuple[float, float]
 
 
 def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw lines of equal loss of the laws after training over their axis and tokens, its best split, and the runs.
+    """Draw lines of equal loss of the laws after training over their axis and tokens, the best split, and the runs.
 
     The loss of each line stands at its right end. The best split's 95% band comes from the laws' refits. Raises
-    ValueError without a training law.
+    ValueError without a law.
     """
-    laws = _after_training(fit)
+    laws = _laws(fit)
     runs = finished_rows(table)
     values, tokens = (runs[name].to_numpy(dtype=float) for name in (fit.axis, "tokens"))
     across, up = (values.min() / 1.15, values.max() * 1.15), (tokens.min() / 1.4, tokens.max() * 1.4)
@@ -68,9 +69,9 @@ def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
 def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     """Draw the loss by the laws after training against the measured one, with 95% bars; held-out runs are hollow.
 
-    Raises ValueError without a training law.
+    Raises ValueError without a law.
     """
-    laws = _after_training(fit)
+    laws = _laws(fit)
     data = law_data(table)
     predicted, measured = laws.loss(data), data["loss"]
     check_range(predicted, f"a loss by the {laws.name}")
@@ -211,11 +212,13 @@ def _draw_heading(axes: Axes, y: float, text: str) -> None:
 
 
 def _short_method(method: str) -> str:
+    """Return the name of a method of predicting, short enough for a narrow figure."""
+    method = re.sub(r"\S+ and \S+ laws", "laws by weight", method)
     return method.replace("the loss at T = mu", "L(µ)").replace("T = mu", "T = µ").replace("test-time law", "law")
 
 
-def _after_training(fit: SweepFit) -> LawMixture:
-    laws = laws_after_training(fit)
+def _laws(fit: SweepFit) -> LawMixture:
+    laws = fit.laws_after_training
     if laws is None:
         raise ValueError(f"this figure needs the training law, but there is none: {fit.why_missing('training')}")
     return laws
@@ -276,10 +279,10 @@ def _draw_best_split(axes: Axes, laws: LawMixture, fit: SweepFit, across: Limits
     best = np.array([float(optimum.best.at) for optimum in optima])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]
-    band = [span for optimum in optima if (span := optimum.interval_of("at")) is not None]
-    if not band:
+    band = [optimum.interval_of("at") for optimum in optima]
+    if None in band:
         return [*handles, mark_handle("no band: no refits")]
-    first, last = np.clip(band, *bounds).T
+    first, last = np.array(band, dtype=float).T
     x = np.concatenate([first, last[::-1]])
     y = cost.tokens_for(np.concatenate([compute, compute[::-1]]), x)
     axes.fill(x, y, color=INK, alpha=BAND, lw=0, zorder=1)
