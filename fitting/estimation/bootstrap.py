@@ -258,13 +258,14 @@ def refit(
     losses: np.ndarray | None = None,
     fixed: np.ndarray | None = None,
     starts: np.ndarray | None = None,
+    known: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit the law of `estimate` to many resamples: parameters (resamples, p) and objectives (resamples,).
 
     A resample counts the rows of `data` `weights` (resamples, rows) times, or has `losses` (resamples, rows) of its
     own, in nats. Every search starts from the estimate (or from `starts` (resamples, p)) and converges to a minimum;
     where the parameters of another resample give a lower objective, it restarts from those. Parameters marked in
-    `fixed` (p,) stay at their starts.
+    `fixed` (p,) stay at their starts. See `minimise_with_restart` for `known`.
     """
     problem = Problem.of(
         estimate.law,
@@ -281,7 +282,7 @@ def refit(
         starts = np.broadcast_to(start, (count, len(start)))
     else:
         starts = problem.scaled(starts)
-    minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE)
+    minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE, known=known)
     if fixed is None:
         _restart_from_neighbours(problem, minima)
     return problem.unscaled(minima.parameters), minima.objectives
