@@ -200,7 +200,8 @@ def _with_sampling(
 
     chosen = min(samplings, key=misfit)
     ratios = backward / chosen.mean_loops(nodes, depths)[1]
-    if (abs(ratios - 1) < _TOLERANCE).all():
+    smooth = backward / np.maximum(chosen.backward_loops(nodes), np.minimum(nodes, 1.0))
+    if (abs(ratios - 1) < _TOLERANCE).all() or (abs(smooth - 1) < _TOLERANCE).all():
         return chosen
     share = float(ratios.mean())
     return replace(chosen, share=share, recorded=bool((abs(ratios / share - 1) < _TOLERANCE).all()))

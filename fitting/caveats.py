@@ -10,7 +10,7 @@ from isoloop.fitting.cost import Cost, CostModel, MeasuredCost
 from isoloop.fitting.estimation.law_fit import EXACT, LawFit
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
-from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.isoflop.minima import PURE_POWER_LAW, IsoflopFit, Minimum
 from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
@@ -22,6 +22,8 @@ from isoloop.fitting.tables.units import unit_caveats
 
 BUDGET_TOLERANCE = 0.01
 _FEW_DOF = 10
+_SAME_EXPONENT = 0.005
+"""Difference of two exponents that no reader of two digits sees."""
 
 
 def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
@@ -32,8 +34,9 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     if fit.overthinking is not None:
         caveats.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
     caveats += row_caveats(data)
-    if fit.training is not None:
-        caveats += _law_caveats(fit.training)
+    laws = fit.laws_after_training
+    if laws is not None:
+        caveats += _law_caveats(laws.best)
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += [
         f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {IMPLAUSIBLE_LOSS}, so the "
@@ -49,8 +52,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
             f"Held out, {error.method}: mean absolute error {error.mean_absolute_error:.3g}% over {error.rows} losses."
             for error in fit.held_out.errors
         ]
-    if fit.training is not None:
-        caveats += outlier_caveats(fit.training, data)
+    if laws is not None:
+        caveats += outlier_caveats(laws.best, data)
     if fit.isoflop is not None:
         caveats += _isoflop_caveats(fit.isoflop, fit.axis, table)
     if fit.parabola_bias is not None:
@@ -61,7 +64,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         caveats += [] if law is None else _law_caveats(law)
     flawed = [law for law in fit.test_time if law.reasons]
     if flawed:
-        kinds = sorted({reason for law in flawed for reason in law.reasons if not reason.startswith("the interval")})
+        every = {reason for law in flawed for reason in law.reasons if not reason.startswith("the interval")}
+        kinds = sorted({reason.partition(":")[0] for reason in every} if len(every) > len(flawed[0].reasons) else every)
         reasons = ", ".join(kinds or ["an interval ends at a bound"])
         caveats.append(f"{len(flawed)} of {len(fit.test_time)} test-time laws: {reasons}.")
     for reason in dict.fromkeys(missing.reason for missing in fit.missing_fits):
@@ -89,10 +93,8 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
 
 def _misfit_caveats(fit: SweepFit) -> list[str]:
     """Return the sentences of laws whose form is wrong; a richer law counts only where predictions rest on it."""
-    unused = set()
-    if fit.mixture is not None:
-        counted = zip(fit.mixture.laws[1:], fit.mixture.weights[1:], strict=True)
-        unused = {law.form.name for law, weight in counted if weight < 0.5}
+    laws = fit.laws_after_training
+    unused = set() if laws is None else {law.form.name for law in laws.laws[1:] if law is not laws.best}
     return [misfit.sentence for misfit in fit.misfits if misfit.significant and misfit.law not in unused]
 
 
@@ -140,24 +142,21 @@ def _missed_budgets(table: pd.DataFrame) -> list[str]:
 
 
 def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> list[str]:
-    caveats = [
-        f"The budget of {minimum.budget:.3g} FLOPs is left out of the power laws: {minimum.reason}."
-        for minimum in isoflop.minima
-        if not minimum.included
-    ]
+    caveats = _left_out_caveats(isoflop)
     # Minima inside the grid although the best measured run is at its edge
-    for minimum in isoflop.minima:
-        runs = table[table["budget"] == minimum.budget].dropna(subset=["loss"])
-        best = float(runs.loc[runs["loss"].idxmin(), axis]) if len(runs) else None
-        if minimum.included and best in (runs[axis].min(), runs[axis].max()):
+    by_budget = dict(list(table.dropna(subset=["loss"]).groupby("budget"))) if isoflop.included else {}
+    for minimum in isoflop.included:
+        runs = by_budget[minimum.budget]
+        best = float(runs.loc[runs["loss"].idxmin(), axis])
+        if best in (runs[axis].min(), runs[axis].max()):
             unit = "parameters" if axis == "params" else "loop" if best == 1 else "loops"
             value = minimum.params if axis == "params" else minimum.mean_recurrence
             caveats.append(
                 f"At {minimum.budget:.3g} FLOPs the best measured run has {best:.4g} {unit}, the grid's edge: the "
                 f"minimum at {value:.3g} rests on the parabola's shape."
             )
-    caveats += isoflop.notes
-    if isoflop.noise is not None and isoflop.noise_dof < _FEW_DOF:
+    caveats += sorted(isoflop.notes, key=lambda note: note.startswith(PURE_POWER_LAW))  # which predicts nothing
+    if isoflop.axis_law is not None and isoflop.noise is not None and isoflop.noise_dof < _FEW_DOF:
         caveats.append(
             f"The exponents' intervals take their noise ({isoflop.noise:.2g} nats) from how far the losses are from "
             f"parabolas, with {isoflop.noise_dof} degrees of freedom; if losses scatter more from seed to seed, the "
@@ -168,9 +167,26 @@ def _isoflop_caveats(isoflop: IsoflopFit, axis: str, table: pd.DataFrame) -> lis
     return caveats
 
 
+def _left_out_caveats(isoflop: IsoflopFit) -> list[str]:
+    """Return one caveat per kind of reason for which budgets are left out of the power laws."""
+    kinds: dict[str, list[Minimum]] = {}
+    for minimum in isoflop.minima:
+        if not minimum.included:
+            kinds.setdefault(str(minimum.reason).partition(":")[0], []).append(minimum)
+    caveats = []
+    for kind, minima in kinds.items():
+        *others, last = (f"{minimum.budget:.3g}" for minimum in minima)
+        budgets = f"budgets of {', '.join(others)} and {last} FLOPs are" if others else f"budget of {last} FLOPs is"
+        details = {minimum.reason for minimum in minima}
+        caveats.append(f"The {budgets} left out of the power laws: {details.pop() if len(details) == 1 else kind}.")
+    return caveats
+
+
 def _bias_caveats(bias: ParabolaBias) -> list[str]:
-    """Return how far the parabolas bias the exponents, and the exponents without that bias."""
+    """Return how far the parabolas bias the exponents, and the exponents without that bias, if that shows."""
     axis = bias.axis_exponent
+    if abs(axis.exact - axis.parabola) < _SAME_EXPONENT:
+        return list(bias.notes)
     best = "N*" if axis.quantity == AXES["params"].name else "mu*"
     corrected = f"{best} ~ C^{axis.corrected.exponent:.3f} and D* ~ C^{bias.tokens_exponent.corrected.exponent:.3f}"
     return [

@@ -266,6 +266,8 @@ class MeasuredCost(Cost):
         if self.backprop is not None and self.backprop.recorded:
             return self.backprop.assumption(below=below)
         why = "the table records no backprop depth" if self.backprop is None else "its backprop depths follow no rule"
+        if len(self.mean_recurrences) == 1:
+            return "FLOPs per token in proportion to the loops, because all runs have the same mean recurrence"
         where = "between the two smallest recurrences" if below else "over the upper half of the recurrences"
         return f"a change per loop as {where} of the runs, because {why}"
 

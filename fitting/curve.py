@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ _FEWEST_LOOPS = 4
 class CurveFit:
     """The test-time law of one model and, where its losses rise with T, the law that can follow them.
 
-    `best` is the measured T of the least loss, between the measured T beside it (`between`), in loops.
+    `best` is the measured T of the least loss, between the measured T beside it (`between`), in loops. `measured` are
+    the smallest and the largest T.
     """
 
     test_time: LawFit
@@ -29,6 +31,7 @@ class CurveFit:
     rise: LossRise | None
     best: float
     between: tuple[float, float]
+    measured: tuple[float, float]
     least: float
     missing: str | None
 
@@ -40,11 +43,30 @@ class CurveFit:
         lines = [
             rise,
             f"The least of the {self.test_time.rows} losses is {self.least:.5g}, at T = {self.best:g} (measured beside "
-            f"it: {low:g} and {high:g}). To predict other T, use {used}.",
+            f"it: {low:g} and {high:g}). Other T are predicted by {used}: isoloop predict FILE --recurrence T.",
             *([f"There is no overthinking law: {self.missing}."] if self.missing else []),
         ]
         laws = [law_text(law) for law in (self.test_time, self.overthinking) if law is not None]
         return "\n\n".join(["\n".join(lines), *laws]) + "\n"
+
+    def prediction(self, recurrence: float) -> str:
+        """Return the loss at `recurrence` loops as text, with the 95% interval of one measured loss.
+
+        Raises ValueError for less than one loop.
+        """
+        if not (recurrence >= 1 and math.isfinite(recurrence)):
+            raise ValueError(f"--recurrence must be at least 1 and finite, but got {recurrence:g}; give loops")
+        law = self.overthinking or self.test_time
+        data = {"recurrence": np.array([recurrence])}
+        loss, span = float(law.loss(data)[0]), law.loss_interval(data)
+        interval = f" (95%: {float(span[0][0]):.5g} to {float(span[1][0]):.5g})" if span else ""
+        lines = [f"Loss at T = {recurrence:g} by the {law.form.name} law: {loss:.5g}{interval} nats per token"]
+        if self.rise is not None:
+            lines.append(f"{self.rise.caveat} The least measured loss is {self.least:.5g}, at T = {self.best:g}.")
+        low, high = self.measured
+        if not low <= recurrence <= high:
+            lines.append(f"Note: T was measured from {low:g} to {high:g}; T = {recurrence:g} is outside.")
+        return "\n".join(lines) + "\n"
 
 
 def curve_columns(frame: pd.DataFrame) -> dict[str, np.ndarray] | None:
@@ -89,6 +111,7 @@ def fit_curve(data: Data, *, draws: int = 1000, seed: int = 0, objective: Object
         rise=rise,
         best=float(recurrences[place]),
         between=(float(recurrences[max(place - 1, 0)]), float(recurrences[min(place + 1, len(recurrences) - 1)])),
+        measured=(float(recurrences[0]), float(recurrences[-1])),
         least=float(data["loss"][place]),
         missing=missing,
     )

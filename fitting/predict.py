@@ -16,7 +16,6 @@ from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.recommendation import (
     BUDGET_ROUNDING,
     BestModel,
-    laws_after_training,
     recommendation,
     why_no_recommendation,
 )
@@ -83,7 +82,7 @@ class Prediction:
         if self.verdict.answer:
             title = f"Details: what the {self.method} would choose for {self.flops:.4g} FLOPs"
         lines = [
-            *_wrapped([*map(str, self.verdict.answer), *self.verdict.doubts], ""),
+            *_wrapped([*map(str, self.verdict.answer), *self.verdict.caveats], ""),
             f"{title}{simulated}",
             *self._value_lines(),
             *_line("tokens", self.tokens, self.tokens_interval, "tokens"),
@@ -107,7 +106,7 @@ class Prediction:
     def _other_line(self, other: BestModel) -> str:
         limits = other.value_interval
         span = f" (95%: {limits[0]:.4g} to {limits[1]:.4g})" if limits else ""
-        cost = "" if other.extra_loss is None else f", {other.extra_loss:+.2g} nats"
+        cost = "" if other.extra_loss is None else f", {max(other.extra_loss, 0.0):+.2g} nats"
         symbol = "N*" if self.mean_recurrence is None else "mu*"
         return f"  {other.method}: {symbol} = {other.value:.4g}{span}, {other.tokens:.4g} tokens{cost}"
 
@@ -159,7 +158,7 @@ def predict(
         law = _required_law(fit, "unified" if loss_at_mean is None else "joint-test-time")
     elif best is None:
         _required_law(fit, "training")
-        law = laws_after_training(fit)
+        law = fit.laws_after_training
     if best is not None:
         value, tokens, flops = best.value, best.tokens, best.flops
     else:
@@ -188,7 +187,7 @@ def predict(
     method = best.method if best is not None else ""
     if law is not None and best is None:
         method = law.name if isinstance(law, LawMixture) else f"{law.form.name} law"
-    of_law = law if isinstance(law, LawFit) else fit.training
+    of_law = law if isinstance(law, LawFit) else fit.laws_after_training.best if fit.laws_after_training else None
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,

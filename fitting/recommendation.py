@@ -69,7 +69,7 @@ def recommendation(fit: SweepFit, flops: float) -> Recommendation:
     if why_none is not None:
         raise ValueError(f"the best model for a budget needs a law or a power law, but {why_none}; add runs")
     by_power_law = [_by_power_law(fit, name, law, flops) for name, law in named_power_laws(fit)]
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     if laws is not None:
         best, others = _by_laws(fit, laws, flops), [*_by_each_law(fit, laws, flops), *by_power_law]
         reason = f"{_BY_LAW.format(name=AXES[fit.axis].name)}; {laws.reason}"
@@ -86,7 +86,7 @@ def recommendation(fit: SweepFit, flops: float) -> Recommendation:
 
 def why_no_recommendation(fit: SweepFit) -> str | None:
     """Return the reason why a fit has no best model for a budget, None if it has one."""
-    if fit.training is not None or named_power_laws(fit):
+    if fit.laws_after_training is not None or named_power_laws(fit):
         return None
     curves = fit.why_missing("isoflop") if fit.isoflop is None else fit.isoflop.reason
     law = "law of the loss" if fit.axis == "params" else "training law"
@@ -109,34 +109,27 @@ def axis_bounds(fit: SweepFit) -> Interval:
     return search_bounds(fit.axis, *fit.fitted.of_axis(fit.axis))
 
 
-def laws_after_training(fit: SweepFit) -> LawMixture | None:
-    """Return the laws of the loss after training with their weights, None if there is none."""
-    if fit.training is None:
-        return None
-    return fit.mixture or law_mixture([fit.training])
-
-
 def _by_laws(fit: SweepFit, laws: LawMixture, flops: float) -> BestModel:
     """Return the best model by the laws of the loss; the interval of its loss is that of one measured run."""
     bounds = axis_bounds(fit)
-    found = laws.optimum(fit.cost_model, flops, bounds)
-    value, tokens = float(found.best.at), float(found.best.tokens)
+    optimum = laws.optimum(fit.cost_model, flops, bounds)
+    value, tokens = float(optimum.best.at), float(optimum.best.tokens)
     data = fit.cost_model.model_columns([value], [tokens])
     spans = laws.loss_interval(data)
-    at_bound = bool(found.best.at_bound)
+    at_bound = bool(optimum.best.at_bound)
     name, form = AXES[fit.axis].name, "g" if fit.axis == "mean_recurrence" else ".3g"
     search = f"the end of the search from {bounds[0]:{form}} to {bounds[1]:{form}}"
     notes = [f"the best {name} is at {search}"] if at_bound else []
-    span = found.interval_of("at")
+    span = optimum.interval_of("at")
     # The search is in logs, so an end of it comes back with a rounding error.
     if span and (span[0] <= bounds[0] * (1 + _LOG_ROUNDING) or span[1] >= bounds[1] * (1 - _LOG_ROUNDING)):
         notes.append(f"the 95% interval of the {name} ends at {search}, so it may be wider")
     return BestModel(
         method=laws.name,
         value=value,
-        value_interval=(max(span[0], bounds[0]), min(span[1], bounds[1])) if span else None,
+        value_interval=span,
         tokens=tokens,
-        tokens_interval=found.interval_of("tokens"),
+        tokens_interval=optimum.interval_of("tokens"),
         loss=float(laws.loss(data)[0]),
         loss_interval=(float(spans[0][0]), float(spans[1][0])) if spans else None,
         extra_loss=0.0,
@@ -182,9 +175,11 @@ def _by_power_law(fit: SweepFit, name: str, law: PowerLaw, flops: float) -> Best
 
 def _with_extra_loss(fit: SweepFit, other: BestModel, best: BestModel) -> BestModel:
     """Return another method's model with the loss that the recommended laws give it."""
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     if laws is None:
         return other
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         loss = float(laws.loss(fit.cost_model.model_columns([other.value], [other.tokens]))[0])
-    return replace(other, loss=loss, loss_interval=None, extra_loss=loss - best.loss)
+    extra = loss - best.loss
+    extra = 0.0 if abs(extra) < _LOG_ROUNDING else extra
+    return replace(other, loss=loss, loss_interval=None, extra_loss=extra)

@@ -21,7 +21,7 @@ from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.selection.misfit import Misfit
-from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range
@@ -154,11 +154,19 @@ class SweepFit:
         return self.cost_model.axis
 
     @property
-    def training_method(self) -> str:
-        """Name of the law after training as a method of predicting; empty if there is none."""
+    def laws_after_training(self) -> LawMixture | None:
+        """The laws of the loss after training with their weights, which every prediction of it rests on."""
         if self.training is None:
+            return None
+        return self.mixture or law_mixture([self.training])
+
+    @property
+    def method_after_training(self) -> str:
+        """Name of the laws after training as a method of predicting; empty if there are none."""
+        laws = self.laws_after_training
+        if laws is None:
             return ""
-        return f"{self.training.form.name} law" if self.axis == "params" else self.training.at_mean
+        return laws.name if self.axis == "params" else f"{laws.name} at T = mu"
 
     @property
     def laws(self) -> dict[str, LawFit | None]:

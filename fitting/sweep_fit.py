@@ -425,10 +425,10 @@ def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
     """Return the errors of every law on the runs of `table`, which were held out by their largest `column`."""
     rows: list[HeldOutRow] = []
     # At T = mu.
-    if fit.training is not None:
+    laws = fit.laws_after_training
+    if laws is not None:
         data = law_data(table)
-        predicted = fit.training.loss(data), fit.training.loss_interval(data)
-        rows += held_out_rows(fit.training_method, data, predicted)
+        rows += held_out_rows(fit.method_after_training, data, (laws.loss(data), laws.loss_interval(data)))
     # At every T that was measured.
     data = {"loss": np.empty(0), **({} if is_dense(table) else test_time_law_data(table))}
     off_mean = data if is_dense(table) else _off_mean(data)

@@ -14,12 +14,12 @@ from isoloop.fitting.recommendation import (
     BUDGET_ROUNDING,
     Recommendation,
     axis_bounds,
-    laws_after_training,
     recommendation,
     why_no_recommendation,
 )
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.tables.mixed_losses import TWO_UNITS
 
 NOT_DETERMINED = "not determined by these runs"
 """Words that take the place of a number that the runs do not determine."""
@@ -28,20 +28,31 @@ FEWEST_DOF = 3
 _LINE = 2
 _MOST_OF_GRID = 0.9
 """Width of an interval as a share of the grid's, both in logs, above which it says nothing."""
+_FARTHEST = 4
+"""Multiple of the largest measured loops up to which a grid is widened at once."""
 _ROUNDING = math.log(BUDGET_ROUNDING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Undetermined:
-    """A `subject` that the runs do not determine, the `reason`, and the runs to make next (`advice`)."""
+    """A `subject` that the runs do not determine, the `reason`, and the `advice`: the runs to make next.
+
+    With `of_table`, the table seems to be wrong, and the advice mends it.
+    """
 
     subject: str
     reason: str
     advice: str
+    of_table: bool = False
+
+    @property
+    def next_step(self) -> str:
+        """The advice as a sentence."""
+        return f"If so, {self.advice}, and fit again." if self.of_table else f"Run next: {self.advice}."
 
     def __str__(self) -> str:
         """Return it as a sentence that begins with `NOT_DETERMINED`."""
-        return f"{NOT_DETERMINED.capitalize()}: {self.subject}, because {self.reason}. Run next: {self.advice}."
+        return f"{NOT_DETERMINED.capitalize()}: {self.subject}, because {self.reason}. {self.next_step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +60,17 @@ class Verdict:
     """What the runs of a fit do not determine.
 
     Those of `answer` take the place of the best model for the budget, and those of `exponents` that of the exponents of
-    the power laws. `doubts` are sentences that stand beside a number, which they leave in place.
+    the power laws. `caveats` are sentences that stand beside a number, which they leave in place.
     """
 
     answer: tuple[Undetermined, ...] = ()
     exponents: tuple[Undetermined, ...] = ()
-    doubts: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """All of it as sentences, the most important first."""
-        return (*map(str, self.answer), *map(str, self.exponents), *self.doubts)
+        return (*map(str, self.answer), *map(str, self.exponents), *self.caveats)
 
 
 Reason = tuple[str, str]
@@ -76,20 +87,36 @@ def verdict(fit: SweepFit, flops: float | None = None) -> Verdict:
     why_none = why_no_recommendation(fit)
     if why_none is not None:
         missing = Undetermined(subject="the best model for a budget", reason=why_none, advice=_wider_grid(fit))
-        return Verdict(answer=(missing,), doubts=_doubts(fit))
+        return Verdict(answer=(missing,), caveats=_caveats(fit))
     return verdict_on(fit, recommendation(fit, flops))
 
 
 def verdict_on(fit: SweepFit, best: Recommendation) -> Verdict:
     """Return what the runs of a fit do not determine, where `best` is its recommendation for a budget."""
-    reasons = [*_few_reasons(fit), *_edge_reasons(fit), *_bound_reasons(fit), *_width_reasons(fit, best)]
+    units = _unit_reasons(fit)
+    reasons = units or [
+        *_few_reasons(fit),
+        *_edge_reasons(fit, best),
+        *_bound_reasons(fit, best),
+        *_width_reasons(fit, best),
+    ]
     name = AXES[fit.axis].name
     subject = f"the best {name} at {best.flops:.3g} FLOPs"
     return Verdict(
-        answer=tuple(Undetermined(subject=subject, reason=reason, advice=advice) for reason, advice in reasons),
+        answer=tuple(
+            Undetermined(subject=subject, reason=reason, advice=advice, of_table=bool(units))
+            for reason, advice in reasons
+        ),
         exponents=_undetermined_exponents(fit),
-        doubts=_doubts(fit),
+        caveats=_caveats(fit),
     )
+
+
+def _unit_reasons(fit: SweepFit) -> list[Reason]:
+    """Return the reason if losses seem to be in two units, which explains whatever else is wrong."""
+    mixed = [caveat for caveat in fit.caveats if caveat.startswith(TWO_UNITS)]
+    parts = (caveat.removesuffix(".").partition(": if so, ") for caveat in mixed)
+    return [(f"{reason[0].lower()}{reason[1:]}", advice) for reason, _, advice in parts]
 
 
 def _few_reasons(fit: SweepFit) -> list[Reason]:
@@ -97,7 +124,7 @@ def _few_reasons(fit: SweepFit) -> list[Reason]:
     reasons = []
     low, high = fit.fitted.flops
     looped = fit.axis == "mean_recurrence"
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     if laws is not None:
         law = laws.best
         rows, parameters = law.rows, len(law.parameters)
@@ -148,7 +175,7 @@ def _degrees(count: int) -> str:
     return "no degree of freedom" if count <= 0 else f"{count} degree{'' if count == 1 else 's'} of freedom"
 
 
-def _edge_reasons(fit: SweepFit) -> list[Reason]:
+def _edge_reasons(fit: SweepFit, best: Recommendation) -> list[Reason]:
     """Return the reason if most isoFLOP curves have no minimum inside the grid."""
     if fit.isoflop is None:
         return []
@@ -158,12 +185,12 @@ def _edge_reasons(fit: SweepFit) -> list[Reason]:
         return []
     which = "the only isoFLOP curve has" if len(curves) == 1 else f"{len(outside)} of {len(curves)} isoFLOP curves have"
     reason = f"{which} no minimum inside the grid of {AXES[fit.axis].name}s"
-    return [(f"{reason} (at {outside[0].budget:.3g} FLOPs, {outside[0].reason})", _wider_grid(fit))]
+    return [(f"{reason} (at {outside[0].budget:.3g} FLOPs, {outside[0].reason})", _wider_grid(fit, best))]
 
 
-def _bound_reasons(fit: SweepFit) -> list[Reason]:
+def _bound_reasons(fit: SweepFit, best: Recommendation) -> list[Reason]:
     """Return the reason if parameters of the law are at their bounds."""
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     if laws is None:
         return []
     law = laws.best
@@ -171,7 +198,7 @@ def _bound_reasons(fit: SweepFit) -> list[Reason]:
     if not names:
         return []
     what = f"{names[0]} is at its bound" if len(names) == 1 else f"{', '.join(names)} are at their bounds"
-    return [(f"in the {law.form.name} law {what}", _wider_grid(fit))]
+    return [(f"in the {law.form.name} law {what}", _wider_grid(fit, best))]
 
 
 def _width_reasons(fit: SweepFit, best: Recommendation) -> list[Reason]:
@@ -213,33 +240,37 @@ def _undetermined_exponents(fit: SweepFit) -> tuple[Undetermined, ...]:
     return (Undetermined(subject="the exponents of the isoFLOP power laws", reason=reason, advice=advice),)
 
 
-def _doubts(fit: SweepFit) -> tuple[str, ...]:
+def _caveats(fit: SweepFit) -> tuple[str, ...]:
     """Return what leaves a number in place, and should stand beside it."""
     laws = [law for law in (fit.unified, fit.joint_test_time) if law is not None]
     rising = next((reason for law in laws for reason in law.reasons if RISES in reason), None)
-    doubts = [misfit.sentence for misfit in _misfits(fit)]
+    caveats = [misfit.sentence for misfit in _misfits(fit)]
     if fit.overthinking is not None and fit.overthinking.used:
-        doubts.append(f"{fit.overthinking.rise.caveat} {fit.overthinking.sentence}")
+        caveats += [fit.overthinking.rise.caveat, fit.overthinking.sentence]
         rising = None
     if rising is not None:
-        doubts.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
-    if fit.training is not None and fit.training.exact and fit.training.draws:
-        doubts.append(f"{EXACT.capitalize()}.")
-    return tuple(doubts)
+        caveats.append(f"Do not use the laws of test-time loops beyond the best T: {rising}.")
+    after_training = fit.laws_after_training
+    if after_training is not None and after_training.best.exact and after_training.best.draws:
+        caveats.append(f"{EXACT.capitalize()}.")
+    return tuple(caveats)
 
 
 def _misfits(fit: SweepFit) -> list[Misfit]:
     """Return the misfits of the law that was asked for, and of the one that carries the answer, where it is wrong."""
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     names = set() if laws is None else {laws.laws[0].form.name, laws.best.form.name}
     return [misfit for misfit in fit.misfits if misfit.significant and misfit.law in names]
 
 
-def _wider_grid(fit: SweepFit) -> str:
-    """Return the runs that widen the grid in the axis and in the budget."""
+def _wider_grid(fit: SweepFit, best: Recommendation | None = None) -> str:
+    """Return the runs that widen the grid in the axis and in the budget, so that `best` lies well inside it."""
     low, high = fit.fitted.of_axis(fit.axis)
     most = fit.fitted.flops[1]
-    values = f"mean recurrences from 1 to {2 * high:g}"
+    widest = 2 * high
+    if best is not None and not best.at_bound and high < best.value < _FARTHEST * high:
+        widest = max(widest, float(math.ceil(2 * best.value)))
+    values = f"mean recurrences from 1 to {widest:g}"
     if fit.axis == "params":
         values = f"sizes from {low / 4:.2g} to {4 * high:.2g} parameters"
     return f"{values}, at the measured budgets and at {4 * most:.2g} FLOPs"

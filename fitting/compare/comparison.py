@@ -227,7 +227,7 @@ def _verdicts(differences: list[Difference]) -> list[str]:
 
 def _model_verdict(loss: Difference) -> str:
     assert loss.change is not None
-    at = f"At {loss.flops:.3g} FLOPs, by the training laws,"
+    at = f"At {loss.flops:.3g} FLOPs, by the laws after training,"
     better = "B" if loss.change < 0 else "A"
     if loss.interval is None:
         return f"{at} the best loss of {better} is {abs(loss.change):.4f} nats lower; no interval: {loss.reason}."

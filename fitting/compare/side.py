@@ -15,10 +15,11 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
 from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.contract import check_table, is_dense
 from isoloop.fitting.tables.runs import finished_rows
 
-BEST_MODEL = "Best models by the training laws"
+BEST_MODEL = "Best models by the laws after training"
 LAW_SECTIONS = {"training": "Training law", "unified": "Unified law", "joint-test-time": "Joint test-time law"}
 LOOPED_SECTIONS = (LAW_SECTIONS["unified"], LAW_SECTIONS["joint-test-time"])
 """Sections that dense models can't have."""
@@ -132,9 +133,9 @@ def quantities(fit: SweepFit, middle: float, flops: tuple[float, ...]) -> list[Q
         if law is not None:
             skip = set() if name == "training" else _ALSO_IN_TRAINING
             numbers += _parameter_quantities(law, LAW_SECTIONS[name], skip=skip)
-    if fit.training is not None:
+    if fit.laws_after_training is not None:
         for budget in flops:
-            numbers += _optimum_quantities(fit, fit.training, budget)
+            numbers += _optimum_quantities(fit, fit.laws_after_training, budget)
     return numbers
 
 
@@ -237,14 +238,14 @@ def _parameter_quantities(law: LawFit, section: str, *, skip: set[str]) -> list[
     return numbers
 
 
-def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quantity]:
-    """Return the numbers of the training law's best model for `flops`.
+def _optimum_quantities(fit: SweepFit, laws: LawMixture, flops: float) -> list[Quantity]:
+    """Return the numbers of the best model for `flops` by the laws after training.
 
-    The loss is the law's own, without the noise of one more run.
+    The loss is the laws' own, without the noise of one more run.
     """
-    axis, bounds = AXES[fit.axis], axis_bounds(fit)
-    best = law.form.optimum(law.vector, fit.cost_model, flops, bounds)
-    drawn = law.form.optimum(law.draw_matrix, fit.cost_model, flops, bounds) if law.draws else None
+    axis = AXES[fit.axis]
+    optimum = laws.optimum(fit.cost_model, flops, axis_bounds(fit))
+    best, drawn = optimum.best, optimum.draws
     optima: list[tuple[str, str, CountedIn, float, np.ndarray | None]] = [
         (f"{axis.plain_symbol}*", axis.unit, "nothing", float(best.at), drawn.at if drawn else None),
         ("D*", "tokens", "tokens", float(best.tokens), drawn.tokens if drawn else None),
@@ -252,9 +253,6 @@ def _optimum_quantities(fit: SweepFit, law: LawFit, flops: float) -> list[Quanti
     ]
     numbers = []
     for name, unit, counted_in, value, draws in optima:
-        if draws is not None:
-            draws = widened(value, draws, law.widening, in_logs=True)
-            draws = np.clip(draws, *bounds) if unit == axis.unit else draws
         for change in ("difference", "ratio") if name == LEAST_LOSS else ("ratio",):
             numbers.append(
                 Quantity(

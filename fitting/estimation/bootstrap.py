@@ -10,6 +10,7 @@ from scipy import special, stats
 from isoloop.fitting.estimation.levenberg_marquardt import Minima, Problem, minimise_with_restart
 from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate
+from isoloop.fitting.estimation.typical_size import typical_size
 from isoloop.fitting.laws.base import Data
 
 LEVEL = 0.95
@@ -22,8 +23,6 @@ _MIN_BUDGETS = 3
 _CLIP = 3.5
 """Residuals count up to this many typical ones in the noise behind a fit by Huber's function."""
 _MIN_DOF_TO_CLIP = 10
-_MEDIAN_OF_NORMAL = 0.6745
-"""Median of the absolute value of a standard normal variable."""
 _ELEMENTS_AT_ONCE = 10_000_000
 """Draws times rows that are held in memory together: 80 MB an array."""
 _REFIT_TOLERANCE = 1e-8
@@ -82,7 +81,7 @@ def bootstrap(
 
     - "parametric": normal noise is added to the fitted losses. Its scale is that of the residuals (see `noise_scale`),
       itself drawn, which gives the draws the tails of a t distribution. With `noise`, its standard deviation is a
-      power of compute, and budgets share luck; the exponent and the size of the luck are drawn as well.
+      power of compute, and budgets share a part of it; the exponent and the size of that part are drawn as well.
     - "rows": rows are drawn with replacement.
     - "budgets": whole budgets are drawn with replacement, for noise that the runs of a budget share. Its intervals need
       `widening`.
@@ -171,16 +170,18 @@ def widening(kind: BootstrapKind, data: Data) -> float:
     return float(np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.5 + LEVEL / 2, groups - 1) / stats.norm.ppf(0.975))
 
 
-def noise_scale(estimate: PointEstimate, runs: np.ndarray | None = None) -> tuple[float, int]:
+def noise_scale(
+    estimate: PointEstimate, runs: np.ndarray | None = None, noise: NoiseModel | None = None
+) -> tuple[float, int]:
     """Return the standard deviation of one measured loss about the law, relative or in nats, and degrees of freedom.
 
     Where the noise is a power of compute, it is that at the geometric mean of the FLOPs, without what budgets share.
 
     With Huber's function, residuals count up to 3.5 times the typical one, so that outliers determine the noise as
     little as the fit. (5% of the runs with ten times the noise would triple the root mean square.) With `runs`, the
-    degrees of freedom are those of the larger part of the noise.
+    degrees of freedom are those of the larger part of the noise. `noise` is that of the fit.
     """
-    levels = _noise_levels(estimate, runs)
+    levels = _noise_levels(estimate, runs, noise)
     return float(np.sqrt(sum(scale**2 for scale, _ in levels))), max(levels)[1]
 
 
@@ -195,8 +196,13 @@ def _budgets(data: Data) -> np.ndarray:
     return budgets
 
 
-def _noise_levels(estimate: PointEstimate, runs: np.ndarray | None) -> list[tuple[float, int]]:
-    """Return scale and degrees of freedom of the noise per row; with `runs`, of the noise per run and then per row."""
+def _noise_levels(
+    estimate: PointEstimate, runs: np.ndarray | None, noise: NoiseModel | None
+) -> list[tuple[float, int]]:
+    """Return scale and degrees of freedom of the noise per row; with `runs`, of the noise per run and then per row.
+
+    What budgets share is not in them. With `runs`, the residuals hold it, so that it is the measured noise per run.
+    """
     residuals, p = estimate.residuals, len(estimate.parameters)
     robust = bool(np.isfinite(estimate.objective_kind.delta))
     if runs is None:
@@ -204,16 +210,18 @@ def _noise_levels(estimate: PointEstimate, runs: np.ndarray | None) -> list[tupl
     _, run, counts = np.unique(runs, return_inverse=True, return_counts=True)
     means = np.bincount(run, weights=residuals) / counts
     within_runs = residuals - means[run]
-    return [_scale(means, len(means) - p, robust), _scale(within_runs, len(residuals) - len(means), robust)]
+    scale, dof = _scale(means, len(means) - p, robust)
+    if noise is not None and noise.shared and estimate.objective_kind.logarithmic:
+        scale, dof = min(scale, noise.level), max(round(noise.dof), 1)
+    return [(scale, dof), _scale(within_runs, len(residuals) - len(means), robust)]
 
 
 def _scale(residuals: np.ndarray, dof: int, robust: bool) -> tuple[float, int]:
     """Return the standard deviation of the noise behind residuals, and their degrees of freedom, at least 1."""
     dof = max(dof, 1)
     if robust and dof >= _MIN_DOF_TO_CLIP:
-        # A fit of nearly absolute residuals makes some of them zero, so the typical one is that of the others.
-        typical = float(np.median(np.sort(np.abs(residuals))[-dof:])) / _MEDIAN_OF_NORMAL
-        residuals = np.clip(residuals, -_CLIP * typical, _CLIP * typical)
+        limit = _CLIP * typical_size(residuals, dof)
+        residuals = np.clip(residuals, -limit, limit)
     return float(np.sqrt(residuals @ residuals / dof)), dof
 
 
@@ -230,13 +238,13 @@ def _simulated_losses(
     noise = np.zeros((draws, len(fitted)))
     each_row = np.arange(len(fitted))
     by_level = [each_row] if runs is None else [np.unique(runs, return_inverse=True)[1], each_row]
-    for (scale, dof), group in zip(_noise_levels(estimate, runs), by_level, strict=True):
+    for (scale, dof), group in zip(_noise_levels(estimate, runs, model), by_level, strict=True):
         scales = scale * np.sqrt(dof / rng.chisquare(dof, size=(draws, 1)))
         noise += (scales * rng.standard_normal((draws, int(group.max()) + 1)))[:, group]
     if model is not None:
-        luck = model.drawn_luck(data, draws, rng)
+        shared = model.drawn_shared(data, draws, rng)
         noise = noise * model.drawn_ratios(data, draws, rng)
-        noise += luck if estimate.objective_kind.logarithmic else luck * fitted
+        noise += shared if estimate.objective_kind.logarithmic else shared * fitted
     if estimate.objective_kind.logarithmic:
         return np.asarray(fitted * np.exp(noise))
     return np.maximum(fitted + noise, np.finfo(float).tiny)
@@ -250,13 +258,14 @@ def refit(
     losses: np.ndarray | None = None,
     fixed: np.ndarray | None = None,
     starts: np.ndarray | None = None,
+    known: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit the law of `estimate` to many resamples: parameters (resamples, p) and objectives (resamples,).
 
     A resample counts the rows of `data` `weights` (resamples, rows) times, or has `losses` (resamples, rows) of its
     own, in nats. Every search starts from the estimate (or from `starts` (resamples, p)) and converges to a minimum;
     where the parameters of another resample give a lower objective, it restarts from those. Parameters marked in
-    `fixed` (p,) stay at their starts.
+    `fixed` (p,) stay at their starts. See `minimise_with_restart` for `known`.
     """
     problem = Problem.of(
         estimate.law,
@@ -273,7 +282,7 @@ def refit(
         starts = np.broadcast_to(start, (count, len(start)))
     else:
         starts = problem.scaled(starts)
-    minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE)
+    minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE, known=known)
     if fixed is None:
         _restart_from_neighbours(problem, minima)
     return problem.unscaled(minima.parameters), minima.objectives

@@ -97,11 +97,6 @@ class LawFit:
         return law_named(self.law)
 
     @property
-    def at_mean(self) -> str:
-        """Name of this law as a method of predicting the loss at T = mean recurrence."""
-        return f"{self.form.name} law at T = mu"
-
-    @property
     def exact(self) -> bool:
         """True if the losses lie on the law exactly, so that its intervals only reflect rounding."""
         return self.noise < _EXACT
@@ -141,9 +136,9 @@ class LawFit:
                 scale = self.noise * np.sqrt(self.noise_dof / rng.chisquare(self.noise_dof, size=(len(drawn), 1)))
                 noise = scale * rng.standard_normal(drawn.shape)
                 if self.noise_model is not None:
-                    luck = self.noise_model.drawn_luck(data, len(drawn), rng)
+                    shared = self.noise_model.drawn_shared(data, len(drawn), rng)
                     noise = noise * self.noise_model.drawn_ratios(data, len(drawn), rng)
-                    noise = noise + (luck if self.on == "log loss" else luck * at)
+                    noise = noise + (shared if self.on == "log loss" else shared * at)
                 drawn = drawn * np.exp(noise) if self.on == "log loss" else drawn + noise
         return np.minimum(drawn, np.finfo(float).max)
 
@@ -223,7 +218,7 @@ def fit_law(
         drawn = bootstrap(estimate, data, draws=draws, seed=seed, runs=runs, kind=kind, noise=uneven)
     wider = widening(kind, data)
     parameters = _parameters(estimate, data, drawn, wider, runs, profiles)
-    level, dof = noise_scale(estimate, runs)
+    level, dof = noise_scale(estimate, runs, uneven)
     rows = len(estimate.residuals)
     return LawFit(
         law=name,

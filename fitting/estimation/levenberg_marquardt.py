@@ -26,6 +26,8 @@ _MAX_LOG_STEP = 3.0
 _DELTA_RELAXATION = 8.0
 """Factor on Huber's delta for the few steps that take a search out of a local minimum."""
 _RELAXED_STEPS = 4
+_SAME_MINIMUM = 1e-7
+"""Largest difference, relative to their objective, of searches that end at the same minimum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,23 +138,32 @@ def minimise(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, 
     return Minima(parameters=parameters, objectives=objectives, converged=converged)
 
 
-def minimise_with_restart(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12) -> Minima:
+def minimise_with_restart(
+    problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, known: np.ndarray | None = None
+) -> Minima:
     """Minimise as `minimise` does, then again from where a few steps with a larger delta lead; keep the lower minimum.
 
-    Huber's function with a small delta has several minima close together; one with a larger delta has fewer.
+    Huber's function with a small delta has several minima close together; one with a larger delta has fewer. `known`
+    are objectives (fits,) of minima that such a second search has left before: one that ends there is not made again.
     """
     first = minimise(problem, starts, tolerance=tolerance)
     if np.isinf(problem.objective.delta):
         return first
+    again = np.arange(len(first.objectives))
+    if known is not None:
+        again = np.flatnonzero(~np.isclose(known, first.objectives, rtol=_SAME_MINIMUM, atol=0))
+    part = problem.subset(again)
     relaxed = replace(problem.objective, delta=problem.objective.delta * _DELTA_RELAXATION)
-    start = minimise(replace(problem, objective=relaxed), first.parameters, steps=_RELAXED_STEPS)
-    second = minimise(problem, start.parameters, tolerance=tolerance)
-    better = second.objectives < first.objectives
-    return Minima(
-        parameters=np.where(better[:, None], second.parameters, first.parameters),
-        objectives=np.where(better, second.objectives, first.objectives),
-        converged=np.where(better, second.converged, first.converged),
-    )
+    start = minimise(replace(part, objective=relaxed), first.parameters[again], steps=_RELAXED_STEPS)
+    second = minimise(part, start.parameters, tolerance=tolerance)
+    better = second.objectives < first.objectives[again]
+    for values, others in (
+        (first.parameters, second.parameters),
+        (first.objectives, second.objectives),
+        (first.converged, second.converged),
+    ):
+        values[again[better]] = others[better]
+    return first
 
 
 class _Search:

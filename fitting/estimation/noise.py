@@ -1,4 +1,4 @@
-"""The noise of losses: a standard deviation that may depend on the FLOPs of a run, and luck that a budget shares."""
+"""The noise of losses: it may depend on the FLOPs of a run, and the runs of a budget may share a part of it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ import numpy as np
 from scipy import optimize
 
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate
+from isoloop.fitting.estimation.typical_size import typical_size
 from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data
 
-_SIGNIFICANT, _SIGNIFICANT_LUCK = 0.01, 0.05
+_SIGNIFICANT, _SIGNIFICANT_SHARED = 0.01, 0.05
 """Levels of the tests of an exponent and of shared luck. Luck that is not seen makes intervals too narrow."""
 _DOF_NEEDED = 8
 """Degrees of freedom from which scatter is compared between budgets."""
 _CURVE_PARAMETERS = 3
 _NULL_DRAWS = 10_000
 _LEAST_SHARE_OF_LARGEST = 0.01
-"""Directions between budgets that a law follows but for less than this share tell nothing of luck."""
-_LEAST_DOF_OF_LUCK = 2.0
-"""Luck that only just shows is overestimated, which makes up for fewer degrees of freedom."""
+"""Directions between budgets that a law follows but for less than this share tell nothing of shared noise."""
+_LEAST_SHARED_DOF = 2.0
+"""Shared noise that only just shows is overestimated, which makes up for fewer degrees of freedom."""
 _MOST_GROUPS = 100
 _LARGEST_EXPONENT = 4.0
 _CLIP, _CLIP_TO_COMPARE = 3.5, 2.0
 """Residuals count up to this many typical ones; fewer where scatter is compared, so that one run decides nothing."""
-_MEDIAN_OF_NORMAL = 0.6745
-"""Median of the absolute value of a standard normal variable."""
 _LEAST_SHARE_OF_MEDIAN = 0.1
 """A fit of nearly absolute residuals makes some of them zero; they count as this share of the median one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseModel:
-    """Standard deviation of one run's loss as a power of its FLOPs, and luck that all runs of a budget share.
+    """Standard deviation of one run's loss as a power of its FLOPs, and noise that all runs of a budget share.
 
     `level` is that of log loss at `reference` FLOPs, known with `dof` degrees of freedom; it grows as C^`exponent`,
     which has the standard error `exponent_error`. An exponent of 0 is the same noise at every budget. `shared` is the
-    standard deviation of the luck that runs of a budget have in common, 0 if the losses show none, known with
-    `shared_dof` degrees of freedom; `possible_luck` is its estimate, whether or not a test shows it. `source` names
+    standard deviation of the noise that runs of a budget have in common, 0 if the losses show none, known with
+    `shared_dof` degrees of freedom; `possible_shared` is its estimate, whether or not a test shows it. `source` names
     what the noise was measured by.
     """
 
@@ -49,7 +48,7 @@ class NoiseModel:
     exponent_error: float = 0.0
     shared: float = 0.0
     shared_dof: float = 0.0
-    possible_luck: float = 0.0
+    possible_shared: float = 0.0
     source: str = "law"
 
     @property
@@ -69,7 +68,7 @@ class NoiseModel:
     def whitening(self, data: Data, *, independent: bool = False) -> Whitening | None:
         """Return the transform that makes residuals of the rows of `data` equally uncertain; None if they are.
 
-        With `independent`, luck that budgets share is left in the residuals. Raises ValueError if the exponent is not 0
+        With `independent`, what budgets share is left in the residuals. Raises ValueError if the exponent is not 0
         and the data have no column `flops`.
         """
         scales = self.scales(flops_of(data)) if self.exponent else None
@@ -92,13 +91,13 @@ class NoiseModel:
         exponents = self.exponent + self.exponent_error * rng.standard_normal((draws, 1))
         return np.asarray(np.exp(exponents * np.log(flops_of(data) / self.reference)))
 
-    def drawn_luck(self, data: Data, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the luck of the rows, which those of a budget share: (draws, rows) of log loss, or 0."""
+    def drawn_shared(self, data: Data, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Return noise that the rows of a budget share: (draws, rows) of log loss, or 0."""
         if not self.shared:
             return np.zeros((1, 1))
         rows = len(next(iter(data.values())))
         budgets = np.asarray(data.get("budget", np.full(rows, np.nan)), dtype=float)
-        # A row without a budget has luck of its own.
+        # A row without a budget shares it with none.
         known = ~np.isnan(budgets)
         names, groups = np.unique(budgets[known], return_inverse=True)
         group = len(names) + np.arange(rows)
@@ -112,7 +111,7 @@ class NoiseModel:
 
     @property
     def departure(self) -> str:
-        """The dependence on compute and the luck that budgets share, in words that follow the level; '' if none."""
+        """The dependence on compute and the noise that budgets share, in words that follow the level; '' if none."""
         words = ""
         if self.exponent:
             words = (
@@ -120,7 +119,7 @@ class NoiseModel:
                 f"C^{self.exponent:.2f} (standard error {self.exponent_error:.2f})"
             )
         if self.shared:
-            words += f", and luck of {100 * self.shared:.2g}% that the runs of a budget share"
+            words += f", and noise of {100 * self.shared:.2g}% that the runs of a budget share"
         return words
 
 
@@ -136,7 +135,7 @@ def noise_model(data: Data, estimate: PointEstimate) -> NoiseModel:
 
     The scatter about the law is compared between budgets where several seeds ran the same model, or else where budgets
     have more runs than the 3 parameters of a parabola (what a law misses along a curve is then not taken for noise),
-    or else over all runs. An exponent that a test does not show at the 1% level, or shared luck at the 5% level, is 0.
+    or else over all runs. An exponent that a test does not show at the 1% level, or shared noise at the 5% level, is 0.
     Both tests hold their level for normal noise, by simulation, and nearly so with outliers, whose residuals are
     clipped. `data` need the columns loss and flops, and may have budget and mean_recurrence or params.
     """
@@ -163,7 +162,7 @@ def noise_model(data: Data, estimate: PointEstimate) -> NoiseModel:
         exponent_error=error,
         shared=luck if seen else 0.0,
         shared_dof=luck_dof if seen else 0.0,
-        possible_luck=luck,
+        possible_shared=luck,
         source=scatter.source,
     )
 
@@ -209,8 +208,7 @@ def _clipped(residuals: np.ndarray, position: np.ndarray, parameters: int, clip:
     spread = float(position @ position)
     slope = float(position @ np.log(np.maximum(size, least))) / spread if spread > 0 else 0.0
     scales = np.exp(np.clip(slope, -_LARGEST_EXPONENT, _LARGEST_EXPONENT) * position)
-    dof = max(len(size) - parameters, 1)
-    limit = clip * float(np.median(np.sort(size / scales)[-dof:])) / _MEDIAN_OF_NORMAL
+    limit = clip * typical_size(size / scales, max(len(size) - parameters, 1))
     return np.clip(residuals, -limit * scales, limit * scales)
 
 
@@ -257,7 +255,7 @@ def _within_groups(
     """Return the scatter within groups (rows,), -1 for none, about a mean (1 parameter) or a parabola (3) of each."""
     order = np.argsort(groups, kind="stable")
     names, starts = np.unique(groups[order], return_index=True)
-    found: list[tuple[float, int, float]] = []
+    scatters: list[tuple[float, int, float]] = []
     standardised: list[np.ndarray] = []
     for name, rows in zip(names, np.split(order, starts[1:]), strict=True):
         if name < 0 or len(rows) <= parameters or len(np.unique(values[rows])) < parameters:
@@ -265,11 +263,11 @@ def _within_groups(
         centred = values[rows] - values[rows].mean()
         basis = np.linalg.qr(np.vander(centred / max(np.abs(centred).max(), 1e-300), parameters))[0]
         left = residuals[rows] - basis @ (basis.T @ residuals[rows])
-        found.append((float(left @ left), len(rows) - parameters, float(position[rows].mean())))
+        scatters.append((float(left @ left), len(rows) - parameters, float(position[rows].mean())))
         standardised.append(left / np.sqrt(np.maximum(1 - (basis**2).sum(axis=1), 1e-3)))
-    if not found:
+    if not scatters:
         return None
-    squares, dof, positions = (np.array(column, dtype=float) for column in zip(*found, strict=True))
+    squares, dof, positions = (np.array(column, dtype=float) for column in zip(*scatters, strict=True))
     scales = np.sqrt(np.maximum(squares / dof, 1e-300))
     tails = _tails(np.concatenate([left / scale for left, scale in zip(standardised, scales, strict=True)]))
     return _Scatter(squares=squares, dof=dof, position=positions, tails=tails, source=source)
@@ -304,21 +302,23 @@ def _exponent(scatter: _Scatter) -> tuple[float, float]:
     def deviance(exponent: float) -> float:
         return total * float(np.log(squares @ np.exp(-2 * exponent * position)))
 
-    found = optimize.minimize_scalar(deviance, bounds=(-_LARGEST_EXPONENT, _LARGEST_EXPONENT), method="bounded")
-    return float(found.x), float(np.sqrt(scatter.tails / (2 * (dof @ position**2))))
+    best = optimize.minimize_scalar(deviance, bounds=(-_LARGEST_EXPONENT, _LARGEST_EXPONENT), method="bounded")
+    return float(best.x), float(np.sqrt(scatter.tails / (2 * (dof @ position**2))))
 
 
 def _shared(
     residuals: np.ndarray, slopes: np.ndarray, scales: np.ndarray, budgets: np.ndarray
 ) -> tuple[float, float, bool]:
-    """Return the standard deviation of luck that a budget's runs share, its degrees of freedom, and True if it shows.
+    """Return the standard deviation of noise that a budget's runs share, its degrees of freedom, and True if it shows.
 
     `residuals` (rows,) are divided by their `scales`. The scatter between budgets beyond the law is tested against that
-    within them by the score test of a random effect, whose distribution is simulated for normal noise; the luck is
+    within them by the score test of a random effect, whose distribution is simulated for normal noise; its size is then
     the estimate of restricted maximum likelihood.
     """
     known = ~np.isnan(budgets)
     names, group = np.unique(budgets[known], return_inverse=True)
+    if len(residuals) - len(names) < _DOF_NEEDED:
+        return 0.0, 0.0
     effects = np.zeros((len(residuals), len(names)))
     effects[np.flatnonzero(known), group] = 1 / scales[known]
     # What the law can't follow: between budgets, and within them
@@ -337,18 +337,18 @@ def _shared(
     rng = np.random.default_rng(0)
     drawn = rng.chisquare(1, size=(_NULL_DRAWS, len(values)))
     null = drawn @ values / (drawn.sum(axis=1) + rng.chisquare(within, size=_NULL_DRAWS))
-    shows = bool(np.mean(null >= between**2 @ values / (left @ left)) < _SIGNIFICANT_LUCK)
+    shows = bool(np.mean(null >= between**2 @ values / (left @ left)) < _SIGNIFICANT_SHARED)
 
-    # The ratio of the variance of the luck to that of a run's own noise
+    # The ratio of the variance of the shared noise to that of a run's own noise
     def deviance(log_ratio: float) -> float:
         spread = 1 + np.exp(log_ratio) * values
         total = float((between**2 / spread).sum()) + rest
         return (within + len(values)) * float(np.log(total)) + float(np.log(spread).sum())
 
     largest = float(np.log(values.max()))
-    found = optimize.minimize_scalar(deviance, bounds=(-largest - 7, -largest + 14), method="bounded")
-    ratio = float(np.exp(found.x))
+    best = optimize.minimize_scalar(deviance, bounds=(-largest - 7, -largest + 14), method="bounded")
+    ratio = float(np.exp(best.x))
     spread = 1 + ratio * values
     variance = (float((between**2 / spread).sum()) + rest) / (within + len(values))
-    dof = max(_LEAST_DOF_OF_LUCK, float(((ratio * values / spread) ** 2).sum()))
+    dof = max(_LEAST_SHARED_DOF, float(((ratio * values / spread) ** 2).sum()))
     return float(np.sqrt(ratio * variance)), dof, shows

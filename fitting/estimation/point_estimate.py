@@ -18,6 +18,8 @@ _CANDIDATES, _CANDIDATES_OF_LARGE_LAWS = 5, 10
 """Searches that are continued: more for a law of more than 5 parameters, which has more minima."""
 _FINALISTS = 3
 """Of more candidates, those that are searched to convergence, after all of them have come near a minimum."""
+_PARAMETERS_OF_FINALISTS = 6
+"""Laws of more parameters have so many minima that all candidates are searched to convergence."""
 _NEAR_STEPS, _NEAR_TOLERANCE = 25, 1e-6
 _FEW_PARAMETERS = 5
 _SAMPLE_ROWS = 1000
@@ -78,7 +80,7 @@ def point_estimate(
         minima = minimise(problem, problem.scaled(start)[None])
     else:
         candidates = _candidates(problem, columns, counts)
-        if len(candidates) > _CANDIDATES + _FINALISTS:
+        if len(law.parameters) <= _PARAMETERS_OF_FINALISTS and len(candidates) > _CANDIDATES + _FINALISTS:
             candidates = _distinct(_near_minima(problem, candidates), _FINALISTS)
         minima = minimise_with_restart(_repeated(problem, len(candidates)), candidates)
     # The lowest minimum.

@@ -71,10 +71,18 @@ class _ProfileSearch:
         self.logarithmic = at < estimate.law.linear_count and self.centre > 0
         self.step = max(change[at], 1e-9 * abs(self.centre), 1e-12)
         self.slopes = change / self.step
-        self.values, self.rises = np.array([self.centre]), np.array([0.0])
+        self.values, self.objectives = np.array([self.centre]), np.array([estimate.objective])
         self.fits = estimate.parameters[None]
         scale = self.centre if self.logarithmic else 1.0
         self.span = dict.fromkeys((-1.0, 1.0), _FIRST_SPAN * self.step / scale)
+
+    @property
+    def rises(self) -> np.ndarray:
+        """The rise of the objective at each value over its threshold."""
+        return self._rises(self.objectives)
+
+    def _rises(self, objectives: np.ndarray) -> np.ndarray:
+        return (objectives - self.estimate.objective) / self.threshold
 
     def refine(self) -> None:
         """Hold the parameter at more values on both sides: between those that bracket an end, or else further out."""
@@ -84,12 +92,12 @@ class _ProfileSearch:
         if not len(new):
             return
         nearest = self.fits[np.argmin(np.abs(new[:, None] - self.values), axis=1)]
-        fits, rises = self._refit(new, self._extrapolated(new, nearest))
+        fits, objectives = self._refit(new, self._extrapolated(new, nearest))
         values = np.append(self.values, new)
         order = np.argsort(values, kind="stable")
-        self.values, self.rises = values[order], np.append(self.rises, rises)[order]
+        self.values, self.objectives = values[order], np.append(self.objectives, objectives)[order]
         self.fits = np.concatenate([self.fits, fits])[order]
-        self._restart_from_neighbours()
+        self._restart_from_neighbours(changed=np.isin(self.values, new))
 
     def _next_values(self, sign: float) -> np.ndarray:
         """Return the next values on one side."""
@@ -113,21 +121,24 @@ class _ProfileSearch:
             moved = self.centre * np.log(values / fits[:, self.at])
         return np.asarray(fits + moved[:, None] * self.slopes)
 
-    def _restart_from_neighbours(self) -> None:
-        """Refit from the fits at adjacent values for as long as that lowers an objective."""
-        changed = np.ones(len(self.values), dtype=bool)
+    def _restart_from_neighbours(self, changed: np.ndarray) -> None:
+        """Refit from the fits at adjacent values for as long as that lowers an objective.
+
+        Fits are restarted where one of the two, theirs or the one beside it, has `changed` (values,).
+        """
         while changed.any():
             improved = np.zeros(len(self.values), dtype=bool)
             for shift in (1, -1):
                 neighbour = np.clip(np.arange(len(self.values)) + shift, 0, len(self.values) - 1)
-                places = np.flatnonzero(changed[neighbour])
+                places = np.flatnonzero(changed[neighbour] | changed)
                 starts = self.fits[neighbour[places]]
                 for trial in (starts, self._extrapolated(self.values[places], starts)):
-                    fits, rises = self._refit(self.values[places], trial)
+                    fits, objectives = self._refit(self.values[places], trial, known=self.objectives[places])
+                    rises = self._rises(objectives)
                     # An infinite rise is never better, not even than another one.
                     threshold = np.where(np.isfinite(rises), 1e-6 * (1 + np.abs(rises)), 0.0)
                     better = rises < self.rises[places] - threshold
-                    self.fits[places[better]], self.rises[places[better]] = fits[better], rises[better]
+                    self.fits[places[better]], self.objectives[places[better]] = fits[better], objectives[better]
                     improved[places[better]] = True
             changed = improved
 
@@ -150,15 +161,19 @@ class _ProfileSearch:
             return None
         return int(side[above[0] - 1]), int(side[above[0]])
 
-    def _refit(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the fits of the others (values, p), from `starts`, and the rise of the objective (values,)."""
+    def _refit(
+        self, values: np.ndarray, starts: np.ndarray, known: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the fits of the others (values, p), from `starts`, and their objectives (values,).
+
+        `known` are the objectives (values,) of the fits so far.
+        """
         law = self.estimate.law
         starts = np.clip(starts, [p.lower for p in law.parameters], [p.upper for p in law.parameters])
         starts[:, self.at] = values
         fixed = np.arange(len(law.parameters)) == self.at
         weights = np.ones((len(values), len(self.data["loss"])))
-        fits, objectives = refit(self.estimate, self.data, weights=weights, fixed=fixed, starts=starts)
-        return fits, (objectives - self.estimate.objective) / self.threshold
+        return refit(self.estimate, self.data, weights=weights, fixed=fixed, starts=starts, known=known)
 
 
 def _threshold(estimate: PointEstimate, data: Data, at: int, runs: np.ndarray | None) -> tuple[float, np.ndarray]:

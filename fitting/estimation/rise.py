@@ -90,7 +90,9 @@ class LossRise:
     @property
     def caveat(self) -> str:
         """The rise as a sentence of a fit's caveats."""
-        share = "the only model" if self.models == 1 else f"{len(self.least)} of {self.models} models"
+        if self.models == 1:
+            return f"The {RISES}, {self._place}, {self._size}: this model overthinks."
+        share = f"{len(self.least)} of {self.models} models"
         return f"The {RISES} in {share}, {self._place}, {self._size}: these models overthink."
 
     @property

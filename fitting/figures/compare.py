@@ -190,7 +190,7 @@ def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Differenc
 
 
 def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
-    """Return the ratios of µ* (or N*) and D* by the power laws, or else by the training laws."""
+    """Return the ratios of µ* (or N*) and D* by the power laws, or else by the laws after training."""
     for section in (POWER_LAWS, BEST_MODEL):
         changes = [change for change in comparison.of(section) if change.kind == "ratio" and change.change is not None]
         ratios = [x for x in changes if x.unit in _OPTIMUM_UNITS and x.flops in comparison.optima_flops]
@@ -200,7 +200,7 @@ def _optimum_changes(comparison: SweepComparison) -> list[Difference]:
 
 
 def _loss_changes(comparison: SweepComparison) -> list[Difference]:
-    """Return the changes of losses: of the curves' minima, or else of runs, and of the training laws' best models."""
+    """Return the changes of losses: of the curves' minima, or else of runs, and of the laws' best models."""
     measured = comparison.of(LEAST_LOSSES) or comparison.of(BEST_RUNS)
     best = [change for change in comparison.of(BEST_MODEL) if change.kind == "difference"]
     return [change for change in (*measured[-_MOST_BUDGETS:], *best) if change.change is not None]

@@ -48,8 +48,8 @@ class FigureFiles:
 class FigureKind:
     """A figure that a fit may have: a sentence `about` it, how to draw it, and the name of the fit that it `needs`.
 
-    The sentence has {axis} for the name of the fit's axis and {law} for that of its law after training. `size` is the
-    default size in inches; the axes are `shape` times as high as wide or higher.
+    The sentence has {axis} for the name of the fit's axis and {laws} for those of its laws after training. `size` is
+    the default size in inches; the axes are `shape` times as high as wide or higher.
     """
 
     about: str
@@ -60,8 +60,8 @@ class FigureKind:
 
     def caption(self, fit: SweepFit) -> str:
         """Return the sentence about the figure of a fit."""
-        law = "training" if fit.training is None else fit.training.form.name
-        return self.about.format(axis=AXES[fit.axis].name, law=law)
+        laws = fit.laws_after_training
+        return self.about.format(axis=AXES[fit.axis].name, laws="training law" if laws is None else laws.name)
 
 
 def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> FigureFiles:
@@ -165,13 +165,13 @@ FIGURES: dict[str, FigureKind] = {
         size=(6.9, 3.4),
     ),
     "loss_contours": FigureKind(
-        about="Lines of equal loss of the {law} law over {axis} and tokens, and its best split.",
+        about="Lines of equal loss of the {laws} over {axis} and tokens, and the best split.",
         draw=_on_axes(draw_loss_contours),
         needs="training",
         shape=0.8,
     ),
     "predicted_against_measured": FigureKind(
-        about="Loss predicted by the {law} law against the measured one, run by run.",
+        about="Loss predicted by the {laws} against the measured one, run by run.",
         draw=_on_axes(draw_predicted_against_measured),
         needs="training",
         size=(5.0, 3.6),

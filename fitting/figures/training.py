@@ -1,8 +1,9 @@
-"""Figures of the training law: contours of its loss, predicted against measured losses, errors at held-out runs."""
+"""Figures of the laws after training: contours of the loss, predicted against measured losses, held-out errors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import matplotlib as mpl
 import numpy as np
@@ -12,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.figures.axes import (
     LARGEST,
     band_handle,
@@ -32,6 +31,7 @@ from isoloop.fitting.figures.axes import (
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
 from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
 _CELLS = 120
@@ -45,12 +45,12 @@ Limits = tuple[float, float]
 
 
 def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw lines of equal loss of the law after training over its axis and tokens, its best split, and the runs.
+    """Draw lines of equal loss of the laws after training over their axis and tokens, the best split, and the runs.
 
-    The loss of each line stands at its right end. The best split's 95% band comes from the law's refits. Raises
-    ValueError without a training law.
+    The loss of each line stands at its right end. The best split's 95% band comes from the laws' refits. Raises
+    ValueError without a law.
     """
-    law = _training(fit)
+    laws = _laws(fit)
     runs = finished_rows(table)
     values, tokens = (runs[name].to_numpy(dtype=float) for name in (fit.axis, "tokens"))
     across, up = (values.min() / 1.15, values.max() * 1.15), (tokens.min() / 1.4, tokens.max() * 1.4)
@@ -58,23 +58,23 @@ def draw_loss_contours(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
     axes.set(xlim=across, ylim=up, xlabel=AXES[fit.axis].label, ylabel=AXES["tokens"].label)
     value_ticks(axes.xaxis, fit.axis, np.unique(values))
     decade_ticks(axes.yaxis)
-    _draw_contours(axes, law, fit, across, up)
-    handles += _draw_best_split(axes, law, fit, across, up)
+    _draw_contours(axes, laws, fit, across, up)
+    handles += _draw_best_split(axes, laws, fit, across, up)
     handles.append(mark_handle("equal loss", line="-", colour=MUTED))
     budgets = "budget" in runs and runs["budget"].notna().any()
     place_legend(axes, handles, "budget (FLOPs)" if budgets else None, gap=_SECONDARY_AXIS_GAP)
-    set_title(axes, AXES[fit.axis].title_of(f"Loss by the {law.form.name} law"), simulated=fit.simulated)
+    set_title(axes, AXES[fit.axis].title_of(f"Loss by the {laws.name}"), simulated=fit.simulated)
 
 
 def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
-    """Draw the loss by the law after training against the measured one, with 95% bars; held-out runs are hollow.
+    """Draw the loss by the laws after training against the measured one, with 95% bars; held-out runs are hollow.
 
-    Raises ValueError without a training law.
+    Raises ValueError without a law.
     """
-    law = _training(fit)
+    laws = _laws(fit)
     data = law_data(table)
-    predicted, measured = law.loss(data), data["loss"]
-    check_range(predicted, f"a loss by the {law.form.name} law")
+    predicted, measured = laws.loss(data), data["loss"]
+    check_range(predicted, f"a loss by the {laws.name}")
     held = np.isin(data["run_id"], list(_held_out_ids(fit)))
     # The line of equality.
     ends = np.array([min(predicted.min(), measured.min()), max(predicted.max(), measured.max())])
@@ -82,7 +82,7 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     axes.plot(ends, ends, color=MUTED, lw=0.9, zorder=1)
     # Fitted and held-out runs.
     error = 100 * np.abs(predicted / measured - 1)
-    bounds = law.loss_interval(data)
+    bounds = laws.loss_interval(data)
     handles: list[Artist] = []
     for name, rows, colour, marker, hollow in (
         ("fitted", ~held, BLUE, "o", False),
@@ -105,7 +105,7 @@ def draw_predicted_against_measured(axes: Axes, table: pd.DataFrame, fit: SweepF
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set(xlabel="measured loss (nats per token)", ylabel="predicted loss (nats per token)")
     place_legend(axes, handles, "mean absolute error")
-    set_title(axes, AXES[fit.axis].title_of(f"{law.form.name.capitalize()} law"), simulated=fit.simulated)
+    set_title(axes, AXES[fit.axis].title_of(laws.name.capitalize()), simulated=fit.simulated)
 
 
 def draw_held_out_errors(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
@@ -212,13 +212,16 @@ def _draw_heading(axes: Axes, y: float, text: str) -> None:
 
 
 def _short_method(method: str) -> str:
+    """Return the name of a method of predicting, short enough for a narrow figure."""
+    method = re.sub(r"\S+ and \S+ laws", "laws by weight", method)
     return method.replace("the loss at T = mu", "L(µ)").replace("T = mu", "T = µ").replace("test-time law", "law")
 
 
-def _training(fit: SweepFit) -> LawFit:
-    if fit.training is None:
+def _laws(fit: SweepFit) -> LawMixture:
+    laws = fit.laws_after_training
+    if laws is None:
         raise ValueError(f"this figure needs the training law, but there is none: {fit.why_missing('training')}")
-    return fit.training
+    return laws
 
 
 def _held_out_ids(fit: SweepFit) -> set[str]:
@@ -246,12 +249,12 @@ def _draw_runs(axes: Axes, runs: pd.DataFrame, fit: SweepFit) -> list[Artist]:
     return handles
 
 
-def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> None:
+def _draw_contours(axes: Axes, laws: LawMixture, fit: SweepFit, across: Limits, up: Limits) -> None:
     """Draw lines of equal loss at round losses, each with its loss on the right-hand edge if it ends there."""
     values, tokens = np.geomspace(*across, _CELLS), np.geomspace(*up, _CELLS)
     columns, rows = np.meshgrid(values, tokens)
-    loss = law.loss(fit.cost_model.model_columns(columns.ravel(), rows.ravel())).reshape(columns.shape)
-    check_range(loss[~(loss <= LARGEST)], f"a loss by the {law.form.name} law")
+    loss = laws.loss(fit.cost_model.model_columns(columns.ravel(), rows.ravel())).reshape(columns.shape)
+    check_range(loss[~(loss <= LARGEST)], f"a loss by the {laws.name}")
     levels = [float(level) for level in MaxNLocator(_LEVELS).tick_values(float(loss.min()), float(loss.max()))]
     levels = [level for level in levels if loss.min() < level < loss.max()]
     axes.contour(columns, rows, loss, levels=levels, colors=MUTED, linewidths=0.8, zorder=1.5)
@@ -266,22 +269,20 @@ def _draw_contours(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: L
     right.set_ylabel("loss of the line (nats per token)")
 
 
-def _draw_best_split(axes: Axes, law: LawFit, fit: SweepFit, across: Limits, up: Limits) -> list[Artist]:
-    """Draw the best split of each compute by the law, with its 95% band along the line of that compute."""
+def _draw_best_split(axes: Axes, laws: LawMixture, fit: SweepFit, across: Limits, up: Limits) -> list[Artist]:
+    """Draw the best split of each compute by the laws, with its 95% band along the line of that compute."""
     cost, bounds = fit.cost_model, axis_bounds(fit)
     low, high = (float(cost.flops_for(tokens, value)) for tokens, value in zip(up, across, strict=True))
     compute = np.geomspace(low, high, _FRONTIER_POINTS)
-    best = np.array([float(law.form.optimum(law.vector, cost, float(flops), bounds).at) for flops in compute])
+    few = replace(laws, laws=tuple(replace(law, draws=law.draws[:_FRONTIER_DRAWS]) for law in laws.laws))
+    optima = [few.optimum(cost, float(flops), bounds) for flops in compute]
+    best = np.array([float(optimum.best.at) for optimum in optima])
     axes.plot(best, cost.tokens_for(compute, best), color=INK, lw=1.6, zorder=2.5)
     handles: list[Artist] = [mark_handle("best split", line="-")]
-    if not law.draws:
+    band = [optimum.interval_of("at") for optimum in optima]
+    if None in band:
         return [*handles, mark_handle("no band: no refits")]
-    draws = law.draw_matrix[:_FRONTIER_DRAWS]
-    band = [
-        interval(law.form.optimum(draws, cost, float(flops), bounds).at, float(at), law.widening)
-        for flops, at in zip(compute, best, strict=True)
-    ]
-    first, last = np.clip(band, *bounds).T
+    first, last = np.array(band, dtype=float).T
     x = np.concatenate([first, last[::-1]])
     y = cost.tokens_for(np.concatenate([compute, compute[::-1]]), x)
     axes.fill(x, y, color=INK, alpha=BAND, lw=0, zorder=1)

@@ -39,6 +39,8 @@ from isoloop.fitting.tables.runs import implausible_rows
 
 HARDLY_DETERMINED = "the minima are hardly determined"
 """Words in the note of a fit whose curves are hidden in the noise; see `IsoflopFit.notes`."""
+PURE_POWER_LAW = "The least losses scatter about a pure power law"
+"""Words with which a note says that L* = k C^-g describes the minima, and predicts none; see `IsoflopFit.notes`."""
 _SCATTER = "scatter of the minima about the power law"
 _MANY_REJECTED = 0.05
 _UNLIKELY_SCATTER = 0.01
@@ -176,7 +178,7 @@ def fit_isoflop(
         redraws = replace(redraws, vertices=scattered(_curve_budgets(used), _vertices(used), draws, seed))
     reason = None
     if len(used) < BUDGETS_NEEDED:
-        reason = f"power laws need {BUDGETS_NEEDED} budgets with a minimum inside the grid, but {len(used)} have one"
+        reason = f"power laws need {BUDGETS_NEEDED} budgets with a minimum inside the grid, but {_have_one(len(used))}"
     elif redraws is None and draws and len(used) < 3:
         reason = "intervals need 3 budgets, or more than 3 points per budget"
     laws: dict[str, PowerLaw] = (
@@ -224,7 +226,7 @@ def predict_from_minima(fit: IsoflopFit, budget: ArrayLike, axis_value: ArrayLik
         needed = FLOOR_BUDGETS if floor else BUDGETS_NEEDED
         raise ValueError(
             f"a prediction from minima {'with' if floor else 'without'} a floor needs {needed} budgets with a minimum "
-            f"inside the grid, but {len(fit.included)} have one; add budgets, or widen the grid"
+            f"inside the grid, but {_have_one(len(fit.included))}; add budgets, or widen the grid"
         )
     offset = np.log(axis_value) - fit.axis_law.log_at(budget)
     return np.asarray(law.at(budget) + np.exp(fit.curvature_law.log_at(budget)) * offset**2)
@@ -490,7 +492,7 @@ def _notes(
             )
         if loss_excess is not None:
             notes.append(
-                f"The least losses scatter about a pure power law {loss_excess:.1f} times as much as their errors "
+                f"{PURE_POWER_LAW} {loss_excess:.1f} times as much as their errors "
                 "explain: it describes these budgets and extrapolates badly."
             )
     return tuple(notes)
@@ -507,3 +509,8 @@ def _excess_scatter(
     dof = len(curves) - 2
     excess = float(np.sum((logs - intercept - slope * log_budget) ** 2 / variances)) / dof
     return float(np.sqrt(excess)) if stats.f.sf(excess, dof, noise.dof) < _UNLIKELY_SCATTER else None
+
+
+def _have_one(count: int) -> str:
+    """Return how many budgets have a minimum inside the grid, as the end of a sentence."""
+    return "none has one" if count == 0 else "only 1 has one" if count == 1 else f"{count} have one"

@@ -104,11 +104,12 @@ def fit_power_law(
     log_budget = np.log(budgets)
     exponent, intercept = lines(log_budget, logs[None], weights)[0]
     refits = lines(log_budget, drawn, weights) if len(drawn) else np.empty((0, 2))
+    known = ~np.isnan(logs)
     return PowerLaw(
         quantity=quantity,
         exponent=float(exponent),
         log_coefficient=float(intercept),
-        interval=interval(refits[:, 0]) if len(refits) else _scatter_interval(log_budget, logs),
+        interval=interval(refits[:, 0]) if len(refits) else _scatter_interval(log_budget[known], logs[known]),
         draws=tuple((float(intercept), float(exponent)) for exponent, intercept in refits),
     )
 

@@ -36,11 +36,6 @@ class Correlation:
         return f"{' with '.join(self.parameters)} {self.value:+.3f}"
 
 
-def law_after_training(fit: SweepFit) -> LawFit | None:
-    """Return the law of the loss after training that predictions rest on most; None if there is none."""
-    return fit.training if fit.mixture is None else fit.mixture.best
-
-
 def exponents(fit: SweepFit) -> tuple[Estimate, ...]:
     """Return the exponents of the isoFLOP power laws in compute, as fitted and without the parabola's bias."""
     if fit.isoflop is None:

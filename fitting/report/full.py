@@ -10,7 +10,7 @@ from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.predict import predict
-from isoloop.fitting.recommendation import ANSWER_MULTIPLE
+from isoloop.fitting.recommendation import ANSWER_MULTIPLE, why_no_recommendation
 from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, parameters
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.misfit import Misfit
@@ -47,7 +47,7 @@ def full_report(fit: SweepFit) -> str:
     ]
     if fit.reading:
         parts.insert(0, "\n".join(_bullets("How the table was read", fit.reading)))
-    if fit.training is not None or (fit.isoflop is not None and fit.isoflop.axis_law is not None):
+    if why_no_recommendation(fit) is None:
         parts.append(predict(fit, flops=ANSWER_MULTIPLE * fit.fitted.flops[1]).report().rstrip())
     else:
         parts.append("\n".join(verdict(fit).sentences))
@@ -69,7 +69,7 @@ def full_report(fit: SweepFit) -> str:
     if fit.misfits:
         parts.append(_misfit_text(fit.misfits))
     if fit.held_out:
-        parts.append(_held_out_text(fit.held_out, fit.training_method, dense=fit.axis == "params"))
+        parts.append(_held_out_text(fit.held_out, fit.method_after_training, dense=fit.axis == "params"))
     parts.append("\n".join(_bullets("Caveats", fit.caveats)))
     return "\n".join(_within_width(line) for line in "\n\n".join(parts).split("\n")) + "\n"
 

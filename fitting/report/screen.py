@@ -6,25 +6,30 @@ from collections.abc import Callable, Sequence
 
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, recommendation
+from isoloop.fitting.recommendation import (
+    ANSWER_MULTIPLE,
+    BestModel,
+    Recommendation,
+    recommendation,
+    why_no_recommendation,
+)
 from isoloop.fitting.report.estimates import (
     HIGH_CORRELATION,
     Estimate,
     correlations,
     exponents,
-    law_after_training,
     parameters,
 )
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from isoloop.fitting.result import HeldOut, SweepFit
-from isoloop.fitting.verdict import Verdict, verdict
+from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
 COLUMNS, LINES = 80, 40
 _FULL = "--full"
-_VERDICT_LINES, _REMARK_LINES, _READING_LINES = 6, 3, 6
+_VERDICT_LINES, _REMARK_LINES, _READING_LINES = 6, 5, 6
 """Lines that a verdict in place of the answer, sentences beside it, and the reading of the table take at most."""
-_SHORTEST_READING, _SHORTEST_DOUBTS = 2, 4
-"""Lines that the reading of the table and the doubts take at least."""
+_SHORTEST_READING, _SHORTEST_CAVEATS = 2, 4
+"""Lines that the reading of the table and the caveats take at least."""
 
 Printable = Callable[[str], str]
 """A function that returns a text as the terminal prints it."""
@@ -38,25 +43,27 @@ def screen(fit: SweepFit, *, lines: int = LINES, printable: Printable = str) -> 
     the caveats that weigh most. What there is no room for is counted. `printable` spells out the characters that a
     terminal lacks.
     """
-    judged = verdict(fit)
-    answer = [_title(fit, printable), *_answer(fit, judged, printable)]
-    # The table of parameters takes what it needs, as long as there is room for the shortest reading and doubts.
-    shortest = _SHORTEST_DOUBTS + 1 + (_SHORTEST_READING + 1 if fit.reading else 0)
+    best = None if why_no_recommendation(fit) else recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
+    judged = verdict(fit) if best is None else verdict_on(fit, best)
+    answer = [_title(fit, printable), *_answer(fit, best, judged, printable)]
+    # The table of parameters takes what it needs, as long as there is room for the shortest reading and caveats.
+    shortest = _SHORTEST_CAVEATS + 1 + (_SHORTEST_READING + 1 if fit.reading else 0)
     estimates = _estimates(fit, lines - len(answer) - 1 - shortest, printable)
     left = lines - len(answer) - len(estimates) - 2
     reading: list[str] = []
     if fit.reading:
-        most = min(_READING_LINES, max(_SHORTEST_READING, left - _SHORTEST_DOUBTS - 1))
+        most = min(_READING_LINES, max(_SHORTEST_READING, left - _SHORTEST_CAVEATS - 1))
         notes = [f"How the table was read: {fit.reading[0]}", *fit.reading[1:]]
         reading = _paragraph(notes, most, printable)
         left -= len(reading) + 1
-    above = [*judged.sentences, *_missing(fit).values()]
-    doubts = [caveat for caveat in fit.caveats if not any(sentence in caveat for sentence in above)]
-    doubt_lines, hidden = _list(doubts, max(1, left - 1), printable)
+    above = [*judged.sentences, *(each.reason for each in judged.answer), *_missing(fit).values()]
+    above = [sentence.lower() for sentence in above]
+    caveats = [caveat for caveat in fit.caveats if not any(sentence in caveat.lower() for sentence in above)]
+    caveat_lines, hidden = _list(caveats, max(1, left - 1), printable)
     more = f" ({hidden} more: {_FULL})" if hidden else ""
-    doubt_lines = [f"What to doubt, the most important first{more}", *doubt_lines]
-    parts = [reading, answer, estimates, doubt_lines] if reading else [answer, estimates, doubt_lines]
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    caveat_lines = [f"What to doubt, the most important first{more}", *caveat_lines]
+    parts = [reading, answer, estimates, caveat_lines]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def _title(fit: SweepFit, printable: Printable) -> str:
@@ -69,12 +76,11 @@ def _title(fit: SweepFit, printable: Printable) -> str:
     return shortened(f"Fit of {name}{facts}", COLUMNS)
 
 
-def _answer(fit: SweepFit, judged: Verdict, printable: Printable) -> list[str]:
+def _answer(fit: SweepFit, best: Recommendation | None, judged: Verdict, printable: Printable) -> list[str]:
     """Return the verdict, the best model for a budget, the models of other methods, and the held-out error."""
     most = _VERDICT_LINES if judged.answer else _REMARK_LINES
     lines = _paragraph(judged.sentences, most, printable)
-    if fit.training is not None or (fit.isoflop is not None and fit.isoflop.axis_law is not None):
-        best = recommendation(fit, ANSWER_MULTIPLE * fit.fitted.flops[1])
+    if best is not None:
         axis = AXES[fit.axis]
         title = f"Best model for {best.flops:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest, by the {best.method}"
         if judged.answer:
@@ -119,7 +125,7 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
     Of more parameters than there is room for, the first are shown, and the others counted.
     """
     # The rows, in columns as wide as their widest cell
-    law = law_after_training(fit)
+    law = fit.laws_after_training.best if fit.laws_after_training else None
     of_power_laws, of_law = exponents(fit), () if law is None else parameters(law)
     rows = [*of_power_laws, *of_law]
     names = [printable(row.name) for row in rows]
@@ -135,7 +141,9 @@ def _estimates(fit: SweepFit, room: int, printable: Printable) -> list[str]:
 
     table = [line(*cells) for cells in zip(rows, names, spans, strict=True)]
     # What is missing, and the exponents
-    lines = [line for what, why in _missing(fit).items() for line in _paragraph([f"No {what}: {why}."], 3, printable)]
+    above = str(verdict(fit).answer)
+    missing = [f"No {what}: {why}." for what, why in _missing(fit).items() if why not in above]
+    lines = [line for sentence in missing for line in _paragraph([sentence], 3, printable)]
     heading = [f"  {'':<{name_width}}  {'value':>11}  95% interval"]
     lines += [*heading, *table[: len(of_power_laws)]] if of_power_laws else []
     # The law
@@ -208,7 +216,8 @@ def _paragraph(
 
 def _beginning(text: str, most: int, first: str, rest: str) -> list[str]:
     """Return the first lines of a text, with where to find its end."""
-    ending = f" ({_FULL} has the rest)"
+    ending = f"... ({_FULL} has the rest)"
     *lines, last = filled(text, COLUMNS, first=first, rest=rest)[:most]
-    last = last if columns_of(last) < COLUMNS - len(ending) else shortened(last, COLUMNS - len(ending))
-    return [*lines, last + ending]
+    while columns_of(last) > COLUMNS - len(ending) and " " in last.strip():
+        last = last.rstrip().rpartition(" ")[0]
+    return [*lines, shortened(last, COLUMNS - len(ending)) + ending]

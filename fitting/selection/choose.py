@@ -214,7 +214,6 @@ def _preferred(
     criteria = {
         candidate.fit.law: Criteria(
             name=candidate.fit.form.name,
-            parameters=len(candidate.fit.parameters),
             aic=candidate.aic,
             bic=candidate.bic,
             rollout_error=errors.get(predictors[candidate.fit.law].name),

@@ -12,6 +12,7 @@ from scipy import stats
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE
+from isoloop.fitting.estimation.typical_size import typical_size
 from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import richer_law
@@ -33,7 +34,6 @@ _LEAST_SIZE = 2e-4
 """Smaller departures, as a share of the loss, matter to no prediction: they are never significant."""
 _CLIP = 2.0
 """Residuals count up to this many typical ones."""
-_MEDIAN_OF_NORMAL = 0.6745
 _NO_LAW = "compare other laws by `isoloop choose`, and trust no prediction beyond the fitted runs"
 _NO_LAW_OF_LOOPS = "trust no loss that it predicts at a T that was not measured"
 _SAME_CELL = 1e-6
@@ -44,8 +44,10 @@ _SMOOTH_DEGREE = 3
 _EXPLAINED = 0.03
 _CURVE_VALUES = 4
 """Values on the axis that one budget at least must have, for curves to say more than a parabola."""
+_MOST_GROUPS = 100
+"""Budgets up to which there are curves, and cells of repeated runs that are compared: the most repeated ones."""
 _CLEARLY_BETTER = 2.0
-"""Difference of AIC from which a richer law is recommended."""
+"""Difference of AICc, by which predictions weigh laws, from which a richer law is said to carry them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +96,9 @@ def law_misfit(
 
     They are F tests of residuals beside the law's own slopes (C(alpha) tests, Neyman 1959), with residuals clipped at 2
     typical ones and divided by the noise of their compute (`noise`, by default that of the fit). Where budgets share
-    luck, only departures within them count; where no luck shows, those between budgets count less by its estimate.
+    noise, only departures within them count; where none shows, those between budgets count less by its estimate.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
-    `level`. `richer` is the fit of the law that extends it, which the sentence recommends where it is better.
+    `level`. `richer` is the fit of the law that extends it, which the sentence names where it is better.
     """
     tests = _tests(fit, data, by_run, noise or fit.noise_model)
     return _judged(fit, tests, richer, level, float(np.mean(data["loss"])))
@@ -178,7 +180,7 @@ def _tests(fit: LawFit, data: Data, by_run: bool, noise: NoiseModel | None) -> l
     # Residuals and slopes of what was fitted: log loss or loss
     shared = noise is not None and noise.shared > 0 and "budget" in data and not by_run
     if noise is not None and not shared:
-        noise = replace(noise, shared=noise.possible_luck)
+        noise = replace(noise, shared=noise.possible_shared)
     whitening = (noise.whitening(data, independent=shared or by_run) if noise else None) or Whitening()
     loss, slopes = law.loss_and_gradient(fit.vector, data)
     logarithmic = fit.on == "log loss"
@@ -186,7 +188,7 @@ def _tests(fit: LawFit, data: Data, by_run: bool, noise: NoiseModel | None) -> l
     per_row = loss[:, None] if logarithmic else 1.0
     slopes = slopes / per_row
     if shared:
-        # Luck that the runs of a budget share can look like any departure between budgets.
+        # Noise that the runs of a budget share can look like any departure between budgets.
         slopes = np.column_stack([slopes, data["budget"][:, None] == np.unique(data["budget"])])
     departures, plain = (
         _Departures(
@@ -238,7 +240,7 @@ def _judged(
     p_value = float(combined[most])
     size = float(np.sqrt(tests[most][1])) / (1.0 if fit.on == "log loss" else mean_loss)
     significant = p_value < level and size > _LEAST_SIZE
-    better = richer.form.name if richer is not None and richer.aic < fit.aic - _CLEARLY_BETTER else None
+    better = richer.form.name if richer is not None and richer.aicc < fit.aicc - _CLEARLY_BETTER else None
     return Misfit(
         law=name,
         tests=tuple(test for test, _ in tests),
@@ -254,14 +256,14 @@ def _sentence(fit: LawFit, p_value: float, size: float, significant: bool, bette
     name = fit.form.name
     if not significant:
         return f"The losses show no departure from the form of the {name} law (p = {p_value:.2g})."
-    chance = f"by chance in fewer than 1 of {_round_odds(p_value)} tables"
+    chance = f"1 of {_round_odds(p_value)} tables"
     after_training = "tokens" in fit.form.columns and "recurrence" not in fit.form.columns
     advice = _NO_LAW if after_training else _NO_LAW_OF_LOOPS
     if better is not None:
-        advice = f"use the {better} law, which fits them better"
+        advice = f"predictions use the {better} law, which fits better"
     return (
-        f"{MISFIT} the losses depart from the {name} law in a regular way, by {100 * size:.2g}% of the loss on "
-        f"average, which noise alone would do {chance}; {advice}."
+        f"{MISFIT} the losses depart from the {name} law in a regular way, by {100 * size:.2g}% on average (by noise "
+        f"alone: fewer than {chance}); {advice}."
     )
 
 
@@ -275,15 +277,16 @@ def _round_odds(p_value: float) -> str:
 def _curve_directions(data: Data) -> np.ndarray | None:
     """Return the freedom of isoFLOP curves (rows, 3 budgets + 2): parabolas with a cubic and a quartic in common.
 
-    None if a row has no budget, or no budget has 4 values on the axis.
+    None if a row has no budget, no budget has 4 values on the axis, or there are more than 100 budgets.
     """
     axis = data.get("mean_recurrence", data.get("params"))
     budgets = np.asarray(data.get("budget", np.full(len(data["loss"]), np.nan)), dtype=float)
-    if axis is None or np.isnan(budgets).any():
+    names = np.unique(budgets)
+    if axis is None or np.isnan(budgets).any() or len(names) > _MOST_GROUPS:
         return None
     columns, offset = [], np.zeros(len(axis))
     most = 0
-    for budget in np.unique(budgets):
+    for budget in names:
         rows = budgets == budget
         log_axis = np.log(axis[rows])
         offset[rows] = log_axis - (log_axis.min() + log_axis.max()) / 2
@@ -295,12 +298,16 @@ def _curve_directions(data: Data) -> np.ndarray | None:
 
 
 def _cells(law: Law, data: Data) -> np.ndarray | None:
-    """Return a column for each cell, runs that agree in what the law reads, (rows, cells); None if few are repeated."""
+    """Return a column for each cell, runs that agree in what the law reads, (rows, cells); None if few are repeated.
+
+    Of more than 100 cells, they are those with most runs.
+    """
     columns = np.column_stack([np.log(np.maximum(data[name], 1e-300)) for name in law.columns])
-    cells, cell = np.unique(np.round(columns / _SAME_CELL), axis=0, return_inverse=True)
-    if len(cells) > len(columns) - _MIN_DOF:
+    _, cell, runs = np.unique(np.round(columns / _SAME_CELL), axis=0, return_inverse=True, return_counts=True)
+    if len(runs) > len(columns) - _MIN_DOF:
         return None
-    return np.asarray(np.arange(len(cells)) == cell.reshape(-1, 1), dtype=float)
+    compared = np.sort(np.argsort(-runs, kind="stable")[:_MOST_GROUPS])
+    return np.asarray(compared == cell.reshape(-1, 1), dtype=float)
 
 
 def _smooth(law: Law, data: Data) -> np.ndarray:
@@ -329,5 +336,5 @@ def _orthonormal(columns: np.ndarray, dependent: float) -> np.ndarray:
 
 
 def _clipped(residuals: np.ndarray) -> np.ndarray:
-    typical = float(np.median(np.abs(residuals))) / _MEDIAN_OF_NORMAL
-    return np.clip(residuals, -_CLIP * typical, _CLIP * typical) if typical > 0 else residuals
+    limit = _CLIP * typical_size(residuals, len(residuals))
+    return np.clip(residuals, -limit, limit) if limit > 0 else residuals

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.estimation.bootstrap import BootstrapKind, interval
-from isoloop.fitting.estimation.law_fit import LawFit, fit_law, interval_of_losses
-from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.estimation.law_fit import LawFit, interval_of_losses
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law, Optimum, best_split
-from isoloop.fitting.laws.registry import law_named, richer_law
+from isoloop.fitting.laws.registry import richer_law
 
 NAMED_WEIGHT = 0.05
 """Weight from which a law is named."""
@@ -57,10 +55,6 @@ class LawMixture:
         """Name as a method of predicting, such as 'training law'."""
         named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= NAMED_WEIGHT]
         return f"{' and '.join(named)} law{'s' if len(named) > 1 else ''}"
-
-    def weight(self, law: str) -> float:
-        """Return the weight of the law of that name, 0 if it is not among them."""
-        return sum(weight for fit, weight in zip(self.laws, self.weights, strict=True) if fit.law == law)
 
     @property
     def draws_by_law(self) -> tuple[tuple[LawFit, int], ...]:
@@ -113,28 +107,6 @@ def mixture_with_richer(first: LawFit, fit: Callable[[Law], LawFit]) -> LawMixtu
         return law_mixture([first], not_fitted=str(error))
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixturePredictor:
-    """Predictions by a law and the one that extends it, weighed; a `Predictor` for `cross_validate`."""
-
-    law: str
-    draws: int
-    seed: int = 0
-    objective: Objective = HUBER
-    kind: BootstrapKind = "parametric"
-
-    @property
-    def name(self) -> str:
-        """Name in reports."""
-        return f"{law_named(self.law).name} law, weighed with the one that extends it"
-
-    def predict(self, fitted: Data, held_out: Data) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """See `Predictor.predict`; raises ValueError as `fit_law` does."""
-        fit = partial(fit_law, draws=self.draws, seed=self.seed, objective=self.objective, kind=self.kind)
-        mixture = mixture_with_richer(fit(self.law, fitted), lambda law: fit(law, fitted))
-        return mixture.loss(held_out), mixture.loss_interval(held_out)
-
-
 def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:
     """Return the mixture of fits to the same rows with the same objective, the law that was asked for first.
 
@@ -158,28 +130,29 @@ def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str
     if len(laws) == 1:
         reason = not_fitted or "no law of the package extends it"
         return f"the {first.form.name} law predicts alone: {reason}"
-    parts = [f"{weight:.0%} the {law.form.name} law" for law, weight in zip(laws, weights, strict=True)]
-    gain = 2 * (max(law.log_likelihood for law in laws[1:]) - first.log_likelihood)
+    parts = [f"the {law.form.name} law {weight:.0%}" for law, weight in zip(laws, weights, strict=True)]
     return (
-        f"predictions count {' and '.join(parts)}: weights by Akaike's criterion (AICc); the further parameter raises "
-        f"twice the log likelihood by {max(gain, 0.0):.1f}"
+        f"predictions weigh {' and '.join(parts)}, by Akaike's criterion for few runs (AICc), which sets how well a "
+        "law fits against its number of parameters"
     )
 
 
 def _widened(law: LawFit, count: int, cost: Cost, flops: float, bounds: tuple[float, float]) -> Optimum:
-    """Return the optima of the first `count` refits, widened about the law's own as its intervals are."""
+    """Return the optima of the first `count` refits, widened about the law's own as its intervals are, and within the
+    bounds.
+    """
     vectors = np.concatenate([law.vector[None], law.draw_matrix[:count]])
-    found = law.form.optimum(vectors, cost, flops, bounds)
+    optima = law.form.optimum(vectors, cost, flops, bounds)
 
     def about_own(values: np.ndarray) -> np.ndarray:
         return np.asarray(values[0] * (values[1:] / values[0]) ** law.widening)
 
     return Optimum(
-        axis=found.axis,
-        at=about_own(found.at),
-        tokens=about_own(found.tokens),
-        loss=about_own(found.loss),
-        at_bound=found.at_bound[1:],
+        axis=optima.axis,
+        at=np.clip(about_own(optima.at), *bounds),
+        tokens=about_own(optima.tokens),
+        loss=about_own(optima.loss),
+        at_bound=optima.at_bound[1:],
     )
 
 

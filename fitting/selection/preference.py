@@ -19,14 +19,13 @@ class Preference:
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria:
-    """What is known of one fitted law: its name in reports, its number of parameters, and three criteria.
+    """Criteria of one fitted law, whose `name` is that in reports.
 
     `rollout_error` is the mean absolute error of predicting each next budget, in percent, None where that could not be
     measured for every law. Smaller is better in all of them.
     """
 
     name: str
-    parameters: int
     aic: float
     bic: float
     rollout_error: float | None

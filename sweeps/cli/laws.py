@@ -167,10 +167,20 @@ def predict(
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
     """Predict the loss of an untrained model from a stored fit. A table without one is fitted first."""
+    from isoloop.fitting import fit_curve
     from isoloop.fitting import predict as predict_loss
 
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     files = files_of(target, out)
+    curve = None if options.given else _curve_of(files)
+    if curve is not None:
+        if recurrence is None or any(value is not None for value in (mean_recurrence, params, tokens, flops)):
+            raise ValueError(
+                f"{target} holds the losses of one model at several T, which predict its loss at another T alone; "
+                "give --recurrence T and no other model"
+            )
+        print(fit_curve(curve).prediction(recurrence), end="")
+        return
     if flops is None and tokens is None:
         raise ValueError(
             "a prediction needs --flops, or --tokens with --mean-recurrence or --params, but got neither; give one"

@@ -9,7 +9,7 @@ import numpy as np
 
 from isoloop.fitting import BestModel, Prediction, SweepFit, predict
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.recommendation import laws_after_training, why_no_recommendation
+from isoloop.fitting.recommendation import why_no_recommendation
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""
@@ -60,7 +60,7 @@ def calculator_table(fit: SweepFit | None) -> dict[str, Any] | None:
         "whole": None if fit.axis == "params" else _whole_loops(fit, budgets, [answer.value for answer in best]),
         "notes": [_notes(answer) for answer in best],
         "undetermined": [
-            [f"Because {each.reason}. Run next: {each.advice}." for each in answer.verdict.answer] for answer in best
+            [f"Because {each.reason}. {each.next_step}" for each in answer.verdict.answer] for answer in best
         ],
     }
 
@@ -123,7 +123,7 @@ def _whole_loops(fit: SweepFit, budgets: list[float], best: list[float]) -> dict
     """
     if not np.max(best) <= _MOST_LOOPS:
         return None
-    laws = laws_after_training(fit)
+    laws = fit.laws_after_training
     loops, losses = [], []
     for flops, mean_recurrence in zip(budgets, best, strict=True):
         beside = np.maximum(1.0, [np.floor(mean_recurrence), np.ceil(mean_recurrence)])

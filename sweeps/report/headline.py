@@ -17,12 +17,12 @@ def headline(results: SweepResults) -> list[str]:
         return [f"Not fitted: {results.why_no_fit}."]
     judged = verdict(fit)
     sentences = [with_greek_mu(str(each)) for each in judged.answer] or [_answer_sentence(fit)]
-    sentences += map(with_greek_mu, judged.doubts)
+    sentences += map(with_greek_mu, judged.caveats)
     sentences += _exponent_sentences(fit, judged)
-    if fit.training is not None:
-        law = fit.training.form
-        values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in fit.training.parameters)
-        sentences.append(f"{law.name.capitalize()} law {with_greek_mu(law.formula)}: {', '.join(values)}.")
+    if fit.laws_after_training is not None:
+        law = fit.laws_after_training.best
+        values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in law.parameters)
+        sentences.append(f"{law.form.name.capitalize()} law {with_greek_mu(law.form.formula)}: {', '.join(values)}.")
     if hold_out is not None and hold_out.held_out is not None:
         sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
@@ -88,7 +88,10 @@ def _interval_sentence(fit: SweepFit) -> str:
     if fit.isoflop is not None and power is not None and power.interval is not None:
         sources.append(f"those of exponents come from {fit.isoflop.interval_method.split(' (')[0]}")
     if fit.training is not None and fit.training.draws:
-        sources.append("those of the laws come from refits to redrawn noise")
+        drawn = {"parametric": "noise", "rows": "runs", "budgets": "budgets"}
+        kind = fit.training.bootstrap
+        how = f"refits to redrawn {drawn[kind]}" if kind in drawn else f"a {kind}"
+        sources.append(f"those of the laws come from {how}")
     if not sources:
         return "There are no intervals, because nothing was refitted."
     return f"Intervals are 95%: {', '.join(sources)}; docs/fitting.md has how often they cover the truth."

@@ -13,7 +13,6 @@ from isoloop.fitting.report.estimates import (
     HIGH_CORRELATION,
     correlations,
     exponents,
-    law_after_training,
     parameters,
 )
 from isoloop.fitting.selection.holdout import HeldOutRow
@@ -182,7 +181,7 @@ def errors_table(held: HeldOut) -> PageTable:
 
 def estimates_table(fit: SweepFit) -> PageTable:
     """Return the exponents of the isoFLOP power laws and the parameters of the law after training."""
-    law = law_after_training(fit)
+    law = fit.laws_after_training.best if fit.laws_after_training else None
     rows = []
     for estimate in (*exponents(fit), *(() if law is None else parameters(law))):
         words = f"at its bound; {estimate.words}" if estimate.at_bound else estimate.words
@@ -196,7 +195,7 @@ def estimates_table(fit: SweepFit) -> PageTable:
 
 def correlation_text(fit: SweepFit) -> str:
     """Return the high correlations of the parameters of the law after training; empty if there are none."""
-    law = law_after_training(fit)
+    law = fit.laws_after_training.best if fit.laws_after_training else None
     pairs = () if law is None else correlations(law)
     return f"Correlations above {HIGH_CORRELATION:g}: {', '.join(map(str, pairs))}." if pairs else ""
 

@@ -115,7 +115,7 @@ def test_a_comparison_holds_it_against_another_law(fit, table):
     comparison = compare_sweeps(fit, other)
     assert not comparison.of("Training law")
     assert "fitted by another law" in comparison.report()
-    assert comparison.of("Best models by the training laws")
+    assert comparison.of("Best models by the laws after training")
     same = compare_sweeps(fit, fit)
     assert {difference.name for difference in same.of("Training law")} == {"floor", "P", "Q", "k"}
 

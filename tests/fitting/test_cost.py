@@ -91,6 +91,14 @@ def test_loops_with_gradient_below_the_depth_by_a_share_stay_so():
     assert cost.assumption_at(40) == ""
 
 
+def test_half_of_the_loops_on_average_goes_on_as_half_of_them():
+    nodes = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+    halves = [max(1.0, mu / 2) for mu in nodes]
+    rule = backprop_rule(nodes, [float(np.ceil(mu / 2)) for mu in nodes], (nodes, halves))
+    assert (rule.shape, rule.share, rule.recorded) == ("half", None, True)
+    assert rule.backward_loops(16.0) - rule.backward_loops(12.0) == pytest.approx(2.0)
+
+
 def test_loops_that_were_drawn_show_the_sampling():
     rng = np.random.default_rng(0)
     drawn = [np.maximum(1, rng.poisson(mu, 2000)) for mu in NODES]
@@ -221,3 +229,9 @@ def test_the_case_with_a_backprop_depth_of_at_most_4():
     assert predict(fit, flops=6.4e19).mean_recurrence == pytest.approx(26.3, abs=0.05)
     assert predict(fit, mean_recurrence=24, flops=6.4e19).tokens == pytest.approx(3.83e10, rel=1e-3)
     assert predict(fit, flops=2.56e20).mean_recurrence == pytest.approx(42.0, abs=0.05)
+
+
+def test_loops_of_half_the_recurrence_are_those_of_the_rule_that_goes_on_as_half():
+    cost = cost_of_loops([(mu, max(1.0, mu / 2)) for mu in NODES], [math.ceil(mu / 2) for mu in NODES])
+    assert cost.assumption_at(40) == ""
+    assert np.ravel(cost.loops(40)) == pytest.approx((40, 20))

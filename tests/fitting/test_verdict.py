@@ -62,14 +62,10 @@ DEGENERATE = {
 }
 
 
-@pytest.fixture(scope="module")
-def fits():
-    return {name: fit_sweep(table, name=name, draws=30) for name, (table, _) in DEGENERATE.items()}
-
-
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_a_degenerate_table_has_no_answer_but_a_reason_and_the_runs_to_make(fits, name):
-    fit, words = fits[name], DEGENERATE[name][1]
+def test_a_degenerate_table_has_no_answer_but_a_reason_and_the_runs_to_make(name):
+    table, words = DEGENERATE[name]
+    fit = fit_sweep(table, name=name, draws=30)
     found = verdict(fit)
     assert found.answer
     sentences = [str(each) for each in found.answer]
@@ -128,5 +124,13 @@ def test_two_budgets_give_an_answer_but_no_exponents():
 
 def test_losses_without_noise_are_named():
     table = grid(truth=dataclasses.replace(PUBLISHED_TRUTH, Z=0.0, run_noise=0.0, evaluation_noise=0.0))
-    (doubt,) = verdict(fit_sweep(table, name="computed", draws=30)).doubts
-    assert doubt.startswith("The losses lie on the law exactly, as in a table without noise")
+    (caveat,) = verdict(fit_sweep(table, name="computed", draws=30)).caveats
+    assert caveat.startswith("The losses lie on the law exactly, as in a table without noise")
+
+
+def test_losses_in_two_units_stand_before_what_follows_from_them():
+    table = dense_table()
+    bits = table["loss"].where(np.arange(len(table)) % 2 == 0, table["loss"] / math.log(2))
+    (found,) = verdict(fit_sweep(table.assign(loss=bits), name="bits", draws=20)).answer
+    assert found.reason.startswith("the losses seem to be in two units: those of")
+    assert str(found).endswith("If so, multiply them by ln 2 = 0.693, and fit again.")

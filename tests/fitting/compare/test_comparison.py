@@ -91,7 +91,7 @@ def test_large_differences_are_found_and_held_by_their_intervals(one, other):
         assert ratio.change == pytest.approx(ratio.second / ratio.first)
     y = named(found, "Training law", "y")
     assert y.interval[0] < OTHER.y - NOISY.y < y.interval[1]
-    assert "by the training laws, the best loss of A is lower" in found.verdicts[0]
+    assert "by the laws after training, the best loss of A is lower" in found.verdicts[0]
 
 
 def test_a_sweep_trained_again_shows_no_difference(one):

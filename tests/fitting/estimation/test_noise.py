@@ -179,3 +179,12 @@ def test_a_sweep_says_how_its_noise_grows_and_is_stored_whole():
     assert fit.training.noise_model.exponent == fit.noise.exponent
     assert f"grows with C as C^{fit.noise.exponent:.2f}" in " ".join(fit.report().split())
     assert SweepFit.from_json(fit.to_json()) == fit
+
+
+def test_what_budgets_share_is_no_noise_of_a_run_that_has_several_losses():
+    data = {name: np.tile(values, 3) for name, values in noisy(2, shared=3e-3).items()}
+    data["loss"] = data["loss"] * np.exp(1e-4 * np.random.default_rng(1).standard_normal(len(data["loss"])))
+    noise = uneven(data, shared=3e-3, level=1e-3)
+    shared, alone = (fit_law(LAW, data, draws=0, seed=0, by_run=True, noise=each) for each in (noise, None))
+    assert shared.noise == pytest.approx(1e-3, rel=0.02)
+    assert alone.noise > 1.5e-3

@@ -1,6 +1,7 @@
 """Losses that rise with T: detection beside the noise, recovery of a known rise, and the laws that can follow one."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -118,6 +119,14 @@ def test_the_overthinking_law_is_never_worse_on_a_curve_that_saturates():
 
 def test_a_curve_like_the_public_one_is_fitted():
     fit = fit_curve({**curve(PUBLIC_LIKE, noise=1e-3), "mean_recurrence": np.full(len(T), 16.0)}, draws=50)
+    said = re.search(r"Loss at T = 20 by the overthinking law: (\S+) \(95%: (\S+) to (\S+)\)", fit.prediction(20))
+    value, low, high = map(float, said.groups())
+    assert low < law_named("overthinking").loss(np.array(PUBLIC_LIKE), {"recurrence": np.array([20.0])})[0] < high
+    assert low < value < high < 1.02 * low
+    assert "outside" in fit.prediction(1000)
+    assert "outside" not in fit.prediction(20)
+    with pytest.raises(ValueError, match="at least 1"):
+        fit.prediction(0)
     assert (fit.best, fit.between) == (16, (8, 24))
     assert fit.rise.turn_ratio == 1
     np.testing.assert_allclose(fit.overthinking.vector[3:5], PUBLIC_LIKE[3:5], rtol=0.3)

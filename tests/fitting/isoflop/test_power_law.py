@@ -27,6 +27,16 @@ def test_an_interval_is_of_the_draws_and_grows_beyond_them():
     assert beyond > 2 * inside
 
 
+def test_without_draws_an_interval_is_that_of_the_scatter_of_the_minima_there_are():
+    logs = 0.4 * np.log(BUDGETS) + np.array([0.01, -0.02, 0.0, 0.02, -0.01])
+    missing = np.where([True, True, False, True, True], logs, np.nan)
+    kept = ~np.isnan(missing)
+    of_four = fit_power_law("quantity", BUDGETS[kept], logs[kept], NONE[:, kept])
+    assert fit_power_law("quantity", BUDGETS, missing, NONE).interval == pytest.approx(of_four.interval)
+    two = np.where([True, False, False, False, True], logs, np.nan)
+    assert fit_power_law("quantity", BUDGETS, two, NONE).interval is None
+
+
 @pytest.mark.parametrize(("floor", "exponent"), [(2.4, 0.17), (1.7, 0.05), (0.3, 1.2)])
 def test_a_floor_is_recovered(floor, exponent):
     losses = floor + 0.6 * (BUDGETS / 4e18) ** -exponent

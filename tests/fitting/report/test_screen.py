@@ -17,8 +17,9 @@ from isoloop.fitting import (
     simulate_table,
     verdict,
 )
-from isoloop.fitting.report.estimates import correlations, exponents, law_after_training, parameters
+from isoloop.fitting.report.estimates import correlations, exponents, parameters
 from isoloop.fitting.report.layout import columns_of, filled, shortened
+from isoloop.fitting.report.screen import _beginning
 from tests.run_tables import dense_table, own_flops_table
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3, evaluation_noise=1e-4)
@@ -106,7 +107,7 @@ def test_a_screen_has_at_most_40_lines_of_80_columns_with_the_answer_and_the_dou
 def test_a_screen_holds_every_exponent_and_every_parameter_with_its_interval(what):
     fit = fit_of(what)
     rows = fit.summary().splitlines()
-    law = law_after_training(fit)
+    law = fit.laws_after_training.best if fit.laws_after_training else None
     for estimate in (*exponents(fit), *(() if law is None else parameters(law))):
         span = "-" if estimate.interval is None else "{:.5g} to {:.5g}".format(*estimate.interval)
         cells = (estimate.name, f"{estimate.value:.5g}", span)
@@ -157,7 +158,7 @@ def test_correlations_are_those_of_the_refits():
     assert str(pairs[1]).startswith("B with alpha -0.9")
     # The amplitudes of a power law go with their exponents.
     assert {("A", "alpha"), ("B", "beta")} <= {pair.parameters for pair in correlations(law)}
-    for pair in correlations(law_after_training(fit_of("dense"))):
+    for pair in correlations(fit_of("dense").laws_after_training.best):
         assert str(pair) in " ".join(fit_of("dense").summary().split())
 
 
@@ -180,3 +181,18 @@ def test_lines_keep_every_character_within_their_width(words, width):
     assert all(columns_of(line) <= width for line in lines)
     assert "".join(line[2:] for line in lines).replace(" ", "") == "".join(text.split())
     assert columns_of(shortened(text, width)) <= width
+
+
+def test_a_sentence_that_is_cut_ends_with_a_whole_word():
+    (cut,) = _beginning("a sentence of whole words, " * 5, 1, "- ", "  ")
+    assert columns_of(cut) <= 80
+    assert cut.removesuffix("... (--full has the rest)").split()[-1] in ("a", "sentence", "of", "whole", "words,")
+
+
+def test_budgets_that_are_left_out_for_one_reason_share_a_caveat():
+    fit = fit_sweep(looped(mean_recurrences=(1, 1.5, 2, 2.5, 3)), name="edge", draws=0)
+    assert [minimum.included for minimum in fit.isoflop.minima] == [False] * 3
+    (caveat,) = (caveat for caveat in fit.caveats if "left out of the power laws" in caveat)
+    assert caveat.startswith(
+        "The budgets of 1e+18, 4e+18 and 1.6e+19 FLOPs are left out of the power laws: the minimum"
+    )

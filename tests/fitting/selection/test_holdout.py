@@ -182,9 +182,7 @@ def test_the_choice_begins_with_the_law_to_use_and_why(dense):
 )
 def test_where_criteria_disagree_it_is_said_which_one_decides(errors, bic, law, words):
     laws = {
-        name: Criteria(
-            name=name.upper(), parameters=5 + place, aic=1.0 - place, bic=bic[place], rollout_error=errors[place]
-        )
+        name: Criteria(name=name.upper(), aic=1.0 - place, bic=bic[place], rollout_error=errors[place])
         for place, name in enumerate("ab")
     }
     found = preferred_law(laws, no_rollouts="no budgets")

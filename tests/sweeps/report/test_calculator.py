@@ -10,7 +10,6 @@ import pytest
 from jinja2.utils import htmlsafe_json_dumps
 
 from isoloop.fitting import fit_sweep, predict
-from isoloop.fitting.recommendation import laws_after_training
 from isoloop.fitting.simulate import simulate_table
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table
 from tests.sweeps.report.browser import in_javascript
@@ -77,7 +76,7 @@ def test_a_table_holds_what_predict_predicts(fit, tables, change):
             for field in ("value", "tokens", "loss", "extra_loss"):
                 assert method[field][place] == getattr(other, field)
             assert method["value_interval"] is None
-        undetermined = [f"Because {each.reason}. Run next: {each.advice}." for each in due.verdict.answer]
+        undetermined = [f"Because {each.reason}. {each.next_step}" for each in due.verdict.answer]
         assert table["undetermined"][place] == undetermined
         notes = [note.removeprefix("about ") for note in table["notes"][place]]
         assert [note for note in notes if "a loop runs at least once" not in note] == list(due.notes)
@@ -95,7 +94,7 @@ def _check_power_law(fit, flops, best, place):
 @pytest.mark.parametrize("change", [change for change in CHANGES if change != "no training law"])
 def test_losses_between_the_budgets_of_a_table_are_exact_to_one_in_ten_thousand(fit, tables, change):
     fit, table = _changed(fit, change), tables[change]
-    laws = [dataclasses.replace(law, draws=()) for law in laws_after_training(fit).laws]
+    laws = [dataclasses.replace(law, draws=()) for law in fit.laws_after_training.laws]
     mixture = fit.mixture and dataclasses.replace(fit.mixture, laws=tuple(laws))
     without_draws = dataclasses.replace(fit, training=laws[0], mixture=mixture)
     budgets = np.exp(np.random.default_rng(0).uniform(*np.log([table["budgets"][0], table["budgets"][-1]]), 200))
