@@ -318,7 +318,7 @@ def _shared(
     known = ~np.isnan(budgets)
     names, group = np.unique(budgets[known], return_inverse=True)
     if len(residuals) - len(names) < _DOF_NEEDED:
-        return 0.0, 0.0
+        return 0.0, 0.0, False
     effects = np.zeros((len(residuals), len(names)))
     effects[np.flatnonzero(known), group] = 1 / scales[known]
     # What the law can't follow: between budgets, and within them
