@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from isoloop.fitting import CostModel, fit_law, fit_sweep, law_named, point_estimate, simulate_table
+from isoloop.fitting.compare.side import BEST_MODEL, quantities
 from isoloop.fitting.laws.registry import richer_law
+from isoloop.fitting.recommendation import recommendation
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import MISFIT, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import law_mixture
@@ -155,3 +157,23 @@ def test_a_mixture_of_one_law_is_that_law():
     assert optimum.best.at == five.form.optimum(five.vector, COST, BEYOND).at
     of_draws = five.form.optimum(five.draw_matrix, COST, BEYOND)
     np.testing.assert_allclose(optimum.draws.loss, of_draws.loss, rtol=1e-12)
+
+
+def test_a_comparison_rests_on_the_laws_that_the_recommended_model_rests_on(sweep):
+    _, fit = sweep
+    best = recommendation(fit, BEYOND)
+    numbers = {each.name: each for each in quantities(fit, BEYOND, (BEYOND,)) if each.section == BEST_MODEL}
+    assert numbers["mu*"].value == best.value
+    assert numbers["mu*"].interval == best.value_interval
+    assert numbers["D*"].value == best.tokens
+
+
+def test_of_many_repeated_cells_the_most_repeated_ones_are_compared():
+    rng = np.random.default_rng(0)
+    size, tokens = np.exp(rng.uniform(16, 23, 300)), np.exp(rng.uniform(21, 27, 300))
+    data = {"params": np.repeat(size, 2), "tokens": np.repeat(tokens, 2)}
+    loss = law_named("chinchilla").loss(np.array([1.7, 406.4, 410.7, 0.34, 0.28]), data)
+    data["loss"] = loss * np.exp(1e-3 * rng.standard_normal(600))
+    misfit = law_misfit(fit_law("chinchilla", data, draws=0, seed=0), data)
+    assert {test.against: test.dof[0] for test in misfit.tests}["repeated runs"] == 100
+    assert not misfit.significant
