@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.fitting import coverage, held_out, intervals, optimum, speed
+from benchmarks.fitting import coverage, held_out, intervals, optimum, speed, worlds
 from benchmarks.fitting.__main__ import app
 from benchmarks.fitting.brute import brute_grid
 from benchmarks.fitting.cases import Case
@@ -102,11 +102,11 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     original = intervals.intervals
     with monkeypatch.context() as patch:
         patch.setattr(coverage, "intervals", type("Stopped", (), {"intervals": staticmethod(stopped)}))
-        patch.setattr(coverage, "fingerprint", lambda: "code")
+        patch.setattr(coverage, "fingerprint", lambda module: "code")
         with pytest.raises(KeyboardInterrupt):
             coverage.run(tmp_path / "parts", sweeps=2, draws=40, of=[CASE])
     assert done == [0]
-    monkeypatch.setattr(coverage, "fingerprint", lambda: "code")
+    monkeypatch.setattr(coverage, "fingerprint", lambda module: "code")
     numbers = []
     monkeypatch.setattr(
         intervals, "intervals", lambda case, number, draws: numbers.append(number) or original(case, number, draws)
@@ -118,18 +118,33 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert numbers == [1]
     # Other draws, or other code, and nothing that is kept counts.
     coverage.run(tmp_path / "parts", sweeps=1, draws=41, of=[CASE])
-    monkeypatch.setattr(coverage, "fingerprint", lambda: "other code")
+    monkeypatch.setattr(coverage, "fingerprint", lambda module: "other code")
     coverage.run(tmp_path / "parts", sweeps=1, draws=41, of=[CASE])
     assert numbers == [1, 0, 0]
 
 
 def test_the_fingerprint_is_of_the_code_that_intervals_come_from(monkeypatch, tmp_path):
-    before = coverage.fingerprint()
-    assert coverage.fingerprint() == before
+    before = coverage.fingerprint(intervals)
+    assert coverage.fingerprint(intervals) == before
     other = tmp_path / "intervals.py"
     other.write_text("from isoloop.fitting.estimation.bootstrap import refit\n")
     monkeypatch.setattr(intervals, "__file__", str(other))
-    assert coverage.fingerprint() != before
+    assert coverage.fingerprint(intervals) != before
+
+
+def test_worlds_tell_true_exponents_and_what_held_them():
+    world = worlds.World(name="even")
+    # The exponents of the exact optima of E, X, Y, x, y, which parabolas read as less.
+    assert world.exponents == pytest.approx((0.463, 0.797), abs=2e-3)
+    assert world.parabola_exponents == pytest.approx((0.420, 0.811), abs=2e-3)
+    uneven = worlds.World(name="grows", noise=(5e-4, 1e-2))
+    assert uneven.sd(np.array([1e18, 16e18])) == pytest.approx((5e-4, 1e-2))
+    section = worlds.section({world: [worlds.held(world, number, 40) for number in range(2)]}, 2, 40, 1.0)
+    shares = next(line for line in section.splitlines() if line.startswith("| even")).split("|")
+    assert len(shares) == len(worlds.QUANTITIES) + 3
+    half = [{"L beyond": (0.0, 1.0, 0.5, truth)} for truth in (0.5, 2.0)]
+    assert worlds.coverage_of(half, "L beyond").share == 0.5
+    assert worlds.coverage_of(half, "L beyond").error == pytest.approx(np.sqrt(1.5**2 / 2))
 
 
 def test_shares_outside_what_is_wanted_are_marked():
