@@ -102,11 +102,11 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     original = intervals.intervals
     with monkeypatch.context() as patch:
         patch.setattr(coverage, "intervals", type("Stopped", (), {"intervals": staticmethod(stopped)}))
-        patch.setattr(coverage, "fingerprint", lambda: "code")
+        patch.setattr(coverage, "fingerprint", lambda module: "code")
         with pytest.raises(KeyboardInterrupt):
             coverage.run(tmp_path / "parts", sweeps=2, draws=40, of=[CASE])
     assert done == [0]
-    monkeypatch.setattr(coverage, "fingerprint", lambda: "code")
+    monkeypatch.setattr(coverage, "fingerprint", lambda module: "code")
     numbers = []
     monkeypatch.setattr(
         intervals, "intervals", lambda case, number, draws: numbers.append(number) or original(case, number, draws)
@@ -118,18 +118,18 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert numbers == [1]
     # Other draws, or other code, and nothing that is kept counts.
     coverage.run(tmp_path / "parts", sweeps=1, draws=41, of=[CASE])
-    monkeypatch.setattr(coverage, "fingerprint", lambda: "other code")
+    monkeypatch.setattr(coverage, "fingerprint", lambda module: "other code")
     coverage.run(tmp_path / "parts", sweeps=1, draws=41, of=[CASE])
     assert numbers == [1, 0, 0]
 
 
 def test_the_fingerprint_is_of_the_code_that_intervals_come_from(monkeypatch, tmp_path):
-    before = coverage.fingerprint()
-    assert coverage.fingerprint() == before
+    before = coverage.fingerprint(intervals)
+    assert coverage.fingerprint(intervals) == before
     other = tmp_path / "intervals.py"
     other.write_text("from isoloop.fitting.estimation.bootstrap import refit\n")
     monkeypatch.setattr(intervals, "__file__", str(other))
-    assert coverage.fingerprint() != before
+    assert coverage.fingerprint(intervals) != before
 
 
 def test_shares_outside_what_is_wanted_are_marked():
