@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from isoloop.sweeps.messages import format_duration
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan
 from isoloop.sweeps.plan.packing import best_order, lower_bound
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     Results = Mapping[str, RunResult]
 
 MOST_ROWS = 60
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours."""
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:,.0f} h"
 
 
 @dataclass(frozen=True, kw_only=True)
