@@ -66,7 +66,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     """
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus), corpora={})
+        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
@@ -75,7 +75,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         facts = corpora[data].facts
         return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
-    plan = plan_sweep(sweep, corpus_of)
+    plan = plan_sweep(sweep, corpus_of, progress)
     for data, context, vocabulary in {
         (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
