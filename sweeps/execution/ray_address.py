@@ -25,7 +25,7 @@ class RayAddress:
 
     @classmethod
     def resolve(cls, option: str | None, environment: Mapping[str, str] | None = None) -> "RayAddress":
-        """Return the address that the option names, or else the variable, as `ray.init` does; `auto` is its last resort.
+        """Return the address that the option names; without it, or for `auto`, that of the variable, as Ray does.
 
         Raises:
             ValueError: it doesn't read like an address.
