@@ -175,15 +175,20 @@ def open_stores(
 
 
 def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
-    """Open Ray, local or at `address`; a local one for simulated runs has the resources of the sweep's `cluster`."""
+    """Open Ray, local or at `address`; a local one for simulated runs has the resources of the sweep's `cluster`.
+
+    Without an address it is that of the variable RAY_ADDRESS; `local` insists on a Ray on this machine.
+    """
+    from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.execution.ray_cluster import RayCluster
     from isoloop.sweeps.execution.runtime_env import own_classes, runtime_environment
 
+    ray_address = RayAddress.resolve(address)
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
         nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores_per_node, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
     runtime_env = None
-    if address is not None:
+    if ray_address.value is not None:
         runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
-    return RayCluster(address, runtime_env=runtime_env, declared=declared)
+    return RayCluster(ray_address.value, named_by=ray_address.named_by, runtime_env=runtime_env, declared=declared)
