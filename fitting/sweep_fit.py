@@ -182,7 +182,9 @@ class _SweepFitter:
             noise=noise,
             kind=self.kind,
         )
-        training = self._attempt("training", self._law, law, law_data(self.table), noise=noise, part="law after training")
+        training = self._attempt(
+            "training", self._law, law, law_data(self.table), noise=noise, part="law after training"
+        )
         self._report("richer law after training")
         mixture = None if training is None else self._mixture(training, noise)
         bias = None
@@ -207,7 +209,14 @@ class _SweepFitter:
             data = test_time_law_data(self.table)
             test_time = self._test_time(data)
             if len(data["loss"]):
-                joint = self._attempt("joint-test-time", self._law, "joint-test-time", _off_mean(data), by_run=True, part="joint test-time law")
+                joint = self._attempt(
+                    "joint-test-time",
+                    self._law,
+                    "joint-test-time",
+                    _off_mean(data),
+                    by_run=True,
+                    part="joint test-time law",
+                )
             else:
                 self._add_missing("joint-test-time", _NOT_EVALUATED)
             if "effective_params" not in data:
@@ -220,7 +229,9 @@ class _SweepFitter:
             elif not len(data["loss"]):
                 self._add_missing("unified", _NOT_EVALUATED)
             else:
-                unified = self._attempt("unified", self._law, "unified", data, by_run=True, noise=noise, part="unified law")
+                unified = self._attempt(
+                    "unified", self._law, "unified", data, by_run=True, noise=noise, part="unified law"
+                )
             rise = loss_rise(data) if len(data["loss"]) else None
             if rise is not None:
                 test_time = tuple(_flagged(law, RISES) if law.run_id in rise.runs else law for law in test_time)

@@ -145,8 +145,8 @@ def choose(
     `others` are further predictors, compared by held-out errors alone. `by` defaults to the next budget, the largest
     one and each in turn; without two budgets, to tenths of the rows. The law to use follows from AIC, BIC and the next
     budgets: see `preferred_law`. `kind` is that of the bootstrap, by default `default_kind`'s. With `check`, each law
-    is also fitted by L-BFGS. `progress` is called with what is done, before each law and each held-out test. Raises ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and
-    if no law can be fitted.
+    is also fitted by L-BFGS. `progress` is called before each law and each held-out test. Raises ValueError as
+    `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
     """
     # A fit of each law to all rows
     kind = kind or default_kind(data)
@@ -248,7 +248,8 @@ def choose_table(
 ) -> Choice:
     """Compare laws on a run table, of looped or of dense models.
 
-    `laws` defaults to those that apply to its columns, and `progress` is that of `choose`. Raises ValueError as `check_runs` and `choose` do.
+    `laws` defaults to those that apply to its columns, and `progress` is that of `choose`. Raises
+    ValueError as `check_runs` and `choose` do.
     """
     # The table and its cost
     reading = table.notes if isinstance(table, RunTable) else ()

@@ -1,10 +1,11 @@
-"""Output of the commands on the terminal: stages of the work with the time left, the state of a sweep, results, corpora."""
+"""Output of the commands on the terminal: stages of the work and time left, the state of a sweep, results, corpora."""
 
 import codecs
 import io
 import locale
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ def show_progress(console: "Console | None" = None, *, transient: bool = False) 
     """Show the stages of the work on stderr: a bar with the time so far and the time left, and a line for each event.
 
     A stage that took seconds leaves a line, unless `transient`. Where stderr is no terminal, as in the log of a batch
-    job, there are lines alone: one as a stage begins, one a minute, and one as it ends. `console` is for tests.
+    job, there are lines alone, see `_Log`. `console` is for tests.
     """
     console = console or new_console(stderr=True)
     stages = _Bar(console, keep=not transient) if console.is_terminal else _Log(console, keep=True)
@@ -176,35 +177,53 @@ class _Bar(_Stages):
         from rich.table import Table
         from rich.text import Text
 
+        if not self.stage:
+            return ""
         seconds = int(time.monotonic() - self.began)
         times = ", ".join(filter(None, [f"{seconds // 60}:{seconds % 60:02d}", self.left()]))
         label = Text(self.text())
         label.truncate(max(self.console.width - BAR_WIDTH - len(times) - 3, 10), overflow="ellipsis")
         line = Table.grid(padding=(0, 1))
-        line.add_row(label, ProgressBar(total=None if self.share is None else 1.0, completed=self.share or 0.0, width=BAR_WIDTH), times)
+        line.add_row(
+            label,
+            ProgressBar(total=None if self.share is None else 1.0, completed=self.share or 0.0, width=BAR_WIDTH),
+            times,
+        )
         return line
 
 
 class _Log(_Stages):
-    """Lines in a log."""
+    """Lines in a log: of a stage that takes seconds, as it is noticed, one a minute, and one as it ends."""
 
     def __init__(self, console: "Console", *, keep: bool) -> None:
         super().__init__(console, keep=keep)
-        self.last_line = time.monotonic()
+        self.next_line = 0.0
+        self.stopped = threading.Event()
+        threading.Thread(target=self._work, name="isoloop-progress", daemon=True).start()
 
     def begin(self, stage: str) -> None:
         super().begin(stage)
-        self._write()
+        self.next_line = self.began + SHORT_SECONDS
 
     def update(self, label: str, done: float, total: float) -> None:
-        is_wait = not total and label != self.label
+        if not total and label != self.label:  # a wait
+            self.next_line = 0.0
         super().update(label, done, total)
-        if is_wait or time.monotonic() - self.last_line >= LOG_SECONDS:
-            self._write()
+        self.write_if_due()
 
-    def _write(self) -> None:
-        self.last_line = time.monotonic()
-        self.event(", ".join(filter(None, [self.text(), self.left()])))
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def write_if_due(self) -> None:
+        """Write how far the present stage is, if that wasn't written lately."""
+        now = time.monotonic()
+        if self.stage and now >= self.next_line:
+            self.next_line = now + LOG_SECONDS
+            self.event(", ".join(filter(None, [self.text(), self.left()])))
+
+    def _work(self) -> None:
+        while not self.stopped.wait(SHORT_SECONDS / 4):
+            self.write_if_due()
 
 
 def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:

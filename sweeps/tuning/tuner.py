@@ -99,7 +99,9 @@ class Tuner:
         if missing:
             self.engine.add([cells[run_id] for run_id in cells if run_id in missing])
             while missing:
-                self.progress.update(f"{len(runs) - len(missing)}/{len(runs)} runs", len(runs) - len(missing), len(runs))
+                self.progress.update(
+                    f"{len(runs) - len(missing)}/{len(runs)} runs", len(runs) - len(missing), len(runs)
+                )
                 missing -= {cell.run_id for cell in self.engine.poll()}
             results |= self.engine.outcome.results
             failed = self.engine.outcome.failed
