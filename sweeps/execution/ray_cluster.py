@@ -7,21 +7,20 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from isoloop.sweeps.execution.ray_address import LOCAL, OPTION, check_reachable
+from isoloop.sweeps.execution.runtime_env import JOB_VARIABLE
 from isoloop.sweeps.execution.worker import AttemptEnd, Task, classify_error, run_attempt
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.privacy import switch_telemetry_off
 
-CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 0.2
-AUTO_ADDRESS = "auto"
 # With this switch of Ray's, everything binds to the loopback address alone. There is no argument of ray.init for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -57,6 +56,7 @@ class RayCluster:
     Args:
         address: host:port, ray://host:port, or `auto` within a Ray job; None starts a local Ray, which listens on the
             loopback address alone.
+        named_by: the option or variable that the address was read from.
         runtime_env: code and environment that the workers of another cluster get from this driver.
         declared: `num_cpus` and `num_gpus` of a local Ray; detected if left out.
 
@@ -68,16 +68,18 @@ class RayCluster:
         self,
         address: str | None = None,
         *,
+        named_by: str = OPTION,
         runtime_env: Mapping[str, Any] | None = None,
         declared: Mapping[str, int] | None = None,
     ) -> None:
         # Set the environment, which Ray reads when it is imported.
         if address is not None:
-            _check_reachable(address)
+            check_reachable(address, named_by)
             if (Path.home() / ".ray" / "auth_token").exists():
                 os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for it; a driver doesn't by itself
         else:
             os.environ.setdefault(_LOOPBACK_VARIABLE, "0")
+            os.environ.pop(JOB_VARIABLE, None)  # what a Ray job has sent to its cluster isn't on this one
         switch_telemetry_off()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -87,7 +89,7 @@ class RayCluster:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             context = ray.init(
-                address=address or "local",
+                address=address or LOCAL,  # which Ray takes before its own RAY_ADDRESS
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -95,10 +97,12 @@ class RayCluster:
                 **({} if address else dict(declared or {})),
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
+            reason = first_line(error)
+            if address is None:
+                raise ValueError(f"Ray must start on this machine, but it doesn't: {reason}") from error
             raise ValueError(
-                f"Ray must {f'be usable at {address!r}' if address else 'start on this machine'}, but it isn't: "
-                f"{first_line(error)}{hint}"
+                f"Ray must be usable at {address!r} ({named_by}), but it isn't: {reason}; if it asks for a token, set "
+                f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; {OPTION} {LOCAL} starts a Ray on this machine"
             ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
@@ -187,19 +191,3 @@ def _node(name: str, resources: Mapping[str, float]) -> Node:
     """Return a machine by Ray's counts; of several GPUs' free shares Ray tells only the sum."""
     whole, share = divmod(round(resources.get("GPU", 0.0), 4), 1.0)
     return Node(name, resources.get("CPU", 0.0), [1.0] * int(whole) + ([share] if share else []))
-
-
-def _check_reachable(address: str) -> None:
-    """Raise in seconds where Ray itself would try for minutes."""
-    if address == AUTO_ADDRESS:
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
-        raise ValueError(f"--address must read host:port, ray://host:port or auto, but got '{address}'")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(
-            f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with 'ray start "
-            "--head', or leave --address out for a local Ray"
-        ) from error
