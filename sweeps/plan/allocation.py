@@ -145,9 +145,7 @@ def needs(resources: Resources) -> Needs:
     return Needs(cpus=resources.cpus, gpus=resources.gpu_share, processes=resources.processes)
 
 
-def planned_nodes(
-    cluster: ClusterConfig, needs: Iterable[Needs] = (), *, largest_machine: float = 0.0
-) -> list[Node]:
+def planned_nodes(cluster: ClusterConfig, needs: Iterable[Needs] = (), *, largest_machine: float = 0.0) -> list[Node]:
     """Return the empty machines of the cluster that the plan assumes.
 
     On an elastic cluster whose `cpus` are not given, the driver's own cores say nothing: a machine has as many cores as

@@ -209,4 +209,3 @@ def result_of(task):
         flops_exact=1, flops_parcae_release=1, loss=1.0, losses={1: 1.0}, bits_per_byte=None, spectral_radius=None,
         seconds=0,
     )  # fmt: skip
-
