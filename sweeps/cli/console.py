@@ -109,7 +109,8 @@ class _Stages(Progress):
 
     def __init__(self, console: "Console", *, keep: bool) -> None:
         self.console, self.keep = console, keep
-        self.stage, self.label, self.share = "", "", None
+        self.stage, self.label = "", ""
+        self.share: float | None = None
         self.began = self.counted_since = time.monotonic()
         self.first_share, self.ends_at = 0.0, 0.0
 

@@ -220,6 +220,7 @@ def figure(
             if reason and not names:
                 lines.append(f"not drawn: {name}: {_with_hint(reason, name, hold_out)}")
                 continue
+            assert to is not None
             drawn = _draw_figure(name, source, width, hold_out)
             paths = [save_figure_as(drawn, to)] if is_file else save_figure(drawn, to, name)
             lines.append(" ".join(map(str, paths)))
