@@ -651,9 +651,7 @@ def test_settings_may_be_overridden_by_path(tmp_path):
         load_sweep(str(tmp_path / "d.yaml"))
 
 
-def test_from_the_command_line_with_real_models(
-    small, text_folder, tmp_path, new_database, commands_share_ray, faults
-):
+def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database, commands_share_ray, faults):
     """A trial that fails, then four trials of real models on a local Ray, and the check."""
     content = {
         **small.model_dump(mode="json", exclude_defaults=True), "tokens": [256], "tune": {"space": SPACE},
