@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,7 +127,7 @@ def tune(
 ) -> None:
     """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
     from isoloop.sweeps.execution.ray_address import RayAddress
-    from isoloop.sweeps.tuning.pipeline import count_trials, prepare_tuning, run_tuning
+    from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
 
     # Prepare.
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
@@ -157,9 +157,13 @@ def tune(
             "Rerun the command to go on."
         )
         sys.exit(INTERRUPTED)
+    except NoTrialFinishedError as error:
+        print(f"isoloop: {error}", file=sys.stderr)
+        sys.exit(RUNS_FAILED)
     console.print()
     for line in [*result.summary(), "", *result.advice(tuning.folders)]:
         console.print(line, markup=False)
+    _exit_if_failed(result.failed)
 
 
 def run(
@@ -219,9 +223,14 @@ def run(
     )
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
-    for run_id, reason in trained.failed.items():
+    _exit_if_failed(trained.failed)
+
+
+def _exit_if_failed(failed: Mapping[str, str]) -> None:
+    """Print the runs that have failed, with the reasons; if there are any, end with the exit code for that."""
+    for run_id, reason in failed.items():
         print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
-    if trained.failed:
+    if failed:
         sys.exit(RUNS_FAILED)
 
 
