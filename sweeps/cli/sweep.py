@@ -12,7 +12,6 @@ from isoloop.sweeps.cli.console import (
     describe_corpus,
     new_console,
     print_results,
-    print_status,
     progress_bar,
 )
 from isoloop.sweeps.cli.options import (
@@ -29,7 +28,6 @@ from isoloop.sweeps.cli.options import (
     Out,
     Outliers,
     Refits,
-    RunTarget,
     Set,
     StorageUri,
     Sweep,
@@ -43,7 +41,7 @@ from isoloop.sweeps.cli.options import (
     print_reading,
     table_options,
 )
-from isoloop.sweeps.paths import MLFLOW, TablePlaces, folders_of, is_table_target
+from isoloop.sweeps.paths import MLFLOW, TablePlaces, is_table_target
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
@@ -183,7 +181,7 @@ def run(
     # Train and record.
     try:
         with progress_bar(console) as progress:
-            trained = train_sweep(prepared, folders, address=address, progress=progress)
+            trained = train_sweep(prepared, folders, command=command_line(), address=address, progress=progress)
     except KeyboardInterrupt:
         from isoloop.sweeps.execution.engine import count_saved_runs, finished_results
 
@@ -209,22 +207,6 @@ def run(
         print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
     if trained.failed:
         sys.exit(RUNS_FAILED)
-
-
-def status(
-    target: RunTarget,
-    out: Out = DEFAULT_OUT,
-    every_run: Annotated[bool, typer.Option("--all", help="Show finished and waiting runs, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-) -> None:
-    """Show the progress of a sweep, also from another terminal."""
-    from isoloop.sweeps.execution.status import read_status
-
-    state = read_status(folders_of(target, out))
-    if as_json:
-        print(state.to_json())
-    else:
-        print_status(new_console(), state, every_run=every_run)
 
 
 def report(
