@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,13 +121,15 @@ def tune(
     storage: StorageUri = None,
 ) -> None:
     """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
-    from isoloop.sweeps.tuning.pipeline import count_trials, prepare_tuning, run_tuning
+    from isoloop.sweeps.execution.ray_address import RayAddress
+    from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
 
     # Prepare.
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
     options = {**stores, "tune.trials": trials, "tune.parallel": parallel}
     config, folders = load_config(sweep, out, override, options)
     console = new_console()
+    console.print(str(RayAddress.resolve(address)))
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
@@ -149,9 +152,13 @@ def tune(
             "Rerun the command to go on."
         )
         sys.exit(INTERRUPTED)
+    except NoTrialFinishedError as error:
+        print(f"isoloop: {error}", file=sys.stderr)
+        sys.exit(RUNS_FAILED)
     console.print()
     for line in [*result.summary(), "", *result.advice(tuning.folders)]:
         console.print(line, markup=False)
+    _exit_if_failed(result.failed)
 
 
 def run(
@@ -165,12 +172,14 @@ def run(
 ) -> None:
     """Train, record, fit and report a sweep. Runs that are done stay; rerun it to go on."""
     from isoloop.sweeps.analysis import fit_and_report, store_stability
+    from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.pipeline import prepare, train_sweep
     from isoloop.sweeps.stability.study import is_study
 
     # Prepare.
     config, folders = load_config(sweep, out, override, {"tracking.uri": tracking_uri, "storage": storage})
     console = new_console()
+    console.print(str(RayAddress.resolve(address)))
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells
@@ -203,9 +212,14 @@ def run(
     problem = trained.store.save_files(trained.parent, folders.sweep)
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
-    for run_id, reason in trained.failed.items():
+    _exit_if_failed(trained.failed)
+
+
+def _exit_if_failed(failed: Mapping[str, str]) -> None:
+    """Print the runs that have failed, with the reasons; if there are any, end with the exit code for that."""
+    for run_id, reason in failed.items():
         print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
-    if trained.failed:
+    if failed:
         sys.exit(RUNS_FAILED)
 
 

@@ -29,6 +29,10 @@ from isoloop.trainer.config import DataConfig
 ClusterOpener = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
 
 
+class NoTrialFinishedError(ValueError):
+    """A tuning whose trials have all ended, and none with a loss."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedTuning:
     """A search space, its corpora by fingerprint, and the folders of the tuning."""
@@ -99,8 +103,8 @@ def run_tuning(
         cluster: opens the cluster.
 
     Raises:
-        ValueError: a store, storage, database or cluster can't be used; no trial finished; the store didn't take every
-            trial.
+        NoTrialFinishedError: no trial finished.
+        ValueError: a store, storage, database or cluster can't be used, or the store didn't take every trial.
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
     space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
@@ -143,11 +147,18 @@ def run_tuning(
         if not finished:
             reasons = [trial.reason for trial in trials if trial.reason]
             last = f"; the last: {reasons[-1]}" if reasons else ""
-            raise ValueError(
+            raise NoTrialFinishedError(
                 f"a tuning must have a trial that finishes, but of '{sweep.name}' none did{last}; lower the learning "
                 "rates in tune.space, or fix the cause, and rerun the command"
             )
-        result = TuningResult(source=source, space=space, trials=tuple(trials), best=finished[0], check=checked)
+        result = TuningResult(
+            source=source,
+            space=space,
+            trials=tuple(trials),
+            best=finished[0],
+            check=checked,
+            failed=outcome.failed,
+        )
         write_result_files(result, folders, command)
         uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
         uploader.store.save_files(uploader.parent, folders.sweep)
