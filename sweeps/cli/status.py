@@ -12,7 +12,7 @@ import typer
 
 from isoloop.sweeps.cli.console import LOG_SECONDS, as_printed, new_console
 from isoloop.sweeps.cli.options import DEFAULT_OUT, Out
-from isoloop.sweeps.messages import align_columns, first_line
+from isoloop.sweeps.messages import align_columns, first_line, format_duration
 from isoloop.sweeps.paths import Folders, folders_of
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ def print_status(
 ) -> None:
     """Print one frame that fits into `height` lines, how the sweep ended, and with `every_run` a row for each run."""
     from rich.table import Table
-
-    from isoloop.sweeps.plan.summary import format_duration
 
     ending = describe_ending(status)
     for line in frame(status, width=console.width, height=height and height - 3):
@@ -221,8 +219,6 @@ def _counts(status: "SweepStatus") -> str:
 
 def _speed(status: "SweepStatus") -> str:
     """Return the FLOPs per second and the time left in words; empty if no driver is at work."""
-    from isoloop.sweeps.plan.summary import format_duration
-
     if not status.at_work or status.is_complete:
         return ""
     if status.flops_per_second is None or status.seconds_left is None:
@@ -236,8 +232,6 @@ def _running_table(runs: "Sequence[RunStatus]", room: int, width: int) -> "list[
     """Return rows of the first runs with their loss curves, after an empty line and the names of the columns."""
     from rich.cells import set_cell_size
     from rich.text import Text
-
-    from isoloop.sweeps.plan.summary import format_duration
 
     if not runs or room < 1:
         return []

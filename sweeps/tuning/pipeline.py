@@ -107,14 +107,14 @@ def run_tuning(
         ValueError: a store, storage, database or cluster can't be used, or the store didn't take every trial.
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
-    space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
+    space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
     folders.sweep.mkdir(parents=True, exist_ok=True)
     with sole_driver(folders, command=command), closing(tuning.open_study()) as study, study.translate_errors():
         # Run the trials and the check.
         plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
         outcome = SweepOutcome()
         with (
-            open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+            open_stores(plan, tuning.corpora, folders, outcome, progress, is_tuning=True) as (run_store, uploader),
             ExitStack() as stack,
         ):
             # Trials that earlier calls pruned have no result, so their end is recorded here.
@@ -123,6 +123,7 @@ def run_tuning(
                     uploader.record_end(trial.run_id, "pruned", trial.reason or "")
             engine = None
             if not is_complete(study, folders, check=check):
+                progress.begin("Starting Ray")
                 engine = stack.enter_context(
                     Engine(
                         stack.enter_context(cluster(sweep, address)),
@@ -139,8 +140,10 @@ def run_tuning(
             tuner = Tuner(
                 study, engine, folders, uploader, progress=progress, check_runs=check_runs, started=plan.cells
             )
+            progress.begin("Tuning")
             trials = tuner.run()
             finished = finished_trials(trials)
+            progress.begin("Checking the best settings")
             checked = tuner.check(finished[0]) if check and finished else None
 
         # Write and record the result.
@@ -161,6 +164,7 @@ def run_tuning(
         )
         write_result_files(result, folders, command)
         uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
+        progress.begin("Copying the results into MLflow")
         uploader.store.save_files(uploader.parent, folders.sweep)
         return result
 

@@ -40,7 +40,7 @@ class Tuner:
         folders: folders of the tuning.
         uploader: records each run.
         progress: the watcher.
-        check_runs: number of runs after the trials, for the share that is done.
+        check_runs: number of runs that the check will take, if it comes.
         started: runs of trials that earlier calls have started.
     """
 
@@ -63,7 +63,6 @@ class Tuner:
         self.trials = {trial.number: trial for trial in study.trials()}
         outcomes = [trial.outcome for trial in self.trials.values()]
         self.limit = trial_count + outcomes.count("failed")
-        self.total_runs = trial_count + check_runs
         self.check_runs_to_come = check_runs
         self.cells = {cell.run_id: cell for cell in started}  # of all trials and of the check
         self.check_labels: dict[str, str] = {}  # by run id
@@ -115,9 +114,10 @@ class Tuner:
         if missing:
             self.engine.add([cells[run_id] for run_id in cells if run_id in missing])
             while missing:
+                self.progress.update(
+                    f"{len(runs) - len(missing)}/{len(runs)} runs", len(runs) - len(missing), len(runs)
+                )
                 missing -= {cell.run_id for cell in self.engine.poll()}
-                share = (len(cells) - len(missing)) / len(runs)
-                self._report_progress(share * (self.total_runs - self.done))
             results |= self.engine.outcome.results
             failed = self.engine.outcome.failed
 
@@ -126,7 +126,6 @@ class Tuner:
             run_id = "" if run.cell is None else run.cell.run_id
             ended.append(run.with_result(results.get(run_id), failed.get(run_id)))
             self.progress.event(f"  {_check_line(ended[-1])}")
-        self._report_progress(self.total_runs)
         return TransferCheck.of(ended)
 
     def _next_proposal(self) -> Proposal | None:
@@ -239,8 +238,9 @@ class Tuner:
             runs_in_progress = flops / self.study.space.base.flops
         finished = finished_trials(list(self.trials.values()))
         best = f", best {finished[0].loss:.4f}" if finished else ""
-        label = f"trials {self.done}/{self.study.tune.trials}{best}"
-        self.progress.update(label, min(1.0, (self.done + runs_in_progress) / self.total_runs), 1.0)
+        trials = self.study.tune.trials
+        label = f"{self.done}/{trials} trials{best}"
+        self.progress.update(label, min(trials, self.done + runs_in_progress), trials)
 
     def _write_manifest(self) -> None:
         """Write the trials, and what only the study knows of them, for `isoloop status` in another terminal."""
