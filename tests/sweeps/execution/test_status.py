@@ -129,7 +129,7 @@ def test_speed_and_time_left_follow_the_journals(simulated, folders):
     """Two runs at 2 steps per second; the first record came long after the driver's start, and the last is 2 s old."""
     plan = plan_sweep(simulated, simulated_corpus)
     write_manifest(plan.cells, folders)
-    first, second, *rest = plan.cells
+    first, second, *_ = plan.cells
     begin = time.time() + 1000
     for cell in (first, second):
         write_journal(folders.run(cell.run_id), [(begin + 5 * i, 10 * i) for i in range(11)])
@@ -184,9 +184,13 @@ def test_time_that_the_sweep_stood_still_does_not_count(simulated, folders):
 def test_runs_that_ended_are_read_once_and_journals_read_on(begun, folders, monkeypatch):
     _, states, running, _, _ = begun
     read, bytes_read = [], []
-    monkeypatch.setattr(
-        status_module, "read_result", lambda folder, original=status_module.read_result: read.append(folder.name) or original(folder)
-    )  # fmt: skip
+
+    def read_result(folder):
+        read.append(folder.name)
+        return original_read_result(folder)
+
+    original_read_result = status_module.read_result
+    monkeypatch.setattr(status_module, "read_result", read_result)
     with sole_driver(folders):
         write_state(begun, folders)
         reader = StatusReader(folders)
