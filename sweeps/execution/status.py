@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -286,8 +287,8 @@ class StatusReader:
 
     def _first_record(self, started: float, now: float) -> float:
         """Return the time of the first record since a driver's start, as a cluster may be slow to start; else `now`."""
-        journals = [*self._recent, *self._journals.values()]
-        return min((time for journal in journals for time, _ in journal.points if time >= started), default=now)
+        points = [entry.points for entry in self._recent] + [journal.points for journal in self._journals.values()]
+        return min((time for time, _ in chain.from_iterable(points) if time >= started), default=now)
 
     def _flops_per_second(self, start: float, end: float, running: set[str]) -> float | None:
         """Return the FLOPs per second of all runs from `start` to `end`, by the steps in their journals."""
