@@ -131,6 +131,7 @@ def run_tuning(
                         folders,
                         tuning.corpora,
                         run_store=run_store,
+                        progress=progress,
                         outcome=outcome,
                         on_start=uploader.watch,
                     )
