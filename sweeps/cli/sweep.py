@@ -125,8 +125,6 @@ def tune(
 ) -> None:
     """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
     from isoloop.sweeps.execution.ray_address import RayAddress
-    from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
-
     # Prepare.
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
     options = {**stores, "tune.trials": trials, "tune.parallel": parallel}
@@ -134,6 +132,9 @@ def tune(
     console = new_console()
     console.print(str(RayAddress.resolve(address)))
     with show_progress() as progress:
+        progress.begin("Starting")
+        from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
+
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
     size, amount = space.size
@@ -181,7 +182,7 @@ def run(
     console = new_console()
     console.print(str(RayAddress.resolve(address)))
     with show_progress() as progress:
-        progress.begin("Planning")
+        progress.begin("Starting")
         from isoloop.sweeps.analysis import fit_and_report, store_stability
         from isoloop.sweeps.pipeline import prepare, train_sweep
         from isoloop.sweeps.stability.study import is_study
