@@ -63,8 +63,8 @@ def train(
         corpus: the prepared corpus; its fingerprint must be the spec's.
         folder: the run's own folder.
         execution: device and memory settings; by default one thread of the CPU.
-        should_stop: called by every process in every step; once one returns True, the run finishes the step, saves a checkpoint and
-            returns None.
+        should_stop: called by every process in every step; once one returns True, the run finishes the step, saves a
+            checkpoint and returns None.
         heartbeat: called by every process in every step and, during evaluation, at each T of each batch.
 
     Raises:
