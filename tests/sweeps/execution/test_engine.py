@@ -225,7 +225,7 @@ class TestTheQueueInRay:
     def test_what_waits_is_said(self, trial):
         """In the state for `isoloop status`, and once in the log if nothing could begin for a while."""
         trial.cluster.machines = [Node("a", 99, [1.0] * 4)]
-        for seconds in (300, 300, 300, 700):
+        for seconds in (300, 300, 300, 500):
             trial.cluster.at(seconds, trial.cluster.hold(Needs(1, 1)))
         ids, notes = trial.runs(200, 100, 100, 100, 90, 80, 70), set()
         assert set(trial.run(lambda _: notes.add(self.state(trial)["note"])).results) == set(ids)
@@ -452,13 +452,15 @@ class TestStopping:
         with trial.engine() as engine:
             engine.add(trial.cells)
             engine.poll()
+            engine.poll()
+            assert len(engine.attempts) == 2
             engine.stop_run(waiting)
             while engine.busy:
                 ended += [cell.run_id for cell in engine.poll()]
         assert sorted(ended) == sorted([first, waiting])
         assert set(trial.outcome.results) == {first}
         assert trial.starts(waiting) == []
-        assert trial.cluster.times("cancel", waiting) == [0]
+        assert trial.cluster.times("cancel", waiting) == trial.cluster.times("failed", waiting) == [1.0]
 
     def test_one_that_waits_for_its_next_attempt(self, trial):
         (lost,) = trial.runs(50, retries=9)
