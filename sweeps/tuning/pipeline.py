@@ -21,7 +21,6 @@ from isoloop.sweeps.tuning.search_space import (
     reduce_to_one_point,
 )
 from isoloop.sweeps.tuning.study import Study
-from isoloop.sweeps.tuning.transfer_check import FACTORS
 from isoloop.sweeps.tuning.tuner import Tuner, is_complete
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.files import sole_owner
@@ -107,14 +106,14 @@ def run_tuning(
         ValueError: a store, storage, database or cluster can't be used, or the store didn't take every trial.
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
-    space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
+    space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
     folders.sweep.mkdir(parents=True, exist_ok=True)
     with sole_owner(folders.sweep), closing(tuning.open_study()) as study, study.translate_errors():
         # Run the trials and the check.
         plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
         outcome = SweepOutcome()
         with (
-            open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+            open_stores(plan, tuning.corpora, folders, outcome, progress, is_tuning=True) as (run_store, uploader),
             ExitStack() as stack,
         ):
             # Trials that earlier calls pruned have no result, so their end is recorded here.
@@ -123,6 +122,7 @@ def run_tuning(
                     uploader.record_end(trial.run_id, "pruned", trial.reason or "")
             engine = None
             if not is_complete(study, folders, check=check):
+                progress.begin("Starting Ray")
                 engine = stack.enter_context(
                     Engine(
                         stack.enter_context(cluster(sweep, address)),
@@ -134,11 +134,11 @@ def run_tuning(
                         on_start=uploader.watch,
                     )
                 )
-            checked_means = {space.grid_recurrences[0], space.grid_recurrences[-1]} if check else ()
-            check_runs = (len(FACTORS) + 1) * len(checked_means)
-            tuner = Tuner(study, engine, folders, uploader, progress=progress, check_runs=check_runs)
+            tuner = Tuner(study, engine, folders, uploader, progress=progress)
+            progress.begin("Tuning")
             trials = tuner.run()
             finished = finished_trials(trials)
+            progress.begin("Checking the best settings")
             checked = tuner.check(finished[0]) if check and finished else None
 
         # Write and record the result.
@@ -159,6 +159,7 @@ def run_tuning(
         )
         write_result_files(result, folders, command)
         uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
+        progress.begin("Copying the results into MLflow")
         uploader.store.save_files(uploader.parent, folders.sweep)
         return result
 

@@ -441,7 +441,7 @@ class Shares(Progress):
 
     def update(self, label, done, total):
         self.shares.append(done / total)
-        self.counts.append(int(re.match(r"trials (\d+)/12", label).group(1)))
+        self.counts += [int(count) for count in re.findall(r"(\d+)/12 trials", label)]
 
     def event(self, line):
         self.lines.append(line.split()[0])
