@@ -509,11 +509,10 @@ class TestStopping:
         trial.cluster.machines = [Node("a", 99, [1.0] * 8)]
         trial.cluster.hold(Needs(1, 1, 8))
         ids = trial.runs(*[50.0] * 16)
-        with pytest.raises(KeyboardInterrupt), trial.engine() as engine:
+        with trial.engine() as engine:
             engine.add(trial.cells)
             engine.poll()
             now = clock.now
-            raise KeyboardInterrupt
         assert clock.now == now
         assert trial.cluster.attempts == []
         assert [run for run in ids if trial.cluster.times("cancel", run)] == ids[:10]
