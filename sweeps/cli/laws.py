@@ -76,7 +76,8 @@ def fit(
 ) -> None:
     """Fit scaling laws to a table of runs, and print the answer.
 
-    One screen holds the answer, the parameters and what to doubt. The table is a sweep's, a file's, or that of an MLflow experiment.
+    One screen holds the answer, the parameters and what to doubt. The table is a sweep's, a file's, or that
+    of an MLflow experiment.
     """
     with show_progress(transient=True) as progress:
         progress.begin("Reading the table")
