@@ -129,6 +129,7 @@ def tune(
 ) -> None:
     """Search for better learning rates, weight decay and batch size. It trains at the sweep's smallest budget."""
     from isoloop.sweeps.execution.ray_address import RayAddress
+
     # Prepare.
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
     options = {**stores, "tune.trials": trials, "tune.parallel": parallel}
