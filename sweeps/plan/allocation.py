@@ -152,9 +152,7 @@ def _allocation(workload: Workload, resources: Resources, cluster: ClusterConfig
             f"machine has {cluster.gpus} GPUs; use fewer processes"
         )
     speed = expected_speed(resources, cluster, workload.precision)
-    return Allocation(
-        resources=resources, memory=memory, flops_per_second=speed.flops_per_second, reason=reason
-    )
+    return Allocation(resources=resources, memory=memory, flops_per_second=speed.flops_per_second, reason=reason)
 
 
 def needs(resources: Resources) -> Needs:

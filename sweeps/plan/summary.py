@@ -187,7 +187,9 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
     longest = format_duration(plan.cells[0].seconds)
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"
     distinct = dict.fromkeys((cell.resources, cell.spec.precision) for cell in plan.cells)
-    sources = dict.fromkeys(allocation.expected_speed(resources, cluster, precision).source for resources, precision in distinct)
+    sources = dict.fromkeys(
+        allocation.expected_speed(resources, cluster, precision).source for resources, precision in distinct
+    )
     yield "speed", "; ".join(list(sources)[:3])
 
     # Time and price of what is left, on the planned cluster.

@@ -255,9 +255,7 @@ def test_cells_share_what_they_have_in_common_and_are_valid_by_themselves():
         assert RunSpec(**values) == cell.spec
         assert cell.spec.seed == cell.axes["seed"]
         assert cell.spec.optimizer.learning_rate == cell.axes["optimizer.learning_rate"]
-        content = json.dumps(
-            cell.spec.model_dump(mode="json", exclude={"data"}), sort_keys=True, separators=(",", ":")
-        )
+        content = json.dumps(cell.spec.model_dump(mode="json", exclude={"data"}), sort_keys=True, separators=(",", ":"))
         assert cell.run_id == hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
