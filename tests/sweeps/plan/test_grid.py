@@ -248,7 +248,7 @@ def test_the_published_grid():
 
 
 def test_cells_share_what_they_have_in_common_and_are_valid_by_themselves():
-    """A cell's spec is a copy of its variant's; it is what the same values give, and its id is the hash of all of it."""
+    """A cell's spec is a copy of its variant's: it is what the same values give, and its id is the hash of it all."""
     axes = {"seed": [0, 1], "optimizer.learning_rate": [0.001, 0.01], "model.width": [16, 32]}
     for cell in plan(axes=axes).cells:
         values = cell.spec.model_dump()
@@ -272,4 +272,5 @@ def test_planning_says_how_far_it_is(monkeypatch):
     plan_sweep(validate_sweep({**SWEEP, "axes": {"seed": [0, 1]}}, source="test"), simulated_corpus, watcher)
     assert {(label, total) for label, _, total in watcher.updates} == {("planning", 12)}
     done = [done for _, done, _ in watcher.updates]
-    assert done == sorted(done) and done[-1] == 11
+    assert done == sorted(done)
+    assert done[-1] == 11
