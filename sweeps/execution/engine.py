@@ -270,20 +270,26 @@ class Engine:
             largest = max((node.cpus for node in nodes), default=0.0)
             planned = allocation.planned_nodes(self.sweep.cluster, needs, largest_machine=largest)
             total.append(planned)
-            nodes = planned + nodes
+            nodes = [*planned, *nodes]
         self.cores = max(sum(node.cpus for node in part) for part in total)
         self.gpus = max(sum(sum(node.gpus) for node in part) for part in total)
         return nodes
 
     def _check_feasible(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
+        """Raise where no machine could ever hold a run; machines that register after their head are waited for."""
         empty = Pool(nodes, spread=not self.one_machine)
         for needs in dict.fromkeys(job.needs for job in jobs):
-            if _have_room(nodes) and not empty.fits(needs):  # workers may register after the head: those are awaited
-                held = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
+            if _have_room(nodes) and not empty.fits(needs):
+                counts = Counter(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
+                held = "; ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
+                advice = "give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
+                if self.elastic:
+                    advice = "describe the machines that can start in cluster.nodes, cluster.cpus and cluster.gpus"
+                together = ", all on one node as the runs lie in a storage" if self.one_machine else ""
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
-                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {held}; ask for "
-                    "less, give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
+                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node{together}, and the nodes have {held}; "
+                    f"ask for less, or {advice}"
                 )
 
     def _enqueue(self, run: _RunState) -> None:
