@@ -169,7 +169,16 @@ class Engine:
                 with contextlib.suppress(OSError):  # a full disk: Ray ends the runs, which resume from a checkpoint
                     self.folders.stop_file.touch()
                 self._request_stop(self.running)
+                self.progress.begin("Stopping")
+                if self.running:
+                    self.progress.event(
+                        f"Stopping: {len(self.running)} runs save their state, which takes {STOP_GRACE_SECONDS:.0f} s "
+                        "at most. Ctrl-C again ends them at once."
+                    )
                 self._wait_for_all()
+        except KeyboardInterrupt:
+            self.progress.event("Ended at once: the runs go on from their last checkpoint when the command is rerun.")
+            raise
         finally:
             self.folders.stop_file.unlink(missing_ok=True)
             self.note = None
@@ -394,7 +403,6 @@ class Engine:
         if result is None:
             return False
         self.outcome.results[run.cell.run_id] = result
-        self.progress.event(_result_line(run.cell, result))
         return True
 
     def _retries(self, run: _RunState, end: AttemptEnd) -> bool:
@@ -569,7 +577,9 @@ def run_plan(
         progress.begin("Training")
         report()
         while engine.busy:
-            engine.poll()
+            for cell in engine.poll():
+                if cell.run_id in outcome.results:
+                    progress.event(_result_line(cell, outcome.results[cell.run_id]))
             report(engine.flops_in_progress())
     return outcome
 
