@@ -1,6 +1,8 @@
 """The commands that plan, run and record a sweep: from `isoloop presets` to `isoloop export`."""
 
 import os
+import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,8 @@ from isoloop.sweeps.cli.console import (
     describe_corpora,
     describe_corpus,
     new_console,
+    open_in_browser,
+    page_link,
     print_results,
     print_status,
     progress_bar,
@@ -166,9 +170,8 @@ def run(
     draws: Refits = DEFAULT_REFITS,
 ) -> None:
     """Train, record, fit and report a sweep. Runs that are done stay; rerun it to go on."""
-    from isoloop.sweeps.analysis import fit_and_report, store_stability
+    from isoloop.sweeps.analysis import fit_and_report
     from isoloop.sweeps.pipeline import prepare, train_sweep
-    from isoloop.sweeps.stability.study import is_study
 
     # Prepare.
     config, folders = load_config(sweep, out, override, {"tracking.uri": tracking_uri, "storage": storage})
@@ -197,11 +200,11 @@ def run(
     with progress_bar(console, prefix="fitting ", transient=True) as progress:
         results = fit_and_report(config, folders, trained.table, command=command_line(), draws=draws, progress=progress)
     print_results(console, results)
-    if is_study(config):
-        print("\n" + store_stability(config, folders, trained.table).summary(), end="")
-    console.print(
-        f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
-    )
+    if results.stability:
+        print("\n" + results.stability, end="")
+    console.print(f"\nrun table   {folders.table}")
+    console.print("report     ", page_link(results.report))
+    console.print(f"MLflow      {_mlflow_hint(config, folders)}")
     problem = trained.store.save_files(trained.parent, folders.sweep)
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
@@ -238,20 +241,38 @@ def report(
     outliers: Outliers = True,
     budget_tolerance: BudgetTolerance = None,
     draws: Refits = DEFAULT_REFITS,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open the page in a browser; it is only made if the table has changed.")
+    ] = False,
 ) -> None:
     """Fit a sweep's run table again and rewrite its report; or fit any table, and write its report beside it."""
-    from isoloop.fitting import read_table
-    from isoloop.sweeps.analysis import fit_and_report, store_stability
-    from isoloop.sweeps.stability.study import is_study
+    from isoloop.sweeps.report.page import page_is_of
 
     files = files_of(target, out)
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+    page = TablePlaces.beside(files.fit).report if files.folders is None else files.folders.report
+    is_asked_for = law is not None or draws != DEFAULT_REFITS or options.given or files.in_mlflow
+    if not show or is_asked_for or files.table is None or not page_is_of(page, files.table):
+        page = _write_report(files, out, options, law=law, draws=draws)
+    new_console().print(page_link(page))
+    if show and not open_in_browser(page):
+        print(
+            f"isoloop: no browser can be opened here; the page is one file, which you can copy to your computer: "
+            f"scp {platform.node()}:{shlex.quote(str(page.resolve()))} .",
+            file=sys.stderr,
+        )
+
+
+def _write_report(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:
+    """Fit the table of a target and write its page, and return the page's path."""
+    from isoloop.fitting import read_table
+    from isoloop.sweeps.analysis import fit_and_report
+
     if files.folders is None:
-        print(_report_table(files, out, options, law=law, draws=draws))
-        return
+        return _report_table(files, out, options, law=law, draws=draws)
     if options.given or options.tracking_uri:
         raise ValueError(
-            f"options such as {options.given or '--tracking-uri'} say how a table is read, but {target} is a sweep; "
+            f"options such as {options.given or '--tracking-uri'} say how a table is read, but {files.target} is a sweep; "
             "leave them out"
         )
     folders = files.folders
@@ -261,9 +282,7 @@ def report(
         results = fit_and_report(
             config, folders, table, command=command_line(), law=law or DEFAULT_LAW, draws=draws, progress=progress
         )
-    if is_study(config):
-        store_stability(config, folders, table)
-    print(results.report)
+    return results.report
 
 
 def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:
