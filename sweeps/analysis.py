@@ -36,17 +36,22 @@ def fit_and_report(
 ) -> SweepResults:
     """Fit a sweep's table, store the fits, draw the figures and write the page, replacing those of an earlier table.
 
-    A stability study is judged and stored, too. A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
+    A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
     axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of its own. `law` is
-    that of the loss after training, and `draws` are the refits behind each interval.
+    that of the loss after training, and `draws` are the refits behind each interval. A stability study is evaluated and
+    stored, too.
     """
     # Remove the results of an earlier table.
     shutil.rmtree(folders.groups, ignore_errors=True)
     _remove_fits(folders)
     shutil.rmtree(folders.figures, ignore_errors=True)
     # Fit all runs together, or each group.
-    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress or Progress())
-    study = store_stability(sweep, folders, table) if is_study(sweep) else None
+    progress = progress or Progress()
+    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress)
+    study = None
+    if is_study(sweep):
+        progress.begin("Evaluating stability")
+        study = store_stability(sweep, folders, table)
     if GROUP not in table:
         return fit(folders, table, study=study)
     groups = {
@@ -69,7 +74,7 @@ def fit_and_report(
     whole = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
-    return _write_page(sweep, table, folders, command, whole, study=study)
+    return _write_page(sweep, table, folders, command, whole, progress, study=study)
 
 
 def fit_and_report_table(
@@ -112,6 +117,7 @@ def fit_and_report_table(
         if figure.stem in FIGURES and figure.suffix in SUFFIXES:
             figure.unlink()
     # Fit and report.
+    progress = progress or Progress()
     options = {} if budget_tolerance is None else {"budget_tolerance": budget_tolerance}
     results = _fits(
         places,
@@ -119,14 +125,14 @@ def fit_and_report_table(
         name=name,
         law=law,
         draws=draws,
-        progress=progress or Progress(),
+        progress=progress,
         reading=table.notes,
         file=fitted_file,
         **options,
     )
     page = TablePage(places=places, table=file, name=name, origin=table_origin(file, experiment))
     reading = results.fit.reading if results.fit is not None else table.notes
-    write_report(page, table=table.frame, results=results, command=command, reading=reading)
+    write_report(page, table=table.frame, results=results, command=command, progress=progress, reading=reading)
     return results
 
 
@@ -162,7 +168,7 @@ def _fit_table(
     """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
     name = sweep.name if label is None else f"{sweep.name}, {label}"
     results = _fits(folders, table, name=name, law=law, draws=draws, progress=progress)
-    return _write_page(sweep, table, folders, command, results, label=label, study=study)
+    return _write_page(sweep, table, folders, command, results, progress, label=label, study=study)
 
 
 def _fits(
@@ -185,6 +191,7 @@ def _fits(
     fits: dict[bool, SweepFit] = {}
     reasons: dict[bool, str] = {}
     for hold_out in (False, True):
+        progress.begin("Fitting without the largest budget" if hold_out else "Fitting")
         try:
             fit = fit_sweep(
                 table,
@@ -216,6 +223,7 @@ def _write_page(
     folders: Folders,
     command: str,
     results: SweepResults,
+    progress: Progress,
     *,
     label: str | None = None,
     study: "StabilityStudy | None" = None,
@@ -232,7 +240,7 @@ def _write_page(
             draw=lambda width: stability_figure(study, width=width),
         )
     page = SweepPage(places=folders, sweep=sweep, left_out=left_out, group=label, study=part)
-    write_report(page, table=table, results=results, command=command)
+    write_report(page, table=table, results=results, command=command, progress=progress)
     return replace(results, stability="" if part is None else part.summary)
 
 

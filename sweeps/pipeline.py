@@ -64,18 +64,23 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     Raises:
         ValueError: a corpus is missing, empty or too small; a budget is too small; no cell is left.
     """
+    progress = progress or Progress()
+    progress.begin("Planning" if sweep.simulation is not None else "Preparing the corpus")
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus), corpora={})
+        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
         if data not in corpora:
-            corpora[data] = prepare_corpus(data, folders.corpora, (progress or Progress()).update)
+            if corpora:
+                progress.begin("Preparing the corpus")
+            corpora[data] = prepare_corpus(data, folders.corpora, progress.update)
+            progress.begin("Planning")
         facts = corpora[data].facts
         return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
-    plan = plan_sweep(sweep, corpus_of)
+    plan = plan_sweep(sweep, corpus_of, progress)
     for data, context, vocabulary in {
         (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -95,11 +100,11 @@ def train_sweep(
     """
     from isoloop.fitting import check_table
 
-    plan, outcome = prepared.plan, SweepOutcome()
+    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
     with sole_owner(folders.sweep):
         # Train and record.
         write_manifest(plan, folders)
-        with open_stores(plan, prepared.corpus_folders, folders, outcome) as (run_store, uploader):
+        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,
                 folders,
@@ -112,6 +117,7 @@ def train_sweep(
             )
         uploader.check_complete()
         # Write the table.
+        progress.begin("Writing the run table")
         store = uploader.store
         table = check_table(store.read_table(plan.sweep.name))
         if len(table) < len(plan.cells):
@@ -129,7 +135,13 @@ def train_sweep(
 
 @contextmanager
 def open_stores(
-    plan: Plan, corpora: Mapping[str, Path], folders: Folders, outcome: SweepOutcome, *, is_tuning: bool = False
+    plan: Plan,
+    corpora: Mapping[str, Path],
+    folders: Folders,
+    outcome: SweepOutcome,
+    progress: Progress,
+    *,
+    is_tuning: bool = False,
 ) -> "Iterator[tuple[RunStore | None, Uploader]]":
     """Open the sweep's storage, if it has one, and an uploader of the runs of `plan` into MLflow.
 
@@ -146,6 +158,7 @@ def open_stores(
     # The storage.
     run_store = None
     if plan.sweep.storage is not None:
+        progress.begin("Reading the storage")
         run_ids = [cell.run_id for cell in plan.cells]
         run_store = RunStore(plan.sweep.storage.with_secret(STORAGE_VARIABLE))
         run_store.check()
@@ -157,6 +170,7 @@ def open_stores(
         except StorageError as error:
             raise ValueError(f"{error}; nothing is lost: fix this and rerun the command") from error
     # MLflow.
+    progress.begin("Opening MLflow")
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
@@ -171,19 +185,25 @@ def open_stores(
         stopped = "KILLED"
         raise
     finally:
+        progress.begin("Recording the runs in MLflow")
         uploader.close(stopped=stopped, failed=outcome.failed)
 
 
 def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
-    """Open Ray, local or at `address`; a local one for simulated runs has the resources of the sweep's `cluster`."""
+    """Open Ray, local or at `address`; a local one for simulated runs has the resources of the sweep's `cluster`.
+
+    Without an address it is that of the variable RAY_ADDRESS; `local` insists on a Ray on this machine.
+    """
+    from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.execution.ray_cluster import RayCluster
     from isoloop.sweeps.execution.runtime_env import own_classes, runtime_environment
 
+    ray_address = RayAddress.resolve(address)
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
         nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores_per_node, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
     runtime_env = None
-    if address is not None:
+    if ray_address.value is not None:
         runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
-    return RayCluster(address, runtime_env=runtime_env, declared=declared)
+    return RayCluster(ray_address.value, named_by=ray_address.named_by, runtime_env=runtime_env, declared=declared)

@@ -137,11 +137,12 @@ def run_points(
     return line
 
 
-def run_line(axes: Axes, x: ArrayLike, y: ArrayLike, run_id: str, *, colour: object, line: Any = "-", width: float = 1.1) -> Line2D:
+def run_line(
+    axes: Axes, x: ArrayLike, y: ArrayLike, run_id: str, *, colour: object, line: Any = "-", width: float = 1.1
+) -> None:
     """Draw a run's line; in SVG, its group has the id `run:<id>`, with the run's id encoded as by `run_points`."""
     (drawn,) = axes.plot(x, y, color=colour, ls=line, lw=width)
     drawn.set_gid(RUN_LINE + quote(run_id, safe=_UNQUOTED))
-    return drawn
 
 
 def rasterize_many(figure: Figure) -> None:

@@ -31,7 +31,12 @@ RunTarget = Annotated[str, typer.Argument(help="A sweep that was run: its name o
 Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
 Set = Annotated[list[str], typer.Option("--set", help="Change a value: --set batch=16 --set data.corpus=/my/text")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="host:port of a Ray cluster, or auto; by default a local Ray.")
+    str | None,
+    typer.Option(
+        "--address",
+        help="A Ray cluster: host:port, auto, or local for a Ray on this machine, which is the default without "
+        "RAY_ADDRESS.",
+    ),
 ]
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="Any MLflow tracking URI; by default an sqlite file in --out.")
@@ -63,7 +68,11 @@ TableLaw = Annotated[
 DEFAULT_LAW = "training"
 DEFAULT_REFITS = 1000
 DEFAULT_OUT = Path("isoloop-out")
-BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
+RUNS_FAILED, BROKEN_RULE, FAULT, INTERRUPTED = 1, 2, 3, 130  # exit codes, which docs/clusters.md explains
+EXIT_CODES = (
+    "Exit codes: 0 all is done; 1 runs have failed for good, and there are results of the others; 2 nothing was done, "
+    "for a reason that the message gives; 3 a fault of isoloop; 130 stopped, rerun the command to go on."
+)
 
 
 def load_config(

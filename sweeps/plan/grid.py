@@ -1,7 +1,8 @@
 """From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is left out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
-from isoloop.sweeps.messages import broken_rules
+from isoloop.sweeps.messages import Progress, broken_rules
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.axes import RESOURCES_PREFIX, SEED, Point, grid_points
 from isoloop.sweeps.plan.packing import Job
@@ -33,6 +34,8 @@ MOST_EPOCHS_ADVISED = 40
 # Loops are drawn in advance up to this number; their mean over more draws is within 0.5% of the expected one.
 MOST_DRAWS = 20_000
 ONE_GROUP = "all"
+_NAMED_CELLS = 3
+_REPORT_SECONDS = 0.25
 
 
 class PlannedCorpus(NamedTuple):
@@ -137,6 +140,13 @@ class Plan:
         """The cells as the scheduler sees them."""
         return [Job(cell.seconds, allocation.needs(cell.resources)) for cell in self.cells]
 
+    def left_out_lines(self) -> list[str]:
+        """Return what to say of the cells that were left out: how many, and an example for each reason."""
+        if not self.left_out:
+            return []
+        count = len(self.left_out)
+        return [f"{count} of {len(self.cells) + count} cells left out:", *_by_rule(self.left_out)]
+
     def price(self, cells: Iterable[Cell] | None = None) -> float | None:
         """Return the price of all runs, or of `cells`, in the currency of `price_per_hour`; None if it isn't given."""
         cells = self.cells if cells is None else cells
@@ -144,17 +154,18 @@ class Plan:
         return None if None in prices else sum(price for price in prices if price is not None)
 
 
-def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
+def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None) -> Plan:
     """Plan every cell of the grid: its steps, resources and expected cost.
 
     Args:
         sweep: the sweep, with its centres filled in if it is centred on a fit.
         corpus_of: returns the prepared corpus of a data configuration; `simulated_corpus` if nothing is trained.
+        progress: the watcher of the number of planned cells.
 
     Raises:
         ValueError: the configuration is inconsistent, two cells are the same run, or no cell can be run.
     """
-    cells, left_out = plan_cells(sweep, corpus_of)
+    cells, left_out = plan_cells(sweep, corpus_of, progress)
     if not cells:
         raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
@@ -162,14 +173,20 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
 
-def plan_cells(sweep: SweepConfig, corpus_of: CorpusLookup) -> tuple[list[Cell], list[LeftOutCell]]:
+def plan_cells(
+    sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None
+) -> tuple[list[Cell], list[LeftOutCell]]:
     """Return the cells in the order of the configuration and those that can't be run.
 
     There may be no cell, and the same run may occur twice.
     """
+    progress = progress or Progress()
     cells, left_out = [], []
-    drawn = _DrawnLoops()
-    for point in grid_points(sweep):
+    drawn, points, reported = _DrawnLoops(), grid_points(sweep), time.monotonic()
+    for number, point in enumerate(points):
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            progress.update("planning", number, len(points))
+            reported = time.monotonic()
         cell = _plan_point(sweep, point, corpus_of(point.settings.data), drawn)
         if isinstance(cell, Cell):
             cells.append(cell)
@@ -183,14 +200,21 @@ def _why_no_cell(left_out: list[LeftOutCell]) -> str:
     """Return the message for a sweep without a cell that can be run: for each broken rule its first cell."""
     if not left_out:
         return "a sweep must have at least one run, but every cell is excluded; drop an entry of exclude"
+    lines = "".join(f"\n{line}" for line in _by_rule(left_out))
+    return f"a sweep must have at least one run, but all {len(left_out)} cells were left out:{lines}"
+
+
+def _by_rule(left_out: Sequence[LeftOutCell]) -> list[str]:
+    """Return a line for each broken rule: the first cell that breaks it, why, and the others in short."""
     by_rule: dict[str, list[LeftOutCell]] = {}
     for cell in left_out:
         by_rule.setdefault(cell.rule, []).append(cell)
     lines = []
-    for cells in by_rule.values():
-        more = f" (and {len(cells) - 1} more like it)" if len(cells) > 1 else ""
-        lines.append(f"\n  {cells[0].label}: {cells[0].reason}{more}")
-    return f"a sweep must have at least one run, but all {len(left_out)} cells were left out:{''.join(lines)}"
+    for first, *others in by_rule.values():
+        named = [other.label for other in others[:_NAMED_CELLS]] + ["..."] * (len(others) > _NAMED_CELLS)
+        more = f" (and {len(others)} more like it: {'; '.join(named)})" if others else ""
+        lines.append(f"  {first.label}: {first.reason}{more}")
+    return lines
 
 
 def _plan_point(

@@ -18,9 +18,8 @@ from matplotlib.lines import Line2D
 
 from isoloop.fitting import is_dense
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten
+from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
 from isoloop.fitting.figures.style import (
-    RUN_LINE,
     STYLE,
     SeriesStyle,
     escape_dollars,
@@ -150,10 +149,11 @@ class LearningCurves:
         if self.left_out:
             sentences.append(
                 f"{self.left_out} more runs are not drawn, to keep the page small. Those that are were chosen by lot, "
-                "of every panel, colour and outcome alike, so that rare outcomes are shown more often than they occurred."
+                "of every panel, colour and outcome alike, so that rare outcomes show more often than they occurred."
             )
         if self.missing:
-            sentences.append(f"{self.missing} {'run' if self.missing == 1 else 'runs'} left no losses in this output folder.")
+            runs = "run" if self.missing == 1 else "runs"
+            sentences.append(f"{self.missing} {runs} left no losses in this output folder.")
         return " ".join(sentences)
 
     def last_losses(self) -> dict[str, str]:
@@ -322,12 +322,9 @@ def _limits(learning: LearningCurves) -> tuple[float, float]:
 
 def _legend_handles(learning: LearningCurves, styles: Mapping[Any, SeriesStyle]) -> list[Line2D]:
     """Return an entry for each series, or for some of many, and for the ends that occur."""
-    values = list(styles)
-    shown = sorted({round(place) for place in np.linspace(0, len(values) - 1, min(len(values), _MOST_LABELS))})
-    handles = [
-        mark_handle(_text(values[place]), marker=styles[values[place]].marker, line="-", colour=styles[values[place]].colour)
-        for place in shown
-    ]
+    places = np.linspace(0, len(styles) - 1, min(len(styles), _MOST_LABELS)).round().astype(int)
+    series = list(styles.items())
+    handles = [series_handle(series[place][1], _text(series[place][0])) for place in places]
     for status, marker in _END_MARKS.items():
         if (learning.runs["status"] == status).any():
             handles.append(mark_handle(status, marker=marker, hollow=status == "failed"))

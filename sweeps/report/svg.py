@@ -78,7 +78,7 @@ def inline_svg(
     label: str,
     palette: Palette,
     runs: Mapping[str, str],
-    last_losses: Mapping[str, str] = {},  # noqa: B006
+    last_losses: Mapping[str, str] = {},
 ) -> Markup:
     """Return an SVG file as an element of a page.
 

@@ -18,8 +18,8 @@ from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollar
 from isoloop.sweeps.stability.study import LoggedCurve, StabilityRun, StabilityStudy
 
 STABILITY_CAPTION = (
-    "Spectral radius ρ(Ā) and norm of the state ‖h_T‖ over training, by injection. A line is one run; the dashed line is "
-    "ρ(Ā) = 1. A cross marks the end of a run that diverged, a circle that of one whose loss spiked."
+    "Spectral radius ρ(Ā) and norm of the state ‖h_T‖ over training, by injection. A line is one run, and the dashed "
+    "line is ρ(Ā) = 1. A cross marks the end of a run that diverged, a circle that of one whose loss spiked."
 )
 _RADIUS_LIMITS, _NORM_LIMITS = (0.1, 100.0), (0.1, 1e10)
 _STEPS = "step (updates)"

@@ -76,9 +76,7 @@ def _page(folders, table, *, simulated=False):
     results = SweepResults(
         fit=None, hold_out=None, why_no_fit="not tried", why_no_hold_out="not tried", report=folders.report
     )
-    page = SweepPage(
-        places=folders, sweep=validate_sweep(SIMULATED if simulated else {**SMALL, **data}, source="test")
-    )
+    page = SweepPage(places=folders, sweep=validate_sweep(SIMULATED if simulated else {**SMALL, **data}, source="test"))
     with only_svg():
         write_report(page, table=table, results=results, command="isoloop report small")
     return folders.report.read_text()
@@ -190,7 +188,8 @@ def test_a_line_says_which_run_it_is(page):
         const where = { clientX: spot.x + 2, clientY: spot.y, bubbles: true, pointerType: "mouse" };
         line.dispatchEvent(new PointerEvent("pointermove", where));
         const card = document.querySelector("#card"), box = card.getBoundingClientRect();
-        const facts = Object.fromEntries([...card.querySelectorAll("dt")].map((t) => [t.textContent, t.nextSibling.textContent]));
+        const pair = (term) => [term.textContent, term.nextSibling.textContent];
+        const facts = Object.fromEntries([...card.querySelectorAll("dt")].map(pair));
         const lit = [...document.querySelectorAll("path.lit")].map((each) => each.dataset.run);
         const near = Math.hypot(box.left - spot.x, box.top - spot.y) < 400;
         return { facts, lit, near, rings: document.querySelectorAll(".wide .ring").length };
