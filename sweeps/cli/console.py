@@ -248,7 +248,7 @@ def open_in_browser(page: "Path") -> bool:
     if is_remote and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
         return False
     try:
-        return webbrowser.open(page.resolve().as_uri())
+        return webbrowser.open_new_tab(page.resolve().as_uri())
     except webbrowser.Error:
         return False
 
