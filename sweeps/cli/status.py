@@ -49,7 +49,7 @@ def status(
         ),
     ] = None,
 ) -> None:
-    """Show the progress of a sweep or its tuning, from any terminal that sees --out, also on another machine."""
+    """Show the progress of a sweep or a tuning. Any terminal that sees --out will do, also on another machine."""
     from isoloop.sweeps.execution.status import StatusReader
 
     if watch and (every_run or as_json):
