@@ -99,7 +99,7 @@ def train_sweep(
     with sole_owner(folders.sweep):
         # Train and record.
         write_manifest(plan, folders)
-        with open_stores(plan, prepared.corpus_folders, folders, outcome) as (run_store, uploader):
+        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress=progress) as (run_store, uploader):
             run_plan(
                 plan,
                 folders,
@@ -129,7 +129,13 @@ def train_sweep(
 
 @contextmanager
 def open_stores(
-    plan: Plan, corpora: Mapping[str, Path], folders: Folders, outcome: SweepOutcome, *, is_tuning: bool = False
+    plan: Plan,
+    corpora: Mapping[str, Path],
+    folders: Folders,
+    outcome: SweepOutcome,
+    *,
+    is_tuning: bool = False,
+    progress: Progress | None = None,
 ) -> "Iterator[tuple[RunStore | None, Uploader]]":
     """Open the sweep's storage, if it has one, and an uploader of the runs of `plan` into MLflow.
 
@@ -160,6 +166,8 @@ def open_stores(
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
+    for notice in store.notices:
+        (progress or Progress()).event(notice)
     runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
     with translate_store_errors(uri):
         uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND if is_tuning else SWEEP_KIND)

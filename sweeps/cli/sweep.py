@@ -171,6 +171,7 @@ def run(
     from isoloop.sweeps.analysis import fit_and_report, store_stability
     from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.pipeline import prepare, train_sweep
+    from isoloop.sweeps.report.answer import sweep_answer
     from isoloop.sweeps.stability.study import is_study
 
     # Prepare.
@@ -206,9 +207,17 @@ def run(
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
-    problem = trained.store.save_files(trained.parent, folders.sweep)
+    answer = sweep_answer(trained.table, results)
+    problem = trained.store.record_answer(
+        trained.parent,
+        config,
+        numbers=answer.numbers,
+        intervals=answer.intervals,
+        sentences=answer.sentences,
+        results=folders.sweep,
+    )
     if problem:
-        print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
+        print(f"isoloop: the results were not copied into MLflow: {problem}", file=sys.stderr)
     for run_id, reason in trained.failed.items():
         print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
     if trained.failed:

@@ -110,7 +110,10 @@ def run_tuning(
         plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
         outcome = SweepOutcome()
         with (
-            open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+            open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True, progress=progress) as (
+                run_store,
+                uploader,
+            ),
             ExitStack() as stack,
         ):
             # Trials that earlier calls pruned have no result, so their end is recorded here.
