@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import STORAGE_VARIABLE, SweepConfig, config_text
 from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
+from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
@@ -18,7 +19,6 @@ from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
-from isoloop.trainer.files import sole_owner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +64,8 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     Raises:
         ValueError: a corpus is missing, empty or too small; a budget is too small; no cell is left.
     """
+    progress = progress or Progress()
+    progress.begin("Planning" if sweep.simulation is not None else "Preparing the corpus")
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
         return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
@@ -71,7 +73,10 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
         if data not in corpora:
-            corpora[data] = prepare_corpus(data, folders.corpora, (progress or Progress()).update)
+            if corpora:
+                progress.begin("Preparing the corpus")
+            corpora[data] = prepare_corpus(data, folders.corpora, progress.update)
+            progress.begin("Planning")
         facts = corpora[data].facts
         return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
@@ -84,22 +89,35 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
 
 
 def train_sweep(
-    prepared: PreparedSweep, folders: Folders, *, address: str | None = None, progress: Progress | None = None
+    prepared: PreparedSweep,
+    folders: Folders,
+    *,
+    command: str | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
 ) -> TrainedSweep:
     """Train what is missing, record it in MLflow, and write the run table with its configuration.
+
+    Args:
+        prepared: the plan and its corpora.
+        folders: the places of the results.
+        command: the command without secrets, which `isoloop status` shows where the sweep has stopped.
+        address: address of a Ray cluster; None starts Ray on this machine.
+        progress: the watcher.
 
     Raises:
         ValueError: the tracking store or the Ray address can't be used, the store didn't take every run, or another
             process runs this sweep.
         KeyboardInterrupt: the sweep was stopped; its runs have saved their state and the store says so.
     """
+    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
+    progress.begin("Opening MLflow")
     from isoloop.fitting import check_table
 
-    plan, outcome = prepared.plan, SweepOutcome()
-    with sole_owner(folders.sweep):
+    with sole_driver(folders, command=command):
         # Train and record.
-        write_manifest(plan, folders)
-        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress=progress) as (run_store, uploader):
+        write_manifest(plan.cells, folders)
+        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,
                 folders,
@@ -112,6 +130,7 @@ def train_sweep(
             )
         uploader.check_complete()
         # Write the table.
+        progress.begin("Writing the run table")
         store = uploader.store
         table = check_table(store.read_table(plan.sweep.name))
         if len(table) < len(plan.cells):
@@ -133,9 +152,9 @@ def open_stores(
     corpora: Mapping[str, Path],
     folders: Folders,
     outcome: SweepOutcome,
+    progress: Progress,
     *,
     is_tuning: bool = False,
-    progress: Progress | None = None,
 ) -> "Iterator[tuple[RunStore | None, Uploader]]":
     """Open the sweep's storage, if it has one, and an uploader of the runs of `plan` into MLflow.
 
@@ -152,6 +171,7 @@ def open_stores(
     # The storage.
     run_store = None
     if plan.sweep.storage is not None:
+        progress.begin("Reading the storage")
         run_ids = [cell.run_id for cell in plan.cells]
         run_store = RunStore(plan.sweep.storage.with_secret(STORAGE_VARIABLE))
         run_store.check()
@@ -163,11 +183,12 @@ def open_stores(
         except StorageError as error:
             raise ValueError(f"{error}; nothing is lost: fix this and rerun the command") from error
     # MLflow.
+    progress.begin("Opening MLflow")
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
     for notice in store.notices:
-        (progress or Progress()).event(notice)
+        progress.event(notice)
     runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
     with translate_store_errors(uri):
         uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND if is_tuning else SWEEP_KIND)
@@ -179,6 +200,7 @@ def open_stores(
         stopped = "KILLED"
         raise
     finally:
+        progress.begin("Recording the runs in MLflow")
         uploader.close(stopped=stopped, failed=outcome.failed)
 
 

@@ -1,25 +1,61 @@
-"""A Ray cluster: its machines, and attempts started, awaited and killed on them.
+"""A Ray cluster: its machines, and attempts that Ray places on them, awaited and killed.
 
 Only this file and the worker import ray.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isoloop.sweeps.execution.ray_address import LOCAL, OPTION, check_reachable
 from isoloop.sweeps.execution.runtime_env import JOB_VARIABLE
-from isoloop.sweeps.execution.worker import AttemptEnd, Task, run_attempt
+from isoloop.sweeps.execution.worker import AttemptEnd, Task, classify_error, run_attempt
 from isoloop.sweeps.messages import first_line
-from isoloop.sweeps.plan.packing import Needs, Node, Slot
+from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.privacy import switch_telemetry_off
 
+REPLY_SECONDS = 0.2
 # With this switch of Ray's, everything binds to the loopback address alone. There is no argument of ray.init for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+class _Board:
+    """An actor on the head node, to which attempts say that they have begun, and which sees what is free.
+
+    Streamed results of tasks would say the first too, but not through Ray Client (ray://).
+    """
+
+    def __init__(self) -> None:
+        self.begun: dict[str, str] = {}
+
+    def report(self, attempt: str, machine: str) -> None:
+        """Note that an attempt has begun on a machine."""
+        self.begun[attempt] = machine
+
+    def take_begun(self) -> dict[str, str]:
+        """Return the machines of the attempts that have begun since the last call."""
+        begun, self.begun = self.begun, {}
+        return begun
+
+    def free(self) -> dict[str, dict[str, float]]:
+        """Return the free resources of each machine by its id, as Ray counts them for all jobs."""
+        from ray._private.state import available_resources_per_node
+
+        return available_resources_per_node()
+
+
+class _Attempt(NamedTuple):
+    """The name under which an attempt reports, and the placement group of its processes if it has several."""
+
+    name: str
+    group: Any
 
 
 class RayCluster:
@@ -84,6 +120,12 @@ class RayCluster:
         options = {"max_retries": 0, "num_cpus": 0}
         self.on_gpu = ray.remote(max_calls=1, **options)(run_attempt)
         self.on_cpu = ray.remote(**options)(run_attempt)
+        on_head = {"node:__internal_head__": 0.001}  # it lives as long as the cluster, and keeps no other node up
+        self.board = ray.remote(num_cpus=0, max_restarts=-1, resources=on_head)(_Board).remote()
+        self._begun: dict[str, str] = {}
+        self._begun_reply: Any = None
+        self._attempts: dict[Any, _Attempt] = {}
+        self._numbers = count()
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -95,34 +137,80 @@ class RayCluster:
 
     def nodes(self) -> list[Node]:
         """Return the machines that are up, with all their resources, free or not."""
-        return [
-            Node(node["NodeID"], node["Resources"].get("CPU", 0.0), [1.0] * int(node["Resources"].get("GPU", 0)))
-            for node in self.ray.nodes()
-            if node["Alive"]
-        ]
+        return [_node(node["NodeID"], node["Resources"]) for node in self.ray.nodes() if node["Alive"]]
 
-    def start(self, task: Task, needs: Needs, slots: Sequence[Slot]) -> Any:
-        """Start an attempt on its slots (where Ray decides, if there are none), and return its handle."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def free(self) -> list[Node]:
+        """Return the machines that are up, with what no job uses now; none if Ray doesn't say so at once."""
+        reply = self.board.free.remote()
+        try:
+            return [_node(name, resources) for name, resources in self.ray.get(reply, timeout=REPLY_SECONDS).items()]
+        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
+            return []
 
+    def start(self, task: Task, needs: Needs, *, one_machine: bool) -> Any:
+        """Queue an attempt, which Ray starts where there is room, and return its handle.
+
+        Several processes get a placement group, in which the attempt itself begins once all of it is reserved: what
+        it starts there has its place, and until then it waits in Ray like any other, where an autoscaler sees it.
+        """
+        name, group = f"isoloop {task.run_id} {next(self._numbers)}", None
         options: dict[str, Any] = {"name": f"isoloop {task.run_id}"}
-        if needs.processes == 1:  # of several processes the task only starts them and waits: Ray must not count it
+        if needs.processes == 1:
             options |= {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
-        if slots:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slots[0].node, soft=True)
+        else:
+            from ray.util.placement_group import placement_group
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
+            strategy = "STRICT_PACK" if one_machine else "PACK"
+            group = placement_group([bundle] * needs.processes, strategy=strategy, name=name)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
         remote = self.on_gpu if needs.gpus and task.simulation is None else self.on_cpu
-        return remote.options(**options).remote(task.model_dump_json())
+        handle = remote.options(**options).remote(task.model_dump_json(), self.board, name)
+        self._attempts[handle] = _Attempt(name, group)
+        return handle
+
+    def begun(self, handles: Sequence[Any], timeout: float) -> dict[Any, str]:
+        """Return those of the attempts that have begun, with the host name of their (first) machine.
+
+        With a `timeout` those that have begun by now; otherwise it may be those of a moment ago.
+        """
+        deadline = time.monotonic() + max(timeout, REPLY_SECONDS)
+        replies = 0
+        while replies < (2 if timeout else 1):  # the first may be the answer to an earlier question
+            if self._begun_reply is None:
+                self._begun_reply = self.board.take_begun.remote()
+            if not self.ray.wait([self._begun_reply], timeout=max(0.0, deadline - time.monotonic()))[0]:
+                break
+            with contextlib.suppress(self.ray.exceptions.RayActorError):  # the head was lost; Ray starts a new actor
+                self._begun |= self.ray.get(self._begun_reply)
+            self._begun_reply, replies = None, replies + 1
+        names = {handle: self._attempts[handle].name for handle in handles if handle in self._attempts}
+        return {handle: self._begun.pop(name) for handle, name in names.items() if name in self._begun}
 
     def wait(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, AttemptEnd]]:
         """Return the attempts that have ended, after waiting up to `timeout` seconds for the first."""
         done, _ = self.ray.wait(list(handles), num_returns=len(handles), timeout=0)
         if not done:
             done, _ = self.ray.wait(list(handles), num_returns=1, timeout=timeout)
-        return [(handle, self._end(handle)) for handle in done]
+        ends = [(handle, self._end(handle)) for handle in done]
+        for handle in done:
+            self._forget(handle)
+        return ends
 
     def kill(self, handle: Any) -> None:
-        """End an attempt at once."""
+        """End an attempt at once, or take it out of Ray's queue."""
         self.ray.cancel(handle, force=True)
+        self._forget(handle)
+
+    def _forget(self, handle: Any) -> None:
+        """Give up the room that was reserved for an attempt."""
+        attempt = self._attempts.pop(handle, None)
+        if attempt is None:
+            return
+        self._begun.pop(attempt.name, None)
+        if attempt.group is not None:
+            self.ray.util.remove_placement_group(attempt.group)
 
     def _end(self, handle: Any) -> AttemptEnd:
         try:
@@ -130,5 +218,10 @@ class RayCluster:
         except self.ray.exceptions.RayTaskError as error:  # raised before the attempt began: code that didn't arrive
             return AttemptEnd(status="failed", reason=first_line(error.cause or error))
         except self.ray.exceptions.RayError as error:
-            reason = f"the worker was lost ({type(error).__name__}: {first_line(error)})"
-            return AttemptEnd(status="failed", reason=reason, retryable=True)
+            return classify_error(error)
+
+
+def _node(name: str, resources: Mapping[str, float]) -> Node:
+    """Return a machine by Ray's counts; of several GPUs' free shares Ray tells only the sum."""
+    whole, share = divmod(round(resources.get("GPU", 0.0), 4), 1.0)
+    return Node(name, resources.get("CPU", 0.0), [1.0] * int(whole) + ([share] if share else []))

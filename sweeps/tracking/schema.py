@@ -101,7 +101,10 @@ def run_name(plan: Plan, cell: Cell) -> str:
 
 
 def runs_view(plan: Plan) -> str:
-    """Return the state of MLflow's page of runs that shows a sweep's runs with what they differ in and their loss."""
+    """Return the state of MLflow's page of runs that shows a sweep's runs by loss, with what they differ in.
+
+    Sorted by their start, MLflow would fold them up in the sweep's run.
+    """
     axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))[:_MOST_AXIS_COLUMNS]
     budgets = ["budget"] if any(cell.budget for cell in plan.cells) else []
     columns = [f"tags.`{COLUMN}{name}`" for name in budgets]
@@ -110,6 +113,8 @@ def runs_view(plan: Plan) -> str:
     return json.dumps(
         {
             "searchFilter": f"tags.`{SWEEP}` = '{plan.sweep.name}' and tags.`{KIND}` = 'run'",
+            "orderByKey": "metrics.`loss`",
+            "orderByAsc": True,
             "selectedColumns": [*columns, f"tags.`{OUTCOME}`"],
         }
     )

@@ -20,10 +20,10 @@ from isoloop.sweeps.execution.worker import AttemptEnd, Task
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
-from isoloop.sweeps.plan.packing import Node, Pool
+from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.trainer.run.result import write_result
 from tests.sweeps.conftest import SIMULATED
-from tests.sweeps.execution.virtual import BROKEN, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
+from tests.sweeps.execution.virtual import BROKEN, DONE, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
 
 PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_corpus)
 
@@ -76,12 +76,8 @@ class Trial:
                 engine.poll()
                 meanwhile(engine)
                 assert self.clock.now - began < limit, "it never ends"
-        assert not self.cluster.running
-        there = {node.name: node for node in self.cluster.machines}
-        if not engine.elastic:
-            assert {n: node for n, node in engine.pool.nodes.items() if n in there} == {
-                n: node for n, node in there.items() if n in engine.pool.nodes
-            }
+        assert not self.cluster.attempts
+        assert self.cluster.free() == self.cluster.nodes()
         return self.outcome
 
     def starts(self, run_id):
@@ -150,6 +146,107 @@ class TestOrder:
         assert {run for _, what, run in trial.cluster.log if what == "start"} == {ids[1]}
 
 
+class TestTheQueueInRay:
+    """What is handed to Ray, which has no order of its own."""
+
+    def test_the_longest_within_the_window(self, trial):
+        """1.25 times the cluster, the next in line as soon as there is room in it, and at least one that waits."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 8)]
+        trial.runs(*range(20, 4, -1))
+        in_ray = []
+
+        def look(engine):
+            in_ray.append([trial.cells.index(run.cell) for run in engine.attempts.values()])
+
+        trial.run(look)
+        assert in_ray[0] == list(range(10))
+        assert max(map(len, in_ray)) == 10
+        trial.cluster.machines, trial.outcome = [Node("a", 99, [1.0])], SweepOutcome()
+        in_ray.clear()
+        trial.run(look)
+        assert max(map(len, in_ray)) == 2
+
+    def test_room_that_another_job_frees_is_used_at_once(self, trial):
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4), Node("b", 99, [1.0] * 4)]
+        free = trial.cluster.hold(Needs(4, 1, 4))
+        trial.cluster.at(18, free)
+        ids = trial.runs(*[20.0] * 12)
+        assert set(trial.run().results) == set(ids)
+        assert sorted(trial.starts(run)[0] for run in ids) == pytest.approx([0] * 4 + [18] * 4 + [20] * 4, abs=0.1)
+
+    def test_narrow_runs_use_what_a_wide_one_cannot(self, trial):
+        """They are handed in beyond the window where they begin at once: none waits in Ray for the wide one's room."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4), Node("b", 99, [1.0] * 4)]
+        trial.cluster.at(30, trial.cluster.hold(Needs(1, 1, 2)))
+        (wide,), narrow = trial.runs(20, processes=8), trial.runs(*[5.0] * 12)
+        free_seconds, waiting = [0.0], []
+
+        def look(engine):
+            held = sum(sum(node.gpus) for node in trial.cluster.free())
+            free_seconds.append(free_seconds[-1] + 0.5 if held and len(engine.queue) else 0.0)
+            waiting.extend(run.cell.run_id for run in engine._waiting())
+
+        assert set(trial.run(look).results) == {wide, *narrow}
+        assert max(trial.starts(run)[0] for run in narrow) <= 13
+        assert max(free_seconds) <= 2.0
+        assert set(waiting) == {wide}
+        assert trial.starts(wide) == pytest.approx([30], abs=0.6)
+
+    def test_free_shares_on_several_gpus_go_to_those_that_fit(self, trial):
+        """Ray tells only their sum, which would be enough for the run that waits."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 2)]
+        frees = [trial.cluster.hold(Needs(1, 0.6)) for _ in range(2)]
+        trial.cluster.free = lambda: [Node("a", 97, [0.8])]
+        (wide,), narrow = trial.runs(20, 20, gpus=0.8)[:1], trial.runs(1, 1, 1, gpus=0.4)
+        for free in frees:
+            trial.cluster.at(60, free)
+        trial.cluster.machines[0].gpus.append(1.0)  # for the check of what is free at the end
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            while engine.busy and trial.clock.now < 1040:
+                engine.poll()
+        assert trial.starts(wide) == []
+        assert {run for run in narrow if trial.starts(run)} == set(narrow)
+
+    def test_two_drivers_share_it(self, trial, clock):
+        """Within 1.15 times the bound of both sweeps together."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4)]
+        trial.runs(*[9, 8, 7, 6, 5, 4, 3, 2] * 2)
+        other = Folders(out=trial.folders.out / "other", name="other")
+        with trial.engine() as first, Engine(trial.cluster, trial.sweep, other, {}) as second:
+            first.add(trial.cells[:8])
+            second.add(trial.cells[8:])
+            while first.busy or second.busy:
+                for engine in (first, second):
+                    engine.poll()
+        assert clock.now - 1000 <= 1.15 * 88 / 4
+        assert len(first.outcome.results) == len(second.outcome.results) == 8
+
+    def test_what_waits_is_said(self, trial):
+        """In the state for `isoloop status`, and once in the log if nothing could begin for a while."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4)]
+        for seconds in (300, 300, 300, 500):
+            trial.cluster.at(seconds, trial.cluster.hold(Needs(1, 1)))
+        ids, notes = trial.runs(200, 100, 100, 100, 90, 80, 70), set()
+        assert set(trial.run(lambda _: notes.add(self.state(trial)["note"])).results) == set(ids)
+        said = [line.strip() for line in trial.watcher.lines if "wait" in line]
+        assert said == ["5 runs wait in Ray for 1 GPU each; 0 of 4 GPUs are free"]
+        assert {*said, "2 runs wait in Ray for 1 GPU each; 0 of 4 GPUs are free", None} <= notes
+
+    def test_machines_that_register_after_the_head(self, trial):
+        """A sweep on a cluster of fixed size may start before its machines; only what doesn't fit those is refused."""
+        trial.cluster.machines, notes = [Node("head", 0.0)], set()
+        trial.cluster.at(100, lambda: trial.cluster.add(Node("a", 8, [1.0])))
+        ids = trial.runs(40, 40)
+        assert set(trial.run(lambda _: notes.add(self.state(trial)["note"])).results) == set(ids)
+        assert "1 run waits in Ray for 1 GPU; no machine with cores or GPUs has come up yet" in notes
+        assert min(trial.starts(ids[0])) == pytest.approx(100, abs=1)
+
+    def state(self, trial):
+        trial.folders.state.touch()
+        return {"note": None} | json.loads(trial.folders.state.read_text() or "{}")
+
+
 class TestFailures:
     def test_a_temporary_cause_is_retried_at_once_after_progress(self, trial):
         (lost,) = trial.runs(10)
@@ -196,8 +293,8 @@ class TestFailures:
     def test_a_result_counts_whatever_the_attempt_says(self, trial):
         """A worker that dies after its result was written has done its work."""
         (run,) = trial.runs(10)
-        trial.cluster.at(5, lambda: trial.cluster.finish(trial.cluster.running[0]))
-        trial.cluster.at(5, lambda: setattr(trial.cluster.running[0], "end", LOST))
+        trial.cluster.at(5, lambda: trial.cluster.write(trial.cluster.running[0]))
+        trial.cluster.at(5, lambda: trial.cluster.finish(trial.cluster.running[0], LOST))
         assert set(trial.run().results) == {run}
         assert len(trial.starts(run)) == 1
 
@@ -223,7 +320,7 @@ class TestFailures:
         def look(engine):
             note = json.loads(trial.folders.state.read_text())
             assert note["failed"] == trial.outcome.failed
-            assert set(note["running"]) == {run.cell.run_id for run in engine.running.values()}
+            assert set(note["running"]) == {run.cell.run_id for run in engine.running}
             assert set(note["again"]) == {run.cell.run_id for run in engine.retry_queue if run.reason}
             seen.append(note)
 
@@ -268,11 +365,13 @@ class TestHangs:
         first, second = trial.starts(hung)
         assert 60 <= second - first <= 70
 
-    def test_who_waits_in_ray_for_others_does_not_hang(self, trial):
-        (waits,) = trial.runs(10, hang_seconds=60.0)
-        trial.cluster.scripts = {waits: [Act(seconds=9000, begins=False, beats=False)]}
-        assert set(trial.run().results) == {waits}
-        assert len(trial.starts(waits)) == 1
+    def test_an_attempt_that_waits_in_ray_does_not_hang(self, trial):
+        first, waits = trial.runs(200, 10, hang_seconds=60.0)
+        for seconds in (1500, 1600):
+            trial.cluster.at(seconds, trial.cluster.hold(Needs(1, 1)))
+        assert set(trial.run().results) == {first, waits}
+        assert trial.starts(first) == pytest.approx([1500], abs=1)
+        assert trial.starts(waits) == pytest.approx([1600], abs=1)
 
     def test_a_slow_start_is_no_hang(self, trial):
         """Until its first step a run may take longer, also if an earlier attempt has left its sign of life."""
@@ -287,24 +386,10 @@ class TestMachines:
         trial.cluster.machines = [Node("a", 8, [1.0]), Node("b", 8, [1.0])]
         ids = trial.runs(40, 40, 40)
         trial.cluster.at(10, lambda: trial.cluster.lose("a"))
-        trial.cluster.at(30, lambda: trial.cluster.machines.append(Node("c", 8, [1.0])))
+        trial.cluster.at(30, lambda: trial.cluster.add(Node("c", 8, [1.0])))
         assert set(trial.run().results) == set(ids)
         assert sum(len(trial.starts(run)) for run in ids) == 4
         assert trial.clock.now - 1000 < 125
-
-    def test_nothing_is_started_where_a_machine_was(self, trial):
-        """Scan the nodes before a lost run starts again."""
-        trial.cluster.machines = [Node("a", 8, [1.0]), Node("b", 8, [1.0])]
-        trial.runs(40, 40)
-        trial.cluster.at(12.3, lambda: trial.cluster.lose("a"))
-        placed = []
-
-        def look(engine):
-            if trial.clock.now - 1000 > 12.3:
-                placed.extend(slot.node for run in engine.running.values() for slot in run.slots)
-
-        trial.run(look)
-        assert set(placed) == {"b"}
 
     def test_without_machines_it_waits_and_then_says_so(self, trial):
         trial.runs(40, 40)
@@ -318,29 +403,21 @@ class TestMachines:
     def test_machines_in_time_are_enough(self, trial):
         ids = trial.runs(40, 40)
         trial.cluster.at(10, lambda: trial.cluster.lose("a"))
-        machines = trial.cluster.machines
-
-        def back(engine):
-            if trial.clock.now - 1000 > 200:
-                trial.cluster.machines = machines
-
-        assert set(trial.run(back).results) == set(ids)
+        trial.cluster.at(200, lambda: trial.cluster.add(Node("b", 8, [1.0])))
+        assert set(trial.run().results) == set(ids)
 
     def test_an_elastic_cluster_is_asked_for_more_than_it_has(self, trial):
-        """As many runs are given out as the configured nodes hold; who waits for a node doesn't hang."""
-        elastic = {
-            **SIMULATED,
-            "resources": {"gpus": 1},
-            "cluster": {"nodes": 2, "gpus": 2, "cpus": 8, "elastic": True},
-        }
-        trial.sweep, trial.cluster.machines = validate_sweep(elastic, source="test"), []
-        ids = trial.runs(5000, 10, 10, 10, 10, hang_seconds=60.0)
-        trial.cluster.scripts = {ids[0]: [Act(begins=False, beats=False)]}
+        """As many runs are given out as the window of the configured nodes holds, and they begin as nodes come."""
+        cluster = {"nodes": 2, "gpus": 2, "elastic": True}  # the cores of its machines are unknown
+        trial.sweep = validate_sweep({**SIMULATED, "resources": {"gpus": 1}, "cluster": cluster}, source="test")
+        trial.cluster.machines = []
+        ids = trial.runs(10, 10, 10, 10, 10, 10, hang_seconds=60.0, cpus=32)
+        trial.cluster.at(NODE_GRACE_SECONDS + 100, lambda: trial.cluster.add(Node("a", 64, [1.0] * 2)))
         assert set(trial.run().results) == set(ids)
-        starts = sorted(trial.starts(run)[0] for run in ids)
-        assert starts[:4] == [0, 0, 0, 0]
-        assert starts[4] == pytest.approx(10, abs=0.1)
-        assert [len(trial.starts(run)) for run in ids] == [1] * 5
+        assert sorted(trial.cluster.times("queue", run)[0] for run in ids)[:6] == pytest.approx(
+            [0, 0, 0, 0, 0, 410], abs=1
+        )
+        assert [len(trial.starts(run)) for run in ids] == [1] * 6
 
 
 class TestBusy:
@@ -375,12 +452,15 @@ class TestStopping:
         with trial.engine() as engine:
             engine.add(trial.cells)
             engine.poll()
+            engine.poll()
+            assert len(engine.attempts) == 2
             engine.stop_run(waiting)
             while engine.busy:
                 ended += [cell.run_id for cell in engine.poll()]
         assert sorted(ended) == sorted([first, waiting])
         assert set(trial.outcome.results) == {first}
         assert trial.starts(waiting) == []
+        assert trial.cluster.times("cancel", waiting) == trial.cluster.times("failed", waiting) == [1.0]
 
     def test_one_that_waits_for_its_next_attempt(self, trial):
         (lost,) = trial.runs(50, retries=9)
@@ -405,7 +485,7 @@ class TestStopping:
                 engine.stop_run(lost)
                 for attempt in trial.cluster.running:
                     if attempt.task.run_id == lost:
-                        attempt.end = LOST
+                        trial.cluster.finish(attempt, LOST)
 
         assert set(trial.run(stop).results) == {other}
         assert len(trial.starts(lost)) == 1
@@ -420,36 +500,49 @@ class TestStopping:
         with pytest.raises(KeyboardInterrupt):
             trial.run(interrupt)
         assert [run for run in ids if trial.cluster.times("stopped", run)] == ids[:2]
+        assert "Stopping: 2 runs save their state, which takes 120 s at most. Ctrl-C again" in trial.watcher.lines[-1]
         assert not trial.folders.stop_file.exists()
         assert json.loads(trial.folders.state.read_text())["running"] == {}
         trial.outcome = SweepOutcome()
         assert set(trial.run().results) == set(ids)
 
+    def test_a_second_interrupt_ends_at_once(self, trial, monkeypatch):
+        trial.runs(50)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        def interrupt_twice(engine):
+            monkeypatch.setattr(trial.cluster, "wait", interrupt)
+            interrupt()
+
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(interrupt_twice)
+        assert trial.watcher.lines[-1].startswith("Ended at once: the runs go on from their last checkpoint")
+        assert json.loads(trial.folders.state.read_text())["failed"] == {}
+        assert not trial.folders.stop_file.exists()
+
+    def test_an_interrupt_does_not_wait_for_what_has_not_begun(self, trial, clock):
+        trial.cluster.machines = [Node("a", 99, [1.0] * 8)]
+        trial.cluster.hold(Needs(1, 1, 8))
+        ids = trial.runs(*[50.0] * 16)
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            engine.poll()
+            now = clock.now
+        assert clock.now == now
+        assert trial.cluster.attempts == []
+        assert [run for run in ids if trial.cluster.times("cancel", run)] == ids[:10]
+        assert json.loads(trial.folders.state.read_text())["queued"] == []
+
     def test_a_result_that_comes_while_it_stops_counts(self, trial):
         (run,) = trial.runs(50)
 
         def interrupt(engine):
-            trial.cluster.finish(trial.cluster.running[0])
+            trial.cluster.write(trial.cluster.running[0])
+            trial.cluster.finish(trial.cluster.running[0], DONE)
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             trial.run(interrupt)
         assert set(trial.outcome.results) == {run}
-
-    def test_all_of_it_is_free_again(self, trial):
-        """Leave the pool as it was, after all kinds of failures."""
-        trial.cluster.machines = [Node("a", 8, [1.0] * 2), Node("b", 8, [1.0] * 2)]
-        small, wide = trial.runs(3, 4, 5, 6, gpus=0.25, retries=1), trial.runs(7, 8, processes=3)
-        trial.cluster.scripts = {
-            small[0]: [Act(end=LOST, seconds=1), Act(end=LOST, seconds=1, step=3)],
-            small[1]: [Act(end=BROKEN, seconds=1)],
-            wide[0]: [
-                Act(end=AttemptEnd(status="preempted"), seconds=1),
-                Act(end=AttemptEnd(status="busy"), seconds=0),
-            ],
-        }
-        with trial.engine() as engine:
-            engine.add(trial.cells)
-            while engine.busy:
-                engine.poll()
-        assert engine.pool.nodes == Pool(trial.cluster.nodes()).nodes
