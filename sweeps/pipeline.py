@@ -192,6 +192,8 @@ def open_stores(
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
+    for notice in store.notices:
+        progress.event(notice)
     runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
     with translate_store_errors(uri):
         uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND if is_tuning else SWEEP_KIND)
