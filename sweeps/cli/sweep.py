@@ -194,6 +194,7 @@ def run(
         progress.begin("Starting")
         from isoloop.sweeps.analysis import fit_and_report
         from isoloop.sweeps.pipeline import prepare, train_sweep
+        from isoloop.sweeps.report.answer import sweep_answer
 
         prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells
@@ -218,7 +219,15 @@ def run(
     with show_progress() as progress:
         results = fit_and_report(config, folders, trained.table, command=command_line(), draws=draws, progress=progress)
         progress.begin("Copying the results into MLflow")
-        problem = trained.store.save_files(trained.parent, folders.sweep)
+        answer = sweep_answer(trained.table, results)
+        problem = trained.store.record_answer(
+            trained.parent,
+            config,
+            numbers=answer.numbers,
+            intervals=answer.intervals,
+            sentences=answer.sentences,
+            results=folders.sweep,
+        )
     print_results(console, results)
     if results.stability:
         print("\n" + results.stability, end="")

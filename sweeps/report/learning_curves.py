@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from isoloop.fitting import is_dense
 from isoloop.fitting.axis import AXES
-from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
+from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten
 from isoloop.fitting.figures.style import (
     STYLE,
     SeriesStyle,
@@ -324,7 +324,10 @@ def _legend_handles(learning: LearningCurves, styles: Mapping[Any, SeriesStyle])
     """Return an entry for each series, or for some of many, and for the ends that occur."""
     places = np.linspace(0, len(styles) - 1, min(len(styles), _MOST_LABELS)).round().astype(int)
     series = list(styles.items())
-    handles = [series_handle(series[place][1], _text(series[place][0])) for place in places]
+    handles = [
+        mark_handle(_text(value), marker=style.marker, line="-", colour=style.colour)
+        for value, style in (series[place] for place in places)
+    ]
     for status, marker in _END_MARKS.items():
         if (learning.runs["status"] == status).any():
             handles.append(mark_handle(status, marker=marker, hollow=status == "failed"))

@@ -23,7 +23,7 @@ from isoloop.trainer.run.journal import Journal
 from tests.commands import only_svg
 from tests.sweeps.conftest import SIMULATED, SMALL
 from tests.sweeps.report.browser import in_page
-from tests.sweeps.report.test_page import Page
+from tests.sweeps.report.test_page import HERE, Page
 
 STEP_TOKENS = 64
 
@@ -177,30 +177,34 @@ def test_the_page_draws_every_run_and_marks_how_it_ended(page):
     assert not re.search(r' d="[^"]*\d\.\d{3}', page)
 
 
-def test_a_line_says_which_run_it_is(page):
-    found, wrong = in_page(
-        page,
-        """
-        const line = document.querySelector("#figure-learning_curves .wide path[data-run='up']");
+def test_a_line_that_is_tapped_on_a_phone_says_which_run_it_is(page):
+    tap = """
+        const line = document.querySelector("#figure-learning_curves .narrow path[data-run='up']");
         line.scrollIntoView({ block: "center" });
         await new Promise((done) => setTimeout(done, 100));
         const spot = line.getPointAtLength(line.getTotalLength() * 0.4).matrixTransform(line.getScreenCTM());
-        const where = { clientX: spot.x + 2, clientY: spot.y, bubbles: true, pointerType: "mouse" };
-        line.dispatchEvent(new PointerEvent("pointermove", where));
+        const where = { clientX: spot.x + 2, clientY: spot.y, bubbles: true, pointerType: "touch" };
+        line.dispatchEvent(new PointerEvent("click", where));
         const card = document.querySelector("#card"), box = card.getBoundingClientRect();
         const pair = (term) => [term.textContent, term.nextSibling.textContent];
-        const facts = Object.fromEntries([...card.querySelectorAll("dt")].map(pair));
-        const lit = [...document.querySelectorAll("path.lit")].map((each) => each.dataset.run);
-        const near = Math.hypot(box.left - spot.x, box.top - spot.y) < 400;
-        return { facts, lit, near, rings: document.querySelectorAll(".wide .ring").length };
-        """,
-    )
+        const tapped = {
+          facts: Object.fromEntries([...card.querySelectorAll("dt")].map(pair)),
+          lit: [...document.querySelectorAll("path.lit")].map((each) => each.dataset.run),
+          onScreen: box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight,
+          rings: document.querySelectorAll(".narrow .ring").length,
+        };
+    """
+    look = (HERE / "report_phone.js").read_text().replace("return {", "return { tapped,")
+    found, wrong = in_page(page, tap + look, width=360)
     assert wrong == []
-    assert (found["facts"]["run"], found["facts"]["status"]) == ("up", "diverged")
-    assert found["facts"]["last training loss"] == "15.0000 in step 122"
-    assert set(found["lit"]) == {"up"}
-    assert found["near"]
-    assert found["rings"] == 1
+    tapped = found["tapped"]
+    assert (tapped["facts"]["run"], tapped["facts"]["status"]) == ("up", "diverged")
+    assert tapped["facts"]["last training loss"] == "15.0000 in step 122"
+    assert set(tapped["lit"]) == {"up"}
+    assert tapped["onScreen"]
+    assert tapped["rings"] == 1
+    assert found["width"] == [360, 360, []]
+    assert [plot["fits"] for plot in found["plots"]] == [True]
 
 
 def test_a_page_without_journals_has_no_empty_section(sweep, tmp_path):
