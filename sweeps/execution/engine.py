@@ -635,13 +635,16 @@ def _describe_waiting(waiting: Mapping[Needs, int], nodes: Sequence[Node], free:
         runs = f"{count} run{'s wait' if count > 1 else ' waits'} in Ray" if not parts else f"{count}"
         several = f"{needs.processes} x " if needs.processes > 1 else ""
         parts.append(f"{runs} for {several}{amount}" + (" each" if count > 1 else ""))
+    text = ", ".join(parts)
     if not _have_room(nodes):
-        return f"{', '.join(parts)}; no machine with cores or GPUs has come up yet"
+        return f"{text}; no machine with cores or GPUs has come up yet"
+    if not free:  # the cluster is too busy to say
+        return text
     if any(needs.gpus for needs in waiting):
         total, left, unit = sum(sum(n.gpus) for n in nodes), sum(sum(n.gpus) for n in free), "GPUs"
     else:
         total, left, unit = sum(n.cpus for n in nodes), sum(n.cpus for n in free), "cores"
-    return f"{', '.join(parts)}; {left:g} of {total:g} {unit} are free"
+    return f"{text}; {left:g} of {total:g} {unit} are free"
 
 
 def _heartbeat_time(folder: Path) -> float | None:
