@@ -9,7 +9,7 @@ TESTERS ?= 3
 
 demo: $(VENV)/.installed
 	$(BIN)/isoloop plan demo --out $(OUT)
-	$(BIN)/isoloop run demo --out $(OUT)
+	$(BIN)/isoloop run demo --out $(OUT) --address local
 	$(BIN)/isoloop predict demo --out $(OUT) --mean-recurrence 6 --flops 1e12
 
 test: $(VENV)/.installed-dev lint

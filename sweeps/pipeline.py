@@ -66,7 +66,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     """
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus), corpora={})
+        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
@@ -75,7 +75,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         facts = corpora[data].facts
         return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
-    plan = plan_sweep(sweep, corpus_of)
+    plan = plan_sweep(sweep, corpus_of, progress)
     for data, context, vocabulary in {
         (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -175,15 +175,20 @@ def open_stores(
 
 
 def open_cluster(sweep: SweepConfig, address: str | None) -> "RayCluster":
-    """Open Ray, local or at `address`; a local one for simulated runs has the resources of the sweep's `cluster`."""
+    """Open Ray, local or at `address`; a local one for simulated runs has the resources of the sweep's `cluster`.
+
+    Without an address it is that of the variable RAY_ADDRESS; `local` insists on a Ray on this machine.
+    """
+    from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.execution.ray_cluster import RayCluster
     from isoloop.sweeps.execution.runtime_env import own_classes, runtime_environment
 
+    ray_address = RayAddress.resolve(address)
     declared = None
     if sweep.simulation is not None and sweep.cluster.gpus:
         nodes, cores, gpus = sweep.cluster.nodes, sweep.cluster.cores_per_node, sweep.cluster.gpus
         declared = {"num_cpus": nodes * cores, "num_gpus": nodes * gpus}
     runtime_env = None
-    if address is not None:
+    if ray_address.value is not None:
         runtime_env = runtime_environment(own_classes(sweep.model_dump(mode="json")))
-    return RayCluster(address, runtime_env=runtime_env, declared=declared)
+    return RayCluster(ray_address.value, named_by=ray_address.named_by, runtime_env=runtime_env, declared=declared)

@@ -31,7 +31,12 @@ RunTarget = Annotated[str, typer.Argument(help="A sweep that was run: its name o
 Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
 Set = Annotated[list[str], typer.Option("--set", help="Change a value: --set batch=16 --set data.corpus=/my/text")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="host:port of a Ray cluster, or auto; by default a local Ray.")
+    str | None,
+    typer.Option(
+        "--address",
+        help="A Ray cluster: host:port, auto, or local for a Ray on this machine, which is the default without "
+        "RAY_ADDRESS.",
+    ),
 ]
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="Any MLflow tracking URI; by default an sqlite file in --out.")

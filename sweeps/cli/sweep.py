@@ -122,6 +122,7 @@ def tune(
     storage: StorageUri = None,
 ) -> None:
     """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
+    from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.tuning.pipeline import count_trials, prepare_tuning, run_tuning
 
     # Prepare.
@@ -129,6 +130,7 @@ def tune(
     options = {**stores, "tune.trials": trials, "tune.parallel": parallel}
     config, folders = load_config(sweep, out, override, options)
     console = new_console()
+    console.print(str(RayAddress.resolve(address)))
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
@@ -167,12 +169,14 @@ def run(
 ) -> None:
     """Train, record, fit and report a sweep. Runs that are done stay; rerun it to go on."""
     from isoloop.sweeps.analysis import fit_and_report, store_stability
+    from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.pipeline import prepare, train_sweep
     from isoloop.sweeps.stability.study import is_study
 
     # Prepare.
     config, folders = load_config(sweep, out, override, {"tracking.uri": tracking_uri, "storage": storage})
     console = new_console()
+    console.print(str(RayAddress.resolve(address)))
     with progress_bar(console, in_bytes=True, transient=True) as progress:
         prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells

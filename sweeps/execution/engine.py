@@ -1,12 +1,15 @@
-"""The engine that runs cells: longest first onto free resources, each once, again where a failure may be temporary.
+"""The engine that runs cells: handed to Ray in order, each once, again where a failure may be temporary.
 
-No ray is imported here: any `Cluster` that starts, waits for and kills attempts will do.
+The cluster decides where an attempt runs. The engine decides which comes next and how many wait there at a time: enough
+to occupy whatever becomes free, and few enough that the order is kept and other jobs get their turn. No ray is imported
+here: any `Cluster` that queues, watches and kills attempts will do.
 """
 
 import contextlib
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, Slot, best_order
+from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, best_order
 from isoloop.sweeps.plan.summary import format_duration
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
@@ -28,32 +31,41 @@ from isoloop.trainer.run.checkpoint import checkpoints
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import RunResult, read_result
 
+WINDOW = 1.25  # attempts in Ray, begun or waiting, in units of the whole cluster
 POLL_SECONDS = 0.5
 RUN_CHECK_SECONDS = 1.0
 NODE_SCAN_SECONDS = 5.0
 NODE_GRACE_SECONDS = 300.0
 STOP_GRACE_SECONDS = 120.0
 BUSY_SECONDS = 2.0
-START_SECONDS = 900.0  # from the first heartbeat to the second: imports, compilation, the run's other processes
+START_SECONDS = 900.0  # from an attempt's begin to its first step: data from a storage, imports, compilation
+UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for so long isn't of use to it
+WAIT_EVENT_SECONDS = 30.0  # so long may everything wait before it is said
 STORAGE_DELAY_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
 
 
 class Cluster(Protocol):
-    """Machines on which attempts at runs are started."""
+    """Machines on which attempts at runs begin as soon as the cluster has room for them."""
 
     def nodes(self) -> list[Node]:
-        """Return the machines with all their resources, free or not."""
+        """Return the machines that are up, with all their resources, free or not."""
 
-    def start(self, task: Task, needs: Needs, slots: Sequence[Slot]) -> Any:
-        """Start an attempt on its slots and return its handle."""
+    def free(self) -> list[Node]:
+        """Return the machines that are up, with what no job uses now."""
+
+    def start(self, task: Task, needs: Needs, *, one_machine: bool) -> Any:
+        """Queue an attempt and return its handle; `one_machine` keeps its processes together."""
+
+    def begun(self, handles: Sequence[Any]) -> dict[Any, str]:
+        """Return those of the attempts that have begun, with the name of their (first) machine."""
 
     def wait(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, AttemptEnd]]:
         """Return the attempts that have ended, after waiting up to `timeout` seconds for the first."""
 
     def kill(self, handle: Any) -> None:
-        """End an attempt at once."""
+        """End an attempt at once, or take it out of the cluster's queue."""
 
 
 @dataclass
@@ -68,7 +80,8 @@ class SweepOutcome:
 class _RunState:
     """A cell that waits or runs: its attempts and its progress.
 
-    `attempts` counts those since the run last got further; `heartbeats` those seen of the present attempt.
+    `attempts` counts those since the run last got further. The present attempt has a `handle` from when the cluster has
+    it, and `has_begun` from when it runs; `fits_since` is when the cluster first had room for it.
     """
 
     cell: Cell
@@ -76,10 +89,12 @@ class _RunState:
     priority: tuple[float, ...] = ()
     attempts: int = 0
     handle: Any = None
-    slots: tuple[Slot, ...] = ()
+    has_begun: bool = False
+    node: str | None = None
+    fits_since: float | None = None
     heartbeat_time: float | None = None
-    heartbeats: int = 0
     last_heartbeat: float = 0.0
+    has_stepped: bool = False
     journal_offset: int = 0
     step: int = 0
     step_at_start: int = -1
@@ -94,9 +109,10 @@ class _RunState:
 
 
 class Engine:
-    """The scheduler: starts, watches, restarts and ends the runs of added cells, in one `poll` after another.
+    """The scheduler: hands in, watches, restarts and ends the runs of added cells, in one `poll` after another.
 
-    Leaving its `with` block asks the running runs to save and end, and waits for them.
+    Leaving its `with` block takes back the attempts that have not begun, asks the others to save and end, and waits for
+    them.
 
     Args:
         cluster: the machines.
@@ -106,7 +122,7 @@ class Engine:
         run_store: the sweep's storage, where driver and workers share no disk.
         progress: the watcher of events; `run_plan` reports the share that is done.
         outcome: filled in as runs end.
-        on_start: called with the run id of each attempt that starts.
+        on_start: called with the run id of each attempt that begins.
     """
 
     def __init__(
@@ -124,15 +140,18 @@ class Engine:
         self.cluster, self.sweep, self.folders, self.corpora = cluster, sweep, folders, corpora
         self.progress, self.outcome, self.on_start = progress or Progress(), outcome or SweepOutcome(), on_start
         self.run_store, self.owner = run_store, _lease_owner(folders)
+        self.one_machine = run_store is not None  # the files to publish are on one machine's disk
         self.elastic = sweep.cluster.elastic
-        self.pool = Pool(self._nodes(), spread=run_store is None)
+        self.cores = self.gpus = 0.0
         self.queue = Queue()
         self.runs: dict[int, _RunState] = {}
-        self.running: dict[Any, _RunState] = {}
+        self.attempts: dict[Any, _RunState] = {}
         self.retry_queue: list[_RunState] = []
         self.cancelled: list[Cell] = []
-        self.last_check = self.last_node_scan = time.monotonic()
+        self.last_check = self.last_backfill = self.last_node_scan = time.monotonic()
+        self.none_begun_since: float | None = None
         self.starving_since: float | None = None
+        self.note: str | None = None
         folders.sweep.mkdir(parents=True, exist_ok=True)
         folders.stop_file.unlink(missing_ok=True)
 
@@ -141,19 +160,28 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         try:
-            if self.running:
+            self._note_begun()
+            for run in self._waiting():
+                self._take_back(run)
+            if self.attempts:
                 with contextlib.suppress(OSError):  # a full disk: Ray ends the runs, which resume from a checkpoint
                     self.folders.stop_file.touch()
-                self._request_stop(list(self.running.values()))
+                self._request_stop(list(self.attempts.values()))
                 self._wait_for_all(time.monotonic() + STOP_GRACE_SECONDS)
         finally:
             self.folders.stop_file.unlink(missing_ok=True)
+            self.note = None
             self._write_state()
 
     @property
     def busy(self) -> bool:
         """True while a run waits or runs, or an end isn't reported yet."""
-        return bool(self.running or self.retry_queue or self.cancelled or len(self.queue))
+        return bool(self.attempts or self.retry_queue or self.cancelled or len(self.queue))
+
+    @property
+    def running(self) -> list[_RunState]:
+        """The runs whose attempts have begun."""
+        return [run for run in self.attempts.values() if run.has_begun]
 
     def add(self, cells: Sequence[Cell]) -> None:
         """Queue more cells.
@@ -161,9 +189,10 @@ class Engine:
         Raises:
             ValueError: a cell needs more than the whole cluster has.
         """
-        self._check_feasible(cells)
         jobs = [Job(cell.seconds, allocation.needs(cell.resources)) for cell in cells]
-        order = ORDERS[best_order(jobs, self._nodes())[0]]
+        nodes = self._measure_cluster([job.needs for job in jobs])
+        self._check_feasible(jobs, nodes)
+        order = ORDERS[best_order(jobs, nodes)[0]]
         for cell, job in zip(cells, jobs, strict=True):
             run = _RunState(cell=cell, index=len(self.runs), priority=order(job))
             self.runs[run.index] = run
@@ -171,36 +200,47 @@ class Engine:
 
     def stop_run(self, run_id: str) -> None:
         """Ask one run to save and end; it isn't started again, and ends without a result."""
+        self._note_begun()
         for run in [run for run in self.runs.values() if run.cell.run_id == run_id]:
-            if run.handle is not None:
+            if run.has_begun:
                 run.stop_requested = True
                 (self.folders.run(run_id) / STOP_FILE).touch()
                 self._request_stop([run])
+                continue
+            if run.handle is not None:
+                self._take_back(run)
             elif run in self.retry_queue:
                 self.retry_queue.remove(run)
-                self.cancelled.append(run.cell)
-            elif self.queue.remove(run.index, run.needs):
-                self.cancelled.append(run.cell)
+            elif not self.queue.remove(run.index, run.needs):
+                continue
+            self.cancelled.append(run.cell)
 
     def flops_in_progress(self) -> float:
-        """Return the FLOPs that the running runs have spent, by their journals."""
-        return sum(run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.running.values())
+        """Return the FLOPs that the runs under way have spent, by their journals."""
+        return sum(run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.attempts.values())
 
     def poll(self) -> list[Cell]:
-        """Start what fits, wait a moment, and return the cells that have ended; `outcome` has their results."""
-        # Start runs.
+        """Hand in what comes next, wait a moment, and return the cells that have ended; `outcome` has their results."""
+        # Hand in attempts.
         now = time.monotonic()
         for run in [run for run in self.retry_queue if run.not_before <= now]:
             self.retry_queue.remove(run)
             self._enqueue(run)
-        self._start_fitting_runs()
+        self._fill_window()
+        if len(self.queue) and now - self.last_backfill >= RUN_CHECK_SECONDS:
+            self.last_backfill = now
+            self._fill_free_room(now)
         # Wait for attempts to end.
-        if not self.running:
-            time.sleep(POLL_SECONDS if self.retry_queue or len(self.queue) else 0.0)
+        if not self.attempts:
+            time.sleep(POLL_SECONDS if self.retry_queue else 0.0)
         ended, self.cancelled = self.cancelled, []
-        attempts = self.cluster.wait(list(self.running), POLL_SECONDS) if self.running else []
+        attempts = self.cluster.wait(list(self.attempts), POLL_SECONDS) if self.attempts else []
+        self._note_begun()
         for handle, end in attempts:
-            run = self._release(handle)
+            run = self.attempts[handle]
+            if not run.has_begun and end.status != "failed":  # it was so quick that it wasn't seen
+                self._begin(run, None)
+            self._release(handle)
             self._fetch_updates([run])
             if self._has_ended(run, end):
                 ended.append(run.cell)
@@ -211,44 +251,103 @@ class Engine:
         if now - self.last_check >= RUN_CHECK_SECONDS:
             self.last_check = now
             self._check_heartbeats(now)
-        lost = any(end.status == "failed" and end.retryable for _, end in attempts)
-        if not self.elastic and (lost or now - self.last_node_scan >= NODE_SCAN_SECONDS):
+        if now - self.last_node_scan >= NODE_SCAN_SECONDS:
             self.last_node_scan = now
-            self._scan_nodes()
+            self._scan_nodes(now)
         return ended
 
-    def _nodes(self) -> list[Node]:
-        return allocation.planned_nodes(self.sweep.cluster) if self.elastic else self.cluster.nodes()
+    def _waiting(self) -> list[_RunState]:
+        """Return the runs whose attempts wait in the cluster."""
+        return [run for run in self.attempts.values() if not run.has_begun]
 
-    def _check_feasible(self, cells: Sequence[Cell]) -> None:
-        empty = Pool(self._nodes(), spread=self.run_store is None)
-        for needs in dict.fromkeys(allocation.needs(cell.resources) for cell in cells):
+    def _measure_cluster(self, needs: Sequence[Needs]) -> list[Node]:
+        """Return the machines, empty: those that are up, or those that `cluster` describes if they start on demand."""
+        nodes = self.cluster.nodes()
+        total = [nodes]
+        if self.elastic:
+            largest = max((node.cpus for node in nodes), default=0.0)
+            planned = allocation.planned_nodes(self.sweep.cluster, needs, largest_machine=largest)
+            total.append(planned)
+            nodes = planned + nodes
+        self.cores = max(sum(node.cpus for node in part) for part in total)
+        self.gpus = max(sum(sum(node.gpus) for node in part) for part in total)
+        return nodes
+
+    def _check_feasible(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
+        empty = Pool(nodes, spread=not self.one_machine)
+        for needs in dict.fromkeys(job.needs for job in jobs):
             if not empty.fits(needs):
-                nodes = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in empty.nodes.values())
+                held = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
-                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {nodes}; ask for "
+                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {held}; ask for "
                     "less, give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
                 )
 
     def _enqueue(self, run: _RunState) -> None:
         self.queue.add(run.index, run.priority, run.needs)
 
-    def _start_fitting_runs(self) -> None:
-        before = len(self.running)
-        while (placed := self.queue.next(self.pool)) is not None:
-            index, needs, slots = placed
-            run = self.runs[index]
-            folder = self.folders.run(run.cell.run_id)
-            (folder / STOP_FILE).unlink(missing_ok=True)
-            run.slots, run.killed_as_hung = slots, False
-            run.heartbeats, run.heartbeat_time, run.last_heartbeat = 0, _heartbeat_time(folder), time.monotonic()
-            run.step = run.step_at_start = self._latest_step(run)
-            run.handle = self.cluster.start(self._task(run.cell), needs, () if self.elastic else slots)
-            self.running[run.handle] = run
-            self.on_start(run.cell.run_id)
-        if len(self.running) > before:
+    def _load(self, needs: Needs) -> float:
+        """Return the share of the cluster that a run takes: of its GPUs or its cores, whichever is more."""
+        gpus, cores = needs.processes * needs.gpus, needs.processes * needs.cpus
+        return max(gpus / self.gpus if gpus and self.gpus else 0.0, cores / self.cores if self.cores else 1.0)
+
+    def _fill_window(self) -> None:
+        """Hand in the next runs in their order, while the attempts in the cluster are within the window.
+
+        One waits there in any case, so that it begins as soon as it can, and an autoscaler sees it.
+        """
+        load, waits = sum(self._load(run.needs) for run in self.attempts.values()), bool(self._waiting())
+        before = len(self.attempts)
+        while (first := self.queue.first()) is not None:
+            index, needs = first
+            load += self._load(needs)
+            if waits and load > WINDOW:
+                break
+            self.queue.pop(needs)
+            self._start(self.runs[index])
+            waits = True
+        if len(self.attempts) > before:
             self._write_state()
+
+    def _fill_free_room(self, now: float) -> None:
+        """Hand in runs beyond the window that fit where there is room now, unless an attempt that waits can take it.
+
+        The cluster's queue has no order: a narrow run that waited there, too, would take what a wide one waits for.
+        """
+        room = Pool(self.cluster.free(), spread=not self.one_machine)
+        for run in sorted(self._waiting(), key=lambda run: run.priority):
+            slots = room.place(run.needs)
+            run.fits_since = None if slots is None else run.fits_since or now
+            if slots is not None and run.fits_since is not None and now - run.fits_since > UNUSED_ROOM_SECONDS:
+                room.release(run.needs, slots)  # the free shares of GPUs are on several GPUs, say
+        before = len(self.attempts)
+        while (placed := self.queue.next(room)) is not None:
+            self._start(self.runs[placed[0]])
+        if len(self.attempts) > before:
+            self._write_state()
+
+    def _start(self, run: _RunState) -> None:
+        folder = self.folders.run(run.cell.run_id)
+        (folder / STOP_FILE).unlink(missing_ok=True)
+        run.has_begun, run.node, run.fits_since = False, None, None
+        run.has_stepped, run.killed_as_hung, run.heartbeat_time = False, False, _heartbeat_time(folder)
+        run.step = run.step_at_start = self._latest_step(run)
+        run.handle = self.cluster.start(self._task(run.cell), run.needs, one_machine=self.one_machine)
+        self.attempts[run.handle] = run
+
+    def _note_begun(self) -> None:
+        """Note which attempts have begun."""
+        waiting = [run.handle for run in self._waiting()]
+        begun = self.cluster.begun(waiting) if waiting else {}
+        for handle, node in begun.items():
+            self._begin(self.attempts[handle], node)
+        if begun:
+            self._write_state()
+
+    def _begin(self, run: _RunState, node: str | None) -> None:
+        run.has_begun, run.node, run.last_heartbeat = True, node, time.monotonic()
+        self.on_start(run.cell.run_id)
 
     def _task(self, cell: Cell) -> Task:
         corpus = self.corpora.get(cell.spec.data_fingerprint)
@@ -265,10 +364,14 @@ class Engine:
         )
 
     def _release(self, handle: Any) -> _RunState:
-        run = self.running.pop(handle)
-        self.pool.release(run.needs, run.slots)
-        run.handle, run.slots = None, ()
+        run = self.attempts.pop(handle)
+        run.handle, run.has_begun = None, False
         return run
+
+    def _take_back(self, run: _RunState) -> None:
+        """Take an attempt that has not begun out of the cluster's queue."""
+        self.cluster.kill(run.handle)
+        self._release(run.handle)
 
     def _has_ended(self, run: _RunState, end: AttemptEnd) -> bool:
         """Return whether a run has ended with its attempt; otherwise queue its next attempt."""
@@ -315,42 +418,49 @@ class Engine:
 
     def _check_heartbeats(self, now: float) -> None:
         """Read how far the running runs are, and kill those that hang."""
-        unseen = not self._fetch_updates(list(self.running.values()))
-        for run in self.running.values():
+        unseen = not self._fetch_updates(self.running)
+        for run in self.running:
             run.step = self._latest_step(run)
             heartbeat = _heartbeat_time(self.folders.run(run.cell.run_id))
+            run.has_stepped |= heartbeat != run.heartbeat_time or run.step > run.step_at_start
             if heartbeat != run.heartbeat_time or unseen:
-                run.heartbeats += heartbeat != run.heartbeat_time
                 run.heartbeat_time, run.last_heartbeat = heartbeat, now
             elif self._hangs(run, now - run.last_heartbeat):
                 run.killed_as_hung = True
                 self.cluster.kill(run.handle)
 
     def _hangs(self, run: _RunState, no_progress: float) -> bool:
-        """Return whether a run without a heartbeat for `no_progress` seconds hangs.
-
-        The first heartbeat of an attempt says that it has begun: before it, it waits in Ray for resources that others
-        use. The second, or a step in its journal, says that it has made a step.
-        """
-        if run.killed_as_hung or not run.heartbeats:
+        """Return whether a run without a step for `no_progress` seconds hangs: its first step may take longer."""
+        if run.killed_as_hung:
             return False
-        has_stepped = run.heartbeats > 1 or run.step > run.step_at_start
-        allowed = run.cell.resources.hang_seconds + (0.0 if has_stepped else START_SECONDS)
+        allowed = run.cell.resources.hang_seconds + (0.0 if run.has_stepped else START_SECONDS)
         return no_progress > allowed + (0.0 if self.run_store is None else STORAGE_DELAY_SECONDS)
 
-    def _scan_nodes(self) -> None:
-        """Add new machines to the pool, drop lost ones, and give up when the queued runs have had none for long."""
-        nodes = {node.name: node for node in self._nodes()}
-        for name in set(self.pool.nodes) - set(nodes):
-            self.pool.remove(name)
-        for name in set(nodes) - set(self.pool.nodes):
-            self.pool.add(nodes[name])
-        starving = bool(len(self.queue)) and not self.running
-        self.starving_since = (self.starving_since or self.last_node_scan) if starving else None
-        if self.starving_since is not None and self.last_node_scan - self.starving_since > NODE_GRACE_SECONDS:
+    def _scan_nodes(self, now: float) -> None:
+        """Measure the cluster anew, say what waits there, and give up when no machine is left that could hold it."""
+        waiting = Counter(run.needs for run in self._waiting())
+        needs = [*waiting, *self.queue.needs()]
+        nodes = self._measure_cluster(needs)
+        # Say what waits, and for what.
+        note = _describe_waiting(waiting, self.cluster.nodes(), self.cluster.free()) if waiting else None
+        if note != self.note:
+            self.note = note
+            self._write_state()
+        none_begun = bool(waiting) and not self.running
+        self.none_begun_since = (self.none_begun_since or now) if none_begun else None
+        if note is not None and self.none_begun_since is not None:
+            waited = now - self.none_begun_since
+            if waited >= WAIT_EVENT_SECONDS > waited - NODE_SCAN_SECONDS:
+                self.progress.event(f"  {note}")
+        # Give up.
+        could_begin = self.elastic or any(Pool(nodes, spread=not self.one_machine).fits(each) for each in needs)
+        starving = bool(needs) and not self.running and not could_begin
+        self.starving_since = (self.starving_since or now) if starving else None
+        if self.starving_since is not None and now - self.starving_since > NODE_GRACE_SECONDS:
             raise ValueError(
                 f"a run must fit the cluster, but for {NODE_GRACE_SECONDS:.0f} s its {len(nodes)} machines could hold "
-                f"none of the {len(self.queue)} waiting runs; bring the machines back and rerun the command"
+                f"none of the {waiting.total() + len(self.queue)} waiting runs; bring the machines back and rerun the "
+                "command"
             )
 
     def _latest_step(self, run: _RunState) -> int:
@@ -374,17 +484,21 @@ class Engine:
 
     def _wait_for_all(self, deadline: float) -> None:
         """Wait for the running runs to save and end."""
-        while self.running and time.monotonic() < deadline:
-            for handle, _ in self.cluster.wait(list(self.running), POLL_SECONDS):
+        while self.attempts and time.monotonic() < deadline:
+            for handle, _ in self.cluster.wait(list(self.attempts), POLL_SECONDS):
                 run = self._release(handle)
                 self._fetch_updates([run])
                 self._has_result(run)
 
     def _write_state(self) -> None:
-        """Write what is running, for `isoloop status` in another terminal."""
-        running = {run.cell.run_id: {"attempt": run.attempts + 1} for run in self.running.values()}
-        again = {run.cell.run_id: run.reason for run in self.retry_queue if run.reason}
-        state = {"running": running, "again": again, "failed": self.outcome.failed}
+        """Write what runs and what waits, for `isoloop status` in another terminal."""
+        state = {
+            "running": {run.cell.run_id: {"attempt": run.attempts + 1, "node": run.node} for run in self.running},
+            "queued": [run.cell.run_id for run in self._waiting()],
+            "again": {run.cell.run_id: run.reason for run in self.retry_queue if run.reason},
+            "failed": self.outcome.failed,
+            "note": self.note,
+        }
         with contextlib.suppress(OSError):  # a full disk: the runs report it, and wait for room
             write_atomically(self.folders.state, json.dumps(state))
 
@@ -488,6 +602,21 @@ def _lease_owner(folders: Folders) -> str:
         folders.sweep.mkdir(parents=True, exist_ok=True)
         write_atomically(path, uuid.uuid4().hex)
     return path.read_text(encoding="utf-8")
+
+
+def _describe_waiting(waiting: Mapping[Needs, int], nodes: Sequence[Node], free: Sequence[Node]) -> str:
+    """Return what waits in Ray, for what, and how much of it is free: '4 runs wait in Ray for 1 GPU each; ...'."""
+    parts: list[str] = []
+    for needs, count in sorted(waiting.items(), key=lambda entry: -entry[1]):
+        amount = f"{needs.gpus:g} GPU" if needs.gpus else f"{needs.cpus:g} core" + "s" * (needs.cpus != 1)
+        runs = f"{count} run{'s wait' if count > 1 else ' waits'} in Ray" if not parts else f"{count}"
+        several = f"{needs.processes} x " if needs.processes > 1 else ""
+        parts.append(f"{runs} for {several}{amount}" + (" each" if count > 1 else ""))
+    if any(needs.gpus for needs in waiting):
+        total, left, unit = sum(sum(n.gpus) for n in nodes), sum(sum(n.gpus) for n in free), "GPUs"
+    else:
+        total, left, unit = sum(n.cpus for n in nodes), sum(n.cpus for n in free), "cores"
+    return f"{', '.join(parts)}; {left:g} of {total:g} {unit} are free"
 
 
 def _heartbeat_time(folder: Path) -> float | None:

@@ -1,26 +1,53 @@
-"""A Ray cluster: its machines, and attempts started, awaited and killed on them.
+"""A Ray cluster: its machines, and attempts that Ray places on them, awaited and killed.
 
 Only this file and the worker import ray.
 """
 
+import contextlib
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from isoloop.sweeps.execution.worker import AttemptEnd, Task, run_attempt
+from isoloop.sweeps.execution.ray_address import LOCAL, OPTION, check_reachable
+from isoloop.sweeps.execution.runtime_env import JOB_VARIABLE
+from isoloop.sweeps.execution.worker import AttemptEnd, Task, classify_error, run_attempt
 from isoloop.sweeps.messages import first_line
-from isoloop.sweeps.plan.packing import Needs, Node, Slot
+from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.privacy import switch_telemetry_off
 
-CONNECT_SECONDS = 5.0
-AUTO_ADDRESS = "auto"
+REPLY_SECONDS = 0.2
 # With this switch of Ray's, everything binds to the loopback address alone. There is no argument of ray.init for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+class _Board:
+    """An actor on the head node, to which attempts say that they have begun, and which sees what is free.
+
+    Streamed results of tasks would say the first too, but not through Ray Client (ray://).
+    """
+
+    def __init__(self) -> None:
+        self.begun: dict[str, str] = {}
+
+    def report(self, attempt: str, machine: str) -> None:
+        """Note that an attempt has begun on a machine."""
+        self.begun[attempt] = machine
+
+    def take_begun(self) -> dict[str, str]:
+        """Return the machines of the attempts that have begun since the last call."""
+        begun, self.begun = self.begun, {}
+        return begun
+
+    def free(self) -> dict[str, dict[str, float]]:
+        """Return the free resources of each machine by its id, as Ray counts them for all jobs."""
+        from ray._private.state import available_resources_per_node
+
+        return available_resources_per_node()
 
 
 class RayCluster:
@@ -29,6 +56,7 @@ class RayCluster:
     Args:
         address: host:port, ray://host:port, or `auto` within a Ray job; None starts a local Ray, which listens on the
             loopback address alone.
+        named_by: the option or variable that the address was read from.
         runtime_env: code and environment that the workers of another cluster get from this driver.
         declared: `num_cpus` and `num_gpus` of a local Ray; detected if left out.
 
@@ -40,16 +68,18 @@ class RayCluster:
         self,
         address: str | None = None,
         *,
+        named_by: str = OPTION,
         runtime_env: Mapping[str, Any] | None = None,
         declared: Mapping[str, int] | None = None,
     ) -> None:
         # Set the environment, which Ray reads when it is imported.
         if address is not None:
-            _check_reachable(address)
+            check_reachable(address, named_by)
             if (Path.home() / ".ray" / "auth_token").exists():
                 os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for it; a driver doesn't by itself
         else:
             os.environ.setdefault(_LOOPBACK_VARIABLE, "0")
+            os.environ.pop(JOB_VARIABLE, None)  # what a Ray job has sent to its cluster isn't on this one
         switch_telemetry_off()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -59,7 +89,7 @@ class RayCluster:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             context = ray.init(
-                address=address or "local",
+                address=address or LOCAL,  # which Ray takes before its own RAY_ADDRESS
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -67,10 +97,12 @@ class RayCluster:
                 **({} if address else dict(declared or {})),
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
+            reason = first_line(error)
+            if address is None:
+                raise ValueError(f"Ray must start on this machine, but it doesn't: {reason}") from error
             raise ValueError(
-                f"Ray must {f'be usable at {address!r}' if address else 'start on this machine'}, but it isn't: "
-                f"{first_line(error)}{hint}"
+                f"Ray must be usable at {address!r} ({named_by}), but it isn't: {reason}; if it asks for a token, set "
+                f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; {OPTION} {LOCAL} starts a Ray on this machine"
             ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
@@ -80,6 +112,12 @@ class RayCluster:
         options = {"max_retries": 0, "num_cpus": 0}
         self.on_gpu = ray.remote(max_calls=1, **options)(run_attempt)
         self.on_cpu = ray.remote(**options)(run_attempt)
+        on_head = {"node:__internal_head__": 0.001}  # it lives as long as the cluster, and keeps no other node up
+        self.board = ray.remote(num_cpus=0, max_restarts=-1, resources=on_head)(_Board).remote()
+        self._begun: dict[str, str] = {}
+        self._begun_reply: Any = None
+        self._names: dict[Any, str] = {}
+        self._numbers = count()
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -91,33 +129,50 @@ class RayCluster:
 
     def nodes(self) -> list[Node]:
         """Return the machines that are up, with all their resources, free or not."""
-        return [
-            Node(node["NodeID"], node["Resources"].get("CPU", 0.0), [1.0] * int(node["Resources"].get("GPU", 0)))
-            for node in self.ray.nodes()
-            if node["Alive"]
-        ]
+        return [_node(node["NodeID"], node["Resources"]) for node in self.ray.nodes() if node["Alive"]]
 
-    def start(self, task: Task, needs: Needs, slots: Sequence[Slot]) -> Any:
-        """Start an attempt on its slots (where Ray decides, if there are none), and return its handle."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def free(self) -> list[Node]:
+        """Return the machines that are up, with what no job uses now; none if Ray doesn't say so at once."""
+        reply = self.board.free.remote()
+        try:
+            return [_node(name, resources) for name, resources in self.ray.get(reply, timeout=REPLY_SECONDS).items()]
+        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
+            return []
 
+    def start(self, task: Task, needs: Needs, *, one_machine: bool) -> Any:
+        """Queue an attempt, which Ray starts where there is room, and return its handle."""
         options: dict[str, Any] = {"name": f"isoloop {task.run_id}"}
         if needs.processes == 1:  # of several processes the task only starts them and waits: Ray must not count it
             options |= {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
-        if slots:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slots[0].node, soft=True)
+        name = f"{task.run_id} {next(self._numbers)}"
         remote = self.on_gpu if needs.gpus and task.simulation is None else self.on_cpu
-        return remote.options(**options).remote(task.model_dump_json())
+        handle = remote.options(**options).remote(task.model_dump_json(), self.board, name)
+        self._names[handle] = name
+        return handle
+
+    def begun(self, handles: Sequence[Any]) -> dict[Any, str]:
+        """Return those of the attempts that have begun, with the host name of their (first) machine."""
+        if self._begun_reply is None:
+            self._begun_reply = self.board.take_begun.remote()
+        if self.ray.wait([self._begun_reply], timeout=REPLY_SECONDS)[0]:
+            with contextlib.suppress(self.ray.exceptions.RayActorError):  # the head was lost; Ray starts a new actor
+                self._begun |= self.ray.get(self._begun_reply)
+            self._begun_reply = None
+        names = {handle: self._names.get(handle) for handle in handles}
+        return {handle: self._begun.pop(name) for handle, name in names.items() if name in self._begun}
 
     def wait(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, AttemptEnd]]:
         """Return the attempts that have ended, after waiting up to `timeout` seconds for the first."""
         done, _ = self.ray.wait(list(handles), num_returns=len(handles), timeout=0)
         if not done:
             done, _ = self.ray.wait(list(handles), num_returns=1, timeout=timeout)
-        return [(handle, self._end(handle)) for handle in done]
+        ends = [(handle, self._end(handle)) for handle in done]
+        for handle in done:
+            self._begun.pop(self._names.pop(handle, ""), None)
+        return ends
 
     def kill(self, handle: Any) -> None:
-        """End an attempt at once."""
+        """End an attempt at once, or take it out of Ray's queue."""
         self.ray.cancel(handle, force=True)
 
     def _end(self, handle: Any) -> AttemptEnd:
@@ -125,22 +180,14 @@ class RayCluster:
             return AttemptEnd.model_validate_json(self.ray.get(handle))
         except self.ray.exceptions.RayTaskError as error:  # raised before the attempt began: code that didn't arrive
             return AttemptEnd(status="failed", reason=first_line(error.cause or error))
+        except self.ray.exceptions.OutOfMemoryError as error:
+            return classify_error(error)
         except self.ray.exceptions.RayError as error:
             reason = f"the worker was lost ({type(error).__name__}: {first_line(error)})"
             return AttemptEnd(status="failed", reason=reason, retryable=True)
 
 
-def _check_reachable(address: str) -> None:
-    """Raise in seconds where Ray itself would try for minutes."""
-    if address == AUTO_ADDRESS:
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
-        raise ValueError(f"--address must read host:port, ray://host:port or auto, but got '{address}'")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(
-            f"a Ray cluster must answer at --address, but {address} does not ({error}); start one with 'ray start "
-            "--head', or leave --address out for a local Ray"
-        ) from error
+def _node(name: str, resources: Mapping[str, float]) -> Node:
+    """Return a machine by Ray's counts; of several GPUs' free shares Ray tells only the sum."""
+    whole, share = divmod(round(resources.get("GPU", 0.0), 4), 1.0)
+    return Node(name, resources.get("CPU", 0.0), [1.0] * int(whole) + ([share] if share else []))

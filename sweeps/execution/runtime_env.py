@@ -31,7 +31,7 @@ PASSED_ON = (
 )  # fmt: skip
 MOST_BYTES = 100 * 2**20
 EXCLUDED = ("__pycache__", ".git", "*.pyc")
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job; there is no public function that reads it
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job; there is no public function that reads it
 
 
 def runtime_environment(
@@ -57,7 +57,7 @@ def runtime_environment(
     if commit:
         variables[COMMIT_VARIABLE] = commit
     runtime_env = {"py_modules": [str(module) for module in modules], "excludes": list(EXCLUDED), "env_vars": variables}
-    return _without_job_keys(runtime_env, json.loads(environment.get(_JOB_VARIABLE, "{}")).get("runtime_env", {}))
+    return _without_job_keys(runtime_env, json.loads(environment.get(JOB_VARIABLE, "{}")).get("runtime_env", {}))
 
 
 def own_classes(configuration: Any) -> list[str]:

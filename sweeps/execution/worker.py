@@ -7,13 +7,14 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import Simulation
@@ -73,12 +74,16 @@ class AttemptEnd(Config):
     retryable: bool = False
 
 
-def run_attempt(task_json: str) -> str:
-    """Run one attempt; takes a `Task` and returns an `AttemptEnd`, both as JSON."""
+def run_attempt(task_json: str, board: Any = None, name: str = "") -> str:
+    """Run one attempt; takes a `Task` and returns an `AttemptEnd`, both as JSON.
+
+    The actor `board`, if there is one, is told first that the attempt `name` has begun.
+    """
+    if board is not None:
+        board.report.remote(name, socket.gethostname())
     try:
         with _preemption() as preempted, _stage_in(Task.model_validate_json(task_json)) as (task, finished):
             task.folder.mkdir(parents=True, exist_ok=True)
-            (task.folder / HEARTBEAT_FILE).touch()  # an attempt has begun; the next heartbeat is its first step
             signals = _Signals(task, preempted)
             if not finished and not signals.should_stop():
                 if task.simulation is not None:
@@ -250,6 +255,14 @@ def classify_error(error: BaseException) -> AttemptEnd:
     reported at once: a broken rule, a bug, too little memory.
     """
     message = f"{type(error).__name__}: {first_line(error)}"
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("ray."):
+        # Ray ends the youngest task when the memory of a machine is nearly used up, be it by the task itself or by its
+        # neighbours. Beside others, or later, the run may well fit, so it is tried again.
+        advice = (
+            "the memory of its machine was used up: let fewer runs share a machine (more resources.cpus for each), "
+            "set resources.micro_batch lower or resources.activation_checkpointing to true, or use larger machines"
+        )
+        return AttemptEnd(status="failed", reason=f"Ray ended the run; {advice}", retryable=True)
     if _is_out_of_memory(error):
         advice = (
             "the run needs more memory than it is given: set resources.micro_batch lower, "

@@ -1,6 +1,7 @@
 """Resources of a run on the planned cluster, and its estimated speed, memory and price, before anything runs."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,9 +145,18 @@ def needs(resources: Resources) -> Needs:
     return Needs(cpus=resources.cpus, gpus=resources.gpu_share, processes=resources.processes)
 
 
-def planned_nodes(cluster: ClusterConfig) -> list[Node]:
-    """Return the empty machines of the cluster that the plan assumes."""
-    return [Node(f"node {i}", cluster.cores_per_node, [1.0] * cluster.gpus) for i in range(cluster.nodes)]
+def planned_nodes(cluster: ClusterConfig, needs: Iterable[Needs] = (), *, largest_machine: float = 0.0) -> list[Node]:
+    """Return the empty machines of the cluster that the plan assumes.
+
+    On an elastic cluster whose `cpus` are not given, the driver's own cores say nothing: a machine has as many cores as
+    the largest one that is up, and at least as many as the runs of these `needs` that its GPUs hold, or one run without
+    GPUs, ask for.
+    """
+    cores = float(cluster.cores_per_node)
+    if cluster.elastic and cluster.cpus is None:
+        asked = (each.cpus * (cluster.gpus // each.gpus if each.gpus else each.processes) for each in needs)
+        cores = max(1.0, largest_machine, *asked)
+    return [Node(f"node {i}", cores, [1.0] * cluster.gpus) for i in range(cluster.nodes)]
 
 
 def price(seconds: float, resources: Resources, cluster: ClusterConfig) -> float | None:

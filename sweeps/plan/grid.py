@@ -1,6 +1,7 @@
 """From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is left out."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
-from isoloop.sweeps.messages import broken_rules
+from isoloop.sweeps.messages import Progress, broken_rules
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.axes import RESOURCES_PREFIX, SEED, Point, grid_points
 from isoloop.sweeps.plan.packing import Job
@@ -33,6 +34,7 @@ MOST_EPOCHS_ADVISED = 40
 # Loops are drawn in advance up to this number; their mean over more draws is within 0.5% of the expected one.
 MOST_DRAWS = 20_000
 ONE_GROUP = "all"
+_REPORT_SECONDS = 0.25
 
 
 class PlannedCorpus(NamedTuple):
@@ -144,17 +146,18 @@ class Plan:
         return None if None in prices else sum(price for price in prices if price is not None)
 
 
-def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
+def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None) -> Plan:
     """Plan every cell of the grid: its steps, resources and expected cost.
 
     Args:
         sweep: the sweep, with its centres filled in if it is centred on a fit.
         corpus_of: returns the prepared corpus of a data configuration; `simulated_corpus` if nothing is trained.
+        progress: the watcher of the number of planned cells.
 
     Raises:
         ValueError: the configuration is inconsistent, two cells are the same run, or no cell can be run.
     """
-    cells, left_out = plan_cells(sweep, corpus_of)
+    cells, left_out = plan_cells(sweep, corpus_of, progress)
     if not cells:
         raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
@@ -162,14 +165,20 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup) -> Plan:
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
 
-def plan_cells(sweep: SweepConfig, corpus_of: CorpusLookup) -> tuple[list[Cell], list[LeftOutCell]]:
+def plan_cells(
+    sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None
+) -> tuple[list[Cell], list[LeftOutCell]]:
     """Return the cells in the order of the configuration and those that can't be run.
 
     There may be no cell, and the same run may occur twice.
     """
+    progress = progress or Progress()
     cells, left_out = [], []
-    drawn = _DrawnLoops()
-    for point in grid_points(sweep):
+    drawn, points, reported = _DrawnLoops(), grid_points(sweep), time.monotonic()
+    for number, point in enumerate(points):
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            progress.update("planning", number, len(points))
+            reported = time.monotonic()
         cell = _plan_point(sweep, point, corpus_of(point.settings.data), drawn)
         if isinstance(cell, Cell):
             cells.append(cell)

@@ -188,14 +188,26 @@ class Queue:
         self._by_needs[needs] = left
         return True
 
+    def needs(self) -> list[Needs]:
+        """Return the needs of the waiting runs, the first in line first."""
+        waiting = {needs: entries for needs, entries in self._by_needs.items() if entries}
+        return sorted(waiting, key=lambda needs: waiting[needs][0])
+
+    def first(self) -> tuple[int, Needs] | None:
+        """Return the run that is next, with its needs."""
+        needs = self.needs()
+        return (self._by_needs[needs[0]][0][1], needs[0]) if needs else None
+
+    def pop(self, needs: Needs) -> int:
+        """Remove and return the first run of these needs."""
+        return heapq.heappop(self._by_needs[needs])[1]
+
     def next(self, pool: Pool) -> tuple[int, Needs, tuple[Slot, ...]] | None:
         """Remove and return the first run that fits, with the slots reserved for it; None if none fits."""
-        waiting = {needs: entries for needs, entries in self._by_needs.items() if entries}
-        for needs in sorted(waiting, key=lambda needs: waiting[needs][0]):
+        for needs in self.needs():
             slots = pool.place(needs)
             if slots is not None:
-                _, index = heapq.heappop(self._by_needs[needs])
-                return index, needs, slots
+                return self.pop(needs), needs, slots
         return None
 
 

@@ -52,7 +52,8 @@ class PlanSummary:
         left = [(cell, job) for cell, job in zip(plan.cells, plan.jobs, strict=True) if cell.run_id not in done]
         if not left:
             return None
-        jobs, nodes = [job for _, job in left], allocation.planned_nodes(plan.sweep.cluster)
+        jobs = [job for _, job in left]
+        nodes = allocation.planned_nodes(plan.sweep.cluster, [job.needs for job in jobs])
         try:
             order, makespan = best_order(jobs, nodes)
         except ValueError:

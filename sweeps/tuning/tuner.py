@@ -241,11 +241,11 @@ def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
 
 def default_parallel(space: SearchSpace, nodes: Sequence[Node], trials: int) -> int:
     """Return how many trials the cluster holds at a time, but at most a quarter of all."""
-    cluster = space.sweep.cluster
-    pool = Pool(allocation.planned_nodes(cluster) if cluster.elastic else nodes)
+    cluster, needs = space.sweep.cluster, allocation.needs(space.base.resources)
+    pool = Pool(allocation.planned_nodes(cluster, [needs]) if cluster.elastic else nodes)
     limit = max(1, -(-trials // LARGEST_PARALLEL_SHARE))
     count = 0
-    while count < limit and pool.place(allocation.needs(space.base.resources)) is not None:
+    while count < limit and pool.place(needs) is not None:
         count += 1
     return max(1, count)
 

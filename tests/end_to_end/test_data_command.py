@@ -27,7 +27,7 @@ def sweep_file(tmp_path, parquet_folder):
     return tmp_path / "sweep.yaml"
 
 
-def test_prepare_then_run(sweep_file, tmp_path, new_database):
+def test_prepare_then_run(sweep_file, tmp_path, new_database, ray, monkeypatch):
     said = isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
     assert ": prepared" in said
     assert re.search(r"^held out +(9|1[01])\.?\d*% of the text$", said, re.MULTILINE)
@@ -44,7 +44,10 @@ def test_prepare_then_run(sweep_file, tmp_path, new_database):
         r"^corpus +parquet\w*, [\d.e+]+ training tokens, [\d.]+% of the text held out$", planned, re.MULTILINE
     )
     new_database(tmp_path / "isoloop-out" / "mlflow.db")
+    address = ray.ray.get_runtime_context().gcs_address
+    monkeypatch.setenv("RAY_ADDRESS", address)
     ran = isoloop_process("run", "sweep.yaml", cwd=tmp_path)
+    assert ran.stdout.splitlines()[0] == f"Ray at {address} (RAY_ADDRESS)"
     assert "TOKENIZERS_PARALLELISM" not in ran.stderr
     (result,) = tmp_path.glob("isoloop-out/runs/*/result.json")
     outcome = json.loads(result.read_text())

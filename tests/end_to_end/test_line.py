@@ -108,11 +108,15 @@ def test_ctrl_c_leaves_everything_in_order(work, ran, new_database, commands_sha
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    return folder, isoloop_process("run", "parcae-140m-simulated", "--draws", 60, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where no Ray is
+        ran = isoloop_process("run", "parcae-140m-simulated", "--draws", 60, "--address", "local", cwd=folder)
+    return folder, ran
 
 
 def test_the_published_grid_gives_back_its_exponents(published):
     folder, ran = published
+    assert ran.stdout.splitlines()[0] == "Ray on this machine"
     sweep = folder / "isoloop-out/sweeps/parcae-140m-simulated"
     fit = json.loads((sweep / "fit.json").read_text())
     exponents = pd.read_csv(PUBLISHED / "exponents.csv").set_index("exponent")["value"]

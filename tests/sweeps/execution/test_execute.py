@@ -12,7 +12,6 @@ import pytest
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.execution import engine
 from isoloop.sweeps.execution.engine import SweepOutcome, count_saved_runs, run_plan
-from isoloop.sweeps.execution.ray_cluster import RayCluster
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
@@ -222,19 +221,6 @@ def test_what_failed_before_a_stop_is_known(small, folders, monkeypatch, run):
     with pytest.raises(KeyboardInterrupt):
         run(prepared, folders, progress=StopsAfterAFailure(), outcome=outcome)
     assert set(outcome.failed) == {broken.run_id}
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("127.0.0.1:9", "a Ray cluster must answer at --address"),
-        ("nonsense", "must read host:port"),
-        ("h:99999999999", "must read host:port"),
-    ],
-)
-def test_an_unreachable_cluster_is_named(address, message):
-    with pytest.raises(ValueError, match=message):
-        RayCluster(address)
 
 
 def test_a_run_that_fits_no_node_is_refused(simulated, folders, ray):

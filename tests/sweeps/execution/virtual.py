@@ -2,15 +2,16 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from isoloop.sweeps.execution.worker import AttemptEnd
-from isoloop.sweeps.plan.packing import Node
+from isoloop.sweeps.plan.packing import Node, Pool
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, write_result
 
 DONE = AttemptEnd(status="done")
+FOREVER = math.inf
 LOST = AttemptEnd(status="failed", reason="the worker was lost", retryable=True)
 BROKEN = AttemptEnd(status="failed", reason="a rule is broken", retryable=False)
 
@@ -30,15 +31,13 @@ class Clock:
 
 @dataclass(kw_only=True)
 class Act:
-    """One attempt: after `seconds` (None: as long as the run is expected to take) it has journaled `step` and ends.
-
-    It shows that it has begun, unless it waits in Ray for others to end, and then beats.
+    """One attempt: `seconds` after it has begun (None: as long as the run is expected to take) it has journaled `step`
+    and ends; until then it beats.
     """
 
     end: AttemptEnd = DONE
     seconds: float | None = None
     step: int = 0
-    begins: bool = True
     beats: bool = True
     writes: bool = True
 
@@ -47,80 +46,137 @@ class Act:
 class Attempt:
     task: object
     needs: object
-    slots: tuple
-    act: Act
-    ends: float
-    began: float
+    act: Act | None = None
+    slots: tuple | None = None
+    ends: float = FOREVER
     end: AttemptEnd | None = None
 
 
-@dataclass
 class VirtualCluster:
-    """`scripts` has the acts of a run's attempts by run id; what isn't there is done in its time."""
+    """A cluster that queues attempts and places them as Ray does: whatever fits begins, single processes before groups.
 
-    clock: Clock
-    machines: list[Node]
-    seconds: dict[str, float]
-    scripts: dict[str, list[Act]] = field(default_factory=dict)
-    log: list[tuple[float, str, str]] = field(default_factory=list)
-    running: list[Attempt] = field(default_factory=list)
-    events: list[tuple[float, object]] = field(default_factory=list)
+    `scripts` has the acts of a run's attempts by run id; what isn't there is done in its time.
+    """
+
+    def __init__(self, clock, machines, seconds):
+        self.clock, self.seconds = clock, seconds
+        self.scripts, self.log, self.attempts, self.reported, self.events = {}, [], [], set(), []
+        self.machines = machines
+
+    @property
+    def machines(self):
+        """The machines that are up, empty."""
+        return self._machines
+
+    @machines.setter
+    def machines(self, machines):
+        self._machines, self.pool = list(machines), Pool(copies(machines))
+
+    @property
+    def running(self):
+        return [attempt for attempt in self.attempts if attempt.slots is not None]
 
     def nodes(self):
-        return [Node(node.name, node.cpus, list(node.gpus)) for node in self.machines]
+        return copies(self.machines)
 
-    def start(self, task, needs, slots):
-        assert not [a for a in self.running if a.task.run_id == task.run_id and a.end is None], "one attempt at a time"
-        script = self.scripts.get(task.run_id)
-        act = script.pop(0) if script else Act()
-        seconds = self.seconds[task.run_id] if act.seconds is None else act.seconds
-        now = self.clock.now
-        attempt = Attempt(task=task, needs=needs, slots=tuple(slots), act=act, began=now, ends=now + seconds)
-        self.running.append(attempt)
-        if act.begins:
-            self.touch(attempt)
-        self.log.append((now, "start", task.run_id))
-        self.check_room()
+    def free(self):
+        return copies(self.pool.nodes.values())
+
+    def start(self, task, needs, *, one_machine):
+        assert task.run_id not in [attempt.task.run_id for attempt in self.attempts], "one attempt at a time"
+        attempt = Attempt(task=task, needs=needs)
+        self.attempts.append(attempt)
+        self.log.append((self.clock.now, "queue", task.run_id))
+        self.place()
         return attempt
 
+    def begun(self, handles):
+        return {attempt: attempt.slots[0].node for attempt in handles if attempt.slots is not None}
+
     def wait(self, handles, timeout):
-        until = min([self.clock.now + timeout, *(max(self.clock.now, a.ends) for a in handles)])
-        self.clock.now = until
-        for at, event in [due for due in self.events if due[0] <= until]:
-            self.events.remove((at, event))
-            event()
-        for attempt in self.running:
-            self.beat(attempt)
-            self.stop_on_request(attempt)
-            if attempt.end is None and attempt.ends <= until:
-                self.finish(attempt)
-        ended = [attempt for attempt in handles if attempt.end is not None]
+        deadline = self.clock.now + timeout
+        while True:
+            self.turn()
+            ended = [attempt for attempt in handles if attempt.end is not None]
+            if ended or self.clock.now >= deadline:
+                break
+            due = [attempt.ends for attempt in self.running] + [at for at, _ in self.events]
+            self.clock.now = min([deadline, *(at for at in due if at > self.clock.now)])
         for attempt in ended:
-            self.running.remove(attempt)
+            self.attempts.remove(attempt)
             self.log.append((self.clock.now, attempt.end.status, attempt.task.run_id))
         return [(attempt, attempt.end) for attempt in ended]
 
     def kill(self, handle):
-        handle.end = LOST
+        if handle.slots is None:
+            self.attempts.remove(handle)
+            self.log.append((self.clock.now, "cancel", handle.task.run_id))
+        self.finish(handle, LOST)
+
+    def turn(self):
+        """Let everything happen that is due."""
+        for at, event in [due for due in self.events if due[0] <= self.clock.now]:
+            self.events.remove((at, event))
+            event()
+        for attempt in self.running:
+            if attempt.end is None:
+                self.get_on(attempt)
+        self.place()
+
+    def place(self):
+        waiting = [attempt for attempt in self.attempts if attempt.slots is None and attempt.end is None]
+        for attempt in sorted(waiting, key=lambda attempt: attempt.needs.processes > 1):
+            attempt.slots = self.pool.place(attempt.needs)
+            if attempt.slots is not None:
+                run_id = attempt.task.run_id
+                script = self.scripts.get(run_id)
+                attempt.act = script.pop(0) if script else Act()
+                seconds = self.seconds[run_id] if attempt.act.seconds is None else attempt.act.seconds
+                attempt.ends = self.clock.now + seconds
+                self.log.append((self.clock.now, "start", run_id))
+
+    def get_on(self, attempt):
+        if attempt.act.beats:
+            self.touch(attempt)
+        stop_files = [attempt.task.stop_file, attempt.task.folder / STOP_FILE]
+        if any(file.exists() for file in stop_files):
+            self.finish(attempt, AttemptEnd(status="stopped"))
+        elif attempt.ends <= self.clock.now:
+            self.write(attempt)
+            self.finish(attempt, attempt.act.end)
+
+    def finish(self, attempt, end):
+        if attempt.end is None:
+            attempt.end = end
+            if attempt.slots is not None:
+                self.pool.release(attempt.needs, attempt.slots)
+
+    def add(self, node):
+        """Bring a machine."""
+        self._machines.append(node)
+        self.pool.add(*copies([node]))
 
     def lose(self, name):
         """Lose a machine with everything that runs on it."""
-        self.machines = [node for node in self.machines if node.name != name]
+        self._machines = [node for node in self._machines if node.name != name]
         for attempt in self.running:
             if any(slot.node == name for slot in attempt.slots):
-                attempt.end = LOST
+                self.finish(attempt, LOST)
+        self.pool.remove(name)
+
+    def hold(self, needs):
+        """Occupy room by another job; returns what frees it again."""
+        slots = self.pool.place(needs)
+        assert slots is not None
+        return lambda: self.pool.release(needs, slots)
 
     def at(self, seconds, event):
         """Call `event` once so many seconds have passed."""
         self.events.append((self.clock.now + seconds, event))
 
     def times(self, what, run_id):
-        """When an attempt at a run started, or ended so, in seconds since the first start."""
+        """When an attempt at a run was queued, started, or ended so, in seconds since the first was queued."""
         return [at - self.log[0][0] for at, how, run in self.log if (how, run) == (what, run_id)]
-
-    def beat(self, attempt):
-        if attempt.act.beats and attempt.end is None:
-            self.touch(attempt)
 
     def touch(self, attempt):
         file = attempt.task.folder / HEARTBEAT_FILE
@@ -128,16 +184,11 @@ class VirtualCluster:
         file.touch()
         os.utime(file, (self.clock.now, self.clock.now))
 
-    def stop_on_request(self, attempt):
-        stop_files = [attempt.task.stop_file, attempt.task.folder / STOP_FILE]
-        if attempt.end is None and any(file.exists() for file in stop_files):
-            attempt.end = AttemptEnd(status="stopped")
-
-    def finish(self, attempt):
-        attempt.end, folder = attempt.act.end, attempt.task.folder
-        if attempt.act.step:
-            self.record_step(attempt, attempt.act.step)
-        if attempt.end.status == "done" and attempt.act.writes:
+    def write(self, attempt):
+        act, folder = attempt.act, attempt.task.folder
+        if act.step:
+            self.record_step(attempt, act.step)
+        if act.end.status == "done" and act.writes:
             folder.mkdir(parents=True, exist_ok=True)
             write_result(folder, result_of(attempt.task))
 
@@ -146,16 +197,9 @@ class VirtualCluster:
         journal.metrics(step, {"train_loss": 1.0})
         journal.close()
 
-    def check_room(self):
-        """No GPU and no core is given twice."""
-        used = {}
-        for attempt in self.running:
-            for slot in attempt.slots if attempt.end is None else ():
-                used[slot] = used.get(slot, 0.0) + attempt.needs.gpus
-        assert all(share <= 1 + 1e-9 for slot, share in used.items() if slot.gpu >= 0), used
-        for node in self.machines:
-            slots = [(s, a.needs.cpus) for a in self.running if a.end is None for s in a.slots if s.node == node.name]
-            assert sum(cpus for _, cpus in slots) <= node.cpus
+
+def copies(nodes):
+    return [Node(node.name, node.cpus, list(node.gpus)) for node in nodes]
 
 
 def result_of(task):
@@ -165,6 +209,3 @@ def result_of(task):
         flops_exact=1, flops_parcae_release=1, loss=1.0, losses={1: 1.0}, bits_per_byte=None, spectral_radius=None,
         seconds=0,
     )  # fmt: skip
-
-
-FOREVER = math.inf

@@ -69,7 +69,13 @@ class MadeUp:
     def nodes(self):
         return [Node("here", float(self.slots), [])]
 
-    def start(self, task, needs, slots):
+    def free(self):
+        return [Node("here", float(self.slots - len(self.tasks)), [])]
+
+    def begun(self, handles):
+        return dict.fromkeys(handles, "here")
+
+    def start(self, task, needs, *, one_machine):
         handle = len(self.started)
         self.tasks[handle] = task
         self.started.append(task.run_id)
