@@ -23,6 +23,14 @@ from tests.sweeps.conftest import SIMULATED
 FLOPS = 1e10
 
 
+def wait_until(happens):
+    """Wait for an event; the limit is for a machine that does much else."""
+    deadline = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < deadline, "it must happen within two minutes"
+        time.sleep(0.05)
+
+
 def simulated_runs(count, *, seconds, **content):
     """The plan of so many simulated runs, each of about so many seconds (up to a tenth more)."""
     budgets = [FLOPS * (1 + 0.1 * i / count) for i in range(count)]
@@ -120,15 +128,16 @@ class Times:
     """When the runs of a plan began and ended, by the clocks of their journals."""
 
     def __init__(self, plan, folders):
+        self.plan, self.folders = plan, folders
         self.journals = {cell.run_id: folders.run(cell.run_id) / "journal.jsonl" for cell in plan.cells}
 
     def of(self, *events):
-        """Times by run id of the first of these events in a run's journal."""
+        """Times in ms by run id of the first of these events in a run's journal."""
         times = {}
         for run_id, journal in self.journals.items():
             for record in read_journal(journal)[0]:
                 if record.get("name") in events:
-                    times.setdefault(run_id, record["time"])
+                    times.setdefault(run_id, record["time_ms"])
         return times
 
 
@@ -171,10 +180,17 @@ class OtherJob:
         command = [sys.executable, "-m", __name__, address]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
     def hold(self, *bundles):
         """Take these resources, each bundle on one machine, and keep them until `let_go`."""
         self._ask({"hold": bundles})
-        self.answer()
+        assert self.answer(), f"{bundles} must come free"
 
     def let_go(self):
         self.hold()
@@ -187,18 +203,15 @@ class OtherJob:
         finally:
             self.let_go()
 
-    def run(self, plan, folders):
-        """Run a sweep, as another driver; `answer` waits for its end."""
-        self._ask({"run": plan.sweep.model_dump(mode="json"), "out": str(folders.out)})
+    def run(self, times):
+        """Begin a sweep as another driver; `answer` waits for its end."""
+        self._ask({"run": times.plan.sweep.model_dump(mode="json"), "out": str(times.folders.out)})
 
     def _ask(self, request):
         print(json.dumps(request), file=self.process.stdin, flush=True)
 
     def answer(self):
         return json.loads(self.process.stdout.readline())
-
-    def end(self):
-        self.process.communicate(timeout=60)
 
 
 def answer_requests(address):
