@@ -44,7 +44,8 @@ def fit_and_report(
     _remove_fits(folders)
     shutil.rmtree(folders.figures, ignore_errors=True)
     # Fit all runs together, or each group.
-    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress or Progress())
+    progress = progress or Progress()
+    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress)
     if GROUP not in table:
         return fit(folders, table)
     groups = {
@@ -67,7 +68,7 @@ def fit_and_report(
     whole = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
-    return _write_page(sweep, table, folders, command, whole)
+    return _write_page(sweep, table, folders, command, whole, progress)
 
 
 def fit_and_report_table(
@@ -110,6 +111,7 @@ def fit_and_report_table(
         if figure.stem in FIGURES and figure.suffix in SUFFIXES:
             figure.unlink()
     # Fit and report.
+    progress = progress or Progress()
     options = {} if budget_tolerance is None else {"budget_tolerance": budget_tolerance}
     results = _fits(
         places,
@@ -117,14 +119,14 @@ def fit_and_report_table(
         name=name,
         law=law,
         draws=draws,
-        progress=progress or Progress(),
+        progress=progress,
         reading=table.notes,
         file=fitted_file,
         **options,
     )
     page = TablePage(places=places, name=name, origin=table_origin(file, experiment))
     reading = results.fit.reading if results.fit is not None else table.notes
-    write_report(page, table=table.frame, results=results, command=command, reading=reading)
+    write_report(page, table=table.frame, results=results, command=command, progress=progress, reading=reading)
     return results
 
 
@@ -159,7 +161,7 @@ def _fit_table(
     """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
     name = sweep.name if label is None else f"{sweep.name}, {label}"
     results = _fits(folders, table, name=name, law=law, draws=draws, progress=progress)
-    return _write_page(sweep, table, folders, command, results, label)
+    return _write_page(sweep, table, folders, command, results, progress, label)
 
 
 def _fits(
@@ -182,6 +184,7 @@ def _fits(
     fits: dict[bool, SweepFit] = {}
     reasons: dict[bool, str] = {}
     for hold_out in (False, True):
+        progress.begin("Fitting without the largest budget" if hold_out else "Fitting")
         try:
             fit = fit_sweep(
                 table,
@@ -213,13 +216,14 @@ def _write_page(
     folders: Folders,
     command: str,
     results: SweepResults,
+    progress: Progress,
     label: str | None = None,
 ) -> SweepResults:
     from isoloop.sweeps.report.page import SweepPage, write_report
 
     left_out = folders.left_out.read_text(encoding="utf-8").splitlines() if folders.left_out.exists() else []
     page = SweepPage(places=folders, sweep=sweep, left_out=left_out, group=label)
-    write_report(page, table=table, results=results, command=command)
+    write_report(page, table=table, results=results, command=command, progress=progress)
     return results
 
 

@@ -151,13 +151,23 @@ def translate_errors(
 
 
 class Progress:
-    """A watcher of long work. This one shows nothing; the command line shows a bar.
+    """A watcher of long work, stage by stage. This one shows nothing; the command line shows a bar.
 
     The trainer and the fits, which import nothing of the sweeps, take the method `update` as a plain function.
     """
 
+    def begin(self, stage: str) -> None:
+        """Report that a stage of the work begins, such as 'Planning'; it ends the stage before it."""
+
     def update(self, label: str, done: float, total: float) -> None:
-        """Report that `done` of `total` (0 if unknown) is done; a label with a new first word begins a new stage."""
+        """Report that `done` of the stage's `total` (0 if unknown) is done; `label` is what is being done."""
 
     def event(self, line: str) -> None:
         """Report in one line that something has happened."""
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours."""
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:,.0f} h"

@@ -64,6 +64,8 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     Raises:
         ValueError: a corpus is missing, empty or too small; a budget is too small; no cell is left.
     """
+    progress = progress or Progress()
+    progress.begin("Planning" if sweep.simulation is not None else "Preparing the corpus")
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
         return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
@@ -71,7 +73,10 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
         if data not in corpora:
-            corpora[data] = prepare_corpus(data, folders.corpora, (progress or Progress()).update)
+            if corpora:
+                progress.begin("Preparing the corpus")
+            corpora[data] = prepare_corpus(data, folders.corpora, progress.update)
+            progress.begin("Planning")
         facts = corpora[data].facts
         return PlannedCorpus(facts.fingerprint, facts.train_tokens)
 
@@ -95,11 +100,11 @@ def train_sweep(
     """
     from isoloop.fitting import check_table
 
-    plan, outcome = prepared.plan, SweepOutcome()
+    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
     with sole_owner(folders.sweep):
         # Train and record.
         write_manifest(plan, folders)
-        with open_stores(plan, prepared.corpus_folders, folders, outcome) as (run_store, uploader):
+        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,
                 folders,
@@ -112,6 +117,7 @@ def train_sweep(
             )
         uploader.check_complete()
         # Write the table.
+        progress.begin("Writing the run table")
         store = uploader.store
         table = check_table(store.read_table(plan.sweep.name))
         if len(table) < len(plan.cells):
@@ -129,7 +135,13 @@ def train_sweep(
 
 @contextmanager
 def open_stores(
-    plan: Plan, corpora: Mapping[str, Path], folders: Folders, outcome: SweepOutcome, *, is_tuning: bool = False
+    plan: Plan,
+    corpora: Mapping[str, Path],
+    folders: Folders,
+    outcome: SweepOutcome,
+    progress: Progress,
+    *,
+    is_tuning: bool = False,
 ) -> "Iterator[tuple[RunStore | None, Uploader]]":
     """Open the sweep's storage, if it has one, and an uploader of the runs of `plan` into MLflow.
 
@@ -146,6 +158,7 @@ def open_stores(
     # The storage.
     run_store = None
     if plan.sweep.storage is not None:
+        progress.begin("Reading the storage")
         run_ids = [cell.run_id for cell in plan.cells]
         run_store = RunStore(plan.sweep.storage.with_secret(STORAGE_VARIABLE))
         run_store.check()
@@ -157,6 +170,7 @@ def open_stores(
         except StorageError as error:
             raise ValueError(f"{error}; nothing is lost: fix this and rerun the command") from error
     # MLflow.
+    progress.begin("Opening MLflow")
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
@@ -171,6 +185,7 @@ def open_stores(
         stopped = "KILLED"
         raise
     finally:
+        progress.begin("Recording the runs in MLflow")
         uploader.close(stopped=stopped, failed=outcome.failed)
 
 

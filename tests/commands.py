@@ -25,10 +25,7 @@ def isoloop_process(*arguments, cwd, check=0):
 
 
 def isoloop(*arguments, cwd, check=0):
-    """Run the command in this process, which has imported all that it needs; it must exit with `check`.
-
-    An exception that would end a process with a traceback is raised.
-    """
+    """Run the command in this process, which has imported all that it needs; it must exit with `check`."""
     assert threading.current_thread() is threading.main_thread(), "the command listens to signals"
     stdout, stderr = io.StringIO(), io.StringIO()
     on_sigterm, code = signal.getsignal(signal.SIGTERM), 0

@@ -64,14 +64,18 @@ class FigureKind:
         return self.about.format(axis=AXES[fit.axis].name, laws="training law" if laws is None else laws.name)
 
 
-def draw_all(table: pd.DataFrame, fit: SweepFit, folder: str | Path) -> FigureFiles:
+def draw_all(
+    table: pd.DataFrame, fit: SweepFit, folder: str | Path, progress: Callable[[int], None] = lambda number: None
+) -> FigureFiles:
     """Draw every figure that the fit has data for into `folder`, as PNG, SVG and PDF each.
 
     `table` is the checked table of the fit, held-out runs included. A figure whose values can't be drawn is skipped.
+    `progress` is called with the number of figures done before each of `FIGURES`.
     """
     paths: list[Path] = []
     skipped: list[tuple[str, str]] = []
-    for name in FIGURES:
+    for number, name in enumerate(FIGURES):
+        progress(number)
         reason = why_unavailable(name, fit)
         if not reason:
             try:

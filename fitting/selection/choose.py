@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,14 +138,15 @@ def choose(
     check: bool = False,
     caveats: Sequence[str] = (),
     reading: Sequence[str] = (),
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Choice:
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
     `others` are further predictors, compared by held-out errors alone. `by` defaults to the next budget, the largest
     one and each in turn; without two budgets, to tenths of the rows. The law to use follows from AIC, BIC and the next
     budgets: see `preferred_law`. `kind` is that of the bootstrap, by default `default_kind`'s. With `check`, each law
-    is also fitted by L-BFGS. Raises ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and
-    if no law can be fitted.
+    is also fitted by L-BFGS. `progress` is called before each law and each held-out test. Raises ValueError as
+    `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
     """
     # A fit of each law to all rows
     kind = kind or default_kind(data)
@@ -153,7 +154,8 @@ def choose(
     check_unique_names([*(predictors[name].name for name in laws), *(other.name for other in others)])
     candidates: list[Candidate] = []
     missing: list[tuple[str, str]] = []
-    for name in laws:
+    for done, name in enumerate(laws):
+        progress(f"law {name}", done, len(laws))
         try:
             fit = fit_law(name, data, draws=draws, seed=seed, objective=objective, kind=kind)
         except ValueError as error:
@@ -175,12 +177,12 @@ def choose(
             by = (*(() if rollouts_missing else ("next budget",)), "largest budget", "budget")
         except ValueError:
             by = ("row",)
-    cross_validations = tuple(cross_validate(data, compared, held_out_by) for held_out_by in by)
+    cross_validations = tuple(cross_validate(data, compared, held_out_by, progress) for held_out_by in by)
     # The law to use
     rollouts = next((one for one in cross_validations if one.by == "next budget"), None)
     if rollouts is None and not rollouts_missing:
         quick = [replace(predictors[candidate.fit.law], draws=0) for candidate in candidates]
-        rollouts = cross_validate(data, quick, "next budget")
+        rollouts = cross_validate(data, quick, "next budget", progress)
     preferred = _preferred(candidates, predictors, rollouts, rollouts_missing)
     best = next(candidate for candidate in candidates if candidate.fit.law == preferred.law)
     return Choice(
@@ -242,10 +244,12 @@ def choose_table(
     kind: BootstrapKind | None = None,
     check: bool = False,
     budget_tolerance: float = SAME_BUDGET,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Choice:
     """Compare laws on a run table, of looped or of dense models.
 
-    `laws` defaults to those that apply to its columns. Raises ValueError as `check_runs` and `choose` do.
+    `laws` defaults to those that apply to its columns, and `progress` is that of `choose`. Raises
+    ValueError as `check_runs` and `choose` do.
     """
     # The table and its cost
     reading = table.notes if isinstance(table, RunTable) else ()
@@ -294,6 +298,7 @@ def choose_table(
         check=check,
         caveats=[*unit_caveats(checked), *caveats, *row_caveats(data)],
         reading=[*reading, *(note for note in runs.notes if note not in reading)],
+        progress=progress,
     )
 
 

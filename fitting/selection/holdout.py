@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
@@ -155,17 +155,24 @@ class CrossValidation:
         return f"each {self.by} in turn ({self.folds} folds{together})"
 
 
-def cross_validate(data: Data, predictors: Sequence[Predictor], by: HoldOutBy = "largest budget") -> CrossValidation:
+def cross_validate(
+    data: Data,
+    predictors: Sequence[Predictor],
+    by: HoldOutBy = "largest budget",
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> CrossValidation:
     """Predict the held-out runs of each split by every method, fitted to the other runs of that split.
 
     See `splits` for what is held out. A method that fails on one of the splits is listed in `missing`. Raises
-    ValueError if there is nothing to hold out, and if two methods have the same name.
+    ValueError if there is nothing to hold out, and if two methods have the same name. `progress` is called before each
+    method.
     """
     check_unique_names([method.name for method in predictors])
     parts = splits(data, by)
     rows: list[HeldOutRow] = []
     missing: list[tuple[str, str]] = []
-    for method in predictors:
+    for done, method in enumerate(predictors):
+        progress(f"{by} held out", done, len(predictors))
         try:
             rows += [row for split in parts for row in _predicted_rows(method, data, split)]
         except ValueError as error:

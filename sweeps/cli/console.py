@@ -1,27 +1,28 @@
-"""Output of the commands on the terminal: bars with the time left, the state of a sweep, results, corpora."""
+"""Output of the commands on the terminal: stages of the work and time left, the state of a sweep, results, corpora."""
 
 import codecs
 import io
 import locale
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from isoloop.sweeps.messages import Progress
+from isoloop.sweeps.messages import Progress, format_duration
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.console import Console, RenderableType
 
     from isoloop.sweeps.execution.status import SweepStatus
     from isoloop.sweeps.paths import SweepResults
     from isoloop.trainer.data.corpus import Corpus
 
 LOG_SECONDS = 60.0
+SHORT_SECONDS = 2.0
+BAR_WIDTH = 20
 
 
 _FALLBACKS = "isoloop-fallbacks"
@@ -75,102 +76,160 @@ def as_printed(text: str) -> str:
     return text.encode(encoding, errors).decode(encoding, "surrogateescape")
 
 
-def new_console() -> "Console":
+def new_console(*, stderr: bool = False) -> "Console":
     """Return a console as wide as the terminal, or with 110 columns if there is no terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 110)
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 110
+    return Console(highlight=False, soft_wrap=True, markup=False, stderr=stderr, width=width)
 
 
 @contextmanager
-def progress_bar(
-    console: "Console", *, prefix: str = "", in_bytes: bool = False, transient: bool = False
-) -> "Iterator[Progress]":
-    """Show a bar with the time left, from the first report on, and a line for each event.
+def show_progress(console: "Console | None" = None, *, transient: bool = False) -> "Iterator[Progress]":
+    """Show the stages of the work on stderr: a bar with the time so far and the time left, and a line for each event.
 
-    Where the output is no terminal, as in the log of a batch job, print a line a minute and the last one instead.
-
-    Args:
-        console: the terminal or the log.
-        prefix: text before each label.
-        in_bytes: show bytes and their speed instead of a percentage.
-        transient: remove the bar at the end.
+    A stage that took seconds leaves a line, unless `transient`. Where stderr is no terminal, as in the log of a batch
+    job, there are lines alone, see `_Log`. `console` is for tests.
     """
-    # A log.
-    if not console.is_terminal:
-        logged = _LoggedProgress(console, prefix)
-        try:
-            yield logged
-        finally:
-            if not transient and logged.text:
-                logged.event(logged.text)
-        return
-
-    # A terminal.
-    from rich import progress as rich_progress
-
-    columns = (
-        (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
-        if in_bytes
-        else (rich_progress.TaskProgressColumn(),)
-    )
-    bar = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}", markup=False),
-        rich_progress.BarColumn(),
-        *columns,
-        rich_progress.TimeRemainingColumn(elapsed_when_finished=not in_bytes),
-        console=console,
-        transient=transient,
-        speed_estimate_period=120,
-    )
+    console = console or new_console(stderr=True)
+    stages = _Bar(console, keep=not transient) if console.is_terminal else _Log(console, keep=True)
     try:
-        yield _BarProgress(bar, prefix)
+        yield stages
+        stages.end()
     finally:
-        bar.stop()
+        stages.stop()
 
 
-class _BarProgress(Progress):
-    """A bar in a terminal; each stage has a speed and a time left of its own."""
+class _Stages(Progress):
+    """The present stage: what is being done, the share that is done, the time since its beginning, and the time left.
 
-    def __init__(self, bar: "RichProgress", prefix: str) -> None:
-        self.bar, self.prefix, self.stage = bar, prefix, ""
-        self.task: TaskID | None = None
+    The time left follows from the mean speed since the share last began to grow; it is unknown at first, and again
+    where the work takes longer than that.
+    """
 
-    def update(self, label: str, done: float, total: float) -> None:
-        stage, text = label.partition(" ")[0], f"{self.prefix}{label}"
-        if self.task is None:
-            self.bar.start()
-        if self.task is None or stage != self.stage:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.stage, self.task = stage, self.bar.add_task(text, total=None)
-        self.bar.update(self.task, description=text, completed=done, total=total or None)
+    def __init__(self, console: "Console", *, keep: bool) -> None:
+        self.console, self.keep = console, keep
+        self.stage, self.label = "", ""
+        self.share: float | None = None
+        self.began = self.counted_since = time.monotonic()
+        self.first_share, self.ends_at = 0.0, 0.0
 
-    def event(self, line: str) -> None:
-        self.bar.console.print(line, markup=False)
-
-
-class _LoggedProgress(Progress):
-    """A line a minute, and one for each event."""
-
-    def __init__(self, console: "Console", prefix: str) -> None:
-        self.console, self.prefix, self.last_line, self.text = console, prefix, time.monotonic(), ""
+    def begin(self, stage: str) -> None:
+        self.end()
+        self.stage, self.label, self.share, self.ends_at = stage, "", None, 0.0
+        self.began = time.monotonic()
 
     def update(self, label: str, done: float, total: float) -> None:
-        self.text = f"{self.prefix}{label}" + (f", {done / total:.0%}" if total else "")
-        if time.monotonic() - self.last_line >= LOG_SECONDS or not total:
-            self.last_line = time.monotonic()
-            self.event(self.text)
+        now, share = time.monotonic(), done / total if total else None
+        if share is None or self.share is None or share < self.share:
+            self.counted_since, self.first_share, self.ends_at = now, share or 0.0, 0.0
+        elif share > self.share and now - self.counted_since >= SHORT_SECONDS:
+            self.ends_at = now + (now - self.counted_since) * (1 - share) / (share - self.first_share)
+        self.label, self.share = label, share
 
     def event(self, line: str) -> None:
         self.console.print(line, markup=False)
+
+    def end(self) -> None:
+        """End the present stage, and leave a line of it if it took seconds."""
+        seconds = time.monotonic() - self.began
+        if self.stage and self.keep and seconds >= SHORT_SECONDS:
+            counts = f" {self.label}" if self.label[:1].isdigit() else ""
+            self.event(f"{self.stage}{counts}: {format_duration(seconds)}")
+        self.stage = ""
+
+    def stop(self) -> None:
+        """Stop showing the stages, also where an error ends one."""
+
+    def text(self) -> str:
+        """Return the stage and what is being done in it: 'Training 3/16 runs', 'Fitting: unified law'."""
+        if not self.label or self.label.casefold() == self.stage.casefold():
+            return self.stage
+        return f"{self.stage}{' ' if self.label[:1].isdigit() else ': '}{self.label}"
+
+    def left(self) -> str:
+        """Return the share that is done and the time left, as far as they are known."""
+        seconds = self.ends_at - time.monotonic()
+        left = f"{format_duration(seconds)} left" if seconds >= 1 else ""
+        return ", ".join(filter(None, ["" if self.share is None else f"{self.share:.0%}", left]))
+
+
+class _Bar(_Stages):
+    """A line with a bar in a terminal."""
+
+    def __init__(self, console: "Console", *, keep: bool) -> None:
+        from rich.live import Live
+
+        super().__init__(console, keep=keep)
+        # Standard output isn't redirected to stderr: it may be a file for programs.
+        self.live = Live(
+            get_renderable=self._line, console=console, transient=True, redirect_stdout=False, refresh_per_second=4
+        )
+
+    def begin(self, stage: str) -> None:
+        super().begin(stage)
+        self.live.start(refresh=True)
+
+    def stop(self) -> None:
+        self.live.stop()
+
+    def _line(self) -> "RenderableType":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if not self.stage:
+            return ""
+        seconds = int(time.monotonic() - self.began)
+        times = ", ".join(filter(None, [f"{seconds // 60}:{seconds % 60:02d}", self.left()]))
+        label = Text(self.text())
+        label.truncate(max(self.console.width - BAR_WIDTH - len(times) - 3, 10), overflow="ellipsis")
+        line = Table.grid(padding=(0, 1))
+        line.add_row(
+            label,
+            ProgressBar(total=None if self.share is None else 1.0, completed=self.share or 0.0, width=BAR_WIDTH),
+            times,
+        )
+        return line
+
+
+class _Log(_Stages):
+    """Lines in a log: of a stage that takes seconds, as it is noticed, one a minute, and one as it ends."""
+
+    def __init__(self, console: "Console", *, keep: bool) -> None:
+        super().__init__(console, keep=keep)
+        self.next_line = 0.0
+        self.stopped = threading.Event()
+        threading.Thread(target=self._work, name="isoloop-progress", daemon=True).start()
+
+    def begin(self, stage: str) -> None:
+        super().begin(stage)
+        self.next_line = self.began + SHORT_SECONDS
+
+    def update(self, label: str, done: float, total: float) -> None:
+        if not total and label != self.label:  # a wait
+            self.next_line = 0.0
+        super().update(label, done, total)
+        self.write_if_due()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def write_if_due(self) -> None:
+        """Write how far the present stage is, if that wasn't written lately."""
+        now = time.monotonic()
+        if self.stage and now >= self.next_line:
+            self.next_line = now + LOG_SECONDS
+            self.event(", ".join(filter(None, [self.text(), self.left()])))
+
+    def _work(self) -> None:
+        while not self.stopped.wait(SHORT_SECONDS / 4):
+            self.write_if_due()
 
 
 def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
     """Print the progress of a sweep: counts, and a row for each run that is running or failed, or for every run."""
     from rich.table import Table
-
-    from isoloop.sweeps.plan.summary import format_duration
 
     counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
     driver = "" if status.at_work or status.is_complete else "; no driver is running: rerun the sweep to go on"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import new_console, progress_bar
+from isoloop.sweeps.cli.console import show_progress
 from isoloop.sweeps.cli.options import (
     DEFAULT_OUT,
     DEFAULT_REFITS,
@@ -29,6 +29,7 @@ from isoloop.sweeps.cli.options import (
     table_options,
 )
 from isoloop.sweeps.cli.stored_fits import stored_fit
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_table_target, table_stem
 
 if TYPE_CHECKING:
@@ -65,9 +66,6 @@ def compare(
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
     """Compare two sweeps or tables by their laws and at equal FLOPs. Differences have intervals."""
-    from isoloop.fitting import compare_sweeps
-    from isoloop.fitting.figures.compare import save_comparison
-
     # The two sides.
     if to is not None and to.suffix.lower() in _RESULT_SUFFIXES:
         raise ValueError(f"--to must be a folder, but {to} is the name of a file; name a folder")
@@ -76,7 +74,8 @@ def compare(
         raise ValueError(f"{options.given} says how a table is read, but neither {a} nor {b} is one; leave it out")
     newly_fitted: list[str] = []
     refits = draws or DEFAULT_REFITS
-    sides = [_compared_side(target, out, refits, options, newly_fitted) for target in (a, b)]
+    with show_progress(transient=True) as progress:
+        sides = [_compared_side(target, out, refits, options, newly_fitted, progress) for target in (a, b)]
     if draws is not None and not newly_fitted:
         raise ValueError(
             f"--draws is for a side that is fitted here, but {a} and {b} have stored fits; leave it out, or "
@@ -84,14 +83,20 @@ def compare(
         )
     # What differs, stored and printed.
     pair = sides[0][0], sides[1][0]
-    comparison = compare_sweeps(*pair, flops=flops)
+    folder = to or out / "compared" / "-to-".join(file_name(side.name) for side in pair)
+    with show_progress(transient=True) as progress:
+        progress.begin("Comparing")
+        from isoloop.fitting import compare_sweeps
+        from isoloop.fitting.figures.compare import save_comparison
+
+        comparison = compare_sweeps(*pair, flops=flops)
+        folder.mkdir(parents=True, exist_ok=True)
+        progress.begin("Drawing the figure")
+        save_comparison(pair, comparison, folder)
     reading = "".join(reading_text(notes, f"How the table of {side.name} was read") for side, notes in sides)
     text = f"{reading}\n{comparison.report()}" if reading else comparison.report()
-    folder = to or out / "compared" / "-to-".join(file_name(side.name) for side in pair)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(_with_reading(comparison.to_json(), sides), encoding="utf-8")
     (folder / "compare.txt").write_text(text, encoding="utf-8")
-    save_comparison(pair, comparison, folder)
     print(text)
     print(f"stored in {folder}: compare.txt, compare.json, and the figure as compare.png, .svg and .pdf")
 
@@ -104,12 +109,13 @@ def _with_reading(comparison_json: str, sides: "list[tuple[ComparedSweep, tuple[
 
 
 def _compared_side(
-    target: str, out: Path, draws: int, options: "TableOptions", newly_fitted: list[str]
+    target: str, out: Path, draws: int, options: "TableOptions", newly_fitted: list[str], progress: Progress
 ) -> "tuple[ComparedSweep, tuple[str, ...]]":
     """Return a side of the comparison with the notes on its table; a target that is fitted is added to `newly_fitted`.
 
     A side is a table and its stored fit, or a new one.
     """
+    progress.begin(f"Reading {target}")
     from isoloop.fitting import ComparedSweep, SweepFit, fit_sweep
     from isoloop.sweeps.runs import TableOptions, load_table
 
@@ -133,16 +139,16 @@ def _compared_side(
         fit = SweepFit.read(files.fit)
     else:
         newly_fitted.append(target)
+        progress.begin(f"Fitting {target}")
         try:
-            with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
-                fit = fit_sweep(
-                    table.frame,
-                    name=files.name,
-                    draws=draws,
-                    progress=progress.update,
-                    reading=table.notes,
-                    budget_tolerance=options.tolerance,
-                )
+            fit = fit_sweep(
+                table.frame,
+                name=files.name,
+                draws=draws,
+                progress=progress.update,
+                reading=table.notes,
+                budget_tolerance=options.tolerance,
+            )
         except ValueError as error:
             why_no_fit = str(error)
     side = ComparedSweep(name=files.name, fit=fit, table=table.frame, why_no_fit=why_no_fit, validation=validation)
@@ -185,8 +191,10 @@ def figure(
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
     """Draw figures of a stored fit, or list them without --to."""
-    from isoloop.fitting import figures
-    from isoloop.fitting.figures.style import SUFFIXES, save_figure, save_figure_as
+    with show_progress(transient=True) as progress:
+        progress.begin("Loading matplotlib")
+        from isoloop.fitting import figures
+        from isoloop.fitting.figures.style import SUFFIXES, save_figure, save_figure_as
 
     for name in names or []:
         if name not in figures.FIGURES:
@@ -200,19 +208,24 @@ def figure(
     if to is not None and is_file and to.suffix not in SUFFIXES:
         raise ValueError(f"a figure's file must end in {', '.join(SUFFIXES)}, but got {to.name!r}; rename it")
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
-    source = _table_with_fit(target, out, options, hold_out)
-    print_reading(source[1].reading)
-    if to is None:
-        print("\n".join(_figure_list(source[1], hold_out)))
-    elif is_file:
-        print(save_figure_as(_draw_figure((names or [])[0], source, width, hold_out), to))
-    else:
-        for name in names or figures.FIGURES:
+    lines = []
+    with show_progress(transient=True) as progress:
+        progress.begin("Reading the fit")
+        source = _table_with_fit(target, out, options, hold_out)
+        progress.begin("Drawing")
+        chosen = [] if to is None else list(names or figures.FIGURES)
+        for done, name in enumerate(chosen):
+            progress.update(f"{done + 1}/{len(chosen)} {name}", done, len(chosen))
             reason = figures.why_unavailable(name, source[1])
             if reason and not names:
-                print(f"not drawn: {name}: {_with_hint(reason, name, hold_out)}")
-            else:
-                print(*save_figure(_draw_figure(name, source, width, hold_out), to, name))
+                lines.append(f"not drawn: {name}: {_with_hint(reason, name, hold_out)}")
+                continue
+            assert to is not None
+            drawn = _draw_figure(name, source, width, hold_out)
+            paths = [save_figure_as(drawn, to)] if is_file else save_figure(drawn, to, name)
+            lines.append(" ".join(map(str, paths)))
+    print_reading(source[1].reading)
+    print("\n".join(_figure_list(source[1], hold_out) if to is None else lines))
 
 
 def _draw_figure(name: str, source: "TableWithFit", width: float | None, hold_out: bool) -> "Figure":
@@ -291,9 +304,12 @@ def _with_hint(reason: str, name: str, hold_out: bool) -> str:
 
 def stability(target: RunTarget, out: Out = DEFAULT_OUT) -> None:
     """Show at which learning rates each injection converges. Also draw the loop's spectral radius and state norm."""
-    from isoloop.fitting import read_table
-    from isoloop.sweeps.analysis import store_stability
-
     folders = folders_of(target, out)
-    config, _ = load_config(str(folders.config), out)
-    print(store_stability(config, folders, read_table(folders.table)).report(), end="")
+    with show_progress(transient=True) as progress:
+        progress.begin("Evaluating the runs")
+        from isoloop.fitting import read_table
+        from isoloop.sweeps.analysis import store_stability
+
+        config, _ = load_config(str(folders.config), out)
+        study = store_stability(config, folders, read_table(folders.table))
+    print(study.report(), end="")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloop.sweeps.cli.console import as_printed
+from isoloop.sweeps.cli.console import as_printed, show_progress
 from isoloop.sweeps.cli.options import (
     DEFAULT_OUT,
     DEFAULT_REFITS,
@@ -78,15 +78,17 @@ def fit(
 
     The table is a sweep's, a file's, or that of an MLflow experiment.
     """
-    import numpy as np
+    with show_progress(transient=True) as progress:
+        progress.begin("Reading the table")
+        import numpy as np
 
-    from isoloop.fitting import fit_curve
-    from isoloop.fitting.report.layout import columns_of
-    from isoloop.fitting.report.screen import COLUMNS, LINES
+        from isoloop.fitting import fit_curve
+        from isoloop.fitting.report.layout import columns_of
+        from isoloop.fitting.report.screen import COLUMNS, LINES
 
-    options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
-    files = files_of(target, out, hold_out=hold_out)
-    curve = None if options.given else _curve_of(files)
+        options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+        files = files_of(target, out, hold_out=hold_out)
+        curve = None if options.given else _curve_of(files)
     if curve is not None:
         if mean_recurrence is not None:
             curve["mean_recurrence"] = np.full(len(curve["loss"]), mean_recurrence)
@@ -167,12 +169,15 @@ def predict(
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
     """Predict the loss of an untrained model from a stored fit. A table without one is fitted first."""
-    from isoloop.fitting import fit_curve
-    from isoloop.fitting import predict as predict_loss
+    with show_progress(transient=True) as progress:
+        progress.begin("Reading the fit")
+        from isoloop.fitting import fit_curve
+        from isoloop.fitting import predict as predict_loss
 
-    options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
-    files = files_of(target, out)
-    curve = None if options.given else _curve_of(files)
+        options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+        files = files_of(target, out)
+        curve = None if options.given else _curve_of(files)
+        fitted = None if curve is not None else stored_fit(files, out, options)
     if curve is not None:
         if recurrence is None or any(value is not None for value in (mean_recurrence, params, tokens, flops)):
             raise ValueError(
@@ -185,7 +190,6 @@ def predict(
         raise ValueError(
             "a prediction needs --flops, or --tokens with --mean-recurrence or --params, but got neither; give one"
         )
-    fitted = stored_fit(files, out, options)
     if fitted is None:
         stored = fit_target(files, out, options)
         fitted = stored.fit
@@ -228,21 +232,26 @@ def choose(
     on: On = "log loss",
 ) -> None:
     """Compare laws on a table of runs, of looped or of dense models."""
-    from isoloop.fitting import choose_table
-    from isoloop.sweeps.runs import load_table
+    with show_progress(transient=True) as progress:
+        progress.begin("Reading the table")
+        from isoloop.fitting import choose_table
+        from isoloop.sweeps.runs import load_table
 
-    options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
-    files_of(target, out).check_table("choose")
-    choice = choose_table(
-        load_table(target, out, options),
-        laws=law,
-        by=hold_out,  # type: ignore[arg-type]
-        objective=_objective(delta, on),
-        draws=draws,
-        kind=_bootstrap_kind(bootstrap),
-        check=check,
-        budget_tolerance=options.tolerance,
-    )
+        options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+        files_of(target, out).check_table("choose")
+        table = load_table(target, out, options)
+        progress.begin("Comparing laws")
+        choice = choose_table(
+            table,
+            laws=law,
+            by=hold_out,  # type: ignore[arg-type]
+            objective=_objective(delta, on),
+            draws=draws,
+            kind=_bootstrap_kind(bootstrap),
+            check=check,
+            budget_tolerance=options.tolerance,
+            progress=progress.update,
+        )
     print(choice.report(), end="")
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from isoloop import __version__
 from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.laws import choose, fit, predict
-from isoloop.sweeps.cli.options import BROKEN_RULE, INTERRUPTED
+from isoloop.sweeps.cli.options import BROKEN_RULE, EXIT_CODES, FAULT, INTERRUPTED
 from isoloop.sweeps.cli.sweep import export, plan, prepare_data, presets, report, run, status, tune
 from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 
@@ -26,6 +27,7 @@ class _OrderedCommands(typer.core.TyperGroup):
 app = typer.Typer(
     name="isoloop",
     help="Plan, train, track and fit the scaling laws of looped language models.",
+    epilog=EXIT_CODES,
     cls=_OrderedCommands,
     no_args_is_help=True,
     add_completion=False,
@@ -36,7 +38,7 @@ data = typer.Typer(help="Prepare the text that a sweep is trained on.", no_args_
 data.command("prepare")(prepare_data)
 app.add_typer(data, name="data")
 for command in (presets, plan, tune, run, status, report, fit, predict, choose, compare, figure, stability, export):
-    app.command()(command)
+    app.command(epilog=EXIT_CODES if command in (tune, run) else None)(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -47,7 +49,7 @@ def _isoloop(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 def main() -> None:
-    """Run the command; a broken rule is one message on stderr and exit code 2. SIGTERM is handled like Ctrl-C."""
+    """Run the command, and end with one of the exit codes. SIGTERM is handled like Ctrl-C."""
     use_terminal_encoding()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     switch_telemetry_off()
@@ -63,6 +65,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("isoloop: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception:  # noqa: BLE001  Python's own exit code would be 1, which says that runs have failed
+        traceback.print_exc()
+        sys.exit(FAULT)
 
 
 if __name__ == "__main__":

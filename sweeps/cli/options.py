@@ -68,7 +68,11 @@ TableLaw = Annotated[
 DEFAULT_LAW = "training"
 DEFAULT_REFITS = 1000
 DEFAULT_OUT = Path("isoloop-out")
-BROKEN_RULE, RUNS_FAILED, INTERRUPTED = 2, 1, 130
+RUNS_FAILED, BROKEN_RULE, FAULT, INTERRUPTED = 1, 2, 3, 130  # exit codes, which docs/clusters.md explains
+EXIT_CODES = (
+    "Exit codes: 0 all is done; 1 runs have failed for good, and there are results of the others; 2 nothing was done, "
+    "for a reason that the message gives; 3 a fault of isoloop; 130 stopped, rerun the command to go on."
+)
 
 
 def load_config(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoloop.sweeps.cli.console import new_console, progress_bar
+from isoloop.sweeps.cli.console import show_progress
 from isoloop.sweeps.cli.options import TargetFiles
 
 if TYPE_CHECKING:
@@ -31,15 +31,17 @@ def fit_target(files: TargetFiles, out: Path, options: "TableOptions", **setting
         options: how to read the table.
         settings: further arguments of `fit_sweep`.
     """
-    from isoloop.fitting import fit_sweep
-    from isoloop.fitting.result import FittedFile
-    from isoloop.sweeps.runs import load_table
+    with show_progress(transient=True) as progress:
+        progress.begin("Reading the table")
+        from isoloop.fitting import fit_sweep
+        from isoloop.fitting.result import FittedFile
+        from isoloop.sweeps.runs import load_table
 
-    path = files.check_table("a fit")
-    # Before the table is read: one that changes meanwhile is another one.
-    file = None if files.in_mlflow else FittedFile.of(path)
-    table = load_table(files.target, out, options)
-    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+        path = files.check_table("a fit")
+        # Before the table is read: one that changes meanwhile is another one.
+        file = None if files.in_mlflow else FittedFile.of(path)
+        table = load_table(files.target, out, options)
+        progress.begin("Fitting")
         fitted = fit_sweep(
             table.frame,
             name=files.name,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from isoloop.sweeps.cli.console import (
     new_console,
     print_results,
     print_status,
-    progress_bar,
+    show_progress,
 )
 from isoloop.sweeps.cli.options import (
     DEFAULT_LAW,
@@ -62,15 +63,16 @@ def presets(
 
 def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006
     """Tokenise the text of a sweep, once for all its runs, and describe it. Rerun it to go on."""
-    from isoloop.trainer.data.corpus import CorpusRequest
-
     config, folders = load_config(sweep, out, override)
     if config.simulation is not None:
         raise ValueError(
             f"a sweep must train to have a corpus, but '{config.name}' draws its losses from a law; name another sweep"
         )
     console = new_console()
-    with progress_bar(console, in_bytes=True, transient=True) as progress:
+    with show_progress(transient=True) as progress:
+        progress.begin("Preparing the corpus")
+        from isoloop.trainer.data.corpus import CorpusRequest
+
         request = CorpusRequest(config.data, folders.corpora, progress.update)
         existing = request.find()
         corpus = existing or request.build()
@@ -86,17 +88,19 @@ def plan(
     to: Annotated[Path | None, typer.Option(help="Write a row for each run to this .csv file.")] = None,
 ) -> None:
     """Show the runs of a sweep and what they will cost. Nothing is started."""
-    from isoloop.sweeps.execution.engine import finished_results
-    from isoloop.sweeps.pipeline import prepare
-    from isoloop.sweeps.plan.summary import plan_rows, print_plan
-
     if to is not None and to.suffix.lower() != ".csv":
         raise ValueError(f"--to must name a .csv file, but got '{to}'; choose that suffix")
     config, folders = load_config(sweep, out, override)
-    with progress_bar(new_console(), in_bytes=True, transient=True) as progress:
+    with show_progress(transient=True) as progress:
+        progress.begin("Planning")
+        from isoloop.sweeps.execution.engine import finished_results
+        from isoloop.sweeps.pipeline import prepare
+        from isoloop.sweeps.plan.summary import plan_rows, print_plan
+
         prepared = prepare(config, folders, progress)
-    planned, console = prepared.plan, new_console()
-    print_plan(console, planned, finished_results(planned.cells, folders), every_run=every_run)
+        planned, console = prepared.plan, new_console()
+        done = finished_results(planned.cells, folders)
+    print_plan(console, planned, done, every_run=every_run)
     for line in describe_corpora(prepared.corpora.values()):
         console.print(line, markup=False)
     if to is not None:
@@ -123,7 +127,7 @@ def tune(
 ) -> None:
     """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
     from isoloop.sweeps.execution.ray_address import RayAddress
-    from isoloop.sweeps.tuning.pipeline import count_trials, prepare_tuning, run_tuning
+    from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
 
     # Prepare.
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
@@ -131,7 +135,7 @@ def tune(
     config, folders = load_config(sweep, out, override, options)
     console = new_console()
     console.print(str(RayAddress.resolve(address)))
-    with progress_bar(console, in_bytes=True, transient=True) as progress:
+    with show_progress() as progress:
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
     size, amount = space.size
@@ -144,7 +148,7 @@ def tune(
 
     # Run.
     try:
-        with progress_bar(console) as progress:
+        with show_progress() as progress:
             result = run_tuning(tuning, sweep, command=command_line(), check=check, address=address, progress=progress)
     except KeyboardInterrupt:
         done, saved = count_trials(tuning)
@@ -153,9 +157,13 @@ def tune(
             "Rerun the command to go on."
         )
         sys.exit(INTERRUPTED)
+    except NoTrialFinishedError as error:
+        print(f"isoloop: {error}", file=sys.stderr)
+        sys.exit(RUNS_FAILED)
     console.print()
     for line in [*result.summary(), "", *result.advice(tuning.folders)]:
         console.print(line, markup=False)
+    _exit_if_failed(result.failed)
 
 
 def run(
@@ -168,25 +176,27 @@ def run(
     draws: Refits = DEFAULT_REFITS,
 ) -> None:
     """Train, record, fit and report a sweep. Runs that are done stay; rerun it to go on."""
-    from isoloop.sweeps.analysis import fit_and_report, store_stability
     from isoloop.sweeps.execution.ray_address import RayAddress
-    from isoloop.sweeps.pipeline import prepare, train_sweep
-    from isoloop.sweeps.stability.study import is_study
 
     # Prepare.
     config, folders = load_config(sweep, out, override, {"tracking.uri": tracking_uri, "storage": storage})
     console = new_console()
     console.print(str(RayAddress.resolve(address)))
-    with progress_bar(console, in_bytes=True, transient=True) as progress:
+    with show_progress() as progress:
+        progress.begin("Planning")
+        from isoloop.sweeps.analysis import fit_and_report, store_stability
+        from isoloop.sweeps.pipeline import prepare, train_sweep
+        from isoloop.sweeps.stability.study import is_study
+
         prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells
     console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
-    for line in describe_corpora(prepared.corpora.values()):
+    for line in [*describe_corpora(prepared.corpora.values()), *prepared.plan.left_out_lines()]:
         console.print(line, markup=False)
 
     # Train and record.
     try:
-        with progress_bar(console) as progress:
+        with show_progress() as progress:
             trained = train_sweep(prepared, folders, address=address, progress=progress)
     except KeyboardInterrupt:
         from isoloop.sweeps.execution.engine import count_saved_runs, finished_results
@@ -198,20 +208,29 @@ def run(
         sys.exit(INTERRUPTED)
 
     # Fit and report.
-    with progress_bar(console, prefix="fitting ", transient=True) as progress:
+    with show_progress() as progress:
         results = fit_and_report(config, folders, trained.table, command=command_line(), draws=draws, progress=progress)
+        if is_study(config):
+            progress.begin("Evaluating stability")
+        study = store_stability(config, folders, trained.table) if is_study(config) else None
+        progress.begin("Copying the results into MLflow")
+        problem = trained.store.save_files(trained.parent, folders.sweep)
     print_results(console, results)
-    if is_study(config):
-        print("\n" + store_stability(config, folders, trained.table).summary(), end="")
+    if study is not None:
+        console.print("\n" + study.summary(), end="")
     console.print(
         f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
     )
-    problem = trained.store.save_files(trained.parent, folders.sweep)
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
-    for run_id, reason in trained.failed.items():
+    _exit_if_failed(trained.failed)
+
+
+def _exit_if_failed(failed: Mapping[str, str]) -> None:
+    """Print the runs that have failed, with the reasons; if there are any, end with the exit code for that."""
+    for run_id, reason in failed.items():
         print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
-    if trained.failed:
+    if failed:
         sys.exit(RUNS_FAILED)
 
 
@@ -244,10 +263,6 @@ def report(
     draws: Refits = DEFAULT_REFITS,
 ) -> None:
     """Fit a sweep's run table again and rewrite its report; or fit any table, and write its report beside it."""
-    from isoloop.fitting import read_table
-    from isoloop.sweeps.analysis import fit_and_report, store_stability
-    from isoloop.sweeps.stability.study import is_study
-
     files = files_of(target, out)
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     if files.folders is None:
@@ -259,32 +274,39 @@ def report(
             "leave them out"
         )
     folders = files.folders
-    table = read_table(folders.table)
-    config, _ = load_config(str(folders.config), out)
-    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+    with show_progress() as progress:
+        progress.begin("Reading the table")
+        from isoloop.fitting import read_table
+        from isoloop.sweeps.analysis import fit_and_report, store_stability
+        from isoloop.sweeps.stability.study import is_study
+
+        table = read_table(folders.table)
+        config, _ = load_config(str(folders.config), out)
         results = fit_and_report(
             config, folders, table, command=command_line(), law=law or DEFAULT_LAW, draws=draws, progress=progress
         )
-    if is_study(config):
-        store_stability(config, folders, table)
+        if is_study(config):
+            progress.begin("Evaluating stability")
+            store_stability(config, folders, table)
     print(results.report)
 
 
 def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:
     """Fit the table of a target and write its page, and return the page's path."""
-    from isoloop.fitting.result import FittedFile
-    from isoloop.sweeps.analysis import fit_and_report_table
-    from isoloop.sweeps.runs import load_table
-    from isoloop.sweeps.tracking.export import write_table
+    with show_progress() as progress:
+        progress.begin("Reading the table")
+        from isoloop.fitting.result import FittedFile
+        from isoloop.sweeps.analysis import fit_and_report_table
+        from isoloop.sweeps.runs import load_table
+        from isoloop.sweeps.tracking.export import write_table
 
-    path = files.check_table("a report")
-    file = None if files.in_mlflow else FittedFile.of(path)
-    table = load_table(files.target, out, options)
-    if files.in_mlflow:
-        write_table(table.frame, path)
-    # The page of a table whose folder can't be written goes to the output folder, as its fit does.
-    fit = files.fit if files.spare_fit is None or os.access(path.parent, os.W_OK) else files.spare_fit
-    with progress_bar(new_console(), prefix="fitting ", transient=True) as progress:
+        path = files.check_table("a report")
+        file = None if files.in_mlflow else FittedFile.of(path)
+        table = load_table(files.target, out, options)
+        if files.in_mlflow:
+            write_table(table.frame, path)
+        # The page of a table whose folder can't be written goes to the output folder, as its fit does.
+        fit = files.fit if files.spare_fit is None or os.access(path.parent, os.W_OK) else files.spare_fit
         results = fit_and_report_table(
             TablePlaces.beside(fit),
             path,
@@ -314,10 +336,10 @@ def export(
     out: Out = DEFAULT_OUT,
 ) -> None:
     """Write a run table from MLflow. It can be of runs that other tools logged, also in a file."""
-    from isoloop.sweeps.runs import TableOptions, load_table
     from isoloop.sweeps.tracking.export import check_suffix, export_sweep, write_table
 
     check_suffix(to)
+    notes: Sequence[str] = ()
     if target is None and mapping is None:
         raise ValueError(f"one of a sweep's name, {MLFLOW}EXPERIMENT and --map must be given, but got none; give one")
     if target is None:
@@ -325,16 +347,22 @@ def export(
     if target.startswith(MLFLOW) or is_table_target(target):
         if experiment is not None and target != f"{MLFLOW}{experiment}":
             raise ValueError(f"one experiment must be given, but got {target} and --experiment {experiment}; keep one")
-        runs = load_table(target, out, TableOptions(columns=columns, mapping=mapping, tracking_uri=tracking_uri))
-        print_reading(runs.notes)
-        table = write_table(runs.frame, to)
+        with show_progress(transient=True) as progress:
+            progress.begin(f"Reading {target}")
+            from isoloop.sweeps.runs import TableOptions, load_table
+
+            runs = load_table(target, out, TableOptions(columns=columns, mapping=mapping, tracking_uri=tracking_uri))
+            table, notes = write_table(runs.frame, to), runs.notes
     elif mapping is not None or columns is not None:
         raise ValueError(
             f"--map and --columns are for tables of others, but '{target}' is the name of a sweep; leave them out, or "
             f"name {MLFLOW}EXPERIMENT or a file"
         )
     else:
-        table = export_sweep(target, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+        with show_progress(transient=True) as progress:
+            progress.begin("Reading MLflow")
+            table = export_sweep(target, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
+    print_reading(notes)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in table["status"].value_counts().items())
     print(f"{len(table)} runs ({counts}) in {to}")
 

@@ -18,12 +18,11 @@ from typing import Any, Protocol
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
-from isoloop.sweeps.messages import Progress
+from isoloop.sweeps.messages import Progress, format_duration
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, best_order
-from isoloop.sweeps.plan.summary import format_duration
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.trainer.files import write_atomically
@@ -533,12 +532,11 @@ def run_plan(
     def report(running_flops: float = 0.0) -> None:
         ended = [cell for cell in plan.cells if cell.run_id in outcome.results or cell.run_id in outcome.failed]
         progress.update(
-            f"runs {len(ended)}/{len(plan.cells)}", sum(cell.flops for cell in ended) + running_flops, plan.flops
+            f"{len(ended)}/{len(plan.cells)} runs", sum(cell.flops for cell in ended) + running_flops, plan.flops
         )
 
     # Report what is done.
     outcome.results |= finished_results(plan.cells, folders)
-    report()
     for cell in plan.cells:
         if cell.run_id in outcome.results:
             progress.event(_result_line(cell, outcome.results[cell.run_id]))
@@ -546,6 +544,7 @@ def run_plan(
     if not missing:
         return outcome
     # Run what is missing.
+    progress.begin("Starting Ray")
     with (
         open_cluster() as cluster,
         Engine(
@@ -560,6 +559,8 @@ def run_plan(
         ) as engine,
     ):
         engine.add(missing)
+        progress.begin("Training")
+        report()
         while engine.busy:
             engine.poll()
             report(engine.flops_in_progress())

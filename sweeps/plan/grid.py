@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ MOST_EPOCHS_ADVISED = 40
 # Loops are drawn in advance up to this number; their mean over more draws is within 0.5% of the expected one.
 MOST_DRAWS = 20_000
 ONE_GROUP = "all"
+_NAMED_CELLS = 3
 _REPORT_SECONDS = 0.25
 
 
@@ -139,6 +140,13 @@ class Plan:
         """The cells as the scheduler sees them."""
         return [Job(cell.seconds, allocation.needs(cell.resources)) for cell in self.cells]
 
+    def left_out_lines(self) -> list[str]:
+        """Return what to say of the cells that were left out: how many, and an example for each reason."""
+        if not self.left_out:
+            return []
+        count = len(self.left_out)
+        return [f"{count} of {len(self.cells) + count} cells left out:", *_by_rule(self.left_out)]
+
     def price(self, cells: Iterable[Cell] | None = None) -> float | None:
         """Return the price of all runs, or of `cells`, in the currency of `price_per_hour`; None if it isn't given."""
         cells = self.cells if cells is None else cells
@@ -192,14 +200,21 @@ def _why_no_cell(left_out: list[LeftOutCell]) -> str:
     """Return the message for a sweep without a cell that can be run: for each broken rule its first cell."""
     if not left_out:
         return "a sweep must have at least one run, but every cell is excluded; drop an entry of exclude"
+    lines = "".join(f"\n{line}" for line in _by_rule(left_out))
+    return f"a sweep must have at least one run, but all {len(left_out)} cells were left out:{lines}"
+
+
+def _by_rule(left_out: Sequence[LeftOutCell]) -> list[str]:
+    """Return a line for each broken rule: the first cell that breaks it, why, and the others in short."""
     by_rule: dict[str, list[LeftOutCell]] = {}
     for cell in left_out:
         by_rule.setdefault(cell.rule, []).append(cell)
     lines = []
-    for cells in by_rule.values():
-        more = f" (and {len(cells) - 1} more like it)" if len(cells) > 1 else ""
-        lines.append(f"\n  {cells[0].label}: {cells[0].reason}{more}")
-    return f"a sweep must have at least one run, but all {len(left_out)} cells were left out:{''.join(lines)}"
+    for first, *others in by_rule.values():
+        named = [other.label for other in others[:_NAMED_CELLS]] + ["..."] * (len(others) > _NAMED_CELLS)
+        more = f" (and {len(others)} more like it: {'; '.join(named)})" if others else ""
+        lines.append(f"  {first.label}: {first.reason}{more}")
+    return lines
 
 
 def _plan_point(

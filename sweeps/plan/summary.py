@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from isoloop.sweeps.messages import format_duration
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan
 from isoloop.sweeps.plan.packing import best_order, lower_bound
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     Results = Mapping[str, RunResult]
 
 MOST_ROWS = 60
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours."""
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:,.0f} h"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +70,13 @@ def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bo
     sweep = plan.sweep
     simulated = " (simulated)" if sweep.simulation else ""
     console.print(f"{sweep.name}: {len(plan.cells)} runs{simulated}, {len(done)} done")
-    every_run = every_run or len(plan.cells) <= MOST_ROWS
-    console.print(_run_table(plan, done) if every_run else _budget_table(plan, done))
-    if not every_run:
+    by_run = every_run or len(plan.cells) <= MOST_ROWS
+    console.print(_run_table(plan, done) if by_run else _budget_table(plan, done))
+    if not by_run:
         console.print("for a row per run use --all, or --to plan.csv")
-    for cell in plan.left_out if every_run else plan.left_out[:MOST_ROWS]:
-        console.print(f"left out: {cell.label}: {cell.reason}")
-    if not every_run and len(plan.left_out) > MOST_ROWS:
-        console.print(f"left out: {len(plan.left_out) - MOST_ROWS} more")
+    each = [f"left out: {cell.label}: {cell.reason}" for cell in plan.left_out]
+    for line in each if every_run else plan.left_out_lines():
+        console.print(line)
     for name, text in _totals(plan, done):
         console.print(f"{name:<11} {text}")
 

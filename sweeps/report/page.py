@@ -17,6 +17,7 @@ from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense, verdict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.sweeps.config.schema import SweepConfig, config_text
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
@@ -112,6 +113,7 @@ def write_report(
     table: pd.DataFrame,
     results: SweepResults,
     command: str,
+    progress: Progress | None = None,
     reading: Sequence[str] = (),
 ) -> None:
     """Write a page as one file, and its figures as files beside it.
@@ -121,14 +123,17 @@ def write_report(
         table: the checked run table.
         results: the fits, or the reasons why there are none.
         command: the command that makes this page.
+        progress: the watcher.
         reading: sentences about how the table was read.
     """
     # What the page holds.
-    fit = results.fit
+    fit, progress = results.fit, progress or Progress()
     axis = AXES["params" if is_dense(table) else "mean_recurrence"]
     held_out = results.hold_out.held_out if results.hold_out else None
     palette = Palette()
-    drawn, not_drawn = _draw_figures(page.places.figures, table, results, palette)
+    progress.begin("Drawing figures")
+    drawn, not_drawn = _draw_figures(page.places.figures, table, results, palette, progress)
+    progress.begin("Writing the report")
     predictions = calculator_table(fit)
     runs = runs_table(table)
     held_out_runs = None
@@ -223,12 +228,14 @@ def _groups(places: Folders | TablePlaces, results: SweepResults) -> dict[str, A
 
 
 def _draw_figures(
-    folder: Path, table: pd.DataFrame, results: SweepResults, palette: Palette
+    folder: Path, table: pd.DataFrame, results: SweepResults, palette: Palette, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the fit's figures into files and for the page, and give the reasons for those that are missing."""
     if results.fit is None:
         return [], []
-    skipped = dict(figures.draw_all(table, results.fit, folder).skipped)
+    count = len(figures.FIGURES)
+    report = lambda number: progress.update(f"{number + 1}/{2 * count}", number, 2 * count)  # in two widths
+    skipped = dict(figures.draw_all(table, results.fit, folder, report).skipped)
     sources = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
     for name in HOLD_OUT_FIGURES:
         if results.hold_out is not None and not figures.why_unavailable(name, results.hold_out):
@@ -242,7 +249,8 @@ def _draw_figures(
                 skipped.pop(name, None)
     labels = run_labels(table)
     drawn = []
-    for name, kind in figures.FIGURES.items():
+    for number, (name, kind) in enumerate(figures.FIGURES.items(), start=count):
+        report(number)
         if name not in sources:
             continue
         fit, files = sources[name]

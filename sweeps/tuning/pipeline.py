@@ -21,12 +21,15 @@ from isoloop.sweeps.tuning.search_space import (
     reduce_to_one_point,
 )
 from isoloop.sweeps.tuning.study import Study
-from isoloop.sweeps.tuning.transfer_check import FACTORS
 from isoloop.sweeps.tuning.tuner import Tuner, is_complete
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.files import sole_owner
 
 ClusterOpener = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
+
+
+class NoTrialFinishedError(ValueError):
+    """A tuning whose trials have all ended, and none with a loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +102,18 @@ def run_tuning(
         cluster: opens the cluster.
 
     Raises:
-        ValueError: a store, storage, database or cluster can't be used; no trial finished; the store didn't take every
-            trial.
+        NoTrialFinishedError: no trial finished.
+        ValueError: a store, storage, database or cluster can't be used, or the store didn't take every trial.
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
-    space, folders, sweep = tuning.space, tuning.folders, tuning.space.sweep
+    space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
     folders.sweep.mkdir(parents=True, exist_ok=True)
     with sole_owner(folders.sweep), closing(tuning.open_study()) as study, study.translate_errors():
         # Run the trials and the check.
         plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
         outcome = SweepOutcome()
         with (
-            open_stores(plan, tuning.corpora, folders, outcome, is_tuning=True) as (run_store, uploader),
+            open_stores(plan, tuning.corpora, folders, outcome, progress, is_tuning=True) as (run_store, uploader),
             ExitStack() as stack,
         ):
             # Trials that earlier calls pruned have no result, so their end is recorded here.
@@ -119,6 +122,7 @@ def run_tuning(
                     uploader.record_end(trial.run_id, "pruned", trial.reason or "")
             engine = None
             if not is_complete(study, folders, check=check):
+                progress.begin("Starting Ray")
                 engine = stack.enter_context(
                     Engine(
                         stack.enter_context(cluster(sweep, address)),
@@ -130,24 +134,32 @@ def run_tuning(
                         on_start=uploader.watch,
                     )
                 )
-            checked_means = {space.grid_recurrences[0], space.grid_recurrences[-1]} if check else ()
-            check_runs = (len(FACTORS) + 1) * len(checked_means)
-            tuner = Tuner(study, engine, folders, uploader, progress=progress, check_runs=check_runs)
+            tuner = Tuner(study, engine, folders, uploader, progress=progress)
+            progress.begin("Tuning")
             trials = tuner.run()
             finished = finished_trials(trials)
+            progress.begin("Checking the best settings")
             checked = tuner.check(finished[0]) if check and finished else None
 
         # Write and record the result.
         if not finished:
             reasons = [trial.reason for trial in trials if trial.reason]
             last = f"; the last: {reasons[-1]}" if reasons else ""
-            raise ValueError(
+            raise NoTrialFinishedError(
                 f"a tuning must have a trial that finishes, but of '{sweep.name}' none did{last}; lower the learning "
                 "rates in tune.space, or fix the cause, and rerun the command"
             )
-        result = TuningResult(source=source, space=space, trials=tuple(trials), best=finished[0], check=checked)
+        result = TuningResult(
+            source=source,
+            space=space,
+            trials=tuple(trials),
+            best=finished[0],
+            check=checked,
+            failed=outcome.failed,
+        )
         write_result_files(result, folders, command)
         uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
+        progress.begin("Copying the results into MLflow")
         uploader.store.save_files(uploader.parent, folders.sweep)
         return result
 

@@ -3,8 +3,8 @@
 import csv
 import datetime
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from isoloop import __version__
@@ -27,6 +27,7 @@ class TuningResult:
         trials: all trials.
         best: the finished trial with the lowest loss.
         check: the check that the best holds at other recurrences; None if it was left out.
+        failed: reasons of this call's failures, by run id.
     """
 
     source: str
@@ -34,6 +35,7 @@ class TuningResult:
     trials: tuple[Trial, ...]
     best: Trial
     check: TransferCheck | None
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def margin(self) -> float | None:

@@ -38,7 +38,6 @@ class Tuner:
         folders: folders of the tuning.
         uploader: records each run.
         progress: the watcher.
-        check_runs: number of runs after the trials, for the share that is done.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class Tuner:
         uploader: "Uploader",
         *,
         progress: Progress | None = None,
-        check_runs: int = 0,
     ) -> None:
         self.study, self._engine, self.folders, self.uploader = study, engine, folders, uploader
         self.progress = progress or Progress()
@@ -59,7 +57,6 @@ class Tuner:
         self.trials = {trial.number: trial for trial in study.trials()}
         outcomes = [trial.outcome for trial in self.trials.values()]
         self.limit = trial_count + outcomes.count("failed")
-        self.total_runs = trial_count + check_runs
         self.done = len(outcomes) - outcomes.count("running") - outcomes.count("failed")
         self.running: dict[str, tuple[Proposal, Cell]] = {}  # by run id
         self.unfinished = study.unfinished()
@@ -102,9 +99,10 @@ class Tuner:
         if missing:
             self.engine.add([cells[run_id] for run_id in cells if run_id in missing])
             while missing:
+                self.progress.update(
+                    f"{len(runs) - len(missing)}/{len(runs)} runs", len(runs) - len(missing), len(runs)
+                )
                 missing -= {cell.run_id for cell in self.engine.poll()}
-                share = (len(cells) - len(missing)) / len(runs)
-                self._report_progress(share * (self.total_runs - self.done))
             results |= self.engine.outcome.results
             failed = self.engine.outcome.failed
 
@@ -113,7 +111,6 @@ class Tuner:
             run_id = "" if run.cell is None else run.cell.run_id
             ended.append(run.with_result(results.get(run_id), failed.get(run_id)))
             self.progress.event(f"  {_check_line(ended[-1])}")
-        self._report_progress(self.total_runs)
         return TransferCheck.of(ended)
 
     def _next_proposal(self) -> Proposal | None:
@@ -223,8 +220,9 @@ class Tuner:
             runs_in_progress = flops / self.study.space.base.flops
         finished = finished_trials(list(self.trials.values()))
         best = f", best {finished[0].loss:.4f}" if finished else ""
-        label = f"trials {self.done}/{self.study.tune.trials}{best}"
-        self.progress.update(label, min(1.0, (self.done + runs_in_progress) / self.total_runs), 1.0)
+        trials = self.study.tune.trials
+        label = f"{self.done}/{trials} trials{best}"
+        self.progress.update(label, min(trials, self.done + runs_in_progress), trials)
 
 
 def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:

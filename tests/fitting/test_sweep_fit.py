@@ -195,7 +195,8 @@ def test_progress_is_reported_to_its_end():
     calls = []
     fit_sweep(simulate_table(**SMALL), name="p", draws=0, progress=lambda *stage: calls.append(stage))
     stages = dict.fromkeys(stage for stage, _, _ in calls)
-    assert list(stages) == ["isoFLOP curves", "training law", "test-time laws", "joint test-time law", "unified law"]
+    laws = ["law after training", "richer law after training", "test-time laws", "joint test-time law", "unified law"]
+    assert list(stages) == ["isoFLOP curves", *laws]
     assert all(max(done for s, done, _ in calls if s == stage) == 1 or stage == "test-time laws" for stage in stages)
     assert ("test-time laws", 16, 16) in calls
 

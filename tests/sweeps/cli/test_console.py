@@ -1,56 +1,118 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from isoloop.sweeps.cli.console import describe_corpora, describe_corpus, progress_bar
+from isoloop.sweeps.cli.console import describe_corpora, describe_corpus, show_progress
 from isoloop.sweeps.messages import Progress
+from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import prepare_corpus
 
 
-def drawn(reports):
-    """Return the output to a terminal while `reports` are made."""
-    screen = io.StringIO()
-    with progress_bar(Console(file=screen, force_terminal=True, width=120), in_bytes=True, transient=True) as progress:
-        for report in reports:
-            progress.update(*report)
-    return screen.getvalue()
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that the progress goes by, in seconds: a list with one number."""
+    now = [1000.0]
+    monkeypatch.setattr("isoloop.sweeps.cli.console.time.monotonic", lambda: now[0])
+    return now
 
 
-def test_the_bar_shows_how_far_it_is():
-    screen = drawn([("reading", 5, 10), ("tokenising a.parquet", 30, 120), ("tokenising b.parquet", 60, 120)])
-    assert "tokenising b.parquet" in screen
-    assert "60/120 bytes" in screen
-    assert "reading" not in screen.splitlines()[-1]
+def on_terminal(*, width=80, **options):
+    return show_progress(Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False), **options)
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch):
+def line_of(bar):
+    """Return the line that the terminal shows now."""
+    console = Console(file=io.StringIO(), width=bar.console.width, height=9)
+    console.print(bar._line())
+    return console.file.getvalue().rstrip("\n")
+
+
+def test_a_stage_says_what_is_done_for_how_long_and_when_it_ends(clock):
+    with on_terminal() as bar:
+        bar.begin("Training")
+        clock[0] += 5
+        assert re.fullmatch(r"Training *-* 0:05 *", line_of(bar).replace("━", "-"))
+        bar.update("4/16 runs", 40, 100)  # what earlier calls have done says nothing about the speed
+        assert "Training 4/16 runs" in line_of(bar)
+        assert "40%" in line_of(bar)
+        assert "left" not in line_of(bar)
+        clock[0] += 60
+        bar.update("7/16 runs", 70, 100)
+        assert "1:05, 70%, 60 s left" in line_of(bar)
+        clock[0] += 61  # longer than that: nobody knows
+        assert re.search(r"2:06, 70% *$", line_of(bar))
+
+
+def test_a_line_fits_a_terminal_of_80_columns(clock):
+    with on_terminal() as bar:
+        bar.begin("Preparing the corpus")
+        bar.update(f"tokenising {'very-' * 20}long.parquet", 5, 10)
+        assert len(line_of(bar)) <= 80
+        assert "very…" in line_of(bar).replace("-…", "…")
+        assert "\n" not in line_of(bar)
+
+
+def test_stages_that_took_seconds_leave_a_line(clock):
+    with on_terminal() as bar:
+        bar.begin("Planning")
+        clock[0] += 1
+        bar.begin("Training")
+        clock[0] += 120
+        bar.update("2/2 runs", 2, 2)
+        bar.begin("Fitting")
+        bar.update("unified law", 1, 2)
+        clock[0] += 9
+    screen = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|\r", "\n", bar.console.file.getvalue())
+    assert re.findall(r"^\S.*: \d+ \w+$", screen, re.M) == ["Training 2/2 runs: 2 min", "Fitting: 9 s"]
+
+
+def test_a_log_has_lines_and_no_control_characters(clock):
     log = io.StringIO()
-    with progress_bar(Console(file=log, width=120), transient=True) as progress:
-        progress.update("tokenising a.parquet", 30, 120)
-        assert log.getvalue() == ""
-        monkeypatch.setattr("isoloop.sweeps.cli.console.LOG_SECONDS", 0.0)
-        progress.update("tokenising a.parquet", 60, 120)
-        monkeypatch.undo()
-        progress.update("tokenising a.parquet", 61, 120)
+    with show_progress(Console(file=log, width=110), transient=True) as progress:
+        progress.begin("Preparing the corpus")
+        for share in range(13):
+            progress.update("tokenising a.parquet", share, 20)
+            clock[0] += 10
         progress.update("waiting for another", 0, 0)
-    assert log.getvalue() == "tokenising a.parquet, 50%\nwaiting for another\n"
-    with progress_bar(Console(file=log, width=120)) as progress:
-        progress.update("runs 1/4", 1, 4)
-        progress.update("runs 4/4", 4, 4)
-    assert log.getvalue().endswith("waiting for another\nruns 4/4, 100%\n")
+        progress.begin("Starting Ray")  # says nothing for seconds
+        clock[0] += 2
+        progress.write_if_due()
+        progress.begin("Planning")  # short
+        progress.event("something happened")
+    assert log.getvalue().splitlines() == [
+        "Preparing the corpus: tokenising a.parquet, 5%, 3 min left",
+        "Preparing the corpus: tokenising a.parquet, 35%, 2 min left",
+        "Preparing the corpus: waiting for another",
+        "Preparing the corpus: 2 min",
+        "Starting Ray",
+        "Starting Ray: 2 s",
+        "something happened",
+    ]
+
+
+def test_an_error_ends_the_stages_without_a_line(clock):
+    log = io.StringIO()
+
+    def work():
+        with show_progress(Console(file=log)) as progress:
+            progress.begin("Planning")
+            clock[0] += 9
+            progress.write_if_due()
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        work()
+    assert log.getvalue() == "Planning\n"
 
 
 def test_nothing_is_shown_where_nothing_is_done():
-    assert drawn([]) == ""
-
-
-def test_a_wait_has_no_total():
-    screen = drawn([("waiting", 0, 0)])
-    assert "waiting" in screen
-    assert "100" not in screen
+    with on_terminal() as bar:
+        pass
+    assert bar.console.file.getvalue() == ""
 
 
 def test_what_a_corpus_holds(corpus):
@@ -83,15 +145,17 @@ def test_notes_about_a_corpus_follow_it(tmp_path):
 
 
 def test_preparing_a_sweep_tells_how_far_it_is(small, tmp_path):
-    from isoloop.sweeps.paths import Folders
-
     class Recording(Progress):
         def __init__(self):
-            self.labels = []
+            self.stages, self.labels = [], []
+
+        def begin(self, stage):
+            self.stages.append(stage)
 
         def update(self, label, done, total):
             self.labels.append(label)
 
     progress = Recording()
     prepare(small, Folders(out=tmp_path, name="small"), progress)
+    assert progress.stages == ["Preparing the corpus", "Planning"]
     assert progress.labels[-1] == "tokenised"

@@ -134,7 +134,7 @@ def message_of(**change):
 def test_advice_is_right_for_a_budget_that_is_too_large():
     message = message_of(budgets=[1e30])
     assert "all 3 cells were left out:\n  1e+30 FLOPs, µ = 1:" in message
-    assert "(and 2 more like it)" in message
+    assert "(and 2 more like it: 1e+30 FLOPs, µ = 2; " in message
     assert "raise" not in message
     lower = float(re.search(r"lower the budget to ([\d.e+]+)", message)[1])
     assert plan(budgets=[0.99 * lower], mean_recurrences=[1], maximum_epochs=1e6).cells

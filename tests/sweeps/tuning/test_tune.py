@@ -30,7 +30,7 @@ from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
 from isoloop.sweeps.tuning import pipeline as tuning_pipeline
 from isoloop.sweeps.tuning import tuner as tuner_module
-from isoloop.sweeps.tuning.pipeline import prepare_tuning, run_tuning
+from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, prepare_tuning, run_tuning
 from isoloop.sweeps.tuning.search_space import MUON_RATE, make_search_space, reduce_to_one_point
 from isoloop.sweeps.tuning.study import Study
 from isoloop.sweeps.tuning.transfer_check import CheckRun, TransferCheck
@@ -441,7 +441,7 @@ class Shares(Progress):
 
     def update(self, label, done, total):
         self.shares.append(done / total)
-        self.counts.append(int(re.match(r"trials (\d+)/12", label).group(1)))
+        self.counts += [int(count) for count in re.findall(r"(\d+)/12 trials", label)]
 
     def event(self, line):
         self.lines.append(line.split()[0])
@@ -605,7 +605,8 @@ def test_nothing_that_finishes_and_a_database_that_goes_away_are_said(tuning_of,
     tuning = tuning_of(tune={"trials": 2})
     new_database(tuning.folders.out / "mlflow.db")
     nowhere = MadeUp(lambda spec: None)
-    with pytest.raises(ValueError, match="must have a trial that finishes, but of 'small' none did; the last: loss is"):
+    message = "must have a trial that finishes, but of 'small' none did; the last: loss is"
+    with pytest.raises(NoTrialFinishedError, match=message):
         run_tuning(tuning, "small", command="isoloop tune", cluster=lambda *_: nullcontext(nowhere))
 
     class Away(Study):
@@ -650,14 +651,19 @@ def test_settings_may_be_overridden_by_path(tmp_path):
         load_sweep(str(tmp_path / "d.yaml"))
 
 
-def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database, commands_share_ray):
-    """Four trials of real models on a local Ray, and the check."""
+def test_from_the_command_line_with_real_models(small, text_folder, tmp_path, new_database, commands_share_ray, faults):
+    """A trial that fails, then four trials of real models on a local Ray, and the check."""
     content = {
         **small.model_dump(mode="json", exclude_defaults=True), "tokens": [256], "tune": {"space": SPACE},
         "data": {"corpus": str(text_folder)},
+        "model": {**SMALL["model"], "injection": "tests.sweeps.execution.faulty:Faulty"},
     }  # fmt: skip
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
     new_database(tmp_path / "isoloop-out" / "mlflow.db")
+    (faults / "always").write_text("bug 0")
+    failed = isoloop("tune", "small.yaml", "--trials", 1, cwd=tmp_path, check=1).stderr
+    assert "must have a trial that finishes, but of 'small' none did; the last: TypeError: a bug" in failed
+    (faults / "always").unlink()
     output = isoloop("tune", "small.yaml", "--trials", 4, "--parallel", 2, cwd=tmp_path).stdout
     folders = Folders(out=tmp_path / "isoloop-out", name="small/tune")
     assert "extends: [small.yaml, isoloop-out/sweeps/small/tune/tuned.yaml]" in output
