@@ -20,7 +20,7 @@ from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SIMULATED
 
-FLOPS = 1e10
+FLOPS = 1e11
 
 
 def wait_until(happens):
@@ -49,11 +49,13 @@ def machines(**head):
     """A Ray cluster whose head has no resources; machines are added with `add_node`."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
+    no_spare_workers = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+    with mock.patch.dict(os.environ, no_spare_workers):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 @contextlib.contextmanager
