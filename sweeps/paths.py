@@ -59,6 +59,7 @@ class Folders:
     stability = _InSweepFolder("stability.txt")  # report of a stability study, beside stability.csv and dynamics.csv
     groups = _InSweepFolder("groups")  # the fits of each group of runs, if the sweep has several groups
     manifest = _InSweepFolder("plan.json")  # the cells of the plan, written before anything starts
+    driver = _InSweepFolder("driver.json")  # the driver that is at work, or the last one
     state = _InSweepFolder("state.json")  # the running and failed runs, while a driver works on the sweep
     stop_file = _InSweepFolder("stop")  # while it exists, the sweep's runs save their state and end
     upload_cursors = _InSweepFolder("relay")  # how far each run's journal has reached the tracking store

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from isoloop.sweeps.config.schema import STORAGE_VARIABLE, SweepConfig, config_text
 from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
+from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
@@ -18,7 +19,6 @@ from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
-from isoloop.trainer.files import sole_owner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,9 +89,21 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
 
 
 def train_sweep(
-    prepared: PreparedSweep, folders: Folders, *, address: str | None = None, progress: Progress | None = None
+    prepared: PreparedSweep,
+    folders: Folders,
+    *,
+    command: str | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
 ) -> TrainedSweep:
     """Train what is missing, record it in MLflow, and write the run table with its configuration.
+
+    Args:
+        prepared: the plan and its corpora.
+        folders: the places of the results.
+        command: the command without secrets, which `isoloop status` shows where the sweep has stopped.
+        address: address of a Ray cluster; None starts Ray on this machine.
+        progress: the watcher.
 
     Raises:
         ValueError: the tracking store or the Ray address can't be used, the store didn't take every run, or another
@@ -101,9 +113,9 @@ def train_sweep(
     from isoloop.fitting import check_table
 
     plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
-    with sole_owner(folders.sweep):
+    with sole_driver(folders, command=command):
         # Train and record.
-        write_manifest(plan, folders)
+        write_manifest(plan.cells, folders)
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,

@@ -63,8 +63,8 @@ def train(
         corpus: the prepared corpus; its fingerprint must be the spec's.
         folder: the run's own folder.
         execution: device and memory settings; by default one thread of the CPU.
-        should_stop: called in every step; once it returns True, the run finishes the step, saves a checkpoint and
-            returns None.
+        should_stop: called by every process in every step; once one returns True, the run finishes the step, saves a
+            checkpoint and returns None.
         heartbeat: called by every process in every step and, during evaluation, at each T of each batch.
 
     Raises:
@@ -132,11 +132,11 @@ def _run_training(
         heartbeat()
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
-        # Forward and backward. One sum over the ranks also carries the loops run and rank 0's wish to stop
+        # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop
         step_stats = _accumulate_gradients(spec, model, share, execution)
         ranks.sum_gradients(model)
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
-        stop_requested = should_stop() if ranks.is_first else False
+        stop_requested = should_stop()
         loops_run = share.loops.sum(), share.loops.clamp(max=spec.recurrence.gradient_loops).sum()
         sums = torch.cat([step_stats, step_stats.new_tensor([*loops_run, stop_requested])])
         *means, forward_loops, backward_loops, stop_votes = ranks.sum(sums).tolist()

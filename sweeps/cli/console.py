@@ -1,4 +1,4 @@
-"""Output of the commands on the terminal: stages of the work and time left, the state of a sweep, results, corpora."""
+"""Output of the commands on the terminal: stages of the work and time left, results, corpora."""
 
 import codecs
 import io
@@ -16,7 +16,6 @@ from isoloop.sweeps.messages import Progress, format_duration
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from isoloop.sweeps.execution.status import SweepStatus
     from isoloop.sweeps.paths import SweepResults
     from isoloop.trainer.data.corpus import Corpus
 
@@ -225,26 +224,6 @@ class _Log(_Stages):
     def _work(self) -> None:
         while not self.stopped.wait(SHORT_SECONDS / 4):
             self.write_if_due()
-
-
-def print_status(console: "Console", status: "SweepStatus", *, every_run: bool) -> None:
-    """Print the progress of a sweep: counts, and a row for each run that is running or failed, or for every run."""
-    from rich.table import Table
-
-    counts = ", ".join(f"{number} {state}" for state, number in status.counts().items())
-    driver = "" if status.at_work or status.is_complete else "; no driver is running: rerun the sweep to go on"
-    console.print(f"{status.name}: {status.share:.0%} of the compute done; of {len(status.runs)} runs {counts}{driver}")
-    shown = [run for run in status.runs if every_run or run.state not in ("done", "waiting")]
-    if not shown:
-        return
-    table = Table("run", "", "state", "step", "loss", "time", "why", box=None, pad_edge=False)
-    for run in shown:
-        left = "" if run.seconds is None else format_duration(run.seconds) + (" left" if run.state == "running" else "")
-        loss = "" if run.loss is None else f"{run.loss:.4f}"
-        table.add_row(
-            run.run_id, run.label, run.state, f"{run.step}/{run.steps}", loss, left, (run.reason or "").split("\n")[0]
-        )
-    console.print(table)
 
 
 def print_results(console: "Console", results: "SweepResults") -> None:

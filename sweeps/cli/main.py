@@ -12,7 +12,8 @@ from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import BROKEN_RULE, EXIT_CODES, FAULT, INTERRUPTED
-from isoloop.sweeps.cli.sweep import export, plan, prepare_data, presets, report, run, status, tune
+from isoloop.sweeps.cli.status import status
+from isoloop.sweeps.cli.sweep import export, plan, prepare_data, presets, report, run, tune
 from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 
 

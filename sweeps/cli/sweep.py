@@ -13,7 +13,6 @@ from isoloop.sweeps.cli.console import (
     describe_corpus,
     new_console,
     print_results,
-    print_status,
     show_progress,
 )
 from isoloop.sweeps.cli.options import (
@@ -30,7 +29,6 @@ from isoloop.sweeps.cli.options import (
     Out,
     Outliers,
     Refits,
-    RunTarget,
     Set,
     StorageUri,
     Sweep,
@@ -44,7 +42,7 @@ from isoloop.sweeps.cli.options import (
     print_reading,
     table_options,
 )
-from isoloop.sweeps.paths import MLFLOW, TablePlaces, folders_of, is_table_target
+from isoloop.sweeps.paths import MLFLOW, TablePlaces, is_table_target
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
@@ -197,7 +195,7 @@ def run(
     # Train and record.
     try:
         with show_progress() as progress:
-            trained = train_sweep(prepared, folders, address=address, progress=progress)
+            trained = train_sweep(prepared, folders, command=command_line(), address=address, progress=progress)
     except KeyboardInterrupt:
         from isoloop.sweeps.execution.engine import count_saved_runs, finished_results
 
@@ -232,22 +230,6 @@ def _exit_if_failed(failed: Mapping[str, str]) -> None:
         print(f"isoloop: run {run_id} failed: {reason}", file=sys.stderr)
     if failed:
         sys.exit(RUNS_FAILED)
-
-
-def status(
-    target: RunTarget,
-    out: Out = DEFAULT_OUT,
-    every_run: Annotated[bool, typer.Option("--all", help="Show finished and waiting runs, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-) -> None:
-    """Show the progress of a sweep, also from another terminal."""
-    from isoloop.sweeps.execution.status import read_status
-
-    state = read_status(folders_of(target, out))
-    if as_json:
-        print(state.to_json())
-    else:
-        print_status(new_console(), state, every_run=every_run)
 
 
 def report(

@@ -191,7 +191,7 @@ class Engine:
         jobs = [Job(cell.seconds, allocation.needs(cell.resources)) for cell in cells]
         nodes = self._measure_cluster([job.needs for job in jobs])
         self._check_feasible(jobs, nodes)
-        order = ORDERS[best_order(jobs, nodes)[0]]
+        order = ORDERS[best_order(jobs, nodes)[0] if _have_room(nodes) else next(iter(ORDERS))]
         for cell, job in zip(cells, jobs, strict=True):
             run = _RunState(cell=cell, index=len(self.runs), priority=order(job))
             self.runs[run.index] = run
@@ -275,7 +275,7 @@ class Engine:
     def _check_feasible(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
         empty = Pool(nodes, spread=not self.one_machine)
         for needs in dict.fromkeys(job.needs for job in jobs):
-            if not empty.fits(needs):
+            if _have_room(nodes) and not empty.fits(needs):  # workers may register after the head: those are awaited
                 held = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
@@ -605,6 +605,11 @@ def _lease_owner(folders: Folders) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _have_room(nodes: Iterable[Node]) -> bool:
+    """Return whether any machine can hold anything; a head that only manages the cluster has no room."""
+    return any(node.cpus or node.gpus for node in nodes)
+
+
 def _describe_waiting(waiting: Mapping[Needs, int], nodes: Sequence[Node], free: Sequence[Node]) -> str:
     """Return what waits in Ray, for what, and how much of it is free: '4 runs wait in Ray for 1 GPU each; ...'."""
     parts: list[str] = []
@@ -613,6 +618,8 @@ def _describe_waiting(waiting: Mapping[Needs, int], nodes: Sequence[Node], free:
         runs = f"{count} run{'s wait' if count > 1 else ' waits'} in Ray" if not parts else f"{count}"
         several = f"{needs.processes} x " if needs.processes > 1 else ""
         parts.append(f"{runs} for {several}{amount}" + (" each" if count > 1 else ""))
+    if not _have_room(nodes):
+        return f"{', '.join(parts)}; no machine with cores or GPUs has come up yet"
     if any(needs.gpus for needs in waiting):
         total, left, unit = sum(sum(n.gpus) for n in nodes), sum(sum(n.gpus) for n in free), "GPUs"
     else:

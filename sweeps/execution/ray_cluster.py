@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isoloop.sweeps.execution.ray_address import LOCAL, OPTION, check_reachable
 from isoloop.sweeps.execution.runtime_env import JOB_VARIABLE
@@ -48,6 +48,13 @@ class _Board:
         from ray._private.state import available_resources_per_node
 
         return available_resources_per_node()
+
+
+class _Attempt(NamedTuple):
+    """The name under which an attempt reports, and the placement group of its processes if it has several."""
+
+    name: str
+    group: Any
 
 
 class RayCluster:
@@ -116,7 +123,7 @@ class RayCluster:
         self.board = ray.remote(num_cpus=0, max_restarts=-1, resources=on_head)(_Board).remote()
         self._begun: dict[str, str] = {}
         self._begun_reply: Any = None
-        self._names: dict[Any, str] = {}
+        self._attempts: dict[Any, _Attempt] = {}
         self._numbers = count()
 
     def __enter__(self) -> "RayCluster":
@@ -140,14 +147,26 @@ class RayCluster:
             return []
 
     def start(self, task: Task, needs: Needs, *, one_machine: bool) -> Any:
-        """Queue an attempt, which Ray starts where there is room, and return its handle."""
+        """Queue an attempt, which Ray starts where there is room, and return its handle.
+
+        Several processes get a placement group, in which the attempt itself begins once all of it is reserved: what
+        it starts there has its place, and until then it waits in Ray like any other, where an autoscaler sees it.
+        """
+        name, group = f"isoloop {task.run_id} {next(self._numbers)}", None
         options: dict[str, Any] = {"name": f"isoloop {task.run_id}"}
-        if needs.processes == 1:  # of several processes the task only starts them and waits: Ray must not count it
+        if needs.processes == 1:
             options |= {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
-        name = f"{task.run_id} {next(self._numbers)}"
+        else:
+            from ray.util.placement_group import placement_group
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
+            strategy = "STRICT_PACK" if one_machine else "PACK"
+            group = placement_group([bundle] * needs.processes, strategy=strategy, name=name)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
         remote = self.on_gpu if needs.gpus and task.simulation is None else self.on_cpu
         handle = remote.options(**options).remote(task.model_dump_json(), self.board, name)
-        self._names[handle] = name
+        self._attempts[handle] = _Attempt(name, group)
         return handle
 
     def begun(self, handles: Sequence[Any]) -> dict[Any, str]:
@@ -158,7 +177,7 @@ class RayCluster:
             with contextlib.suppress(self.ray.exceptions.RayActorError):  # the head was lost; Ray starts a new actor
                 self._begun |= self.ray.get(self._begun_reply)
             self._begun_reply = None
-        names = {handle: self._names.get(handle) for handle in handles}
+        names = {handle: self._attempts[handle].name for handle in handles if handle in self._attempts}
         return {handle: self._begun.pop(name) for handle, name in names.items() if name in self._begun}
 
     def wait(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, AttemptEnd]]:
@@ -168,12 +187,22 @@ class RayCluster:
             done, _ = self.ray.wait(list(handles), num_returns=1, timeout=timeout)
         ends = [(handle, self._end(handle)) for handle in done]
         for handle in done:
-            self._begun.pop(self._names.pop(handle, ""), None)
+            self._forget(handle)
         return ends
 
     def kill(self, handle: Any) -> None:
         """End an attempt at once, or take it out of Ray's queue."""
         self.ray.cancel(handle, force=True)
+        self._forget(handle)
+
+    def _forget(self, handle: Any) -> None:
+        """Give up the room that was reserved for an attempt."""
+        attempt = self._attempts.pop(handle, None)
+        if attempt is None:
+            return
+        self._begun.pop(attempt.name, None)
+        if attempt.group is not None:
+            self.ray.util.remove_placement_group(attempt.group)
 
     def _end(self, handle: Any) -> AttemptEnd:
         try:

@@ -1,21 +1,25 @@
-"""The state of a sweep, read from its folder: in any terminal, whether or not its driver is running."""
+"""The state of a sweep or a tuning, read from its folder: in any terminal, on any machine that shares the folder."""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
+from isoloop.sweeps.execution.presence import Driver, last_driver
+from isoloop.sweeps.execution.speed import SPEED_WINDOW_SECONDS, JournalReader, Work
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.plan.grid import Plan
-from isoloop.trainer.files import is_owned, write_atomically
-from isoloop.trainer.run.journal import read_journal
+from isoloop.sweeps.plan.grid import Cell
+from isoloop.trainer.files import write_atomically
 from isoloop.trainer.run.result import read_result
 
-STATES = ("done", "diverged", "failed", "running", "again", "waiting")
-_SPEED_RECORDS = 20
+STATES = ("done", "diverged", "pruned", "failed", "running", "again", "waiting")
+_LEAST_SPEED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +28,14 @@ class RunStatus:
 
     Attributes:
         run_id: its identity; `label` describes it.
-        state: `done`, `diverged`, `failed`, `running`, `again` (waits for a retry), `waiting`.
+        state: `done`, `diverged`, `pruned`, `failed`, `running`, `again` (waits for a retry), `waiting`.
         step: steps done, of `steps`.
         loss: validation loss of a run that is done, the last training loss of one that is running; nats per token.
         seconds: time left of a running run, at its recent speed; time taken by a run that is done.
-        reason: the first line of why it failed, diverged or is retried.
+        reason: why it failed, diverged, is retried or waits.
+        flops_per_second: recent speed of a running run.
+        node: the machine of a running run.
+        losses: the training losses of a running run, from its journal.
     """
 
     run_id: str
@@ -39,6 +46,28 @@ class RunStatus:
     loss: float | None = None
     seconds: float | None = None
     reason: str | None = None
+    flops_per_second: float | None = None
+    node: str | None = None
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialCounts:
+    """The trials of a tuning.
+
+    Attributes:
+        trials: number that is wanted.
+        ended: number that has ended, without those that failed.
+        best: the best trial so far in words; None if none has finished.
+        runs_to_come: runs that aren't proposed yet: trials, and runs of the check.
+        flops_to_come: their FLOPs, about.
+    """
+
+    trials: int
+    ended: int
+    best: str | None
+    runs_to_come: int
+    flops_to_come: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,105 +76,263 @@ class SweepStatus:
 
     Attributes:
         name: the sweep's name.
-        at_work: whether a driver is running.
-        share: the share of the FLOPs, 0 to 1, that is trained.
+        time: the time when it was read, in seconds since 1970.
+        driver: the driver that is at work, or the last one.
+        flops: the FLOPs of all runs.
+        share: the share of them, 0 to 1, that is trained.
+        flops_per_second: the speed of the whole sweep over the last `speed_seconds`; None if it isn't known.
+        seconds_left: time left at that speed, and at least that of each running run; None if it isn't known.
+        note: what waits in Ray and for what.
+        trials: of a tuning, None for a sweep.
         runs: all runs.
     """
 
     name: str
-    at_work: bool
+    time: float
+    driver: Driver | None
+    flops: float
     share: float
+    flops_per_second: float | None
+    speed_seconds: float
+    seconds_left: float | None
+    note: str | None
+    trials: TrialCounts | None
     runs: tuple[RunStatus, ...]
 
     @property
+    def at_work(self) -> bool:
+        """True while a driver is running."""
+        return self.driver is not None and self.driver.at_work
+
+    @property
     def is_complete(self) -> bool:
-        """True if every run has a result."""
-        return all(run.state in ("done", "diverged") for run in self.runs)
+        """True if every run has a result; trials of a tuning may also be pruned or fail."""
+        if self.trials is None:
+            return all(run.state in ("done", "diverged") for run in self.runs)
+        open_states = ("running", "again", "waiting")
+        return not self.trials.runs_to_come and all(run.state not in open_states for run in self.runs)
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of runs by state."""
         counts = Counter(run.state for run in self.runs)
+        counts["waiting"] += self.trials.runs_to_come if self.trials else 0
         return {state: counts[state] for state in STATES if counts[state]}
 
     def to_json(self) -> str:
-        """Return everything as JSON, for programs."""
-        return json.dumps(asdict(self, dict_factory=_finite_or_none), indent=1, allow_nan=False)
+        """Return everything as JSON, for programs; a number that isn't finite is null."""
+        runs = [_finite(vars(run)) for run in self.runs]
+        parts = {"driver": self.driver and vars(self.driver), "trials": self.trials and vars(self.trials)}
+        return json.dumps(
+            {**_finite(vars(self)), "at_work": self.at_work, **parts, "runs": runs}, indent=1, allow_nan=False
+        )
 
 
-def _finite_or_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a status with None for a number that isn't finite, which JSON has no name for."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields}
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
+    }
 
 
-def write_manifest(plan: Plan, folders: Folders) -> None:
-    """Write the list of the sweep's runs, before they start."""
-    cells = [
+def write_manifest(
+    cells: Iterable[Cell],
+    folders: Folders,
+    *,
+    trials: TrialCounts | None = None,
+    known: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
+    """Write the list of the runs, before they start.
+
+    Args:
+        cells: the runs.
+        folders: the sweep's folders.
+        trials: the trials of a tuning.
+        known: fields of a run's status that only the tuning knows, by run id.
+    """
+    entries = [
         {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.flops}
-        for cell in plan.cells
+        | dict(known.get(cell.run_id, {}))
+        for cell in cells
     ]
     folders.sweep.mkdir(parents=True, exist_ok=True)
-    write_atomically(folders.manifest, json.dumps(cells))
+    write_atomically(folders.manifest, json.dumps({"trials": trials and vars(trials), "cells": entries}))
 
 
 def read_status(folders: Folders) -> SweepStatus:
-    """Read the state of a sweep.
+    """Read the state of a sweep once.
 
     Raises:
         ValueError: it was never started.
     """
-    if not folders.manifest.exists():
-        raise ValueError(
-            f"a sweep must have been started to have a status, but {folders.sweep} has no {folders.manifest.name}; "
-            f"start it with 'isoloop run {folders.name}'"
+    return StatusReader(folders).read()
+
+
+class StatusReader:
+    """A reader of a sweep's state that reads again only what may have changed: not the runs that have ended.
+
+    Raises:
+        ValueError: the sweep was never started.
+    """
+
+    def __init__(self, folders: Folders) -> None:
+        if not folders.manifest.exists():
+            raise ValueError(
+                f"a sweep must have been started to have a status, but {folders.sweep} has no {folders.manifest.name}; "
+                f"start it with 'isoloop run {folders.name}'"
+            )
+        self.folders = folders
+        self._manifest_version: tuple[int, int] | None = None
+        self._trials: TrialCounts | None = None
+        self._flops: dict[str, float] = {}
+        self._runs: dict[str, RunStatus] = {}
+        self._open: dict[str, RunStatus] = {}  # runs without a result, as they are planned
+        self._journals: dict[str, JournalReader] = {}
+        self._recent: list[Work] = []  # the work of runs that ended within the window
+
+    def read(self, now: float | None = None) -> SweepStatus:
+        """Return the state at the time `now`, in seconds since 1970."""
+        now = time.time() if now is None else now
+        # What the driver has written.
+        self._read_manifest()
+        driver = last_driver(self.folders)
+        at_work = driver is not None and driver.at_work
+        state: dict[str, Any] = {"running": {}, "queued": [], "again": {}, "failed": {}, "note": None}
+        if self.folders.state.exists():
+            state |= json.loads(self.folders.state.read_text(encoding="utf-8"))
+        if not at_work:
+            state |= {"running": {}, "queued": [], "again": {}, "note": None}
+        # The runs that have not ended. Most of a large sweep's runs have no folder yet.
+        present = set(os.listdir(self.folders.out / "runs")) if (self.folders.out / "runs").is_dir() else set()
+        queued = set(state["queued"])
+        for run_id, planned in list(self._open.items()):
+            begun = run_id in present
+            if begun and self._has_ended(planned, now):
+                continue
+            journal = self._read_journal(run_id, now) if begun else None
+            self._runs[run_id] = _unfinished(
+                planned, self._flops_per_step(run_id), journal, state, run_id in queued, now
+            )
+        # The whole.
+        runs = tuple(self._runs.values())
+        done = left = 0.0
+        for run in runs:
+            share = 1.0 if run.state in ("done", "diverged", "pruned") else min(1.0, run.step / run.steps)
+            done += share * self._flops[run.run_id]
+            left += (1 - share) * self._flops[run.run_id] if run.state != "failed" else 0.0
+        to_come = self._trials.flops_to_come if self._trials else 0.0
+        start = max(now - SPEED_WINDOW_SECONDS, self._first_record(driver.started, now)) if at_work and driver else now
+        speed = self._flops_per_second(start, now, running=set(state["running"]))
+        longest = max((run.seconds or 0.0 for run in runs if run.state == "running"), default=0.0)
+        total = sum(self._flops.values()) + to_come
+        return SweepStatus(
+            name=self.folders.name,
+            time=now,
+            driver=driver,
+            flops=total,
+            share=done / total,
+            flops_per_second=speed,
+            speed_seconds=now - start,
+            seconds_left=max((left + to_come) / speed, longest) if speed else None,
+            note=state["note"],
+            trials=self._trials,
+            runs=runs,
         )
-    cells = json.loads(folders.manifest.read_text(encoding="utf-8"))
-    at_work = is_owned(folders.sweep)
-    state: dict[str, Any] = {"running": {}, "again": {}, "failed": {}}
-    if folders.state.exists():
-        state |= json.loads(folders.state.read_text(encoding="utf-8"))
-    runs = [_run_status(cell, folders.run(cell["run_id"]), state, at_work) for cell in cells]
-    shares = [1.0 if run.state in ("done", "diverged") else run.step / run.steps for run in runs]
-    done = sum(share * cell["flops"] for share, cell in zip(shares, cells, strict=True))
-    share = done / sum(cell["flops"] for cell in cells)
-    return SweepStatus(name=folders.name, at_work=at_work, share=share, runs=tuple(runs))
 
+    def _read_manifest(self) -> None:
+        """Read the manifest if it was written anew: by the sweep's next driver, or because a tuning goes on."""
+        info = self.folders.manifest.stat()
+        version = (info.st_mtime_ns, info.st_ino)
+        if version == self._manifest_version:
+            return
+        self._manifest_version = version
+        content = json.loads(self.folders.manifest.read_text(encoding="utf-8"))
+        content = {"trials": None, "cells": content} if isinstance(content, list) else content  # of earlier versions
+        self._trials = TrialCounts(**content["trials"]) if content["trials"] else None
+        self._flops = {cell["run_id"]: cell.pop("flops") for cell in content["cells"]}
+        ended, self._runs, self._open = self._runs, {}, {}
+        for cell in content["cells"]:
+            run = RunStatus(**{"state": "waiting", "step": 0, **cell})
+            before = ended.get(run.run_id)
+            if before is not None and before.state in ("done", "diverged"):
+                self._runs[run.run_id] = replace(before, label=run.label)
+            else:
+                self._runs[run.run_id] = run
+                if run.state == "waiting":
+                    self._open[run.run_id] = run
+        self._journals = {run_id: journal for run_id, journal in self._journals.items() if run_id in self._runs}
 
-def _run_status(cell: dict[str, Any], folder: Path, state: dict[str, Any], at_work: bool) -> RunStatus:
-    # A run with a result.
-    run_id, label, steps = cell["run_id"], cell["label"], cell["steps"]
-    result = read_result(folder)
-    if result is not None:
-        return RunStatus(
-            run_id=run_id, label=label, state="done" if result.status == "finished" else "diverged",
-            step=result.steps, steps=steps, loss=result.loss, seconds=result.seconds, reason=result.reason,
+    def _has_ended(self, planned: RunStatus, now: float) -> bool:
+        """Return whether a run has a result, and keep it and when it was trained."""
+        folder = self.folders.run(planned.run_id)
+        result = read_result(folder)
+        if result is None:
+            return False
+        run_id, flops_per_step = planned.run_id, self._flops_per_step(planned.run_id)
+        self._runs[run_id] = replace(
+            planned, state="done" if result.status == "finished" else "diverged",
+            step=result.steps, loss=result.loss, seconds=result.seconds, reason=result.reason,
         )  # fmt: skip
-    # A run without one: its journal, and what the driver has written about it.
-    records = [record for record in read_journal(folder / "journal.jsonl")[0] if "step" in record]
-    losses = [record["values"].get("train_loss") for record in records if record["kind"] == "metrics"]
-    running = at_work and run_id in state["running"]
+        del self._open[run_id]
+        if (journal := self._journals.pop(run_id, None)) is not None:
+            journal.read(now)
+            self._recent.append(Work(journal.points, flops_per_step))
+        elif (end := (folder / "result.json").stat().st_mtime) > now - SPEED_WINDOW_SECONDS:
+            self._recent.append(Work(deque([(end - result.seconds, 0), (end, result.steps)]), flops_per_step))
+        return True
+
+    def _read_journal(self, run_id: str, now: float) -> JournalReader:
+        if run_id not in self._journals:
+            self._journals[run_id] = JournalReader(self.folders.run(run_id) / "journal.jsonl")
+        self._journals[run_id].read(now)
+        return self._journals[run_id]
+
+    def _first_record(self, started: float, now: float) -> float:
+        """Return the time of the first record since a driver's start, as a cluster may be slow to start; else `now`."""
+        points = [entry.points for entry in self._recent] + [journal.points for journal in self._journals.values()]
+        return min((time for time, _ in chain.from_iterable(points) if time >= started), default=now)
+
+    def _flops_per_second(self, start: float, end: float, running: set[str]) -> float | None:
+        """Return the FLOPs per second of all runs from `start` to `end`, by the steps in their journals."""
+        if end - start < _LEAST_SPEED_SECONDS:
+            return None
+        self._recent = [work for work in self._recent if work.end > end - SPEED_WINDOW_SECONDS]
+        flops = sum(work.flops_between(start, end) for work in self._recent)
+        for run_id, journal in self._journals.items():
+            flops_per_step = self._flops_per_step(run_id)
+            flops += Work(journal.points, flops_per_step).flops_between(start, end)
+            if run_id in running:
+                flops += journal.unrecorded_steps(start, end) * flops_per_step
+        return flops / (end - start) if flops else None
+
+    def _flops_per_step(self, run_id: str) -> float:
+        return self._flops[run_id] / self._runs[run_id].steps
+
+
+def _unfinished(
+    planned: RunStatus,
+    flops_per_step: float,
+    journal: JournalReader | None,
+    state: Mapping[str, Any],
+    is_queued: bool,
+    now: float,
+) -> RunStatus:
+    """Return the status of a run without a result: by its journal, and by what the driver has written about it."""
+    run_id = planned.run_id
+    status = planned
     if run_id in state["failed"]:
-        name = "failed"
-    elif running:
-        name = "running"
-    else:
-        name = "again" if at_work and run_id in state["again"] else "waiting"
-    return RunStatus(
-        run_id=run_id,
-        label=label,
-        state=name,
-        step=max((record["step"] for record in records), default=0),
-        steps=steps,
-        loss=losses[-1] if losses else None,
-        seconds=_seconds_left(records, steps) if running else None,
-        reason=state["failed"].get(run_id) or state["again"].get(run_id),
-    )
-
-
-def _seconds_left(records: Sequence[dict[str, Any]], steps: int) -> float | None:
-    """Return the time left at the speed of the last records of one attempt, None if there are too few."""
-    starts = [i for i, record in enumerate(records) if record["kind"] == "event"]
-    recent = records[(starts[-1] if starts else 0) :][-_SPEED_RECORDS:]
-    if len(recent) < 2 or recent[-1]["step"] <= recent[0]["step"]:
-        return None
-    seconds_per_step = (recent[-1]["time_ms"] - recent[0]["time_ms"]) / 1000 / (recent[-1]["step"] - recent[0]["step"])
-    return seconds_per_step * (steps - recent[-1]["step"])
+        status = replace(planned, state="failed", reason=state["failed"][run_id])
+    elif run_id in state["running"]:
+        status = replace(planned, state="running", node=state["running"][run_id].get("node"))
+    elif run_id in state["again"]:
+        status = replace(planned, state="again", reason=state["again"][run_id])
+    elif is_queued:
+        status = replace(planned, reason="in Ray's queue")
+    if journal is None:
+        return status
+    status = replace(status, step=journal.step, loss=journal.losses[-1] if journal.losses else None)
+    if status.state != "running":
+        return status
+    status = replace(status, losses=tuple(filter(math.isfinite, journal.losses)))
+    if (speed := journal.steps_per_second) is None:
+        return status
+    left = max(0.0, planned.steps - journal.step - journal.unrecorded_steps(0.0, now))
+    return replace(status, flops_per_second=speed * flops_per_step, seconds=left / speed)

@@ -82,16 +82,18 @@ def run_attempt(task_json: str, board: Any = None, name: str = "") -> str:
     if board is not None:
         board.report.remote(name, socket.gethostname())
     try:
-        with _preemption() as preempted, _stage_in(Task.model_validate_json(task_json)) as (task, finished):
+        with preemption() as preempted, _stage_in(Task.model_validate_json(task_json)) as (task, finished):
             task.folder.mkdir(parents=True, exist_ok=True)
-            signals = _Signals(task, preempted)
+            signals = Signals(task, preempted)
             if not finished and not signals.should_stop():
                 if task.simulation is not None:
                     _simulate(task, task.simulation, signals)
                 elif task.resources.processes > 1:
-                    _train_in_processes(task)
+                    from isoloop.sweeps.execution.process_group import train_in_processes
+
+                    train_in_processes(task, preempted)
                 else:
-                    _train(task, signals, task.resources.execution)
+                    train_task(task, signals, task.resources.execution)
             is_done = finished or (task.folder / "result.json").exists()
         end = AttemptEnd(status="done" if is_done else "preempted" if preempted.is_set() else "stopped")
     except FolderBusyError:
@@ -139,7 +141,7 @@ def _scratch_folder() -> Path:
 
 
 @contextmanager
-def _preemption() -> Iterator[threading.Event]:
+def preemption() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM sets, as when the machine is taken back; the run saves at its next step."""
     preempted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
@@ -152,7 +154,7 @@ def _preemption() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Signals:
+class Signals:
     """Files that carry a run's stop requests and its heartbeat, checked and touched at most once a second."""
 
     def __init__(self, task: Task, preempted: threading.Event) -> None:
@@ -174,7 +176,7 @@ class _Signals:
             self.heartbeat_file.touch()
 
 
-def _simulate(task: Task, simulation: Simulation, signals: _Signals) -> None:
+def _simulate(task: Task, simulation: Simulation, signals: Signals) -> None:
     from isoloop.sweeps.execution.simulated import simulate_run
 
     def should_stop() -> bool:
@@ -184,7 +186,8 @@ def _simulate(task: Task, simulation: Simulation, signals: _Signals) -> None:
     simulate_run(task.spec, simulation, task.run_id, task.folder, should_stop=should_stop)
 
 
-def _train(task: Task, signals: _Signals, execution: ExecutionConfig) -> None:
+def train_task(task: Task, signals: Signals, execution: ExecutionConfig) -> None:
+    """Train a run in its folder, or one process's part of it within a process group."""
     from isoloop.trainer.data.corpus import Corpus
     from isoloop.trainer.loop import train
 
@@ -197,55 +200,6 @@ def _train(task: Task, signals: _Signals, execution: ExecutionConfig) -> None:
         should_stop=signals.should_stop,
         heartbeat=signals.heartbeat,
     )
-
-
-def _train_process(config: dict[str, str]) -> None:
-    """Train in one of a run's processes, within the process group that Ray Train has set up."""
-    import torch
-
-    task = Task.model_validate_json(config["task"])
-    execution = task.resources.execution
-    if execution.device == "cuda":
-        from ray.train.torch import get_device
-
-        torch.cuda.set_device(get_device())
-        execution = execution.model_copy(update={"device": str(get_device())})
-    _train(task, _Signals(task, threading.Event()), execution)
-
-
-def _train_in_processes(task: Task) -> None:
-    """Train one run in several processes through Ray Train.
-
-    When one process dies, all end, and the run's next attempt resumes. Where runs lie in a storage, all processes are
-    on this machine.
-
-    Raises:
-        Exception: raised by a process.
-        ray.train.WorkerGroupError: a process died.
-    """
-    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchTrainer
-    from ray.util import get_node_ip_address
-
-    resources, ray_folder = task.resources, task.folder / "ray-train"
-    each = {"CPU": float(resources.cpus), "GPU": resources.gpu_share}
-    if task.storage is not None:  # the files to publish are on this machine's disk
-        each |= {f"node:{get_node_ip_address()}": 0.001}
-    scaling = ScalingConfig(num_workers=resources.processes, use_gpu=resources.gpu_share > 0, resources_per_worker=each)
-    try:
-        TorchTrainer(
-            _train_process,
-            train_loop_config={"task": task.model_dump_json()},
-            scaling_config=scaling,
-            run_config=RunConfig(name=ray_folder.parent.name, storage_path=str(ray_folder)),
-        ).fit()
-    except WorkerGroupError as error:
-        for _, failure in sorted(error.worker_failures.items()):
-            if not classify_error(failure).retryable:
-                raise failure from error
-        raise
-    finally:
-        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def classify_error(error: BaseException) -> AttemptEnd:

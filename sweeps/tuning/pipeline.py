@@ -8,6 +8,7 @@ from typing import Any
 
 from isoloop.sweeps.config.schema import TUNE_STORAGE_VARIABLE, SweepConfig
 from isoloop.sweeps.execution.engine import Engine, SweepOutcome
+from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
@@ -21,9 +22,9 @@ from isoloop.sweeps.tuning.search_space import (
     reduce_to_one_point,
 )
 from isoloop.sweeps.tuning.study import Study
+from isoloop.sweeps.tuning.transfer_check import FACTORS
 from isoloop.sweeps.tuning.tuner import Tuner, is_complete
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.files import sole_owner
 
 ClusterOpener = Callable[[SweepConfig, str | None], AbstractContextManager[Any]]
 
@@ -108,7 +109,7 @@ def run_tuning(
     """
     space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
     folders.sweep.mkdir(parents=True, exist_ok=True)
-    with sole_owner(folders.sweep), closing(tuning.open_study()) as study, study.translate_errors():
+    with sole_driver(folders, command=command), closing(tuning.open_study()) as study, study.translate_errors():
         # Run the trials and the check.
         plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
         outcome = SweepOutcome()
@@ -134,7 +135,11 @@ def run_tuning(
                         on_start=uploader.watch,
                     )
                 )
-            tuner = Tuner(study, engine, folders, uploader, progress=progress)
+            checked_means = {space.grid_recurrences[0], space.grid_recurrences[-1]} if check else ()
+            check_runs = (len(FACTORS) + 1) * len(checked_means)
+            tuner = Tuner(
+                study, engine, folders, uploader, progress=progress, check_runs=check_runs, started=plan.cells
+            )
             progress.begin("Tuning")
             trials = tuner.run()
             finished = finished_trials(trials)

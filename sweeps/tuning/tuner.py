@@ -6,9 +6,11 @@ its run starts. A driver that was killed leaves trials running; the next one con
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.execution.engine import Engine
+from isoloop.sweeps.execution.status import TrialCounts, write_manifest
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import allocation
@@ -38,6 +40,8 @@ class Tuner:
         folders: folders of the tuning.
         uploader: records each run.
         progress: the watcher.
+        check_runs: number of runs that the check will take, if it comes.
+        started: runs of trials that earlier calls have started.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Tuner:
         uploader: "Uploader",
         *,
         progress: Progress | None = None,
+        check_runs: int = 0,
+        started: Sequence[Cell] = (),
     ) -> None:
         self.study, self._engine, self.folders, self.uploader = study, engine, folders, uploader
         self.progress = progress or Progress()
@@ -57,6 +63,9 @@ class Tuner:
         self.trials = {trial.number: trial for trial in study.trials()}
         outcomes = [trial.outcome for trial in self.trials.values()]
         self.limit = trial_count + outcomes.count("failed")
+        self.check_runs_to_come = check_runs
+        self.cells = {cell.run_id: cell for cell in started}  # of all trials and of the check
+        self.check_labels: dict[str, str] = {}  # by run id
         self.done = len(outcomes) - outcomes.count("running") - outcomes.count("failed")
         self.running: dict[str, tuple[Proposal, Cell]] = {}  # by run id
         self.unfinished = study.unfinished()
@@ -72,10 +81,12 @@ class Tuner:
     def run(self) -> list[Trial]:
         """Run trials until there are enough or no new one is proposed, and return all of them in their order."""
         self._report_progress()
+        self._write_manifest()
         while True:
             while len(self.running) < self.parallel and (proposal := self._next_proposal()) is not None:
                 self._start(proposal)
             if not self.running:
+                self._write_manifest()
                 return self.study.trials()
             for cell in self.engine.poll():
                 proposal, _ = self.running.pop(cell.run_id)
@@ -96,6 +107,10 @@ class Tuner:
                 self.uploader.watch(run_id)
         failed: dict[str, str] = {}
         missing = {run_id for run_id in cells if run_id not in results}
+        self.check_runs_to_come = 0
+        self.check_labels = {run.cell.run_id: f"check  {_describe_check(run)}" for run in runs if run.cell is not None}
+        self.cells |= cells
+        self._write_manifest()
         if missing:
             self.engine.add([cells[run_id] for run_id in cells if run_id in missing])
             while missing:
@@ -147,6 +162,7 @@ class Tuner:
             self._conclude(proposal, None, "failed", reason=f"the same run as another trial, {cell.run_id}")
             return
         self.study.record_run(proposal, cell.run_id)
+        self.cells[cell.run_id] = cell
         self.uploader.add(cell)
         folder = self.folders.run(cell.run_id)
         if folder.exists():
@@ -157,6 +173,7 @@ class Tuner:
         else:
             self.running[cell.run_id] = proposal, cell
             self.engine.add([cell])
+            self._write_manifest()
 
     def _check_running(self) -> None:
         """Report the validations of running trials every `CHECK_SECONDS`, and stop those to prune."""
@@ -211,6 +228,7 @@ class Tuner:
         self.trials = {trial.number: trial for trial in self.study.trials()}
         self.done += 1
         self._report_progress()
+        self._write_manifest()
         self.progress.event(f"  {_trial_line(self.trials[proposal.number])}")
 
     def _report_progress(self, runs_in_progress: float | None = None) -> None:
@@ -223,6 +241,33 @@ class Tuner:
         trials = self.study.tune.trials
         label = f"{self.done}/{trials} trials{best}"
         self.progress.update(label, min(trials, self.done + runs_in_progress), trials)
+
+    def _write_manifest(self) -> None:
+        """Write the trials, and what only the study knows of them, for `isoloop status` in another terminal."""
+        trials = {trial.run_id: trial for trial in self.trials.values() if trial.run_id in self.cells}
+        trials |= {
+            run_id: Trial(number=proposal.number, values=proposal.values, run_id=run_id, outcome="running")
+            for run_id, (proposal, _) in self.running.items()
+        }
+        known: dict[str, dict[str, Any]] = {run_id: {"label": label} for run_id, label in self.check_labels.items()}
+        for run_id, trial in trials.items():
+            known[run_id] = {"label": f"trial {trial.number}  {describe_values(trial.values)}"}
+            if trial.outcome in ("pruned", "failed"):
+                steps = round((trial.share or 0.0) * self.cells[run_id].spec.steps)
+                known[run_id] |= {"state": trial.outcome, "step": steps, "loss": trial.loss, "reason": trial.reason}
+        begun = len({*self.trials, *(proposal.number for proposal, _ in self.running.values())})
+        to_come = self.check_runs_to_come + (0 if self.exhausted else max(0, self.limit - begun))
+        outcomes = [trial.outcome for trial in self.trials.values()]
+        finished = finished_trials(list(self.trials.values()))
+        counts = TrialCounts(
+            trials=self.study.tune.trials,
+            ended=len(outcomes) - outcomes.count("running") - outcomes.count("failed"),
+            best=_trial_line(finished[0]) if finished else None,
+            runs_to_come=to_come,
+            flops_to_come=to_come * self.study.space.base.flops,
+        )
+        with suppress(OSError):  # a full disk: the study and the runs report it
+            write_manifest(self.cells.values(), self.folders, trials=counts, known=known)
 
 
 def is_complete(study: Study, folders: Folders, *, check: bool) -> bool:
@@ -257,4 +302,8 @@ def _trial_line(trial: Trial) -> str:
 
 def _check_line(run: CheckRun) -> str:
     ending = f"{run.outcome}: {run.reason}" if run.loss is None else f"loss {run.loss:.4f}"
-    return f"check  µ = {run.mean_recurrence}, rates x{run.factor:g}, seed {run.seed}  {ending}"
+    return f"check  {_describe_check(run)}  {ending}"
+
+
+def _describe_check(run: CheckRun) -> str:
+    return f"µ = {run.mean_recurrence}, rates x{run.factor:g}, seed {run.seed}"

@@ -231,7 +231,7 @@ def test_a_run_that_fits_no_node_is_refused(simulated, folders, ray):
 
 
 class TestSeveralProcesses:
-    """One run in two processes, through Ray Train."""
+    """One run in two processes, in a placement group."""
 
     @pytest.fixture
     def shared_run(self, small):
@@ -262,7 +262,11 @@ class TestSeveralProcesses:
         assert outcome.results[cell.run_id].losses == pytest.approx(alone.losses, rel=3e-4)
         starts = [r["processes"] for r in read_journal(journal)[0] if r.get("name") in ("started", "resumed")]
         assert starts == [2, 2]
-        assert not (folders.run(cell.run_id) / "ray-train").exists()
+        from ray.util import placement_group_table
+
+        groups = placement_group_table().values()
+        assert groups
+        assert {group["state"] for group in groups} == {"REMOVED"}
 
     def test_a_broken_rule_is_reported_as_it_is(self, shared_run, folders, run):
         prepared = prepare(shared_run, folders)
