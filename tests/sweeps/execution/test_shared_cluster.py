@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines with four GPUs each, which other jobs use too: every run begins, and nothing idles."""
+"""A Ray cluster of two machines with two GPUs each, which other jobs use too: every run begins, and nothing idles."""
 
 import time
 from contextlib import nullcontext
@@ -17,9 +17,9 @@ from isoloop.trainer.run.journal import read_journal
 from tests.sweeps.conftest import SMALL
 from tests.sweeps.execution.machines import Gpus, OtherJob, Times, Watcher, machines, simulated_runs, wait_until
 
-HALF = {"GPU": 4}
-ON_A_GPU = {"cluster": {"gpus": 4}, "resources": {"gpus": 1}}
-ON_FIVE_GPUS = {"cluster": {"gpus": 4, "nodes": 2}, "resources": {"gpus": 1, "processes": 5}, "batch": 5}
+HALF = {"GPU": 2}
+ON_A_GPU = {"cluster": {"gpus": 2}, "resources": {"gpus": 1}}
+ON_THREE_GPUS = {"cluster": {"gpus": 2, "nodes": 2}, "resources": {"gpus": 1, "processes": 3}, "batch": 3}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def address(shared_ray, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, machines() as cluster:
         patch.setenv(SCRATCH_VARIABLE, str(tmp_path_factory.mktemp("scratch")))
         for address in ("127.0.0.2", "127.0.0.3"):  # machines with one address would be one to Ray's `node:<address>`
-            cluster.add_node(num_cpus=4, num_gpus=4, node_ip_address=address)
+            cluster.add_node(num_cpus=2, num_gpus=2, node_ip_address=address)
         yield cluster.address
 
 
@@ -58,35 +58,35 @@ def run(cluster, folders):
 
 class TestGpus:
     def test_free_ones_are_used_and_no_run_waits_for_busy_ones(self, cluster, other, folders, run):
-        plan = simulated_runs(16, seconds=1, **ON_A_GPU)
+        plan = simulated_runs(8, seconds=1, **ON_A_GPU)
         with other.holding(HALF), Gpus(cluster.ray, Times(plan, folders)) as gpus:
             outcome = run(plan)
-        assert len(outcome.results) == 16
+        assert len(outcome.results) == 8
         assert gpus.fewest_free == 0
         assert gpus.longest_idle < 2
 
     def test_those_of_a_job_that_ends_are_used(self, cluster, other, folders, run):
-        plan, in_use = simulated_runs(16, seconds=1, **ON_A_GPU), []
+        plan, in_use = simulated_runs(8, seconds=1, **ON_A_GPU), []
 
         def end_it_in_the_middle(ended):
-            if ended >= 4:
+            if ended >= 2:
                 if not in_use:
                     other.let_go()
-                in_use.append(8 - cluster.ray.available_resources().get("GPU", 0.0))
+                in_use.append(4 - cluster.ray.available_resources().get("GPU", 0.0))
 
         other.hold(HALF)
-        assert len(run(plan, Watcher(end_it_in_the_middle)).results) == 16
-        assert max(in_use) > 4
+        assert len(run(plan, Watcher(end_it_in_the_middle)).results) == 8
+        assert max(in_use) > 2
 
     def test_two_drivers_take_turns(self, address, folders, tmp_path, run):
         """Another driver has many more runs than the cluster has room for; it goes on while ours come through."""
-        many, few = simulated_runs(300, seconds=1, **ON_A_GPU), simulated_runs(12, seconds=1, **ON_A_GPU)
+        many, few = simulated_runs(150, seconds=1, **ON_A_GPU), simulated_runs(6, seconds=1, **ON_A_GPU)
         theirs, ours = Times(many, Folders(out=tmp_path / "other", name="other")), Times(few, folders)
         with OtherJob(address) as driver:
             driver.run(theirs)
             wait_until(lambda: theirs.of("finished"))
-            assert len(run(few).results) == 12
-            assert len(theirs.of("finished")) < 300
+            assert len(run(few).results) == 6
+            assert len(theirs.of("finished")) < 150
         starts = sorted(ours.of("started").values())
         assert any(starts[0] < start < starts[-1] for start in theirs.of("started").values())
 
@@ -94,12 +94,12 @@ class TestGpus:
 class TestSeveralProcesses:
     def test_runs_that_need_more_than_half_come_one_after_the_other(self, cluster, other, folders, tmp_path, run):
         """Two of ours and two of another driver's, of which no two fit at a time."""
-        plan = simulated_runs(2, seconds=1, **ON_FIVE_GPUS)
+        plan = simulated_runs(2, seconds=1, **ON_THREE_GPUS)
         theirs, ours = Times(plan, Folders(out=tmp_path / "other", name="other")), Times(plan, folders)
         with Gpus(cluster.ray, ours) as gpus:
             other.run(theirs)
             assert len(run(plan).results) == other.answer() == 2
-        assert gpus.fewest_free == 3
+        assert gpus.fewest_free == 1
         started, finished = (
             sorted([*ours.of(event).values(), *theirs.of(event).values()]) for event in ("started", "finished")
         )
@@ -143,7 +143,7 @@ class TestSeveralProcesses:
             )
 
         watcher = Watcher(let_it_begin)
-        other.hold({"CPU": 3}, {"CPU": 3})
+        other.hold({"CPU": 1}, {"CPU": 1})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "START_SECONDS", -99)
             patch.setattr(engine, "STORAGE_DELAY_SECONDS", 0)
@@ -171,11 +171,11 @@ class Interrupts(Watcher):
 class TestInterrupt:
     @pytest.mark.parametrize(
         ("held", "resources", "begun"),
-        [([HALF], ON_A_GPU, 4), ([HALF, HALF], ON_A_GPU, 0), ([HALF], ON_FIVE_GPUS, 0)],
+        [([HALF], ON_A_GPU, 2), ([HALF, HALF], ON_A_GPU, 0), ([HALF], ON_THREE_GPUS, 0)],
         ids=["others run", "none runs", "several processes"],
     )
     def test_what_waits_is_taken_out_of_ray(self, other, folders, run, held, resources, begun):
-        plan = simulated_runs(8, seconds=600, **resources)
+        plan = simulated_runs(6, seconds=600, **resources)
         watcher = Interrupts(Times(plan, folders), begun)
         with other.holding(*held):
             with pytest.raises(KeyboardInterrupt):
