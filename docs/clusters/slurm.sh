@@ -2,7 +2,8 @@
 # A sweep on Slurm: a Ray of the allocation's nodes, the driver on the first, and on again when the time is up.
 #   sbatch docs/clusters/slurm.sh my-sweep.yaml --out /SHARED/isoloop-out
 # All arguments go to `isoloop run`. Five minutes before the time limit the runs save and end, and the job puts itself
-# back into the queue; it goes on where it was. Adapt the lines that begin with #SBATCH.
+# back into the queue; it goes on where it was. A sweep that ends by itself ends the job, with its exit code: 0, or 1 if
+# runs have failed for good, or 2 if nothing was done. Adapt the lines that begin with #SBATCH.
 #SBATCH --job-name=isoloop
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,7 +26,7 @@ has=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --o
 # Only who knows this word may use this Ray; srun passes it on to the other nodes.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-export RAY_ADDRESS=$head:$port
+export RAY_ADDRESS=$head:$port # of `ray status` and `isoloop run`
 
 ray_parts=()
 driver=
@@ -71,7 +72,7 @@ fi
 
 status=130
 if [ -z "$asked" ]; then
-    isoloop run "$@" --address auto &
+    isoloop run "$@" &
     driver=$!
     heard=-1
     while [ "$heard" -ne "$signals" ]; do # a signal ends `wait` early
@@ -82,7 +83,7 @@ if [ -z "$asked" ]; then
     driver=
 fi
 
-if [ "$asked" = requeue ] && [ "$status" -ne 0 ]; then
+if [ "$asked" = requeue ] && [ "$status" -gt 2 ]; then
     echo "isoloop: saved; back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0

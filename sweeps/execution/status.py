@@ -187,6 +187,8 @@ class StatusReader:
         self._open: dict[str, RunStatus] = {}  # runs without a result, as they are planned
         self._journals: dict[str, JournalReader] = {}
         self._recent: list[Work] = []  # the work of runs that ended within the window
+        self._named: set[str] = set()  # runs of which the driver's last state said something
+        self._total_flops = self._ended_flops = 0.0
 
     def read(self, now: float | None = None) -> SweepStatus:
         """Return the state at the time `now`, in seconds since 1970."""
@@ -200,29 +202,30 @@ class StatusReader:
             state |= json.loads(self.folders.state.read_text(encoding="utf-8"))
         if not at_work:
             state |= {"running": {}, "queued": [], "again": {}, "note": None}
-        # The runs that have not ended. Most of a large sweep's runs have no folder yet.
-        present = set(os.listdir(self.folders.out / "runs")) if (self.folders.out / "runs").is_dir() else set()
+        # The runs without a result that may have changed. Most of a large sweep's runs have no folder yet.
+        runs_folder = self.folders.out / "runs"
+        present = self._open.keys() & os.listdir(runs_folder) if runs_folder.is_dir() else set()
         queued = set(state["queued"])
-        for run_id, planned in list(self._open.items()):
-            begun = run_id in present
-            if begun and self._has_ended(planned, now):
-                continue
-            journal = self._read_journal(run_id, now) if begun else None
-            self._runs[run_id] = _unfinished(
-                planned, self._flops_per_step(run_id), journal, state, run_id in queued, now
-            )
+        named = queued.union(state["running"], state["again"], state["failed"])
+        begun = {run_id for run_id in present if not self._has_ended(run_id, now)}
+        changed = begun | self._open.keys() & (named | self._named)
+        self._named = named
+        done, left = self._ended_flops, self._total_flops - self._ended_flops
+        for run_id in changed:
+            journal = self._read_journal(run_id, now) if run_id in begun else None
+            flops = self._flops[run_id]
+            run = _unfinished(self._open[run_id], flops, journal, state, run_id in queued, now)
+            self._runs[run_id] = run
+            trained = flops * min(1.0, run.step / run.steps)
+            done += trained
+            left -= flops if run.state == "failed" else trained
         # The whole.
         runs = tuple(self._runs.values())
-        done = left = 0.0
-        for run in runs:
-            share = 1.0 if run.state in ("done", "diverged", "pruned") else min(1.0, run.step / run.steps)
-            done += share * self._flops[run.run_id]
-            left += (1 - share) * self._flops[run.run_id] if run.state != "failed" else 0.0
         to_come = self._trials.flops_to_come if self._trials else 0.0
         start = max(now - SPEED_WINDOW_SECONDS, self._first_record(driver.started, now)) if at_work and driver else now
         speed = self._flops_per_second(start, now, running=set(state["running"]))
         longest = max((run.seconds or 0.0 for run in runs if run.state == "running"), default=0.0)
-        total = sum(self._flops.values()) + to_come
+        total = self._total_flops + to_come
         return SweepStatus(
             name=self.folders.name,
             time=now,
@@ -248,30 +251,32 @@ class StatusReader:
         content = {"trials": None, "cells": content} if isinstance(content, list) else content  # of earlier versions
         self._trials = TrialCounts(**content["trials"]) if content["trials"] else None
         self._flops = {cell["run_id"]: cell.pop("flops") for cell in content["cells"]}
-        ended, self._runs, self._open = self._runs, {}, {}
+        self._total_flops, self._ended_flops = sum(self._flops.values()), 0.0
+        before, self._runs, self._open = self._runs, {}, {}
         for cell in content["cells"]:
+            run_id = cell["run_id"]
             run = RunStatus(**{"state": "waiting", "step": 0, **cell})
-            before = ended.get(run.run_id)
-            if before is not None and before.state in ("done", "diverged"):
-                self._runs[run.run_id] = replace(before, label=run.label)
+            if run_id in before and before[run_id].state in ("done", "diverged"):
+                run = replace(before[run_id], label=run.label)
+            self._runs[run_id] = run
+            if run.state == "waiting":
+                self._open[run_id] = run
             else:
-                self._runs[run.run_id] = run
-                if run.state == "waiting":
-                    self._open[run.run_id] = run
+                self._ended_flops += self._flops[run_id]
         self._journals = {run_id: journal for run_id, journal in self._journals.items() if run_id in self._runs}
 
-    def _has_ended(self, planned: RunStatus, now: float) -> bool:
+    def _has_ended(self, run_id: str, now: float) -> bool:
         """Return whether a run has a result, and keep it and when it was trained."""
-        folder = self.folders.run(planned.run_id)
+        folder = self.folders.run(run_id)
         result = read_result(folder)
         if result is None:
             return False
-        run_id, flops_per_step = planned.run_id, self._flops_per_step(planned.run_id)
+        planned, flops_per_step = self._open.pop(run_id), self._flops_per_step(run_id)
         self._runs[run_id] = replace(
             planned, state="done" if result.status == "finished" else "diverged",
             step=result.steps, loss=result.loss, seconds=result.seconds, reason=result.reason,
         )  # fmt: skip
-        del self._open[run_id]
+        self._ended_flops += self._flops[run_id]
         if (journal := self._journals.pop(run_id, None)) is not None:
             journal.read(now)
             self._recent.append(Work(journal.points, flops_per_step))
@@ -309,7 +314,7 @@ class StatusReader:
 
 def _unfinished(
     planned: RunStatus,
-    flops_per_step: float,
+    flops: float,
     journal: JournalReader | None,
     state: Mapping[str, Any],
     is_queued: bool,
@@ -335,4 +340,4 @@ def _unfinished(
     if (speed := journal.steps_per_second) is None:
         return status
     left = max(0.0, planned.steps - journal.step - journal.unrecorded_steps(0.0, now))
-    return replace(status, flops_per_second=speed * flops_per_step, seconds=left / speed)
+    return replace(status, flops_per_second=speed * flops / planned.steps, seconds=left / speed)
