@@ -47,8 +47,11 @@ def simulated_runs(count, *, seconds, **content):
 @contextlib.contextmanager
 def machines(**head):
     """A Ray cluster whose head has no resources; machines are added with `add_node`."""
+    from ray._private.authentication import authentication_token_setup as authentication
     from ray.cluster_utils import Cluster
 
+    authentication.enable_token_auth_by_default()  # as a local Ray does, after which drivers of this user ask for it
+    authentication.ensure_token_if_auth_enabled()
     no_spare_workers = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
     with mock.patch.dict(os.environ, no_spare_workers):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
