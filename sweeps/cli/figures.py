@@ -65,7 +65,7 @@ def compare(
     outliers: Outliers = True,
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
-    """Compare two sweeps or tables by their laws and at equal FLOPs. Differences have intervals."""
+    """Compare two sweeps or tables by their laws. Differences at equal FLOPs have intervals."""
     # The two sides.
     if to is not None and to.suffix.lower() in _RESULT_SUFFIXES:
         raise ValueError(f"--to must be a folder, but {to} is the name of a file; name a folder")
@@ -190,7 +190,7 @@ def figure(
     outliers: Outliers = True,
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
-    """Draw figures of a stored fit, or list them without --to."""
+    """Draw figures of a fit. Without --to they are listed."""
     with show_progress(transient=True) as progress:
         progress.begin("Loading matplotlib")
         from isoloop.fitting import figures

@@ -74,9 +74,10 @@ def fit(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print the whole report instead of one screen of it.")] = False,
 ) -> None:
-    """Fit laws to a table of runs, and print the answer, the parameters and what to doubt on one screen.
+    """Fit scaling laws to a table of runs, and print the answer.
 
-    The table is a sweep's, a file's, or that of an MLflow experiment.
+    One screen holds the answer, the parameters and what to doubt. The table is a sweep's, a file's, or that
+    of an MLflow experiment.
     """
     with show_progress(transient=True) as progress:
         progress.begin("Reading the table")
@@ -168,7 +169,7 @@ def predict(
     outliers: Outliers = True,
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
-    """Predict the loss of an untrained model from a stored fit. A table without one is fitted first."""
+    """Predict the loss of a model that nobody has trained. A table that has no fit yet is fitted first."""
     with show_progress(transient=True) as progress:
         progress.begin("Reading the fit")
         from isoloop.fitting import fit_curve
@@ -231,7 +232,7 @@ def choose(
     delta: Delta = 1e-3,
     on: On = "log loss",
 ) -> None:
-    """Compare laws on a table of runs, of looped or of dense models."""
+    """Compare laws by how well they predict a table's runs. The models may be looped or dense."""
     with show_progress(transient=True) as progress:
         progress.begin("Reading the table")
         from isoloop.fitting import choose_table

@@ -27,7 +27,11 @@ class _OrderedCommands(typer.core.TyperGroup):
 
 app = typer.Typer(
     name="isoloop",
-    help="Plan, train, track and fit the scaling laws of looped language models.",
+    help="""Plan, train, track and fit the scaling laws of looped language models.
+
+    The commands stand in the order of work: choose a preset, see what it costs, run it, read its page, predict.
+    `isoloop plan demo` is a first step, and `isoloop COMMAND --help` explains a command.
+    """,
     epilog=EXIT_CODES,
     cls=_OrderedCommands,
     no_args_is_help=True,
@@ -35,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="Prepare the text that a sweep is trained on.", no_args_is_help=True)
+data = typer.Typer(help="Prepare the text that a sweep trains on.", no_args_is_help=True)
 data.command("prepare")(prepare_data)
 app.add_typer(data, name="data")
 for command in (presets, plan, tune, run, status, report, fit, predict, choose, compare, figure, stability, export):

@@ -41,7 +41,7 @@ def status(
     every_run: Annotated[bool, typer.Option("--all", help="Show a row for each run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show the progress of a sweep or its tuning, from any terminal that sees --out, also on another machine."""
+    """Show the progress of a sweep or a tuning. Any terminal that sees --out will do, also on another machine."""
     from isoloop.sweeps.execution.status import StatusReader
 
     if watch and (every_run or as_json):

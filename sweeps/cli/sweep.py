@@ -42,6 +42,7 @@ from isoloop.sweeps.cli.options import (
     print_reading,
     table_options,
 )
+from isoloop.sweeps.messages import align_columns
 from isoloop.sweeps.paths import MLFLOW, TablePlaces, is_table_target
 
 if TYPE_CHECKING:
@@ -56,11 +57,14 @@ def presets(
     """List the sweeps that come with isoloop, or print one."""
     from isoloop.sweeps.config import loading
 
-    print("\n".join(loading.preset_names()) if name is None else loading.preset_text(name).rstrip())
+    if name is not None:
+        print(loading.preset_text(name).rstrip())
+        return
+    print("\n".join(align_columns([(each, loading.preset_summary(each)) for each in loading.preset_names()])))
 
 
 def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> None:  # noqa: B006
-    """Tokenise the text of a sweep, once for all its runs, and describe it. Rerun it to go on."""
+    """Tokenise a sweep's text, once for all its runs. Rerun it to go on after an interruption."""
     config, folders = load_config(sweep, out, override)
     if config.simulation is not None:
         raise ValueError(
@@ -85,7 +89,7 @@ def plan(
     every_run: Annotated[bool, typer.Option("--all", help="Show a row for each run, however many there are.")] = False,
     to: Annotated[Path | None, typer.Option(help="Write a row for each run to this .csv file.")] = None,
 ) -> None:
-    """Show the runs of a sweep and what they will cost. Nothing is started."""
+    """Show a sweep's runs, and what they will cost. No run is started."""
     if to is not None and to.suffix.lower() != ".csv":
         raise ValueError(f"--to must name a .csv file, but got '{to}'; choose that suffix")
     config, folders = load_config(sweep, out, override)
@@ -123,7 +127,7 @@ def tune(
     tracking_uri: TrackingUri = None,
     storage: StorageUri = None,
 ) -> None:
-    """Search for better learning rates, decay and batch. It trains at the smallest budget of the sweep."""
+    """Search for better learning rates, weight decay and batch size. It trains at the sweep's smallest budget."""
     from isoloop.sweeps.execution.ray_address import RayAddress
     from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
 
@@ -173,7 +177,7 @@ def run(
     storage: StorageUri = None,
     draws: Refits = DEFAULT_REFITS,
 ) -> None:
-    """Train, record, fit and report a sweep. Runs that are done stay; rerun it to go on."""
+    """Train a sweep, record it, fit the laws and write a page. Runs that are done stay: rerun it to go on."""
     from isoloop.sweeps.execution.ray_address import RayAddress
 
     # Prepare.
@@ -244,7 +248,7 @@ def report(
     budget_tolerance: BudgetTolerance = None,
     draws: Refits = DEFAULT_REFITS,
 ) -> None:
-    """Fit a sweep's run table again and rewrite its report; or fit any table, and write its report beside it."""
+    """Fit a sweep or any table again, and write its page. The page of a table goes beside the table."""
     files = files_of(target, out)
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
     if files.folders is None:
@@ -317,7 +321,7 @@ def export(
     experiment: Annotated[str | None, typer.Option(help="The MLflow experiment.")] = None,
     out: Out = DEFAULT_OUT,
 ) -> None:
-    """Write a run table from MLflow. It can be of runs that other tools logged, also in a file."""
+    """Write a table of runs from MLflow to a file. Other tools may have logged the runs, or written the table."""
     from isoloop.sweeps.tracking.export import check_suffix, export_sweep, write_table
 
     check_suffix(to)

@@ -36,6 +36,11 @@ def preset_text(name: str) -> str:
     return (_preset_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def preset_summary(name: str) -> str:
+    """Return the first line of a preset's comment, which says what the preset is."""
+    return preset_text(name).partition("\n")[0].removeprefix("# ")
+
+
 def load_sweep(
     name: str, overrides: Sequence[str] = (), *, settings: Mapping[str, str | int | None] | None = None
 ) -> SweepConfig:

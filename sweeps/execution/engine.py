@@ -36,6 +36,8 @@ RUN_CHECK_SECONDS = 1.0
 NODE_SCAN_SECONDS = 5.0
 NODE_GRACE_SECONDS = 300.0
 STOP_GRACE_SECONDS = 120.0
+CANCEL_SECONDS = 10.0
+BEGUN_SECONDS = 5.0
 BUSY_SECONDS = 2.0
 START_SECONDS = 900.0  # from an attempt's begin to its first step: data from a storage, imports, compilation
 UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for so long isn't of use to it
@@ -57,8 +59,11 @@ class Cluster(Protocol):
     def start(self, task: Task, needs: Needs, *, one_machine: bool) -> Any:
         """Queue an attempt and return its handle; `one_machine` keeps its processes together."""
 
-    def begun(self, handles: Sequence[Any]) -> dict[Any, str]:
-        """Return those of the attempts that have begun, with the name of their (first) machine."""
+    def begun(self, handles: Sequence[Any], timeout: float) -> dict[Any, str]:
+        """Return those of the attempts that have begun, with the name of their (first) machine.
+
+        With a `timeout` those that have begun by now; otherwise it may be those of a moment ago.
+        """
 
     def wait(self, handles: Sequence[Any], timeout: float) -> list[tuple[Any, AttemptEnd]]:
         """Return the attempts that have ended, after waiting up to `timeout` seconds for the first."""
@@ -159,14 +164,12 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._note_begun()
-            for run in self._waiting():
-                self._take_back(run)
+            self._note_begun(BEGUN_SECONDS)
             if self.attempts:
                 with contextlib.suppress(OSError):  # a full disk: Ray ends the runs, which resume from a checkpoint
                     self.folders.stop_file.touch()
-                self._request_stop(list(self.attempts.values()))
-                self._wait_for_all(time.monotonic() + STOP_GRACE_SECONDS)
+                self._request_stop(self.running)
+                self._wait_for_all()
         finally:
             self.folders.stop_file.unlink(missing_ok=True)
             self.note = None
@@ -199,20 +202,20 @@ class Engine:
 
     def stop_run(self, run_id: str) -> None:
         """Ask one run to save and end; it isn't started again, and ends without a result."""
-        self._note_begun()
+        self._note_begun(BEGUN_SECONDS)
         for run in [run for run in self.runs.values() if run.cell.run_id == run_id]:
-            if run.has_begun:
+            if run.handle is not None:
                 run.stop_requested = True
+                self.folders.run(run_id).mkdir(parents=True, exist_ok=True)
                 (self.folders.run(run_id) / STOP_FILE).touch()
                 self._request_stop([run])
-                continue
-            if run.handle is not None:
-                self._take_back(run)
+                if not run.has_begun:
+                    self.cluster.kill(run.handle)
             elif run in self.retry_queue:
                 self.retry_queue.remove(run)
-            elif not self.queue.remove(run.index, run.needs):
-                continue
-            self.cancelled.append(run.cell)
+                self.cancelled.append(run.cell)
+            elif self.queue.remove(run.index, run.needs):
+                self.cancelled.append(run.cell)
 
     def flops_in_progress(self) -> float:
         """Return the FLOPs that the runs under way have spent, by their journals."""
@@ -335,10 +338,10 @@ class Engine:
         run.handle = self.cluster.start(self._task(run.cell), run.needs, one_machine=self.one_machine)
         self.attempts[run.handle] = run
 
-    def _note_begun(self) -> None:
-        """Note which attempts have begun."""
+    def _note_begun(self, timeout: float = 0.0) -> None:
+        """Note which attempts have begun; what is known at the moment, unless `timeout` allows to ask anew."""
         waiting = [run.handle for run in self._waiting()]
-        begun = self.cluster.begun(waiting) if waiting else {}
+        begun = self.cluster.begun(waiting, timeout) if waiting else {}
         for handle, node in begun.items():
             self._begin(self.attempts[handle], node)
         if begun:
@@ -366,11 +369,6 @@ class Engine:
         run = self.attempts.pop(handle)
         run.handle, run.has_begun = None, False
         return run
-
-    def _take_back(self, run: _RunState) -> None:
-        """Take an attempt that has not begun out of the cluster's queue."""
-        self.cluster.kill(run.handle)
-        self._release(run.handle)
 
     def _has_ended(self, run: _RunState, end: AttemptEnd) -> bool:
         """Return whether a run has ended with its attempt; otherwise queue its next attempt."""
@@ -481,9 +479,12 @@ class Engine:
             with contextlib.suppress(StorageError):  # they go on, then, until the cluster ends them
                 self.run_store.request_stop([run.cell.run_id for run in runs])
 
-    def _wait_for_all(self, deadline: float) -> None:
-        """Wait for the running runs to save and end."""
-        while self.attempts and time.monotonic() < deadline:
+    def _wait_for_all(self) -> None:
+        """Take back the attempts that have not begun, and wait for the others to save and end."""
+        start = time.monotonic()
+        while self.attempts and time.monotonic() - start < (STOP_GRACE_SECONDS if self.running else CANCEL_SECONDS):
+            for run in self._waiting():  # again and again: one that is just beginning may miss it
+                self.cluster.kill(run.handle)
             for handle, _ in self.cluster.wait(list(self.attempts), POLL_SECONDS):
                 run = self._release(handle)
                 self._fetch_updates([run])

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -169,14 +170,21 @@ class RayCluster:
         self._attempts[handle] = _Attempt(name, group)
         return handle
 
-    def begun(self, handles: Sequence[Any]) -> dict[Any, str]:
-        """Return those of the attempts that have begun, with the host name of their (first) machine."""
-        if self._begun_reply is None:
-            self._begun_reply = self.board.take_begun.remote()
-        if self.ray.wait([self._begun_reply], timeout=REPLY_SECONDS)[0]:
+    def begun(self, handles: Sequence[Any], timeout: float) -> dict[Any, str]:
+        """Return those of the attempts that have begun, with the host name of their (first) machine.
+
+        With a `timeout` those that have begun by now; otherwise it may be those of a moment ago.
+        """
+        deadline = time.monotonic() + max(timeout, REPLY_SECONDS)
+        replies = 0
+        while replies < (2 if timeout else 1):  # the first may be the answer to an earlier question
+            if self._begun_reply is None:
+                self._begun_reply = self.board.take_begun.remote()
+            if not self.ray.wait([self._begun_reply], timeout=max(0.0, deadline - time.monotonic()))[0]:
+                break
             with contextlib.suppress(self.ray.exceptions.RayActorError):  # the head was lost; Ray starts a new actor
                 self._begun |= self.ray.get(self._begun_reply)
-            self._begun_reply = None
+            self._begun_reply, replies = None, replies + 1
         names = {handle: self._attempts[handle].name for handle in handles if handle in self._attempts}
         return {handle: self._begun.pop(name) for handle, name in names.items() if name in self._begun}
 

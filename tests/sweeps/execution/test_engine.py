@@ -146,6 +146,107 @@ class TestOrder:
         assert {run for _, what, run in trial.cluster.log if what == "start"} == {ids[1]}
 
 
+class TestTheQueueInRay:
+    """What is handed to Ray, which has no order of its own."""
+
+    def test_the_longest_within_the_window(self, trial):
+        """1.25 times the cluster, the next in line as soon as there is room in it, and at least one that waits."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 8)]
+        trial.runs(*range(20, 4, -1))
+        in_ray = []
+
+        def look(engine):
+            in_ray.append([trial.cells.index(run.cell) for run in engine.attempts.values()])
+
+        trial.run(look)
+        assert in_ray[0] == list(range(10))
+        assert max(map(len, in_ray)) == 10
+        trial.cluster.machines, trial.outcome = [Node("a", 99, [1.0])], SweepOutcome()
+        in_ray.clear()
+        trial.run(look)
+        assert max(map(len, in_ray)) == 2
+
+    def test_room_that_another_job_frees_is_used_at_once(self, trial):
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4), Node("b", 99, [1.0] * 4)]
+        free = trial.cluster.hold(Needs(4, 1, 4))
+        trial.cluster.at(18, free)
+        ids = trial.runs(*[20.0] * 12)
+        assert set(trial.run().results) == set(ids)
+        assert sorted(trial.starts(run)[0] for run in ids) == pytest.approx([0] * 4 + [18] * 4 + [20] * 4, abs=0.1)
+
+    def test_narrow_runs_use_what_a_wide_one_cannot(self, trial):
+        """They are handed in beyond the window where they begin at once: none waits in Ray for the wide one's room."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4), Node("b", 99, [1.0] * 4)]
+        trial.cluster.at(30, trial.cluster.hold(Needs(1, 1, 2)))
+        (wide,), narrow = trial.runs(20, processes=8), trial.runs(*[5.0] * 12)
+        free_seconds, waiting = [0.0], []
+
+        def look(engine):
+            held = sum(sum(node.gpus) for node in trial.cluster.free())
+            free_seconds.append(free_seconds[-1] + 0.5 if held and len(engine.queue) else 0.0)
+            waiting.extend(run.cell.run_id for run in engine._waiting())
+
+        assert set(trial.run(look).results) == {wide, *narrow}
+        assert max(trial.starts(run)[0] for run in narrow) <= 13
+        assert max(free_seconds) <= 2.0
+        assert set(waiting) == {wide}
+        assert trial.starts(wide) == pytest.approx([30], abs=0.6)
+
+    def test_free_shares_on_several_gpus_go_to_those_that_fit(self, trial):
+        """Ray tells only their sum, which would be enough for the run that waits."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 2)]
+        frees = [trial.cluster.hold(Needs(1, 0.6)) for _ in range(2)]
+        trial.cluster.free = lambda: [Node("a", 97, [0.8])]
+        (wide,), narrow = trial.runs(20, 20, gpus=0.8)[:1], trial.runs(1, 1, 1, gpus=0.4)
+        for free in frees:
+            trial.cluster.at(60, free)
+        trial.cluster.machines[0].gpus.append(1.0)  # for the check of what is free at the end
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            while engine.busy and trial.clock.now < 1040:
+                engine.poll()
+        assert trial.starts(wide) == []
+        assert {run for run in narrow if trial.starts(run)} == set(narrow)
+
+    def test_two_drivers_share_it(self, trial, clock):
+        """Within 1.15 times the bound of both sweeps together."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4)]
+        trial.runs(*[9, 8, 7, 6, 5, 4, 3, 2] * 2)
+        other = Folders(out=trial.folders.out / "other", name="other")
+        with trial.engine() as first, Engine(trial.cluster, trial.sweep, other, {}) as second:
+            first.add(trial.cells[:8])
+            second.add(trial.cells[8:])
+            while first.busy or second.busy:
+                for engine in (first, second):
+                    engine.poll()
+        assert clock.now - 1000 <= 1.15 * 88 / 4
+        assert len(first.outcome.results) == len(second.outcome.results) == 8
+
+    def test_what_waits_is_said(self, trial):
+        """In the state for `isoloop status`, and once in the log if nothing could begin for a while."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 4)]
+        for seconds in (300, 300, 300, 500):
+            trial.cluster.at(seconds, trial.cluster.hold(Needs(1, 1)))
+        ids, notes = trial.runs(200, 100, 100, 100, 90, 80, 70), set()
+        assert set(trial.run(lambda _: notes.add(self.state(trial)["note"])).results) == set(ids)
+        said = [line.strip() for line in trial.watcher.lines if "wait" in line]
+        assert said == ["5 runs wait in Ray for 1 GPU each; 0 of 4 GPUs are free"]
+        assert {*said, "2 runs wait in Ray for 1 GPU each; 0 of 4 GPUs are free", None} <= notes
+
+    def test_machines_that_register_after_the_head(self, trial):
+        """A sweep on a cluster of fixed size may start before its machines; only what doesn't fit those is refused."""
+        trial.cluster.machines, notes = [Node("head", 0.0)], set()
+        trial.cluster.at(100, lambda: trial.cluster.add(Node("a", 8, [1.0])))
+        ids = trial.runs(40, 40)
+        assert set(trial.run(lambda _: notes.add(self.state(trial)["note"])).results) == set(ids)
+        assert "1 run waits in Ray for 1 GPU; no machine with cores or GPUs has come up yet" in notes
+        assert min(trial.starts(ids[0])) == pytest.approx(100, abs=1)
+
+    def state(self, trial):
+        trial.folders.state.touch()
+        return {"note": None} | json.loads(trial.folders.state.read_text() or "{}")
+
+
 class TestFailures:
     def test_a_temporary_cause_is_retried_at_once_after_progress(self, trial):
         (lost,) = trial.runs(10)
@@ -351,12 +452,15 @@ class TestStopping:
         with trial.engine() as engine:
             engine.add(trial.cells)
             engine.poll()
+            engine.poll()
+            assert len(engine.attempts) == 2
             engine.stop_run(waiting)
             while engine.busy:
                 ended += [cell.run_id for cell in engine.poll()]
         assert sorted(ended) == sorted([first, waiting])
         assert set(trial.outcome.results) == {first}
         assert trial.starts(waiting) == []
+        assert trial.cluster.times("cancel", waiting) == trial.cluster.times("failed", waiting) == [1.0]
 
     def test_one_that_waits_for_its_next_attempt(self, trial):
         (lost,) = trial.runs(50, retries=9)
@@ -400,6 +504,19 @@ class TestStopping:
         assert json.loads(trial.folders.state.read_text())["running"] == {}
         trial.outcome = SweepOutcome()
         assert set(trial.run().results) == set(ids)
+
+    def test_an_interrupt_does_not_wait_for_what_has_not_begun(self, trial, clock):
+        trial.cluster.machines = [Node("a", 99, [1.0] * 8)]
+        trial.cluster.hold(Needs(1, 1, 8))
+        ids = trial.runs(*[50.0] * 16)
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            engine.poll()
+            now = clock.now
+        assert clock.now == now
+        assert trial.cluster.attempts == []
+        assert [run for run in ids if trial.cluster.times("cancel", run)] == ids[:10]
+        assert json.loads(trial.folders.state.read_text())["queued"] == []
 
     def test_a_result_that_comes_while_it_stops_counts(self, trial):
         (run,) = trial.runs(50)

@@ -90,7 +90,7 @@ class VirtualCluster:
         self.place()
         return attempt
 
-    def begun(self, handles):
+    def begun(self, handles, timeout):
         return {attempt: attempt.slots[0].node for attempt in handles if attempt.slots is not None}
 
     def wait(self, handles, timeout):
@@ -109,7 +109,6 @@ class VirtualCluster:
 
     def kill(self, handle):
         if handle.slots is None:
-            self.attempts.remove(handle)
             self.log.append((self.clock.now, "cancel", handle.task.run_id))
         self.finish(handle, LOST)
 

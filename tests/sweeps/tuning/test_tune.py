@@ -72,7 +72,7 @@ class MadeUp:
     def free(self):
         return [Node("here", float(self.slots - len(self.tasks)), [])]
 
-    def begun(self, handles):
+    def begun(self, handles, timeout):
         return dict.fromkeys(handles, "here")
 
     def start(self, task, needs, *, one_machine):
