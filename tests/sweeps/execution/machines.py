@@ -52,8 +52,12 @@ def machines(**head):
 
     authentication.enable_token_auth_by_default()  # as a local Ray does, after which drivers of this user ask for it
     authentication.ensure_token_if_auth_enabled()
-    no_spare_workers = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
-    with mock.patch.dict(os.environ, no_spare_workers):
+    workers = {
+        "RAY_prestart_worker_first_driver": "0",  # none before one is needed
+        "RAY_enable_worker_prestart": "0",
+        "RAY_worker_niceness": "0",  # on a machine that does much else they would hardly get on
+    }
+    with mock.patch.dict(os.environ, workers):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
         try:
             yield cluster
