@@ -110,9 +110,10 @@ def train_sweep(
             process runs this sweep.
         KeyboardInterrupt: the sweep was stopped; its runs have saved their state and the store says so.
     """
+    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
+    progress.begin("Opening MLflow")
     from isoloop.fitting import check_table
 
-    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
     with sole_driver(folders, command=command):
         # Train and record.
         write_manifest(plan.cells, folders)

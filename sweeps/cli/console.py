@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0
 SHORT_SECONDS = 2.0
+LEAST_SHARE = 0.01  # that a time left is told from
 BAR_WIDTH = 20
 
 
@@ -102,28 +103,30 @@ def show_progress(console: "Console | None" = None, *, transient: bool = False) 
 class _Stages(Progress):
     """The present stage: what is being done, the share that is done, the time since its beginning, and the time left.
 
-    The time left follows from the mean speed since the share last began to grow; it is unknown at first, and again
-    where the work takes longer than that.
+    The time left follows from the mean speed since the share began to grow, so that starting up doesn't count; it is
+    unknown at first, and again where the work takes longer than that.
     """
 
     def __init__(self, console: "Console", *, keep: bool) -> None:
         self.console, self.keep = console, keep
         self.stage, self.label = "", ""
         self.share: float | None = None
-        self.began = self.counted_since = time.monotonic()
-        self.first_share, self.ends_at = 0.0, 0.0
+        self.began, self.ends_at = time.monotonic(), 0.0
+        self.first: tuple[float, float] | None = None  # when the share began to grow, and from what
 
     def begin(self, stage: str) -> None:
         self.end()
-        self.stage, self.label, self.share, self.ends_at = stage, "", None, 0.0
-        self.began = time.monotonic()
+        self.stage, self.label, self.share, self.first = stage, "", None, None
+        self.began, self.ends_at = time.monotonic(), 0.0
 
     def update(self, label: str, done: float, total: float) -> None:
         now, share = time.monotonic(), done / total if total else None
         if share is None or self.share is None or share < self.share:
-            self.counted_since, self.first_share, self.ends_at = now, share or 0.0, 0.0
-        elif share > self.share and now - self.counted_since >= SHORT_SECONDS:
-            self.ends_at = now + (now - self.counted_since) * (1 - share) / (share - self.first_share)
+            self.first, self.ends_at = None, 0.0
+        elif self.first is None:
+            self.first = (now, share) if share > self.share else None
+        elif share > self.share and now - self.first[0] >= SHORT_SECONDS and share - self.first[1] >= LEAST_SHARE:
+            self.ends_at = now + (now - self.first[0]) * (1 - share) / (share - self.first[1])
         self.label, self.share = label, share
 
     def event(self, line: str) -> None:

@@ -129,7 +129,6 @@ def tune(
 ) -> None:
     """Search for better learning rates, weight decay and batch size. It trains at the sweep's smallest budget."""
     from isoloop.sweeps.execution.ray_address import RayAddress
-    from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
 
     # Prepare.
     stores = {"tracking.uri": tracking_uri, "storage": storage, "tune.storage": storage_url}
@@ -138,6 +137,9 @@ def tune(
     console = new_console()
     console.print(str(RayAddress.resolve(address)))
     with show_progress() as progress:
+        progress.begin("Starting")
+        from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, count_trials, prepare_tuning, run_tuning
+
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
     size, amount = space.size
@@ -185,7 +187,7 @@ def run(
     console = new_console()
     console.print(str(RayAddress.resolve(address)))
     with show_progress() as progress:
-        progress.begin("Planning")
+        progress.begin("Starting")
         from isoloop.sweeps.analysis import fit_and_report, store_stability
         from isoloop.sweeps.pipeline import prepare, train_sweep
         from isoloop.sweeps.stability.study import is_study

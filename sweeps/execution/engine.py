@@ -169,7 +169,16 @@ class Engine:
                 with contextlib.suppress(OSError):  # a full disk: Ray ends the runs, which resume from a checkpoint
                     self.folders.stop_file.touch()
                 self._request_stop(self.running)
+                self.progress.begin("Stopping")
+                if self.running:
+                    self.progress.event(
+                        f"Stopping: {len(self.running)} runs save their state, which takes {STOP_GRACE_SECONDS:.0f} s "
+                        "at most. Ctrl-C again ends them at once."
+                    )
                 self._wait_for_all()
+        except KeyboardInterrupt:
+            self.progress.event("Ended at once: the runs go on from their last checkpoint when the command is rerun.")
+            raise
         finally:
             self.folders.stop_file.unlink(missing_ok=True)
             self.note = None
@@ -270,20 +279,26 @@ class Engine:
             largest = max((node.cpus for node in nodes), default=0.0)
             planned = allocation.planned_nodes(self.sweep.cluster, needs, largest_machine=largest)
             total.append(planned)
-            nodes = planned + nodes
+            nodes = [*planned, *nodes]
         self.cores = max(sum(node.cpus for node in part) for part in total)
         self.gpus = max(sum(sum(node.gpus) for node in part) for part in total)
         return nodes
 
     def _check_feasible(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
+        """Raise where no machine could ever hold a run; machines that register after their head are waited for."""
         empty = Pool(nodes, spread=not self.one_machine)
         for needs in dict.fromkeys(job.needs for job in jobs):
-            if _have_room(nodes) and not empty.fits(needs):  # workers may register after the head: those are awaited
-                held = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
+            if _have_room(nodes) and not empty.fits(needs):
+                counts = Counter(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
+                held = "; ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
+                advice = "give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
+                if self.elastic:
+                    advice = "describe the machines that can start in cluster.nodes, cluster.cpus and cluster.gpus"
+                together = ", all on one node as the runs lie in a storage" if self.one_machine else ""
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
-                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {held}; ask for "
-                    "less, give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
+                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node{together}, and the nodes have {held}; "
+                    f"ask for less, or {advice}"
                 )
 
     def _enqueue(self, run: _RunState) -> None:
@@ -388,7 +403,6 @@ class Engine:
         if result is None:
             return False
         self.outcome.results[run.cell.run_id] = result
-        self.progress.event(_result_line(run.cell, result))
         return True
 
     def _retries(self, run: _RunState, end: AttemptEnd) -> bool:
@@ -563,7 +577,9 @@ def run_plan(
         progress.begin("Training")
         report()
         while engine.busy:
-            engine.poll()
+            for cell in engine.poll():
+                if cell.run_id in outcome.results:
+                    progress.event(_result_line(cell, outcome.results[cell.run_id]))
             report(engine.flops_in_progress())
     return outcome
 

@@ -217,11 +217,8 @@ class RayCluster:
             return AttemptEnd.model_validate_json(self.ray.get(handle))
         except self.ray.exceptions.RayTaskError as error:  # raised before the attempt began: code that didn't arrive
             return AttemptEnd(status="failed", reason=first_line(error.cause or error))
-        except self.ray.exceptions.OutOfMemoryError as error:
-            return classify_error(error)
         except self.ray.exceptions.RayError as error:
-            reason = f"the worker was lost ({type(error).__name__}: {first_line(error)})"
-            return AttemptEnd(status="failed", reason=reason, retryable=True)
+            return classify_error(error)
 
 
 def _node(name: str, resources: Mapping[str, float]) -> Node:

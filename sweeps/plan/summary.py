@@ -191,7 +191,8 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
     yield "speed", "; ".join(list(sources)[:3])
 
     # Time and price of what is left, on the planned cluster.
-    machines = f"{cluster.nodes} node(s) of {cluster.cores_per_node} cores"
+    unknown = cluster.elastic and cluster.cpus is None
+    machines = f"{cluster.nodes} node(s)" + ("" if unknown else f" of {cluster.cores_per_node} cores")
     machines += f" and {cluster.gpus} GPU(s) {cluster.device or ''}".rstrip() if cluster.gpus else ""
     summary = PlanSummary.of(plan, done)
     if summary is None:

@@ -108,6 +108,7 @@ def run_tuning(
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
     space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
+    progress.begin("Opening the study")
     folders.sweep.mkdir(parents=True, exist_ok=True)
     with sole_driver(folders, command=command), closing(tuning.open_study()) as study, study.translate_errors():
         # Run the trials and the check.
@@ -131,6 +132,7 @@ def run_tuning(
                         folders,
                         tuning.corpora,
                         run_store=run_store,
+                        progress=progress,
                         outcome=outcome,
                         on_start=uploader.watch,
                     )
