@@ -190,6 +190,7 @@ def run(
         progress.begin("Starting")
         from isoloop.sweeps.analysis import fit_and_report, store_stability
         from isoloop.sweeps.pipeline import prepare, train_sweep
+        from isoloop.sweeps.report.answer import sweep_answer
         from isoloop.sweeps.stability.study import is_study
 
         prepared = prepare(config, folders, progress)
@@ -218,7 +219,15 @@ def run(
             progress.begin("Evaluating stability")
         study = store_stability(config, folders, trained.table) if is_study(config) else None
         progress.begin("Copying the results into MLflow")
-        problem = trained.store.save_files(trained.parent, folders.sweep)
+        answer = sweep_answer(trained.table, results)
+        problem = trained.store.record_answer(
+            trained.parent,
+            config,
+            numbers=answer.numbers,
+            intervals=answer.intervals,
+            sentences=answer.sentences,
+            results=folders.sweep,
+        )
     print_results(console, results)
     if study is not None:
         console.print("\n" + study.summary(), end="")
