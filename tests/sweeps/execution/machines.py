@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -59,10 +60,15 @@ def machines(**head):
     }
     with mock.patch.dict(os.environ, workers):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
+        session = cluster.head_node.get_session_dir_path()
         try:
             yield cluster
         finally:
             cluster.shutdown()
+            left = subprocess.run(["pgrep", "--full", session], capture_output=True, text=True, check=False)
+            for process in left.stdout.split():  # of machines that an autoscaler has started
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
 
 
 @contextlib.contextmanager
