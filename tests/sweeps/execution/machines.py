@@ -80,7 +80,7 @@ def autoscaled_machines(folder, node_types):
         node_types: resources of a machine by type; there is at most one machine of each.
     """
     from ray._private.services import get_node_ip_address
-    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
@@ -100,8 +100,8 @@ def autoscaled_machines(folder, node_types):
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },
-        "head_node_type": "head",
-        "available_node_types": {"head": {"resources": {}, "node_config": {}, "max_workers": 0}},
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "available_node_types": {FAKE_HEAD_NODE_TYPE: {"resources": {}, "node_config": {}, "max_workers": 0}},
         "file_mounts_sync_continuously": False,
         **{key: {} for key in empty},
         **{key: [] for key in none},
