@@ -22,6 +22,7 @@ from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.privacy import switch_telemetry_off
 
 REPLY_SECONDS = 0.2
+FREE_SECONDS = 2.0
 BOARD_SECONDS = 60.0
 # With this switch of Ray's, everything binds to the loopback address alone. There is no argument of ray.init for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -165,7 +166,7 @@ class RayCluster:
         """Return the machines that are up, with what no job uses now; none if Ray doesn't say so at once."""
         reply = self.board.free.remote()
         try:
-            return [_node(name, resources) for name, resources in self.ray.get(reply, timeout=REPLY_SECONDS).items()]
+            return [_node(name, resources) for name, resources in self.ray.get(reply, timeout=FREE_SECONDS).items()]
         except self.ray.exceptions.ActorDiedError:
             self.board = self._new_board()
             return []
