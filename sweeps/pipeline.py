@@ -110,10 +110,11 @@ def train_sweep(
             process runs this sweep.
         KeyboardInterrupt: the sweep was stopped; its runs have saved their state and the store says so.
     """
+    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
+    progress.begin("Opening MLflow")
     from isoloop.fitting import check_table
 
-    plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
-    with sole_driver(folders, command=command):
+    with sole_driver(folders, command=command, storage=storage_uri(plan.sweep)):
         # Train and record.
         write_manifest(plan.cells, folders)
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
@@ -143,6 +144,11 @@ def train_sweep(
         folders.config.write_text(config_text(plan.sweep), encoding="utf-8")
         table.to_csv(folders.table, index=False)
     return TrainedSweep(table=table, failed=outcome.failed, store=store, parent=uploader.parent)
+
+
+def storage_uri(sweep: SweepConfig) -> str | None:
+    """Return the whole URI of a sweep's storage, None if it has none."""
+    return None if sweep.storage is None else sweep.storage.with_secret(STORAGE_VARIABLE)
 
 
 @contextmanager
@@ -186,6 +192,8 @@ def open_stores(
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
     store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
+    for notice in store.notices:
+        progress.event(notice)
     runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
     with translate_store_errors(uri):
         uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND if is_tuning else SWEEP_KIND)

@@ -33,6 +33,13 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"\b((?:authorization:\s*(?:bearer|basic)|bearer)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+# Tokens that their form gives away wherever they stand: of Hugging Face, GitHub, GitLab, Slack, AWS, Google, Databricks
+# npm, Docker Hub, OpenAI and others (sk-); and JSON web tokens.
+_TOKEN = re.compile(
+    r"""(?<![A-Za-z0-9])(?:(?:hf|gh[pousr]|npm|sk_live|rk_live)_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|"""
+    r"""dckr_pat_[\w-]{20,}|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}|"""
+    r"""dapi[0-9a-f]{32}|sk-(?=[\w-]*\d)[\w-]{20,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"""
+)
 
 
 def switch_telemetry_off() -> None:
@@ -49,4 +56,4 @@ def redacted(text: str) -> str:
         text = pattern.sub(rf"\g<1>{HIDDEN}@", text)
     for pattern in (_IN_QUERY, _ASSIGNED, _HEADER):
         text = pattern.sub(rf"\g<1>{HIDDEN}", text)
-    return text
+    return _TOKEN.sub(HIDDEN, text)

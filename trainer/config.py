@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import re
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -351,6 +352,12 @@ def check_fixed_depth(
         )
 
 
+@lru_cache(maxsize=4096, typed=True)  # the many runs of a sweep share nearly all values
+def _canonical_json(value: Config | str | int) -> str:
+    content = value.model_dump(mode="json") if isinstance(value, Config) else value
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
 class RunSpec(Config):
     """Everything that determines one run's result on a given kind of machine.
 
@@ -400,8 +407,8 @@ class RunSpec(Config):
     @property
     def run_id(self) -> str:
         """Twelve hexadecimal digits of a hash of the spec; of the corpus only its fingerprint counts, not its path."""
-        content = self.model_dump(mode="json", exclude={"data"})
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name != "data"]
+        canonical = "{" + ",".join(parts) + "}"
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

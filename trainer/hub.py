@@ -5,11 +5,23 @@ against the real hub.
 """
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+ANSWER_SECONDS = 10.0
+PAUSE_SECONDS = 2.0
+ATTEMPTS = 3
+
+Waiting = Callable[[str], None]
+"""Called with a line about what is waited for."""
+
+
+def no_waiting(line: str) -> None:
+    """Ignore a wait."""
 
 
 class HubError(ValueError):
@@ -35,7 +47,7 @@ def is_commit(revision: str) -> bool:
     return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
-def list_files(repository: str, revision: str | None) -> tuple[str, list[HubFile]]:
+def list_files(repository: str, revision: str | None, waiting: Waiting = no_waiting) -> tuple[str, list[HubFile]]:
     """Return the commit of a data set's `revision` (None: main), and its files.
 
     Raises:
@@ -45,6 +57,7 @@ def list_files(repository: str, revision: str | None) -> tuple[str, list[HubFile
     from huggingface_hub.hf_api import RepoFile
 
     hub = HfApi()
+    wait_for_answer(waiting)
     with _translated_errors():
         commit = hub.dataset_info(repository, revision=revision).sha
         tree = list(hub.list_repo_tree(repository, recursive=True, revision=commit, repo_type="dataset"))
@@ -55,16 +68,31 @@ def list_files(repository: str, revision: str | None) -> tuple[str, list[HubFile
     ]
 
 
-def fetch_file(repository: str, path: str, *, kind: Literal["dataset", "model"], revision: str | None = None) -> Path:
+def fetch_file(
+    repository: str,
+    path: str,
+    *,
+    kind: Literal["dataset", "model"],
+    revision: str | None = None,
+    waiting: Waiting = no_waiting,
+) -> Path:
     """Return the local path of a repository's file, after downloading it if Hugging Face's cache lacks it.
 
     Raises:
         HubError: as for `list_files`, or there is no such file.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
+    try:
+        wait_for_answer(waiting)
+    except HubError:
+        cached = try_to_load_from_cache(repository, path, revision=revision, repo_type=kind)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise
+    waiting(f"downloading {path}")
     with _translated_errors():
         return Path(hf_hub_download(repository, path, repo_type=kind, revision=revision))
 
@@ -77,9 +105,37 @@ def fetch_model(repository: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    wait_for_answer(no_waiting)
     with _translated_errors():
         patterns = ["config.json", "*.safetensors", "*.bin"]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def wait_for_answer(waiting: Waiting) -> None:
+    """Return once Hugging Face answers: its client would wait for ever for a server that accepts and says nothing.
+
+    Raises:
+        HubError: it doesn't answer, after several attempts.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import get_session
+
+    host = constants.ENDPOINT.partition("://")[2]
+    for attempt in range(1, ATTEMPTS + 1):
+        waiting(f"waiting for {host}" + (f", attempt {attempt} of {ATTEMPTS}" if attempt > 1 else ""))
+        try:
+            get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+            return
+        except OfflineModeIsEnabled:  # the client uses its cache, or says so
+            return
+        except Exception as error:  # the errors of connections have no base that stays the same
+            if attempt == ATTEMPTS:
+                reason = str(error).strip() or type(error).__name__
+                raise HubError(
+                    f"{host} did not answer in {ATTEMPTS} attempts: {reason}; check the network, proxy and HF_ENDPOINT"
+                ) from error
+            time.sleep(PAUSE_SECONDS)
 
 
 @contextmanager

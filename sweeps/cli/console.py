@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING
 from isoloop.sweeps.messages import Progress, format_duration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from isoloop.sweeps.paths import SweepResults
     from isoloop.trainer.data.corpus import Corpus
 
 LOG_SECONDS = 60.0
 SHORT_SECONDS = 2.0
+LEAST_SHARE = 0.01  # that a time left is told from
 BAR_WIDTH = 20
 
 
@@ -102,28 +106,30 @@ def show_progress(console: "Console | None" = None, *, transient: bool = False) 
 class _Stages(Progress):
     """The present stage: what is being done, the share that is done, the time since its beginning, and the time left.
 
-    The time left follows from the mean speed since the share last began to grow; it is unknown at first, and again
-    where the work takes longer than that.
+    The time left follows from the mean speed since the share began to grow, so that starting up doesn't count; it is
+    unknown at first, and again where the work takes longer than that.
     """
 
     def __init__(self, console: "Console", *, keep: bool) -> None:
         self.console, self.keep = console, keep
         self.stage, self.label = "", ""
         self.share: float | None = None
-        self.began = self.counted_since = time.monotonic()
-        self.first_share, self.ends_at = 0.0, 0.0
+        self.began, self.ends_at = time.monotonic(), 0.0
+        self.first: tuple[float, float] | None = None  # when the share began to grow, and from what
 
     def begin(self, stage: str) -> None:
         self.end()
-        self.stage, self.label, self.share, self.ends_at = stage, "", None, 0.0
-        self.began = time.monotonic()
+        self.stage, self.label, self.share, self.first = stage, "", None, None
+        self.began, self.ends_at = time.monotonic(), 0.0
 
     def update(self, label: str, done: float, total: float) -> None:
         now, share = time.monotonic(), done / total if total else None
         if share is None or self.share is None or share < self.share:
-            self.counted_since, self.first_share, self.ends_at = now, share or 0.0, 0.0
-        elif share > self.share and now - self.counted_since >= SHORT_SECONDS:
-            self.ends_at = now + (now - self.counted_since) * (1 - share) / (share - self.first_share)
+            self.first, self.ends_at = None, 0.0
+        elif self.first is None:
+            self.first = (now, share) if share > self.share else None
+        elif share > self.share and now - self.first[0] >= SHORT_SECONDS and share - self.first[1] >= LEAST_SHARE:
+            self.ends_at = now + (now - self.first[0]) * (1 - share) / (share - self.first[1])
         self.label, self.share = label, share
 
     def event(self, line: str) -> None:
@@ -224,6 +230,30 @@ class _Log(_Stages):
     def _work(self) -> None:
         while not self.stopped.wait(SHORT_SECONDS / 4):
             self.write_if_due()
+
+
+def page_link(page: "Path") -> "Text":
+    """Return the path of a page, which a terminal shows as a link; printed elsewhere, it is the path alone."""
+    from rich.style import Style
+    from rich.text import Text
+
+    return Text(str(page), style=Style(link=page.resolve().as_uri()), end="")
+
+
+def open_in_browser(page: "Path") -> bool:
+    """Open a page in the user's browser, and return False if there is none, as on a machine without a screen.
+
+    A browser in the terminal can't show a page that computes, so it counts only if the user chose it (`BROWSER`).
+    """
+    import webbrowser
+
+    is_remote = sys.platform.startswith("linux") or "SSH_CONNECTION" in os.environ
+    if is_remote and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
+        return False
+    try:
+        return webbrowser.open_new_tab(page.resolve().as_uri())
+    except webbrowser.Error:
+        return False
 
 
 def print_results(console: "Console", results: "SweepResults") -> None:

@@ -119,14 +119,15 @@ class ClusterConfig(Config):
 
     Args:
         nodes: number of identical machines.
-        cpus: cores per machine; by default those of this machine.
+        cpus: cores per machine; by default those of this machine, and unknown if `elastic`.
         gpus: GPUs per machine.
         device: model of the GPUs; its data sheet gives their peak and memory.
         gpu_memory: usable bytes per GPU, if `device` is unset or some of its memory is taken.
         node_memory: bytes per machine; by default those of this machine.
         price_per_hour: price of one GPU, or of one CPU core for runs without a GPU, in any currency.
-        elastic: an autoscaler adds nodes while runs wait, so as many runs are submitted as `nodes` machines could hold,
-            however many there are now.
+        elastic: an autoscaler adds machines while runs wait in Ray, so 1.25 times as many runs are handed to Ray as
+            `nodes` machines could hold, however many there are now. Where `cpus` isn't given, only GPUs limit that, or
+            the cores of the largest machine that is up.
     """
 
     nodes: PositiveInt = 1

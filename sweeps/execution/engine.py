@@ -45,6 +45,7 @@ WAIT_EVENT_SECONDS = 30.0  # so long may everything wait before it is said
 STORAGE_DELAY_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
+MOST_LISTED = 60  # runs done by an earlier driver; more are only counted
 
 
 class Cluster(Protocol):
@@ -169,7 +170,16 @@ class Engine:
                 with contextlib.suppress(OSError):  # a full disk: Ray ends the runs, which resume from a checkpoint
                     self.folders.stop_file.touch()
                 self._request_stop(self.running)
+                self.progress.begin("Stopping")
+                if self.running:
+                    self.progress.event(
+                        f"Stopping: {len(self.running)} runs save their state, which takes {STOP_GRACE_SECONDS:.0f} s "
+                        "at most. Ctrl-C again ends them at once."
+                    )
                 self._wait_for_all()
+        except KeyboardInterrupt:
+            self.progress.event("Ended at once: the runs go on from their last checkpoint when the command is rerun.")
+            raise
         finally:
             self.folders.stop_file.unlink(missing_ok=True)
             self.note = None
@@ -270,20 +280,26 @@ class Engine:
             largest = max((node.cpus for node in nodes), default=0.0)
             planned = allocation.planned_nodes(self.sweep.cluster, needs, largest_machine=largest)
             total.append(planned)
-            nodes = planned + nodes
+            nodes = [*planned, *nodes]
         self.cores = max(sum(node.cpus for node in part) for part in total)
         self.gpus = max(sum(sum(node.gpus) for node in part) for part in total)
         return nodes
 
     def _check_feasible(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
+        """Raise where no machine could ever hold a run; machines that register after their head are waited for."""
         empty = Pool(nodes, spread=not self.one_machine)
         for needs in dict.fromkeys(job.needs for job in jobs):
-            if _have_room(nodes) and not empty.fits(needs):  # workers may register after the head: those are awaited
-                held = "; ".join(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
+            if _have_room(nodes) and not empty.fits(needs):
+                counts = Counter(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
+                held = "; ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
+                advice = "give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
+                if self.elastic:
+                    advice = "describe the machines that can start in cluster.nodes, cluster.cpus and cluster.gpus"
+                together = ", all on one node as the runs lie in a storage" if self.one_machine else ""
                 raise ValueError(
                     f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
-                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node, and the nodes have {held}; ask for "
-                    "less, give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
+                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node{together}, and the nodes have {held}; "
+                    f"ask for less, or {advice}"
                 )
 
     def _enqueue(self, run: _RunState) -> None:
@@ -388,7 +404,6 @@ class Engine:
         if result is None:
             return False
         self.outcome.results[run.cell.run_id] = result
-        self.progress.event(_result_line(run.cell, result))
         return True
 
     def _retries(self, run: _RunState, end: AttemptEnd) -> bool:
@@ -530,16 +545,13 @@ def run_plan(
     """
     progress, outcome = progress or Progress(), outcome or SweepOutcome()
 
-    def report(running_flops: float = 0.0) -> None:
-        ended = [cell for cell in plan.cells if cell.run_id in outcome.results or cell.run_id in outcome.failed]
-        progress.update(
-            f"{len(ended)}/{len(plan.cells)} runs", sum(cell.flops for cell in ended) + running_flops, plan.flops
-        )
-
     # Report what is done.
     outcome.results |= finished_results(plan.cells, folders)
-    for cell in plan.cells:
-        if cell.run_id in outcome.results:
+    done = [cell for cell in plan.cells if cell.run_id in outcome.results]
+    if len(done) > MOST_LISTED:
+        progress.event(f"  {len(done)} runs are done already")
+    else:
+        for cell in done:
             progress.event(_result_line(cell, outcome.results[cell.run_id]))
     missing = [cell for cell in plan.cells if cell.run_id not in outcome.results]
     if not missing:
@@ -561,10 +573,14 @@ def run_plan(
     ):
         engine.add(missing)
         progress.begin("Training")
-        report()
+        ended, flops, planned_flops = len(done), sum(cell.flops for cell in done), plan.flops
+        progress.update(f"{ended}/{len(plan.cells)} runs", flops, planned_flops)
         while engine.busy:
-            engine.poll()
-            report(engine.flops_in_progress())
+            for cell in engine.poll():
+                ended, flops = ended + 1, flops + cell.flops
+                if cell.run_id in outcome.results:
+                    progress.event(_result_line(cell, outcome.results[cell.run_id]))
+            progress.update(f"{ended}/{len(plan.cells)} runs", flops + engine.flops_in_progress(), planned_flops)
     return outcome
 
 
@@ -619,13 +635,16 @@ def _describe_waiting(waiting: Mapping[Needs, int], nodes: Sequence[Node], free:
         runs = f"{count} run{'s wait' if count > 1 else ' waits'} in Ray" if not parts else f"{count}"
         several = f"{needs.processes} x " if needs.processes > 1 else ""
         parts.append(f"{runs} for {several}{amount}" + (" each" if count > 1 else ""))
+    text = ", ".join(parts)
     if not _have_room(nodes):
-        return f"{', '.join(parts)}; no machine with cores or GPUs has come up yet"
+        return f"{text}; no machine with cores or GPUs has come up yet"
+    if not free:  # the cluster is too busy to say
+        return text
     if any(needs.gpus for needs in waiting):
         total, left, unit = sum(sum(n.gpus) for n in nodes), sum(sum(n.gpus) for n in free), "GPUs"
     else:
         total, left, unit = sum(n.cpus for n in nodes), sum(n.cpus for n in free), "cores"
-    return f"{', '.join(parts)}; {left:g} of {total:g} {unit} are free"
+    return f"{text}; {left:g} of {total:g} {unit} are free"
 
 
 def _heartbeat_time(folder: Path) -> float | None:

@@ -16,7 +16,7 @@ import ray
 import torch
 import torch.distributed as dist
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from isoloop.sweeps.execution.worker import STOP_CHECK_SECONDS, Signals, Task, classify_error, preemption, train_task
 from isoloop.sweeps.storage.run_store import STOP_FILE
@@ -102,7 +102,7 @@ def _train_rank(task_json: str, rank: int, host: str, port: int) -> bool:
     with preemption() as preempted:
         store = TCPStore(host, port, is_master=False, timeout=CONNECT_TIME)
         if execution.device == "cuda":
-            device = _share_devices(store, rank, size)
+            device = share_devices(store, rank, size)
             torch.cuda.set_device(device)
             execution = execution.model_copy(update={"device": device})
         backend = "nccl" if task.resources.gpu_share else "gloo"
@@ -112,14 +112,18 @@ def _train_rank(task_json: str, rank: int, host: str, port: int) -> bool:
     return preempted.is_set()
 
 
-def _share_devices(store: TCPStore, rank: int, size: int) -> str:
+def share_devices(store: Store, rank: int, size: int) -> str:
     """Let this process see the GPUs of all that share its machine, and return its own.
 
     NCCL copies directly between two GPUs only if both processes see both. CUDA must not have been used before.
     """
-    own, machine = os.environ["CUDA_VISIBLE_DEVICES"], ray.get_runtime_context().get_node_id()
+    own, machine = os.environ["CUDA_VISIBLE_DEVICES"], _machine_id()
     store.set(f"GPU of {rank}", f"{machine} {own}")
     places = [store.get(f"GPU of {other}").decode().split() for other in range(size)]
     shared = sorted(gpu for place, gpu in places if place == machine)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shared)
     return f"cuda:{shared.index(own)}"
+
+
+def _machine_id() -> str:
+    return ray.get_runtime_context().get_node_id()

@@ -209,14 +209,8 @@ def classify_error(error: BaseException) -> AttemptEnd:
     reported at once: a broken rule, a bug, too little memory.
     """
     message = f"{type(error).__name__}: {first_line(error)}"
-    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("ray."):
-        # Ray ends the youngest task when the memory of a machine is nearly used up, be it by the task itself or by its
-        # neighbours. Beside others, or later, the run may well fit, so it is tried again.
-        advice = (
-            "the memory of its machine was used up: let fewer runs share a machine (more resources.cpus for each), "
-            "set resources.micro_batch lower or resources.activation_checkpointing to true, or use larger machines"
-        )
-        return AttemptEnd(status="failed", reason=f"Ray ended the run; {advice}", retryable=True)
+    if type(error).__module__.startswith("ray."):
+        return _classify_loss(error, message)
     if _is_out_of_memory(error):
         advice = (
             "the run needs more memory than it is given: set resources.micro_batch lower, "
@@ -234,6 +228,20 @@ def classify_error(error: BaseException) -> AttemptEnd:
         reason = first_line(error) if isinstance(error, ValueError) else message
         return AttemptEnd(status="failed", reason=reason, retryable=False)
     return AttemptEnd(status="failed", reason=message, retryable=True)
+
+
+def _classify_loss(error: BaseException, message: str) -> AttemptEnd:
+    """Return the end of an attempt whose process Ray has lost or ended."""
+    reason = f"the worker was lost ({message})"
+    if type(error).__name__ == "OutOfMemoryError":
+        # When a machine's memory is nearly used up, Ray ends a task there, whoever uses the memory. The next attempt
+        # may have other neighbours, so it is worth a retry.
+        reason = (
+            "the memory of its machine was used up, so Ray ended the run; raise resources.cpus, so that fewer runs "
+            "share a machine, set resources.micro_batch lower or resources.activation_checkpointing to true, or use "
+            "machines with more memory"
+        )
+    return AttemptEnd(status="failed", reason=reason, retryable=True)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

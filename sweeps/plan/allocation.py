@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, DEFAULT_UTILISATION, ClusterConfig, Resources
@@ -59,7 +60,6 @@ class Workload:
         recurrence: its loops.
         batch: sequences per step.
         precision: precision of the matrix products.
-        flops: training FLOPs of the run.
         trains: False if its loss is drawn from a law.
         one_machine: all its processes must be on one machine, as the runs lie in a storage.
     """
@@ -68,7 +68,6 @@ class Workload:
     recurrence: RecurrenceConfig
     batch: int
     precision: Literal["float32", "bfloat16"]
-    flops: float
     trains: bool = True
     one_machine: bool = False
 
@@ -105,21 +104,36 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """The resources of a run, the bytes of one of its processes, and the reason if it can't run on the cluster."""
+    """The resources of a run, with what follows from them.
+
+    Attributes:
+        resources: the resources, with `auto` resolved.
+        memory: estimated bytes of one process.
+        flops_per_second: expected speed of the run.
+        reason: the reason if the run can't have them on the cluster.
+    """
 
     resources: Resources
     memory: float
+    flops_per_second: float
     reason: str | None = None
 
 
-def allocate(workload: Workload, resources: Resources, cluster: ClusterConfig) -> Allocation:
-    """Choose what `auto` leaves open in a run's resources, and check that its memory is available.
+@lru_cache(maxsize=4096)  # runs that differ in seed or learning rate have the same
+def allocations(workload: Workload, resources: Resources, cluster: ClusterConfig) -> tuple[Allocation, ...]:
+    """Return the resources that a run may have, from the smallest on; several only with `longest_hours`.
 
     Raises:
         ValueError: `resources.gpus` is `auto`, and the configuration doesn't name the cluster's device.
     """
+    steps = [resources]
     if resources.gpus == AUTO:
-        resources = _choose_processes(workload, _choose_gpu_share(workload, resources, cluster), cluster)
+        steps = _doubled_processes(workload, _choose_gpu_share(workload, resources, cluster), cluster)
+    return tuple(_allocation(workload, resources, cluster) for resources in steps)
+
+
+def _allocation(workload: Workload, resources: Resources, cluster: ClusterConfig) -> Allocation:
+    """Return the allocation of these resources, after a check that their memory is available."""
     memory = workload.bytes_per_process(resources)
     if resources.gpus:
         available, owner = (cluster.bytes_per_gpu or math.inf) * resources.gpu_share, f"{resources.gpu_share:g} GPU"
@@ -137,7 +151,8 @@ def allocate(workload: Workload, resources: Resources, cluster: ClusterConfig) -
             f"has {resources.processes} processes, which must be on one machine if runs lie in a storage, and a "
             f"machine has {cluster.gpus} GPUs; use fewer processes"
         )
-    return Allocation(resources=resources, memory=memory, reason=reason)
+    speed = expected_speed(resources, cluster, workload.precision)
+    return Allocation(resources=resources, memory=memory, flops_per_second=speed.flops_per_second, reason=reason)
 
 
 def needs(resources: Resources) -> Needs:
@@ -179,16 +194,16 @@ def _choose_gpu_share(workload: Workload, resources: Resources, cluster: Cluster
     return resources.model_copy(update={"gpus": share})
 
 
-def _choose_processes(workload: Workload, resources: Resources, cluster: ClusterConfig) -> Resources:
-    """Return the resources with processes doubled, a GPU each, until the run takes at most `longest_hours`."""
+def _doubled_processes(workload: Workload, resources: Resources, cluster: ClusterConfig) -> list[Resources]:
+    """Return the resources and, with `longest_hours`, those with processes doubled again and again, a GPU each."""
     limit = min(workload.batch, cluster.gpus * (1 if workload.one_machine else cluster.nodes))
+    steps = [resources.model_copy(update={"longest_hours": None})]  # only valid with `auto`
     while resources.longest_hours is not None:
-        speed = expected_speed(resources, cluster, workload.precision)
-        doubled = 2 * resources.processes if resources.gpus == 1 else 1
-        if workload.flops / speed.flops_per_second / 3600 <= resources.longest_hours or doubled > limit:
+        doubled = 2 * steps[-1].processes if steps[-1].gpus == 1 else 1
+        if doubled > limit:
             break
-        resources = resources.model_copy(update={"gpus": 1.0, "processes": doubled})
-    return resources.model_copy(update={"longest_hours": None})  # only valid with `auto`
+        steps.append(steps[-1].model_copy(update={"gpus": 1.0, "processes": doubled}))
+    return steps
 
 
 def _memory_advice(workload: Workload, resources: Resources, available: float) -> str:

@@ -85,19 +85,26 @@ def grid_points(sweep: SweepConfig) -> list[Point]:
     variants = _SettingVariants(sweep)
     paths = _varied_paths(sweep)
     sizes_vary = any(SIZE in keys for keys in (sweep.axes, *sweep.points))
+    combinations = list(axis_combinations(sweep.axes))
+    shared: dict[int, tuple[RunSettings, dict[str, Any]]] = {}  # of points without settings of their own
     points = []
     unused = dict(enumerate(sweep.exclude))
     for place, point_changes in _points_before_axes(sweep):
-        for axis_changes, names in axis_combinations(sweep.axes):
-            changes = point_changes | axis_changes
-            exclusion = _matching_exclusion(sweep.exclude, place | changes | names)
+        for index, (axis_changes, names) in enumerate(combinations):
+            changes = point_changes | axis_changes if point_changes else axis_changes
+            exclusion = _matching_exclusion(sweep.exclude, place | changes | names) if sweep.exclude else None
             if exclusion is not None:
                 unused.pop(exclusion, None)
                 continue
-            settings = variants.settings(changes)
-            axes = {path: setting_at(settings, path) for path in paths} | names
-            if sizes_vary:
-                axes[SIZE] = size_name(settings.model)
+            if point_changes or index not in shared:
+                settings = variants.settings(changes)
+                axes = {path: setting_at(settings, path) for path in paths} | names
+                if sizes_vary:
+                    axes[SIZE] = size_name(settings.model)
+                if not point_changes:
+                    shared[index] = settings, axes
+            else:
+                settings, axes = shared[index]
             points.append(Point(**place, settings=settings, axes=axes))
     if unused:
         raise ValueError(

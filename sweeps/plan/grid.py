@@ -1,6 +1,7 @@
 """From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is left out."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,14 +181,14 @@ def plan_cells(
 
     There may be no cell, and the same run may occur twice.
     """
-    progress = progress or Progress()
+    progress, planner = progress or Progress(), _Planner(sweep, corpus_of)
     cells, left_out = [], []
-    drawn, points, reported = _DrawnLoops(), grid_points(sweep), time.monotonic()
+    points, reported = grid_points(sweep), time.monotonic()
     for number, point in enumerate(points):
         if time.monotonic() - reported > _REPORT_SECONDS:
             progress.update("planning", number, len(points))
             reported = time.monotonic()
-        cell = _plan_point(sweep, point, corpus_of(point.settings.data), drawn)
+        cell = planner.cell(point)
         if isinstance(cell, Cell):
             cells.append(cell)
         else:
@@ -217,80 +218,127 @@ def _by_rule(left_out: Sequence[LeftOutCell]) -> list[str]:
     return lines
 
 
-def _plan_point(
-    sweep: SweepConfig, point: Point, corpus: PlannedCorpus, drawn: "_DrawnLoops"
-) -> Cell | tuple[str, str]:
-    """Return the cell of a point, or the rule that it breaks and the reason if it can't be run."""
-    # The target (tokens or FLOPs) and how much of it one step takes.
-    settings = point.settings
-    recurrence = _recurrence(settings.depth, point.mean_recurrence)
-    loops = _loop_cost(settings.model, sweep.accounting)
-    per_token = loops.flops_per_token(*_expected_loops(recurrence, sweep.accounting))
-    step_tokens = settings.batch * settings.model.context
-    target, step_cost = point.target, step_tokens * (1 if point.budget is None else per_token)
-    quantity = "tokens" if point.budget is None else "budget"
-    if target < step_cost:
-        size = f"{settings.batch} x {settings.model.context} tokens"
-        return "one step", f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
-    most_tokens = min(MOST_STEPS * step_tokens, LARGEST_INTEGER)
-    if target / step_cost * step_tokens > most_tokens:
-        largest = most_tokens / step_tokens * step_cost
-        return "most steps", (
-            f"{target / step_cost:.3g} steps of {step_tokens} tokens, but a run may have at most {MOST_STEPS:.0e} "
-            f"steps and {LARGEST_INTEGER:.3g} tokens; lower the {quantity} to {largest:.3g}"
+class _Variant:
+    """The settings of a run and a mean recurrence, with all that their cells share: only budget or tokens differ."""
+
+    def __init__(self, sweep: SweepConfig, settings: RunSettings, mean: int, corpus: PlannedCorpus) -> None:
+        self.sweep, self.settings, self.corpus = sweep, settings, corpus
+        self.recurrence = _recurrence(settings.depth, mean)
+        self.loops = _loop_cost(settings.model, sweep.accounting)
+        self.per_token = self.loops.flops_per_token(*_expected_loops(self.recurrence, sweep.accounting))
+        self.step_tokens = settings.batch * settings.model.context
+        self.most_steps = min(MOST_STEPS, LARGEST_INTEGER // self.step_tokens)
+
+    @cached_property
+    def longest_spec(self) -> RunSpec:
+        """The specification with the most steps; with fewer it breaks no rule either."""
+        inherited = {name: value for name, value in self.settings if name not in ("depth", "resources")}
+        return RunSpec(
+            recurrence=self.recurrence,
+            data_fingerprint=self.corpus.fingerprint,
+            steps=self.most_steps,
+            **inherited,
         )
 
-    # Steps whose cost is closest to the target.
-    steps = steps_for(target, step_cost)
-    total = steps * step_cost
-    if point.budget is not None and _DrawnLoops.are_worth_drawing(recurrence, settings.batch, steps, sweep.accounting):
-        steps, total = drawn.closest_steps(recurrence, settings, steps, target, loops)
-    if steps < sweep.minimum_steps:
-        return "minimum_steps", (
-            f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}; raise the {quantity} to about "
-            f"{sweep.minimum_steps * step_cost:.3g}, or lower minimum_steps or batch"
+    @cached_property
+    def allocations(self) -> tuple[allocation.Allocation, ...]:
+        """What a run may have, from the least on."""
+        workload = allocation.Workload(
+            model=self.settings.model,
+            recurrence=self.recurrence,
+            batch=self.settings.batch,
+            precision=self.settings.precision,
+            trains=self.sweep.simulation is None,
+            one_machine=self.sweep.storage is not None,
         )
-    if abs(total / target - 1) > TOLERANCE:
-        return "whole steps", (
-            f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}; set the "
-            f"{quantity} to {total:.6g}, or lower batch"
-        )
-    tokens = steps * step_tokens
-    epochs = tokens / corpus.train_tokens if corpus.train_tokens else None
-    if epochs is not None and epochs > sweep.maximum_epochs:
-        return "maximum_epochs", _too_little_text(tokens, epochs, quantity, corpus, sweep, settings.data)
+        return allocation.allocations(workload, self.settings.resources, self.sweep.cluster)
 
-    # Resources, identity and expected cost.
-    flops = tokens * per_token if point.budget is None else total
-    workload = allocation.Workload(
-        model=settings.model,
-        recurrence=recurrence,
-        batch=settings.batch,
-        precision=settings.precision,
-        flops=flops,
-        trains=sweep.simulation is None,
-        one_machine=sweep.storage is not None,
-    )
-    allocated = allocation.allocate(workload, settings.resources, sweep.cluster)
-    if allocated.reason is not None:
-        return "resources", allocated.reason
-    speed = allocation.expected_speed(allocated.resources, sweep.cluster, settings.precision)
-    spec = _spec(sweep, point, recurrence, corpus.fingerprint, steps)
-    run_id = spec.run_id
-    if sweep.simulation is not None:
-        content = run_id + sweep.simulation.model_dump_json(exclude={"flops_per_second"})  # no loss depends on it
-        run_id = "sim-" + hashlib.sha256(content.encode()).hexdigest()[:12]
-    return Cell(
-        spec=spec,
-        run_id=run_id,
-        budget=point.budget,
-        flops=flops,
-        epochs=epochs,
-        axes=point.axes,
-        resources=allocated.resources,
-        seconds=flops / speed.flops_per_second,
-        memory=allocated.memory,
-    )
+    def allocated(self, flops: float) -> allocation.Allocation:
+        """Return the least with which a run of so many FLOPs takes at most `longest_hours`, else the most."""
+        longest = self.settings.resources.longest_hours or math.inf
+        enough = (each for each in self.allocations if flops / each.flops_per_second / 3600 <= longest)
+        return next(enough, self.allocations[-1])
+
+
+class _Planner:
+    """The way from points of the grid to cells. What several cells have in common is worked out once."""
+
+    def __init__(self, sweep: SweepConfig, corpus_of: CorpusLookup) -> None:
+        self._sweep, self._corpus_of, self._drawn = sweep, corpus_of, _DrawnLoops()
+        self._variants: dict[tuple[RunSettings, int], _Variant] = {}
+        self._law = None  # as part of a run's id; no loss depends on the speed
+        if sweep.simulation is not None:
+            self._law = sweep.simulation.model_dump_json(exclude={"flops_per_second"})
+
+    def cell(self, point: Point) -> Cell | tuple[str, str]:
+        """Return the cell of a point, or the rule that it breaks and the reason if it can't be run."""
+        # The target (tokens or FLOPs) and how much of it one step takes.
+        sweep, settings, variant = self._sweep, point.settings, self._variant(point)
+        step_tokens, corpus = variant.step_tokens, variant.corpus
+        target, step_cost = point.target, step_tokens * (1 if point.budget is None else variant.per_token)
+        quantity = "tokens" if point.budget is None else "budget"
+        if target < step_cost:
+            size = f"{settings.batch} x {settings.model.context} tokens"
+            return "one step", f"under the {step_cost:.4g} of one step ({size}); raise it, or lower batch or context"
+        if target / step_cost > variant.most_steps:
+            return "most steps", (
+                f"{target / step_cost:.3g} steps of {step_tokens} tokens, but a run may have at most {MOST_STEPS:.0e} "
+                f"steps and {LARGEST_INTEGER:.3g} tokens; lower the {quantity} to {variant.most_steps * step_cost:.3g}"
+            )
+
+        # Steps whose cost is closest to the target.
+        steps = steps_for(target, step_cost)
+        total = steps * step_cost
+        recurrence = variant.recurrence
+        worth_drawing = _DrawnLoops.are_worth_drawing(recurrence, settings.batch, steps, sweep.accounting)
+        if point.budget is not None and worth_drawing:
+            steps, total = self._drawn.closest_steps(recurrence, settings, steps, target, variant.loops)
+        if steps < sweep.minimum_steps:
+            return "minimum_steps", (
+                f"only {steps} steps, and minimum_steps is {sweep.minimum_steps}; raise the {quantity} to about "
+                f"{sweep.minimum_steps * step_cost:.3g}, or lower minimum_steps or batch"
+            )
+        if abs(total / target - 1) > TOLERANCE:
+            return "whole steps", (
+                f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}; set the "
+                f"{quantity} to {total:.6g}, or lower batch"
+            )
+        tokens = steps * step_tokens
+        epochs = tokens / corpus.train_tokens if corpus.train_tokens else None
+        if epochs is not None and epochs > sweep.maximum_epochs:
+            return "maximum_epochs", _too_little_text(tokens, epochs, quantity, corpus, sweep, settings.data)
+
+        # Resources, identity and expected cost.
+        flops = tokens * variant.per_token if point.budget is None else total
+        allocated = variant.allocated(flops)
+        if allocated.reason is not None:
+            return "resources", allocated.reason
+        try:
+            spec = variant.longest_spec.model_copy(update={"steps": steps})
+        except ValidationError as error:
+            raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
+        run_id = spec.run_id
+        if self._law is not None:
+            run_id = "sim-" + hashlib.sha256((run_id + self._law).encode()).hexdigest()[:12]
+        return Cell(
+            spec=spec,
+            run_id=run_id,
+            budget=point.budget,
+            flops=flops,
+            epochs=epochs,
+            axes=point.axes,
+            resources=allocated.resources,
+            seconds=flops / allocated.flops_per_second,
+            memory=allocated.memory,
+        )
+
+    def _variant(self, point: Point) -> _Variant:
+        key = point.settings, point.mean_recurrence
+        variant = self._variants.get(key)
+        if variant is None:
+            corpus = self._corpus_of(point.settings.data)
+            variant = self._variants[key] = _Variant(self._sweep, point.settings, point.mean_recurrence, corpus)
+        return variant
 
 
 def _too_little_text(
@@ -309,15 +357,6 @@ def _too_little_text(
         f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training text, and "
         f"maximum_epochs is {sweep.maximum_epochs:g}; {', or '.join(advice)}"
     )
-
-
-def _spec(sweep: SweepConfig, point: Point, recurrence: RecurrenceConfig, fingerprint: str, steps: int) -> RunSpec:
-    settings = point.settings
-    try:
-        inherited = {name: value for name, value in settings if name not in ("depth", "resources")}
-        return RunSpec(recurrence=recurrence, data_fingerprint=fingerprint, steps=steps, **inherited)
-    except ValidationError as error:
-        raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
 
 
 # Many cells share these results. Configurations are frozen, so they can be keys of a cache.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 _TOLERANCE = 1e-9
 _FREE_DIGITS = 9  # free shares are rounded, so that three thirds add up to 1
+MOST_SIMULATED = 10_000  # jobs of which a makespan is computed exactly
 _GOOD_ENOUGH = 1.01  # of the lower bound: if one order's makespan is this close, no other order is tried
 
 
@@ -242,9 +243,15 @@ def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, limit:
 def best_order(jobs: Sequence[Job], nodes: Sequence[Node]) -> tuple[str, float]:
     """Return the order with the shortest makespan, or the first that comes close to it, and its makespan in seconds.
 
+    Of more than `MOST_SIMULATED` jobs a sample is simulated, and its makespan scaled up by the lower bounds.
+
     Raises:
         ValueError: a job needs more than the nodes have.
     """
+    if len(jobs) > MOST_SIMULATED:
+        sample = _sample(jobs, every=math.ceil(len(jobs) / MOST_SIMULATED))
+        name, seconds = best_order(sample, nodes)
+        return name, seconds * lower_bound(jobs, nodes) / lower_bound(sample, nodes)
     equally_wide = len({job.needs.busy_units for job in jobs}) <= 1
     enough = _GOOD_ENOUGH * lower_bound(jobs, nodes)
     best, shortest = "", math.inf
@@ -255,6 +262,14 @@ def best_order(jobs: Sequence[Job], nodes: Sequence[Node]) -> tuple[str, float]:
         if shortest <= enough:
             break
     return best, shortest
+
+
+def _sample(jobs: Sequence[Job], *, every: int) -> list[Job]:
+    """Return every so many-th job of the same needs, from the longest on."""
+    by_needs: dict[Needs, list[Job]] = {}
+    for job in sorted(jobs, reverse=True):
+        by_needs.setdefault(job.needs, []).append(job)
+    return [job for same in by_needs.values() for job in same[::every]]
 
 
 def lower_bound(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:

@@ -167,7 +167,8 @@ def _budget_table(plan: Plan, done: "Results") -> "Table":
 
 def _hours(cell: Cell) -> float:
     """Return the GPU hours of a run, or its core hours if it has no GPU."""
-    return cell.seconds / 3600 * allocation.needs(cell.resources).busy_units
+    resources = cell.resources
+    return cell.seconds / 3600 * resources.processes * (resources.gpu_share or resources.cpus)
 
 
 def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
@@ -185,13 +186,15 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
     unit = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
     longest = format_duration(plan.cells[0].seconds)
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"
+    distinct = dict.fromkeys((cell.resources, cell.spec.precision) for cell in plan.cells)
     sources = dict.fromkeys(
-        allocation.expected_speed(c.resources, cluster, c.spec.precision).source for c in plan.cells
+        allocation.expected_speed(resources, cluster, precision).source for resources, precision in distinct
     )
     yield "speed", "; ".join(list(sources)[:3])
 
     # Time and price of what is left, on the planned cluster.
-    machines = f"{cluster.nodes} node(s) of {cluster.cores_per_node} cores"
+    unknown = cluster.elastic and cluster.cpus is None
+    machines = f"{cluster.nodes} node(s)" + ("" if unknown else f" of {cluster.cores_per_node} cores")
     machines += f" and {cluster.gpus} GPU(s) {cluster.device or ''}".rstrip() if cluster.gpus else ""
     summary = PlanSummary.of(plan, done)
     if summary is None:

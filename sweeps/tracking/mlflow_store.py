@@ -5,40 +5,54 @@ MLflow's can't be changed.
 """
 
 import contextlib
+import json
 import logging
 import math
 import os
 import re
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import pandas as pd
 from filelock import FileLock
 
-from isoloop.sweeps.config.schema import SWEEP_NAME, config_text
+from isoloop.sweeps.config.schema import SWEEP_NAME, SweepConfig, config_text
 from isoloop.sweeps.messages import first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 from isoloop.sweeps.tracking.schema import (
+    EXPERIMENT,
     IN_SWEEP,
+    INTERVAL,
     KIND,
     LONGEST_TAG,
+    NOTE,
     OUTCOME,
+    PARENT_RUN,
     PREFIX,
     REASON,
     RUN_ID,
     SETTLED_OUTCOMES,
     SWEEP,
     SWEEP_KIND,
+    VIEW,
     has_ended,
+    metric_name,
     origin_tags,
+    run_name,
     run_table,
+    runs_view,
     simulated_suffix,
     tag_text,
 )
 
-NOTE = "mlflow.note.content"
+EXPERIMENT_KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""The tag by which MLflow's pages show training runs first, and not traces of a language model in use."""
 # MLflow takes 1,000 points, parameters and tags at a time, of which at most 100 parameters and 100 tags.
 BATCH_POINTS = 800
 POSTGRES_LOCK = 0x150100B  # an arbitrary number of our own
@@ -54,6 +68,9 @@ class TrackingStore:
         experiment: the experiment's name.
         artifacts: folder of the artifacts of a new experiment in an sqlite store; None: the store is only read, and
             nothing is created.
+
+    Attributes:
+        notices: what was unusual about the store and is mended, or what to do about it, a sentence each.
 
     Raises:
         ValueError: nothing usable answers at `uri`, or the experiment to read doesn't exist.
@@ -77,13 +94,19 @@ class TrackingStore:
         if is_sqlite and artifacts is None and not _sqlite_file(uri).is_file():
             raise ValueError(f"a store to read must exist, but there is no file {_sqlite_file(uri)}; correct the URI")
         # Connect, and find or create the experiment.
+        self.notices: list[str] = []
         with translate_store_errors(uri, read_only=artifacts is None), _first_use(uri):
             self.client = MlflowClient(uri)
             existing = self.client.get_experiment_by_name(experiment)
             if existing is not None:
                 self.experiment_id = existing.experiment_id
             elif artifacts is not None:
+                self._notice_renamed()
                 self.experiment_id = self._create_experiment(artifacts.resolve().as_uri() if is_sqlite else None)
+            if artifacts is not None and (existing is None or existing.lifecycle_stage == "active"):
+                self._mark_as_training(existing)
+                if existing is not None:
+                    self._check_artifacts(existing.artifact_location, artifacts)
         if existing is None and artifacts is None:
             names = sorted(each.name for each in self.client.search_experiments())
             raise ValueError(
@@ -91,7 +114,11 @@ class TrackingStore:
                 f"{', '.join(names)}"
             )
         if existing is not None and existing.lifecycle_stage == "deleted":
-            raise ValueError(f"the MLflow experiment must exist, but '{experiment}' was deleted; restore or rename it")
+            raise ValueError(
+                f"the MLflow experiment must exist, but '{experiment}' was deleted; restore it with "
+                f"'MLFLOW_TRACKING_URI={self.shown_uri} mlflow experiments restore --experiment-id "
+                f"{existing.experiment_id}', or record in another one, with another name as tracking.experiment"
+            )
 
     def _create_experiment(self, artifacts: str | None) -> str:
         try:
@@ -102,6 +129,45 @@ class TrackingStore:
                 raise
             return existing.experiment_id  # another process has just created it
 
+    def _mark_as_training(self, existing: Any) -> None:
+        """Tag the experiment as one of training runs, unless somebody has said what it is, and with its name."""
+        tags = {} if existing is None else existing.tags
+        kind = tags.get(EXPERIMENT_KIND, "")
+        if not kind or kind.endswith("inferred") or kind == "no_inferred_type":
+            self.client.set_experiment_tag(self.experiment_id, EXPERIMENT_KIND, MODEL_TRAINING)
+        if EXPERIMENT not in tags:
+            self.client.set_experiment_tag(self.experiment_id, EXPERIMENT, self.experiment)
+
+    def _notice_renamed(self) -> None:
+        """Notice that a new experiment is needed because the one of this name was renamed."""
+        renamed = self.client.search_experiments(filter_string=f"tags.`{EXPERIMENT}` = '{self.experiment}'")
+        if renamed and "'" not in self.experiment:
+            self.notices.append(
+                f"the MLflow experiment '{self.experiment}' was renamed to '{renamed[0].name}', so a new "
+                f"'{self.experiment}' records all runs again; to go on in the old one, set tracking.experiment to "
+                f"'{renamed[0].name}'"
+            )
+
+    def _check_artifacts(self, location: str, artifacts: Path) -> None:
+        """Let the artifacts go where `artifacts` is now, or notice that they can't.
+
+        MLflow fixes the place when an experiment is made. The store beside the artifacts is ours, and moves with them.
+        """
+        old, new = _local_path(location), artifacts.resolve()
+        if old is None or old == new:
+            return
+        is_own = self.uri.startswith("sqlite:") and _sqlite_file(self.uri).resolve().parent == new.parent
+        if is_own and old.name == new.name:
+            _move_artifacts(_sqlite_file(self.uri), location, new.as_uri())
+            self.notices.append(
+                f"the output folder was moved or copied: MLflow's artifacts are now in {new}, not {old}"
+            )
+        elif not old.parent.is_dir():
+            self.notices.append(
+                f"MLflow keeps the artifacts of '{self.experiment}' in {old}, which is not on this machine any more; "
+                "set tracking.experiment to a new name, whose artifacts go into the output folder"
+            )
+
     def sweep_run(self, plan: Plan, environment: Mapping[str, str], *, kind: str = SWEEP_KIND) -> str:
         """Return the MLflow run id of the sweep's parent run, created if missing; its note is the configuration.
 
@@ -111,14 +177,39 @@ class TrackingStore:
         identity = {KIND: kind, SWEEP: sweep.name}
         name, parents = f"{sweep.name}{simulated_suffix(plan)}", self._search(identity)
         parent = parents[0].info.run_id if parents else self._create(name, identity)
-        self.client.update_run(parent, status="RUNNING", name=name)
+        self.client.update_run(parent, status="RUNNING")
+        self._save_view(plan)
         settings = {key: value for key, value in sweep.model_dump(mode="json").items() if not isinstance(value, dict)}
         tags = {f"{PREFIX}{key}": tag_text(value) for key, value in settings.items()}
-        note = config_text(sweep)
-        if len(note) > LONGEST_TAG:
-            note = f"{note[:LONGEST_TAG]}...\n# the rest is in the artifact config.yaml\n"
-        self.send(parent, tags={**tags, **origin_tags(plan), **environment, NOTE: f"```yaml\n{note}```"})
+        self.send(parent, tags={**tags, **origin_tags(plan), **environment, NOTE: _note(sweep)})
         return parent
+
+    def record_answer(
+        self,
+        parent: str,
+        sweep: SweepConfig,
+        *,
+        numbers: Mapping[str, float],
+        intervals: Mapping[str, tuple[float, float]],
+        sentences: Sequence[str],
+        results: Path,
+    ) -> str | None:
+        """Record the result of a sweep in its run: metrics, intervals as tags, the note, the files of `results`.
+
+        Returns:
+            The error, if there is one; the results are in the output folder.
+        """
+        now = int(time.time() * 1000)
+        spans = {f"{INTERVAL}{name}": f"{low:.6g} to {high:.6g}" for name, (low, high) in intervals.items()}
+        try:
+            self.send(
+                parent,
+                points=[(name, value, now, 0) for name, value in numbers.items()],
+                tags={**spans, NOTE: _note(sweep, sentences)},
+            )
+        except Exception as error:  # noqa: BLE001  the caller reports it
+            return first_line(error)
+        return self.save_files(parent, results)
 
     def sweeps(self) -> list[str]:
         """Return the names of the sweeps that are recorded here."""
@@ -136,8 +227,8 @@ class TrackingStore:
 
     def make_cell_run(self, plan: Plan, cell: Cell, tags: Mapping[str, str], parent: str) -> str:
         """Create the child run of a cell that has none, and return its MLflow run id."""
-        identity = {KIND: "run", SWEEP: plan.sweep.name, RUN_ID: cell.run_id, "mlflow.parentRunId": parent}
-        return self._create(f"{cell.label}{simulated_suffix(plan)}", {**tags, **identity})
+        identity = {KIND: "run", SWEEP: plan.sweep.name, RUN_ID: cell.run_id, PARENT_RUN: parent}
+        return self._create(run_name(plan, cell), {**tags, **identity})
 
     def reopen(self, mlflow_run: str) -> None:
         """Mark an existing run as running."""
@@ -149,7 +240,19 @@ class TrackingStore:
 
     def last_step(self, mlflow_run: str) -> int:
         """Return the last step of the loss curve in the store, -1 if there is none."""
-        return max((m.step for m in self.client.get_metric_history(mlflow_run, "train_loss")), default=-1)
+        names = metric_name("train_loss"), "train_loss"  # the second in runs of older versions
+        return max((m.step for name in names for m in self.client.get_metric_history(mlflow_run, name)), default=-1)
+
+    def is_deleted(self, mlflow_run: str) -> bool:
+        """Return whether a run was deleted, for good or not; False if the store doesn't answer."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(mlflow_run).info.lifecycle_stage == "deleted")
+        except MlflowException as error:
+            return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+        except Exception:  # noqa: BLE001  whatever it is, the store doesn't answer
+            return False
 
     def answers(self) -> bool:
         """Return whether the store can be reached now."""
@@ -167,10 +270,13 @@ class TrackingStore:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log points (key, value, timestamp in ms, step) in batches; the last batch has the parameters and tags."""
+        """Log points (key, value, timestamp in ms, step) in batches; the last batch has the parameters and tags.
+
+        NaN is not logged: MLflow's pages show it as a number, and a missing number is missing in the run table.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(key, float(value), when, step) for key, value, when, step in points]
+        metrics = [Metric(key, float(value), when, step) for key, value, when, step in points if not math.isnan(value)]
         while len(metrics) > BATCH_POINTS:
             self.client.log_batch(mlflow_run, metrics=metrics[:BATCH_POINTS])
             metrics = metrics[BATCH_POINTS:]
@@ -193,19 +299,29 @@ class TrackingStore:
 
     def save_file(self, mlflow_run: str, file: Path) -> None:
         """Store one file as an artifact of a run."""
-        self.client.log_artifact(mlflow_run, str(file))
+        self._artifacts(mlflow_run).log_artifact(str(file))
 
     def save_files(self, mlflow_run: str, folder: Path) -> str | None:
         """Store the readable results of `folder` as artifacts of a run; return the error, if there is one."""
         readable = {".yaml", ".csv", ".json", ".txt", ".html", ".png", ".svg", ".pdf"}
         try:
+            artifacts = self._artifacts(mlflow_run)
             for file in sorted(folder.rglob("*")):
                 if file.suffix in readable and file.relative_to(folder).parts[0] != "relay":
                     inside = file.relative_to(folder).parent.as_posix()
-                    self.client.log_artifact(mlflow_run, str(file), None if inside == "." else inside)
+                    artifacts.log_artifact(str(file), None if inside == "." else inside)
         except Exception as error:  # noqa: BLE001  the results are all in `folder`; the caller reports it
             return first_line(error)
         return None
+
+    def _artifacts(self, mlflow_run: str) -> Any:
+        """Return the place of a run's artifacts as the store has it now.
+
+        MLflow's client remembers it by the run's id, and a copied store has the same ids.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(self.client.get_run(mlflow_run).info.artifact_uri, tracking_uri=self.uri)
 
     def read_table(self, sweep: str) -> pd.DataFrame:
         """Return the run table of a sweep, of the ended runs in its grid, from MLflow alone.
@@ -245,6 +361,14 @@ class TrackingStore:
                 return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
         raise ValueError(f"a filter must be in MLflow's language, but got {condition!r} ({refused}); correct it")
 
+    def _save_view(self, plan: Plan) -> None:
+        """Save the view of the sweep's runs that MLflow's pages offer under 'Views', by the sweep's name."""
+        key, state = f"{VIEW}{plan.sweep.name}", runs_view(plan)
+        present = self.client.get_experiment(self.experiment_id).tags.get(key)
+        if present is None or json.loads(present).get("state") != state:
+            view = {"name": plan.sweep.name, "createdAt": int(time.time() * 1000), "state": state}
+            self.client.set_experiment_tag(self.experiment_id, key, json.dumps(view))
+
     def _create(self, name: str, tags: dict[str, str]) -> str:
         return self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
 
@@ -260,6 +384,16 @@ class TrackingStore:
             token = page.token
             if not token:
                 return runs
+
+
+def _note(sweep: SweepConfig, sentences: Sequence[str] = ()) -> str:
+    """Return the text that MLflow shows with a sweep: its result, once there is one, and its configuration."""
+    result = "".join(f"- {sentence}\n" for sentence in sentences)
+    settings = config_text(sweep)
+    room = max(LONGEST_TAG - len(result), 0)
+    if len(settings) > room:
+        settings = f"{settings[:room]}...\n# the rest is in the artifact config.yaml\n"
+    return f"{result}\n```yaml\n{settings}```"
 
 
 def is_settled(run: Any) -> bool:
@@ -280,6 +414,9 @@ def translate_store_errors(uri: str, *, read_only: bool = False) -> contextlib.A
     """Return a context that raises any error of a store as one ValueError with its name."""
 
     def advice(error: Exception) -> str:
+        schema = re.search(r"database schema \(found version (\w+)", str(error))
+        if schema is not None:
+            return _schema_advice(schema.group(1), shown)
         missing = isinstance(error, ModuleNotFoundError) and uri.startswith("postgresql")
         first = "install isoloop[postgres]" if missing else "start it, correct tracking.uri"
         if read_only:
@@ -289,6 +426,37 @@ def translate_store_errors(uri: str, *, read_only: bool = False) -> contextlib.A
     shown = redacted(uri)
     rule = f"an MLflow store must answer at the tracking URI, but '{shown}' does not"
     return translate_errors(f"the MLflow store '{shown}'", rule, advice)
+
+
+def _schema_advice(revision: str, shown_uri: str) -> str:
+    """Return what to do about a database whose schema isn't that of the installed MLflow."""
+    from mlflow import __version__
+    from mlflow.store import db_migrations
+
+    is_older = any(Path(db_migrations.__file__).parent.glob(f"versions/{revision}_*.py"))
+    if is_older:
+        return f"nothing is lost: back the database up, then run 'mlflow db upgrade {shown_uri}' and this command again"
+    return (
+        f"it was made by an MLflow newer than {__version__}, which is installed: nothing is lost, install that one, or "
+        "use another store"
+    )
+
+
+def _local_path(location: str) -> Path | None:
+    """Return the folder of an artifact location on this machine, None for another kind of place."""
+    if location.startswith("file:"):
+        return Path(url2pathname(urlparse(location).path))
+    return Path(location) if location.startswith("/") else None
+
+
+def _move_artifacts(database: Path, old: str, new: str) -> None:
+    """Change the place of the artifacts, from URI to URI, in an sqlite store; MLflow has no call for it."""
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        connection.execute("update experiments set artifact_location = ? where artifact_location = ?", (new, old))
+        connection.execute(
+            "update runs set artifact_uri = ? || substr(artifact_uri, ?) where substr(artifact_uri, 1, ?) = ?",
+            (new, len(old) + 1, len(old) + 1, f"{old}/"),
+        )
 
 
 def _sqlite_file(uri: str) -> Path:

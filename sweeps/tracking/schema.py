@@ -5,7 +5,7 @@ Everything that a row needs is in the run itself: the table can be read from the
 
 import json
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -19,14 +19,15 @@ from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
 PREFIX = "isoloop."
-RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON, IN_SWEEP, CHECKPOINT, CORPUS, PLANNED_TOKENS = (
+RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON, IN_SWEEP, CHECKPOINT, CORPUS, PLANNED_TOKENS, EXPERIMENT = (
     f"{PREFIX}{name}"
     for name in (
         "run_id", "sweep", "kind", "simulated", "outcome", "reason", "in_sweep", "checkpoint", "corpus",
-        "planned_tokens",
+        "planned_tokens", "experiment",
     )
 )  # fmt: skip
-COLUMN, ENVIRONMENT = f"{PREFIX}column.", f"{PREFIX}env."
+COLUMN, ENVIRONMENT, LOSSES, INTERVAL = (f"{PREFIX}{name}." for name in ("column", "env", "losses", "interval"))
+PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
@@ -34,6 +35,19 @@ _EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
 _REPETITION_COLUMNS = ("unique_tokens", "epochs")  # missing in simulated runs, and in runs of older versions
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
+_LOSS = "loss_T"
+_LOSSES_PER_TAG = 100
+_MOST_AXIS_COLUMNS = 20
+LOSS_AT_T = "test_time/loss_at_T"
+_CURVES = {
+    "loss": ("train_loss", "validation_loss"),
+    "model": ("spectral_radius", "state_norm", "last_loop_residual"),
+    "speed": ("tokens_per_second", "model_flop_utilisation", "peak_memory"),
+    "training": ("gradient_norm", "learning_rate", "matrix_learning_rate", "tokens"),
+}
+"""Sections of MLflow's charts and the journal's metrics in them; MLflow shows them by name, and then other metrics."""
+_SECTIONS = {name: section for section, names in _CURVES.items() for name in names}
+VIEW = "mlflow.sharedViewState."
 
 
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
@@ -52,6 +66,58 @@ def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
 def tag_text(value: Any) -> str:
     """Return a value as the text of a tag: without secrets, and no longer than MLflow's stores take."""
     return redacted(str(value))[:LONGEST_TAG]
+
+
+def metric_name(name: str) -> str:
+    """Return what MLflow calls a metric of the journal or a number of the result: curves have a section of charts."""
+    return f"{_SECTIONS[name]}/{name}" if name in _SECTIONS else name
+
+
+def result_points(result: RunResult, journaled: Collection[str]) -> list[tuple[str, float, int]]:
+    """Return the points (metric, value, step) of a result.
+
+    A curve ends at the run's last step, unless the journal has it (`journaled` are its metrics in that step). MLflow
+    shows a single number as a bar if its step is 0, and as a curve of one point otherwise.
+    """
+    numbers = {name: value for name, value in result_metrics(result).items() if not name.startswith(_LOSS)}
+    last = {name: value for name, value in numbers.items() if name in _SECTIONS and name not in journaled}
+    points = [(metric_name(name), value, result.steps) for name, value in last.items()]
+    points += [(name, value, 0) for name, value in numbers.items() if name not in _SECTIONS]
+    return points + [(LOSS_AT_T, loss, recurrence) for recurrence, loss in result.losses.items()]
+
+
+def loss_tags(result: RunResult) -> dict[str, str]:
+    """Return the tags of the losses at each T, from which the run table has them; MLflow cuts longer ones."""
+    losses = list(result.losses.items())
+    parts = [dict(losses[start : start + _LOSSES_PER_TAG]) for start in range(0, len(losses), _LOSSES_PER_TAG)]
+    return {f"{LOSSES}{place}": json.dumps(part) for place, part in enumerate(parts)}
+
+
+def run_name(plan: Plan, cell: Cell) -> str:
+    """Return the name of a cell's run in MLflow's pages: budget, µ, and the axes on which the sweep's cells differ."""
+    size = f"C={cell.budget:.4g}" if cell.budget else f"D={cell.spec.tokens:.4g}"
+    axes = (f"{name.rpartition('.')[2]}={value}" for name, value in cell.axes.items())
+    return " ".join([size.replace("e+", "e"), f"µ={cell.mean_recurrence}", *axes]) + simulated_suffix(plan)
+
+
+def runs_view(plan: Plan) -> str:
+    """Return the state of MLflow's page of runs that shows a sweep's runs by loss, with what they differ in.
+
+    Sorted by their start, MLflow would fold them up in the sweep's run.
+    """
+    axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))[:_MOST_AXIS_COLUMNS]
+    budgets = ["budget"] if any(cell.budget for cell in plan.cells) else []
+    columns = [f"tags.`{COLUMN}{name}`" for name in budgets]
+    columns += ["params.`mean_recurrence`", f"metrics.`{metric_name('tokens')}`", "metrics.`loss`"]
+    columns += [f"tags.`{COLUMN}{name}`" for name in axes]
+    return json.dumps(
+        {
+            "searchFilter": f"tags.`{SWEEP}` = '{plan.sweep.name}' and tags.`{KIND}` = 'run'",
+            "orderByKey": "metrics.`loss`",
+            "orderByAsc": True,
+            "selectedColumns": [*columns, f"tags.`{OUTCOME}`"],
+        }
+    )
 
 
 def origin_tags(plan: Plan) -> dict[str, str]:
@@ -98,10 +164,10 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     values = result.model_dump(
         include={
             "tokens", "unique_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
-            "flops_parcae_release", "loss", "bits_per_byte", "training_loss", "spectral_radius", "seconds",
+            "flops_parcae_release", "loss", "bits_per_byte", "spectral_radius", "seconds",
         }
     )  # fmt: skip
-    values["epochs"] = result.epochs
+    values |= {"epochs": result.epochs, "train_loss": result.training_loss}
     values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
     return {key: float(value) for key, value in values.items() if value is not None}
 
@@ -137,6 +203,11 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
             "'isoloop run' with this sweep, which writes them and trains nothing twice"
         )
     status = tags[OUTCOME]
+    # Runs of older versions have curves without a section, and a metric for each T.
+    metrics = {**metrics, **{name: metrics[metric_name(name)] for name in _SECTIONS if metric_name(name) in metrics}}
+    losses = {name: loss for name, loss in metrics.items() if name.startswith(_LOSS)}
+    for key in sorted(key for key in tags if key.startswith(LOSSES)):
+        losses |= {loss_column(int(recurrence)): loss for recurrence, loss in json.loads(tags[key]).items()}
     return {
         "run_id": tags[RUN_ID],
         "status": status,
@@ -148,7 +219,7 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         "loss": metrics.get("loss") if status == "finished" else None,
         **{name: metrics[name] for name in _REPETITION_COLUMNS if name in metrics},
         **{name: metrics.get(name) for name in _EXTRA_COLUMNS},
-        **{name: loss if status == "finished" else None for name, loss in metrics.items() if name.startswith("loss_T")},
+        **{name: loss if status == "finished" else None for name, loss in losses.items()},
         **columns,
     }
 

@@ -25,21 +25,23 @@ from isoloop.sweeps.tracking.schema import (
     CHECKPOINT,
     IN_SWEEP,
     OUTCOME,
+    PARENT_RUN,
     REASON,
     SWEEP_KIND,
     cell_tags,
     changed_tags,
     driver_environment,
     environment_tags,
+    loss_tags,
+    metric_name,
     parameters,
-    result_metrics,
+    result_points,
     tag_text,
 )
 from isoloop.trainer.files import write_atomically
 from isoloop.trainer.run.journal import journal_id, read_journal
 from isoloop.trainer.run.result import RunResult, read_result
 
-LOSS_BY_RECURRENCE = "loss_by_recurrence"
 UPLOAD_SECONDS = 2.0
 LONGEST_UPLOAD_PAUSE_SECONDS = 30.0
 
@@ -83,6 +85,7 @@ class Uploader:
         runs = store.cell_runs(plan.sweep.name)
         self.mlflow_runs = {run_id: run.info.run_id for run_id, run in runs.items()}
         self.complete = {run_id for run_id, run in runs.items() if is_settled(run)}
+        self._kind = kind
         self._tags: dict[str, Mapping[str, str]] = {run_id: run.data.tags for run_id, run in runs.items()}
         self._outdated_tags = set(runs)
         # The state of this call.
@@ -150,7 +153,7 @@ class Uploader:
         for run_id, mlflow_run in without_spec.items():
             self._save_spec(run_id, mlflow_run)
         status = stopped or ("FAILED" if failed or self.pending else "FINISHED")
-        self._try("the sweep", partial(self.store.end, self.parent, status), self.pending)
+        self._try("the sweep", partial(self._end_parent, status), self.pending)
         return self.pending
 
     def check_complete(self, also: str = "") -> None:
@@ -194,6 +197,8 @@ class Uploader:
         try:
             action()
         except Exception as error:  # noqa: BLE001  an error of the store must never reach the scheduler; it is reported
+            if self._forget_deleted(run_id):
+                return self._try(run_id, action, pending)
             self.last_error, fault = first_line(error), disk_fault(error)
             self.advice = "fix this" if fault is None else fault[1]
             log.debug("%s: %s", run_id, self.last_error)
@@ -202,12 +207,33 @@ class Uploader:
             return False
         return True
 
+    def _forget_deleted(self, run_id: str) -> bool:
+        """Forget a run that somebody has deleted from the store, so that it is recorded anew; False if it is there."""
+        if run_id not in self.mlflow_runs or not self.store.is_deleted(self.mlflow_runs[run_id]):
+            return False
+        del self.mlflow_runs[run_id]
+        self.cursors.pop(run_id, None)
+        self._tags.pop(run_id, None)
+        return True
+
+    def _end_parent(self, status: str) -> None:
+        """End the sweep's run; if somebody has deleted it, end a new one, to which the runs then belong."""
+        try:
+            self.store.end(self.parent, status)
+        except Exception:
+            if not self.store.is_deleted(self.parent):
+                raise
+            self.parent = self.store.sweep_run(self.plan, environment_tags(driver_environment()), kind=self._kind)
+            for run_id in sorted(self.mlflow_runs):
+                self._update_tags(run_id)
+            self.store.end(self.parent, status)
+
     def _update_tags(self, run_id: str) -> None:
-        """Write the plan's tags to a run in the store, also if the run has left the plan."""
-        cell = self.cells.get(run_id)
-        present = self._tags.get(run_id, {})
+        """Write the plan's tags, and the sweep's run, to a run in the store, also if the run has left the plan."""
+        cell, present = self.cells.get(run_id), self._tags.get(run_id, {})
         changed = {IN_SWEEP: "false"} if cell is None else changed_tags(cell_tags(self.plan, cell), present)
-        if any(present.get(key) != value for key, value in changed.items()):
+        changed[PARENT_RUN] = self.parent
+        if run_id in self.mlflow_runs and any(present.get(key) != value for key, value in changed.items()):
             self.store.send(self.mlflow_runs[run_id], tags=changed)
             self._tags[run_id] = {**present, **changed}
         with self._lock:
@@ -230,7 +256,7 @@ class Uploader:
         # Send what is new, and move the cursor.
         records, offset = read_journal(journal, cursor.offset)
         points = [
-            (key, value, record["time_ms"], record["step"])
+            (metric_name(key), value, record["time_ms"], record["step"])
             for record in records
             if record["kind"] == "metrics" and record["step"] > cursor.known_step
             for key, value in record["values"].items()
@@ -290,7 +316,7 @@ class Uploader:
 
     def _reopen(self, cell: Cell, mlflow_run: str) -> None:
         """Mark an MLflow run as running again, with the plan's tags."""
-        wanted = cell_tags(self.plan, cell)
+        wanted = {**cell_tags(self.plan, cell), PARENT_RUN: self.parent}
         tags = {**changed_tags(wanted, self._tags.get(cell.run_id, {})), OUTCOME: "running", REASON: ""}
         self.store.reopen(mlflow_run)
         self.store.send(mlflow_run, params=parameters(cell), tags=tags)
@@ -308,7 +334,7 @@ class Uploader:
         self.store.close_run(mlflow_run, "failed", reason, "FAILED")
 
     def _outcome_tags(self, result: RunResult, folder: Path) -> dict[str, str]:
-        tags = {OUTCOME: result.status, REASON: tag_text(result.reason or "")}
+        tags = {OUTCOME: result.status, REASON: tag_text(result.reason or ""), **loss_tags(result)}
         if not result.simulated:
             tags[CHECKPOINT] = tag_text(f"{self.runs_at.rstrip('/')}/{folder.name}/model")
         return tags
@@ -341,5 +367,4 @@ def _result_points(result: RunResult, folder: Path) -> list[tuple[str, float, in
     when = int((folder / "result.json").stat().st_mtime * 1000)
     records, _ = read_journal(folder / "journal.jsonl")
     sent = {key for r in records if r["kind"] == "metrics" and r["step"] == result.steps for key in r["values"]}
-    points = [(key, value, when, result.steps) for key, value in result_metrics(result).items() if key not in sent]
-    return points + [(LOSS_BY_RECURRENCE, loss, when, recurrence) for recurrence, loss in result.losses.items()]
+    return [(key, value, when, step) for key, value, step in result_points(result, sent)]

@@ -126,6 +126,7 @@ class Tuner:
             run_id = "" if run.cell is None else run.cell.run_id
             ended.append(run.with_result(results.get(run_id), failed.get(run_id)))
             self.progress.event(f"  {_check_line(ended[-1])}")
+        self.progress.update(f"{len(runs)}/{len(runs)} runs", len(runs), len(runs))
         return TransferCheck.of(ended)
 
     def _next_proposal(self) -> Proposal | None:

@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
         (f"cannot open 'http://a:{SECRET}@h' or http://b:{SECRET}@i", "cannot open 'http://***@h' or http://***@i"),
         (f"host=h password={SECRET} user=u; api_key: no", "host=h password=*** user=u; api_key: no"),
         (f"Authorization: Bearer {SECRET}abcdef", "Authorization: Bearer ***"),
+        (f"401 for hf_{'aB3' * 12}: no access", "401 for ***: no access"),
+        (f"'ghp_{'x9' * 18}' and AKIA{'A1' * 8} (sk-proj-{'k_2' * 8})", "'***' and *** (***)"),
     ],
 )
 def test_secrets_are_left_out(text, shown):
@@ -56,6 +58,7 @@ def test_secrets_are_left_out(text, shown):
         "tokens=64000 and tokenizer=bpe, data.max_tokens=10",
         "file:///tmp/a@b",
         "ann@example.org wrote: 3 runs failed",
+        "hf_internal_testing/tiny-random-model in hf_cache, task sk-learn-of-some-long-name, disk-0123456789abcdef0123",
     ],
 )
 def test_what_has_no_secret_stays_as_it_is(text):

@@ -132,7 +132,7 @@ class CorpusRequest:
 
     def __init__(self, config: DataConfig, cache: Path, progress: CorpusProgress = no_progress) -> None:
         self._config, self._cache, self._progress = config, cache, progress
-        self._tokenizer = request_tokenizer(config)
+        self._tokenizer = request_tokenizer(config, lambda line: progress(line, 0, 0))
         self._source = open_source(config, progress)
         request = [_FORMAT, self._source.identity, self._tokenizer.identity]
         request += [config.column, config.validation_fraction, config.max_tokens]

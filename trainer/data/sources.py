@@ -108,12 +108,12 @@ def open_source(config: DataConfig, progress: CorpusProgress = no_progress) -> C
         root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
         return _parquet_source(config, root, map(Path, glob.glob(str(path), recursive=True)))
     if hub.is_repository(name) and path.suffix not in {_PARQUET, *config.suffixes}:
-        return _hub_source(config)
+        return _hub_source(config, lambda line: progress(line, 0, 0))
     raise _no_corpus(name)
 
 
 def _no_corpus(name: str, hub_error: str | None = None) -> ValueError:
-    on_hub = f", and Hugging Face provides no data set of that name ({hub_error})" if hub_error else ""
+    on_hub = f", nor can it be had from Hugging Face ({hub_error})" if hub_error else ""
     return ValueError(
         f"data.corpus must be '{STDLIB}', a file, folder or glob that exists, or the OWNER/NAME of a data set on "
         f"Hugging Face, but got '{name}': nothing is there{on_hub}; relative paths start at {Path.cwd()}"
@@ -525,7 +525,7 @@ def _no_parquet(config: DataConfig) -> ValueError:
     )
 
 
-def _hub_source(config: DataConfig) -> CorpusSource:
+def _hub_source(config: DataConfig, waiting: hub.Waiting) -> CorpusSource:
     """Open a data set on Hugging Face. With a full commit hash as its revision, a prepared one needs no network."""
     config.refuse("a data set on Hugging Face", "suffixes")
     repository, pattern = config.corpus, config.files or f"*{_PARQUET}"
@@ -533,7 +533,7 @@ def _hub_source(config: DataConfig) -> CorpusSource:
 
     def list_files() -> tuple[str, list[hub.HubFile]]:
         try:
-            commit, files = hub.list_files(repository, config.revision)
+            commit, files = hub.list_files(repository, config.revision, waiting)
         except hub.HubError as error:
             raise _no_corpus(repository, str(error)) from error
         matching = sorted((f for f in files if fnmatch.fnmatchcase(f.path, pattern)), key=lambda file: file.path)
@@ -544,7 +544,10 @@ def _hub_source(config: DataConfig) -> CorpusSource:
         return commit, shown
 
     def make_parts(commit: str, files: Sequence[hub.HubFile]) -> list[Part]:
-        return [_parquet_part(config, f.path, f.size, partial(_download, repository, f.path, commit)) for f in files]
+        return [
+            _parquet_part(config, f.path, f.size, partial(_download, repository, f.path, commit, waiting))
+            for f in files
+        ]
 
     if config.revision is not None and hub.is_commit(config.revision):
         identity: Any = ["hub", repository, config.revision, pattern]
@@ -556,9 +559,9 @@ def _hub_source(config: DataConfig) -> CorpusSource:
     return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=True, notes=notes)
 
 
-def _download(repository: str, path: str, commit: str) -> Path:
+def _download(repository: str, path: str, commit: str, waiting: hub.Waiting) -> Path:
     try:
-        return hub.fetch_file(repository, path, kind="dataset", revision=commit)
+        return hub.fetch_file(repository, path, kind="dataset", revision=commit, waiting=waiting)
     except hub.HubError as error:
         raise ValueError(
             f"each file of a data set must be available on Hugging Face, but '{path}' of '{repository}' is not "

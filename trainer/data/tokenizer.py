@@ -159,8 +159,8 @@ class TokenizerRequest:
     content: Callable[[Iterable[Document]], str | None]
 
 
-def request_tokenizer(config: DataConfig) -> TokenizerRequest:
-    """Find the tokenizer that `config` names, without reading the corpus.
+def request_tokenizer(config: DataConfig, waiting: hub.Waiting = hub.no_waiting) -> TokenizerRequest:
+    """Find the tokenizer that `config` names, without reading the corpus; `waiting` is told of waits for the hub.
 
     Raises:
         ValueError: there is no such tokenizer.
@@ -176,7 +176,7 @@ def request_tokenizer(config: DataConfig) -> TokenizerRequest:
                 documents, vocabulary=vocabulary, sample_bytes=sample, separator=separator
             ),
         )
-    content = _read_json(config.tokenizer)
+    content = _read_json(config.tokenizer, waiting)
     identity = ["json", hashlib.sha256(content.encode()).hexdigest(), separator]
     return TokenizerRequest(identity=identity, content=lambda _: content)
 
@@ -255,13 +255,13 @@ def batch_by_size(items: Iterable[Item], size: Callable[[Item], int], limit: int
         yield batch
 
 
-def _read_json(name: str) -> str:
+def _read_json(name: str, waiting: hub.Waiting) -> str:
     path, hub_error = Path(name).expanduser(), ""
     if not path.is_file() and hub.is_repository(name) and path.suffix != ".json":
         try:
-            path = hub.fetch_file(name, "tokenizer.json", kind="model")
+            path = hub.fetch_file(name, "tokenizer.json", kind="model", waiting=waiting)
         except hub.HubError as error:
-            hub_error = f", and Hugging Face provides no tokenizer.json of that name ({error})"
+            hub_error = f", nor can it be had from Hugging Face ({error})"
     if not path.is_file():
         raise ValueError(
             "data.tokenizer must be 'bytes', 'bpe', a tokenizer.json that exists, or the OWNER/NAME of a tokenizer on "

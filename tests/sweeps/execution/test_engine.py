@@ -500,10 +500,27 @@ class TestStopping:
         with pytest.raises(KeyboardInterrupt):
             trial.run(interrupt)
         assert [run for run in ids if trial.cluster.times("stopped", run)] == ids[:2]
+        assert "Stopping: 2 runs save their state, which takes 120 s at most. Ctrl-C again" in trial.watcher.lines[-1]
         assert not trial.folders.stop_file.exists()
         assert json.loads(trial.folders.state.read_text())["running"] == {}
         trial.outcome = SweepOutcome()
         assert set(trial.run().results) == set(ids)
+
+    def test_a_second_interrupt_ends_at_once(self, trial, monkeypatch):
+        trial.runs(50)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        def interrupt_twice(engine):
+            monkeypatch.setattr(trial.cluster, "wait", interrupt)
+            interrupt()
+
+        with pytest.raises(KeyboardInterrupt):
+            trial.run(interrupt_twice)
+        assert trial.watcher.lines[-1].startswith("Ended at once: the runs go on from their last checkpoint")
+        assert json.loads(trial.folders.state.read_text())["failed"] == {}
+        assert not trial.folders.stop_file.exists()
 
     def test_an_interrupt_does_not_wait_for_what_has_not_begun(self, trial, clock):
         trial.cluster.machines = [Node("a", 99, [1.0] * 8)]

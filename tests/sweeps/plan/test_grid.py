@@ -1,3 +1,5 @@
+import hashlib
+import json
 import re
 
 import numpy as np
@@ -6,8 +8,11 @@ import pytest
 from isoloop.fitting.backprop import poisson_loops
 from isoloop.fitting.simulate import published_cost_model
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
+from isoloop.sweeps.messages import Progress
+from isoloop.sweeps.plan import grid
 from isoloop.sweeps.plan.grid import TOLERANCE, PlannedCorpus, plan_sweep, planned_columns, simulated_corpus
 from isoloop.trainer.accounting import expected_loops, loop_cost
+from isoloop.trainer.config import RunSpec
 from isoloop.trainer.recurrence import sample_recurrences
 
 SWEEP = {
@@ -240,3 +245,32 @@ def test_the_published_grid():
     assert len(planned.cells) == 42
     assert not planned.left_out
     assert sum(cell.seconds for cell in planned.cells) == pytest.approx(planned.flops / 4e14)
+
+
+def test_cells_share_what_they_have_in_common_and_are_valid_by_themselves():
+    """A cell's spec is a copy of its variant's: it is what the same values give, and its id is the hash of it all."""
+    axes = {"seed": [0, 1], "optimizer.learning_rate": [0.001, 0.01], "model.width": [16, 32]}
+    for cell in plan(axes=axes).cells:
+        values = cell.spec.model_dump()
+        assert RunSpec(**values) == cell.spec
+        assert cell.spec.seed == cell.axes["seed"]
+        assert cell.spec.optimizer.learning_rate == cell.axes["optimizer.learning_rate"]
+        content = json.dumps(cell.spec.model_dump(mode="json", exclude={"data"}), sort_keys=True, separators=(",", ":"))
+        assert cell.run_id == hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def test_planning_says_how_far_it_is(monkeypatch):
+    class Watcher(Progress):
+        def __init__(self):
+            self.updates = []
+
+        def update(self, label, done, total):
+            self.updates.append((label, done, total))
+
+    monkeypatch.setattr(grid, "_REPORT_SECONDS", 0.0)
+    watcher = Watcher()
+    plan_sweep(validate_sweep({**SWEEP, "axes": {"seed": [0, 1]}}, source="test"), simulated_corpus, watcher)
+    assert {(label, total) for label, _, total in watcher.updates} == {("planning", 12)}
+    done = [done for _, done, _ in watcher.updates]
+    assert done == sorted(done)
+    assert done[-1] == 11

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isoloop.sweeps.plan import packing
 from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, best_order, lower_bound, makespan
 
 SHARES = [0.125, 0.25, 1 / 3, 0.5, 0.7, 1.0]
@@ -174,3 +175,13 @@ class TestMakespan:
         rng = random.Random(0)
         jobs = [Job(20 ** rng.random(), gpu(1.0)) for _ in range(490)] + [Job(5.0, gpu(1.0, 8))] * 10
         assert best_order(jobs, nodes(8, 8, 96))[1] <= 1.10 * lower_bound(jobs, nodes(8, 8, 96))
+
+    def test_a_sample_of_many_jobs_stands_for_all(self, monkeypatch):
+        rng = random.Random(1)
+        widths = [gpu(0.25), gpu(1.0), gpu(1.0, 2), gpu(1.0, 8)]
+        jobs = [Job(20 ** rng.random(), rng.choice(widths)) for _ in range(4000)]
+        order, exact = best_order(jobs, nodes(8, 8, 96))
+        monkeypatch.setattr(packing, "MOST_SIMULATED", 1000)
+        assert best_order(jobs, nodes(8, 8, 96)) == (order, pytest.approx(exact, rel=0.01))
+        with pytest.raises(ValueError, match="every run must fit the cluster"):
+            best_order([*jobs, Job(0.1, gpu(1.0, 65))], nodes(8, 8, 96))

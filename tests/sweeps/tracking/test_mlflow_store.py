@@ -14,10 +14,11 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking import schema as record
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
-from isoloop.sweeps.tracking.uploader import LOSS_BY_RECURRENCE, Uploader
+from isoloop.sweeps.tracking.uploader import Uploader
 from isoloop.trainer.run.journal import Journal, read_journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
 
+CURVE = record.metric_name("train_loss")
 # MLflow's own use of SQLAlchemy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -77,14 +78,14 @@ def test_everything_arrives_once(store, plan, simulated_folders):
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == uploader.parent
         assert run.data.tags[record.SIMULATED] == "true"
-        assert "(simulated)" in run.info.run_name
+        assert run.info.run_name.endswith(f" µ={cell.mean_recurrence} (simulated)")
         assert run.data.params["model.width"] == "16"
         assert run.data.tags["isoloop.column.budget"] == str(cell.budget)
         assert run.data.metrics["flops_exact"] == result.flops_exact
         assert run.data.params["mean_recurrence"] == str(cell.mean_recurrence)
-        curve = history(store, run.info.run_id, "train_loss")
+        curve = history(store, run.info.run_id, CURVE)
         assert curve == journaled(simulated_folders, cell, "train_loss")
-        against_t = {step: value for step, value, _ in history(store, run.info.run_id, LOSS_BY_RECURRENCE)}
+        against_t = {step: value for step, value, _ in history(store, run.info.run_id, record.LOSS_AT_T)}
         assert against_t == result.losses
         for key in run.data.metrics:
             steps = [step for step, _, _ in history(store, run.info.run_id, key)]
@@ -107,6 +108,37 @@ def test_the_table_comes_back_from_the_store_alone(store, plan, simulated_folder
         assert row.simulated
 
 
+def test_runs_that_older_versions_recorded_give_the_same_table(store, database, plan, simulated_folders):
+    """Older versions had curves without sections and a metric for each T; one of these runs has not ended yet."""
+    results = run_all(plan, simulated_folders)
+    Uploader(store, plan, simulated_folders).close()
+    uri, artifacts = database
+    older = TrackingStore(uri, "of an older version", artifacts=artifacts)
+    parent = older.sweep_run(plan, {})
+    for cell, result in zip(plan.cells, results, strict=True):
+        mlflow_run = older.make_cell_run(plan, cell, record.cell_tags(plan, cell), parent)
+        older.send(mlflow_run, points=[("tokens", 1.0, 1, 1), ("train_loss", 9.0, 1, 1)])
+        if cell is not plan.cells[0]:
+            numbers = record.result_metrics(result).items()
+            older.send(mlflow_run, points=[(name, value, 2, result.steps) for name, value in numbers])
+            older.close_run(mlflow_run, result.status, None, "FINISHED")
+    assert Uploader(older, plan, simulated_folders).close() == []
+    tables = [each.read_table(plan.sweep.name).to_csv(index=False) for each in (older, store)]
+    assert tables[0] == tables[1]
+
+
+def test_only_curves_have_steps(store, plan, simulated_folders):
+    """MLflow draws a metric of one point as a bar if its step is 0, else as a curve of one point."""
+    (result, *_) = run_all(plan, simulated_folders)
+    Uploader(store, plan, simulated_folders).close()
+    run = store.cell_runs(plan.sweep.name)[result.run_id]
+    points = {name: history(store, run.info.run_id, name) for name in run.data.metrics}
+    single = {name for name, values in points.items() if len(values) == 1}
+    assert single >= {"loss", "flops_exact", "seconds"}
+    assert {points[name][0][0] for name in single} == {0}
+    assert {"training_loss", "train_loss"}.isdisjoint(points)
+
+
 def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
     Uploader(store, plan, simulated_folders).close()
@@ -116,7 +148,7 @@ def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
     assert Uploader(store, plan, simulated_folders).close() == []
     runs = store.cell_runs(plan.sweep.name)
     for cell in plan.cells:
-        curve = history(store, runs[cell.run_id].info.run_id, "train_loss")
+        curve = history(store, runs[cell.run_id].info.run_id, CURVE)
         assert curve == journaled(simulated_folders, cell, "train_loss")
 
 
@@ -145,7 +177,7 @@ def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, mo
     assert len(all_children(store)) == len(plan.cells)
     runs = store.cell_runs(plan.sweep.name)
     for cell in plan.cells:
-        curve = history(store, runs[cell.run_id].info.run_id, "train_loss")
+        curve = history(store, runs[cell.run_id].info.run_id, CURVE)
         assert curve == journaled(simulated_folders, cell, "train_loss")
 
 
@@ -185,7 +217,7 @@ def test_stopped_runs_are_closed_and_taken_up_again(store, plan, simulated_folde
     assert taken_up.info.run_id == run.info.run_id
     assert taken_up.info.status == "FAILED"
     assert taken_up.data.tags[record.REASON] == "the disk is full"
-    assert [value for _, value, _ in history(store, run.info.run_id, "train_loss")] == [3.0, 2.0]
+    assert [value for _, value, _ in history(store, run.info.run_id, CURVE)] == [3.0, 2.0]
     (row,) = store.read_table(plan.sweep.name).to_dict("records")
     assert row["status"] == "failed"
     assert row["loss"] is None
@@ -216,7 +248,7 @@ def test_epochs_are_columns_of_runs_that_know_their_text(store, plan, simulated_
 def curve_lengths(store, plan):
     runs = store.cell_runs(plan.sweep.name)
     assert len(all_children(store)) == len(plan.cells)
-    return {len(history(store, run.info.run_id, "train_loss")) for run in runs.values()}
+    return {len(history(store, run.info.run_id, CURVE)) for run in runs.values()}
 
 
 def test_the_same_runs_from_another_folder_are_not_recorded_twice(store, plan, simulated_folders, tmp_path):
@@ -240,7 +272,7 @@ def test_a_journal_begun_anew_is_carried_over_from_where_the_store_is(store, pla
         journal.close()
         assert Uploader(store, plan, simulated_folders).close(stopped="KILLED") == []
     (run,) = store.cell_runs(plan.sweep.name).values()
-    assert [(step, value) for step, value, _ in history(store, run.info.run_id, "train_loss")] == [
+    assert [(step, value) for step, value, _ in history(store, run.info.run_id, CURVE)] == [
         (1, 3.0), (2, 2.0), (3, 1.5),
     ]  # fmt: skip
 
@@ -465,10 +497,10 @@ def test_artifacts_that_cannot_be_stored_hold_nothing_up(store, plan, simulated_
     assert len(store.read_table(plan.sweep.name)) == len(plan.cells)
 
 
-def test_infinities_leave_the_store_as_they_came(store):
+def test_infinities_leave_the_store_as_they_came_and_nan_stays_out(store):
     points = {"inf": np.inf, "minus": -np.inf, "large": 1e299, "nan": np.nan}
     run = store.client.create_run(store.experiment_id).info.run_id
     store.send(run, points=[(name, value, 1, 1) for name, value in points.items()])
     assert store.client.get_run(run).data.metrics["inf"] < np.inf  # the database has no infinity
     (read,) = store.foreign_runs("")
-    np.testing.assert_equal(read.data.metrics, points)
+    np.testing.assert_equal(read.data.metrics, {name: value for name, value in points.items() if name != "nan"})

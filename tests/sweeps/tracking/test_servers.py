@@ -115,7 +115,7 @@ def assert_each_run_is_stored_once(store, plan, folders):
     for cell in plan.cells:
         records, _ = read_journal(folders.run(cell.run_id) / "journal.jsonl")
         journaled = [(r["step"], r["values"]["train_loss"]) for r in records if r["kind"] == "metrics"]
-        history = store.client.get_metric_history(runs[cell.run_id].info.run_id, "train_loss")
+        history = store.client.get_metric_history(runs[cell.run_id].info.run_id, record.metric_name("train_loss"))
         assert [(m.step, m.value) for m in history] == journaled
         assert runs[cell.run_id].info.status == "FINISHED"
     assert len(check_table(store.read_table(plan.sweep.name))) == len(plan.cells)

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import random
+import socket
 import tempfile
 from pathlib import Path
 
@@ -179,7 +180,7 @@ class FakeHub:
         monkeypatch.setattr(hub, "list_files", self.list_files)
         monkeypatch.setattr(hub, "fetch_file", self.fetch_file)
 
-    def list_files(self, repository, revision):
+    def list_files(self, repository, revision, waiting):
         self.listed.append(revision)
         if repository != "owner/name":
             raise hub.HubError("404, no such data set")
@@ -188,7 +189,7 @@ class FakeHub:
         found = [(file.relative_to(self.folder).as_posix(), file.stat().st_size, digest(file)) for file in files]
         return self.commit, [hub.HubFile(path=path, size=size, digest=digest) for path, size, digest in found]
 
-    def fetch_file(self, repository, path, *, kind, revision):
+    def fetch_file(self, repository, path, *, kind, revision, waiting):
         assert (repository, kind, revision) == ("owner/name", "dataset", self.commit)
         if path == self.broken:
             raise hub.HubError("a reset line")
@@ -222,7 +223,9 @@ def test_what_identifies_a_data_set_on_the_hub_is_its_files(fake_hub):
 
 
 def test_what_is_neither_here_nor_on_the_hub_names_both(fake_hub):
-    with pytest.raises(ValueError, match=r"'my/text': nothing is there, and Hugging Face .* \(404, no such data set\)"):
+    with pytest.raises(
+        ValueError, match=r"'my/text': nothing is there, nor can it be had from Hugging Face \(404, no such data set\)"
+    ):
         open_source(DataConfig(corpus="my/text"))
 
 
@@ -242,6 +245,7 @@ def test_the_hub_that_cannot_be_reached_is_one_error(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fails)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    monkeypatch.setattr(hub, "wait_for_answer", hub.no_waiting)
     with pytest.raises(hub.HubError, match=r"^RuntimeError: no route$"):
         hub.list_files("owner/name", None)
     with pytest.raises(hub.HubError, match=r"^RuntimeError: no route$"):
@@ -260,6 +264,7 @@ def test_the_hubs_answer_is_read(monkeypatch):
         RepoFile(path="README.md", size=3, oid="b" * 40),
     ]
     revisions = []
+    monkeypatch.setattr(hub, "wait_for_answer", hub.no_waiting)
     info = lambda self, repository, revision: revisions.append(revision) or DatasetInfo(id=repository, sha="c" * 40)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     monkeypatch.setattr(
@@ -273,6 +278,26 @@ def test_the_hubs_answer_is_read(monkeypatch):
         ("data/x.parquet", 7, "a" * 64),
         ("README.md", 3, "b" * 40),
     ]
+
+
+def test_a_hub_that_never_answers_is_waited_for_in_attempts(monkeypatch, tmp_path):
+    """It accepts connections and says nothing, for which the client's calls have no time limit."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.0)
+    waits = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://{host}")
+        with pytest.raises(ValueError, match=f"{host} did not answer in 3 attempts: timed out; check the network"):
+            open_source(DataConfig(corpus="owner/name"), lambda *report: waits.append(report))
+    lines = [f"waiting for {host}", *(f"waiting for {host}, attempt {attempt} of 3" for attempt in (2, 3))]
+    assert waits == [(line, 0, 0) for line in lines]
+    # Files that were downloaded before are read all the same.
+    cached = tmp_path / "cached"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *what, **how: str(cached))
+    assert hub.fetch_file("owner/name", "tokenizer.json", kind="model") == cached
 
 
 @pytest.mark.parametrize("sizes", [(40, 9000), (9000, 40), (3000, 3000, 3000), (1, 1, 20_000), (5000,)])

@@ -215,7 +215,7 @@ def test_ways_to_name_a_tokenizer(content, tmp_path, monkeypatch):
     requests = []
     monkeypatch.setattr(hub, "fetch_file", lambda *what, **how: requests.append((what, how)) or file)
     assert content_of("owner/name") == content
-    assert requests == [(("owner/name", "tokenizer.json"), {"kind": "model"})]
+    assert [(what, how["kind"]) for what, how in requests] == [(("owner/name", "tokenizer.json"), "model")]
     monkeypatch.chdir(tmp_path.parent)
     assert content_of(f"{tmp_path.name}/tokenizer.json") == content  # a path that exists wins
     assert len(requests) == 1
@@ -235,7 +235,7 @@ def test_no_such_tokenizer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "fetch_file", fails)
     with pytest.raises(
-        ValueError, match=r"data.tokenizer must be .* but got 'owner/name': .* of that name \(no network\)"
+        ValueError, match=r"data.tokenizer must be .* but got 'owner/name': .* from Hugging Face \(no network\)"
     ):
         request_tokenizer(DataConfig(tokenizer="owner/name"))
     with pytest.raises(ValueError, match=r"got 'my/tokenizer\.json': no such file; relative paths start at"):
