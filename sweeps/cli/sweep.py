@@ -232,7 +232,8 @@ def run(
     if study is not None:
         console.print("\n" + study.summary(), end="")
     console.print(
-        f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}"
+        f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}\n"
+        f"            {trained.store.page_of(config.name)}"
     )
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
