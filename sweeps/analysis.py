@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
+from isoloop.sweeps.stability.study import is_study
 from isoloop.trainer.files import write_atomically
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def fit_and_report(
 
     A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
     axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of its own. `law` is
-    that of the loss after training, and `draws` are the refits behind each interval.
+    that of the loss after training, and `draws` are the refits behind each interval. A stability study is evaluated and
+    stored, too.
     """
     # Remove the results of an earlier table.
     shutil.rmtree(folders.groups, ignore_errors=True)
@@ -46,8 +48,12 @@ def fit_and_report(
     # Fit all runs together, or each group.
     progress = progress or Progress()
     fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress)
+    study = None
+    if is_study(sweep):
+        progress.begin("Evaluating stability")
+        study = store_stability(sweep, folders, table)
     if GROUP not in table:
-        return fit(folders, table)
+        return fit(folders, table, study=study)
     groups = {
         str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
     }
@@ -68,7 +74,7 @@ def fit_and_report(
     whole = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
-    return _write_page(sweep, table, folders, command, whole, progress)
+    return _write_page(sweep, table, folders, command, whole, progress, study=study)
 
 
 def fit_and_report_table(
@@ -124,7 +130,7 @@ def fit_and_report_table(
         file=fitted_file,
         **options,
     )
-    page = TablePage(places=places, name=name, origin=table_origin(file, experiment))
+    page = TablePage(places=places, table=file, name=name, origin=table_origin(file, experiment))
     reading = results.fit.reading if results.fit is not None else table.notes
     write_report(page, table=table.frame, results=results, command=command, progress=progress, reading=reading)
     return results
@@ -157,11 +163,12 @@ def _fit_table(
     draws: int,
     progress: Progress,
     label: str | None = None,
+    study: "StabilityStudy | None" = None,
 ) -> SweepResults:
     """Fit the table with and without its largest budget, and write the page, which explains a missing fit."""
     name = sweep.name if label is None else f"{sweep.name}, {label}"
     results = _fits(folders, table, name=name, law=law, draws=draws, progress=progress)
-    return _write_page(sweep, table, folders, command, results, progress, label)
+    return _write_page(sweep, table, folders, command, results, progress, label=label, study=study)
 
 
 def _fits(
@@ -217,14 +224,24 @@ def _write_page(
     command: str,
     results: SweepResults,
     progress: Progress,
+    *,
     label: str | None = None,
+    study: "StabilityStudy | None" = None,
 ) -> SweepResults:
-    from isoloop.sweeps.report.page import SweepPage, write_report
+    from isoloop.sweeps.report.page import StudyPart, SweepPage, write_report
+    from isoloop.sweeps.stability.figure import STABILITY_CAPTION, stability_figure
 
     left_out = folders.left_out.read_text(encoding="utf-8").splitlines() if folders.left_out.exists() else []
-    page = SweepPage(places=folders, sweep=sweep, left_out=left_out, group=label)
+    part = None
+    if study is not None:
+        part = StudyPart(
+            summary=study.summary(),
+            caption=STABILITY_CAPTION,
+            draw=lambda width: stability_figure(study, width=width),
+        )
+    page = SweepPage(places=folders, sweep=sweep, left_out=left_out, group=label, study=part)
     write_report(page, table=table, results=results, command=command, progress=progress)
-    return results
+    return replace(results, stability="" if part is None else part.summary)
 
 
 def store_fit(fit: "SweepFit", path: Path) -> None:

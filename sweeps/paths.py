@@ -137,7 +137,8 @@ class TablePlaces:
 class SweepResults:
     """Both fits of a sweep, or of a table, and its page; a fit that can't be made is None, with the reason beside it.
 
-    `groups` are the results of each group of runs, by its label, if the sweep has several groups.
+    `groups` are the results of each group of runs, by its label, if the sweep has several groups. `stability` is
+    the summary of a stability study, empty for other sweeps.
     """
 
     fit: "SweepFit | None"
@@ -146,6 +147,7 @@ class SweepResults:
     why_no_hold_out: str | None
     report: Path
     groups: "Mapping[str, SweepResults]" = field(default_factory=dict)
+    stability: str = ""
 
 
 def folders_of(target: str, out: Path) -> Folders:

@@ -114,7 +114,7 @@ def train_sweep(
     progress.begin("Opening MLflow")
     from isoloop.fitting import check_table
 
-    with sole_driver(folders, command=command):
+    with sole_driver(folders, command=command, storage=storage_uri(plan.sweep)):
         # Train and record.
         write_manifest(plan.cells, folders)
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
@@ -144,6 +144,11 @@ def train_sweep(
         folders.config.write_text(config_text(plan.sweep), encoding="utf-8")
         table.to_csv(folders.table, index=False)
     return TrainedSweep(table=table, failed=outcome.failed, store=store, parent=uploader.parent)
+
+
+def storage_uri(sweep: SweepConfig) -> str | None:
+    """Return the whole URI of a sweep's storage, None if it has none."""
+    return None if sweep.storage is None else sweep.storage.with_secret(STORAGE_VARIABLE)
 
 
 @contextmanager

@@ -62,6 +62,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">", "p", "h", "d")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1, 1.4)), (0, (1, 1.2)), (0, (2.5, 1.2)))
 RUN_GROUP = "runs:"
 """Start of the SVG id of a group of points that stand for runs."""
+RUN_LINE = "run:"
+"""Start of the SVG id of a line that stands for a run."""
 _UNQUOTED = "+:=@/"
 """Characters of a run's id that aren't percent-encoded, beside letters, digits and _.-~."""
 _METADATA: dict[str, dict[str, None] | None] = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -133,6 +135,14 @@ def run_points(
     kept = (quote(str(run_id), safe=_UNQUOTED) for run_id, shown in zip(ids, finite, strict=True) if shown)
     line.set_gid(RUN_GROUP + ",".join(kept))
     return line
+
+
+def run_line(
+    axes: Axes, x: ArrayLike, y: ArrayLike, run_id: str, *, colour: object, line: Any = "-", width: float = 1.1
+) -> None:
+    """Draw a run's line; in SVG, its group has the id `run:<id>`, with the run's id encoded as by `run_points`."""
+    (drawn,) = axes.plot(x, y, color=colour, ls=line, lw=width)
+    drawn.set_gid(RUN_LINE + quote(run_id, safe=_UNQUOTED))
 
 
 def rasterize_many(figure: Figure) -> None:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 from isoloop.sweeps.messages import Progress, format_duration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from isoloop.sweeps.paths import SweepResults
     from isoloop.trainer.data.corpus import Corpus
@@ -227,6 +230,30 @@ class _Log(_Stages):
     def _work(self) -> None:
         while not self.stopped.wait(SHORT_SECONDS / 4):
             self.write_if_due()
+
+
+def page_link(page: "Path") -> "Text":
+    """Return the path of a page, which a terminal shows as a link; printed elsewhere, it is the path alone."""
+    from rich.style import Style
+    from rich.text import Text
+
+    return Text(str(page), style=Style(link=page.resolve().as_uri()), end="")
+
+
+def open_in_browser(page: "Path") -> bool:
+    """Open a page in the user's browser, and return False if there is none, as on a machine without a screen.
+
+    A browser in the terminal can't show a page that computes, so it counts only if the user chose it (`BROWSER`).
+    """
+    import webbrowser
+
+    is_remote = sys.platform.startswith("linux") or "SSH_CONNECTION" in os.environ
+    if is_remote and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
+        return False
+    try:
+        return webbrowser.open_new_tab(page.resolve().as_uri())
+    except webbrowser.Error:
+        return False
 
 
 def print_results(console: "Console", results: "SweepResults") -> None:

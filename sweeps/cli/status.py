@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from isoloop.sweeps.execution.status import RunStatus, StatusReader, SweepStatus
+    from isoloop.sweeps.storage.run_store import RunStore
 
 FRAME_SECONDS = 1.0
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=*%#"
@@ -40,19 +42,56 @@ def status(
     ] = False,
     every_run: Annotated[bool, typer.Option("--all", help="Show a row for each run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Storage of the sweep, on a machine that can't see its --out: what is new is copied to --out."
+        ),
+    ] = None,
 ) -> None:
     """Show the progress of a sweep or a tuning. Any terminal that sees --out will do, also on another machine."""
     from isoloop.sweeps.execution.status import StatusReader
 
     if watch and (every_run or as_json):
         raise ValueError("--watch shows one screen, so it can't be combined with --all or --json; leave one out")
-    reader = StatusReader(_sweep_or_tuning(folders_of(target, out)))
+    store = None if storage is None else _fetch_from(storage, target, out)
+    reader = StatusReader(_sweep_or_tuning(folders_of(target, out)), store)
     if watch:
         watch_status(reader)
     elif as_json:
         print(reader.read().to_json())
     else:
         print_status(new_console(), reader.read(), every_run=every_run)
+
+
+def _fetch_from(storage: str, target: str, out: Path) -> "RunStore":
+    """Return a storage whose sweep was fetched into `out`.
+
+    Raises:
+        ValueError: the storage can't be used or has no such sweep, or a driver has worked in `out`.
+    """
+    from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.storage.filesystem import StorageError
+    from isoloop.sweeps.storage.run_store import RunStore
+
+    store = RunStore(storage)
+    name = load_sweep(target).name if Path(target).suffix in {".yaml", ".yml"} else target
+    for folders in (Folders(out=out, name=name), Folders(out=out, name=f"{name}/tune")):
+        if (folders.sweep / "lock").exists():
+            raise ValueError(
+                f"--storage is for a machine without the sweep's --out, but a driver has worked in {folders.sweep}; "
+                "leave it out, or name another --out"
+            )
+        try:
+            store.fetch_status(folders.name, folders.sweep)
+        except StorageError as error:
+            raise ValueError(f"{error}; check the URI and the credentials") from error
+    if not Folders(out=out, name=name).sweep.is_dir():
+        raise ValueError(
+            f"a sweep must have been run with --storage to be found there, but {store.remote.name} has no sweep "
+            f"'{name}'; check both"
+        )
+    return store
 
 
 def _sweep_or_tuning(folders: Folders) -> Folders:

@@ -1,6 +1,8 @@
 """The commands that plan, run and record a sweep: from `isoloop presets` to `isoloop export`."""
 
 import os
+import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from isoloop.sweeps.cli.console import (
     describe_corpora,
     describe_corpus,
     new_console,
+    open_in_browser,
+    page_link,
     print_results,
     show_progress,
 )
@@ -188,10 +192,9 @@ def run(
     console.print(str(RayAddress.resolve(address)))
     with show_progress() as progress:
         progress.begin("Starting")
-        from isoloop.sweeps.analysis import fit_and_report, store_stability
+        from isoloop.sweeps.analysis import fit_and_report
         from isoloop.sweeps.pipeline import prepare, train_sweep
         from isoloop.sweeps.report.answer import sweep_answer
-        from isoloop.sweeps.stability.study import is_study
 
         prepared = prepare(config, folders, progress)
     cells = prepared.plan.cells
@@ -215,9 +218,6 @@ def run(
     # Fit and report.
     with show_progress() as progress:
         results = fit_and_report(config, folders, trained.table, command=command_line(), draws=draws, progress=progress)
-        if is_study(config):
-            progress.begin("Evaluating stability")
-        study = store_stability(config, folders, trained.table) if is_study(config) else None
         progress.begin("Copying the results into MLflow")
         answer = sweep_answer(trained.table, results)
         problem = trained.store.record_answer(
@@ -229,12 +229,11 @@ def run(
             results=folders.sweep,
         )
     print_results(console, results)
-    if study is not None:
-        console.print("\n" + study.summary(), end="")
-    console.print(
-        f"\nrun table   {folders.table}\nreport      {results.report}\nMLflow      {_mlflow_hint(config, folders)}\n"
-        f"            {trained.store.page_of(config.name)}"
-    )
+    if results.stability:
+        print("\n" + results.stability, end="")
+    console.print(f"\nrun table   {folders.table}")
+    console.print("report     ", page_link(results.report))
+    console.print(f"MLflow      {_mlflow_hint(config, folders)}\n            {trained.store.page_of(config.name)}")
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
     _exit_if_failed(trained.failed)
@@ -259,34 +258,56 @@ def report(
     outliers: Outliers = True,
     budget_tolerance: BudgetTolerance = None,
     draws: Refits = DEFAULT_REFITS,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open the page in a browser; it is only made if the table has changed.")
+    ] = False,
 ) -> None:
     """Fit a sweep or any table again, and write its page. The page of a table goes beside the table."""
     files = files_of(target, out)
     options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
+    has_options = law is not None or draws != DEFAULT_REFITS or bool(options.given or options.tracking_uri)
+    page = _present_page(files) if show and not has_options else None
+    page = page or _write_report(files, out, options, law=law, draws=draws)
+    new_console().print(page_link(page))
+    if show and not open_in_browser(page):
+        print(
+            f"isoloop: no browser can be opened here; the page is one file, which you can copy to your computer: "
+            f"scp {platform.node()}:{shlex.quote(str(page.resolve()))} .",
+            file=sys.stderr,
+        )
+
+
+def _present_page(files: TargetFiles) -> Path | None:
+    """Return the page of a target if it is there and of the table as it is now; an experiment's may have changed."""
+    from isoloop.sweeps.report.page import page_is_of
+
+    if files.table is None or files.in_mlflow:
+        return None
+    page = TablePlaces.beside(files.fit).report if files.folders is None else files.folders.report
+    return page if page_is_of(page, files.table) else None
+
+
+def _write_report(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:
+    """Fit the table of a target and write its page, and return the page's path."""
     if files.folders is None:
-        print(_report_table(files, out, options, law=law, draws=draws))
-        return
+        return _report_table(files, out, options, law=law, draws=draws)
     if options.given or options.tracking_uri:
         raise ValueError(
-            f"options such as {options.given or '--tracking-uri'} say how a table is read, but {target} is a sweep; "
-            "leave them out"
+            f"options such as {options.given or '--tracking-uri'} say how a table is read, but {files.target} is a "
+            "sweep; leave them out"
         )
     folders = files.folders
     with show_progress() as progress:
         progress.begin("Reading the table")
         from isoloop.fitting import read_table
-        from isoloop.sweeps.analysis import fit_and_report, store_stability
-        from isoloop.sweeps.stability.study import is_study
+        from isoloop.sweeps.analysis import fit_and_report
 
         table = read_table(folders.table)
         config, _ = load_config(str(folders.config), out)
         results = fit_and_report(
             config, folders, table, command=command_line(), law=law or DEFAULT_LAW, draws=draws, progress=progress
         )
-        if is_study(config):
-            progress.begin("Evaluating stability")
-            store_stability(config, folders, table)
-    print(results.report)
+    return results.report
 
 
 def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law: str | None, draws: int) -> Path:

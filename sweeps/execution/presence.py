@@ -5,11 +5,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.files import is_owned, sole_owner, write_atomically
 
 SIGN_SECONDS = 15.0
@@ -38,30 +39,32 @@ class Driver:
 
 
 @contextmanager
-def sole_driver(
-    folders: Folders, *, command: str | None = None, on_sign: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def sole_driver(folders: Folders, *, command: str | None = None, storage: str | None = None) -> Iterator[None]:
     """Own a sweep's folder as its driver, and leave a sign of life there every `SIGN_SECONDS`, for `isoloop status`.
 
     Args:
         folders: the sweep's folders.
         command: the command that started the driver, without secrets.
-        on_sign: called after each sign, in a thread.
+        storage: URI of the sweep's storage, which gets the signs, the plan and the state of the runs, too.
 
     Raises:
         FolderBusyError: another process owns the folder.
+        ValueError: no file system is known for the URI.
     """
-    ended = threading.Event()
+    ended, store = threading.Event(), None if storage is None else RunStore(storage)
 
     def sign(driver: Driver) -> None:
-        # A full or absent disk must not end the driver: those who look see it as gone until it is back.
-        with suppress(OSError):
-            write_atomically(folders.driver, json.dumps(asdict(replace(driver, last_sign=time.time()))))
-            on_sign()
+        write_atomically(folders.driver, json.dumps(asdict(replace(driver, last_sign=time.time()))))
+
+    def publish() -> None:
+        if store is not None:
+            store.push_status(folders.name, folders.sweep)
 
     def keep_signing(driver: Driver) -> None:
         while not ended.wait(SIGN_SECONDS):
-            sign(driver)
+            with suppress(OSError):  # a full disk, or a storage that is away: others see no driver until it is back
+                sign(driver)
+                publish()
 
     with sole_owner(folders.sweep):
         folders.state.unlink(missing_ok=True)  # what the last driver wrote about its runs
@@ -77,7 +80,9 @@ def sole_driver(
         finally:
             ended.set()
             thread.join()
-            sign(replace(driver, at_work=False))
+            with suppress(OSError):
+                sign(replace(driver, at_work=False))
+                publish()
 
 
 def last_driver(folders: Folders) -> Driver | None:
@@ -91,7 +96,7 @@ def last_driver(folders: Folders) -> Driver | None:
     driver = Driver(**json.loads(folders.driver.read_text(encoding="utf-8")))
     if not driver.at_work:
         return driver
-    if driver.host == socket.gethostname():
+    if driver.host == socket.gethostname() and (folders.sweep / "lock").exists():  # no copy of a storage's files
         with suppress(OSError):  # somebody else's folder, whose lock may not be opened
             return replace(driver, at_work=is_owned(folders.sweep))
     return replace(driver, at_work=abs(time.time() - driver.last_sign) < STALE_SECONDS)

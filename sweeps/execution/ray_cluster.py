@@ -3,7 +3,7 @@
 Only this file and the worker import ray.
 """
 
-import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -22,8 +22,12 @@ from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.privacy import switch_telemetry_off
 
 REPLY_SECONDS = 0.2
+FREE_SECONDS = 2.0
+BOARD_SECONDS = 60.0
 # With this switch of Ray's, everything binds to the loopback address alone. There is no argument of ray.init for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+log = logging.getLogger(__name__)
 
 
 class _Board:
@@ -121,11 +125,14 @@ class RayCluster:
         self.on_gpu = ray.remote(max_calls=1, **options)(run_attempt)
         self.on_cpu = ray.remote(**options)(run_attempt)
         on_head = {"node:__internal_head__": 0.001}  # it lives as long as the cluster, and keeps no other node up
-        self.board = ray.remote(num_cpus=0, max_restarts=-1, resources=on_head)(_Board).remote()
+        self._new_board = ray.remote(num_cpus=0, max_restarts=-1, resources=on_head)(_Board).remote
+        self.board = self._new_board()
         self._begun: dict[str, str] = {}
         self._begun_reply: Any = None
         self._attempts: dict[Any, _Attempt] = {}
         self._numbers = count()
+        if address is not None:
+            self._check_actors(address, named_by)
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -135,6 +142,22 @@ class RayCluster:
         if self._session_folder is not None:
             shutil.rmtree(self._session_folder, ignore_errors=True)  # Ray never cleans its sessions up
 
+    def _check_actors(self, address: str, named_by: str) -> None:
+        """Raise where tasks work, but actors end at once, as with a token that the cluster doesn't have."""
+        try:
+            self.ray.get(self.board.take_begun.remote(), timeout=BOARD_SECONDS)
+        except self.ray.exceptions.GetTimeoutError:  # a head that is busy: the attempts will be seen later
+            return
+        except self.ray.exceptions.RayActorError as error:
+            self.ray.shutdown()
+            mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+            other = "disabled" if mode == "token" else "token"
+            raise ValueError(
+                f"Ray at {address!r} ({named_by}) must be able to reach this driver, but it ended an actor at once; if "
+                f"its machines were started with another RAY_AUTH_MODE than this driver's '{mode}', set "
+                f"RAY_AUTH_MODE={other} and rerun the command"
+            ) from error
+
     def nodes(self) -> list[Node]:
         """Return the machines that are up, with all their resources, free or not."""
         return [_node(node["NodeID"], node["Resources"]) for node in self.ray.nodes() if node["Alive"]]
@@ -143,7 +166,10 @@ class RayCluster:
         """Return the machines that are up, with what no job uses now; none if Ray doesn't say so at once."""
         reply = self.board.free.remote()
         try:
-            return [_node(name, resources) for name, resources in self.ray.get(reply, timeout=REPLY_SECONDS).items()]
+            return [_node(name, resources) for name, resources in self.ray.get(reply, timeout=FREE_SECONDS).items()]
+        except self.ray.exceptions.ActorDiedError:
+            self.board = self._new_board()
+            return []
         except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
             return []
 
@@ -182,8 +208,12 @@ class RayCluster:
                 self._begun_reply = self.board.take_begun.remote()
             if not self.ray.wait([self._begun_reply], timeout=max(0.0, deadline - time.monotonic()))[0]:
                 break
-            with contextlib.suppress(self.ray.exceptions.RayActorError):  # the head was lost; Ray starts a new actor
+            try:
                 self._begun |= self.ray.get(self._begun_reply)
+            except self.ray.exceptions.ActorDiedError:
+                self.board = self._new_board()
+            except self.ray.exceptions.RayActorError as error:  # Ray starts it again
+                log.warning("%s", error)
             self._begun_reply, replies = None, replies + 1
         names = {handle: self._attempts[handle].name for handle in handles if handle in self._attempts}
         return {handle: self._begun.pop(name) for handle, name in names.items() if name in self._begun}

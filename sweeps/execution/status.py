@@ -15,10 +15,12 @@ from isoloop.sweeps.execution.presence import Driver, last_driver
 from isoloop.sweeps.execution.speed import SPEED_WINDOW_SECONDS, JournalReader, Work
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell
+from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.files import write_atomically
 from isoloop.trainer.run.result import read_result
 
 STATES = ("done", "diverged", "pruned", "failed", "running", "again", "waiting")
+FETCH_SECONDS = 10.0
 _LEAST_SPEED_SECONDS = 5.0
 
 
@@ -169,17 +171,23 @@ def read_status(folders: Folders) -> SweepStatus:
 class StatusReader:
     """A reader of a sweep's state that reads again only what may have changed: not the runs that have ended.
 
+    Args:
+        folders: the sweep's folders.
+        store: the sweep's storage, from which they are filled on a machine that doesn't see the driver's disk.
+
     Raises:
         ValueError: the sweep was never started.
     """
 
-    def __init__(self, folders: Folders) -> None:
+    def __init__(self, folders: Folders, store: RunStore | None = None) -> None:
+        self.folders, self.store, self._last_fetch = folders, store, -math.inf
+        if store is not None:
+            store.fetch_status(folders.name, folders.sweep)
         if not folders.manifest.exists():
             raise ValueError(
                 f"a sweep must have been started to have a status, but {folders.sweep} has no {folders.manifest.name}; "
                 f"start it with 'isoloop run {folders.name}'"
             )
-        self.folders = folders
         self._manifest_version: tuple[int, int] | None = None
         self._trials: TrialCounts | None = None
         self._flops: dict[str, float] = {}
@@ -194,6 +202,11 @@ class StatusReader:
         """Return the state at the time `now`, in seconds since 1970."""
         now = time.time() if now is None else now
         # What the driver has written.
+        if self.store is not None and time.monotonic() - self._last_fetch >= FETCH_SECONDS:
+            self.store.fetch_status(self.folders.name, self.folders.sweep)
+            self._read_manifest()
+            self.store.fetch_updates(self._open, self.folders.out)
+            self._last_fetch = time.monotonic()
         self._read_manifest()
         driver = last_driver(self.folders)
         at_work = driver is not None and driver.at_work

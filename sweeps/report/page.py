@@ -1,7 +1,7 @@
 """The self-contained HTML page of a sweep or a table of runs: answer, curves, runs, held-out test, caveats, origin."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,17 +11,20 @@ import jinja2
 import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 import isoloop
 from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense, verdict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
+from isoloop.fitting.result import FittedFile
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
 from isoloop.sweeps.report.headline import headline
+from isoloop.sweeps.report.learning_curves import draw_learning_curves, read_learning_curves
 from isoloop.sweeps.report.provenance import Origin, TableOrigin, read_origin
 from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
 from isoloop.sweeps.report.tables import (
@@ -39,7 +42,21 @@ from isoloop.sweeps.report.tables import (
 HOLD_OUT_FIGURES = ("predicted_against_measured", "held_out_errors")
 """Figures that show the fit without the largest budget if there is one."""
 _FACT_LABELS = {"commit": "commit", "device_name": "processor", "python": "Python", "platform": "system"}
+_HEAD_LENGTH = 2000
+"""Characters of a page within which its head names the table."""
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPart:
+    """The part of a page about a stability study, whose figure is already among the page's figures as stability.svg.
+
+    `summary` is text, `caption` says what the figure shows, and `draw` draws it at another width in inches.
+    """
+
+    summary: str
+    caption: str
+    draw: Callable[[float], Figure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +68,14 @@ class SweepPage:
         sweep: the configuration that was run.
         left_out: cells of the grid that weren't run, each with its reason.
         group: the group of runs that the page is about; None for all runs.
+        study: the part about the stability study, if the sweep is one.
     """
 
     places: Folders
     sweep: SweepConfig
     left_out: Sequence[str] = ()
     group: str | None = None
+    study: StudyPart | None = None
 
     @property
     def target(self) -> str:
@@ -74,6 +93,7 @@ class SweepPage:
             "left_out": self.left_out,
             "source": None,
             "runs_file": self.places.table.name,
+            "generator": _generator(self.places.table),
             "origin": _origin(read_origin(self.places, table["run_id"].astype(str))),
             "configuration": config_text(self.sweep),
         }
@@ -81,9 +101,10 @@ class SweepPage:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePage:
-    """A page about a table of runs: its places, its `name`, and the origin of the table."""
+    """A page about a table of runs: its places, the `table` file, its `name`, and the origin of the table."""
 
     places: TablePlaces
+    table: Path
     name: str
     origin: TableOrigin
 
@@ -103,6 +124,7 @@ class TablePage:
             "left_out": (),
             "source": self.origin,
             "runs_file": self.origin.file,
+            "generator": _generator(self.table),
             "origin": {"rows": versions},
         }
 
@@ -133,6 +155,10 @@ def write_report(
     palette = Palette()
     progress.begin("Drawing figures")
     drawn, not_drawn = _draw_figures(page.places.figures, table, results, palette, progress)
+    training = {}
+    if isinstance(page, SweepPage):
+        progress.begin("Drawing learning curves")
+        training = _draw_training(page, table, palette)
     progress.begin("Writing the report")
     predictions = calculator_table(fit)
     runs = runs_table(table)
@@ -188,6 +214,9 @@ def write_report(
         hold_out_caveats=[text for text in results.hold_out.caveats if text not in caveats] if results.hold_out else [],
         figures=drawn,
         not_drawn=not_drawn,
+        learning=training.get("learning"),
+        why_no_learning=training.get("why_no_learning"),
+        study=training.get("study"),
         table=runs,
         all_runs=len(table),
         most_shapes=MOST_SHAPES,
@@ -198,6 +227,20 @@ def write_report(
         command=redacted(command),
     )
     page.places.report.write_text(text, encoding="utf-8")
+
+
+def page_is_of(page: Path, table: Path) -> bool:
+    """Return True if there is a page that this version of isoloop made of a table's file as it is now."""
+    if not (page.is_file() and table.is_file()):
+        return False
+    with page.open(encoding="utf-8") as file:
+        return f'content="{_generator(table)}"' in file.read(_HEAD_LENGTH)
+
+
+def _generator(table: Path) -> str:
+    """Return what made a page and of which table, for the page's head."""
+    digest = FittedFile.of(table).sha256 if table.is_file() else "unknown"
+    return f"isoloop {isoloop.__version__}, of the table {digest}"
 
 
 def _budget_text(flops: float) -> str:
@@ -261,13 +304,47 @@ def _draw_figures(
             skipped[name] = str(error)
             continue
         caption = kind.caption(fit)
-        texts = {"wide": (files / f"{name}.svg").read_text(encoding="utf-8"), "narrow": narrow}
+        texts = {"wide": _svg(files, name), "narrow": narrow}
         inlined = {
             width: inline_svg(text, name=f"{name}-{width}", label=caption, palette=palette, runs=labels)
             for width, text in texts.items()
         }
         drawn.append({"name": name, "caption": caption, **inlined})
     return drawn, [f"Not drawn, {name.replace('_', ' ')}: {reason}" for name, reason in skipped.items()]
+
+
+def _draw_training(page: SweepPage, table: pd.DataFrame, palette: Palette) -> dict[str, Any]:
+    """Draw the learning curves into files and for the page, and the figure of a stability study for the page."""
+    if page.sweep.simulation is not None:
+        return {}
+
+    def both_widths(name: str, wide: str, narrow: Figure, caption: str, losses: Mapping[str, str]) -> dict[str, Any]:
+        inlined = {
+            width: inline_svg(
+                text, name=f"{name}-{width}", label=caption, palette=palette, runs=labels, last_losses=losses
+            )
+            for width, text in (("wide", wide), ("narrow", figure_svg(narrow)))
+        }
+        return {"caption": caption, **inlined}
+
+    labels, folder = run_labels(table), page.places.figures
+    parts: dict[str, Any] = {}
+    curves = read_learning_curves(page.places, table, page.sweep.axes)
+    if curves is None:
+        parts["why_no_learning"] = "There are no learning curves: the output folder has no journal of these runs."
+    else:
+        figures.save_figure(draw_learning_curves(curves), folder, "learning_curves")
+        wide, narrow = _svg(folder, "learning_curves"), draw_learning_curves(curves, width=figures.COLUMN_WIDTH)
+        parts["learning"] = both_widths("learning_curves", wide, narrow, curves.caption(), curves.last_losses())
+    if page.study is not None:
+        wide, narrow = _svg(folder, "stability"), page.study.draw(figures.COLUMN_WIDTH)
+        parts["study"] = both_widths("stability", wide, narrow, page.study.caption, {})
+        parts["study"]["summary"] = page.study.summary
+    return parts
+
+
+def _svg(folder: Path, name: str) -> str:
+    return (folder / f"{name}.svg").read_text(encoding="utf-8")
 
 
 def _origin(origin: Origin) -> dict[str, Any]:

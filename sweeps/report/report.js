@@ -136,16 +136,18 @@
     const rowOf = new Map(findAll("tbody tr", table).map((row) => [row.dataset.run, row]));
     const headings = findAll("thead th", table);
     /* A long table lists only its first runs; of the others, a point's title is known. */
-    const titleOf = new Map(findAll("use[data-run]").map((point) => [point.dataset.run, find("title", point)?.textContent]));
+    const titleOf = new Map(findAll("[data-run] > title").map((title) => [title.parentNode.dataset.run, title.textContent]));
     const facts = (run) => (rowOf.has(run) ? headings.flatMap((heading, i) =>
       "card" in heading.dataset ? [[heading.textContent, rowOf.get(run).cells[i].textContent]] : []) : [["run", titleOf.get(run) ?? run]]);
-    let shown = null, pinned = false;
+    const factsOf = (mark) => [...facts(mark.dataset.run), ...("lastLoss" in mark.dataset ? [["last training loss", mark.dataset.lastLoss]] : [])];
+    let shown = null, pinned = false, pointer = null;
 
-    /* Mark a run's row and put a ring around its points in every figure. */
+    /* Mark a run's row and lines, and put a ring around its points in every figure. */
     function highlight(run) {
       findAll(".ring").forEach((ring) => ring.remove());
-      findAll("tr.lit").forEach((row) => row.classList.remove("lit"));
+      findAll(".lit").forEach((mark) => mark.classList.remove("lit"));
       rowOf.get(run)?.classList.add("lit");
+      findAll("svg path[data-run]").forEach((line) => line.dataset.run === run && line.classList.add("lit"));
       findAll("svg use[data-run]").filter((point) => point.dataset.run === run).forEach((point) => {
         const ring = document.createElementNS(point.namespaceURI, "circle");
         const shape = { class: "ring", r: 8, cx: point.getAttribute("x"), cy: point.getAttribute("y") };
@@ -154,22 +156,26 @@
       });
     }
 
-    function show(point, pin = false) {
+    /* `place` is where a line was pointed at; the card of a point stands beside the point. */
+    function show(point, pin = false, place = null) {
       pinned = pin && point !== null;
       if (point === shown) return;
+      pointer = point?.matches("path") ? place : null;
       shown = point;
       highlight(point?.dataset.run);
       card.hidden = !point;
       if (!point) return;
       const list = newElement("dl"), run = point.dataset.run;
-      facts(run).forEach(([label, text]) => list.append(newElement("dt", label), newElement("dd", text)));
+      factsOf(point).forEach(([label, text]) => list.append(newElement("dt", label), newElement("dd", text)));
       card.replaceChildren(list, newElement("a", "go to its row", { href: `#${rowOf.get(run)?.id || "runs"}` }));
       placeCard();
     }
 
+    const placeOf = ({ clientX, clientY }) => ({ left: clientX, top: clientY, bottom: clientY, width: 0 });
+
     function placeCard() {
       if (!shown) return;
-      const at = shown.getBoundingClientRect();
+      const at = pointer ?? shown.getBoundingClientRect();
       card.hidden = at.bottom < 0 || at.top > innerHeight;
       const { width, height } = card.getBoundingClientRect();
       const left = at.left + at.width / 2 + (at.left > innerWidth / 2 ? -width - 14 : 14);
@@ -178,21 +184,35 @@
       card.style.top = `${Math.max(4, top)}px`;
     }
 
+    /* The point, or else the line, that is nearest to the pointer within a limit in pixels. */
     function nearest(points, event, limit) {
       const distances = points.map((point) => {
         const box = point.getBoundingClientRect();
         return Math.hypot(box.left + box.width / 2 - event.clientX, box.top + box.height / 2 - event.clientY);
       });
       const least = Math.min(...distances);
-      return least <= limit ? points[distances.indexOf(least)] : null;
+      return least <= limit ? points[distances.indexOf(least)] : nearestLine(event, limit / 2);
+    }
+
+    /* A line is a pixel wide, so that places around the pointer are tried, nearer ones first. */
+    function nearestLine({ clientX, clientY }, limit) {
+      for (let radius = 0; radius <= limit; radius += 2) {
+        for (let turn = 0; turn < (radius ? 8 : 1); turn++) {
+          const angle = (turn * Math.PI) / 4;
+          const element = document.elementFromPoint(clientX + radius * Math.cos(angle), clientY + radius * Math.sin(angle));
+          if (element?.matches("path[data-run]")) return element;
+        }
+      }
+      return null;
     }
 
     findAll("svg.plot").forEach((plot) => {
       const points = findAll("use[data-run]", plot);
+      findAll("path[data-run] > title", plot).forEach((title) => title.remove());
       points.forEach((point, i) => {
         find("title", point)?.remove();
         point.setAttribute("role", "img");
-        point.setAttribute("aria-label", facts(point.dataset.run).map((pair) => pair.join(" ")).join(", "));
+        point.setAttribute("aria-label", factsOf(point).map((pair) => pair.join(" ")).join(", "));
         // The tab key stops once in a figure; the arrow keys go from point to point.
         point.setAttribute("tabindex", i ? "-1" : "0");
         point.addEventListener("focus", () => show(point, true));
@@ -204,9 +224,9 @@
         });
       });
       plot.addEventListener("pointermove", (event) => {
-        if (event.pointerType !== "touch" && !pinned) show(nearest(points, event, 14));
+        if (event.pointerType !== "touch" && !pinned) show(nearest(points, event, 14), false, placeOf(event));
       });
-      plot.addEventListener("click", (event) => show(nearest(points, event, 26), true));
+      plot.addEventListener("click", (event) => show(nearest(points, event, 26), true, placeOf(event)));
       plot.addEventListener("pointerleave", () => pinned || show(null));
       plot.addEventListener("focusout", (event) => {
         if (event.relatedTarget !== null && !card.contains(event.relatedTarget)) show(null);

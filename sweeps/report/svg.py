@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -11,7 +11,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from isoloop.fitting.figures.style import DOTS_PER_INCH, RUN_GROUP, STYLE
+from isoloop.fitting.figures.style import DOTS_PER_INCH, RUN_GROUP, RUN_LINE, STYLE
 
 _ENLARGED = 1.35
 _SHRUNK = 0.9
@@ -26,6 +26,7 @@ _THEME = {
 _LIGHTENED = 0.5
 _LUMA = (0.299, 0.587, 0.114)
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _PIXELS_PER_POINT = 4 / 3
 
@@ -70,7 +71,15 @@ def figure_svg(figure: Figure) -> str:
     return file.getvalue()
 
 
-def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapping[str, str]) -> Markup:
+def inline_svg(
+    text: str,
+    *,
+    name: str,
+    label: str,
+    palette: Palette,
+    runs: Mapping[str, str],
+    last_losses: Mapping[str, str] = {},
+) -> Markup:
     """Return an SVG file as an element of a page.
 
     Args:
@@ -78,7 +87,8 @@ def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapp
         name: put in front of every id, so that ids stay unique on the page.
         label: what the figure shows, for screen readers.
         palette: collects the colours in use.
-        runs: a description of each run, by run id. Points get their run's id as `data-run` and this as title.
+        runs: a description of each run, by run id. Points and lines get their run's id as `data-run` and this as title.
+        last_losses: the last training loss of a run, by run id, for the figures that show it: `data-last-loss`.
     """
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
@@ -89,8 +99,14 @@ def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapp
     for element in list(root.iter()):
         element.tag = _local_name(element.tag)
         element.attrib = {_local_name(key): value for key, value in element.attrib.items()}
-        _mark_points(element, runs)
+        for mark, run_id in _run_marks(element):
+            mark.set("data-run", run_id)
+            if run_id in last_losses:
+                mark.set("data-last-loss", last_losses[run_id])
+            ElementTree.SubElement(mark, "title").text = runs.get(run_id, run_id)
         _rename(element, name)
+        if "d" in element.attrib:
+            element.set("d", _LONG_NUMBER.sub(lambda number: f"{float(number.group()):.2f}", element.get("d", "")))
         if "style" in element.attrib:
             element.set("style", palette.named(element.get("style", "")))
     width = float(root.attrib.pop("width", "480pt").removesuffix("pt")) * _PIXELS_PER_POINT
@@ -105,20 +121,19 @@ def inline_svg(text: str, *, name: str, label: str, palette: Palette, runs: Mapp
     return Markup(ElementTree.tostring(root, encoding="unicode", method="html"))
 
 
-def _mark_points(element: ElementTree.Element, runs: Mapping[str, str]) -> None:
-    """Mark each point of a group with its run, if the group has as many points as runs."""
+def _run_marks(element: ElementTree.Element) -> Iterator[tuple[ElementTree.Element, str]]:
+    """Yield the points of a group, or its line, each with its run, and remove the group's id.
+
+    Points are left alone if the group hasn't as many of them as runs: those off the canvas are missing in the file.
+    """
     group = element.attrib.get("id", "")
-    if not group.startswith(RUN_GROUP):
-        return
-    del element.attrib["id"]
-    ids = [unquote(run_id) for run_id in group.removeprefix(RUN_GROUP).split(",")]
-    points = [point for point in element.iter() if _local_name(point.tag) == "use"]
-    # Points off the canvas are missing in the file, and then the others can't be assigned.
-    if len(points) != len(ids):
-        return
-    for point, run_id in zip(points, ids, strict=True):
-        point.set("data-run", run_id)
-        ElementTree.SubElement(point, "title").text = runs.get(run_id, run_id)
+    for start, tag in ((RUN_GROUP, "use"), (RUN_LINE, "path")):
+        if group.startswith(start):
+            del element.attrib["id"]
+            ids = [unquote(run_id) for run_id in group.removeprefix(start).split(",")]
+            marks = [each for each in element.iter() if _local_name(each.tag) == tag]
+            if len(marks) == len(ids):
+                yield from zip(marks, ids, strict=True)
 
 
 def _rename(element: ElementTree.Element, name: str) -> None:

@@ -14,10 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from isoloop.fitting.figures.axes import mark_handle
-from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollars, save_figure, series_styles
+from isoloop.fitting.figures.style import INK, STYLE, SeriesStyle, escape_dollars, run_line, save_figure, series_styles
 from isoloop.sweeps.stability.study import LoggedCurve, StabilityRun, StabilityStudy
 
+STABILITY_CAPTION = (
+    "Spectral radius ρ(Ā) and norm of the state ‖h_T‖ over training, by injection. A line is one run, and the dashed "
+    "line is ρ(Ā) = 1. A cross marks the end of a run that diverged, a circle that of one whose loss spiked."
+)
 _RADIUS_LIMITS, _NORM_LIMITS = (0.1, 100.0), (0.1, 1e10)
+_STEPS = "step (updates)"
 _END_MARKS: dict[str, dict[str, Any]] = {
     "diverges": {"marker": "x", "ms": 7, "mew": 1.8},
     "spikes": {"marker": "o", "ms": 4.5, "mfc": "white"},
@@ -27,20 +32,36 @@ _END_MARKS: dict[str, dict[str, Any]] = {
 def save_stability(study: StabilityStudy, folder: str | Path) -> tuple[Path, ...]:
     """Draw the study into `folder` as PNG, SVG and PDF, and return the paths."""
     # A line has hundreds of points; steps under half a pixel are left out.
-    with mpl.rc_context({**STYLE, "path.simplify_threshold": 0.5}):
-        figure = Figure(figsize=(1.9 * len(study.variants) + 1.3, 4.2), layout="constrained")
+    with mpl.rc_context({"path.simplify_threshold": 0.5}):
+        return save_figure(stability_figure(study, width=usual_width(study)), folder, "stability")
+
+
+def usual_width(study: StabilityStudy) -> float:
+    """Return the width in inches that has room for all variants side by side."""
+    return 1.9 * len(study.variants) + 1.3
+
+
+def stability_figure(study: StabilityStudy, *, width: float) -> Figure:
+    """Draw the study: its variants side by side, or below one another if the figure is too narrow for that."""
+    stacked = width < usual_width(study)
+    with mpl.rc_context(STYLE):
+        height = 2.2 * len(study.variants) + 1.0 if stacked else 4.2
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        draw_stability(figure, study)
-        return save_figure(figure, folder, "stability")
+        draw_stability(figure, study, stacked=stacked)
+    return figure
 
 
-def draw_stability(figure: Figure, study: StabilityStudy) -> None:
+def draw_stability(figure: Figure, study: StabilityStudy, *, stacked: bool = False) -> None:
     """Draw ρ(Ā) above and ‖h_T‖ below on log axes: a column for each variant, a line style for each learning rate.
 
     A dashed line marks ρ(Ā) = 1; ‖h_T‖ is the mean over the batch's tokens. As a line is one run, there are no
-    intervals.
+    intervals. `stacked` draws a row for each variant, with ρ(Ā) at the left and the legend below.
     """
-    grid = figure.subplots(2, len(study.variants), sharex=True, sharey="row", squeeze=False)
+    if stacked:
+        grid = figure.subplots(len(study.variants), 2, sharex=True, sharey="col", squeeze=False).T
+    else:
+        grid = figure.subplots(2, len(study.variants), sharex=True, sharey="row", squeeze=False)
     styles = dict(zip(study.learning_rates, series_styles(len(study.learning_rates)), strict=True))
     for column, variant in enumerate(study.variants):
         runs = [run for run in study.runs if run.variant == variant]
@@ -50,12 +71,22 @@ def draw_stability(figure: Figure, study: StabilityStudy) -> None:
         upper.set_title(escape_dollars(variant), loc="left", color=INK)
         upper.set_ylabel("spectral radius ρ(Ā) (per loop)")
         _draw_curves(lower, runs, styles, lambda curve: curve.state_norms, _NORM_LIMITS)
-        lower.set(xlabel="step (updates)", ylabel=r"state $\Vert h_T \Vert$ (no unit)")
-        for axes in (upper, lower):
-            axes.label_outer()
+        lower.set_ylabel(r"state $\Vert h_T \Vert$ (no unit)")
+        if not stacked:
+            lower.set_xlabel(_STEPS)
+            upper.label_outer()
+            lower.label_outer()
+    if stacked:
+        for axes in grid[:, -1]:
+            axes.set_xlabel(_STEPS)
     handles = [mark_handle(f"{rate:g}", line=style.line, colour=style.colour) for rate, style in styles.items()]
     handles += [mark_handle("diverges", marker="x"), mark_handle("spikes", marker="o", hollow=True)]
-    figure.legend(handles=handles, title="learning rate\n(a line is one run)", loc="outside right center")
+    figure.legend(
+        handles=handles,
+        title="learning rate\n(a line is one run)",
+        loc="outside lower center" if stacked else "outside right center",
+        ncols=3 if stacked else 1,
+    )
 
 
 def _draw_curves(
@@ -75,7 +106,7 @@ def _draw_curves(
         if not values:
             continue
         style = styles[run.learning_rate]
-        axes.plot(run.curve.steps, values, color=style.colour, ls=style.line, lw=1.1)
+        run_line(axes, run.curve.steps, values, run.run_id, colour=style.colour, line=style.line)
         if run.outcome in _END_MARKS:
             end = run.curve.steps[-1], values[-1]
             axes.plot(*end, ls="", color=style.colour, zorder=4, clip_on=False, **_END_MARKS[run.outcome])

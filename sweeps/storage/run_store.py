@@ -3,6 +3,7 @@
     <storage>/runs/<run id>/    spec.json  journal.jsonl  model/  result.json   as in the run's own folder
                                 checkpoints/<step>/state.pt   checkpoints/<step>.json (complete; its files' sizes)
                                 pulse (the heartbeat)  lease.json (the worker that trains it)  stop (a request)
+    <storage>/sweeps/<name>/    plan.json  driver.json  state.json   as in the driver's --out, for `isoloop status`
     <storage>/corpora/<fingerprint>/...   corpora/<fingerprint>.json (complete; its files' sizes)
 
 A process may end anywhere, so the file that a reader trusts is written last. A checkpoint counts once its marker
@@ -16,18 +17,20 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
-from isoloop.trainer.files import open_atomically, owner_in_turn
+from isoloop.trainer.files import open_atomically, owner_in_turn, write_atomically
 from isoloop.trainer.run.checkpoint import checkpoints
 from isoloop.trainer.run.journal import whole_lines
 
 Output = TypeVar("Output")
 # In a run's local folder: touched when the run makes a step; exists while the run is asked to save and end.
 HEARTBEAT_FILE, STOP_FILE = "heartbeat", "stop"
+STATUS_FILES = ("plan.json", "driver.json", "state.json")
 KEEP_CHECKPOINTS = 2
 TRANSFERS_AT_ONCE = 8
 LIST_SEPARATELY = 32  # up to so many runs are listed one by one, more of them all together
@@ -138,6 +141,28 @@ class RunStore:
         listed = self._list_runs(unfinished)
         changed = _in_parallel(lambda run_id: self._fetch(run_id, listed[run_id], out / "runs" / run_id), unfinished)
         return [run_id for run_id, has_changed in zip(unfinished, changed, strict=True) if has_changed]
+
+    def push_status(self, name: str, folder: Path) -> None:
+        """Publish what a driver says of the sweep `name`, from the sweep's folder.
+
+        Raises:
+            StorageError: the storage can't be used now; call again.
+        """
+        for file in STATUS_FILES:
+            with suppress(FileNotFoundError):
+                self._push_if_changed(folder / file, f"{_sweep_path(name)}/{file}")
+
+    def fetch_status(self, name: str, folder: Path) -> None:
+        """Fetch what the driver of the sweep `name` says of it into a folder; nothing if there is no such sweep.
+
+        Raises:
+            StorageError: the storage can't be used now.
+        """
+        for file in STATUS_FILES:
+            content = self.remote.read(f"{_sweep_path(name)}/{file}")
+            if content is not None and not ((folder / file).exists() and (folder / file).read_bytes() == content):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / file, content.decode())
 
     def push_corpus(self, folder: Path) -> str:
         """Publish a prepared corpus unless it is published, and return its fingerprint.
@@ -329,6 +354,10 @@ def _in_parallel(action: Callable[[str], Output], names: Iterable[str]) -> list[
 
 def _run_path(run_id: str) -> str:
     return f"runs/{_checked_name(run_id)}"
+
+
+def _sweep_path(name: str) -> str:
+    return "/".join(["sweeps", *map(_checked_name, name.split("/"))])
 
 
 def _checked_name(text: str) -> str:

@@ -11,7 +11,7 @@ from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare
+from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare, storage_uri
 from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
 from isoloop.sweeps.tuning.result import TuningResult, write_result_files
@@ -110,7 +110,11 @@ def run_tuning(
     space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
     progress.begin("Opening the study")
     folders.sweep.mkdir(parents=True, exist_ok=True)
-    with sole_driver(folders, command=command), closing(tuning.open_study()) as study, study.translate_errors():
+    with (
+        sole_driver(folders, command=command, storage=storage_uri(sweep)),
+        closing(tuning.open_study()) as study,
+        study.translate_errors(),
+    ):
         # Run the trials and the check.
         plan = Plan(sweep=sweep.model_copy(update={"name": f"{sweep.name}.tune"}), cells=_started_cells(study))
         outcome = SweepOutcome()

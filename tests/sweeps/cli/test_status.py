@@ -24,6 +24,7 @@ from isoloop.sweeps.execution.presence import Driver, sole_driver
 from isoloop.sweeps.execution.status import RunStatus, SweepStatus, TrialCounts, write_manifest
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.storage.run_store import RunStore
 from tests.commands import ISOLOOP, isoloop
 
 NOW = time.mktime((2026, 11, 29, 14, 3, 22, 0, 0, -1))
@@ -267,6 +268,24 @@ def test_the_name_of_a_sweep_finds_its_tuning(mine, tmp_path):
             assert shown("mine") == "mine"
     folders.manifest.unlink()
     assert shown("mine") == "mine/tune"
+
+
+def test_a_storage_is_enough_on_another_machine(mine, tmp_path):
+    folders, plan = mine
+    storage, laptop = tmp_path / "storage", tmp_path / "laptop"
+    laptop.mkdir()
+    RunStore(str(storage)).push_run(folders.run(plan.cells[0].run_id), plan.cells[0].run_id)
+    with sole_driver(folders, command="isoloop run mine.yaml --storage s3://bucket", storage=str(storage)):
+        write_state(folders, plan)
+    shown = isoloop("status", "mine", "--storage", storage, cwd=laptop).stdout
+    assert "to go on: isoloop run mine.yaml --storage s3://bucket" in shown
+    assert (
+        json.loads(isoloop("status", "mine", "--storage", storage, "--json", cwd=laptop).stdout)["runs"][0]["step"]
+        == 100
+    )
+    refused = isoloop("status", "mine", "--storage", storage, cwd=tmp_path, check=2).stderr
+    assert "a driver has worked in isoloop-out/sweeps/mine; leave it out" in refused
+    assert "has no sweep 'yours'" in isoloop("status", "yours", "--storage", storage, cwd=laptop, check=2).stderr
 
 
 class Terminal:

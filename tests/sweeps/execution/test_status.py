@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 
@@ -12,6 +14,7 @@ from isoloop.sweeps.execution.presence import last_driver, sole_driver
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.execution.status import StatusReader, read_status, write_manifest
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import write_result
@@ -249,3 +252,28 @@ def test_a_driver_signs_again_and_again(folders, monkeypatch):
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert not last_driver(folders).at_work
+
+
+def test_who_sees_only_the_storage_fetches_what_the_driver_says(begun, folders, tmp_path):
+    """The driver publishes plan, signs and state with its next sign, and once more at its end."""
+    storage, elsewhere = str(tmp_path / "storage"), replace(folders, out=tmp_path / "elsewhere")
+    done, running, store = begun[0].cells[0], begun[2], RunStore(storage)
+    for cell in (done, running):
+        store.push_run(folders.run(cell.run_id), cell.run_id)
+    with pytest.raises(ValueError, match="must have been started"):
+        StatusReader(elsewhere, RunStore(storage))
+    with mock.patch.object(presence, "SIGN_SECONDS", 0.01), sole_driver(folders, storage=storage):
+        write_state(begun, folders)
+        deadline = time.monotonic() + 30
+        while store.remote.read("sweeps/small/state.json") is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        reader = StatusReader(elsewhere, RunStore(storage))
+        status = reader.read()
+    assert status.at_work
+    # The diverged run isn't published, and so not known to have ended.
+    assert status.counts() == {"done": 1, "failed": 1, "running": 1, "again": 1, "waiting": 4}
+    assert [run.step for run in status.runs if run.state == "running"] == [30]
+    assert reader.read().at_work  # it fetches every ten seconds
+    with mock.patch.object(status_module, "FETCH_SECONDS", 0.0):
+        assert not reader.read().at_work

@@ -301,7 +301,7 @@ def test_a_point_says_which_run_it_is(desktop, made):
     assert desktop["stops"] == 1
 
 
-@pytest.mark.parametrize(("name", "dark"), [("good", True), ("sweep", False), ("bad", False)])
+@pytest.mark.parametrize(("name", "dark"), [("good", True), ("sweep", False)])
 def test_a_phone_shows_the_page_in_light_and_dark(pages, name, dark):
     found, wrong = in_page(pages[0][name], (HERE / "report_phone.js").read_text(), width=360, dark=dark)
     assert wrong == []

@@ -2,17 +2,20 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
 from collections import Counter
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from isoloop.fitting import SweepFit, fit_sweep, predict
 from isoloop.fitting.axis import AXES
 from isoloop.fitting.result import MissingFit
 from isoloop.fitting.tables.contract import check_table
+from isoloop.sweeps.cli.console import page_link
 from isoloop.sweeps.paths import SweepResults, TablePlaces
 from isoloop.sweeps.report.calculator import calculator_table, why_no_calculator
 from isoloop.sweeps.report.headline import headline
@@ -65,6 +68,35 @@ def test_everything_is_stored_beside_the_table(made):
     # The other commands find the fit.
     best = isoloop("predict", "mine.csv", "--flops", "1e20", cwd=folder).stdout
     assert re.search(r"parameters +\d", best)
+
+
+def test_a_page_that_is_there_is_opened_and_not_made_again(made, monkeypatch):
+    folder, _ = made
+    path, opened = folder / "mine.report.html", []
+    before = path.stat().st_mtime_ns
+    monkeypatch.setattr("webbrowser.open_new_tab", lambda uri: opened.append(uri) or True)
+    monkeypatch.setenv("BROWSER", "firefox")
+    done = isoloop("report", "mine.csv", "--open", cwd=folder)
+    assert (done.stdout, done.stderr) == ("mine.report.html\n", "")
+    assert opened == [path.resolve().as_uri()]
+    # Without a screen, the path is all that can be given.
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSH_CONNECTION", "here 1 there 22")
+    done = isoloop("report", "mine.csv", "--open", cwd=folder)
+    assert done.stdout == "mine.report.html\n"
+    assert f":{path.resolve()} ." in done.stderr
+    assert (len(opened), path.stat().st_mtime_ns) == (1, before)
+
+
+def test_a_path_is_a_link_on_a_terminal_alone(tmp_path):
+    path = tmp_path / "a b.html"
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, soft_wrap=True, width=20)
+        console.print(page_link(path))
+        text = console.file.getvalue()
+        assert (f";{path.as_uri()}\x1b\\{path}\x1b]8;;" in text) == is_terminal
+        assert (text == f"{path}\n") == (not is_terminal)
 
 
 def test_the_page_of_dense_models_speaks_of_parameters(made, page):
@@ -213,7 +245,10 @@ def test_a_page_of_many_runs_stays_small_and_says_what_it_leaves_out(tmp_path):
     )  # fmt: skip
     table.to_csv(tmp_path / "many.csv", index=False)
     subject = TablePage(
-        places=TablePlaces.beside(tmp_path / "many.fit.json"), name="many", origin=table_origin(tmp_path / "many.csv")
+        places=TablePlaces.beside(tmp_path / "many.fit.json"),
+        table=tmp_path / "many.csv",
+        name="many",
+        origin=table_origin(tmp_path / "many.csv"),
     )
     with only_svg():
         write_report(subject, table=table, results=results, command="isoloop report many.csv")

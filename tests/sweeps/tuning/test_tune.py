@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.config.schema import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
+from isoloop.sweeps.execution.status import TrialCounts, read_status
 from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
@@ -186,7 +187,8 @@ def run(tuning, cluster=None, uploader=None):
     cluster, study = cluster or MadeUp(), study_of(tuning)
     try:
         with Engine(cluster, tuning.space.sweep, tuning.folders, tuning.corpora) as engine:
-            return Tuner(study, engine, tuning.folders, uploader or Records()).run()
+            started = tuning_pipeline._started_cells(study)
+            return Tuner(study, engine, tuning.folders, uploader or Records(), started=started).run()
     finally:
         study.close()
 
@@ -310,6 +312,26 @@ def test_a_run_that_was_to_be_pruned_when_its_driver_was_killed_is_not_started(t
     assert (last.outcome, last.loss, last.share) == ("pruned", 99.0, 0.5)
     assert not cluster.started
     assert set(uploader.given_up) == {cell.run_id}
+
+
+def test_status_follows_the_trials(tuning_of):
+    tuning = tuning_of(tune={"trials": 8, "parallel": 2})
+    with pytest.raises(KeyboardInterrupt):
+        run(tuning, MadeUp(polls=5))
+    status, trials = read_status(tuning.folders), read_status(tuning.folders).trials
+    assert (trials.trials, trials.ended) == (8, status.counts()["done"])
+    assert 0 < trials.ended < 8
+    assert 0 < trials.runs_to_come < 8
+    assert sum(status.counts().values()) == 8
+    assert trials.flops_to_come == trials.runs_to_come * tuning.space.base.flops
+    assert not status.is_complete
+    best = min(run(tuning), key=lambda trial: trial.loss)
+    status = read_status(tuning.folders)
+    assert status.is_complete
+    assert status.counts() == {"done": 8}
+    assert status.share == 1.0
+    assert status.trials.best == f"trial {best.number}  learning_rate = {best.values[RATE]}  loss {best.loss:.4f}"
+    assert {run.label.partition("  ")[0] for run in status.runs} == {f"trial {number}" for number in range(8)}
 
 
 def test_diverged_trials_teach_where_not_to_go(tuning_of):
@@ -496,6 +518,24 @@ def test_every_trial_is_in_mlflow(whole):
     assert watcher.lines.count("trial") == 12
     assert watcher.shares[-1] == 1.0
     assert watcher.lines.count("check") == 8
+
+
+def test_status_of_a_whole_tuning(whole):
+    """Trials that were pruned count as ended; the runs of the check are there, too."""
+    tuning, result, _ = whole
+    status = read_status(tuning.folders)
+    assert status.is_complete
+    assert status.driver.command == "isoloop tune small.yaml"
+    outcomes = {trial.run_id: trial.outcome for trial in result.trials}
+    states = {run.run_id: run.state for run in status.runs}
+    assert {run_id: states[run_id].replace("done", "finished") for run_id in outcomes} == outcomes
+    assert set(states) == set(outcomes) | {run.cell.run_id for run in result.check.runs}
+    assert status.trials == TrialCounts(
+        trials=12, ended=12, best=status.trials.best, runs_to_come=0, flops_to_come=0.0
+    )  # fmt: skip
+    pruned = next(run for run in status.runs if run.state == "pruned")
+    assert 0 < pruned.step < pruned.steps
+    assert "above the median" in pruned.reason
 
 
 def test_what_won_is_a_file_that_a_sweep_extends(whole, small, tmp_path):
