@@ -14,7 +14,13 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 SECTIONS = Results(
     title="# Sweeps, measured",
     introduction="Every number is from `python -m benchmarks.sweeps`; each section says when and on what it was made.",
-    sections={"ray": "On Ray", "virtual": "In virtual time", "planning": "Planning", "proposals": "Proposals"},
+    sections={
+        "ray": "On Ray",
+        "shared": "On a Ray that others use",
+        "virtual": "In virtual time",
+        "planning": "Planning",
+        "proposals": "Proposals",
+    },
     module="benchmarks.sweeps",
 )
 File = Annotated[Path, typer.Option("--results", help="file that gets the section")]
@@ -26,11 +32,24 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="repetitions of p
 
 
 @app.command()
-def ray(results: File = RESULTS, runs: Runs = 500, seconds: Seconds = 120.0) -> None:
-    """Measure makespans on a local Ray with 64 declared GPUs, and those of grid order and of Ray Tune."""
+def ray(
+    results: File = RESULTS,
+    runs: Runs = 500,
+    seconds: Seconds = 60.0,
+    tune: Annotated[bool, typer.Option("--tune", help="measure Ray Tune, too (6 minutes)")] = False,
+) -> None:
+    """Measure makespans on a local Ray with 64 declared GPUs, beside a window, grid order and Ray Tune."""
     from benchmarks.sweeps import on_ray
 
-    _write(results, "ray", on_ray.run(runs=runs, seconds=seconds))
+    _write(results, "ray", on_ray.run(runs=runs, seconds=seconds, tune=tune))
+
+
+@app.command()
+def shared(results: File = RESULTS, runs: Runs = 40, seconds: Seconds = 30.0) -> None:
+    """Measure idle GPUs beside another job, and two drivers at once, on a local Ray of two nodes."""
+    from benchmarks.sweeps import shared as benchmark
+
+    _write(results, "shared", benchmark.run(runs=runs, seconds=seconds))
 
 
 @app.command()
@@ -64,6 +83,7 @@ def everything(results: File = RESULTS) -> None:
     proposals(results)
     virtual(results)
     ray(results)
+    shared(results)
 
 
 def _write(results: Path, command: str, body: str) -> None:

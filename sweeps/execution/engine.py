@@ -45,6 +45,7 @@ WAIT_EVENT_SECONDS = 30.0  # so long may everything wait before it is said
 STORAGE_DELAY_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
+MOST_LISTED = 60  # runs done by an earlier driver; more are only counted
 
 
 class Cluster(Protocol):
@@ -544,16 +545,13 @@ def run_plan(
     """
     progress, outcome = progress or Progress(), outcome or SweepOutcome()
 
-    def report(running_flops: float = 0.0) -> None:
-        ended = [cell for cell in plan.cells if cell.run_id in outcome.results or cell.run_id in outcome.failed]
-        progress.update(
-            f"{len(ended)}/{len(plan.cells)} runs", sum(cell.flops for cell in ended) + running_flops, plan.flops
-        )
-
     # Report what is done.
     outcome.results |= finished_results(plan.cells, folders)
-    for cell in plan.cells:
-        if cell.run_id in outcome.results:
+    done = [cell for cell in plan.cells if cell.run_id in outcome.results]
+    if len(done) > MOST_LISTED:
+        progress.event(f"  {len(done)} runs are done already")
+    else:
+        for cell in done:
             progress.event(_result_line(cell, outcome.results[cell.run_id]))
     missing = [cell for cell in plan.cells if cell.run_id not in outcome.results]
     if not missing:
@@ -575,12 +573,14 @@ def run_plan(
     ):
         engine.add(missing)
         progress.begin("Training")
-        report()
+        ended, flops, planned_flops = len(done), sum(cell.flops for cell in done), plan.flops
+        progress.update(f"{ended}/{len(plan.cells)} runs", flops, planned_flops)
         while engine.busy:
             for cell in engine.poll():
+                ended, flops = ended + 1, flops + cell.flops
                 if cell.run_id in outcome.results:
                     progress.event(_result_line(cell, outcome.results[cell.run_id]))
-            report(engine.flops_in_progress())
+            progress.update(f"{ended}/{len(plan.cells)} runs", flops + engine.flops_in_progress(), planned_flops)
     return outcome
 
 

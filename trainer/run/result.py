@@ -65,10 +65,10 @@ def read_result(folder: Path) -> RunResult | None:
         ValueError: the file isn't one of ours.
     """
     path = folder / "result.json"
-    if not path.exists():
-        return None
     try:
-        return RunResult.model_validate_json(path.read_text(encoding="utf-8"))
+        return RunResult.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
     except ValidationError as error:
         raise ValueError(
             f"{path} must be a run's result, but it has {error.error_count()} errors; delete it and rerun the command"

@@ -305,7 +305,7 @@ class Terminal:
     def resize(self, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
-    def wait_for(self, text, seconds=60):
+    def wait_for(self, text, seconds=180):
         """Until the text was printed; what was printed until then is forgotten."""
         deadline = time.monotonic() + seconds
         while (found := self.output.find(text)) < 0:
@@ -314,7 +314,7 @@ class Terminal:
         before, self.output = self.output[:found], self.output[found + len(text) :]
         return before
 
-    def wait_for_end(self, seconds=60):
+    def wait_for_end(self, seconds=180):
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.output
