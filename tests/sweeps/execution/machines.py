@@ -174,13 +174,17 @@ class Gpus(threading.Thread):
         idle_since = None
         while not self.over.wait(0.05):
             now = time.monotonic()
-            free = self.ray.available_resources().get("GPU", 0.0)
+            free = self.count_free()
             self.fewest_free = min(self.fewest_free, free)
             left = len(self.times.journals) - len(self.times.of("finished"))
             idle_since = (idle_since or now) if free >= 1 and left > self.gpus - free else None
             self.longest_idle = max(self.longest_idle, now - (idle_since or now))
 
+    def count_free(self):
+        return self.ray.available_resources().get("GPU", 0.0)
+
     def __enter__(self):
+        wait_until(lambda: self.count_free() == self.gpus)  # Ray tells it a moment later
         self.start()
         return self
 

@@ -99,7 +99,7 @@ class TestSeveralProcesses:
         with Gpus(cluster.ray, ours) as gpus:
             other.run(theirs)
             assert len(run(plan).results) == other.answer() == 2
-        assert gpus.fewest_free == 1
+        assert gpus.fewest_free <= 1  # none while Ray tries to reserve the next three
         started, finished = (
             sorted([*ours.of(event).values(), *theirs.of(event).values()]) for event in ("started", "finished")
         )
