@@ -42,7 +42,8 @@ CANCEL_SECONDS = 10.0
 BEGUN_SECONDS = 5.0
 BUSY_SECONDS = 2.0
 START_SECONDS = 900.0  # from an attempt's begin to its first step: data from a storage, imports, compilation
-UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for so long is of no use to it
+UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for so long is left to others
+UNUSABLE_ROOM_SECONDS = 15.0  # and after so long it is of no use to runs as large
 WAIT_EVENT_SECONDS = 30.0  # so long may everything wait before it is said
 STORAGE_DELAY_SECONDS = 60.0
 RETRY_SECONDS = 5.0
@@ -174,9 +175,10 @@ class Engine:
                 self._request_stop(self.running)
                 self.progress.begin("Stopping")
                 if self.running:
+                    runs = "1 run saves its" if len(self.running) == 1 else f"{len(self.running)} runs save their"
                     self.progress.event(
-                        f"Stopping: {len(self.running)} runs save their state, which takes {STOP_GRACE_SECONDS:.0f} s "
-                        "at most. Ctrl-C again ends them at once."
+                        f"Stopping: {runs} state, which takes {STOP_GRACE_SECONDS:.0f} s at most. Ctrl-C again ends "
+                        "that at once."
                     )
                 self._wait_for_all()
         except KeyboardInterrupt:
@@ -299,14 +301,18 @@ class Engine:
         """Hand in runs beyond the window that fit where there is room now, unless an attempt that waits can take it.
 
         The cluster's queue has no order: a narrow run that waited there, too, would take what a wide one waits for.
-        Room that an attempt doesn't take, as when the free shares of GPUs are on several GPUs, is left to smaller runs.
+        Room that an attempt doesn't take is left to others: it may be starting elsewhere, its process not up yet. If it
+        never takes it, as when the free shares of GPUs are on several GPUs, only smaller runs are handed in for it.
         """
         free, unusable = self.room.pool(self.cluster.free()), []
         for run in sorted(self._waiting(), key=lambda run: run.priority):
             slots = free.place(run.needs)
             run.fits_since = None if slots is None else run.fits_since or now
-            if slots is not None and run.fits_since is not None and now - run.fits_since > UNUSED_ROOM_SECONDS:
+            if slots is None or run.fits_since is None:
+                continue
+            if now - run.fits_since > UNUSED_ROOM_SECONDS:
                 free.release(run.needs, slots)
+            if now - run.fits_since > UNUSABLE_ROOM_SECONDS:
                 unusable.append(run.needs)
         free.reject(unusable)
         before = len(self.attempts)
