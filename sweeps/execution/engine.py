@@ -175,9 +175,10 @@ class Engine:
                 self._request_stop(self.running)
                 self.progress.begin("Stopping")
                 if self.running:
+                    runs = "1 run saves its" if len(self.running) == 1 else f"{len(self.running)} runs save their"
                     self.progress.event(
-                        f"Stopping: {len(self.running)} runs save their state, which takes {STOP_GRACE_SECONDS:.0f} s "
-                        "at most. Ctrl-C again ends them at once."
+                        f"Stopping: {runs} state, which takes {STOP_GRACE_SECONDS:.0f} s at most. Ctrl-C again ends "
+                        "that at once."
                     )
                 self._wait_for_all()
         except KeyboardInterrupt:

@@ -147,7 +147,7 @@ class TestOrder:
 
 
 class TestTheQueueInRay:
-    """What is handed to Ray, which has no order of its own."""
+    """The runs that are handed to Ray, which has no order of its own."""
 
     def test_the_longest_within_the_window(self, trial):
         """1.25 times the cluster, the next in line as soon as there is room in it, and at least one that waits."""
