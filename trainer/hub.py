@@ -123,7 +123,7 @@ def wait_for_answer(waiting: Waiting) -> None:
 
     host = constants.ENDPOINT.partition("://")[2]
     for attempt in range(1, ATTEMPTS + 1):
-        waiting(f"waiting for {host}" + (f", attempt {attempt} of {ATTEMPTS}" if attempt > 1 else ""))
+        waiting(f"waiting for {host}" + (f", try {attempt} of {ATTEMPTS}" if attempt > 1 else ""))
         try:
             get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
             return

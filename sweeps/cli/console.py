@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOG_SECONDS = 60.0
 SHORT_SECONDS = 2.0
 LEAST_SHARE = 0.01  # of a stage, before its time left is estimated
-BAR_WIDTH = 20
+BAR_WIDTH = 12
 _FALLBACKS = "isoloop-fallbacks"
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
 _SYMBOLS = {

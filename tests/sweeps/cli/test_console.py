@@ -53,7 +53,7 @@ def test_a_line_fits_a_terminal_of_80_columns(clock):
         bar.begin("Preparing the corpus")
         bar.update(f"tokenising {'very-' * 20}long.parquet", 5, 10)
         assert len(line_of(bar)) <= 80
-        assert "very…" in line_of(bar).replace("-…", "…")
+        assert re.search(r"very.*…", line_of(bar))
         assert "\n" not in line_of(bar)
 
 

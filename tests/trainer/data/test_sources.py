@@ -292,7 +292,7 @@ def test_a_hub_that_never_answers_is_waited_for_in_attempts(monkeypatch, tmp_pat
         monkeypatch.setattr(constants, "ENDPOINT", f"http://{host}")
         with pytest.raises(ValueError, match=f"{host} did not answer in 3 attempts: timed out; check the network"):
             open_source(DataConfig(corpus="owner/name"), lambda *report: waits.append(report))
-    lines = [f"waiting for {host}", *(f"waiting for {host}, attempt {attempt} of 3" for attempt in (2, 3))]
+    lines = [f"waiting for {host}", *(f"waiting for {host}, try {attempt} of 3" for attempt in (2, 3))]
     assert waits == [(line, 0, 0) for line in lines]
     # Files that were downloaded before are read all the same.
     cached = tmp_path / "cached"
