@@ -130,7 +130,7 @@ def fit_and_report_table(
         file=fitted_file,
         **options,
     )
-    page = TablePage(places=places, table=file, name=name, origin=table_origin(file, experiment))
+    page = TablePage(places=places, name=name, origin=table_origin(file, experiment))
     reading = results.fit.reading if results.fit is not None else table.notes
     write_report(page, table=table.frame, results=results, command=command, progress=progress, reading=reading)
     return results

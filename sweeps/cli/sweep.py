@@ -233,7 +233,7 @@ def run(
         print("\n" + results.stability, end="")
     console.print(f"\nrun table   {folders.table}")
     console.print("report     ", page_link(results.report))
-    console.print(f"MLflow      {_mlflow_hint(config, folders)}")
+    console.print(f"MLflow      {_mlflow_hint(config, folders)}\n            {trained.store.page_of(config.name)}")
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
     _exit_if_failed(trained.failed)

@@ -93,7 +93,7 @@ class SweepPage:
             "left_out": self.left_out,
             "source": None,
             "runs_file": self.places.table.name,
-            "generator": _generator(self.places.table),
+            "generator": _generator(_digest(self.places.table)),
             "origin": _origin(read_origin(self.places, table["run_id"].astype(str))),
             "configuration": config_text(self.sweep),
         }
@@ -101,10 +101,9 @@ class SweepPage:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePage:
-    """A page about a table of runs: its places, the `table` file, its `name`, and the origin of the table."""
+    """A page about a table of runs: its places, its `name`, and the origin of the table."""
 
     places: TablePlaces
-    table: Path
     name: str
     origin: TableOrigin
 
@@ -124,7 +123,7 @@ class TablePage:
             "left_out": (),
             "source": self.origin,
             "runs_file": self.origin.file,
-            "generator": _generator(self.table),
+            "generator": _generator(self.origin.sha256),
             "origin": {"rows": versions},
         }
 
@@ -234,12 +233,15 @@ def page_is_of(page: Path, table: Path) -> bool:
     if not (page.is_file() and table.is_file()):
         return False
     with page.open(encoding="utf-8") as file:
-        return f'content="{_generator(table)}"' in file.read(_HEAD_LENGTH)
+        return f'content="{_generator(_digest(table))}"' in file.read(_HEAD_LENGTH)
 
 
-def _generator(table: Path) -> str:
+def _digest(table: Path) -> str:
+    return FittedFile.of(table).sha256 if table.is_file() else "unknown"
+
+
+def _generator(digest: str) -> str:
     """Return what made a page and of which table, for the page's head."""
-    digest = FittedFile.of(table).sha256 if table.is_file() else "unknown"
     return f"isoloop {isoloop.__version__}, of the table {digest}"
 
 

@@ -52,7 +52,9 @@ from isoloop.sweeps.tracking.schema import (
 )
 
 EXPERIMENT_KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
-"""The tag by which MLflow's pages show training runs first, and not traces of a language model in use."""
+"""The tag of an experiment of training runs. Pages of MLflow 3.17 go by the address: `page_of` says it there, too."""
+VIEW_PARAMETER = "viewStateShareKey"
+_EXPERIMENT_NOTE = "Sweeps of isoloop. Choose 'Model training' above, and on the page of runs a sweep under 'Views'."
 # MLflow takes 1,000 points, parameters and tags at a time, of which at most 100 parameters and 100 tags.
 BATCH_POINTS = 800
 POSTGRES_LOCK = 0x150100B  # an arbitrary number of our own
@@ -135,13 +137,15 @@ class TrackingStore:
         kind = tags.get(EXPERIMENT_KIND, "")
         if not kind or kind.endswith("inferred") or kind == "no_inferred_type":
             self.client.set_experiment_tag(self.experiment_id, EXPERIMENT_KIND, MODEL_TRAINING)
-        if EXPERIMENT not in tags:
-            self.client.set_experiment_tag(self.experiment_id, EXPERIMENT, self.experiment)
+        for key, value in ((EXPERIMENT, self.experiment), (NOTE, _EXPERIMENT_NOTE)):
+            if key not in tags:
+                self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def _notice_renamed(self) -> None:
         """Notice that a new experiment is needed because the one of this name was renamed."""
-        renamed = self.client.search_experiments(filter_string=f"tags.`{EXPERIMENT}` = '{self.experiment}'")
-        if renamed and "'" not in self.experiment:
+        # MLflow's filters can't quote every name.
+        renamed = [each for each in self.client.search_experiments() if each.tags.get(EXPERIMENT) == self.experiment]
+        if renamed:
             self.notices.append(
                 f"the MLflow experiment '{self.experiment}' was renamed to '{renamed[0].name}', so a new "
                 f"'{self.experiment}' records all runs again; to go on in the old one, set tracking.experiment to "
@@ -210,6 +214,12 @@ class TrackingStore:
         except Exception as error:  # noqa: BLE001  the caller reports it
             return first_line(error)
         return self.save_files(parent, results)
+
+    def page_of(self, sweep: str) -> str:
+        """Return the address of MLflow's page of a sweep's runs; an sqlite file needs `mlflow ui` for it."""
+        server = self.shown_uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        view = f"workflowType=machine_learning&{VIEW_PARAMETER}={sweep}"
+        return f"{server}/#/experiments/{self.experiment_id}/runs?{view}"
 
     def sweeps(self) -> list[str]:
         """Return the names of the sweeps that are recorded here."""

@@ -5,6 +5,7 @@ Everything that a row needs is in the run itself: the table can be read from the
 
 import json
 import platform
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -97,7 +98,7 @@ def run_name(plan: Plan, cell: Cell) -> str:
     """Return the name of a cell's run in MLflow's pages: budget, µ, and the axes on which the sweep's cells differ."""
     size = f"C={cell.budget:.4g}" if cell.budget else f"D={cell.spec.tokens:.4g}"
     axes = (f"{name.rpartition('.')[2]}={value}" for name, value in cell.axes.items())
-    return " ".join([size.replace("e+", "e"), f"µ={cell.mean_recurrence}", *axes]) + simulated_suffix(plan)
+    return " ".join([re.sub(r"e\+0*", "e", size), f"µ={cell.mean_recurrence}", *axes]) + simulated_suffix(plan)
 
 
 def runs_view(plan: Plan) -> str:

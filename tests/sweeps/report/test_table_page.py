@@ -246,7 +246,6 @@ def test_a_page_of_many_runs_stays_small_and_says_what_it_leaves_out(tmp_path):
     table.to_csv(tmp_path / "many.csv", index=False)
     subject = TablePage(
         places=TablePlaces.beside(tmp_path / "many.fit.json"),
-        table=tmp_path / "many.csv",
         name="many",
         origin=table_origin(tmp_path / "many.csv"),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -137,6 +138,42 @@ def test_only_curves_have_steps(store, plan, simulated_folders):
     assert single >= {"loss", "flops_exact", "seconds"}
     assert {points[name][0][0] for name in single} == {0}
     assert {"training_loss", "train_loss"}.isdisjoint(points)
+
+
+def test_a_page_shows_the_runs_of_the_sweep(store, plan, simulated_folders):
+    """The view that the sweep's address names: MLflow finds the runs by its filter, and they have its columns."""
+    run_all(plan, simulated_folders)
+    Uploader(store, plan, simulated_folders).close()
+    Uploader(
+        store, dataclasses.replace(plan, sweep=plan.sweep.model_copy(update={"name": "other"})), simulated_folders
+    ).close()
+    key = store.page_of(plan.sweep.name).rpartition("=")[2]
+    view = json.loads(store.client.get_experiment(store.experiment_id).tags[f"{record.VIEW}{key}"])
+    state = json.loads(view["state"])
+    order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
+    shown = store.client.search_runs([store.experiment_id], state["searchFilter"], order_by=[order])
+    assert {run.data.tags[record.RUN_ID] for run in shown} == {cell.run_id for cell in plan.cells}
+    losses = [run.data.metrics["loss"] for run in shown]
+    assert losses == sorted(losses)
+    for column in state["selectedColumns"]:
+        kind, name = re.fullmatch(r"(\w+)\.`(.+)`", column).groups()
+        assert all(name in getattr(run.data, kind) for run in shown), column
+
+
+def test_a_sweep_has_its_answer(store, plan, simulated_folders, tmp_path):
+    parent = Uploader(store, plan, simulated_folders).parent
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "report.html").write_text("<p>")
+    problem = store.record_answer(
+        parent, plan.sweep, numbers={"gamma_mu": 0.4}, intervals={"gamma_mu": (0.35, 0.45)}, sentences=["0.4 it is."],
+        results=tmp_path / "results",
+    )  # fmt: skip
+    assert problem is None
+    data = store.client.get_run(parent).data
+    assert data.metrics == {"gamma_mu": 0.4}
+    assert data.tags["isoloop.interval.gamma_mu"] == "0.35 to 0.45"
+    assert data.tags[record.NOTE].startswith("- 0.4 it is.\n\n```yaml\n")
+    assert [file.path for file in store.client.list_artifacts(parent)] == ["report.html"]
 
 
 def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
