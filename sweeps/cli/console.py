@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0
 SHORT_SECONDS = 2.0
-LEAST_SHARE = 0.01  # that a time left is told from
+LEAST_SHARE = 0.01  # of a stage, before its time left is estimated
 BAR_WIDTH = 20
-
-
 _FALLBACKS = "isoloop-fallbacks"
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
 _SYMBOLS = {

@@ -7,6 +7,7 @@ here: any `Cluster` that queues, watches and kills attempts will do.
 
 import contextlib
 import json
+import math
 import time
 import uuid
 from collections import Counter
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoloop.sweeps.config.schema import SweepConfig
+from isoloop.sweeps.execution.room import Room, describe_waiting, has_room
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
 from isoloop.sweeps.messages import Progress, format_duration
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Pool, Queue, best_order
+from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Queue, best_order
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.trainer.files import write_atomically
@@ -40,7 +42,8 @@ CANCEL_SECONDS = 10.0
 BEGUN_SECONDS = 5.0
 BUSY_SECONDS = 2.0
 START_SECONDS = 900.0  # from an attempt's begin to its first step: data from a storage, imports, compilation
-UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for so long isn't of use to it
+UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for so long is left to others
+UNUSABLE_ROOM_SECONDS = 15.0  # and after so long it is of no use to runs as large
 WAIT_EVENT_SECONDS = 30.0  # so long may everything wait before it is said
 STORAGE_DELAY_SECONDS = 60.0
 RETRY_SECONDS = 5.0
@@ -86,7 +89,8 @@ class _RunState:
     """A cell that waits or runs: its attempts and its progress.
 
     `attempts` counts those since the run last got further. The present attempt has a `handle` from when the cluster has
-    it, and `has_begun` from when it runs; `fits_since` is when the cluster first had room for it.
+    it, and `has_begun` from when it runs; `fits_since` is when the cluster first had room for it. Its first of the
+    `heartbeats` seen is at the begin of its first step, the second after it.
     """
 
     cell: Cell
@@ -98,8 +102,8 @@ class _RunState:
     node: str | None = None
     fits_since: float | None = None
     heartbeat_time: float | None = None
+    heartbeats: int = 0
     last_heartbeat: float = 0.0
-    has_stepped: bool = False
     journal_offset: int = 0
     step: int = 0
     step_at_start: int = -1
@@ -146,8 +150,7 @@ class Engine:
         self.progress, self.outcome, self.on_start = progress or Progress(), outcome or SweepOutcome(), on_start
         self.run_store, self.owner = run_store, _lease_owner(folders)
         self.one_machine = run_store is not None  # the files to publish are on one machine's disk
-        self.elastic = sweep.cluster.elastic
-        self.cores = self.gpus = 0.0
+        self.room = Room(sweep.cluster, one_machine=self.one_machine)
         self.queue = Queue()
         self.runs: dict[int, _RunState] = {}
         self.attempts: dict[Any, _RunState] = {}
@@ -172,9 +175,10 @@ class Engine:
                 self._request_stop(self.running)
                 self.progress.begin("Stopping")
                 if self.running:
+                    runs = "1 run saves its" if len(self.running) == 1 else f"{len(self.running)} runs save their"
                     self.progress.event(
-                        f"Stopping: {len(self.running)} runs save their state, which takes {STOP_GRACE_SECONDS:.0f} s "
-                        "at most. Ctrl-C again ends them at once."
+                        f"Stopping: {runs} state, which takes {STOP_GRACE_SECONDS:.0f} s at most. Ctrl-C again ends "
+                        "that at once."
                     )
                 self._wait_for_all()
         except KeyboardInterrupt:
@@ -202,9 +206,9 @@ class Engine:
             ValueError: a cell needs more than the whole cluster has.
         """
         jobs = [Job(cell.seconds, allocation.needs(cell.resources)) for cell in cells]
-        nodes = self._measure_cluster([job.needs for job in jobs])
-        self._check_feasible(jobs, nodes)
-        order = ORDERS[best_order(jobs, nodes)[0] if _have_room(nodes) else next(iter(ORDERS))]
+        nodes = self.room.measure(self.cluster.nodes(), [job.needs for job in jobs])
+        self.room.check((job.needs for job in jobs), nodes)
+        order = ORDERS[best_order(jobs, nodes)[0] if has_room(nodes) else next(iter(ORDERS))]
         for cell, job in zip(cells, jobs, strict=True):
             run = _RunState(cell=cell, index=len(self.runs), priority=order(job))
             self.runs[run.index] = run
@@ -272,54 +276,19 @@ class Engine:
         """Return the runs whose attempts wait in the cluster."""
         return [run for run in self.attempts.values() if not run.has_begun]
 
-    def _measure_cluster(self, needs: Sequence[Needs]) -> list[Node]:
-        """Return the machines, empty: those that are up, or those that `cluster` describes if they start on demand."""
-        nodes = self.cluster.nodes()
-        total = [nodes]
-        if self.elastic:
-            largest = max((node.cpus for node in nodes), default=0.0)
-            planned = allocation.planned_nodes(self.sweep.cluster, needs, largest_machine=largest)
-            total.append(planned)
-            nodes = [*planned, *nodes]
-        self.cores = max(sum(node.cpus for node in part) for part in total)
-        self.gpus = max(sum(sum(node.gpus) for node in part) for part in total)
-        return nodes
-
-    def _check_feasible(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
-        """Raise where no machine could ever hold a run; machines that register after their head are waited for."""
-        empty = Pool(nodes, spread=not self.one_machine)
-        for needs in dict.fromkeys(job.needs for job in jobs):
-            if _have_room(nodes) and not empty.fits(needs):
-                counts = Counter(f"{node.cpus:g} CPU, {sum(node.gpus):g} GPU" for node in nodes)
-                held = "; ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
-                advice = "give the address of a larger cluster, or set cluster.elastic where nodes start on demand"
-                if self.elastic:
-                    advice = "describe the machines that can start in cluster.nodes, cluster.cpus and cluster.gpus"
-                together = ", all on one node as the runs lie in a storage" if self.one_machine else ""
-                raise ValueError(
-                    f"a run must fit the cluster, but its resources ask for {needs.processes} process(es) of "
-                    f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, each on one node{together}, and the nodes have {held}; "
-                    f"ask for less, or {advice}"
-                )
-
     def _enqueue(self, run: _RunState) -> None:
         self.queue.add(run.index, run.priority, run.needs)
-
-    def _load(self, needs: Needs) -> float:
-        """Return the share of the cluster that a run takes: of its GPUs or its cores, whichever is more."""
-        gpus, cores = needs.processes * needs.gpus, needs.processes * needs.cpus
-        return max(gpus / self.gpus if gpus and self.gpus else 0.0, cores / self.cores if self.cores else 1.0)
 
     def _fill_window(self) -> None:
         """Hand in the next runs in their order, while the attempts in the cluster are within the window.
 
         One waits there in any case, so that it begins as soon as it can, and an autoscaler sees it.
         """
-        load, waits = sum(self._load(run.needs) for run in self.attempts.values()), bool(self._waiting())
+        load, waits = sum(self.room.share(run.needs) for run in self.attempts.values()), bool(self._waiting())
         before = len(self.attempts)
         while (first := self.queue.first()) is not None:
             index, needs = first
-            load += self._load(needs)
+            load += self.room.share(needs)
             if waits and load > WINDOW:
                 break
             self.queue.pop(needs)
@@ -332,15 +301,22 @@ class Engine:
         """Hand in runs beyond the window that fit where there is room now, unless an attempt that waits can take it.
 
         The cluster's queue has no order: a narrow run that waited there, too, would take what a wide one waits for.
+        Room that an attempt doesn't take is left to others: it may be starting elsewhere, its process not up yet. If it
+        never takes it, as when the free shares of GPUs are on several GPUs, only smaller runs are handed in for it.
         """
-        room = Pool(self.cluster.free(), spread=not self.one_machine)
+        free, unusable = self.room.pool(self.cluster.free()), []
         for run in sorted(self._waiting(), key=lambda run: run.priority):
-            slots = room.place(run.needs)
+            slots = free.place(run.needs)
             run.fits_since = None if slots is None else run.fits_since or now
-            if slots is not None and run.fits_since is not None and now - run.fits_since > UNUSED_ROOM_SECONDS:
-                room.release(run.needs, slots)  # the free shares of GPUs are on several GPUs, say
+            if slots is None or run.fits_since is None:
+                continue
+            if now - run.fits_since > UNUSED_ROOM_SECONDS:
+                free.release(run.needs, slots)
+            if now - run.fits_since > UNUSABLE_ROOM_SECONDS:
+                unusable.append(run.needs)
+        free.reject(unusable)
         before = len(self.attempts)
-        while (placed := self.queue.next(room)) is not None:
+        while (placed := self.queue.next(free)) is not None:
             self._start(self.runs[placed[0]])
         if len(self.attempts) > before:
             self._write_state()
@@ -349,7 +325,7 @@ class Engine:
         folder = self.folders.run(run.cell.run_id)
         (folder / STOP_FILE).unlink(missing_ok=True)
         run.has_begun, run.node, run.fits_since = False, None, None
-        run.has_stepped, run.killed_as_hung, run.heartbeat_time = False, False, _heartbeat_time(folder)
+        run.killed_as_hung, run.heartbeats, run.heartbeat_time = False, 0, _heartbeat_time(folder)
         run.step = run.step_at_start = self._latest_step(run)
         run.handle = self.cluster.start(self._task(run.cell), run.needs, one_machine=self.one_machine)
         self.attempts[run.handle] = run
@@ -434,7 +410,7 @@ class Engine:
         for run in self.running:
             run.step = self._latest_step(run)
             heartbeat = _heartbeat_time(self.folders.run(run.cell.run_id))
-            run.has_stepped |= heartbeat != run.heartbeat_time or run.step > run.step_at_start
+            run.heartbeats += heartbeat != run.heartbeat_time
             if heartbeat != run.heartbeat_time or unseen:
                 run.heartbeat_time, run.last_heartbeat = heartbeat, now
             elif self._hangs(run, now - run.last_heartbeat):
@@ -443,29 +419,28 @@ class Engine:
 
     def _hangs(self, run: _RunState, no_progress: float) -> bool:
         """Return whether a run without a step for `no_progress` seconds hangs: its first step may take longer."""
-        if run.killed_as_hung:
-            return False
-        allowed = run.cell.resources.hang_seconds + (0.0 if run.has_stepped else START_SECONDS)
+        has_stepped = run.heartbeats > 1 or run.step > run.step_at_start
+        allowed = run.cell.resources.hang_seconds + (0.0 if has_stepped else START_SECONDS)
         return no_progress > allowed + (0.0 if self.run_store is None else STORAGE_DELAY_SECONDS)
 
     def _scan_nodes(self, now: float) -> None:
         """Measure the cluster anew, say what waits there, and give up when no machine is left that could hold it."""
         waiting = Counter(run.needs for run in self._waiting())
         needs = [*waiting, *self.queue.needs()]
-        nodes = self._measure_cluster(needs)
+        nodes = self.cluster.nodes()
+        self.room.measure(nodes, needs)
         # Say what waits, and for what.
-        note = _describe_waiting(waiting, self.cluster.nodes(), self.cluster.free()) if waiting else None
+        note = describe_waiting(waiting, nodes, self.cluster.free()) if waiting else None
         if note != self.note:
             self.note = note
             self._write_state()
         none_begun = bool(waiting) and not self.running
         self.none_begun_since = (self.none_begun_since or now) if none_begun else None
-        if note is not None and self.none_begun_since is not None:
-            waited = now - self.none_begun_since
-            if waited >= WAIT_EVENT_SECONDS > waited - NODE_SCAN_SECONDS:
-                self.progress.event(f"  {note}")
+        if self.none_begun_since is not None and now - self.none_begun_since >= WAIT_EVENT_SECONDS:
+            self.none_begun_since = math.inf  # it is said once
+            self.progress.event(f"  {note}")
         # Give up.
-        could_begin = self.elastic or any(Pool(nodes, spread=not self.one_machine).fits(each) for each in needs)
+        could_begin = self.sweep.cluster.elastic or any(map(self.room.pool(nodes).fits, needs))
         starving = bool(needs) and not self.running and not could_begin
         self.starving_since = (self.starving_since or now) if starving else None
         if self.starving_since is not None and now - self.starving_since > NODE_GRACE_SECONDS:
@@ -620,31 +595,6 @@ def _lease_owner(folders: Folders) -> str:
         folders.sweep.mkdir(parents=True, exist_ok=True)
         write_atomically(path, uuid.uuid4().hex)
     return path.read_text(encoding="utf-8")
-
-
-def _have_room(nodes: Iterable[Node]) -> bool:
-    """Return whether any machine can hold anything; a head that only manages the cluster has no room."""
-    return any(node.cpus or node.gpus for node in nodes)
-
-
-def _describe_waiting(waiting: Mapping[Needs, int], nodes: Sequence[Node], free: Sequence[Node]) -> str:
-    """Return what waits in Ray, for what, and how much of it is free: '4 runs wait in Ray for 1 GPU each; ...'."""
-    parts: list[str] = []
-    for needs, count in sorted(waiting.items(), key=lambda entry: -entry[1]):
-        amount = f"{needs.gpus:g} GPU" if needs.gpus else f"{needs.cpus:g} core" + "s" * (needs.cpus != 1)
-        runs = f"{count} run{'s wait' if count > 1 else ' waits'} in Ray" if not parts else f"{count}"
-        several = f"{needs.processes} x " if needs.processes > 1 else ""
-        parts.append(f"{runs} for {several}{amount}" + (" each" if count > 1 else ""))
-    text = ", ".join(parts)
-    if not _have_room(nodes):
-        return f"{text}; no machine with cores or GPUs has come up yet"
-    if not free:  # the cluster is too busy to say
-        return text
-    if any(needs.gpus for needs in waiting):
-        total, left, unit = sum(sum(n.gpus) for n in nodes), sum(sum(n.gpus) for n in free), "GPUs"
-    else:
-        total, left, unit = sum(n.cpus for n in nodes), sum(n.cpus for n in free), "cores"
-    return f"{text}; {left:g} of {total:g} {unit} are free"
 
 
 def _heartbeat_time(folder: Path) -> float | None:

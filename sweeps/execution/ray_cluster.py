@@ -125,7 +125,8 @@ class RayCluster:
         self.on_gpu = ray.remote(max_calls=1, **options)(run_attempt)
         self.on_cpu = ray.remote(**options)(run_attempt)
         on_head = {"node:__internal_head__": 0.001}  # it lives as long as the cluster, and keeps no other node up
-        self._new_board = ray.remote(num_cpus=0, max_restarts=-1, resources=on_head)(_Board).remote
+        lasting = {"max_restarts": -1, "max_task_retries": -1}  # a report is repeated, not lost, while it starts again
+        self._new_board = ray.remote(num_cpus=0, resources=on_head, **lasting)(_Board).remote
         self.board = self._new_board()
         self._begun: dict[str, str] = {}
         self._begun_reply: Any = None

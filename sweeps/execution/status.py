@@ -279,7 +279,7 @@ class StatusReader:
         self._journals = {run_id: journal for run_id, journal in self._journals.items() if run_id in self._runs}
 
     def _has_ended(self, run_id: str, now: float) -> bool:
-        """Return whether a run has a result, and keep it and when it was trained."""
+        """Return whether a run has a result, and take that into the state."""
         folder = self.folders.run(run_id)
         result = read_result(folder)
         if result is None:

@@ -242,7 +242,7 @@ class _Variant:
 
     @cached_property
     def allocations(self) -> tuple[allocation.Allocation, ...]:
-        """What a run may have, from the least on."""
+        """The resources that a run may have, from the least on."""
         workload = allocation.Workload(
             model=self.settings.model,
             recurrence=self.recurrence,

@@ -114,20 +114,14 @@ class Pool:
         return slots
 
     def release(self, needs: Needs, slots: Sequence[Slot]) -> None:
-        """Free the slots of a run, except those on machines that were removed."""
+        """Free the slots of a run."""
         self._rejected.clear()
         for slot in slots:
-            if slot.node in self.nodes:
-                self.nodes[slot.node].release(needs, slot)
+            self.nodes[slot.node].release(needs, slot)
 
-    def add(self, node: Node) -> None:
-        """Add a machine that has joined the cluster."""
-        self._rejected.clear()
-        self.nodes[node.name] = node
-
-    def remove(self, name: str) -> None:
-        """Remove a machine that has left the cluster."""
-        del self.nodes[name]
+    def reject(self, needs: Iterable[Needs]) -> None:
+        """Let nothing fit that needs as much as one of these, until something is released."""
+        self._rejected.update(needs)
 
     def fits(self, needs: Needs) -> bool:
         """Return whether a run fits now, with nothing reserved."""

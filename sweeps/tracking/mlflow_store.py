@@ -143,8 +143,9 @@ class TrackingStore:
 
     def _notice_renamed(self) -> None:
         """Notice that a new experiment is needed because the one of this name was renamed."""
-        renamed = self.client.search_experiments(filter_string=f"tags.`{EXPERIMENT}` = '{self.experiment}'")
-        if renamed and "'" not in self.experiment:
+        # MLflow's filters can't quote every name.
+        renamed = [each for each in self.client.search_experiments() if each.tags.get(EXPERIMENT) == self.experiment]
+        if renamed:
             self.notices.append(
                 f"the MLflow experiment '{self.experiment}' was renamed to '{renamed[0].name}', so a new "
                 f"'{self.experiment}' records all runs again; to go on in the old one, set tracking.experiment to "

@@ -21,7 +21,7 @@ QUICK = ["--draws", "20"]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, shared_ray, new_database):
-    """What the commands read of a clone after `make demo`, with the demo's own grid but losses drawn from a law."""
+    """A folder with what the commands read after `make demo`: the demo's grid, with losses drawn from a law."""
     folder = tmp_path_factory.mktemp("clone")
     for sweep in ("looped-bpe", "fixed-bpe"):
         shutil.copytree(ROOT / "results/python" / sweep, folder / "results/python" / sweep)

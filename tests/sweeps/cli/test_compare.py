@@ -5,6 +5,7 @@ import pytest
 from isoloop.fitting import PUBLISHED_TRUTH, fit_sweep, simulate_table
 from isoloop.sweeps.cli.figures import _compared_side, _validation_text, compare
 from isoloop.sweeps.cli.options import file_name
+from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.runs import TableOptions
 from isoloop.trainer.config import EvaluationConfig, ModelConfig, RunSpec
@@ -26,25 +27,26 @@ def test_a_sweep_of_several_groups_must_say_which(table, tmp_path):
     for group in ("b", "a"):
         stored(sweep.group(group), table)
     with pytest.raises(ValueError, match="'sizes' has several; name one of: sizes/groups/a, sizes/groups/b"):
-        _compared_side("sizes", tmp_path, 20, TableOptions(), [])[0]
-    assert _compared_side("sizes/groups/a", tmp_path, 20, TableOptions(), [])[0].name == "sizes/groups/a"
+        _compared_side("sizes", tmp_path, 20, TableOptions(), [], Progress())[0]
+    assert _compared_side("sizes/groups/a", tmp_path, 20, TableOptions(), [], Progress())[0].name == "sizes/groups/a"
 
 
 def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):
     folders = stored(Folders(out=tmp_path, name="plain"), table)
     fitted = []
-    side = _compared_side("plain", tmp_path, 20, TableOptions(), fitted)[0]
+    side = _compared_side("plain", tmp_path, 20, TableOptions(), fitted, Progress())[0]
     assert fitted == ["plain"]
     assert len(side.fit.isoflop.included) > 0
     fit = fit_sweep(table, name="kept", draws=0)
     folders.fit(hold_out=False).write_text(fit.to_json())
-    assert _compared_side("plain", tmp_path, 20, TableOptions(), fitted)[0].fit == fit
+    assert _compared_side("plain", tmp_path, 20, TableOptions(), fitted, Progress())[0].fit == fit
     assert fitted == ["plain"]
     with pytest.raises(ValueError, match="--draws is for a side that is fitted here, but plain and plain have stored"):
         compare("plain", "plain", out=tmp_path, draws=20)
-    assert _compared_side(str(folders.fit(hold_out=False)), tmp_path, 20, TableOptions(), [])[0].table is None
+    stored_fit = str(folders.fit(hold_out=False))
+    assert _compared_side(stored_fit, tmp_path, 20, TableOptions(), [], Progress())[0].table is None
     small = stored(Folders(out=tmp_path, name="small"), table[table["mean_recurrence"] == 1])
-    side = _compared_side(str(small.table), tmp_path, 20, TableOptions(), [])[0]
+    side = _compared_side(str(small.table), tmp_path, 20, TableOptions(), [], Progress())[0]
     assert (side.fit, side.name) == (None, "runs")
     assert "allows none" in side.why_no_fit
 

@@ -1,5 +1,6 @@
 """`isoloop status`: exact screens of made-up sweeps, and the live screen in a pseudo-terminal."""
 
+import codecs
 import fcntl
 import io
 import json
@@ -300,7 +301,7 @@ class Terminal:
             start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
-        self.output = ""
+        self.output, self.decoder = "", codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
 
     def resize(self, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -328,7 +329,7 @@ class Terminal:
         if not select.select([self.master], [], [], 0.1)[0]:
             return False
         try:
-            self.output += os.read(self.master, 65536).decode()
+            self.output += self.decoder.decode(os.read(self.master, 65536))
         except OSError:  # its other end is closed
             return False
         return True

@@ -266,7 +266,8 @@ def experiment(runs, tmp_path_factory, new_database):
     for number, row in enumerate(rows):
         run = store.client.create_run(store.experiment_id, run_name=f"run {number}").info.run_id
         params = {"model.mu": int(row["mean_recurrence"]), "train_tokens": row["tokens"], "C": row["flops"], "lr": 4e-3}
-        store.send(run, params=params, points=[("val/loss", 9.0, 1, 1), ("val/loss", row["loss"], 2, 2)])
+        store.send(run, params=params, points=[("val/loss", 9.0, 1, 1)])
+        store.client.log_metric(run, "val/loss", row["loss"], timestamp=2, step=2)  # ours would leave out a NaN
         store.end(run, "FINISHED")
     running = store.client.create_run(store.experiment_id, run_name="running").info.run_id
     store.send(running, params={"model.mu": 2}, points=[("val/loss", 5.0, 1, 1)])

@@ -26,6 +26,7 @@ UNIFIED = np.array([2.28, 32.3, 34.65, 0.84, 0.26, 0.19, 4.0])
 TRAINING = np.array([UNIFIED[0] + UNIFIED[3] * np.exp(-UNIFIED[6]), *UNIFIED[[1, 2, 4, 5]]])
 COST = published_cost_model()
 NOISE = 5e-4
+FEW_REFITS = ("--draws", 20)  # no test here is of the intervals
 
 
 def noisy(loss, seed=0):
@@ -172,7 +173,7 @@ def predicted(text):
 @pytest.mark.parametrize("write", DENSE, ids=lambda write: write.__name__)
 def test_dense_models_are_fitted_by_their_path(write, tmp_path):
     path, note = write(tmp_path)
-    report = isoloop("fit", path, cwd=tmp_path).stdout
+    report = isoloop("fit", path, *FEW_REFITS, cwd=tmp_path).stdout
     assert note in " ".join(report.split("\n\n")[0].split())
     fit = SweepFit.read(next(tmp_path.glob("*.fit.json")))
     assert fit.training.law == "chinchilla"
@@ -189,7 +190,8 @@ def test_dense_models_are_fitted_by_their_path(write, tmp_path):
     assert answers["tokens"] == pytest.approx(1e21 / 6 / size, rel=0.05)
     best = ChinchillaLaw().loss(CHINCHILLA, {"params": np.array([size]), "tokens": np.array([1e21 / 6 / size])})
     assert answers["loss"] == pytest.approx(best.item(), rel=2e-3)
-    chosen = isoloop("choose", path, "--law", "chinchilla", "--hold-out", "row", "--draws", 20, cwd=tmp_path).stdout
+    hold_out = "row" if write is grid else "largest budget"
+    chosen = isoloop("choose", path, "--law", "chinchilla", "--hold-out", hold_out, *FEW_REFITS, cwd=tmp_path).stdout
     assert note in chosen.split("\n\n")[0]
     assert "chinchilla: E = 1." in chosen
 
@@ -204,7 +206,7 @@ def test_looped_models_are_fitted_by_their_path(write, tmp_path):
 
 def fitted_by_path(path, note, folder):
     """Fit, predict and choose by the path alone; check them against the law of the losses, and return the fit."""
-    report = isoloop("fit", path, cwd=folder).stdout
+    report = isoloop("fit", path, *FEW_REFITS, cwd=folder).stdout
     assert note in " ".join(report.split("\n\n")[0].split())
     fit = SweepFit.read(next(folder.rglob("*.fit.json")))
     assert fit.accounting == "own"
@@ -217,7 +219,7 @@ def fitted_by_path(path, note, folder):
     assert answers["mean recurrence"] == pytest.approx(best.at.item(), rel=0.15)
     assert answers["tokens"] == pytest.approx(best.tokens.item(), rel=0.15)
     chosen = isoloop(
-        "choose", path, "--law", fit.training.law, "--hold-out", "largest budget", "--draws", 20, cwd=folder
+        "choose", path, "--law", fit.training.law, "--hold-out", "largest budget", *FEW_REFITS, cwd=folder
     ).stdout
     assert note in chosen.split("\n\n")[0]
     assert re.search(rf"^{fit.training.law}: E = ", chosen, flags=re.MULTILINE)
@@ -226,7 +228,7 @@ def fitted_by_path(path, note, folder):
 
 def test_a_row_for_each_run_and_T_gives_the_laws_of_test_time_loops(tmp_path):
     path, note = long(tmp_path)
-    report = isoloop("fit", path, "--draws", 20, cwd=tmp_path).stdout
+    report = isoloop("fit", path, *FEW_REFITS, cwd=tmp_path).stdout
     assert note in " ".join(report.split("\n\n")[0].split())
     fit = SweepFit.read(tmp_path / "long.fit.json")
     assert fit.joint_test_time.value("z") == pytest.approx(UNIFIED[6], rel=0.1)

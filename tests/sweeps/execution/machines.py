@@ -160,26 +160,31 @@ class Gpus(threading.Thread):
     """Looks at a cluster's free GPUs, while the `with` block lasts.
 
     Attributes:
-        longest_idle: for how many seconds one was free at most, while a run of the plan had not begun.
+        longest_idle: for how many seconds one was free at most, while more runs were left than there were GPUs in use.
         fewest_free: the lowest number of free ones.
     """
 
-    def __init__(self, ray, times):
+    def __init__(self, ray, times, gpus=4):
+        """Of the `gpus`, no other job uses any."""
         super().__init__(daemon=True)
-        self.ray, self.times, self.over = ray, times, threading.Event()
+        self.ray, self.times, self.gpus, self.over = ray, times, gpus, threading.Event()
         self.longest_idle, self.fewest_free = 0.0, float("inf")
 
     def run(self):
         idle_since = None
         while not self.over.wait(0.05):
             now = time.monotonic()
-            free = self.ray.available_resources().get("GPU", 0.0)
+            free = self.count_free()
             self.fewest_free = min(self.fewest_free, free)
-            waits = not all(journal.exists() for journal in self.times.journals.values())
-            idle_since = (idle_since or now) if free >= 1 and waits else None
+            left = len(self.times.journals) - len(self.times.of("finished"))
+            idle_since = (idle_since or now) if free >= 1 and left > self.gpus - free else None
             self.longest_idle = max(self.longest_idle, now - (idle_since or now))
 
+    def count_free(self):
+        return self.ray.available_resources().get("GPU", 0.0)
+
     def __enter__(self):
+        wait_until(lambda: self.count_free() == self.gpus)  # Ray tells it a moment later
         self.start()
         return self
 

@@ -147,7 +147,7 @@ class TestOrder:
 
 
 class TestTheQueueInRay:
-    """What is handed to Ray, which has no order of its own."""
+    """The runs that are handed to Ray, which has no order of its own."""
 
     def test_the_longest_within_the_window(self, trial):
         """1.25 times the cluster, the next in line as soon as there is room in it, and at least one that waits."""
@@ -207,6 +207,21 @@ class TestTheQueueInRay:
                 engine.poll()
         assert trial.starts(wide) == []
         assert {run for run in narrow if trial.starts(run)} == set(narrow)
+
+    def test_room_that_no_run_can_take_is_not_asked_for_again_and_again(self, trial):
+        """Two halves of GPUs are free, which Ray tells as one GPU; few attempts wait for it."""
+        trial.cluster.machines = [Node("a", 99, [1.0] * 2)]
+        for _ in range(2):
+            trial.cluster.at(60, trial.cluster.hold(Needs(1, 0.6)))
+        trial.cluster.free, in_ray = lambda: [Node("a", 97, [1.0])], []
+        ids = trial.runs(*[5.0] * 16)
+        with trial.engine() as engine:
+            engine.add(trial.cells)
+            while engine.busy and trial.clock.now < 1050:
+                engine.poll()
+                in_ray.append(len(engine.attempts))
+        assert not any(trial.starts(run) for run in ids)
+        assert in_ray[-1] == in_ray[len(in_ray) // 2] < len(ids)
 
     def test_two_drivers_share_it(self, trial, clock):
         """Within 1.15 times the bound of both sweeps together."""
@@ -380,6 +395,30 @@ class TestHangs:
         assert set(trial.run().results) == {slow}
         assert len(trial.starts(slow)) == 2
 
+    def test_a_slow_first_step_is_no_hang(self, trial):
+        """The first heartbeat is at its begin; then the model is compiled."""
+        (slow,) = trial.runs(300, hang_seconds=60.0)
+        trial.cluster.scripts = {slow: [Act(beats=False)]}
+        trial.cluster.at(20, lambda: trial.cluster.touch(trial.cluster.running[0]))
+        assert set(trial.run().results) == {slow}
+        assert len(trial.starts(slow)) == 1
+
+    def test_an_end_that_gets_lost_is_asked_for_again(self, trial, monkeypatch):
+        """As when the process is just starting."""
+        (hung,) = trial.runs(10, hang_seconds=60.0)
+        trial.cluster.scripts = {hung: [Act(seconds=FOREVER, beats=True)]}
+        trial.cluster.at(30, lambda: setattr(trial.cluster.running[0].act, "beats", False))
+        kill, asked = trial.cluster.kill, []
+
+        def lose_the_first(handle):
+            asked.append(handle)
+            if len(asked) > 1:
+                kill(handle)
+
+        monkeypatch.setattr(trial.cluster, "kill", lose_the_first)
+        assert set(trial.run().results) == {hung}
+        assert len(trial.starts(hung)) == 2
+
 
 class TestMachines:
     def test_one_that_is_lost_and_another_that_comes(self, trial):
@@ -405,6 +444,21 @@ class TestMachines:
         trial.cluster.at(10, lambda: trial.cluster.lose("a"))
         trial.cluster.at(200, lambda: trial.cluster.add(Node("b", 8, [1.0])))
         assert set(trial.run().results) == set(ids)
+
+    def test_a_wide_run_waits_for_machines_that_are_described_but_late(self, trial):
+        """What one machine could never hold is refused all the same."""
+        described = {"resources": {"gpus": 1}, "cluster": {"nodes": 2, "gpus": 4, "cpus": 8}}
+        trial.sweep = validate_sweep({**SIMULATED, **described}, source="test")
+        trial.cluster.machines = [Node("a", 8, [1.0] * 4)]
+        trial.cluster.at(100, lambda: trial.cluster.add(Node("b", 8, [1.0] * 4)))
+        (wide,) = trial.runs(40, processes=8)
+        assert set(trial.run().results) == {wide}
+        assert trial.starts(wide) == pytest.approx([100], abs=1)
+        for misfit in ({"processes": 9}, {"cpus": 9}):
+            trial.cells.clear()
+            trial.runs(40, **misfit)
+            with pytest.raises(ValueError, match="a run must fit the cluster, but its resources ask for"):
+                trial.run()
 
     def test_an_elastic_cluster_is_asked_for_more_than_it_has(self, trial):
         """As many runs are given out as the window of the configured nodes holds, and they begin as nodes come."""

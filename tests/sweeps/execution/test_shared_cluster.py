@@ -59,7 +59,7 @@ def run(cluster, folders):
 class TestGpus:
     def test_free_ones_are_used_and_no_run_waits_for_busy_ones(self, cluster, other, folders, run):
         plan = simulated_runs(8, seconds=1, **ON_A_GPU)
-        with other.holding(HALF), Gpus(cluster.ray, Times(plan, folders)) as gpus:
+        with other.holding(HALF), Gpus(cluster.ray, Times(plan, folders), gpus=2) as gpus:
             outcome = run(plan)
         assert len(outcome.results) == 8
         assert gpus.fewest_free == 0
@@ -99,7 +99,7 @@ class TestSeveralProcesses:
         with Gpus(cluster.ray, ours) as gpus:
             other.run(theirs)
             assert len(run(plan).results) == other.answer() == 2
-        assert gpus.fewest_free == 1
+        assert gpus.fewest_free <= 1  # none while Ray tries to reserve the next three
         started, finished = (
             sorted([*ours.of(event).values(), *theirs.of(event).values()]) for event in ("started", "finished")
         )

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 
 from isoloop.sweeps.execution.worker import AttemptEnd
-from isoloop.sweeps.plan.packing import Node, Pool
+from isoloop.sweeps.plan.packing import Needs, Node, Pool
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, write_result
@@ -148,12 +148,14 @@ class VirtualCluster:
         if attempt.end is None:
             attempt.end = end
             if attempt.slots is not None:
-                self.pool.release(attempt.needs, attempt.slots)
+                here = [slot for slot in attempt.slots if slot.node in self.pool.nodes]
+                self.pool.release(attempt.needs, here)
 
     def add(self, node):
         """Bring a machine."""
         self._machines.append(node)
-        self.pool.add(*copies([node]))
+        self.pool.nodes[node.name] = copies([node])[0]
+        self.pool.release(Needs(0, 0), [])  # what didn't fit may fit now
 
     def lose(self, name):
         """Lose a machine with everything that runs on it."""
@@ -161,7 +163,7 @@ class VirtualCluster:
         for attempt in self.running:
             if any(slot.node == name for slot in attempt.slots):
                 self.finish(attempt, LOST)
-        self.pool.remove(name)
+        del self.pool.nodes[name]
 
     def hold(self, needs):
         """Occupy room by another job; returns what frees it again."""

@@ -77,15 +77,14 @@ class TestPacking:
             pool.release(gpu(1 / 3), slot)
         assert pool.place(gpu(1.0)) is not None
 
-    def test_machines_come_and_go(self):
-        pool = Pool(nodes(1))
-        wide = gpu(1.0, 6)
-        assert pool.place(wide) is None
-        pool.add(Node("new", 64, [1.0] * 4))
-        slots = pool.place(wide)
-        pool.remove("new")
-        pool.release(wide, slots)  # those of the machine that has gone are forgotten
-        assert free(pool) == [1.0] * 4
+    def test_what_is_rejected_does_not_fit_and_neither_does_more(self):
+        pool = Pool(nodes())
+        pool.reject([gpu(0.5, 2)])
+        assert pool.place(gpu(0.5, 2)) is None
+        assert pool.place(gpu(1.0, 3)) is None
+        slots = pool.place(gpu(0.5))
+        pool.release(gpu(0.5), slots)
+        assert pool.place(gpu(0.5, 2)) is not None
 
     @given(st.lists(st.tuples(some_needs, st.integers(0, 3)), max_size=60))
     def test_nothing_is_lost_or_given_twice(self, asked):

@@ -159,6 +159,16 @@ def test_names_that_people_give_stay(folders, plan):
     assert open_store(folders, "kept").notices == []
 
 
+def test_an_experiment_may_have_any_name(folders):
+    """MLflow's filters can't quote a name with both kinds of quotation marks."""
+    name = """it's "ours\""""
+    store = open_store(folders, name)
+    assert store.notices == open_store(folders, name).notices == []
+    store.client.rename_experiment(store.experiment_id, "kept")
+    (notice,) = open_store(folders, name).notices
+    assert f"'{name}' was renamed to 'kept'" in notice
+
+
 def test_a_deleted_experiment_comes_back_by_the_command_that_is_named(folders, plan, monkeypatch):
     from mlflow.experiments import commands
 
