@@ -132,8 +132,8 @@ class TargetFiles:
         if not (self.in_mlflow or self.table.is_file()):
             if self.folders is not None:
                 raise ValueError(
-                    f"a sweep must have a run table, but '{self.name}' has none yet: its driver writes one when all runs "
-                    f"have ended; rerun the sweep's command, and see `isoloop status {self.target}`"
+                    f"a sweep must have a run table, but '{self.name}' has none yet: its driver writes one when all "
+                    f"runs have ended; rerun the sweep's command, and see `isoloop status {self.target}`"
                 )
             raise ValueError(f"a table must be a file, but there is none at {self.table}; check the path")
         return self.table

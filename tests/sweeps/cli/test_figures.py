@@ -87,5 +87,5 @@ def test_bad_questions_get_one_message(out, arguments, expected, monkeypatch):
 
 def test_a_sweep_whose_driver_has_not_ended_says_where_its_table_comes_from(tmp_path):
     (tmp_path / "sweeps" / "begun").mkdir(parents=True)
-    with pytest.raises(ValueError, match="'begun' has none yet.*command, and see `isoloop status begun`"):
+    with pytest.raises(ValueError, match=r"'begun' has none yet.*command, and see `isoloop status begun`"):
         files_of("begun", tmp_path).check_table("fit")
