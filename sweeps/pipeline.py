@@ -111,9 +111,6 @@ def train_sweep(
         KeyboardInterrupt: the sweep was stopped; its runs have saved their state and the store says so.
     """
     plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
-    progress.begin("Opening MLflow")
-    from isoloop.fitting import check_table
-
     with sole_driver(folders, command=command, storage=storage_uri(plan.sweep)):
         # Train and record.
         write_manifest(plan.cells, folders)
@@ -131,6 +128,8 @@ def train_sweep(
         uploader.check_complete()
         # Write the table.
         progress.begin("Writing the run table")
+        from isoloop.fitting import check_table
+
         store = uploader.store
         table = check_table(store.read_table(plan.sweep.name))
         if len(table) < len(plan.cells):

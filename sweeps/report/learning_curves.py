@@ -169,7 +169,11 @@ def read_learning_curves(folders: Folders, table: pd.DataFrame, axes: Iterable[s
         table: the run table.
         axes: the axes of the sweep besides budget, tokens and mean recurrence.
     """
-    runs, panels, series_label = _layout(folders, table, axes)
+    sizes, unit = _sizes(folders, table)
+    is_known = np.isfinite(sizes)  # a run that failed before it began may have no size, and it has no curve
+    if not is_known.any():
+        return None
+    runs, panels, series_label = _layout(table[is_known], sizes[is_known], unit, axes)
     # Of many runs, each panel, colour and outcome has its first before any has its second.
     count = len(runs)
     if count > MOST_CURVES:
@@ -187,11 +191,13 @@ def read_learning_curves(folders: Folders, table: pd.DataFrame, axes: Iterable[s
         panels=panels,
         series_label=series_label,
         left_out=count - len(runs),
-        missing=len(runs) - len(curves),
+        missing=len(runs) - len(curves) + int((~is_known).sum()),
     )
 
 
-def _layout(folders: Folders, table: pd.DataFrame, axes: Iterable[str]) -> tuple[pd.DataFrame, list[str], str]:
+def _layout(
+    table: pd.DataFrame, sizes: np.ndarray, unit: str, axes: Iterable[str]
+) -> tuple[pd.DataFrame, list[str], str]:
     """Return the runs with `panel` and `series`, the titles of the panels in their order, and the name of the series.
 
     Colours stand for mean recurrences (or parameters), panels for budgets (or tokens) and other axes; if all runs have
@@ -208,8 +214,6 @@ def _layout(folders: Folders, table: pd.DataFrame, axes: Iterable[str]) -> tuple
         label = series.rpartition(".")[2].replace("_", " ")
     runs["series"] = table[series].to_numpy()
     # Panels: the other axes, if there are few, and budgets.
-    by_budget = "budget" in table and table["budget"].notna().any()
-    sizes = table["budget"].to_numpy(dtype=float) if by_budget else _planned_tokens(folders, runs)
     distinct = np.unique(sizes)
     others = [
         ", ".join(str(row[name]) if isinstance(row[name], str) else f"{name} = {row[name]}" for name in varied)
@@ -218,7 +222,6 @@ def _layout(folders: Folders, table: pd.DataFrame, axes: Iterable[str]) -> tuple
     if len(set(others)) * len(distinct) > MOST_PANELS:
         others = [""] * len(table)
     parts = np.array_split(distinct, min(len(distinct), MOST_PANELS))
-    unit = "FLOPs" if by_budget else "tokens"
     titles = [f"{' to '.join(dict.fromkeys(map(power_of_ten, part[[0, -1]])))} {unit}" for part in parts]
     place = np.searchsorted([part[-1] for part in parts], sizes)
     names = []
@@ -231,14 +234,19 @@ def _layout(folders: Folders, table: pd.DataFrame, axes: Iterable[str]) -> tuple
     return runs, list(dict.fromkeys(names[row] for row in order)), label
 
 
-def _planned_tokens(folders: Folders, runs: pd.DataFrame) -> np.ndarray:
-    """Return the tokens that each run was to train on; the run table has those of an early end."""
-    planned = runs["tokens"].to_numpy(dtype=float)
-    for place in np.flatnonzero(runs["status"] != "finished"):
-        spec = folders.run(runs["run_id"][place]) / "spec.json"
+def _sizes(folders: Folders, table: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Return the budget of each run and its unit, or the tokens that it was to train on; NaN if they are unknown.
+
+    The run table has the tokens of an early end, so those of a run that didn't finish are read from its spec.
+    """
+    if "budget" in table and table["budget"].notna().any():
+        return table["budget"].to_numpy(dtype=float), "FLOPs"
+    planned = table["tokens"].to_numpy(dtype=float, copy=True)
+    for place in np.flatnonzero(table["status"] != "finished"):
+        spec = folders.run(str(table["run_id"].iloc[place])) / "spec.json"
         if spec.is_file():
             planned[place] = json.loads(spec.read_text(encoding="utf-8"))["tokens"]
-    return planned
+    return planned, "tokens"
 
 
 def draw_learning_curves(learning: LearningCurves, *, width: float = LEARNING_WIDTH) -> Figure:

@@ -15,15 +15,21 @@ def run_ids(content):
     return [cell.run_id for cell in plan_sweep(validate_sweep(content, source="test"), simulated_corpus).cells]
 
 
-@pytest.mark.parametrize(("failing", "is_fitted"), [(1, True), (15, True), (16, False)])
+BY_TOKENS = {**SIMULATED, "budgets": None, "tokens": [2e5, 4e5, 8e5, 16e5]}
+
+
+@pytest.mark.parametrize(
+    ("content", "failing", "is_fitted"),
+    [(SIMULATED, 1, True), (SIMULATED, 16, False), (BY_TOKENS, 3, True), (BY_TOKENS, 16, False)],
+)
 def test_1_is_failed_runs_beside_the_results_of_the_others(
-    failing, is_fitted, tmp_path, new_database, commands_share_ray
+    content, failing, is_fitted, tmp_path, new_database, commands_share_ray
 ):
     """Some runs can't begin, for a folder is where their lock should be; the others are in table, fit and page."""
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SIMULATED))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
     out = tmp_path / "isoloop-out"
     new_database(out / "mlflow.db")
-    failed = run_ids(SIMULATED)[:failing]
+    failed = run_ids(content)[:failing]
     for run_id in failed:
         (out / "runs" / run_id / "lock").mkdir(parents=True)
     with only_svg():

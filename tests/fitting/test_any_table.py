@@ -84,8 +84,9 @@ def by_fit(table):
 
 
 def by_choice(table):
-    # The six-parameter law takes most of the time; plain tables are compared with all laws.
-    laws = ["chinchilla"] if "mean_recurrence" not in table and "params" in table else []
+    # The six-parameter law takes most of the time; looped tables with their own FLOPs are compared with all laws.
+    looped_laws = ["training"] if "effective_params_per_loop" in table else []
+    laws = ["chinchilla"] if "mean_recurrence" not in table and "params" in table else looped_laws
     choice = choose_table(table, laws=laws, draws=0, by=["row"])
     return "\n".join([*choice.reading, *choice.caveats, *(f"{law}: {reason}" for law, reason in choice.missing)])
 
