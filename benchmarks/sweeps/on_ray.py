@@ -214,8 +214,15 @@ def _gpus(cell: Cell) -> float:
     return int(whole) if whole >= 1 else whole
 
 
-def warm_up(ray: RayCluster, counts: list[int], task: str, *, share: float = 0.1) -> float:
-    """Start so many workers with a GPU and without, let each run something, and return the seconds that this took."""
+def warm_up(
+    ray: RayCluster, counts: list[int], task: str, *, share: float = 0.1, machines: Sequence[str] = ()
+) -> float:
+    """Start so many workers with a GPU and without, let each run something, and return the seconds that this took.
+
+    Those of several `machines` (ids of Ray's) are as many on each.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     folder = Path(Task.model_validate_json(task).folder).parent
 
     def run_and_wait(number: int, task: str) -> None:
@@ -230,7 +237,12 @@ def warm_up(ray: RayCluster, counts: list[int], task: str, *, share: float = 0.1
             time.sleep(0.5)
 
     began = time.monotonic()
-    options_of_all = [{"num_cpus": 1, "num_gpus": share}] * counts[0] + [{"num_cpus": 1}] * counts[1]
+    with_a_gpu, without = ({"num_cpus": 1, "num_gpus": share}, {"num_cpus": 1})
+    options_of_all: list[dict[str, Any]] = [dict(with_a_gpu) for _ in range(counts[0])]
+    options_of_all += [dict(without) for _ in range(counts[1])]
+    for number, options in enumerate(options_of_all if machines else []):
+        machine = machines[number % len(machines)]
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
     warming = ray.ray.remote(run_and_wait)
     ray.ray.get([warming.options(**options).remote(number, task) for number, options in enumerate(options_of_all)])
     return time.monotonic() - began

@@ -1,9 +1,20 @@
-"""CPU time of `isoloop plan` without its start: read the configuration, solve the grid, add up costs, print."""
+"""CPU time of `isoloop plan` without its start: read the configuration, solve the grid, add up costs, print.
+
+Besides, the largest plan, and a driver that starts again: each in a process of its own, whose memory is measured.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +22,15 @@ from rich.console import Console
 from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.results import table
 from isoloop.sweeps.config.loading import validate_sweep
-from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.execution.engine import run_plan
+from isoloop.sweeps.execution.simulated import simulate_run
+from isoloop.sweeps.execution.status import read_status, write_manifest
+from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.plan.grid import Plan, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.summary import print_plan
 
-WANTED_SECONDS = 3.0
+WANTED_SECONDS, WANTED_LARGE, WANTED_RESTART = 3.0, 20.0, 5.0
+LARGE_CELLS, FINISHED_RUNS = 160_000, 20_000
 _CLUSTER = {"nodes": 8, "gpus": 8, "cpus": 96, "device": "H100", "price_per_hour": 2.5}
 _LAW = {"E": 2.28, "X": 31.8, "x": 0.26, "Y": 34.65, "y": 0.19, "Z": 0.84, "z": 7.5}
 _SIMULATION = {**_LAW, "run_noise": 5e-5, "evaluation_noise": 5e-6}
@@ -83,12 +99,95 @@ def run(*, repeats: int) -> str:
         "of it that is used."
     )
     header = ["grid", "runs planned", "CPU-s", "CPU-s for 10,000", "of what is wanted"]
-    return f"{head}\n\n{table(header, rows)}"
+    return f"{head}\n\n{table(header, rows)}\n{_large()}"
+
+
+def _large() -> str:
+    """Return the table of the largest plan and of a driver that starts again."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = [_in_a_process(what, folder) for what in ("plan", "restart", "status")]
+    finished = f"{FINISHED_RUNS:,} finished runs"
+    whats = [
+        f"plan {LARGE_CELLS:,} cells and print",
+        f"plan {finished} and find their results",
+        f"status of {finished}",
+    ]
+    rows = [
+        [what, f"{cpu:.1f}", f"{wanted:g}", f"{peak:.0f}"]
+        for what, (cpu, peak), wanted in zip(
+            whats, results, (WANTED_LARGE, WANTED_RESTART, WANTED_RESTART), strict=True
+        )
+    ]
+    head = (
+        "One call, in a process of its own. A driver that starts again over runs that are all finished is measured "
+        "without MLflow, whose searches cost about as much for each run on any store; the results are those of one "
+        "simulated run."
+    )
+    return f"{head}\n\n{table(['what', 'CPU-s', 'wanted', 'peak memory of the process, MiB'], rows)}"
+
+
+def _in_a_process(what: str, folder: str) -> tuple[float, float]:
+    """Return the CPU seconds, and the peak memory in MiB, of `what` in a new process."""
+    command = [sys.executable, "-m", "benchmarks.sweeps.planning", what, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak
+
+
+def _measure(what: str, folder: Path) -> tuple[float, float]:
+    """Measure one of the large cases in this process; the plan's cells are budgets x 20 recurrences x 200 seeds."""
+    cells = LARGE_CELLS if what == "plan" else FINISHED_RUNS
+    grid = {
+        "budgets": _budgets(1e18, cells // 4000, 2**0.2),
+        "mean_recurrences": list(range(1, 21)),
+        "axes": {"seed": list(range(200))},
+        "model": "140m",
+        "batch": 256,
+        "resources": {"flops_per_second": 4e14},
+    }
+    folders = Folders(out=folder, name="planned")
+    if what == "plan":
+        began = time.process_time()
+        plan(grid)
+    elif what == "status":
+        began = time.process_time()
+        assert read_status(folders).counts() == {"done": FINISHED_RUNS}
+    else:
+        _finish(_planned(grid), folders)
+        began = time.process_time()
+        planned = _planned(grid)
+        write_manifest(planned.cells, folders)
+        outcome = run_plan(planned, folders, _no_cluster, corpora={})
+        assert len(outcome.results) == len(planned.cells) == FINISHED_RUNS
+    return time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _finish(planned: Plan, folders: Folders) -> None:
+    """Give every run the result of one."""
+    first, *others = planned.cells
+    assert planned.sweep.simulation is not None
+    simulate_run(first.spec, planned.sweep.simulation, first.run_id, folders.run(first.run_id))
+    for cell in others:
+        folders.run(cell.run_id).mkdir(parents=True)
+        shutil.copy(folders.run(first.run_id) / "result.json", folders.run(cell.run_id))
+    folders.sweep.mkdir(parents=True)
+
+
+def _no_cluster() -> Any:
+    raise AssertionError("no cluster is needed where every run is finished")
 
 
 def plan(grid: Mapping[str, Any]) -> int:
     """Plan a grid, print the plan's summary, and return the number of runs."""
-    sweep = {"name": "planned", "cluster": _CLUSTER, "simulation": _SIMULATION, **grid}
-    planned = plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
+    planned = _planned(grid)
     print_plan(Console(file=io.StringIO()), planned, {}, every_run=False)
     return len(planned.cells)
+
+
+def _planned(grid: Mapping[str, Any]) -> Plan:
+    sweep = {"name": "planned", "cluster": _CLUSTER, "simulation": _SIMULATION, **grid}
+    return plan_sweep(validate_sweep(sweep, source="benchmark"), simulated_corpus)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], Path(sys.argv[2]))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,11 +33,17 @@ Span = tuple[float, float, float]
 def run(*, runs: int, seconds: float) -> str:
     """Return the section of RESULTS.md."""
     rows = []
-    with _machines() as address, tempfile.TemporaryDirectory() as scratch:
-        for name in ("isoloop", "longest first in a window"):
-            idle = beside_another_job(name, address, Path(scratch) / name.replace(" ", "-"), runs, seconds)
-            rows.append(["another job holds half of the GPUs: longest idle time of a free GPU", name, f"{idle:.2f} s"])
-        ratio = two_drivers(address, Path(scratch) / "two", runs, seconds)
+    with _machines() as address, tempfile.TemporaryDirectory() as folder:
+        scratch, plan = Path(folder), _plan(runs, seconds)
+        with RayCluster(address) as ray:
+            _warm_up(ray, plan, scratch / "warm")
+            for name in ("isoloop", "longest first in a window"):
+                idle = beside_another_job(name, ray, plan, scratch / name.replace(" ", "-"), seconds / 2)
+                rows.append(
+                    ["another job holds half of the GPUs: longest idle time of a free GPU", name, f"{idle:.2f} s"]
+                )
+                print(rows[-1], flush=True)
+        ratio = two_drivers(address, scratch / "two", runs, seconds)
         rows.append(["two drivers at once: makespan over the lower bound of both", "isoloop", f"{ratio:.3f}"])
     head = (
         f"{runs} simulated runs of 1 GPU on a real local cluster of {_NODES} nodes with {_GPUS_PER_NODE} declared GPUs "
@@ -47,21 +54,20 @@ def run(*, runs: int, seconds: float) -> str:
     return f"{head}\n\n{table(['what', 'method', 'measured'], rows)}"
 
 
-def beside_another_job(name: str, address: str, out: Path, runs: int, seconds: float) -> float:
-    """Return the longest time that a free GPU was idle while a run waited, beside a job that holds a node."""
-    plan, folders = _plan(runs, seconds), Folders(out=out, name="bench")
-    with RayCluster(address) as ray:
-        on_ray.warm_up(ray, [_GPUS, 0], on_ray.task_of(plan.cells[0], plan, Folders(out=out, name="warm")), share=1.0)
-        hold = ray.ray.remote(num_cpus=0, num_gpus=_GPUS_PER_NODE)(_hold)
-        held = hold.remote(seconds / 2, str(out / "held"))
-        while not (out / "held").exists():
-            time.sleep(0.05)
-        began = time.time()
-        if name == "isoloop":
-            run_plan(plan, folders, lambda: nullcontext(ray), corpora={})
-        else:
-            on_ray.in_a_window(plan, ray, folders, gpus=_GPUS)
-        start, end = ray.ray.get(held)
+def beside_another_job(name: str, ray: RayCluster, plan: Plan, out: Path, seconds: float) -> float:
+    """Return the longest time that a free GPU was idle while a run waited; a job holds a node for so many seconds."""
+    folders = Folders(out=out, name="bench")
+    folders.sweep.mkdir(parents=True)
+    hold = ray.ray.remote(num_cpus=0, num_gpus=_GPUS_PER_NODE)(_hold)
+    held = hold.remote(seconds, str(out / "held"))
+    while not (out / "held").exists():
+        time.sleep(0.05)
+    began = time.time()
+    if name == "isoloop":
+        run_plan(plan, folders, lambda: nullcontext(ray), corpora={})
+    else:
+        on_ray.in_a_window(plan, ray, folders, gpus=_GPUS)
+    start, end = ray.ray.get(held)
     spans = [*_spans(plan, folders), (start, end, float(_GPUS_PER_NODE))]
     return longest_idle(spans, began, _GPUS)
 
@@ -99,6 +105,12 @@ def _plan(runs: int, seconds: float) -> Plan:
     return on_ray.planned(runs, seconds, widths=[1.0], gpus=_GPUS)
 
 
+def _warm_up(ray: RayCluster, plan: Plan, out: Path, *, share: float = 1.0) -> None:
+    """Start this driver's worker for each GPU, on its machine; two drivers at once take half of each GPU for that."""
+    task = on_ray.task_of(plan.cells[0], plan, Folders(out=out, name="warm"))
+    on_ray.warm_up(ray, [_GPUS, 0], task, share=share, machines=[node.name for node in ray.nodes()])
+
+
 def _spans(plan: Plan, folders: Folders) -> list[Span]:
     """Return when each run held its GPU, by its own journal and result."""
     spans = []
@@ -121,8 +133,16 @@ def _hold(seconds: float, begun: str) -> tuple[float, float]:
 @contextmanager
 def _machines() -> Iterator[str]:
     """Yield the address of a cluster of several nodes on this machine."""
+    from ray._private.authentication import authentication_token_setup as authentication
     from ray.cluster_utils import Cluster
 
+    authentication.enable_token_auth_by_default()  # as a local Ray does, after which drivers of this user ask for it
+    authentication.ensure_token_if_auth_enabled()
+    os.environ |= {
+        "RAY_prestart_worker_first_driver": "0",  # none before one is needed
+        "RAY_enable_worker_prestart": "0",
+        "RAY_worker_niceness": "0",  # on a machine that does much else they would hardly get on
+    }
     options: dict[str, Any] = {"num_cpus": 16, "num_gpus": _GPUS_PER_NODE, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     try:
@@ -139,8 +159,7 @@ def _drive(address: str, out: Path, runs: int, seconds: float, half: int) -> Non
     plan = _plan(runs, seconds)
     mine = dataclasses.replace(plan, cells=plan.cells[half::2])
     with RayCluster(address) as ray:
-        warm = Folders(out=out / f"warm {half}", name="warm")
-        on_ray.warm_up(ray, [_GPUS, 0], on_ray.task_of(mine.cells[0], mine, warm), share=0.5)
+        _warm_up(ray, plan, out / f"warm {half}", share=0.5)
         (out / f"{half} is warm").touch()
         while not (out / "go").exists():
             time.sleep(0.02)

@@ -130,6 +130,11 @@ class TargetFiles:
                 f"{MLFLOW}EXPERIMENT"
             )
         if not (self.in_mlflow or self.table.is_file()):
+            if self.folders is not None:
+                raise ValueError(
+                    f"a sweep must have a run table, but '{self.name}' has none yet: its driver writes one when all "
+                    f"runs have ended; rerun the sweep's command, and see `isoloop status {self.target}`"
+                )
             raise ValueError(f"a table must be a file, but there is none at {self.table}; check the path")
         return self.table
 

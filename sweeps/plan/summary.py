@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Results = Mapping[str, RunResult]
 
-MOST_ROWS = 60
+MOST_ROWS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,21 @@ def slowdown(plan: Plan, done: "Results") -> float | None:
 
 
 def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bool) -> None:
-    """Print the grid with its cost and the totals; more than `MOST_ROWS` runs by budget, unless `every_run`."""
+    """Print the grid with its cost and the totals, in at most `MOST_ROWS` rows unless `every_run`.
+
+    More runs than that are shown by budget; of more budgets than that the first and the last are shown.
+    """
     sweep = plan.sweep
     simulated = " (simulated)" if sweep.simulation else ""
     console.print(f"{sweep.name}: {len(plan.cells)} runs{simulated}, {len(done)} done")
     by_run = every_run or len(plan.cells) <= MOST_ROWS
-    console.print(_run_table(plan, done) if by_run else _budget_table(plan, done))
-    if not by_run:
-        console.print("for a row per run use --all, or --to plan.csv")
+    if by_run:
+        console.print(_run_table(plan, done))
+    else:
+        table, hidden = _budget_table(plan, done)
+        console.print(table)
+        shown = f"the first and the last {MOST_ROWS // 2} rows, {hidden} between them are not shown; " if hidden else ""
+        console.print(f"{shown}for a row per run use --all, or --to plan.csv")
     each = [f"left out: {cell.label}: {cell.reason}" for cell in plan.left_out]
     for line in each if every_run else plan.left_out_lines():
         console.print(line)
@@ -142,8 +149,8 @@ def _run_table(plan: Plan, done: "Results") -> "Table":
     return table
 
 
-def _budget_table(plan: Plan, done: "Results") -> "Table":
-    """Return a table with a row for each budget of each group."""
+def _budget_table(plan: Plan, done: "Results") -> tuple["Table", int]:
+    """Return a table with a row for each budget of each group, and how many of its middle are left out."""
     by_budget: dict[tuple[str, float], list[Cell]] = {}
     for cell in plan.cells:
         by_budget.setdefault((cell.group, cell.budget or cell.spec.tokens), []).append(cell)
@@ -151,7 +158,9 @@ def _budget_table(plan: Plan, done: "Results") -> "Table":
     table = _table(
         [*(["group"] if grouped else []), "budget or tokens", "runs", "µ", "FLOPs", "GPU or core hours", "done"]
     )
-    for (group, size), cells in sorted(by_budget.items()):
+    entries, half = sorted(by_budget.items()), MOST_ROWS // 2
+    hidden = max(len(entries) - 2 * half, 0)
+    for (group, size), cells in entries if not hidden else [*entries[:half], *entries[-half:]]:
         means = sorted({cell.mean_recurrence for cell in cells})
         table.add_row(
             *([group] if grouped else []),
@@ -162,7 +171,7 @@ def _budget_table(plan: Plan, done: "Results") -> "Table":
             f"{sum(_hours(cell) for cell in cells):,.3g}",
             str(sum(cell.run_id in done for cell in cells)),
         )
-    return table
+    return table, hidden
 
 
 def _hours(cell: Cell) -> float:

@@ -6,6 +6,7 @@ import pytest
 
 from isoloop.fitting import fit_sweep, simulate_table
 from isoloop.sweeps.cli.figures import figure
+from isoloop.sweeps.cli.options import files_of
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,9 @@ def test_bad_questions_get_one_message(out, arguments, expected, monkeypatch):
     with pytest.raises(ValueError, match=expected):
         figure(**{"out": out, **arguments})
     assert not list(out.glob("a.*"))
+
+
+def test_a_sweep_whose_driver_has_not_ended_says_where_its_table_comes_from(tmp_path):
+    (tmp_path / "sweeps" / "begun").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"'begun' has none yet.*command, and see `isoloop status begun`"):
+        files_of("begun", tmp_path).check_table("fit")

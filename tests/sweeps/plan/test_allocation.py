@@ -1,5 +1,7 @@
 """What a plan will cost: speed, memory, price, resources by size."""
 
+import re
+
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -47,6 +49,17 @@ def test_time_and_price_follow_from_device_and_utilisation():
     assert "50% of the 9.89e+14 FLOPs per second of H100's data sheet" in output
     assert "(a default share, not measured)" in printed(plan(resources={"utilisation": None}))
     assert f"{planned.price():,.2f} in all at 2 an hour for each GPU" in output
+
+
+def test_a_large_grid_is_short_on_the_screen_and_what_is_left_out_is_said():
+    planned = plan(budgets=[1e18 * 1.05**i for i in range(100)])
+    lines = printed(planned).splitlines()
+    rows = [line for line in lines if re.match(r"\s*\d\S*e\+\d+ ", line)]
+    assert len(rows) == 40
+    assert len(lines) < 60
+    assert any(line.startswith("the first and the last 20 rows, 60 between them are not shown; ") for line in lines)
+    assert [float(row.split()[0]) for row in (rows[0], rows[-1])] == [1e18, float(f"{1e18 * 1.05**99:.3g}")]
+    assert len(printed(planned, every_run=True).splitlines()) > len(planned.cells)
 
 
 def test_a_stated_speed_goes_first():
