@@ -239,7 +239,7 @@ class SweepFit:
         """Return the fit stored at `path`. Raises ValueError if there is none, or the file is something else."""
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"a stored fit must exist, but there is none at {path}; fit the sweep first")
+            raise ValueError(f"a stored fit must exist, but there is none at {path}; make one with 'isoloop fit'")
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -190,7 +190,7 @@ def open_stores(
     progress.begin("Opening MLflow")
     tracking = plan.sweep.tracking
     uri = tracking.full_uri(default=folders.default_tracking_uri())
-    store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts)
+    store = TrackingStore(uri, tracking.experiment, artifacts=folders.artifacts, progress=progress)
     for notice in store.notices:
         progress.event(notice)
     runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"

@@ -120,8 +120,8 @@ def _large() -> str:
     ]
     head = (
         "One call, in a process of its own. A driver that starts again over runs that are all finished is measured "
-        "without MLflow, whose searches cost about as much for each run on any store; the results are those of one "
-        "simulated run."
+        "without MLflow, which reads all runs once more when it is opened: 4 ms of CPU for each, as measured once on "
+        "sqlite. The results are those of one simulated run."
     )
     return f"{head}\n\n{table(['what', 'CPU-s', 'wanted', 'peak memory of the process, MiB'], rows)}"
 

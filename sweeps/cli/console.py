@@ -267,15 +267,15 @@ def print_results(console: "Console", results: "SweepResults") -> None:
     for line in headline(results):
         console.print(line)
     held_out = results.hold_out.held_out if results.hold_out else None
-    if held_out is not None:
+    rows = [] if held_out is None else [row for row in held_out.rows if row.recurrence == row.mean_recurrence]
+    if held_out is not None and rows:
         console.print(f"\nFitted without the largest {held_out.quantity}, then compared with it:")
-        for row in sorted(held_out.rows, key=lambda row: (row.method, row.mean_recurrence)):
-            if row.recurrence == row.mean_recurrence:
-                span = f" ({row.interval[0]:.4f} to {row.interval[1]:.4f})" if row.interval else ""
-                console.print(
-                    f"  µ = {row.mean_recurrence:<3g} {row.method}: predicted {row.predicted:.4f}{span}, "
-                    f"measured {row.measured:.4f}, error {row.error:+.2f}%"
-                )
+        for row in sorted(rows, key=lambda row: (row.method, row.mean_recurrence)):
+            span = f" ({row.interval[0]:.4f} to {row.interval[1]:.4f})" if row.interval else ""
+            console.print(
+                f"  µ = {row.mean_recurrence:<3g} {row.method}: predicted {row.predicted:.4f}{span}, "
+                f"measured {row.measured:.4f}, error {row.error:+.2f}%"
+            )
 
 
 def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:

@@ -108,10 +108,13 @@ class RayCluster:
                 runtime_env=dict(runtime_env) if runtime_env else None,
                 **({} if address else dict(declared or {})),
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a bare Exception where its start takes more than 30 s
             reason = first_line(error)
             if address is None:
-                raise ValueError(f"Ray must start on this machine, but it doesn't: {reason}") from error
+                raise ValueError(
+                    f"Ray must start on this machine, but it doesn't: {reason}; if the machine is busy, rerun the "
+                    "command later: nothing is lost"
+                ) from error
             raise ValueError(
                 f"Ray must be usable at {address!r} ({named_by}), but it isn't: {reason}; if it asks for a token, set "
                 f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; {OPTION} {LOCAL} starts a Ray on this machine"

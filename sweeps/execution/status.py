@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import MappingProxyType
@@ -211,7 +212,7 @@ class StatusReader:
         driver = last_driver(self.folders)
         at_work = driver is not None and driver.at_work
         state: dict[str, Any] = {"running": {}, "queued": [], "again": {}, "failed": {}, "note": None}
-        if self.folders.state.exists():
+        with suppress(FileNotFoundError):  # a driver that has just started has none
             state |= json.loads(self.folders.state.read_text(encoding="utf-8"))
         if not at_work:
             state |= {"running": {}, "queued": [], "again": {}, "note": None}

@@ -22,7 +22,7 @@ import pandas as pd
 from filelock import FileLock
 
 from isoloop.sweeps.config.schema import SWEEP_NAME, SweepConfig, config_text
-from isoloop.sweeps.messages import first_line, translate_errors
+from isoloop.sweeps.messages import Progress, first_line, translate_errors
 from isoloop.sweeps.plan.grid import Cell, Plan
 from isoloop.sweeps.privacy import redacted, switch_telemetry_off
 from isoloop.sweeps.tracking.schema import (
@@ -70,6 +70,7 @@ class TrackingStore:
         experiment: the experiment's name.
         artifacts: folder of the artifacts of a new experiment in an sqlite store; None: the store is only read, and
             nothing is created.
+        progress: the watcher of how many runs have been read.
 
     Attributes:
         notices: what was unusual about the store and is mended, or what to do about it, a sentence each.
@@ -78,7 +79,7 @@ class TrackingStore:
         ValueError: nothing usable answers at `uri`, or the experiment to read doesn't exist.
     """
 
-    def __init__(self, uri: str, experiment: str, *, artifacts: Path | None) -> None:
+    def __init__(self, uri: str, experiment: str, *, artifacts: Path | None, progress: Progress | None = None) -> None:
         # Set the environment, which mlflow reads when it is imported.
         switch_telemetry_off()
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -90,6 +91,7 @@ class TrackingStore:
             logging.getLogger(name).setLevel(logging.WARNING)
         # Check the URI.
         self.uri, self.shown_uri, self.experiment = uri, redacted(uri), experiment
+        self.progress = progress or Progress()
         is_sqlite = uri.startswith("sqlite:")
         if is_sqlite and (":memory:" in uri or not uri.removeprefix("sqlite:").strip("/")):
             raise ValueError(f"an sqlite tracking URI must read sqlite:///path/to/file.db, but got '{self.shown_uri}'")
@@ -394,6 +396,7 @@ class TrackingStore:
             token = page.token
             if not token:
                 return runs
+            self.progress.update(f"{len(runs):,} runs read", 0, 0)
 
 
 def _note(sweep: SweepConfig, sentences: Sequence[str] = ()) -> str:

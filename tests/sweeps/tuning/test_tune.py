@@ -28,7 +28,7 @@ from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Node
 from isoloop.sweeps.storage.run_store import STOP_FILE
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore
-from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON
+from isoloop.sweeps.tracking.schema import KIND, OUTCOME, REASON, metric_name
 from isoloop.sweeps.tuning import pipeline as tuning_pipeline
 from isoloop.sweeps.tuning import tuner as tuner_module
 from isoloop.sweeps.tuning.pipeline import NoTrialFinishedError, prepare_tuning, run_tuning
@@ -506,7 +506,8 @@ def test_every_trial_is_in_mlflow(whole):
         assert child.data.params["optimizer.learning_rate"] == str(trial.values[RATE])
         assert child.info.status == "FINISHED"
         records, _ = read_journal(folders.run(trial.run_id) / "journal.jsonl")
-        curve = [(m.step, m.value) for m in store.client.get_metric_history(child.info.run_id, "validation_loss")]
+        history = store.client.get_metric_history(child.info.run_id, metric_name("validation_loss"))
+        curve = [(m.step, m.value) for m in history]
         assert curve == [(r["step"], r["values"]["validation_loss"]) for r in records if r["kind"] == "metrics"]
         if trial.outcome == "pruned":
             assert "above the median" in child.data.tags[REASON]
