@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -105,10 +106,17 @@ def fetch_model(repository: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wait_for_answer(no_waiting)
+    patterns = ["config.json", "*.safetensors", "*.bin"]
+    download = partial(snapshot_download, repository, revision=revision, allow_patterns=patterns)
+    try:
+        wait_for_answer(no_waiting)
+    except HubError as no_answer:
+        try:
+            return Path(download(local_files_only=True))
+        except Exception:  # noqa: BLE001  it is not in the cache, for which the client has several errors
+            raise no_answer from None
     with _translated_errors():
-        patterns = ["config.json", "*.safetensors", "*.bin"]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(download())
 
 
 def wait_for_answer(waiting: Waiting) -> None:

@@ -61,7 +61,7 @@ def test_run_trains_records_and_reports(work, ran):
     page = (work / "out/sweeps/two-by-two/report.html").read_text()
     assert "two-by-two" in page
     assert "Training 4/4 runs" in ran.stderr
-    assert len(re.findall(r"loss \d\.\d+ in \d+ s", ran.stderr)) == 4, "a line for each run"
+    assert len(re.findall(r"loss \d\.\d+ in \d+ (?:s|min)", ran.stderr)) == 4, "a line for each run"
     # Four runs are too few for a law of five parameters, and the line says so instead of failing.
     assert "Not fitted" in ran.stdout
     assert "Not fitted" in page

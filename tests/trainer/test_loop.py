@@ -157,7 +157,7 @@ def test_the_number_of_checkpoints_kept_is_a_setting(spec, corpus, tmp_path):
 def test_how_it_is_executed_changes_rounding_alone(spec, corpus, uninterrupted, tmp_path, execution):
     """Gradient accumulation and activation checkpointing: the same run, up to the order of sums."""
     result = train(spec, corpus, tmp_path, execution=ExecutionConfig(**execution))
-    assert result.losses == pytest.approx(uninterrupted[1].losses, rel=2e-5)
+    assert result.losses == pytest.approx(uninterrupted[1].losses, rel=1e-4)  # 4e-5 on some processors
     assert result.forward_loops == uninterrupted[1].forward_loops
     ours, theirs = metrics(tmp_path)[0][1], metrics(uninterrupted[0])[0][1]
     assert ours == pytest.approx(theirs, rel=1e-5)

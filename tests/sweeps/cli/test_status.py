@@ -296,6 +296,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.resize(columns)
         environment = {**os.environ, "TERM": "xterm-256color"}
+        environment.pop("COLUMNS", None)  # it would go before the terminal's own width
         self.process = subprocess.Popen(
             [*ISOLOOP, "status", "mine", "--watch"], stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=environment,
             start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from isoloop.trainer import hub
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.pretrained import config_to_published, load_published, save_published
@@ -202,6 +203,7 @@ def test_a_hub_id_is_fetched(saved, monkeypatch):
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "wait_for_answer", lambda waiting: None)
     model, _ = load_published("SandyResearch/parcae-140m", revision="abc")
     assert torch.equal(model.embedding.weight, build().embedding.weight)
     assert (request["repo_id"], request["revision"]) == ("SandyResearch/parcae-140m", "abc")
@@ -212,3 +214,20 @@ def test_a_hub_id_is_fetched(saved, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(ValueError, match=r"is no folder, and Hugging Face provides no model .*no network"):
         load_published("SandyResearch/parcae-140m")
+
+
+def test_a_model_in_the_cache_needs_no_answer_of_the_hub(saved, monkeypatch):
+    def no_answer(waiting):
+        raise hub.HubError("the hub did not answer")
+
+    def snapshot_download(repo_id, local_files_only=False, **options):
+        assert local_files_only
+        if repo_id != "SandyResearch/parcae-140m":
+            raise FileNotFoundError("not in the cache")
+        return str(saved)
+
+    monkeypatch.setattr(hub, "wait_for_answer", no_answer)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_published("SandyResearch/parcae-140m")
+    with pytest.raises(ValueError, match="the hub did not answer"):
+        load_published("SandyResearch/parcae-370m")
