@@ -242,10 +242,13 @@ class Engine:
         for run in [run for run in self.retry_queue if run.not_before <= now]:
             self.retry_queue.remove(run)
             self._enqueue(run)
+        before = len(self.attempts)
         self._fill_window()
         if len(self.queue) and now - self.last_backfill >= RUN_CHECK_SECONDS:
             self.last_backfill = now
             self._fill_free_room(now)
+        if len(self.attempts) > before:
+            self._write_state()
         # Wait for attempts to end.
         if not self.attempts:
             time.sleep(POLL_SECONDS if self.retry_queue else 0.0)
@@ -285,7 +288,6 @@ class Engine:
         One waits there in any case, so that it begins as soon as it can, and an autoscaler sees it.
         """
         load, waits = sum(self.room.share(run.needs) for run in self.attempts.values()), bool(self._waiting())
-        before = len(self.attempts)
         while (first := self.queue.first()) is not None:
             index, needs = first
             load += self.room.share(needs)
@@ -294,8 +296,6 @@ class Engine:
             self.queue.pop(needs)
             self._start(self.runs[index])
             waits = True
-        if len(self.attempts) > before:
-            self._write_state()
 
     def _fill_free_room(self, now: float) -> None:
         """Hand in runs beyond the window that fit where there is room now, unless an attempt that waits can take it.
@@ -315,11 +315,8 @@ class Engine:
             if now - run.fits_since > UNUSABLE_ROOM_SECONDS:
                 unusable.append(run.needs)
         free.reject(unusable)
-        before = len(self.attempts)
         while (placed := self.queue.next(free)) is not None:
             self._start(self.runs[placed[0]])
-        if len(self.attempts) > before:
-            self._write_state()
 
     def _start(self, run: _RunState) -> None:
         folder = self.folders.run(run.cell.run_id)
