@@ -231,9 +231,9 @@ class Engine:
             elif self.queue.remove(run.index, run.needs):
                 self.cancelled.append(run.cell)
 
-    def flops_in_progress(self) -> float:
-        """Return the FLOPs that the runs under way have spent, by their journals."""
-        return sum(run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.attempts.values())
+    def flops_in_progress(self) -> list[float]:
+        """Return the FLOPs that each run under way has spent, by its journal."""
+        return [run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.attempts.values()]
 
     def poll(self) -> list[Cell]:
         """Hand in what comes next, wait a moment, and return the cells that have ended; `outcome` has their results."""
@@ -545,14 +545,19 @@ def run_plan(
     ):
         engine.add(missing)
         progress.begin("Training")
-        ended, flops, planned_flops = len(done), sum(cell.flops for cell in done), plan.flops
-        progress.update(f"{ended}/{len(plan.cells)} runs", flops, planned_flops)
+        flops, planned_flops = [cell.flops for cell in done], plan.flops  # spent, by the runs that have ended
+
+        def report() -> None:  # the sum is exact, so that it never falls when a run ends
+            share = math.fsum([*flops, *engine.flops_in_progress()])
+            progress.update(f"{len(flops)}/{len(plan.cells)} runs", share, planned_flops)
+
+        report()
         while engine.busy:
             for cell in engine.poll():
-                ended, flops = ended + 1, flops + cell.flops
+                flops.append(cell.flops)
                 if cell.run_id in outcome.results:
                     progress.event(_result_line(cell, outcome.results[cell.run_id]))
-            progress.update(f"{ended}/{len(plan.cells)} runs", flops + engine.flops_in_progress(), planned_flops)
+            report()
     return outcome
 
 

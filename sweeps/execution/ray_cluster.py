@@ -24,7 +24,7 @@ from isoloop.sweeps.privacy import switch_telemetry_off
 REPLY_SECONDS = 0.2
 FREE_SECONDS = 2.0
 BOARD_SECONDS = 60.0
-# With this switch of Ray's, everything binds to the loopback address alone. There is no argument of ray.init for that.
+# With this switch of Ray's off, everything binds to the loopback address alone. ray.init has no argument for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,11 @@ class RayCluster:
         switch_telemetry_off()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
+
+        if address is None:
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = False  # the variable comes too late where ray was imported before
 
         # Connect, and keep the driver's own handling of SIGTERM: with Ray's it would end before its runs have saved.
         self.ray = ray

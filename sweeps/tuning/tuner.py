@@ -235,7 +235,7 @@ class Tuner:
     def _report_progress(self, runs_in_progress: float | None = None) -> None:
         """Report the share that is done; runs in progress count by their FLOPs."""
         if runs_in_progress is None:
-            flops = 0.0 if self._engine is None else self._engine.flops_in_progress()
+            flops = 0.0 if self._engine is None else sum(self._engine.flops_in_progress())
             runs_in_progress = flops / self.study.space.base.flops
         finished = finished_trials(list(self.trials.values()))
         best = f", best {finished[0].loss:.4f}" if finished else ""

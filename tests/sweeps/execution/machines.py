@@ -56,7 +56,6 @@ def machines(**head):
     workers = {
         "RAY_prestart_worker_first_driver": "0",  # none before one is needed
         "RAY_enable_worker_prestart": "0",
-        "RAY_worker_niceness": "0",  # on a machine that does much else they would hardly get on
     }
     with mock.patch.dict(os.environ, workers):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
@@ -208,7 +207,7 @@ class OtherJob:
         self.process.communicate()
 
     def hold(self, *bundles):
-        """Take these resources, each bundle on one machine, and keep them until `let_go`."""
+        """Take these resources, each bundle on a machine of its own, and keep them until `let_go`."""
         self._ask({"hold": bundles})
         assert self.answer(), f"{bundles} must come free"
 
@@ -241,7 +240,7 @@ def answer_requests(address):
     with RayCluster(address) as cluster:
         from ray.util import placement_group, remove_placement_group
 
-        groups = []
+        group = None
         for request in map(json.loads, sys.stdin):
             if "run" in request:
                 sweep = validate_sweep(request["run"], source="test")
@@ -250,10 +249,10 @@ def answer_requests(address):
                 outcome = run_plan(plan, folders, lambda: nullcontext(cluster), corpora={})
                 print(json.dumps(len(outcome.results)), flush=True)
             else:
-                for group in groups:
+                if group is not None:
                     remove_placement_group(group)
-                groups = [placement_group([bundle]) for bundle in request["hold"]]
-                print(json.dumps(all(group.wait(120) for group in groups)), flush=True)
+                group = placement_group(request["hold"], strategy="STRICT_SPREAD") if request["hold"] else None
+                print(json.dumps(group is None or group.wait(120)), flush=True)
 
 
 if __name__ == "__main__":

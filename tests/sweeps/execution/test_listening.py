@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray  # noqa: F401 - before any of our code, as in a program that uses Ray itself
 
 from isoloop.sweeps.execution.ray_cluster import RayCluster
 
