@@ -227,9 +227,9 @@ class TrackingStore:
         """Return the names of the sweeps that are recorded here."""
         return sorted({run.data.tags[SWEEP] for run in self._search({KIND: SWEEP_KIND})})
 
-    def cell_runs(self, sweep: str) -> dict[str, Any]:
+    def cell_runs(self, sweep: str, progress: Progress | None = None) -> dict[str, Any]:
         """Return MLflow's runs of a sweep's cells, by our run id; of two of the same cell, the settled one."""
-        runs = self._search({KIND: "run", SWEEP: sweep})
+        runs = self._search({KIND: "run", SWEEP: sweep}, progress)
         return {run.data.tags[RUN_ID]: run for run in sorted(runs, key=is_settled)}
 
     def find_cell_run(self, sweep: str, run_id: str) -> str | None:
@@ -344,7 +344,7 @@ class TrackingStore:
         if not re.fullmatch(SWEEP_NAME, sweep):
             raise ValueError(f"a sweep's name must be of letters, digits and ._-, but got '{sweep}'; correct it")
         with translate_store_errors(self.uri):
-            runs = list(self.cell_runs(sweep).values())
+            runs = list(self.cell_runs(sweep, self.progress).values())
             known = [] if runs else self.sweeps()
         if not any(has_ended(run.data.tags) and run.data.tags.get(IN_SWEEP) != "false" for run in runs):
             other = f"it has {len(runs)} unfinished runs" if runs else f"its sweeps: {', '.join(known) or 'none'}"
@@ -364,7 +364,7 @@ class TrackingStore:
 
         with translate_store_errors(self.uri):
             try:
-                runs = self._pages(condition)
+                runs = self._pages(condition, self.progress)
             except MlflowException as error:
                 if error.error_code != "INVALID_PARAMETER_VALUE":
                     raise
@@ -384,10 +384,10 @@ class TrackingStore:
     def _create(self, name: str, tags: dict[str, str]) -> str:
         return self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
 
-    def _search(self, tags: Mapping[str, str]) -> list[Any]:
-        return self._pages(" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()))
+    def _search(self, tags: Mapping[str, str], progress: Progress | None = None) -> list[Any]:
+        return self._pages(" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()), progress)
 
-    def _pages(self, condition: str) -> list[Any]:
+    def _pages(self, condition: str, progress: Progress | None = None) -> list[Any]:
         runs: list[Any] = []
         token = None
         while True:
@@ -396,7 +396,8 @@ class TrackingStore:
             token = page.token
             if not token:
                 return runs
-            self.progress.update(f"{len(runs):,} runs read", 0, 0)
+            if progress is not None:
+                progress.update(f"{len(runs):,} runs read", 0, 0)
 
 
 def _note(sweep: SweepConfig, sentences: Sequence[str] = ()) -> str:
