@@ -26,6 +26,8 @@ _MIN_DOF_TO_CLIP = 10
 _ELEMENTS_AT_ONCE = 10_000_000
 """Draws times rows that are held in memory together: 80 MB an array."""
 _REFIT_TOLERANCE = 1e-8
+_HELD_STALL = 1e-4
+"""Stall of refits in which a parameter is held: their objectives are compared with thresholds of tenths of it."""
 _MIN_IMPROVEMENT = 1e-6
 """Share of the objective by which another refit's parameters must be better for a search to restart from them."""
 _NEIGHBOURS = 200
@@ -282,7 +284,8 @@ def refit(
         starts = np.broadcast_to(start, (count, len(start)))
     else:
         starts = problem.scaled(starts)
-    minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE, known=known)
+    stall = 0.0 if fixed is None else _HELD_STALL
+    minima = minimise_with_restart(problem, starts, tolerance=_REFIT_TOLERANCE, stall=stall, known=known)
     if fixed is None:
         _restart_from_neighbours(problem, minima)
     return problem.unscaled(minima.parameters), minima.objectives

@@ -12,6 +12,8 @@ from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 
 _MAX_STEPS = 500
+_STALL_STEPS = 50
+"""Steps in which a search must gain more than its `stall` of the objective, or it ends."""
 _CHUNK_ELEMENTS = 30_000
 """Fits times rows that are minimised together; more do not fit into a core's cache."""
 _TAIL_CURVATURE = 0.1
@@ -119,11 +121,14 @@ class Minima:
     converged: np.ndarray
 
 
-def minimise(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, steps: int = _MAX_STEPS) -> Minima:
+def minimise(
+    problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, stall: float = 0.0, steps: int = _MAX_STEPS
+) -> Minima:
     """Minimise each fit's objective from its start (fits, p), in scaled columns, to the nearest minimum.
 
-    A search converges when Gauss-Newton steps gain less than `tolerance` of the objective. Steps are projected onto the
-    bounds of the parameters.
+    A search converges when Gauss-Newton steps gain less than `tolerance` of the objective, or when many steps together
+    gain less than `stall` of it, as in a curved valley along parameters that the losses don't determine. Steps are
+    projected onto the bounds of the parameters.
     """
     fits = len(starts)
     chunk = max(1, _CHUNK_ELEMENTS // problem.losses.shape[-1])
@@ -132,21 +137,26 @@ def minimise(problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, 
     with np.errstate(all="ignore"):  # a step may leave the law's domain; it is then rejected
         for first in range(0, fits, chunk):
             part = slice(first, min(first + chunk, fits))
-            search = _Search(problem.subset(part), parameters[part], tolerance)
+            search = _Search(problem.subset(part), parameters[part], tolerance, stall)
             search.run(steps)
             parameters[part], objectives[part], converged[part] = search.at, search.objectives, search.converged
     return Minima(parameters=parameters, objectives=objectives, converged=converged)
 
 
 def minimise_with_restart(
-    problem: Problem, starts: np.ndarray, *, tolerance: float = 1e-12, known: np.ndarray | None = None
+    problem: Problem,
+    starts: np.ndarray,
+    *,
+    tolerance: float = 1e-12,
+    stall: float = 0.0,
+    known: np.ndarray | None = None,
 ) -> Minima:
     """Minimise as `minimise` does, then again from where a few steps with a larger delta lead; keep the lower minimum.
 
     Huber's function with a small delta has several minima close together; one with a larger delta has fewer. `known`
     are objectives (fits,) of minima that such a second search has left before: one that ends there is not made again.
     """
-    first = minimise(problem, starts, tolerance=tolerance)
+    first = minimise(problem, starts, tolerance=tolerance, stall=stall)
     if np.isinf(problem.objective.delta):
         return first
     again = np.arange(len(first.objectives))
@@ -155,7 +165,7 @@ def minimise_with_restart(
     part = problem.subset(again)
     relaxed = replace(problem.objective, delta=problem.objective.delta * _DELTA_RELAXATION)
     start = minimise(replace(part, objective=relaxed), first.parameters[again], steps=_RELAXED_STEPS)
-    second = minimise(part, start.parameters, tolerance=tolerance)
+    second = minimise(part, start.parameters, tolerance=tolerance, stall=stall)
     better = second.objectives < first.objectives[again]
     for values, others in (
         (first.parameters, second.parameters),
@@ -172,8 +182,8 @@ class _Search:
     The Hessian is that of Gauss-Newton, J' diag(curvature) J, with the curvature of Huber's function at each residual.
     """
 
-    def __init__(self, problem: Problem, starts: np.ndarray, tolerance: float) -> None:
-        self.problem, self.tolerance = problem, tolerance
+    def __init__(self, problem: Problem, starts: np.ndarray, tolerance: float, stall: float) -> None:
+        self.problem, self.tolerance, self.stall = problem, tolerance, stall
         law, fits = problem.law, len(starts)
         self.lower = np.array([parameter.lower for parameter in law.parameters])
         self.upper = np.array([parameter.upper for parameter in law.parameters])
@@ -192,7 +202,8 @@ class _Search:
         """Take up to `steps` steps."""
         slopes, residuals = self._linearise(self.at)
         self.objectives[:] = self._objectives(residuals)
-        for _ in range(steps):
+        earlier = self.objectives.copy()
+        for step in range(1, steps + 1):
             if not len(self.active):
                 return
             proposed = self._propose(slopes, residuals)
@@ -202,6 +213,9 @@ class _Search:
                 slopes, residuals = new_slopes, new_residuals
             else:
                 slopes[accepted], residuals[accepted] = new_slopes[accepted], new_residuals[accepted]
+            if step % _STALL_STEPS == 0:
+                self.converged |= earlier - self.objectives < self.stall * earlier
+                earlier[:] = self.objectives
             unfinished = ~self.converged[self.active]
             if not unfinished.all():
                 self.active = self.active[unfinished]

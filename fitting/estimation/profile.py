@@ -18,6 +18,8 @@ _FIRST_SPAN = 4.0
 _MAX_SPAN = 20.0
 """Largest distance of a parameter, or of its logarithm, from the estimate."""
 _ROUNDS = 3
+_MIN_FALL = 1e-3
+"""Fall of the rise over its threshold for which fits are restarted again: it moves an end by half of it at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ class _ProfileSearch:
                     fits, objectives = self._refit(self.values[places], trial, known=self.objectives[places])
                     rises = self._rises(objectives)
                     # An infinite rise is never better, not even than another one.
-                    threshold = np.where(np.isfinite(rises), 1e-6 * (1 + np.abs(rises)), 0.0)
+                    threshold = np.where(np.isfinite(rises), _MIN_FALL * (1 + np.abs(rises)), 0.0)
                     better = rises < self.rises[places] - threshold
                     self.fits[places[better]], self.objectives[places[better]] = fits[better], objectives[better]
                     improved[places[better]] = True
