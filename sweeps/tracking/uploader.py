@@ -182,7 +182,7 @@ class Uploader:
             self._has_read_store = True
 
     def _work(self) -> None:
-        pause = 0.0
+        pause = UPLOAD_SECONDS
         while not self._closing.wait(pause):
             pause = min(2 * pause, LONGEST_UPLOAD_PAUSE_SECONDS) if self._upload_round() else UPLOAD_SECONDS
 
