@@ -18,6 +18,11 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def counted_runs(number: int) -> str:
+    """Return a number of runs in words: '1 run', '16 runs'."""
+    return "1 run" if number == 1 else f"{number} runs"
+
+
 def broken_rules(error: "ValidationError") -> str:
     """Return the rules that a value breaks, in one line."""
     return "; ".join(broken_rule(problem) for problem in distinct_problems(error))

@@ -23,7 +23,7 @@ from tests.sweeps.execution.faulty import FAULTS
 
 # Two processes of tests share two cores, and each starts others: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["RAY_worker_niceness"] = "0"  # Ray's own is 15, with which a run hardly gets on beside other tests
+os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own is 15, with which a run hardly gets on beside other tests
 os.environ.pop("RAY_ADDRESS", None)  # tests run on Rays of their own
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

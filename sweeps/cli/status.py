@@ -13,7 +13,7 @@ import typer
 
 from isoloop.sweeps.cli.console import LOG_SECONDS, as_printed, new_console
 from isoloop.sweeps.cli.options import DEFAULT_OUT, Out
-from isoloop.sweeps.messages import align_columns, first_line, format_duration
+from isoloop.sweeps.messages import align_columns, counted_runs, first_line, format_duration
 from isoloop.sweeps.paths import Folders, folders_of
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ def _summary(status: "SweepStatus", width: int) -> "list[RenderableType]":
 
 def _counts(status: "SweepStatus") -> str:
     counts = status.counts()
-    return f"{sum(counts.values())} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+    states = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return f"{counted_runs(sum(counts.values()))}: {states}"
 
 
 def _speed(status: "SweepStatus") -> str:

@@ -46,7 +46,7 @@ from isoloop.sweeps.cli.options import (
     print_reading,
     table_options,
 )
-from isoloop.sweeps.messages import align_columns
+from isoloop.sweeps.messages import align_columns, counted_runs
 from isoloop.sweeps.paths import MLFLOW, TablePlaces, is_table_target
 
 if TYPE_CHECKING:
@@ -197,8 +197,8 @@ def run(
         from isoloop.sweeps.report.answer import sweep_answer
 
         prepared = prepare(config, folders, progress)
-    cells = prepared.plan.cells
-    console.print(f"{config.name}: {len(cells)} runs, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+    cells, runs = prepared.plan.cells, counted_runs(len(prepared.plan.cells))
+    console.print(f"{config.name}: {runs}, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
     for line in [*describe_corpora(prepared.corpora.values()), *prepared.plan.left_out_lines()]:
         console.print(line, markup=False)
 
@@ -383,7 +383,7 @@ def export(
             table = export_sweep(target, to, out=out, tracking_uri=tracking_uri, experiment=experiment)
     print_reading(notes)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in table["status"].value_counts().items())
-    print(f"{len(table)} runs ({counts}) in {to}")
+    print(f"{counted_runs(len(table))} ({counts}) in {to}")
 
 
 def _mlflow_hint(config: "SweepConfig", folders: "Folders") -> str:

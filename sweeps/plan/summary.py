@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from isoloop.sweeps.messages import format_duration
+from isoloop.sweeps.messages import counted_runs, format_duration
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan
 from isoloop.sweeps.plan.packing import best_order, lower_bound
@@ -72,7 +72,7 @@ def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bo
     """
     sweep = plan.sweep
     simulated = " (simulated)" if sweep.simulation else ""
-    console.print(f"{sweep.name}: {len(plan.cells)} runs{simulated}, {len(done)} done")
+    console.print(f"{sweep.name}: {counted_runs(len(plan.cells))}{simulated}, {len(done)} done")
     by_run = every_run or len(plan.cells) <= MOST_ROWS
     if by_run:
         console.print(_run_table(plan, done))

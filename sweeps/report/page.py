@@ -19,7 +19,7 @@ from isoloop.fitting.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
 from isoloop.sweeps.config.schema import SweepConfig, config_text
-from isoloop.sweeps.messages import Progress
+from isoloop.sweeps.messages import Progress, counted_runs
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
@@ -253,7 +253,7 @@ def _run_counts(table: pd.DataFrame) -> str:
     """Return the number of runs, and of those that didn't finish."""
     counts = table["status"].value_counts()
     unfinished = ", ".join(f"{counts[status]} {status}" for status in ("diverged", "failed") if counts.get(status))
-    return f"{len(table)} runs" + (f" ({unfinished})" if unfinished else "")
+    return counted_runs(len(table)) + (f" ({unfinished})" if unfinished else "")
 
 
 def _groups(places: Folders | TablePlaces, results: SweepResults) -> dict[str, Any] | None:
