@@ -10,6 +10,8 @@ import warnings
 from types import SimpleNamespace
 from unittest import mock
 
+from isoloop import fitting
+from isoloop.fitting import fit_sweep
 from isoloop.fitting.figures import FIGURES, style, training
 from isoloop.sweeps.cli.main import main
 from isoloop.sweeps.report import calculator, page
@@ -72,9 +74,9 @@ def coarse_calculator():
 
 @contextlib.contextmanager
 def quick_pages():
-    """A context in which pages have the isoFLOP curves alone, as SVG, and a coarse calculator: a third of the time.
+    """A context in which pages have the isoFLOP curves alone, as SVG, a coarse calculator, and no profile likelihoods.
 
-    It is for tests in which a page must be made, and what it shows is not their subject.
+    That is a third of the time. It is for tests in which a page must be made, and what it shows is not their subject.
     """
     few = {"isoflop_curves": FIGURES["isoflop_curves"]}
     with (
@@ -82,5 +84,10 @@ def quick_pages():
         coarse_calculator(),
         mock.patch.dict(FIGURES, few, clear=True),
         mock.patch.object(page, "HOLD_OUT_FIGURES", ()),
+        mock.patch.object(fitting, "fit_sweep", _without_profiles),
     ):
         yield
+
+
+def _without_profiles(*arguments, profiles=False, **options):
+    return fit_sweep(*arguments, **options)
