@@ -84,10 +84,13 @@ def quick_pages():
         coarse_calculator(),
         mock.patch.dict(FIGURES, few, clear=True),
         mock.patch.object(page, "HOLD_OUT_FIGURES", ()),
-        mock.patch.object(fitting, "fit_sweep", _without_profiles),
+        without_profiles(),
     ):
         yield
 
 
-def _without_profiles(*arguments, profiles=False, **options):
-    return fit_sweep(*arguments, **options)
+def without_profiles():
+    """A context in which commands fit without profile likelihoods: a third of a fit's time."""
+    return mock.patch.object(
+        fitting, "fit_sweep", lambda *given, profiles=False, **options: fit_sweep(*given, **options)
+    )

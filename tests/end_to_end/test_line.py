@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from isoloop.fitting.figures import FIGURES, style
-from tests.commands import ISOLOOP, coarse_calculator, isoloop, isoloop_process
+from tests.commands import ISOLOOP, coarse_calculator, isoloop, isoloop_process, without_profiles
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 RECORDS = {"driver.json", "plan.json", "state.json"}
@@ -118,6 +118,7 @@ def published(tmp_path_factory, shared_ray, new_database):
     with (
         pytest.MonkeyPatch.context() as patch,
         coarse_calculator(),
+        without_profiles(),
         mock.patch.dict(FIGURES, {name: FIGURES[name] for name in DRAWN}, clear=True),
         mock.patch.object(style, "SUFFIXES", (".png", ".svg")),
         shared_ray.for_commands(),

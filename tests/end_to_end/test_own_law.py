@@ -10,7 +10,7 @@ from isoloop.fitting.figures import FIGURES
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.paths import Folders
-from tests.commands import coarse_calculator, isoloop, quick_figures
+from tests.commands import coarse_calculator, isoloop, quick_figures, without_profiles
 
 OWN_LAW = """
 import numpy as np
@@ -126,7 +126,7 @@ def test_page_and_figures_are_the_laws_own(table, tmp_path):
     folders.sweep.mkdir(parents=True)
     table.to_csv(folders.table, index=False)
     folders.config.write_text("name: own\n")
-    with quick_figures(), coarse_calculator():
+    with quick_figures(), coarse_calculator(), without_profiles():
         results = fit_and_report(sweep, folders, table, command="isoloop report own", law=LAW, draws=20)
     assert results.fit.training.law == LAW
     page = results.report.read_text()
