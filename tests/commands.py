@@ -10,8 +10,11 @@ import warnings
 from types import SimpleNamespace
 from unittest import mock
 
-from isoloop.fitting.figures import style
+from isoloop import fitting
+from isoloop.fitting import fit_sweep
+from isoloop.fitting.figures import FIGURES, style, training
 from isoloop.sweeps.cli.main import main
+from isoloop.sweeps.report import calculator, page
 
 ISOLOOP = [sys.executable, "-c", "from isoloop.sweeps.cli.main import main; main()"]
 
@@ -49,6 +52,45 @@ def isoloop(*arguments, cwd, check=0):
     return done
 
 
-def only_svg():
-    """A context in which figures are written as SVG alone, which pages need: half the time of all three formats."""
-    return mock.patch.object(style, "SUFFIXES", (".svg",))
+@contextlib.contextmanager
+def quick_figures():
+    """A context in which figures are written as SVG alone, which pages need, and lines of best splits have few points.
+
+    It takes half the time of figures in all three formats.
+    """
+    with mock.patch.object(style, "SUFFIXES", (".svg",)), mock.patch.object(training, "_FRONTIER_POINTS", 6):
+        yield
+
+
+@contextlib.contextmanager
+def coarse_calculator():
+    """A context in which the calculators of pages have few budgets, for tests that don't read their numbers."""
+    with (
+        mock.patch.object(calculator, "_FIRST_BUDGETS", 2),
+        mock.patch.object(calculator, "_SHORTEST_STEP", 1e9),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def quick_pages():
+    """A context in which pages have the isoFLOP curves alone, as SVG, a coarse calculator, and no profile likelihoods.
+
+    That is a third of the time. It is for tests in which a page must be made, and what it shows is not their subject.
+    """
+    few = {"isoflop_curves": FIGURES["isoflop_curves"]}
+    with (
+        quick_figures(),
+        coarse_calculator(),
+        mock.patch.dict(FIGURES, few, clear=True),
+        mock.patch.object(page, "HOLD_OUT_FIGURES", ()),
+        without_profiles(),
+    ):
+        yield
+
+
+def without_profiles():
+    """A context in which commands fit without profile likelihoods: a third of a fit's time."""
+    return mock.patch.object(
+        fitting, "fit_sweep", lambda *given, profiles=False, **options: fit_sweep(*given, **options)
+    )

@@ -34,8 +34,9 @@ def test_the_runs_are_those_of_the_configuration(folder):
 
 @pytest.mark.parametrize("folder", FITTED, ids=lambda folder: folder.name)
 def test_the_stored_fit_is_of_the_table(folder):
+    """The estimates are; their intervals are a matter of the tests of fits."""
     stored = SweepFit.read(folder / "fit.json")
-    again = fit_sweep(read_table(folder / "runs.csv"), name=folder.name, draws=20)
+    again = fit_sweep(read_table(folder / "runs.csv"), name=folder.name, draws=0, profiles=False)
     for law in ("mean_recurrence_law", "tokens_law"):
         assert getattr(again.isoflop, law).exponent == pytest.approx(getattr(stored.isoflop, law).exponent, abs=1e-6)
     for mine, theirs in zip(again.training.parameters, stored.training.parameters, strict=True):

@@ -7,7 +7,7 @@ import yaml
 from isoloop.sweeps.cli import main
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
-from tests.commands import isoloop, only_svg
+from tests.commands import isoloop, quick_pages
 from tests.sweeps.conftest import SIMULATED
 
 
@@ -32,7 +32,7 @@ def test_1_is_failed_runs_beside_the_results_of_the_others(
     failed = run_ids(content)[:failing]
     for run_id in failed:
         (out / "runs" / run_id / "lock").mkdir(parents=True)
-    with only_svg():
+    with quick_pages():
         done = isoloop("run", "sweep.yaml", "--draws", 20, cwd=tmp_path, check=1)
     assert all(f"run {run_id} failed: IsADirectoryError" in done.stderr for run_id in failed)
     folder = out / "sweeps" / SIMULATED["name"]

@@ -17,6 +17,13 @@ from tests.sweeps.conftest import SIMULATION
 ROOT = Path(__file__).resolve().parents[2]
 LINES = re.search(r"(?m)^## Five minutes\n\n.*\n\n((?: {4}.*\n)+)", (ROOT / "README.md").read_text(encoding="utf-8"))
 QUICK = ["--draws", "20"]
+SAID = {
+    ("fit", "demo", "--hold-out"): ("Held out", "%"),
+    ("choose", "demo"): (
+        "training: L(mu, D)", "iso-depth:", "Held out: each budget in turn", "chinchilla: not fitted",
+    ),
+}  # fmt: skip
+"""Parts of what some of the lines print."""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,7 @@ def test_the_lines_run_as_they_stand_in_that_order(clone):
         if target:
             (clone / target).write_text(said, encoding="utf-8")
         assert said or words[0] == "figure"
+        assert [expected for expected in SAID.get(tuple(words[:3]), ()) if expected not in said] == []
         typed.append(words[0])
     assert typed[:2] == ["status", "fit"]
     assert {"predict", "choose", "figure", "compare", "export", "presets", "plan"} <= set(typed)

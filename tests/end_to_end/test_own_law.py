@@ -1,6 +1,5 @@
 """A law of a user's own on its whole way: fit, stored JSON, predict, choose, comparison, figures and page."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ from isoloop.fitting.figures import FIGURES
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.paths import Folders
+from tests.commands import coarse_calculator, isoloop, quick_figures, without_profiles
 
 OWN_LAW = """
 import numpy as np
@@ -126,7 +126,8 @@ def test_page_and_figures_are_the_laws_own(table, tmp_path):
     folders.sweep.mkdir(parents=True)
     table.to_csv(folders.table, index=False)
     folders.config.write_text("name: own\n")
-    results = fit_and_report(sweep, folders, table, command="isoloop report own", law=LAW, draws=20)
+    with quick_figures(), coarse_calculator(), without_profiles():
+        results = fit_and_report(sweep, folders, table, command="isoloop report own", law=LAW, draws=20)
     assert results.fit.training.law == LAW
     page = results.report.read_text()
     assert "One-exponent law L = floor + P N(µ)^-k + Q D^-k" in page
@@ -138,10 +139,7 @@ def test_page_and_figures_are_the_laws_own(table, tmp_path):
 
 
 def test_the_command_takes_it(folder):
-    code = "from isoloop.sweeps.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "fit", "runs.csv", "--law", LAW, "--draws", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
+    done = isoloop("fit", "runs.csv", "--law", LAW, "--draws", 20, cwd=folder)
     assert "one-exponent law: L = floor" in done.stdout
     assert SweepFit.read(folder / "runs.fit.json").training.law == LAW
 

@@ -14,7 +14,7 @@ from isoloop.sweeps.cli import console, sweep
 from isoloop.sweeps.execution.worker import AttemptEnd, run_attempt
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.plan.packing import Node
-from tests.commands import ISOLOOP, isoloop, only_svg
+from tests.commands import ISOLOOP, isoloop, quick_figures
 from tests.sweeps.conftest import SIMULATED
 
 STAGES = [
@@ -75,7 +75,7 @@ def test_run_begins_every_stage_and_says_first_what_is_left_out(recorder, tmp_pa
     budgets, means = [2e8, 1e10, 2e10], [1, 2]  # four runs, too few for a law: the stages come all the same
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SIMULATED, "budgets": budgets, "mean_recurrences": means}))
     new_database(tmp_path / "isoloop-out" / "mlflow.db")
-    with only_svg():
+    with quick_figures():
         said = isoloop("run", "sweep.yaml", "--draws", 20, cwd=tmp_path).stdout
     assert recorder.stages == STAGES
     assert recorder.labels["Training"][-1] == "4/4 runs"

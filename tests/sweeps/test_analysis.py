@@ -8,7 +8,7 @@ from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders, folders_of
-from tests.commands import only_svg
+from tests.commands import quick_pages
 from tests.sweeps.conftest import SIMULATED
 
 
@@ -22,15 +22,15 @@ def table():
 
 @pytest.fixture(scope="module")
 def made(table, tmp_path_factory):
-    """Fit a sweep as a whole, then with its groups."""
+    """Analyse a sweep of several groups where files of an earlier fit, of the sweep as a whole, lie."""
     sweep = validate_sweep(SIMULATED, source="test")
     folders = Folders(out=tmp_path_factory.mktemp("out"), name=sweep.name)
     folders.sweep.mkdir(parents=True)
     folders.config.write_text(config_text(sweep))
-    alone = table[table["group"] == "variant = a"].drop(columns="group").reset_index(drop=True)
-    with only_svg():
-        assert fit_and_report(sweep, folders, alone, command="x", draws=20).fit is not None
-        assert folders.fit(hold_out=False).exists()
+    folders.figures.mkdir()
+    for earlier in (folders.fit(hold_out=False), folders.fit(hold_out=True), folders.figures / "power_laws.svg"):
+        earlier.write_text("earlier")
+    with quick_pages():
         return sweep, folders, fit_and_report(sweep, folders, table, command="x", draws=20)
 
 
@@ -50,13 +50,14 @@ def test_each_group_has_fits_and_a_page_of_its_own(made):
 def test_fits_from_before_the_groups_are_removed(made):
     _, folders, _ = made
     assert not folders.fit(hold_out=False).exists()
+    assert not folders.fit(hold_out=True).exists()
     assert not folders.figures.exists()
 
 
 def test_a_groups_page_can_be_made_anew(made):
     sweep, folders, _ = made
     own = folders_of(f"{folders.name}/groups/variant=a", folders.out)
-    with only_svg():
+    with quick_pages():
         again = fit_and_report(sweep, own, pd.read_csv(own.table), command="x", draws=20)
     assert again.fit is not None
     assert not again.groups

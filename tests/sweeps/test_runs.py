@@ -117,9 +117,10 @@ def test_recounting_twice_gives_the_first_table(published):
 
 
 def test_the_same_law_has_other_exponents_under_another_accounting(published):
-    fit = fit_sweep(published.table, name=published.name, draws=40)
+    fit = fit_sweep(published.table, name=published.name, draws=0, profiles=False)
     counted = recount(published, "parcae-release")
-    assert fit_sweep(counted, name="counted", draws=0).training.vector == pytest.approx(fit.training.vector)
+    again = fit_sweep(counted, name="counted", draws=0, profiles=False)
+    assert again.training.vector == pytest.approx(fit.training.vector)
     exact, release = (
         law_optima(fit.training, CostModel.from_table(table), PUBLISHED_BUDGETS) for table in (published.table, counted)
     )

@@ -16,7 +16,7 @@ from isoloop.fitting import SweepFit, fit_sweep, read_runs
 from isoloop.sweeps.runs import TableOptions, load_table
 from isoloop.trainer.accounting import count_parameters, expected_loops, loop_cost
 from isoloop.trainer.config import SIZES, RecurrenceConfig
-from tests.commands import isoloop, only_svg
+from tests.commands import isoloop, quick_figures
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 GIVEN = ["--columns", "tokens=D_billions*1e9,loss=quality"]
@@ -123,7 +123,7 @@ def test_what_was_guessed_stands_on_top_of_every_answer(stored):
         "export": ["export", "units.csv", *GIVEN, "--to", "runs.csv"],
     }
     for name, command in commands.items():
-        with only_svg():
+        with quick_figures():
             top = isoloop(*command, cwd=stored).stdout.split("\n\n")[0]
         assert "How the table" in top, name
         assert "'D_billions' x 1e9" in top, name
@@ -287,7 +287,7 @@ def test_an_mlflow_experiment_needs_no_option(experiment, runs, tmp_path):
     # The stored fit serves the other commands while the experiment is as it was.
     out = ["--out", experiment]
     assert "Best model for" in isoloop("predict", "mlflow:looped/lm", "--flops", "1e19", *out, cwd=tmp_path).stdout
-    with only_svg():
+    with quick_figures():
         figure = isoloop(
             "figure", "mlflow:looped/lm", "isoflop_curves", "--to", "isoflop_curves.svg", *out, cwd=tmp_path
         )

@@ -101,7 +101,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(small, folders, undisturb
 
 def long_sweep(small, checkpoint_seconds):
     changes = {
-        "tokens": [64 * 600], "mean_recurrences": [3], "resources": {"checkpoint_seconds": checkpoint_seconds},
+        "tokens": [64 * 400], "mean_recurrences": [3], "resources": {"checkpoint_seconds": checkpoint_seconds},
         "maximum_epochs": 2,
     }  # fmt: skip
     return validate_sweep({**small.model_dump(), **changes}, source="test")
@@ -155,14 +155,14 @@ def test_a_killed_worker_and_a_stop_change_nothing(small, folders, tmp_path, run
         return thread
 
     killer = when_saved(0, lambda: os.kill(writer_of(folder), signal.SIGKILL))
-    stopper = when_saved(150, lambda: os.kill(os.getpid(), signal.SIGINT))
+    stopper = when_saved(80, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(prepared, folders)
     killer.join()
     stopper.join()
     assert not (folder / "result.json").exists()
     assert not folders.stop_file.exists()
-    assert 150 < newest(folder) < cell.spec.steps
+    assert 80 < newest(folder) < cell.spec.steps
     outcome = run(prepared, folders)
     assert outcome.results[cell.run_id].losses == expected
 

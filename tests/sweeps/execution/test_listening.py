@@ -52,7 +52,9 @@ def listening(pids):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or sys.byteorder != "little", reason="reads Linux's /proc")
-def test_a_local_ray_listens_on_the_loopback_address_alone(no_ray):
+def test_a_local_ray_listens_on_the_loopback_address_alone(no_ray, monkeypatch):
+    """It is started although Ray's own variable names another one."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where no Ray is
     before = set(descendants(os.getpid()))  # of other tests, which may take a moment to end
     with socket.create_server(("0.0.0.0", 0)), RayCluster() as cluster:
         cluster.ray.get(cluster.ray.remote(lambda: None).remote())  # a worker has started

@@ -18,7 +18,7 @@ from isoloop.sweeps.report.calculator import calculator_table
 from isoloop.sweeps.report.headline import headline
 from isoloop.sweeps.report.page import SweepPage, write_report
 from isoloop.sweeps.report.svg import figure_svg
-from tests.commands import only_svg
+from tests.commands import quick_figures
 from tests.sweeps.conftest import SIMULATED
 
 
@@ -160,7 +160,7 @@ def test_a_page_names_the_figures_that_can_not_be_drawn(fit, table, tmp_path):
     folders.sweep.mkdir(parents=True)
     folders.config.write_text(config_text(sweep), encoding="utf-8")
     results = SweepResults(fit=astray, hold_out=astray, why_no_fit=None, why_no_hold_out=None, report=folders.report)
-    with only_svg():
+    with quick_figures():
         write_report(SweepPage(places=folders, sweep=sweep), table=table, results=results, command="isoloop fit")
     page = folders.report.read_text(encoding="utf-8")
     assert page.rstrip().endswith("</html>")

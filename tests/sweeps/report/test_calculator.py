@@ -22,7 +22,7 @@ BETWEEN = (2.7e17, 1.7e18, 2.9e18, 2.1e19, 7.1e19, 5e20, 1.3e22)
 @pytest.fixture(scope="module")
 def fit():
     table = simulate_table(budgets=(1e18, 4e18, 16e18), recurrences=(), seed=1)
-    return fit_sweep(table, name="x", draws=30)
+    return fit_sweep(table, name="x", draws=20)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_table_holds_what_predict_predicts(fit, tables, change):
     assert table["budgets"] == sorted(set(table["budgets"]))
     assert {times * fit.fitted.flops[1] for times in MULTIPLES} <= set(table["budgets"])
     assert {fit.fitted.flops[0], *table["fitted"]} <= set(table["budgets"])
-    for place in range(0, len(table["budgets"]), 9):
+    for place in range(0, len(table["budgets"]), 23):
         flops, best = table["budgets"][place], table["methods"][0]
         if fit.training is None:
             _check_power_law(fit, flops, best, place)
@@ -97,14 +97,14 @@ def test_losses_between_the_budgets_of_a_table_are_exact_to_one_in_ten_thousand(
     laws = [dataclasses.replace(law, draws=()) for law in fit.laws_after_training.laws]
     mixture = fit.mixture and dataclasses.replace(fit.mixture, laws=tuple(laws))
     without_draws = dataclasses.replace(fit, training=laws[0], mixture=mixture)
-    budgets = np.exp(np.random.default_rng(0).uniform(*np.log([table["budgets"][0], table["budgets"][-1]]), 200))
+    budgets = np.exp(np.random.default_rng(0).uniform(*np.log([table["budgets"][0], table["budgets"][-1]]), 60))
     near = 0
     for flops in budgets:
         loss, mean_recurrence, _ = interpolated(table, flops)
         due = predict(without_draws, flops=float(flops))
         assert loss == pytest.approx(due.loss, rel=1e-4)
         near += abs(mean_recurrence / due.mean_recurrence - 1) < 0.01
-    assert near >= 190  # the others are next to a jump of the best mean recurrence
+    assert near >= 57  # the others are next to a jump of the best mean recurrence
 
 
 def test_the_page_interpolates_the_table(fit, tables):

@@ -20,7 +20,7 @@ from isoloop.sweeps.report.learning_curves import (
 )
 from isoloop.sweeps.report.page import SweepPage, page_is_of, write_report
 from isoloop.trainer.run.journal import Journal
-from tests.commands import only_svg
+from tests.commands import quick_figures
 from tests.sweeps.conftest import SIMULATED, SMALL
 from tests.sweeps.report.browser import in_page
 from tests.sweeps.report.test_page import HERE, Page
@@ -77,7 +77,7 @@ def _page(folders, table, *, simulated=False):
         fit=None, hold_out=None, why_no_fit="not tried", why_no_hold_out="not tried", report=folders.report
     )
     page = SweepPage(places=folders, sweep=validate_sweep(SIMULATED if simulated else {**SMALL, **data}, source="test"))
-    with only_svg():
+    with quick_figures():
         write_report(page, table=table, results=results, command="isoloop report small")
     return folders.report.read_text()
 

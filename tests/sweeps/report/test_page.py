@@ -18,7 +18,7 @@ from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.report.provenance import read_origin
 from isoloop.sweeps.report.svg import Palette, inline_svg, lightened
-from tests.commands import only_svg
+from tests.commands import quick_figures
 from tests.sweeps.conftest import SIMULATED
 from tests.sweeps.report.browser import in_page
 
@@ -48,8 +48,8 @@ def made(tmp_path_factory):
     for place, run_id in enumerate(good["run_id"]):
         _record(folders.run(run_id), torch="2.9.0" if place else "2.8.0")
     table = pd.concat([good, bad], ignore_index=True)
-    with only_svg():
-        return fit_and_report(sweep, folders, table, command="isoloop run 'x y.yaml'", draws=30), folders
+    with quick_figures():
+        return fit_and_report(sweep, folders, table, command="isoloop run 'x y.yaml'", draws=20), folders
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from isoloop.sweeps.report.headline import headline
 from isoloop.sweeps.report.page import TablePage, write_report
 from isoloop.sweeps.report.provenance import table_origin
 from isoloop.sweeps.report.tables import held_out_table
-from tests.commands import isoloop, only_svg
+from tests.commands import isoloop, quick_figures
 from tests.run_tables import dense_table, own_flops_table
 from tests.sweeps.report.browser import in_page
 from tests.sweeps.report.test_page import Page
@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dense")
     table = dense_table(budgets=(6e18, 1.2e19, 2.4e19)).rename(columns={"params": "N", "loss": "val_loss"})
     table.to_csv(folder / "mine.csv", index=False)
-    with only_svg():
+    with quick_figures():
         return folder, isoloop("report", "mine.csv", "--draws", 20, cwd=folder).stdout
 
 
@@ -249,7 +249,7 @@ def test_a_page_of_many_runs_stays_small_and_says_what_it_leaves_out(tmp_path):
         name="many",
         origin=table_origin(tmp_path / "many.csv"),
     )
-    with only_svg():
+    with quick_figures():
         write_report(subject, table=table, results=results, command="isoloop report many.csv")
     text = (tmp_path / "many.report.html").read_text(encoding="utf-8")
     assert len(text) < 2e6

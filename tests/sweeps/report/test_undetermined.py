@@ -11,7 +11,7 @@ from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_table
 from isoloop.sweeps.paths import SweepResults, TablePlaces
 from isoloop.sweeps.report.page import TablePage, write_report
 from isoloop.sweeps.report.provenance import table_origin
-from tests.commands import isoloop, only_svg
+from tests.commands import isoloop, quick_pages
 from tests.sweeps.report.browser import in_page
 from tests.sweeps.report.test_page import Page
 
@@ -44,7 +44,7 @@ def folder(table, fit, tmp_path_factory):
     subject = TablePage(
         places=TablePlaces.beside(path / "edge.fit.json"), name="edge", origin=table_origin(path / "edge.csv")
     )
-    with only_svg():
+    with quick_pages():
         write_report(subject, table=table, results=results, command="isoloop report edge.csv")
     return path
 

@@ -39,7 +39,9 @@ def store(database, request):
 
 @pytest.fixture
 def plan(simulated):
-    return plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
+    """Four cells."""
+    changes = {"budgets": (1e10, 2e10), "mean_recurrences": (1, 4)}
+    return plan_sweep(simulated.model_copy(update=changes), simulated_corpus)
 
 
 @pytest.fixture
@@ -189,7 +191,9 @@ def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
         assert curve == journaled(simulated_folders, cell, "train_loss")
 
 
-def test_a_store_that_goes_away_loses_nothing(store, plan, simulated_folders, monkeypatch):
+def test_a_store_that_goes_away_loses_nothing(store, simulated, simulated_folders, monkeypatch):
+    """Eight cells, so that the uploader surely meets a call that fails."""
+    plan = plan_sweep(simulated.model_copy(update={"budgets": (1e10, 2e10)}), simulated_corpus)
     run_all(plan, simulated_folders)
     working = store.client.log_batch
     rng = np.random.default_rng(0)
