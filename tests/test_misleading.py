@@ -7,10 +7,10 @@ from benchmarks.fitting import misleading, studies
 
 REDUCED = {
     "accounting": {"draws": 60},
-    "grid-width": {"seeds": 6, "draws": 60},
-    "few-budgets": {"counts": (2, 4), "seeds": 12, "draws": 60},
-    "outliers": {"seeds": 25},
-    "warm-start": {"resamples": 12, "starts": 2},
+    "grid-width": {"seeds": 4, "draws": 20},
+    "few-budgets": {"counts": (2, 4), "seeds": 12, "draws": 40},
+    "outliers": {"seeds": 12},
+    "warm-start": {"resamples": 8, "starts": 2},
     "fitted-apart": {"seeds": 10},
 }
 
@@ -84,5 +84,5 @@ def test_minima_fitted_apart_contradict_each_other_even_without_noise(made):
 
 
 def test_the_same_arguments_give_the_same_rows():
-    again, once = (studies.outliers(seeds=3) for _ in range(2))
+    again, once = (studies.outliers(seeds=1) for _ in range(2))
     assert again == once
