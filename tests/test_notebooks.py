@@ -76,7 +76,13 @@ def execute(environment):
         manager.transport, manager.connection_file = "ipc", f"{sockets}/kernel.json"  # no port is opened
         first.start_new_kernel(env=environment, cwd=FOLDER)
         first.start_new_kernel_client()
-        yield lambda notebook: NotebookClient(notebook, timeout=120, km=manager, kc=first.kc).execute()
+
+        def run(notebook):
+            client = NotebookClient(notebook, timeout=120, km=manager)
+            client.kc = first.kc
+            client.execute()
+
+        yield run
         first._cleanup_kernel()
 
 
