@@ -40,10 +40,10 @@ def cells(text, first):
 
 
 def test_speed_finds_our_refits_at_the_minima_and_the_trap_away_from_them(tmp_path, monkeypatch):
-    less = {"_HOFFMANN_STARTS": 3, "_SLOW_ONES": 1, "_REPEATS": 1, "_FITS": 1, "_MANY_STARTS": 5, "_CAREFUL_STARTS": 5}
+    less = {"_HOFFMANN_STARTS": 3, "_SLOW_ONES": 1, "_REPEATS": 1, "_FITS": 1, "_MANY_STARTS": 3, "_CAREFUL_STARTS": 3}
     for name, value in less.items():
         monkeypatch.setattr(speed, name, value)
-    monkeypatch.setattr(speed, "brute_grid", partial(brute_grid, points=15, zooms=1))
+    monkeypatch.setattr(speed, "brute_grid", partial(brute_grid, points=10, zooms=1))
     monkeypatch.setattr(speed, "missing", lambda: SLOW_PEERS)
     text = speed.run(tmp_path, resamples=4, careful=1)
     assert "a simulated table, since the public one is not here" in text
@@ -58,9 +58,9 @@ def test_speed_finds_our_refits_at_the_minima_and_the_trap_away_from_them(tmp_pa
 def test_optimum_says_whether_any_peer_is_lower(public, monkeypatch):
     monkeypatch.setattr(optimum, "missing", lambda: SLOW_PEERS)
     monkeypatch.setattr(optimum, "_HOFFMANN_STARTS", 1)
-    monkeypatch.setattr(optimum, "_SIX_STARTS", 2)
-    monkeypatch.setattr(optimum, "brute_grid", partial(brute_grid, points=15, zooms=1))
-    monkeypatch.setattr(optimum, "scipy_many_starts", partial(scipy_many_starts, starts=5))
+    monkeypatch.setattr(optimum, "_SIX_STARTS", 1)
+    monkeypatch.setattr(optimum, "brute_grid", partial(brute_grid, points=10, zooms=1))
+    monkeypatch.setattr(optimum, "scipy_many_starts", partial(scipy_many_starts, starts=3))
     text = optimum.run(public)
     assert ": reached" in text
     assert cells(text, "simulated")[1] == "63"

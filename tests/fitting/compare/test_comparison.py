@@ -238,15 +238,12 @@ def test_looped_against_fixed_depth_goes_by_the_runs(one):
 
 
 def test_seed_noise_gives_intervals_that_hold():
-    """The 95% interval of the difference of two best runs, both of one cell: 8 pairs at 10 budgets, with 3 seeds each."""
+    """The 95% interval of the difference of two best runs, both of one cell: 8 pairs, 10 budgets, 3 seeds each."""
     held = []
     grid = {**GRID, "budgets": np.geomspace(1e18, 16e18, 10), "mean_recurrences": (1,)}
     for pair in range(8):
         sides = [
-            pd.concat(
-                simulate_table(truth, seed=1000 + 6 * pair + 3 * i + seed, **grid)
-                for seed in range(3)
-            )
+            pd.concat(simulate_table(truth, seed=1000 + 6 * pair + 3 * i + seed, **grid) for seed in range(3))
             for i, truth in enumerate((NOISY, OTHER))
         ]
         found = compare_sweeps(*(ComparedSweep(name="fixed", table=table) for table in sides))
