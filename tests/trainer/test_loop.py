@@ -337,7 +337,7 @@ def test_a_compiled_run_is_the_same_run_also_when_stopped(spec, corpus, uninterr
         compilation.compile_blocks(model, backend="eager")
 
     monkeypatch.setattr("isoloop.trainer.loop.compile_blocks", compile_blocks)
-    execution = ExecutionConfig(compile=True, micro_batch=3)
+    execution = ExecutionConfig(compile=True, micro_batch=2)
     assert train(spec, corpus, tmp_path, execution=execution, should_stop=stop_after(5)) is None
     result = train(spec, corpus, tmp_path, execution=execution)
     assert len(compiled) == 2
