@@ -1,6 +1,7 @@
 """The benchmarks of fitting write what they measured, notice what is wrong, and go on where they were stopped."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,6 @@ from typer.testing import CliRunner
 
 from benchmarks.fitting import coverage, held_out, intervals, optimum, speed, worlds
 from benchmarks.fitting.__main__ import app
-from benchmarks.fitting.brute import brute_grid
 from benchmarks.fitting.cases import Case
 from benchmarks.fitting.cpu_time import cpu_time
 from benchmarks.fitting.peers import scipy_many_starts
@@ -21,6 +21,8 @@ from isoloop.fitting.tables.runs import law_data
 
 CASE = Case(run_noise=1e-3, budgets=4)
 SLOW_PEERS = {"chinchilla": "left out of the tests", "lmfit": "left out of the tests"}
+QUICK_BRUTE = partial(scipy_many_starts, starts=1)
+"""Stands in for brute force, whose zooms take seconds and which test_peers.py holds against the others."""
 
 
 @pytest.fixture
@@ -39,10 +41,10 @@ def cells(text, first):
 
 
 def test_speed_finds_our_refits_at_the_minima_and_the_trap_away_from_them(tmp_path, monkeypatch):
-    less = {"_HOFFMANN_STARTS": 3, "_SLOW_ONES": 1, "_REPEATS": 1, "_FITS": 1, "_MANY_STARTS": 5, "_CAREFUL_STARTS": 5}
+    less = {"_HOFFMANN_STARTS": 3, "_SLOW_ONES": 1, "_REPEATS": 1, "_FITS": 1, "_MANY_STARTS": 3, "_CAREFUL_STARTS": 3}
     for name, value in less.items():
         monkeypatch.setattr(speed, name, value)
-    monkeypatch.setattr(speed, "brute_grid", partial(brute_grid, points=15, zooms=1))
+    monkeypatch.setattr(speed, "brute_grid", QUICK_BRUTE)
     monkeypatch.setattr(speed, "missing", lambda: SLOW_PEERS)
     text = speed.run(tmp_path, resamples=4, careful=1)
     assert "a simulated table, since the public one is not here" in text
@@ -57,9 +59,9 @@ def test_speed_finds_our_refits_at_the_minima_and_the_trap_away_from_them(tmp_pa
 def test_optimum_says_whether_any_peer_is_lower(public, monkeypatch):
     monkeypatch.setattr(optimum, "missing", lambda: SLOW_PEERS)
     monkeypatch.setattr(optimum, "_HOFFMANN_STARTS", 1)
-    monkeypatch.setattr(optimum, "_SIX_STARTS", 2)
-    monkeypatch.setattr(optimum, "brute_grid", partial(brute_grid, points=15, zooms=1))
-    monkeypatch.setattr(optimum, "scipy_many_starts", partial(scipy_many_starts, starts=5))
+    monkeypatch.setattr(optimum, "_SIX_STARTS", 1)
+    monkeypatch.setattr(optimum, "brute_grid", QUICK_BRUTE)
+    monkeypatch.setattr(optimum, "scipy_many_starts", partial(scipy_many_starts, starts=3))
     text = optimum.run(public)
     assert ": reached" in text
     assert cells(text, "simulated")[1] == "63"
@@ -90,6 +92,9 @@ def test_held_out_compares_laws_with_minima(public):
 
 
 def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """Each sweep's intervals are found once, whatever the draws: what is tested is which are asked for again."""
+    real = functools.cache(partial(intervals.intervals, draws=20))
+    monkeypatch.setattr(intervals, "intervals", lambda case, number, draws: real(case, number))
     whole = coverage.run(tmp_path / "whole", sweeps=2, draws=40, of=[CASE])
     done = []
 

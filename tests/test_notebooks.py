@@ -67,19 +67,35 @@ def environment(out, tmp_path_factory):
     return {**os.environ, **own, "PYTHONPATH": str(ROOT), "ISOLOOP_OUT": str(out), "ISOLOOP_DRAWS": "20"}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_it_runs_and_shows_something(path, out, environment):
-    targets = {
-        "table": {"ISOLOOP_TARGET": str(out / "alone.parquet")},
-        "sweep": {"ISOLOOP_TARGET": "small"},
-        "default": {},
-    }
-    notebook = read(path)
+@pytest.fixture(scope="module")
+def execute(environment):
+    """A function that executes cells in one kernel for all notebooks, since its start and imports take seconds."""
     with TemporaryDirectory(prefix="nb") as sockets:  # short: a socket's path may have about 100 characters
-        client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
-        manager = client.create_kernel_manager()
+        first = NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
+        manager = first.create_kernel_manager()
         manager.transport, manager.connection_file = "ipc", f"{sockets}/kernel.json"  # no port is opened
-        client.execute(env={**environment, **targets[TARGETS[path.stem]]})
+        first.start_new_kernel(env=environment, cwd=FOLDER)
+        first.start_new_kernel_client()
+
+        def run(notebook):
+            client = NotebookClient(notebook, timeout=120, km=manager)
+            client.kc = first.kc
+            client.execute()
+
+        yield run
+        first._cleanup_kernel()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_runs_and_shows_something(path, out, execute):
+    """Each notebook finds nothing of the one before: no names, no settings of figures, no target."""
+    targets = {"table": str(out / "alone.parquet"), "sweep": "small", "default": None}
+    target = targets[TARGETS[path.stem]]
+    setting = f"os.environ['ISOLOOP_TARGET'] = {target!r}" if target else "os.environ.pop('ISOLOOP_TARGET', None)"
+    afresh = f"import os, matplotlib\nmatplotlib.rcdefaults()\n{setting}"
+    execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (afresh, "%reset -f")]))
+    notebook = read(path)
+    execute(notebook)
     cells = code(notebook)
     outputs = [output for cell in cells for output in cell.outputs]
     said = [output for output in outputs if output.output_type == "stream"]

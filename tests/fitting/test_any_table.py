@@ -30,7 +30,7 @@ from isoloop.fitting import (
 
 EXAMPLES = int(os.environ.get("ISOLOOP_EXAMPLES", "0"))
 STEADY = settings(
-    max_examples=EXAMPLES or 12,
+    max_examples=EXAMPLES or 8,
     deadline=None,
     derandomize=not EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -41,6 +41,8 @@ CHINCHILLA = np.array([1.8, 480.0, 2085.0, 0.35, 0.37])
 LOOPED = simulate_table(
     NOISY, budgets=(1e18, 2e18, 4e18), mean_recurrences=(2, 4, 6, 8, 12), recurrences=(1, 4, 8, 16), seed=1
 )
+# Losses at other T where row 3 has them, and in no other budget: each model with them is a fit of its own.
+LOOPED.loc[LOOPED["budget"] > 1e18, [name for name in LOOPED if "loss_T" in name]] = np.nan
 OWN = ["mean_recurrence", "tokens", "flops", "loss"]
 
 
@@ -226,7 +228,7 @@ CASES = [
     (what, table, way)
     for place, (what, mutation) in enumerate(MUTATIONS.items())
     for table in (mutation.tables if EXAMPLES else np.roll(mutation.tables, place)[:1])
-    for way in (WAYS if EXAMPLES or place % 6 == 0 else ("fit",))
+    for way in (WAYS if EXAMPLES or place % 18 == 0 else ("fit",))
     if way in mutation.ways
 ]
 
@@ -363,7 +365,7 @@ def test_whatever_a_file_holds_gives_an_answer_or_a_reason(tmp_path, table):
         answer("fit", runs.frame)
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ["looped, cost model", "looped, own FLOPs", "dense"])
 def test_the_order_of_the_rows_changes_no_answer(table):
     rows = TABLES[table]()
     fit, shuffled = (fit_sweep(each, name="x", draws=0) for each in (rows, rows.sample(frac=1.0, random_state=1)))
@@ -372,15 +374,15 @@ def test_the_order_of_the_rows_changes_no_answer(table):
     assert len(shuffled.caveats) == len(fit.caveats)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 2, 8])
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_of_few_rows_is_refused_or_called_one(table, rows):
     assert re.search(r"Refused|Only \d+ runs? (is|are) fitted", answer("fit", TABLES[table]().head(rows)))
 
 
 def test_very_many_rows_are_fitted():
-    many = pd.concat([dense()] * 4200, ignore_index=True)
-    assert len(many) > 1e5
+    many = pd.concat([dense()] * 840, ignore_index=True)
+    assert len(many) > 2e4
     many["loss"] *= np.exp(np.random.default_rng(0).normal(0, 1e-3, len(many)))
     fit = fit_sweep(many, name="x", draws=0)
     assert fit.finished_runs == len(many)

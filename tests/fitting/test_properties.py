@@ -25,7 +25,7 @@ from isoloop.fitting.tables.runs import law_data
 
 # Seeded and without a deadline: the same examples on every machine, however slow.
 STEADY = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 units = st.floats(min_value=-9, max_value=9).map(lambda power: 10.0**power)
 seeds = st.integers(min_value=0, max_value=10_000)
@@ -100,13 +100,14 @@ def test_row_order_does_not_matter(truth, seed, data):
 
 @pytest.mark.parametrize("kind", ["parametric", "rows", "budgets"])
 def test_more_noise_never_gives_a_narrower_interval_on_average(kind):
+    """On average over 5 sweeps at each of three levels, of which each is three times the one before."""
     law, widths = TrainingLaw(), []
-    for noise in (2e-4, 5e-4, 1e-3, 2e-3):
+    for noise in (2e-4, 6e-4, 2e-3):
         truth = dataclasses.replace(PUBLISHED_TRUTH, run_noise=noise)
         spreads = []
-        for seed in range(8):
+        for seed in range(5):
             data = law_data(simulate_table(truth, seed=seed, recurrences=()))
-            draws = bootstrap(point_estimate(law, data), data, draws=100, seed=seed, kind=kind)
+            draws = bootstrap(point_estimate(law, data), data, draws=60, seed=seed, kind=kind)
             spreads.append(np.ptp(np.percentile(draws[:, 4], [2.5, 97.5])))
         widths.append(np.mean(spreads))
     assert all(later > before for before, later in pairwise(widths)), widths

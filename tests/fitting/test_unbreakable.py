@@ -76,7 +76,7 @@ def test_dense_runs_without_a_finite_loss_are_left_out_and_counted(value):
     assert fit.training.vector == pytest.approx(without.training.vector)
     assert fit.isoflop.axis_law.exponent == pytest.approx(without.isoflop.axis_law.exponent, rel=1e-9)
     caveat = "Left out, since they did not finish or have no loss: 1 of 35 rows."
-    assert caveat in choose_table(table, laws=["chinchilla"], by=["budget"], draws=0).caveats
+    assert caveat in choose_table(table, laws=["chinchilla"], by=["largest budget"], draws=0).caveats
 
 
 @pytest.mark.parametrize("value", [np.inf, 1.797e308])
@@ -87,10 +87,10 @@ def test_an_infinite_loss_of_a_finished_run_is_left_out_and_counted(value):
 
 
 def test_a_run_that_diverged_unnoticed_is_left_out_and_reported():
-    table = sweep(recurrences=(2, 8))
+    table = sweep(recurrences=(2, 8))[lambda table: table["budget"] <= 2e18]
     table.loc[10, "loss"] = 11.0
-    without = fit_sweep(table.drop(index=10), name="a", draws=20)
-    fit = fit_sweep(table, name="a", draws=20)
+    without = fit_sweep(table.drop(index=10), name="a", draws=10)
+    fit = fit_sweep(table, name="a", draws=10)
     run = table["run_id"][10]
     assert any(f"Run '{run}' is left out of every fit: its loss of 11" in caveat for caveat in fit.caveats)
     assert fit.training == without.training
@@ -184,13 +184,13 @@ def test_a_run_far_off_the_law_is_named():
 
 def test_an_interval_that_ends_at_a_bound_is_reported():
     table = simulate_table(dataclasses.replace(PUBLISHED_TRUTH, run_noise=3e-3), seed=1, recurrences=())
-    fit = fit_sweep(table, name="wide", draws=100)
+    fit = fit_sweep(table, name="wide", draws=50)
     assert any("the interval of E ends at a bound" in reason for reason in fit.training.reasons)
 
 
 def test_runs_that_are_all_alike_raise_no_warning_of_numpy():
     table = simulate_table(NOISY, recurrences=(1, 2, 4, 8))
-    same = pd.concat([table.head(1).assign(run_id=str(copy)) for copy in range(10)])
+    same = pd.concat([table.head(1).assign(run_id=str(copy)) for copy in range(7)])
     with pytest.raises(ValueError, match=r"needs enough runs for one fit|allows none"):
         fit_sweep(same.drop(columns=[f"loss_T{T}" for T in (1, 2, 4, 8)]), name="same", draws=50)
     fit_sweep(same, name="same", draws=10)

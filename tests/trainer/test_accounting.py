@@ -84,7 +84,7 @@ def test_release_accounting_gives_the_published_figures(mean, mflop):
 
 
 @EACH_SHAPE
-@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_exact_accounting_equals_torchs_counter(config, depth):
     """Forward and backward of one training step with mixed loop counts, to the last FLOP."""
     loops = np.array([1, 4, 2, 7] if config.is_looped else [1, 1, 1, 1])

@@ -113,36 +113,45 @@ def alone(spec, corpus, tmp_path_factory):
     return folder, train(spec, corpus, folder)
 
 
-@pytest.mark.parametrize("execution", [{}, {"micro_batch": 1}], ids=["whole", "one at a time"])
-def test_the_same_losses_as_one_process(spec, corpus, alone, tmp_path, execution):
-    together = train_in(2, spec, corpus, tmp_path, **execution)
+@pytest.fixture(scope="module")
+def two(spec, corpus, tmp_path_factory):
+    """The same run by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, train_in(2, spec, corpus, folder)
+
+
+def test_the_same_losses_as_one_process(alone, two):
     folder, result = alone
-    ours, theirs = metrics_by_step(tmp_path), metrics_by_step(folder)
+    two_folder, together = two
+    ours, theirs = metrics_by_step(two_folder), metrics_by_step(folder)
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
     # From there on sums in another order drift apart: torch's Muon orthogonalises in bfloat16, which magnifies them.
     for step, values in theirs.items():
         assert ours[step]["train_loss"] == pytest.approx(values["train_loss"], rel=3e-4)
     assert together.losses == pytest.approx(result.losses, rel=3e-4)
     assert (together.forward_loops, together.backward_loops) == (result.forward_loops, result.backward_loops)
-    started = next(r for r in read_journal(tmp_path / "journal.jsonl")[0] if r.get("name") == "started")
+    started = next(r for r in read_journal(two_folder / "journal.jsonl")[0] if r.get("name") == "started")
     assert started["processes"] == 2
 
 
-def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, tmp_path):
+def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, two, tmp_path):
     """Validations in between don't show either."""
-    whole = train_in(2, spec, corpus, tmp_path / "whole")
-    stopped = train_in(2, spec, corpus, tmp_path / "stopped", stops=(5, None), validations=2)
-    assert stopped.losses == whole.losses
-    assert metrics_by_step(tmp_path / "stopped") == metrics_by_step(tmp_path / "whole")
-    records = read_journal(tmp_path / "stopped" / "journal.jsonl")[0]
+    stopped = train_in(2, spec, corpus, tmp_path, stops=(5, None), validations=2)
+    assert stopped.losses == two[1].losses
+    assert metrics_by_step(tmp_path) == metrics_by_step(two[0])
+    records = read_journal(tmp_path / "journal.jsonl")[0]
     assert [r["step"] for r in records if "validation_loss" in r.get("values", {})] == [4, 8]
 
 
-def test_a_process_without_a_validation_window_has_no_say(spec, corpus, tmp_path):
+def test_one_sequence_at_a_time_and_a_process_without_a_validation_window(spec, corpus, tmp_path):
+    """Gradients are summed over micro-batches and processes, and who has nothing to validate has no say."""
     one = spec.model_copy(update={"steps": 2, "evaluation": EvaluationConfig(sequences=1, recurrences=(1,))})
-    together = train_in(2, one, corpus, tmp_path / "two")
+    together = train_in(2, one, corpus, tmp_path / "two", micro_batch=1)
+    alone = train(one, corpus, tmp_path / "one")
     assert together.status == "finished"
-    assert together.losses == pytest.approx(train(one, corpus, tmp_path / "one").losses, rel=1e-4)
+    assert together.losses == pytest.approx(alone.losses, rel=1e-4)
+    assert metrics_by_step(tmp_path / "two")[1] == pytest.approx(metrics_by_step(tmp_path / "one")[1], rel=1e-6)
+    assert (together.forward_loops, together.backward_loops) == (alone.forward_loops, alone.backward_loops)
 
 
 def test_more_processes_than_sequences_are_refused(spec, corpus, tmp_path):

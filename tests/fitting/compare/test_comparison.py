@@ -24,6 +24,7 @@ from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Quantity
 from isoloop.fitting.compare.side import BEST_MODEL
 from isoloop.fitting.figures import compare as figures_compare
 from isoloop.fitting.isoflop.power_law import POWER_LAWS
+from tests.commands import only_svg
 
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=5e-4, evaluation_noise=5e-5)
 # Fewer tokens pay less: mu* grows more slowly, and the least loss is higher throughout.
@@ -32,8 +33,10 @@ GRID = {"budgets": (1e18, 2e18, 4e18, 8e18, 16e18), "mean_recurrences": (1, 2, 4
 PARAMETERS = ("E", "x", "y")
 
 
-def sweep(truth, seed, name="sweep", *, draws=100, fit_seed=0, **changes):
+def sweep(truth, seed, name="sweep", *, draws=60, fit_seed=0, **changes):
     table = simulate_table(truth, seed=seed, **{**GRID, **changes})
+    # At other T in the largest budget alone: each model with losses there is a fit of its own.
+    table.loc[table["budget"] < table["budget"].max(), [name for name in table if "loss_T" in name]] = np.nan
     return ComparedSweep(name=name, fit=fit_sweep(table, name=name, draws=draws, seed=fit_seed), table=table)
 
 
@@ -103,16 +106,16 @@ def test_a_sweep_trained_again_shows_no_difference(one):
 
 
 def test_intervals_hold_the_true_change_as_often_as_they_say():
-    """16 pairs of sweeps that were fitted with the same seed; 95% intervals of five numbers."""
+    """10 pairs of 5 sweeps each, all fitted with the same seed; 95% intervals of five numbers."""
     exact, exact_other = exact_exponents(NOISY), exact_exponents(OTHER)
     true = {name: exact_other[name] - exact[name] for name in exact}
     true |= {name: getattr(OTHER, name) - getattr(NOISY, name) for name in PARAMETERS}
     held = []
-    for pair in range(16):
-        one, other = (sweep(truth, 100 + 2 * pair + i, draws=60) for i, truth in enumerate((NOISY, OTHER)))
+    ones, others = ([sweep(truth, 100 + 2 * i + k) for i in range(5)] for k, truth in enumerate((NOISY, OTHER)))
+    for one, other in [*zip(ones, others, strict=True), *zip(ones, others[1:] + others[:1], strict=True)]:
         changes = {change.name: change for change in compare_sweeps(one, other, flops=4e18).differences}
         held += [changes[name].interval[0] <= value <= changes[name].interval[1] for name, value in true.items()]
-    assert 0.88 <= np.mean(held) <= 0.99  # of 80, not all independent; 95% are meant
+    assert 0.88 <= np.mean(held) <= 0.99  # of 50, not all independent; 95% are meant
 
 
 def test_draws_of_one_seed_are_taken_apart():
@@ -235,14 +238,12 @@ def test_looped_against_fixed_depth_goes_by_the_runs(one):
 
 
 def test_seed_noise_gives_intervals_that_hold():
-    """The 95% interval of the difference of two best runs, both of one cell, over 80 budgets, with 3 seeds each."""
+    """The 95% interval of the difference of two best runs, both of one cell: 8 pairs, 10 budgets, 3 seeds each."""
     held = []
-    for pair in range(16):
+    grid = {**GRID, "budgets": np.geomspace(1e18, 16e18, 10), "mean_recurrences": (1,)}
+    for pair in range(8):
         sides = [
-            pd.concat(
-                simulate_table(truth, seed=1000 + 6 * pair + 3 * i + seed, **{**GRID, "mean_recurrences": (1,)})
-                for seed in range(3)
-            )
+            pd.concat(simulate_table(truth, seed=1000 + 6 * pair + 3 * i + seed, **grid) for seed in range(3))
             for i, truth in enumerate((NOISY, OTHER))
         ]
         found = compare_sweeps(*(ComparedSweep(name="fixed", table=table) for table in sides))
@@ -307,9 +308,10 @@ def test_a_sweep_of_nothing_is_refused(one):
 
 def test_the_figure_shows_both_sweeps_and_what_changes(one, other, tmp_path):
     found = compare_sweeps(one, other)
-    paths = figures_compare.save_comparison((one, other), found, tmp_path / "figure")
-    assert [path.name for path in paths] == ["compare.png", "compare.svg", "compare.pdf"]
-    svg = paths[1].read_text(encoding="utf-8")
+    with only_svg():
+        (path,) = figures_compare.save_comparison((one, other), found, tmp_path / "figure")
+        (again,) = figures_compare.save_comparison((one, other), found, tmp_path / "again")
+    svg = path.read_text(encoding="utf-8")
     for words in (
         "A: one (simulated)",
         "B: other (simulated)",
@@ -318,13 +320,14 @@ def test_the_figure_shows_both_sweeps_and_what_changes(one, other, tmp_path):
         "left of the line",
     ):
         assert words in svg
-    again = figures_compare.save_comparison((one, other), found, tmp_path / "again")
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+    assert again.read_text(encoding="utf-8") == svg
 
 
 def test_the_figure_without_laws_shows_the_best_runs(one, tmp_path):
     fixed = fixed_depth([21, 22])
-    (_, svg, _) = figures_compare.save_comparison((fixed, one), compare_sweeps(fixed, one), tmp_path)
+    paths = figures_compare.save_comparison((fixed, one), compare_sweeps(fixed, one), tmp_path)
+    assert [path.name for path in paths] == ["compare.png", "compare.svg", "compare.pdf"]
+    svg = paths[1]
     text = svg.read_text(encoding="utf-8")
     assert "best run's loss (nats per token)" in text
     assert f"runs:{fixed.table['run_id'].iloc[0]}" in text

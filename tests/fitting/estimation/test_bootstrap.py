@@ -29,8 +29,8 @@ NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3, evaluation_noise=1e
 
 @pytest.fixture(scope="module")
 def sweeps():
-    """Fits to 60 sweeps that differ in their noise alone."""
-    tables = [law_data(simulate(NOISY, seed=seed, recurrences=())) for seed in range(60)]
+    """Fits to 40 sweeps that differ in their noise alone."""
+    tables = [law_data(simulate(NOISY, seed=seed, recurrences=())) for seed in range(40)]
     return [(point_estimate(TrainingLaw(), data), data) for data in tables]
 
 
@@ -46,13 +46,13 @@ def test_bootstraps_scatter_as_sweeps_do(sweeps, kind):
 def test_parametric_intervals_and_profiles_cover_the_truth(sweeps):
     by_refits, by_profile = [], []
     for estimate, data in sweeps:
-        low, high = interval(bootstrap(estimate, data, draws=200, seed=0)[:, 4])
+        low, high = interval(bootstrap(estimate, data, draws=100, seed=0)[:, 4])
         by_refits.append(low <= PUBLISHED_TRUTH.y <= high)
         low, high = profile(estimate, data, "y").interval
         by_profile.append(low <= PUBLISHED_TRUTH.y <= high)
-    # 60 sweeps, so one standard error is 2.8%; benchmarks/fitting has the experiment in full.
-    assert 0.86 <= np.mean(by_refits) <= 1.0
-    assert 0.86 <= np.mean(by_profile) <= 1.0
+    # 40 sweeps, so one standard error is 3.4%; benchmarks/fitting has the experiment in full.
+    assert 0.84 <= np.mean(by_refits) <= 1.0
+    assert 0.84 <= np.mean(by_profile) <= 1.0
 
 
 @pytest.mark.parametrize("kind", BOOTSTRAP_KINDS)

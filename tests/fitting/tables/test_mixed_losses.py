@@ -90,7 +90,7 @@ def test_looped_runs_in_bits_and_a_diverged_one_among_them():
     fit = fit_sweep(table, name="bits", draws=0)
     assert fit.caveats[0].startswith(TWO_UNITS)
     assert fit.finished_runs == 41
-    assert choose_table(table, laws=["training"], by=["row"], draws=0).caveats[0].startswith(TWO_UNITS)
+    assert choose_table(table, laws=["training"], by=["largest budget"], draws=0).caveats[0].startswith(TWO_UNITS)
 
 
 def test_bits_beside_bits_per_byte():

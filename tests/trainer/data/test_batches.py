@@ -38,10 +38,10 @@ def test_where_places_go_is_uniform():
     assert ((table - expected) ** 2 / expected).sum() == pytest.approx(961, abs=5 * 44)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 7, 12])
+@pytest.mark.parametrize("n", [2, 5, 12])
 def test_small_orders_are_uniform_over_seeds(n):
     """Each place goes everywhere equally often; the counts are binomial."""
-    seeds = 3000
+    seeds = 1500
     counts = np.zeros((n, n))
     for seed in range(seeds):
         counts[np.arange(n), whole(n, seed=seed)] += 1
