@@ -35,13 +35,13 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="repetitions of p
 def ray(
     results: File = RESULTS,
     runs: Runs = 500,
-    seconds: Seconds = 60.0,
-    tune: Annotated[bool, typer.Option("--tune", help="measure Ray Tune, too (6 minutes)")] = False,
+    seconds: Seconds = 300.0,
+    more: Annotated[bool, typer.Option("--more", help="measure grid order and Ray Tune, too (20 minutes)")] = False,
 ) -> None:
-    """Measure makespans on a local Ray with 64 declared GPUs, beside a window, grid order and Ray Tune."""
+    """Measure makespans on a local Ray with 64 declared GPUs, beside a window, and with --more two other peers."""
     from benchmarks.sweeps import on_ray
 
-    _write(results, "ray", on_ray.run(runs=runs, seconds=seconds, tune=tune))
+    _write(results, "ray", on_ray.run(runs=runs, seconds=seconds, more=more))
 
 
 @app.command()

@@ -242,19 +242,18 @@ class Engine:
         for run in [run for run in self.retry_queue if run.not_before <= now]:
             self.retry_queue.remove(run)
             self._enqueue(run)
-        before = len(self.attempts)
+        handed_in = len(self.attempts)
         self._fill_window()
         if len(self.queue) and now - self.last_backfill >= RUN_CHECK_SECONDS:
             self.last_backfill = now
             self._fill_free_room(now)
-        if len(self.attempts) > before:
-            self._write_state()
+        changed = len(self.attempts) > handed_in
         # Wait for attempts to end.
         if not self.attempts:
             time.sleep(POLL_SECONDS if self.retry_queue else 0.0)
         ended, self.cancelled = self.cancelled, []
         attempts = self.cluster.wait(list(self.attempts), POLL_SECONDS) if self.attempts else []
-        self._note_begun()
+        changed |= self._note_begun() | bool(attempts)
         for handle, end in attempts:
             run = self.attempts[handle]
             if not run.has_begun and end.status != "failed":  # it was so quick that it wasn't seen
@@ -263,8 +262,6 @@ class Engine:
             self._fetch_updates([run])
             if self._has_ended(run, end):
                 ended.append(run.cell)
-        if attempts:
-            self._write_state()
         # Watch the other runs, and the machines.
         now = time.monotonic()
         if now - self.last_check >= RUN_CHECK_SECONDS:
@@ -272,7 +269,9 @@ class Engine:
             self._check_heartbeats(now)
         if now - self.last_node_scan >= NODE_SCAN_SECONDS:
             self.last_node_scan = now
-            self._scan_nodes(now)
+            changed |= self._scan_nodes(now)
+        if changed:
+            self._write_state()
         return ended
 
     def _waiting(self) -> list[_RunState]:
@@ -327,14 +326,17 @@ class Engine:
         run.handle = self.cluster.start(self._task(run.cell), run.needs, one_machine=self.one_machine)
         self.attempts[run.handle] = run
 
-    def _note_begun(self, timeout: float = 0.0) -> None:
-        """Note which attempts have begun; what is known at the moment, unless `timeout` allows to ask anew."""
+    def _note_begun(self, timeout: float = 0.0) -> bool:
+        """Note which attempts have begun; what is known at the moment, unless `timeout` allows to ask anew.
+
+        Returns:
+            True if any has.
+        """
         waiting = [run.handle for run in self._waiting()]
         begun = self.cluster.begun(waiting, timeout) if waiting else {}
         for handle, node in begun.items():
             self._begin(self.attempts[handle], node)
-        if begun:
-            self._write_state()
+        return bool(begun)
 
     def _begin(self, run: _RunState, node: str | None) -> None:
         run.has_begun, run.node, run.last_heartbeat = True, node, time.monotonic()
@@ -420,17 +422,19 @@ class Engine:
         allowed = run.cell.resources.hang_seconds + (0.0 if has_stepped else START_SECONDS)
         return no_progress > allowed + (0.0 if self.run_store is None else STORAGE_DELAY_SECONDS)
 
-    def _scan_nodes(self, now: float) -> None:
-        """Measure the cluster anew, say what waits there, and give up when no machine is left that could hold it."""
+    def _scan_nodes(self, now: float) -> bool:
+        """Measure the cluster anew, and give up when no machine is left that could hold what waits.
+
+        Returns:
+            True if the note on what waits there has changed.
+        """
         waiting = Counter(run.needs for run in self._waiting())
         needs = [*waiting, *self.queue.needs()]
         nodes = self.cluster.nodes()
         self.room.measure(nodes, needs)
         # Say what waits, and for what.
-        note = describe_waiting(waiting, nodes, self.cluster.free()) if waiting else None
-        if note != self.note:
-            self.note = note
-            self._write_state()
+        note, earlier = describe_waiting(waiting, nodes, self.cluster.free()) if waiting else None, self.note
+        self.note = note
         none_begun = bool(waiting) and not self.running
         self.none_begun_since = (self.none_begun_since or now) if none_begun else None
         if self.none_begun_since is not None and now - self.none_begun_since >= WAIT_EVENT_SECONDS:
@@ -446,6 +450,7 @@ class Engine:
                 f"none of the {waiting.total() + len(self.queue)} waiting runs; bring the machines back and rerun the "
                 "command"
             )
+        return note != earlier
 
     def _latest_step(self, run: _RunState) -> int:
         journal = self.folders.run(run.cell.run_id) / "journal.jsonl"

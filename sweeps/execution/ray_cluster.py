@@ -21,7 +21,6 @@ from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.privacy import switch_telemetry_off
 
-REPLY_SECONDS = 0.2
 FREE_SECONDS = 2.0
 BOARD_SECONDS = 60.0
 # With this switch of Ray's off, everything binds to the loopback address alone. ray.init has no argument for that.
@@ -210,7 +209,7 @@ class RayCluster:
 
         With a `timeout` those that have begun by now; otherwise it may be those of a moment ago.
         """
-        deadline = time.monotonic() + max(timeout, REPLY_SECONDS)
+        deadline = time.monotonic() + timeout
         replies = 0
         while replies < (2 if timeout else 1):  # the first may be the answer to an earlier question
             if self._begun_reply is None:
@@ -232,10 +231,9 @@ class RayCluster:
         done, _ = self.ray.wait(list(handles), num_returns=len(handles), timeout=0)
         if not done:
             done, _ = self.ray.wait(list(handles), num_returns=1, timeout=timeout)
-        ends = [(handle, self._end(handle)) for handle in done]
         for handle in done:
             self._forget(handle)
-        return ends
+        return [(handle, self._end(handle)) for handle in done]
 
     def kill(self, handle: Any) -> None:
         """End an attempt at once, or take it out of Ray's queue."""
