@@ -284,10 +284,9 @@ def _report(plan: Plan, bound: float, order: str, expected: float, measured: lis
         f"({expected / bound:.3f} times that, {order}). One Ray, one method after the other; {warm} worker processes "
         "were started before, with everything that a run imports. Ray Tune, if it is measured, starts its actors "
         "meanwhile, which takes seconds of CPU each on two cores and is part of its time, and trials in grid order. "
-        "Ours reserves the GPUs of a run of several processes as a placement group, the peers as those of one task. Ray "
-        "tries a group that waits again after pauses of up to 1 s, which shows where runs take seconds. `idle` is the "
-        "share of GPU seconds until the last end in which no run trained, `held` by how much a run held its GPUs "
-        "longer than its own seconds, once its worker had begun."
+        "Ours reserves the GPUs of a run of several processes as a placement group, the peers as those of one task. "
+        "`idle` is the share of GPU seconds until the last end in which no run trained, `held` by how much a run held "
+        "its GPUs longer than its own seconds, once its worker had begun."
     )
     header = ["method", "makespan, s", "over the bound", "over the plan", "idle", "held", "driver's CPU, ms a run"]
     rows: list[list[Any]] = [

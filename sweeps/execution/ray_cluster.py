@@ -25,6 +25,8 @@ FREE_SECONDS = 2.0
 BOARD_SECONDS = 60.0
 # With this switch of Ray's off, everything binds to the loopback address alone. ray.init has no argument for that.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# A placement group that waits is tried again after at most so many ms; by default 1000, in which its GPUs stand idle.
+_GROUP_RETRY_VARIABLE, _GROUP_RETRY_MS = "RAY_gcs_create_placement_group_retry_max_interval_ms", "100"
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class RayCluster:
                 os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` asks for it; a driver doesn't by itself
         else:
             os.environ.setdefault(_LOOPBACK_VARIABLE, "0")
+            os.environ.setdefault(_GROUP_RETRY_VARIABLE, _GROUP_RETRY_MS)
             os.environ.pop(JOB_VARIABLE, None)  # what a Ray job has sent to its cluster isn't on this one
         switch_telemetry_off()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
