@@ -39,7 +39,7 @@ def test_prepare_then_run(sweep_file, tmp_path, new_database, ray, monkeypatch):
     written = corpus.stat().st_mtime_ns
     assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
     planned = isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
-    assert "1 runs, 0 done" in planned
+    assert "1 run, 0 done" in planned
     assert re.search(
         r"^corpus +parquet\w*, [\d.e+]+ training tokens, [\d.]+% of the text held out$", planned, re.MULTILINE
     )
@@ -57,7 +57,7 @@ def test_prepare_then_run(sweep_file, tmp_path, new_database, ray, monkeypatch):
 
 def test_plan_prepares_what_is_not_there(sweep_file, tmp_path):
     said = isoloop("plan", "sweep.yaml", cwd=tmp_path).stdout
-    assert "1 runs, 0 done" in said
+    assert "1 run, 0 done" in said
     assert "already prepared" in isoloop("data", "prepare", "sweep.yaml", cwd=tmp_path).stdout
 
 
