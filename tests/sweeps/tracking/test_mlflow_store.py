@@ -429,6 +429,17 @@ def test_settled_runs_cost_nothing_at_a_restart(store, plan, simulated_folders, 
     assert calls == ["search_runs", "log_batch", "search_runs"]  # the parent, its tags, all children at once
 
 
+def test_training_does_not_wait_for_the_list_of_recorded_runs(store, plan, simulated_folders, monkeypatch):
+    read, cell_runs = [], store.cell_runs
+    monkeypatch.setattr(store, "cell_runs", lambda sweep: read.append(sweep) or cell_runs(sweep))
+    uploader = Uploader(store, plan, simulated_folders)
+    assert read == []
+    run_all(plan, simulated_folders)
+    assert uploader.close() == []
+    assert read == [plan.sweep.name]
+    assert set(cell_runs(plan.sweep.name)) == {cell.run_id for cell in plan.cells}
+
+
 def test_runs_that_nobody_started_are_not_looked_at(store, plan, simulated_folders, monkeypatch):
     read = []
     monkeypatch.setattr("isoloop.sweeps.tracking.uploader.read_result", lambda folder: read.append(folder.name))
