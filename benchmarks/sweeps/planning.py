@@ -106,21 +106,19 @@ def run(*, repeats: int) -> str:
 
 def _large() -> str:
     """Return the table of the largest plan and of a driver that starts again."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = [_in_a_process(what, folder) for what in ("plan", "restart", "status", "open", "record")]
     finished, recorded = f"{FINISHED_RUNS:,} finished runs", f"{RECORDED_RUNS:,} finished runs"
-    whats = [
-        f"plan {LARGE_CELLS:,} cells and print",
-        f"plan {finished} and find their results",
-        f"status of {finished}",
-        f"open MLflow (sqlite), which has {recorded}, until training can go on",
-        f"close it: find that all {recorded} are recorded",
+    cases: list[tuple[str, str, float | None]] = [
+        ("plan", f"plan {LARGE_CELLS:,} cells and print", WANTED_LARGE),
+        ("restart", f"plan {finished} and find their results", WANTED_RESTART),
+        ("status", f"status of {finished}", WANTED_RESTART),
+        ("open", f"open MLflow (sqlite), which has {recorded}, until training can go on", WANTED_RESTART),
+        ("record", f"close it: find that all {recorded} are recorded", None),
     ]
-    wanted = [WANTED_LARGE, WANTED_RESTART, WANTED_RESTART, WANTED_RESTART, None]
-    rows = [
-        [what, f"{cpu:.1f}", "" if limit is None else f"{limit:g}", f"{peak:.0f}"]
-        for what, (cpu, peak), limit in zip(whats, results, wanted, strict=True)
-    ]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, what, wanted in cases:
+            cpu, peak = _in_a_process(case, folder)
+            rows.append([what, f"{cpu:.1f}", "" if wanted is None else f"{wanted:g}", f"{peak:.0f}"])
     head = (
         "One call, in a process of its own. The results are those of one simulated run. A driver that starts again "
         "doesn't wait for MLflow's list of the runs: a thread reads it while runs are trained. Its cost grows with the "

@@ -160,6 +160,7 @@ class Engine:
         self.none_begun_since: float | None = None
         self.starving_since: float | None = None
         self.note: str | None = None
+        self.written_state: str | None = None
         folders.sweep.mkdir(parents=True, exist_ok=True)
         folders.stop_file.unlink(missing_ok=True)
 
@@ -242,18 +243,16 @@ class Engine:
         for run in [run for run in self.retry_queue if run.not_before <= now]:
             self.retry_queue.remove(run)
             self._enqueue(run)
-        handed_in = len(self.attempts)
         self._fill_window()
         if len(self.queue) and now - self.last_backfill >= RUN_CHECK_SECONDS:
             self.last_backfill = now
             self._fill_free_room(now)
-        changed = len(self.attempts) > handed_in
         # Wait for attempts to end.
         if not self.attempts:
             time.sleep(POLL_SECONDS if self.retry_queue else 0.0)
         ended, self.cancelled = self.cancelled, []
         attempts = self.cluster.wait(list(self.attempts), POLL_SECONDS) if self.attempts else []
-        changed |= self._note_begun() | bool(attempts)
+        self._note_begun()
         for handle, end in attempts:
             run = self.attempts[handle]
             if not run.has_begun and end.status != "failed":  # it was so quick that it wasn't seen
@@ -269,9 +268,8 @@ class Engine:
             self._check_heartbeats(now)
         if now - self.last_node_scan >= NODE_SCAN_SECONDS:
             self.last_node_scan = now
-            changed |= self._scan_nodes(now)
-        if changed:
-            self._write_state()
+            self._scan_nodes(now)
+        self._write_state()
         return ended
 
     def _waiting(self) -> list[_RunState]:
@@ -326,17 +324,12 @@ class Engine:
         run.handle = self.cluster.start(self._task(run.cell), run.needs, one_machine=self.one_machine)
         self.attempts[run.handle] = run
 
-    def _note_begun(self, timeout: float = 0.0) -> bool:
-        """Note which attempts have begun; what is known at the moment, unless `timeout` allows to ask anew.
-
-        Returns:
-            True if any has.
-        """
+    def _note_begun(self, timeout: float = 0.0) -> None:
+        """Note which attempts have begun; what is known at the moment, unless `timeout` allows to ask anew."""
         waiting = [run.handle for run in self._waiting()]
         begun = self.cluster.begun(waiting, timeout) if waiting else {}
         for handle, node in begun.items():
             self._begin(self.attempts[handle], node)
-        return bool(begun)
 
     def _begin(self, run: _RunState, node: str | None) -> None:
         run.has_begun, run.node, run.last_heartbeat = True, node, time.monotonic()
@@ -422,24 +415,19 @@ class Engine:
         allowed = run.cell.resources.hang_seconds + (0.0 if has_stepped else START_SECONDS)
         return no_progress > allowed + (0.0 if self.run_store is None else STORAGE_DELAY_SECONDS)
 
-    def _scan_nodes(self, now: float) -> bool:
-        """Measure the cluster anew, and give up when no machine is left that could hold what waits.
-
-        Returns:
-            True if the note on what waits there has changed.
-        """
+    def _scan_nodes(self, now: float) -> None:
+        """Measure the cluster anew, say what waits there, and give up when no machine is left that could hold it."""
         waiting = Counter(run.needs for run in self._waiting())
         needs = [*waiting, *self.queue.needs()]
         nodes = self.cluster.nodes()
         self.room.measure(nodes, needs)
         # Say what waits, and for what.
-        note, earlier = describe_waiting(waiting, nodes, self.cluster.free()) if waiting else None, self.note
-        self.note = note
+        self.note = describe_waiting(waiting, nodes, self.cluster.free()) if waiting else None
         none_begun = bool(waiting) and not self.running
         self.none_begun_since = (self.none_begun_since or now) if none_begun else None
         if self.none_begun_since is not None and now - self.none_begun_since >= WAIT_EVENT_SECONDS:
             self.none_begun_since = math.inf  # it is said once
-            self.progress.event(f"  {note}")
+            self.progress.event(f"  {self.note}")
         # Give up.
         could_begin = self.sweep.cluster.elastic or any(map(self.room.pool(nodes).fits, needs))
         starving = bool(needs) and not self.running and not could_begin
@@ -450,7 +438,6 @@ class Engine:
                 f"none of the {waiting.total() + len(self.queue)} waiting runs; bring the machines back and rerun the "
                 "command"
             )
-        return note != earlier
 
     def _latest_step(self, run: _RunState) -> int:
         journal = self.folders.run(run.cell.run_id) / "journal.jsonl"
@@ -483,7 +470,7 @@ class Engine:
                 self._has_result(run)
 
     def _write_state(self) -> None:
-        """Write what runs and what waits, for `isoloop status` in another terminal."""
+        """Write what runs and what waits, where it has changed, for `isoloop status` in another terminal."""
         state = {
             "running": {run.cell.run_id: {"attempt": run.attempts + 1, "node": run.node} for run in self.running},
             "queued": [run.cell.run_id for run in self._waiting()],
@@ -491,8 +478,11 @@ class Engine:
             "failed": self.outcome.failed,
             "note": self.note,
         }
-        with contextlib.suppress(OSError):  # a full disk: the runs report it, and wait for room
-            write_atomically(self.folders.state, json.dumps(state))
+        text = json.dumps(state)
+        if text != self.written_state:
+            with contextlib.suppress(OSError):  # a full disk: the runs report it, and wait for room
+                write_atomically(self.folders.state, text)
+                self.written_state = text
 
 
 def run_plan(
