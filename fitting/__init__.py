@@ -1,5 +1,9 @@
 """Scaling laws from a run table, and their predictions, without torch, Ray or MLflow. See `fitting.figures` to draw."""
 
+from isoloop.fitting.answer.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
+from isoloop.fitting.answer.predict import Prediction, predict
+from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE, BestModel, Recommendation, recommendation
+from isoloop.fitting.answer.verdict import NOT_DETERMINED, Verdict, verdict
 from isoloop.fitting.compare.comparison import SweepComparison, compare_sweeps
 from isoloop.fitting.compare.difference import Difference
 from isoloop.fitting.compare.side import ComparedSweep
@@ -32,9 +36,6 @@ from isoloop.fitting.laws.test_time import (
     UnifiedLaw,
     UnifiedOverthinkingLaw,
 )
-from isoloop.fitting.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
-from isoloop.fitting.predict import Prediction, predict
-from isoloop.fitting.recommendation import ANSWER_MULTIPLE, BestModel, Recommendation, recommendation
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.choose import Choice, MinimaPredictor, choose, choose_table
 from isoloop.fitting.selection.holdout import CrossValidation, LawPredictor, cross_validate
@@ -63,4 +64,3 @@ from isoloop.fitting.tables.contract import (
 )
 from isoloop.fitting.tables.mapping import ColumnSource, parse_columns
 from isoloop.fitting.tables.runs import law_data, read_runs, read_table, test_time_losses
-from isoloop.fitting.verdict import NOT_DETERMINED, Verdict, verdict

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost, CostModel, MeasuredCost
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.law_fit import EXACT, LawFit
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.backprop import poisson_loops
 from isoloop.fitting.cost import CostModel
+from isoloop.fitting.cost.backprop import poisson_loops
 from isoloop.fitting.laws.test_time import UnifiedLaw
 from isoloop.fitting.tables.contract import check_table, loss_column
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.compare.difference import BEST_RUNS, Difference
 from isoloop.fitting.compare.side import SECTIONS, ComparedSweep
-from isoloop.fitting.recommendation import BUDGET_ROUNDING
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import OWN_ACCOUNTING

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.tables.budgets import SAME_BUDGET

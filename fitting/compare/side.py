@@ -8,12 +8,12 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.answer.recommendation import axis_bounds
 from isoloop.fitting.compare.difference import CountedIn, Quantity, widened
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
-from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.contract import check_table, is_dense

@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from isoloop.fitting.axis import AXES
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, ComparedSweep
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
 from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
 from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.answer.optima import LawOptima
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import t_quantile
 from isoloop.fitting.figures.axes import (
     LARGEST,
@@ -29,7 +30,6 @@ from isoloop.fitting.figures.axes import (
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, SeriesStyle, run_points, series_styles
 from isoloop.fitting.isoflop.minima import IsoflopFit, Minimum, isoflop_curves
 from isoloop.fitting.isoflop.power_law import PowerLaw
-from isoloop.fitting.optima import LawOptima
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.runs import finished_rows
 

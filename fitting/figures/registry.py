@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import fit_height
 from isoloop.fitting.figures.isoflop import draw_isoflop_curves, draw_power_law
 from isoloop.fitting.figures.style import STYLE, rasterize_many, save_figure

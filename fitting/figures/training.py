@@ -12,7 +12,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.answer.recommendation import axis_bounds
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import (
     LARGEST,
     band_handle,
@@ -29,7 +30,6 @@ from isoloop.fitting.figures.axes import (
     value_ticks,
 )
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points, series_styles
-from isoloop.fitting.recommendation import axis_bounds
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.runs import finished_rows, law_data

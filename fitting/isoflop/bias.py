@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.isoflop.minima import IsoflopFit, log_tokens, minima_weights
 from isoloop.fitting.isoflop.parabola import POINTS_NEEDED, IsoflopCurve

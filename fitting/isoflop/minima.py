@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from isoloop.fitting.axis import AXES
 from isoloop.fitting.cost import Cost
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import BootstrapKind
 from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.parabola import (

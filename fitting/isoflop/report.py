@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.isoflop.bias import ExponentBias, ParabolaBias
 from isoloop.fitting.isoflop.minima import Disagreement, IsoflopFit, Minimum
 from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS, MinimalLossLaw, PowerLaw

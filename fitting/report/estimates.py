@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
 from isoloop.fitting.result import SweepFit

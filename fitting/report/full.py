@@ -6,18 +6,18 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+from isoloop.fitting.answer.predict import predict
+from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE, why_no_recommendation
+from isoloop.fitting.answer.verdict import verdict
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
-from isoloop.fitting.predict import predict
-from isoloop.fitting.recommendation import ANSWER_MULTIPLE, why_no_recommendation
 from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, parameters
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.selection.overthinking import Overthinking
 from isoloop.fitting.tables.repetition import epochs_text
-from isoloop.fitting.verdict import verdict
 
 REPORT_WIDTH = 100
 _MODELS_SHOWN = 12

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.law_fit import LawFit
-from isoloop.fitting.recommendation import (
+from isoloop.fitting.answer.recommendation import (
     ANSWER_MULTIPLE,
     BestModel,
     Recommendation,
     recommendation,
     why_no_recommendation,
 )
+from isoloop.fitting.answer.verdict import Verdict, verdict, verdict_on
+from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.report.estimates import (
     HIGH_CORRELATION,
     Estimate,
@@ -22,7 +23,6 @@ from isoloop.fitting.report.estimates import (
 )
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from isoloop.fitting.result import HeldOut, SweepFit
-from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
 COLUMNS, LINES = 80, 40
 _FULL = "--full"

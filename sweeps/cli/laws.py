@@ -142,7 +142,7 @@ def _where_stored(stored: StoredFit) -> list[str]:
 
 def _next_command(stored: StoredFit, files: TargetFiles) -> str:
     """Return the command that predicts the best model for a budget beyond the runs."""
-    from isoloop.fitting.recommendation import ANSWER_MULTIPLE
+    from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
 
     target = files.target if stored.path is None else str(stored.path)
     return shlex.join(["isoloop", "predict", target, "--flops", f"{ANSWER_MULTIPLE * stored.fit.fitted.flops[1]:.3g}"])

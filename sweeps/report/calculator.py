@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from isoloop.fitting import BestModel, Prediction, SweepFit, predict
-from isoloop.fitting.axis import AXES
-from isoloop.fitting.recommendation import why_no_recommendation
+from isoloop.fitting.answer.recommendation import why_no_recommendation
+from isoloop.fitting.cost.axis import AXES
 
 MULTIPLES = (1, 2, 10, 100)
 """Budgets that the page offers, as multiples of the largest fitted compute."""

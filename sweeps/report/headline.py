@@ -4,7 +4,7 @@ import math
 import re
 
 from isoloop.fitting import ANSWER_MULTIPLE, HeldOut, PowerLaw, SweepFit, Verdict, recommendation, verdict
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS
 from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults

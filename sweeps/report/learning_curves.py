@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from isoloop.fitting import is_dense
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten
 from isoloop.fitting.figures.style import (
     STYLE,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import isoloop
 from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense, verdict
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
 from isoloop.sweeps.config.schema import SweepConfig, config_text

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from isoloop.fitting import ANSWER_MULTIPLE, NOT_DETERMINED, HeldOut, SweepFit, is_dense, predict, verdict
-from isoloop.fitting.axis import AXES, Axis
+from isoloop.fitting.cost.axis import AXES, Axis
 from isoloop.fitting.report.estimates import (
     HIGH_CORRELATION,
     correlations,

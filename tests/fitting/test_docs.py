@@ -18,7 +18,7 @@ from isoloop.fitting import (
     read_runs,
     simulate_table,
 )
-from isoloop.fitting.backprop import poisson_loops
+from isoloop.fitting.cost.backprop import poisson_loops
 from isoloop.fitting.simulate import published_cost_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "fitting.md"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoloop.fitting import LAWS, PUBLISHED_TRUTH, TrainingLaw, choose, law_named, point_estimate, published_cost_model
-from isoloop.fitting.backprop import poisson_loops
+from isoloop.fitting.cost.backprop import poisson_loops
 from isoloop.fitting.laws.base import PowerOfSumLaw
 from isoloop.fitting.laws.registry import check_law
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from isoloop.fitting import CostModel, fit_law, fit_sweep, law_named, point_estimate, simulate_table
+from isoloop.fitting.answer.recommendation import recommendation
 from isoloop.fitting.compare.side import BEST_MODEL, quantities
 from isoloop.fitting.laws.registry import richer_law
-from isoloop.fitting.recommendation import recommendation
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import MISFIT, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import law_mixture

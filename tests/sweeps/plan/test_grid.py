@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from isoloop.fitting.backprop import poisson_loops
+from isoloop.fitting.cost.backprop import poisson_loops
 from isoloop.fitting.simulate import published_cost_model
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
 from isoloop.sweeps.messages import Progress

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from isoloop.fitting import SweepFit, fit_sweep, predict
-from isoloop.fitting.axis import AXES
+from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.result import MissingFit
 from isoloop.fitting.tables.contract import check_table
 from isoloop.sweeps.cli.console import page_link

@@ -1,20 +1,19 @@
-"""FLOPs per token as a function of the mean recurrence, from the runs of one architecture, or of the parameters."""
+"""FLOPs per token of the models of one architecture, as a function of the mean recurrence."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from isoloop.fitting.backprop import BackpropRule, backprop_rule
+from isoloop.fitting.cost.backprop import BackpropRule, backprop_rule
+from isoloop.fitting.cost.base import Cost
 
-_NO_DRIFT = 0.01
 _PER_ARCHITECTURE = (
     "flops_per_token_fixed",
     "flops_per_token_forward_loop",
@@ -22,56 +21,6 @@ _PER_ARCHITECTURE = (
     "effective_params_fixed",
     "effective_params_per_loop",
 )
-
-
-class Cost(ABC):
-    """The FLOPs of models that differ along one axis, the column that varies along an isoFLOP curve.
-
-    A cost has the effective parameters outside the loop and per loop, if they are known, for laws that read them.
-    """
-
-    axis: ClassVar[str]
-    effective_params_fixed: float | None
-    effective_params_per_loop: float | None
-
-    @property
-    @abstractmethod
-    def formula(self) -> str:
-        """FLOPs per token in words or symbols, for reports."""
-
-    @abstractmethod
-    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
-        """Return FLOPs per token, forward and backward, of models with `values` on the axis, of their shape."""
-
-    def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
-        """Return the columns that laws read of models with `values` on the axis and these tokens, of their shape.
-
-        The loss of a looped model is that at T = mean recurrence.
-        """
-        mu, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
-        columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens, "flops": self.flops_for(tokens, mu)}
-        if self.effective_params_fixed is None or self.effective_params_per_loop is None:
-            return columns
-        return columns | architecture_columns(mu, self.effective_params_fixed, self.effective_params_per_loop)
-
-    def columns(self, budget: float, values: ArrayLike) -> dict[str, np.ndarray]:
-        """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""
-        return self.model_columns(values, self.tokens_for(budget, values))
-
-    def tokens_for(self, budget: ArrayLike, values: ArrayLike) -> np.ndarray:
-        """Return the tokens that spend exactly `budget` FLOPs with `values` on the axis."""
-        return np.asarray(budget, dtype=float) / self.flops_per_token(values)
-
-    def flops_for(self, tokens: ArrayLike, values: ArrayLike) -> np.ndarray:
-        """Return the training FLOPs of `tokens` tokens with `values` on the axis."""
-        return np.asarray(tokens, dtype=float) * self.flops_per_token(values)
-
-    def assumption_at(self, value: float) -> str:
-        """Return what the FLOPs of a model with `value` on the axis assume that the runs do not show; empty if nothing.
-
-        It completes a sentence such as 'the cost assumes ...'.
-        """
-        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,73 +221,6 @@ class MeasuredCost(Cost):
         return f"a change per loop as {where} of the runs, because {why}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenseCost(Cost):
-    """FLOPs of fixed-depth models of N parameters: `flops_per_param_token` N^`exponent` per token.
-
-    By default 6 N, as Kaplan et al. 2020 (arXiv:2001.08361) count: 2 forward and 4 backward, without attention.
-    """
-
-    axis = "params"
-    effective_params_fixed = None
-    effective_params_per_loop = None
-
-    flops_per_param_token: float = 6.0
-    exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (self.flops_per_param_token > 0 and np.isfinite(self.flops_per_param_token)):
-            raise ValueError(
-                f"FLOPs per parameter and token must be positive, but got {self.flops_per_param_token}; 6 is usual"
-            )
-
-    @classmethod
-    def from_table(cls, table: pd.DataFrame) -> DenseCost:
-        """Return the cost of a checked table of dense models, from its flops.
-
-        FLOPs per parameter and token are the median of all runs; where they drift with the parameters, as with
-        attention that counts, or an output head, the exponent of a line through their logarithms is fitted, too.
-        """
-        ran = table[table["flops"].notna() & table["tokens"].notna()]
-        if ran.empty:
-            raise ValueError("a cost needs flops and tokens, but those of all runs are missing; fill them in")
-        log_params = np.log(ran["params"].to_numpy(dtype=float))
-        log_factor = np.log((ran["flops"] / ran["tokens"]).to_numpy(dtype=float)) - log_params
-        offset = log_params - log_params.mean()
-        slope = float(offset @ log_factor / (offset @ offset)) if np.ptp(offset) else 0.0
-        scatter = float(np.std(log_factor - slope * offset)) / np.sqrt(len(ran))
-        # A slope that moves FLOPs by less than 1% over the table, or less than the scatter explains, is none.
-        if abs(slope) * np.ptp(offset) < _NO_DRIFT or abs(slope) * np.std(offset) < 3 * scatter:
-            return cls(flops_per_param_token=float(np.exp(np.median(log_factor))))
-        level = float(np.exp(log_factor.mean() - slope * log_params.mean()))
-        return cls(flops_per_param_token=level, exponent=1.0 + slope)
-
-    @property
-    def formula(self) -> str:
-        """See `Cost.formula`."""
-        power = "" if self.exponent == 1 else f"^{self.exponent:.4g}"
-        return f"{self.flops_per_param_token:.4g} N{power}"
-
-    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
-        """See `Cost.flops_per_token`."""
-        return np.asarray(self.flops_per_param_token * np.asarray(values, dtype=float) ** self.exponent)
-
-    def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
-        """See `Cost.model_columns`."""
-        params, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
-        return {"params": params, "tokens": tokens, "flops": self.flops_for(tokens, params)}
-
-
-def cost_of(table: pd.DataFrame) -> CostModel | MeasuredCost | DenseCost:
-    """Return the cost of the runs of a checked run table: by cost model if it has the columns, else as it counts FLOPs.
-
-    Raises ValueError as the `from_table` of the kind of cost does.
-    """
-    if "mean_recurrence" not in table:
-        return DenseCost.from_table(table)
-    return CostModel.from_table(table) if "flops_per_token_fixed" in table else MeasuredCost.from_table(table)
-
-
 def _recorded_depths(runs: pd.DataFrame) -> tuple[float, ...] | None:
     """Return the backprop depth of each mean recurrence, in increasing order; None if it is not recorded for each.
 
@@ -365,21 +247,3 @@ def _check_one_architecture(table: pd.DataFrame, columns: Iterable[str]) -> None
                 f"a fit takes the runs of one architecture, but `{name}` ranges from {low:.10g} to {high:.10g}; "
                 "filter the table to the runs of one architecture"
             )
-
-
-def architecture_columns(
-    mean_recurrence: ArrayLike, effective_params_fixed: ArrayLike, effective_params_per_loop: ArrayLike
-) -> dict[str, np.ndarray]:
-    """Return the columns of a model's shape that laws read, embeddings apart, of the arguments' broadcast shape.
-
-    `params` counts every parameter once, `effective_params` those of the unrolled model.
-    """
-    arguments = (mean_recurrence, effective_params_fixed, effective_params_per_loop)
-    mu, once, recurrent = np.broadcast_arrays(*(np.asarray(values, dtype=float) for values in arguments))
-    return {
-        "mean_recurrence": mu,
-        "params_once": once,
-        "params_recurrent": recurrent,
-        "params": once + recurrent,
-        "effective_params": once + mu * recurrent,
-    }

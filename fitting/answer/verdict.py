@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.law_fit import EXACT
-from isoloop.fitting.estimation.rise import RISES
-from isoloop.fitting.isoflop.minima import IsoflopFit
-from isoloop.fitting.recommendation import (
+from isoloop.fitting.answer.recommendation import (
     ANSWER_MULTIPLE,
     BUDGET_ROUNDING,
     Recommendation,
@@ -17,6 +13,10 @@ from isoloop.fitting.recommendation import (
     recommendation,
     why_no_recommendation,
 )
+from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.estimation.law_fit import EXACT
+from isoloop.fitting.estimation.rise import RISES
+from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.tables.mixed_losses import TWO_UNITS

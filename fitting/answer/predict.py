@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoloop.fitting.axis import AXES
-from isoloop.fitting.estimation.law_fit import EXACT, LawFit
-from isoloop.fitting.estimation.rise import RISES
-from isoloop.fitting.recommendation import (
+from isoloop.fitting.answer.recommendation import (
     BUDGET_ROUNDING,
     BestModel,
     recommendation,
     why_no_recommendation,
 )
+from isoloop.fitting.answer.verdict import Verdict, verdict, verdict_on
+from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.estimation.law_fit import EXACT, LawFit
+from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.tables.repetition import epochs_text
-from isoloop.fitting.verdict import Verdict, verdict, verdict_on
 
 _WIDTH = 100
 _LARGEST_EXPONENT = math.log(sys.float_info.max)

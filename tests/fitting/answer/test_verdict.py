@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from isoloop.fitting import NOT_DETERMINED, fit_sweep, predict, recommendation, verdict
+from isoloop.fitting.answer.verdict import verdict_on
 from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_table
 from isoloop.fitting.tables.contract import loss_columns
 from isoloop.fitting.tables.runs import read_table
-from isoloop.fitting.verdict import verdict_on
 from tests.run_tables import dense_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "python"

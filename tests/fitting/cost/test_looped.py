@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from isoloop.fitting import CostModel, MeasuredCost, SweepFit, check_table, fit_sweep, predict, read_table
-from isoloop.fitting.backprop import backprop_rule
 from isoloop.fitting.caveats import continuation_caveats
+from isoloop.fitting.cost.backprop import backprop_rule
 from isoloop.fitting.estimation.law_fit import EXACT
 from isoloop.trainer.accounting import expected_loops
 from isoloop.trainer.config import RecurrenceConfig
