@@ -205,7 +205,9 @@ def _run_training(
     if result.loss is not None and evaluations:
         best_step, best_losses = steps_done, losses
         if best is not None and best.loss < result.loss:
-            best.load(model, ranks)
+            if ranks.is_first:
+                model.load_state_dict(best.weights)
+            ranks.broadcast_weights(model)
             best_step, best_losses = best.step, validate({*spec.evaluation.recurrences, mean})
             if ranks.is_first and spec.evaluation.keep_best:
                 save_published(folder / "best-model", model, spec.recurrence)

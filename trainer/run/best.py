@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from isoloop.trainer.distributed import Ranks
-    from isoloop.trainer.model.language_model import LanguageModel
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +20,7 @@ class BestStep:
     weights: "dict[str, Tensor]"
 
     @classmethod
-    def of(cls, step: int, loss: float, model: "LanguageModel | None") -> "BestStep":
+    def of(cls, step: int, loss: float, model: "nn.Module | None") -> "BestStep":
         """Copy the weights of `model`, if this process is to hold them."""
         state = {} if model is None else model.state_dict()
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
@@ -32,9 +29,3 @@ class BestStep:
     def content(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         return {name: getattr(self, name) for name in ("step", "loss", "weights")}
-
-    def load(self, model: "LanguageModel", ranks: "Ranks") -> None:
-        """Set the weights of `model`, on all processes of the run."""
-        if ranks.is_first:
-            model.load_state_dict(self.weights)
-        ranks.broadcast_weights(model)
