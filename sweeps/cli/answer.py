@@ -42,9 +42,9 @@ def answer(
     budget_tolerance: BudgetTolerance = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Say what the next FLOPs should buy: loops, tokens or parameters.
+    """Say what the next FLOPs should buy, and how sure that is.
 
-    Three sentences: the best model for --flops, what the next 10% of FLOPs should buy, and how sure that is. One table:
+    Loops, tokens or parameters, in three sentences: the best model for --flops, what the next 10% of FLOPs should buy, and how sure that is. One table:
     the nats that each way of spending them buys. Give the numbers of your model (--mean-recurrence 8 --tokens 2e10) to
     start from it, and not from the best one. A table that has no fit yet is fitted first.
     """
