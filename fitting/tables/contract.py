@@ -58,7 +58,7 @@ class TableColumn:
     largest: float = INFINITE
 
 
-_COST, _SHAPE = "cost model", "effective parameters"
+_COST, _SHAPE, _INFERENCE = "cost model", "effective parameters", "needs at inference"
 
 COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("run_id", "text", "unique name of the run"),
@@ -82,6 +82,34 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("effective_params_per_loop", "number", "parameters of the core", 0, True, group=_SHAPE),
     TableColumn("unique_tokens", "number", "distinct training tokens that the run could see", optional=True),
     TableColumn("epochs", "number", "passes over them: tokens / unique_tokens", optional=True),
+    TableColumn("inference_weights", "number", "all parameters, embeddings too", optional=True, group=_INFERENCE),
+    TableColumn(
+        "inference_cache_per_token_fixed",
+        "number",
+        "cached keys and values outside the loop",
+        0,
+        True,
+        optional=True,
+        group=_INFERENCE,
+    ),
+    TableColumn(
+        "inference_cache_per_token_loop",
+        "number",
+        "cached keys and values of a loop",
+        0,
+        True,
+        optional=True,
+        group=_INFERENCE,
+    ),
+    TableColumn(
+        "inference_activations_per_token",
+        "number",
+        "numbers held per token of a pass",
+        0,
+        True,
+        optional=True,
+        group=_INFERENCE,
+    ),
     TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
     TableColumn("loss_unit", "text", "unit of the losses: nats per token", optional=True),
 )
@@ -190,7 +218,7 @@ def check_presence(
 
 def _check_groups(table: pd.DataFrame) -> None:
     """Raise ValueError unless a table has all columns of a group or none."""
-    for group in (_COST, _SHAPE):
+    for group in (_COST, _SHAPE, _INFERENCE):
         names = [column.name for column in COLUMNS if column.group == group]
         absent = [name for name in names if name not in table]
         if absent and len(absent) < len(names):

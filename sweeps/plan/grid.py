@@ -1,5 +1,6 @@
 """From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is left out."""
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -26,6 +27,7 @@ from isoloop.trainer.accounting import (
     steps_for,
 )
 from isoloop.trainer.config import LARGEST_INTEGER, DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.memory import inference_numbers
 from isoloop.trainer.recurrence import RecurrenceSampler
 
 TOLERANCE = 0.01
@@ -469,6 +471,7 @@ def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
         "seed": cell.spec.seed,
         "mean_recurrence": cell.mean_recurrence,
         **cost_model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+        **inference_columns(cell.spec.model),
     }
     columns |= {name: value for name, value in cell.axes.items() if name not in columns}
     if len(plan.groups) > 1:
@@ -487,3 +490,8 @@ def cost_model_columns(model: ModelConfig, recurrence: RecurrenceConfig, account
         "effective_params_fixed": parameters.effective_fixed,
         "effective_params_per_loop": parameters.effective_per_loop,
     }
+
+
+def inference_columns(model: ModelConfig) -> dict[str, float]:
+    """Return the columns of the run table that say what a model needs of a device at inference."""
+    return {f"inference_{name}": value for name, value in dataclasses.asdict(inference_numbers(model)).items()}
