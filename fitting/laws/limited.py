@@ -350,8 +350,8 @@ class BoundedLossLaw(Law):
         """See `Law.effective`."""
         _, most, *_, gamma, delta = parameters
         return (
-            f"an untrained model has a loss of {most:.3g}, and ten times the parameters need {10 ** (gamma / delta):.3g} "
-            "times the text to overfit no more"
+            f"an untrained model has a loss of {most:.3g}, and ten times the parameters need "
+            f"{10 ** (gamma / delta):.3g} times the text to overfit no more"
         )
 
     def _terms(self, nonlinear: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
