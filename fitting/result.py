@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from isoloop.fitting.cost import CostModel, DenseCost, MeasuredCost
+from isoloop.fitting.cost.family import DenseFamily, FamilyMember, ModelFamily
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.bias import ParabolaBias
@@ -23,6 +24,7 @@ from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.selection.overthinking import Overthinking
+from isoloop.fitting.surface.surface import LossSurface
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import epochs_range
 from isoloop.fitting.tables.runs import finished_rows, test_time_losses
@@ -159,6 +161,26 @@ class SweepFit:
         if self.training is None:
             return None
         return self.mixture or law_mixture([self.training])
+
+    @property
+    def surface(self) -> LossSurface | None:
+        """The loss as a function of mean recurrence and tokens, or of parameters and tokens; None without a law."""
+        laws = self.laws_after_training
+        if laws is None:
+            return None
+        dense = isinstance(self.cost_model, DenseCost)
+        return LossSurface(
+            family=DenseFamily(cost=self.cost_model)
+            if isinstance(self.cost_model, DenseCost)
+            else ModelFamily(members=(FamilyMember(label="", cost=self.cost_model),)),
+            laws=laws,
+            loops_law=None if dense else self.loops_law("joint-test-time"),
+            params=self.fitted.params,
+            mean_recurrence=self.fitted.mean_recurrence,
+            tokens=self.fitted.tokens,
+            flops=self.fitted.flops,
+            recurrence=self.fitted.recurrence,
+        )
 
     @property
     def method_after_training(self) -> str:

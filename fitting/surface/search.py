@@ -1,0 +1,46 @@
+"""The minimum of many functions at once on a box of a few dimensions, by grids that zoom in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+
+_SHRINK = 0.2
+"""Width of the next grid relative to the last, several steps of which it covers, to lose no minimum between points."""
+
+
+def minimise_on_box(
+    function: Callable[[np.ndarray], np.ndarray],
+    bounds: Sequence[tuple[float, float]],
+    *,
+    points: int = 25,
+    zooms: int = 9,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the minimisers (..., d) of functions on the box `bounds` of d dimensions, and their values (...).
+
+    `function` takes points (n, d), or (..., n, d) with points for each function, and returns (..., n); infinite where a
+    point is not allowed. Each of the `zooms` grids has `points` values per dimension about the best point so far. An
+    end of the box that is the best stays exactly that end.
+    """
+    low, high = np.array(bounds, dtype=float).T
+    offsets = np.array(list(product(np.linspace(-0.5, 0.5, points), repeat=len(low))))
+    grid = (low + high) / 2 + offsets * (high - low)
+    best, value = _best(function, np.clip(grid, low, high))
+    width = (high - low) * _SHRINK
+    for _ in range(zooms):
+        grid = np.clip(best[..., None, :] + offsets * width, low, high)
+        candidate, least = _best(function, grid)
+        better = least < value
+        best, value = np.where(better[..., None], candidate, best), np.where(better, least, value)
+        width = width * _SHRINK
+    return best, value
+
+
+def _best(function: Callable[[np.ndarray], np.ndarray], grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = function(grid)
+    place = np.argmin(values, axis=-1)
+    grid = np.broadcast_to(grid, (*values.shape, grid.shape[-1]))
+    best = np.take_along_axis(grid, place[..., None, None], axis=-2)[..., 0, :]
+    return best, np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
