@@ -284,15 +284,18 @@ def _measured_verdict(differences: list[Difference], how: str) -> str:
 def _multiplier_text(multiplier: ComputeMultiplier) -> str:
     """Return the multiplier over the shared range, and a table of it by B's budgets."""
 
-    def cells(one: Multiplier) -> tuple[str, ...]:
-        where = f"{one.flops:.3g}" if one.over is None else f"{one.over[0]:.3g} to {one.over[1]:.3g}"
-        loss = "" if one.loss is None else f"{one.loss:.4f}"
-        of_a = "" if one.first_flops is None else f"{one.first_flops:.3g}"
-        known = f"({one.uncertainty})" if one.uncertainty else "(no interval: no refits)"
-        return where, loss, of_a, f"{one.times} {known}", one.extrapolated and f"extrapolated: {one.extrapolated}"
+    def known(one: Multiplier) -> str:
+        return f"{one.times} {f'({one.uncertainty})' if one.uncertainty else '(no interval: no refits)'}"
 
-    overall = [multiplier.overall] if multiplier.overall else []
-    rows = [("FLOPs of B", "its loss", "A needs", "times as many", ""), *map(cells, (*overall, *multiplier.at_budgets))]
+    rows = [("FLOPs of B", "its loss", "A needs", "times as many", "")]
+    if multiplier.overall:
+        rows.append(
+            (f"{multiplier.overall.low:.3g} to {multiplier.overall.high:.3g}", "", "", known(multiplier.overall), "")
+        )
+    for one in multiplier.at_budgets:
+        of_a = "" if one.first_flops is None else f"{one.first_flops:.3g}"
+        beyond = f"extrapolated: {one.extrapolated}" if one.extrapolated else ""
+        rows.append((f"{one.flops:.3g}", f"{one.loss:.4f}", of_a, known(one), beyond))
     widths = [max(len(row[place]) for row in rows) for place in range(5)]
     lines = ["  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in rows]
     notes = [multiplier.no_overlap] if multiplier.no_overlap else []

@@ -33,22 +33,19 @@ Ends = tuple[float | None, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Multiplier:
-    """A multiplier of the least losses at `flops` FLOPs of B: A needs `value` times as many FLOPs for B's `loss`.
+    """A compute multiplier: A needs `value` times the FLOPs of B, None if A does not reach B's loss at any compute.
 
-    `value` and `first_flops`, those of A, are None if A does not reach that loss at any compute. `never` is the share
-    of draws in which it does not; it and the `interval` are None without draws. `extrapolated` says which side is
-    outside the compute that it spent, and by how much; it is empty for none. The multiplier over a range, its
-    geometric mean, has the range in `over` and neither loss nor `first_flops`.
+    `never` is the share of draws in which it does not; it and the `interval` are None without draws.
     """
 
-    flops: float | None
-    loss: float | None
-    first_flops: float | None
     value: float | None
     interval: Ends | None
     never: float | None
-    extrapolated: str = ""
-    over: Limits | None = None
+
+    @property
+    def where(self) -> str:
+        """The compute of B that it belongs to, in words."""
+        raise NotImplementedError
 
     @property
     def times(self) -> str:
@@ -68,16 +65,13 @@ class Multiplier:
     @property
     def sentence(self) -> str:
         """The multiplier in words that can be read in one direction only."""
-        where = f"at {self.flops:.3g} FLOPs" if self.flops else ""
-        if self.over:
-            where = f"over {self.over[0]:.3g} to {self.over[1]:.3g} FLOPs of B (geometric mean)"
         known = f" ({self.uncertainty})" if self.uncertainty else ""
         if self.value is None:
             return (
-                f"A does not reach the loss that B has {where}, at any compute{known}; it was searched to "
+                f"A does not reach the loss that B has {self.where}, at any compute{known}; it was searched to "
                 f"{_SEARCHED:.0e} times that of B."
             )
-        sentence = f"A needs {self.times}{known} the FLOPs of B for the same loss, {where}"
+        sentence = f"A needs {self.times}{known} the FLOPs of B for the same loss, {self.where}"
         if self.interval is None:
             return f"{sentence}; no interval, for lack of refits."
         low, high = (math.inf if end is None else end for end in self.interval)
@@ -87,23 +81,55 @@ class Multiplier:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetMultiplier(Multiplier):
+    """The multiplier of the least loss that B has at `flops` FLOPs, for which A needs `first_flops`, if any.
+
+    `extrapolated` says which side is outside the compute that it spent, and by how much; it is empty for none.
+    """
+
+    flops: float
+    loss: float
+    first_flops: float | None
+    extrapolated: str
+
+    @property
+    def where(self) -> str:
+        """See `Multiplier.where`."""
+        return f"at {self.flops:.3g} FLOPs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeMultiplier(Multiplier):
+    """The geometric mean of the multipliers over a range of compute (`low` to `high` FLOPs of B)."""
+
+    low: float
+    high: float
+
+    @property
+    def where(self) -> str:
+        """See `Multiplier.where`."""
+        return f"over {self.low:.3g} to {self.high:.3g} FLOPs of B (geometric mean)"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeMultiplier:
     """The multipliers at several budgets of B, and the one over the range that both sweeps cover, if there is one.
 
     `no_overlap` says so if the least losses in the ranges of compute that were run don't overlap.
     """
 
-    overall: Multiplier | None
-    at_budgets: tuple[Multiplier, ...]
+    overall: RangeMultiplier | None
+    at_budgets: tuple[BudgetMultiplier, ...]
     no_overlap: str
 
     @property
     def sentences(self) -> list[str]:
         """What the multipliers say, the most important first."""
         # A geometric mean over losses of which one is never reached says nothing: that one is named.
-        has_mean = self.overall is not None and self.overall.value is not None
-        first = self.overall if has_mean else min(self.at_budgets, key=lambda one: one.value is not None)
-        assert first is not None
+        if self.overall is not None and self.overall.value is not None:
+            first: Multiplier = self.overall
+        else:
+            first = min(self.at_budgets, key=lambda one: one.value is not None)
         return [first.sentence, *([self.no_overlap] if self.no_overlap else [])]
 
 
@@ -136,26 +162,34 @@ def compute_multiplier(
         a, b = paired_places(len(drawn_first), len(drawn))
         factors = _least_flops(grid, drawn_first[a], drawn[b]) / budgets
     # At each budget, and over the shared range.
-    at_budgets = []
+    at_budgets: list[BudgetMultiplier] = []
     for place, budget in enumerate(budgets):
         value = float(values[place])
         of_a = float(value * budget) if np.isfinite(value) else None
         outside = [_outside("B", float(budget), ranges[1])] + ([] if of_a is None else [_outside("A", of_a, ranges[0])])
+        interval, never = (None, None) if factors is None else _interval(factors[:, place])
         at_budgets.append(
-            Multiplier(
+            BudgetMultiplier(
+                value=value if of_a is not None else None,
+                interval=interval,
+                never=never,
                 flops=float(budget),
                 loss=float(losses[place]),
                 first_flops=of_a,
                 extrapolated=", ".join(filter(None, outside)),
-                **_summary(value, None if factors is None else factors[:, place]),
             )
         )
     overall = None
     if inside.any():
-        means = None if factors is None else np.exp(np.log(factors[:, inside]).mean(axis=1))
         mean = float(np.exp(np.log(values[inside]).mean()))
-        overall = Multiplier(
-            flops=None, loss=None, first_flops=None, over=(float(low), float(high)), **_summary(mean, means)
+        means = None if factors is None else np.exp(np.log(factors[:, inside]).mean(axis=1))
+        interval, never = (None, None) if means is None else _interval(means)
+        overall = RangeMultiplier(
+            value=mean if math.isfinite(mean) else None,
+            interval=interval,
+            never=never,
+            low=float(low),
+            high=float(high),
         )
     spans = [_least_losses(fit, np.array(ends), draws=0)[0] for fit, ends in zip((first, second), ranges, strict=True)]
     return ComputeMultiplier(overall=overall, at_budgets=tuple(at_budgets), no_overlap=_no_overlap(*spans))
@@ -185,7 +219,8 @@ def _at_best(loss: Callable[[Data], np.ndarray], fit: SweepFit, flops: np.ndarra
         columns = fit.cost_model.columns(flops[:, None, None], np.exp(log_values))
         return loss(dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True)))
 
-    _, best = minimise_on_grid(loss_at, np.linspace(*np.log(axis_bounds(fit)), _AXIS_POINTS), _GOLDEN_STEPS)
+    low, high = np.log(axis_bounds(fit))
+    _, best = minimise_on_grid(loss_at, np.linspace(low, high, _AXIS_POINTS), _GOLDEN_STEPS)
     return loss_at(best[..., None])[..., 0]
 
 
@@ -218,15 +253,12 @@ def _least_flops(flops: np.ndarray, losses: np.ndarray, targets: np.ndarray) -> 
     return found
 
 
-def _summary(value: float, draws: np.ndarray | None) -> dict[str, float | Ends | None]:
-    """Return value, interval and share of draws that never reach the loss, with None where there is no limit."""
-    finite = value if math.isfinite(value) else None
-    if draws is None:
-        return {"value": finite, "interval": None, "never": None}
+def _interval(draws: np.ndarray) -> tuple[Ends, float]:
+    """Return the 95% interval, with None where there is no limit, and the share of draws that are infinite."""
     # No end lies between two draws, of which one may be infinite.
     ends = np.quantile(draws, [0.5 * (1 - LEVEL), 0.5 * (1 + LEVEL)], method="inverted_cdf")
     low, high = (float(end) if np.isfinite(end) else None for end in ends)
-    return {"value": finite, "interval": (low, high), "never": float(np.mean(np.isinf(draws)))}
+    return (low, high), float(np.mean(np.isinf(draws)))
 
 
 def _outside(side: str, flops: float, measured: Limits) -> str:

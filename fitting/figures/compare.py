@@ -168,7 +168,7 @@ def draw_multiplier(axes: Axes, multiplier: ComputeMultiplier) -> None:
     for row in rows:
         low, high = row.interval or (row.value, row.value)
         if low is not None:
-            axes.plot([row.flops] * 2, [low, high or top], color=BLUE, lw=1.2, solid_capstyle="butt")
+            axes.plot([row.flops] * 2, [low, top if high is None else high], color=BLUE, lw=1.2, solid_capstyle="butt")
         if high is None:
             axes.plot(row.flops, top, "^", color=BLUE, ms=4.5)
         if row.value is not None:
@@ -179,8 +179,8 @@ def draw_multiplier(axes: Axes, multiplier: ComputeMultiplier) -> None:
     decade_ticks(axes.yaxis, text="{:g}".format)
     axes.set(xlabel="compute of B (FLOPs)", ylabel="FLOPs of A / FLOPs of B")
     axes.set_title("Compute that A needs for B's loss, as a multiple of B's", loc="left", color=INK)
-    low, high = axes.get_ylim()
-    if high / low < _SHORT_RATIO:
+    bottom, top = axes.get_ylim()
+    if top / bottom < _SHORT_RATIO:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     handles = []
     if not all(row.extrapolated for row in rows):
