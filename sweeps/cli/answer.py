@@ -44,9 +44,10 @@ def answer(
 ) -> None:
     """Say what the next FLOPs should buy, and how sure that is.
 
-    Loops, tokens or parameters, in three sentences: the best model for --flops, what the next 10% of FLOPs should buy, and how sure that is. One table:
-    the nats that each way of spending them buys. Give the numbers of your model (--mean-recurrence 8 --tokens 2e10) to
-    start from it, and not from the best one. A table that has no fit yet is fitted first.
+    Loops, tokens or parameters, in three sentences: the best model for --flops, what the next 10% of FLOPs should buy,
+    and how sure that is. One table: the nats that each way of spending them buys. Give the numbers of your model
+    (--mean-recurrence 8 --tokens 2e10) to start from it, and not from the best one. A table that has no fit yet is
+    fitted first.
     """
     with show_progress(transient=True) as progress:
         progress.begin("Reading the fit")
