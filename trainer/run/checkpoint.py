@@ -26,9 +26,9 @@ def save_checkpoint(
     model: "nn.Module",
     optimizers: "list[Optimizer]",
     counts: dict[str, float],
-    keep: int = 2,
+    keep: int | None = 2,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, whole or not at all; then remove all but the newest `keep`.
+    """Write the state after `step` steps under `folder`, whole or not at all; then remove all but the newest `keep`, if given.
 
     Raises:
         OSError: the disk is full, or the like; older checkpoints are unchanged.
@@ -63,7 +63,7 @@ def save_checkpoint(
         shutil.rmtree(building, ignore_errors=True)
 
     # Remove older checkpoints
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old)
     return final
 
