@@ -10,7 +10,7 @@ import json
 import math
 import re
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -311,13 +311,12 @@ class OptimizerConfig(Config):
             `rate` lets it fall as the learning rate does, so that no step before that depends on the run's length.
     """
 
-    later_fields: ClassVar[frozenset[str]] = frozenset({"muon_weight_decay_schedule"})
-
     learning_rate: PositiveFloat = 8e-3
     muon_learning_rate: PositiveFloat | None = None
     muon_momentum: Momentum = 0.95
     muon_weight_decay: NonNegativeFloat = 0.2
-    muon_weight_decay_schedule: Literal["run", "rate"] = "run"
+    # Left out where it isn't set, so that runs keep their ids.
+    muon_weight_decay_schedule: Annotated[Literal["run", "rate"], Field(exclude_if=lambda value: value == "run")] = "run"
     adam_betas: tuple[Momentum, Momentum] = (0.8, 0.95)
     adam_eps: PositiveFloat = 1e-10
     gradient_clip: PositiveFloat = 1.0

@@ -1,7 +1,7 @@
 """Branches: a run that goes on from the state of another, its trunk, as if it had trained up to there itself.
 
-Runs that differ in their steps alone take the same steps until the learning rate of the shorter one begins to fall: loops
-and batches are functions of (seed, step). So the longest saves its state where each shorter one leaves it, under
+Runs that differ in their steps alone take the same steps until the learning rate of the shorter one begins to fall:
+loops and batches are functions of (seed, step). So the longest saves its state where each shorter one leaves it, under
 
     <run>/branches/00000400/state.pt
 """
@@ -40,7 +40,7 @@ def branch_step(spec: RunSpec) -> int:
 
 
 def why_no_branch(spec: RunSpec) -> str | None:
-    """Return what in a run depends on its number of steps from the first one on, and what to change; None if nothing."""
+    """Return what in a run's first steps depends on its number of steps, and what to change; None if nothing does."""
     optimizer, recurrence = spec.optimizer, spec.recurrence
     if optimizer.muon_weight_decay and optimizer.muon_weight_decay_schedule == "run":
         return (

@@ -28,7 +28,9 @@ def save_checkpoint(
     counts: dict[str, float],
     keep: int | None = 2,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, whole or not at all; then remove all but the newest `keep`, if given.
+    """Write the state after `step` steps under `folder`, whole or not at all; then remove older ones.
+
+    The newest `keep` stay, and all of them if it is None.
 
     Raises:
         OSError: the disk is full, or the like; older checkpoints are unchanged.

@@ -34,7 +34,7 @@ some_needs = st.one_of(
     st.builds(lambda processes: gpu(1.0, processes), st.integers(2, 8)),
     st.builds(lambda cpus, processes: Needs(cpus, 0, processes), st.integers(1, 8), st.integers(1, 3)),
 )
-some_jobs = st.lists(st.builds(Job, st.floats(0.1, 100), some_needs), min_size=1, max_size=30)
+some_jobs = st.lists(st.builds(Job, st.floats(0.1, 100), some_needs, st.none()), min_size=1, max_size=30)
 
 
 class TestPacking:

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from isoloop.trainer.accounting import loop_cost
 from isoloop.trainer import loop
+from isoloop.trainer.accounting import loop_cost
 from isoloop.trainer.config import ExecutionConfig, OptimizerConfig, RecurrenceConfig, RunSpec, ScheduleConfig
 from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.recurrence import sample_recurrences
@@ -61,7 +61,9 @@ def from_trunk(short, long, folder):
     return Branching(start=TrunkState(run_id=long.run_id, step=int(saved.name), folder=saved))
 
 
-@pytest.mark.parametrize(("fraction", "steps", "shared"), [(0.5, 12, 7), (0.2, 10, 9), (0.25, 12, 10), (0, 8, 7), (1, 8, 1)])
+@pytest.mark.parametrize(
+    ("fraction", "steps", "shared"), [(0.5, 12, 7), (0.2, 10, 9), (0.25, 12, 10), (0, 8, 7), (1, 8, 1)]
+)
 def test_what_is_shared_ends_where_the_rate_falls(spec, fraction, steps, shared):
     run = spec.model_copy(update={"steps": steps, "schedule": ScheduleConfig(decay_fraction=fraction)})
     assert branch_step(run) == shared
