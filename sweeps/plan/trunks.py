@@ -62,7 +62,8 @@ def trunk_groups(cells: Iterable["Cell"]) -> list[Group]:
         groups.setdefault(cell.spec.model_copy(update={"steps": 1}), []).append(cell)
     several = [group for group in groups.values() if len(group) > 1]
     for group in several:
-        if (reason := why_no_branch(group[0].spec)) is not None:
+        again = any(cell.epochs is not None and cell.epochs > 1 for cell in group)
+        if (reason := why_no_branch(group[0].spec, sees_text_again=again)) is not None:
             raise ValueError(
                 f"with trunk: true, runs that differ in tokens alone must do the same until the learning rate decays, "
                 f"but at {group[0].label} {reason}; or set trunk to false"

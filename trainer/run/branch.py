@@ -39,7 +39,7 @@ def branch_step(spec: RunSpec) -> int:
     return min(bisect_left(range(spec.steps), True, key=is_falling), spec.steps - 1)
 
 
-def why_no_branch(spec: RunSpec) -> str | None:
+def why_no_branch(spec: RunSpec, *, sees_text_again: bool) -> str | None:
     """Return what in a run's first steps depends on its number of steps, and what to change; None if nothing does."""
     optimizer, recurrence = spec.optimizer, spec.recurrence
     if optimizer.muon_weight_decay and optimizer.muon_weight_decay_schedule == "run":
@@ -52,6 +52,11 @@ def why_no_branch(spec: RunSpec) -> str | None:
         return (
             f"the curriculum (depth.curriculum_start={recurrence.curriculum_start}) grows over a fraction of the run's "
             "steps; leave it out"
+        )
+    if (count := spec.evaluation.evaluations(sees_text_again=sees_text_again)) > 0:
+        return (
+            f"the best of {count} losses during training, evenly spaced over its steps, is kept; set "
+            "evaluation.during_training to 0"
         )
     return None
 

@@ -139,6 +139,11 @@ class TestMakespan:
         jobs = [Job(5, gpu(1.0)), Job(5, gpu(1.0)), Job(4, gpu(1.0, 2)), Job(3, gpu(1.0)), Job(3, gpu(1.0))]
         assert makespan(jobs, nodes(1, 2), ORDERS["longest first"]) == 5 + 4 + 3
 
+    def test_a_job_that_follows_another_waits_for_it(self):
+        jobs = [Job(5, gpu(1.0)), Job(4, gpu(1.0), (0, 3.0)), Job(2.5, gpu(1.0))]
+        assert makespan(jobs, nodes(1, 2), ORDERS["longest first"]) == 3 + 4
+        assert makespan(jobs, nodes(1, 1), ORDERS["longest first"]) == 5 + 4 + 2.5
+
     def test_giving_up(self):
         jobs = [Job(1, gpu(1.0))] * 4
         assert makespan(jobs, nodes(1, 1), ORDERS["longest first"], limit=4) == math.inf

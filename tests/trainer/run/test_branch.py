@@ -7,7 +7,14 @@ import torch
 
 from isoloop.trainer import loop
 from isoloop.trainer.accounting import loop_cost
-from isoloop.trainer.config import ExecutionConfig, OptimizerConfig, RecurrenceConfig, RunSpec, ScheduleConfig
+from isoloop.trainer.config import (
+    EvaluationConfig,
+    ExecutionConfig,
+    OptimizerConfig,
+    RecurrenceConfig,
+    RunSpec,
+    ScheduleConfig,
+)
 from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, branch_step, why_no_branch
@@ -132,12 +139,21 @@ def test_a_trunk_that_diverges_leaves_the_state_before_to_its_branches(short, lo
     assert branch.trunk_steps == alone.steps - 1
 
 
-def test_recipes_that_depend_on_the_length_are_named(spec, short):
-    assert why_no_branch(short) is None
-    assert why_no_branch(spec.model_copy(update={"optimizer": OptimizerConfig(muon_weight_decay=0.0)})) is None
-    assert "muon_weight_decay_schedule to rate" in why_no_branch(spec)
-    curriculum = RecurrenceConfig(mean=3, curriculum_start=1, curriculum_fraction=0.5)
-    assert "curriculum_start=1" in why_no_branch(short.model_copy(update={"recurrence": curriculum}))
+@pytest.mark.parametrize(
+    ("change", "again", "reason"),
+    [
+        ({}, False, None),
+        ({"optimizer": OptimizerConfig(muon_weight_decay=0.0)}, False, None),
+        ({"optimizer": OptimizerConfig()}, False, "muon_weight_decay_schedule to rate"),
+        ({"recurrence": RecurrenceConfig(mean=3, curriculum_start=1, curriculum_fraction=0.5)}, False, "curriculum"),
+        ({"evaluation": EvaluationConfig(during_training=2)}, False, "during_training to 0"),
+        ({}, True, "during_training to 0"),
+        ({"evaluation": EvaluationConfig(during_training=0)}, True, None),
+    ],
+)
+def test_recipes_that_depend_on_the_length_are_named(short, change, again, reason):
+    found = why_no_branch(short.model_copy(update=change), sees_text_again=again)
+    assert found is None if reason is None else reason in found
 
 
 def test_a_setting_that_came_later_keeps_the_ids_of_runs():
