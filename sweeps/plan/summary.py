@@ -216,6 +216,8 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
         effective = f"N(µ) = {counted.effective_fixed:,} + {counted.effective_per_loop:,} µ effective"
         yield "model", f"{counted.total:,} parameters, {effective}"
     yield "compute", f"{plan.flops:.4g} FLOPs on {plan.tokens:.4g} tokens in all, accounting: {sweep.accounting}"
+    if sweep.trunk:
+        yield "trunks", _trunk_savings(plan, done)
     repeated = [cell for cell in plan.cells if _sees_text_again(cell)]
     if repeated:
         most = max(map(_epochs, repeated))
