@@ -288,10 +288,12 @@ class Engine:
     def _release_held(self) -> None:
         """Queue the runs whose trunk has saved the state that they start from, or won't do so any more."""
         origins = self.trunks.origins([run.cell for run in self.held.values()], self.outcome.failed)
-        for run in list(self.held.values()):
+        for run in self.held.values():
             run.origin = origins[run.cell.run_id]
-            if not run.origin.waits:
-                self._enqueue(self.held.pop(run.index))
+        released = [run for run in self.held.values() if not run.origin.waits]
+        for run in released:
+            self._enqueue(self.held.pop(run.index))
+        self.trunks.clean([run.cell for run in released])
 
     def _enqueue(self, run: _RunState) -> None:
         self.queue.add(run.index, run.priority, run.needs)

@@ -84,7 +84,7 @@ def find_origins(
         own, step = saved.get(cell.run_id, NOTHING), branch_step(cell.spec)
         if own.finished:
             continue
-        best, trunk = _best_state(group, saved, step)
+        best, trunk = _best_state(cell, group, saved)
         done = max(own.newest, best)
         provider = next((run_id for run_id, done in ahead if done < step), None)
         if done < step and provider is not None:
@@ -111,14 +111,15 @@ def unneeded_states(group: Group, saved: Mapping[str, Saved]) -> list[tuple[str,
     needed = set()
     for cell in group:
         own = saved.get(cell.run_id, NOTHING)
-        best, trunk = _best_state(group, saved, branch_step(cell.spec))
+        best, trunk = _best_state(cell, group, saved)
         if not own.finished and best > own.newest:
             needed.add((trunk, best))
     present = [(cell.run_id, step) for cell in group for step in saved.get(cell.run_id, NOTHING).branches]
     return [state for state in present if state not in needed]
 
 
-def _best_state(group: Group, saved: Mapping[str, Saved], most: int) -> tuple[int, str | None]:
-    """Return the steps and the run of the furthest saved state of at most `most` steps; 0 if there is none."""
-    states = [(step, cell.run_id) for cell in group for step in saved.get(cell.run_id, NOTHING).branches]
-    return max((state for state in states if state[0] <= most), default=(0, None))
+def _best_state(cell: "Cell", group: Group, saved: Mapping[str, Saved]) -> tuple[int, str | None]:
+    """Return the steps and the run of the furthest state that others have saved and a run can start from; else 0."""
+    others = (other.run_id for other in group if other is not cell)
+    states = [(step, run_id) for run_id in others for step in saved.get(run_id, NOTHING).branches]
+    return max((state for state in states if state[0] <= branch_step(cell.spec)), default=(0, None))

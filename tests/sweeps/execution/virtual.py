@@ -63,7 +63,7 @@ class VirtualCluster:
 
     def __init__(self, clock, machines, seconds):
         self.clock, self.seconds = clock, seconds
-        self.scripts, self.log, self.attempts, self.reported, self.events = {}, [], [], set(), []
+        self.scripts, self.log, self.attempts, self.reported, self.events, self.tasks = {}, [], [], set(), [], []
         self.machines = machines
 
     @property
@@ -89,6 +89,7 @@ class VirtualCluster:
         assert task.run_id not in [attempt.task.run_id for attempt in self.attempts], "one attempt at a time"
         attempt = Attempt(task=task, needs=needs)
         self.attempts.append(attempt)
+        self.tasks.append(task)
         self.log.append((self.clock.now, "queue", task.run_id))
         self.place()
         return attempt
@@ -136,7 +137,7 @@ class VirtualCluster:
                 attempt.act = script.pop(0) if script else Act()
                 seconds = self.seconds[run_id] if attempt.act.seconds is None else attempt.act.seconds
                 attempt.ends = self.clock.now + seconds
-                attempt.saves = saves_of(attempt.task, self.clock.now, seconds)
+                attempt.saves = saves_of(attempt.task, self.clock.now, self.seconds[run_id])
                 self.log.append((self.clock.now, "start", run_id))
 
     def get_on(self, attempt):
