@@ -26,7 +26,8 @@ from isoloop.fitting.isoflop.minima import (
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 from isoloop.fitting.laws.base import Law, Optimum, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.iso_depth import IsoDepthLaw, IsoDepthSixParameterLaw, LoopTermLaw, TruncatedIsoDepthLaw
+from isoloop.fitting.laws.looped import LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.registry import LAWS, law_named
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,

@@ -242,6 +242,7 @@ def checked_columns(law: Law, data: Data) -> dict[str, np.ndarray]:
                 f"the {law.name} law needs `{name}` to vary, but all {rows} rows have {values[0]:g}; "
                 "add runs with other values"
             )
+    law.check(columns)
     return columns
 
 
