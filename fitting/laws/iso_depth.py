@@ -121,7 +121,9 @@ class TruncatedIsoDepthLaw(_LoopWorthLaw):
 
     name = "iso-depth-truncated"
     formula = "L = E + A (N_once + b^phi (r/b)^psi N_rec)^-alpha + B D^-beta"
-    source = "the iso-depth law (Schwethelm et al. 2026, arXiv:2604.21106), with an exponent of its own without gradient"
+    source = (
+        "the iso-depth law (Schwethelm et al. 2026, arXiv:2604.21106), with an exponent of its own without gradient"
+    )
     columns = ("params_once", "params_recurrent", "mean_recurrence", "backprop_depth", "tokens")
     vary = ("mean_recurrence", "tokens")
     parameters = (*IsoDepthLaw.parameters[:5], _worth("phi", "worth of a loop with gradient"), _worth("psi", "without"))
