@@ -45,11 +45,16 @@ from isoloop.fitting.simulate import (
     PUBLISHED_RECURRENCES,
     PUBLISHED_TEST_RECURRENCES,
     PUBLISHED_TRUTH,
+    SIZES_TRUTH,
     Truth,
     draw_losses,
     published_cost_model,
+    simulate_sizes,
     simulate_table,
 )
+from isoloop.fitting.sizes.any_fit import AnyFit, fit_table, read_fit
+from isoloop.fitting.sizes.fit import fit_sizes
+from isoloop.fitting.sizes.result import FrontierPoint, SizesFit
 from isoloop.fitting.sweep_fit import fit_sweep
 from isoloop.fitting.tables.contract import (
     ACCOUNTINGS,

@@ -117,8 +117,9 @@ class Law(ABC):
     def effective(self, parameters: np.ndarray) -> str:
         """Say in one sentence, for the report, what the fitted parameters (p,) mean in effect."""
 
-    def check(self, data: Data) -> None:
-        """Raise ValueError where these rows can't determine the law, with the reason and what to do."""
+    def why_unfit(self, data: Data) -> str | None:
+        """Return the reason why these rows can't determine the law, with what to do; None if they may."""
+        return None
 
     def undetermined(self, parameters: np.ndarray, data: Data) -> list[str]:
         """Return reasons why the range of `data` hardly determines some of the fitted parameters (p,)."""

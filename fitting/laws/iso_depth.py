@@ -66,7 +66,7 @@ class _LoopWorthLaw(Law):
         from_size = A * basis[..., 1]
         by_alpha = -from_size * np.log(whole)
         by_beta = -B * basis[..., 2] * np.log(data["tokens"])
-        by_exponents = (-from_size * alpha * log * recurrent / whole for log in self.log_loops(data))
+        by_exponents = [-from_size * alpha * log * recurrent / whole for log in self.log_loops(data)]
         return np.stack([by_alpha, by_beta, *by_exponents], axis=-1)
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
@@ -133,13 +133,13 @@ class TruncatedIsoDepthLaw(_LoopWorthLaw):
         with_gradient = np.log(data["backprop_depth"])
         return with_gradient, np.log(data["mean_recurrence"]) - with_gradient
 
-    def check(self, data: Data) -> None:
-        """See `Law.check`: loops with and without gradient must differ from run to run, each."""
+    def why_unfit(self, data: Data) -> str | None:
+        """See `Law.why_unfit`: loops with gradient and their share of all loops must differ from run to run."""
         shares = data["backprop_depth"] / data["mean_recurrence"]
         if np.ptp(data["backprop_depth"]) > 0 and np.ptp(shares) > 1e-9:
-            return
-        what = "all loops carry gradient" if (shares >= 1 - 1e-9).all() else "their share, or their number, is the same"
-        raise ValueError(
+            return None
+        what = "all loops carry gradient" if (shares >= 1 - 1e-9).all() else "one of the two is the same"
+        return (
             f"the {self.name} law needs runs that differ in loops with gradient and in their share of all loops, but "
             f"in all {len(shares)} rows {what}; use the iso-depth law"
         )
@@ -198,7 +198,7 @@ class IsoDepthSixParameterLaw(PowerOfSumLaw):
 
 @final
 class LoopTermLaw(Law):
-    """Loss of looped models of several sizes, where the loops have a term of their own instead of a worth in parameters.
+    """Loss of looped models of several sizes, where loops have a term of their own and no worth in parameters.
 
     N counts every parameter once. What loops gain does not depend on the size.
     """
