@@ -72,17 +72,17 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     corpora: dict[DataConfig, Corpus] = {}
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
-        if data not in corpora:
+        if data.whole not in corpora:
             if corpora:
                 progress.begin("Preparing the corpus")
-            corpora[data] = prepare_corpus(data, folders.corpora, progress.update)
+            corpora[data.whole] = prepare_corpus(data.whole, folders.corpora, progress.update)
             progress.begin("Planning")
-        facts = corpora[data].facts
-        return PlannedCorpus(facts.fingerprint, facts.train_tokens)
+        corpus = corpora[data.whole].first(data.unique_tokens)
+        return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
 
     plan = plan_sweep(sweep, corpus_of, progress)
     for data, context, vocabulary in {
-        (cell.spec.data, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
+        (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
         corpora[data].check(context, vocabulary)
     return PreparedSweep(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})

@@ -47,6 +47,8 @@ BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
 GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
+# Evaluations during a run that sees its text again, besides that of its last step.
+BEST_LOSS_EVALUATIONS = 15
 INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
 BLOCKS = ("pre-norm", "residual-norm")
 CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -260,6 +262,8 @@ class DataConfig(Config):
         revision: branch, tag or commit of the data set on Hugging Face; None: `main`.
         validation_fraction: fraction held out: of the bytes, in whole files (text), or of the rows (parquet).
         max_tokens: reading stops at the end of the document with which the training tokens reach this; None: never.
+        unique_tokens: the run sees only the first so many tokens of the training split, again and again where it trains
+            on more; None: all of them. The corpus and its validation split are the same for any number.
         tokenizer: `bytes`; `bpe`, trained on this corpus's training split; a tokenizer.json; or OWNER/NAME of a
             tokenizer on Hugging Face. All but `bytes` must be byte-level.
         tokenizer_vocabulary: token ids of a tokenizer that is trained, including the separator.
@@ -274,6 +278,7 @@ class DataConfig(Config):
     revision: NonEmptyText | None = None
     validation_fraction: Annotated[float, StrictNumber, Field(gt=0, lt=1)] = 0.05
     max_tokens: PositiveInt | None = None
+    unique_tokens: PositiveInt | None = None
     tokenizer: NonEmptyText = "bytes"
     tokenizer_vocabulary: Annotated[StrictInt, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
     tokenizer_sample_bytes: PositiveInt = 200_000_000
@@ -288,6 +293,11 @@ class DataConfig(Config):
         elif self.tokenizer != "bpe":
             self.refuse("a tokenizer that is not trained", "tokenizer_vocabulary", "tokenizer_sample_bytes")
         return self
+
+    @property
+    def whole(self) -> "DataConfig":
+        """The same corpus with all of its training text."""
+        return self.model_copy(update={"unique_tokens": None}) if self.unique_tokens else self
 
     def is_set(self, name: str) -> bool:
         """Return whether a field differs from its default."""
@@ -327,10 +337,34 @@ class ScheduleConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Validation on `sequences` fixed sequences, at T = µ_rec and at each T of `recurrences`."""
+    """Validation on `sequences` fixed sequences, at T = µ_rec and at each T of `recurrences`.
+
+    Args:
+        during_training: evaluations at T = µ_rec before the last step, evenly spaced. The result has the lowest of
+            their losses and the last beside the last. None: 15 if the run sees text again or `keep_best`, else 0.
+        keep_best: keep the weights of the step with the lowest loss, too, if it isn't the last.
+    """
 
     sequences: PositiveInt = 256
     recurrences: tuple[Recurrence, ...] = (1, 2, 4, 8)
+    # At their defaults these two don't enter a run's identity, which older versions computed without them.
+    during_training: NonNegativeInt | None = Field(default=None, exclude_if=lambda value: value is None)
+    keep_best: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @model_validator(mode="after")
+    def _check_keep_best(self) -> Self:
+        if self.keep_best and self.during_training == 0:
+            raise ValueError(
+                "evaluation.keep_best requires evaluations during training, but got during_training=0; raise it or "
+                "leave it out"
+            )
+        return self
+
+    def evaluations(self, *, sees_text_again: bool) -> int:
+        """Return the number of evaluations before the last step."""
+        if self.during_training is not None:
+            return self.during_training
+        return BEST_LOSS_EVALUATIONS if sees_text_again or self.keep_best else 0
 
 
 def check_fixed_depth(
@@ -406,8 +440,13 @@ class RunSpec(Config):
 
     @property
     def run_id(self) -> str:
-        """Twelve hexadecimal digits of a hash of the spec; of the corpus only its fingerprint counts, not its path."""
+        """Twelve hexadecimal digits of a hash of the spec.
+
+        Of the corpus only its fingerprint counts and how much of it is seen, not its path.
+        """
         parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name != "data"]
+        if self.data.unique_tokens is not None:
+            parts.append(f'"unique_tokens":{self.data.unique_tokens}')
         canonical = "{" + ",".join(parts) + "}"
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -3,6 +3,7 @@
 A run has a folder of its own:
 
     spec.json  journal.jsonl  checkpoints/  model/ (the weights, in the published layout)  result.json
+    best-model/ (with evaluation.keep_best, the weights of the best step, if it isn't the last)
 
 `result.json` is written last, atomically; then the checkpoints are removed.
 """
@@ -31,6 +32,7 @@ from isoloop.trainer.model.build import build_model, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
+from isoloop.trainer.run.best import BestStep
 from isoloop.trainer.run.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from isoloop.trainer.run.environment import environment
 from isoloop.trainer.run.journal import Journal
@@ -68,12 +70,12 @@ def train(
         heartbeat: called by every process in every step and, during evaluation, at each T of each batch.
 
     Raises:
-        ValueError: the corpus isn't the spec's or is too small; a checkpoint is torn or of another run; there are more
-            processes than sequences in a batch.
+        ValueError: the corpus isn't the spec's, is too small or has no more than the spec's unique tokens; a checkpoint
+            is torn or of another run; there are more processes than sequences in a batch.
         FolderBusyError: another process trains this run.
     """
     execution, ranks = execution or ExecutionConfig(), Ranks.current()
-    _check_corpus_and_ranks(spec, corpus, ranks)
+    corpus = _checked_corpus(spec, corpus, ranks)
     with sole_owner(folder) if ranks.is_first else nullcontext():
         result = ranks.broadcast_object(read_result(folder) if ranks.is_first else None)
         try:
@@ -109,7 +111,7 @@ def _run_training(
             return evaluate(model, validation, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
 
     # Resume from the newest checkpoint, if there is one
-    steps_done, counts = _restore_latest_checkpoint(folder, spec, model, optimizers, journal, ranks)
+    steps_done, counts, best = _restore_latest_checkpoint(folder, spec, model, optimizers, journal, ranks)
     ranks.broadcast_weights(model)
     if execution.compile:
         compile_blocks(model)
@@ -122,8 +124,9 @@ def _run_training(
 
     # Training, one step at a time
     journal_interval = max(1, spec.steps // JOURNALED_STEPS)
-    intervals = execution.validations + 1
-    validation_steps = {round(spec.steps * i / intervals) for i in range(1, intervals)} - {0, spec.steps}
+    evaluations = spec.evaluation.evaluations(sees_text_again=spec.tokens > len(corpus.train))
+    best_steps = _evenly_spaced(evaluations, spec.steps)
+    validation_steps = best_steps | _evenly_spaced(execution.validations, spec.steps)
     max_loss = DIVERGENCE_FACTOR * math.log(spec.model.padded_vocabulary)
     mean = spec.recurrence.mean
     start_time = last_save = time.monotonic()
@@ -163,6 +166,8 @@ def _run_training(
             with speed.paused():
                 validation_loss = validate({mean})[mean]
             metrics |= {"validation_loss": validation_loss} if math.isfinite(validation_loss) else {}
+            if steps_done in best_steps and validation_loss < (math.inf if best is None else best.loss):
+                best = BestStep.of(steps_done, validation_loss, model if ranks.is_first else None)
         if ranks.is_first and (steps_done % journal_interval == 0 or steps_done == spec.steps):
             metrics |= _step_metrics(spec, model, optimizers, means, gradient_norm, steps_done)
             metrics |= speed.read() | system.read()
@@ -175,7 +180,8 @@ def _run_training(
         if ranks.is_first and (stopping or now - last_save >= execution.checkpoint_seconds):
             save_checkpoint(
                 folder / "checkpoints", run_id=spec.run_id, step=steps_done, model=model, optimizers=optimizers,
-                counts={**counts, "seconds": counts["seconds"] + now - start_time}, keep=execution.keep_checkpoints,
+                counts={**counts, "seconds": counts["seconds"] + now - start_time}, best=best,
+                keep=execution.keep_checkpoints,
             )  # fmt: skip
             last_save = now
         if stopping:
@@ -192,13 +198,32 @@ def _run_training(
     counts["seconds"] += time.monotonic() - start_time
     density = tokens_per_byte(validation, corpus.token_bytes)
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, len(corpus.train))
+    if ranks.is_first:
+        save_published(folder / "model", model, spec.recurrence)
+
+    # Losses at each T of the best step
+    if result.loss is not None and evaluations:
+        best_step, best_losses = steps_done, losses
+        if best is not None and best.loss < result.loss:
+            if ranks.is_first:
+                model.load_state_dict(best.weights)
+            ranks.broadcast_weights(model)
+            best_step, best_losses = best.step, validate({*spec.evaluation.recurrences, mean})
+            if ranks.is_first and spec.evaluation.keep_best:
+                save_published(folder / "best-model", model, spec.recurrence)
+        best_fields = {"best_loss": best_losses[mean], "best_step": best_step, "best_losses": best_losses}
+        result = result.model_copy(update=best_fields)
     journal.event(result.status, step=steps_done, reason=reason)
     journal.close()
     if ranks.is_first:
-        save_published(folder / "model", model, spec.recurrence)
         write_result(folder, result)
         drop_checkpoints(folder / "checkpoints")
     return result
+
+
+def _evenly_spaced(count: int, steps: int) -> set[int]:
+    """Return `count` evenly spaced steps before the last of `steps`, fewer if there are not so many."""
+    return {round(steps * i / (count + 1)) for i in range(1, count + 1)} - {0, steps}
 
 
 def _free_device_memory(device: str) -> None:
@@ -210,13 +235,13 @@ def _free_device_memory(device: str) -> None:
 
 def _restore_latest_checkpoint(
     folder: Path, spec: RunSpec, model: LanguageModel, optimizers: list[Optimizer], journal: Journal, ranks: Ranks
-) -> tuple[int, dict[str, float]]:
+) -> tuple[int, dict[str, float], BestStep | None]:
     """Load the newest intact checkpoint of the run into `model` and `optimizers`.
 
     Rank 0 chooses it, and the others load the same one.
 
     Returns:
-        The steps done and the counts so far, both zero if there is no checkpoint.
+        The steps done, the counts and the best step so far: zero and None if there is no checkpoint.
 
     Raises:
         ValueError: there are checkpoints, but none can be used.
@@ -237,21 +262,24 @@ def _restore_latest_checkpoint(
     chosen = ranks.broadcast_object(chosen)
     if chosen is not None and state is None:
         state = load_checkpoint(chosen, run_id=spec.run_id, model=model, optimizers=optimizers)
-    return state or (0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0})
+    return state or (0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}, None)
 
 
-def _check_corpus_and_ranks(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> None:
+def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
+    """Return what the run sees of the corpus. Raises ValueError as `train` does."""
     if corpus.facts.fingerprint != spec.data_fingerprint:
         raise ValueError(
             f"the corpus must be the one the run was planned with, {spec.data_fingerprint}, but got "
             f"{corpus.facts.fingerprint}; plan the sweep again"
         )
+    corpus = corpus.first(spec.data.unique_tokens)
     corpus.check(spec.model.context, spec.model.vocabulary)
     if ranks.size > spec.batch:
         raise ValueError(
             f"each process must have at least one sequence of a batch, but got {ranks.size} processes for a batch of "
             f"{spec.batch}; use fewer processes"
         )
+    return corpus
 
 
 def _accumulate_gradients(spec: RunSpec, model: LanguageModel, share: BatchShare, execution: ExecutionConfig) -> Tensor:

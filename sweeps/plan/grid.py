@@ -15,7 +15,7 @@ from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.messages import Progress, broken_rules
 from isoloop.sweeps.plan import allocation
-from isoloop.sweeps.plan.axes import RESOURCES_PREFIX, SEED, Point, grid_points
+from isoloop.sweeps.plan.axes import Point, axis_texts, grid_points, separates
 from isoloop.sweeps.plan.packing import Job
 from isoloop.trainer.accounting import (
     Accounting,
@@ -40,7 +40,7 @@ _REPORT_SECONDS = 0.25
 
 
 class PlannedCorpus(NamedTuple):
-    """The fingerprint of a corpus and its training tokens (None without a corpus)."""
+    """The fingerprint of a corpus and the training tokens that a run sees of it (None without a corpus)."""
 
     fingerprint: str
     train_tokens: int | None = None
@@ -49,8 +49,13 @@ class PlannedCorpus(NamedTuple):
 CorpusLookup = Callable[[DataConfig], PlannedCorpus]
 
 
-def simulated_corpus(_: DataConfig) -> PlannedCorpus:
-    """Return the stand-in for the corpus of runs that aren't trained."""
+def simulated_corpus(data: DataConfig) -> PlannedCorpus:
+    """Return the stand-in for the corpus of runs that aren't trained. Raises ValueError if they are to repeat text."""
+    if data.unique_tokens is not None:
+        raise ValueError(
+            "simulated losses are those of new text, which never runs out, but got data.unique_tokens="
+            f"{data.unique_tokens}; leave it out, or train on a corpus"
+        )
     return PlannedCorpus("simulated")
 
 
@@ -63,7 +68,7 @@ class Cell:
         run_id: the run's identity.
         budget: FLOPs that the configuration gives, None if it gives tokens.
         flops: FLOPs expected under the sweep's accounting.
-        epochs: passes over the training split, None without a corpus.
+        epochs: passes over the training text that the run sees, None without a corpus.
         axes: the values that tell the cell from others, besides budget, tokens and mean recurrence.
         resources: the run's resources, with `auto` resolved.
         seconds: expected wall time.
@@ -87,15 +92,15 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """The runs that one law is fitted to: the values of all axes but seed and resources."""
-        own = (name for name in self.axes if name != SEED and not name.startswith(RESOURCES_PREFIX))
-        return ", ".join(f"{name} = {self.axes[name]}" for name in own) or ONE_GROUP
+        """The runs that one law is fitted to: the values of all axes that separate runs."""
+        own = {name: value for name, value in self.axes.items() if separates(name)}
+        return ", ".join(axis_texts(own)) or ONE_GROUP
 
     @property
     def label(self) -> str:
         """The cell in a few words."""
         size = f"C = {self.budget:.3g}" if self.budget else f"D = {self.spec.tokens:.3g}"
-        return ", ".join([f"µ = {self.mean_recurrence}", size, *(f"{name} = {v}" for name, v in self.axes.items())])
+        return ", ".join([f"µ = {self.mean_recurrence}", size, *axis_texts(self.axes)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +175,7 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress |
     if not cells:
         raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
+    _check_one_tokenizer(cells)
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
@@ -303,7 +309,13 @@ class _Planner:
                 f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}; set the "
                 f"{quantity} to {total:.6g}, or lower batch"
             )
-        tokens = steps * step_tokens
+        tokens, unique = steps * step_tokens, settings.data.unique_tokens
+        if unique is not None and unique <= step_tokens:
+            return "unique_tokens", (
+                f"{unique} unique tokens are less than one batch sees ({settings.batch} x {settings.model.context} "
+                f"tokens and the one that follows); raise data.unique_tokens to {step_tokens + 1} or more, or lower "
+                "batch or context"
+            )
         epochs = tokens / corpus.train_tokens if corpus.train_tokens else None
         if epochs is not None and epochs > sweep.maximum_epochs:
             return "maximum_epochs", _too_little_text(tokens, epochs, quantity, corpus, sweep, settings.data)
@@ -347,11 +359,10 @@ def _too_little_text(
     """Return the reason for a cell that passes over its text too often."""
     assert corpus.train_tokens is not None, "only a corpus can be too small"
     is_cut = data.max_tokens is not None and corpus.train_tokens >= data.max_tokens
-    advice = [
-        f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}",
-        "raise data.max_tokens, at which the text is cut" if is_cut else "use more text",
-    ]
-    if epochs <= MOST_EPOCHS_ADVISED:
+    more = "raise data.max_tokens, at which the text is cut" if is_cut else "use more text"
+    more = more if data.unique_tokens is None else "raise data.unique_tokens"
+    advice = [f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}", more]
+    if epochs <= MOST_EPOCHS_ADVISED or data.unique_tokens is not None:
         advice.append("raise maximum_epochs")
     return (
         f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training text, and "
@@ -435,6 +446,17 @@ def _check_distinct(cells: list[Cell]) -> None:
                 f"{cell.budget or cell.spec.tokens:.10g} ({cell.label}) both come to the same {cell.spec.steps} steps; "
                 "drop one of them"
             )
+
+
+def _check_one_tokenizer(cells: list[Cell]) -> None:
+    """Refuse numbers of unique tokens that are counted in several tokenizers: each would be another text."""
+    tokenizers = {(cell.spec.data.tokenizer, cell.spec.data.tokenizer_vocabulary) for cell in cells}
+    if len(tokenizers) > 1 and any(cell.spec.data.unique_tokens for cell in cells):
+        names = ", ".join(sorted({name for name, _ in tokenizers}))
+        raise ValueError(
+            "data.unique_tokens counts tokens of one tokenizer, since so many tokens of another are another text, but "
+            f"the runs have {len(tokenizers)} ({names}); make a sweep for each tokenizer"
+        )
 
 
 def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:

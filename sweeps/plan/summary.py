@@ -154,24 +154,33 @@ def _budget_table(plan: Plan, done: "Results") -> tuple["Table", int]:
     by_budget: dict[tuple[str, float], list[Cell]] = {}
     for cell in plan.cells:
         by_budget.setdefault((cell.group, cell.budget or cell.spec.tokens), []).append(cell)
-    grouped = plan.groups != [ONE_GROUP]
-    table = _table(
-        [*(["group"] if grouped else []), "budget or tokens", "runs", "µ", "FLOPs", "GPU or core hours", "done"]
-    )
+    grouped, repeats = plan.groups != [ONE_GROUP], any(map(_sees_text_again, plan.cells))
+    columns = [*(["group"] if grouped else []), "budget or tokens", "runs", "µ", "FLOPs"]
+    table = _table([*columns, *(["epochs"] if repeats else []), "GPU or core hours", "done"])
     entries, half = sorted(by_budget.items()), MOST_ROWS // 2
     hidden = max(len(entries) - 2 * half, 0)
     for (group, size), cells in entries if not hidden else [*entries[:half], *entries[-half:]]:
         means = sorted({cell.mean_recurrence for cell in cells})
+        epochs = sorted(map(_epochs, cells))
         table.add_row(
             *([group] if grouped else []),
             f"{size:.3g}",
             str(len(cells)),
             f"{means[0]} to {means[-1]}" if len(means) > 1 else str(means[0]),
             f"{sum(cell.flops for cell in cells):.4g}",
+            *([" to ".join(dict.fromkeys(f"{each:.2f}" for each in (epochs[0], epochs[-1])))] if repeats else []),
             f"{sum(_hours(cell) for cell in cells):,.3g}",
             str(sum(cell.run_id in done for cell in cells)),
         )
     return table, hidden
+
+
+def _epochs(cell: Cell) -> float:
+    return cell.epochs or 0.0
+
+
+def _sees_text_again(cell: Cell) -> bool:
+    return _epochs(cell) > 1
 
 
 def _hours(cell: Cell) -> float:
@@ -189,9 +198,12 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
         effective = f"N(µ) = {counted.effective_fixed:,} + {counted.effective_per_loop:,} µ effective"
         yield "model", f"{counted.total:,} parameters, {effective}"
     yield "compute", f"{plan.flops:.4g} FLOPs on {plan.tokens:.4g} tokens in all, accounting: {sweep.accounting}"
-    repeated = [cell.epochs for cell in plan.cells if cell.epochs is not None and cell.epochs > 1]
+    repeated = [cell for cell in plan.cells if _sees_text_again(cell)]
     if repeated:
-        yield "epochs", f"{len(repeated)} of {len(plan.cells)} runs see text again, up to {max(repeated):.3g} times"
+        most = max(map(_epochs, repeated))
+        text = f"{len(repeated)} of {len(plan.cells)} runs see text again, up to {most:.3g} times"
+        evaluations = max(cell.spec.evaluation.evaluations(sees_text_again=True) for cell in repeated)
+        yield "epochs", text + (f"; {evaluations} evaluations during each keep its best loss" if evaluations else "")
     unit = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
     longest = format_duration(plan.cells[0].seconds)
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"

@@ -95,7 +95,7 @@ class RunStore:
             if not is_finished:
                 self._drop_checkpoints(run, published, keep=KEEP_CHECKPOINTS)
                 return
-            for path in sorted(path for path in (folder / "model").rglob("*") if path.is_file()):
+            for path in sorted([*folder.glob("model/*"), *folder.glob("best-model/*")]):
                 self._push_if_changed(path, f"{run}/{path.relative_to(folder).as_posix()}")
             self.remote.upload(folder / "result.json", f"{run}/result.json")
         self._drop_checkpoints(run, published, keep=0)
