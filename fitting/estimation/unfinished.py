@@ -59,9 +59,8 @@ def extrapolated_losses(running: Sequence[TrainingCurve], finished: Sequence[Tra
     From the loss that the finished runs had at the same share of their training, each fell by a factor to its final
     one. The running run is taken to fall by as much: by their mean in logs, or from 8 finished runs on by a line in log
     tokens and log mean recurrence. A decay of the rate at the end is in that factor, so all runs must have the same
-    schedule. The error is that of predicting one more run, with Student's factor for few; where the line goes beyond the finished runs, half of what it adds is error, too. There
-    must be 4 finished
-    runs, and a tenth of the training.
+    schedule. The error is that of predicting one more run, with Student's factor for few; where the line goes beyond
+    the finished runs, half of what it adds is error, too. There must be 4 finished runs, and a tenth of the training.
     """
     ended = [(curve, curve.final) for curve in finished if curve.final is not None]
     if len(ended) < _FEWEST_CURVES:
