@@ -10,6 +10,17 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
+from isoloop.fitting.laws.limited import (
+    DenseBoundedLossLaw,
+    DenseEffectiveTokensLaw,
+    IsoDepthEffectiveTokensLaw,
+    IsoDepthSizedEffectiveTokensLaw,
+    IsoDepthUniqueEffectiveTokensLaw,
+    LoopedBoundedLossLaw,
+    LoopedEffectiveTokensLaw,
+    LoopedSizedEffectiveTokensLaw,
+    SizedEffectiveTokensLaw,
+)
 from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,
@@ -33,6 +44,15 @@ LAWS: tuple[Law, ...] = (
     OverthinkingLaw(),
     JointOverthinkingLaw(),
     UnifiedOverthinkingLaw(),
+    DenseEffectiveTokensLaw(),
+    SizedEffectiveTokensLaw(),
+    LoopedEffectiveTokensLaw(),
+    LoopedSizedEffectiveTokensLaw(),
+    IsoDepthEffectiveTokensLaw(),
+    IsoDepthSizedEffectiveTokensLaw(),
+    IsoDepthUniqueEffectiveTokensLaw(),
+    DenseBoundedLossLaw(),
+    LoopedBoundedLossLaw(),
 )
 """The laws that come with the package."""
 
