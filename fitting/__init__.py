@@ -1,5 +1,7 @@
 """Scaling laws from a run table, and their predictions, without torch, Ray or MLflow. See `fitting.figures` to draw."""
 
+from isoloop.fitting.answer.answer import Answer, answer
+from isoloop.fitting.answer.marginal import Growth, Marginal, growth, marginal
 from isoloop.fitting.answer.optima import BudgetOptimum, LawOptima, exponent_shift, law_optima
 from isoloop.fitting.answer.predict import Prediction, predict
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE, BestModel, Recommendation, recommendation

@@ -70,11 +70,11 @@ class BackpropRule:
 
         It is linear between nodes, and beyond them grows as the loops with gradient do.
         """
-        mu, nodes = np.asarray(mean_recurrence, dtype=float), np.asarray(nodes, dtype=float)
+        mu = np.asarray(mean_recurrence, dtype=float)
         nearest = np.clip(mu, nodes[0], nodes[-1])
         plain = replace(self, poisson=False, curriculum=None)
         beyond = plain.backward_loops(mu) - plain.backward_loops(nearest)
-        return np.maximum(np.interp(mu, nodes, self.depths(nodes)) + beyond, np.minimum(mu, 1.0))
+        return np.maximum(np.interp(mu, nodes, self.depths(np.asarray(nodes))) + beyond, np.minimum(mu, 1.0))
 
     def backward_loops(self, mean_recurrence: ArrayLike) -> np.ndarray:
         """Return the mean loops with gradient per token, of the shape of `mean_recurrence`.

@@ -103,11 +103,13 @@ class ModelFamily:
     ) -> Columns:
         """Return the columns that laws read, of the arguments' broadcast shape; `extra` ones are broadcast, too.
 
-        The loss is that at T = mean recurrence. Without effective parameters in the table there are none here, and
-        backprop depths only where those of the runs follow a rule.
+        The loss is that at T = mean recurrence. A family of one member takes its own parameters for `params`. Without
+        effective parameters in the table there are none here, and backprop depths only where they follow a rule.
         """
         named = {name: np.asarray(values, dtype=float) for name, values in (extra or {}).items()}
         sized = np.asarray(params, dtype=float)
+        if len(self.members) == 1:
+            sized = np.full_like(sized, self.members[0].params)
         arrays = (sized, np.asarray(mean_recurrence, dtype=float), np.asarray(tokens, dtype=float))
         params, mu, tokens, *others = np.broadcast_arrays(*arrays, *named.values())
         columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}

@@ -20,7 +20,14 @@ from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit
 from isoloop.fitting.selection.choose import SIZES_LAWS
-from isoloop.fitting.selection.holdout import HeldOutRow, LawPredictor, cross_validate, errors_of, held_out_rows
+from isoloop.fitting.selection.holdout import (
+    HeldOutRow,
+    HoldOutBy,
+    LawPredictor,
+    cross_validate,
+    errors_of,
+    held_out_rows,
+)
 from isoloop.fitting.selection.misfit import Misfit, law_misfit
 from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
 from isoloop.fitting.sizes.frontier import frontier
@@ -249,11 +256,12 @@ class _SizesFitter:
         """Return the errors of the rival laws on runs held out by the largest budget and by size."""
         names = dict.fromkeys([*(law.law for law in laws.laws), *SIZES_LAWS])
         predictors = [LawPredictor(law=name, objective=self.objective, kind=self.kind, draws=0) for name in names]
-        results = []
-        for by in ("largest budget", "size"):
+        results: list[LawComparison] = []
+        held_out: tuple[HoldOutBy, ...] = ("largest budget", "size")
+        for by in held_out:
             self.report("rival laws", len(results) / 2)
             try:
-                compared = cross_validate(self.data, predictors, by)  # type: ignore[arg-type]
+                compared = cross_validate(self.data, predictors, by)
             except ValueError as error:
                 results.append(LawComparison(by=by, errors=(), missing=(("all laws", str(error)),)))
             else:

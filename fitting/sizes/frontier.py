@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.sizes.result import FrontierPoint, Growth, SizeAtBudget, quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
@@ -47,32 +48,37 @@ def _point(surface: LossSurface, flops: float) -> tuple[FrontierPoint, SurfaceOp
     best, drawn = surface.best(tokens_for), surface.best_draws(tokens_for)
     # The best of each measured size, all by the same refits
     of_sizes = []
-    for member in surface.family.members:
+    members = surface.family.members if isinstance(surface.family, ModelFamily) else ()
+    for member in members:
         span = (member.params, member.params)
         of_sizes.append((surface.best(tokens_for, params=span), surface.best_draws(tokens_for, params=span)))
     losses = np.array([float(own.loss) for own, _ in of_sizes])
     drawn_losses = None if drawn is None else np.stack([each.loss for _, each in of_sizes if each is not None])
     sizes = []
-    for place, (member, (own, draws)) in enumerate(zip(surface.family.members, of_sizes, strict=True)):
+    for place, (member, (own, draws)) in enumerate(zip(members, of_sizes, strict=True)):
         extra = None if drawn_losses is None else drawn_losses[place] - drawn_losses.min(axis=0)
         sizes.append(
             SizeAtBudget(
                 label=member.label,
                 params=member.params,
-                mean_recurrence=quantity(own.mean_recurrence, draws and draws.mean_recurrence),
-                tokens=quantity(own.tokens, draws and draws.tokens),
-                loss=quantity(own.loss, draws and draws.loss),
+                mean_recurrence=quantity(float(own.mean_recurrence), _drawn(draws, "mean_recurrence")),
+                tokens=quantity(float(own.tokens), _drawn(draws, "tokens")),
+                loss=quantity(float(own.loss), _drawn(draws, "loss")),
                 extra_loss=quantity(losses[place] - losses.min(), extra),
                 chance=None if drawn_losses is None else float(np.mean(drawn_losses.argmin(axis=0) == place)),
             )
         )
     point = FrontierPoint(
         budget=float(flops),
-        params=quantity(best.params, drawn and drawn.params),
-        mean_recurrence=quantity(best.mean_recurrence, drawn and drawn.mean_recurrence),
-        tokens=quantity(best.tokens, drawn and drawn.tokens),
-        loss=quantity(best.loss, drawn and drawn.loss),
+        params=quantity(float(best.params), _drawn(drawn, "params")),
+        mean_recurrence=quantity(float(best.mean_recurrence), _drawn(drawn, "mean_recurrence")),
+        tokens=quantity(float(best.tokens), _drawn(drawn, "tokens")),
+        loss=quantity(float(best.loss), _drawn(drawn, "loss")),
         at_bound=tuple(name for name, flag in best.at_bound.items() if flag),
         sizes=tuple(sizes),
     )
     return point, best, drawn
+
+
+def _drawn(optima: SurfaceOptimum | None, name: str) -> np.ndarray | None:
+    return None if optima is None else getattr(optima, name)

@@ -74,7 +74,8 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     if len(fit.laws.draws_by_law) > 1:
         table += filled(fit.laws.reason, COLUMNS, first="  ", rest="    ")
     # What to doubt: as many caveats as there is room for
-    room, doubts, shown = lines - len(head) - len(table) - 4, [], 0
+    room, shown = lines - len(head) - len(table) - 4, 0
+    doubts: list[str] = []
     for caveat in fit.caveats:
         more = filled(printable(caveat), COLUMNS, first="  - ", rest="    ")
         if len(doubts) + len(more) > room:
