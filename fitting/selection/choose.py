@@ -42,6 +42,8 @@ _ROWS_AT_MOST = 5000
 """Runs on which laws are compared; of more, a random sample."""
 DENSE_LAWS = ("chinchilla", "six-parameter")
 LOOPED_LAWS = ("training", "looped-six-parameter", "iso-depth", "chinchilla", "six-parameter")
+SIZES_LAWS = ("iso-depth", "iso-depth-six-parameter", "iso-depth-truncated", "loop-term", "training", "chinchilla")
+"""Laws of looped models of several sizes: a worth of loops, three other forms, and phi = 1 and 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +312,10 @@ def default_laws(table: pd.DataFrame) -> tuple[str, ...]:
     """
     if is_dense(table):
         return DENSE_LAWS
-    return LOOPED_LAWS if "effective_params_fixed" in table else ("loops",)
+    if "effective_params_fixed" not in table:
+        return ("loops",)
+    several = len(table[["effective_params_fixed", "effective_params_per_loop"]].drop_duplicates()) > 1
+    return SIZES_LAWS if several else LOOPED_LAWS
 
 
 @dataclass(frozen=True, kw_only=True)
