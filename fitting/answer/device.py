@@ -118,7 +118,7 @@ class DeviceNeeds:
         """Return the logarithm of the bytes of each size, (..., sizes), at T loops (...)."""
         if not self.held:
             raise ValueError(
-                f"a limit of memory needs the columns {', '.join(_NEEDS)}, but the table has none; rerun 'isoloop run', "
+                f"a limit of memory needs the columns {', '.join(_NEEDS)}, but it has none; rerun 'isoloop run', "
                 "which writes them and trains nothing twice, or add them to a table of your own"
             )
         totals = [

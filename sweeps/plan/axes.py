@@ -39,7 +39,8 @@ RESERVED = frozenset([
     "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
     "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
     "inference_weights", "inference_cache_per_token_fixed", "inference_cache_per_token_loop",
-    "inference_activations_per_token", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
+    "inference_activations_per_token", "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds",
+    "group", "trial",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 
