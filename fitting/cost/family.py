@@ -132,7 +132,7 @@ class ModelFamily:
                 member.cost.backprop.depths_between(mu, member.cost.mean_recurrences)  # type: ignore[union-attr]
                 for member in self.members
             ]
-            columns["backprop_depth"] = self._between(params, np.stack(depths, axis=-1))
+            columns["backprop_depth"] = between_sizes(self.sizes, params, np.stack(depths, axis=-1))
         return columns | dict(zip(named, others, strict=True))
 
     def tokens_for(self, flops: ArrayLike, params: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:

@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 
 from isoloop.fitting import simulate_table
+from isoloop.fitting.answer.constrained import best_under
 from isoloop.fitting.answer.device import DeviceNeeds, Held, TrainingTime
-from isoloop.fitting.answer.limits import Limits, best_under
+from isoloop.fitting.answer.limits import Limits
+from isoloop.fitting.cost.family import FamilyMember, ModelFamily
+from isoloop.fitting.cost.looped import MeasuredCost
 from tests.fitting.answer.surfaces import ISO_DEPTH, TEST_TIME, dense_surface, looped_surface
 from tests.run_tables import CHINCHILLA, dense_table
 
@@ -205,9 +208,6 @@ def test_needs_come_from_the_columns_of_the_runs():
 def test_a_table_without_cost_model_can_not_serve():
     surface = looped_surface(one_size=True)
     measured = pd.DataFrame({"mean_recurrence": [1.0, 2.0], "tokens": 1e9, "flops": [1e18, 2e18], "params": 1e8})
-    from isoloop.fitting.cost.family import FamilyMember, ModelFamily
-    from isoloop.fitting.cost.looped import MeasuredCost
-
     cost = MeasuredCost.from_table(measured.drop(columns="params"))
     family = ModelFamily(members=(FamilyMember(label="", cost=cost),))
     with pytest.raises(ValueError, match="FLOPs of a forward pass need the columns of the cost model"):
