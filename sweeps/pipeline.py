@@ -14,7 +14,7 @@ from isoloop.sweeps.execution.status import write_manifest
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
-from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, grid_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
@@ -113,7 +113,11 @@ def train_sweep(
     plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
     with sole_driver(folders, command=command, storage=storage_uri(plan.sweep)):
         # Train and record.
-        write_manifest(plan.cells, folders)
+        accounting = {"accounting": plan.sweep.accounting}
+        write_manifest(plan.cells, folders, columns=lambda cell: accounting | grid_columns(plan, cell))
+        so_far = folders.so_far
+        so_far.sweep.mkdir(exist_ok=True)
+        so_far.config.write_text(config_text(plan.sweep), encoding="utf-8")
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,

@@ -23,7 +23,8 @@ from isoloop.fitting.laws.base import (
     power,
 )
 from isoloop.fitting.laws.dense import ChinchillaLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, TrainingLaw
+from isoloop.fitting.laws.iso_depth import IsoDepthLaw
+from isoloop.fitting.laws.looped import TrainingLaw
 
 UNIQUE_TOKENS = "unique_tokens"
 """The column of the distinct tokens that a run could see."""

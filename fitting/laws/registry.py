@@ -10,6 +10,7 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
+from isoloop.fitting.laws.iso_depth import IsoDepthLaw, IsoDepthSixParameterLaw, LoopTermLaw, TruncatedIsoDepthLaw
 from isoloop.fitting.laws.limited import (
     DenseBoundedLossLaw,
     DenseEffectiveTokensLaw,
@@ -21,7 +22,7 @@ from isoloop.fitting.laws.limited import (
     LoopedSizedEffectiveTokensLaw,
     SizedEffectiveTokensLaw,
 )
-from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.looped import LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,
     JointTestTimeLaw,
@@ -44,6 +45,9 @@ LAWS: tuple[Law, ...] = (
     OverthinkingLaw(),
     JointOverthinkingLaw(),
     UnifiedOverthinkingLaw(),
+    IsoDepthSixParameterLaw(),
+    TruncatedIsoDepthLaw(),
+    LoopTermLaw(),
     DenseEffectiveTokensLaw(),
     SizedEffectiveTokensLaw(),
     LoopedEffectiveTokensLaw(),

@@ -42,12 +42,15 @@ _ROWS_AT_MOST = 5000
 DENSE_LAWS = ("chinchilla", "six-parameter")
 REPEATED_DENSE_LAWS = ("effective-tokens", "sized-effective-tokens", "bounded-loss")
 REPEATED_LOOPED_LAWS = ("looped-effective-tokens", "looped-sized-effective-tokens", "looped-bounded-loss")
-REPEATED_LAWS_OF_SIZES = (
+REPEATED_SIZES_LAWS = (
     "iso-depth-effective-tokens",
     "iso-depth-sized-effective-tokens",
     "iso-depth-unique-effective-tokens",
+    "looped-effective-tokens",
 )
 LOOPED_LAWS = ("training", "looped-six-parameter", "iso-depth", "chinchilla", "six-parameter")
+SIZES_LAWS = ("iso-depth", "iso-depth-six-parameter", "iso-depth-truncated", "loop-term", "training", "chinchilla")
+"""Laws of looped models of several sizes: a worth of loops, three other forms, and phi = 1 and 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,8 +326,10 @@ def default_laws(table: pd.DataFrame) -> tuple[str, ...]:
         return (*(REPEATED_DENSE_LAWS if repeated else ()), *DENSE_LAWS)
     if "effective_params_fixed" not in table:
         return ("loops",)
-    several = runs["effective_params_fixed"].nunique() > 1 and repeated
-    return (*(REPEATED_LOOPED_LAWS if repeated else ()), *(REPEATED_LAWS_OF_SIZES if several else ()), *LOOPED_LAWS)
+    several = len(table[["effective_params_fixed", "effective_params_per_loop"]].drop_duplicates()) > 1
+    if several:
+        return (*(REPEATED_SIZES_LAWS if repeated else ()), *SIZES_LAWS)
+    return (*(REPEATED_LOOPED_LAWS if repeated else ()), *LOOPED_LAWS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,8 +144,8 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the columns that laws read, of the finished runs: arrays of shape (rows,).
 
-    The losses of looped models are those at T = mean recurrence. Effective parameters are there if the table has them,
-    and unique tokens (those that a run saw) if it has those of every run.
+    The losses of looped models are those at T = mean recurrence. Effective parameters and backprop depths are there if
+    the table has them, and unique tokens (those that a run saw) if it has those of every run.
     """
     rows = finished_rows(table)
     unique = np.minimum(unique_tokens_of(rows), rows["tokens"].to_numpy(dtype=float))
@@ -174,6 +174,8 @@ def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.
     by_run = table.set_index("run_id").reindex(rows["run_id"])
     data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
     data["flops"] = by_run["flops"].to_numpy(dtype=float)
+    if "backprop_depth" in table and by_run["backprop_depth"].notna().all():
+        data["backprop_depth"] = by_run["backprop_depth"].to_numpy(dtype=float)
     if "effective_params_fixed" in table:
         fixed, per_loop = (
             by_run[name].to_numpy(dtype=float) for name in ("effective_params_fixed", "effective_params_per_loop")

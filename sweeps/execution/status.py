@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,6 +23,7 @@ from isoloop.trainer.run.result import read_result
 STATES = ("done", "diverged", "pruned", "failed", "running", "again", "waiting")
 FETCH_SECONDS = 10.0
 _LEAST_SPEED_SECONDS = 5.0
+_COLUMNS = "columns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +122,18 @@ class SweepStatus:
         counts["waiting"] += self.trials.runs_to_come if self.trials else 0
         return {state: counts[state] for state in STATES if counts[state]}
 
-    def to_json(self) -> str:
-        """Return everything as JSON, for programs; a number that isn't finite is null."""
+    def to_json(self, *, so_far: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """Return everything as JSON, for programs; a number that isn't finite is null.
+
+        `so_far` are the answers before the end, if they are wanted.
+        """
         runs = [_finite(vars(run)) for run in self.runs]
         parts = {"driver": self.driver and vars(self.driver), "trials": self.trials and vars(self.trials)}
         return json.dumps(
-            {**_finite(vars(self)), "at_work": self.at_work, **parts, "runs": runs}, indent=1, allow_nan=False
+            {**_finite(vars(self)), "at_work": self.at_work, **parts, "runs": runs}
+            | ({} if so_far is None else {"so_far": list(so_far)}),
+            indent=1,
+            allow_nan=False,
         )
 
 
@@ -142,6 +149,7 @@ def write_manifest(
     *,
     trials: TrialCounts | None = None,
     known: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    columns: Callable[[Cell], Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the list of the runs, before they start.
 
@@ -150,14 +158,23 @@ def write_manifest(
         folders: the sweep's folders.
         trials: the trials of a tuning.
         known: fields of a run's status that only the tuning knows, by run id.
+        columns: columns of a run's row of the run table that its folder doesn't tell, for an answer before the end.
     """
     entries = [
         {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.flops}
         | dict(known.get(cell.run_id, {}))
+        | ({} if columns is None else {_COLUMNS: dict(columns(cell))})
         for cell in cells
     ]
     folders.sweep.mkdir(parents=True, exist_ok=True)
     write_atomically(folders.manifest, json.dumps({"trials": trials and vars(trials), "cells": entries}))
+
+
+def planned_rows(folders: Folders) -> dict[str, dict[str, Any]]:
+    """Return the columns of each run's row that the manifest holds, by run id; none if it was written without."""
+    cells = json.loads(folders.manifest.read_text(encoding="utf-8"))
+    cells = cells if isinstance(cells, list) else cells["cells"]
+    return {cell["run_id"]: cell[_COLUMNS] for cell in cells if _COLUMNS in cell}
 
 
 def read_status(folders: Folders) -> SweepStatus:
@@ -269,6 +286,7 @@ class StatusReader:
         before, self._runs, self._open = self._runs, {}, {}
         for cell in content["cells"]:
             run_id = cell["run_id"]
+            cell.pop(_COLUMNS, None)
             run = RunStatus(**{"state": "waiting", "step": 0, **cell})
             if run_id in before and before[run_id].state in ("done", "diverged"):
                 run = replace(before[run_id], label=run.label)

@@ -464,13 +464,23 @@ def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
 
     With several groups, the column `group` names the one that the run belongs to.
     """
-    columns: dict[str, Any] = {
-        "accounting": plan.sweep.accounting,
-        "seed": cell.spec.seed,
-        "mean_recurrence": cell.mean_recurrence,
-        **cost_model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+    columns = spec_columns(cell.spec, plan.sweep.accounting)
+    return columns | {name: value for name, value in grid_columns(plan, cell).items() if name not in columns}
+
+
+def spec_columns(spec: RunSpec, accounting: Accounting) -> dict[str, Any]:
+    """Return the columns of the run table that follow from a run's specification alone."""
+    return {
+        "accounting": accounting,
+        "seed": spec.seed,
+        "mean_recurrence": spec.recurrence.mean,
+        **cost_model_columns(spec.model, spec.recurrence, accounting),
     }
-    columns |= {name: value for name, value in cell.axes.items() if name not in columns}
+
+
+def grid_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return the columns of the run table that only the grid knows: the axes, the group and the budget."""
+    columns = dict(cell.axes)
     if len(plan.groups) > 1:
         columns["group"] = cell.group
     return columns if cell.budget is None else {**columns, "budget": cell.budget}

@@ -16,6 +16,7 @@ from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, loss_column, los
 from isoloop.sweeps.plan.grid import Cell, Plan, planned_columns
 from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.accounting import expected_loops
+from isoloop.trainer.config import RunSpec
 from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
@@ -54,12 +55,17 @@ VIEW = "mlflow.sharedViewState."
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
     """Return the tags of a cell that the plan determines: its columns known before the run, and its origin."""
     columns = {**planned_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
-    if plan.sweep.accounting != "exact":  # nominal loops count, whatever was run
-        columns["forward_loops"], columns["backward_loops"] = expected_loops(cell.spec.recurrence, "parcae-release")
+    return {**origin_tags(plan), **column_tags(cell.spec, columns)}
+
+
+def column_tags(spec: RunSpec, columns: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a run's planned columns, with the loops that count where accounting is nominal."""
+    if columns["accounting"] != "exact":  # nominal loops count, whatever was run
+        forward, backward = expected_loops(spec.recurrence, "parcae-release")
+        columns = {**columns, "forward_loops": forward, "backward_loops": backward}
     return {
-        **origin_tags(plan),
         IN_SWEEP: "true",
-        PLANNED_TOKENS: str(cell.spec.tokens),
+        PLANNED_TOKENS: str(spec.tokens),
         **{f"{COLUMN}{name}": _to_tag(value) for name, value in columns.items()},
     }
 
