@@ -28,6 +28,7 @@ from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_ro
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
+from isoloop.fitting.tables.best_loss import best_loss_notes, with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
 from isoloop.fitting.tables.repetition import mixed_text_budgets, unique_tokens_of
@@ -108,7 +109,7 @@ def fit_sweep(
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
     runs = check_runs(table, budget_tolerance=budget_tolerance)
-    checked = runs.frame
+    checked = with_best_losses(runs.frame)
     if law is None:
         law = default_laws(checked)[0]
     _check_law(law, checked)
@@ -134,7 +135,8 @@ def fit_sweep(
     ).fit(name, law, independent=independent)
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
-    notes = (*reading, *(note for note in runs.notes if note not in reading))
+    found = (*runs.notes, *best_loss_notes(runs.frame))
+    notes = (*reading, *(note for note in found if note not in reading))
     return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)), reading=notes)
 
 

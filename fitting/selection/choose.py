@@ -30,6 +30,7 @@ from isoloop.fitting.selection.holdout import (
 )
 from isoloop.fitting.selection.misfit import law_misfit
 from isoloop.fitting.selection.preference import Criteria, Preference, preferred_law
+from isoloop.fitting.tables.best_loss import best_loss_notes
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import RunTable, check_runs, is_dense
@@ -279,7 +280,7 @@ def choose_table(
         caveats.append(f"Left out, since they did not finish or have no loss: {unfinished} of {len(checked)} rows.")
     laws = laws or default_laws(checked)
     repeated = next((law for law in laws if law_named(law).reads_unique_tokens), "")
-    caveats += repetition_caveats(finished_rows(checked), repeated)
+    caveats += [*best_loss_notes(checked), *repetition_caveats(finished_rows(checked), repeated)]
     cost: Cost | None = None
     try:
         cost = cost_of(checked)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import architecture_columns
+from isoloop.fitting.tables.best_loss import with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import implausible_losses
 from isoloop.fitting.tables.contract import (
@@ -96,8 +97,11 @@ def select_rows(table: pd.DataFrame, *, experiment: str | None = None, outliers:
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that can be fitted, index renewed: status `finished`, and no implausible loss."""
-    rows = table[table["status"] == "finished"]
+    """Return the rows that can be fitted, index renewed: status `finished`, and no implausible loss.
+
+    Losses are those that fits read: see `best_loss`.
+    """
+    rows = with_best_losses(table[table["status"] == "finished"])
     return rows[~implausible_rows(rows)].reset_index(drop=True)
 
 
@@ -106,6 +110,7 @@ def implausible_rows(table: pd.DataFrame) -> np.ndarray:
 
     See `checks.implausible_losses`. Losses in two units are compared in one, so that no run is left out for its unit.
     """
+    table = with_best_losses(table)
     finished = (table["status"] == "finished").to_numpy()
     losses = table["loss"].to_numpy(dtype=float)
     budgets = table["budget"].to_numpy(dtype=float) if "budget" in table else np.full(len(table), np.nan)
@@ -163,7 +168,8 @@ def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """
     rows = test_time_losses(table)
     data = _with_architecture(rows, table)
-    data["loss_at_mean"] = table.set_index("run_id")["loss"].reindex(rows["run_id"]).to_numpy(dtype=float)
+    at_mean = with_best_losses(table).set_index("run_id")["loss"]
+    data["loss_at_mean"] = at_mean.reindex(rows["run_id"]).to_numpy(dtype=float)
     return data
 
 
