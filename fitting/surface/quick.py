@@ -19,7 +19,6 @@ from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
 
-
 def quick_surface(
     table: pd.DataFrame, *, errors: Mapping[str, float] | None = None, draws: int = 200, seed: int = 0
 ) -> LossSurface:

@@ -50,7 +50,9 @@ def why_repetition_not_fitted(runs: pd.DataFrame) -> str:
     if unknown:
         return f"{unknown} of {len(runs)} runs have neither `unique_tokens` nor `epochs`; fill them in"
     if "mean_recurrence" in runs and "effective_params_fixed" not in runs:
-        return "those of looped models need effective parameters (params_once, params_recurrent), and the table has none"
+        return (
+            "those of looped models need effective parameters (params_once, params_recurrent), and the table has none"
+        )
     seen = np.maximum(epochs, 1.0)
     repeated = int((epochs > 1).sum())
     if repeated < _FEWEST_REPEATED or seen.max() < _LEAST_EPOCHS:

@@ -64,7 +64,9 @@ def test_the_fit_of_a_table_with_unique_tokens_alone_says_so_everywhere():
     assert any(caveat.startswith(REPEATED_TEXT) for caveat in fit.caveats)
     best = predict(fit, params=1e9, tokens=1e10)
     assert "this is for a text of 4.6e+09 tokens, which is seen 2.17 times" in best.notes
-    by_other_law = fit_sweep(runs.assign(unique_tokens=runs["tokens"].max() / 11), name="L(N, D)", law="chinchilla", draws=0)
+    by_other_law = fit_sweep(
+        runs.assign(unique_tokens=runs["tokens"].max() / 11), name="L(N, D)", law="chinchilla", draws=0
+    )
     note = "fitted to runs that saw their text up to 11 times (see the fit's caveats)"
     fit = by_other_law
     assert note in predict(fit, flops=1e20).notes
