@@ -91,8 +91,8 @@ def epochs_text(epochs: float) -> str:
 def repetition_caveats(table: pd.DataFrame, law: str = "") -> list[str]:
     """Return the caveats of fitted runs (rows of a checked table) that saw text more than once, none if no run did.
 
-    `law` is the name of the law of repeated text that was fitted to them, empty for laws of new text. About 4 epochs are nearly as good as new text, and more are worth less and less (Muennighoff et al. 2023,
-    arXiv:2305.16264).
+    `law` is the name of the law of repeated text that was fitted to them, empty for laws of new text. About 4 epochs
+    are nearly as good as new text, and more are worth less and less (Muennighoff et al. 2023, arXiv:2305.16264).
     """
     epochs = epochs_of(table)
     runs = table[(table["status"] == "finished").to_numpy() & ~np.isnan(epochs)]
@@ -104,9 +104,10 @@ def repetition_caveats(table: pd.DataFrame, law: str = "") -> list[str]:
     span = " to ".join(dict.fromkeys((epochs_text(least), epochs_text(most))))
     start = f"{REPEATED_TEXT}: {count} of {len(runs)} fitted runs saw their training text {span} times."
     if law:
+        last = "" if "best_loss" in table else ": if losses are those of overfitted last steps, add `best_loss`"
         caveats = [
             f"{start} The {law} law counts repeated text by what it is worth, and takes no loss to rise with more "
-            "epochs: if losses are those of overfitted last steps, fit those of the best checkpoints instead."
+            f"epochs{last}."
         ]
     else:
         worth = (
