@@ -25,7 +25,8 @@ def quick_surface(
     """Fit the law after training and the one that extends it to a checked run table, and return their surface.
 
     That is the default law of the table. `errors` are the standard deviations of log losses that were not measured but
-    extrapolated, by run id; such losses count by as much less. Raises ValueError as `fit_law` and `ModelFamily.from_table` do.
+    extrapolated, by run id; such losses count by as much less. Raises ValueError as `fit_law` and
+    `ModelFamily.from_table` do.
     """
     data, runs = law_data(table), finished_rows(table)
     family: ModelFamily | DenseFamily
