@@ -72,10 +72,9 @@ def fit_sizes(
 ) -> SizesFit:
     """Fit one law to runs that differ in size, mean recurrence and tokens, and find the best models through budgets.
 
-    Arguments are those of `fit_sweep`; the law is by default the iso-depth law, or where runs saw their text again, its form with effective tokens; the one that
-    extends it joins.
-    Raises ValueError as `check_runs` does, for a table without several sizes and their effective parameters, and where
-    the law can't be fitted.
+    Arguments are those of `fit_sweep`; the law is by default the iso-depth law, or where runs saw their text again, its
+    form with effective tokens. The law that extends it joins. Raises ValueError as `check_runs` does, for a table
+    without several sizes and their effective parameters, and where the law can't be fitted.
     """
     # The table, its sizes, and the runs to hold out
     if draws < 0 or seed < 0:
