@@ -120,6 +120,7 @@ class ModelFamily:
         params, mu, tokens, *others = np.broadcast_arrays(*arrays, *named.values())
         columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}
         columns["flops"] = tokens * self.flops_per_token(params, mu)
+        columns |= self.members[0].cost.text_columns(tokens)
         shares = self.recurrent_shares
         if not np.isnan(shares).any():
             share = np.clip(
