@@ -25,6 +25,8 @@ _DRAWS = 200
 _ALL_LOOPS, _NEAR = 16, 3
 """Loops at test time up to which every number is tried, and how many on each side of the best refits choose from."""
 _REACHED = 0.995
+_AROUND = (0.5, 0.7, 1.0, 1.4, 2.0)
+"""Training budgets, beside the one that reaches a loss, at which refits find the one that does by them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +112,13 @@ def best_under(surface: LossSurface, limits: Limits, flops: float | None) -> Lim
     search = _Search(surface=thin, limits=limits, flops=flops, chooses_recurrence=chooses)
     found = search.best()
     spent = flops or found.model.flops
-    free = replace(search, limits=_without(limits), flops=spent).best()
+    free = replace(search, limits=limits.only(), flops=spent).best()
     alone = {
-        name: replace(search, limits=limits.alone(name), flops=spent).best()
+        name: replace(search, limits=limits.only(name), flops=spent).best()
         for name in limits.given
         if len(limits.given) > 1
     }
-    searches = {"all": (found, limits), **{name: (each, limits.alone(name)) for name, each in alone.items()}}
+    searches = {"all": (found, limits), **{name: (each, limits.only(name)) for name, each in alone.items()}}
     costs = {name: _cost(thin, free, *each) for name, each in searches.items()}
     saving, optimal = _saving(thin, limits, found) if limits.served_tokens is not None else (None, None)
     return Limited(
@@ -151,7 +153,7 @@ class _Search:
     def best(self) -> LimitedModel:
         """Return the best model with its intervals. Raises ValueError if no model is allowed."""
         choices = self._recurrences()
-        found = [self._optimum(recurrence, None, None) for recurrence in choices]
+        found = [self.optimum(recurrence) for recurrence in choices]
         losses = np.array([float(each.loss) for each in found])
         if not np.isfinite(losses).any():
             raise ValueError(self._why_none())
@@ -161,7 +163,7 @@ class _Search:
         near = choices[max(0, place - _NEAR) : place + _NEAR + 1]
         if self.limits.served_tokens is None:
             near = [choices[place]]
-        return self._described(found[place], self._drawn(near))
+        return self._described(found[place], self.drawn(near))
 
     def _recurrences(self) -> list[float]:
         """Return the loops at test time to choose from; NaN stands for T = mu."""
@@ -174,7 +176,7 @@ class _Search:
             float(loops) for loops in further if _ALL_LOOPS < loops <= largest
         ]
 
-    def _optimum(self, recurrence: float, law: LawFit | None, vectors: np.ndarray | None) -> _Found:
+    def optimum(self, recurrence: float, law: LawFit | None = None, vectors: np.ndarray | None = None) -> _Found:
         """Return the best model at one T, by the surface's laws, or by parameter vectors (..., p) of one law."""
         surface = self.surface
         at_mean = math.isnan(recurrence)
@@ -202,7 +204,7 @@ class _Search:
                     usable &= self.limits.memory_of(params, tested) <= self.limits.memory * (1 + 1e-12)
             size, read = np.where(usable, params, self._sizes()[0]), np.where(usable, tokens, 1.0)
             columns = surface.family.columns(size, loops, self.limits.worth(read), self.extra())
-            losses = surface.laws.loss(columns) if law is None else law.form.loss(vectors, columns)
+            losses = surface.laws.loss(columns) if law is None or vectors is None else law.form.loss(vectors, columns)
             if not at_mean:
                 losses = self._at_test_time(losses, columns, tested, vectors)
             return np.where(usable, losses, np.inf)
@@ -224,12 +226,12 @@ class _Search:
             own = np.concatenate([own[None], drawn[np.arange(len(vectors) - 1) % len(drawn)]])
         return law.form.loss(own, {**columns, "recurrence": recurrence, "loss_at_mean": losses})
 
-    def _drawn(self, recurrences: list[float]) -> _Found | None:
+    def drawn(self, recurrences: list[float]) -> _Found | None:
         """Return the best models by each refit, at the best of several T, (draws,); None without refits."""
         parts = []
         for law, count in self.surface.laws.draws_by_law:
             vectors = np.concatenate([law.vector[None], law.draw_matrix[:count]])
-            each = [self._optimum(recurrence, law, vectors) for recurrence in recurrences]
+            each = [self.optimum(recurrence, law, vectors) for recurrence in recurrences]
             place = np.stack([found.loss for found in each]).argmin(axis=0)
             chosen = {
                 name: np.take_along_axis(np.stack([getattr(found, name) for found in each]), place[None], axis=0)[0]
@@ -367,63 +369,48 @@ def _loss_draws(surface: LossSurface, limits: Limits, found: LimitedModel) -> np
 
 def _cost(surface: LossSurface, free: LimitedModel, found: LimitedModel, limits: Limits) -> Quantity:
     """Return the nats that limits add, paired by refit."""
-    drawn = _loss_draws(surface, limits, found) - _loss_draws(surface, _without(limits), free)
+    drawn = _loss_draws(surface, limits, found) - _loss_draws(surface, limits.only(), free)
     return Quantity(value=found.loss.value - free.loss.value, interval=interval(drawn) if len(drawn) else None)
-
-
-def _without(limits: Limits) -> Limits:
-    return replace(limits, **dict.fromkeys((*limits.given, "repetition")))
 
 
 def _saving(surface: LossSurface, limits: Limits, found: LimitedModel) -> tuple[Quantity | None, Model | None]:
     """Return the share of FLOPs saved against the training-optimal model of the same loss, and that model.
 
-    Its interval comes from the refits' own losses of the found model and their training-optimal models at some budgets.
-    None where no training budget up to 100 times the FLOPs reaches the loss.
+    By a refit, its own training-optimal models at some budgets are compared with its own loss of the found model. None
+    where no training budget within 100 times the model's reaches the loss.
     """
     assert limits.served_tokens is not None
-    only_training = replace(limits, served_tokens=None, memory=None)
+    other_limits = limits.only(UNIQUE_TOKENS, "seconds")
 
-    def optimum(log_flops: float) -> _Found:
-        return _Search(surface=surface, limits=only_training, flops=math.exp(log_flops))._optimum(math.nan, None, None)
+    def search(log_flops: float) -> _Search:
+        return _Search(surface=surface, limits=other_limits, flops=math.exp(log_flops))
 
-    def too_high(log_flops: float) -> float:
-        return float(optimum(log_flops).loss) - found.loss.value
+    def total(log_flops: float, best: _Found) -> np.ndarray:
+        forward = surface.family.forward_flops_per_token(best.params, best.mean_recurrence)
+        return math.exp(log_flops) + (limits.served_tokens or 0.0) * forward
+
+    def excess(log_flops: float) -> float:
+        return float(search(log_flops).optimum(math.nan).loss) - found.loss.value
 
     middle = math.log(found.model.flops)
     ends = middle - math.log(100), middle + math.log(100)
-    if too_high(ends[0]) < 0 or too_high(ends[1]) > 0:
+    if excess(ends[0]) < 0 or excess(ends[1]) > 0:
         return None, None
-    at = brentq(too_high, *ends, xtol=1e-6)
-    best = optimum(at)
-    served = limits.served_tokens * float(surface.family.forward_flops_per_token(best.params, best.mean_recurrence))
+    at = float(brentq(excess, *ends, xtol=1e-6))
+    best = search(at).optimum(math.nan)
     model = model_at(
-        surface,
-        params=float(best.params),
-        mean_recurrence=float(best.mean_recurrence),
-        tokens=float(best.tokens),
+        surface, params=float(best.params), mean_recurrence=float(best.mean_recurrence), tokens=float(best.tokens)
     )
-    value = 1 - found.flops / (math.exp(at) + served)
+    value = 1 - found.flops / float(total(at, best))
     losses = _loss_draws(surface, limits, found)
     if not len(losses):
         return Quantity(value=value, interval=None), model
-    # The refits' training-optimal models at budgets about the point's, and the total at which each reaches its loss
-    logs = at + np.log([0.5, 0.7, 1.0, 1.4, 2.0])
-    drawn = [_Search(surface=surface, limits=only_training, flops=math.exp(log))._drawn([math.nan]) for log in logs]
-    totals = []
-    for k, loss in enumerate(losses):
-        curve = np.array([float(each.loss[k]) for each in drawn if each is not None])
-        total = np.array(
-            [
-                math.exp(log)
-                + limits.served_tokens
-                * float(surface.family.forward_flops_per_token(each.params[k], each.mean_recurrence[k]))
-                for log, each in zip(logs, drawn, strict=True)
-                if each is not None
-            ]
-        )
-        totals.append(math.exp(float(np.interp(-loss, -curve, np.log(total)))))
-    return Quantity(value=value, interval=interval(1 - found.flops / np.array(totals))), model
+    logs = at + np.log(_AROUND)
+    drawn = [search(log).drawn([math.nan]) for log in logs]
+    curves = np.stack([each.loss for each in drawn if each is not None])  # falls with the budget
+    totals = np.stack([total(log, each) for log, each in zip(logs, drawn, strict=True) if each is not None])
+    reached = [np.exp(np.interp(-losses[k], -curves[:, k], np.log(totals[:, k]))) for k in range(len(losses))]
+    return Quantity(value=value, interval=interval(1 - found.flops / np.array(reached))), model
 
 
 def _thinned(surface: LossSurface) -> LossSurface:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -96,12 +97,12 @@ class Limits:
         names = ("memory", UNIQUE_TOKENS, "served_tokens", "seconds")
         return tuple(name for name in names if getattr(self, name) is not None)
 
-    def alone(self, name: str) -> Limits:
-        """Return the limit of that name without the others."""
-        return replace(self, **{other: None for other in self.given if other != name}, **self._repetition_with(name))
-
-    def _repetition_with(self, name: str) -> dict[str, float | None]:
-        return {} if name == UNIQUE_TOKENS else {"repetition": None}
+    def only(self, *names: str) -> Limits:
+        """Return the limits of these names without the others."""
+        dropped: dict[str, Any] = {other: None for other in self.given if other not in names}
+        if UNIQUE_TOKENS not in names:
+            dropped["repetition"] = None
+        return replace(self, **dropped)
 
     def memory_of(self, params: np.ndarray | float, recurrence: np.ndarray | float) -> np.ndarray:
         """Return the bytes at inference of models at `recurrence` loops T."""
