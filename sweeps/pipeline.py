@@ -15,6 +15,7 @@ from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.rates import tuned_rates
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
@@ -80,7 +81,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         corpus = corpora[data.whole].first(data.unique_tokens)
         return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
 
-    plan = plan_sweep(sweep, corpus_of, progress)
+    plan = plan_sweep(sweep, corpus_of, progress, tuned_rates(sweep, folders))
     for data, context, vocabulary in {
         (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -114,6 +115,8 @@ def train_sweep(
     with sole_driver(folders, command=command, storage=storage_uri(plan.sweep)):
         # Train and record.
         write_manifest(plan.cells, folders)
+        if plan.rates is not None:
+            plan.rates.write(folders.rates)
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,
