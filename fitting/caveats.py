@@ -12,6 +12,7 @@ from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import PURE_POWER_LAW, IsoflopFit, Minimum
 from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
+from isoloop.fitting.isoflop.rates import rate_caveats
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
@@ -46,6 +47,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats += cost_caveats(table, fit.cost_model)
     caveats += continuation_caveats(fit.cost_model)
     caveats += repetition_caveats(runs)
+    caveats += rate_caveats(table, fit.isoflop, fit.cost_model)
     # What is less certain than it seems
     if fit.held_out is not None:
         caveats += [

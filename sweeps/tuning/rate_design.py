@@ -23,6 +23,8 @@ STEP = 2.0
 """Factor between a trial's rates and the best ones of its cell."""
 INNER = 0.8
 """Share of the range, about its middle, that the first trials are spread over."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Shift between the first trials of two cells, in shares of the range: multiples of it leave even gaps."""
 DIVERGED = 1.5
 """A proposal stays this factor below rates that diverged."""
 
@@ -63,9 +65,10 @@ def propose_rates(space: SearchSpace, trials: Sequence[Trial], seed: int, *, at_
         law = None
     if law is None:
         share = np.random.default_rng(seed).random(len(paths))
-        if not at_random:
-            halton = qmc.Halton(len(paths), seed=np.random.default_rng(space.sweep.tune.seed))
-            share = halton.random(len(tried) + 1)[-1]
+        if not at_random:  # evenly in each cell, and differently in each
+            start = np.random.default_rng(space.sweep.tune.seed).random(len(paths))
+            points = qmc.Halton(len(paths), scramble=False).random(counts[index] + 1)
+            share = (points[-1] + start + GOLDEN * index) % 1.0
         logs = low + (high - low) * (0.5 + INNER * (share - 0.5))
         comparable = trials
     else:

@@ -9,7 +9,6 @@ from isoloop.sweeps.config.schema import TUNED
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.rates import TunedRates
 from isoloop.sweeps.tuning.result import TuningResult
-from isoloop.sweeps.tuning.search_space import describe_values
 
 
 @dataclass(frozen=True, kw_only=True)
