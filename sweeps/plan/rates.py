@@ -163,7 +163,7 @@ def rate_lines(rates: TunedRates, cells: Sequence["Cell"], *, every_run: bool = 
     beyond = [(cell, run) for cell, run in chosen if run.best.beyond]
     for cell, run in beyond[: None if every_run else _NAMED_RUNS]:
         cost = "at an unknown cost" if run.best.nats is None else f"{run.best.nats:.2g} nats (expected)"
-        yield f"extrapolated: {cell.label}: {describe_beyond(run.best.beyond)}, {cost}"
+        yield f"extrapolated (*): {cell.label}: {describe_beyond(run.best.beyond)}, {cost}"
     if len(beyond) > _NAMED_RUNS and not every_run:
         yield f"and {len(beyond) - _NAMED_RUNS} more, {len(beyond)} of {len(chosen)} runs in all (--all names them)"
     elif not beyond:
