@@ -21,7 +21,6 @@ from isoloop.sweeps.cli.console import (
     show_progress,
 )
 from isoloop.sweeps.cli.options import (
-    DEFAULT_LAW,
     DEFAULT_OUT,
     DEFAULT_REFITS,
     INTERRUPTED,
@@ -318,7 +317,7 @@ def _write_report(files: TargetFiles, out: Path, options: "TableOptions", *, law
         table = read_table(folders.table)
         config, _ = load_config(str(folders.config), out)
         results = fit_and_report(
-            config, folders, table, command=command_line(), law=law or DEFAULT_LAW, draws=draws, progress=progress
+            config, folders, table, command=command_line(), law=law, draws=draws, progress=progress
         )
     return results.report
 
