@@ -38,7 +38,7 @@ def run(*, seeds: int) -> str:
         head = (
             f"{count} runs on the CPU, one after the other in one process: {len(LENGTHS)} numbers of tokens growing by "
             f"2 (up to {LENGTHS[-1]} steps), µ = {' and '.join(map(str, MEANS))}, width 24, bytes of the standard "
-            "library of Python. The FLOPs are those of the plan, and those that the runs report; neither depends on the "
+            "library of Python. The FLOPs are the plan's, and those that the runs report; neither depends on the "
             f"machine. The CPU time contains what {count} models cost without a step: to build, evaluate and save them."
         )
         header = ["decay", "FLOPs saved, planned", "measured", "CPU-s", "CPU-s alone", "CPU time saved", "equal losses"]
