@@ -10,8 +10,8 @@ import pytest
 from isoloop.fitting import LAWS, check_table, fit_sweep, law_named, point_estimate, predict, simulate_table
 from isoloop.fitting.cost import DenseCost
 from isoloop.fitting.laws.dense import ChinchillaLaw
-from isoloop.fitting.laws.limited import EffectiveTokensLaw, repetitions
 from isoloop.fitting.laws.iso_depth import IsoDepthLaw
+from isoloop.fitting.laws.limited import EffectiveTokensLaw, repetitions
 from isoloop.fitting.laws.looped import TrainingLaw
 from isoloop.fitting.selection.choose import choose_table, default_laws
 from isoloop.fitting.simulate import published_cost_model
