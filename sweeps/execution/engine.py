@@ -617,6 +617,8 @@ def _result_line(cell: Cell, result: RunResult) -> str:
         ending = f"loss {result.loss:.4f}" + (
             " (simulated)" if result.simulated else f" in {format_duration(result.seconds)}"
         )
+        if result.compared_loss != result.loss:
+            ending += f", lowest {result.best_loss:.4f} after step {result.best_step}"
     return f"  {cell.run_id}  {cell.label}  {ending}"
 
 
