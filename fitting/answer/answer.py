@@ -16,10 +16,8 @@ from isoloop.fitting.answer.marginal import (
     SAME_FLOPS,
     Gain,
     Growth,
-    Interval,
     Marginal,
     Model,
-    Quantity,
     axes_in_order,
     axis_words,
     best_model,
@@ -36,6 +34,7 @@ from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.surface.quantity import Interval, Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
 _WITHOUT_LOOPS = "without_loops"

@@ -10,11 +10,12 @@ import numpy as np
 from scipy.optimize import brentq
 
 from isoloop.fitting.answer.limits import UNIQUE_TOKENS, Limits
-from isoloop.fitting.answer.marginal import Interval, Model, Quantity, model_at
+from isoloop.fitting.answer.marginal import Model, model_at
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.surface.quantity import Interval, Quantity
 from isoloop.fitting.surface.search import minimise_on_box
 from isoloop.fitting.surface.surface import LossSurface
 

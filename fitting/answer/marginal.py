@@ -11,9 +11,9 @@ from scipy.optimize import brentq
 
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
-Interval = tuple[float, float]
 _WIDEST = 1e6
 """Largest factor by which an axis is raised to spend the next FLOPs."""
 _DECADE = 10.0
@@ -21,21 +21,6 @@ SAME_FLOPS, MORE_FLOPS = "same_flops", "more_flops"
 """Ways to spend FLOPs that are no axis: the best model for those of a model, and for the next ones as well."""
 _IN_ORDER = ("mean_recurrence", "tokens", "params")
 """The axes in the order of the question: more loops, more tokens or more parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A value with its 95% interval over refits, None without refits."""
-
-    value: float
-    interval: Interval | None
-
-    def text(self, form: str = ".3g") -> str:
-        """Return the value with its interval in brackets."""
-        if self.interval is None:
-            return f"{self.value:{form}}"
-        low, high = self.interval
-        return f"{self.value:{form}} ({low:{form}} to {high:{form}})"
 
 
 @dataclass(frozen=True, kw_only=True)

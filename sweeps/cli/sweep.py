@@ -147,10 +147,10 @@ def tune(
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
     size, amount = space.size
-    console.print(
-        f"{config.name}: {trial_count} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
-        f"{tuning.folders.sweep}"
-    )
+    place = f"at µ = {space.mean_recurrence}, {size} {amount:.3g}"
+    if space.grid_cells:
+        place = f"in {len(space.grid_cells)} cells, {space.flops_per_trial:.3g} FLOPs each on average"
+    console.print(f"{config.name}: {trial_count} trials {place}, results in {tuning.folders.sweep}")
     for line in space.describe():
         console.print(f"  {line}", markup=False)
 
@@ -198,7 +198,7 @@ def run(
 
         prepared = prepare(config, folders, progress)
     cells, runs = prepared.plan.cells, counted_runs(len(prepared.plan.cells))
-    console.print(f"{config.name}: {runs}, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+    console.print(f"{config.name}: {runs}, {prepared.plan.trained_flops:.3g} FLOPs, results in {folders.sweep}")
     for line in [*describe_corpora(prepared.corpora.values()), *prepared.plan.left_out_lines()]:
         console.print(line, markup=False)
 
