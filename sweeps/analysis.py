@@ -16,7 +16,7 @@ from isoloop.trainer.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoloop.fitting import RunTable, SweepFit
+    from isoloop.fitting import AnyFit, RunTable, SizesFit, SweepFit
     from isoloop.fitting.result import FittedFile
     from isoloop.sweeps.stability.study import StabilityStudy
 
@@ -266,7 +266,7 @@ def _write_page(
     return replace(results, stability="" if part is None else part.summary)
 
 
-def store_fit(fit: "SweepFit", path: Path) -> None:
+def store_fit(fit: "AnyFit", path: Path) -> None:
     """Write a fit to `path` as JSON and, beside it, as readable text: each whole, and never the text of another fit."""
     text, report = fit.to_json(), path.with_suffix(".txt")
     path.parent.mkdir(parents=True, exist_ok=True)
