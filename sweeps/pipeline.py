@@ -11,6 +11,7 @@ from isoloop.sweeps.config.schema import STORAGE_VARIABLE, SweepConfig, config_t
 from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
 from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.execution.status import write_manifest
+from isoloop.sweeps.execution.trunks import with_origins
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
@@ -68,7 +69,8 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     progress.begin("Planning" if sweep.simulation is not None else "Preparing the corpus")
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
+        plan = plan_sweep(sweep, simulated_corpus, progress)
+        return PreparedSweep(plan=with_origins(plan, folders), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
@@ -80,7 +82,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         corpus = corpora[data.whole].first(data.unique_tokens)
         return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
 
-    plan = plan_sweep(sweep, corpus_of, progress)
+    plan = with_origins(plan_sweep(sweep, corpus_of, progress), folders)
     for data, context, vocabulary in {
         (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:

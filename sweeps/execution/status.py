@@ -40,6 +40,7 @@ class RunStatus:
         flops_per_second: recent speed of a running run.
         node: the machine of a running run.
         losses: the training losses of a running run, from its journal.
+        start: the first steps, which its trunk trains.
     """
 
     run_id: str
@@ -53,6 +54,11 @@ class RunStatus:
     flops_per_second: float | None = None
     node: str | None = None
     losses: tuple[float, ...] = ()
+    start: int = 0
+
+    def share_at(self, step: float) -> float:
+        """Return the share of the run's own steps that are done after `step` of all its steps."""
+        return min(1.0, max(0.0, (step - self.start) / (self.steps - self.start)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +167,8 @@ def write_manifest(
         columns: columns of a run's row of the run table that its folder doesn't tell, for an answer before the end.
     """
     entries = [
-        {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.flops}
+        {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.trained_flops}
+        | ({"start": cell.origin.step} if cell.origin.step else {})
         | dict(known.get(cell.run_id, {}))
         | ({} if columns is None else {_COLUMNS: dict(columns(cell))})
         for cell in cells
@@ -228,16 +235,16 @@ class StatusReader:
         self._read_manifest()
         driver = last_driver(self.folders)
         at_work = driver is not None and driver.at_work
-        state: dict[str, Any] = {"running": {}, "queued": [], "again": {}, "failed": {}, "note": None}
+        state: dict[str, Any] = {"running": {}, "queued": [], "held": {}, "again": {}, "failed": {}, "note": None}
         with suppress(FileNotFoundError):  # a driver that has just started has none
             state |= json.loads(self.folders.state.read_text(encoding="utf-8"))
         if not at_work:
-            state |= {"running": {}, "queued": [], "again": {}, "note": None}
+            state |= {"running": {}, "queued": [], "held": {}, "again": {}, "note": None}
         # The runs without a result that may have changed. Most of a large sweep's runs have no folder yet.
         runs_folder = self.folders.out / "runs"
         present = self._open.keys() & os.listdir(runs_folder) if runs_folder.is_dir() else set()
         queued = set(state["queued"])
-        named = queued.union(state["running"], state["again"], state["failed"])
+        named = queued.union(state["running"], state["held"], state["again"], state["failed"])
         begun = {run_id for run_id in present if not self._has_ended(run_id, now)}
         changed = begun | self._open.keys() & (named | self._named)
         self._named = named
@@ -247,7 +254,7 @@ class StatusReader:
             flops = self._flops[run_id]
             run = _unfinished(self._open[run_id], flops, journal, state, run_id in queued, now)
             self._runs[run_id] = run
-            trained = flops * min(1.0, run.step / run.steps)
+            trained = flops * run.share_at(run.step)
             done += trained
             left -= flops if run.state == "failed" else trained
         # The whole.
@@ -313,7 +320,9 @@ class StatusReader:
             journal.read(now)
             self._recent.append(Work(journal.points, flops_per_step))
         elif (end := (folder / "result.json").stat().st_mtime) > now - SPEED_WINDOW_SECONDS:
-            self._recent.append(Work(deque([(end - result.seconds, 0), (end, result.steps)]), flops_per_step))
+            own_seconds = result.seconds * (1 - result.trunk_steps / result.steps)
+            points = deque([(end - own_seconds, result.trunk_steps), (end, result.steps)])
+            self._recent.append(Work(points, flops_per_step))
         return True
 
     def _read_journal(self, run_id: str, now: float) -> JournalReader:
@@ -341,7 +350,8 @@ class StatusReader:
         return flops / (end - start) if flops else None
 
     def _flops_per_step(self, run_id: str) -> float:
-        return self._flops[run_id] / self._runs[run_id].steps
+        run = self._runs[run_id]
+        return self._flops[run_id] / (run.steps - run.start)
 
 
 def _unfinished(
@@ -363,6 +373,8 @@ def _unfinished(
         status = replace(planned, state="again", reason=state["again"][run_id])
     elif is_queued:
         status = replace(planned, reason="in Ray's queue")
+    elif run_id in state["held"]:
+        status = replace(planned, reason=state["held"][run_id])
     if journal is None:
         return status
     status = replace(status, step=journal.step, loss=journal.losses[-1] if journal.losses else None)
@@ -372,4 +384,5 @@ def _unfinished(
     if (speed := journal.steps_per_second) is None:
         return status
     left = max(0.0, planned.steps - journal.step - journal.unrecorded_steps(0.0, now))
-    return replace(status, flops_per_second=speed * flops / planned.steps, seconds=left / speed)
+    flops_per_second = speed * flops / (planned.steps - planned.start)
+    return replace(status, flops_per_second=flops_per_second, seconds=left / speed)
