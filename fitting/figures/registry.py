@@ -217,7 +217,7 @@ FIGURES: dict[str, FigureKind] = {
 
 SIZES_FIGURES: dict[str, FigureKind] = {
     "sizes_surface": FigureKind(
-        about="Loss of the {laws} over size and mean recurrence at the largest budget, with its runs and the best model.",
+        about="Loss of the {laws} over size and mean recurrence at the largest budget, its runs, and the best model.",
         draw=_on_axes(draw_sizes_surface),
         size=(6.0, 4.2),
         shape=0.7,
