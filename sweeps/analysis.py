@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import SO_FAR, Folders, SweepResults, TablePlaces
+from isoloop.sweeps.runs import GROUP, joint_runs
 from isoloop.sweeps.stability.study import is_study
 from isoloop.trainer.files import write_atomically
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from isoloop.fitting.result import FittedFile
     from isoloop.sweeps.stability.study import StabilityStudy
 
-GROUP = "group"
 FEWEST_RUNS = 4
 
 
@@ -30,7 +30,7 @@ def fit_and_report(
     table: "pd.DataFrame",
     *,
     command: str,
-    law: str = "training",
+    law: str | None = None,
     draws: int = 1000,
     progress: Progress | None = None,
 ) -> SweepResults:
@@ -38,9 +38,10 @@ def fit_and_report(
 
     A law of one architecture holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs
     differ along other axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of
-    its own. Groups that differ only in size are fitted together, too: on the sweep's own page, or where other axes vary
-    as well, in a folder for each combination of these. `law` is that of the loss after training, and `draws` are the
-    refits behind each interval. A stability study is evaluated and stored, too.
+    its own. Groups that differ in size alone, or in the unique tokens of their text alone, are fitted together, too; so
+    are, in a folder of their own, the sizes of each combination of other axes. `law` is that of the loss after
+    training, by default one that fits the table, and `draws` are the refits behind each interval. A stability study is
+    evaluated and stored, too.
     """
     # Remove the results of an earlier table, and those before the end.
     shutil.rmtree(folders.groups, ignore_errors=True)
@@ -57,9 +58,9 @@ def fit_and_report(
     if GROUP not in table:
         return fit(folders, table, study=study)
     groups = {str(label): part.drop(columns=GROUP) for label, part in table.groupby(GROUP, sort=False)}
-    joint = _joint_groups(sweep, table)
-    whole = joint.pop("", None)
-    groups = joint | groups
+    whole = joint_runs(table)
+    if whole is None:
+        groups = _sizes_of_combinations(sweep, table) | groups
     slugs = _slugs(list(groups))
     results: dict[str, SweepResults] = {}
     for label, part in groups.items():
@@ -84,21 +85,17 @@ def fit_and_report(
     return _write_page(sweep, table, folders, command, of_all, progress, study=study)
 
 
-def _joint_groups(sweep: SweepConfig, table: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
-    """Return the runs that one law over sizes is fitted to, by what they have in common; "" for all runs of a sweep."""
+def _sizes_of_combinations(sweep: SweepConfig, table: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+    """Return the runs of each combination of the axes but the size, by name, where they have several sizes."""
     from isoloop.fitting.sizes.fit import several_sizes
     from isoloop.sweeps.plan.axes import axis_texts, is_size, separates
 
     names = dict.fromkeys([*sweep.axes, *(name for point in sweep.points for name in point)])
     others = [name for name in names if name in table and separates(name) and not is_size(name)]
-    runs = table.drop(columns=GROUP)
     if not others:
-        parts = {"": runs}
-    else:
-        combinations = runs.groupby(others, sort=False, dropna=False)
-        parts = {
-            ", ".join([*axis_texts(part[others].iloc[0].to_dict()), "all sizes"]): part for _, part in combinations
-        }
+        return {}
+    combinations = table.drop(columns=GROUP).groupby(others, sort=False, dropna=False)
+    parts = {", ".join([*axis_texts(part[others].iloc[0].to_dict()), "all sizes"]): part for _, part in combinations}
     return {label: part for label, part in parts.items() if several_sizes(part)}
 
 
@@ -205,7 +202,7 @@ def _fit_table(
     table: "pd.DataFrame",
     *,
     command: str,
-    law: str,
+    law: str | None,
     draws: int,
     progress: Progress,
     label: str | None = None,
@@ -230,15 +227,10 @@ def _fits(
 ) -> SweepResults:
     """Fit a table with and without its largest budget, and store the fits; `options` are those of `fit_table`.
 
-    The training law, the default of a sweep, gives way to the default law over sizes where the runs have several.
-
     `file` is the file that the table is in, if it is that of a target and not of a sweep.
     """
     from isoloop.fitting import SizesFit, SweepFit, fit_table
-    from isoloop.fitting.sizes.fit import several_sizes
 
-    if several_sizes(table) and law == "training":
-        law = None
     fits: dict[bool, AnyFit] = {}
     reasons: dict[bool, str] = {}
     for hold_out in (False, True):
