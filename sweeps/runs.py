@@ -186,7 +186,9 @@ def joint_runs(table: "pd.DataFrame") -> "pd.DataFrame | None":
     if GROUP not in table:
         return None
     for axis in (SIZE, UNIQUE_TOKENS):
-        by_value = table.groupby(axis, dropna=False)[GROUP].nunique() if axis in table else ()
+        if axis not in table:
+            continue
+        by_value = table.groupby(axis, dropna=False)[GROUP].nunique()
         if len(by_value) > 1 and by_value.max() == 1:
             return table.drop(columns=GROUP)
     return None
