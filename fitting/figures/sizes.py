@@ -20,7 +20,8 @@ from isoloop.fitting.figures.axes import (
     set_title,
 )
 from isoloop.fitting.figures.style import ACCENT, BLUE, INK, MUTED, run_points
-from isoloop.fitting.sizes.result import FrontierPoint, Quantity, SizesFit
+from isoloop.fitting.sizes.result import FrontierPoint, SizesFit
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.tables.runs import law_data
 
 _CELLS = 120

@@ -10,8 +10,9 @@ from isoloop.fitting.answer.predict import Prediction, perplexity, range_notes
 from isoloop.fitting.answer.verdict import Verdict
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.sizes.result import Interval, SizesFit
+from isoloop.fitting.sizes.result import SizesFit
 from isoloop.fitting.sizes.verdict import verdict_on
+from isoloop.fitting.surface.quantity import Interval
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
 

@@ -8,7 +8,7 @@ from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS
 from isoloop.fitting.isoflop.rates import TUNED_RATES
-from isoloop.fitting.sizes.result import Quantity
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
 
