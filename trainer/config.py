@@ -47,6 +47,8 @@ BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
 GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
+# Evaluations during a run that sees its text again, besides that of its last step.
+BEST_LOSS_EVALUATIONS = 15
 INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
 BLOCKS = ("pre-norm", "residual-norm")
 CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -260,6 +262,8 @@ class DataConfig(Config):
         revision: branch, tag or commit of the data set on Hugging Face; None: `main`.
         validation_fraction: fraction held out: of the bytes, in whole files (text), or of the rows (parquet).
         max_tokens: reading stops at the end of the document with which the training tokens reach this; None: never.
+        unique_tokens: the run sees only the first so many tokens of the training split, again and again where it trains
+            on more; None: all of them. The corpus and its validation split are the same for any number.
         tokenizer: `bytes`; `bpe`, trained on this corpus's training split; a tokenizer.json; or OWNER/NAME of a
             tokenizer on Hugging Face. All but `bytes` must be byte-level.
         tokenizer_vocabulary: token ids of a tokenizer that is trained, including the separator.
@@ -274,6 +278,7 @@ class DataConfig(Config):
     revision: NonEmptyText | None = None
     validation_fraction: Annotated[float, StrictNumber, Field(gt=0, lt=1)] = 0.05
     max_tokens: PositiveInt | None = None
+    unique_tokens: PositiveInt | None = None
     tokenizer: NonEmptyText = "bytes"
     tokenizer_vocabulary: Annotated[StrictInt, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
     tokenizer_sample_bytes: PositiveInt = 200_000_000
@@ -288,6 +293,11 @@ class DataConfig(Config):
         elif self.tokenizer != "bpe":
             self.refuse("a tokenizer that is not trained", "tokenizer_vocabulary", "tokenizer_sample_bytes")
         return self
+
+    @property
+    def whole(self) -> "DataConfig":
+        """The same corpus with all of its training text."""
+        return self.model_copy(update={"unique_tokens": None}) if self.unique_tokens else self
 
     def is_set(self, name: str) -> bool:
         """Return whether a field differs from its default."""
@@ -304,12 +314,21 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Muon for the matrices of the blocks, AdamW for everything else."""
+    """Muon for the matrices of the blocks, AdamW for everything else.
+
+    Args:
+        muon_weight_decay_schedule: `run` lets Muon's weight decay fall linearly to 0 over the whole run, as published;
+            `rate` lets it fall as the learning rate does, so that no step before that depends on the run's length.
+    """
 
     learning_rate: PositiveFloat = 8e-3
     muon_learning_rate: PositiveFloat | None = None
     muon_momentum: Momentum = 0.95
     muon_weight_decay: NonNegativeFloat = 0.2
+    # Left out where it isn't set, so that runs keep their ids.
+    muon_weight_decay_schedule: Annotated[Literal["run", "rate"], Field(exclude_if=lambda value: value == "run")] = (
+        "run"
+    )
     adam_betas: tuple[Momentum, Momentum] = (0.8, 0.95)
     adam_eps: PositiveFloat = 1e-10
     gradient_clip: PositiveFloat = 1.0
@@ -325,12 +344,41 @@ class ScheduleConfig(Config):
 
     decay_fraction: Fraction = 0.5
 
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Return the fraction of the peak learning rate at `step` (0-based) of a run of `steps` steps."""
+        decay_steps = self.decay_fraction * steps
+        return min(1.0, (steps - step) / decay_steps) if decay_steps else 1.0
+
 
 class EvaluationConfig(Config):
-    """Validation on `sequences` fixed sequences, at T = µ_rec and at each T of `recurrences`."""
+    """Validation on `sequences` fixed sequences, at T = µ_rec and at each T of `recurrences`.
+
+    Args:
+        during_training: evaluations at T = µ_rec before the last step, evenly spaced. The result has the lowest of
+            their losses and the last beside the last. None: 15 if the run sees text again or `keep_best`, else 0.
+        keep_best: keep the weights of the step with the lowest loss, too, if it isn't the last.
+    """
 
     sequences: PositiveInt = 256
     recurrences: tuple[Recurrence, ...] = (1, 2, 4, 8)
+    # At their defaults these two don't enter a run's identity, which older versions computed without them.
+    during_training: NonNegativeInt | None = Field(default=None, exclude_if=lambda value: value is None)
+    keep_best: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @model_validator(mode="after")
+    def _check_keep_best(self) -> Self:
+        if self.keep_best and self.during_training == 0:
+            raise ValueError(
+                "evaluation.keep_best requires evaluations during training, but got during_training=0; raise it or "
+                "leave it out"
+            )
+        return self
+
+    def evaluations(self, *, sees_text_again: bool) -> int:
+        """Return the number of evaluations before the last step."""
+        if self.during_training is not None:
+            return self.during_training
+        return BEST_LOSS_EVALUATIONS if sees_text_again or self.keep_best else 0
 
 
 def check_fixed_depth(
@@ -406,8 +454,13 @@ class RunSpec(Config):
 
     @property
     def run_id(self) -> str:
-        """Twelve hexadecimal digits of a hash of the spec; of the corpus only its fingerprint counts, not its path."""
+        """Twelve hexadecimal digits of a hash of the spec.
+
+        Of the corpus only its fingerprint counts and how much of it is seen, not its path.
+        """
         parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name != "data"]
+        if self.data.unique_tokens is not None:
+            parts.append(f'"unique_tokens":{self.data.unique_tokens}')
         canonical = "{" + ",".join(parts) + "}"
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

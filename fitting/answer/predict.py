@@ -82,7 +82,7 @@ class Prediction:
         if self.verdict.answer:
             title = f"Details: what the {self.method} would choose for {self.flops:.4g} FLOPs"
         lines = [
-            *_wrapped([*map(str, self.verdict.answer), *self.verdict.caveats], ""),
+            *wrapped([*map(str, self.verdict.answer), *self.verdict.caveats], ""),
             f"{title}{simulated}",
             *self._value_lines(),
             *_line("tokens", self.tokens, self.tokens_interval, "tokens"),
@@ -92,10 +92,10 @@ class Prediction:
             *_line("recurrence T", self.recurrence, None, "loops at test time"),
         ]
         if self.reason:
-            lines += _wrapped([f"Why the {self.method}: {self.reason}."], "  ")
+            lines += wrapped([f"Why the {self.method}: {self.reason}."], "  ")
         if self.others:
             lines += ["Other methods, and the loss that their choice would cost", *map(self._other_line, self.others)]
-        return "\n".join([*lines, *_wrapped([f"Note: {note}." for note in self.notes], "  ")]) + "\n"
+        return "\n".join([*lines, *wrapped([f"Note: {note}." for note in self.notes], "  ")]) + "\n"
 
     def _value_lines(self) -> list[str]:
         return [
@@ -118,7 +118,8 @@ def _line(label: str, value: float | None, bounds: tuple[float, float] | None, u
     return [f"  {label:<18}{value:<12.5g}{unit:<16}{limits}".rstrip()]
 
 
-def _wrapped(texts: Iterable[str], indent: str) -> list[str]:
+def wrapped(texts: Iterable[str], indent: str) -> list[str]:
+    """Return texts as paragraphs of at most 100 columns, each indented by `indent`, its further lines by 2 more."""
     wrapper = textwrap.TextWrapper(
         width=_WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False
     )
@@ -315,6 +316,16 @@ def extrapolation_notes(
     ]
     if recurrence is not None and fit.fitted.recurrence is not None:
         quantities.append(("recurrence T", recurrence, fit.fitted.recurrence, "loops"))
+    notes = range_notes(quantities)
+    low, high = fit.fitted.of_axis(fit.axis)
+    assumption = fit.cost_model.assumption_at(on_axis)
+    if assumption and not low / BUDGET_ROUNDING <= on_axis <= BUDGET_ROUNDING * high:
+        notes.append(f"the compute of {on_axis:.3g} loops assumes {assumption}")
+    return notes
+
+
+def range_notes(quantities: Iterable[tuple[str, float, tuple[float, float], str]]) -> list[str]:
+    """Return a note for each quantity (label, value, fitted range, unit) outside its range, with the distance."""
     notes = []
     for label, value, (low, high), unit in quantities:
         if value > BUDGET_ROUNDING * high:
@@ -323,10 +334,6 @@ def extrapolation_notes(
         elif value < low / BUDGET_ROUNDING:
             times = f"{low / value:.1f}x" if value > 0 else "infinitely far"
             notes.append(f"{times} below the smallest fitted {label} ({low:.4g} {unit}".rstrip() + ")")
-    low, high = fit.fitted.of_axis(fit.axis)
-    assumption = fit.cost_model.assumption_at(on_axis)
-    if assumption and not low / BUDGET_ROUNDING <= on_axis <= BUDGET_ROUNDING * high:
-        notes.append(f"the compute of {on_axis:.3g} loops assumes {assumption}")
     return notes
 
 

@@ -20,6 +20,7 @@ from isoloop.fitting.compare.difference import (
     difference,
     shared_budgets,
 )
+from isoloop.fitting.compare.multiplier import MULTIPLIER, ComputeMultiplier, Multiplier, compute_multiplier
 from isoloop.fitting.compare.side import (
     BEST_MODEL,
     LAW_SECTIONS,
@@ -54,7 +55,8 @@ class SweepComparison:
     `accounting` is that of both, None if they have two. `optima_flops` are the FLOPs at which optima are compared.
     `missing_sections` says what one of them lacks, `verdicts` which of them is better at equal FLOPs, and `caveats`
     what makes the comparison wrong or weak. `incomparable` holds the reasons, by "losses" and "tokens", why the two
-    can't be compared in these.
+    can't be compared in these. `multiplier` is how many times the FLOPs of B sweep A needs for B's losses, None where
+    one has no law or their losses or FLOPs can't be compared.
     """
 
     first: SweepSummary
@@ -66,6 +68,7 @@ class SweepComparison:
     verdicts: tuple[str, ...]
     caveats: tuple[str, ...]
     incomparable: dict[str, str]
+    multiplier: ComputeMultiplier | None = None
 
     def of(self, section: str) -> tuple[Difference, ...]:
         """Return the numbers of one section, by its title in the report."""
@@ -86,6 +89,8 @@ class SweepComparison:
             "  Brackets are 95% intervals; * marks a significant change: its interval leaves out 0 (1 for a ratio).",
         ]
         parts = ["\n".join(lines)]
+        if self.multiplier is not None:
+            parts.append(_multiplier_text(self.multiplier))
         parts += [_section_text(title, self.of(title)) for title in dict.fromkeys(d.section for d in self.differences)]
         if self.missing_sections:
             parts.append("\n".join(["Not compared", *_missing_lines(self.missing_sections)]))
@@ -148,7 +153,9 @@ def compare_sweeps(
     if _training_laws_differ(a, b):
         reason = "it is fitted by another law than A"
         missing.append(MissingSection(section=LAW_SECTIONS["training"], side="B", reason=reason))
-    order = [*SECTIONS, BEST_RUNS, LEAST_LOSSES]
+    multiplier, without_multiplier = _multiplier(a, b, optima_flops, incomparable)
+    missing += without_multiplier
+    order = [MULTIPLIER, *SECTIONS, BEST_RUNS, LEAST_LOSSES]
     names = [field.name for field in dataclasses.fields(SweepSummary)]
     summaries = [SweepSummary(**{name: getattr(sweep, name) for name in names}) for sweep in (a, b)]
     return SweepComparison(
@@ -158,10 +165,30 @@ def compare_sweeps(
         optima_flops=optima_flops,
         differences=tuple(differences),
         missing_sections=tuple(sorted(missing, key=lambda part: (order.index(part.section), part.side))),
-        verdicts=tuple(_verdicts(differences)),
+        verdicts=(*(multiplier.sentences if multiplier else ()), *_verdicts(differences)),
         caveats=tuple(comparison_caveats(a, b, optima_flops, incomparable, differences)),
         incomparable=incomparable,
+        multiplier=multiplier,
     )
+
+
+def _multiplier(
+    a: ComparedSweep, b: ComparedSweep, flops: tuple[float, ...], incomparable: dict[str, str]
+) -> tuple[ComputeMultiplier | None, list[MissingSection]]:
+    """Return the compute multiplier, or the reasons why there is none."""
+    reasons = {}
+    for side, sweep in (("A", a), ("B", b)):
+        if sweep.fit is None or sweep.fit.laws_after_training is None:
+            reasons[side] = missing_sections(sweep.fit, sweep.why_no_fit)[BEST_MODEL]
+    if "losses" in incomparable:
+        reasons["B"] = incomparable["losses"]
+    elif a.accounting != b.accounting:
+        reasons["B"] = f"its FLOPs are counted by `{b.accounting}`, those of A by `{a.accounting}`"
+    if reasons:
+        return None, [MissingSection(section=MULTIPLIER, side=side, reason=why) for side, why in reasons.items()]
+    assert a.fit is not None
+    assert b.fit is not None
+    return compute_multiplier(a.fit, b.fit, (a.flops_range, b.flops_range), flops), []
 
 
 def _incomparable(a: ComparedSweep, b: ComparedSweep) -> dict[str, str]:
@@ -252,6 +279,33 @@ def _measured_verdict(differences: list[Difference], how: str) -> str:
     if all(number.interval is None for number in differences):
         clauses.append(f"there are no intervals: {differences[0].reason}")
     return f"By {how}: {'; '.join(clauses) or 'a tie everywhere'}."
+
+
+def _multiplier_text(multiplier: ComputeMultiplier) -> str:
+    """Return the multiplier over the shared range, and a table of it by B's budgets."""
+
+    def known(one: Multiplier) -> str:
+        return f"{one.times} {f'({one.uncertainty})' if one.uncertainty else '(no interval: no refits)'}"
+
+    rows = [("FLOPs of B", "its loss", "A needs", "times as many", "")]
+    if multiplier.overall:
+        rows.append(
+            (f"{multiplier.overall.low:.3g} to {multiplier.overall.high:.3g}", "", "", known(multiplier.overall), "")
+        )
+    for one in multiplier.at_budgets:
+        of_a = "" if one.first_flops is None else f"{one.first_flops:.3g}"
+        beyond = f"extrapolated: {one.extrapolated}" if one.extrapolated else ""
+        rows.append((f"{one.flops:.3g}", f"{one.loss:.4f}", of_a, known(one), beyond))
+    widths = [max(len(row[place]) for row in rows) for place in range(5)]
+    lines = ["  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in rows]
+    notes = [multiplier.no_overlap] if multiplier.no_overlap else []
+    return "\n".join(
+        [
+            f"{MULTIPLIER}: FLOPs that A needs for the loss of B's best model",
+            *lines,
+            *(_wrap(note, "  ") for note in notes),
+        ]
+    )
 
 
 def _section_text(title: str, differences: Sequence[Difference]) -> str:

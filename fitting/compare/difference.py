@@ -127,9 +127,15 @@ def paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Two fits with one seed draw the same noise in the same order, so their draws at one place rise and fall together.
     Paired at random they are independent, as the runs behind the two fits are.
     """
+    a, b = paired_places(len(first), len(second))
+    return first[a], second[b]
+
+
+def paired_places(first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places (n,) of draws of both, of so many each, that `paired` puts together."""
     rng = np.random.default_rng(0)
-    count = _PAIRINGS * max(len(first), len(second))
-    return rng.choice(first, count), rng.choice(second, count)
+    count = _PAIRINGS * max(first, second)
+    return rng.integers(first, size=count), rng.integers(second, size=count)
 
 
 def widened(value: float, draws: np.ndarray, widening: float, *, in_logs: bool) -> np.ndarray:

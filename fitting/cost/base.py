@@ -39,7 +39,7 @@ class Cost(ABC):
             return columns
         return columns | architecture_columns(mu, self.effective_params_fixed, self.effective_params_per_loop)
 
-    def columns(self, budget: float, values: ArrayLike) -> dict[str, np.ndarray]:
+    def columns(self, budget: ArrayLike, values: ArrayLike) -> dict[str, np.ndarray]:
         """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""
         return self.model_columns(values, self.tokens_for(budget, values))
 

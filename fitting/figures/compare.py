@@ -16,14 +16,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
+from isoloop.fitting.compare.multiplier import ComputeMultiplier
 from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, ComparedSweep
 from isoloop.fitting.cost.axis import AXES
-from isoloop.fitting.figures.axes import decade_ticks, mark_handle, power_of_ten, series_handle
+from isoloop.fitting.figures.axes import decade_ticks, mark_handle, place_legend, power_of_ten, series_handle
 from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
 from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, PowerLaw
 
 _SIZE = (7.2, 5.4)
+_MULTIPLIER_HEIGHT = 1.9
+"""Height in inches of the panel of the compute multiplier."""
 _STYLES = (SeriesStyle(colour=BLUE, marker="o", line="-"), SeriesStyle(colour=ACCENT, marker="s", line="--"))
 _OFFSETS = (0.98, 1.02)
 """Factors on budgets that put points of equal budgets side by side, so that neither hides the other."""
@@ -44,7 +47,9 @@ Pair = tuple[ComparedSweep, ComparedSweep]
 def save_comparison(pair: Pair, comparison: SweepComparison, folder: str | Path) -> tuple[Path, ...]:
     """Draw the comparison of a pair of sweeps into `folder` as compare.png, .svg and .pdf, and return the paths."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        width, height = _SIZE
+        height += 0.0 if comparison.multiplier is None else _MULTIPLIER_HEIGHT
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw_comparison(figure, pair, comparison)
     return save_figure(figure, folder, "compare")
@@ -53,7 +58,8 @@ def save_comparison(pair: Pair, comparison: SweepComparison, folder: str | Path)
 def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> None:
     """Draw the best models against compute above, µ* (or N*) and D*, and the changes from A to B below.
 
-    The best runs stand above instead of what the two don't share: power laws, or the axis.
+    The best runs stand above instead of what the two don't share: power laws, or the axis. Between them stands the
+    compute multiplier, if there is one.
     """
     changes = {
         "Exponents": _exponent_changes(pair, comparison),
@@ -61,7 +67,9 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
         "Losses at equal FLOPs": _loss_changes(comparison),
     }
     changes = {title: shown for title, shown in changes.items() if shown}
-    parts: Any = figure.subfigures(1 + bool(changes), 1, height_ratios=(1.15, 1) if changes else None, squeeze=False)
+    multiplier = comparison.multiplier
+    heights = [1.15, *([_MULTIPLIER_HEIGHT / 2.4] if multiplier else []), *([1.0] if changes else [])]
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
     above = parts[0, 0]
     # Optima, or best runs.
     left, right = above.subplots(1, 2)
@@ -83,10 +91,12 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
         for letter, sweep, style in zip("AB", pair, _STYLES, strict=True)
     ]
     above.legend(handles=handles, loc="outside upper left", ncols=2, title="bars and bands: 95%")
-    # Changes.
+    # The multiplier, and changes.
+    if multiplier is not None:
+        draw_multiplier(parts[1, 0].subplots(), multiplier)
     if not changes:
         return
-    below = parts[1, 0]
+    below = parts[-1, 0]
     for axes, (title, shown) in zip(np.ravel(below.subplots(1, len(changes))), changes.items(), strict=True):
         draw_changes(axes, shown, ratio=title == "Optima")
         axes.set_title(title, loc="left", color=INK)
@@ -144,6 +154,43 @@ def draw_best_runs(axes: Axes, pair: Pair) -> None:
                 axes.plot([budget, budget], loss.interval, color=style.colour, lw=0.9)
     axes.set(xlabel="compute C (FLOPs)", ylabel="best run's loss (nats per token)")
     decade_ticks(axes.xaxis)
+
+
+def draw_multiplier(axes: Axes, multiplier: ComputeMultiplier) -> None:
+    """Draw how many times the FLOPs of B sweep A needs for B's loss, at B's budgets, with 95% bars.
+
+    Hollow points are extrapolated. An arrow marks an interval without an upper end, or a loss that A never reaches.
+    """
+    rows = multiplier.at_budgets
+    known = [row.value for row in rows if row.value is not None]
+    top = 1.5 * max([*known, *(end or 0.0 for row in rows for end in row.interval or ()), 1.0])
+    axes.axhline(1.0, color=INK, lw=0.8, zorder=1)
+    for row in rows:
+        low, high = row.interval or (row.value, row.value)
+        if low is not None:
+            axes.plot([row.flops] * 2, [low, top if high is None else high], color=BLUE, lw=1.2, solid_capstyle="butt")
+        if high is None:
+            axes.plot(row.flops, top, "^", color=BLUE, ms=4.5)
+        if row.value is not None:
+            axes.plot(
+                row.flops, row.value, "o", color=BLUE, mfc="white" if row.extrapolated else BLUE, ms=4.5, zorder=3
+            )
+    decade_ticks(axes.xaxis)
+    decade_ticks(axes.yaxis, text="{:g}".format)
+    axes.set(xlabel="compute of B (FLOPs)", ylabel="FLOPs of A / FLOPs of B")
+    axes.set_title("Compute that A needs for B's loss, as a multiple of B's", loc="left", color=INK)
+    bottom, top = axes.get_ylim()
+    if top / bottom < _SHORT_RATIO:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    handles = []
+    if not all(row.extrapolated for row in rows):
+        handles.append(mark_handle("measured range", marker="o", colour=BLUE))
+    if any(row.extrapolated for row in rows):
+        handles.append(mark_handle("extrapolated", marker="o", colour=BLUE, hollow=True))
+    if any(row.interval and row.interval[1] is None for row in rows) or len(known) < len(rows):
+        handles.append(mark_handle("no upper limit, or never", marker="^", colour=BLUE))
+    handles.append(mark_handle("equal compute;\nabove, B needs less", line="-"))
+    place_legend(axes, handles, "bars: 95%")
 
 
 def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) -> None:

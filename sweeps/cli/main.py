@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from isoloop import __version__
+from isoloop.sweeps.cli.answer import answer
 from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.laws import choose, fit, predict
@@ -42,7 +43,22 @@ app = typer.Typer(
 data = typer.Typer(help="Prepare the text that a sweep trains on.", no_args_is_help=True)
 data.command("prepare")(prepare_data)
 app.add_typer(data, name="data")
-for command in (presets, plan, tune, run, status, report, fit, predict, choose, compare, figure, stability, export):
+for command in (
+    presets,
+    plan,
+    tune,
+    run,
+    status,
+    report,
+    fit,
+    answer,
+    predict,
+    choose,
+    compare,
+    figure,
+    stability,
+    export,
+):
     app.command(epilog=EXIT_CODES if command in (tune, run) else None)(command)
 
 

@@ -127,6 +127,24 @@ def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_o
     return stored
 
 
+def fit_or_stored(files: TargetFiles, out: Path, options: "TableOptions") -> "tuple[SweepFit, str]":
+    """Return the stored fit of a target, or one that is made and stored now, and text that says so or how it was read.
+
+    Raises ValueError as `stored_fit` and `fit_target` do.
+    """
+    from isoloop.sweeps.cli.options import reading_text
+
+    fit, made = stored_fit(files, out, options), ""
+    if fit is None:
+        stored = fit_target(files, out, options)
+        place = f"as {stored.path}" if stored.path else f"and not stored, because {stored.problem}"
+        made = (
+            f"No fit of {files.target} was stored: it was fitted now, with the defaults of 'isoloop fit', {place}\n\n"
+        )
+        fit = stored.fit
+    return fit, made + (f"{reading_text(fit.reading)}\n" if fit.reading else "")
+
+
 def _has_changed(table: Path, path: Path, stored: "SweepFit") -> bool:
     """Return True if a table is not what was fitted: by its content, or its time where the fit has no digest."""
     from isoloop.fitting.result import FittedFile

@@ -3,8 +3,6 @@
 Every run inherits the sections `model`, `data`, `optimizer`, ..., which are the trainer's, except what an axis sets.
 """
 
-import math
-import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Self
@@ -12,18 +10,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    Discriminator,
     Field,
-    Secret,
-    Tag,
     ValidationError,
     model_validator,
 )
 
+from isoloop.sweeps.config.fields import Distinct, NotEmpty, SecretUri
 from isoloop.sweeps.config.resources import ClusterConfig, Resources
+from isoloop.sweeps.config.tuning import TuneConfig
 from isoloop.sweeps.config.yaml_text import dump_yaml
 from isoloop.sweeps.messages import broken_rules
-from isoloop.sweeps.privacy import HIDDEN, redacted
+from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.config import (
     SIZES,
     Config,
@@ -51,13 +48,6 @@ STORAGE_VARIABLE = "ISOLOOP_STORAGE"
 TUNE_STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
 
 
-def _refuse_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Raise ValueError if two values are equal; return them otherwise."""
-    if len(set(map(repr, values))) < len(values):
-        raise ValueError(f"values must be distinct, but got {list(values)}; drop one")
-    return values
-
-
 def _refuse_file_name(name: str) -> str:
     """Raise ValueError for a sweep's name that commands would take for a file's, or that no folder can have."""
     if name.lower().endswith(_FILE_ENDINGS) or len(name) > LONGEST_NAME:
@@ -66,37 +56,6 @@ def _refuse_file_name(name: str) -> str:
             f"got '{name}'; choose another name"
         )
     return name
-
-
-NotEmpty = Field(min_length=1)
-Distinct = AfterValidator(_refuse_duplicates)
-
-
-class SecretUri(Secret[str]):
-    """A URI of the configuration: printed, logged, dumped and stored with `***` for its secrets."""
-
-    def _display(self) -> str:
-        return redacted(self.get_secret_value())
-
-    def __len__(self) -> int:
-        return len(self.get_secret_value())
-
-    def with_secret(self, variable: str) -> str:
-        """Return the whole URI, taken from an environment variable if it was stored without its secret.
-
-        Raises:
-            ValueError: the secret was left out, and the variable doesn't hold the same URI with it.
-        """
-        uri = self.get_secret_value()
-        if HIDDEN not in uri:
-            return uri
-        whole = os.environ.get(variable, "")
-        if HIDDEN in whole or redacted(whole) != uri:
-            raise ValueError(
-                f"a URI stored without its secret must be completed from the environment, but {variable} "
-                f"{'holds another URI' if whole else 'is not set'}; set it to the whole of {uri}"
-            )
-        return whole
 
 
 class Tracking(Config):
@@ -216,99 +175,6 @@ class CentredGridConfig(Config):
         return f"{self.law} of {self.fit}"
 
 
-class Range(Config):
-    """An interval to draw a setting from, uniformly or log-uniformly.
-
-    Args:
-        low: smallest value, included.
-        high: largest value, included.
-        log: draw log-uniformly.
-        step: distance between neighbouring values; any value in the interval by default.
-    """
-
-    low: Annotated[float, StrictNumber]
-    high: Annotated[float, StrictNumber]
-    log: bool = False
-    step: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low < high must hold, but got low={self.low:g}, high={self.high:g}; swap or widen them")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a log-uniform range must start above 0, but got low={self.low:g}; raise it")
-        if self.log and self.step is not None:
-            raise ValueError(f"a range must have either log or a step, but got log and step={self.step:g}; drop one")
-        if self.step is not None and not math.isclose(self._steps, round(self._steps), abs_tol=1e-6):
-            raise ValueError(
-                f"a range must be whole steps wide, but {self.low:g} to {self.high:g} is {self._steps:.4g} times "
-                f"{self.step:g}; move high"
-            )
-        return self
-
-    @property
-    def _steps(self) -> float:
-        assert self.step is not None, "only a range with a step has steps"
-        return (self.high - self.low) / self.step
-
-    def contains(self, value: float) -> bool:
-        """Return whether `value` can be drawn."""
-        if not self.low <= value <= self.high:
-            return False
-        steps = 0.0 if self.step is None else (value - self.low) / self.step
-        return math.isclose(steps, round(steps), abs_tol=1e-6)
-
-    def position(self, value: float) -> float:
-        """Return the position of `value` in the interval: 0 at `low`, 1 at `high`, on a log scale with `log`."""
-        low, high, position = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return (position - low) / (high - low)
-
-
-Choices = Annotated[tuple[Any, ...], NotEmpty, Distinct]
-Dimension = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
-    Discriminator(lambda value: "range" if isinstance(value, Mapping | Range) else "choices"),
-]
-
-
-class TuneConfig(Config):
-    """Settings of a tuning, which trains at the sweep's smallest budget.
-
-    Args:
-        space: maps the path of a setting to the range or the list of choices that it is drawn from. By default both
-            learning rates from 1/8 to 8 times the sweep's, Muon's weight decay and the batch.
-        trials: number of runs with different settings, including those of earlier calls.
-        parallel: trials at a time; by default as many as the cluster holds, but at most a quarter of all, since a
-            proposal learns only from trials that have ended.
-        mean_recurrence: µ_rec of the trials; by default the middle one of the sweep's.
-        seed: seed of the proposals; the runs have the sweep's seed.
-        validations: evaluations during each run; pruning compares their losses.
-        pruner: `median` stops a run whose validation loss is above the median of the others' at the same share of their
-            steps, from `prune_from` on; `none` stops no run.
-        prune_from: share of the steps before which no run is pruned: high learning rates look bad until they decay.
-        storage: database of the trials, any that Optuna supports; by default an sqlite file beside the results.
-    """
-
-    space: Annotated[Mapping[str, Dimension], Field(min_length=1)] | None = None
-    trials: PositiveInt = 24
-    parallel: PositiveInt | None = None
-    mean_recurrence: Recurrence | None = None
-    seed: NonNegativeInt = 0
-    validations: NonNegativeInt = 4
-    pruner: Literal["median", "none"] = "median"
-    prune_from: Annotated[float, StrictNumber, Field(ge=0, lt=1)] = 0.5
-    storage: Annotated[SecretUri, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _check_pruner(self) -> Self:
-        if self.pruner != "none" and not self.validations:
-            raise ValueError(
-                f"pruning requires evaluations during a run, but got pruner='{self.pruner}', validations=0; raise "
-                "validations, or set pruner to none"
-            )
-        return self
-
-
 class _Place(Config):
     """A point's place in the grid."""
 
@@ -341,6 +207,7 @@ class SweepConfig(RunSettings):
         exclude: cells to leave out: each entry maps an axis, a path, `budget`, `tokens` or `mean_recurrence` to a value
             or a list of values.
         accounting: how FLOPs are counted, `exact` or `parcae-release`.
+        trunk: let runs that differ in tokens alone share their first steps, up to the decay of the learning rate.
         minimum_steps: cells with fewer training steps are left out.
         maximum_epochs: cells that pass over the training text more often are left out.
         cluster: the machines that the plan assumes.
@@ -358,6 +225,7 @@ class SweepConfig(RunSettings):
     axes: Mapping[str, AxisValues] = {}
     exclude: tuple[Mapping[str, Any], ...] = ()
     accounting: Literal["exact", "parcae-release"] = "exact"
+    trunk: bool = False
     minimum_steps: PositiveInt = 50
     maximum_epochs: PositiveFloat = 1.0
     cluster: ClusterConfig = ClusterConfig()

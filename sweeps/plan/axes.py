@@ -27,7 +27,10 @@ ENTRY_NAME = "name"
 SIZE = "model.size"
 SEED = "seed"
 LEARNING_RATE = "optimizer.learning_rate"
+UNIQUE_TOKENS = "data.unique_tokens"
 RESOURCES_PREFIX = "resources."
+# Axes along which runs may differ that one law is fitted to, besides budget, tokens and mean recurrence.
+JOINT_AXES = frozenset({SEED})
 
 # Columns that every run table has.
 RESERVED = frozenset([
@@ -35,7 +38,7 @@ RESERVED = frozenset([
     "budget", "loss", "flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop",
     "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
     "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
-    "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
+    "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 
@@ -71,8 +74,7 @@ class Point:
     def label(self) -> str:
         """The point in words."""
         size = f"{self.tokens:.4g} tokens" if self.budget is None else f"{self.budget:.4g} FLOPs"
-        axes = (f"{name} = {value}" for name, value in self.axes.items())
-        return ", ".join([size, f"µ = {self.mean_recurrence}", *axes])
+        return ", ".join([size, f"µ = {self.mean_recurrence}", *axis_texts(self.axes)])
 
 
 def grid_points(sweep: SweepConfig) -> list[Point]:
@@ -112,6 +114,16 @@ def grid_points(sweep: SweepConfig) -> list[Point]:
             "remove it"
         )
     return points
+
+
+def axis_texts(axes: Mapping[str, Any]) -> list[str]:
+    """Return each axis with its value, as the configuration has it."""
+    return [f"{name} = {'null' if value is None else value}" for name, value in axes.items()]
+
+
+def separates(axis: str) -> bool:
+    """Return whether runs that differ along an axis are of different groups, each with fits of its own."""
+    return axis not in JOINT_AXES and not axis.startswith(RESOURCES_PREFIX)
 
 
 def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:

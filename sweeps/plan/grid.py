@@ -15,8 +15,9 @@ from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.messages import Progress, broken_rules
 from isoloop.sweeps.plan import allocation
-from isoloop.sweeps.plan.axes import RESOURCES_PREFIX, SEED, Point, grid_points
+from isoloop.sweeps.plan.axes import Point, axis_texts, grid_points, separates
 from isoloop.sweeps.plan.packing import Job
+from isoloop.sweeps.plan.trunks import FROM_SCRATCH, Origin, trunk_groups
 from isoloop.trainer.accounting import (
     Accounting,
     LoopCost,
@@ -40,7 +41,7 @@ _REPORT_SECONDS = 0.25
 
 
 class PlannedCorpus(NamedTuple):
-    """The fingerprint of a corpus and its training tokens (None without a corpus)."""
+    """The fingerprint of a corpus and the training tokens that a run sees of it (None without a corpus)."""
 
     fingerprint: str
     train_tokens: int | None = None
@@ -49,8 +50,13 @@ class PlannedCorpus(NamedTuple):
 CorpusLookup = Callable[[DataConfig], PlannedCorpus]
 
 
-def simulated_corpus(_: DataConfig) -> PlannedCorpus:
-    """Return the stand-in for the corpus of runs that aren't trained."""
+def simulated_corpus(data: DataConfig) -> PlannedCorpus:
+    """Return the stand-in for the corpus of runs that aren't trained. Raises ValueError if they are to repeat text."""
+    if data.unique_tokens is not None:
+        raise ValueError(
+            "simulated losses are those of new text, which never runs out, but got data.unique_tokens="
+            f"{data.unique_tokens}; leave it out, or train on a corpus"
+        )
     return PlannedCorpus("simulated")
 
 
@@ -63,11 +69,12 @@ class Cell:
         run_id: the run's identity.
         budget: FLOPs that the configuration gives, None if it gives tokens.
         flops: FLOPs expected under the sweep's accounting.
-        epochs: passes over the training split, None without a corpus.
+        epochs: passes over the training text that the run sees, None without a corpus.
         axes: the values that tell the cell from others, besides budget, tokens and mean recurrence.
         resources: the run's resources, with `auto` resolved.
-        seconds: expected wall time.
+        seconds: expected wall time, of the whole run.
         memory: estimated bytes of one process on its device.
+        origin: the state of another run, its trunk, that it starts from.
     """
 
     spec: RunSpec
@@ -79,6 +86,21 @@ class Cell:
     resources: Resources
     seconds: float
     memory: float
+    origin: Origin = FROM_SCRATCH
+
+    @property
+    def trained_flops(self) -> float:
+        """FLOPs of the steps that the run trains itself; its trunk has trained the others."""
+        return self.trained_flops_at(self.spec.steps)
+
+    def trained_flops_at(self, step: int) -> float:
+        """Return the FLOPs that the run itself has spent after `step` steps."""
+        return self.flops * max(0, min(step, self.spec.steps) - self.origin.step) / self.spec.steps
+
+    @property
+    def trained_seconds(self) -> float:
+        """Expected wall time of the steps that the run trains itself."""
+        return self.seconds * (1 - self.origin.step / self.spec.steps)
 
     @property
     def mean_recurrence(self) -> int:
@@ -87,15 +109,15 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """The runs that one law is fitted to: the values of all axes but seed and resources."""
-        own = (name for name in self.axes if name != SEED and not name.startswith(RESOURCES_PREFIX))
-        return ", ".join(f"{name} = {self.axes[name]}" for name in own) or ONE_GROUP
+        """The runs that one law is fitted to: the values of all axes that separate runs."""
+        own = {name: value for name, value in self.axes.items() if separates(name)}
+        return ", ".join(axis_texts(own)) or ONE_GROUP
 
     @property
     def label(self) -> str:
         """The cell in a few words."""
         size = f"C = {self.budget:.3g}" if self.budget else f"D = {self.spec.tokens:.3g}"
-        return ", ".join([f"µ = {self.mean_recurrence}", size, *(f"{name} = {v}" for name, v in self.axes.items())])
+        return ", ".join([f"µ = {self.mean_recurrence}", size, *axis_texts(self.axes)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +153,11 @@ class Plan:
         """Training tokens of all runs."""
         return sum(cell.spec.tokens for cell in self.cells)
 
+    @property
+    def trained_flops(self) -> float:
+        """FLOPs that all runs cost, where those that share their first steps train them once."""
+        return sum(cell.trained_flops for cell in self.cells)
+
     @cached_property
     def groups(self) -> list[str]:
         """The groups of runs; a law is fitted to each."""
@@ -139,7 +166,7 @@ class Plan:
     @cached_property
     def jobs(self) -> list[Job]:
         """The cells as the scheduler sees them."""
-        return [Job(cell.seconds, allocation.needs(cell.resources)) for cell in self.cells]
+        return jobs_of(self.cells)
 
     def left_out_lines(self) -> list[str]:
         """Return what to say of the cells that were left out: how many, and an example for each reason."""
@@ -151,8 +178,22 @@ class Plan:
     def price(self, cells: Iterable[Cell] | None = None) -> float | None:
         """Return the price of all runs, or of `cells`, in the currency of `price_per_hour`; None if it isn't given."""
         cells = self.cells if cells is None else cells
-        prices = [allocation.price(cell.seconds, cell.resources, self.sweep.cluster) for cell in cells]
+        prices = [allocation.price(cell.trained_seconds, cell.resources, self.sweep.cluster) for cell in cells]
         return None if None in prices else sum(price for price in prices if price is not None)
+
+
+def jobs_of(cells: Sequence[Cell]) -> list[Job]:
+    """Return the cells as the scheduler sees them: one that waits for its trunk follows that job, if it is there."""
+    places = {cell.run_id: place for place, cell in enumerate(cells)}
+    jobs = []
+    for cell in cells:
+        trunk = places.get(cell.origin.trunk or "") if cell.origin.waits else None
+        follows = None
+        if trunk is not None:
+            steps = cell.origin.step - cells[trunk].origin.step
+            follows = trunk, cells[trunk].seconds * max(0, steps) / cells[trunk].spec.steps
+        jobs.append(Job(cell.trained_seconds, allocation.needs(cell.resources), follows))
+    return jobs
 
 
 def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None) -> Plan:
@@ -164,12 +205,16 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress |
         progress: the watcher of the number of planned cells.
 
     Raises:
-        ValueError: the configuration is inconsistent, two cells are the same run, or no cell can be run.
+        ValueError: the configuration is inconsistent, two cells are the same run, no cell can be run, or runs that are
+            to share a trunk can't.
     """
     cells, left_out = plan_cells(sweep, corpus_of, progress)
     if not cells:
         raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
+    _check_one_tokenizer(cells)
+    if sweep.trunk:
+        trunk_groups(cells)  # raises where runs can't share one
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
@@ -303,7 +348,13 @@ class _Planner:
                 f"{steps} whole steps miss the target by {total / target - 1:+.1%}, more than {TOLERANCE:.0%}; set the "
                 f"{quantity} to {total:.6g}, or lower batch"
             )
-        tokens = steps * step_tokens
+        tokens, unique = steps * step_tokens, settings.data.unique_tokens
+        if unique is not None and unique <= step_tokens:
+            return "unique_tokens", (
+                f"{unique} unique tokens are less than one batch sees ({settings.batch} x {settings.model.context} "
+                f"tokens and the one that follows); raise data.unique_tokens to {step_tokens + 1} or more, or lower "
+                "batch or context"
+            )
         epochs = tokens / corpus.train_tokens if corpus.train_tokens else None
         if epochs is not None and epochs > sweep.maximum_epochs:
             return "maximum_epochs", _too_little_text(tokens, epochs, quantity, corpus, sweep, settings.data)
@@ -347,11 +398,10 @@ def _too_little_text(
     """Return the reason for a cell that passes over its text too often."""
     assert corpus.train_tokens is not None, "only a corpus can be too small"
     is_cut = data.max_tokens is not None and corpus.train_tokens >= data.max_tokens
-    advice = [
-        f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}",
-        "raise data.max_tokens, at which the text is cut" if is_cut else "use more text",
-    ]
-    if epochs <= MOST_EPOCHS_ADVISED:
+    more = "raise data.max_tokens, at which the text is cut" if is_cut else "use more text"
+    more = more if data.unique_tokens is None else "raise data.unique_tokens"
+    advice = [f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}", more]
+    if epochs <= MOST_EPOCHS_ADVISED or data.unique_tokens is not None:
         advice.append("raise maximum_epochs")
     return (
         f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training text, and "
@@ -437,18 +487,39 @@ def _check_distinct(cells: list[Cell]) -> None:
             )
 
 
+def _check_one_tokenizer(cells: list[Cell]) -> None:
+    """Refuse numbers of unique tokens that are counted in several tokenizers: each would be another text."""
+    tokenizers = {(cell.spec.data.tokenizer, cell.spec.data.tokenizer_vocabulary) for cell in cells}
+    if len(tokenizers) > 1 and any(cell.spec.data.unique_tokens for cell in cells):
+        names = ", ".join(sorted({name for name, _ in tokenizers}))
+        raise ValueError(
+            "data.unique_tokens counts tokens of one tokenizer, since so many tokens of another are another text, but "
+            f"the runs have {len(tokenizers)} ({names}); make a sweep for each tokenizer"
+        )
+
+
 def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     """Return the columns of the run table that are known before the run: the axes, and the architecture as numbers.
 
     With several groups, the column `group` names the one that the run belongs to.
     """
-    columns: dict[str, Any] = {
-        "accounting": plan.sweep.accounting,
-        "seed": cell.spec.seed,
-        "mean_recurrence": cell.mean_recurrence,
-        **cost_model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+    columns = spec_columns(cell.spec, plan.sweep.accounting)
+    return columns | {name: value for name, value in grid_columns(plan, cell).items() if name not in columns}
+
+
+def spec_columns(spec: RunSpec, accounting: Accounting) -> dict[str, Any]:
+    """Return the columns of the run table that follow from a run's specification alone."""
+    return {
+        "accounting": accounting,
+        "seed": spec.seed,
+        "mean_recurrence": spec.recurrence.mean,
+        **cost_model_columns(spec.model, spec.recurrence, accounting),
     }
-    columns |= {name: value for name, value in cell.axes.items() if name not in columns}
+
+
+def grid_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return the columns of the run table that only the grid knows: the axes, the group and the budget."""
+    columns = dict(cell.axes)
     if len(plan.groups) > 1:
         columns["group"] = cell.group
     return columns if cell.budget is None else {**columns, "budget": cell.budget}

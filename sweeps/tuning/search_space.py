@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from isoloop.sweeps.config.schema import Dimension, Range, RunSettings, SweepConfig, setting_paths
+from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
+from isoloop.sweeps.config.tuning import Dimension, Range
 from isoloop.sweeps.plan.axes import (
     BUDGET,
     GRID_KEYS,

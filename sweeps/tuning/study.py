@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from isoloop.sweeps.config.schema import Dimension, Range, TuneConfig
+from isoloop.sweeps.config.tuning import Dimension, Range, TuneConfig
 from isoloop.sweeps.messages import translate_errors
 from isoloop.sweeps.tuning.search_space import (
     SearchSpace,

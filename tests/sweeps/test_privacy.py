@@ -13,8 +13,9 @@ import yaml
 
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.cli.options import command_line
+from isoloop.sweeps.config.fields import SecretUri
 from isoloop.sweeps.config.loading import load_sweep
-from isoloop.sweeps.config.schema import SecretUri, Tracking, config_text
+from isoloop.sweeps.config.schema import Tracking, config_text
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.messages import first_line
 from isoloop.sweeps.paths import Folders

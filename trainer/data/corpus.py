@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -84,6 +85,26 @@ class Corpus:
     def token_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of each token id, shape [vocabulary]; the separator counts as one."""
         return np.load(self.folder / "token-bytes.npy")
+
+    def first(self, unique_tokens: int | None) -> "Corpus":
+        """Return the corpus with the first `unique_tokens` tokens of its training split, or with all if None.
+
+        A smaller number gives a prefix of what a larger one gives; validation is the same.
+
+        Raises:
+            ValueError: the training split has no more tokens than these.
+        """
+        if unique_tokens is None:
+            return self
+        if unique_tokens >= len(self.train):
+            raise ValueError(
+                f"data.unique_tokens must be below the {len(self.train)} training tokens of the corpus "
+                f"'{self.facts.name}', but got {unique_tokens}; lower it, use more text, or leave it out (null) to use "
+                "all of them"
+            )
+        part = copy(self)
+        part.train = self.train.first(unique_tokens)
+        return part
 
     def check(self, context: int, vocabulary: int) -> None:
         """Raise ValueError if `vocabulary` is below the corpus's, or a split is shorter than `context` + 1 tokens."""

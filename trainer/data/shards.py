@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
@@ -58,6 +59,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def first(self, count: int) -> "Tokens":
+        """Return the first `count` of these tokens."""
+        prefix = copy(self)
+        prefix._starts = np.minimum(self._starts, count)
+        return prefix
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Read the tokens `start` .. `stop` - 1 from all shards that hold them."""

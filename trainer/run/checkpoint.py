@@ -1,6 +1,6 @@
 """Checkpoints of a run: one folder per step, written atomically.
 
-    <run>/checkpoints/00000400/state.pt     weights, optimizer state, counts so far
+    <run>/checkpoints/00000400/state.pt     weights, optimizer state, counts and best step so far
 
 All that is random in a run is a pure function of (seed, step), so the step is the only state of randomness and data.
 """
@@ -10,6 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from isoloop.trainer.run.best import BestStep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,9 +28,12 @@ def save_checkpoint(
     model: "nn.Module",
     optimizers: "list[Optimizer]",
     counts: dict[str, float],
-    keep: int = 2,
+    best: BestStep | None = None,
+    keep: int | None = 2,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, whole or not at all; then remove all but the newest `keep`.
+    """Write the state after `step` steps under `folder`, whole or not at all; then remove older ones.
+
+    The newest `keep` stay, and all of them if it is None.
 
     Raises:
         OSError: the disk is full, or the like; older checkpoints are unchanged.
@@ -46,6 +51,7 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "counts": counts,
+        "best": None if best is None else best.content(),
     }
     try:
         with (building / "state.pt").open("wb") as file:
@@ -63,7 +69,7 @@ def save_checkpoint(
         shutil.rmtree(building, ignore_errors=True)
 
     # Remove older checkpoints
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old)
     return final
 
@@ -81,8 +87,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(
     checkpoint: Path, *, run_id: str, model: "nn.Module", optimizers: "list[Optimizer]"
-) -> tuple[int, dict[str, float]]:
-    """Load one checkpoint into `model` and `optimizers`; return (steps done, counts).
+) -> tuple[int, dict[str, float], BestStep | None]:
+    """Load one checkpoint into `model` and `optimizers`; return (steps done, counts, best step so far).
 
     Raises:
         ValueError: the checkpoint is torn, isn't one of ours, or belongs to another run.
@@ -102,4 +108,5 @@ def load_checkpoint(
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return state["step"], state["counts"]
+    best = state.get("best")  # older versions wrote none
+    return state["step"], state["counts"], None if best is None else BestStep(**best)

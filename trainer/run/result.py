@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from isoloop.trainer.config import Config, NonNegativeFloat
 from isoloop.trainer.files import write_atomically
@@ -17,16 +17,22 @@ class RunResult(Config):
         reason: of a divergence: the step, the loss and ρ(Ā).
         simulated: True if the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
-        unique_tokens: training tokens of the corpus; None if simulated, where every token is new.
+        unique_tokens: training tokens that the run could see; None if simulated, where every token is new.
         forward_loops: mean loops run per training token.
         backward_loops: mean loops that carried gradient.
         flops_exact: training FLOPs by `exact` accounting.
         flops_parcae_release: training FLOPs by `parcae-release` accounting.
         loss: validation loss at T = µ_rec, nats per token; None if diverged.
-        losses: validation loss by recurrence T, nats per token.
+        losses: validation loss by recurrence T, nats per token, of the last step like `loss`.
+        best_loss: lowest validation loss at T = µ_rec of the evaluations during training and at its end; None if there
+            were none during training, or if diverged.
+        best_step: the step with that loss, `steps` if it is the last.
+        best_losses: validation loss by recurrence T at that step.
         training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
         spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
         seconds: wall time spent training.
+        trunk_steps: first steps that another run has trained, its trunk. They count in all numbers but `flops_trained`.
+        flops_trained: FLOPs by `exact` accounting without those of the trunk; None in results of older versions.
     """
 
     run_id: str
@@ -42,10 +48,15 @@ class RunResult(Config):
     flops_parcae_release: NonNegativeFloat
     loss: float | None
     losses: dict[int, float]
+    best_loss: float | None = None
+    best_step: int | None = None
+    best_losses: dict[int, float] = Field(default_factory=dict)
     bits_per_byte: float | None
     training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
+    trunk_steps: int = 0
+    flops_trained: NonNegativeFloat | None = None
 
     @property
     def epochs(self) -> float | None:

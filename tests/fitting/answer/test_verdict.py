@@ -15,7 +15,7 @@ from isoloop.fitting.tables.contract import loss_columns
 from isoloop.fitting.tables.runs import read_table
 from tests.run_tables import dense_table
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "python"
+RESULTS = Path(__file__).resolve().parents[3] / "results" / "python"
 NOISY = dataclasses.replace(PUBLISHED_TRUTH, run_noise=1e-3)
 
 

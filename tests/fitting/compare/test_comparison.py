@@ -94,15 +94,88 @@ def test_large_differences_are_found_and_held_by_their_intervals(one, other):
         assert ratio.change == pytest.approx(ratio.second / ratio.first)
     y = named(found, "Training law", "y")
     assert y.interval[0] < OTHER.y - NOISY.y < y.interval[1]
-    assert "by the laws after training, the best loss of A is lower" in found.verdicts[0]
+    assert any("by the laws after training, the best loss of A is lower" in verdict for verdict in found.verdicts)
 
 
 def test_a_sweep_trained_again_shows_no_difference(one):
     again = compare_sweeps(one, sweep(NOISY, 3, "again"))
+    low, high = again.multiplier.overall.interval
+    assert low < 1 < high
+    assert again.verdicts[0].endswith("(geometric mean): neither is shown to need less.")
     for name in ("exponent of mu*", "exponent of D*"):
         assert named(again, POWER_LAWS, name).differs is False
     assert named(again, BEST_MODEL, "least loss", kind="difference", flops=16e18).differs is False
     assert any("neither is significantly better" in verdict for verdict in again.verdicts)
+
+
+@pytest.fixture(scope="module")
+def hungry():
+    """A model that needs 1.5 times the tokens at every recurrence, so 1.5 times the FLOPs at every loss."""
+    return sweep(dataclasses.replace(NOISY, Y=NOISY.Y * 1.5**NOISY.y), 11, "hungry")
+
+
+def test_the_compute_multiplier_is_that_of_the_truth_in_both_directions(one, hungry):
+    found, back = compare_sweeps(hungry, one), compare_sweeps(one, hungry)
+    for comparison, true, who in ((found, 1.5, "B"), (back, 1 / 1.5, "A")):
+        multiplier = comparison.multiplier
+        for row in (multiplier.overall, *multiplier.at_budgets):
+            low, high = row.interval
+            assert low < true < high
+            assert row.never == 0
+        assert multiplier.overall.interval[1] < 1.1 * multiplier.overall.interval[0]
+        assert multiplier.overall.value == pytest.approx(true, rel=0.03)
+        assert comparison.verdicts[0].endswith(f"FLOPs of B (geometric mean): {who} needs less.")
+        assert comparison.verdicts[0] in " ".join(comparison.report().split())
+    assert found.verdicts[0].startswith(f"A needs {found.multiplier.overall.value:.3g} times (95%: ")
+    budgets = [*GRID["budgets"], 64e18]
+    assert [row.flops for row in found.multiplier.at_budgets] == pytest.approx(budgets)
+    row = found.multiplier.at_budgets[1]
+    assert row.first_flops == pytest.approx(row.value * row.flops)
+    assert row.loss == pytest.approx(best_loss(NOISY, 2e18), abs=2e-3)
+    assert [bool(row.extrapolated) for row in found.multiplier.at_budgets] == [False] * 4 + [True] * 2
+    assert found.multiplier.at_budgets[4].extrapolated == f"A {found.multiplier.at_budgets[4].value:.3g}x beyond"
+    assert found.multiplier.at_budgets[5].extrapolated.startswith("B 4x beyond, A ")
+    entry = json.loads(found.to_json())["multiplier"]["overall"]
+    assert entry["interval"] == list(found.multiplier.overall.interval)
+
+
+def test_a_sweep_needs_its_own_compute(one):
+    multiplier = compare_sweeps(one, one).multiplier
+    assert [row.value for row in (multiplier.overall, *multiplier.at_budgets)] == pytest.approx([1.0] * 7)
+    assert multiplier.no_overlap == ""
+
+
+def test_a_loss_below_the_floor_is_never_reached(one):
+    floor = sweep(dataclasses.replace(NOISY, E=NOISY.E + 0.6), 12, "floor")
+    found = compare_sweeps(floor, one)
+    *_, last = found.multiplier.at_budgets
+    assert (last.value, last.first_flops, last.never) == (None, None, 1.0)
+    assert found.verdicts[0].startswith("A does not reach the loss that B has at 8e+18 FLOPs, at any compute (")
+    assert "do not overlap, so every multiplier is extrapolated" in found.verdicts[1]
+    assert "never (in 100% of the draws A never reaches it)" in found.report()
+    json.loads(found.to_json())  # finite numbers only
+    (panel,) = draw(floor, one, found).subfigs[1].axes
+    assert panel.get_ylabel() == "FLOPs of A / FLOPs of B"
+    assert sum(line.get_marker() == "^" for line in panel.get_lines()) >= 2
+    # The other way round, the loss is one that B's first runs would have had at far less compute.
+    back = compare_sweeps(one, floor).multiplier
+    assert all(row.value < 0.03 and row.interval[1] < 0.05 for row in back.at_budgets)
+
+
+def draw(a, b, found):
+    figure = Figure(layout="constrained")
+    figures_compare.draw_comparison(figure, (a, b), found)
+    return figure
+
+
+def test_without_refits_or_comparable_losses_there_is_no_interval_or_no_multiplier(one, hungry):
+    quiet = compare_sweeps(sweep(NOISY, 1, draws=0), hungry)
+    assert quiet.multiplier.overall.interval is None
+    assert quiet.verdicts[0].endswith("no interval, for lack of refits.")
+    sides = [dataclasses.replace(side, validation=text) for side, text in ((one, "a"), (hungry, "b"))]
+    found = compare_sweeps(*sides)
+    assert found.multiplier is None
+    assert ("Compute multiplier", "measured on other text") in {(x.section, x.reason) for x in found.missing_sections}
 
 
 def test_intervals_hold_the_true_change_as_often_as_they_say():

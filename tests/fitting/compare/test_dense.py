@@ -1,5 +1,7 @@
 """Comparisons of dense models, of FLOPs that their owners counted, and of dense models with looped ones."""
 
+import re
+
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -63,9 +65,10 @@ def test_two_dense_sweeps_are_compared_in_everything_that_they_have(dense, worse
         assert row.first == pytest.approx(best["loss"])
         assert row.first_note == f"N = {best['params']:.4g}, best of 7"
     text = found.report()
-    assert "mu" not in text.replace("must", "")
+    assert re.search(r"\bmu\b", text) is None
     assert "recurrence" not in text
     assert found.missing_sections == ()
+    assert found.multiplier.overall.interval[1] < 1  # B is worse by .05 nats
     assert panels((dense, worse), found) == ["best size N* (parameters)", "best training length D* (tokens)"]
 
 
@@ -89,6 +92,8 @@ def test_a_dense_and_a_looped_sweep_are_compared_in_what_both_have(dense, own):
     assert len(found.of(LEAST_LOSSES)) >= 3
     assert {row.first_note[:3] for row in found.of(BEST_RUNS)} == {"N ="}
     assert {row.second_note[:4] for row in found.of(BEST_RUNS)} == {"mu ="}
+    assert found.multiplier.overall.value > 0
+    assert found.verdicts[0].startswith("A needs ")
     assert found.caveats[0].startswith("A's models are dense, B's looped: mu* and N* mean different things")
     assert panels((dense, own), found) == ["best run's loss (nats per token)", "best training length D* (tokens)"]
 
@@ -99,6 +104,8 @@ def test_two_ways_of_counting_flops_are_named(dense):
     found = compare_sweeps(side("six", six, draws=0), side("looped", exact, draws=0))
     assert (found.accounting, found.first.accounting, found.second.accounting) == (None, "6ND", "exact")
     assert "Compute is counted by `6ND` in A and `exact` in B." in found.report()
+    assert found.multiplier is None
+    assert "its FLOPs are counted by `exact`, those of A by `6ND`" in {each.reason for each in found.missing_sections}
     assert "A counts FLOPs by `6ND`, B by `exact`" in " ".join(found.caveats)
     assert compare_sweeps(dense, dense).accounting == "own"
 

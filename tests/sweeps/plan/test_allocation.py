@@ -150,7 +150,7 @@ def test_more_text_than_there_is(simulated):
     most = max(cell.spec.tokens for cell in planned.cells) / train_tokens
     repeated = sum(cell.spec.tokens > train_tokens for cell in planned.cells)
     said = f"{repeated} of {len(planned.cells)} runs see text again, up to {most:.3g} times"
-    assert f"\nepochs      {said}\n" in printed(planned)
+    assert f"\nepochs      {said}; 15 evaluations during each keep its best loss\n" in printed(planned)
     assert repeated >= 1
     assert "see text again" not in printed(plan_sweep(sweep, lambda _: PlannedCorpus("f", 10**12)))
     assert "µ = 1" in planned.left_out[0].label

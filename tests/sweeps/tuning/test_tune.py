@@ -16,7 +16,7 @@ import yaml
 from sqlalchemy.exc import OperationalError
 
 from isoloop.sweeps.config.loading import load_sweep, validate_sweep
-from isoloop.sweeps.config.schema import Range, TuneConfig
+from isoloop.sweeps.config.tuning import Range, TuneConfig
 from isoloop.sweeps.execution.engine import Engine
 from isoloop.sweeps.execution.status import TrialCounts, read_status
 from isoloop.sweeps.execution.worker import AttemptEnd

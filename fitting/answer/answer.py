@@ -1,0 +1,421 @@
+"""The answer to the package's question: should the next FLOP buy more loops, more tokens or more parameters?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from isoloop.fitting.answer.marginal import (
+    MORE_FLOPS,
+    SAME_FLOPS,
+    Gain,
+    Growth,
+    Marginal,
+    Model,
+    Quantity,
+    axes_in_order,
+    axis_words,
+    best_model,
+    gain_of,
+    growth,
+    marginal,
+    model_at,
+    model_of,
+)
+from isoloop.fitting.answer.predict import range_notes, wrapped
+from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
+from isoloop.fitting.answer.verdict import FEWEST_DOF, Undetermined, Verdict, verdict
+from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.cost.family import short_count
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.result import SweepFit
+from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
+
+_WITHOUT_LOOPS = "without_loops"
+_ONE_LOOP = 1.02
+"""Mean recurrence up to which measured runs show a model without loops."""
+_DECIDED, _LIKELY = 0.95, 0.75
+"""Shares of refits from which on an axis wins without doubt, or probably; below, the runs do not decide."""
+_MOST_OF_RANGE = 0.9
+"""Width of an interval as a share of the measured range, both in logs, above which it says nothing."""
+
+
+class Fitted(Protocol):
+    """A fit that has a loss surface: of one sweep or table, or of several sizes together."""
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep or table."""
+        ...
+
+    @property
+    def simulated(self) -> bool:
+        """True if the losses were drawn from a law."""
+        ...
+
+    @property
+    def accounting(self) -> str:
+        """What the FLOPs count."""
+        ...
+
+    @property
+    def surface(self) -> LossSurface | None:
+        """The loss as a function of what the models differ in, None without a law of it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The best model for `flops` training FLOPs, and what more FLOPs buy from it, or from a model that was `given`.
+
+    `spans` are the 95% intervals of the best model's numbers by axis, None without refits; the interval of `loss` is
+    that of one measured run. `without_loops` is the best model of one loop for as many FLOPs, where runs have one loop,
+    with what it buys, which is negative where loops pay. `growth` says how the best model grows with compute.
+    `marginal` starts at the best model, or at the given one. What the runs do not determine is in `verdict`: where that
+    has an `answer`, the best model is none. `far` says how far from the runs the answer is, `notes` what the runs leave
+    open, and `refits` is the number of them behind an interval.
+    """
+
+    name: str
+    simulated: bool
+    accounting: str
+    method: str
+    runs: int
+    refits: int
+    flops: float
+    best: Model
+    without_loops: Gain | None
+    spans: Mapping[str, tuple[float, float] | None]
+    loss: Quantity
+    growth: Growth
+    given: bool
+    marginal: Marginal
+    verdict: Verdict
+    far: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def question(self) -> str:
+        """The question, as far as the models of the fit differ."""
+        *first, last = [f"more {axis_words(gain.axis)}" for gain in self.marginal.axes]
+        return f"Should the next FLOP buy {', '.join(first)} or {last}?"
+
+    @property
+    def sentences(self) -> tuple[str, str, str]:
+        """The answer in three sentences: the best model, what the next FLOPs should buy, and how sure that is."""
+        return self._best_sentence(), self._next_sentence(), self._doubt_sentence()
+
+    def report(self) -> str:
+        """Return the answer as text: three sentences, one table, and what to doubt."""
+        simulated = ", simulated" if self.simulated else ""
+        lines = [
+            f"{self.question} ({self.name}{simulated}, {self.accounting} accounting)",
+            *wrapped(self.sentences, "  "),
+            "",
+            *self._table_lines(),
+            *wrapped(
+                [*self.verdict.caveats, *(f"{note[0].upper()}{note[1:]}." for note in (*self.far, *self.notes))], "  "
+            ),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the table: a row per way to spend the next FLOPs, as text by column."""
+        return [
+            {
+                "the next FLOPs buy": self._way(gain),
+                "model": self._model_text(gain.model),
+                "loss": f"{gain.loss.value:.5g}",
+                "nats bought (95%)": gain.nats.text(".2g"),
+                "buys most": "" if gain.wins is None else f"in {gain.wins:.0%} of refits",
+            }
+            for gain in self._gains()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as numbers, text, lists and dictionaries."""
+        return {"sentences": list(self.sentences), **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def _gains(self) -> list[Gain]:
+        """Return the ways to spend FLOPs that a table shows; at a best model the same FLOPs buy nothing better."""
+        others = [self.marginal.same_flops] if self.given else [self.without_loops] if self.without_loops else []
+        return [*self.marginal.axes, self.marginal.more_flops, *others]
+
+    def _best_sentence(self) -> str:
+        if self.verdict.answer:
+            return " ".join(map(str, self.verdict.answer))
+        parts = [f"{self._value_text(axis, getattr(self.best, axis))}{self._span(axis)}" for axis in self.spans]
+        shape, tokens = parts[:-1], parts[-1]
+        return (
+            f"The best model for {self.flops:.3g} FLOPs has {' and '.join(shape)}, trained on {tokens}, to a loss of "
+            f"{self.loss.text('.5g')} nats per token{self._loops_pay()}."
+        )
+
+    def _loops_pay(self) -> str:
+        """Say what the same FLOPs would lose without loops."""
+        if self.without_loops is None:
+            return ""
+        nats = self.without_loops.nats
+        lost = Quantity(
+            value=-nats.value, interval=None if nats.interval is None else (-nats.interval[1], -nats.interval[0])
+        )
+        return f"; without loops as many FLOPs would lose {lost.text('.2g')} nats"
+
+    def _next_sentence(self) -> str:
+        return self._from_given() if self.given else self._as_compute_grows()
+
+    def _from_given(self) -> str:
+        """Say what the next FLOPs should buy from the given model, and what another model of the same FLOPs would."""
+        step, gains = self.marginal, sorted(self.marginal.axes, key=lambda gain: -(gain.wins or 0.0))
+        start = (
+            f"From {self._model_text(step.start)} ({step.start.flops:.3g} FLOPs), the next {step.percent:g}% of FLOPs"
+        )
+        best = step.winner
+        rest = ", ".join(f"{gain.nats.value:.2g} for {axis_words(gain.axis)}" for gain in gains if gain is not best)
+        against = f" against {rest}" if rest else ""
+        nats = f"{best.nats.text('.2g')} nats{against}"
+        if best.wins is None:
+            text = f"{start} should buy more {axis_words(best.axis)}: {nats}"
+        elif best.wins < _LIKELY:
+            shares = " or ".join(f"{axis_words(gain.axis)} ({gain.wins:.0%})" for gain in gains)
+            text = f"{start} should buy more {shares}, which these runs do not decide: {nats}"
+        else:
+            surely = "should" if best.wins >= _DECIDED else "should probably"
+            text = f"{start} {surely} buy more {axis_words(best.axis)} (probability {self._chance(best.wins)}): {nats}"
+        instead = step.same_flops
+        return f"{text}; the best model for the same FLOPs would buy {instead.nats.text('.2g')} without any."
+
+    def _as_compute_grows(self) -> str:
+        """Say what the next FLOPs buy at a best model, where all axes are worth the same, and how it grows."""
+        step, grown = self.marginal, self.growth
+        there = f"The next {step.percent:g}% of FLOPs buy {step.more_flops.nats.text('.2g')} nats there"
+        if len(step.axes) > 1:
+            there += ", nearly the same on each axis alone, as at every best model"
+        factors = [f"{axis_words(axis)} {factor.text('.3g')} times" for axis, factor in grown.factors.items()]
+        if not factors:
+            return f"{there}."
+        largest = max(grown.shares, key=lambda axis: (grown.leads or {}).get(axis, grown.shares[axis].value))
+        chance = "" if grown.leads is None else f", probability {self._chance(grown.leads[largest])}"
+        share = grown.shares[largest].value
+        return (
+            f"{there}; while compute grows tenfold, {' and '.join(factors)}, so most of the next FLOPs should buy more "
+            f"{axis_words(largest)} ({share:.0%} of the growth{chance})."
+        )
+
+    def _doubt_sentence(self) -> str:
+        sure = (
+            f"Intervals are 95%, of {self.refits} refits to {self.runs} runs" if self.refits else "Nothing was refitted"
+        )
+        many = "do" if self.method.endswith("laws") else "does"
+        if not self.far:
+            return (
+                f"{sure}; the answer lies within what was measured, and is wrong if the {self.method} {many} not hold."
+            )
+        return f"{sure}; it lies {self.far[0]}, and is wrong if the {self.method} {many} not hold there."
+
+    def _chance(self, share: float) -> str:
+        """Return a share of refits as a probability, which no number of refits shows to be 1."""
+        most = 1 - 1 / max(self.refits, 2)
+        return f"over {most:.3g}" if share > most else f"{share:.2g}"
+
+    def _table_lines(self) -> list[str]:
+        """Return the table as lines of text under its title."""
+        rows, step = self.rows(), self.marginal
+        columns = list(rows[0])
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+        place = self._model_text(step.start) if self.given else f"the best model for {self.flops:.3g} FLOPs"
+        undecided = " (details: it is not determined)" if self.verdict.answer and not self.given else ""
+        lines = [f"The next {step.percent:g}% of FLOPs from {place}{undecided}, loss {step.loss.value:.5g}"]
+        for row in [dict(zip(columns, columns, strict=True)), *rows]:
+            lines.append("  " + "  ".join(f"{row[name]:<{widths[name]}}" for name in columns).rstrip())
+        return [*lines, ""]
+
+    def _way(self, gain: Gain) -> str:
+        named = {
+            MORE_FLOPS: "best model for all FLOPs",
+            SAME_FLOPS: "none: best model for as many",
+            _WITHOUT_LOOPS: "none: best without loops",
+        }
+        return named.get(gain.axis) or f"more {axis_words(gain.axis)} alone"
+
+    def _model_text(self, model: Model) -> str:
+        return ", ".join(self._value_text(axis, model.of_axis(axis), short=True) for axis in self.spans)
+
+    def _value_text(self, axis: str, value: float, *, short: bool = False) -> str:
+        if axis == "tokens":
+            return f"{value:.3g} tokens"
+        if axis == "params":
+            return f"{short_count(value)} parameters"
+        return f"mu {value:.3g}" if short else f"a mean recurrence of {value:.3g}"
+
+    def _span(self, axis: str) -> str:
+        span = self.spans[axis]
+        if span is None:
+            return ""
+        ends = [short_count(end) if axis == "params" else f"{end:.3g}" for end in span]
+        return f" ({ends[0]} to {ends[1]})"
+
+
+def answer(
+    fit: Fitted,
+    flops: float | None = None,
+    *,
+    params: float | None = None,
+    mean_recurrence: float | None = None,
+    tokens: float | None = None,
+    percent: float = 10.0,
+) -> Answer:
+    """Return the best model for `flops` training FLOPs, and what the next `percent` of FLOPs buy on each axis.
+
+    They are spent from the best model, or from the one that has `tokens` and, as far as the fit's models differ in
+    them, `mean_recurrence` and `params`. By default `flops` are those of the model that is given, or twice the largest
+    measured compute. Raises ValueError for numbers out of range, for a model that is not given
+    whole, and for a fit without a law of the loss.
+    """
+    # The question
+    surface = fit.surface
+    if surface is None:
+        why = f": {fit.why_missing('training')}" if isinstance(fit, SweepFit) else ""
+        raise ValueError(
+            f"an answer needs a law of the loss, but {fit.name!r} has none{why}; change that and fit again, or ask "
+            "'isoloop predict' for the best model by isoFLOP curves"
+        )
+    _check_positive({"flops": flops, "params": params, "mean_recurrence": mean_recurrence, "tokens": tokens})
+    start = _given_model(surface, params, mean_recurrence, tokens)
+    if flops is None:
+        flops = ANSWER_MULTIPLE * surface.flops[1] if start is None else start.flops
+    # The best model, and what more FLOPs buy
+    best, optimum, drawn = best_model(surface, flops)
+    spans = {axis: None if drawn is None else interval(_bounded(surface, axis, drawn)) for axis in surface.axes}
+    rows = surface.family.columns([float(optimum.params)], [float(optimum.mean_recurrence)], [float(optimum.tokens)])
+    ends = surface.laws.loss_interval(rows)
+    judged = (
+        verdict(fit, flops) if isinstance(fit, SweepFit) else Verdict(answer=_undetermined(surface, optimum, spans))
+    )
+    return Answer(
+        name=fit.name,
+        simulated=fit.simulated,
+        accounting=fit.accounting,
+        method=surface.laws.name,
+        runs=surface.laws.best.runs,
+        refits=surface.draws,
+        flops=flops,
+        best=best,
+        without_loops=_without_loops(surface, best),
+        spans=spans,
+        loss=Quantity(
+            value=float(optimum.loss), interval=None if ends is None else (float(ends[0][0]), float(ends[1][0]))
+        ),
+        growth=growth(surface, flops),
+        given=start is not None,
+        marginal=marginal(surface, start or best, percent=percent),
+        verdict=judged,
+        far=tuple(dict.fromkeys(note for model in (best, start or best) for note in _distance_notes(surface, model))),
+        notes=tuple(_open_notes(surface)),
+    )
+
+
+def _given_model(
+    surface: LossSurface, params: float | None, mean_recurrence: float | None, tokens: float | None
+) -> Model | None:
+    """Return the model that a user has, None where no number of it is given. Raises ValueError for a part of one."""
+    numbers = {"params": params, "mean_recurrence": mean_recurrence, "tokens": tokens}
+    given = {name for name, value in numbers.items() if value is not None}
+    if not given:
+        return None
+    missing, foreign = [name for name in surface.axes if name not in given], sorted(given - set(surface.axes))
+    if foreign:
+        raise ValueError(
+            f"a model of this fit is given by {' and '.join(surface.axes)}, but got {foreign[0]}, in which its models "
+            "do not differ; leave it out"
+        )
+    if missing:
+        raise ValueError(
+            f"a model of this fit is given by {' and '.join(surface.axes)}, but {missing[0]} is missing; add it, or "
+            "leave the others out to start from the best model"
+        )
+    if mean_recurrence is not None and mean_recurrence < 1:
+        raise ValueError(f"mean_recurrence must be at least 1, but got {mean_recurrence:g}; a loop runs at least once")
+    assert tokens is not None, "tokens are an axis of every surface"
+    return model_at(surface, params=params, mean_recurrence=mean_recurrence, tokens=tokens)
+
+
+def _check_positive(numbers: Mapping[str, float | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, but got {value}; give a positive number")
+
+
+def _bounded(surface: LossSurface, axis: str, drawn: SurfaceOptimum) -> Any:
+    """Return the refits' best values, which widening may have moved beyond the search, within its range."""
+    values, search = getattr(drawn, axis), surface.search_range(axis) if axis != "tokens" else None
+    return values if search is None else values.clip(*search)
+
+
+def _undetermined(
+    surface: LossSurface, best: SurfaceOptimum, spans: Mapping[str, tuple[float, float] | None]
+) -> tuple[Undetermined, ...]:
+    """Return what the runs do not determine of a best model, by its surface alone."""
+    return tuple(
+        Undetermined(subject="the best model", reason=reason, advice=advice)
+        for reason, advice in _surface_reasons(surface, best, spans)
+    )
+
+
+def _surface_reasons(
+    surface: LossSurface, best: SurfaceOptimum, spans: Mapping[str, tuple[float, float] | None]
+) -> Iterator[tuple[str, str]]:
+    law = surface.laws.best
+    dof = law.rows - len(law.parameters)
+    if dof < FEWEST_DOF:
+        yield (
+            f"{law.rows} runs for the {len(law.parameters)} parameters of the {law.form.name} law leave too few "
+            f"degrees of freedom, where {FEWEST_DOF} are needed",
+            f"at least {FEWEST_DOF - dof} more runs",
+        )
+    for axis, at_end in best.at_bound.items():
+        low, high = getattr(surface, axis)
+        value, name = float(getattr(best, axis)), AXES[axis].name
+        # A loop runs at least once, so one loop is an answer and not the end of a search.
+        if bool(at_end) and not (axis == "mean_recurrence" and value <= 1.01):
+            yield f"its {name} is at the end of the search, {value:.3g}", f"further {name}s, or a nearer budget"
+        span = spans[axis]
+        if span is not None and math.log(span[1] / span[0]) > _MOST_OF_RANGE * math.log(high / low) + 0.02:
+            yield (
+                f"the 95% interval of its {name} is {span[0]:.3g} to {span[1]:.3g}, where {low:.3g} to {high:.3g} were "
+                "measured",
+                "more runs near it, or a nearer budget",
+            )
+
+
+def _without_loops(surface: LossSurface, best: Model) -> Gain | None:
+    if surface.mean_recurrence is None or surface.mean_recurrence[0] > _ONE_LOOP:
+        return None
+    alone = surface.best(
+        lambda params, loops: surface.family.tokens_for(best.flops, params, loops), mean_recurrence=(1.0, 1.0)
+    )
+    return gain_of(surface, best, model_of(surface, alone), _WITHOUT_LOOPS)
+
+
+def _open_notes(surface: LossSurface) -> Iterator[str]:
+    """Yield what a question about all axes gets no answer to from these runs."""
+    if surface.mean_recurrence is None:
+        yield "these models have no loops, so the runs do not show what loops would buy"
+    if surface.params is None:
+        yield "all runs have one size, so they do not show what more parameters would buy"
+
+
+def _distance_notes(surface: LossSurface, model: Model) -> list[str]:
+    """Return how far a model is outside the measured ranges, the farthest quantity first."""
+    quantities = [("compute", model.flops, surface.flops, "FLOPs")]
+    for axis in axes_in_order(surface):
+        quantities.append((AXES[axis].name, model.of_axis(axis), getattr(surface, axis), axis_words(axis)))
+    return range_notes(quantities)

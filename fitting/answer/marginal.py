@@ -1,0 +1,285 @@
+"""The marginal value of compute: nats that the next FLOPs buy on each axis, and how best models grow with compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import brentq
+
+from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
+
+Interval = tuple[float, float]
+_WIDEST = 1e6
+"""Largest factor by which an axis is raised to spend the next FLOPs."""
+_DECADE = 10.0
+SAME_FLOPS, MORE_FLOPS = "same_flops", "more_flops"
+"""Ways to spend FLOPs that are no axis: the best model for those of a model, and for the next ones as well."""
+_IN_ORDER = ("mean_recurrence", "tokens", "params")
+"""The axes in the order of the question: more loops, more tokens or more parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A value with its 95% interval over refits, None without refits."""
+
+    value: float
+    interval: Interval | None
+
+    def text(self, form: str = ".3g") -> str:
+        """Return the value with its interval in brackets."""
+        if self.interval is None:
+            return f"{self.value:{form}}"
+        low, high = self.interval
+        return f"{self.value:{form}} ({low:{form}} to {high:{form}})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model of a loss surface with its training FLOPs; a number that such models don't have, or share, is None."""
+
+    params: float | None
+    mean_recurrence: float | None
+    tokens: float
+    flops: float
+
+    def of_axis(self, axis: str) -> float:
+        """Return the value on an axis that the model has."""
+        value: float | None = getattr(self, axis)
+        assert value is not None, axis
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """The `nats` (per token) that a way of spending FLOPs takes off the loss: from one model to `model`.
+
+    `wins` is the share of refits in which this axis buys most; None without refits, and for a way that is not one of
+    the axes.
+    """
+
+    axis: str
+    model: Model
+    loss: Quantity
+    nats: Quantity
+    wins: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marginal:
+    """What `percent` more FLOPs buy from the model `start`: an entry of `axes` for each axis that alone takes them.
+
+    `same_flops` is the best model for the FLOPs of `start`, and `more_flops` the best one for `percent` more.
+    """
+
+    start: Model
+    loss: Quantity
+    percent: float
+    axes: tuple[Gain, ...]
+    same_flops: Gain
+    more_flops: Gain
+
+    @property
+    def winner(self) -> Gain:
+        """The axis that buys most: in the most refits, or without refits by the laws themselves."""
+        return max(self.axes, key=lambda gain: (gain.wins or 0.0, gain.nats.value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How the best model grows while compute grows tenfold, from 1 / sqrt(10) to sqrt(10) times `flops`.
+
+    `factors` are the ratios by axis, and `shares` the part of the growth in compute, in logs, that each axis takes.
+    `leads` is the share of refits in which an axis takes the largest part. Each is None for an axis whose best value is
+    at the end of the search.
+    """
+
+    flops: float
+    factors: Mapping[str, Quantity]
+    shares: Mapping[str, Quantity]
+    leads: Mapping[str, float] | None
+
+
+def model_at(surface: LossSurface, *, params: float | None, mean_recurrence: float | None, tokens: float) -> Model:
+    """Return the model of a surface with these numbers; `params` and `mean_recurrence` only where models have them."""
+    own, loops = _full(surface, params, mean_recurrence)
+    flops = tokens * float(surface.family.flops_per_token(own, loops))
+    return Model(
+        params=None if math.isnan(own) else own,
+        mean_recurrence=None if surface.mean_recurrence is None else loops,
+        tokens=tokens,
+        flops=flops,
+    )
+
+
+def best_model(surface: LossSurface, flops: float) -> tuple[Model, SurfaceOptimum, SurfaceOptimum | None]:
+    """Return the best model for `flops`, with the optimum and those of the refits, None without refits."""
+
+    def tokens_for(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
+        return surface.family.tokens_for(flops, params, loops)
+
+    best = surface.best(tokens_for)
+    return model_of(surface, best), best, surface.best_draws(tokens_for)
+
+
+def model_of(surface: LossSurface, best: SurfaceOptimum) -> Model:
+    """Return an optimum of shape () as a model."""
+    return model_at(
+        surface,
+        params=float(best.params),
+        mean_recurrence=float(best.mean_recurrence),
+        tokens=float(best.tokens),
+    )
+
+
+def marginal(surface: LossSurface, start: Model, *, percent: float = 10.0) -> Marginal:
+    """Return what `percent` more training FLOPs buy from a model, by the laws and by each refit.
+
+    More tokens are those of the same model. More loops, or parameters, are as many as spend the FLOPs at the same
+    tokens. Gains are those of expected losses, refit by refit, so the noise of one run is not in their intervals.
+    Raises ValueError for a percentage that is not positive, or so large that no axis can take it.
+    """
+    if not (0 < percent <= 1000):
+        raise ValueError(f"percent must be above 0 and at most 1000, but got {percent:g}; 10 is usual")
+    flops = start.flops * (1 + percent / 100)
+    names = axes_in_order(surface)
+    ends = [_raised(surface, start, axis, flops) for axis in names]
+    ways = [*names, SAME_FLOPS, MORE_FLOPS]
+    ends += [best_model_alone(surface, start.flops), best_model_alone(surface, flops)]
+    axes = len(names)
+    losses, drawn = _losses(surface, [start, *ends])
+    bought = drawn[:, :1] - drawn[:, 1:]
+    wins: list[float | None] = [None] * len(ends)
+    if len(bought):
+        wins[:axes] = (np.bincount(bought[:, :axes].argmax(axis=1), minlength=axes) / len(bought)).tolist()
+    gains = [
+        replace(_gain(way, end, losses[[0, place]], drawn[:, [0, place]]), wins=wins[place - 1])
+        for place, (way, end) in enumerate(zip(ways, ends, strict=True), start=1)
+    ]
+    return Marginal(
+        start=start,
+        loss=_quantity(losses[0], drawn[:, 0]),
+        percent=percent,
+        axes=tuple(gains[:axes]),
+        same_flops=gains[axes],
+        more_flops=gains[axes + 1],
+    )
+
+
+def gain_of(surface: LossSurface, start: Model, end: Model, way: str) -> Gain:
+    """Return what the step from one model to another buys, under the name `way`."""
+    return _gain(way, end, *_losses(surface, [start, end]))
+
+
+def growth(surface: LossSurface, flops: float) -> Growth:
+    """Return how the best model grows around a budget of `flops`; see `Growth`."""
+    (_, low, low_draws), (_, high, high_draws) = (
+        best_model(surface, flops * factor) for factor in (_DECADE**-0.5, _DECADE**0.5)
+    )
+    names = axes_in_order(surface)
+    free = [name for name in names if not (name in low.at_bound and (low.at_bound[name] | high.at_bound[name]))]
+    ratios = {name: getattr(high, name) / getattr(low, name) for name in names}
+    parts = _parts(surface, low, high)
+    if low_draws is None or high_draws is None:
+        nothing = np.empty(0)
+        factors = {name: _quantity(ratios[name], nothing) for name in free}
+        return Growth(
+            flops=flops, factors=factors, shares={name: _quantity(parts[name], nothing) for name in free}, leads=None
+        )
+    drawn = _parts(surface, low_draws, high_draws)
+    largest = np.stack([drawn[name] for name in names]).argmax(axis=0)
+    return Growth(
+        flops=flops,
+        factors={name: _quantity(ratios[name], getattr(high_draws, name) / getattr(low_draws, name)) for name in free},
+        shares={name: _quantity(parts[name], drawn[name]) for name in free},
+        leads={name: float((largest == place).mean()) for place, name in enumerate(names)},
+    )
+
+
+def best_model_alone(surface: LossSurface, flops: float) -> Model:
+    """Return the best model for `flops` by the laws, without refits."""
+    return model_of(surface, surface.best(lambda params, loops: surface.family.tokens_for(flops, params, loops)))
+
+
+def axes_in_order(surface: LossSurface) -> tuple[str, ...]:
+    """Return the axes of a surface in the order in which answers name them."""
+    return tuple(name for name in _IN_ORDER if name in surface.axes)
+
+
+def axis_words(axis: str) -> str:
+    """Return what more of an axis is called in answers: loops, tokens or parameters."""
+    return AXES[axis].unit
+
+
+def _parts(surface: LossSurface, low: SurfaceOptimum, high: SurfaceOptimum) -> dict[str, np.ndarray]:
+    """Return the part of the growth in FLOPs, in logs, that each axis takes from one best model to another.
+
+    What parameters and loops add to the FLOPs per token depends on which grows first, so it is the mean of both orders.
+    """
+
+    def cost(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
+        return np.log(surface.family.flops_per_token(params, loops))
+
+    tokens = np.log(high.tokens / low.tokens)
+    corners = {
+        (i, j): cost(params, loops)
+        for i, params in enumerate((low.params, high.params))
+        for j, loops in enumerate((low.mean_recurrence, high.mean_recurrence))
+    }
+    by_loops = (corners[0, 1] - corners[0, 0] + corners[1, 1] - corners[1, 0]) / 2
+    total = tokens + corners[1, 1] - corners[0, 0]
+    by_axis = {"params": total - tokens - by_loops, "mean_recurrence": by_loops, "tokens": tokens}
+    return {name: by_axis[name] / total for name in surface.axes}
+
+
+def _raised(surface: LossSurface, start: Model, axis: str, flops: float) -> Model:
+    """Return the model that spends `flops` because its value on one axis is larger than that of `start`."""
+    params, loops = _full(surface, start.params, start.mean_recurrence)
+    if axis == "tokens":
+        return model_at(surface, params=params, mean_recurrence=loops, tokens=start.tokens * flops / start.flops)
+    per_token = flops / start.tokens
+
+    def too_dear(log_factor: float) -> float:
+        factor = math.exp(log_factor)
+        size, mean = (params * factor, loops) if axis == "params" else (params, loops * factor)
+        return math.log(float(surface.family.flops_per_token(size, mean)) / per_token)
+
+    if too_dear(math.log(_WIDEST)) < 0:
+        raise ValueError(
+            f"the next FLOPs must fit on every axis, but {_WIDEST:g} times the {axis_words(axis)} of the model spend "
+            f"less than {flops:.3g}; give a smaller percentage"
+        )
+    factor = math.exp(brentq(too_dear, 0.0, math.log(_WIDEST), xtol=1e-13))
+    size, mean = (params * factor, loops) if axis == "params" else (params, loops * factor)
+    return model_at(surface, params=size, mean_recurrence=mean, tokens=start.tokens)
+
+
+def _full(surface: LossSurface, params: float | None, mean_recurrence: float | None) -> tuple[float, float]:
+    """Return the numbers that a surface takes for those that its models don't have: the only size, and one loop."""
+    return surface.own_params if params is None else params, 1.0 if mean_recurrence is None else mean_recurrence
+
+
+def _losses(surface: LossSurface, models: Sequence[Model]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the losses of models at T = mu, (models,), and by each refit, (draws, models)."""
+    full = [_full(surface, model.params, model.mean_recurrence) for model in models]
+    params, loops = (np.array(values) for values in zip(*full, strict=True))
+    tokens = np.array([model.tokens for model in models])
+    return surface.loss(params, loops, tokens), surface.loss_draws(params, loops, tokens)
+
+
+def _gain(way: str, end: Model, losses: np.ndarray, drawn: np.ndarray) -> Gain:
+    """Return the gain from the losses before and after, (2,), and those by each refit, (draws, 2)."""
+    return Gain(
+        axis=way,
+        model=end,
+        loss=_quantity(losses[1], drawn[:, 1]),
+        nats=_quantity(losses[0] - losses[1], drawn[:, 0] - drawn[:, 1]),
+    )
+
+
+def _quantity(value: float | np.ndarray, draws: np.ndarray) -> Quantity:
+    return Quantity(value=float(value), interval=interval(draws) if len(draws) else None)
