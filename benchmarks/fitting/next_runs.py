@@ -207,17 +207,17 @@ def _section(found: dict[DesignWorld, list[dict[str, Held]]], draws: int, second
             (equal_cost if way.endswith("100%") else cheap)[world.name] = wider
     header = ("world", "sweep", "runs", *QUANTITIES, "predicted / found width")
     return (
-        f"Simulated sweeps, each made twice: the published grid (7 recurrences x 6 budgets, {SPEND:.4g} FLOPs), "
-        f"and designed in rounds of {', '.join(f'{share:.0%}' for share in SHARES)} of that cost for "
+        f"Simulated sweeps, each made twice: the published grid (7 recurrences x 6 budgets, {SPEND:.4g} FLOPs), and "
+        f"designed in rounds of {', '.join(f'{share:.0%}' for share in SHARES)} of that cost for "
         f"{' and '.join(map(str, TARGETS))}, from nothing but a prior about the published law. Candidates: recurrences "
         f"from 1 to 24, budgets from {RANGE[0]:.3g} to {RANGE[1]:.3g} FLOPs in half octaves, {SEEDS} seeds each. The "
-        "intervals are those of our fit (training law and six-parameter law by AICc, "
-        f"{draws} refits of each): their median width, and in how many percent of the sweeps they held the truth. Below "
-        "the grid, widths (and in brackets rms errors) are multiples of the grid's, after 40% of its cost and after all "
-        f"of it. mu\\* is that at {BEYOND:.3g} FLOPs, its width that of the logarithm. {seconds / 60:.1f} CPU-minutes.\n\n"
+        f"intervals are those of our fit (training law and six-parameter law by AICc, {draws} refits of each): their "
+        "median width, and in how many percent of the sweeps they held the truth. Below the grid, widths (and in "
+        "brackets rms errors) are multiples of the grid's, after 40% of its cost and after all of it. mu\\* is that at "
+        f"{BEYOND:.3g} FLOPs, its width that of the logarithm. {seconds / 60:.1f} CPU-minutes.\n\n"
         f"{table(header, rows)}\n"
-        "The aim: intervals of gamma_mu and of the loss at most .6 times as wide at the same cost, or as wide at 40% of "
-        f"it. The wider of the two at the same cost: {_listed(equal_cost)}. At 40%: {_listed(cheap)}. "
+        "The aim: intervals of gamma_mu and of the loss at most .6 times as wide at the same cost, or as wide at 40% "
+        f"of it. The wider of the two at the same cost: {_listed(equal_cost)}. At 40%: {_listed(cheap)}. "
         f"{_missed(equal_cost, cheap)}\n"
     )
 

@@ -1,4 +1,4 @@
-"""What is known before the next runs: plausible laws with the information of all runs so far, and the noise of a run."""
+"""What is known before the next runs: plausible laws with the information of all runs so far, and the noise."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Belief:
         noise: Noise | None = None,
         seed: int = 0,
     ) -> Belief:
-        """Return what is plausible about `parameters` (p,) of a law, and 1 for the one by which another law extends it."""
+        """Return what is plausible about `parameters` (p,) of a law; the one that extends it has 1 for one more."""
         rng = np.random.default_rng(seed)
         noise = noise or Noise(level=ASSUMED_NOISE, source="assumption, since nothing was run")
         richer = richer_law(law)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from isoloop.fitting.design.targets import Target
 from isoloop.fitting.laws.base import Data
 
 _NORMAL = 1.96
-_BUDGETS_PER_OCTAVE = 2
+_PER_OCTAVE = 2
+_SAME = 0.01
+_APART = 0.17
+"""Distance in logarithms, half of half an octave, within which a measured budget takes the place of another one."""
 _WHOLE = np.array(
     [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512]
 )
@@ -38,7 +41,7 @@ class Candidates:
     def grid(
         cls, cost: Cost, values: Sequence[float], budgets: Sequence[float], *, seeds: int, price_per_flop: float = 1.0
     ) -> Candidates:
-        """Return the product of values on the cost's axis and budgets (FLOPs), each cell to be run up to `seeds` times."""
+        """Return the product of values on the cost's axis and budgets (FLOPs), each to be run up to `seeds` times."""
         flops, at = (each.ravel() for each in np.meshgrid(budgets, values, indexing="ij"))
         return cls(
             values=at,
@@ -50,28 +53,43 @@ class Candidates:
 
 
 def candidate_values(axis: str, low: float, high: float) -> np.ndarray:
-    """Return values on an axis from `low` to `high`: whole loops, or parameters in half octaves."""
+    """Return values on an axis from `low` to `high`: whole loops, or parameters in half octaves.
+
+    Raises ValueError if there is none.
+    """
+    values = _octaves(low, high)
     if axis == "mean_recurrence":
-        return _WHOLE[(low <= _WHOLE) & (high >= _WHOLE)].astype(float)
-    return _octaves(low, high)
+        values = _WHOLE[(low <= _WHOLE) & (high >= _WHOLE)].astype(float)
+    if not len(values):
+        raise ValueError(
+            f"candidates must have mean recurrences of whole loops, but {low:g} to {high:g} has none; widen it"
+        )
+    return values
 
 
-def candidate_budgets(low: float, high: float) -> np.ndarray:
-    """Return budgets (FLOPs) from `low` to at most `high` in half octaves."""
-    return _octaves(low, high)
+def candidate_budgets(low: float, high: float, measured: Sequence[float] = ()) -> np.ndarray:
+    """Return budgets (FLOPs) from `low` to at most `high`: those that were measured, and half octaves between them."""
+    kept = [budget for budget in sorted(set(measured)) if low <= budget * (1 + _SAME) and budget <= high * (1 + _SAME)]
+    between = [
+        float(f"{budget:.3g}")
+        for budget in _octaves(low, high)
+        if all(abs(np.log(budget / other)) > _APART for other in kept)
+    ]
+    return np.array(sorted([*kept, *between]))
 
 
 def _octaves(low: float, high: float) -> np.ndarray:
-    count = int(np.floor(_BUDGETS_PER_OCTAVE * np.log2(high / low) + 1e-9)) + 1
-    return np.asarray(low * 2.0 ** (np.arange(count) / _BUDGETS_PER_OCTAVE))
+    count = int(np.floor(_PER_OCTAVE * np.log2(high / low) + 1e-9)) + 1 if high >= low else 0
+    return np.asarray(low * 2.0 ** (np.arange(count) / _PER_OCTAVE))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
     """The runs of one round, `counts` (cells,) of each candidate, what they cost, and what is known after them.
 
-    `widths` are those of the 95% intervals of the targets, of a logarithm where the target is a ratio. `nats_lost` is
-    what choosing the best model for the first target's budget by the fit would cost on average; None without a budget.
+    `widths` are those of the 95% intervals of the targets, of a logarithm where the target is a ratio: the geometric
+    mean over what is plausible now. `nats_lost` is what choosing the best model for the first target's budget by the
+    fit would cost on average; None without a budget.
     """
 
     counts: np.ndarray
@@ -85,19 +103,35 @@ class Round:
 class Design:
     """Rounds of runs for `targets`, and what is known before them: see `Round`.
 
-    `values` are the targets as known now, of which ratios are in their own unit. `gain_per_flop` is what more FLOPs
-    would bring the best model at the first target's budget, nats per FLOP.
+    `values` are the targets as known now in their own unit; `ratios` says which are known by their logarithm.
+    `gain_per_flop` is what more FLOPs would bring the best model at the first target's budget, nats per FLOP.
     """
 
     targets: tuple[Target, ...]
     candidates: Candidates
     values: tuple[float, ...]
+    ratios: tuple[bool, ...]
     before: Round
     rounds: tuple[Round, ...]
     gain_per_flop: float | None
     laws: tuple[str, ...]
     noise: float
     noise_source: str
+
+    def interval(self, place: int, known: Round) -> tuple[float, float]:
+        """Return the 95% interval of the target at `place` that a round leaves, in the target's own unit."""
+        half, value = known.widths[place] / 2, self.values[place]
+        if self.ratios[place]:
+            return value * float(np.exp(-half)), value * float(np.exp(half))
+        return value - half, value + half
+
+    def rounds_to(self, width: float) -> int | None:
+        """Return after how many rounds the first target's interval is at most `width` wide, None if after none."""
+        for number, known in enumerate((self.before, *self.rounds)):
+            low, high = self.interval(0, known)
+            if high - low <= width:
+                return number
+        return None
 
     @property
     def useful_rounds(self) -> int | None:
@@ -106,7 +140,8 @@ class Design:
             return None
         known = self.before
         for number, each in enumerate(self.rounds):
-            assert known.nats_lost is not None and each.nats_lost is not None
+            assert known.nats_lost is not None
+            assert each.nats_lost is not None
             if known.nats_lost - each.nats_lost < self.gain_per_flop * each.flops:
                 return number
             known = each
@@ -145,25 +180,17 @@ def design_runs(
     ]
 
     def known(counts: np.ndarray) -> Round:
-        variances = np.zeros(len(tracked))
+        typical, expected = np.zeros(len(targets)), 0.0
         for scores, (_, slopes) in zip(chosen, found, strict=True):
-            variances += (
-                Scores(
-                    slopes=scores.slopes, gradients=slopes, covariance=scores.covariance, shares=scores.shares
-                ).variances
-                @ scores.shares
-            )
-        widths = [2 * _NORMAL * float(np.sqrt(variance)) for variance in variances[: len(targets)]]
-        nats = None if budget is None else float(variances[-1])
+            variances = replace(scores, gradients=slopes).variances
+            typical += np.log(variances[: len(targets)]) @ scores.shares
+            expected += float(variances[-1] @ scores.shares)
         return Round(
             counts=counts,
             cost=float(counts @ candidates.costs),
             flops=float(counts @ candidates.flops),
-            widths=tuple(
-                width if target.name != "decision" else float("nan")
-                for width, target in zip(widths, targets, strict=True)
-            ),
-            nats_lost=nats,
+            widths=tuple(float(width) for width in 2 * _NORMAL * np.exp(typical / 2)),
+            nats_lost=None if budget is None else expected,
         )
 
     before = known(np.zeros(len(candidates.costs), dtype=int))
@@ -173,14 +200,15 @@ def design_runs(
         choice = choose_cells(chosen, candidates.costs, left, most)
         left, most = choice.left, most - choice.counts
         made.append(known(choice.counts))
-    values = []
-    for place, target in enumerate(targets):
-        value = sum(float(part.shares @ values[place]) for part, (values, _) in zip(belief.parts, found, strict=True))
-        values.append(float(np.exp(value)) if target.is_ratio else value)
+    values, ratios = [], [target.is_ratio(belief.parts[0].law) for target in targets]
+    for place in range(len(targets)):
+        value = sum(float(part.shares @ of_part[place]) for part, (of_part, _) in zip(belief.parts, found, strict=True))
+        values.append(float(np.exp(value)) if ratios[place] else value)
     return Design(
         targets=tuple(targets),
         candidates=candidates,
         values=tuple(values),
+        ratios=tuple(ratios),
         before=before,
         rounds=tuple(made),
         gain_per_flop=None if budget is None else belief.gain_per_flop(budget),

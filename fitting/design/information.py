@@ -171,7 +171,7 @@ class Plausible:
 
     def _parameter(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         place = self.law.parameter_names.index(name)
-        logarithmic = self.law.parameters[place].lower >= 0
+        logarithmic = Target(name=name).is_ratio(self.law)
 
         def value(vectors: np.ndarray) -> np.ndarray:
             values = self.problem.unscaled(vectors)[..., place]

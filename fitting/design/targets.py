@@ -1,4 +1,4 @@
-"""The quantity that the next runs should determine: the best model for a budget, its loss, an exponent, or a parameter."""
+"""What the next runs should determine: the best model for a budget, its loss, an exponent, or a parameter."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ class Target:
         """True if it is a parameter of the law."""
         return self.flops is None and self.name not in EXPONENTS
 
-    @property
-    def is_ratio(self) -> bool:
-        """True if its width is that of a logarithm, so that an interval is a factor."""
-        return self.flops is not None and self.name != "decision"
+    def is_ratio(self, law: Law) -> bool:
+        """Return True if it is known by its logarithm: all but exponents, and parameters that may be negative."""
+        if self.is_parameter:
+            return law.parameters[law.parameter_names.index(self.name)].lower >= 0
+        return self.name not in EXPONENTS and self.name != "decision"
 
     def check(self, laws: Sequence[Law], axis: str) -> None:
         """Raise ValueError unless every law has the parameter, and models differ along the axis, that it names."""
