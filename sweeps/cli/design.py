@@ -161,8 +161,9 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
     from isoloop.fitting.design import Belief, candidate_budgets, candidate_values
     from isoloop.sweeps.plan.grid import simulated_corpus
     from isoloop.sweeps.plan.next_runs import next_cells, planned_cost_table
+    from isoloop.sweeps.plan.rates import tuned_rates
 
-    sweep, _ = load_config(target, out)
+    sweep, folders = load_config(target, out)
     low, high = question.values or (1, _BEYOND * max(sweep.mean_recurrences or (_USUAL_LOOPS,)))
     values = candidate_values("mean_recurrence", low, high)
     if question.budgets is None and not sweep.budgets:
@@ -172,7 +173,14 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
     _check_affordable(least, most, question)
     cost = CostModel.from_table(pd.DataFrame(planned_cost_table(sweep, values)))
     # Text may be prepared later, so no cell is left out for want of it here.
-    planned = next_cells(sweep, values, candidate_budgets(least, most, given), simulated_corpus, run=False)
+    planned = next_cells(
+        sweep,
+        values,
+        candidate_budgets(least, most, given),
+        simulated_corpus,
+        run=False,
+        rates=tuned_rates(sweep, folders),
+    )
     candidates = _candidates(planned, cost, sweep, question)
     belief = Belief.of_published(cost, candidates.columns, flops=(least, most), noise=question.noise)
     return _Known(belief=belief, candidates=candidates, sweep=sweep, cells=planned.cells)
@@ -187,6 +195,7 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     from isoloop.sweeps.pipeline import corpus_lookup
     from isoloop.sweeps.plan.grid import simulated_corpus
     from isoloop.sweeps.plan.next_runs import next_cells
+    from isoloop.sweeps.plan.rates import tuned_rates
     from isoloop.sweeps.runs import load_table
 
     files = files_of(target, out)
@@ -213,7 +222,7 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     if files.folders is not None:
         sweep = load_sweep(str(files.folders.config))
         corpus_of = simulated_corpus if sweep.simulation else corpus_lookup(files.folders, {}, Progress())
-        planned = next_cells(sweep, values, budgets, corpus_of, run=True)
+        planned = next_cells(sweep, values, budgets, corpus_of, run=True, rates=tuned_rates(sweep, files.folders))
         candidates, cells = _candidates(planned, fit.cost_model, sweep, question), planned.cells
     elif question.money:
         raise ValueError("--money is for a sweep with cluster.price_per_hour, but the target is a table; leave it out")

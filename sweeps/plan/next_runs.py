@@ -12,6 +12,7 @@ import numpy as np
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.plan.axes import BUDGET, MEAN_RECURRENCE, SEED, TOKENS, grid_points
 from isoloop.sweeps.plan.grid import Cell, CorpusLookup, cost_model_columns, plan_cells
+from isoloop.sweeps.plan.rates import TunedRates
 from isoloop.trainer.accounting import expected_loops
 from isoloop.trainer.config import RecurrenceConfig
 
@@ -49,7 +50,13 @@ class NextCells:
 
 
 def next_cells(
-    sweep: SweepConfig, means: Iterable[float], budgets: Iterable[float], corpus_of: CorpusLookup, *, run: bool
+    sweep: SweepConfig,
+    means: Iterable[float],
+    budgets: Iterable[float],
+    corpus_of: CorpusLookup,
+    *,
+    run: bool,
+    rates: TunedRates | None = None,
 ) -> NextCells:
     """Return the cells of means x budgets that can be run with the settings of a sweep, which was `run` or is not.
 
@@ -57,7 +64,7 @@ def next_cells(
     """
     seeds = trained_seeds(sweep) if run else {}
     points = tuple({BUDGET: float(budget), MEAN_RECURRENCE: int(mean)} for budget in budgets for mean in means)
-    cells, left_out = plan_cells(_points_only(sweep, points), corpus_of)
+    cells, left_out = plan_cells(_points_only(sweep, points), corpus_of, rates=rates)
     if not cells:
         raise ValueError(
             f"a candidate must be a run that can be made, but none of {len(points)} can: {left_out[0].reason}"

@@ -236,7 +236,7 @@ class Tuner:
         """Report the share that is done; runs in progress count by their FLOPs."""
         if runs_in_progress is None:
             flops = 0.0 if self._engine is None else sum(self._engine.flops_in_progress())
-            runs_in_progress = flops / self.study.space.base.flops
+            runs_in_progress = flops / self.study.space.flops_per_trial
         finished = finished_trials(list(self.trials.values()))
         best = f", best {finished[0].loss:.4f}" if finished else ""
         trials = self.study.tune.trials
@@ -265,7 +265,7 @@ class Tuner:
             ended=len(outcomes) - outcomes.count("running") - outcomes.count("failed"),
             best=_trial_line(finished[0]) if finished else None,
             runs_to_come=to_come,
-            flops_to_come=to_come * self.study.space.base.flops,
+            flops_to_come=to_come * self.study.space.flops_per_trial,
         )
         with suppress(OSError):  # a full disk: the study and the runs report it
             write_manifest(self.cells.values(), self.folders, trials=counts, known=known)
