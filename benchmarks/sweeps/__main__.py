@@ -20,6 +20,7 @@ SECTIONS = Results(
         "virtual": "In virtual time",
         "planning": "Planning",
         "proposals": "Proposals",
+        "rates": "Rates that travel",
     },
     module="benchmarks.sweeps",
 )
@@ -76,11 +77,20 @@ def proposals(results: File = RESULTS, studies: Studies = 100) -> None:
     _write(results, "proposals", benchmark.run(studies=studies))
 
 
+@app.command()
+def rates(results: File = RESULTS, studies: Studies = 100) -> None:
+    """Measure how well the best rate at 8 times the compute is known from a tuning in several cells, and in one."""
+    from benchmarks.sweeps import rates as benchmark
+
+    _write(results, "rates", benchmark.run(studies=studies))
+
+
 @app.command("all")
 def everything(results: File = RESULTS) -> None:
     """Run all benchmarks."""
     planning(results)
     proposals(results)
+    rates(results)
     virtual(results)
     ray(results)
     shared(results)
