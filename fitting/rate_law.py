@@ -250,11 +250,9 @@ def fit_rate_law(
             break
         off = np.abs(x - np.stack([_optimum(fitted[0], row, count) for row in z])).max(axis=1)
         near = off <= math.log(window) + 1e-9
-        again = (
-            None
-            if (near == used).all() or not near.any()
-            else _least_squares(x[near], z[near], cells[near], loss[near])
-        )
+        if (near == used).all() or not near.any():
+            break
+        again = _least_squares(x[near], z[near], cells[near], loss[near])
         if again is None or again[3] < 1 or not _has_minimum(again[0], count).all():
             break
         used, fitted = near, again
@@ -294,6 +292,26 @@ def _misfit(x: np.ndarray, cells: np.ndarray, loss: np.ndarray, noise: float | N
     squares, more = free[2] ** 2 * free[3], dof - free[3]
     ratio = (noise**2 * dof - squares) / more / free[2] ** 2
     return float(stats.f.sf(ratio, more, free[3]))
+
+
+def _least_squares(
+    x: np.ndarray, z: np.ndarray, cells: np.ndarray, loss: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, float | None, int] | None:
+    """Return coefficients, covariance, noise and degrees of freedom; None if the trials don't determine them."""
+    rows, columns = np.triu_indices(x.shape[1])
+    quadratic = x[:, rows] * x[:, columns] * np.where(rows == columns, 0.5, 1.0)
+    linear = -(x[:, :, None] * z[:, None, :]).reshape(len(x), -1)
+    levels = cells[:, None] == np.unique(cells)
+    design = np.hstack([quadratic, linear, levels.astype(float)])
+    solution, _, rank, _ = np.linalg.lstsq(design, loss, rcond=1e-10)
+    if rank < design.shape[1]:
+        return None
+    dof, kept = len(x) - rank, quadratic.shape[1] + linear.shape[1]
+    if dof < 1:
+        return solution[:kept], None, None, 0
+    variance = float(np.sum((loss - design @ solution) ** 2) / dof)
+    covariance = variance * np.linalg.inv(design.T @ design)
+    return solution[:kept], covariance[:kept, :kept], math.sqrt(variance), int(dof)
 
 
 def _parameters(rates: int, z: np.ndarray, cells: np.ndarray) -> int:

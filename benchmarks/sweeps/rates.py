@@ -79,8 +79,8 @@ def run(*, studies: int) -> str:
         f"{studies} studies each. The run to predict has {BEYOND:g} times the largest tuned budget and µ = {DEEP}. The "
         f"law's trials are at two budgets, 4 times apart, and µ = {MEANS[0]} and {MEANS[1]}. The one cell is at the "
         f"larger budget and µ = {MIDDLE}, so that its trials cost 1.6 times as much. Exponents are drawn from -.2 to "
-        "0 (C) and -.5 to .1 (µ), the curvature from .04 to .16 nats; runs diverge at 12 times the best rate. Without a "
-        "law (no minimum, or too few trials with a loss) the rate of the best trial counts."
+        "0 (C) and -.5 to .1 (µ), the curvature from .04 to .16 nats; runs diverge at 12 times the best rate. Without "
+        "a law (no minimum, or too few trials with a loss) the rate of the best trial counts."
     )
     return f"{introduction}\n\n{table(head, rows)}"
 
