@@ -21,6 +21,7 @@ SECTIONS = Results(
         "planning": "Planning",
         "proposals": "Proposals",
         "rates": "Rates that travel",
+        "trunks": "Trunks",
     },
     module="benchmarks.sweeps",
 )
@@ -85,6 +86,17 @@ def rates(results: File = RESULTS, studies: Studies = 100) -> None:
     _write(results, "rates", benchmark.run(studies=studies))
 
 
+@app.command()
+def trunks(
+    results: File = RESULTS,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="seeds of the runs with another weight decay")] = 5,
+) -> None:
+    """Train a small sweep with trunks and without, and compare CPU time, FLOPs and losses."""
+    from benchmarks.sweeps import trunks as benchmark
+
+    _write(results, "trunks", benchmark.run(seeds=seeds))
+
+
 @app.command("all")
 def everything(results: File = RESULTS) -> None:
     """Run all benchmarks."""
@@ -92,6 +104,7 @@ def everything(results: File = RESULTS) -> None:
     proposals(results)
     rates(results)
     virtual(results)
+    trunks(results)
     ray(results)
     shared(results)
 
