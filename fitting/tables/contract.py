@@ -25,6 +25,8 @@ OWN_ACCOUNTING = "own"
 DENSE_ACCOUNTING = "6ND"
 """6 FLOPs per parameter and token, where dense models have no FLOPs given (Kaplan et al. 2020, arXiv:2001.08361)."""
 LOSS_UNIT = "nats per token"
+EPOCHS_TOLERANCE = 0.1
+"""Largest relative difference between `epochs` and tokens / unique_tokens, where they are over 1 apart."""
 COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
@@ -58,7 +60,7 @@ class TableColumn:
     largest: float = INFINITE
 
 
-_COST, _SHAPE = "cost model", "effective parameters"
+_COST, _SHAPE, _INFERENCE = "cost model", "effective parameters", "needs at inference"
 
 COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("run_id", "text", "unique name of the run"),
@@ -82,6 +84,15 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("effective_params_per_loop", "number", "parameters of the core", 0, True, group=_SHAPE),
     TableColumn("unique_tokens", "number", "distinct training tokens that the run could see", optional=True),
     TableColumn("epochs", "number", "passes over them: tokens / unique_tokens", optional=True),
+    TableColumn("inference_weights", "number", "all parameters, embeddings too", optional=True, group=_INFERENCE),
+    *(
+        TableColumn(f"inference_{name}", "number", meaning, 0, True, optional=True, group=_INFERENCE)
+        for name, meaning in (
+            ("cache_per_token_fixed", "cached keys and values outside the loop"),
+            ("cache_per_token_loop", "cached keys and values of a loop"),
+            ("activations_per_token", "numbers held per token of a pass"),
+        )
+    ),
     TableColumn("best_loss", "number", "lowest validation loss of the run's evaluations at T = mu", optional=True),
     TableColumn("best_step", "number", "step of best_loss", optional=True),
     TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
@@ -167,6 +178,8 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
     _check_labels(checked)
     _check_numbers(checked)
     _check_losses(checked)
+    if {"epochs", "unique_tokens"} <= set(checked):
+        _check_epochs(checked)
     if "flops_per_token_fixed" in checked:
         _check_cost(checked)
     return RunTable(frame=_with_budgets(checked, budget_tolerance, notes), notes=tuple(notes))
@@ -198,7 +211,7 @@ def check_presence(
 
 def _check_groups(table: pd.DataFrame) -> None:
     """Raise ValueError unless a table has all columns of a group or none."""
-    for group in (_COST, _SHAPE):
+    for group in (_COST, _SHAPE, _INFERENCE):
         names = [column.name for column in COLUMNS if column.group == group]
         absent = [name for name in names if name not in table]
         if absent and len(absent) < len(names):
@@ -363,6 +376,15 @@ def _check_losses(table: pd.DataFrame) -> None:
         if recurrence < 1:
             raise ValueError(f"a loop must run at least once, but the table has a column {name!r}; drop it")
         _refuse_first(table, name, table[name] <= 0, "must be greater than 0, or missing where not measured")
+
+
+def _check_epochs(table: pd.DataFrame) -> None:
+    """Raise ValueError where epochs are not tokens / unique_tokens; whole numbers may have been rounded."""
+    expected = table["tokens"] / table["unique_tokens"]
+    off = (table["epochs"] - expected).abs()
+    rule, advice = "must be tokens / unique_tokens", "correct one of them, or leave the column `epochs` out"
+    wrong = (off > 1) & (off > EPOCHS_TOLERANCE * expected)
+    _refuse_first(table, "epochs", wrong, rule, advice, lambda row: f" (which is {expected.iloc[row]:.4g})")
 
 
 def _check_cost(table: pd.DataFrame) -> None:

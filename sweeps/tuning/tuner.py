@@ -193,11 +193,11 @@ class Tuner:
         records, proposal.journal_offset = read_journal(path, proposal.journal_offset)
         for record in records:
             loss = record.get("values", {}).get("validation_loss")
-            if loss is None:
+            # Losses are compared at equal shares, at the steps nearest to them; runs that see text again have more.
+            place = round(record.get("step", 0) / cell.spec.steps * (validations + 1))
+            if loss is None or record["step"] != round(cell.spec.steps * place / (validations + 1)):
                 continue
-            # Steps are whole, but losses are compared at equal shares, so the share is that of the nearest validation.
-            share = record["step"] / cell.spec.steps
-            percent = round(100 * round(share * (validations + 1)) / (validations + 1) if validations else 100 * share)
+            percent = round(100 * place / (validations + 1))
             if self.study.report(proposal, percent, loss):
                 proposal.pruned_at = percent
         return proposal.pruned_at is not None
@@ -206,7 +206,7 @@ class Tuner:
         """Record how a run ended: with a result, a failure, or pruned."""
         if result is not None:
             self._should_prune(proposal, cell)  # reports the last losses
-            self._conclude(proposal, cell, result.status, loss=result.loss, reason=result.reason)
+            self._conclude(proposal, cell, result.status, loss=result.compared_loss, reason=result.reason)
         elif cell.run_id in self.engine.outcome.failed:
             self._conclude(proposal, cell, "failed", reason=self.engine.outcome.failed[cell.run_id])
         else:
