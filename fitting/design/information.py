@@ -35,6 +35,7 @@ class SmoothCost(Cost):
     flops_per_token_loop: float
     effective_params_fixed: float | None = None
     effective_params_per_loop: float | None = None
+    unique_tokens: float | None = None
 
     @property
     def formula(self) -> str:
@@ -57,6 +58,7 @@ def smooth_cost(cost: Cost, values: np.ndarray) -> Cost:
         flops_per_token_loop=float(line[1]),
         effective_params_fixed=cost.effective_params_fixed,
         effective_params_per_loop=cost.effective_params_per_loop,
+        unique_tokens=cost.unique_tokens,
     )
 
 
