@@ -22,6 +22,8 @@ _RESULTS = Results(
         "worlds": "Coverage where the world is not the law",
         "coverage": "Coverage",
         "held-out": "Held-out",
+        "design": "Next runs, designed",
+        "design-farseer": "Next runs of a public pool, designed",
     },
     module="benchmarks.fitting",
 )
