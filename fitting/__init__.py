@@ -28,7 +28,8 @@ from isoloop.fitting.isoflop.minima import (
 from isoloop.fitting.isoflop.power_law import MinimalLossLaw, PowerLaw
 from isoloop.fitting.laws.base import Law, Optimum, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.iso_depth import IsoDepthLaw, IsoDepthSixParameterLaw, LoopTermLaw, TruncatedIsoDepthLaw
+from isoloop.fitting.laws.looped import LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.registry import LAWS, law_named
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,
@@ -46,11 +47,16 @@ from isoloop.fitting.simulate import (
     PUBLISHED_RECURRENCES,
     PUBLISHED_TEST_RECURRENCES,
     PUBLISHED_TRUTH,
+    SIZES_TRUTH,
     Truth,
     draw_losses,
     published_cost_model,
+    simulate_sizes,
     simulate_table,
 )
+from isoloop.fitting.sizes.any_fit import AnyFit, fit_table, read_fit
+from isoloop.fitting.sizes.fit import fit_sizes
+from isoloop.fitting.sizes.result import FrontierPoint, SizesFit
 from isoloop.fitting.sweep_fit import fit_sweep
 from isoloop.fitting.tables.contract import (
     ACCOUNTINGS,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import pandas as pd
 
@@ -12,7 +15,7 @@ from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import PURE_POWER_LAW, IsoflopFit, Minimum
 from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.curves import curve_caveats
@@ -38,11 +41,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     if laws is not None:
         caveats += _law_caveats(laws.best)
     caveats += few_runs_caveats(fit.finished_runs)
-    caveats += [
-        f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {IMPLAUSIBLE_LOSS}, so the "
-        "run counts as diverged or as an error."
-        for run in table[implausible_rows(table)].itertuples()
-    ]
+    caveats += implausible_caveats(table)
     caveats += cost_caveats(table, fit.cost_model)
     caveats += continuation_caveats(fit.cost_model)
     caveats += repetition_caveats(runs)
@@ -68,6 +67,28 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
         kinds = sorted({reason.partition(":")[0] for reason in every} if len(every) > len(flawed[0].reasons) else every)
         reasons = ", ".join(kinds or ["an interval ends at a bound"])
         caveats.append(f"{len(flawed)} of {len(fit.test_time)} test-time laws: {reasons}.")
+    cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
+    return [*caveats, *run_caveats(fit, table, cell)]
+
+
+class _Fit(Protocol):
+    """The part of a fit that caveats about its runs read."""
+
+    @property
+    def simulated(self) -> bool: ...
+    @property
+    def accounting(self) -> str: ...
+    @property
+    def fitted(self) -> FittedRange: ...
+    @property
+    def held_out(self) -> HeldOut | None: ...
+    @property
+    def missing_fits(self) -> tuple[MissingFit, ...]: ...
+
+
+def run_caveats(fit: _Fit, table: pd.DataFrame, cell: Sequence[str]) -> list[str]:
+    """Return what is missing in a fit, and what its runs are and are not; seeds repeat the columns `cell`."""
+    caveats = []
     for reason in dict.fromkeys(missing.reason for missing in fit.missing_fits):
         names = [missing.name for missing in fit.missing_fits if missing.reason == reason]
         caveats.append(f"There is no {' and no '.join(names)} fit: {reason}.")
@@ -84,8 +105,7 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats.append(
         f"Beyond {fit.fitted.flops[1]:.3g} FLOPs, the largest fitted compute, every prediction extrapolates."
     )
-    cell = [name for name in (fit.axis, "backprop_depth", "tokens") if name in table]
-    if not fit.simulated and not table.duplicated(cell).any():
+    if not fit.simulated and not table.duplicated(list(cell)).any():
         caveats.append("Each cell was trained once: how a loss scatters from seed to seed was not measured.")
     caveats += provenance_caveats(simulated=fit.simulated, accounting=fit.accounting, dense=is_dense(table))
     return caveats
@@ -100,6 +120,15 @@ def _misfit_caveats(fit: SweepFit) -> list[str]:
 
 def _law_caveats(law: LawFit) -> list[str]:
     return [f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))]
+
+
+def implausible_caveats(table: pd.DataFrame) -> list[str]:
+    """Return a caveat per run that is left out for its loss."""
+    return [
+        f"Run {run.run_id!r} is left out of every fit: its loss of {run.loss:.4g} is {IMPLAUSIBLE_LOSS}, so the "
+        "run counts as diverged or as an error."
+        for run in table[implausible_rows(table)].itertuples()
+    ]
 
 
 def cost_caveats(table: pd.DataFrame, cost: Cost) -> list[str]:

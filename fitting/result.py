@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -229,48 +230,76 @@ class SweepFit:
         Raises:
             ValueError: one of its numbers isn't finite.
         """
-        try:
-            return json.dumps({"format": FIT_FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
-        except ValueError as error:
-            raise ValueError(
-                f"a fit must consist of finite numbers, but some in that of {self.name} are missing or infinite; "
-                "leave out the runs whose losses are far from the others' and fit again"
-            ) from error
+        return stored_text(FIT_FORMAT, self.name, dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> SweepFit:
         """Return the fit that `to_json` wrote. Raises ValueError for any other text, or another format's version."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a stored fit must be JSON, but it is not: {error}; fit the sweep again") from error
-        stored_format = data.pop("format", None) if isinstance(data, dict) else None
-        if stored_format != FIT_FORMAT:
-            raise ValueError(
-                f"a stored fit must have the format {FIT_FORMAT!r}, but got {stored_format!r}; fit the sweep again"
-            )
-        try:
-            fit = _stored_fit().validate_json(json.dumps(data))
-        except ValidationError as error:
-            raise ValueError(f"a stored fit must be whole, but {_first_fault(error)}; fit the sweep again") from None
+        fit = read_stored(text, FIT_FORMAT, _stored_fit())
         _check_laws(fit)
         return fit
 
     @classmethod
     def read(cls, path: str | Path) -> SweepFit:
         """Return the fit stored at `path`. Raises ValueError if there is none, or the file is something else."""
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"a stored fit must exist, but there is none at {path}; make one with 'isoloop fit'")
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return from_file(path, cls.from_json)
 
 
 @cache
 def _stored_fit() -> TypeAdapter[SweepFit]:
     return TypeAdapter(SweepFit)
+
+
+Fit = TypeVar("Fit")
+
+
+def from_file(path: str | Path, from_json: Callable[[str], Fit]) -> Fit:
+    """Return the fit stored at `path`. Raises ValueError if there is none, or the file is something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"a stored fit must exist, but there is none at {path}; make one with 'isoloop fit'")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def stored_text(fit_format: str, name: str, content: Mapping[str, object]) -> str:
+    """Return the JSON text of a fit called `name`. Raises ValueError if one of its numbers isn't finite."""
+    try:
+        return json.dumps({"format": fit_format, **content}, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(
+            f"a fit must consist of finite numbers, but some in that of {name} are missing or infinite; "
+            "leave out the runs whose losses are far from the others' and fit again"
+        ) from error
+
+
+def format_of(text: str) -> object:
+    """Return the format of a stored fit. Raises ValueError for text that isn't JSON."""
+    return _parsed(text).get("format")
+
+
+def read_stored(text: str, fit_format: str, adapter: TypeAdapter[Fit]) -> Fit:
+    """Return the fit in a text of this format. Raises ValueError for another format, or a fit that isn't whole."""
+    data = _parsed(text)
+    stored_format = data.pop("format", None)
+    if stored_format != fit_format:
+        raise ValueError(
+            f"a stored fit must have the format {fit_format!r}, but got {stored_format!r}; fit the sweep again"
+        )
+    try:
+        return adapter.validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ValueError(f"a stored fit must be whole, but {_first_fault(error)}; fit the sweep again") from None
+
+
+def _parsed(text: str) -> dict[str, object]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a stored fit must be JSON, but it is not: {error}; fit the sweep again") from error
+    return data if isinstance(data, dict) else {}
 
 
 _FAULTS = {"missing": "is missing", "unexpected_keyword_argument": "is unknown", "too_long": "has too many values"}
@@ -297,18 +326,22 @@ def _check_laws(fit: SweepFit) -> None:
         if law_fit is None:
             continue
         # The loss after training may follow any law; the others are what they are called.
-        due = law_fit.law if name == "training" else name
-        try:
-            expected = law_named(due).parameter_names
-        except ValueError as error:
-            raise ValueError(f"a stored fit needs the laws that it names, but {error}") from error
-        names, sizes = tuple(parameter.name for parameter in law_fit.parameters), {len(draw) for draw in law_fit.draws}
-        fault = None
-        if law_fit.law != due or names != expected:
-            got = f"the {law_fit.law} law with {', '.join(names)}"
-            fault = f"the {due} law has the parameters {', '.join(expected)}, where {got} is"
-        elif sizes - {len(expected)}:
-            wrong = min(sizes - {len(expected)})
-            fault = f"each refit of the {due} law has {len(expected)} values, where one has {wrong}"
-        if fault:
-            raise ValueError(f"a stored fit must be whole, but {fault}; fit the sweep again")
+        check_stored_law(law_fit.law if name == "training" else name, law_fit)
+
+
+def check_stored_law(due: str, law_fit: LawFit) -> None:
+    """Raise ValueError unless a stored fit is one of the law `due`, which can be loaded, with all its values."""
+    try:
+        expected = law_named(due).parameter_names
+    except ValueError as error:
+        raise ValueError(f"a stored fit needs the laws that it names, but {error}") from error
+    names, sizes = tuple(parameter.name for parameter in law_fit.parameters), {len(draw) for draw in law_fit.draws}
+    fault = None
+    if law_fit.law != due or names != expected:
+        got = f"the {law_fit.law} law with {', '.join(names)}"
+        fault = f"the {due} law has the parameters {', '.join(expected)}, where {got} is"
+    elif sizes - {len(expected)}:
+        wrong = min(sizes - {len(expected)})
+        fault = f"each refit of the {due} law has {len(expected)} values, where one has {wrong}"
+    if fault:
+        raise ValueError(f"a stored fit must be whole, but {fault}; fit the sweep again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ PUBLISHED_TEST_RECURRENCES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20
 class Truth:
     """The unified law and the noise that simulated runs are drawn from. Losses are in nats per token.
 
+    With `phi`, r loops of the recurrent block count as r^phi blocks, as in the iso-depth law; without it, as r.
     `run_noise` is the relative standard deviation of a run's loss, with one draw per run because the noise of training
     is common to all recurrences; `evaluation_noise` is the much smaller one of each evaluation.
     """
@@ -38,6 +39,7 @@ class Truth:
     effective_params_per_loop: float
     run_noise: float
     evaluation_noise: float
+    phi: float | None = None
 
     @property
     def parameters(self) -> np.ndarray:
@@ -46,8 +48,9 @@ class Truth:
 
     def loss(self, mean_recurrence: float, tokens: float, recurrence: float) -> float:
         """Return the loss without noise, nats per token."""
+        loops = mean_recurrence if self.phi is None else mean_recurrence**self.phi
         columns = {
-            "effective_params": self.effective_params_fixed + self.effective_params_per_loop * mean_recurrence,
+            "effective_params": self.effective_params_fixed + self.effective_params_per_loop * loops,
             "tokens": tokens,
             "mean_recurrence": mean_recurrence,
             "recurrence": recurrence,
@@ -81,6 +84,16 @@ PUBLISHED_TRUTH = Truth(
 )
 
 
+PUBLISHED_SIZES = {
+    "140m": (768, 2, PUBLISHED_TRUTH.effective_params_fixed, PUBLISHED_TRUTH.effective_params_per_loop),
+    "370m": (1024, 4, 100.681e6, 50.34e6),
+    "770m": (1280, 6, 235.962e6, 117.981e6),
+}
+"""Width, layers of each of the three parts, and effective parameters outside the loop and per loop, by size."""
+SIZES_TRUTH = replace(PUBLISHED_TRUTH, E=1.9, X=90.0, x=0.29, Y=190.0, y=0.26, phi=0.46, run_noise=1e-3)
+"""A law of several sizes: at its own optima, a larger model with fewer loops than the published ones is best."""
+
+
 def draw_losses(
     truth: Truth,
     mean_recurrence: float,
@@ -107,19 +120,22 @@ def draw_losses(
     }
 
 
-def published_cost_model() -> CostModel:
-    """Return the cost of the 140m model by `exact`: width 768, 2 + 2 + 2 layers, context 2048, vocabulary 32,768."""
-    width, context, vocabulary = 768, 2048, 32_768
+def published_cost_model(size: str = "140m") -> CostModel:
+    """Return the cost of a model of a published size by `exact`: context 2048, vocabulary 32,768, and its width, and
+    layers in each of its three parts, from `PUBLISHED_SIZES`.
+    """
+    context, vocabulary = 2048, 32_768
+    width, layers, effective_fixed, effective_per_loop = PUBLISHED_SIZES[size]
     layer = 2 * 12 * width**2 + 4 * context * width
     # The injected B e is the same at every loop, so its product runs once.
     injection, state_to_model, head = 2 * width**2, 2 * width**2, 2 * width * vocabulary
     forward, backward = poisson_loops(PUBLISHED_RECURRENCES, np.ceil(np.array(PUBLISHED_RECURRENCES) / 2))
     return CostModel(
-        flops_per_token_fixed=3.0 * (4 * layer + injection + state_to_model + head),
-        flops_per_token_forward_loop=float(2 * layer),
-        flops_per_token_backward_loop=4.0 * layer,
-        effective_params_fixed=PUBLISHED_TRUTH.effective_params_fixed,
-        effective_params_per_loop=PUBLISHED_TRUTH.effective_params_per_loop,
+        flops_per_token_fixed=3.0 * (2 * layers * layer + injection + state_to_model + head),
+        flops_per_token_forward_loop=float(layers * layer),
+        flops_per_token_backward_loop=2.0 * layers * layer,
+        effective_params_fixed=effective_fixed,
+        effective_params_per_loop=effective_per_loop,
         mean_recurrences=PUBLISHED_RECURRENCES,
         forward_loops=tuple(forward.tolist()),
         backward_loops=tuple(backward.tolist()),
@@ -143,7 +159,49 @@ def simulate_table(
     """
     cost = cost_model or published_cost_model()
     rng = np.random.default_rng(seed)
+    rows = _drawn_rows(truth, cost, budgets, mean_recurrences, recurrences, accounting, seed, rng)
+    return check_table(pd.DataFrame(rows))
+
+
+def simulate_sizes(
+    truth: Truth = SIZES_TRUTH,
+    *,
+    sizes: Sequence[str] = ("140m", "370m", "770m"),
+    budgets: Sequence[float] = PUBLISHED_BUDGETS,
+    mean_recurrences: Sequence[float] = PUBLISHED_RECURRENCES,
+    recurrences: Sequence[float] = (),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Draw a checked run table of sizes x budgets x mean recurrences; see `simulate_table`.
+
+    The effective parameters are those of `PUBLISHED_SIZES`, whatever `truth` has.
+    """
+    rng = np.random.default_rng(seed)
     rows = []
+    for size in sizes:
+        cost = published_cost_model(size)
+        own = replace(
+            truth,
+            effective_params_fixed=cost.effective_params_fixed,
+            effective_params_per_loop=cost.effective_params_per_loop,
+        )
+        drawn = _drawn_rows(own, cost, budgets, mean_recurrences, recurrences, "exact", seed, rng)
+        rows += [row | {"run_id": f"{row['run_id']}-{size}", "model.size": size} for row in drawn]
+    return check_table(pd.DataFrame(rows))
+
+
+def _drawn_rows(
+    truth: Truth,
+    cost: CostModel,
+    budgets: Sequence[float],
+    mean_recurrences: Sequence[float],
+    recurrences: Sequence[float],
+    accounting: str,
+    seed: int,
+    rng: np.random.Generator,
+) -> list[dict[str, object]]:
+    """Draw the rows of one architecture's grid."""
+    rows: list[dict[str, object]] = []
     for budget in budgets:
         for mean_recurrence in mean_recurrences:
             tokens = float(cost.tokens_for(budget, mean_recurrence))
@@ -172,4 +230,4 @@ def simulate_table(
                 }
                 | {loss_column(recurrence): losses[recurrence] for recurrence in recurrences}
             )
-    return check_table(pd.DataFrame(rows))
+    return rows

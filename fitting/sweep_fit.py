@@ -28,6 +28,7 @@ from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_ro
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
+from isoloop.fitting.tables.best_loss import best_loss_notes, with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
@@ -106,11 +107,11 @@ def fit_sweep(
     if draws < 0 or seed < 0:
         raise ValueError(f"draws and seed must be 0 or more, but got {draws} and {seed}; 1000 draws are usual")
     runs = check_runs(table, budget_tolerance=budget_tolerance)
-    checked = runs.frame
+    checked = with_best_losses(runs.frame)
     if law is None:
         law = default_laws(checked)[0]
     _check_law(law, checked)
-    fitted, held_out, column = _split(checked) if hold_out_largest_budget else (checked, None, "")
+    fitted, held_out, column = split_largest(checked) if hold_out_largest_budget else (checked, None, "")
     if finished_rows(fitted).empty:
         raise ValueError(
             f"a fit needs finished runs, but {name!r} has none among {len(fitted)} rows; finish a run first"
@@ -132,7 +133,8 @@ def fit_sweep(
     ).fit(name, law, independent=independent)
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
-    notes = (*reading, *(note for note in runs.notes if note not in reading))
+    found = (*runs.notes, *best_loss_notes(runs.frame))
+    notes = (*reading, *(note for note in found if note not in reading))
     return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)), reading=notes)
 
 
@@ -213,7 +215,7 @@ class _SweepFitter:
                     "joint-test-time",
                     self._law,
                     "joint-test-time",
-                    _off_mean(data),
+                    off_mean(data),
                     by_run=True,
                     part="joint test-time law",
                 )
@@ -287,7 +289,7 @@ class _SweepFitter:
         for law in published:
             richer = richer_law(law.form)
             assert richer is not None
-            rows = _off_mean(data) if law is joint else data
+            rows = off_mean(data) if law is joint else data
             fitter, own = dataclasses.replace(self, profiles=False), None if law is joint else noise
             fit = self._attempt(richer.name, fitter._law, richer.name, rows, by_run=True, noise=own)
             extensions += [fit] if fit is not None else []
@@ -319,7 +321,7 @@ class _SweepFitter:
         of_models = misfit_of_models([law_misfit(fit, _of_run(data, fit.run_id)) for fit in test_time], level)
         return [
             *([law_misfit(unified, data, by_run=True, level=level)] if unified else []),
-            *([law_misfit(joint, _off_mean(data), by_run=True, level=level)] if joint else []),
+            *([law_misfit(joint, off_mean(data), by_run=True, level=level)] if joint else []),
             *([of_models] if of_models else []),
         ]
 
@@ -428,7 +430,7 @@ def _flagged(law: LawFit, reason: str) -> LawFit:
     return dataclasses.replace(law, reasons=(*law.reasons, reason))
 
 
-def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def split_largest(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Return the table without, and with only, the runs of the largest budget or token count, and that column."""
     runs = finished_rows(table)
     column = "budget" if "budget" in runs and runs["budget"].notna().any() else "tokens"
@@ -444,10 +446,10 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     return table[~largest].reset_index(drop=True), table[largest].reset_index(drop=True), column
 
 
-def _off_mean(data: Data) -> dict[str, np.ndarray]:
+def off_mean(data: Data) -> dict[str, np.ndarray]:
     """Return the rows at T other than mu; at T = mu the joint law predicts the very loss that it was given."""
-    off_mean = data["recurrence"] != data["mean_recurrence"]
-    return {name: values[off_mean] for name, values in data.items()}
+    others = data["recurrence"] != data["mean_recurrence"]
+    return {name: values[others] for name, values in data.items()}
 
 
 def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
@@ -460,16 +462,16 @@ def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:
         rows += held_out_rows(fit.method_after_training, data, (laws.loss(data), laws.loss_interval(data)))
     # At every T that was measured.
     data = {"loss": np.empty(0), **({} if is_dense(table) else test_time_law_data(table))}
-    off_mean = data if is_dense(table) else _off_mean(data)
+    others = data if is_dense(table) else off_mean(data)
     unified, joint = fit.loops_law("unified"), fit.loops_law("joint-test-time")
     if unified is not None and len(data["loss"]):
         rows += held_out_rows("unified law", data, (unified.loss(data), unified.loss_interval(data)))
-        at_mean = unified.loss({**off_mean, "recurrence": off_mean["mean_recurrence"]})
-        given = unified.loss(off_mean) - at_mean + off_mean["loss_at_mean"]
-        rows += held_out_rows("unified law, given the loss at T = mu", off_mean, (given, None))
-    if joint is not None and len(off_mean["loss"]):
-        predicted = joint.loss(off_mean), joint.loss_interval(off_mean)
-        rows += held_out_rows("joint test-time law, given the loss at T = mu", off_mean, predicted)
+        at_mean = unified.loss({**others, "recurrence": others["mean_recurrence"]})
+        given = unified.loss(others) - at_mean + others["loss_at_mean"]
+        rows += held_out_rows("unified law, given the loss at T = mu", others, (given, None))
+    if joint is not None and len(others["loss"]):
+        predicted = joint.loss(others), joint.loss_interval(others)
+        rows += held_out_rows("joint test-time law, given the loss at T = mu", others, predicted)
     runs = finished_rows(table)
     value, fitted = float(runs[column].max()), fit.fitted.flops if column == "budget" else fit.fitted.tokens
     return HeldOut(

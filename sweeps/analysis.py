@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import Progress
-from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
+from isoloop.sweeps.paths import SO_FAR, Folders, SweepResults, TablePlaces
 from isoloop.sweeps.stability.study import is_study
 from isoloop.trainer.files import write_atomically
 
@@ -41,8 +41,9 @@ def fit_and_report(
     that of the loss after training, and `draws` are the refits behind each interval. A stability study is evaluated and
     stored, too.
     """
-    # Remove the results of an earlier table.
+    # Remove the results of an earlier table, and those before the end.
     shutil.rmtree(folders.groups, ignore_errors=True)
+    shutil.rmtree(folders.so_far.sweep, ignore_errors=True)
     _remove_fits(folders)
     shutil.rmtree(folders.figures, ignore_errors=True)
     # Fit all runs together, or each group.
@@ -75,6 +76,27 @@ def fit_and_report(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
     return _write_page(sweep, table, folders, command, whole, progress, study=study)
+
+
+def report_so_far(folders: Folders, *, command: str, draws: int = 1000, progress: Progress | None = None) -> Path:
+    """Fit the runs of an unfinished sweep that have ended, in a folder of their own, and write and return the page.
+
+    Raises:
+        ValueError: as `read_table_so_far` does.
+    """
+    from isoloop.sweeps.config.loading import load_sweep
+    from isoloop.sweeps.report.so_far import early_answers, read_table_so_far
+
+    progress = progress or Progress()
+    progress.begin("Reading the runs that have ended")
+    so_far, own = read_table_so_far(folders), folders.so_far
+    sweep = load_sweep(str(own.config))
+    progress.begin("Fitting")
+    sentences = [answer.sentence for answer in early_answers(so_far)]
+    own.notes.write_text("".join(f"{text}\n" for text in (so_far.note, *sentences)), encoding="utf-8")
+    so_far.table.to_csv(own.table, index=False)
+    named = sweep.model_copy(update={"name": f"{sweep.name}-{SO_FAR}"})
+    return fit_and_report(named, own, so_far.table, command=command, draws=draws, progress=progress).report
 
 
 def fit_and_report_table(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MLFLOW = "mlflow:"
 """The beginning of a command's target that is an MLflow experiment."""
+SO_FAR = "so-far"
 OUTPUT_SUFFIXES = (".csv", ".parquet")
 """Suffixes of the run tables that isoloop writes; it reads many more (`is_table_target`)."""
 _STORED = re.compile(r'\s*\{\s*"format"\s*:\s*"isoloop-')
@@ -54,6 +55,7 @@ class Folders:
     table = _InSweepFolder("runs.csv")
     config = _InSweepFolder("config.yaml")  # the configuration of the run table
     left_out = _InSweepFolder("left-out.txt")  # cells of the grid that weren't run, a line each, with the reason
+    notes = _InSweepFolder("notes.txt")  # sentences that the page begins with, for an answer before the end
     report = _InSweepFolder("report.html")
     figures = _InSweepFolder("figures")
     stability = _InSweepFolder("stability.txt")  # report of a stability study, beside stability.csv and dynamics.csv
@@ -82,6 +84,11 @@ class Folders:
     def group(self, slug: str) -> "Folders":
         """Return the folders of one group of runs: `<name>/groups/<slug>` is a name that commands take."""
         return Folders(out=self.out, name=f"{self.name}/groups/{slug}")
+
+    @property
+    def so_far(self) -> "Folders":
+        """The folders of what the ended runs of an unfinished sweep say: `<name>/so-far` is a name, too."""
+        return Folders(out=self.out, name=f"{self.name}/{SO_FAR}")
 
     def run(self, run_id: str) -> Path:
         """Return the folder of one run."""

@@ -11,10 +11,11 @@ from isoloop.sweeps.config.schema import STORAGE_VARIABLE, SweepConfig, config_t
 from isoloop.sweeps.execution.engine import SweepOutcome, run_plan
 from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.execution.status import write_manifest
+from isoloop.sweeps.execution.trunks import with_origins
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
-from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, grid_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
@@ -68,7 +69,8 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     progress.begin("Planning" if sweep.simulation is not None else "Preparing the corpus")
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
-        return PreparedSweep(plan=plan_sweep(sweep, simulated_corpus, progress), corpora={})
+        plan = plan_sweep(sweep, simulated_corpus, progress)
+        return PreparedSweep(plan=with_origins(plan, folders), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
@@ -80,7 +82,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         corpus = corpora[data.whole].first(data.unique_tokens)
         return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
 
-    plan = plan_sweep(sweep, corpus_of, progress)
+    plan = with_origins(plan_sweep(sweep, corpus_of, progress), folders)
     for data, context, vocabulary in {
         (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -113,7 +115,11 @@ def train_sweep(
     plan, outcome, progress = prepared.plan, SweepOutcome(), progress or Progress()
     with sole_driver(folders, command=command, storage=storage_uri(plan.sweep)):
         # Train and record.
-        write_manifest(plan.cells, folders)
+        accounting = {"accounting": plan.sweep.accounting}
+        write_manifest(plan.cells, folders, columns=lambda cell: accounting | grid_columns(plan, cell))
+        so_far = folders.so_far
+        so_far.sweep.mkdir(exist_ok=True)
+        so_far.config.write_text(config_text(plan.sweep), encoding="utf-8")
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,

@@ -314,12 +314,21 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Muon for the matrices of the blocks, AdamW for everything else."""
+    """Muon for the matrices of the blocks, AdamW for everything else.
+
+    Args:
+        muon_weight_decay_schedule: `run` lets Muon's weight decay fall linearly to 0 over the whole run, as published;
+            `rate` lets it fall as the learning rate does, so that no step before that depends on the run's length.
+    """
 
     learning_rate: PositiveFloat = 8e-3
     muon_learning_rate: PositiveFloat | None = None
     muon_momentum: Momentum = 0.95
     muon_weight_decay: NonNegativeFloat = 0.2
+    # Left out where it isn't set, so that runs keep their ids.
+    muon_weight_decay_schedule: Annotated[Literal["run", "rate"], Field(exclude_if=lambda value: value == "run")] = (
+        "run"
+    )
     adam_betas: tuple[Momentum, Momentum] = (0.8, 0.95)
     adam_eps: PositiveFloat = 1e-10
     gradient_clip: PositiveFloat = 1.0
@@ -334,6 +343,11 @@ class ScheduleConfig(Config):
     """Learning rate without warm-up: constant, then linear to 0 over the last `decay_fraction` of the steps."""
 
     decay_fraction: Fraction = 0.5
+
+    def rate_factor(self, step: int, steps: int) -> float:
+        """Return the fraction of the peak learning rate at `step` (0-based) of a run of `steps` steps."""
+        decay_steps = self.decay_fraction * steps
+        return min(1.0, (steps - step) / decay_steps) if decay_steps else 1.0
 
 
 class EvaluationConfig(Config):

@@ -4,6 +4,7 @@ A run has a folder of its own:
 
     spec.json  journal.jsonl  checkpoints/  model/ (the weights, in the published layout)  result.json
     best-model/ (with evaluation.keep_best, the weights of the best step, if it isn't the last)
+    branches/ (states that other runs start from, which the driver of the sweep removes)
 
 `result.json` is written last, atomically; then the checkpoints are removed.
 """
@@ -33,6 +34,7 @@ from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
 from isoloop.trainer.run.best import BestStep
+from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, trunk_counts
 from isoloop.trainer.run.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from isoloop.trainer.run.environment import environment
 from isoloop.trainer.run.journal import Journal
@@ -51,6 +53,7 @@ def train(
     folder: Path,
     *,
     execution: ExecutionConfig | None = None,
+    branching: Branching | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> RunResult | None:
@@ -65,6 +68,8 @@ def train(
         corpus: the prepared corpus; its fingerprint must be the spec's.
         folder: the run's own folder.
         execution: device and memory settings; by default one thread of the CPU.
+        branching: the state of a longer run to start from, and the steps after which to save states for shorter ones;
+            they change no number of the result but `trunk_steps` and `flops_trained`.
         should_stop: called by every process in every step; once one returns True, the run finishes the step, saves a
             checkpoint and returns None.
         heartbeat: called by every process in every step and, during evaluation, at each T of each batch.
@@ -79,7 +84,9 @@ def train(
     with sole_owner(folder) if ranks.is_first else nullcontext():
         result = ranks.broadcast_object(read_result(folder) if ranks.is_first else None)
         try:
-            return result or _run_training(spec, corpus, folder, execution, ranks, should_stop, heartbeat)
+            return result or _run_training(
+                spec, corpus, folder, execution, branching or Branching(), ranks, should_stop, heartbeat
+            )
         finally:
             _free_device_memory(execution.device)
 
@@ -89,6 +96,7 @@ def _run_training(
     corpus: Corpus,
     folder: Path,
     execution: ExecutionConfig,
+    branching: Branching,
     ranks: Ranks,
     should_stop: Callable[[], bool],
     heartbeat: Callable[[], None],
@@ -110,8 +118,16 @@ def _run_training(
             batch = execution.micro_batch or EVALUATION_BATCH
             return evaluate(model, validation, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
 
-    # Resume from the newest checkpoint, if there is one
-    steps_done, counts, best = _restore_latest_checkpoint(folder, spec, model, optimizers, journal, ranks)
+    def save_state(place: str, step: int, counts: dict[str, float], keep: int | None) -> None:
+        save_checkpoint(
+            folder / place, run_id=spec.run_id, step=step, model=model, optimizers=optimizers, counts=counts, best=best,
+            keep=keep,
+        )  # fmt: skip
+
+    # Resume from the newest checkpoint, the run's own or its trunk's, if there is one
+    steps_done, counts, best = _restore_latest_checkpoint(
+        folder, spec, model, optimizers, journal, ranks, branching.start
+    )
     ranks.broadcast_weights(model)
     if execution.compile:
         compile_blocks(model)
@@ -152,6 +168,12 @@ def _run_training(
         if not (math.isfinite(train_loss) and math.isfinite(gradient_norm)) or train_loss > max_loss:
             norms = f"training loss {train_loss:.4g}, gradient norm {gradient_norm:.4g}{_radius_note(model)}"
             reason = f"{norms} in step {steps_done}"
+            if ranks.is_first and step and any(place > step for place in branching.save_at):  # branches share this end
+                before = {
+                    "forward_loops": counts["forward_loops"] - forward_loops,
+                    "backward_loops": counts["backward_loops"] - backward_loops,
+                }
+                save_state(BRANCHES, step, counts | before, keep=None)
             break
 
         # Optimizer step
@@ -159,6 +181,9 @@ def _run_training(
             optimizer.step()
             optimizer.zero_grad()
         speed.count(spec.batch, forward_loops, backward_loops)
+        counts_now = {**counts, "seconds": counts["seconds"] + time.monotonic() - start_time}
+        if ranks.is_first and steps_done in branching.save_at:  # before the journal: who reads of this step finds it
+            save_state(BRANCHES, steps_done, counts_now, keep=None)
 
         # Evaluation and telemetry into the journal
         metrics: dict[str, float] = {}
@@ -178,11 +203,7 @@ def _run_training(
         now = time.monotonic()
         stopping = stop_votes > 0 and steps_done < spec.steps
         if ranks.is_first and (stopping or now - last_save >= execution.checkpoint_seconds):
-            save_checkpoint(
-                folder / "checkpoints", run_id=spec.run_id, step=steps_done, model=model, optimizers=optimizers,
-                counts={**counts, "seconds": counts["seconds"] + now - start_time}, best=best,
-                keep=execution.keep_checkpoints,
-            )  # fmt: skip
+            save_state("checkpoints", steps_done, counts_now, keep=execution.keep_checkpoints)
             last_save = now
         if stopping:
             journal.event("stopped", step=steps_done)
@@ -234,9 +255,15 @@ def _free_device_memory(device: str) -> None:
 
 
 def _restore_latest_checkpoint(
-    folder: Path, spec: RunSpec, model: LanguageModel, optimizers: list[Optimizer], journal: Journal, ranks: Ranks
+    folder: Path,
+    spec: RunSpec,
+    model: LanguageModel,
+    optimizers: list[Optimizer],
+    journal: Journal,
+    ranks: Ranks,
+    start: TrunkState | None,
 ) -> tuple[int, dict[str, float], BestStep | None]:
-    """Load the newest intact checkpoint of the run into `model` and `optimizers`.
+    """Load the newest intact checkpoint of the run, or its trunk's if that is newer, into `model` and `optimizers`.
 
     Rank 0 chooses it, and the others load the same one.
 
@@ -244,25 +271,33 @@ def _restore_latest_checkpoint(
         The steps done, the counts and the best step so far: zero and None if there is no checkpoint.
 
     Raises:
-        ValueError: there are checkpoints, but none can be used.
+        ValueError: there are checkpoints of the run, but none can be used.
     """
-    state, chosen = None, None
+    state, chosen, owner = None, None, spec.run_id
     if ranks.is_first:
         drop_checkpoints(folder / "checkpoints", unfinished_only=True)
+        drop_checkpoints(folder / BRANCHES, unfinished_only=True)
         saved = checkpoints(folder / "checkpoints")
-        for checkpoint in reversed(saved):
+        places = [(checkpoint, spec.run_id) for checkpoint in saved]
+        if start is not None and (not saved or int(saved[-1].name) < start.step):
+            places.append((start.folder, start.run_id))
+        for checkpoint, owner in reversed(places):
             try:
-                state = load_checkpoint(checkpoint, run_id=spec.run_id, model=model, optimizers=optimizers)
+                state = load_checkpoint(checkpoint, run_id=owner, model=model, optimizers=optimizers)
                 chosen = checkpoint
                 break
             except ValueError as error:
                 journal.event("checkpoint refused", reason=str(error))
-                if checkpoint == saved[0]:
+                if saved and checkpoint == saved[0]:
                     raise
-    chosen = ranks.broadcast_object(chosen)
+    chosen, owner = ranks.broadcast_object((chosen, owner if chosen is not None else spec.run_id))
     if chosen is not None and state is None:
-        state = load_checkpoint(chosen, run_id=spec.run_id, model=model, optimizers=optimizers)
-    return state or (0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}, None)
+        state = load_checkpoint(chosen, run_id=owner, model=model, optimizers=optimizers)
+    steps_done, counts, best = state or (0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}, None)
+    if owner != spec.run_id:
+        journal.event("branched", trunk=owner, step=steps_done)
+        return steps_done, counts | trunk_counts(spec, steps_done, counts), None
+    return steps_done, counts, best
 
 
 def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
@@ -349,6 +384,7 @@ def _build_result(
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
     loss = None if reason else losses[spec.recurrence.mean]
     radius = model.spectral_radius()
+    flops = flops_spent(spec.model, spec.recurrence, tokens, forward, backward)
     return RunResult(
         run_id=spec.run_id,
         status="diverged" if reason else "finished",
@@ -359,11 +395,13 @@ def _build_result(
         unique_tokens=unique_tokens,
         forward_loops=forward,
         backward_loops=backward,
-        **flops_spent(spec.model, spec.recurrence, tokens, forward, backward),
+        **flops,
         loss=loss,
         losses={} if reason else losses,
         bits_per_byte=None if loss is None else bits_per_byte(loss, density),
         training_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
         spectral_radius=radius if radius is not None and math.isfinite(radius) else None,
         seconds=counts["seconds"],
+        trunk_steps=int(counts.get("trunk_steps", 0)),
+        flops_trained=flops["flops_exact"] - counts.get("trunk_flops", 0.0),
     )

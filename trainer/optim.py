@@ -8,12 +8,6 @@ from isoloop.trainer.config import OptimizerConfig, ScheduleConfig
 _BLOCK_PREFIXES = ("prelude.", "core.", "coda.")
 
 
-def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
-    """Return the fraction of the peak learning rate at `step` (0-based): 1, then falling linearly towards 0."""
-    decay_steps = schedule.decay_fraction * steps
-    return min(1.0, (steps - step) / decay_steps) if decay_steps else 1.0
-
-
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the parameters into (matrices of the blocks, everything else)."""
     matrices: list[nn.Parameter] = []
@@ -43,11 +37,12 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer
 def apply_schedule(
     optimizers: list[Optimizer], config: OptimizerConfig, schedule: ScheduleConfig, step: int, steps: int
 ) -> None:
-    """Set the learning rates, and Muon's weight decay (linear to 0 over the whole run), for `step` (0-based)."""
-    factor = learning_rate_factor(schedule, step, steps)
+    """Set the learning rates, and Muon's weight decay, for `step` (0-based)."""
+    factor = schedule.rate_factor(step, steps)
+    decay_factor = factor if config.muon_weight_decay_schedule == "rate" else 1 - step / steps
     for optimizer in optimizers:
         is_muon = isinstance(optimizer, Muon)
         for group in optimizer.param_groups:
             group["lr"] = factor * (config.matrix_learning_rate if is_muon else config.learning_rate)
             if is_muon:
-                group["weight_decay"] = config.muon_weight_decay * (1 - step / steps)
+                group["weight_decay"] = config.muon_weight_decay * decay_factor

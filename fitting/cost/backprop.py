@@ -65,6 +65,17 @@ class BackpropRule:
         depth = {"half": np.ceil(mu / 2), "limited half": np.ceil(mu / 2), "constant": np.full_like(mu, np.inf)}
         return np.minimum(depth.get(self.shape, mu), np.inf if self.limit is None else self.limit)
 
+    def depths_between(self, mean_recurrence: ArrayLike, nodes: Sequence[float]) -> np.ndarray:
+        """Return the backprop depth at any mean recurrence, of its shape: that of the rule at the increasing `nodes`.
+
+        It is linear between nodes, and beyond them grows as the loops with gradient do.
+        """
+        mu = np.asarray(mean_recurrence, dtype=float)
+        nearest = np.clip(mu, nodes[0], nodes[-1])
+        plain = replace(self, poisson=False, curriculum=None)
+        beyond = plain.backward_loops(mu) - plain.backward_loops(nearest)
+        return np.maximum(np.interp(mu, nodes, self.depths(np.asarray(nodes))) + beyond, np.minimum(mu, 1.0))
+
     def backward_loops(self, mean_recurrence: ArrayLike) -> np.ndarray:
         """Return the mean loops with gradient per token, of the shape of `mean_recurrence`.
 

@@ -103,10 +103,13 @@ class ModelFamily:
     ) -> Columns:
         """Return the columns that laws read, of the arguments' broadcast shape; `extra` ones are broadcast, too.
 
-        The loss is that at T = mean recurrence. Without effective parameters in the table there are none here.
+        The loss is that at T = mean recurrence. A family of one member takes its own parameters for `params`. Without
+        effective parameters in the table there are none here, and backprop depths only where they follow a rule.
         """
         named = {name: np.asarray(values, dtype=float) for name, values in (extra or {}).items()}
         sized = np.asarray(params, dtype=float)
+        if len(self.members) == 1:
+            sized = np.full_like(sized, self.members[0].params)
         arrays = (sized, np.asarray(mean_recurrence, dtype=float), np.asarray(tokens, dtype=float))
         params, mu, tokens, *others = np.broadcast_arrays(*arrays, *named.values())
         columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}
@@ -115,6 +118,13 @@ class ModelFamily:
         if not np.isnan(shares).any():
             share = np.clip(self._between(params, np.broadcast_to(shares, (*params.shape, len(shares)))), 0.0, 1.0)
             columns |= architecture_columns(mu, (1 - share) * params, share * params)
+        rules = [member.cost.backprop for member in self.members]
+        if all(rule is not None and rule.recorded for rule in rules):
+            depths = [
+                member.cost.backprop.depths_between(mu, member.cost.mean_recurrences)  # type: ignore[union-attr]
+                for member in self.members
+            ]
+            columns["backprop_depth"] = self._between(params, np.stack(depths, axis=-1))
         return columns | dict(zip(named, others, strict=True))
 
     def tokens_for(self, flops: ArrayLike, params: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:

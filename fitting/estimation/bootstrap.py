@@ -243,6 +243,8 @@ def _simulated_losses(
     for (scale, dof), group in zip(_noise_levels(estimate, runs, model), by_level, strict=True):
         scales = scale * np.sqrt(dof / rng.chisquare(dof, size=(draws, 1)))
         noise += (scales * rng.standard_normal((draws, int(group.max()) + 1)))[:, group]
+    if model is None and estimate.whitening is not None and estimate.whitening.scales is not None:
+        noise = noise * estimate.whitening.scales
     if model is not None:
         shared = model.drawn_shared(data, draws, rng)
         noise = noise * model.drawn_ratios(data, draws, rng)

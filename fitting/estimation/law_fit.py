@@ -21,6 +21,7 @@ from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import LARGE_TABLE, PointEstimate, point_estimate
 from isoloop.fitting.estimation.profile import profile
 from isoloop.fitting.estimation.rise import loss_rise
+from isoloop.fitting.estimation.whitening import Whitening
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named
 
@@ -201,6 +202,7 @@ def fit_law(
     profiles: bool = False,
     check_rise: bool = True,
     noise: NoiseModel | None = None,
+    scales: np.ndarray | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> LawFit:
     """Fit one law with `draws` refits of a bootstrap, and with `profiles` the profile likelihood of each parameter.
@@ -208,6 +210,7 @@ def fit_law(
     The law may be given by the name that `law_named` knows. With `by_run`, the rows of one `run_id` share the noise of
     their run; this is for data with several rows per run. With `noise`, each residual is divided by the noise of its
     run, and what budgets share of it is part of the fit, its refits and the intervals of measured losses. With
+    `scales` (rows,) say by what factor each loss is more uncertain than a measured one, in place of `noise`. With
     `check_rise`, losses that rise with T are among the reasons not to trust a law that saturates (see `loss_rise`).
     `progress` is called with the share of the time that is over. Raises ValueError as `point_estimate` and `bootstrap`
     do.
@@ -216,6 +219,9 @@ def fit_law(
     runs = data["run_id"] if by_run else None
     uneven = noise.centred(data) if noise is not None and noise.uneven else None
     whitening = uneven.whitening(data, independent=by_run) if uneven else None
+    if scales is not None:
+        assert noise is None, "uncertainty of each row takes the place of a noise model"
+        whitening = Whitening(scales=scales)
     estimate = point_estimate(law, data, objective, whitening=whitening)
     drawn = np.empty((0, len(law.parameters)))
     if draws:

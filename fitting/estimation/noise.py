@@ -228,11 +228,13 @@ def _scatter(data: Data, residuals: np.ndarray, position: np.ndarray, slopes: np
     if axis is not None:
         values = np.log(np.asarray(data[axis], dtype=float))
         level = np.where(np.isnan(budgets), np.asarray(data["tokens"], dtype=float), budgets)
-        cells = np.unique(np.stack([values, level], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+        # Models of a budget differ in size, too, where there are several: each has cells and a curve of its own.
+        size = np.asarray(data["params"] if "params" in data and axis != "params" else level * 0, dtype=float)
+        cells = np.unique(np.stack([values, level, size], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
         seeds = _within_groups(cells, residuals, position, values, 1, "seeds")
         if seeds is not None and seeds.comparable:
             return seeds
-        groups = np.unique(budgets, return_inverse=True)[1].reshape(-1)
+        groups = np.unique(np.stack([budgets, size], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
         groups[np.isnan(budgets)] = -1
         curves = _within_groups(groups, residuals, position, values, _CURVE_PARAMETERS, "isoFLOP curves")
         if curves is not None and curves.comparable:

@@ -242,6 +242,9 @@ def checked_columns(law: Law, data: Data) -> dict[str, np.ndarray]:
                 f"the {law.name} law needs `{name}` to vary, but all {rows} rows have {values[0]:g}; "
                 "add runs with other values"
             )
+    unfit = law.why_unfit(columns)
+    if unfit is not None:
+        raise ValueError(unfit)
     return columns
 
 

@@ -34,6 +34,7 @@ from isoloop.fitting.isoflop.power_law import (
     lines,
     scattered,
 )
+from isoloop.fitting.tables.best_loss import with_best_losses
 from isoloop.fitting.tables.budgets import why_no_budgets
 from isoloop.fitting.tables.runs import implausible_rows
 
@@ -251,7 +252,7 @@ def _rows_with_budget(table: pd.DataFrame, axis: str) -> pd.DataFrame:
         raise ValueError(
             f"isoFLOP curves along `{axis}` need the columns {', '.join(missing)}, but they are missing; add them"
         )
-    rows = table[table["budget"].notna()]
+    rows = with_best_losses(table[table["budget"].notna()])
     usable = np.isfinite(rows["loss"].to_numpy(dtype=float))
     if "status" in rows:
         usable &= (rows["status"] == "finished").to_numpy() & ~implausible_rows(rows)

@@ -117,6 +117,10 @@ class Law(ABC):
     def effective(self, parameters: np.ndarray) -> str:
         """Say in one sentence, for the report, what the fitted parameters (p,) mean in effect."""
 
+    def why_unfit(self, data: Data) -> str | None:
+        """Return the reason why these rows can't determine the law, with what to do; None if they may."""
+        return None
+
     def undetermined(self, parameters: np.ndarray, data: Data) -> list[str]:
         """Return reasons why the range of `data` hardly determines some of the fitted parameters (p,)."""
         return []
@@ -292,9 +296,10 @@ class TwoPowerLaw(Law):
 
 
 class PowerOfSumLaw(Law):
-    """The form L = E + (X N^-x + Y D^-y)^gamma, with N in the first column and D, the tokens, in the second.
+    """The form L = E + (X N^-x + Y D^-y)^gamma, with N in the first column and D in the column of tokens.
 
-    At gamma = 1 it is the law of two powers that it `extends`.
+    At gamma = 1, the last parameter, it is the law that it `extends`. A law whose N follows from several columns has a
+    `log_size` of its own, with further parameters in front of gamma.
     """
 
     linear_count = 1  # so `loss` and `loss_and_gradient` can't follow from `basis` alone
@@ -303,24 +308,31 @@ class PowerOfSumLaw(Law):
         """See `Law.basis`: the column 1, since the loss is linear in its floor alone."""
         return np.ones((*nonlinear.shape[:-1], np.shape(data["tokens"])[-1], 1))
 
+    def log_size(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Return log N (..., rows), and its slopes by the parameters between y and gamma."""
+        return np.log(data[self.columns[0]]), ()
+
     def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.loss`."""
-        E, X, Y, x, y, gamma = (parameters[..., i, None] for i in range(6))
-        inner = X * power(data[self.columns[0]], x) + Y * power(data["tokens"], y)
-        return np.asarray(E + inner**gamma)
+        E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
+        inner = X * np.exp(-x * self.log_size(parameters, data)[0]) + Y * power(data["tokens"], y)
+        return np.asarray(E + inner ** parameters[..., -1, None])
 
     def loss_and_gradient(self, parameters: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
         """See `Law.loss_and_gradient`."""
-        E, X, Y, x, y, gamma = (parameters[..., i, None] for i in range(6))
-        log_size, log_amount = np.log(data[self.columns[0]]), np.log(data["tokens"])
+        E, X, Y, x, y = (parameters[..., i, None] for i in range(5))
+        gamma = parameters[..., -1, None]
+        (log_size, size_slopes), log_amount = self.log_size(parameters, data), np.log(data["tokens"])
         size, amount = np.exp(-x * log_size), np.exp(-y * log_amount)
         inner = np.maximum(X * size + Y * amount, np.finfo(float).tiny)
         reducible = inner**gamma
         by_inner = gamma * reducible / inner
-        slopes = np.empty((*size.shape, 6))
+        slopes = np.empty((*size.shape, len(self.parameters)))
         slopes[..., 0], slopes[..., 1], slopes[..., 2] = 1.0, by_inner * size, by_inner * amount
         slopes[..., 3], slopes[..., 4] = -by_inner * X * size * log_size, -by_inner * Y * amount * log_amount
-        slopes[..., 5] = reducible * np.log(inner)
+        for place, slope in enumerate(size_slopes, start=5):
+            slopes[..., place] = -by_inner * X * size * x * slope
+        slopes[..., -1] = reducible * np.log(inner)
         return E + reducible, slopes
 
     def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
@@ -342,7 +354,8 @@ class PowerOfSumLaw(Law):
             inner = reducible ** (1 / gamma)
             # x and y of the sum's own slopes, so that gamma bends the law without tilting it
             grid.append((share * inner, (1 - share) * inner, x / gamma, y / gamma, gamma))
-        lower, upper = (np.array([getattr(p, end) for p in self.parameters[1:]]) for end in ("lower", "upper"))
+        of_form = (*self.parameters[1:5], self.parameters[-1])
+        lower, upper = (np.array([getattr(p, end) for p in of_form]) for end in ("lower", "upper"))
         return np.clip(np.array(grid), lower, upper)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import final
 
 import numpy as np
@@ -134,73 +134,3 @@ class LoopsLaw(Law):
             f"the term of the loops halves where q + mu is {halving_factor(x)} as large, that of D with "
             f"{halving_factor(y)} the tokens; what runs once counts as {q:.3g} loops"
         )
-
-
-@final
-class IsoDepthLaw(Law):
-    """Loss of looped models, where r loops of a block count as r^phi blocks of parameters of their own.
-
-    phi = 1 would make a loop worth as much as new layers, 0 worth nothing. r is the mean recurrence, N_once the
-    parameters that run once and N_rec those of the recurrent block (embeddings apart).
-    """
-
-    name = "iso-depth"
-    formula = "L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta"
-    source = "Schwethelm et al. 2026, arXiv:2604.21106 (phi = 0.46)"
-    columns = ("params_once", "params_recurrent", "mean_recurrence", "tokens")
-    scaled = (("params_once", "params_recurrent"), ("tokens",))
-    vary = ("mean_recurrence", "tokens")
-    may_be_zero = ("params_recurrent",)
-    parameters = (
-        IRREDUCIBLE,
-        amplitude("A", "N"),
-        amplitude("B", "D"),
-        exponent("alpha", "exponent of N"),
-        exponent("beta", "exponent of D"),
-        Parameter(
-            name="phi",
-            meaning="worth of a loop",
-            unit="1",
-            lower=-1.0,
-            upper=3.0,
-            starts=(0.0, 0.3, 0.6, 1.0),
-        ),
-    )
-    linear_count = 3
-
-    def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
-        """See `Law.basis`: the columns 1, N^-alpha, D^-beta."""
-        alpha, beta, phi = (nonlinear[..., i, None] for i in range(3))
-        size = power(data["params_once"] + _looped_params(phi, data), alpha)
-        return np.stack([np.ones_like(size), size, power(data["tokens"], beta)], axis=-1)
-
-    def nonlinear_gradient(self, parameters: np.ndarray, data: Data, basis: np.ndarray) -> np.ndarray:
-        """See `Law.nonlinear_gradient`."""
-        _, A, B, alpha, _, phi = (parameters[..., i, None] for i in range(6))
-        recurrent = _looped_params(phi, data)
-        whole = data["params_once"] + recurrent
-        from_size = A * basis[..., 1]
-        by_alpha = -from_size * np.log(whole)
-        by_beta = -B * basis[..., 2] * np.log(data["tokens"])
-        by_phi = -from_size * alpha * np.log(data["mean_recurrence"]) * recurrent / whole
-        return np.stack([by_alpha, by_beta, by_phi], axis=-1)
-
-    def rescaled(self, parameters: np.ndarray, units: Mapping[str, float]) -> np.ndarray:
-        """See `Law.rescaled`: A grows as the unit of both N to the alpha, B as that of D to the beta."""
-        return rescaled_powers(parameters, units, "params_once")
-
-    def simpler(self, data: Data, fit: Callable[[Law, Data], np.ndarray]) -> list[np.ndarray]:
-        """See `Law.simpler`: the training law, at phi = 1."""
-        unrolled = data["params_once"] + _looped_params(np.array(1.0), data)
-        if np.ptp(unrolled) <= 1e-9 * unrolled.max():
-            return []
-        return [np.append(fit(TrainingLaw(), {**data, "effective_params": unrolled}), 1.0)]
-
-    def effective(self, parameters: np.ndarray) -> str:
-        """See `Law.effective`."""
-        return f"8 loops of a block are worth {8 ** parameters[5]:.3g} blocks with parameters of their own"
-
-
-def _looped_params(phi: np.ndarray, data: Data) -> np.ndarray:
-    """Return r^phi N_rec."""
-    return np.asarray(np.exp(phi * np.log(data["mean_recurrence"])) * data["params_recurrent"])

@@ -10,7 +10,19 @@ import numpy as np
 
 from isoloop.fitting.laws.base import Data, Law, Parameter
 from isoloop.fitting.laws.dense import ChinchillaLaw, SixParameterLaw
-from isoloop.fitting.laws.looped import IsoDepthLaw, LoopedSixParameterLaw, LoopsLaw, TrainingLaw
+from isoloop.fitting.laws.iso_depth import IsoDepthLaw, IsoDepthSixParameterLaw, LoopTermLaw, TruncatedIsoDepthLaw
+from isoloop.fitting.laws.limited import (
+    DenseBoundedLossLaw,
+    DenseEffectiveTokensLaw,
+    IsoDepthEffectiveTokensLaw,
+    IsoDepthSizedEffectiveTokensLaw,
+    IsoDepthUniqueEffectiveTokensLaw,
+    LoopedBoundedLossLaw,
+    LoopedEffectiveTokensLaw,
+    LoopedSizedEffectiveTokensLaw,
+    SizedEffectiveTokensLaw,
+)
+from isoloop.fitting.laws.looped import LoopedSixParameterLaw, LoopsLaw, TrainingLaw
 from isoloop.fitting.laws.test_time import (
     JointOverthinkingLaw,
     JointTestTimeLaw,
@@ -33,6 +45,18 @@ LAWS: tuple[Law, ...] = (
     OverthinkingLaw(),
     JointOverthinkingLaw(),
     UnifiedOverthinkingLaw(),
+    IsoDepthSixParameterLaw(),
+    TruncatedIsoDepthLaw(),
+    LoopTermLaw(),
+    DenseEffectiveTokensLaw(),
+    SizedEffectiveTokensLaw(),
+    LoopedEffectiveTokensLaw(),
+    LoopedSizedEffectiveTokensLaw(),
+    IsoDepthEffectiveTokensLaw(),
+    IsoDepthSizedEffectiveTokensLaw(),
+    IsoDepthUniqueEffectiveTokensLaw(),
+    DenseBoundedLossLaw(),
+    LoopedBoundedLossLaw(),
 )
 """The laws that come with the package."""
 

@@ -46,7 +46,7 @@ def full_report(fit: SweepFit) -> str:
         f"  FLOPs/token    {fit.cost_model.formula}"
     ]
     if fit.reading:
-        parts.insert(0, "\n".join(_bullets("How the table was read", fit.reading)))
+        parts.insert(0, "\n".join(bullets("How the table was read", fit.reading)))
     if why_no_recommendation(fit) is None:
         parts.append(predict(fit, flops=ANSWER_MULTIPLE * fit.fitted.flops[1]).report().rstrip())
     else:
@@ -56,25 +56,25 @@ def full_report(fit: SweepFit) -> str:
         parts.append(parabola_bias_text(fit.parabola_bias, fit.isoflop.axis))
     if fit.axis == "params":
         parts.append(law_text(fit.training) if fit.training else _not_fitted(fit, "law L(N, D)", "training"))
-        parts += _mixture_texts(fit.mixture)
+        parts += mixture_texts(fit.mixture)
     else:
         for name, law in fit.laws.items():
             parts.append(law_text(law) if law else _not_fitted(fit, f"{name} law", name))
-            parts += _mixture_texts(fit.mixture) if name == "training" else []
+            parts += mixture_texts(fit.mixture) if name == "training" else []
         parts.append(
             _test_time_text(fit.test_time) if fit.test_time else _not_fitted(fit, "test-time law", "test-time")
         )
     if fit.overthinking:
         parts += _overthinking_texts(fit.overthinking)
     if fit.misfits:
-        parts.append(_misfit_text(fit.misfits))
+        parts.append(misfit_text(fit.misfits))
     if fit.held_out:
-        parts.append(_held_out_text(fit.held_out, fit.method_after_training, dense=fit.axis == "params"))
-    parts.append("\n".join(_bullets("Caveats", fit.caveats)))
-    return "\n".join(_within_width(line) for line in "\n\n".join(parts).split("\n")) + "\n"
+        parts.append(held_out_text(fit.held_out, fit.method_after_training, dense=fit.axis == "params"))
+    parts.append("\n".join(bullets("Caveats", fit.caveats)))
+    return "\n".join(within_width(line) for line in "\n\n".join(parts).split("\n")) + "\n"
 
 
-def _within_width(line: str) -> str:
+def within_width(line: str) -> str:
     """Return a line of the report, continued on further ones if it is too long."""
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return line if len(line) <= REPORT_WIDTH else textwrap.fill(line, REPORT_WIDTH, subsequent_indent=indent)
@@ -130,7 +130,7 @@ def _profile_text(limits: tuple[float | None, float | None] | None) -> str:
     return f"({low} to {high})"
 
 
-def _mixture_texts(mixture: LawMixture | None) -> list[str]:
+def mixture_texts(mixture: LawMixture | None) -> list[str]:
     """Return the laws that extend the law after training, and the weights of all of them in predictions."""
     if mixture is None:
         return []
@@ -138,7 +138,7 @@ def _mixture_texts(mixture: LawMixture | None) -> list[str]:
     return [*(law_text(law) for law in mixture.laws[1:]), weights]
 
 
-def _misfit_text(misfits: Sequence[Misfit]) -> str:
+def misfit_text(misfits: Sequence[Misfit]) -> str:
     """Return the tests of the form of each law, with their p-values."""
     lines = ["Tests of the form of each law: departures from it that are too regular for noise"]
     for misfit in misfits:
@@ -165,7 +165,7 @@ def _test_time_text(fits: tuple[LawFit, ...]) -> str:
 def _overthinking_texts(overthinking: Overthinking) -> list[str]:
     """Return the best T of each model that overthinks, and the laws that can follow the rise."""
     rise = overthinking.rise
-    lines = _bullets("Losses that rise with T (overthinking)", [rise.caveat, overthinking.sentence])
+    lines = bullets("Losses that rise with T (overthinking)", [rise.caveat, overthinking.sentence])
     lines.append(f"  {'mu':>5}  {'best T':>7}  {'T / mu':>7}  {'loss':>8}  {'largest T':>9}  {'costs':>12}  run")
     shown = sorted(rise.least, key=lambda model: -model.cost)[:_MODELS_SHOWN]
     for model in shown:
@@ -179,12 +179,14 @@ def _overthinking_texts(overthinking: Overthinking) -> list[str]:
     return ["\n".join(lines), *map(law_text, (*overthinking.laws, *overthinking.test_time[:1]))]
 
 
-def _bullets(title: str, sentences: Sequence[str]) -> list[str]:
+def bullets(title: str, sentences: Sequence[str]) -> list[str]:
+    """Return a title and the sentences under it, each from a new line on."""
     filled = (textwrap.fill(text, REPORT_WIDTH, initial_indent="  - ", subsequent_indent="    ") for text in sentences)
     return [title, *filled]
 
 
-def _held_out_text(held: HeldOut, training: str, *, dense: bool) -> str:
+def held_out_text(held: HeldOut, training: str, *, dense: bool) -> str:
+    """Return the errors on held-out runs, and the predictions by the method `training` beside what was measured."""
     runs = "1 run" if held.runs == 1 else f"{held.runs} runs"
     lines = [f"Held out: {runs} at the largest {held.quantity}, {held.value:.4g} ({held.times_beyond:.1f}x beyond)"]
     for error in held.errors:

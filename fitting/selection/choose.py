@@ -31,6 +31,7 @@ from isoloop.fitting.selection.holdout import (
 )
 from isoloop.fitting.selection.misfit import law_misfit
 from isoloop.fitting.selection.preference import Criteria, Preference, preferred_law
+from isoloop.fitting.tables.best_loss import best_loss_notes
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import RunTable, check_runs, is_dense
@@ -42,6 +43,8 @@ _ROWS_AT_MOST = 5000
 """Runs on which laws are compared; of more, a random sample."""
 DENSE_LAWS = ("chinchilla", "six-parameter")
 LOOPED_LAWS = ("training", "looped-six-parameter", "iso-depth", "chinchilla", "six-parameter")
+SIZES_LAWS = ("iso-depth", "iso-depth-six-parameter", "iso-depth-truncated", "loop-term", "training", "chinchilla")
+"""Laws of looped models of several sizes: a worth of loops, three other forms, and phi = 1 and 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +273,7 @@ def choose_table(
     unfinished = int((checked["status"] != "finished").sum())
     if unfinished:
         caveats.append(f"Left out, since they did not finish or have no loss: {unfinished} of {len(checked)} rows.")
-    caveats += repetition_caveats(finished_rows(checked))
+    caveats += [*best_loss_notes(checked), *repetition_caveats(finished_rows(checked))]
     cost: Cost | None = None
     try:
         cost = cost_of(checked)
@@ -312,7 +315,10 @@ def default_laws(table: pd.DataFrame) -> tuple[str, ...]:
     """
     if is_dense(table):
         return DENSE_LAWS
-    return LOOPED_LAWS if "effective_params_fixed" in table else ("loops",)
+    if "effective_params_fixed" not in table:
+        return ("loops",)
+    several = len(table[["effective_params_fixed", "effective_params_per_loop"]].drop_duplicates()) > 1
+    return SIZES_LAWS if several else LOOPED_LAWS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -275,14 +275,19 @@ def _round_odds(p_value: float) -> str:
 
 
 def _curve_directions(data: Data) -> np.ndarray | None:
-    """Return the freedom of isoFLOP curves (rows, 3 budgets + 2): parabolas with a cubic and a quartic in common.
+    """Return the freedom of isoFLOP curves (rows, 3 curves + 2): parabolas with a cubic and a quartic in common.
 
-    None if a row has no budget, no budget has 4 values on the axis, or there are more than 100 budgets.
+    Each budget has a curve, or each size of looped models at each budget. None if a row has no budget, no curve has 4
+    values on the axis, or there are more than 100 curves.
     """
     axis = data.get("mean_recurrence", data.get("params"))
     budgets = np.asarray(data.get("budget", np.full(len(data["loss"]), np.nan)), dtype=float)
+    if axis is None or np.isnan(budgets).any():
+        return None
+    if "mean_recurrence" in data and "params" in data:  # each size has a curve of its own
+        budgets = np.unique(np.stack([budgets, data["params"]], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     names = np.unique(budgets)
-    if axis is None or np.isnan(budgets).any() or len(names) > _MOST_GROUPS:
+    if len(names) > _MOST_GROUPS:
         return None
     columns, offset = [], np.zeros(len(axis))
     most = 0

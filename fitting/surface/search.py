@@ -7,8 +7,10 @@ from itertools import product
 
 import numpy as np
 
-_SHRINK = 0.2
-"""Width of the next grid relative to the last, several steps of which it covers, to lose no minimum between points."""
+_FIRST_WIDTH = 0.2
+"""Width of the second grid relative to the box: several steps of the first, to lose no minimum between points."""
+_POINTS, _SHRINK = 5, 0.5
+"""Points per dimension of the grids after the first, and the width of each relative to the one before."""
 
 
 def minimise_on_box(
@@ -16,19 +18,20 @@ def minimise_on_box(
     bounds: Sequence[tuple[float, float]],
     *,
     points: int = 25,
-    zooms: int = 9,
+    zooms: int = 22,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the minimisers (..., d) of functions on the box `bounds` of d dimensions, and their values (...).
 
     `function` takes points (n, d), or (..., n, d) with points for each function, and returns (..., n); infinite where a
-    point is not allowed. Each of the `zooms` grids has `points` values per dimension about the best point so far. An
-    end of the box that is the best stays exactly that end.
+    point is not allowed. The first grid has `points` values per dimension, and each of the `zooms` a few about the best
+    point so far, with half the width of the one before. An end of the box that is the best stays exactly that end.
     """
     low, high = np.array(bounds, dtype=float).T
-    offsets = np.array(list(product(np.linspace(-0.5, 0.5, points), repeat=len(low))))
-    grid = (low + high) / 2 + offsets * (high - low)
-    best, value = _best(function, np.clip(grid, low, high))
-    width = (high - low) * _SHRINK
+    first, offsets = (
+        np.array(list(product(np.linspace(-0.5, 0.5, count), repeat=len(low)))) for count in (points, _POINTS)
+    )
+    best, value = _best(function, np.clip((low + high) / 2 + first * (high - low), low, high))
+    width = (high - low) * _FIRST_WIDTH
     for _ in range(zooms):
         grid = np.clip(best[..., None, :] + offsets * width, low, high)
         candidate, least = _best(function, grid)

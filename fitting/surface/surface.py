@@ -129,7 +129,8 @@ class LossSurface:
             tokens_for: tokens that a limit leaves, such as `family.tokens_for` at a budget; none where they are not
                 positive.
             allowed: flags of models (params, mu, tokens) that limits allow; all by default.
-            params: range of sizes that is searched, by default 16 times beyond the measured one on both sides.
+            params: range of sizes that is searched, by default 16 times beyond the measured one on both sides; with two
+                equal ends, no other size is.
             mean_recurrence: range of loops that is searched, by default 1 to 1024, or to those measured.
             extra: see `loss`.
 
@@ -188,13 +189,16 @@ class LossSurface:
             "params": params or self.search_range("params"),
             "mean_recurrence": mean_recurrence or self.search_range("mean_recurrence"),
         }
-        searched = [name for name in ("params", "mean_recurrence") if ranges[name] is not None]
-        bounds = [(float(np.log(ranges[name][0])), float(np.log(ranges[name][1]))) for name in searched]  # type: ignore[index]
+        spans = {name: span for name, span in ranges.items() if span is not None}
+        fixed = {name: span[0] for name, span in spans.items() if span[0] == span[1]}
+        searched = [name for name in spans if name not in fixed]
+        bounds = [(float(np.log(spans[name][0])), float(np.log(spans[name][1]))) for name in searched]
 
         def model(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             values = dict(zip(searched, np.moveaxis(np.exp(logs), -1, 0), strict=True))
-            own, once = np.full(logs.shape[:-1], self.own_params), np.ones(logs.shape[:-1])
-            return values.get("params", own), values.get("mean_recurrence", once)
+            given = {"params": self.own_params, "mean_recurrence": 1.0} | fixed
+            of_shape = {name: np.full(logs.shape[:-1], value) for name, value in given.items()} | values
+            return of_shape["params"], of_shape["mean_recurrence"]
 
         def loss_at(logs: np.ndarray) -> np.ndarray:
             size, loops = model(logs)

@@ -82,6 +82,8 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("effective_params_per_loop", "number", "parameters of the core", 0, True, group=_SHAPE),
     TableColumn("unique_tokens", "number", "distinct training tokens that the run could see", optional=True),
     TableColumn("epochs", "number", "passes over them: tokens / unique_tokens", optional=True),
+    TableColumn("best_loss", "number", "lowest validation loss of the run's evaluations at T = mu", optional=True),
+    TableColumn("best_step", "number", "step of best_loss", optional=True),
     TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
     TableColumn("loss_unit", "text", "unit of the losses: nats per token", optional=True),
 )
@@ -103,6 +105,11 @@ class RunTable:
 def loss_column(recurrence: float) -> str:
     """Return the name of the column with the loss at test-time recurrence T: `loss_T8` for T = 8."""
     return f"loss_T{recurrence:g}"
+
+
+def best_column(name: str) -> str:
+    """Return the name of the column with the loss at a run's best step beside that at its last, `loss` or `loss_T8`."""
+    return f"best_{name}"
 
 
 def loss_columns(table: pd.DataFrame) -> dict[str, float]:
@@ -153,7 +160,8 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
         if column.name in checked:
             checked[column.name] = _as_kind(checked, column)
     for name in loss_columns(checked):
-        checked[name] = _as_kind(checked, TableColumn(name, "number", "loss", optional=True))
+        for each in {name, best_column(name)} & set(checked):
+            checked[each] = _as_kind(checked, TableColumn(each, "number", "loss", optional=True))
     checked = _with_defaults(checked, notes)
     # The rules
     _check_labels(checked)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost import architecture_columns
+from isoloop.fitting.tables.best_loss import with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import implausible_losses
 from isoloop.fitting.tables.contract import (
@@ -95,8 +96,11 @@ def select_rows(table: pd.DataFrame, *, experiment: str | None = None, outliers:
 
 
 def finished_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that can be fitted, index renewed: status `finished`, and no implausible loss."""
-    rows = table[table["status"] == "finished"]
+    """Return the rows that can be fitted, index renewed: status `finished`, and no implausible loss.
+
+    Losses are those that fits read: see `best_loss`.
+    """
+    rows = with_best_losses(table[table["status"] == "finished"])
     return rows[~implausible_rows(rows)].reset_index(drop=True)
 
 
@@ -105,6 +109,7 @@ def implausible_rows(table: pd.DataFrame) -> np.ndarray:
 
     See `checks.implausible_losses`. Losses in two units are compared in one, so that no run is left out for its unit.
     """
+    table = with_best_losses(table)
     finished = (table["status"] == "finished").to_numpy()
     losses = table["loss"].to_numpy(dtype=float)
     budgets = table["budget"].to_numpy(dtype=float) if "budget" in table else np.full(len(table), np.nan)
@@ -143,7 +148,8 @@ test_time_losses.__test__ = False  # type: ignore[attr-defined]  # a public name
 def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the columns that laws read, of the finished runs: arrays of shape (rows,).
 
-    The losses of looped models are those at T = mean recurrence. Effective parameters are there if the table has them.
+    The losses of looped models are those at T = mean recurrence. Effective parameters and backprop depths are there if
+    the table has them.
     """
     rows = finished_rows(table)
     if not is_dense(table):
@@ -159,7 +165,8 @@ def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """
     rows = test_time_losses(table)
     data = _with_architecture(rows, table)
-    data["loss_at_mean"] = table.set_index("run_id")["loss"].reindex(rows["run_id"]).to_numpy(dtype=float)
+    at_mean = with_best_losses(table).set_index("run_id")["loss"]
+    data["loss_at_mean"] = at_mean.reindex(rows["run_id"]).to_numpy(dtype=float)
     return data
 
 
@@ -170,6 +177,8 @@ def _with_architecture(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.
     by_run = table.set_index("run_id").reindex(rows["run_id"])
     data = {name: rows[name].to_numpy(dtype=float) for name in ("mean_recurrence", "tokens", "recurrence", "loss")}
     data["flops"] = by_run["flops"].to_numpy(dtype=float)
+    if "backprop_depth" in table and by_run["backprop_depth"].notna().all():
+        data["backprop_depth"] = by_run["backprop_depth"].to_numpy(dtype=float)
     if "effective_params_fixed" in table:
         fixed, per_loop = (
             by_run[name].to_numpy(dtype=float) for name in ("effective_params_fixed", "effective_params_per_loop")

@@ -4,23 +4,24 @@ import math
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoloop.sweeps.cli.console import LOG_SECONDS, as_printed, new_console
+from isoloop.sweeps.cli.console import LOG_SECONDS, as_printed, new_console, show_progress
 from isoloop.sweeps.cli.options import DEFAULT_OUT, Out
 from isoloop.sweeps.messages import align_columns, counted_runs, first_line, format_duration
-from isoloop.sweeps.paths import Folders, folders_of
+from isoloop.sweeps.paths import SO_FAR, Folders, folders_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
     from isoloop.sweeps.execution.status import RunStatus, StatusReader, SweepStatus
+    from isoloop.sweeps.report.so_far import EarlyAnswerReader
     from isoloop.sweeps.storage.run_store import RunStore
 
 FRAME_SECONDS = 1.0
@@ -42,6 +43,13 @@ def status(
     ] = False,
     every_run: Annotated[bool, typer.Option("--all", help="Show a row for each run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    answer: Annotated[
+        bool | None,
+        typer.Option(
+            "--answer/--no-answer",
+            help="Say what the runs that have ended answer so far; a few seconds. By default yes, but not in JSON.",
+        ),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -57,11 +65,37 @@ def status(
     store = None if storage is None else _fetch_from(storage, target, out)
     reader = StatusReader(_sweep_or_tuning(folders_of(target, out)), store)
     if watch:
-        watch_status(reader)
-    elif as_json:
-        print(reader.read().to_json())
-    else:
-        print_status(new_console(), reader.read(), every_run=every_run)
+        watch_status(reader, answer=answer is not False)
+        return
+    state = reader.read()
+    if as_json:
+        print(state.to_json(so_far=_answers_so_far(reader.folders) if answer else None))
+        return
+    print_status(new_console(), state, every_run=every_run)
+    if answer or (answer is None and has_early_answer(state)):
+        _print_answer_so_far(reader.folders)
+
+
+def has_early_answer(status: "SweepStatus") -> bool:
+    """Return True if runs of an unfinished sweep have ended, so that there may be an answer so far."""
+    return not status.is_complete and status.trials is None and bool(status.counts().get("done"))
+
+
+def _answers_so_far(folders: Folders) -> list[dict[str, Any]]:
+    from isoloop.sweeps.report.so_far import early_answers, read_table_so_far
+
+    return [asdict(answer) for answer in early_answers(read_table_so_far(folders))]
+
+
+def _print_answer_so_far(folders: Folders) -> None:
+    """Print what the runs that have ended answer, below the status, which is there at once."""
+    with show_progress(transient=True) as progress:
+        progress.begin("Fitting what has ended so far; Ctrl-C leaves")
+        from isoloop.sweeps.report.so_far import early_sentences
+
+        sentences = early_sentences(folders)
+    print("", *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences), sep="\n")
+    print(f"The final answer will differ. A page of it so far: isoloop report {folders.name}/{SO_FAR}")
 
 
 def _fetch_from(storage: str, target: str, out: Path) -> "RunStore":
@@ -128,10 +162,11 @@ def print_status(
     console.print(table)
 
 
-def watch_status(reader: "StatusReader") -> None:
+def watch_status(reader: "StatusReader", *, answer: bool = True) -> None:
     """Show the state live until the sweep is complete, its driver is gone, or Ctrl-C; the last frame stays.
 
-    Where the output is no terminal, print a line a minute instead.
+    With `answer`, it also says what the ended runs answer so far. Where the output is no terminal, print a line a
+    minute instead.
     """
     from rich.console import Console, Group
     from rich.live import Live
@@ -141,14 +176,15 @@ def watch_status(reader: "StatusReader") -> None:
         if not console.is_terminal:
             _watch_in_lines(new_console(), reader)
             return
-        status = None
+        status, early = None, _early_reader(reader) if answer else None
         try:
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 while status is None or describe_ending(status) is None:
                     started = time.monotonic()
                     status = _read_again(reader, status)
                     width, height = console.size
-                    lines = frame(status, width=width, height=height, is_live=True)
+                    sentences = early.update(status.counts().get("done", 0)) if early else []
+                    lines = frame(status, width=width, height=height, is_live=True, so_far=sentences)
                     live.update(Group(*lines), refresh=True)
                     time.sleep(max(FRAME_SECONDS, 4 * (time.monotonic() - started)))  # a slow disk isn't kept busy
         finally:
@@ -156,6 +192,13 @@ def watch_status(reader: "StatusReader") -> None:
                 print_status(console, status, height=console.height)
     except KeyboardInterrupt:
         return
+
+
+def _early_reader(reader: "StatusReader") -> "EarlyAnswerReader | None":
+    """Return a reader of early answers of a sweep; None for a tuning."""
+    from isoloop.sweeps.report.so_far import EarlyAnswerReader
+
+    return EarlyAnswerReader(reader.folders) if has_early_answer(reader.read()) else None
 
 
 def _watch_in_lines(console: "Console", reader: "StatusReader") -> None:
@@ -205,13 +248,22 @@ def describe_ending(status: "SweepStatus") -> str | None:
 
 
 def frame(
-    status: "SweepStatus", *, width: int, height: int | None = None, is_live: bool = False
+    status: "SweepStatus",
+    *,
+    width: int,
+    height: int | None = None,
+    is_live: bool = False,
+    so_far: Sequence[str] = (),
 ) -> "list[RenderableType]":
-    """Return the lines of one screen, none longer than `width`; `height` limits the runs that are shown."""
+    """Return the lines of one screen, none longer than `width`; `height` limits the runs that are shown.
+
+    `so_far` are sentences about what the ended runs answer; the first stands below the summary.
+    """
     from rich.text import Text
 
     # What is always there.
     lines = _summary(status, width)
+    lines += [Text(line, no_wrap=True) for sentence in so_far[:1] for line in _wrap(sentence, width, most=3)]
     footer = [Text(""), Text(_cut("Ctrl-C leaves; the sweep goes on", width), style="dim")] if is_live else []
     running = [run for run in status.runs if run.state == "running"]
     problems = _problems(status.runs, width)

@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ from isoloop.sweeps.cli.options import (
     table_options,
 )
 from isoloop.sweeps.messages import align_columns, counted_runs
-from isoloop.sweeps.paths import MLFLOW, TablePlaces, is_table_target
+from isoloop.sweeps.paths import MLFLOW, SO_FAR, TablePlaces, is_table_target
 
 if TYPE_CHECKING:
     from isoloop.sweeps.config.schema import SweepConfig
@@ -297,6 +298,18 @@ def _write_report(files: TargetFiles, out: Path, options: "TableOptions", *, law
             "sweep; leave them out"
         )
     folders = files.folders
+    if folders.sweep.name == SO_FAR:
+        with show_progress() as progress:
+            progress.begin("Loading")
+            from isoloop.sweeps.analysis import report_so_far
+
+            whole = replace(folders, name=folders.name.removesuffix(f"/{SO_FAR}"))
+            return report_so_far(whole, command=command_line(), draws=draws, progress=progress)
+    if not folders.table.is_file() and folders.manifest.is_file():
+        raise ValueError(
+            f"a page needs the run table of a sweep that has ended, but {folders.name} has none yet; for a page of the "
+            f"runs that have ended so far: isoloop report {folders.name}/{SO_FAR}"
+        )
     with show_progress() as progress:
         progress.begin("Reading the table")
         from isoloop.fitting import read_table

@@ -207,6 +207,7 @@ class SweepConfig(RunSettings):
         exclude: cells to leave out: each entry maps an axis, a path, `budget`, `tokens` or `mean_recurrence` to a value
             or a list of values.
         accounting: how FLOPs are counted, `exact` or `parcae-release`.
+        trunk: let runs that differ in tokens alone share their first steps, up to the decay of the learning rate.
         minimum_steps: cells with fewer training steps are left out.
         maximum_epochs: cells that pass over the training text more often are left out.
         cluster: the machines that the plan assumes.
@@ -224,6 +225,7 @@ class SweepConfig(RunSettings):
     axes: Mapping[str, AxisValues] = {}
     exclude: tuple[Mapping[str, Any], ...] = ()
     accounting: Literal["exact", "parcae-release"] = "exact"
+    trunk: bool = False
     minimum_steps: PositiveInt = 50
     maximum_epochs: PositiveFloat = 1.0
     cluster: ClusterConfig = ClusterConfig()

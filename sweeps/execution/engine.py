@@ -19,12 +19,14 @@ from typing import Any, Protocol
 
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.execution.room import Room, describe_waiting, has_room
+from isoloop.sweeps.execution.trunks import Trunks
 from isoloop.sweeps.execution.worker import AttemptEnd, Task
 from isoloop.sweeps.messages import Progress, format_duration
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import allocation
-from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.plan.packing import ORDERS, Job, Needs, Node, Queue, best_order
+from isoloop.sweeps.plan.grid import Cell, Plan, jobs_of
+from isoloop.sweeps.plan.packing import ORDERS, Needs, Node, Queue, best_order
+from isoloop.sweeps.plan.trunks import FROM_SCRATCH, Origin
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.trainer.files import write_atomically
@@ -96,6 +98,7 @@ class _RunState:
     cell: Cell
     index: int
     priority: tuple[float, ...] = ()
+    origin: Origin = FROM_SCRATCH
     attempts: int = 0
     handle: Any = None
     has_begun: bool = False
@@ -129,6 +132,7 @@ class Engine:
         folders: the places of the results; every worker must see them, unless there is a run store.
         corpora: folders of the prepared corpora, by fingerprint.
         run_store: the sweep's storage, where driver and workers share no disk.
+        trunks: the runs that share their first steps; None if each trains alone.
         progress: the watcher of events; `run_plan` reports the share that is done.
         outcome: filled in as runs end.
         on_start: called with the run id of each attempt that begins.
@@ -142,6 +146,7 @@ class Engine:
         corpora: Mapping[str, Path],
         *,
         run_store: RunStore | None = None,
+        trunks: Trunks | None = None,
         progress: Progress | None = None,
         outcome: SweepOutcome | None = None,
         on_start: Callable[[str], None] = lambda run_id: None,
@@ -149,12 +154,14 @@ class Engine:
         self.cluster, self.sweep, self.folders, self.corpora = cluster, sweep, folders, corpora
         self.progress, self.outcome, self.on_start = progress or Progress(), outcome or SweepOutcome(), on_start
         self.run_store, self.owner = run_store, _lease_owner(folders)
+        self.trunks = trunks or Trunks((), folders)
         self.one_machine = run_store is not None  # the files to publish are on one machine's disk
         self.room = Room(sweep.cluster, one_machine=self.one_machine)
         self.queue = Queue()
         self.runs: dict[int, _RunState] = {}
         self.attempts: dict[Any, _RunState] = {}
         self.retry_queue: list[_RunState] = []
+        self.held: dict[int, _RunState] = {}  # runs whose trunk has not reached the place where they leave it
         self.cancelled: list[Cell] = []
         self.last_check = self.last_backfill = self.last_node_scan = time.monotonic()
         self.none_begun_since: float | None = None
@@ -193,7 +200,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while a run waits or runs, or an end isn't reported yet."""
-        return bool(self.attempts or self.retry_queue or self.cancelled or len(self.queue))
+        return bool(self.attempts or self.retry_queue or self.held or self.cancelled or len(self.queue))
 
     @property
     def running(self) -> list[_RunState]:
@@ -206,14 +213,14 @@ class Engine:
         Raises:
             ValueError: a cell needs more than the whole cluster has.
         """
-        jobs = [Job(cell.seconds, allocation.needs(cell.resources)) for cell in cells]
+        jobs = jobs_of(cells)
         nodes = self.room.measure(self.cluster.nodes(), [job.needs for job in jobs])
         self.room.check((job.needs for job in jobs), nodes)
         order = ORDERS[best_order(jobs, nodes)[0] if has_room(nodes) else next(iter(ORDERS))]
         for cell, job in zip(cells, jobs, strict=True):
             run = _RunState(cell=cell, index=len(self.runs), priority=order(job))
-            self.runs[run.index] = run
-            self._enqueue(run)
+            self.runs[run.index] = self.held[run.index] = run
+        self._release_held()
 
     def stop_run(self, run_id: str) -> None:
         """Ask one run to save and end; it isn't started again, and ends without a result."""
@@ -229,12 +236,12 @@ class Engine:
             elif run in self.retry_queue:
                 self.retry_queue.remove(run)
                 self.cancelled.append(run.cell)
-            elif self.queue.remove(run.index, run.needs):
+            elif self.held.pop(run.index, None) or self.queue.remove(run.index, run.needs):
                 self.cancelled.append(run.cell)
 
     def flops_in_progress(self) -> list[float]:
         """Return the FLOPs that each run under way has spent, by its journal."""
-        return [run.cell.flops * min(1.0, run.step / run.cell.spec.steps) for run in self.attempts.values()]
+        return [run.cell.trained_flops_at(run.step) for run in self.attempts.values()]
 
     def poll(self) -> list[Cell]:
         """Hand in what comes next, wait a moment, and return the cells that have ended; `outcome` has their results."""
@@ -249,7 +256,7 @@ class Engine:
             self._fill_free_room(now)
         # Wait for attempts to end.
         if not self.attempts:
-            time.sleep(POLL_SECONDS if self.retry_queue else 0.0)
+            time.sleep(POLL_SECONDS if self.retry_queue or self.held else 0.0)
         ended, self.cancelled = self.cancelled, []
         attempts = self.cluster.wait(list(self.attempts), POLL_SECONDS) if self.attempts else []
         self._note_begun()
@@ -261,11 +268,13 @@ class Engine:
             self._fetch_updates([run])
             if self._has_ended(run, end):
                 ended.append(run.cell)
+        self.trunks.clean(ended)
         # Watch the other runs, and the machines.
         now = time.monotonic()
         if now - self.last_check >= RUN_CHECK_SECONDS:
             self.last_check = now
             self._check_heartbeats(now)
+            self._release_held()
         if now - self.last_node_scan >= NODE_SCAN_SECONDS:
             self.last_node_scan = now
             self._scan_nodes(now)
@@ -275,6 +284,16 @@ class Engine:
     def _waiting(self) -> list[_RunState]:
         """Return the runs whose attempts wait in the cluster."""
         return [run for run in self.attempts.values() if not run.has_begun]
+
+    def _release_held(self) -> None:
+        """Queue the runs whose trunk has saved the state that they start from, or won't do so any more."""
+        origins = self.trunks.origins([run.cell for run in self.held.values()], self.outcome.failed)
+        for run in self.held.values():
+            run.origin = origins[run.cell.run_id]
+        released = [run for run in self.held.values() if not run.origin.waits]
+        for run in released:
+            self._enqueue(self.held.pop(run.index))
+        self.trunks.clean([run.cell for run in released])
 
     def _enqueue(self, run: _RunState) -> None:
         self.queue.add(run.index, run.priority, run.needs)
@@ -347,6 +366,7 @@ class Engine:
             simulation=self.sweep.simulation,
             storage=None if self.run_store is None else self.run_store.uri,
             owner=self.owner,
+            branching=self.trunks.branching(cell, self.outcome.failed),
         )
 
     def _release(self, handle: Any) -> _RunState:
@@ -474,6 +494,10 @@ class Engine:
         state = {
             "running": {run.cell.run_id: {"attempt": run.attempts + 1, "node": run.node} for run in self.running},
             "queued": [run.cell.run_id for run in self._waiting()],
+            "held": {
+                run.cell.run_id: f"waits until {run.origin.trunk} has done {run.origin.step} steps, and branches off"
+                for run in self.held.values()
+            },
             "again": {run.cell.run_id: run.reason for run in self.retry_queue if run.reason},
             "failed": self.outcome.failed,
             "note": self.note,
@@ -520,6 +544,8 @@ def run_plan(
     else:
         for cell in done:
             progress.event(_result_line(cell, outcome.results[cell.run_id]))
+    trunks = Trunks(plan.cells if plan.sweep.trunk else (), folders, run_store)
+    trunks.clean(plan.cells)  # what the last driver left
     missing = [cell for cell in plan.cells if cell.run_id not in outcome.results]
     if not missing:
         return outcome
@@ -533,6 +559,7 @@ def run_plan(
             folders,
             corpora,
             run_store=run_store,
+            trunks=trunks,
             progress=progress,
             outcome=outcome,
             on_start=on_start,
@@ -540,7 +567,10 @@ def run_plan(
     ):
         engine.add(missing)
         progress.begin("Training")
-        flops, planned_flops = [cell.flops for cell in done], plan.flops  # spent, by the runs that have ended
+        flops, planned_flops = (
+            [cell.trained_flops for cell in done],
+            plan.trained_flops,
+        )  # spent, by the runs that have ended
 
         def report() -> None:  # the sum is exact, so that it never falls when a run ends
             share = math.fsum([*flops, *engine.flops_in_progress()])
@@ -549,7 +579,7 @@ def run_plan(
         report()
         while engine.busy:
             for cell in engine.poll():
-                flops.append(cell.flops)
+                flops.append(cell.trained_flops)
                 if cell.run_id in outcome.results:
                     progress.event(_result_line(cell, outcome.results[cell.run_id]))
             report()

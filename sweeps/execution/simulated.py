@@ -15,6 +15,7 @@ from isoloop.sweeps.config.schema import Simulation
 from isoloop.trainer.accounting import count_parameters, expected_loops, flops_spent
 from isoloop.trainer.config import RunSpec
 from isoloop.trainer.files import sole_owner
+from isoloop.trainer.run.branch import BRANCHES, Branching
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
 
@@ -28,21 +29,30 @@ def simulate_run(
     run_id: str,
     folder: Path,
     *,
+    branching: Branching | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult | None:
     """Draw the result of `spec` from the law of `simulation`; the same run draws the same numbers every time.
 
+    A branch takes no time for its trunk's steps; the states saved for branches are empty.
     With `simulation.flops_per_second` it takes the time of a real run, and returns None if `should_stop` returns True.
 
     Raises:
         FolderBusyError: another process simulates this run.
     """
     with sole_owner(folder):
-        return read_result(folder) or _draw_result(spec, simulation, run_id, folder, should_stop)
+        return read_result(folder) or _draw_result(
+            spec, simulation, run_id, folder, branching or Branching(), should_stop
+        )
 
 
 def _draw_result(
-    spec: RunSpec, simulation: Simulation, run_id: str, folder: Path, should_stop: Callable[[], bool]
+    spec: RunSpec,
+    simulation: Simulation,
+    run_id: str,
+    folder: Path,
+    branching: Branching,
+    should_stop: Callable[[], bool],
 ) -> RunResult | None:
     # Draw the losses.
     parameters = count_parameters(spec.model)
@@ -57,18 +67,27 @@ def _draw_result(
     losses = {int(t): loss for t, loss in draw_losses(truth, mean, spec.tokens, recurrences, rng).items()}
     # Write the journal, over the time that the run takes.
     journal = Journal(folder / "journal.jsonl")
-    journal.event("started", step=0, simulated=True)
+    first = 0
+    if branching.start is not None:
+        first = branching.start.step
+        journal.event("branched", trunk=branching.start.run_id, step=first)
+    journal.event("started", step=first, simulated=True)
     forward, backward = expected_loops(spec.recurrence, "exact")
     flops = flops_spent(spec.model, spec.recurrence, spec.tokens, forward, backward)
     seconds = 0.0 if simulation.flops_per_second is None else flops["flops_exact"] / simulation.flops_per_second
-    began, done = time.monotonic(), 0
-    for step in np.unique(np.linspace(1, spec.steps, _JOURNAL_POINTS).round().astype(int)).tolist():
-        while (left := began + seconds * step / spec.steps - time.monotonic()) > 0:
+    began, done = time.monotonic(), first
+    points = np.linspace(first + 1, spec.steps, _JOURNAL_POINTS).round().astype(int).tolist()
+    for step in sorted({*points, *(place for place in branching.save_at if place > first)}):
+        while (left := began + seconds * (step - first) / spec.steps - time.monotonic()) > 0:
             time.sleep(min(left, _STOP_CHECK_SECONDS))
             if should_stop():
                 journal.event("stopped", step=done)
                 journal.close()
                 return None
+        if step in branching.save_at:
+            state = folder / BRANCHES / f"{step:08d}"
+            state.mkdir(parents=True, exist_ok=True)
+            (state / "state.pt").touch()
         tokens = float(step * spec.tokens_per_step)
         journal.metrics(step, {"train_loss": truth.loss(mean, tokens, mean), "tokens": tokens})
         done = step
@@ -89,6 +108,8 @@ def _draw_result(
         bits_per_byte=None,
         spectral_radius=None,
         seconds=0.0,
+        trunk_steps=first,
+        flops_trained=flops["flops_exact"] * (1 - first / spec.steps),
     )
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     write_result(folder, result)

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,6 +23,7 @@ from isoloop.trainer.run.result import read_result
 STATES = ("done", "diverged", "pruned", "failed", "running", "again", "waiting")
 FETCH_SECONDS = 10.0
 _LEAST_SPEED_SECONDS = 5.0
+_COLUMNS = "columns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class RunStatus:
         flops_per_second: recent speed of a running run.
         node: the machine of a running run.
         losses: the training losses of a running run, from its journal.
+        start: the first steps, which its trunk trains.
     """
 
     run_id: str
@@ -52,6 +54,11 @@ class RunStatus:
     flops_per_second: float | None = None
     node: str | None = None
     losses: tuple[float, ...] = ()
+    start: int = 0
+
+    def share_at(self, step: float) -> float:
+        """Return the share of the run's own steps that are done after `step` of all its steps."""
+        return min(1.0, max(0.0, (step - self.start) / (self.steps - self.start)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +128,18 @@ class SweepStatus:
         counts["waiting"] += self.trials.runs_to_come if self.trials else 0
         return {state: counts[state] for state in STATES if counts[state]}
 
-    def to_json(self) -> str:
-        """Return everything as JSON, for programs; a number that isn't finite is null."""
+    def to_json(self, *, so_far: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """Return everything as JSON, for programs; a number that isn't finite is null.
+
+        `so_far` are the answers before the end, if they are wanted.
+        """
         runs = [_finite(vars(run)) for run in self.runs]
         parts = {"driver": self.driver and vars(self.driver), "trials": self.trials and vars(self.trials)}
         return json.dumps(
-            {**_finite(vars(self)), "at_work": self.at_work, **parts, "runs": runs}, indent=1, allow_nan=False
+            {**_finite(vars(self)), "at_work": self.at_work, **parts, "runs": runs}
+            | ({} if so_far is None else {"so_far": list(so_far)}),
+            indent=1,
+            allow_nan=False,
         )
 
 
@@ -142,6 +155,7 @@ def write_manifest(
     *,
     trials: TrialCounts | None = None,
     known: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    columns: Callable[[Cell], Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the list of the runs, before they start.
 
@@ -150,14 +164,24 @@ def write_manifest(
         folders: the sweep's folders.
         trials: the trials of a tuning.
         known: fields of a run's status that only the tuning knows, by run id.
+        columns: columns of a run's row of the run table that its folder doesn't tell, for an answer before the end.
     """
     entries = [
-        {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.flops}
+        {"run_id": cell.run_id, "label": cell.label, "steps": cell.spec.steps, "flops": cell.trained_flops}
+        | ({"start": cell.origin.step} if cell.origin.step else {})
         | dict(known.get(cell.run_id, {}))
+        | ({} if columns is None else {_COLUMNS: dict(columns(cell))})
         for cell in cells
     ]
     folders.sweep.mkdir(parents=True, exist_ok=True)
     write_atomically(folders.manifest, json.dumps({"trials": trials and vars(trials), "cells": entries}))
+
+
+def planned_rows(folders: Folders) -> dict[str, dict[str, Any]]:
+    """Return the columns of each run's row that the manifest holds, by run id; none if it was written without."""
+    cells = json.loads(folders.manifest.read_text(encoding="utf-8"))
+    cells = cells if isinstance(cells, list) else cells["cells"]
+    return {cell["run_id"]: cell[_COLUMNS] for cell in cells if _COLUMNS in cell}
 
 
 def read_status(folders: Folders) -> SweepStatus:
@@ -211,16 +235,16 @@ class StatusReader:
         self._read_manifest()
         driver = last_driver(self.folders)
         at_work = driver is not None and driver.at_work
-        state: dict[str, Any] = {"running": {}, "queued": [], "again": {}, "failed": {}, "note": None}
+        state: dict[str, Any] = {"running": {}, "queued": [], "held": {}, "again": {}, "failed": {}, "note": None}
         with suppress(FileNotFoundError):  # a driver that has just started has none
             state |= json.loads(self.folders.state.read_text(encoding="utf-8"))
         if not at_work:
-            state |= {"running": {}, "queued": [], "again": {}, "note": None}
+            state |= {"running": {}, "queued": [], "held": {}, "again": {}, "note": None}
         # The runs without a result that may have changed. Most of a large sweep's runs have no folder yet.
         runs_folder = self.folders.out / "runs"
         present = self._open.keys() & os.listdir(runs_folder) if runs_folder.is_dir() else set()
         queued = set(state["queued"])
-        named = queued.union(state["running"], state["again"], state["failed"])
+        named = queued.union(state["running"], state["held"], state["again"], state["failed"])
         begun = {run_id for run_id in present if not self._has_ended(run_id, now)}
         changed = begun | self._open.keys() & (named | self._named)
         self._named = named
@@ -230,7 +254,7 @@ class StatusReader:
             flops = self._flops[run_id]
             run = _unfinished(self._open[run_id], flops, journal, state, run_id in queued, now)
             self._runs[run_id] = run
-            trained = flops * min(1.0, run.step / run.steps)
+            trained = flops * run.share_at(run.step)
             done += trained
             left -= flops if run.state == "failed" else trained
         # The whole.
@@ -269,6 +293,7 @@ class StatusReader:
         before, self._runs, self._open = self._runs, {}, {}
         for cell in content["cells"]:
             run_id = cell["run_id"]
+            cell.pop(_COLUMNS, None)
             run = RunStatus(**{"state": "waiting", "step": 0, **cell})
             if run_id in before and before[run_id].state in ("done", "diverged"):
                 run = replace(before[run_id], label=run.label)
@@ -295,7 +320,9 @@ class StatusReader:
             journal.read(now)
             self._recent.append(Work(journal.points, flops_per_step))
         elif (end := (folder / "result.json").stat().st_mtime) > now - SPEED_WINDOW_SECONDS:
-            self._recent.append(Work(deque([(end - result.seconds, 0), (end, result.steps)]), flops_per_step))
+            own_seconds = result.seconds * (1 - result.trunk_steps / result.steps)
+            points = deque([(end - own_seconds, result.trunk_steps), (end, result.steps)])
+            self._recent.append(Work(points, flops_per_step))
         return True
 
     def _read_journal(self, run_id: str, now: float) -> JournalReader:
@@ -323,7 +350,8 @@ class StatusReader:
         return flops / (end - start) if flops else None
 
     def _flops_per_step(self, run_id: str) -> float:
-        return self._flops[run_id] / self._runs[run_id].steps
+        run = self._runs[run_id]
+        return self._flops[run_id] / (run.steps - run.start)
 
 
 def _unfinished(
@@ -345,6 +373,8 @@ def _unfinished(
         status = replace(planned, state="again", reason=state["again"][run_id])
     elif is_queued:
         status = replace(planned, reason="in Ray's queue")
+    elif run_id in state["held"]:
+        status = replace(planned, reason=state["held"][run_id])
     if journal is None:
         return status
     status = replace(status, step=journal.step, loss=journal.losses[-1] if journal.losses else None)
@@ -354,4 +384,5 @@ def _unfinished(
     if (speed := journal.steps_per_second) is None:
         return status
     left = max(0.0, planned.steps - journal.step - journal.unrecorded_steps(0.0, now))
-    return replace(status, flops_per_second=speed * flops / planned.steps, seconds=left / speed)
+    flops_per_second = speed * flops / (planned.steps - planned.start)
+    return replace(status, flops_per_second=flops_per_second, seconds=left / speed)

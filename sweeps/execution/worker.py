@@ -23,6 +23,8 @@ from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.sweeps.storage.sync import RunSync
 from isoloop.trainer.config import Config, ExecutionConfig, RunSpec
 from isoloop.trainer.files import FolderBusyError
+from isoloop.trainer.run.branch import Branching
+from isoloop.trainer.run.checkpoint import checkpoints
 
 SCRATCH_VARIABLE = "ISOLOOP_SCRATCH"
 STOP_CHECK_SECONDS = 1.0
@@ -49,6 +51,7 @@ class Task(Config):
         storage: URI of the storage that holds runs and corpora where the driver's disk isn't shared; `folder`,
             `stop_file` and `corpus` are then paths of the driver's machine, and unused here.
         owner: the driver's id in leases on runs in the storage.
+        branching: the state of another run that this one starts from, and what it saves for others.
     """
 
     spec: RunSpec
@@ -60,6 +63,7 @@ class Task(Config):
     simulation: Simulation | None
     storage: str | None = None
     owner: str | None = None
+    branching: Branching = Branching()
 
 
 class AttemptEnd(Config):
@@ -120,9 +124,22 @@ def _stage_in(task: Task) -> Iterator[tuple[Task, bool]]:
     folder = local / "runs" / task.run_id
     staged = task.model_copy(update={"folder": folder, "stop_file": folder / STOP_FILE, "corpus": corpus})
     with RunSync(store, task.run_id, folder, owner=task.owner) as sync:
+        if task.branching.start is not None and not sync.finished:
+            staged = staged.model_copy(update={"branching": _fetch_trunk(store, task.branching, folder)})
         yield staged, sync.finished
     if (folder / "result.json").exists():  # all of it is published
         shutil.rmtree(folder)
+
+
+def _fetch_trunk(store: RunStore, branching: Branching, folder: Path) -> Branching:
+    """Fetch the state that a run starts from, unless it is further itself, and return what names its place here."""
+    start = branching.start
+    assert start is not None, "only a branch has a trunk"
+    newest = max((int(path.name) for path in checkpoints(folder / "checkpoints")), default=0)
+    place = folder / "trunk" / f"{start.step:08d}"
+    if newest < start.step:
+        store.pull_branch(start.run_id, start.step, place)
+    return branching.model_copy(update={"start": start.model_copy(update={"folder": place})})
 
 
 def _scratch_folder() -> Path:
@@ -183,7 +200,7 @@ def _simulate(task: Task, simulation: Simulation, signals: Signals) -> None:
         signals.heartbeat()
         return signals.should_stop()
 
-    simulate_run(task.spec, simulation, task.run_id, task.folder, should_stop=should_stop)
+    simulate_run(task.spec, simulation, task.run_id, task.folder, branching=task.branching, should_stop=should_stop)
 
 
 def train_task(task: Task, signals: Signals, execution: ExecutionConfig) -> None:
@@ -197,6 +214,7 @@ def train_task(task: Task, signals: Signals, execution: ExecutionConfig) -> None
         Corpus(task.corpus),
         task.folder,
         execution=execution,
+        branching=task.branching,
         should_stop=signals.should_stop,
         heartbeat=signals.heartbeat,
     )

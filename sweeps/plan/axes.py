@@ -38,7 +38,7 @@ RESERVED = frozenset([
     "budget", "loss", "flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop",
     "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
     "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
-    "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
+    "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 

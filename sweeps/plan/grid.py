@@ -17,6 +17,7 @@ from isoloop.sweeps.messages import Progress, broken_rules
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.axes import Point, axis_texts, grid_points, separates
 from isoloop.sweeps.plan.packing import Job
+from isoloop.sweeps.plan.trunks import FROM_SCRATCH, Origin, trunk_groups
 from isoloop.trainer.accounting import (
     Accounting,
     LoopCost,
@@ -71,8 +72,9 @@ class Cell:
         epochs: passes over the training text that the run sees, None without a corpus.
         axes: the values that tell the cell from others, besides budget, tokens and mean recurrence.
         resources: the run's resources, with `auto` resolved.
-        seconds: expected wall time.
+        seconds: expected wall time, of the whole run.
         memory: estimated bytes of one process on its device.
+        origin: the state of another run, its trunk, that it starts from.
     """
 
     spec: RunSpec
@@ -84,6 +86,21 @@ class Cell:
     resources: Resources
     seconds: float
     memory: float
+    origin: Origin = FROM_SCRATCH
+
+    @property
+    def trained_flops(self) -> float:
+        """FLOPs of the steps that the run trains itself; its trunk has trained the others."""
+        return self.trained_flops_at(self.spec.steps)
+
+    def trained_flops_at(self, step: int) -> float:
+        """Return the FLOPs that the run itself has spent after `step` steps."""
+        return self.flops * max(0, min(step, self.spec.steps) - self.origin.step) / self.spec.steps
+
+    @property
+    def trained_seconds(self) -> float:
+        """Expected wall time of the steps that the run trains itself."""
+        return self.seconds * (1 - self.origin.step / self.spec.steps)
 
     @property
     def mean_recurrence(self) -> int:
@@ -136,6 +153,11 @@ class Plan:
         """Training tokens of all runs."""
         return sum(cell.spec.tokens for cell in self.cells)
 
+    @property
+    def trained_flops(self) -> float:
+        """FLOPs that all runs cost, where those that share their first steps train them once."""
+        return sum(cell.trained_flops for cell in self.cells)
+
     @cached_property
     def groups(self) -> list[str]:
         """The groups of runs; a law is fitted to each."""
@@ -144,7 +166,7 @@ class Plan:
     @cached_property
     def jobs(self) -> list[Job]:
         """The cells as the scheduler sees them."""
-        return [Job(cell.seconds, allocation.needs(cell.resources)) for cell in self.cells]
+        return jobs_of(self.cells)
 
     def left_out_lines(self) -> list[str]:
         """Return what to say of the cells that were left out: how many, and an example for each reason."""
@@ -156,8 +178,22 @@ class Plan:
     def price(self, cells: Iterable[Cell] | None = None) -> float | None:
         """Return the price of all runs, or of `cells`, in the currency of `price_per_hour`; None if it isn't given."""
         cells = self.cells if cells is None else cells
-        prices = [allocation.price(cell.seconds, cell.resources, self.sweep.cluster) for cell in cells]
+        prices = [allocation.price(cell.trained_seconds, cell.resources, self.sweep.cluster) for cell in cells]
         return None if None in prices else sum(price for price in prices if price is not None)
+
+
+def jobs_of(cells: Sequence[Cell]) -> list[Job]:
+    """Return the cells as the scheduler sees them: one that waits for its trunk follows that job, if it is there."""
+    places = {cell.run_id: place for place, cell in enumerate(cells)}
+    jobs = []
+    for cell in cells:
+        trunk = places.get(cell.origin.trunk or "") if cell.origin.waits else None
+        follows = None
+        if trunk is not None:
+            steps = cell.origin.step - cells[trunk].origin.step
+            follows = trunk, cells[trunk].seconds * max(0, steps) / cells[trunk].spec.steps
+        jobs.append(Job(cell.trained_seconds, allocation.needs(cell.resources), follows))
+    return jobs
 
 
 def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None) -> Plan:
@@ -169,13 +205,16 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress |
         progress: the watcher of the number of planned cells.
 
     Raises:
-        ValueError: the configuration is inconsistent, two cells are the same run, or no cell can be run.
+        ValueError: the configuration is inconsistent, two cells are the same run, no cell can be run, or runs that are
+            to share a trunk can't.
     """
     cells, left_out = plan_cells(sweep, corpus_of, progress)
     if not cells:
         raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
     _check_one_tokenizer(cells)
+    if sweep.trunk:
+        trunk_groups(cells)  # raises where runs can't share one
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
     return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
 
@@ -464,13 +503,23 @@ def planned_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
 
     With several groups, the column `group` names the one that the run belongs to.
     """
-    columns: dict[str, Any] = {
-        "accounting": plan.sweep.accounting,
-        "seed": cell.spec.seed,
-        "mean_recurrence": cell.mean_recurrence,
-        **cost_model_columns(cell.spec.model, cell.spec.recurrence, plan.sweep.accounting),
+    columns = spec_columns(cell.spec, plan.sweep.accounting)
+    return columns | {name: value for name, value in grid_columns(plan, cell).items() if name not in columns}
+
+
+def spec_columns(spec: RunSpec, accounting: Accounting) -> dict[str, Any]:
+    """Return the columns of the run table that follow from a run's specification alone."""
+    return {
+        "accounting": accounting,
+        "seed": spec.seed,
+        "mean_recurrence": spec.recurrence.mean,
+        **cost_model_columns(spec.model, spec.recurrence, accounting),
     }
-    columns |= {name: value for name, value in cell.axes.items() if name not in columns}
+
+
+def grid_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return the columns of the run table that only the grid knows: the axes, the group and the budget."""
+    columns = dict(cell.axes)
     if len(plan.groups) > 1:
         columns["group"] = cell.group
     return columns if cell.budget is None else {**columns, "budget": cell.budget}

@@ -34,10 +34,11 @@ class Needs(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A run to be placed: its expected duration and its needs."""
+    """A run to be placed: its expected duration, its needs, and the job that it follows, by so many seconds."""
 
     seconds: float
     needs: Needs
+    follows: tuple[int, float] | None = None
 
 
 class Slot(NamedTuple):
@@ -207,7 +208,7 @@ class Queue:
 
 
 def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, limit: float = math.inf) -> float:
-    """Return the seconds until all `jobs` are done if each starts as soon as it fits, in `order`.
+    """Return the seconds until all `jobs` are done if each starts as soon as it may and fits, in `order`.
 
     The result is inf if it isn't under `limit`.
 
@@ -215,22 +216,32 @@ def makespan(jobs: Sequence[Job], nodes: Sequence[Node], order: Order, *, limit:
         ValueError: a job needs more than the nodes have.
     """
     pool, queue = Pool([Node(node.name, node.cpus, list(node.gpus)) for node in nodes]), Queue()
+    followers: dict[int, list[tuple[float, int]]] = {}
     for index, job in enumerate(jobs):
-        queue.add(index, order(job), job.needs)
+        if job.follows is None:
+            queue.add(index, order(job), job.needs)
+        else:
+            followers.setdefault(job.follows[0], []).append((job.follows[1], index))
     now = 0.0
-    ends: list[tuple[float, int, Needs, tuple[Slot, ...]]] = []
-    while queue or ends:
+    # What happens next: a run ends and leaves its slots, or one that follows another (no slots) may start.
+    events: list[tuple[float, int, tuple[Slot, ...]]] = []
+    while queue or events:
         while (placed := queue.next(pool)) is not None:
-            index, needs, slots = placed
+            index, _, slots = placed
             if now + jobs[index].seconds >= limit:
                 return math.inf
-            heapq.heappush(ends, (now + jobs[index].seconds, index, needs, slots))
-        if not ends:
+            heapq.heappush(events, (now + jobs[index].seconds, index, slots))
+            for delay, follower in followers.pop(index, ()):
+                heapq.heappush(events, (now + delay, follower, ()))
+        if not events:
             raise ValueError("every run must fit the cluster, but some need more than its nodes have")
-        now = ends[0][0]
-        while ends and ends[0][0] == now:
-            _, _, needs, slots = heapq.heappop(ends)
-            pool.release(needs, slots)
+        now = events[0][0]
+        while events and events[0][0] == now:
+            _, index, slots = heapq.heappop(events)
+            if slots:
+                pool.release(jobs[index].needs, slots)
+            else:
+                queue.add(index, order(jobs[index]), jobs[index].needs)
     return now
 
 
@@ -259,9 +270,9 @@ def best_order(jobs: Sequence[Job], nodes: Sequence[Node]) -> tuple[str, float]:
 
 
 def _sample(jobs: Sequence[Job], *, every: int) -> list[Job]:
-    """Return every so many-th job of the same needs, from the longest on."""
+    """Return every so many-th job of the same needs, from the longest on, as if none followed another."""
     by_needs: dict[Needs, list[Job]] = {}
-    for job in sorted(jobs, reverse=True):
+    for job in sorted((Job(job.seconds, job.needs) for job in jobs), reverse=True):
         by_needs.setdefault(job.needs, []).append(job)
     return [job for same in by_needs.values() for job in same[::every]]
 

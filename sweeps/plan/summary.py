@@ -1,14 +1,15 @@
 """Cost of a plan as a table: a row for each run or budget, and the totals."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
 from isoloop.sweeps.messages import counted_runs, format_duration
 from isoloop.sweeps.plan import allocation
-from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan
+from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan, jobs_of
 from isoloop.sweeps.plan.packing import best_order, lower_bound
+from isoloop.sweeps.plan.trunks import FROM_SCRATCH, trunk_groups
 from isoloop.trainer.accounting import count_parameters
 
 if TYPE_CHECKING:
@@ -43,16 +44,16 @@ class PlanSummary:
     @classmethod
     def of(cls, plan: Plan, done: "Results") -> "PlanSummary | None":
         """Return the summary, None if all runs are done or one doesn't fit the cluster."""
-        left = [(cell, job) for cell, job in zip(plan.cells, plan.jobs, strict=True) if cell.run_id not in done]
+        left = [cell for cell in plan.cells if cell.run_id not in done]
         if not left:
             return None
-        jobs = [job for _, job in left]
+        jobs = jobs_of(left)
         nodes = allocation.planned_nodes(plan.sweep.cluster, [job.needs for job in jobs])
         try:
             order, makespan = best_order(jobs, nodes)
         except ValueError:
             return None
-        price = plan.price(cell for cell, _ in left)
+        price = plan.price(left)
         return cls(makespan=makespan, bound=lower_bound(jobs, nodes), order=order, price=price)
 
 
@@ -100,13 +101,14 @@ def plan_rows(plan: Plan) -> list[dict[str, object]]:
             "tokens": cell.spec.tokens,
             "steps": cell.spec.steps,
             "flops": cell.flops,
+            **({"flops_trained": cell.trained_flops, "trunk": cell.origin.trunk} if plan.sweep.trunk else {}),
             "epochs": cell.epochs,
             "memory_bytes": cell.memory,
             "processes": cell.resources.processes,
             "cpus": cell.resources.cpus,
             "gpus": cell.resources.gpus,
-            "seconds": cell.seconds,
-            "price": allocation.price(cell.seconds, cell.resources, plan.sweep.cluster),
+            "seconds": cell.trained_seconds,
+            "price": allocation.price(cell.trained_seconds, cell.resources, plan.sweep.cluster),
         }
         for cell in plan.cells
     ]
@@ -143,8 +145,8 @@ def _run_table(plan: Plan, done: "Results") -> "Table":
             f"{cell.epochs:.2f}" if cell.epochs else "-",
             f"{cell.memory / 1e9:.2g} GB",
             *([gpus] if shares else []),
-            format_duration(cell.seconds),
-            "done" if cell.run_id in done else "",
+            format_duration(cell.trained_seconds),
+            "done" if cell.run_id in done else f"from step {cell.origin.step}" if cell.origin.step else "",
         )
     return table
 
@@ -186,7 +188,23 @@ def _sees_text_again(cell: Cell) -> bool:
 def _hours(cell: Cell) -> float:
     """Return the GPU hours of a run, or its core hours if it has no GPU."""
     resources = cell.resources
-    return cell.seconds / 3600 * resources.processes * (resources.gpu_share or resources.cpus)
+    return cell.trained_seconds / 3600 * resources.processes * (resources.gpu_share or resources.cpus)
+
+
+def _trunk_savings(plan: Plan, done: "Results") -> str:
+    """Return what it saves that runs share their first steps, and what they would cost if each trained alone."""
+    branches = sum(cell.origin.step > 0 for cell in plan.cells)
+    apart = replace(plan, cells=tuple(replace(cell, origin=FROM_SCRATCH) for cell in plan.cells))
+    price, unit = apart.price(), "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
+    text = (
+        f"{branches} of {len(plan.cells)} runs branch off a longer one: {plan.trained_flops:.4g} FLOPs are trained, "
+        f"{1 - plan.trained_flops / plan.flops:.1%} less; each alone: {sum(map(_hours, apart.cells)):,.3g} {unit} hours"
+    ) + ("" if price is None else f", {price:,.2f}")
+    starts = [[c.origin.step for c in group if c.run_id not in done] for group in trunk_groups(plan.cells)]
+    alone = sum(max(0, steps.count(0) - 1) for steps in starts)
+    if alone:
+        text += f"; {counted_runs(alone)} must train alone, as a longer one has passed that step and left no state"
+    return text
 
 
 def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
@@ -198,6 +216,8 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
         effective = f"N(µ) = {counted.effective_fixed:,} + {counted.effective_per_loop:,} µ effective"
         yield "model", f"{counted.total:,} parameters, {effective}"
     yield "compute", f"{plan.flops:.4g} FLOPs on {plan.tokens:.4g} tokens in all, accounting: {sweep.accounting}"
+    if sweep.trunk:
+        yield "trunks", _trunk_savings(plan, done)
     repeated = [cell for cell in plan.cells if _sees_text_again(cell)]
     if repeated:
         most = max(map(_epochs, repeated))
@@ -205,7 +225,7 @@ def _totals(plan: Plan, done: "Results") -> Iterable[tuple[str, str]]:
         evaluations = max(cell.spec.evaluation.evaluations(sees_text_again=True) for cell in repeated)
         yield "epochs", text + (f"; {evaluations} evaluations during each keep its best loss" if evaluations else "")
     unit = "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
-    longest = format_duration(plan.cells[0].seconds)
+    longest = format_duration(max(cell.trained_seconds for cell in plan.cells))
     yield "work", f"{sum(map(_hours, plan.cells)):,.3g} {unit} hours in all, longest run {longest}"
     distinct = dict.fromkeys((cell.resources, cell.spec.precision) for cell in plan.cells)
     sources = dict.fromkeys(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isoloop.fitting import SweepFit, recommendation, verdict
+from isoloop.fitting.tables.best_loss import with_best_losses
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import headline
 
@@ -33,8 +34,9 @@ class Answer:
 def sweep_answer(table: "pd.DataFrame", results: SweepResults) -> Answer:
     """Return the result of a sweep from its table and its fits."""
     answer = Answer(sentences=headline(results))
-    if table["loss"].notna().any():
-        answer.numbers["best_loss"] = float(table["loss"].min())
+    losses = with_best_losses(table)["loss"]
+    if losses.notna().any():
+        answer.numbers["best_loss"] = float(losses.min())
     parts = {"": results} | {f"/{part.report.parent.name}": part for part in results.groups.values()}
     for suffix, part in parts.items():
         for name, value, interval in _numbers(part):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from isoloop.fitting.report.estimates import (
     parameters,
 )
 from isoloop.fitting.selection.holdout import HeldOutRow
+from isoloop.fitting.tables.best_loss import overfitted_rows
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import with_greek_mu
 
@@ -28,6 +29,7 @@ _RUN_HEADINGS = {
     "budget": "budget, FLOPs",
     "tokens": "tokens",
     "loss": "{loss}, nats/token",
+    "best_loss": "lowest {loss}",
     "bits_per_byte": "bits/byte",
     "flops": "spent, FLOPs",
     "steps": "steps",
@@ -36,7 +38,7 @@ _RUN_HEADINGS = {
 }
 _CARD_COLUMNS = ("run_id", "status", "seed", "mean_recurrence", "params", "budget", "tokens", "loss")
 _FIRST_COLUMNS = ("run_id", "status", "seed")
-_LOSS_COLUMNS = ("loss", "bits_per_byte")
+_LOSS_COLUMNS = ("loss", "best_loss", "bits_per_byte")
 MOST_LISTED = 2000
 """Number of rows up to which a table is shown whole."""
 LISTED = 1000
@@ -80,7 +82,10 @@ def listed_runs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs_table(table: pd.DataFrame) -> PageTable:
-    """Return the listed runs with the axes that runs vary in, by growing budget and mean recurrence, or parameters."""
+    """Return the listed runs with the axes that runs vary in, by growing budget and mean recurrence, or parameters.
+
+    Losses of overfitted runs are marked: fits read the lowest of such a run.
+    """
     column = _axis_column(table)
     headings = {
         name: label.format(loss=AXES[column].loss)
@@ -93,7 +98,7 @@ def runs_table(table: pd.DataFrame) -> PageTable:
     first = [name for name in known if name in _FIRST_COLUMNS]
     names = [*first, *varied, *known[len(first) :]]
     has_budgets = "budget" in table.columns and table["budget"].notna().any()
-    rows = listed_runs(table).sort_values(["budget" if has_budgets else "tokens", column], kind="stable")[names]
+    rows = listed_runs(table).sort_values(["budget" if has_budgets else "tokens", column], kind="stable")
     return PageTable(
         columns=tuple(
             TableHeading(
@@ -104,10 +109,20 @@ def runs_table(table: pd.DataFrame) -> PageTable:
             for name in names
         ),
         rows=tuple(
-            tuple(_run_cell(name, value) for name, value in zip(names, row, strict=True))
-            for row in rows.itertuples(index=False)
+            tuple(
+                replace(cell, kind="bad", under=note) if name == "loss" and note else cell
+                for name, cell in ((name, _run_cell(name, value)) for name, value in zip(names, row, strict=True))
+            )
+            for row, note in zip(rows[names].itertuples(index=False), _rises(rows), strict=True)
         ),
     )
+
+
+def _rises(rows: pd.DataFrame) -> list[str]:
+    """Return for each run a note if its loss rose after its best step, else an empty text."""
+    steps = rows["best_step"] if "best_step" in rows else [math.nan] * len(rows)
+    notes = (f"rose after step {step:g}" if math.isfinite(step) else "rose again" for step in steps)
+    return [note if rose else "" for note, rose in zip(notes, overfitted_rows(rows), strict=True)]
 
 
 def run_labels(table: pd.DataFrame) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     <storage>/runs/<run id>/    spec.json  journal.jsonl  model/  result.json   as in the run's own folder
                                 checkpoints/<step>/state.pt   checkpoints/<step>.json (complete; its files' sizes)
+                                branches/<step>...            the same, of states from which other runs start
                                 pulse (the heartbeat)  lease.json (the worker that trains it)  stop (a request)
     <storage>/sweeps/<name>/    plan.json  driver.json  state.json   as in the driver's --out, for `isoloop status`
     <storage>/corpora/<fingerprint>/...   corpora/<fingerprint>.json (complete; its files' sizes)
@@ -24,6 +25,7 @@ from typing import TypeVar
 from isoloop.sweeps.storage.filesystem import FileInfo, RemoteFolder, StorageError
 from isoloop.sweeps.storage.lease import STALE_SECONDS, Lease
 from isoloop.trainer.files import open_atomically, owner_in_turn, write_atomically
+from isoloop.trainer.run.branch import BRANCHES
 from isoloop.trainer.run.checkpoint import checkpoints
 from isoloop.trainer.run.journal import whole_lines
 
@@ -79,6 +81,12 @@ class RunStore:
             # Check for the result first: when it exists, everything else is complete.
             is_finished = (folder / "result.json").exists()
             saved = checkpoints(folder / "checkpoints")
+            # States for others come before the checkpoint or the result that tells that the run has passed them.
+            for branch in checkpoints(folder / BRANCHES):
+                branch_sizes = self._push_checkpoint(branch, run, published)
+                if branch_sizes is not None:
+                    self.remote.write(f"{run}/{BRANCHES}/{branch.name}.json", json.dumps(branch_sizes).encode())
+                shutil.rmtree(branch)
             sizes = None
             if saved and not is_finished:
                 sizes = self._push_checkpoint(saved[-1], run, published)
@@ -125,6 +133,39 @@ class RunStore:
         if is_finished:
             self._fetch_result(run, published["result.json"], folder)
         return is_finished
+
+    def saved_steps(self, run_ids: list[str]) -> dict[str, tuple[int, frozenset[int]]]:
+        """Return the steps of each run's newest checkpoint (0 without one), and of the states that it saved for others.
+
+        Raises:
+            StorageError: the storage can't be used now.
+        """
+        steps: dict[str, tuple[int, frozenset[int]]] = {}
+        for run_id, files in self._list_runs(run_ids).items():
+            markers = [re.fullmatch(rf"(checkpoints|{BRANCHES})/(\d+)\.json", path) for path in files]
+            found = [(match[1], int(match[2])) for match in markers if match]
+            newest = max((step for kind, step in found if kind == "checkpoints"), default=0)
+            steps[run_id] = newest, frozenset(step for kind, step in found if kind == BRANCHES)
+        return steps
+
+    def pull_branch(self, run_id: str, step: int, place: Path) -> bool:
+        """Fetch the state that a run saved for others after `step` steps; return False if it isn't there.
+
+        Raises:
+            StorageError: the storage can't be used now.
+        """
+        run = _run_path(run_id)
+        return self._pull_state(f"{run}/{BRANCHES}/{step:08d}", place, self.remote.list(run), run)
+
+    def drop_branch(self, run_id: str, step: int) -> None:
+        """Remove the state that a run saved for others after `step` steps.
+
+        Raises:
+            StorageError: the storage can't be used now.
+        """
+        place = f"{_run_path(run_id)}/{BRANCHES}/{step:08d}"
+        self.remote.remove(f"{place}.json")
+        self.remote.remove_folder(place)
 
     def fetch_updates(self, run_ids: Iterable[str], out: Path) -> list[str]:
         """Fetch journals, heartbeats and results that changed into the driver's `out/runs/<run id>/`.
@@ -239,15 +280,14 @@ class RunStore:
 
     def _push_checkpoint(self, local: Path, run: str, published: Mapping[str, FileInfo]) -> dict[str, int] | None:
         """Send the files of one checkpoint and return their sizes; None if it is published."""
-        if f"checkpoints/{local.name}.json" in published:
+        place = f"{local.parent.name}/{local.name}"
+        if f"{place}.json" in published:
             return None
         files = sorted(path for path in local.rglob("*") if path.is_file())
         if not files:
             raise FileNotFoundError(local)
         names = {path: path.relative_to(local).as_posix() for path in files}
-        return {
-            name: self.remote.upload(path, f"{run}/checkpoints/{local.name}/{name}") for path, name in names.items()
-        }
+        return {name: self.remote.upload(path, f"{run}/{place}/{name}") for path, name in names.items()}
 
     def _drop_checkpoints(self, run: str, published: Mapping[str, FileInfo], *, keep: int) -> None:
         """Remove all but the newest `keep` published checkpoints, and incomplete ones older than those."""
@@ -278,18 +318,23 @@ class RunStore:
         for step in sorted((step for step in steps if step.isdigit()), reverse=True):
             if local and step <= local[-1]:
                 return
-            sizes = json.loads(self.remote.read(f"{run}/checkpoints/{step}.json") or b"{}")
-            paths = {name: f"checkpoints/{step}/{name}" for name in sizes}
-            if not sizes or any(p not in published or published[p].size != sizes[name] for name, p in paths.items()):
-                continue
-            building = folder / "checkpoints" / f".building-{step}"
-            shutil.rmtree(building, ignore_errors=True)
-            for name, path in paths.items():
-                for part in name.split("/"):
-                    _checked_name(part)
-                self.remote.download(f"{run}/{path}", building / name, size=sizes[name])
-            os.replace(building, folder / "checkpoints" / step)
-            return
+            if self._pull_state(f"{run}/checkpoints/{step}", folder / "checkpoints" / step, published, run):
+                return
+
+    def _pull_state(self, path: str, place: Path, published: Mapping[str, FileInfo], run: str) -> bool:
+        """Fetch the files of a checkpoint of a run, and return whether it is complete in the storage."""
+        sizes = json.loads(self.remote.read(f"{path}.json") or b"{}")
+        files = {name: f"{path}/{name}".removeprefix(f"{run}/") for name in sizes}
+        if not sizes or any(f not in published or published[f].size != sizes[name] for name, f in files.items()):
+            return False
+        building = place.parent / f".building-{place.name}"
+        shutil.rmtree(building, ignore_errors=True)
+        for name, size in sizes.items():
+            for part in name.split("/"):
+                _checked_name(part)
+            self.remote.download(f"{path}/{name}", building / name, size=size)
+        os.replace(building, place)
+        return True
 
     def _list_runs(self, run_ids: list[str]) -> dict[str, dict[str, FileInfo]]:
         """Return the published files of each run."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, loss_column, loss_columns
+from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, best_column, loss_column, loss_columns
 from isoloop.sweeps.plan.grid import Cell, Plan, planned_columns
 from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.accounting import expected_loops
+from isoloop.trainer.config import RunSpec
 from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
@@ -27,13 +28,16 @@ RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON, IN_SWEEP, CHECKPOINT, CORPUS, P
         "planned_tokens", "experiment",
     )
 )  # fmt: skip
-COLUMN, ENVIRONMENT, LOSSES, INTERVAL = (f"{PREFIX}{name}." for name in ("column", "env", "losses", "interval"))
+COLUMN, ENVIRONMENT, LOSSES, BEST_LOSSES, INTERVAL = (
+    f"{PREFIX}{name}." for name in ("column", "env", "losses", "best_losses", "interval")
+)
 PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
 _EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
-_REPETITION_COLUMNS = ("unique_tokens", "epochs")  # missing in simulated runs, and in runs of older versions
+# Missing in simulated runs and in runs of older versions, and the best ones in runs that saw no text again.
+_REPETITION_COLUMNS = ("unique_tokens", "epochs", "best_loss", "best_step")
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 _LOSS = "loss_T"
@@ -54,12 +58,17 @@ VIEW = "mlflow.sharedViewState."
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
     """Return the tags of a cell that the plan determines: its columns known before the run, and its origin."""
     columns = {**planned_columns(plan, cell), "tokenizer": _tokenizer(plan, cell), "loss_unit": LOSS_UNIT}
-    if plan.sweep.accounting != "exact":  # nominal loops count, whatever was run
-        columns["forward_loops"], columns["backward_loops"] = expected_loops(cell.spec.recurrence, "parcae-release")
+    return {**origin_tags(plan), **column_tags(cell.spec, columns)}
+
+
+def column_tags(spec: RunSpec, columns: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a run's planned columns, with the loops that count where accounting is nominal."""
+    if columns["accounting"] != "exact":  # nominal loops count, whatever was run
+        forward, backward = expected_loops(spec.recurrence, "parcae-release")
+        columns = {**columns, "forward_loops": forward, "backward_loops": backward}
     return {
-        **origin_tags(plan),
         IN_SWEEP: "true",
-        PLANNED_TOKENS: str(cell.spec.tokens),
+        PLANNED_TOKENS: str(spec.tokens),
         **{f"{COLUMN}{name}": _to_tag(value) for name, value in columns.items()},
     }
 
@@ -80,7 +89,7 @@ def result_points(result: RunResult, journaled: Collection[str]) -> list[tuple[s
     A curve ends at the run's last step, unless the journal has it (`journaled` are its metrics in that step). MLflow
     shows a single number as a bar if its step is 0, and as a curve of one point otherwise.
     """
-    numbers = {name: value for name, value in result_metrics(result).items() if not name.startswith(_LOSS)}
+    numbers = {name: value for name, value in result_metrics(result).items() if _LOSS not in name}
     last = {name: value for name, value in numbers.items() if name in _SECTIONS and name not in journaled}
     points = [(metric_name(name), value, result.steps) for name, value in last.items()]
     points += [(name, value, 0) for name, value in numbers.items() if name not in _SECTIONS]
@@ -89,9 +98,11 @@ def result_points(result: RunResult, journaled: Collection[str]) -> list[tuple[s
 
 def loss_tags(result: RunResult) -> dict[str, str]:
     """Return the tags of the losses at each T, from which the run table has them; MLflow cuts longer ones."""
-    losses = list(result.losses.items())
-    parts = [dict(losses[start : start + _LOSSES_PER_TAG]) for start in range(0, len(losses), _LOSSES_PER_TAG)]
-    return {f"{LOSSES}{place}": json.dumps(part) for place, part in enumerate(parts)}
+    tags: dict[str, str] = {}
+    for prefix, losses in (LOSSES, list(result.losses.items())), (BEST_LOSSES, list(result.best_losses.items())):
+        parts = [dict(losses[start : start + _LOSSES_PER_TAG]) for start in range(0, len(losses), _LOSSES_PER_TAG)]
+        tags |= {f"{prefix}{place}": json.dumps(part) for place, part in enumerate(parts)}
+    return tags
 
 
 def run_name(plan: Plan, cell: Cell) -> str:
@@ -165,11 +176,12 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     values = result.model_dump(
         include={
             "tokens", "unique_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
-            "flops_parcae_release", "loss", "bits_per_byte", "spectral_radius", "seconds",
+            "flops_parcae_release", "loss", "best_loss", "best_step", "bits_per_byte", "spectral_radius", "seconds",
         }
     )  # fmt: skip
     values |= {"epochs": result.epochs, "train_loss": result.training_loss}
     values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
+    values |= {best_column(loss_column(recurrence)): loss for recurrence, loss in result.best_losses.items()}
     return {key: float(value) for key, value in values.items() if value is not None}
 
 
@@ -191,6 +203,7 @@ def run_table(runs: Iterable[tuple[Mapping[str, str], Mapping[str, float]]]) -> 
     known = [column.name for column in COLUMNS]
     first = [name for name in (*known, *_EXTRA_COLUMNS) if name in table]
     last = list(loss_columns(table))
+    last += [best_column(name) for name in last if best_column(name) in table]
     between = sorted(set(table.columns) - {*first, *last})
     return table[[*first, *between, *last]]
 
@@ -206,9 +219,10 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
     status = tags[OUTCOME]
     # Runs of older versions have curves without a section, and a metric for each T.
     metrics = {**metrics, **{name: metrics[metric_name(name)] for name in _SECTIONS if metric_name(name) in metrics}}
-    losses = {name: loss for name, loss in metrics.items() if name.startswith(_LOSS)}
-    for key in sorted(key for key in tags if key.startswith(LOSSES)):
-        losses |= {loss_column(int(recurrence)): loss for recurrence, loss in json.loads(tags[key]).items()}
+    losses = {name: loss for name, loss in metrics.items() if _LOSS in name}
+    for prefix, named in (LOSSES, loss_column), (BEST_LOSSES, lambda recurrence: best_column(loss_column(recurrence))):
+        for key in sorted(key for key in tags if key.startswith(prefix)):
+            losses |= {named(int(recurrence)): loss for recurrence, loss in json.loads(tags[key]).items()}
     return {
         "run_id": tags[RUN_ID],
         "status": status,

@@ -10,11 +10,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from isoloop.trainer.config import EvaluationConfig, ExecutionConfig, RecurrenceConfig, RunSpec
-from isoloop.trainer.data.batches import batch_windows
+from isoloop.trainer.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExecutionConfig,
+    OptimizerConfig,
+    RecurrenceConfig,
+    RunSpec,
+    ScheduleConfig,
+)
+from isoloop.trainer.data.batches import batch_windows, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import Ranks, load_share, prefetch_shares
+from isoloop.trainer.evaluate import evaluate
 from isoloop.trainer.loop import train
+from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import read_result
@@ -141,6 +151,25 @@ def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, two, 
     assert metrics_by_step(tmp_path) == metrics_by_step(two[0])
     records = read_journal(tmp_path / "journal.jsonl")[0]
     assert [r["step"] for r in records if "validation_loss" in r.get("values", {})] == [4, 8]
+
+
+def test_two_processes_keep_one_best_step_also_where_they_were_stopped_behind_it(spec, corpus, tmp_path):
+    """They learn two windows of text by heart."""
+    changes = {
+        "data": DataConfig(unique_tokens=33),
+        "recurrence": RecurrenceConfig(mean=2),
+        "optimizer": OptimizerConfig(learning_rate=0.1),
+        "schedule": ScheduleConfig(decay_fraction=0),
+        "evaluation": EvaluationConfig(sequences=4, recurrences=(1,), during_training=5, keep_best=True),
+    }
+    result = train_in(2, spec.model_copy(update=changes), corpus, tmp_path, stops=(9, None))
+    records = read_journal(tmp_path / "journal.jsonl")[0]
+    losses = {r["step"]: r["values"]["validation_loss"] for r in records if "validation_loss" in r.get("values", {})}
+    assert result.best_step == min(losses, key=losses.get) < 9
+    assert result.best_loss == result.best_losses[2] == losses[result.best_step] < result.loss
+    windows = validation_windows(corpus, context=16, sequences=4)
+    kept = evaluate(load_published(tmp_path / "best-model")[0], windows, [2])
+    assert kept[2] == pytest.approx(result.best_loss, rel=1e-6)
 
 
 def test_one_sequence_at_a_time_and_a_process_without_a_validation_window(spec, corpus, tmp_path):

@@ -4,7 +4,7 @@ from torch.optim import AdamW, Muon
 
 from isoloop.trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from isoloop.trainer.model.parcae import Parcae
-from isoloop.trainer.optim import apply_schedule, learning_rate_factor, make_optimizers, split_parameters
+from isoloop.trainer.optim import apply_schedule, make_optimizers, split_parameters
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def test_every_parameter_exactly_once(model):
 
 def test_trapezoid():
     schedule = ScheduleConfig(decay_fraction=0.5)
-    factors = [learning_rate_factor(schedule, step, 8) for step in range(8)]
+    factors = [schedule.rate_factor(step, 8) for step in range(8)]
     assert factors == [1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
-    assert learning_rate_factor(ScheduleConfig(decay_fraction=0.0), 7, 8) == 1.0
+    assert ScheduleConfig(decay_fraction=0.0).rate_factor(7, 8) == 1.0
 
 
 def test_rates_and_decay_follow_the_schedule(model):
@@ -40,6 +40,10 @@ def test_rates_and_decay_follow_the_schedule(model):
     assert adamw.param_groups[0]["lr"] == pytest.approx(0.005)
     assert muon.param_groups[0]["weight_decay"] == pytest.approx(0.2 * 0.25)
     assert adamw.param_groups[0]["weight_decay"] == 0
+    with_rate = config.model_copy(update={"muon_weight_decay_schedule": "rate"})
+    for step, decay in ((30, 0.2), (75, 0.1)):
+        apply_schedule(optimizers, with_rate, schedule, step, 100)
+        assert muon.param_groups[0]["weight_decay"] == pytest.approx(decay)
 
 
 def test_muons_step_grows_with_rows_over_columns():

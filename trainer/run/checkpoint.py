@@ -29,9 +29,11 @@ def save_checkpoint(
     optimizers: "list[Optimizer]",
     counts: dict[str, float],
     best: BestStep | None = None,
-    keep: int = 2,
+    keep: int | None = 2,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, whole or not at all; then remove all but the newest `keep`.
+    """Write the state after `step` steps under `folder`, whole or not at all; then remove older ones.
+
+    The newest `keep` stay, and all of them if it is None.
 
     Raises:
         OSError: the disk is full, or the like; older checkpoints are unchanged.
@@ -67,7 +69,7 @@ def save_checkpoint(
         shutil.rmtree(building, ignore_errors=True)
 
     # Remove older checkpoints
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old)
     return final
 

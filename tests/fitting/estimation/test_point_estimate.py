@@ -32,6 +32,7 @@ def on_the_law(law, parameters, rows=30, seed=0):
     mu = rng.uniform(1, 12, rows)
     data = {
         "mean_recurrence": mu,
+        "backprop_depth": np.ceil(mu / 2),
         "effective_params": 28.3e6 + 14.16e6 * mu,
         "params": 10 ** rng.uniform(7, 10, rows),
         "params_once": 10 ** rng.uniform(7, 9, rows),
@@ -56,6 +57,9 @@ EXAMPLES = {
     "overthinking": [2.9, 0.84, 0.4, 0.9, 6.0, 3.0],
     "joint-overthinking": [0.84, 0.4, 4.0, 2.0, 3.0],
     "unified-overthinking": [2.28, 32.3, 34.65, 0.84, 0.4, 0.26, 0.19, 4.0, 2.0, 3.0],
+    "iso-depth-six-parameter": [1.5, 5000.0, 20000.0, 0.5, 0.55, 0.46, 0.7],
+    "iso-depth-truncated": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.5, 0.3],
+    "loop-term": [1.8, 480.0, 0.3, 2085.0, 0.35, 0.8, 0.37],
 }
 
 

@@ -23,7 +23,19 @@ EXAMPLES = {
     "loops": [2.28, 0.9, 34.65, 0.26, 0.19, 3.1],
     "overthinking": [2.9, 0.84, 0.4, 0.9, 6.0, 1.7],
     "joint-overthinking": [0.84, 0.4, 7.5, 2.5, 1.7],
+    "iso-depth-six-parameter": [1.5, 5000.0, 20000.0, 0.5, 0.55, 0.46, 0.7],
+    "iso-depth-truncated": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.5, 0.3],
+    "loop-term": [1.8, 480.0, 0.3, 2085.0, 0.35, 0.8, 0.37],
     "unified-overthinking": [2.28, 32.3, 34.65, 0.84, 0.4, 0.26, 0.19, 7.5, 2.5, 1.7],
+    "effective-tokens": [1.8, 480.0, 2085.0, 0.35, 0.37, 15.0],
+    "sized-effective-tokens": [1.8, 480.0, 2085.0, 0.35, 0.37, 3e4, 0.45],
+    "looped-effective-tokens": [2.28, 32.3, 34.65, 0.26, 0.19, 15.0],
+    "looped-sized-effective-tokens": [2.28, 32.3, 34.65, 0.26, 0.19, 3e4, 0.45],
+    "iso-depth-effective-tokens": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.46, 15.0],
+    "iso-depth-sized-effective-tokens": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.46, 3e4, 0.45],
+    "iso-depth-unique-effective-tokens": [1.8, 480.0, 2085.0, 0.35, 0.37, 0.46, 3e4, 0.45],
+    "bounded-loss": [1.8, 10.8, 20.0, 900.0, 0.03, 0.35, 0.37, 0.3, 0.32],
+    "looped-bounded-loss": [1.8, 10.8, 20.0, 900.0, 0.03, 0.35, 0.37, 0.3, 0.32],
 }
 DATA = {
     "effective_params": np.array([42e6, 85e6, 1.4e8, 2e8]),
@@ -32,8 +44,10 @@ DATA = {
     "params_recurrent": np.array([14e6, 14e6, 3e7, 3e7]),
     "loss_at_mean": np.array([3.3, 3.2, 3.1, 3.0]),
     "tokens": np.array([1e9, 3e9, 2e9, 8e9]),
+    "unique_tokens": np.array([5e9, 1e8, 7e8, 4e8]),
     "mean_recurrence": np.array([1.0, 4.0, 8.0, 12.0]),
     "recurrence": np.array([1.0, 2.0, 8.0, 20.0]),
+    "backprop_depth": np.array([1.0, 2.0, 5.0, 6.0]),
 }
 
 

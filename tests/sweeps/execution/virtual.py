@@ -1,5 +1,6 @@
 """A cluster in virtual time for tests of the engine: attempts end as a script says, and no process is started."""
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from isoloop.sweeps.execution.worker import AttemptEnd
 from isoloop.sweeps.plan.packing import Needs, Node, Pool
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE
+from isoloop.trainer.run.branch import BRANCHES
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, write_result
 
@@ -48,6 +50,7 @@ class Attempt:
     needs: object
     act: Act | None = None
     slots: tuple | None = None
+    saves: list = dataclasses.field(default_factory=list)
     ends: float = FOREVER
     end: AttemptEnd | None = None
 
@@ -60,7 +63,7 @@ class VirtualCluster:
 
     def __init__(self, clock, machines, seconds):
         self.clock, self.seconds = clock, seconds
-        self.scripts, self.log, self.attempts, self.reported, self.events = {}, [], [], set(), []
+        self.scripts, self.log, self.attempts, self.reported, self.events, self.tasks = {}, [], [], set(), [], []
         self.machines = machines
 
     @property
@@ -86,6 +89,7 @@ class VirtualCluster:
         assert task.run_id not in [attempt.task.run_id for attempt in self.attempts], "one attempt at a time"
         attempt = Attempt(task=task, needs=needs)
         self.attempts.append(attempt)
+        self.tasks.append(task)
         self.log.append((self.clock.now, "queue", task.run_id))
         self.place()
         return attempt
@@ -101,6 +105,7 @@ class VirtualCluster:
             if ended or self.clock.now >= deadline:
                 break
             due = [attempt.ends for attempt in self.running] + [at for at, _ in self.events]
+            due += [at for attempt in self.running for at, _ in attempt.saves]
             self.clock.now = min([deadline, *(at for at in due if at > self.clock.now)])
         for attempt in ended:
             self.attempts.remove(attempt)
@@ -132,11 +137,15 @@ class VirtualCluster:
                 attempt.act = script.pop(0) if script else Act()
                 seconds = self.seconds[run_id] if attempt.act.seconds is None else attempt.act.seconds
                 attempt.ends = self.clock.now + seconds
+                attempt.saves = saves_of(attempt.task, self.clock.now, self.seconds[run_id])
                 self.log.append((self.clock.now, "start", run_id))
 
     def get_on(self, attempt):
         if attempt.act.beats:
             self.touch(attempt)
+        for at, step in [save for save in attempt.saves if save[0] <= self.clock.now]:
+            attempt.saves.remove((at, step))
+            (attempt.task.folder / BRANCHES / f"{step:08d}").mkdir(parents=True)
         stop_files = [attempt.task.stop_file, attempt.task.folder / STOP_FILE]
         if any(file.exists() for file in stop_files):
             self.finish(attempt, AttemptEnd(status="stopped"))
@@ -197,6 +206,13 @@ class VirtualCluster:
         journal = Journal(attempt.task.folder / "journal.jsonl")
         journal.metrics(step, {"train_loss": 1.0})
         journal.close()
+
+
+def saves_of(task, now, seconds):
+    """When a run that takes so many seconds saves its states for others."""
+    first = task.branching.start.step if task.branching.start else 0
+    places = [step for step in task.branching.save_at if step > first]
+    return [(now + seconds * (step - first) / (task.spec.steps - first), step) for step in places]
 
 
 def copies(nodes):

@@ -34,7 +34,7 @@ some_needs = st.one_of(
     st.builds(lambda processes: gpu(1.0, processes), st.integers(2, 8)),
     st.builds(lambda cpus, processes: Needs(cpus, 0, processes), st.integers(1, 8), st.integers(1, 3)),
 )
-some_jobs = st.lists(st.builds(Job, st.floats(0.1, 100), some_needs), min_size=1, max_size=30)
+some_jobs = st.lists(st.builds(Job, st.floats(0.1, 100), some_needs, st.none()), min_size=1, max_size=30)
 
 
 class TestPacking:
@@ -138,6 +138,11 @@ class TestMakespan:
         """A wide run isn't overtaken because its GPUs are freed one by one in the same instant."""
         jobs = [Job(5, gpu(1.0)), Job(5, gpu(1.0)), Job(4, gpu(1.0, 2)), Job(3, gpu(1.0)), Job(3, gpu(1.0))]
         assert makespan(jobs, nodes(1, 2), ORDERS["longest first"]) == 5 + 4 + 3
+
+    def test_a_job_that_follows_another_waits_for_it(self):
+        jobs = [Job(5, gpu(1.0)), Job(4, gpu(1.0), (0, 3.0)), Job(2.5, gpu(1.0))]
+        assert makespan(jobs, nodes(1, 2), ORDERS["longest first"]) == 3 + 4
+        assert makespan(jobs, nodes(1, 1), ORDERS["longest first"]) == 5 + 4 + 2.5
 
     def test_giving_up(self):
         jobs = [Job(1, gpu(1.0))] * 4

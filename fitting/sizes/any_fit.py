@@ -1,0 +1,56 @@
+"""Any table of runs and any stored fit: of one architecture, or of several sizes together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from isoloop.fitting.result import FIT_FORMAT, SweepFit, format_of, from_file
+from isoloop.fitting.sizes.fit import fit_sizes, several_sizes
+from isoloop.fitting.sizes.result import SIZES_FORMAT, SizesFit
+from isoloop.fitting.sweep_fit import fit_sweep
+from isoloop.fitting.tables.budgets import SAME_BUDGET
+from isoloop.fitting.tables.contract import check_runs
+
+AnyFit = SweepFit | SizesFit
+
+
+def fit_table(table: pd.DataFrame, *, independent: bool = False, **settings: Any) -> AnyFit:
+    """Fit a run table: by `fit_sizes` if it holds looped models of several sizes, else by `fit_sweep`.
+
+    Args:
+        table: the run table.
+        independent: fit parabolas in log(tokens) separately, too; only for one architecture.
+        settings: the other arguments of both.
+
+    Raises:
+        ValueError: as these do, and for `independent` with several sizes.
+    """
+    checked = check_runs(table, budget_tolerance=settings.get("budget_tolerance", SAME_BUDGET)).frame
+    if not several_sizes(checked):
+        return fit_sweep(table, independent=independent, **settings)
+    if independent:
+        raise ValueError(
+            "separate parabolas in log tokens are fitted to one architecture, but this table has several sizes; leave "
+            "them out, or filter the table to one size"
+        )
+    return fit_sizes(table, **settings)
+
+
+def read_fit(path: str | Path) -> AnyFit:
+    """Return the fit stored at `path`. Raises ValueError if there is none, or the file is something else."""
+    return from_file(path, _from_json)
+
+
+def _from_json(text: str) -> AnyFit:
+    stored_format = format_of(text)
+    if stored_format == SIZES_FORMAT:
+        return SizesFit.from_json(text)
+    if stored_format == FIT_FORMAT:
+        return SweepFit.from_json(text)
+    raise ValueError(
+        f"a stored fit must have the format {FIT_FORMAT!r} or {SIZES_FORMAT!r}, but got {stored_format!r}; fit the "
+        "sweep again"
+    )

@@ -1,0 +1,84 @@
+"""The best models through budgets: of any size, of each measured size, and how they grow with compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.sizes.result import FrontierPoint, Growth, SizeAtBudget, quantity
+from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
+
+_GROWING = ("params", "mean_recurrence", "tokens")
+
+
+def frontier_point(surface: LossSurface, flops: float) -> FrontierPoint:
+    """Return the best models for `flops` FLOPs. Raises ValueError unless the budget is positive and finite."""
+    return _point(surface, flops)[0]
+
+
+def frontier(surface: LossSurface, budgets: Sequence[float], growing: int) -> tuple[list[FrontierPoint], Growth | None]:
+    """Return the best models at growing budgets, and their growth over the first `growing` of them, None for one."""
+    points, optima = [], []
+    for budget in budgets:
+        point, best, drawn = _point(surface, budget)
+        points.append(point)
+        optima.append((best, drawn))
+    if growing < 2:
+        return points, None
+    logs = np.log(np.array(budgets[:growing]))
+    slopes = {}
+    for name in _GROWING:
+        own = np.log([getattr(best, name) for best, _ in optima[:growing]])
+        draws = [getattr(drawn, name) for _, drawn in optima[:growing] if drawn is not None]
+        value = float(np.polyfit(logs, own, 1)[0])
+        slopes[name] = quantity(value, np.polyfit(logs, np.log(draws), 1)[0] if draws else None)
+    return points, Growth(**slopes)
+
+
+def _point(surface: LossSurface, flops: float) -> tuple[FrontierPoint, SurfaceOptimum, SurfaceOptimum | None]:
+    if not (flops > 0 and math.isfinite(flops)):
+        raise ValueError(f"flops must be positive and finite, but got {flops}; give a positive number")
+
+    def tokens_for(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
+        return surface.family.tokens_for(flops, params, loops)
+
+    best, drawn = surface.best(tokens_for), surface.best_draws(tokens_for)
+    # The best of each measured size, all by the same refits
+    of_sizes = []
+    members = surface.family.members if isinstance(surface.family, ModelFamily) else ()
+    for member in members:
+        span = (member.params, member.params)
+        of_sizes.append((surface.best(tokens_for, params=span), surface.best_draws(tokens_for, params=span)))
+    losses = np.array([float(own.loss) for own, _ in of_sizes])
+    drawn_losses = None if drawn is None else np.stack([each.loss for _, each in of_sizes if each is not None])
+    sizes = []
+    for place, (member, (own, draws)) in enumerate(zip(members, of_sizes, strict=True)):
+        extra = None if drawn_losses is None else drawn_losses[place] - drawn_losses.min(axis=0)
+        sizes.append(
+            SizeAtBudget(
+                label=member.label,
+                params=member.params,
+                mean_recurrence=quantity(float(own.mean_recurrence), _drawn(draws, "mean_recurrence")),
+                tokens=quantity(float(own.tokens), _drawn(draws, "tokens")),
+                loss=quantity(float(own.loss), _drawn(draws, "loss")),
+                extra_loss=quantity(losses[place] - losses.min(), extra),
+                chance=None if drawn_losses is None else float(np.mean(drawn_losses.argmin(axis=0) == place)),
+            )
+        )
+    point = FrontierPoint(
+        budget=float(flops),
+        params=quantity(float(best.params), _drawn(drawn, "params")),
+        mean_recurrence=quantity(float(best.mean_recurrence), _drawn(drawn, "mean_recurrence")),
+        tokens=quantity(float(best.tokens), _drawn(drawn, "tokens")),
+        loss=quantity(float(best.loss), _drawn(drawn, "loss")),
+        at_bound=tuple(name for name, flag in best.at_bound.items() if flag),
+        sizes=tuple(sizes),
+    )
+    return point, best, drawn
+
+
+def _drawn(optima: SurfaceOptimum | None, name: str) -> np.ndarray | None:
+    return None if optima is None else getattr(optima, name)

@@ -1,0 +1,151 @@
+"""A joint fit over sizes as text: on one screen, and as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from isoloop.fitting.cost.family import short_count
+from isoloop.fitting.isoflop.report import interval_text
+from isoloop.fitting.report.estimates import parameters
+from isoloop.fitting.report.full import bullets, held_out_text, law_text, misfit_text, mixture_texts, within_width
+from isoloop.fitting.report.layout import columns_of, filled, shortened
+from isoloop.fitting.sizes.result import FrontierPoint, Growth, LawComparison, Quantity, SizesFit
+
+COLUMNS, LINES = 80, 40
+Printable = Callable[[str], str]
+
+
+def full_report(fit: SizesFit) -> str:
+    """Return the whole fit as text: the answer, best models through budgets, laws, rivals and caveats."""
+    low, high = fit.fitted.flops
+    simulated = "  (simulated)" if fit.simulated else ""
+    sizes = ", ".join(f"{size.label} ({short_count(size.params)}, {size.runs} runs)" for size in fit.sizes)
+    head = (
+        f"Joint fit of {fit.name} over {len(fit.sizes)} sizes{simulated}\n"
+        f"  sizes          {sizes}; parameters without embeddings, each counted once\n"
+        f"  runs fitted    {fit.finished_runs}\n"
+        f"  compute        {low:.3g} to {high:.3g} FLOPs, accounting {fit.accounting}\n"
+        f"  tokens         {fit.fitted.tokens[0]:.3g} to {fit.fitted.tokens[1]:.3g}"
+    )
+    if fit.fitted.mean_recurrence is not None:
+        head += "\n  mean loops     {:g} to {:g}".format(*fit.fitted.mean_recurrence)
+    parts = [head]
+    if fit.reading:
+        parts.insert(0, "\n".join(bullets("How the table was read", fit.reading)))
+    verdict = fit.verdict()
+    parts.append("\n".join([*verdict.sentences, *_answer(fit.point(fit.answer_budget), f"by the {fit.laws.name}")]))
+    if fit.frontier:
+        parts.append("\n".join(_frontier_lines(fit.frontier)))
+    if fit.growth is not None:
+        parts.append(f"Growth of the best model over the measured budgets\n  {growth_text(fit.growth)}")
+    parts += [law_text(fit.laws.laws[0]), *mixture_texts(fit.laws)]
+    if fit.joint_test_time is not None:
+        parts.append(law_text(fit.joint_test_time))
+    parts.append(misfit_text(fit.misfits))
+    parts += ["\n".join(_comparison_lines(comparison)) for comparison in fit.comparisons]
+    if fit.held_out is not None:
+        parts.append(held_out_text(fit.held_out, f"{fit.laws.name} at T = mu", dense=False))
+    parts.append("\n".join(bullets("Caveats", fit.caveats)))
+    return "\n".join(within_width(line) for line in "\n\n".join(parts).split("\n")) + "\n"
+
+
+def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> str:
+    """Return a joint fit in at most `lines` lines of at most 80 columns: answer, estimates, and what to doubt."""
+    low, high = fit.fitted.flops
+    simulated = " (simulated)" if fit.simulated else ""
+    facts = f"{simulated}: {fit.finished_runs} runs of {len(fit.sizes)} sizes, {low:.3g} to {high:.3g} FLOPs"
+    name = shortened(printable(fit.name), COLUMNS - columns_of(f"Joint fit of {facts}"))
+    judged, point = fit.verdict(), fit.point(fit.answer_budget)
+    head = [shortened(printable(f"Joint fit of {name}{facts}, {fit.accounting}"), COLUMNS)]
+    # The answer, and what of it is not determined
+    for sentence in judged.sentences:
+        head += filled(printable(sentence), COLUMNS, rest="  ")[:4]
+    details = "Details: what would be chosen" if judged.answer else "Best model"
+    head += _answer(point, f"by the {fit.laws.name}", title=details)
+    head += [f"Best models through budgets (best of the measured sizes: {_chances(point)})"] if fit.frontier else []
+    head += _frontier_lines(fit.frontier)[1:] if fit.frontier else []
+    # The law
+    law = fit.laws.best
+    table = filled(f"{law.form.name} law: {law.form.formula}", COLUMNS, rest="  ")
+    for estimate in parameters(law):
+        span = interval_text(estimate.interval).strip("()")
+        table.append(shortened(f"  {estimate.name:<6}{estimate.value:>11.5g}  {span:<24}{estimate.words}", COLUMNS))
+    table += filled(f"in effect: {law.form.effective(law.vector)}", COLUMNS, first="  ", rest="    ")
+    if len(fit.laws.draws_by_law) > 1:
+        table += filled(fit.laws.reason, COLUMNS, first="  ", rest="    ")
+    # What to doubt: as many caveats as there is room for
+    room, shown = lines - len(head) - len(table) - 4, 0
+    doubts: list[str] = []
+    for caveat in fit.caveats:
+        more = filled(printable(caveat), COLUMNS, first="  - ", rest="    ")
+        if len(doubts) + len(more) > room:
+            break
+        doubts, shown = [*doubts, *more], shown + 1
+    hidden = f" ({len(fit.caveats) - shown} more: --full)" if shown < len(fit.caveats) else ""
+    parts = [head, table, [f"What to doubt, the most important first{hidden}", *doubts]]
+    return "\n\n".join("\n".join(map(printable, part)) for part in parts) + "\n"
+
+
+def growth_text(growth: Growth) -> str:
+    """Return how the best size, recurrence and tokens grow with compute, in one line."""
+    named = {"N*": growth.params, "mu*": growth.mean_recurrence, "D*": growth.tokens}
+    return ", ".join(f"{symbol} ~ C^{' '.join(_written(each, _exponent))}" for symbol, each in named.items())
+
+
+def _answer(point: FrontierPoint, method: str, title: str = "Best model") -> list[str]:
+    rows = [
+        ("size", point.params, short_count, "parameters"),
+        ("mean recurrence", point.mean_recurrence, _short, "loops"),
+        ("tokens", point.tokens, _short, "tokens"),
+        ("loss", point.loss, "{:.4f}".format, "nats per token"),
+    ]
+    lines = [shortened(f"{title} for {point.budget:.3g} FLOPs, {method}", COLUMNS)]
+    for name, each, written, unit in rows:
+        value, span = _written(each, written)
+        lines.append(f"  {name:<18}{value:<10}{span:<26}{unit}".rstrip())
+    return lines
+
+
+def _frontier_lines(points: Sequence[FrontierPoint]) -> list[str]:
+    """Return the table of best models through budgets, with 95% intervals."""
+    lines = [
+        "Best models through budgets, with 95% intervals",
+        f"  {'FLOPs':>8}  {'size':<24}{'mu':<20}{'loss':<7} best measured size",
+    ]
+    for point in points:
+        size, loops = (
+            " ".join(_written(each, form))
+            for each, form in ((point.params, short_count), (point.mean_recurrence, _short))
+        )
+        lines.append(f"  {point.budget:>8.3g}  {size:<24}{loops:<20}{point.loss.value:<7.4f} {_best_size(point)}")
+    return lines
+
+
+def _best_size(point: FrontierPoint) -> str:
+    best = min(point.sizes, key=lambda size: size.loss.value)
+    chance = "" if best.chance is None else f" ({best.chance:.0%})"
+    return f"{best.label}, mu {best.mean_recurrence.value:.3g}{chance}"
+
+
+def _chances(point: FrontierPoint) -> str:
+    return ", ".join(f"{size.label} {size.chance:.0%}" for size in point.sizes if size.chance is not None)
+
+
+def _comparison_lines(comparison: LawComparison) -> list[str]:
+    by = "the largest budget" if comparison.by == "largest budget" else "each size in turn, from the others"
+    lines = [f"Laws compared: mean absolute errors, holding out {by}"]
+    lines += [f"  {error.mean_absolute_error:>9.4g}%  {error.method}" for error in comparison.errors]
+    return [*lines, *(f"  {name}: {reason}" for name, reason in comparison.missing)]
+
+
+def _exponent(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _written(each: Quantity, written: Callable[[float], str]) -> tuple[str, str]:
+    span = "" if each.interval is None else f"({written(each.interval[0])} to {written(each.interval[1])})"
+    return written(each.value), span

@@ -1,0 +1,222 @@
+"""The result of fitting runs of several sizes together: frozen, and equal after a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, with_config
+
+from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
+from isoloop.fitting.answer.verdict import Verdict
+from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.estimation.law_fit import LawFit
+from isoloop.fitting.estimation.noise import NoiseModel
+from isoloop.fitting.result import (
+    FittedFile,
+    FittedRange,
+    HeldOut,
+    MissingFit,
+    check_stored_law,
+    from_file,
+    read_stored,
+    stored_text,
+)
+from isoloop.fitting.selection.holdout import HeldOutError
+from isoloop.fitting.selection.misfit import Misfit
+from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.surface.surface import LossSurface
+
+SIZES_FORMAT = "isoloop-sizes/1"
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A number with its 95% interval, None without draws."""
+
+    value: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeAtBudget:
+    """The best model of one measured size at a budget: its mean recurrence, tokens and loss after training.
+
+    `extra_loss` is what this size costs (nats per token) beside the best of the measured ones, with its interval.
+    `chance` is the share of the refits by which it is the best of them, None without draws.
+    """
+
+    label: str
+    params: float
+    mean_recurrence: Quantity
+    tokens: Quantity
+    loss: Quantity
+    extra_loss: Quantity
+    chance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """The best model of any size for `budget` FLOPs, and the best of each measured size.
+
+    The intervals of losses are those of the law, without the noise of one run. `at_bound` names the axes whose best
+    value is an end of the search.
+    """
+
+    budget: float
+    params: Quantity
+    mean_recurrence: Quantity
+    tokens: Quantity
+    loss: Quantity
+    at_bound: tuple[str, ...]
+    sizes: tuple[SizeAtBudget, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """The exponents of C with which the best size, mean recurrence and tokens grow over the measured budgets.
+
+    The cost has steps and so have the optima: they follow no exact power law, and the intervals hold no such deviation.
+    """
+
+    params: Quantity
+    mean_recurrence: Quantity
+    tokens: Quantity
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawComparison:
+    """Errors of several laws on runs held out by the largest budget, or by each size in turn (`by`).
+
+    `missing` are the laws that could not predict them, each with the reason.
+    """
+
+    by: str
+    errors: tuple[HeldOutError, ...]
+    missing: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedSize:
+    """One size among the fitted runs: its label, parameters (each counted once, embeddings apart), number of runs."""
+
+    label: str
+    params: float
+    runs: int
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
+class SizesFit:
+    """One fit of looped models of several sizes.
+
+    `laws` are the laws of the loss after training with their weights, `joint_test_time` that of test-time loops over
+    all sizes. `comparisons` are errors of further laws on held-out runs, which the weights do not follow. The frontier
+    has a point per measured budget, and one each for 2 and 10 times the largest compute. See `SweepFit` for the rest.
+    """
+
+    name: str
+    simulated: bool
+    accounting: str
+    finished_runs: int
+    fitted: FittedRange
+    family: ModelFamily
+    sizes: tuple[FittedSize, ...]
+    laws: LawMixture
+    joint_test_time: LawFit | None
+    frontier: tuple[FrontierPoint, ...]
+    growth: Growth | None
+    comparisons: tuple[LawComparison, ...]
+    held_out: HeldOut | None
+    noise: NoiseModel | None
+    misfits: tuple[Misfit, ...]
+    missing_fits: tuple[MissingFit, ...]
+    caveats: tuple[str, ...]
+    reading: tuple[str, ...] = ()
+    file: FittedFile | None = None
+
+    @property
+    def surface(self) -> LossSurface:
+        """The loss as a function of size, mean recurrence, tokens and test-time loops."""
+        return LossSurface(
+            family=self.family,
+            laws=self.laws,
+            loops_law=self.joint_test_time,
+            params=self.fitted.params,
+            mean_recurrence=self.fitted.mean_recurrence,
+            tokens=self.fitted.tokens,
+            flops=self.fitted.flops,
+            recurrence=self.fitted.recurrence,
+        )
+
+    @property
+    def answer_budget(self) -> float:
+        """The budget of the first answer of a report or a page: twice the largest fitted compute."""
+        return ANSWER_MULTIPLE * self.fitted.flops[1]
+
+    def point(self, flops: float) -> FrontierPoint:
+        """Return the best models for a budget, from the stored frontier if it is there."""
+        from isoloop.fitting.sizes.frontier import frontier_point
+
+        stored = [point for point in self.frontier if abs(point.budget / flops - 1) < 1e-9]
+        return stored[0] if stored else frontier_point(self.surface, flops)
+
+    def params_of(self, size: str) -> float:
+        """Return the parameters of a measured size. Raises ValueError for another name."""
+        for each in self.sizes:
+            if each.label == size:
+                return each.params
+        labels = ", ".join(each.label for each in self.sizes)
+        raise ValueError(f"a size must be one of {labels}, but got {size!r}; name one, or give params, a number")
+
+    def verdict(self, flops: float | None = None) -> Verdict:
+        """Return what the runs do not determine of the best model for `flops`, by default the answer's budget."""
+        from isoloop.fitting.sizes.verdict import verdict_on
+
+        return verdict_on(self, self.point(self.answer_budget if flops is None else flops))
+
+    def report(self) -> str:
+        """Return the whole fit as text. Intervals are 95%."""
+        from isoloop.fitting.sizes.report import full_report
+
+        return full_report(self)
+
+    def summary(self, *, lines: int = 40, printable: Callable[[str], str] = str) -> str:
+        """Return the answer, the estimates and what to doubt; see `SweepFit.summary`."""
+        from isoloop.fitting.sizes.report import screen
+
+        return screen(self, lines=lines, printable=printable)
+
+    def to_json(self) -> str:
+        """Return JSON text that `from_json` reads back into an equal fit. Raises ValueError for infinite numbers."""
+        return stored_text(SIZES_FORMAT, self.name, dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SizesFit:
+        """Return the fit that `to_json` wrote. Raises ValueError for any other text, or another format's version."""
+        fit = read_stored(text, SIZES_FORMAT, _stored_fit())
+        for law in (*fit.laws.laws, *([fit.joint_test_time] if fit.joint_test_time else [])):
+            check_stored_law(law.law, law)
+        return fit
+
+    @classmethod
+    def read(cls, path: str | Path) -> SizesFit:
+        """Return the fit stored at `path`. Raises ValueError if there is none, or the file is something else."""
+        return from_file(path, cls.from_json)
+
+
+@cache
+def _stored_fit() -> TypeAdapter[SizesFit]:
+    return TypeAdapter(SizesFit)
+
+
+def quantity(value: float, draws: np.ndarray | None) -> Quantity:
+    """Return a number with the central 95% of its draws (draws,), None for none."""
+    from isoloop.fitting.estimation.bootstrap import interval
+
+    return Quantity(value=float(value), interval=None if draws is None or not len(draws) else interval(draws))
