@@ -149,9 +149,10 @@ def choose(
 
     `others` are further predictors, compared by held-out errors alone. `by` defaults to all larger budgets, the
     largest one and each in turn; without two budgets, to tenths of the rows. The law to use follows from AIC, BIC and
-    the errors on all larger budgets: see `preferred_law`. `kind` is that of the bootstrap, by default `default_kind`'s. With `check`, each law
-    is also fitted by L-BFGS. `progress` is called before each law and each held-out test. Raises ValueError as
-    `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
+    the errors on all larger budgets: see `preferred_law`. `kind` is that of the bootstrap, by default that of
+    `default_kind`. With `check`, each law is also fitted by L-BFGS. `progress` is called before each law and each
+    held-out test. Raises ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law
+    can be fitted.
     """
     # A fit of each law to all rows
     kind = kind or default_kind(data)

@@ -12,8 +12,9 @@ from isoloop.fitting.selection.holdout import HeldOutRow
 
 _ROUNDING = 0.03
 """Octaves by which a distance may exceed the end of its bin: runs meet their budgets within 1%."""
-_HELD = 0.85
-"""Share of losses in their 95% intervals below which these are not trusted: predictions share fits."""
+_HELD = 0.8
+"""Share of losses in their 95% intervals below which these are called too narrow: few predictions, which share fits,
+scatter below 95%."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +74,18 @@ def errors_by_distance(rows: Sequence[HeldOutRow]) -> tuple[DistanceError, ...]:
 
 
 def distance_table(rows: Sequence[HeldOutRow]) -> list[str]:
-    """Return lines of a table: the errors of each method by distance; empty for rows without one."""
+    """Return lines of a table: the errors by distance, each method in turn; empty for rows without distances."""
     errors = errors_by_distance(rows)
     if not errors:
         return []
-    cells: dict[str, dict[str, str]] = {}
+    width = max(len(error.distance) for error in errors)
+    lines = [f"  {'beyond':>{max(width, 6)}}  {'mean abs. error':>15}  {'bias':>8}  {'inside 95%':>10}  {'losses':>6}"]
     for error in sorted(errors, key=lambda error: error.high):
-        covered = "" if error.coverage is None else f" ({error.coverage:.0%})"
-        text = f"{error.mean_absolute_error:.3f}% {error.bias:+.3f}%{covered}"
-        cells.setdefault(error.distance, {})[error.method] = text
-    widths = [max(len(text) for text in (distance, *column.values())) for distance, column in cells.items()]
-    lines = ["  mean absolute error and bias (inside 95%) by distance, the compute as a multiple of the largest fitted"]
-    lines.append("  " + "  ".join(distance.rjust(width) for distance, width in zip(cells, widths, strict=True)))
-    for method in dict.fromkeys(error.method for error in errors):
-        row = (column.get(method, "-").rjust(width) for column, width in zip(cells.values(), widths, strict=True))
-        lines.append(f"  {'  '.join(row)}  {method}")
+        covered = "-" if error.coverage is None else f"{error.coverage:.0%}"
+        lines.append(
+            f"  {error.distance:>{max(width, 6)}}  {error.mean_absolute_error:>14.3f}%  {error.bias:>+7.3f}%  "
+            f"{covered:>10}  {error.rows:>6}  {error.method}"
+        )
     return lines
 
 
@@ -152,38 +150,33 @@ def rollout_scores(rows: Sequence[HeldOutRow]) -> dict[str, RolloutScore]:
 def trust_sentences(rows: Sequence[HeldOutRow]) -> list[str]:
     """Return how far beyond the fitted compute the one method of these rollouts can be trusted, in words.
 
-    Its intervals count as trusted up to the first distance at which they held clearly less than 95% of the losses.
+    Its intervals are trusted up to the first distance at which they held clearly less than 95% of the losses.
     """
     errors = errors_by_distance(rows)
     if not errors:
         return []
-    if errors[0].coverage is None:
-        return [f"Rollouts: {_errors_text(errors)}; without refits, intervals were not tested."]
-    held = [error.coverage is not None and error.coverage >= _HELD for error in errors]
-    trusted = errors[: held.index(False)] if False in held else errors
+    narrow = [error.coverage is not None and error.coverage < _HELD for error in errors]
+    trusted = errors[: narrow.index(True)] if True in narrow else errors
     beyond = errors[len(trusted) :]
     sentences = []
     if trusted:
-        sentences.append(f"Rollouts: {_errors_text(trusted)}.")
+        sentences.append(
+            f"Rollouts: up to {trusted[-1].high:.3g} times beyond the fitted compute, {_errors_text(trusted)}."
+        )
     if beyond:
-        where = "Further out, " if trusted else "Rollouts: "
-        sentences.append(f"{where}{_errors_text(beyond)}: don't trust its intervals there.")
+        where = f"{'From' if trusted else 'Rollouts: from'} {beyond[0].low:.3g} to {beyond[-1].high:.3g} times beyond"
+        sentences.append(f"{where}, {_errors_text(beyond)}: too few, so don't trust the intervals there.")
     return sentences
 
 
 def _errors_text(errors: Sequence[DistanceError]) -> str:
     """Return the errors over several distances together, in words."""
-    counts = np.array([error.rows for error in errors])
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.average(values, weights=counts))
-
-    size, bias = mean([error.mean_absolute_error for error in errors]), mean([error.bias for error in errors])
-    text = (
-        f"up to {errors[-1].high:.3g} times beyond the fitted compute the {errors[0].method} was off by {size:.2g}% on "
-        f"average (at most {max(error.largest for error in errors):.2g}%; bias {bias:+.2g}%)"
-    )
+    counts = [error.rows for error in errors]
+    size = np.average([error.mean_absolute_error for error in errors], weights=counts)
+    bias = np.average([error.bias for error in errors], weights=counts)
+    most = max(error.largest for error in errors)
+    text = f"losses were off by {size:.2g}% on average (at most {most:.2g}%, bias {bias:+.2g}%)"
     coverage = [error.coverage for error in errors if error.coverage is not None]
-    if len(coverage) == len(errors):
-        text += f", and its 95% intervals held {mean(coverage):.0%} of {counts.sum()} losses"
-    return text
+    if len(coverage) < len(errors):
+        return f"{text}; there are no intervals to test"
+    return f"{text}, and 95% intervals held {np.average(coverage, weights=counts):.0%} of {sum(counts)}"
