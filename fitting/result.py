@@ -152,7 +152,7 @@ class SweepFit:
     overthinking: Overthinking | None = None
     file: FittedFile | None = None
     rollouts: CrossValidation | None = None
-    why_no_rollouts: str = "this fit was made without rollouts; fit the whole table again"
+    why_no_rollouts: str = "this fit was made without rollouts"
 
     @property
     def axis(self) -> str:

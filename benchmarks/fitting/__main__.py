@@ -67,6 +67,14 @@ def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400
         _write(results, "held-out", benchmark.run(data, draws=draws))
 
 
+@app.command()
+def rollouts(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 100) -> None:
+    """Compare ways to choose a law by its error at 4 times the fitted compute, on simulated and on public tables."""
+    from benchmarks.fitting import rollouts as benchmark
+
+    _write(results, "rollouts", benchmark.run(data, sweeps=sweeps))
+
+
 @app.command("all")
 def everything(
     data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE
@@ -76,6 +84,7 @@ def everything(
     optimum(data, results)
     coverage(results, sweeps, draws, cache)
     held_out(data, results, draws)
+    rollouts(data, results)
 
 
 def _there(folder: Path, command: str) -> bool:

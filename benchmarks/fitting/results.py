@@ -22,6 +22,7 @@ _RESULTS = Results(
         "worlds": "Coverage where the world is not the law",
         "coverage": "Coverage",
         "held-out": "Held-out",
+        "rollouts": "Choosing a law by rollouts",
     },
     module="benchmarks.fitting",
 )

@@ -63,7 +63,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def fit(table):
-    """As stored and read again. Rollouts get intervals here, of which half hold the loss: 200 refits would take long."""
+    """As stored and read again. Rollouts get intervals, of which half hold the loss: 200 refits would take long."""
     fit = fit_sweep(table, name="figures", hold_out_largest_budget=True, draws=20, rollouts=True)
     assert all(row.interval is None for row in fit.rollouts.rows)
     rows = tuple(
