@@ -15,11 +15,12 @@ from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import PURE_POWER_LAW, IsoflopFit, Minimum
 from isoloop.fitting.isoflop.power_law import WITHOUT_BIAS
+from isoloop.fitting.isoflop.rates import rate_caveats
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.curves import curve_caveats
-from isoloop.fitting.tables.repetition import repetition_caveats
+from isoloop.fitting.tables.repetition import repetition_caveats, why_repetition_not_fitted
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
@@ -44,7 +45,11 @@ def fit_caveats(fit: SweepFit, table: pd.DataFrame) -> list[str]:
     caveats += implausible_caveats(table)
     caveats += cost_caveats(table, fit.cost_model)
     caveats += continuation_caveats(fit.cost_model)
-    caveats += repetition_caveats(runs)
+    repeated = laws.best.form.name if laws is not None and laws.best.form.reads_unique_tokens else ""
+    caveats += repetition_caveats(runs, repeated)
+    if fit.fitted.epochs is not None and not repeated:
+        caveats += [f"No law of repeated text was fitted: {why}." for why in [why_repetition_not_fitted(runs)] if why]
+    caveats += rate_caveats(table, fit.isoflop, fit.cost_model)
     # What is less certain than it seems
     if fit.held_out is not None:
         caveats += [

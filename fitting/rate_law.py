@@ -17,7 +17,7 @@ FEATURES = {"flops": "C", "mean_recurrence": "µ", "params": "N"}
 """What the best rates may depend on (FLOPs, loops, distinct parameters without embeddings), with their symbols."""
 WINDOW = 4.0
 """Trials beyond this factor of the best rate of their cell don't count: the loss is no parabola there."""
-DRAWS = 4000
+DRAWS = 2000
 _ROUNDS = 12
 _RANGE_TOLERANCE = 1.01
 
@@ -234,7 +234,11 @@ def fit_rate_law(
             break
         off = np.abs(x - np.stack([_optimum(fitted[0], row, count) for row in z])).max(axis=1)
         near = off <= math.log(window) + 1e-9
-        again = None if (near == used).all() else _least_squares(x[near], z[near], cells[near], loss[near])
+        again = (
+            None
+            if (near == used).all() or not near.any()
+            else _least_squares(x[near], z[near], cells[near], loss[near])
+        )
         if again is None or again[3] < 1 or not _has_minimum(again[0], count).all():
             break
         used, fitted = near, again

@@ -18,7 +18,7 @@ from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.rise import RISES, LossRise, loss_rise
 from isoloop.fitting.isoflop.bias import parabola_bias
-from isoloop.fitting.isoflop.minima import fit_isoflop
+from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
@@ -30,6 +30,7 @@ from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.best_loss import best_loss_notes, with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
+from isoloop.fitting.tables.repetition import mixed_text_budgets, unique_tokens_of
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, float, float], None]
@@ -85,7 +86,8 @@ def fit_sweep(
         table: the run table, of looped or of dense models.
         name: name of the sweep, for reports.
         law: the law of the loss after training: the name of one that depends on tokens, or `module:Class`. By default
-            the training law, the loops law if the table has no effective parameters, or Chinchilla's for dense models.
+            the training law, the loops law if the table has no effective parameters, or Chinchilla's for dense models;
+            where runs saw their text again, and often enough to tell, these with effective tokens.
         hold_out_largest_budget: fit nothing to the runs of the largest budget (the largest token count, if the runs
             have no budgets), and report the errors there in `held_out`.
         draws: refits behind each interval; 0 for no intervals.
@@ -124,7 +126,7 @@ def fit_sweep(
     # The fits, their errors on the held-out runs, and their caveats
     fit = _SweepFitter(
         table=fitted,
-        cost_model=cost_of(checked),
+        cost_model=_cost_with_text(law, checked),
         draws=draws,
         seed=seed,
         objective=objective,
@@ -142,6 +144,15 @@ def fit_sweep(
         fit = _with_rollouts(fit, fitted, law, objective=objective, kind=kind, draws=enough)
     notes = (*reading, *(note for note in found if note not in reading))
     return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)), reading=notes)
+
+
+def _cost_with_text(law: str, table: pd.DataFrame) -> Cost:
+    """Return the cost of a table's models, on the text of its runs where a law of repeated text knows only that one."""
+    cost = cost_of(table)
+    unique = np.unique(unique_tokens_of(finished_rows(table)))
+    if not law_named(law).reads_unique_tokens or len(unique) != 1:
+        return cost
+    return dataclasses.replace(cost, unique_tokens=float(unique[0]))
 
 
 def _check_law(name: str, table: pd.DataFrame) -> None:
@@ -179,17 +190,7 @@ class _SweepFitter:
         self._report("isoFLOP curves")
         # The noise, isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
         noise = noise_about(law_named(law), law_data(self.table), self.objective)
-        isoflop = self._attempt(
-            "isoflop",
-            fit_isoflop,
-            self.table,
-            self.cost_model,
-            draws=self.draws,
-            seed=self.seed,
-            independent=independent,
-            noise=noise,
-            kind=self.kind,
-        )
+        isoflop = self._attempt("isoflop", self._isoflop, independent, noise)
         training = self._attempt(
             "training", self._law, law, law_data(self.table), noise=noise, part="law after training"
         )
@@ -279,6 +280,24 @@ class _SweepFitter:
             misfits=tuple(misfits),
             mixture=mixture,
             overthinking=rising,
+        )
+
+    def _isoflop(self, independent: bool, noise: NoiseModel | None) -> IsoflopFit:
+        """Return the isoFLOP curves. Raises ValueError as `fit_isoflop` does, and where texts of a budget differ."""
+        mixed = mixed_text_budgets(finished_rows(self.table))
+        if mixed:
+            raise ValueError(
+                f"an isoFLOP curve needs runs on one text, but unique tokens differ at {mixed[0]:.3g} FLOPs and some "
+                "runs there repeat theirs; fit the runs of one text at a time for curves"
+            )
+        return fit_isoflop(
+            self.table,
+            self.cost_model,
+            draws=self.draws,
+            seed=self.seed,
+            independent=independent,
+            noise=noise,
+            kind=self.kind,
         )
 
     def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import SO_FAR, Folders, SweepResults, TablePlaces
+from isoloop.sweeps.runs import GROUP, joint_runs
 from isoloop.sweeps.stability.study import is_study
 from isoloop.trainer.files import write_atomically
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from isoloop.fitting.result import FittedFile
     from isoloop.sweeps.stability.study import StabilityStudy
 
-GROUP = "group"
 FEWEST_RUNS = 4
 
 
@@ -30,16 +30,17 @@ def fit_and_report(
     table: "pd.DataFrame",
     *,
     command: str,
-    law: str = "training",
+    law: str | None = None,
     draws: int = 1000,
     progress: Progress | None = None,
 ) -> SweepResults:
     """Fit a sweep's table, store the fits, draw the figures and write the page, replacing those of an earlier table.
 
     A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
-    axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of its own. `law` is
-    that of the loss after training, and `draws` are the refits behind each interval. A stability study is evaluated and
-    stored, too.
+    axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of its own; groups
+    that differ in the unique tokens of their text alone are fitted together, too. `law` is that of the loss after
+    training, by default one that fits the table, and `draws` are the refits behind each interval. A stability study is
+    evaluated and stored, too.
     """
     # Remove the results of an earlier table, and those before the end.
     shutil.rmtree(folders.groups, ignore_errors=True)
@@ -75,6 +76,10 @@ def fit_and_report(
     whole = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
+    joint = joint_runs(table)
+    if joint is not None:
+        together = _fits(folders, joint, name=sweep.name, law=law, draws=draws, progress=progress)
+        whole = replace(together, groups=results)
     return _write_page(sweep, table, folders, command, whole, progress, study=study)
 
 
@@ -181,7 +186,7 @@ def _fit_table(
     table: "pd.DataFrame",
     *,
     command: str,
-    law: str,
+    law: str | None,
     draws: int,
     progress: Progress,
     label: str | None = None,

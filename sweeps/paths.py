@@ -60,6 +60,7 @@ class Folders:
     figures = _InSweepFolder("figures")
     stability = _InSweepFolder("stability.txt")  # report of a stability study, beside stability.csv and dynamics.csv
     groups = _InSweepFolder("groups")  # the fits of each group of runs, if the sweep has several groups
+    rates = _InSweepFolder("rates.json")  # the law of tuned learning rates, of a tuning or of a sweep that has it
     manifest = _InSweepFolder("plan.json")  # the cells of the plan, written before anything starts
     driver = _InSweepFolder("driver.json")  # the driver that is at work, or the last one
     state = _InSweepFolder("state.json")  # the running and failed runs, while a driver works on the sweep

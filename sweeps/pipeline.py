@@ -16,6 +16,7 @@ from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, grid_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.rates import tuned_rates
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
@@ -82,7 +83,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         corpus = corpora[data.whole].first(data.unique_tokens)
         return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
 
-    plan = with_origins(plan_sweep(sweep, corpus_of, progress), folders)
+    plan = with_origins(plan_sweep(sweep, corpus_of, progress, tuned_rates(sweep, folders)), folders)
     for data, context, vocabulary in {
         (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
@@ -120,6 +121,8 @@ def train_sweep(
         so_far = folders.so_far
         so_far.sweep.mkdir(exist_ok=True)
         so_far.config.write_text(config_text(plan.sweep), encoding="utf-8")
+        if plan.rates is not None:
+            plan.rates.write(folders.rates)
         with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
             run_plan(
                 plan,

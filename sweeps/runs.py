@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from isoloop.sweeps.config.loading import load_sweep, preset_names
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_table_target, table_stem
-from isoloop.sweeps.plan.axes import grid_points
+from isoloop.sweeps.plan.axes import UNIQUE_TOKENS, grid_points
 from isoloop.sweeps.plan.grid import cost_model_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, SWEEP, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from isoloop.fitting.tables.reading import RawTable
     from isoloop.sweeps.tracking.import_runs import RunMapping
 
+GROUP = "group"
 _COST_TOLERANCE = 1e-9  # relative, within which two costs are the same
 
 
@@ -164,14 +165,27 @@ def load_runs(target: str, out: str | Path, *, several_groups: bool = False) -> 
         ValueError: there is no such sweep or table, it breaks a rule, or its runs are of several groups.
     """
     runs = _load_all_groups(target, Path(out))
-    groups = list(dict.fromkeys(runs.table["group"])) if "group" in runs.table else []
+    groups = list(dict.fromkeys(runs.table[GROUP])) if GROUP in runs.table else []
     if len(groups) > 1 and not several_groups:
+        if (joint := joint_runs(runs.table)) is not None:
+            return replace(runs, table=joint)
         raise ValueError(
             f"a law is fitted to the runs of one group, but '{target}' has {len(groups)} ({', '.join(groups[:3])}, "
             f"...); name one of the folders in {Folders(out=Path(out), name=runs.name).groups}, as "
             f"'{runs.name}/groups/<folder>'"
         )
     return runs
+
+
+def joint_runs(table: "pd.DataFrame") -> "pd.DataFrame | None":
+    """Return the runs of all groups as one, without the column `group`, if one law takes them all; None otherwise.
+
+    It does where groups differ in the unique tokens of their text alone: laws of repeated text have a term for these.
+    """
+    if GROUP not in table or UNIQUE_TOKENS not in table:
+        return None
+    by_text = table.groupby(UNIQUE_TOKENS, dropna=False)[GROUP].nunique()
+    return table.drop(columns=GROUP) if len(by_text) > 1 and by_text.max() == 1 else None
 
 
 def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":

@@ -6,7 +6,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -135,6 +135,7 @@ def predict(
     flops: float | None = None,
     recurrence: float | None = None,
     loss_at_mean: float | None = None,
+    unique_tokens: float | None = None,
 ) -> Prediction:
     """Predict the loss of a model with a mean recurrence (loops), or parameters, and either tokens or training FLOPs.
 
@@ -142,8 +143,12 @@ def predict(
     and its tokens are those of `recommendation`. Without `recurrence`, the law of the loss after training predicts the
     loss of a looped model at T = mean recurrence; with it, the unified law predicts the loss at that T; with
     `loss_at_mean` as well, the loss measured at T = mean recurrence (nats per token), the joint test-time law does.
+    `unique_tokens` are those of the text there is: more tokens are repetitions, which a law of repeated text counts. By
+    default they are those of the runs if these are all of one text, and else text is new to the end.
     Raises ValueError for any other combination, for values out of range, and if the law it needs was not fitted.
     """
+    if unique_tokens is not None:
+        fit = _with_text(fit, unique_tokens)
     dense = fit.axis == "params"
     _check_axis(fit, mean_recurrence, params, recurrence, loss_at_mean)
     given = params if dense else mean_recurrence
@@ -219,7 +224,7 @@ def predict(
             ),
             *([EXACT] if of_law and of_law.exact and of_law.draws and best is None else []),
             *extrapolation_notes(fit, flops, tokens, value, recurrence),
-            *repetition_notes(fit),
+            *repetition_notes(fit, tokens),
         ),
     )
 
@@ -337,10 +342,31 @@ def range_notes(quantities: Iterable[tuple[str, float, tuple[float, float], str]
     return notes
 
 
-def repetition_notes(fit: SweepFit) -> list[str]:
-    """Return a note if the fitted runs saw their text more than once."""
+def _with_text(fit: SweepFit, unique_tokens: float) -> SweepFit:
+    """Return the fit for models that are trained on `unique_tokens` of text. Raises ValueError if no law reads them."""
+    if not unique_tokens > 0:
+        raise ValueError(f"unique_tokens must be positive, but got {unique_tokens}; give the tokens of the text")
+    if fit.training is None or not fit.training.form.reads_unique_tokens:
+        law = "no law of the loss" if fit.training is None else f"the {fit.training.form.name} law"
+        raise ValueError(
+            f"unique_tokens need a law of repeated text, but {fit.name!r} has {law}; fit runs of which some saw their "
+            "text again, or leave unique_tokens out"
+        )
+    limit = unique_tokens if math.isfinite(unique_tokens) else None
+    return replace(fit, cost_model=replace(fit.cost_model, unique_tokens=limit))
+
+
+def repetition_notes(fit: SweepFit, tokens: float) -> list[str]:
+    """Return what a prediction for so many `tokens` assumes of the text; nothing if no run saw any of it again."""
     if fit.fitted.epochs is None:
         return []
+    if fit.training is not None and fit.training.form.reads_unique_tokens:
+        unique, most = fit.cost_model.unique_tokens, fit.fitted.epochs[1]
+        if unique is None:
+            return ["this is for text that never repeats; unique_tokens says how much text there is"]
+        epochs = tokens / unique
+        beyond = f", where the runs saw theirs at most {epochs_text(most)} times" if epochs > most else ""
+        return [f"this is for a text of {unique:.4g} tokens, which is seen {epochs_text(epochs)} times{beyond}"]
     return [
         f"fitted to runs that saw their text up to {epochs_text(fit.fitted.epochs[1])} times (see the fit's caveats)"
     ]

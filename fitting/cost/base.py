@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike
 class Cost(ABC):
     """The FLOPs of models that differ along one axis, the column that varies along an isoFLOP curve.
 
-    A cost has the effective parameters outside the loop and per loop, if they are known, for laws that read them.
+    A cost has the effective parameters outside the loop and per loop, if they are known, for laws that read them, and
+    the `unique_tokens` of the text that the models are trained on, None where text is new to the end.
     """
 
     axis: ClassVar[str]
+    unique_tokens: float | None
     effective_params_fixed: float | None
     effective_params_per_loop: float | None
 
@@ -35,9 +37,14 @@ class Cost(ABC):
         """
         mu, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
         columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens, "flops": self.flops_for(tokens, mu)}
+        columns |= self.text_columns(tokens)
         if self.effective_params_fixed is None or self.effective_params_per_loop is None:
             return columns
         return columns | architecture_columns(mu, self.effective_params_fixed, self.effective_params_per_loop)
+
+    def text_columns(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the column `unique_tokens`, of the shape of `tokens`; nothing where text is new to the end."""
+        return {} if self.unique_tokens is None else {"unique_tokens": np.full_like(tokens, self.unique_tokens)}
 
     def columns(self, budget: ArrayLike, values: ArrayLike) -> dict[str, np.ndarray]:
         """Return the columns that laws read, of the shape of `values`, of models that spend exactly `budget` FLOPs."""

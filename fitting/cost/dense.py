@@ -26,6 +26,7 @@ class DenseCost(Cost):
 
     flops_per_param_token: float = 6.0
     exponent: float = 1.0
+    unique_tokens: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.flops_per_param_token > 0 and np.isfinite(self.flops_per_param_token)):
@@ -67,4 +68,5 @@ class DenseCost(Cost):
     def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
         """See `Cost.model_columns`."""
         params, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)
-        return {"params": params, "tokens": tokens, "flops": self.flops_for(tokens, params)}
+        columns = {"params": params, "tokens": tokens, "flops": self.flops_for(tokens, params)}
+        return columns | self.text_columns(tokens)

@@ -114,6 +114,7 @@ class ModelFamily:
         params, mu, tokens, *others = np.broadcast_arrays(*arrays, *named.values())
         columns = {"mean_recurrence": mu, "recurrence": mu, "tokens": tokens}
         columns["flops"] = tokens * self.flops_per_token(params, mu)
+        columns |= self.members[0].cost.text_columns(tokens)
         shares = self.recurrent_shares
         if not np.isnan(shares).any():
             share = np.clip(self._between(params, np.broadcast_to(shares, (*params.shape, len(shares)))), 0.0, 1.0)

@@ -45,6 +45,7 @@ class CostModel(Cost):
     forward_loops: tuple[float, ...]
     backward_loops: tuple[float, ...]
     backprop: BackpropRule = field(default_factory=BackpropRule)
+    unique_tokens: float | None = None
 
     def __post_init__(self) -> None:
         nodes = self.mean_recurrences
@@ -141,6 +142,7 @@ class MeasuredCost(Cost):
     effective_params_fixed: float | None = None
     effective_params_per_loop: float | None = None
     backprop: BackpropRule | None = None
+    unique_tokens: float | None = None
 
     def __post_init__(self) -> None:
         nodes, costs = self.mean_recurrences, self.measured_flops_per_token

@@ -160,6 +160,11 @@ class Law(ABC):
         return tuple(parameter.name for parameter in self.parameters)
 
     @property
+    def reads_unique_tokens(self) -> bool:
+        """True for a law of text that may run out."""
+        return "unique_tokens" in self.columns
+
+    @property
     def varying(self) -> tuple[str, ...]:
         """Columns that must not be constant for a fit to make sense."""
         return self.vary or self.columns

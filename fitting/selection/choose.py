@@ -35,13 +35,21 @@ from isoloop.fitting.tables.best_loss import best_loss_notes
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import IMPLAUSIBLE_LOSS, few_runs_caveats, provenance_caveats, row_caveats
 from isoloop.fitting.tables.contract import RunTable, check_runs, is_dense
-from isoloop.fitting.tables.repetition import repetition_caveats
+from isoloop.fitting.tables.repetition import repetition_caveats, sees_text_again, why_repetition_not_fitted
 from isoloop.fitting.tables.runs import finished_rows, implausible_rows, law_data
 from isoloop.fitting.tables.units import unit_caveats
 
 _ROWS_AT_MOST = 5000
 """Runs on which laws are compared; of more, a random sample."""
 DENSE_LAWS = ("chinchilla", "six-parameter")
+REPEATED_DENSE_LAWS = ("effective-tokens", "sized-effective-tokens", "bounded-loss")
+REPEATED_LOOPED_LAWS = ("looped-effective-tokens", "looped-sized-effective-tokens", "looped-bounded-loss")
+REPEATED_SIZES_LAWS = (
+    "iso-depth-effective-tokens",
+    "iso-depth-sized-effective-tokens",
+    "iso-depth-unique-effective-tokens",
+    "looped-effective-tokens",
+)
 LOOPED_LAWS = ("training", "looped-six-parameter", "iso-depth", "chinchilla", "six-parameter")
 SIZES_LAWS = ("iso-depth", "iso-depth-six-parameter", "iso-depth-truncated", "loop-term", "training", "chinchilla")
 """Laws of looped models of several sizes: a worth of loops, three other forms, and phi = 1 and 0."""
@@ -274,7 +282,9 @@ def choose_table(
     unfinished = int((checked["status"] != "finished").sum())
     if unfinished:
         caveats.append(f"Left out, since they did not finish or have no loss: {unfinished} of {len(checked)} rows.")
-    caveats += [*best_loss_notes(checked), *repetition_caveats(finished_rows(checked))]
+    laws = laws or default_laws(checked)
+    repeated = next((law for law in laws if law_named(law).reads_unique_tokens), "")
+    caveats += [*best_loss_notes(checked), *repetition_caveats(finished_rows(checked), repeated)]
     cost: Cost | None = None
     try:
         cost = cost_of(checked)
@@ -295,7 +305,7 @@ def choose_table(
         others = [MinimaPredictor(floor=floor, cost=cost) for floor in (False, True)]
     return choose(
         data,
-        laws or default_laws(checked),
+        laws,
         others=others,
         by=by,
         objective=objective,
@@ -312,14 +322,19 @@ def choose_table(
 def default_laws(table: pd.DataFrame) -> tuple[str, ...]:
     """Return the laws of the loss after training that apply to the columns of a checked run table, the usual one first.
 
-    Without effective parameters, looped models have the loops law only.
+    Without effective parameters, looped models have the loops law only. Where runs saw their text again, and often
+    enough to tell, laws of repeated text come first.
     """
+    runs = finished_rows(table)
+    repeated = sees_text_again(runs) and not why_repetition_not_fitted(runs)
     if is_dense(table):
-        return DENSE_LAWS
+        return (*(REPEATED_DENSE_LAWS if repeated else ()), *DENSE_LAWS)
     if "effective_params_fixed" not in table:
         return ("loops",)
     several = len(table[["effective_params_fixed", "effective_params_per_loop"]].drop_duplicates()) > 1
-    return SIZES_LAWS if several else LOOPED_LAWS
+    if several:
+        return (*(REPEATED_SIZES_LAWS if repeated else ()), *SIZES_LAWS)
+    return (*(REPEATED_LOOPED_LAWS if repeated else ()), *LOOPED_LAWS)
 
 
 @dataclass(frozen=True, kw_only=True)

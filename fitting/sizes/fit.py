@@ -19,7 +19,7 @@ from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit
-from isoloop.fitting.selection.choose import SIZES_LAWS
+from isoloop.fitting.selection.choose import SIZES_LAWS, default_laws
 from isoloop.fitting.selection.holdout import (
     HeldOutRow,
     HoldOutBy,
@@ -72,9 +72,9 @@ def fit_sizes(
 ) -> SizesFit:
     """Fit one law to runs that differ in size, mean recurrence and tokens, and find the best models through budgets.
 
-    Arguments are those of `fit_sweep`; the law is by default the iso-depth law, which the one that extends it joins.
-    Raises ValueError as `check_runs` does, for a table without several sizes and their effective parameters, and where
-    the law can't be fitted.
+    Arguments are those of `fit_sweep`; the law is by default the iso-depth law, or where runs saw their text again, its
+    form with effective tokens. The law that extends it joins. Raises ValueError as `check_runs` does, for a table
+    without several sizes and their effective parameters, and where the law can't be fitted.
     """
     # The table, its sizes, and the runs to hold out
     if draws < 0 or seed < 0:
@@ -84,7 +84,7 @@ def fit_sizes(
     _check_sizes(checked, name)
     family = ModelFamily.from_table(checked)
     fitted, held_out, column = split_largest(checked) if hold_out_largest_budget else (checked, None, "")
-    form = law_named(law or SIZES_LAWS[0])
+    form = law_named(law or default_laws(checked)[0])
     data = law_data(fitted)
     missing = [each for each in form.columns if each not in data]
     if missing or "tokens" not in form.columns:

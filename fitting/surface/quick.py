@@ -18,17 +18,15 @@ from isoloop.fitting.surface.surface import LossSurface
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
-_SEVERAL_SIZES = "iso-depth"
-
 
 def quick_surface(
     table: pd.DataFrame, *, errors: Mapping[str, float] | None = None, draws: int = 200, seed: int = 0
 ) -> LossSurface:
     """Fit the law after training and the one that extends it to a checked run table, and return their surface.
 
-    That is the default law of the table, or the iso-depth law for looped models of several sizes. `errors` are the
-    standard deviations of log losses that were not measured but extrapolated, by run id; such losses count by as much
-    less. Raises ValueError as `fit_law` and `ModelFamily.from_table` do.
+    That is the default law of the table. `errors` are the standard deviations of log losses that were not measured but
+    extrapolated, by run id; such losses count by as much less. Raises ValueError as `fit_law` and
+    `ModelFamily.from_table` do.
     """
     data, runs = law_data(table), finished_rows(table)
     family: ModelFamily | DenseFamily
@@ -38,7 +36,7 @@ def quick_surface(
         family, name = DenseFamily(cost=cost), default_laws(table)[0]
     else:
         family = ModelFamily.from_table(table)
-        name = default_laws(table)[0] if len(family.members) == 1 else _SEVERAL_SIZES
+        name = default_laws(table)[0]
     scales = _scales(data, name, errors or {})
 
     def fitted(law: Law | str) -> LawFit:

@@ -25,6 +25,8 @@ OWN_ACCOUNTING = "own"
 DENSE_ACCOUNTING = "6ND"
 """6 FLOPs per parameter and token, where dense models have no FLOPs given (Kaplan et al. 2020, arXiv:2001.08361)."""
 LOSS_UNIT = "nats per token"
+EPOCHS_TOLERANCE = 0.1
+"""Largest relative difference between `epochs` and tokens / unique_tokens, where they are over 1 apart."""
 COST_TOLERANCE = 1e-3
 """Largest relative difference between `flops` and tokens x FLOPs per token."""
 
@@ -167,6 +169,8 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
     _check_labels(checked)
     _check_numbers(checked)
     _check_losses(checked)
+    if {"epochs", "unique_tokens"} <= set(checked):
+        _check_epochs(checked)
     if "flops_per_token_fixed" in checked:
         _check_cost(checked)
     return RunTable(frame=_with_budgets(checked, budget_tolerance, notes), notes=tuple(notes))
@@ -363,6 +367,15 @@ def _check_losses(table: pd.DataFrame) -> None:
         if recurrence < 1:
             raise ValueError(f"a loop must run at least once, but the table has a column {name!r}; drop it")
         _refuse_first(table, name, table[name] <= 0, "must be greater than 0, or missing where not measured")
+
+
+def _check_epochs(table: pd.DataFrame) -> None:
+    """Raise ValueError where epochs are not tokens / unique_tokens; whole numbers may have been rounded."""
+    expected = table["tokens"] / table["unique_tokens"]
+    off = (table["epochs"] - expected).abs()
+    rule, advice = "must be tokens / unique_tokens", "correct one of them, or leave the column `epochs` out"
+    wrong = (off > 1) & (off > EPOCHS_TOLERANCE * expected)
+    _refuse_first(table, "epochs", wrong, rule, advice, lambda row: f" (which is {expected.iloc[row]:.4g})")
 
 
 def _check_cost(table: pd.DataFrame) -> None:

@@ -24,6 +24,7 @@ from isoloop.fitting.tables.curves import blown_up_losses
 from isoloop.fitting.tables.mapping import ColumnSource, as_flag, map_table
 from isoloop.fitting.tables.mixed_losses import loss_mixture
 from isoloop.fitting.tables.reading import read_raw
+from isoloop.fitting.tables.repetition import unique_tokens_of
 from isoloop.fitting.tables.trend import size_of
 
 
@@ -149,13 +150,15 @@ def law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the columns that laws read, of the finished runs: arrays of shape (rows,).
 
     The losses of looped models are those at T = mean recurrence. Effective parameters and backprop depths are there if
-    the table has them.
+    the table has them, and unique tokens (those that a run saw) if it has those of every run.
     """
     rows = finished_rows(table)
+    unique = np.minimum(unique_tokens_of(rows), rows["tokens"].to_numpy(dtype=float))
+    text = {} if np.isnan(unique).any() else {"unique_tokens": unique}
     if not is_dense(table):
-        return _with_architecture(rows.assign(recurrence=rows["mean_recurrence"]), table)
+        return _with_architecture(rows.assign(recurrence=rows["mean_recurrence"]), table) | text
     data = {name: rows[name].to_numpy(dtype=float) for name in ("params", "tokens", "flops", "loss")}
-    return data | _labels_of(rows)
+    return data | text | _labels_of(rows)
 
 
 def test_time_law_data(table: pd.DataFrame) -> dict[str, np.ndarray]:

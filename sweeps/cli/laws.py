@@ -162,6 +162,9 @@ def predict(
         float | None,
         typer.Option(help="The measured loss at T = mu_rec, nats per token, for a far better prediction at other T."),
     ] = None,
+    unique_tokens: Annotated[
+        float | None, typer.Option(help="Tokens of the text that there is (U): more are repetitions.")
+    ] = None,
     columns: Columns = None,
     mapping: MapFile = None,
     tracking_uri: TrackingUri = None,
@@ -204,6 +207,7 @@ def predict(
         flops=flops,
         recurrence=recurrence,
         loss_at_mean=loss_at_mean,
+        unique_tokens=unique_tokens,
     )
     print_reading(fitted.reading)
     print(prediction.report().rstrip())

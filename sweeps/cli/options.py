@@ -65,7 +65,6 @@ TableLaw = Annotated[
         help="The law of the loss after training: a law's name, or module:Class; by default one that fits the table.",
     ),
 ]
-DEFAULT_LAW = "training"
 DEFAULT_REFITS = 1000
 DEFAULT_OUT = Path("isoloop-out")
 RUNS_FAILED, BROKEN_RULE, FAULT, INTERRUPTED = 1, 2, 3, 130  # exit codes, which docs/clusters.md explains

@@ -21,7 +21,6 @@ from isoloop.sweeps.cli.console import (
     show_progress,
 )
 from isoloop.sweeps.cli.options import (
-    DEFAULT_LAW,
     DEFAULT_OUT,
     DEFAULT_REFITS,
     INTERRUPTED,
@@ -148,10 +147,10 @@ def tune(
         tuning = prepare_tuning(config, folders, progress)
     space, trial_count = tuning.space, config.tune.trials
     size, amount = space.size
-    console.print(
-        f"{config.name}: {trial_count} trials at µ = {space.mean_recurrence}, {size} {amount:.3g}, results in "
-        f"{tuning.folders.sweep}"
-    )
+    place = f"at µ = {space.mean_recurrence}, {size} {amount:.3g}"
+    if space.grid_cells:
+        place = f"in {len(space.grid_cells)} cells, {space.flops_per_trial:.3g} FLOPs each on average"
+    console.print(f"{config.name}: {trial_count} trials {place}, results in {tuning.folders.sweep}")
     for line in space.describe():
         console.print(f"  {line}", markup=False)
 
@@ -199,7 +198,7 @@ def run(
 
         prepared = prepare(config, folders, progress)
     cells, runs = prepared.plan.cells, counted_runs(len(prepared.plan.cells))
-    console.print(f"{config.name}: {runs}, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+    console.print(f"{config.name}: {runs}, {prepared.plan.trained_flops:.3g} FLOPs, results in {folders.sweep}")
     for line in [*describe_corpora(prepared.corpora.values()), *prepared.plan.left_out_lines()]:
         console.print(line, markup=False)
 
@@ -318,7 +317,7 @@ def _write_report(files: TargetFiles, out: Path, options: "TableOptions", *, law
         table = read_table(folders.table)
         config, _ = load_config(str(folders.config), out)
         results = fit_and_report(
-            config, folders, table, command=command_line(), law=law or DEFAULT_LAW, draws=draws, progress=progress
+            config, folders, table, command=command_line(), law=law, draws=draws, progress=progress
         )
     return results.report
 

@@ -11,7 +11,9 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -44,6 +46,8 @@ SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LONGEST_NAME = 200
 _FILE_ENDINGS = (".yaml", ".yml", ".csv", ".tsv", ".parquet", ".json", ".jsonl", ".gz")
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+TUNED = "tuned"
+"""The learning rate of a sweep whose runs take theirs from a tuning."""
 STORAGE_VARIABLE = "ISOLOOP_STORAGE"
 TUNE_STORAGE_VARIABLE = "ISOLOOP_TUNE_STORAGE"
 
@@ -214,6 +218,8 @@ class SweepConfig(RunSettings):
         storage: folder of runs and corpora if workers and driver share no disk: any URI of pyarrow or fsspec.
         simulation: the law to draw losses from instead of training.
         tune: settings of `isoloop tune`; no run depends on them.
+        tuned: with `optimizer.learning_rate: tuned`, the sweep whose tuning gives each run its learning rates, or the
+            file of the rates; by default the sweep itself.
     """
 
     name: Annotated[str, Field(pattern=f"^{SWEEP_NAME}$"), AfterValidator(_refuse_file_name)]
@@ -233,6 +239,41 @@ class SweepConfig(RunSettings):
     storage: Annotated[SecretUri, Field(min_length=1)] | None = None
     simulation: Simulation | None = None
     tune: TuneConfig = TuneConfig()
+    tuned: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tuned(cls, content: Any) -> Any:
+        """Turn the learning rate `tuned` into `tuned`, as the number depends on the run."""
+        if not isinstance(content, Mapping):
+            return content
+        optimizer, tuned = content.get("optimizer"), content.get("tuned")
+        if isinstance(optimizer, Mapping) and optimizer.get("learning_rate") == TUNED:
+            rest = {key: value for key, value in optimizer.items() if key != "learning_rate"}
+            return {**content, "optimizer": rest, "tuned": tuned or content.get("name")}
+        if tuned is not None:
+            raise ValueError(
+                f"tuned must come with the learning rate that it is for, but got tuned={tuned} and another rate; set "
+                "optimizer.learning_rate to tuned, or drop tuned"
+            )
+        return content
+
+    @model_serializer(mode="wrap")
+    def _write_tuned(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the learning rate `tuned` as it is read."""
+        content: dict[str, Any] = handler(self)
+        if self.tuned is not None and "optimizer" in content:
+            content["optimizer"]["learning_rate"] = TUNED
+        return content
+
+    @model_validator(mode="after")
+    def _check_tuned(self) -> Self:
+        if self.tuned is not None and self.simulation is not None:
+            raise ValueError(
+                "a sweep must train to have tuned learning rates, but this one draws its losses from a law; drop "
+                "optimizer.learning_rate or simulation"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:

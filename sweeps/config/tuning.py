@@ -73,9 +73,15 @@ Dimension = Annotated[
 
 
 class TuneConfig(Config):
-    """Settings of a tuning, which trains at the sweep's smallest budget.
+    """Settings of a tuning, which trains at the sweep's smallest budget, or else in the cells that it names.
+
+    With `budgets`, `mean_recurrences` or `sizes` it finds the best learning rate as a power law of them: the trials are
+    spread over every combination, and only learning rates are tuned, without pruning.
 
     Args:
+        budgets: training FLOPs of the trials.
+        mean_recurrences: µ_rec of the trials.
+        sizes: published sizes of the trials' models.
         space: maps the path of a setting to the range or the list of choices that it is drawn from. By default both
             learning rates from 1/8 to 8 times the sweep's, Muon's weight decay and the batch.
         trials: number of runs with different settings, including those of earlier calls.
@@ -90,6 +96,9 @@ class TuneConfig(Config):
         storage: database of the trials, any that Optuna supports; by default an sqlite file beside the results.
     """
 
+    budgets: Annotated[tuple[PositiveFloat, ...], NotEmpty, Distinct] | None = None
+    mean_recurrences: Annotated[tuple[Recurrence, ...], NotEmpty, Distinct] | None = None
+    sizes: Annotated[tuple[str, ...], NotEmpty, Distinct] | None = None
     space: Annotated[Mapping[str, Dimension], Field(min_length=1)] | None = None
     trials: PositiveInt = 24
     parallel: PositiveInt | None = None
@@ -99,6 +108,20 @@ class TuneConfig(Config):
     pruner: Literal["median", "none"] = "median"
     prune_from: Annotated[float, StrictNumber, Field(ge=0, lt=1)] = 0.5
     storage: Annotated[SecretUri, Field(min_length=1)] | None = None
+
+    @property
+    def finds_law(self) -> bool:
+        """True for a tuning in several cells, whose result is a law of the learning rates."""
+        return any((self.budgets, self.mean_recurrences, self.sizes))
+
+    @model_validator(mode="after")
+    def _check_means(self) -> Self:
+        if self.mean_recurrence is not None and self.mean_recurrences is not None:
+            raise ValueError(
+                "a tuning must have one of mean_recurrence and mean_recurrences, but got both; keep the latter to find "
+                "how the best rate depends on µ"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_pruner(self) -> Self:

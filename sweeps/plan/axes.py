@@ -39,6 +39,7 @@ RESERVED = frozenset([
     "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
     "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
     "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
+    "rate_extrapolated", "rate_nats",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 

@@ -17,6 +17,7 @@ from isoloop.sweeps.messages import Progress, broken_rules
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.axes import Point, axis_texts, grid_points, separates
 from isoloop.sweeps.plan.packing import Job
+from isoloop.sweeps.plan.rates import RunRates, TunedRates
 from isoloop.sweeps.plan.trunks import FROM_SCRATCH, Origin, trunk_groups
 from isoloop.trainer.accounting import (
     Accounting,
@@ -74,6 +75,7 @@ class Cell:
         resources: the run's resources, with `auto` resolved.
         seconds: expected wall time, of the whole run.
         memory: estimated bytes of one process on its device.
+        rates: the run's tuned learning rates; None if its rate is a setting.
         origin: the state of another run, its trunk, that it starts from.
     """
 
@@ -86,6 +88,7 @@ class Cell:
     resources: Resources
     seconds: float
     memory: float
+    rates: RunRates | None = None
     origin: Origin = FROM_SCRATCH
 
     @property
@@ -142,6 +145,7 @@ class Plan:
     sweep: SweepConfig
     cells: tuple[Cell, ...]
     left_out: tuple[LeftOutCell, ...] = ()
+    rates: TunedRates | None = None
 
     @property
     def flops(self) -> float:
@@ -196,19 +200,22 @@ def jobs_of(cells: Sequence[Cell]) -> list[Job]:
     return jobs
 
 
-def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None) -> Plan:
+def plan_sweep(
+    sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None, rates: TunedRates | None = None
+) -> Plan:
     """Plan every cell of the grid: its steps, resources and expected cost.
 
     Args:
         sweep: the sweep, with its centres filled in if it is centred on a fit.
         corpus_of: returns the prepared corpus of a data configuration; `simulated_corpus` if nothing is trained.
         progress: the watcher of the number of planned cells.
+        rates: the tuned learning rates that the runs take, if they do.
 
     Raises:
         ValueError: the configuration is inconsistent, two cells are the same run, no cell can be run, or runs that are
             to share a trunk can't.
     """
-    cells, left_out = plan_cells(sweep, corpus_of, progress)
+    cells, left_out = plan_cells(sweep, corpus_of, progress, rates)
     if not cells:
         raise ValueError(_why_no_cell(left_out))
     _check_distinct(cells)
@@ -216,17 +223,17 @@ def plan_sweep(sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress |
     if sweep.trunk:
         trunk_groups(cells)  # raises where runs can't share one
     cells.sort(key=lambda cell: (-cell.seconds, -cell.flops, cell.run_id))
-    return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out))
+    return Plan(sweep=sweep, cells=tuple(cells), left_out=tuple(left_out), rates=rates)
 
 
 def plan_cells(
-    sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None
+    sweep: SweepConfig, corpus_of: CorpusLookup, progress: Progress | None = None, rates: TunedRates | None = None
 ) -> tuple[list[Cell], list[LeftOutCell]]:
     """Return the cells in the order of the configuration and those that can't be run.
 
     There may be no cell, and the same run may occur twice.
     """
-    progress, planner = progress or Progress(), _Planner(sweep, corpus_of)
+    progress, planner = progress or Progress(), _Planner(sweep, corpus_of, rates)
     cells, left_out = [], []
     points, reported = grid_points(sweep), time.monotonic()
     for number, point in enumerate(points):
@@ -308,8 +315,8 @@ class _Variant:
 class _Planner:
     """The way from points of the grid to cells. What several cells have in common is worked out once."""
 
-    def __init__(self, sweep: SweepConfig, corpus_of: CorpusLookup) -> None:
-        self._sweep, self._corpus_of, self._drawn = sweep, corpus_of, _DrawnLoops()
+    def __init__(self, sweep: SweepConfig, corpus_of: CorpusLookup, rates: TunedRates | None) -> None:
+        self._sweep, self._corpus_of, self._rates, self._drawn = sweep, corpus_of, rates, _DrawnLoops()
         self._variants: dict[tuple[RunSettings, int], _Variant] = {}
         self._law = None  # as part of a run's id; no loss depends on the speed
         if sweep.simulation is not None:
@@ -366,6 +373,10 @@ class _Planner:
             return "resources", allocated.reason
         try:
             spec = variant.longest_spec.model_copy(update={"steps": steps})
+            rates = None
+            if self._rates is not None:
+                rates = self._rates.of_run(spec, point.budget or flops, sweep.accounting)
+                spec = spec.model_copy(update={"optimizer": rates.optimizer})
         except ValidationError as error:
             raise ValueError(f"the sweep '{sweep.name}' at {point.label} breaks {broken_rules(error)}") from error
         run_id = spec.run_id
@@ -381,6 +392,7 @@ class _Planner:
             resources=allocated.resources,
             seconds=flops / allocated.flops_per_second,
             memory=allocated.memory,
+            rates=rates,
         )
 
     def _variant(self, point: Point) -> _Variant:
@@ -519,7 +531,7 @@ def spec_columns(spec: RunSpec, accounting: Accounting) -> dict[str, Any]:
 
 def grid_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     """Return the columns of the run table that only the grid knows: the axes, the group and the budget."""
-    columns = dict(cell.axes)
+    columns = {**cell.axes, **({} if cell.rates is None else cell.rates.columns)}
     if len(plan.groups) > 1:
         columns["group"] = cell.group
     return columns if cell.budget is None else {**columns, "budget": cell.budget}

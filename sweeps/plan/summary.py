@@ -9,6 +9,7 @@ from isoloop.sweeps.messages import counted_runs, format_duration
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import ONE_GROUP, Cell, Plan, jobs_of
 from isoloop.sweeps.plan.packing import best_order, lower_bound
+from isoloop.sweeps.plan.rates import rate_lines
 from isoloop.sweeps.plan.trunks import FROM_SCRATCH, trunk_groups
 from isoloop.trainer.accounting import count_parameters
 
@@ -85,6 +86,9 @@ def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bo
     each = [f"left out: {cell.label}: {cell.reason}" for cell in plan.left_out]
     for line in each if every_run else plan.left_out_lines():
         console.print(line)
+    if plan.rates is not None:
+        for line in rate_lines(plan.rates, plan.cells, every_run=every_run):
+            console.print(f"{'rates':<11} {line}")
     for name, text in _totals(plan, done):
         console.print(f"{name:<11} {text}")
 
@@ -109,6 +113,7 @@ def plan_rows(plan: Plan) -> list[dict[str, object]]:
             "gpus": cell.resources.gpus,
             "seconds": cell.trained_seconds,
             "price": allocation.price(cell.trained_seconds, cell.resources, plan.sweep.cluster),
+            **({} if cell.rates is None else {**cell.rates.best.rates, **cell.rates.columns}),
         }
         for cell in plan.cells
     ]
@@ -126,7 +131,8 @@ def _table(columns: Sequence[str]) -> "Table":
 def _run_table(plan: Plan, done: "Results") -> "Table":
     names = list(plan.cells[0].axes)
     shares = any(cell.resources.gpus for cell in plan.cells)
-    columns = ["µ", "µ_bwd", "budget", *names, "tokens", "steps", "FLOPs", "epochs", "memory"]
+    rates = [] if plan.rates is None else [path.rpartition(".")[2] for path in plan.rates.law.rates]
+    columns = ["µ", "µ_bwd", "budget", *names, *rates, "tokens", "steps", "FLOPs", "epochs", "memory"]
     table = _table([*columns, *(["GPUs"] if shares else []), "time", ""])
 
     def position(cell: Cell) -> tuple[str, float, int, int]:
@@ -139,6 +145,7 @@ def _run_table(plan: Plan, done: "Results") -> "Table":
             str(cell.spec.recurrence.gradient_loops),
             f"{cell.budget:.3g}" if cell.budget else "-",
             *(str(cell.axes[name]) for name in names),
+            *(f"{getattr(cell.spec.optimizer, name):.3g}{_rate_mark(cell)}" for name in rates),
             f"{cell.spec.tokens:.3g}",
             str(cell.spec.steps),
             f"{cell.flops:.4g}",
@@ -149,6 +156,10 @@ def _run_table(plan: Plan, done: "Results") -> "Table":
             "done" if cell.run_id in done else f"from step {cell.origin.step}" if cell.origin.step else "",
         )
     return table
+
+
+def _rate_mark(cell: Cell) -> str:
+    return "*" if cell.rates is not None and cell.rates.best.beyond else " "
 
 
 def _budget_table(plan: Plan, done: "Results") -> tuple["Table", int]:
@@ -200,10 +211,10 @@ def _trunk_savings(plan: Plan, done: "Results") -> str:
         f"{branches} of {len(plan.cells)} runs branch off a longer one: {plan.trained_flops:.4g} FLOPs are trained, "
         f"{1 - plan.trained_flops / plan.flops:.1%} less; each alone: {sum(map(_hours, apart.cells)):,.3g} {unit} hours"
     ) + ("" if price is None else f", {price:,.2f}")
-    starts = [[c.origin.step for c in group if c.run_id not in done] for group in trunk_groups(plan.cells)]
-    alone = sum(max(0, steps.count(0) - 1) for steps in starts)
+    shorter = [cell for group in trunk_groups(plan.cells) for cell in group[1:]]
+    alone = sum(cell.origin.step == 0 and cell.run_id not in done for cell in shorter)
     if alone:
-        text += f"; {counted_runs(alone)} must train alone, as a longer one has passed that step and left no state"
+        text += f"; {counted_runs(alone)} must train alone, as the longer ones have passed that step and left no state"
     return text
 
 

@@ -180,6 +180,8 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         }
     )  # fmt: skip
     values |= {"epochs": result.epochs, "train_loss": result.training_loss}
+    if result.trunk_steps:
+        values |= {"trunk_steps": result.trunk_steps, "flops_trained": result.flops_trained}
     values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
     values |= {best_column(loss_column(recurrence)): loss for recurrence, loss in result.best_losses.items()}
     return {key: float(value) for key, value in values.items() if value is not None}

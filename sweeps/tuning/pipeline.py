@@ -14,6 +14,8 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare, storage_uri
 from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
+from isoloop.sweeps.tuning.rate_design import fit_trials
+from isoloop.sweeps.tuning.rate_result import RateTuningResult
 from isoloop.sweeps.tuning.result import TuningResult, write_result_files
 from isoloop.sweeps.tuning.search_space import (
     SearchSpace,
@@ -97,7 +99,7 @@ def run_tuning(
         tuning: the prepared tuning.
         source: the sweep as the command names it.
         command: the command without secrets, for the header of tuned.yaml.
-        check: check whether the best settings hold at other recurrences.
+        check: check whether the best settings hold at other recurrences, unless the trials were in several cells.
         address: address of a Ray cluster.
         progress: the watcher.
         cluster: opens the cluster.
@@ -108,6 +110,7 @@ def run_tuning(
         KeyboardInterrupt: the tuning was stopped; its runs have saved their state, and the study knows them.
     """
     space, folders, sweep, progress = tuning.space, tuning.folders, tuning.space.sweep, progress or Progress()
+    check = check and not space.grid_cells
     progress.begin("Opening the study")
     folders.sweep.mkdir(parents=True, exist_ok=True)
     with (
@@ -160,19 +163,25 @@ def run_tuning(
                 f"a tuning must have a trial that finishes, but of '{sweep.name}' none did{last}; lower the learning "
                 "rates in tune.space, or fix the cause, and rerun the command"
             )
-        result = TuningResult(
-            source=source,
-            space=space,
-            trials=tuple(trials),
-            best=finished[0],
-            check=checked,
-            failed=outcome.failed,
-        )
+        content: dict[str, Any] = {"source": source, "space": space, "trials": tuple(trials), "best": finished[0]}
+        content |= {"check": checked, "failed": outcome.failed}
+        result = _result_with_law(content, folders) if space.grid_cells else TuningResult(**content)
         write_result_files(result, folders, command)
         uploader.check_complete(f", and {folders.sweep / 'tuned.yaml'} is written")
         progress.begin("Copying the results into MLflow")
         uploader.store.save_files(uploader.parent, folders.sweep)
         return result
+
+
+def _result_with_law(content: dict[str, Any], folders: Folders) -> TuningResult:
+    """Fit the law of the best rates to the trials, write it in the place of an earlier one, and return the result."""
+    folders.rates.unlink(missing_ok=True)
+    try:
+        result = RateTuningResult(**content, law=fit_trials(content["space"], content["trials"]))
+    except ValueError as error:
+        return RateTuningResult(**content, law=None, why_no_law=str(error))
+    result.write_law(folders)
+    return result
 
 
 def count_trials(tuning: PreparedTuning) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from isoloop import __version__
 from isoloop.sweeps.config.yaml_text import dump_yaml
 from isoloop.sweeps.messages import align_columns
 from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.plan.axes import MEAN_RECURRENCE
 from isoloop.sweeps.tuning.search_space import SearchSpace, Trial, TrialValues, describe_values, finished_trials
 from isoloop.sweeps.tuning.transfer_check import TransferCheck
 
@@ -41,6 +42,18 @@ class TuningResult:
     def margin(self) -> float | None:
         """The smallest significant difference of two losses, None if the noise wasn't measured."""
         return None if self.check is None else self.check.margin
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The best settings of the space, as a configuration has them."""
+        content: dict[str, Any] = {}
+        for path, value in self.best.values.items():
+            *sections, key = path.split(".")
+            section = content
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[key] = list(value) if isinstance(value, tuple) else value
+        return content
 
     @property
     def runners_up(self) -> list[Trial]:
@@ -120,15 +133,7 @@ def settings_yaml(result: TuningResult, folders: Folders, command: str) -> str:
         *result.summary(),
         *result.advice(folders),
     ]
-    content: dict[str, Any] = {}
-    for path, value in result.best.values.items():
-        *sections, key = path.split(".")
-        section = content
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[key] = list(value) if isinstance(value, tuple) else value
-    settings = dump_yaml(content)
-    return "".join(f"# {line}".rstrip() + "\n" for line in header) + settings
+    return "".join(f"# {line}".rstrip() + "\n" for line in header) + dump_yaml(result.settings)
 
 
 def trial_table(trials: Sequence[Trial]) -> list[str]:
@@ -153,7 +158,8 @@ def check_run_table(check: TransferCheck) -> list[str]:
 
 
 def _write_csv(result: TuningResult, folders: Folders) -> None:
-    space, paths = result.space, list(result.space.dimensions)
+    space = result.space
+    paths = [path for path in space.dimensions if path != MEAN_RECURRENCE]
     columns = ["kind", "trial", "run_id", "outcome", "loss", "share", "mean_recurrence", "factor", "seed", "reason"]
 
     def settings(values: TrialValues) -> list[Any]:
@@ -164,7 +170,7 @@ def _write_csv(result: TuningResult, folders: Folders) -> None:
         table.writerow([*columns, *paths])
         for trial in result.trials:
             row = ["trial", trial.number, trial.run_id, trial.outcome, trial.loss, trial.share]
-            setup = [space.mean_recurrence, 1.0, space.base.spec.seed]
+            setup = [trial.values.get(MEAN_RECURRENCE, space.mean_recurrence), 1.0, space.base.spec.seed]
             table.writerow([*row, *setup, trial.reason, *settings(trial.values)])
         for run in result.check.runs if result.check else ():
             row = ["check", None, run.cell and run.cell.run_id, run.outcome, run.loss, run.loss and 1.0]

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Literal, cast
 
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig, setting_paths
 from isoloop.sweeps.config.tuning import Dimension, Range
@@ -18,6 +19,7 @@ from isoloop.sweeps.plan.axes import (
     GRID_KEYS,
     LEARNING_RATE,
     MEAN_RECURRENCE,
+    SIZE,
     TOKENS,
     SettingChanges,
     axis_combinations,
@@ -25,8 +27,10 @@ from isoloop.sweeps.plan.axes import (
     setting_at,
 )
 from isoloop.sweeps.plan.grid import Cell, CorpusLookup, plan_cells
+from isoloop.sweeps.plan.rates import RATE_PATHS, rate_features
 
 MUON_RATE, MUON_DECAY, BATCH = "optimizer.muon_learning_rate", "optimizer.muon_weight_decay", "batch"
+_CELL_PATHS = (BUDGET, MEAN_RECURRENCE, SIZE)
 RATE_FACTOR = 8.0  # default ranges go from a learning rate / RATE_FACTOR to the rate x RATE_FACTOR
 EDGE = 0.05  # of a range's width
 # Losses of runs that differ in these can't be compared, or they aren't settings to tune.
@@ -61,12 +65,14 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """The dimensions of a tuning, at one budget and one mean recurrence.
+    """The dimensions of a tuning, at one budget and one mean recurrence, or in the cells of `tune`.
+
+    In the latter case budgets, mean recurrences and sizes are dimensions, too.
 
     Attributes:
         sweep: the sweep with one point instead of its grid; its runs are evaluated during training.
-        size: `budget` or `tokens`, and the amount.
-        mean_recurrence: µ_rec of the trials.
+        size: `budget` or `tokens`, and the amount; of the first cell.
+        mean_recurrence: µ_rec of the trials; of the first cell.
         grid_recurrences: all mean recurrences of the sweep's grid, ascending.
         fixed: settings that the sweep's axes set: the first entry of each.
         dimensions: range or choices by path.
@@ -96,6 +102,32 @@ class SearchSpace:
         return f"{self.sweep.name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     @cached_property
+    def grid_cells(self) -> tuple[dict[str, Any], ...]:
+        """The cells of a tuning that finds a law, cheapest first: budget, mean recurrence and size as in a proposal."""
+        if not self.sweep.tune.finds_law:
+            return ()
+        paths = [path for path in self.dimensions if path in _CELL_PATHS]
+        choices = (sorted(cast(tuple[Any, ...], self.dimensions[path])) for path in paths)
+        return tuple(dict(zip(paths, values, strict=True)) for values in product(*choices))
+
+    @property
+    def flops_per_trial(self) -> float:
+        """The mean FLOPs of a trial."""
+        if not self.grid_cells:
+            return self.base.flops
+        return sum(cell[BUDGET] for cell in self.grid_cells) / len(self.grid_cells)
+
+    @cached_property
+    def features(self) -> tuple[dict[str, float], ...]:
+        """What the best rates may depend on, for each of `grid_cells`."""
+        cells = [self.cell(values) for values in self.grid_cells]
+        return tuple(
+            rate_features(cell.spec.model, flops=cast(float, cell.budget), mean_recurrence=cell.mean_recurrence)
+            for cell in cells
+            if isinstance(cell, Cell)
+        )
+
+    @cached_property
     def settings(self) -> RunSettings:
         """The settings of a run that no proposal changes."""
         (point,) = grid_points(self.sweep)
@@ -103,7 +135,9 @@ class SearchSpace:
 
     @property
     def start(self) -> dict[str, Any]:
-        """The sweep's own settings as a proposal, as far as they are in the space."""
+        """The sweep's own settings as a proposal, as far as they are in the space; none in several cells."""
+        if self.sweep.tune.finds_law:
+            return {}
         own = {path: current_value(self.settings, path) for path in self.dimensions}
         return {path: value for path, value in own.items() if _contains(self.dimensions[path], value)}
 
@@ -127,13 +161,19 @@ class SearchSpace:
             ValueError: a value breaks a rule.
         """
         size, amount = self.size
-        point = {size: amount, MEAN_RECURRENCE: mean_recurrence or self.mean_recurrence, **self.fixed, **values}
+        place: dict[str, Any] = {MEAN_RECURRENCE: mean_recurrence or self.mean_recurrence}
+        place |= {} if BUDGET in values else {size: amount}
+        point = {**place, **self.fixed, **values}
         cells, left_out = plan_cells(self.sweep.model_copy(update={"points": (point,)}), self.corpus_of)
         if left_out:
             return left_out[0].reason
         (cell,) = cells
         plain = str | int | float | bool
-        axes = {path: value if isinstance(value, plain) else str(value) for path, value in values.items()}
+        axes = {
+            path: value if isinstance(value, plain) else str(value)
+            for path, value in values.items()
+            if path not in GRID_KEYS
+        }
         return replace(cell, axes={**(labels or {}), **axes})
 
     def describe(self) -> list[str]:
@@ -147,6 +187,10 @@ class SearchSpace:
             else:
                 lines.append(f"{path} from {', '.join(map(str, dimension))}")
         return [*lines, *(f"left out: {note}" for note in self.notes)]
+
+    def holds(self, path: str, value: Any) -> bool:
+        """Return whether a value can be proposed."""
+        return _contains(self.dimensions[path], value)
 
     def paths_at_edge(self, values: TrialValues) -> list[str]:
         """Return the paths whose values lie at an end of their range."""
@@ -171,16 +215,21 @@ def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...
             f"a sweep must train to be tuned, but '{sweep.name}' draws its losses from a law, which has no learning "
             "rate; name another sweep"
         )
-    points = grid_points(sweep)
+    tune, points = sweep.tune, grid_points(sweep)
     means = tuple(sorted({point.mean_recurrence for point in points}))
     smallest = min(points, key=lambda point: point.target)
-    point = {
-        TOKENS if smallest.budget is None else BUDGET: smallest.target,
-        MEAN_RECURRENCE: sweep.tune.mean_recurrence or means[len(means) // 2],
-        **next(axis_combinations(sweep.axes))[0],
-    }
-    resources = sweep.resources.model_copy(update={"validations": sweep.tune.validations})
-    no_product = dict.fromkeys(["budgets", "tokens", "mean_recurrences", "around"])
+    place: dict[str, Any] = {TOKENS if smallest.budget is None else BUDGET: smallest.target}
+    if tune.finds_law:
+        if tune.budgets is None and smallest.budget is None:
+            raise ValueError(
+                "a law of the learning rates needs budgets in FLOPs, but the sweep has tokens; set tune.budgets"
+            )
+        place = {BUDGET: min(tune.budgets or (place[BUDGET],))}
+    tuned_at = tune.mean_recurrence or min(tune.mean_recurrences or (means[len(means) // 2],))
+    point = {**place, MEAN_RECURRENCE: tuned_at, **next(axis_combinations(sweep.axes))[0]}
+    point |= {SIZE: tune.sizes[0]} if tune.sizes else {}
+    resources = sweep.resources.model_copy(update={"validations": tune.validations})
+    no_product = dict.fromkeys(["budgets", "tokens", "mean_recurrences", "around", "tuned"])
     update: dict[str, Any] = {**no_product, "axes": {}, "exclude": (), "points": (point,), "resources": resources}
     return sweep.model_copy(update=update), means
 
@@ -221,6 +270,8 @@ def make_search_space(
     # Check that both ends of each range can be run, and keep the choices that can.
     dimensions: dict[str, Dimension] = {}
     notes: list[str] = []
+    if sweep.tune.finds_law:
+        return _with_cells(replace(space, dimensions=_rate_dimensions(settings, fixed, sweep.tune.space)))
     requested = _default_dimensions(settings, fixed) if sweep.tune.space is None else sweep.tune.space
     for path, dimension in requested.items():
         _check_path(path, fixed)
@@ -274,6 +325,52 @@ def finished_trials(trials: Sequence[Trial]) -> list[Trial]:
 
 def _as_setting(settings: RunSettings, path: str, value: float) -> float | int:
     return round(value) if is_whole(settings, path) else float(value)
+
+
+def _with_cells(space: SearchSpace) -> SearchSpace:
+    """Return a space of learning rates with the cells to tune them in as dimensions.
+
+    Raises:
+        ValueError: a cell can't be run.
+    """
+    tune = space.sweep.tune
+    cells: dict[str, Dimension] = {
+        BUDGET: tune.budgets or (space.size[1],),
+        MEAN_RECURRENCE: tune.mean_recurrences or (space.mean_recurrence,),
+    }
+    cells |= {SIZE: tune.sizes} if tune.sizes else {}
+    space = replace(space, dimensions={**cells, **space.dimensions})
+    for values in space.grid_cells:
+        cell = space.cell(values)
+        if isinstance(cell, str):
+            raise ValueError(
+                f"every combination of tune's cells must give a run, but {describe_values(values)} is {cell}"
+            )
+    return space
+
+
+def _rate_dimensions(
+    settings: RunSettings, fixed: SettingChanges, space: Mapping[str, Dimension] | None
+) -> dict[str, Dimension]:
+    """Return the ranges of the learning rates, by default AdamW's, and Muon's if the sweep sets it apart.
+
+    Raises:
+        ValueError: something else is to be tuned.
+    """
+    default = {path: value for path, value in _default_dimensions(settings, fixed).items() if path in RATE_PATHS}
+    if settings.optimizer.muon_learning_rate is None:
+        default.pop(MUON_RATE, None)
+    dimensions = default if space is None else dict(space)
+    for path, dimension in dimensions.items():
+        _check_path(path, fixed)
+        if path not in RATE_PATHS or not isinstance(dimension, Range) or not dimension.log:
+            raise ValueError(
+                "a tuning in several cells must have log-uniform ranges of learning rates only, but tune.space has "
+                f"{path}; tune it in one cell first (without budgets, mean_recurrences and sizes), and set what is best"
+            )
+    if not dimensions:
+        raise ValueError("a tuning in several cells must tune a learning rate, but all are axes; drop one of these")
+    return dimensions
 
 
 def _default_dimensions(settings: RunSettings, fixed: SettingChanges) -> dict[str, Dimension]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoloop.sweeps.config.tuning import Dimension, Range, TuneConfig
 from isoloop.sweeps.messages import translate_errors
+from isoloop.sweeps.tuning.rate_design import propose_rates
 from isoloop.sweeps.tuning.search_space import (
     SearchSpace,
     Trial,
@@ -104,15 +105,20 @@ class Study:
         )
 
     def ask(self, *, at_random: bool = False) -> Proposal:
-        """Return a new proposal, stored in the database; with `at_random` it is independent of all trials."""
+        """Return a new proposal, stored in the database; with `at_random` it is independent of all trials.
+
+        In a tuning of several cells, which finds a law of the rates, the proposal is that of its design.
+        """
         number = len(self._frozen())
         seed = int.from_bytes(hashlib.sha256(f"{self.tune.seed} {number}".encode()).digest()[:4], "little")
         samplers = self.optuna.samplers
         self.study.sampler = (
             samplers.RandomSampler(seed=seed)
-            if at_random
+            if at_random or self.space.grid_cells
             else samplers.TPESampler(n_startup_trials=self.startup, multivariate=True, constant_liar=True, seed=seed)
         )
+        if self.space.grid_cells and not self._frozen("WAITING"):
+            self.study.enqueue_trial(self._encode(propose_rates(self.space, self.trials(), seed, at_random=at_random)))
         trial = self.study.ask(fixed_distributions=self.distributions)
         return Proposal(number=trial.number, values=self._decode(trial.params), handle=trial)
 
@@ -202,7 +208,7 @@ class Study:
         return self.study.get_trials(deepcopy=False, states=states)
 
     def _pruner(self) -> "optuna.pruners.BasePruner":
-        if self.tune.pruner == "none":
+        if self.tune.pruner == "none" or self.space.grid_cells:  # losses of different cells can't be compared
             return self.optuna.pruners.NopPruner()
         warm_up = math.ceil(100 * self.tune.prune_from)
         return self.optuna.pruners.MedianPruner(n_startup_trials=PRUNER_STARTUP_TRIALS, n_warmup_steps=warm_up)

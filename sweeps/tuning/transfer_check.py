@@ -45,7 +45,7 @@ class CheckRun:
             return self
         if result is None:
             return replace(self, outcome="failed", reason=failure)
-        return replace(self, outcome=result.status, loss=result.loss, reason=result.reason)
+        return replace(self, outcome=result.status, loss=result.compared_loss, reason=result.reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,11 +193,11 @@ class Tuner:
         records, proposal.journal_offset = read_journal(path, proposal.journal_offset)
         for record in records:
             loss = record.get("values", {}).get("validation_loss")
-            if loss is None:
+            # Losses are compared at equal shares, at the steps nearest to them; runs that see text again have more.
+            place = round(record.get("step", 0) / cell.spec.steps * (validations + 1))
+            if loss is None or record["step"] != round(cell.spec.steps * place / (validations + 1)):
                 continue
-            # Steps are whole, but losses are compared at equal shares, so the share is that of the nearest validation.
-            share = record["step"] / cell.spec.steps
-            percent = round(100 * round(share * (validations + 1)) / (validations + 1) if validations else 100 * share)
+            percent = round(100 * place / (validations + 1))
             if self.study.report(proposal, percent, loss):
                 proposal.pruned_at = percent
         return proposal.pruned_at is not None
@@ -206,7 +206,7 @@ class Tuner:
         """Record how a run ended: with a result, a failure, or pruned."""
         if result is not None:
             self._should_prune(proposal, cell)  # reports the last losses
-            self._conclude(proposal, cell, result.status, loss=result.loss, reason=result.reason)
+            self._conclude(proposal, cell, result.status, loss=result.compared_loss, reason=result.reason)
         elif cell.run_id in self.engine.outcome.failed:
             self._conclude(proposal, cell, "failed", reason=self.engine.outcome.failed[cell.run_id])
         else:
@@ -236,7 +236,7 @@ class Tuner:
         """Report the share that is done; runs in progress count by their FLOPs."""
         if runs_in_progress is None:
             flops = 0.0 if self._engine is None else sum(self._engine.flops_in_progress())
-            runs_in_progress = flops / self.study.space.base.flops
+            runs_in_progress = flops / self.study.space.flops_per_trial
         finished = finished_trials(list(self.trials.values()))
         best = f", best {finished[0].loss:.4f}" if finished else ""
         trials = self.study.tune.trials
@@ -265,7 +265,7 @@ class Tuner:
             ended=len(outcomes) - outcomes.count("running") - outcomes.count("failed"),
             best=_trial_line(finished[0]) if finished else None,
             runs_to_come=to_come,
-            flops_to_come=to_come * self.study.space.base.flops,
+            flops_to_come=to_come * self.study.space.flops_per_trial,
         )
         with suppress(OSError):  # a full disk: the study and the runs report it
             write_manifest(self.cells.values(), self.folders, trials=counts, known=known)

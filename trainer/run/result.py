@@ -63,6 +63,15 @@ class RunResult(Config):
         """Passes over the training text, tokens / unique_tokens; None if that is unknown."""
         return self.tokens / self.unique_tokens if self.unique_tokens else None
 
+    @property
+    def compared_loss(self) -> float | None:
+        """The loss that runs are compared by.
+
+        It is the last one, or the lowest where the run saw text again and its loss rose after that.
+        """
+        overfitted = self.best_loss is not None and self.loss is not None and self.best_loss < self.loss
+        return self.best_loss if overfitted and (self.epochs or 0) > 1 else self.loss
+
 
 def write_result(folder: Path, result: RunResult) -> None:
     """Write `result.json` into the run's folder."""

@@ -62,7 +62,13 @@ def test_the_fit_of_a_table_with_unique_tokens_alone_says_so_everywhere():
     assert fit.fitted.epochs == pytest.approx((low, 11))
     assert f"\n  epochs         {low:.3g} to 11 (see caveats)\n" in fit.report()
     assert any(caveat.startswith(REPEATED_TEXT) for caveat in fit.caveats)
+    best = predict(fit, params=1e9, tokens=1e10)
+    assert "this is for a text of 4.6e+09 tokens, which is seen 2.17 times" in best.notes
+    by_other_law = fit_sweep(
+        runs.assign(unique_tokens=runs["tokens"].max() / 11), name="L(N, D)", law="chinchilla", draws=0
+    )
     note = "fitted to runs that saw their text up to 11 times (see the fit's caveats)"
+    fit = by_other_law
     assert note in predict(fit, flops=1e20).notes
     assert f"  Note: {note}.\n" in predict(fit, params=1e9, tokens=1e10).report()
     assert SweepFit.from_json(fit.to_json()) == fit

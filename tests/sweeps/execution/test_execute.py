@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import nullcontext
 
+import pandas as pd
 import pytest
 
 from isoloop.sweeps.config.loading import validate_sweep
@@ -14,11 +15,13 @@ from isoloop.sweeps.execution import engine
 from isoloop.sweeps.execution.engine import SweepOutcome, count_saved_runs, run_plan
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import prepare
+from isoloop.sweeps.pipeline import prepare, train_sweep
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
+from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.files import sole_owner
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
+from isoloop.trainer.run.result import read_result
 
 
 class Watcher(Progress):
@@ -282,3 +285,46 @@ class TestSeveralProcesses:
         prepared = prepare(validate_sweep(content, source="test"), folders)
         with pytest.raises(ValueError, match=r"a run must fit the cluster, but its resources ask for 1000 process"):
             run(prepared, folders)
+
+
+TRUNK = {
+    "tokens": [256, 512, 1024],  # 4, 8 and 16 steps
+    "mean_recurrences": [2],
+    "trunk": True,
+    "optimizer": {"muon_weight_decay_schedule": "rate"},
+    "maximum_epochs": 2,
+    "resources": {"peak_flops": 1e9},
+}
+
+
+def test_runs_that_share_a_trunk_give_the_same_run_table(small, tmp_path, new_database, commands_share_ray):
+    """Except for the time; and the shorter ones train their decay alone."""
+    sweep = validate_sweep({**small.model_dump(), **TRUNK}, source="test")
+    tables = {}
+    for name, shared in (("together", True), ("apart", False)):
+        folders = Folders(out=tmp_path / name, name="small")
+        new_database(folders.out / "mlflow.db")
+        prepared = prepare(sweep.model_copy(update={"trunk": shared}), folders)
+        if not shared:
+            for cell in prepared.plan.cells:
+                train(cell.spec, text_of(prepared), folders.run(cell.run_id))
+        tables[name] = train_sweep(prepared, folders).table.drop(columns="seconds")
+    pd.testing.assert_frame_equal(tables["together"], tables["apart"])
+    together = Folders(out=tmp_path / "together", name="small")
+    for cell in prepared.plan.cells:
+        result = read_result(together.run(cell.run_id))
+        assert result.trunk_steps == {4: 3, 8: 5, 16: 0}[cell.spec.steps]
+    assert not list(together.out.glob("runs/*/branches/*"))
+
+
+def test_a_trunks_states_travel_through_the_storage(small, folders, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("isoloop.sweeps.execution.trunks.LOOK_SECONDS", 0.1)
+    content = {**small.model_dump(), **TRUNK}
+    prepared = prepare(validate_sweep(content, source="test"), folders)
+    store = RunStore(str(tmp_path / "storage"))
+    store.push_corpus(text_of(prepared).folder)
+    outcome = run(prepared, folders, run_store=store)
+    alone = {c.run_id: train(c.spec, text_of(prepared), tmp_path / c.run_id) for c in prepared.plan.cells}
+    assert losses(outcome.results) == losses(alone)
+    assert [outcome.results[cell.run_id].trunk_steps for cell in prepared.plan.cells] == [0, 5, 3]
+    assert not [path for path in store.remote.list("runs") if "branches" in path]

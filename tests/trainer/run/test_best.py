@@ -134,3 +134,11 @@ def test_the_best_step_of_a_run_that_still_learns_is_its_last(spec, corpus, tmp_
     assert (result.best_loss, result.best_step) == (result.loss, spec.steps)
     assert result.best_losses == result.losses
     assert not (tmp_path / "best-model").exists()
+
+
+def test_runs_are_compared_by_the_lowest_loss_where_repeated_text_made_it_rise(uninterrupted):
+    _, result = uninterrupted
+    assert result.compared_loss == result.best_loss
+    new_text = result.model_copy(update={"unique_tokens": result.tokens})
+    assert new_text.compared_loss == result.model_copy(update={"best_loss": None}).compared_loss == result.loss
+    assert result.model_copy(update={"loss": None}).compared_loss is None

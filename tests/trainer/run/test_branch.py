@@ -101,16 +101,32 @@ def test_a_trunk_is_the_run_that_saves_nothing(long, corpus, trunk, tmp_path):
     assert not (tmp_path / BRANCHES).exists()
 
 
-def test_a_kill_in_the_branch_and_in_the_trunk_changes_no_bit(short, long, corpus, alone, tmp_path):
+def crash_after(steps):
+    """A heartbeat at which the process ends at the begin of a later step, without a word."""
+    calls = iter(range(1, 10**9))
+
+    def heartbeat():
+        if next(calls) > steps:
+            raise KeyboardInterrupt
+
+    return heartbeat
+
+
+def test_a_stop_or_a_kill_of_branch_or_trunk_changes_no_bit(short, long, corpus, alone, tmp_path):
     folder, save = tmp_path / "trunk", Branching(save_at=(branch_step(short),))
-    for steps in (4, 3, 5):  # stopped after 4 and 7 steps, and between the branch's state and the trunk's end
+    for steps in (4, 3):
         assert train(long, corpus, folder, branching=save, should_stop=stop_after(steps)) is None
+    with pytest.raises(KeyboardInterrupt):  # three steps after it has saved the branch's state, and no checkpoint since
+        train(long, corpus, folder, branching=save, heartbeat=crash_after(6))
     start = from_trunk(short, long, folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(short, corpus, tmp_path / "branch", branching=start, heartbeat=crash_after(1))
     assert train(short, corpus, tmp_path / "branch", branching=start, should_stop=stop_after(1)) is None
     result = train(short, corpus, tmp_path / "branch", branching=start)
     assert outcome(result) == outcome(alone[1])
     assert result.trunk_steps == 10
-    assert events(tmp_path / "branch")[:4] == [("branched", 10), ("resumed", 10), ("stopped", 11), ("resumed", 11)]
+    twice = [("branched", 10), ("resumed", 10)] * 2
+    assert events(tmp_path / "branch") == [*twice, ("stopped", 11), ("resumed", 11), ("finished", SHORT)]
 
 
 def test_the_newer_state_is_taken_of_the_runs_own_and_its_trunks(short, long, corpus, alone, trunk, tmp_path):
