@@ -52,11 +52,12 @@ def run(data_folder: Path, *, sweeps: int = 100) -> str:
     return (
         f"Mean absolute error in percent of the loss at {_DISTANCE:g} times the largest fitted compute, by the law "
         f"that each way chooses. Simulated sweeps have {len(RECURRENCES)} recurrences x {len(BUDGETS)} budgets, and "
-        "losses without noise are predicted at each recurrence; of a public table, the runs of the largest budget from those "
-        f"of up to 1/{_DISTANCE:g} of it, with and without outliers. *Rollouts alone*: the least mean over distances, "
-        "however small the lead. *Next budget* is what `choose` did before: the next budget alone decided at 9/10 of "
-        f"the error, else BIC. *Choose*: rollouts decide if they do at the 95% level, else BIC. {took / 60:.1f} "
-        f"CPU-minutes.{'' if absent is None else f' {absent}.'}\n\n{table(('truth', 'tables', *ways), lines)}"
+        "losses without noise are predicted at each recurrence; of a public table, the runs of the largest budget from "
+        f"those of up to 1/{_DISTANCE:g} of it, with and without outliers. *Rollouts alone*: the least mean over "
+        "distances, however small the lead. *Next budget* is what `choose` did before: the next budget alone decided "
+        "at 9/10 of the error, else BIC. *Choose*: rollouts decide if they do at the 95% level, else BIC. "
+        f"{took / 60:.1f} CPU-minutes.{'' if absent is None else f' {absent}.'}\n\n"
+        f"{table(('truth', 'tables', *ways), lines)}"
     )
 
 
