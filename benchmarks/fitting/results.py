@@ -23,6 +23,8 @@ _RESULTS = Results(
         "coverage": "Coverage",
         "held-out": "Held-out",
         "rollouts": "Choosing a law by rollouts",
+        "design": "Next runs, designed",
+        "design-farseer": "Next runs of a public pool, designed",
     },
     module="benchmarks.fitting",
 )
