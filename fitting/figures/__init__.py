@@ -13,6 +13,7 @@ from isoloop.fitting.figures.registry import (
     figures_of,
     why_unavailable,
 )
+from isoloop.fitting.figures.rollouts import draw_rollouts
 from isoloop.fitting.figures.sizes import draw_frontier, draw_sizes_surface
 from isoloop.fitting.figures.style import STYLE, save_figure, save_figure_as
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
