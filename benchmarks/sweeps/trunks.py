@@ -37,8 +37,9 @@ def run(*, seeds: int) -> str:
         count = len(LENGTHS)
         head = (
             f"{count} runs on the CPU, one after the other in one process: numbers of tokens growing by 2, up to "
-            f"{LENGTHS[-1]} steps, µ = {MEAN}, width 24, bytes of the standard library of Python. The FLOPs are the plan's, and those that the runs report; neither depends on the "
-            f"machine. The CPU time contains what {count} models cost without a step: to build, evaluate and save them."
+            f"{LENGTHS[-1]} steps, µ = {MEAN}, width 24, bytes of the standard library of Python. The FLOPs are the "
+            "plan's, and those that the runs report; neither depends on the machine. The CPU time contains what "
+            f"{count} models cost without a step: to build, evaluate and save them."
         )
         header = ["decay", "FLOPs saved, planned", "measured", "CPU-s", "CPU-s alone", "CPU time saved", "equal losses"]
         return f"{head}\n\n{table(header, savings)}" + (f"\n{_weight_decay(out, seeds)}" if seeds else "")
