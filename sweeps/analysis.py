@@ -227,6 +227,7 @@ def _fits(
                 hold_out_largest_budget=hold_out,
                 draws=draws,
                 profiles=True,
+                rollouts=not hold_out,
                 progress=progress.update,
                 **options,
             )

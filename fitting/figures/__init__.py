@@ -11,6 +11,7 @@ from isoloop.fitting.figures.registry import (
     draw_power_laws,
     why_unavailable,
 )
+from isoloop.fitting.figures.rollouts import draw_rollouts
 from isoloop.fitting.figures.style import STYLE, save_figure, save_figure_as
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
 from isoloop.fitting.figures.training import (

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import fit_height
 from isoloop.fitting.figures.isoflop import draw_isoflop_curves, draw_power_law
+from isoloop.fitting.figures.rollouts import draw_rollouts
 from isoloop.fitting.figures.style import STYLE, rasterize_many, save_figure
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
 from isoloop.fitting.figures.training import (
@@ -132,7 +133,7 @@ def why_unavailable(name: str, fit: SweepFit) -> str | None:
             return f"it has a line for each held-out run and method, and {lines} are too many to be read"
         return None if lines else "no run was held out of this fit, or nothing could predict it"
     needs = FIGURES[name].needs
-    if not {**fit.laws, "isoflop": fit.isoflop, "test-time": fit.test_time}[needs]:
+    if not {**fit.laws, "isoflop": fit.isoflop, "test-time": fit.test_time, "rollouts": fit.rollouts}[needs]:
         return fit.why_missing(needs)
     if name == "power_laws" and fit.isoflop and not fit.isoflop.axis_law:
         return fit.isoflop.reason
@@ -186,6 +187,11 @@ FIGURES: dict[str, FigureKind] = {
         draw=_draw_held_out_errors,
         needs="training",
         size=(6.0, 3.0),
+    ),
+    "rollouts": FigureKind(
+        about="Errors of the laws after training, fitted below each budget, on all runs above it, by distance.",
+        draw=_on_axes(draw_rollouts),
+        needs="rollouts",
     ),
     "test_time_curves": FigureKind(
         about="Loss against loops at test time, with the fit of each model of the largest budget.",

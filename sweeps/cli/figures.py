@@ -299,6 +299,8 @@ def _figure_list(fit: "SweepFit", hold_out: bool) -> list[str]:
 
 
 def _with_hint(reason: str, name: str, hold_out: bool) -> str:
+    if name == "rollouts" and hold_out:
+        return f"{reason} (leave out --hold-out)"
     return f"{reason} (give --hold-out)" if name == "held_out_errors" and not hold_out else reason
 
 

@@ -46,6 +46,7 @@ def fit_target(files: TargetFiles, out: Path, options: "TableOptions", **setting
             table.frame,
             name=files.name,
             profiles=True,
+            rollouts=not settings.get("hold_out_largest_budget", False),
             progress=progress.update,
             reading=table.notes,
             budget_tolerance=options.tolerance,
