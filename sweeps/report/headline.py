@@ -7,7 +7,6 @@ from isoloop.fitting import ANSWER_MULTIPLE, HeldOut, PowerLaw, SizesFit, SweepF
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS
-from isoloop.fitting.isoflop.rates import TUNED_RATES
 from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
@@ -32,7 +31,7 @@ def headline(results: SweepResults) -> list[str]:
         sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
-    sentences += [with_greek_mu(text) for text in fit.caveats if text.startswith((REPEATED_TEXT, TUNED_RATES))]
+    sentences += [caveat for caveat in fit.caveats if caveat.startswith(REPEATED_TEXT)]
     return [*sentences, _interval_sentence(fit)]
 
 
