@@ -67,6 +67,33 @@ def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400
         _write(results, "held-out", benchmark.run(data, draws=draws))
 
 
+@app.command()
+def rollouts(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 100) -> None:
+    """Compare ways to choose a law by its error at 4 times the fitted compute, on simulated and on public tables."""
+    from benchmarks.fitting import rollouts as benchmark
+
+    _write(results, "rollouts", benchmark.run(data, sweeps=sweeps))
+
+
+@app.command()
+def design(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 100, cache: Cache = CACHE) -> None:
+    """Compare the intervals of sweeps that are designed in rounds with those of the published grid."""
+    from benchmarks.fitting import next_runs as benchmark
+
+    _write(results, "design", benchmark.run(cache, sweeps=sweeps, draws=draws))
+
+
+@app.command()
+def design_farseer(data: Folder = DATA, results: Results = RESULTS, seeds: Sweeps = 10) -> None:
+    """Compare designs of 1, 5 and 10% of the cost of a public table's runs by the error at its largest runs."""
+    from benchmarks.fitting import farseer as benchmark
+
+    if benchmark.table_of(data).is_file():
+        _write(results, "design-farseer", benchmark.run(data, seeds=seeds))
+    else:
+        typer.echo(f"design-farseer is skipped: there is no {benchmark.table_of(data)}")
+
+
 @app.command("all")
 def everything(
     data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE
@@ -76,6 +103,7 @@ def everything(
     optimum(data, results)
     coverage(results, sweeps, draws, cache)
     held_out(data, results, draws)
+    rollouts(data, results)
 
 
 def _there(folder: Path, command: str) -> bool:
