@@ -354,7 +354,7 @@ def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law
             budget_tolerance=options.budget_tolerance,
             progress=progress,
         )
-    print_reading(table.notes if results.fit is None else results.fit.reading)
+    print_reading(table.notes if results.any_fit is None else results.any_fit.reading)
     return results.report
 
 
