@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, figures, is_dense, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, figures, is_dense, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
@@ -320,7 +320,7 @@ def _draw_figures(
             skipped[name] = str(error)
             continue
         caption = kind.caption(fit)
-        if name == "rollouts" and fit.rollouts is not None:
+        if name == "rollouts" and isinstance(fit, SweepFit) and fit.rollouts is not None:
             caption = " ".join([caption, *trust_sentences(fit.rollouts.rows)])
         texts = {"wide": _svg(files, name), "narrow": narrow}
         inlined = {
