@@ -231,6 +231,7 @@ def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...
     resources = sweep.resources.model_copy(update={"validations": tune.validations})
     no_product = dict.fromkeys(["budgets", "tokens", "mean_recurrences", "around", "tuned"])
     update: dict[str, Any] = {**no_product, "axes": {}, "exclude": (), "points": (point,), "resources": resources}
+    update["trunk"] = False
     return sweep.model_copy(update=update), means
 
 
@@ -314,7 +315,8 @@ def is_whole(settings: RunSettings, path: str) -> bool:
 
 def describe_values(values: TrialValues) -> str:
     """Return settings in a few words."""
-    return ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in values.items())
+    texts = {path: f"{value:g}" if path == BUDGET else value for path, value in values.items()}
+    return ", ".join(f"{path.rpartition('.')[2]} = {text}" for path, text in texts.items())
 
 
 def finished_trials(trials: Sequence[Trial]) -> list[Trial]:
