@@ -67,6 +67,17 @@ def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400
         _write(results, "held-out", benchmark.run(data, draws=draws))
 
 
+@app.command()
+def limited(data: Folder = DATA, results: Results = RESULTS) -> None:
+    """Compare laws of text that runs out on published runs: errors beyond the compute, sizes and epochs of the fit."""
+    from benchmarks.fitting import limited as benchmark
+
+    if (data / benchmark.FILE).is_file():
+        _write(results, "limited", benchmark.run(data))
+    else:
+        typer.echo(f"limited is skipped: the runs are not at {data / benchmark.FILE}; give their folder as --data")
+
+
 @app.command("all")
 def everything(
     data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE
@@ -76,6 +87,7 @@ def everything(
     optimum(data, results)
     coverage(results, sweeps, draws, cache)
     held_out(data, results, draws)
+    limited(data, results)
 
 
 def _there(folder: Path, command: str) -> bool:

@@ -22,6 +22,7 @@ _RESULTS = Results(
         "worlds": "Coverage where the world is not the law",
         "coverage": "Coverage",
         "held-out": "Held-out",
+        "limited": "Text that runs out",
     },
     module="benchmarks.fitting",
 )
