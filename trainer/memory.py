@@ -1,4 +1,4 @@
-"""Estimate of the device memory that a run needs, before it starts. No torch.
+"""Estimate of the device memory that a run needs, before it starts, and its model afterwards. No torch.
 
 The largest part is what autograd keeps of a forward pass for the backward pass. It is counted tensor by tensor, and
 tests compare it with the tensors that the real module keeps alive. Weights, gradients and the stream between blocks are
@@ -137,6 +137,40 @@ def estimate_memory(
         activations=activations,
         working=working,
         runtime=RUNTIME[device],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceNumbers:
+    """Numbers (of any precision) that a device holds to run a model without gradient, T loops at a time.
+
+    Attributes:
+        weights: all parameters; those of the core count once, however many loops run.
+        cache_per_token_fixed: keys and values of the layers outside the loop, per token of context and sequence.
+        cache_per_token_loop: keys and values of the core in each loop, which are its own.
+        activations_per_token: the largest number at a time per token of a pass over a whole context, without logits.
+    """
+
+    weights: int
+    cache_per_token_fixed: int
+    cache_per_token_loop: int
+    activations_per_token: int
+
+
+def inference_numbers(model: ModelConfig) -> InferenceNumbers:
+    """Return what a model holds at inference; tests compare it with the real module, run operation by operation.
+
+    At its peak a pass holds the value embeddings, the stream before and after a norm and in the caller, the MLP's
+    hidden layer before and after its activation, and in a looped model h_0, e and the state.
+    """
+    keys_and_values = 2 * model.width
+    looped_layers = len(model.core) if model.is_looped else 0
+    streams = 4 + 2 * MLP_FACTOR + (3 if model.is_looped else 0)
+    return InferenceNumbers(
+        weights=count_parameters(model).total,
+        cache_per_token_fixed=keys_and_values * (model.layers - looped_layers),
+        cache_per_token_loop=keys_and_values * looped_layers,
+        activations_per_token=model.width * (streams + sum(map(model.has_value_embedding, range(model.layers)))),
     )
 
 

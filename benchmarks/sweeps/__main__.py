@@ -20,6 +20,7 @@ SECTIONS = Results(
         "virtual": "In virtual time",
         "planning": "Planning",
         "proposals": "Proposals",
+        "trunks": "Trunks",
     },
     module="benchmarks.sweeps",
 )
@@ -76,12 +77,24 @@ def proposals(results: File = RESULTS, studies: Studies = 100) -> None:
     _write(results, "proposals", benchmark.run(studies=studies))
 
 
+@app.command()
+def trunks(
+    results: File = RESULTS,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="seeds of the runs with another weight decay")] = 5,
+) -> None:
+    """Train a small sweep with trunks and without, and compare CPU time, FLOPs and losses."""
+    from benchmarks.sweeps import trunks as benchmark
+
+    _write(results, "trunks", benchmark.run(seeds=seeds))
+
+
 @app.command("all")
 def everything(results: File = RESULTS) -> None:
     """Run all benchmarks."""
     planning(results)
     proposals(results)
     virtual(results)
+    trunks(results)
     ray(results)
     shared(results)
 

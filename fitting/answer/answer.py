@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from isoloop.fitting.answer.constrained import Limited, best_under, broken_limits, losses_under
+from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.answer.marginal import (
     MORE_FLOPS,
     SAME_FLOPS,
@@ -16,7 +18,6 @@ from isoloop.fitting.answer.marginal import (
     Growth,
     Marginal,
     Model,
-    Quantity,
     axes_in_order,
     axis_words,
     best_model,
@@ -28,11 +29,12 @@ from isoloop.fitting.answer.marginal import (
 )
 from isoloop.fitting.answer.predict import range_notes, wrapped
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
-from isoloop.fitting.answer.verdict import FEWEST_DOF, Undetermined, Verdict, verdict
+from isoloop.fitting.answer.verdict import Verdict, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.surface.quantity import Interval, Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
 _WITHOUT_LOOPS = "without_loops"
@@ -40,12 +42,10 @@ _ONE_LOOP = 1.02
 """Mean recurrence up to which measured runs show a model without loops."""
 _DECIDED, _LIKELY = 0.95, 0.75
 """Shares of refits from which on an axis wins without doubt, or probably; below, the runs do not decide."""
-_MOST_OF_RANGE = 0.9
-"""Width of an interval as a share of the measured range, both in logs, above which it says nothing."""
 
 
-class Fitted(Protocol):
-    """A fit that has a loss surface: of one sweep or table, or of several sizes together."""
+class JointFit(Protocol):
+    """A fit that has a loss surface and judges itself, such as that of several sizes together."""
 
     @property
     def name(self) -> str:
@@ -67,6 +67,10 @@ class Fitted(Protocol):
         """The loss as a function of what the models differ in, None without a law of it."""
         ...
 
+    def verdict(self, flops: float | None = None) -> Verdict:
+        """Return what the runs do not determine of the best model for `flops`."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -75,9 +79,10 @@ class Answer:
     `spans` are the 95% intervals of the best model's numbers by axis, None without refits; the interval of `loss` is
     that of one measured run. `without_loops` is the best model of one loop for as many FLOPs, where runs have one loop,
     with what it buys, which is negative where loops pay. `growth` says how the best model grows with compute.
-    `marginal` starts at the best model, or at the given one. What the runs do not determine is in `verdict`: where that
-    has an `answer`, the best model is none. `far` says how far from the runs the answer is, `notes` what the runs leave
-    open, and `refits` is the number of them behind an interval.
+    `marginal` starts at the best model, or at the given one; with limits at `limited`, the best model under them, and
+    `beyond` names the limits that more on an axis would break. What the runs do not determine is in `verdict`: where
+    that has an `answer`, the best model is none. `far` says how far from the runs the answer is, `notes` what the runs
+    leave open, and `refits` is the number of them behind an interval.
     """
 
     name: str
@@ -89,11 +94,13 @@ class Answer:
     flops: float
     best: Model
     without_loops: Gain | None
-    spans: Mapping[str, tuple[float, float] | None]
+    spans: Mapping[str, Interval | None]
     loss: Quantity
     growth: Growth
     given: bool
     marginal: Marginal
+    limited: Limited | None
+    beyond: Mapping[str, str]
     verdict: Verdict
     far: tuple[str, ...]
     notes: tuple[str, ...]
@@ -131,10 +138,15 @@ class Answer:
                 "model": self._model_text(gain.model),
                 "loss": f"{gain.loss.value:.5g}",
                 "nats bought (95%)": gain.nats.text(".2g"),
-                "buys most": "" if gain.wins is None else f"in {gain.wins:.0%} of refits",
+                "buys most": self._wins_text(gain),
             }
             for gain in self._gains()
         ]
+
+    def _wins_text(self, gain: Gain) -> str:
+        if gain.axis in self.beyond:
+            return f"beyond the limit of {self.beyond[gain.axis]}"
+        return "" if gain.wins is None else f"in {gain.wins:.0%} of refits"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as numbers, text, lists and dictionaries."""
@@ -146,17 +158,32 @@ class Answer:
 
     def _gains(self) -> list[Gain]:
         """Return the ways to spend FLOPs that a table shows; at a best model the same FLOPs buy nothing better."""
-        others = [self.marginal.same_flops] if self.given else [self.without_loops] if self.without_loops else []
-        return [*self.marginal.axes, self.marginal.more_flops, *others]
+        step = self.marginal
+        others = [step.more_flops, step.same_flops if self.given else self.without_loops if step.more_flops else None]
+        return [*step.axes, *(gain for gain in others if gain is not None)]
 
     def _best_sentence(self) -> str:
         if self.verdict.answer:
             return " ".join(map(str, self.verdict.answer))
-        parts = [f"{self._value_text(axis, getattr(self.best, axis))}{self._span(axis)}" for axis in self.spans]
+        if self.limited is not None:
+            return self._limited_sentence(self.limited)
+        parts = [self._spanned_text(axis, self.best.of_axis(axis), self.spans[axis]) for axis in self.spans]
         shape, tokens = parts[:-1], parts[-1]
         return (
             f"The best model for {self.flops:.3g} FLOPs has {' and '.join(shape)}, trained on {tokens}, to a loss of "
             f"{self.loss.text('.5g')} nats per token{self._loops_pay()}."
+        )
+
+    def _limited_sentence(self, limited: Limited) -> str:
+        found = limited.best
+        parts = [self._spanned_text(axis, found.model.of_axis(axis), found.spans[axis]) for axis in self.spans]
+        shape, tokens = parts[:-1], parts[-1]
+        if found.recurrence is not None:
+            shape.append(self._spanned_text("recurrence", found.recurrence, found.spans["recurrence"]))
+        spent = "" if "flops" in found.binding else f" with {found.flops:.3g} FLOPs"
+        return (
+            f"The best model for {self.flops:.3g} FLOPs {limited.limits.words} has {', '.join(shape)}, trained on "
+            f"{tokens}{spent}, to a loss of {found.loss.text('.5g')} nats per token."
         )
 
     def _loops_pay(self) -> str:
@@ -170,7 +197,9 @@ class Answer:
         return f"; without loops as many FLOPs would lose {lost.text('.2g')} nats"
 
     def _next_sentence(self) -> str:
-        return self._from_given() if self.given else self._as_compute_grows()
+        if self.given:
+            return self._from_given()
+        return self._as_compute_grows() if self.limited is None else self.limited.price_sentence
 
     def _from_given(self) -> str:
         """Say what the next FLOPs should buy from the given model, and what another model of the same FLOPs would."""
@@ -190,12 +219,15 @@ class Answer:
         else:
             surely = "should" if best.wins >= _DECIDED else "should probably"
             text = f"{start} {surely} buy more {axis_words(best.axis)} (probability {self._chance(best.wins)}): {nats}"
-        instead = step.same_flops
-        return f"{text}; the best model for the same FLOPs would buy {instead.nats.text('.2g')} without any."
+        if step.same_flops is None:
+            return f"{text}."
+        nats = step.same_flops.nats.text(".2g")
+        return f"{text}; the best model for the same FLOPs would buy {nats} without any."
 
     def _as_compute_grows(self) -> str:
         """Say what the next FLOPs buy at a best model, where all axes are worth the same, and how it grows."""
         step, grown = self.marginal, self.growth
+        assert step.more_flops is not None, "only limits leave it out"
         there = f"The next {step.percent:g}% of FLOPs buy {step.more_flops.nats.text('.2g')} nats there"
         if len(step.axes) > 1:
             there += ", nearly the same on each axis alone, as at every best model"
@@ -231,7 +263,8 @@ class Answer:
         rows, step = self.rows(), self.marginal
         columns = list(rows[0])
         widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-        place = self._model_text(step.start) if self.given else f"the best model for {self.flops:.3g} FLOPs"
+        place = f"the best model for {self.flops:.3g} FLOPs{' under these limits' if self.limited else ''}"
+        place = self._model_text(step.start) if self.given else place
         undecided = " (details: it is not determined)" if self.verdict.answer and not self.given else ""
         lines = [f"The next {step.percent:g}% of FLOPs from {place}{undecided}, loss {step.loss.value:.5g}"]
         for row in [dict(zip(columns, columns, strict=True)), *rows]:
@@ -256,29 +289,30 @@ class Answer:
             return f"{short_count(value)} parameters"
         return f"mu {value:.3g}" if short else f"a mean recurrence of {value:.3g}"
 
-    def _span(self, axis: str) -> str:
-        span = self.spans[axis]
+    def _spanned_text(self, axis: str, value: float, span: Interval | None) -> str:
+        text = f"{value:g} loops at test time" if axis == "recurrence" else self._value_text(axis, value)
         if span is None:
-            return ""
-        ends = [short_count(end) if axis == "params" else f"{end:.3g}" for end in span]
-        return f" ({ends[0]} to {ends[1]})"
+            return text
+        low, high = (short_count(end) if axis == "params" else f"{end:.3g}" for end in span)
+        return f"{text} ({low} to {high})"
 
 
 def answer(
-    fit: Fitted,
+    fit: SweepFit | JointFit,
     flops: float | None = None,
     *,
     params: float | None = None,
     mean_recurrence: float | None = None,
     tokens: float | None = None,
     percent: float = 10.0,
+    limits: Limits | None = None,
 ) -> Answer:
     """Return the best model for `flops` training FLOPs, and what the next `percent` of FLOPs buy on each axis.
 
     They are spent from the best model, or from the one that has `tokens` and, as far as the fit's models differ in
     them, `mean_recurrence` and `params`. By default `flops` are those of the model that is given, or twice the largest
-    measured compute. Raises ValueError for numbers out of range, for a model that is not given
-    whole, and for a fit without a law of the loss.
+    measured compute; with a limit of seconds they are as many as the time allows. Raises ValueError for numbers out of
+    range, for a model that is not given whole, for limits that allow none, and for a fit without a law of the loss.
     """
     # The question
     surface = fit.surface
@@ -290,16 +324,30 @@ def answer(
         )
     _check_positive({"flops": flops, "params": params, "mean_recurrence": mean_recurrence, "tokens": tokens})
     start = _given_model(surface, params, mean_recurrence, tokens)
-    if flops is None:
+    if flops is None and (limits is None or limits.seconds is None):
         flops = ANSWER_MULTIPLE * surface.flops[1] if start is None else start.flops
+    limited = None if limits is None or not limits.given else best_under(surface, limits, flops)
+    if flops is None:
+        assert limited is not None, "there are FLOPs, or seconds"
+        flops = limited.best.flops
     # The best model, and what more FLOPs buy
     best, optimum, drawn = best_model(surface, flops)
     spans = {axis: None if drawn is None else interval(_bounded(surface, axis, drawn)) for axis in surface.axes}
     rows = surface.family.columns([float(optimum.params)], [float(optimum.mean_recurrence)], [float(optimum.tokens)])
     ends = surface.laws.loss_interval(rows)
-    judged = (
-        verdict(fit, flops) if isinstance(fit, SweepFit) else Verdict(answer=_undetermined(surface, optimum, spans))
-    )
+    judged = verdict(fit, flops) if isinstance(fit, SweepFit) else fit.verdict(flops)
+    origin, beyond = start or best, {}
+    if limits is None or limited is None:
+        step = marginal(surface, origin, percent=percent)
+    else:
+        origin, recurrence = (limited.best.model, limited.best.recurrence) if start is None else (start, None)
+        step = marginal(
+            surface,
+            origin,
+            percent=percent,
+            losses_under_limits=lambda models: losses_under(surface, limits, models, recurrence),
+        )
+        beyond = {gain.axis: broken_limits(surface, limits, gain.model, recurrence) for gain in step.axes}
     return Answer(
         name=fit.name,
         simulated=fit.simulated,
@@ -316,10 +364,12 @@ def answer(
         ),
         growth=growth(surface, flops),
         given=start is not None,
-        marginal=marginal(surface, start or best, percent=percent),
+        marginal=step,
+        limited=limited,
+        beyond={axis: broken for axis, broken in beyond.items() if broken},
         verdict=judged,
-        far=tuple(dict.fromkeys(note for model in (best, start or best) for note in _distance_notes(surface, model))),
-        notes=tuple(_open_notes(surface)),
+        far=tuple(dict.fromkeys(note for model in (best, origin) for note in _distance_notes(surface, model))),
+        notes=(*_open_notes(surface), *(limits.assumptions if limits is not None else ())),
     )
 
 
@@ -358,42 +408,6 @@ def _bounded(surface: LossSurface, axis: str, drawn: SurfaceOptimum) -> Any:
     """Return the refits' best values, which widening may have moved beyond the search, within its range."""
     values, search = getattr(drawn, axis), surface.search_range(axis) if axis != "tokens" else None
     return values if search is None else values.clip(*search)
-
-
-def _undetermined(
-    surface: LossSurface, best: SurfaceOptimum, spans: Mapping[str, tuple[float, float] | None]
-) -> tuple[Undetermined, ...]:
-    """Return what the runs do not determine of a best model, by its surface alone."""
-    return tuple(
-        Undetermined(subject="the best model", reason=reason, advice=advice)
-        for reason, advice in _surface_reasons(surface, best, spans)
-    )
-
-
-def _surface_reasons(
-    surface: LossSurface, best: SurfaceOptimum, spans: Mapping[str, tuple[float, float] | None]
-) -> Iterator[tuple[str, str]]:
-    law = surface.laws.best
-    dof = law.rows - len(law.parameters)
-    if dof < FEWEST_DOF:
-        yield (
-            f"{law.rows} runs for the {len(law.parameters)} parameters of the {law.form.name} law leave too few "
-            f"degrees of freedom, where {FEWEST_DOF} are needed",
-            f"at least {FEWEST_DOF - dof} more runs",
-        )
-    for axis, at_end in best.at_bound.items():
-        low, high = getattr(surface, axis)
-        value, name = float(getattr(best, axis)), AXES[axis].name
-        # A loop runs at least once, so one loop is an answer and not the end of a search.
-        if bool(at_end) and not (axis == "mean_recurrence" and value <= 1.01):
-            yield f"its {name} is at the end of the search, {value:.3g}", f"further {name}s, or a nearer budget"
-        span = spans[axis]
-        if span is not None and math.log(span[1] / span[0]) > _MOST_OF_RANGE * math.log(high / low) + 0.02:
-            yield (
-                f"the 95% interval of its {name} is {span[0]:.3g} to {span[1]:.3g}, where {low:.3g} to {high:.3g} were "
-                "measured",
-                "more runs near it, or a nearer budget",
-            )
 
 
 def _without_loops(surface: LossSurface, best: Model) -> Gain | None:

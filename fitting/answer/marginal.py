@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +11,9 @@ from scipy.optimize import brentq
 
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.bootstrap import interval
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
-Interval = tuple[float, float]
 _WIDEST = 1e6
 """Largest factor by which an axis is raised to spend the next FLOPs."""
 _DECADE = 10.0
@@ -21,21 +21,6 @@ SAME_FLOPS, MORE_FLOPS = "same_flops", "more_flops"
 """Ways to spend FLOPs that are no axis: the best model for those of a model, and for the next ones as well."""
 _IN_ORDER = ("mean_recurrence", "tokens", "params")
 """The axes in the order of the question: more loops, more tokens or more parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A value with its 95% interval over refits, None without refits."""
-
-    value: float
-    interval: Interval | None
-
-    def text(self, form: str = ".3g") -> str:
-        """Return the value with its interval in brackets."""
-        if self.interval is None:
-            return f"{self.value:{form}}"
-        low, high = self.interval
-        return f"{self.value:{form}} ({low:{form}} to {high:{form}})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +58,16 @@ class Gain:
 class Marginal:
     """What `percent` more FLOPs buy from the model `start`: an entry of `axes` for each axis that alone takes them.
 
-    `same_flops` is the best model for the FLOPs of `start`, and `more_flops` the best one for `percent` more.
+    `same_flops` is the best model for the FLOPs of `start`, and `more_flops` the best one for `percent` more, both
+    without limits, and None under some.
     """
 
     start: Model
     loss: Quantity
     percent: float
     axes: tuple[Gain, ...]
-    same_flops: Gain
-    more_flops: Gain
+    same_flops: Gain | None
+    more_flops: Gain | None
 
     @property
     def winner(self) -> Gain:
@@ -136,7 +122,13 @@ def model_of(surface: LossSurface, best: SurfaceOptimum) -> Model:
     )
 
 
-def marginal(surface: LossSurface, start: Model, *, percent: float = 10.0) -> Marginal:
+Losses = Callable[[Sequence[Model]], tuple[np.ndarray, np.ndarray]]
+"""A function that gives the losses of models, (models,), and those by each refit, (draws, models)."""
+
+
+def marginal(
+    surface: LossSurface, start: Model, *, percent: float = 10.0, losses_under_limits: Losses | None = None
+) -> Marginal:
     """Return what `percent` more training FLOPs buy from a model, by the laws and by each refit.
 
     More tokens are those of the same model. More loops, or parameters, are as many as spend the FLOPs at the same
@@ -148,10 +140,13 @@ def marginal(surface: LossSurface, start: Model, *, percent: float = 10.0) -> Ma
     flops = start.flops * (1 + percent / 100)
     names = axes_in_order(surface)
     ends = [_raised(surface, start, axis, flops) for axis in names]
-    ways = [*names, SAME_FLOPS, MORE_FLOPS]
-    ends += [best_model_alone(surface, start.flops), best_model_alone(surface, flops)]
+    ways = [*names]
+    if losses_under_limits is None:
+        ways += [SAME_FLOPS, MORE_FLOPS]
+        ends += [best_model_alone(surface, start.flops), best_model_alone(surface, flops)]
     axes = len(names)
-    losses, drawn = _losses(surface, [start, *ends])
+    models = [start, *ends]
+    losses, drawn = _losses(surface, models) if losses_under_limits is None else losses_under_limits(models)
     bought = drawn[:, :1] - drawn[:, 1:]
     wins: list[float | None] = [None] * len(ends)
     if len(bought):
@@ -165,8 +160,8 @@ def marginal(surface: LossSurface, start: Model, *, percent: float = 10.0) -> Ma
         loss=_quantity(losses[0], drawn[:, 0]),
         percent=percent,
         axes=tuple(gains[:axes]),
-        same_flops=gains[axes],
-        more_flops=gains[axes + 1],
+        same_flops=gains[axes] if losses_under_limits is None else None,
+        more_flops=gains[axes + 1] if losses_under_limits is None else None,
     )
 
 

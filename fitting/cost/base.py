@@ -30,6 +30,16 @@ class Cost(ABC):
     def flops_per_token(self, values: ArrayLike) -> np.ndarray:
         """Return FLOPs per token, forward and backward, of models with `values` on the axis, of their shape."""
 
+    def forward_flops_per_token(self, values: ArrayLike, recurrence: ArrayLike) -> np.ndarray:
+        """Return FLOPs per token of a forward pass of `recurrence` loops T, of the arguments' broadcast shape.
+
+        Raises ValueError for a table that counts forward and backward together.
+        """
+        raise ValueError(
+            "the FLOPs of a forward pass need the columns of the cost model (flops_per_token_fixed and so on), but "
+            "this table counts those of training alone; add them, or leave out the tokens to be served"
+        )
+
     def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
         """Return the columns that laws read of models with `values` on the axis and these tokens, of their shape.
 

@@ -65,6 +65,10 @@ class DenseCost(Cost):
         """See `Cost.flops_per_token`."""
         return np.asarray(self.flops_per_param_token * np.asarray(values, dtype=float) ** self.exponent)
 
+    def forward_flops_per_token(self, values: ArrayLike, recurrence: ArrayLike) -> np.ndarray:
+        """See `Cost.forward_flops_per_token`: a third of those of training, whatever the loops."""
+        return np.broadcast_arrays(self.flops_per_token(values) / 3, np.asarray(recurrence, dtype=float))[0]
+
     def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
         """See `Cost.model_columns`."""
         params, tokens = np.asarray(values, dtype=float), np.asarray(tokens, dtype=float)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -92,7 +92,13 @@ class ModelFamily:
         """Return training FLOPs per token, of the arguments' broadcast shape."""
         params, mu = np.broadcast_arrays(np.asarray(params, dtype=float), np.asarray(mean_recurrence, dtype=float))
         costs = np.stack([member.cost.flops_per_token(mu) for member in self.members], axis=-1)
-        return np.asarray(np.exp(self._between(params, np.log(costs))))
+        return np.exp(between_sizes(self.sizes, params, np.log(costs)))
+
+    def forward_flops_per_token(self, params: ArrayLike, recurrence: ArrayLike) -> np.ndarray:
+        """Return FLOPs per token of a forward pass of `recurrence` loops T; see `Cost.forward_flops_per_token`."""
+        params, loops = np.broadcast_arrays(np.asarray(params, dtype=float), np.asarray(recurrence, dtype=float))
+        costs = np.stack([member.cost.forward_flops_per_token(loops, loops) for member in self.members], axis=-1)
+        return np.exp(between_sizes(self.sizes, params, np.log(costs)))
 
     def columns(
         self,
@@ -117,7 +123,9 @@ class ModelFamily:
         columns |= self.members[0].cost.text_columns(tokens)
         shares = self.recurrent_shares
         if not np.isnan(shares).any():
-            share = np.clip(self._between(params, np.broadcast_to(shares, (*params.shape, len(shares)))), 0.0, 1.0)
+            share = np.clip(
+                between_sizes(self.sizes, params, np.broadcast_to(shares, (*params.shape, len(shares)))), 0.0, 1.0
+            )
             columns |= architecture_columns(mu, (1 - share) * params, share * params)
         rules = [member.cost.backprop for member in self.members]
         if all(rule is not None and rule.recorded for rule in rules):
@@ -125,22 +133,12 @@ class ModelFamily:
                 member.cost.backprop.depths_between(mu, member.cost.mean_recurrences)  # type: ignore[union-attr]
                 for member in self.members
             ]
-            columns["backprop_depth"] = self._between(params, np.stack(depths, axis=-1))
+            columns["backprop_depth"] = between_sizes(self.sizes, params, np.stack(depths, axis=-1))
         return columns | dict(zip(named, others, strict=True))
 
     def tokens_for(self, flops: ArrayLike, params: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """Return the tokens that spend exactly `flops` in training."""
         return np.asarray(np.asarray(flops, dtype=float) / self.flops_per_token(params, mean_recurrence))
-
-    def _between(self, params: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Return `values` (..., members) interpolated linearly in log params (...)."""
-        if len(self.members) == 1:
-            return values[..., 0]
-        nodes, at = np.log(self.sizes), np.log(params)
-        first = np.clip(np.searchsorted(nodes, at, side="right") - 1, 0, len(nodes) - 2)
-        weight = (at - nodes[first]) / (nodes[first + 1] - nodes[first])
-        low, high = (np.take_along_axis(values, (first + step)[..., None], axis=-1)[..., 0] for step in (0, 1))
-        return np.asarray(low + weight * (high - low))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +160,10 @@ class DenseFamily:
         """See `ModelFamily.flops_per_token`."""
         return np.broadcast_arrays(self.cost.flops_per_token(params), np.asarray(mean_recurrence, dtype=float))[0]
 
+    def forward_flops_per_token(self, params: ArrayLike, recurrence: ArrayLike) -> np.ndarray:
+        """See `ModelFamily.forward_flops_per_token`."""
+        return self.cost.forward_flops_per_token(params, recurrence)
+
     def columns(
         self,
         params: ArrayLike,
@@ -178,6 +180,17 @@ class DenseFamily:
     def tokens_for(self, flops: ArrayLike, params: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:
         """See `ModelFamily.tokens_for`."""
         return np.asarray(np.asarray(flops, dtype=float) / self.flops_per_token(params, mean_recurrence))
+
+
+def between_sizes(sizes: Sequence[float], params: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return `values` (..., sizes) interpolated linearly in log params (...); beyond the sizes they go on as inside."""
+    if len(sizes) == 1:
+        return values[..., 0]
+    nodes, at = np.log(sizes), np.log(params)
+    first = np.clip(np.searchsorted(nodes, at, side="right") - 1, 0, len(nodes) - 2)
+    weight = (at - nodes[first]) / (nodes[first + 1] - nodes[first])
+    low, high = (np.take_along_axis(values, (first + step)[..., None], axis=-1)[..., 0] for step in (0, 1))
+    return np.asarray(low + weight * (high - low))
 
 
 def short_count(count: float) -> str:

@@ -9,7 +9,8 @@ from isoloop.fitting.isoflop.report import interval_text
 from isoloop.fitting.report.estimates import parameters
 from isoloop.fitting.report.full import bullets, held_out_text, law_text, misfit_text, mixture_texts, within_width
 from isoloop.fitting.report.layout import columns_of, filled, shortened
-from isoloop.fitting.sizes.result import FrontierPoint, Growth, LawComparison, Quantity, SizesFit
+from isoloop.fitting.sizes.result import FrontierPoint, Growth, LawComparison, SizesFit
+from isoloop.fitting.surface.quantity import Quantity
 
 COLUMNS, LINES = 80, 40
 Printable = Callable[[str], str]

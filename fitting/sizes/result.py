@@ -29,18 +29,10 @@ from isoloop.fitting.result import (
 from isoloop.fitting.selection.holdout import HeldOutError
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import LossSurface
 
 SIZES_FORMAT = "isoloop-sizes/1"
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A number with its 95% interval, None without draws."""
-
-    value: float
-    interval: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import math
 from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.answer.verdict import FEWEST_DOF, Undetermined, Verdict
 from isoloop.fitting.cost.family import short_count
-from isoloop.fitting.sizes.result import FrontierPoint, Quantity, SizesFit
+from isoloop.fitting.sizes.result import FrontierPoint, SizesFit
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import Range
 
 _MOST_OF_RANGE = 0.9

@@ -26,6 +26,8 @@ def minimise_on_box(
     point is not allowed. The first grid has `points` values per dimension, and each of the `zooms` a few about the best
     point so far, with half the width of the one before. An end of the box that is the best stays exactly that end.
     """
+    if not bounds:  # a box of one point
+        return _best(function, np.empty((1, 0)))
     low, high = np.array(bounds, dtype=float).T
     first, offsets = (
         np.array(list(product(np.linspace(-0.5, 0.5, count), repeat=len(low)))) for count in (points, _POINTS)

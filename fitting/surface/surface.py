@@ -216,7 +216,7 @@ class LossSurface:
         if not np.isfinite(least).all():
             raise ValueError("a best model needs one model that the limits allow, but they allow none; loosen one")
         size, loops = model(logs)
-        ends = np.array(bounds)
+        ends = np.array(bounds).reshape(-1, 2)
         at_end = np.isclose(logs, ends[:, 0], atol=1e-9) | np.isclose(logs, ends[:, 1], atol=1e-9)
         return SurfaceOptimum(
             params=size,

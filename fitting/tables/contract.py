@@ -60,7 +60,7 @@ class TableColumn:
     largest: float = INFINITE
 
 
-_COST, _SHAPE = "cost model", "effective parameters"
+_COST, _SHAPE, _INFERENCE = "cost model", "effective parameters", "needs at inference"
 
 COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("run_id", "text", "unique name of the run"),
@@ -84,6 +84,15 @@ COLUMNS: tuple[TableColumn, ...] = (
     TableColumn("effective_params_per_loop", "number", "parameters of the core", 0, True, group=_SHAPE),
     TableColumn("unique_tokens", "number", "distinct training tokens that the run could see", optional=True),
     TableColumn("epochs", "number", "passes over them: tokens / unique_tokens", optional=True),
+    TableColumn("inference_weights", "number", "all parameters, embeddings too", optional=True, group=_INFERENCE),
+    *(
+        TableColumn(f"inference_{name}", "number", meaning, 0, True, optional=True, group=_INFERENCE)
+        for name, meaning in (
+            ("cache_per_token_fixed", "cached keys and values outside the loop"),
+            ("cache_per_token_loop", "cached keys and values of a loop"),
+            ("activations_per_token", "numbers held per token of a pass"),
+        )
+    ),
     TableColumn("best_loss", "number", "lowest validation loss of the run's evaluations at T = mu", optional=True),
     TableColumn("best_step", "number", "step of best_loss", optional=True),
     TableColumn("tokenizer", "text", "tokenizer that tokens and losses are counted in", optional=True),
@@ -202,7 +211,7 @@ def check_presence(
 
 def _check_groups(table: pd.DataFrame) -> None:
     """Raise ValueError unless a table has all columns of a group or none."""
-    for group in (_COST, _SHAPE):
+    for group in (_COST, _SHAPE, _INFERENCE):
         names = [column.name for column in COLUMNS if column.group == group]
         absent = [name for name in names if name not in table]
         if absent and len(absent) < len(names):

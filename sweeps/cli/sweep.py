@@ -198,7 +198,7 @@ def run(
 
         prepared = prepare(config, folders, progress)
     cells, runs = prepared.plan.cells, counted_runs(len(prepared.plan.cells))
-    console.print(f"{config.name}: {runs}, {prepared.plan.flops:.3g} FLOPs, results in {folders.sweep}")
+    console.print(f"{config.name}: {runs}, {prepared.plan.trained_flops:.3g} FLOPs, results in {folders.sweep}")
     for line in [*describe_corpora(prepared.corpora.values()), *prepared.plan.left_out_lines()]:
         console.print(line, markup=False)
 

@@ -48,6 +48,7 @@ UNUSED_ROOM_SECONDS = 1.0  # free room that a waiting attempt hasn't taken for s
 UNUSABLE_ROOM_SECONDS = 15.0  # and after so long it is of no use to runs as large
 WAIT_EVENT_SECONDS = 30.0  # so long may everything wait before it is said
 STORAGE_DELAY_SECONDS = 60.0
+LOOKS_APART = 20  # pause between two looks at the trunks' folders, in units of the time that a look takes
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
 MOST_LISTED = 60  # runs done by an earlier driver; more are only counted
@@ -164,6 +165,7 @@ class Engine:
         self.held: dict[int, _RunState] = {}  # runs whose trunk has not reached the place where they leave it
         self.cancelled: list[Cell] = []
         self.last_check = self.last_backfill = self.last_node_scan = time.monotonic()
+        self.next_look = 0.0
         self.none_begun_since: float | None = None
         self.starving_since: float | None = None
         self.note: str | None = None
@@ -274,7 +276,8 @@ class Engine:
         if now - self.last_check >= RUN_CHECK_SECONDS:
             self.last_check = now
             self._check_heartbeats(now)
-            self._release_held()
+            if now >= self.next_look:
+                self._release_held()
         if now - self.last_node_scan >= NODE_SCAN_SECONDS:
             self.last_node_scan = now
             self._scan_nodes(now)
@@ -287,7 +290,9 @@ class Engine:
 
     def _release_held(self) -> None:
         """Queue the runs whose trunk has saved the state that they start from, or won't do so any more."""
+        began = time.monotonic()
         origins = self.trunks.origins([run.cell for run in self.held.values()], self.outcome.failed)
+        self.next_look = time.monotonic() + LOOKS_APART * (time.monotonic() - began)
         for run in self.held.values():
             run.origin = origins[run.cell.run_id]
         released = [run for run in self.held.values() if not run.origin.waits]

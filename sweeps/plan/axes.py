@@ -38,8 +38,9 @@ RESERVED = frozenset([
     "budget", "loss", "flops_per_token_fixed", "flops_per_token_forward_loop", "flops_per_token_backward_loop",
     "forward_loops", "backward_loops", "effective_params_fixed", "effective_params_per_loop", "tokenizer",
     "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
-    "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds", "group", "trial",
-    "rate_extrapolated", "rate_nats",
+    "inference_weights", "inference_cache_per_token_fixed", "inference_cache_per_token_loop",
+    "inference_activations_per_token", "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds",
+    "group", "trial", "rate_extrapolated", "rate_nats",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 

@@ -1,5 +1,6 @@
 """From a sweep's configuration to its runs: steps, expected cost, and the reason for each cell that is left out."""
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -28,6 +29,7 @@ from isoloop.trainer.accounting import (
     steps_for,
 )
 from isoloop.trainer.config import LARGEST_INTEGER, DataConfig, DepthConfig, ModelConfig, RecurrenceConfig, RunSpec
+from isoloop.trainer.memory import inference_numbers
 from isoloop.trainer.recurrence import RecurrenceSampler
 
 TOLERANCE = 0.01
@@ -526,6 +528,7 @@ def spec_columns(spec: RunSpec, accounting: Accounting) -> dict[str, Any]:
         "seed": spec.seed,
         "mean_recurrence": spec.recurrence.mean,
         **cost_model_columns(spec.model, spec.recurrence, accounting),
+        **inference_columns(spec.model),
     }
 
 
@@ -548,3 +551,8 @@ def cost_model_columns(model: ModelConfig, recurrence: RecurrenceConfig, account
         "effective_params_fixed": parameters.effective_fixed,
         "effective_params_per_loop": parameters.effective_per_loop,
     }
+
+
+def inference_columns(model: ModelConfig) -> dict[str, float]:
+    """Return the columns of the run table that say what a model needs of a device at inference."""
+    return {f"inference_{name}": value for name, value in dataclasses.asdict(inference_numbers(model)).items()}

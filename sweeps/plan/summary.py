@@ -211,10 +211,10 @@ def _trunk_savings(plan: Plan, done: "Results") -> str:
         f"{branches} of {len(plan.cells)} runs branch off a longer one: {plan.trained_flops:.4g} FLOPs are trained, "
         f"{1 - plan.trained_flops / plan.flops:.1%} less; each alone: {sum(map(_hours, apart.cells)):,.3g} {unit} hours"
     ) + ("" if price is None else f", {price:,.2f}")
-    starts = [[c.origin.step for c in group if c.run_id not in done] for group in trunk_groups(plan.cells)]
-    alone = sum(max(0, steps.count(0) - 1) for steps in starts)
+    shorter = [cell for group in trunk_groups(plan.cells) for cell in group[1:]]
+    alone = sum(cell.origin.step == 0 and cell.run_id not in done for cell in shorter)
     if alone:
-        text += f"; {counted_runs(alone)} must train alone, as a longer one has passed that step and left no state"
+        text += f"; {counted_runs(alone)} must train alone, as the longer ones have passed that step and left no state"
     return text
 
 

@@ -18,7 +18,7 @@ from isoloop.fitting.tables.mapping import NAMES, ColumnSource, map_table, parse
 from isoloop.fitting.tables.reading import RawTable, read_raw, to_numbers
 from isoloop.sweeps.config.yaml_text import read_yaml
 from isoloop.sweeps.messages import broken_rule, broken_rules, did_you_mean
-from isoloop.sweeps.plan.grid import cost_model_columns
+from isoloop.sweeps.plan.grid import cost_model_columns, inference_columns
 from isoloop.trainer.accounting import Accounting, expected_loops
 from isoloop.trainer.config import SIZES, Config, DepthConfig, ModelConfig, RecurrenceConfig
 
@@ -516,7 +516,7 @@ def _cost_of(
     drawn["backprop_depth"] = drawn["backprop_depth"] or backprop_depth
     recurrence = RecurrenceConfig(mean=mean, **drawn)
     loops = dict(zip(_LOOPS, expected_loops(recurrence, accounting), strict=True))
-    return cost_model_columns(_model(model), recurrence, accounting) | loops
+    return cost_model_columns(_model(model), recurrence, accounting) | loops | inference_columns(_model(model))
 
 
 @cache

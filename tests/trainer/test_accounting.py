@@ -94,6 +94,19 @@ def test_exact_accounting_equals_torchs_counter(config, depth):
     assert training_flops(config, loops, depth) == round(expected)
 
 
+@EACH_SHAPE
+def test_a_forward_pass_costs_a_third_of_what_runs_once_and_its_loops(config):
+    """As the fits count inference, against torch's counter of a pass of 5 loops."""
+    model, loops = build_model(config), 5 if config.is_looped else 1
+    model.initialise(0)
+    tokens = torch.randint(0, config.vocabulary, (1, config.context))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        list(model.logits(tokens, [loops], torch.zeros(1, config.context, config.width)))
+    cost = loop_cost(config, "exact")
+    expected = config.context * (cost.fixed / 3 + (loops if config.is_looped else 0) * cost.per_forward_loop)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.03 if config.injection == "concat" else 1e-12)
+
+
 def test_the_core_runs_as_often_as_the_loops_say():
     """Beyond one loop each, a batch costs, to the FLOP, the sum of its further loops: no sequence is masked."""
     config, depth = SHAPES["odd"], 3

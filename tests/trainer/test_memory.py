@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
-from isoloop.trainer.memory import INDEX, estimate_memory, largest_micro_batch
+from isoloop.trainer.memory import INDEX, estimate_memory, inference_numbers, largest_micro_batch
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.optim import make_optimizers
 
@@ -180,3 +180,28 @@ def test_it_is_cheap_enough_for_ten_thousand_cells():
 
     all_cells()
     assert min(timeit.repeat(all_cells, number=5, repeat=5)) / 5 / 64 < 60e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_numbers_at_inference_are_those_of_the_module(shape, kind):
+    config = ModelConfig(**SHAPES[shape], **MODELS[kind])
+    model, loops = build_model(config), 4 if config.is_looped else 1
+    model.initialise(0)
+    tokens = torch.randint(0, config.vocabulary, (SEQUENCES, config.context))
+    h0 = model.initial_state(range(SEQUENCES), config.context)
+    cached = []
+    for name, part in model.named_modules():
+        if name.endswith(("attention.key", "attention.value")):
+            part.register_forward_hook(lambda part, inputs, output: cached.append(output.numel()))
+    with torch.no_grad(), LiveTensors([*model.parameters(), *model.buffers(), tokens]) as live:
+        assert [recurrence for recurrence, _ in model.final_states(tokens, [loops], h0)] == [loops]
+    numbers = inference_numbers(config)
+    assert numbers.weights == sum(parameter.numel() for parameter in model.parameters())
+    per_token = numbers.cache_per_token_fixed + loops * numbers.cache_per_token_loop
+    if not config.is_looped:
+        assert numbers.cache_per_token_loop == 0
+        per_token = numbers.cache_per_token_fixed
+    assert tokens.numel() * per_token == sum(cached)
+    measured = live.peak / 4 / tokens.numel() + (config.width if config.is_looped else 0)  # h_0 was there before
+    assert measured <= numbers.activations_per_token <= 1.1 * measured

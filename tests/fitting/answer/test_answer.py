@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from isoloop.fitting import answer, fit_sweep, predict, simulate_table
+from isoloop.fitting.answer.device import DeviceNeeds, Held
+from isoloop.fitting.answer.limits import Limits
+from isoloop.fitting.answer.verdict import Undetermined
 from isoloop.fitting.simulate import PUBLISHED_TRUTH
-from tests.fitting.answer.surfaces import ISO_DEPTH, SurfaceFit, dense_surface, looped_surface
+from tests.fitting.answer.surfaces import SurfaceFit, dense_surface, looped_surface
 
 BUDGETS, RECURRENCES = (1e18, 4e18, 16e18, 64e18), (1, 2, 4, 8, 12)
 
@@ -87,11 +89,35 @@ def test_dense_models_have_no_loops_and_surfaces_of_several_sizes_have_all_axes(
 
 
 def test_what_the_runs_do_not_determine_is_said_in_place_of_the_best_model():
-    wild = answer(SurfaceFit(surface=looped_surface(np.array([*ISO_DEPTH[:5], 1.2]), scatter=0.3)), 1e20)
-    assert wild.sentences[0].startswith("Not determined by these runs: the best model")
-    assert "it is not determined" in wild.report()
-    few = answer(SurfaceFit(surface=dense_surface(rows=6)), 1e20)
-    assert "6 runs for the 5 parameters of the chinchilla law leave too few degrees" in few.sentences[0]
+    missing = Undetermined(subject="the best size", reason="it is at the end of the search", advice="larger sizes")
+    wild = answer(SurfaceFit(surface=looped_surface(), undetermined=(missing,)), 1e20)
+    assert wild.sentences[0] == str(missing)
+    assert "(details: it is not determined)" in wild.report()
+
+
+def test_under_limits_an_answer_names_the_best_model_what_they_cost_and_what_more_would_break():
+    held = (Held(weights=1e8, activations=1e3), Held(weights=1e9, activations=1e4))
+    limits = Limits(memory=3e8, unique_tokens=1e10, needs=DeviceNeeds(sizes=(1e8, 1e9), held=held))
+    result = answer(SurfaceFit(surface=looped_surface(scatter=0.01, draws=20)), 1e20, limits=limits)
+    best, price, _ = result.sentences
+    assert best.startswith("The best model for 1e+20 FLOPs in 0.3 GB at 2048 tokens of context, from 1e+10 tokens")
+    assert "loops at test time" in best
+    assert result.limited.best.flops < 1e20
+    assert f"trained on 1e+10 tokens (1e+10 to 1e+10) with {result.limited.best.flops:.3g} FLOPs" in best
+    assert re.search(
+        r"The limits cost .* nats against the best model without them \(memory alone .*, text alone", price
+    )
+    assert "the model uses up its memory and text" in price
+    rows = {row["the next FLOPs buy"]: row["buys most"] for row in result.rows()}
+    assert rows["more parameters alone"] == "beyond the limit of memory"
+    assert rows["more tokens alone"] == "beyond the limit of text"
+    assert "refits" in rows["more loops alone"]
+    assert json.loads(result.to_json())["limited"]["best"]["memory"] == pytest.approx(3e8)
+    served = answer(SurfaceFit(surface=dense_surface(scatter=0.01)), 1e20, limits=Limits(served_tokens=5e11))
+    assert re.search(r"served as much, \d+% more FLOPs in all \(\d+% to \d+%\)", served.sentences[1])
+    timed = answer(SurfaceFit(surface=dense_surface()), limits=Limits(seconds=1e5, flops_per_second=1e15))
+    assert timed.flops == pytest.approx(1e20)
+    assert "Every FLOP takes the same time, whether of loops or of width." in timed.report()
 
 
 def test_without_refits_there_are_numbers_and_no_chances():

@@ -5,10 +5,13 @@ import json
 
 import pytest
 
+from isoloop.sweeps.execution.status import read_status, write_manifest
 from isoloop.sweeps.execution.trunks import Trunks, with_origins
 from isoloop.sweeps.plan.packing import Node
+from isoloop.sweeps.plan.trunks import Origin
 from isoloop.trainer.run.branch import BRANCHES
 from isoloop.trainer.run.checkpoint import checkpoints
+from isoloop.trainer.run.journal import Journal
 from tests.sweeps.execution import test_engine
 from tests.sweeps.execution.test_engine import Trial
 from tests.sweeps.execution.virtual import BROKEN, LOST, Act
@@ -146,3 +149,20 @@ def test_a_shorter_run_that_comes_later_trains_alone(trial):
     trial.cells, trial.cluster.seconds = [new], {new.run_id: 50.0}
     trial.run()
     assert new.run_id in trial.outcome.results
+
+
+def test_the_share_that_is_done_is_of_what_the_runs_train(folders):
+    """The branch trains 49 of its 100 steps, and the longer one all of its 200; all steps cost the same."""
+    cells = with_origins(plan(100, 200), folders).cells
+    write_manifest(cells, folders)
+    journal = Journal(folders.run(cells[1].run_id) / "journal.jsonl")
+    journal.event("branched", trunk=cells[0].run_id, step=51)
+    journal.metrics(75, {"train_loss": 1.0})
+    journal.close()
+    status = read_status(folders)
+    assert status.flops == pytest.approx(249 * cells[0].flops / 200)
+    assert status.share == pytest.approx(24 / 249)
+    again = with_origins(plan(100, 200), folders)
+    assert again.cells[1].origin == Origin(51, cells[0].run_id, waits=True)  # it has no checkpoint yet
+    (folders.run(cells[1].run_id) / "checkpoints" / "00000070").mkdir(parents=True)
+    assert with_origins(again, folders).cells[1].origin == Origin(51, cells[0].run_id)
