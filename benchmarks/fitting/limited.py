@@ -8,14 +8,18 @@ functions and fitted by scipy from random starts, by the same objective.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from benchmarks.fitting.results import table as table_of
-from isoloop.fitting import law_named, point_estimate
+from isoloop.fitting import PUBLISHED_TRUTH, fit_law, law_named, point_estimate
+from isoloop.fitting.cost import DenseCost
+from isoloop.fitting.selection.mixture import law_mixture
+from isoloop.fitting.simulate import published_cost_model
 from isoloop.fitting.tables.runs import law_data, read_runs
 
 FILE = "data_constrained_train.csv"
@@ -25,6 +29,10 @@ _SIZE, _TOKENS, _TEXT, _AGAIN = 2e8, 5e9, 1e9, 30.0
 """Units in which parameters, tokens, unique tokens and repetitions are of order 1."""
 _CHINCHILLA = [(-1.0, 1.0), (-2.0, 0.5), (-2.3, -0.3), (-2.0, 0.5), (-2.3, -0.3)]
 _WORTH, _EXPONENT, _SMALL = (1.0, 5.0), (-2.0, 0.5), (-5.0, 0.0)
+_TRUTH = np.array([1.8, 400.0, 1800.0, 0.34, 0.36, 6e7, 0.75])
+"""The sized law of simulated tables: R* of 60 at 1e8 parameters, 11 at 1e9."""
+_SCATTER = 0.003
+_PUBLISHED_WORTH = 15.4
 Columns = Mapping[str, np.ndarray]
 
 
@@ -88,7 +96,7 @@ FORMS = (
     ),
     Form(
         name="R* fixed at the published 15.4",
-        loss=lambda p, data: chinchilla(p, data["size"], effective(data, 15.4)),
+        loss=lambda p, data: chinchilla(p, data["size"], effective(data, _PUBLISHED_WORTH)),
         starts=_CHINCHILLA,
     ),
     Form(
@@ -160,11 +168,18 @@ def run(folder: Path) -> str:
     data["size"], data["text"] = data["params"] / _SIZE, data["seen"] / _TEXT
     held_out = splits(data)
 
-    def by_law(name: str) -> Callable[[Columns, Columns], np.ndarray]:
+    def by_law(name: str, least: float = 0.0) -> Callable[[Columns, Columns], np.ndarray]:
         law = law_named(name)
-        return lambda fitted, rows: law.loss(point_estimate(law, fitted).parameters, rows)
 
-    methods = {f"`{name}`": by_law(name) for name in LAWS} | {form.name: form.predicted for form in FORMS}
+        def predicted(fitted: Columns, rows: Columns) -> np.ndarray:
+            large = {column: values[fitted["flops"] >= least] for column, values in fitted.items()}
+            return law.loss(point_estimate(law, large).parameters, rows)
+
+        return predicted
+
+    methods = {f"`{name}`": by_law(name) for name in LAWS}
+    methods["`sized-effective-tokens`, fitted without runs below 1e18 FLOPs"] = by_law("sized-effective-tokens", 1e18)
+    methods |= {form.name: form.predicted for form in FORMS}
     rows: list[tuple[str, ...]] = []
     for name, predicted in methods.items():
         errors, sizes = [], []
@@ -179,4 +194,63 @@ def run(folder: Path) -> str:
         f"Mean absolute error in percent, and root mean square error in nats, of the held-out runs of {FILE} "
         f"({len(data['loss'])} runs; held out: {counts}). Huber, delta 1e-3, on log loss. `mean` is the geometric mean "
         "of the percentages.\n\n" + table_of(("law or form", *held_out, "mean"), rows)
+    )
+
+
+def coverage(*, sweeps: int = 100, draws: int = 100) -> str:
+    """Return how often 95% intervals hold the truth in simulated tables of dense models on texts of three sizes."""
+    law, cost, budget = law_named("sized-effective-tokens"), DenseCost(unique_tokens=1e9), 1e21
+    sizes, unique = np.geomspace(2e7, 1e9, 5), (1e8, 5e8, 2.5e9)
+    grid = np.meshgrid(sizes, np.geomspace(1e9, 2e10, 4), unique, indexing="ij")
+    rows = dict(zip(("params", "tokens", "unique_tokens"), (axis.ravel() for axis in grid), strict=True))
+    due = law.loss(_TRUTH, rows)
+    best = law.optimum(_TRUTH, cost, budget, (1e6, 1e12))
+    beyond = {
+        f"L(1e9, 1e11, U = {text:.0e})": {
+            name: np.array([value]) for name, value in zip(rows, (1e9, 1e11, text), strict=True)
+        }
+        for text in (1e9, 1e11)
+    }
+    names = (*law.parameter_names, *beyond, "N*(1e21, U = 1e9)")
+    held: dict[str, int] = dict.fromkeys(names, 0)
+    widths: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(sweeps):
+        scatter = np.exp(np.random.default_rng(seed).normal(0, _SCATTER, len(due)))
+        fit = fit_law(law, {**rows, "loss": due * scatter}, draws=draws, seed=seed, kind="rows")
+        found: dict[str, tuple[Any, float]] = {
+            p.name: (p.interval, truth) for p, truth in zip(fit.parameters, _TRUTH, strict=True)
+        }
+        for name, at in beyond.items():
+            low, high = fit.loss_interval(at, measured=False) or (np.zeros(1), np.zeros(1))
+            found[name] = (float(low[0]), float(high[0])), float(law.loss(_TRUTH, at)[0])
+        found[names[-1]] = law_mixture([fit]).optimum(cost, budget, (1e6, 1e12)).interval_of("at"), float(best.at)
+        for name, (span, truth) in found.items():
+            held[name] += span[0] <= truth <= span[1]
+            widths[name].append(span[1] / span[0] if span[0] > 0 else np.inf)
+    lines = [(name, f"{100 * held[name] / sweeps:.0f}%", f"{np.median(widths[name]):.3g}") for name in names]
+    return (
+        f"Share of {sweeps} simulated tables ({len(due)} runs, {len(sizes)} sizes, texts of "
+        f"{', '.join(f'{text:.0e}' for text in unique)} tokens, up to 200 epochs, scatter {100 * _SCATTER:g}%, the "
+        f"law's own form) whose 95% interval holds the truth; redrawn rows, {draws} draws. *ratio* is the median of "
+        "upper over lower end.\n\n" + table_of(("quantity", "held", "ratio"), lines)
+    )
+
+
+def best_recurrences() -> str:
+    """Return the best mean recurrence of the published 140m model by budget and text, by a law with a known R*."""
+    law, texts = law_named("looped-effective-tokens"), (np.inf, 1e10, 3e9, 1e9, 3e8, 1e8)
+    truth = np.array([getattr(PUBLISHED_TRUTH, name) for name in ("E", "X", "Y", "x", "y")] + [_PUBLISHED_WORTH])
+    cost = published_cost_model()
+    lines = []
+    for budget in (1e18, 1e19, 6.4e19):
+        on = [cost if np.isinf(text) else replace(cost, unique_tokens=text) for text in texts]
+        best = [law.optimum(truth, each, budget) for each in on]
+        epochs = [float(each.tokens) / text for each, text in zip(best, texts, strict=True)]
+        cells = [f"{float(each.at):.3g} ({seen:.2g})" for each, seen in zip(best, epochs, strict=True)]
+        lines.append((f"{budget:.2g}", *cells))
+    head = ("FLOPs", "new text", *(f"U = {text:.0e}" for text in texts[1:]))
+    return (
+        "What the law says of looped models, before any run of ours: the best mean recurrence (and the epochs there) "
+        "of the published 140m model by its training law with R* = 15.4 for all loops. Overfitting goes with unique "
+        "parameters here; if it went with effective ones, more loops would gain less.\n\n" + table_of(head, lines)
     )
