@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 FEATURES = {"flops": "C", "mean_recurrence": "µ", "params": "N"}
 """What the best rates may depend on (FLOPs, loops, distinct parameters without embeddings), with their symbols."""
 WINDOW = 4.0
 """Trials beyond this factor of the best rate of their cell don't count: the loss is no parabola there."""
 DRAWS = 2000
+SIGNIFICANT = 0.05
 _ROUNDS = 12
 _RANGE_TOLERANCE = 1.01
 
@@ -73,6 +75,8 @@ class RateLaw:
         dof: trials that count, less the fitted numbers.
         cells: distinct combinations of features.
         trials: trials with a loss.
+        misfit: p-value of the F-test of the power law against best rates of each cell's own; None without spare
+            trials or with no more cells than exponents to test.
         trials_used: those within `WINDOW` of the best rates of their cell.
     """
 
@@ -88,6 +92,7 @@ class RateLaw:
     cells: int
     trials: int
     trials_used: int
+    misfit: float | None = None
 
     @property
     def curvature(self) -> np.ndarray:
@@ -135,9 +140,7 @@ class RateLaw:
 
         The expected excess is 1/2 tr(K^-1 Cov(B z - K x)): the gradient at the chosen rates x is linear in K and B.
         """
-        z = np.array([1.0, *(math.log(features[name]) for name in self.features)])
-        z[1:] -= self.centre_features
-        count = len(self.rates)
+        z, count = self._features(features), len(self.rates)
         best = _optimum(np.asarray(self.coefficients), z, count)
         intervals, nats = {}, None
         beyond = {name: factor for name, ends in self.ranges.items() if (factor := _beyond(features[name], *ends)) > 1}
@@ -150,9 +153,17 @@ class RateLaw:
             gradient = _gradient(z, best)
             spread = gradient @ np.asarray(self.covariance) @ gradient.T
             nats = float(0.5 * np.trace(np.linalg.solve(self.curvature, spread)))
-        logs = best + np.asarray(self.centre_rates)
-        rates = {name: math.exp(log) for name, log in zip(self.rates, logs, strict=True)}
-        return BestRates(rates=rates, intervals=intervals, nats=nats, beyond=beyond, unknown=unknown)
+        return BestRates(rates=self.best_at(features), intervals=intervals, nats=nats, beyond=beyond, unknown=unknown)
+
+    def best_at(self, features: Mapping[str, float]) -> dict[str, float]:
+        """Return the best rates of a run with these features, by name."""
+        best = _optimum(np.asarray(self.coefficients), self._features(features), len(self.rates))
+        return {name: math.exp(log) for name, log in zip(self.rates, best + self.centre_rates, strict=True)}
+
+    def _features(self, features: Mapping[str, float]) -> np.ndarray:
+        """Return z, from the centre."""
+        logs = [math.log(features[name]) for name in self.features]
+        return np.array([1.0, *(np.subtract(logs, self.centre_features))])
 
     def report(self) -> list[str]:
         """Return the law in words, line by line: exponents, cost of a wrong rate, and what the trials don't tell."""
@@ -179,6 +190,11 @@ class RateLaw:
         if fixed:
             lines.append(
                 f"not known: how the best rates depend on {' and '.join(fixed)}, of which the trials have one value"
+            )
+        if self.misfit is not None and self.misfit < SIGNIFICANT:
+            lines.append(
+                f"the best rates of the cells are no power law (F-test, p = {self.misfit:.2g}): beyond the trials they "
+                "are less certain than their intervals say; tune nearer to the runs"
             )
         share = self.share_with_minimum
         if share is not None and share < 0.975:
@@ -234,11 +250,9 @@ def fit_rate_law(
             break
         off = np.abs(x - np.stack([_optimum(fitted[0], row, count) for row in z])).max(axis=1)
         near = off <= math.log(window) + 1e-9
-        again = (
-            None
-            if (near == used).all() or not near.any()
-            else _least_squares(x[near], z[near], cells[near], loss[near])
-        )
+        if (near == used).all() or not near.any():
+            break
+        again = _least_squares(x[near], z[near], cells[near], loss[near])
         if again is None or again[3] < 1 or not _has_minimum(again[0], count).all():
             break
         used, fitted = near, again
@@ -266,7 +280,18 @@ def fit_rate_law(
         cells=len(np.unique(cells)),
         trials=len(x),
         trials_used=int(used.sum()),
+        misfit=_misfit(x[used], cells[used], loss[used], noise, dof),
     )
+
+
+def _misfit(x: np.ndarray, cells: np.ndarray, loss: np.ndarray, noise: float | None, dof: int) -> float | None:
+    """Return the p-value of the law's squares against those of a fit in which each cell has its own best rates."""
+    free = _least_squares(x, (cells[:, None] == np.unique(cells)).astype(float), cells, loss)
+    if noise is None or free is None or not free[2] or free[3] >= dof:
+        return None
+    squares, more = free[2] ** 2 * free[3], dof - free[3]
+    ratio = (noise**2 * dof - squares) / more / free[2] ** 2
+    return float(stats.f.sf(ratio, more, free[3]))
 
 
 def _least_squares(

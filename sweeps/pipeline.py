@@ -15,7 +15,7 @@ from isoloop.sweeps.execution.trunks import with_origins
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
-from isoloop.sweeps.plan.grid import Plan, PlannedCorpus, grid_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.grid import CorpusLookup, Plan, PlannedCorpus, grid_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.rates import tuned_rates
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
@@ -73,6 +73,18 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         plan = plan_sweep(sweep, simulated_corpus, progress)
         return PreparedSweep(plan=with_origins(plan, folders), corpora={})
     corpora: dict[DataConfig, Corpus] = {}
+    plan = with_origins(
+        plan_sweep(sweep, corpus_lookup(folders, corpora, progress), progress, tuned_rates(sweep, folders)), folders
+    )
+    for data, context, vocabulary in {
+        (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
+    }:
+        corpora[data].check(context, vocabulary)
+    return PreparedSweep(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
+
+
+def corpus_lookup(folders: Folders, corpora: dict[DataConfig, Corpus], progress: Progress) -> CorpusLookup:
+    """Return what gives the facts of the corpus of a data configuration, which is prepared and put into `corpora`."""
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
         if data.whole not in corpora:
@@ -83,12 +95,7 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         corpus = corpora[data.whole].first(data.unique_tokens)
         return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
 
-    plan = with_origins(plan_sweep(sweep, corpus_of, progress, tuned_rates(sweep, folders)), folders)
-    for data, context, vocabulary in {
-        (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
-    }:
-        corpora[data].check(context, vocabulary)
-    return PreparedSweep(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
+    return corpus_of
 
 
 def train_sweep(

@@ -105,6 +105,9 @@ class ModelConfig(Config):
         block: `pre-norm`; `residual-norm`, which adds a norm after each residual sum (Geiping et al. 2025); or
             `module:Class` for your own.
         prelude_norm: normalise the prelude's output before it is injected (RDM doesn't).
+        residual_scale: λ by which each residual branch of the core is scaled to λ / (µ_rec sqrt(L_R)), for pre-norm
+            blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
+            arXiv:2606.18524). By default branches aren't scaled.
     """
 
     width: PositiveInt = 16
@@ -120,6 +123,17 @@ class ModelConfig(Config):
     state_init: Literal["zero", "normal", "like-init"] = "like-init"
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
+    residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _check_residual_scale(self) -> Self:
+        if self.residual_scale is not None and not (self.is_looped and self.block == "pre-norm"):
+            raise ValueError(
+                "residual_scale is for the loop of pre-norm blocks, but got "
+                f"residual_scale={self.residual_scale:g}, injection='{self.injection}', block='{self.block}'; leave it "
+                "out, or choose an injection and block: pre-norm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

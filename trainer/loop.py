@@ -107,7 +107,11 @@ def _run_training(
     if ranks.is_first:
         write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
-    model = build_model(spec.model, recompute_loops=execution.activation_checkpointing)
+    model = build_model(
+        spec.model,
+        mean_recurrence=spec.recurrence.mean,
+        recompute_loops=execution.activation_checkpointing,
+    )
     model.initialise(spec.seed)
     model.to(execution.device)
     optimizers = make_optimizers(model, spec.optimizer)

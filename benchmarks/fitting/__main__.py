@@ -82,6 +82,25 @@ def limited(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 10
         typer.echo(f"limited is skipped: the runs are not at {data / benchmark.FILE}; give their folder as --data")
 
 
+@app.command()
+def design(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 100, cache: Cache = CACHE) -> None:
+    """Compare the intervals of sweeps that are designed in rounds with those of the published grid."""
+    from benchmarks.fitting import next_runs as benchmark
+
+    _write(results, "design", benchmark.run(cache, sweeps=sweeps, draws=draws))
+
+
+@app.command()
+def design_farseer(data: Folder = DATA, results: Results = RESULTS, seeds: Sweeps = 10) -> None:
+    """Compare designs of 1, 5 and 10% of the cost of a public table's runs by the error at its largest runs."""
+    from benchmarks.fitting import farseer as benchmark
+
+    if benchmark.table_of(data).is_file():
+        _write(results, "design-farseer", benchmark.run(data, seeds=seeds))
+    else:
+        typer.echo(f"design-farseer is skipped: there is no {benchmark.table_of(data)}")
+
+
 @app.command("all")
 def everything(
     data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE

@@ -23,6 +23,8 @@ _RESULTS = Results(
         "coverage": "Coverage",
         "held-out": "Held-out",
         "limited": "Text that runs out",
+        "design": "Next runs, designed",
+        "design-farseer": "Next runs of a public pool, designed",
     },
     module="benchmarks.fitting",
 )

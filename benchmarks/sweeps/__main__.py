@@ -20,6 +20,7 @@ SECTIONS = Results(
         "virtual": "In virtual time",
         "planning": "Planning",
         "proposals": "Proposals",
+        "rates": "Rates that travel",
         "trunks": "Trunks",
     },
     module="benchmarks.sweeps",
@@ -78,6 +79,14 @@ def proposals(results: File = RESULTS, studies: Studies = 100) -> None:
 
 
 @app.command()
+def rates(results: File = RESULTS, studies: Studies = 100) -> None:
+    """Measure how well the best rate at 8 times the compute is known from a tuning in several cells, and in one."""
+    from benchmarks.sweeps import rates as benchmark
+
+    _write(results, "rates", benchmark.run(studies=studies))
+
+
+@app.command()
 def trunks(
     results: File = RESULTS,
     seeds: Annotated[int, typer.Option("--seeds", min=2, help="seeds of the runs with another weight decay")] = 5,
@@ -93,6 +102,7 @@ def everything(results: File = RESULTS) -> None:
     """Run all benchmarks."""
     planning(results)
     proposals(results)
+    rates(results)
     virtual(results)
     trunks(results)
     ray(results)

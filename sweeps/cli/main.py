@@ -10,6 +10,7 @@ import typer
 from isoloop import __version__
 from isoloop.sweeps.cli.answer import answer
 from isoloop.sweeps.cli.console import use_terminal_encoding
+from isoloop.sweeps.cli.design import design
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import BROKEN_RULE, EXIT_CODES, FAULT, INTERRUPTED
@@ -54,6 +55,7 @@ for command in (
     answer,
     predict,
     choose,
+    design,
     compare,
     figure,
     stability,

@@ -79,9 +79,9 @@ class TunedRates:
             optimizer = OptimizerConfig(**(spec.optimizer.model_dump() | rates))
             own = _settings(spec, accounting)
             differences = tuple(
-                "another text" if path == _TEXT else f"{path} = {own.get(path)} instead of {value}"
-                for path, value in self.settings.items()
-                if own.get(path) != value
+                "another text" if path == _TEXT else f"{path} = {own.get(path)} instead of {self.settings.get(path)}"
+                for path in {**self.settings, **own}
+                if own.get(path) != self.settings.get(path)
             )
             self._runs[key] = RunRates(optimizer=optimizer, best=best, differences=differences)
         return self._runs[key]

@@ -72,7 +72,7 @@ def propose_rates(space: SearchSpace, trials: Sequence[Trial], seed: int, *, at_
         logs = low + (high - low) * (0.5 + INNER * (share - 0.5))
         comparable = trials
     else:
-        best = law.at(space.features[index]).rates
+        best = law.best_at(space.features[index])
         directions = _directions(len(paths))
         logs = np.clip(np.log([best[path] for path in paths]), low, high)
         logs += math.log(STEP) * directions[counts[index] % len(directions)]

@@ -86,6 +86,19 @@ def test_far_trials_do_not_count():
         assert each.interval[0] < truth < each.interval[1]
 
 
+def test_best_rates_that_are_no_power_law_are_told():
+    """With three mean recurrences a bend in log µ shows; on the law itself 5% of the tests say so by chance."""
+    cells = [(budget, mean) for budget in (1e10, 4e10) for mean in (1, 4, 16)]
+    rates, features, losses = trials(noise=0.002, cells=cells)
+    assert fit_rate_law(rates, features, losses).misfit > 0.05
+    bend = 0.25 * np.log(features["mean_recurrence"] / 4) ** 2
+    off = np.log(rates["lr"] / best_rate(features["flops"], features["mean_recurrence"]))
+    bent = losses + CURVATURE / 2 * ((off + bend) ** 2 - off**2)
+    law = fit_rate_law(rates, features, bent)
+    assert law.misfit < 1e-3
+    assert "the best rates of the cells are no power law" in "\n".join(law.report())
+
+
 def test_one_cell_knows_no_exponent():
     law = fit_rate_law(*trials(noise=0.002, cells=[(4e10, 2)], per_cell=12))
     assert law.exponents == []

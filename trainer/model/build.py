@@ -1,26 +1,35 @@
 """Construction and compilation of a model."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.language_model import LanguageModel, run_blocks
-from isoloop.trainer.model.layers import Rotary
+from isoloop.trainer.model.layers import PreNormBlock, Rotary
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.model.transformer import Transformer
 
 MAX_GRAPHS = 16
 
 
-def build_model(config: ModelConfig, *, recompute_loops: bool = False) -> LanguageModel:
+def build_model(config: ModelConfig, *, mean_recurrence: int = 1, recompute_loops: bool = False) -> LanguageModel:
     """Build the model that `config` describes; its weights aren't drawn yet.
+
+    `mean_recurrence` (µ_rec) matters only for `config.residual_scale`.
 
     Raises:
         ValueError: `recompute_loops` (activation checkpointing) is set for a model without a loop, or a class of the
             user's own can't be imported.
     """
     if config.is_looped:
-        return Parcae(config, recompute_loops=recompute_loops)
+        model = Parcae(config, recompute_loops=recompute_loops)
+        if config.residual_scale is not None:
+            for block in model.core:
+                assert isinstance(block, PreNormBlock)
+                block.branch_scale = config.residual_scale / (mean_recurrence * math.sqrt(config.core_layers))
+        return model
     if recompute_loops:
         raise ValueError(
             "activation checkpointing needs a loop, but got a fixed-depth Transformer (injection: none), which has "

@@ -108,7 +108,9 @@ class Block(nn.Module, ABC):
 
 @final
 class PreNormBlock(Block):
-    """x + Attention(norm(x)), then x + MLP(norm(x))."""
+    """x + s Attention(norm(x)), then x + s MLP(norm(x)), where `branch_scale` s is 1 unless the model sets it."""
+
+    branch_scale = 1.0
 
     def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
         super().__init__(config, value_embedding=value_embedding)
@@ -119,8 +121,11 @@ class PreNormBlock(Block):
 
     def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = x + self.attention(self.attention_norm(x), rotary, value_embedding)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding))
+        return x + self._scaled(self.mlp(self.mlp_norm(x)))
+
+    def _scaled(self, branch: Tensor) -> Tensor:
+        return branch if self.branch_scale == 1.0 else self.branch_scale * branch
 
     def initialise(self, std: float, generator: torch.Generator) -> None:
         """Draw the matrices; the output projections start at zero."""

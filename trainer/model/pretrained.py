@@ -148,10 +148,16 @@ def save_published(
     Weights of the other form are removed.
 
     Raises:
+        ValueError: the model has a `residual_scale`, which the layout can't say.
         OSError: the disk is full, or the like; older weights are unchanged.
     """
     from safetensors.torch import save
 
+    if model.config.residual_scale is not None:
+        raise ValueError(
+            "the published layout has no residual scale, but the model has residual_scale="
+            f"{model.config.residual_scale:g}; use its checkpoint instead"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     block = model.config.block
     tensors = {published_name(name, block): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}

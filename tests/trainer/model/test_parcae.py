@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from benchmarks.masked import masked_loss
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.language_model import run_blocks
 from isoloop.trainer.model.layers import Rotary, init_matrix
 from isoloop.trainer.model.parcae import Parcae
 
@@ -246,3 +247,43 @@ def test_initial_state(state_init, std):
     assert state.shape == (200, 12, 32)
     assert state.std().item() == pytest.approx(std, rel=0.02)
     torch.testing.assert_close(model.initial_state([7, 3], 12), state[[7, 3]])  # each sequence has its own
+
+
+def moved_by_an_update(mean, residual_scale):
+    """The relative change of the state after `mean` loops when the core's matrices take one step of fixed size."""
+    config = CONFIG.model_copy(update={"injection": "addition", "residual_scale": residual_scale})
+    model = build_model(config, mean_recurrence=mean)
+    model.initialise(3)
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(2, 12, 32, generator=generator)
+    steps = [0.05 * torch.randn(p.shape, generator=generator) for p in model.core.parameters()]
+
+    def final_state():
+        x = h
+        for _ in range(mean):
+            x = run_blocks(model.core, config.core.start, x, model.rotary, {})
+        return x
+
+    with torch.no_grad():
+        before = final_state()
+        for parameter, step in zip(model.core.parameters(), steps, strict=True):
+            parameter.add_(step)
+        return float((final_state() - before).norm() / before.norm())
+
+
+def test_with_a_residual_scale_an_update_moves_the_state_as_far_whatever_the_loops():
+    """From 4 to 32 loops: the reason for which the best learning rate stays (arXiv:2606.18524)."""
+    assert moved_by_an_update(32, None) > 2.5 * moved_by_an_update(4, None)
+    assert moved_by_an_update(32, 1.0) == pytest.approx(moved_by_an_update(4, 1.0), rel=0.1)
+
+
+def test_a_residual_scale_is_no_weight_and_no_part_of_an_older_identity():
+    scaled = CONFIG.model_copy(update={"residual_scale": 2.0})
+    model = build_model(scaled, mean_recurrence=4)
+    assert [block.branch_scale for block in model.core] == pytest.approx([2 / (4 * 2**0.5)] * 2)
+    assert {block.branch_scale for block in (*model.prelude, *model.coda)} == {1.0}
+    assert model.state_dict().keys() == build_model(CONFIG).state_dict().keys()
+    assert "residual_scale" not in CONFIG.model_dump()
+    assert scaled.model_dump()["residual_scale"] == 2.0
+    with pytest.raises(ValueError, match="residual_scale is for the loop of pre-norm blocks"):
+        ModelConfig(residual_scale=1.0, block="residual-norm")
