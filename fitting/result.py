@@ -21,7 +21,7 @@ from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.laws.registry import law_named
-from isoloop.fitting.selection.holdout import HeldOutError, HeldOutRow
+from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError, HeldOutRow
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
 from isoloop.fitting.selection.overthinking import Overthinking
@@ -126,7 +126,8 @@ class SweepFit:
     guessed. `misfits` are tests of the form of each law. `mixture` weighs the laws of the loss after training, that of
     the sweep and the one that extends it, for predictions; None if none was fitted. `overthinking` is there if losses
     rise with T: then its laws take the place of those of test-time loops in predictions. `file` is the file of the
-    table, None for a table that came from elsewhere.
+    table, None for a table that came from elsewhere. `rollouts` are predictions of all runs above each budget by the
+    laws after training as fitted below it; if there are none, `why_no_rollouts` has the reason.
     """
 
     name: str
@@ -150,6 +151,8 @@ class SweepFit:
     mixture: LawMixture | None = None
     overthinking: Overthinking | None = None
     file: FittedFile | None = None
+    rollouts: CrossValidation | None = None
+    why_no_rollouts: str = "this fit was made without rollouts"
 
     @property
     def axis(self) -> str:
@@ -205,6 +208,8 @@ class SweepFit:
 
     def why_missing(self, name: str) -> str:
         """Return why there is no fit of that name (isoflop, training, unified, joint-test-time, test-time)."""
+        if name == "rollouts":
+            return self.why_no_rollouts
         if self.axis == "params" and name in ("unified", "joint-test-time", "test-time"):
             return "dense models have no loops, so their loss doesn't depend on a recurrence at test time"
         return next((missing.reason for missing in self.missing_fits if missing.name == name), "it was fitted")

@@ -14,9 +14,8 @@ from isoloop.fitting.caveats import fit_caveats
 from isoloop.fitting.cost import Cost, cost_of
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind, widening
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
-from isoloop.fitting.estimation.noise import NoiseModel, noise_model
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
-from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.estimation.rise import RISES, LossRise, loss_rise
 from isoloop.fitting.isoflop.bias import parabola_bias
 from isoloop.fitting.isoflop.minima import IsoflopFit, fit_isoflop
@@ -24,9 +23,9 @@ from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
-from isoloop.fitting.selection.holdout import HeldOutRow, errors_of, held_out_rows
+from isoloop.fitting.selection.holdout import HeldOutRow, cross_validate, errors_of, held_out_rows
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
-from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
+from isoloop.fitting.selection.mixture import LawMixture, MixturePredictor, mixture_with_richer, noise_about
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.best_loss import best_loss_notes, with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
@@ -43,7 +42,6 @@ Fitted = TypeVar("Fitted")
 _TEST_TIME_LAWS = ("test-time", "joint-test-time", "unified")
 _MODELS_AT_MOST, _SOME_MODELS = 200, 20
 """Models that each get a test-time law; of more, some that are spread evenly over the table."""
-_RUNS_PER_PARAMETER = 3
 # Parts of a fit in their order, with their shares of its time, as measured on sweeps of 16 to 42 runs.
 _PARTS = {
     "isoFLOP curves": 2.0,
@@ -53,6 +51,8 @@ _PARTS = {
     "joint test-time law": 3.0,
     "unified law": 8.0,
 }
+_ROLLOUT_DRAWS, _ROLLOUT_RUNS = 200, 500
+"""Refits behind the intervals of rollouts, and runs at most, of more a random sample."""
 _NOT_EVALUATED = "no run was evaluated at other recurrences; fill the columns loss_T1, loss_T2 and so on"
 _NO_EFFECTIVE_PARAMS = (
     "it extends the training law in N(mu), which needs effective parameters (params_once, params_recurrent), and the "
@@ -71,6 +71,7 @@ def fit_sweep(
     objective: Objective = HUBER,
     kind: BootstrapKind | None = None,
     profiles: bool = False,
+    rollouts: bool = False,
     independent: bool = False,
     progress: FitProgress | None = None,
     reading: Sequence[str] = (),
@@ -95,6 +96,7 @@ def fit_sweep(
         kind: the kind of bootstrap, see `bootstrap`; by default rows for dense models, for the reasons in
             `default_kind`, and parametric for looped ones.
         profiles: add the interval by profile likelihood of each parameter.
+        rollouts: fit the laws after training below each budget, too, and report their errors above it.
         independent: fit parabolas in log(tokens) too, separately.
         progress: called as the stages are done.
         reading: sentences about how the table was read, for the report.
@@ -136,6 +138,10 @@ def fit_sweep(
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
     found = (*runs.notes, *best_loss_notes(runs.frame))
+    if rollouts:
+        # Intervals from fewer refits would be too narrow to be judged by.
+        enough = _ROLLOUT_DRAWS if draws >= _ROLLOUT_DRAWS else 0
+        fit = _with_rollouts(fit, fitted, law, objective=objective, kind=kind, draws=enough)
     notes = (*reading, *(note for note in found if note not in reading))
     return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)), reading=notes)
 
@@ -183,7 +189,7 @@ class _SweepFitter:
         """Return all fits, without held-out errors and caveats. Raises ValueError where nothing can be fitted."""
         self._report("isoFLOP curves")
         # The noise, isoFLOP curves, the law of the loss after training, and the bias of the curves if losses follow it
-        noise = self._noise(law)
+        noise = noise_about(law_named(law), law_data(self.table), self.objective)
         isoflop = self._attempt("isoflop", self._isoflop, independent, noise)
         training = self._attempt(
             "training", self._law, law, law_data(self.table), noise=noise, part="law after training"
@@ -354,21 +360,6 @@ class _SweepFitter:
             self._add_missing(name, str(error))
             return None
 
-    def _noise(self, law: str) -> NoiseModel | None:
-        """Return the noise of the losses after training, None if the law can't be fitted to them.
-
-        It is measured about the law that extends this one, if there are runs enough: what a wrong form misses is not
-        noise.
-        """
-        data, form = law_data(self.table), law_named(law)
-        richer = richer_law(form)
-        if richer is not None and len(data["loss"]) >= _RUNS_PER_PARAMETER * len(richer.parameters):
-            form = richer
-        try:
-            return noise_model(data, point_estimate(form, data, self.objective))
-        except ValueError:  # the fit of the law is missing for the same reason, which is said there
-            return None
-
     def _report(self, part: str, share: float = 0.0) -> None:
         """Report that `share` of a part of the fit is done."""
         parts = list(_PARTS)[: 3 if is_dense(self.table) else None]
@@ -469,6 +460,25 @@ def off_mean(data: Data) -> dict[str, np.ndarray]:
     """Return the rows at T other than mu; at T = mu the joint law predicts the very loss that it was given."""
     others = data["recurrence"] != data["mean_recurrence"]
     return {name: values[others] for name, values in data.items()}
+
+
+def _with_rollouts(
+    fit: SweepFit, table: pd.DataFrame, law: str, *, objective: Objective, kind: BootstrapKind, draws: int
+) -> SweepFit:
+    """Return the fit with the rollouts of its laws after training, or with the reason why there are none."""
+    predictor = MixturePredictor(law=law, objective=objective, kind=kind, draws=draws)
+    data = law_data(table)
+    if len(data["loss"]) > _ROLLOUT_RUNS:
+        sample = np.sort(np.random.default_rng(0).choice(len(data["loss"]), _ROLLOUT_RUNS, replace=False))
+        data = {name: values[sample] for name, values in data.items()}
+    try:
+        found = cross_validate(data, [predictor], "larger budgets")
+    except ValueError as error:
+        return dataclasses.replace(fit, why_no_rollouts=str(error))
+    if found.missing:
+        (_, reason), *_ = found.missing
+        return dataclasses.replace(fit, why_no_rollouts=reason)
+    return dataclasses.replace(fit, rollouts=found, why_no_rollouts="")
 
 
 def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:

@@ -83,6 +83,14 @@ def limited(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 10
 
 
 @app.command()
+def rollouts(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 100) -> None:
+    """Compare ways to choose a law by its error at 4 times the fitted compute, on simulated and on public tables."""
+    from benchmarks.fitting import rollouts as benchmark
+
+    _write(results, "rollouts", benchmark.run(data, sweeps=sweeps))
+
+
+@app.command()
 def design(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 100, cache: Cache = CACHE) -> None:
     """Compare the intervals of sweeps that are designed in rounds with those of the published grid."""
     from benchmarks.fitting import next_runs as benchmark
@@ -111,6 +119,7 @@ def everything(
     coverage(results, sweeps, draws, cache)
     held_out(data, results, draws)
     limited(data, results, sweeps)
+    rollouts(data, results)
 
 
 def _there(folder: Path, command: str) -> bool:

@@ -23,6 +23,7 @@ _RESULTS = Results(
         "coverage": "Coverage",
         "held-out": "Held-out",
         "limited": "Text that runs out",
+        "rollouts": "Choosing a law by rollouts",
         "design": "Next runs, designed",
         "design-farseer": "Next runs of a public pool, designed",
     },

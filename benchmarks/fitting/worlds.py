@@ -24,16 +24,16 @@ SIX = np.array([1.97, 1256.0, 1046.0, 0.467, 0.357, 0.77])
 """E, X, Y, x, y, gamma: on this grid a training law's best fit misses it by .08% of the loss (rms), .2% at most."""
 
 
-class _SixParameters(Law):
-    """The truth with a sixth parameter, written down apart from the laws that are fitted."""
+BROKEN = np.array([2.0, 92.717, 131.76, 0.33, 0.26, 1e10, 0.2])
+"""E, X, Y, x, y, and the tokens from which the term of D falls faster, by a further exponent: no law that is fitted."""
 
-    name, formula, source = "truth", "L = E + (X N(mu)^-x + Y D^-y)^gamma", ""
+
+class _Truth(Law):
+    """A truth that is written down apart from the laws that are fitted."""
+
+    name, formula, source = "truth", "", ""
     columns = ("effective_params", "tokens")
     parameters, linear_count = (), 0
-
-    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
-        E, X, Y, x, y, gamma = parameters
-        return np.asarray(E + (X * data["effective_params"] ** -x + Y * data["tokens"] ** -y) ** gamma)
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         raise NotImplementedError
@@ -43,6 +43,23 @@ class _SixParameters(Law):
 
     def effective(self, parameters: np.ndarray) -> str:
         raise NotImplementedError
+
+
+class _SixParameters(_Truth):
+    """L = E + (X N(mu)^-x + Y D^-y)^gamma."""
+
+    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
+        E, X, Y, x, y, gamma = parameters
+        return np.asarray(E + (X * data["effective_params"] ** -x + Y * data["tokens"] ** -y) ** gamma)
+
+
+class _Broken(_Truth):
+    """A smoothly broken power law in D (Caballero et al. 2022, arXiv:2210.14891), of the sharpness 1."""
+
+    def loss(self, parameters: np.ndarray, data: Data) -> np.ndarray:
+        E, X, Y, x, y, broken_at, further = parameters
+        of_tokens = Y * data["tokens"] ** -y * (1 + data["tokens"] / broken_at) ** -further
+        return np.asarray(E + X * data["effective_params"] ** -x + of_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +83,8 @@ class World:
     @property
     def law(self) -> Law:
         """The true law."""
-        return law_named("training") if len(self.parameters) == len(FIVE) else _SixParameters()
+        truths = {len(FIVE): law_named("training"), len(SIX): _SixParameters(), len(BROKEN): _Broken()}
+        return truths[len(self.parameters)]
 
     @cached_property
     def cost(self) -> CostModel:

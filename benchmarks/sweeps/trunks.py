@@ -25,7 +25,7 @@ from isoloop.trainer.loop import train
 from isoloop.trainer.run.result import RunResult
 
 DECAYS = (0.5, 0.2)
-LENGTHS, MEANS, STEP_TOKENS = (20, 40, 80, 160, 320), (1, 4), 8 * 32
+LENGTHS, MEAN, STEP_TOKENS = (20, 40, 80, 160, 320), 2, 8 * 32
 EXECUTION = ExecutionConfig(peak_flops=1e9)  # without measuring the machine's speed in each run
 
 
@@ -34,15 +34,15 @@ def run(*, seeds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         savings = [_savings(decay, out) for decay in DECAYS]
-        count = len(LENGTHS) * len(MEANS)
+        count = len(LENGTHS)
         head = (
-            f"{count} runs on the CPU, one after the other in one process: {len(LENGTHS)} numbers of tokens growing by "
-            f"2 (up to {LENGTHS[-1]} steps), µ = {' and '.join(map(str, MEANS))}, width 24, bytes of the standard "
-            "library of Python. The FLOPs are the plan's, and those that the runs report; neither depends on the "
-            f"machine. The CPU time contains what {count} models cost without a step: to build, evaluate and save them."
+            f"{count} runs on the CPU, one after the other in one process: numbers of tokens growing by 2, up to "
+            f"{LENGTHS[-1]} steps, µ = {MEAN}, width 24, bytes of the standard library of Python. The FLOPs are the "
+            "plan's, and those that the runs report; neither depends on the machine. The CPU time contains what "
+            f"{count} models cost without a step: to build, evaluate and save them."
         )
         header = ["decay", "FLOPs saved, planned", "measured", "CPU-s", "CPU-s alone", "CPU time saved", "equal losses"]
-        return f"{head}\n\n{table(header, savings)}\n{_weight_decay(out, seeds)}"
+        return f"{head}\n\n{table(header, savings)}" + (f"\n{_weight_decay(out, seeds)}" if seeds else "")
 
 
 def _savings(decay: float, out: Path) -> list[str]:
@@ -75,7 +75,6 @@ def _weight_decay(out: Path, seeds: int) -> str:
         for schedule in ("run", "rate"):
             content = {
                 "tokens": [LENGTHS[-1] * STEP_TOKENS],
-                "mean_recurrences": [2],
                 "axes": {"seed": list(range(seeds))},
                 "schedule": {"decay_fraction": decay},
                 "optimizer": {"muon_weight_decay_schedule": schedule},
@@ -90,7 +89,7 @@ def _weight_decay(out: Path, seeds: int) -> str:
         shown = f"{middle:+.4f} ({middle - half:+.4f} to {middle + half:+.4f})"
         rows.append([f"last {decay:.0%}", f"{published:.4f}", f"{own:.4f}", shown])
     head = (
-        f"The longest run at µ = 2 with the published weight decay (.2, falling over the whole run) and with one that "
+        f"The longest run with the published weight decay (.2, falling over the whole run) and with one that "
         f"falls with the rate: mean loss of {seeds} seeds, and the mean difference with its 95% interval (Student's t, "
         "pairs of equal seeds). The runs are short and small: this doesn't tell what happens at a published size."
     )
@@ -101,7 +100,7 @@ def _prepare(out: Path, content: Mapping[str, Any]) -> PreparedSweep:
     sweep = {
         "name": "trunks",
         "tokens": [steps * STEP_TOKENS for steps in LENGTHS],
-        "mean_recurrences": list(MEANS),
+        "mean_recurrences": [MEAN],
         "optimizer": {"muon_weight_decay_schedule": "rate"},
         "model": {"width": 24, "heads": 2, "context": 32},
         "batch": 8,

@@ -14,6 +14,7 @@ from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.report import interval_text, isoflop_text, parabola_bias_text
 from isoloop.fitting.report.estimates import HIGH_CORRELATION, correlations, parameters
 from isoloop.fitting.result import HeldOut, SweepFit
+from isoloop.fitting.selection.distance import distance_table, trust_sentences
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.selection.overthinking import Overthinking
@@ -68,6 +69,9 @@ def full_report(fit: SweepFit) -> str:
         parts += _overthinking_texts(fit.overthinking)
     if fit.misfits:
         parts.append(misfit_text(fit.misfits))
+    if fit.rollouts:
+        sentences = bullets("How far the laws after training can be trusted", trust_sentences(fit.rollouts.rows))
+        parts.append("\n".join([*sentences, *distance_table(fit.rollouts.rows)]))
     if fit.held_out:
         parts.append(held_out_text(fit.held_out, fit.method_after_training, dense=fit.axis == "params"))
     parts.append("\n".join(bullets("Caveats", fit.caveats)))

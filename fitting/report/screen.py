@@ -23,11 +23,14 @@ from isoloop.fitting.report.estimates import (
 )
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from isoloop.fitting.result import HeldOut, SweepFit
+from isoloop.fitting.selection.distance import trust_sentences
 
 COLUMNS, LINES = 80, 40
 _FULL = "--full"
 _VERDICT_LINES, _REMARK_LINES, _READING_LINES = 6, 5, 6
 """Lines that a verdict in place of the answer, sentences beside it, and the reading of the table take at most."""
+_TRUST_LINES = 3
+"""Lines that the rollouts take at most."""
 _SHORTEST_READING, _SHORTEST_CAVEATS = 2, 4
 """Lines that the reading of the table and the caveats take at least."""
 
@@ -94,6 +97,8 @@ def _answer(fit: SweepFit, best: Recommendation | None, judged: Verdict, printab
         # Of the other methods, those that would cost most.
         others = [] if judged.answer else sorted(best.others, key=lambda other: -(other.extra_loss or 0.0))[:2]
         lines += [shortened(f"  {_other_model(other, axis.plain_symbol)}", COLUMNS) for other in others]
+    if fit.rollouts is not None:
+        lines += _paragraph(trust_sentences(fit.rollouts.rows), _TRUST_LINES, printable)
     if fit.held_out is not None:
         lines += _paragraph([_held_out(fit.held_out)], 2, printable)
     return lines

@@ -18,6 +18,7 @@ from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.isoflop.minima import fit_isoflop, predict_from_minima
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named, richer_law
+from isoloop.fitting.selection.distance import distance_table, rollout_scores
 from isoloop.fitting.selection.holdout import (
     CrossValidation,
     HoldOutBy,
@@ -131,6 +132,7 @@ class Choice:
                 )
         for cross_validation in self.cross_validations:
             lines += ["", cross_validation.report()]
+            lines += distance_table(cross_validation.rows) if cross_validation.by == "larger budgets" else []
         if self.caveats:
             lines += ["", "Caveats", *(f"  - {caveat}" for caveat in self.caveats)]
         return "\n".join(lines) + "\n"
@@ -153,11 +155,12 @@ def choose(
 ) -> Choice:
     """Fit every law to the rows of `data`, and compare their errors on runs held out by each of `by`.
 
-    `others` are further predictors, compared by held-out errors alone. `by` defaults to the next budget, the largest
-    one and each in turn; without two budgets, to tenths of the rows. The law to use follows from AIC, BIC and the next
-    budgets: see `preferred_law`. `kind` is that of the bootstrap, by default `default_kind`'s. With `check`, each law
-    is also fitted by L-BFGS. `progress` is called before each law and each held-out test. Raises ValueError as
-    `LawPredictor` and `law_named` do, for two laws of the same name, and if no law can be fitted.
+    `others` are further predictors, compared by held-out errors alone. `by` defaults to all larger budgets, the
+    largest one and each in turn; without two budgets, to tenths of the rows. The law to use follows from AIC, BIC and
+    the errors on all larger budgets: see `preferred_law`. `kind` is that of the bootstrap, by default that of
+    `default_kind`. With `check`, each law is also fitted by L-BFGS. `progress` is called before each law and each
+    held-out test. Raises ValueError as `LawPredictor` and `law_named` do, for two laws of the same name, and if no law
+    can be fitted.
     """
     # A fit of each law to all rows
     kind = kind or default_kind(data)
@@ -179,21 +182,21 @@ def choose(
     compared: list[Predictor] = [*(predictors[candidate.fit.law] for candidate in candidates), *others]
     rollouts_missing = ""
     try:
-        splits(data, "next budget")
+        splits(data, "larger budgets")
     except ValueError as error:
         rollouts_missing = str(error)
     if not by:
         try:
             splits(data, "budget")
-            by = (*(() if rollouts_missing else ("next budget",)), "largest budget", "budget")
+            by = (*(() if rollouts_missing else ("larger budgets",)), "largest budget", "budget")
         except ValueError:
             by = ("row",)
     cross_validations = tuple(cross_validate(data, compared, held_out_by, progress) for held_out_by in by)
     # The law to use
-    rollouts = next((one for one in cross_validations if one.by == "next budget"), None)
+    rollouts = next((one for one in cross_validations if one.by == "larger budgets"), None)
     if rollouts is None and not rollouts_missing:
         quick = [replace(predictors[candidate.fit.law], draws=0) for candidate in candidates]
-        rollouts = cross_validate(data, quick, "next budget", progress)
+        rollouts = cross_validate(data, quick, "larger budgets", progress)
     preferred = _preferred(candidates, predictors, rollouts, rollouts_missing)
     best = next(candidate for candidate in candidates if candidate.fit.law == preferred.law)
     return Choice(
@@ -221,7 +224,8 @@ def _preferred(
     rollouts_missing: str,
 ) -> Preference:
     """Return the law to use among the candidates."""
-    errors = {} if rollouts is None else {one.method: one.mean_absolute_error for one in rollouts.errors}
+    methods = {predictors[candidate.fit.law].name for candidate in candidates}
+    scores = {} if rollouts is None else rollout_scores([row for row in rollouts.rows if row.method in methods])
     if rollouts is not None:
         rollouts_missing = next((reason for _, reason in rollouts.missing), "")
     criteria = {
@@ -229,7 +233,7 @@ def _preferred(
             name=candidate.fit.form.name,
             aic=candidate.aic,
             bic=candidate.bic,
-            rollout_error=errors.get(predictors[candidate.fit.law].name),
+            rollouts=scores.get(predictors[candidate.fit.law].name),
         )
         for candidate in candidates
     }

@@ -15,13 +15,13 @@ from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.tables.budgets import group_values
 
-HoldOutBy = Literal["next budget", "largest budget", "budget", "size", "row"]
+HoldOutBy = Literal["larger budgets", "largest budget", "budget", "size", "row"]
 HOLD_OUT_BY: tuple[str, ...] = get_args(HoldOutBy)
 _ROW_FOLDS = 10
 _MAX_FOLDS = 40
 """If there are more budgets or sizes than this, neighbours are held out together."""
 _MAX_ROLLOUTS = 8
-"""Steps of a rollout at most, neighbouring budgets together where there are more."""
+"""Cutoffs of a rollout at most, neighbouring budgets together where there are more."""
 _ROLLOUT_ROWS, _ROLLOUT_BUDGETS = 12, 2
 """Runs and budgets that a rollout fits at least: fewer can hardly tell one form of a law from another."""
 MIN_DRAWS = 20
@@ -43,6 +43,7 @@ class HeldOutRow:
     """One held-out loss in nats per token; `error` is (predicted - measured) / measured in percent.
 
     `recurrence` is the T of the loss. It and `mean_recurrence` are None for a dense model, which has `params` instead.
+    `budget` is the run's and `fitted_to` the largest one that was fitted (FLOPs), None where there are no budgets.
     """
 
     method: str
@@ -55,6 +56,13 @@ class HeldOutRow:
     interval: tuple[float, float] | None
     error: float
     params: float | None = None
+    budget: float | None = None
+    fitted_to: float | None = None
+
+    @property
+    def beyond(self) -> float:
+        """The distance of the prediction: the run's budget as a multiple of the largest fitted one; NaN without."""
+        return float("nan") if self.budget is None or self.fitted_to is None else self.budget / self.fitted_to
 
     @property
     def value(self) -> float:
@@ -144,9 +152,9 @@ class CrossValidation:
         return "\n".join([*lines, *(f"  {method}: {reason}" for method, reason in self.missing)])
 
     def _held_out(self) -> str:
-        if self.by == "next budget":
-            steps = "1 step" if self.folds == 1 else f"{self.folds} steps"
-            return f"the next budget, from all smaller ones ({steps})"
+        if self.by == "larger budgets":
+            cutoffs = "1 cutoff" if self.folds == 1 else f"{self.folds} cutoffs"
+            return f"all budgets above a cutoff, from those below ({cutoffs})"
         if self.by == "largest budget":
             return "the largest budget (1 fold)"
         if self.by == "row":
@@ -192,13 +200,13 @@ def check_unique_names(names: Sequence[str]) -> None:
 def splits(data: Data, by: HoldOutBy) -> list[Split]:
     """Return what is fitted and what is held out, one split after another.
 
-    Held out are the next budget after a growing number of smaller ones (see `rollouts`), the largest budget, or each
+    Held out are the budgets above a growing number of smaller ones (see `rollouts`), the largest budget, or each
     budget, each size, or tenths of the rows in turn. If there are more than 40 budgets or sizes, neighbours are held
     out together. Raises ValueError if there is nothing to hold out.
     """
     if by not in HOLD_OUT_BY:
         raise ValueError(f"runs must be held out by one of {', '.join(HOLD_OUT_BY)}, but got {by!r}; choose one")
-    if by == "next budget":
+    if by == "larger budgets":
         return rollouts(data)
     count = len(data["loss"])
     if by == "row":
@@ -212,17 +220,17 @@ def splits(data: Data, by: HoldOutBy) -> list[Split]:
 
 
 def rollouts(data: Data) -> list[Split]:
-    """Return one split for each number of budgets k: all runs of the k smallest are fitted, those of the next held out.
+    """Return one split for each cutoff: all runs of the k smallest budgets are fitted, and all larger ones held out.
 
     At least 2 budgets and 12 runs are fitted. Of more than 9 budgets, neighbours are taken together. Raises ValueError
     if the runs have no budgets, or too few budgets or runs for one split.
     """
-    group = _merged(_groups(data, "budget", "next budget"), _MAX_ROLLOUTS + 1)
-    parts = [Split(group < k, group == k) for k in range(_ROLLOUT_BUDGETS, group.max() + 1)]
+    group = _merged(_groups(data, "budget", "larger budgets"), _MAX_ROLLOUTS + 1)
+    parts = [Split(group < k, group >= k) for k in range(_ROLLOUT_BUDGETS, group.max() + 1)]
     parts = [split for split in parts if split.fitted.sum() >= _ROLLOUT_ROWS]
     if not parts:
         raise ValueError(
-            f"holding out the next budget needs {_ROLLOUT_BUDGETS} smaller ones with {_ROLLOUT_ROWS} runs or more, but "
+            f"holding out larger budgets needs {_ROLLOUT_BUDGETS} smaller ones with {_ROLLOUT_ROWS} runs or more, but "
             f"there are {len(group)} runs at {group.max() + 1} budgets; add budgets"
         )
     return parts
@@ -264,8 +272,10 @@ def errors_of(rows: Sequence[HeldOutRow]) -> tuple[HeldOutError, ...]:
     return tuple(errors)
 
 
-def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> list[HeldOutRow]:
-    """Return the predictions of the rows `held_out` with the measured losses."""
+def held_out_rows(
+    method: str, held_out: Data, predicted: PredictedLosses, fitted_to: float | None = None
+) -> list[HeldOutRow]:
+    """Return the predictions of the rows `held_out` with the measured losses, by a fit to budgets up to `fitted_to`."""
     loss, bounds = predicted
     mean_recurrence, recurrence = held_out.get("mean_recurrence"), held_out.get("recurrence")
     params = held_out.get("params") if mean_recurrence is None else None
@@ -281,6 +291,8 @@ def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> li
             interval=(float(bounds[0][i]), float(bounds[1][i])) if bounds else None,
             error=float(100 * (loss[i] / held_out["loss"][i] - 1)),
             params=None if params is None else float(params[i]),
+            budget=None if fitted_to is None else float(held_out["budget"][i]),
+            fitted_to=fitted_to,
         )
         for i in range(len(loss))
     ]
@@ -288,4 +300,6 @@ def held_out_rows(method: str, held_out: Data, predicted: PredictedLosses) -> li
 
 def _predicted_rows(method: Predictor, data: Data, split: Split) -> list[HeldOutRow]:
     fitted, held_out = ({name: values[mask] for name, values in data.items()} for mask in split)
-    return held_out_rows(method.name, held_out, method.predict(fitted, held_out))
+    budgets = fitted.get("budget", np.array([np.nan]))
+    fitted_to = None if np.isnan(budgets).any() or np.isnan(held_out["budget"]).any() else float(budgets.max())
+    return held_out_rows(method.name, held_out, method.predict(fitted, held_out), fitted_to)

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.estimation.bootstrap import interval
-from isoloop.fitting.estimation.law_fit import LawFit, interval_of_losses
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind, interval
+from isoloop.fitting.estimation.law_fit import LawFit, fit_law, interval_of_losses
+from isoloop.fitting.estimation.noise import NoiseModel, noise_model
+from isoloop.fitting.estimation.objective import HUBER, Objective
+from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law, Optimum, best_split
-from isoloop.fitting.laws.registry import richer_law
+from isoloop.fitting.laws.registry import law_named, richer_law
 
 NAMED_WEIGHT = 0.05
 """Weight from which a law is named."""
+_RUNS_PER_PARAMETER = 3
+"""Runs for each parameter from which noise is measured about the richer law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,60 @@ def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:
         weights=tuple(float(weight) for weight in weights),
         reason=_reason(laws, weights, not_fitted),
     )
+
+
+def noise_about(law: Law, data: Data, objective: Objective) -> NoiseModel | None:
+    """Return the noise of the losses after training about a law, None if it can't be fitted to them.
+
+    It is measured about the law that extends this one, if there are runs enough: what a wrong form misses is not
+    noise.
+    """
+    richer = richer_law(law)
+    if richer is not None and len(data["loss"]) >= _RUNS_PER_PARAMETER * len(richer.parameters):
+        law = richer
+    try:
+        return noise_model(data, point_estimate(law, data, objective))
+    except ValueError:  # the fit of the law is missing for the same reason, which is said there
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePredictor:
+    """Predictions as a sweep's fit makes them: by a law and the one that extends it, weighed, about their own noise.
+
+    The bootstrap is of the `kind` given, by default of the `default_kind`.
+    """
+
+    law: str
+    objective: Objective = HUBER
+    kind: BootstrapKind | None = None
+    draws: int = 200
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        law = law_named(self.law)
+        richer = richer_law(law)
+        return f"{law.name} law" if richer is None else f"{law.name} and {richer.name} laws"
+
+    def predict(self, fitted: Data, held_out: Data) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        """See `Predictor.predict`; raises ValueError as `fit_law` does."""
+
+        def fit(law: Law | str) -> LawFit:
+            return fit_law(
+                law,
+                fitted,
+                draws=self.draws,
+                seed=self.seed,
+                objective=self.objective,
+                kind=self.kind or default_kind(fitted),
+                noise=noise,
+            )
+
+        noise = noise_about(law_named(self.law), fitted, self.objective)
+        laws = mixture_with_richer(fit(self.law), fit)
+        return laws.loss(held_out), laws.loss_interval(held_out)
 
 
 def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str:

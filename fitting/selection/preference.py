@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_CLEAR = 0.9
-"""Ratio of two laws' rollout errors up to which the better one is clearly better."""
+from isoloop.fitting.selection.distance import RolloutScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,30 +20,30 @@ class Preference:
 class Criteria:
     """Criteria of one fitted law, whose `name` is that in reports.
 
-    `rollout_error` is the mean absolute error of predicting each next budget, in percent, None where that could not be
-    measured for every law. Smaller is better in all of them.
+    `rollouts` is the error of predicting all larger budgets, None where that could not be measured for every law.
+    Smaller is better in all of them.
     """
 
     name: str
     aic: float
     bic: float
-    rollout_error: float | None
+    rollouts: RolloutScore | None
 
 
 def preferred_law(laws: Mapping[str, Criteria], *, no_rollouts: str = "") -> Preference:
     """Return the law to use among fits to the same rows, by name.
 
-    Where the criteria disagree, rollouts decide if their best law is clearly better than every other (an error of at
-    most 9/10), since what a law is for is the next budget. Otherwise BIC does: the laws predict about alike, and it
-    asks most of a further parameter. `no_rollouts` says why there are none.
+    Where the criteria disagree, rollouts decide if their best law is better than every other at the 95% level, since
+    what a law is for is larger budgets. Otherwise BIC does: rollouts fit fewer runs than there are, which favours laws
+    of few parameters (benchmarks/fitting/RESULTS.md). `no_rollouts` says why there are none.
     """
     if len(laws) == 1:
         (law, only), *_ = laws.items()
         return Preference(law=law, reason=f"Use the {only.name} law: it is the only one that could be fitted.")
     by_aic = min(laws, key=lambda law: laws[law].aic)
     by_bic = min(laws, key=lambda law: laws[law].bic)
-    errors = {law: each.rollout_error for law, each in laws.items() if each.rollout_error is not None}
-    if len(errors) < len(laws):
+    scores = {law: each.rollouts for law, each in laws.items() if each.rollouts is not None}
+    if len(scores) < len(laws):
         missing = f" There are no rollouts: {no_rollouts}." if no_rollouts else ""
         if by_aic == by_bic:
             return Preference(law=by_bic, reason=f"Use the {laws[by_bic].name} law: AIC and BIC agree on it.{missing}")
@@ -53,24 +52,26 @@ def preferred_law(laws: Mapping[str, Criteria], *, no_rollouts: str = "") -> Pre
             reason=f"Use the {laws[by_bic].name} law, which BIC prefers by {_lead(laws, by_bic, by_aic)}; AIC and BIC "
             f"disagree: AIC prefers the {laws[by_aic].name} law.{missing}",
         )
-    by_rollouts = min(errors, key=lambda law: errors[law])
+    by_rollouts = min(scores, key=lambda law: scores[law].error)
     if by_aic == by_bic == by_rollouts:
         return Preference(
             law=by_bic,
-            reason=f"Use the {laws[by_bic].name} law: AIC, BIC and rollouts agree on it. It predicts each next budget "
-            f"to {errors[by_bic]:.2g}%.",
+            reason=f"Use the {laws[by_bic].name} law: AIC, BIC and rollouts agree on it. It predicts larger budgets to "
+            f"{scores[by_bic].error:.2g}%, averaged over distances.",
         )
-    others = {law: error for law, error in errors.items() if law != by_rollouts}
-    clear = errors[by_rollouts] <= _CLEAR * min(others.values())
-    chosen = by_rollouts if clear else by_bic
-    second = min(others, key=lambda law: others[law])
-    sizes = f"{errors[by_rollouts]:.3g}% against {errors[second]:.3g}% by the {laws[second].name} law"
-    if clear:
-        decision = f"it predicts each next budget best ({sizes})"
+    second = min((law for law in scores if law != by_rollouts), key=lambda law: scores[law].behind)
+    lead = scores[second]
+    sizes = f"{scores[by_rollouts].error:.3g}% against {lead.error:.3g}% by the {laws[second].name} law"
+    sizes += "" if lead.behind_error is None else f", {lead.behind:.2g} ± {lead.behind_error:.2g} apart"
+    chosen = by_bic
+    if all(score.clearly_behind for law, score in scores.items() if law != by_rollouts):
+        chosen = by_rollouts
+        decision = f"it predicts larger budgets best ({sizes})"
+    elif by_bic == by_rollouts:
+        decision = f"BIC prefers it, and it predicts larger budgets best, though not clearly ({sizes})"
     else:
-        decision = (
-            f"BIC prefers it, and rollouts don't decide: the {laws[by_rollouts].name} law has an error of {sizes}"
-        )
+        best = laws[by_rollouts].name
+        decision = f"BIC prefers it, and rollouts don't decide: the {best} law has an error of {sizes}"
     votes = {"AIC": by_aic, "BIC": by_bic}
     against = {name: law for name, law in votes.items() if law != chosen}
     return Preference(law=chosen, reason=f"Use the {laws[chosen].name} law: {decision}. {_votes(laws, votes, against)}")

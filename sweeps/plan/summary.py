@@ -86,9 +86,8 @@ def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bo
     each = [f"left out: {cell.label}: {cell.reason}" for cell in plan.left_out]
     for line in each if every_run else plan.left_out_lines():
         console.print(line)
-    if plan.rates is not None:
-        for line in rate_lines(plan.rates, plan.cells, every_run=every_run):
-            console.print(f"{'rates':<11} {line}")
+    for line in rate_lines(plan.rates, plan.cells, every_run=every_run):
+        console.print(f"{'rates':<11} {line}")
     for name, text in _totals(plan, done):
         console.print(f"{name:<11} {text}")
 
@@ -204,14 +203,17 @@ def _hours(cell: Cell) -> float:
 
 def _trunk_savings(plan: Plan, done: "Results") -> str:
     """Return what it saves that runs share their first steps, and what they would cost if each trained alone."""
-    branches = sum(cell.origin.step > 0 for cell in plan.cells)
+    groups, branches = trunk_groups(plan.cells), sum(cell.origin.step > 0 for cell in plan.cells)
+    if not groups:
+        reason = ", as each budget has a learning rate of its own" if plan.rates is not None else ""
+        return f"nothing is shared: no two runs differ in tokens alone{reason}"
     apart = replace(plan, cells=tuple(replace(cell, origin=FROM_SCRATCH) for cell in plan.cells))
     price, unit = apart.price(), "GPU" if any(cell.resources.gpus for cell in plan.cells) else "core"
     text = (
         f"{branches} of {len(plan.cells)} runs branch off a longer one: {plan.trained_flops:.4g} FLOPs are trained, "
         f"{1 - plan.trained_flops / plan.flops:.1%} less; each alone: {sum(map(_hours, apart.cells)):,.3g} {unit} hours"
     ) + ("" if price is None else f", {price:,.2f}")
-    shorter = [cell for group in trunk_groups(plan.cells) for cell in group[1:]]
+    shorter = [cell for group in groups for cell in group[1:]]
     alone = sum(cell.origin.step == 0 and cell.run_id not in done for cell in shorter)
     if alone:
         text += f"; {counted_runs(alone)} must train alone, as the longer ones have passed that step and left no state"

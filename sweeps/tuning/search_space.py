@@ -231,6 +231,7 @@ def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...
     resources = sweep.resources.model_copy(update={"validations": tune.validations})
     no_product = dict.fromkeys(["budgets", "tokens", "mean_recurrences", "around", "tuned"])
     update: dict[str, Any] = {**no_product, "axes": {}, "exclude": (), "points": (point,), "resources": resources}
+    update["trunk"] = False
     return sweep.model_copy(update=update), means
 
 

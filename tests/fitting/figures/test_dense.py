@@ -13,14 +13,14 @@ from isoloop.fitting.figures.style import RUN_GROUP
 from tests.fitting.figures.test_figures import crowded, drawn_texts
 from tests.run_tables import dense_table, own_flops_table
 
-DRAWN = ["isoflop_curves", "power_laws", "loss_contours", "predicted_against_measured", "held_out_errors"]
+DRAWN = ["isoflop_curves", "power_laws", "loss_contours", "predicted_against_measured", "held_out_errors", "rollouts"]
 LOOPS = re.compile(r"µ|\bmu\b|loop|recurrence", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
 def dense():
     table = check_table(dense_table())
-    return table, fit_sweep(table, name="dense", draws=20, hold_out_largest_budget=True)
+    return table, fit_sweep(table, name="dense", draws=20, hold_out_largest_budget=True, rollouts=True)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_no_figure_of_dense_models_speaks_of_loops(dense, width, names, monkeypa
         assert LOOPS.search(figures.FIGURES[name].caption(dense[1])) is None
         labels = [axes.get_xlabel() for axes in figure.axes] + [axes.get_ylabel() for axes in figure.axes]
         assert all(re.search(r" \(.+\)$", label) for label in labels), labels
-        if name != "predicted_against_measured":
+        if name not in ("predicted_against_measured", "rollouts"):
             assert any(re.search(r"\bN\b.*\(parameters\)", label) for label in labels), labels
 
 

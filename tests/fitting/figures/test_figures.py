@@ -20,6 +20,7 @@ from isoloop.fitting import PUBLISHED_TRUTH, SweepFit, figures, fit_sweep, simul
 from isoloop.fitting.figures import registry
 from isoloop.fitting.figures import style as figure_style
 from isoloop.fitting.figures.axes import decade_ticks, grid_ticks, power_of_ten
+from isoloop.fitting.selection.distance import errors_by_distance
 from tests.commands import only_svg
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,6 +30,7 @@ NAMES = [
     "loss_contours",
     "predicted_against_measured",
     "held_out_errors",
+    "rollouts",
     "test_time_curves",
     "test_time_collapse",
 ]
@@ -39,6 +41,7 @@ ON_AXES = {
     "loss_contours": figures.draw_loss_contours,
     "predicted_against_measured": figures.draw_predicted_against_measured,
     "held_out_errors": figures.draw_held_out_errors,
+    "rollouts": figures.draw_rollouts,
     "test_time_curves": figures.draw_test_time,
     "test_time_collapse": figures.draw_test_time_collapse,
 }
@@ -60,8 +63,15 @@ def table():
 
 @pytest.fixture(scope="module")
 def fit(table):
-    """As stored and read again."""
-    return SweepFit.from_json(fit_sweep(table, name="figures", hold_out_largest_budget=True, draws=20).to_json())
+    """As stored and read again. Rollouts get intervals, of which half hold the loss: 200 refits would take long."""
+    fit = fit_sweep(table, name="figures", hold_out_largest_budget=True, draws=20, rollouts=True)
+    assert all(row.interval is None for row in fit.rollouts.rows)
+    rows = tuple(
+        dataclasses.replace(row, interval=(row.measured * (0.99 + 0.02 * (place % 2)), row.measured * 1.02))
+        for place, row in enumerate(fit.rollouts.rows)
+    )
+    fit = dataclasses.replace(fit, rollouts=dataclasses.replace(fit.rollouts, rows=rows))
+    return SweepFit.from_json(fit.to_json())
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def many(curves):
     most = table["budget"].isin(budgets[-2:])
     table = at_t_only_in(table[most | table["mean_recurrence"].isin([1, 2, 4, curves])], budgets[-2:])
     table = table.reset_index(drop=True)
-    return table, fit_sweep(table, name="many", draws=3, hold_out_largest_budget=curves > 1)
+    return table, fit_sweep(table, name="many", draws=3, hold_out_largest_budget=curves > 1, rollouts=True)
 
 
 def drawn_texts(figure, monkeypatch):
@@ -228,11 +238,22 @@ def test_figures_go_on_the_axes_of_a_bigger_figure(table, fit, monkeypatch):
         panels = figure.subplots(4, 3).ravel()
         for axes, draw in zip(panels, ON_AXES.values(), strict=False):
             draw(axes, table, fit)
-        figures.draw_exponents(panels[8], {"exact": fit, "again": fit})
+        figures.draw_exponents(panels[9], {"exact": fit, "again": fit})
     texts = drawn_texts(figure, monkeypatch)
     assert crowded(texts, figure.bbox) == ([], [])
-    assert all(axes.has_data() for axes in panels[:9])
-    assert not any(axes.has_data() for axes in panels[9:])
+    assert all(axes.has_data() for axes in panels[:10])
+    assert not any(axes.has_data() for axes in panels[10:])
+
+
+def test_rollouts_stand_at_their_distance_with_bias_and_coverage(fit, drawn):
+    axes = drawn[1]["rollouts"].axes[0]
+    points = [line for line in axes.lines if str(line.get_gid()).startswith("runs:")]
+    assert sum(len(line.get_xdata()) for line in points) == len(fit.rollouts.rows)
+    hollow = sum(len(line.get_xdata()) for line in points if line.get_markerfacecolor() == "white")
+    assert hollow == sum(row.interval[0] > row.measured for row in fit.rollouts.rows) == len(fit.rollouts.rows) // 2
+    errors = errors_by_distance(fit.rollouts.rows)
+    assert [bar.get_segments()[0][0][1] for bar in axes.collections] == pytest.approx([error.bias for error in errors])
+    assert [text.get_text() for text in axes.texts] == [f"{error.coverage:.0%}" for error in errors]
 
 
 def test_points_know_their_runs(table, drawn):
@@ -297,6 +318,7 @@ def test_what_cannot_be_shown_is_skipped_with_its_reason(tiny, tmp_path):
         "loss_contours": "the training law has 5 p",
         "predicted_against_measured": "the training law has 5 p",
         "held_out_errors": "no run was held out of t",
+        "rollouts": "this fit was made withou",
         "test_time_collapse": "it contains the training",
     }
 

@@ -22,6 +22,7 @@ from isoloop.fitting.estimation.law_fit import fit_law
 from isoloop.fitting.estimation.lbfgs import fit_by_lbfgs
 from isoloop.fitting.estimation.objective import HUBER, SQUARED
 from isoloop.fitting.selection.choose import Candidate
+from isoloop.fitting.selection.distance import RolloutScore, rollout_scores
 from isoloop.fitting.selection.holdout import rollouts, splits
 from isoloop.fitting.selection.misfit import MISFIT
 from isoloop.fitting.selection.preference import Criteria, preferred_law
@@ -72,15 +73,20 @@ def test_what_is_predicted_was_not_shown(dense, by, count):
     assert held == (largest if by == "largest budget" else everything)
 
 
-def test_a_rollout_predicts_each_budget_from_all_smaller_ones(dense):
+def test_a_rollout_predicts_all_budgets_above_each_cutoff(dense):
     budgets = np.unique(dense["budget"])
     found = rollouts(dense)
-    assert [set(dense["budget"][split.held_out]) for split in found] == [{budget} for budget in budgets[2:]]
+    assert [set(dense["budget"][split.held_out]) for split in found] == [set(budgets[k:]) for k in range(2, 6)]
     assert [set(dense["budget"][split.fitted]) for split in found] == [set(budgets[:k]) for k in range(2, 6)]
     spy = Spy()
-    assert cross_validate(dense, [spy], "next budget").folds == 4
+    cross_validation = cross_validate(dense, [spy], "larger budgets")
+    assert cross_validation.folds == 4
     assert [len(shown) for shown, _ in spy.seen] == [16, 24, 32, 40]
-    assert "the next budget, from all smaller ones (4 steps)" in cross_validate(dense, [spy], "next budget").report()
+    assert "all budgets above a cutoff, from those below (4 cutoffs)" in cross_validation.report()
+    for row in cross_validation.rows:
+        assert row.fitted_to in budgets
+        assert row.budget == dense["budget"][dense["run_id"] == row.run_id][0]
+        assert row.beyond == row.budget / row.fitted_to > 1
 
 
 def test_a_rollout_fits_12_runs_or_more_and_takes_neighbours_of_many_budgets_together(dense):
@@ -124,7 +130,7 @@ def test_runs_that_miss_their_budget_by_a_step_are_of_it(dense):
     [
         ({"budget": np.full(48, 1e19)}, "largest budget", "needs 2 different ones"),
         ({"budget": np.full(48, np.nan)}, "budget", "needs the column `budget` in every row"),
-        ({}, "colour", "by one of next budget, largest budget, budget, size, row, but got 'colour'"),
+        ({}, "colour", "by one of larger budgets, largest budget, budget, size, row, but got 'colour'"),
     ],
 )
 def test_nothing_to_hold_out_is_refused(dense, change, by, words):
@@ -158,33 +164,48 @@ def test_the_choice_begins_with_the_law_to_use_and_why(dense):
 
 
 @pytest.mark.parametrize(
-    ("errors", "bic", "law", "words"),
+    ("errors", "apart", "bic", "law", "words"),
     [
         (
             (1.0, 0.5),
+            0.1,
             (0.0, 2.0),
             "b",
-            "it predicts each next budget best (0.5% against 1% by the A law). AIC and BIC dis",
+            "larger budgets best (0.5% against 1% by the A law, 0.5 ± 0.1 apart). AIC and",
         ),
         (
-            (1.0, 0.95),
+            (1.0, 0.5),
+            0.2,
             (0.0, 2.0),
             "a",
-            "BIC prefers it, and rollouts don't decide: the B law has an error of 0.95% against",
+            "BIC prefers it, and rollouts don't decide: the B law has an error of 0.5% agai",
         ),
-        ((0.8, 1.0), (2.0, 0.0), "a", "best (0.8% against 1% by the B law). AIC and BIC prefer the B law."),
+        (
+            (1.0, 0.5),
+            None,
+            (0.0, 2.0),
+            "a",
+            "rollouts don't decide: the B law has an error of 0.5% against 1% by the A law",
+        ),
+        ((0.8, 1.0), 0.02, (2.0, 0.0), "a", "1% by the B law, 0.2 ± 0.02 apart). AIC and BIC prefer the B law."),
         (
             (None, None),
+            None,
             (0.0, 2.0),
             "a",
-            "which BIC prefers by 2.0; AIC and BIC disagree: AIC prefers the B law. There are",
+            "which BIC prefers by 2.0; AIC and BIC disagree: AIC prefers the B law. There",
         ),
-        ((0.8, 1.0), (0.0, 2.0), "a", "it predicts each next budget best"),
+        ((0.8, 1.0), 0.02, (0.0, 2.0), "a", "it predicts larger budgets best"),
+        ((0.8, 1.0), 0.5, (0.0, 2.0), "a", "BIC prefers it, and it predicts larger budgets best, though not clearly"),
     ],
 )
-def test_where_criteria_disagree_it_is_said_which_one_decides(errors, bic, law, words):
+def test_where_criteria_disagree_it_is_said_which_one_decides(errors, apart, bic, law, words):
+    def score(error):
+        behind = 0.0 if error is None else error - min(errors)
+        return None if error is None else RolloutScore(error=error, behind=behind, behind_error=apart, cutoffs=4)
+
     laws = {
-        name: Criteria(name=name.upper(), aic=1.0 - place, bic=bic[place], rollout_error=errors[place])
+        name: Criteria(name=name.upper(), aic=1.0 - place, bic=bic[place], rollouts=score(errors[place]))
         for place, name in enumerate("ab")
     }
     found = preferred_law(laws, no_rollouts="no budgets")
@@ -203,11 +224,13 @@ def test_few_runs_carry_their_warning(dense):
 def test_a_law_with_too_little_freedom_is_not_chosen(dense):
     bent = np.array([1.5, 5000.0, 20000.0, 0.5, 0.55, 0.4])
     losses = SixParameterLaw().loss(bent, dense) * np.exp(2e-4 * np.random.default_rng(0).standard_normal(48))
-    found = choose({**dense, "loss": losses}, ["chinchilla", "six-parameter"], by=["next budget"], draws=0)
+    found = choose({**dense, "loss": losses}, ["chinchilla", "six-parameter"], by=["larger budgets"], draws=0)
     by_name = {one.fit.law: one for one in found.candidates}
     assert by_name["six-parameter"].aic < by_name["chinchilla"].aic - 10
-    errors = {error.method: error.mean_absolute_error for error in found.cross_validations[0].errors}
-    assert errors["six-parameter law"] < errors["chinchilla law"]
+    scores = rollout_scores(found.cross_validations[0].rows)
+    assert scores["six-parameter law"].behind == 0
+    assert scores["chinchilla law"].clearly_behind
+    assert found.preferred.law == "six-parameter"
 
 
 def test_criteria_of_squared_error_are_those_of_normal_noise(dense):

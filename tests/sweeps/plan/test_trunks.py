@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -157,6 +158,20 @@ class TestGroups:
         groups = trunk_groups(planned.cells)
         assert [[cell.spec.steps for cell in group] for group in groups] == [[200, 100]] * 4
         assert len({(group[0].mean_recurrence, group[0].spec.seed) for group in groups}) == 4
+
+    def test_that_nothing_is_shared_is_said(self):
+        assert "nothing is shared: no two runs differ in tokens alone" in printed(plan(100, means=(1, 2)))
+
+    def test_runs_that_come_too_late_are_said(self):
+        planned = plan(100, 200, 400)
+        cells = tuple(dataclasses.replace(cell, origin=FROM_SCRATCH) for cell in planned.cells)
+        longest, middle = cells[0].run_id, cells[1]
+        console = Console(file=io.StringIO(), width=300)
+        cells = (cells[0], dataclasses.replace(middle, origin=Origin(101, longest)), cells[2])
+        print_plan(
+            console, dataclasses.replace(planned, cells=cells), {longest: SimpleNamespace(seconds=0)}, every_run=False
+        )
+        assert "1 run must train alone, as the longer ones have passed that step" in console.file.getvalue()
 
     def test_the_published_weight_decay_is_refused_with_what_to_set(self):
         with pytest.raises(ValueError, match=r"weight decay falls over the whole run, as published .* set optimizer"):
