@@ -22,6 +22,7 @@ _RESULTS = Results(
         "worlds": "Coverage where the world is not the law",
         "coverage": "Coverage",
         "held-out": "Held-out",
+        "limited": "Text that runs out",
         "rollouts": "Choosing a law by rollouts",
         "design": "Next runs, designed",
         "design-farseer": "Next runs of a public pool, designed",
