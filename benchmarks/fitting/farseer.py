@@ -140,8 +140,8 @@ def run(data: Path, *, seeds: int = 10) -> str:
         f"The pool `farseer` of ScaleBench (Li et al. 2026, arXiv:2604.22753), {len(pool.costs)} runs to choose from; "
         f"its {len(pool.targets['loss'])} largest by cost are the targets (those of the paper lie farther away and are "
         "not here, so its numbers do not compare). R^2 and mean absolute error at the targets of the six-parameter "
-        f"law, fitted to the chosen runs, at {', '.join(f'{share:.0%}' for share in SHARES)} of the cost of all; medians of "
-        f"{seeds} draws of the prior or of the random choice. V-optimal: least variance of the predictions at the "
+        f"law, fitted to the chosen runs, at {', '.join(f'{share:.0%}' for share in SHARES)} of all FLOPs; medians "
+        f"of {seeds} draws of the prior or of the random choice. V-optimal: least variance of the predictions at the "
         "targets per cost, on average over what is plausible.\n\n"
         f"{table(('choice', *(f'{share:.0%} of the cost' for share in SHARES)), rows)}"
     )
