@@ -76,6 +76,21 @@ def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400
 
 
 @app.command()
+def limited(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 100) -> None:
+    """Compare laws of text that runs out on published runs: errors beyond the compute, sizes and epochs of the fit."""
+    from benchmarks.fitting import limited as benchmark
+
+    if (data / benchmark.FILE).is_file():
+        _write(
+            results,
+            "limited",
+            "\n".join([benchmark.run(data), benchmark.coverage(sweeps=sweeps), benchmark.best_recurrences()]),
+        )
+    else:
+        typer.echo(f"limited is skipped: the runs are not at {data / benchmark.FILE}; give their folder as --data")
+
+
+@app.command()
 def rollouts(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 100) -> None:
     """Compare ways to choose a law by its error at 4 times the fitted compute, on simulated and on public tables."""
     from benchmarks.fitting import rollouts as benchmark
@@ -111,6 +126,7 @@ def everything(
     optimum(data, results)
     coverage(results, sweeps, draws, cache)
     held_out(data, results, draws)
+    limited(data, results, sweeps)
     rollouts(data, results)
 
 

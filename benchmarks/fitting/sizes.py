@@ -155,13 +155,14 @@ def section(found: Mapping[SizesWorld, list[dict[str, Held | None]]], sweeps: in
     return (
         f"In how many percent of {sweeps} simulated sweeps of {len(RECURRENCES)} recurrences x {len(BUDGETS)} budgets "
         f"({BUDGETS[0]:.3g} to {BUDGETS[-1]:.3g} FLOPs) x sizes ({', '.join(TWO)}, or {', '.join(THREE)}) the 95% "
-        f"interval of a joint fit holds the truth, from {draws} draws; {seconds / 60:.1f} CPU-minutes. Bold: under 90%. "
-        f"*Beyond* is {BEYOND:.3g} FLOPs, 4 times the largest budget: the best size N\\*, the best mu\\*, the true loss "
-        "*L* of the true best model there, and *one run* of it with all of its noise. *Flagged*: the iso-depth law was "
-        "called a misfit. The truth is an iso-depth law with phi .46 unless said; under a truncated or loop-term law the "
-        "fitted form is wrong.\n\n"
+        f"interval of a joint fit holds the truth, from {draws} draws; {seconds / 60:.1f} CPU-minutes. Bold: under "
+        f"90%. *Beyond* is {BEYOND:.3g} FLOPs, 4 times the largest budget: the best size N\\*, the best mu\\*, the "
+        "true loss *L* of the true best model there, and *one run* of it with all of its noise. *Flagged*: the "
+        "iso-depth law was called a misfit. The truth is an iso-depth law with phi .46 unless said; under a truncated "
+        "or loop-term law the fitted form is wrong.\n\n"
         f"{table(('world', *QUANTITIES), shares)}\n"
-        "Median width of the interval and, in brackets, rms error of the estimate (of N\\* and mu\\* in logarithms):\n\n"
+        "Median width of the interval and, in brackets, rms error of the estimate (of N\\* and mu\\* in "
+        "logarithms):\n\n"
         f"{table(('world', *QUANTITIES[:-1]), widths)}"
     )
 

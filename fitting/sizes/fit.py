@@ -16,6 +16,7 @@ from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.estimation.point_estimate import point_estimate
+from isoloop.fitting.isoflop.rates import rate_caveats
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit
@@ -305,6 +306,7 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += implausible_caveats(table)
     caveats += repetition_caveats(finished_rows(fitted))
+    caveats += rate_caveats(table)
     if len(fit.sizes) < 3:
         caveats.append(
             f"There are {len(fit.sizes)} sizes: nothing shows whether the loss follows a power of the size, or another "
