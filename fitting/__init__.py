@@ -54,8 +54,9 @@ from isoloop.fitting.simulate import (
     simulate_sizes,
     simulate_table,
 )
-from isoloop.fitting.sizes.any_fit import AnyFit, fit_table, read_fit
+from isoloop.fitting.sizes.any_fit import AnyFit, fit_table, predict_any, read_fit
 from isoloop.fitting.sizes.fit import fit_sizes
+from isoloop.fitting.sizes.predict import predict_sizes
 from isoloop.fitting.sizes.result import FrontierPoint, SizesFit
 from isoloop.fitting.sweep_fit import fit_sweep
 from isoloop.fitting.tables.contract import (

@@ -17,11 +17,13 @@ from isoloop.trainer.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoloop.fitting import RunTable, SweepFit
+    from isoloop.fitting import AnyFit, RunTable
     from isoloop.fitting.result import FittedFile
     from isoloop.sweeps.stability.study import StabilityStudy
 
 FEWEST_RUNS = 4
+_DRAWS_OF_SIZES = 200
+"""Refits at most behind the intervals of a single size, where all sizes are fitted together."""
 
 
 def fit_and_report(
@@ -36,9 +38,10 @@ def fit_and_report(
 ) -> SweepResults:
     """Fit a sweep's table, store the fits, draw the figures and write the page, replacing those of an earlier table.
 
-    A law holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs differ along other
-    axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of its own; groups
-    that differ in the unique tokens of their text alone are fitted together, too. `law` is that of the loss after
+    A law of one architecture holds for runs that differ only in budget, tokens, mean recurrence and seed. Where runs
+    differ along other axes, the column `group` tells them apart, and each group is fitted in a folder and on a page of
+    its own. Groups that differ in size alone, or in the unique tokens of their text alone, are fitted together, too; so
+    are, in a folder of their own, the sizes of each combination of other axes. `law` is that of the loss after
     training, by default one that fits the table, and `draws` are the refits behind each interval. A stability study is
     evaluated and stored, too.
     """
@@ -49,16 +52,20 @@ def fit_and_report(
     shutil.rmtree(folders.figures, ignore_errors=True)
     # Fit all runs together, or each group.
     progress = progress or Progress()
-    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress)
+    fit = partial(_fit_table, sweep, command=command, law=law, progress=progress)
     study = None
     if is_study(sweep):
         progress.begin("Evaluating stability")
         study = store_stability(sweep, folders, table)
     if GROUP not in table:
-        return fit(folders, table, study=study)
-    groups = {
-        str(label): part.drop(columns=GROUP).reset_index(drop=True) for label, part in table.groupby(GROUP, sort=False)
-    }
+        return fit(folders, table, draws=draws, study=study)
+    groups = {str(label): part.drop(columns=GROUP) for label, part in table.groupby(GROUP, sort=False)}
+    whole = joint_runs(table)
+    own_draws = draws
+    if whole is None:
+        groups = _sizes_of_combinations(sweep, table) | groups
+    elif whole["effective_params_fixed"].nunique() > 1:
+        own_draws = min(draws, _DRAWS_OF_SIZES)
     slugs = _slugs(list(groups))
     results: dict[str, SweepResults] = {}
     for label, part in groups.items():
@@ -66,21 +73,35 @@ def fit_and_report(
             continue
         own = folders.group(slugs[label])
         own.sweep.mkdir(parents=True)
-        part.to_csv(own.table, index=False)
+        rows = part.reset_index(drop=True)
+        rows.to_csv(own.table, index=False)
         own.config.write_text(folders.config.read_text(encoding="utf-8"), encoding="utf-8")
-        results[label] = fit(own, part, label=label)
-    # Write the page that compares the groups.
+        results[label] = fit(own, rows, label=label, draws=own_draws)
+    # Write the page of all runs: of their joint fit, or one that compares the groups.
     reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
     if few := len(groups) - len(results):
         reason += f", but {few} of them have fewer than {FEWEST_RUNS} finished runs"
-    whole = SweepResults(
+    of_all = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
     )
-    joint = joint_runs(table)
-    if joint is not None:
-        together = _fits(folders, joint, name=sweep.name, law=law, draws=draws, progress=progress)
-        whole = replace(together, groups=results)
-    return _write_page(sweep, table, folders, command, whole, progress, study=study)
+    if whole is not None:
+        fitted = _fits(folders, whole.reset_index(drop=True), name=sweep.name, law=law, draws=draws, progress=progress)
+        of_all = replace(fitted, groups=results)
+    return _write_page(sweep, table, folders, command, of_all, progress, study=study)
+
+
+def _sizes_of_combinations(sweep: SweepConfig, table: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+    """Return the runs of each combination of the axes but the size, by name, where they have several sizes."""
+    from isoloop.fitting.sizes.fit import several_sizes
+    from isoloop.sweeps.plan.axes import axis_texts, is_size, separates
+
+    names = dict.fromkeys([*sweep.axes, *(name for point in sweep.points for name in point)])
+    others = [name for name in names if name in table and separates(name) and not is_size(name)]
+    if not others:
+        return {}
+    combinations = table.drop(columns=GROUP).groupby(others, sort=False, dropna=False)
+    parts = {", ".join([*axis_texts(part[others].iloc[0].to_dict()), "all sizes"]): part for _, part in combinations}
+    return {label: part for label, part in parts.items() if several_sizes(part)}
 
 
 def report_so_far(folders: Folders, *, command: str, draws: int = 1000, progress: Progress | None = None) -> Path:
@@ -158,7 +179,7 @@ def fit_and_report_table(
         **options,
     )
     page = TablePage(places=places, name=name, origin=table_origin(file, experiment))
-    reading = results.fit.reading if results.fit is not None else table.notes
+    reading = results.any_fit.reading if results.any_fit is not None else table.notes
     write_report(page, table=table.frame, results=results, command=command, progress=progress, reading=reading)
     return results
 
@@ -209,18 +230,18 @@ def _fits(
     file: "FittedFile | None" = None,
     **options: Any,
 ) -> SweepResults:
-    """Fit a table with and without its largest budget, and store the fits; `options` are those of `fit_sweep`.
+    """Fit a table with and without its largest budget, and store the fits; `options` are those of `fit_table`.
 
     `file` is the file that the table is in, if it is that of a target and not of a sweep.
     """
-    from isoloop.fitting import fit_sweep
+    from isoloop.fitting import SizesFit, SweepFit, fit_table
 
-    fits: dict[bool, SweepFit] = {}
+    fits: dict[bool, AnyFit] = {}
     reasons: dict[bool, str] = {}
     for hold_out in (False, True):
         progress.begin("Fitting without the largest budget" if hold_out else "Fitting")
         try:
-            fit = fit_sweep(
+            fit = fit_table(
                 table,
                 name=name,
                 law=law,
@@ -236,9 +257,13 @@ def _fits(
             reasons[hold_out] = str(error)
         else:
             fits[hold_out] = fit
+    single = {hold_out: fit for hold_out, fit in fits.items() if isinstance(fit, SweepFit)}
+    joint = {hold_out: fit for hold_out, fit in fits.items() if isinstance(fit, SizesFit)}
     return SweepResults(
-        fit=fits.get(False),
-        hold_out=fits.get(True),
+        fit=single.get(False),
+        hold_out=single.get(True),
+        joint=joint.get(False),
+        joint_hold_out=joint.get(True),
         why_no_fit=reasons.get(False),
         why_no_hold_out=reasons.get(True),
         report=places.report,
@@ -272,7 +297,7 @@ def _write_page(
     return replace(results, stability="" if part is None else part.summary)
 
 
-def store_fit(fit: "SweepFit", path: Path) -> None:
+def store_fit(fit: "AnyFit", path: Path) -> None:
     """Write a fit to `path` as JSON and, beside it, as readable text: each whole, and never the text of another fit."""
     text, report = fit.to_json(), path.with_suffix(".txt")
     path.parent.mkdir(parents=True, exist_ok=True)

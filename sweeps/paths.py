@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isoloop.fitting import SweepFit
+    from isoloop.fitting import AnyFit, SizesFit, SweepFit
 
 MLFLOW = "mlflow:"
 """The beginning of a command's target that is an MLflow experiment."""
@@ -145,8 +145,9 @@ class TablePlaces:
 class SweepResults:
     """Both fits of a sweep, or of a table, and its page; a fit that can't be made is None, with the reason beside it.
 
-    `groups` are the results of each group of runs, by its label, if the sweep has several groups. `stability` is
-    the summary of a stability study, empty for other sweeps.
+    `joint` and `joint_hold_out` are the fits of runs of several sizes together; then `fit` is None. `groups` are the
+    results of each group of runs, by its label, if the sweep has several groups. `stability` is the summary of a
+    stability study, empty for other sweeps.
     """
 
     fit: "SweepFit | None"
@@ -156,6 +157,18 @@ class SweepResults:
     report: Path
     groups: "Mapping[str, SweepResults]" = field(default_factory=dict)
     stability: str = ""
+    joint: "SizesFit | None" = None
+    joint_hold_out: "SizesFit | None" = None
+
+    @property
+    def any_fit(self) -> "AnyFit | None":
+        """The fit of all runs, of one architecture or of several sizes."""
+        return self.fit or self.joint
+
+    @property
+    def any_hold_out(self) -> "AnyFit | None":
+        """That without the largest budget."""
+        return self.hold_out or self.joint_hold_out
 
 
 def folders_of(target: str, out: Path) -> Folders:

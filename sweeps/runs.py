@@ -11,7 +11,7 @@ from isoloop.sweeps.config.loading import load_sweep, preset_names
 from isoloop.sweeps.config.schema import RunSettings, SweepConfig
 from isoloop.sweeps.execution.simulated import simulate_run
 from isoloop.sweeps.paths import MLFLOW, Folders, folders_of, is_table_target, table_stem
-from isoloop.sweeps.plan.axes import UNIQUE_TOKENS, grid_points
+from isoloop.sweeps.plan.axes import SIZE, UNIQUE_TOKENS, grid_points
 from isoloop.sweeps.plan.grid import cost_model_columns, plan_sweep, simulated_corpus
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, SWEEP, cell_tags, result_metrics, run_table
 from isoloop.trainer.accounting import Accounting, expected_loops, loop_cost
@@ -180,12 +180,18 @@ def load_runs(target: str, out: str | Path, *, several_groups: bool = False) -> 
 def joint_runs(table: "pd.DataFrame") -> "pd.DataFrame | None":
     """Return the runs of all groups as one, without the column `group`, if one law takes them all; None otherwise.
 
-    It does where groups differ in the unique tokens of their text alone: laws of repeated text have a term for these.
+    It does where groups differ in the size of their models alone, or in the unique tokens of their text alone: laws of
+    several sizes, and of repeated text, have terms for these.
     """
-    if GROUP not in table or UNIQUE_TOKENS not in table:
+    if GROUP not in table:
         return None
-    by_text = table.groupby(UNIQUE_TOKENS, dropna=False)[GROUP].nunique()
-    return table.drop(columns=GROUP) if len(by_text) > 1 and by_text.max() == 1 else None
+    for axis in (SIZE, UNIQUE_TOKENS):
+        if axis not in table:
+            continue
+        by_value = table.groupby(axis, dropna=False)[GROUP].nunique()
+        if len(by_value) > 1 and by_value.max() == 1:
+            return table.drop(columns=GROUP)
+    return None
 
 
 def simulated_table(sweep: SweepConfig) -> "pd.DataFrame":

@@ -197,8 +197,8 @@ def predict(
     return Prediction(
         loss=loss,
         loss_interval=loss_interval,
-        perplexity=_perplexity(loss),
-        perplexity_interval=(_perplexity(loss_interval[0]), _perplexity(loss_interval[1])) if loss_interval else None,
+        perplexity=perplexity(loss),
+        perplexity_interval=(perplexity(loss_interval[0]), perplexity(loss_interval[1])) if loss_interval else None,
         mean_recurrence=None if dense else value,
         mean_recurrence_interval=None if dense else value_interval,
         params=value if dense else None,
@@ -229,7 +229,7 @@ def predict(
     )
 
 
-def _perplexity(loss: float) -> float:
+def perplexity(loss: float) -> float:
     """Return exp(loss), infinite where that exceeds the largest float."""
     return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
 

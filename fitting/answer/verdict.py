@@ -17,6 +17,7 @@ from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.estimation.law_fit import EXACT
 from isoloop.fitting.estimation.rise import RISES
 from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.isoflop.rates import TUNED_RATES
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.tables.mixed_losses import TWO_UNITS
@@ -253,6 +254,7 @@ def _caveats(fit: SweepFit) -> tuple[str, ...]:
     after_training = fit.laws_after_training
     if after_training is not None and after_training.best.exact and after_training.best.draws:
         caveats.append(f"{EXACT.capitalize()}.")
+    caveats += [caveat for caveat in fit.caveats if caveat.startswith(TUNED_RATES)]
     return tuple(caveats)
 
 

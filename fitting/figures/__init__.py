@@ -5,13 +5,16 @@ from isoloop.fitting.figures.isoflop import draw_exponents, draw_isoflop_curves,
 from isoloop.fitting.figures.registry import (
     COLUMN_WIDTH,
     FIGURES,
+    SIZES_FIGURES,
     FigureFiles,
     draw_all,
     draw_one,
     draw_power_laws,
+    figures_of,
     why_unavailable,
 )
 from isoloop.fitting.figures.rollouts import draw_rollouts
+from isoloop.fitting.figures.sizes import draw_frontier, draw_sizes_surface
 from isoloop.fitting.figures.style import STYLE, save_figure, save_figure_as
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
 from isoloop.fitting.figures.training import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +18,7 @@ from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import fit_height
 from isoloop.fitting.figures.isoflop import draw_isoflop_curves, draw_power_law
 from isoloop.fitting.figures.rollouts import draw_rollouts
+from isoloop.fitting.figures.sizes import draw_frontier, draw_sizes_surface
 from isoloop.fitting.figures.style import STYLE, rasterize_many, save_figure
 from isoloop.fitting.figures.test_time import draw_test_time, draw_test_time_collapse
 from isoloop.fitting.figures.training import (
@@ -26,6 +28,8 @@ from isoloop.fitting.figures.training import (
     held_out_lines,
 )
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.sizes.any_fit import AnyFit
+from isoloop.fitting.sizes.result import SizesFit
 
 COLUMN_WIDTH = 3.3
 """Width of a journal's column in inches."""
@@ -54,28 +58,30 @@ class FigureKind:
     """
 
     about: str
-    draw: Callable[[Figure, pd.DataFrame, SweepFit], None]
-    needs: str
+    draw: Callable[[Figure, pd.DataFrame, Any], None]
+    needs: str = ""
     size: tuple[float, float] = (6.0, 3.6)
     shape: float = 0.6
 
-    def caption(self, fit: SweepFit) -> str:
+    def caption(self, fit: AnyFit) -> str:
         """Return the sentence about the figure of a fit."""
+        if isinstance(fit, SizesFit):
+            return self.about.format(laws=fit.laws.name)
         laws = fit.laws_after_training
         return self.about.format(axis=AXES[fit.axis].name, laws="training law" if laws is None else laws.name)
 
 
 def draw_all(
-    table: pd.DataFrame, fit: SweepFit, folder: str | Path, progress: Callable[[int], None] = lambda number: None
+    table: pd.DataFrame, fit: AnyFit, folder: str | Path, progress: Callable[[int], None] = lambda number: None
 ) -> FigureFiles:
     """Draw every figure that the fit has data for into `folder`, as PNG, SVG and PDF each.
 
     `table` is the checked table of the fit, held-out runs included. A figure whose values can't be drawn is skipped.
-    `progress` is called with the number of figures done before each of `FIGURES`.
+    `progress` is called with the number of figures done before each of `figures_of(fit)`.
     """
     paths: list[Path] = []
     skipped: list[tuple[str, str]] = []
-    for number, name in enumerate(FIGURES):
+    for number, name in enumerate(figures_of(fit)):
         progress(number)
         reason = why_unavailable(name, fit)
         if not reason:
@@ -88,11 +94,11 @@ def draw_all(
     return FigureFiles(paths=tuple(paths), skipped=tuple(skipped))
 
 
-def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | None = None) -> Figure:
+def draw_one(name: str, table: pd.DataFrame, fit: AnyFit, *, width: float | None = None) -> Figure:
     """Draw one figure, to be written by `save_figure`.
 
     Args:
-        name: one of `FIGURES`.
+        name: one of `figures_of(fit)`.
         table: the checked table of the fit, held-out runs included.
         fit: the result of fitting it.
         width: in inches; `COLUMN_WIDTH` fits one column of a journal. Texts keep their size, and the height follows.
@@ -101,14 +107,15 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
         ValueError: there is no figure of that name, the fit has no data for it, its values can't be drawn, or the
             width is out of range.
     """
-    if name not in FIGURES:
-        raise ValueError(f"a figure must be one of {', '.join(FIGURES)}, but got {name!r}; choose one")
+    kinds = figures_of(fit)
+    if name not in kinds:
+        raise ValueError(f"a figure must be one of {', '.join(kinds)}, but got {name!r}; choose one")
     if width is not None and not _WIDTHS[0] <= width <= _WIDTHS[1]:
         raise ValueError(
             f"a figure's width must be {_WIDTHS[0]:g} to {_WIDTHS[1]:g} inches, but got {width:g}; a journal's column "
             f"is {COLUMN_WIDTH} inches wide"
         )
-    kind = FIGURES[name]
+    kind = kinds[name]
     usual, height = kind.size
     try:
         with mpl.rc_context(STYLE), np.errstate(over="raise", divide="raise", invalid="raise"):
@@ -125,8 +132,16 @@ def draw_one(name: str, table: pd.DataFrame, fit: SweepFit, *, width: float | No
     return figure
 
 
-def why_unavailable(name: str, fit: SweepFit) -> str | None:
+def figures_of(fit: AnyFit) -> dict[str, FigureKind]:
+    """Return the figures of a fit by name: those of one architecture, or of several sizes."""
+    return SIZES_FIGURES if isinstance(fit, SizesFit) else FIGURES
+
+
+def why_unavailable(name: str, fit: AnyFit) -> str | None:
     """Return the reason why a fit has no data for a figure, None if it has."""
+    if isinstance(fit, SizesFit):
+        few = len(fit.frontier) < 2
+        return "the fit without the largest budget has no best models through budgets" if few else None
     if name == "held_out_errors":
         lines = held_out_lines(fit)
         if lines > _MOST_HELD_OUT_LINES:
@@ -153,7 +168,7 @@ def _draw_held_out_errors(figure: Figure, table: pd.DataFrame, fit: SweepFit) ->
     draw_held_out_errors(figure.add_subplot(), table, fit)
 
 
-def _on_axes(draw: Callable[[Axes, pd.DataFrame, SweepFit], None]) -> Callable[[Figure, pd.DataFrame, SweepFit], None]:
+def _on_axes(draw: Callable[[Axes, pd.DataFrame, Any], None]) -> Callable[[Figure, pd.DataFrame, Any], None]:
     return lambda figure, table, fit: draw(figure.add_subplot(), table, fit)
 
 
@@ -204,4 +219,19 @@ FIGURES: dict[str, FigureKind] = {
         needs="unified",
     ),
 }
-"""Every figure by its file's name. Texts are meant to be printed at the default size."""
+"""Every figure of one architecture by its file's name. Texts are meant to be printed at the default size."""
+
+SIZES_FIGURES: dict[str, FigureKind] = {
+    "sizes_surface": FigureKind(
+        about="Loss of the {laws} over size and mean recurrence at the largest budget, its runs, and the best model.",
+        draw=_on_axes(draw_sizes_surface),
+        size=(6.0, 4.2),
+        shape=0.7,
+    ),
+    "frontier": FigureKind(
+        about="Best size, mean recurrence and tokens through budgets by the {laws}, with 95% intervals.",
+        draw=draw_frontier,
+        size=(6.9, 2.9),
+    ),
+}
+"""Every figure of a joint fit over sizes."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from isoloop.fitting.answer.predict import Prediction, predict
 from isoloop.fitting.result import FIT_FORMAT, SweepFit, format_of, from_file
 from isoloop.fitting.sizes.fit import fit_sizes, several_sizes
+from isoloop.fitting.sizes.predict import predict_sizes
 from isoloop.fitting.sizes.result import SIZES_FORMAT, SizesFit
 from isoloop.fitting.sweep_fit import fit_sweep
 from isoloop.fitting.tables.budgets import SAME_BUDGET
@@ -54,3 +56,18 @@ def _from_json(text: str) -> AnyFit:
         f"a stored fit must have the format {FIT_FORMAT!r} or {SIZES_FORMAT!r}, but got {stored_format!r}; fit the "
         "sweep again"
     )
+
+
+def predict_any(fit: AnyFit, *, size: str | None = None, **model: float | None) -> Prediction:
+    """Return the prediction of `predict`, or for a joint fit that of `predict_sizes`.
+
+    Raises ValueError as these do, and for the name of a size with a fit of one architecture.
+    """
+    if isinstance(fit, SizesFit):
+        return predict_sizes(fit, size=size, **model)
+    if size is not None:
+        raise ValueError(
+            f"a size can be given for a joint fit over sizes, but {fit.name!r} is a fit of one architecture; leave out "
+            f"the size {size}"
+        )
+    return predict(fit, **model)

@@ -83,6 +83,7 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
             break
         doubts, shown = [*doubts, *more], shown + 1
     hidden = f" ({len(fit.caveats) - shown} more: --full)" if shown < len(fit.caveats) else ""
+    head = [shortened(line, COLUMNS) for line in head]
     parts = [head, table, [f"What to doubt, the most important first{hidden}", *doubts]]
     return "\n\n".join("\n".join(map(printable, part)) for part in parts) + "\n"
 

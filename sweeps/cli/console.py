@@ -261,12 +261,12 @@ def print_results(console: "Console", results: "SweepResults") -> None:
     for label, group in results.groups.items():
         console.print(f"\n{label}", style="bold", markup=False)
         print_results(console, group)
-    if results.groups:
+    if results.groups and results.joint is None:
         return
-    console.print()
+    console.print(*["\nAll sizes together"] if results.joint is not None else [], style="bold")
     for line in headline(results):
         console.print(line)
-    held_out = results.hold_out.held_out if results.hold_out else None
+    held_out = results.any_hold_out.held_out if results.any_hold_out else None
     rows = [] if held_out is None else [row for row in held_out.rows if row.recurrence == row.mean_recurrence]
     if held_out is not None and rows:
         console.print(f"\nFitted without the largest {held_out.quantity}, then compared with it:")

@@ -188,6 +188,7 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
 
 def _from_runs(target: str, out: Path, options: "TableOptions", question: _Question) -> _Known:
     """Return what the fit of a target's runs leaves plausible, and the candidates about their ranges."""
+    from isoloop.fitting import SizesFit
     from isoloop.fitting.design import Belief, Candidates, candidate_budgets, candidate_values
     from isoloop.fitting.tables.runs import finished_rows, law_data
     from isoloop.sweeps.config.loading import load_sweep
@@ -201,6 +202,10 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     files = files_of(target, out)
     files.check_table("a design")
     fit, news = fit_or_stored(files, out, options)
+    if isinstance(fit, SizesFit):
+        raise ValueError(
+            f"a design takes the runs of one size, but {fit.name!r} has {len(fit.sizes)}; name one of them"
+        )
     table = load_table(target, out, options).frame
     laws = fit.laws_after_training
     if laws is None:

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from isoloop.fitting import ComparedSweep, SweepFit
+    from isoloop.fitting import AnyFit, ComparedSweep
     from isoloop.sweeps.runs import TableOptions
 
-    TableWithFit = tuple[pd.DataFrame, SweepFit]
+    TableWithFit = tuple[pd.DataFrame, AnyFit]
 
 _RESULT_SUFFIXES = (".json", ".txt", ".csv", ".parquet", ".html", ".png", ".svg", ".pdf", ".xlsx")
 
@@ -269,7 +269,7 @@ def _no_fit(files: TargetFiles, hold_out: bool) -> str:
     )
 
 
-def _table_beside(path: Path, fit: "SweepFit") -> Path:
+def _table_beside(path: Path, fit: "AnyFit") -> Path:
     """Return the run table beside a stored fit: runs.csv for fit.json, mine.csv or mine.csv.gz for mine.fit.json."""
     if fit.file is not None and path.with_name(fit.file.name).is_file():
         return path.with_name(fit.file.name)
@@ -287,11 +287,11 @@ def _table_beside(path: Path, fit: "SweepFit") -> Path:
     return tables[0]
 
 
-def _figure_list(fit: "SweepFit", hold_out: bool) -> list[str]:
+def _figure_list(fit: "AnyFit", hold_out: bool) -> list[str]:
     from isoloop.fitting import figures
 
     lines = [f"Figures of {fit.name}; draw them with --to FOLDER, or one with its name and --to FILE"]
-    for name, kind in figures.FIGURES.items():
+    for name, kind in figures.figures_of(fit).items():
         reason = figures.why_unavailable(name, fit)
         text = kind.caption(fit) if reason is None else f"can't be drawn: {_with_hint(reason, name, hold_out)}"
         lines.append(f"  {name:<27}{text}")

@@ -152,7 +152,10 @@ def predict(
     target: Target,
     out: Out = DEFAULT_OUT,
     mean_recurrence: Annotated[float | None, typer.Option(help="Mean loops in training (mu_rec).")] = None,
-    params: Annotated[float | None, typer.Option(help="Parameters (N), for a fit of dense models.")] = None,
+    params: Annotated[
+        float | None, typer.Option(help="Parameters (N), for dense models or several sizes; embeddings apart.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Name of a size of a joint fit, such as 370m.")] = None,
     tokens: Annotated[float | None, typer.Option(help="D, the training tokens.")] = None,
     flops: Annotated[
         float | None, typer.Option(help="C, the training FLOPs; alone, the best model for them is predicted.")
@@ -175,15 +178,14 @@ def predict(
     """Predict the loss of a model that nobody has trained. A table that has no fit yet is fitted first."""
     with show_progress(transient=True) as progress:
         progress.begin("Reading the fit")
-        from isoloop.fitting import fit_curve
-        from isoloop.fitting import predict as predict_loss
+        from isoloop.fitting import fit_curve, predict_any
 
         options = table_options(columns, mapping, tracking_uri, experiment, outliers, budget_tolerance)
         files = files_of(target, out)
         curve = None if options.given else _curve_of(files)
         fitted = None if curve is not None else stored_fit(files, out, options)
     if curve is not None:
-        if recurrence is None or any(value is not None for value in (mean_recurrence, params, tokens, flops)):
+        if recurrence is None or any(value is not None for value in (mean_recurrence, params, size, tokens, flops)):
             raise ValueError(
                 f"{target} holds the losses of one model at several T, which predict its loss at another T alone; "
                 "give --recurrence T and no other model"
@@ -199,8 +201,9 @@ def predict(
         fitted = stored.fit
         place = f"as {stored.path}" if stored.path else f"and not stored, because {stored.problem}"
         print(f"No fit of {target} was stored: it was fitted now, with the defaults of 'isoloop fit', {place}\n")
-    prediction = predict_loss(
+    prediction = predict_any(
         fitted,
+        size=size,
         mean_recurrence=mean_recurrence,
         params=params,
         tokens=tokens,
@@ -227,7 +230,7 @@ def choose(
         list[str],
         typer.Option(
             "--hold-out",
-            help="Rows to hold out: 'next budget', 'largest budget', budget, size or row; can be repeated.",
+            help="Rows to hold out: 'larger budgets', 'largest budget', budget, size or row; can be repeated.",
         ),
     ] = [],  # noqa: B006
     check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts, too.")] = False,

@@ -9,7 +9,7 @@ from isoloop.sweeps.cli.console import show_progress
 from isoloop.sweeps.cli.options import TargetFiles
 
 if TYPE_CHECKING:
-    from isoloop.fitting import RunTable, SweepFit
+    from isoloop.fitting import AnyFit, RunTable
     from isoloop.sweeps.runs import TableOptions
 
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class StoredFit:
     """A fit and its file, None if no folder could be written; `problem` is why it is not beside its table."""
 
-    fit: "SweepFit"
+    fit: "AnyFit"
     path: Path | None
     problem: str = ""
 
@@ -29,11 +29,11 @@ def fit_target(files: TargetFiles, out: Path, options: "TableOptions", **setting
         files: the files of the target.
         out: the output folder.
         options: how to read the table.
-        settings: further arguments of `fit_sweep`.
+        settings: further arguments of `fit_table`.
     """
     with show_progress(transient=True) as progress:
         progress.begin("Reading the table")
-        from isoloop.fitting import fit_sweep
+        from isoloop.fitting import fit_table
         from isoloop.fitting.result import FittedFile
         from isoloop.sweeps.runs import load_table
 
@@ -42,7 +42,7 @@ def fit_target(files: TargetFiles, out: Path, options: "TableOptions", **setting
         file = None if files.in_mlflow else FittedFile.of(path)
         table = load_table(files.target, out, options)
         progress.begin("Fitting")
-        fitted = fit_sweep(
+        fitted = fit_table(
             table.frame,
             name=files.name,
             profiles=True,
@@ -55,7 +55,7 @@ def fit_target(files: TargetFiles, out: Path, options: "TableOptions", **setting
     return _store(replace(fitted, file=file), files, table)
 
 
-def _store(fit: "SweepFit", files: TargetFiles, table: "RunTable") -> StoredFit:
+def _store(fit: "AnyFit", files: TargetFiles, table: "RunTable") -> StoredFit:
     """Store a fit beside its table, or in the output folder where that can't be written.
 
     The fit of an MLflow experiment has a copy of its table beside it.
@@ -86,13 +86,13 @@ def _store(fit: "SweepFit", files: TargetFiles, table: "RunTable") -> StoredFit:
     return StoredFit(fit=fit, path=files.spare_fit, problem=problem)
 
 
-def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_out: bool = False) -> "SweepFit | None":
+def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_out: bool = False) -> "AnyFit | None":
     """Return the stored fit of a target, None if there is none.
 
     Raises:
         ValueError: the fit is of another table, or of one that has changed since or was read in another way.
     """
-    from isoloop.fitting import SweepFit
+    from isoloop.fitting import read_fit
     from isoloop.sweeps.runs import load_table
 
     # A fit by its file, or that of a sweep
@@ -103,13 +103,13 @@ def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_o
                 f"options such as {given} say how a table is read, but {files.target} is a "
                 f"{'stored fit' if files.table is None else 'sweep'}; leave them out"
             )
-        return SweepFit.read(files.fit)
+        return read_fit(files.fit)
     # That of a table, which must be the same as when it was fitted
     files.check_table("a fit")
     if not files.fit.is_file():
         return None
     again = " ".join(["isoloop fit", files.target, *filter(None, [options.given, "--hold-out" if hold_out else ""])])
-    stored = SweepFit.read(files.fit)
+    stored = read_fit(files.fit)
     if not files.in_mlflow and _has_changed(files.table, files.fit, stored):
         raise ValueError(
             f"a stored fit must be of its table as it is, but {files.table} changed after {files.fit} was made; fit "
@@ -128,7 +128,7 @@ def stored_fit(files: TargetFiles, out: Path, options: "TableOptions", *, hold_o
     return stored
 
 
-def fit_or_stored(files: TargetFiles, out: Path, options: "TableOptions") -> "tuple[SweepFit, str]":
+def fit_or_stored(files: TargetFiles, out: Path, options: "TableOptions") -> "tuple[AnyFit, str]":
     """Return the stored fit of a target, or one that is made and stored now, and text that says so or how it was read.
 
     Raises ValueError as `stored_fit` and `fit_target` do.
@@ -146,7 +146,7 @@ def fit_or_stored(files: TargetFiles, out: Path, options: "TableOptions") -> "tu
     return fit, made + (f"{reading_text(fit.reading)}\n" if fit.reading else "")
 
 
-def _has_changed(table: Path, path: Path, stored: "SweepFit") -> bool:
+def _has_changed(table: Path, path: Path, stored: "AnyFit") -> bool:
     """Return True if a table is not what was fitted: by its content, or its time where the fit has no digest."""
     from isoloop.fitting.result import FittedFile
 
@@ -155,7 +155,7 @@ def _has_changed(table: Path, path: Path, stored: "SweepFit") -> bool:
     return stored.file.sha256 != FittedFile.of(table).sha256
 
 
-def _is_copy(path: Path, stored: "SweepFit", table: "RunTable") -> bool:
+def _is_copy(path: Path, stored: "AnyFit", table: "RunTable") -> bool:
     """Return True if the file beside a fit is a copy of the table, and the fit is of it."""
     from isoloop.fitting.result import FittedFile
 

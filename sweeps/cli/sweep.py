@@ -194,6 +194,7 @@ def run(
         progress.begin("Starting")
         from isoloop.sweeps.analysis import fit_and_report
         from isoloop.sweeps.pipeline import prepare, train_sweep
+        from isoloop.sweeps.plan.rates import rate_lines
         from isoloop.sweeps.report.answer import sweep_answer
 
         prepared = prepare(config, folders, progress)
@@ -201,6 +202,8 @@ def run(
     console.print(f"{config.name}: {runs}, {prepared.plan.trained_flops:.3g} FLOPs, results in {folders.sweep}")
     for line in [*describe_corpora(prepared.corpora.values()), *prepared.plan.left_out_lines()]:
         console.print(line, markup=False)
+    for line in rate_lines(prepared.plan.rates, cells):
+        console.print(f"rates: {line}", markup=False)
 
     # Train and record.
     try:
@@ -351,7 +354,7 @@ def _report_table(files: TargetFiles, out: Path, options: "TableOptions", *, law
             budget_tolerance=options.budget_tolerance,
             progress=progress,
         )
-    print_reading(table.notes if results.fit is None else results.fit.reading)
+    print_reading(table.notes if results.any_fit is None else results.any_fit.reading)
     return results.report
 
 

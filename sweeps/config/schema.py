@@ -88,6 +88,7 @@ class Simulation(Config):
     L(T | µ, D) = E + X N(µ)^-x + Y D^-y + Z exp(-z T / µ), with N the effective parameters of the sweep's model.
 
     Args:
+        phi: the worth of a loop, as in the iso-depth law: then N = N_once + µ^phi N_rec. By default 1.
         run_noise: relative standard deviation of a run's loss, drawn once per run.
         evaluation_noise: additional relative standard deviation of each evaluation.
         flops_per_second: a simulated run takes as long as at this speed, to test the scheduling; no time if None.
@@ -102,6 +103,7 @@ class Simulation(Config):
     z: PositiveFloat
     run_noise: NonNegativeFloat
     evaluation_noise: NonNegativeFloat
+    phi: Annotated[float, StrictNumber] | None = Field(default=None, exclude_if=lambda value: value is None)
     flops_per_second: PositiveFloat | None = None
 
 

@@ -128,6 +128,11 @@ def separates(axis: str) -> bool:
     return axis not in JOINT_AXES and not axis.startswith(RESOURCES_PREFIX)
 
 
+def is_size(axis: str) -> bool:
+    """Return whether models that differ along an axis are of different sizes, to which one law can be fitted."""
+    return axis == SIZE or axis.removeprefix("model.") in SHAPE_FIELDS - {"context", "vocabulary"}
+
+
 def with_centres(sweep: SweepConfig, folders: Folders) -> SweepConfig:
     """Return the sweep with µ*(C) filled in for each budget that lacks it; unchanged if it isn't centred on a fit.
 

@@ -72,7 +72,7 @@ class TunedRates:
 
     def of_run(self, spec: RunSpec, flops: float, accounting: str) -> RunRates:
         """Return the rates of a run that is planned to spend `flops`."""
-        key = spec.optimizer, spec.model, spec.recurrence, spec.batch, flops
+        key = spec.model_copy(update={"steps": 1, "seed": 0}), flops
         if key not in self._runs:
             best = self.law.at(rate_features(spec.model, flops=flops, mean_recurrence=spec.recurrence.mean))
             rates = {path.rpartition(".")[2]: float(f"{rate:.{DIGITS}g}") for path, rate in best.rates.items()}
@@ -149,10 +149,12 @@ def rate_features(model: ModelConfig, *, flops: float, mean_recurrence: int) -> 
     return {"flops": flops, "mean_recurrence": float(mean_recurrence), "params": float(params)}
 
 
-def rate_lines(rates: TunedRates, cells: Sequence["Cell"], *, every_run: bool = False) -> Iterator[str]:
+def rate_lines(rates: TunedRates | None, cells: Sequence["Cell"], *, every_run: bool = False) -> Iterator[str]:
     """Yield what to say of a plan's tuned rates: the law, the runs that it extrapolates to, and what that may cost."""
     from isoloop.fitting.rate_law import describe_beyond
 
+    if rates is None:
+        return
     chosen = [(cell, cell.rates) for cell in cells if cell.rates is not None]
     yield from rates.notices
     law = rates.law

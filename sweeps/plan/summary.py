@@ -86,9 +86,8 @@ def print_plan(console: "Console", plan: Plan, done: "Results", *, every_run: bo
     each = [f"left out: {cell.label}: {cell.reason}" for cell in plan.left_out]
     for line in each if every_run else plan.left_out_lines():
         console.print(line)
-    if plan.rates is not None:
-        for line in rate_lines(plan.rates, plan.cells, every_run=every_run):
-            console.print(f"{'rates':<11} {line}")
+    for line in rate_lines(plan.rates, plan.cells, every_run=every_run):
+        console.print(f"{'rates':<11} {line}")
     for name, text in _totals(plan, done):
         console.print(f"{name:<11} {text}")
 

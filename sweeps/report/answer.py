@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from isoloop.fitting import SweepFit, recommendation, verdict
+from isoloop.fitting import SizesFit, SweepFit, recommendation, verdict
 from isoloop.fitting.tables.best_loss import with_best_losses
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import headline
@@ -50,9 +50,11 @@ def sweep_answer(table: "pd.DataFrame", results: SweepResults) -> Answer:
 
 def _numbers(results: SweepResults) -> Iterator[tuple[str, float, Interval | None]]:
     """Yield the name, the value and the interval of each number that a fit determines."""
-    fit, hold_out = results.fit, results.hold_out
+    fit, hold_out = results.fit, results.any_hold_out
     if fit is not None:
         yield from _optimum(fit)
+    if results.joint is not None:
+        yield from _joint_optimum(results.joint)
     if hold_out is not None and hold_out.held_out is not None and hold_out.held_out.errors:
         yield "held_out_error_percent", hold_out.held_out.errors[0].mean_absolute_error, None
 
@@ -68,3 +70,15 @@ def _optimum(fit: SweepFit) -> Iterator[tuple[str, float, Interval | None]]:
         yield f"optimal_{fit.axis}", best.value, best.value_interval
         yield "optimal_tokens", best.tokens, best.tokens_interval
         yield "optimal_loss", best.loss, best.loss_interval
+
+
+def _joint_optimum(fit: SizesFit) -> Iterator[tuple[str, float, Interval | None]]:
+    largest = fit.fitted.flops[1]
+    if not fit.verdict(largest).answer:
+        point = fit.point(largest)
+        for name in ("params", "mean_recurrence", "tokens", "loss"):
+            best = getattr(point, name)
+            yield f"optimal_{name}", best.value, best.interval
+    for parameter in fit.laws.best.parameters:
+        if parameter.name == "phi":
+            yield "phi", parameter.value, parameter.interval

@@ -3,10 +3,11 @@
 import math
 import re
 
-from isoloop.fitting import ANSWER_MULTIPLE, HeldOut, PowerLaw, SweepFit, Verdict, recommendation, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, HeldOut, PowerLaw, SizesFit, SweepFit, Verdict, recommendation, verdict
 from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS
-from isoloop.fitting.isoflop.rates import TUNED_RATES
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.tables.repetition import REPEATED_TEXT
 from isoloop.sweeps.paths import SweepResults
 
@@ -14,6 +15,8 @@ from isoloop.sweeps.paths import SweepResults
 def headline(results: SweepResults) -> list[str]:
     """Return the sweep's result in a few sentences, the answer or the reason why there is none first."""
     fit, hold_out = results.fit, results.hold_out
+    if results.joint is not None:
+        return sizes_headline(results.joint, results.joint_hold_out)
     if fit is None:
         return [f"Not fitted: {results.why_no_fit}."]
     judged = verdict(fit)
@@ -28,7 +31,7 @@ def headline(results: SweepResults) -> list[str]:
         sentences.append(_held_out_sentence(hold_out.held_out))
     if results.why_no_hold_out:
         sentences.append(f"No runs were held out: {results.why_no_hold_out}.")
-    sentences += [with_greek_mu(text) for text in fit.caveats if text.startswith((REPEATED_TEXT, TUNED_RATES))]
+    sentences += [caveat for caveat in fit.caveats if caveat.startswith(REPEATED_TEXT)]
     return [*sentences, _interval_sentence(fit)]
 
 
@@ -53,6 +56,46 @@ def _answer_sentence(fit: SweepFit) -> str:
         f"{_spanned(best.tokens, best.tokens_interval)} tokens to a loss of "
         f"{_spanned(best.loss, best.loss_interval, '.5g')} nats per token, by the {best.method}.{costs}"
     )
+
+
+def sizes_headline(fit: SizesFit, hold_out: SizesFit | None) -> list[str]:
+    """Return the result of a joint fit over sizes, the answer or the reason why there is none first."""
+    judged, point = fit.verdict(), fit.point(fit.answer_budget)
+    sentences = [with_greek_mu(str(each)) for each in judged.answer]
+    if not sentences:
+        sentences.append(
+            f"The best model for {point.budget:.3g} FLOPs, {ANSWER_MULTIPLE:g} times the largest measured compute, has "
+            f"{_sized(point.params)} parameters and a mean recurrence of "
+            f"{_spanned(point.mean_recurrence.value, point.mean_recurrence.interval)}, trained on "
+            f"{_spanned(point.tokens.value, point.tokens.interval)} tokens to a loss of "
+            f"{_spanned(point.loss.value, point.loss.interval, '.4f')} nats per token, by the {fit.laws.name}."
+        )
+    sentences += map(with_greek_mu, judged.caveats)
+    best = min(point.sizes, key=lambda size: size.loss.value)
+    chance = "" if best.chance is None else f", by {best.chance:.0%} of the refits"
+    sentences.append(
+        f"Of the measured sizes {best.label} is the best at that budget{chance}, with a mean recurrence of "
+        f"{_spanned(best.mean_recurrence.value, best.mean_recurrence.interval)}."
+    )
+    law = fit.laws.best
+    values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in law.parameters)
+    sentences.append(f"{law.form.name.capitalize()} law {with_greek_mu(law.form.formula)}: {', '.join(values)}.")
+    sentences.append(f"In effect: {law.form.effective(law.vector)}.")
+    sentences += [
+        f"Held out by {comparison.by}, losses are predicted by: "
+        + "; ".join(f"{error.method} to {error.mean_absolute_error:.2g}%" for error in comparison.errors)
+        + "."
+        for comparison in fit.comparisons
+        if comparison.errors
+    ]
+    if hold_out is not None and hold_out.held_out is not None:
+        sentences.append(_held_out_sentence(hold_out.held_out))
+    return sentences
+
+
+def _sized(size: Quantity) -> str:
+    span = "" if size.interval is None else f" ({short_count(size.interval[0])} to {short_count(size.interval[1])})"
+    return f"{short_count(size.value)}{span}"
 
 
 def _exponent_sentences(fit: SweepFit, judged: Verdict) -> list[str]:

@@ -14,10 +14,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, figures, is_dense, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, figures, is_dense, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
+from isoloop.fitting.selection.distance import trust_sentences
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.messages import Progress, counted_runs
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
@@ -31,6 +32,7 @@ from isoloop.sweeps.report.tables import (
     correlation_text,
     errors_table,
     estimates_table,
+    frontier_table,
     groups_table,
     held_out_rows,
     held_out_table,
@@ -152,7 +154,8 @@ def write_report(
     # What the page holds.
     fit, progress = results.fit, progress or Progress()
     axis = AXES["params" if is_dense(table) else "mean_recurrence"]
-    held_out = results.hold_out.held_out if results.hold_out else None
+    whole, hold_out = results.any_fit, results.any_hold_out
+    held_out = hold_out.held_out if hold_out else None
     palette = Palette()
     progress.begin("Drawing figures")
     drawn, not_drawn = _draw_figures(page.places.figures, table, results, palette, progress)
@@ -166,8 +169,8 @@ def write_report(
     held_out_runs = None
     if held_out is not None:
         held_out_runs = held_out_table(held_out, axis, set(listed_runs(table)["run_id"].astype(str)))
-    if fit is not None:
-        caveats = list(fit.caveats)
+    if whole is not None:
+        caveats = list(whole.caveats)
     elif results.groups:
         caveats = ["No law is fitted to all of these runs together. Each group's page has the caveats of its fit."]
     else:
@@ -203,7 +206,8 @@ def write_report(
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),
-        undetermined=fit is not None and bool(verdict(fit).answer),
+        undetermined=_is_undetermined(whole),
+        frontier=None if results.joint is None else frontier_table(results.joint),
         groups=_groups(page.places, results),
         held_out=held_out,
         held_out_runs=held_out_runs,
@@ -212,7 +216,7 @@ def write_report(
         errors=None if held_out is None else errors_table(held_out),
         why_no_hold_out=results.why_no_hold_out,
         caveats=caveats,
-        hold_out_caveats=[text for text in results.hold_out.caveats if text not in caveats] if results.hold_out else [],
+        hold_out_caveats=[text for text in hold_out.caveats if text not in caveats] if hold_out else [],
         figures=drawn,
         not_drawn=not_drawn,
         learning=training.get("learning"),
@@ -222,12 +226,18 @@ def write_report(
         all_runs=len(table),
         most_shapes=MOST_SHAPES,
         has_images=any("<image" in figure["wide"] for figure in drawn),
-        estimates=None if fit is None else estimates_table(fit),
-        correlations="" if fit is None else correlation_text(fit),
-        fit_text="" if fit is None else fit.report(),
+        estimates=None if whole is None else estimates_table(whole),
+        correlations="" if whole is None else correlation_text(whole),
+        fit_text="" if whole is None else whole.report(),
         command=redacted(command),
     )
     page.places.report.write_text(text, encoding="utf-8")
+
+
+def _is_undetermined(fit: AnyFit | None) -> bool:
+    if fit is None:
+        return False
+    return bool((fit.verdict() if isinstance(fit, SizesFit) else verdict(fit)).answer)
 
 
 def page_is_of(page: Path, table: Path) -> bool:
@@ -278,25 +288,27 @@ def _draw_figures(
     folder: Path, table: pd.DataFrame, results: SweepResults, palette: Palette, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the fit's figures into files and for the page, and give the reasons for those that are missing."""
-    if results.fit is None:
+    whole, hold_out = results.any_fit, results.any_hold_out
+    if whole is None:
         return [], []
-    count = len(figures.FIGURES)
+    kinds = figures.figures_of(whole)
+    count = len(kinds)
     report = lambda number: progress.update(f"{number + 1}/{2 * count}", number, 2 * count)  # in two widths
-    skipped = dict(figures.draw_all(table, results.fit, folder, report).skipped)
-    sources = {name: (results.fit, folder) for name in figures.FIGURES if name not in skipped}
+    skipped = dict(figures.draw_all(table, whole, folder, report).skipped)
+    sources = {name: (whole, folder) for name in kinds if name not in skipped}
     for name in HOLD_OUT_FIGURES:
-        if results.hold_out is not None and not figures.why_unavailable(name, results.hold_out):
+        if hold_out is not None and name in kinds and not figures.why_unavailable(name, hold_out):
             try:
-                figures.save_figure(figures.draw_one(name, table, results.hold_out), folder / "hold-out", name)
+                figures.save_figure(figures.draw_one(name, table, hold_out), folder / "hold-out", name)
             except (ValueError, OverflowError) as error:
                 sources.pop(name, None)
                 skipped[name] = str(error)
             else:
-                sources[name] = results.hold_out, folder / "hold-out"
+                sources[name] = hold_out, folder / "hold-out"
                 skipped.pop(name, None)
     labels = run_labels(table)
     drawn = []
-    for number, (name, kind) in enumerate(figures.FIGURES.items(), start=count):
+    for number, (name, kind) in enumerate(kinds.items(), start=count):
         report(number)
         if name not in sources:
             continue
@@ -308,6 +320,8 @@ def _draw_figures(
             skipped[name] = str(error)
             continue
         caption = kind.caption(fit)
+        if name == "rollouts" and isinstance(fit, SweepFit) and fit.rollouts is not None:
+            caption = " ".join([caption, *trust_sentences(fit.rollouts.rows)])
         texts = {"wide": _svg(files, name), "narrow": narrow}
         inlined = {
             width: inline_svg(text, name=f"{name}-{width}", label=caption, palette=palette, runs=labels)

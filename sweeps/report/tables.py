@@ -7,8 +7,19 @@ from typing import Any
 
 import pandas as pd
 
-from isoloop.fitting import ANSWER_MULTIPLE, NOT_DETERMINED, HeldOut, SweepFit, is_dense, predict, verdict
+from isoloop.fitting import (
+    ANSWER_MULTIPLE,
+    NOT_DETERMINED,
+    AnyFit,
+    HeldOut,
+    LawFit,
+    SizesFit,
+    is_dense,
+    predict,
+    verdict,
+)
 from isoloop.fitting.cost.axis import AXES, Axis
+from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.report.estimates import (
     HIGH_CORRELATION,
     correlations,
@@ -194,11 +205,12 @@ def errors_table(held: HeldOut) -> PageTable:
     return _page_table(("predicted by", "losses", "mean absolute error", "inside their 95% intervals"), rows)
 
 
-def estimates_table(fit: SweepFit) -> PageTable:
+def estimates_table(fit: AnyFit) -> PageTable:
     """Return the exponents of the isoFLOP power laws and the parameters of the law after training."""
-    law = fit.laws_after_training.best if fit.laws_after_training else None
+    law = _law_of(fit)
+    of_power_laws = () if isinstance(fit, SizesFit) else exponents(fit)
     rows = []
-    for estimate in (*exponents(fit), *(() if law is None else parameters(law))):
+    for estimate in (*of_power_laws, *(() if law is None else parameters(law))):
         words = f"at its bound; {estimate.words}" if estimate.at_bound else estimate.words
         number = _number(estimate.value, ".5g", span=estimate.interval)
         name, method = (TableCell(text=with_greek_mu(text), kind="text") for text in (estimate.name, words))
@@ -208,11 +220,41 @@ def estimates_table(fit: SweepFit) -> PageTable:
     return PageTable(columns=tuple(headings), rows=tuple(rows))
 
 
-def correlation_text(fit: SweepFit) -> str:
+def correlation_text(fit: AnyFit) -> str:
     """Return the high correlations of the parameters of the law after training; empty if there are none."""
-    law = fit.laws_after_training.best if fit.laws_after_training else None
+    law = _law_of(fit)
     pairs = () if law is None else correlations(law)
     return f"Correlations above {HIGH_CORRELATION:g}: {', '.join(map(str, pairs))}." if pairs else ""
+
+
+def _law_of(fit: AnyFit) -> LawFit | None:
+    laws = fit.laws if isinstance(fit, SizesFit) else fit.laws_after_training
+    return laws.best if laws else None
+
+
+def frontier_table(fit: SizesFit) -> PageTable:
+    """Return the best models through budgets, and the best of the measured sizes."""
+    rows = []
+    for point in fit.frontier:
+        best = min(point.sizes, key=lambda size: size.loss.value)
+        chance = "" if best.chance is None else f"by {best.chance:.0%} of the refits"
+        span = point.params.interval
+        under = "" if span is None else f"{short_count(span[0])} to {short_count(span[1])}"
+        rows.append(
+            (
+                _number(point.budget, ".3g"),
+                TableCell(text=short_count(point.params.value), value=point.params.value, under=under),
+                _number(point.mean_recurrence.value, ".3g", span=point.mean_recurrence.interval),
+                _number(point.tokens.value, ".3g", span=point.tokens.interval),
+                _number(point.loss.value, ".4f", span=point.loss.interval),
+                TableCell(text=best.label, value=best.params, under=chance),
+                _number(best.mean_recurrence.value, ".3g", span=best.mean_recurrence.interval),
+            )
+        )
+    labels = (
+        "budget, FLOPs", "best size", "best µ", "best D, tokens", "its loss", "best measured size", "best µ of it",
+    )  # fmt: skip
+    return _page_table(labels, rows)
 
 
 def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -> tuple[PageTable, float] | None:
@@ -220,7 +262,7 @@ def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -
 
     `pages` are the addresses of the groups' pages.
     """
-    largest = [group.fit.fitted.flops[1] for group in groups.values() if group.fit is not None]
+    largest = [group.any_fit.fitted.flops[1] for group in groups.values() if group.any_fit is not None]
     if not largest:
         return None
     flops = ANSWER_MULTIPLE * max(largest)
@@ -236,7 +278,9 @@ def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -
 
 
 def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
-    fit, held = group.fit, group.hold_out.held_out if group.hold_out else None
+    fit, held = group.fit, group.any_hold_out.held_out if group.any_hold_out else None
+    if group.joint is not None:
+        return _joint_cells(group.joint, held, flops)
     if fit is None:
         return [TableCell(text="not fitted"), *[_MISSING] * 6]
     laws = (fit.isoflop.axis_law, fit.isoflop.tokens_law) if fit.isoflop else (None, None)
@@ -254,6 +298,22 @@ def _group_cells(group: SweepResults, flops: float) -> list[TableCell]:
         _number(fit.finished_runs, "g"),
         *(_MISSING if law is None else _number(law.exponent, ".3f", span=law.interval) for law in laws),
         *best,
+        _number(held.errors[0].mean_absolute_error, ".3g", unit="%") if held and held.errors else _MISSING,
+    ]
+
+
+def _joint_cells(fit: SizesFit, held: HeldOut | None, flops: float) -> list[TableCell]:
+    point = fit.point(flops)
+    exponents = [_MISSING] * 2
+    if fit.growth is not None:
+        both = (fit.growth.mean_recurrence, fit.growth.tokens)
+        exponents = [_number(each.value, ".3f", span=each.interval) for each in both]
+    best = [_number(each.value, ".3g", span=each.interval) for each in (point.mean_recurrence, point.tokens)]
+    return [
+        _number(fit.finished_runs, "g"),
+        *exponents,
+        *best,
+        _number(point.loss.value, ".4f", span=point.loss.interval),
         _number(held.errors[0].mean_absolute_error, ".3g", unit="%") if held and held.errors else _MISSING,
     ]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoloop.fitting import simulate_table
+from isoloop.fitting import fit_sweep, simulate_table, verdict
 from isoloop.fitting.cost import cost_of
 from isoloop.fitting.isoflop.minima import fit_isoflop
 from isoloop.fitting.isoflop.rates import TUNED_RATES, rate_caveats
@@ -48,3 +48,8 @@ def test_runs_without_tuned_rates_have_no_such_caveat(table):
     assert caveats(table.assign(rate_extrapolated=pd.NA)) == []
     (text,) = caveats(table.assign(rate_extrapolated=1.0))
     assert "whose range holds them all" in text
+
+
+def test_the_cost_stands_beside_the_answer(table):
+    fit = fit_sweep(table, name="rates", draws=0)
+    assert [text for text in verdict(fit).caveats if text.startswith(TUNED_RATES)] == caveats(table)

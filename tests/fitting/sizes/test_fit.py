@@ -1,0 +1,255 @@
+"""A joint fit over sizes finds the law, the sizes and the recurrences of a known truth, and says what it can't."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoloop.fitting import (
+    PUBLISHED_TRUTH,
+    SIZES_TRUTH,
+    IsoDepthLaw,
+    SizesFit,
+    SweepFit,
+    fit_sizes,
+    fit_sweep,
+    fit_table,
+    law_data,
+    law_named,
+    point_estimate,
+    predict_any,
+    predict_sizes,
+    read_fit,
+    simulate_sizes,
+    simulate_table,
+)
+from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.selection.choose import choose_table
+from isoloop.fitting.simulate import published_cost_model
+from isoloop.fitting.surface.search import minimise_on_box
+
+BUDGETS = (1e18, 4e18, 16e18, 64e18)
+LOOPS = (1.0, 2.0, 4.0, 8.0)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return simulate_sizes(budgets=BUDGETS, mean_recurrences=LOOPS, recurrences=(1.0, 4.0, 8.0))
+
+
+@pytest.fixture(scope="module")
+def fit(table: pd.DataFrame) -> SizesFit:
+    return fit_sizes(table, name="sizes", draws=40)
+
+
+def true_best(family: ModelFamily, budget: float) -> tuple[float, float, float]:
+    """Size, mean recurrence and loss of the best model by the true law."""
+    at = np.array([getattr(SIZES_TRUTH, name) for name in ("E", "X", "Y", "x", "y", "phi")])
+
+    def loss(logs: np.ndarray) -> np.ndarray:
+        size, loops = np.moveaxis(np.exp(logs), -1, 0)
+        return IsoDepthLaw().loss(at, family.columns(size, loops, family.tokens_for(budget, size, loops)))
+
+    best, least = minimise_on_box(loss, [(np.log(3e6), np.log(5e9)), (0.0, np.log(50.0))])
+    size, loops = np.exp(best)
+    return float(size), float(loops), float(least)
+
+
+def test_a_joint_fit_finds_the_worth_of_a_loop_and_the_best_models(fit: SizesFit) -> None:
+    law = fit.laws.laws[0]
+    phi = next(parameter for parameter in law.parameters if parameter.name == "phi")
+    assert phi.interval is not None
+    assert phi.interval[0] < SIZES_TRUTH.phi < phi.interval[1]
+    assert np.diff(phi.interval) < 0.1
+    assert [size.label for size in fit.sizes] == ["140m", "370m", "770m"]
+    for point in fit.frontier[1:5]:
+        size, loops, loss = true_best(fit.family, point.budget)
+        assert point.params.value == pytest.approx(size, rel=0.15)
+        assert point.params.interval is not None
+        assert point.params.interval[0] / 1.1 < size < point.params.interval[1] * 1.1
+        assert point.mean_recurrence.value == pytest.approx(loops, rel=0.1)
+        assert point.loss.value == pytest.approx(loss, rel=2e-3)
+
+
+def test_each_measured_size_has_its_best_model_and_a_chance(fit: SizesFit) -> None:
+    point = fit.point(16e18)
+    assert sum(size.chance or 0.0 for size in point.sizes) == pytest.approx(1)
+    best = min(point.sizes, key=lambda size: size.loss.value)
+    assert best.extra_loss.value == 0
+    assert all(size.extra_loss.value >= 0 for size in point.sizes)
+    # One size alone: the best split of the law of that size
+    cost, small = published_cost_model("140m"), point.sizes[0]
+    columns = cost.columns(16e18, np.array([small.mean_recurrence.value]))
+    assert small.tokens.value == pytest.approx(columns["tokens"][0], rel=1e-6)
+    alone = fit.laws.optimum(cost, 16e18)
+    assert small.loss.value == pytest.approx(float(alone.best.loss), rel=1e-6)
+
+
+def test_the_frontier_grows_and_goes_beyond_the_runs(fit: SizesFit) -> None:
+    assert [point.budget for point in fit.frontier] == [*BUDGETS, 128e18, 640e18]
+    sizes = [point.params.value for point in fit.frontier]
+    assert sizes == sorted(sizes)
+    assert fit.growth is not None
+    assert fit.growth.params.value == pytest.approx(0.5, abs=0.1)
+    assert fit.growth.params.interval is not None
+
+
+def test_rivals_with_another_form_predict_held_out_runs_worse(fit: SizesFit) -> None:
+    for comparison in fit.comparisons:
+        errors = {error.method: error.mean_absolute_error for error in comparison.errors}
+        assert errors["iso-depth law"] < 0.5 * errors["training law"]
+        assert errors["iso-depth law"] < 0.5 * errors["chinchilla law"]
+    assert [comparison.by for comparison in fit.comparisons] == ["largest budget", "size"]
+
+
+def test_a_fit_is_equal_after_a_round_trip(fit: SizesFit, tmp_path) -> None:
+    path = tmp_path / "fit.json"
+    path.write_text(fit.to_json())
+    assert read_fit(path) == fit
+    with pytest.raises(ValueError, match="isoloop-fit/4"):
+        SweepFit.read(path)
+    broken = fit.to_json().replace('"iso-depth"', '"iso-width"')
+    with pytest.raises(ValueError, match="iso-width"):
+        SizesFit.from_json(broken)
+
+
+def test_both_texts_have_the_answer(fit: SizesFit) -> None:
+    screen = fit.summary(lines=40)
+    assert len(screen.splitlines()) <= 40
+    assert max(map(len, screen.splitlines())) <= 80
+    for text in (screen, fit.report()):
+        assert "iso-depth law: L = E + A (N_once + r^phi N_rec)^-alpha" in text
+        assert "Best model" in text
+        assert "(simulated)" in text
+    assert "holding out each size in turn" in fit.report()
+
+
+def test_a_prediction_for_a_budget_is_the_frontiers_point(fit: SizesFit) -> None:
+    best, point = predict_sizes(fit, flops=128e18), fit.point(128e18)
+    assert best.optimal
+    assert best.params == point.params.value
+    assert best.params_interval == point.params.interval
+    assert best.loss == pytest.approx(point.loss.value)
+    assert best.flops == pytest.approx(128e18)
+    assert "parameters" in best.report()
+    assert any("beyond the largest fitted compute" in note for note in best.notes)
+
+
+def test_given_numbers_of_a_model_stay(fit: SizesFit) -> None:
+    of_size = predict_any(fit, size="370m", flops=16e18)
+    assert of_size.params == fit.sizes[1].params
+    assert of_size.params_interval is None
+    assert of_size.mean_recurrence_interval is not None
+    looped = predict_sizes(fit, mean_recurrence=8.0, flops=16e18)
+    assert looped.mean_recurrence == 8
+    assert looped.params is not None
+    assert looped.params < predict_sizes(fit, flops=16e18).params
+    whole = predict_sizes(fit, size="370m", mean_recurrence=4.0, tokens=1e10)
+    cost = published_cost_model("370m")
+    assert whole.flops == pytest.approx(float(cost.flops_for(1e10, 4.0)))
+    truth = dataclasses.replace(
+        SIZES_TRUTH,
+        effective_params_fixed=cost.effective_params_fixed,
+        effective_params_per_loop=cost.effective_params_per_loop,
+    )
+    assert whole.loss == pytest.approx(truth.loss(4.0, 1e10, 4.0), rel=1e-3)
+    assert whole.loss_interval is not None
+    assert whole.loss_interval[0] < truth.loss(4.0, 1e10, 4.0) < whole.loss_interval[1]
+    few = predict_sizes(fit, size="370m", mean_recurrence=4.0, tokens=1e10, recurrence=2.0)
+    assert few.loss == pytest.approx(truth.loss(4.0, 1e10, 2.0), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "takes either tokens or flops, but got neither"),
+        ({"flops": 1e18, "tokens": 1e9}, "takes either tokens or flops, but got both"),
+        ({"tokens": 1e9, "size": "370m"}, "with tokens, the size and the mean recurrence must be given"),
+        ({"flops": 1e18, "size": "13b"}, "a size must be one of 140m, 370m, 770m, but got '13b'"),
+        ({"flops": 1e18, "size": "370m", "params": 1e8}, "one of size and params must be given"),
+        ({"flops": 1e18, "mean_recurrence": 0.5}, "mean_recurrence must be at least 1"),
+        ({"flops": -1.0}, "flops must be positive"),
+        ({"flops": 1e18, "loss_at_mean": 3.0}, "loss_at_mean needs the size"),
+    ],
+)
+def test_impossible_questions_are_refused(fit: SizesFit, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict_sizes(fit, **arguments)
+
+
+def test_a_fit_of_few_runs_determines_nothing() -> None:
+    few = simulate_sizes(sizes=("140m", "370m"), budgets=(1e18, 4e18), mean_recurrences=(1.0, 4.0))
+    fit = fit_sizes(few, name="few", draws=20, through_budgets=False)
+    assert any("degrees of freedom" in each.reason for each in fit.verdict().answer)
+    assert any("There are 2 sizes" in caveat for caveat in fit.caveats)
+    assert "Not determined by these runs" in fit.summary()
+
+
+def test_runs_of_the_largest_budget_are_predicted_without_them(table: pd.DataFrame) -> None:
+    fit = fit_sizes(table, name="sizes", draws=20, hold_out_largest_budget=True)
+    assert fit.held_out is not None
+    assert fit.held_out.runs == 12
+    assert fit.held_out.errors[0].mean_absolute_error < 0.3
+    assert fit.fitted.flops[1] == pytest.approx(16e18, rel=1e-3)
+
+
+def test_one_size_is_fitted_as_ever_and_several_together(table: pd.DataFrame) -> None:
+    one = simulate_table(budgets=(1e18, 4e18, 16e18), mean_recurrences=LOOPS, recurrences=())
+    alone = fit_sweep(one, name="one", draws=20)
+    assert fit_table(one, name="one", draws=20) == alone
+    assert isinstance(fit_table(table, name="sizes", draws=0, hold_out_largest_budget=True), SizesFit)
+    with pytest.raises(ValueError, match="has several sizes"):
+        fit_table(table, name="sizes", draws=0, independent=True)
+    with pytest.raises(ValueError, match="is a fit of one architecture"):
+        predict_any(alone, size="140m", flops=1e18)
+
+
+def test_tables_without_sizes_are_refused_with_advice(table: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="those of 'one' have one; use fit_sweep"):
+        fit_sizes(table[table["model.size"] == "140m"], name="one")
+    shape = [name for name in table if name.startswith(("effective", "flops_per", "forward", "backward"))]
+    with pytest.raises(ValueError, match="needs the columns effective_params_fixed and effective_params_per_loop"):
+        fit_sizes(table.drop(columns=shape), name="lost")
+    with pytest.raises(ValueError, match="the iso-depth law needs `mean_recurrence` to vary"):
+        fit_sizes(table[table["mean_recurrence"] == 1], name="unlooped")
+
+
+def test_without_a_cost_model_a_table_is_fitted_by_its_own_flops(table: pd.DataFrame, fit: SizesFit) -> None:
+    own = [name for name in table if name.startswith(("flops_per", "forward", "backward_loops"))]
+    bare = table.drop(columns=own).assign(accounting="own")
+    measured = fit_sizes(bare, name="bare", draws=0, through_budgets=False)
+    assert measured.laws.laws[0].value("phi") == pytest.approx(fit.laws.laws[0].value("phi"), abs=1e-6)
+    assert measured.point(16e18).params.value == pytest.approx(fit.point(16e18).params.value, rel=0.05)
+
+
+def test_choose_prefers_the_law_of_the_truth_over_sizes(table: pd.DataFrame) -> None:
+    laws = ("iso-depth", "loop-term", "training")
+    choice = choose_table(table, laws=laws, by=("larger budgets", "size"), draws=0)
+    assert choice.preferred.law == "iso-depth"
+    assert [one.by for one in choice.cross_validations] == ["larger budgets", "size"]
+
+
+def test_the_truncated_law_tells_loops_with_gradient_from_those_without(table: pd.DataFrame) -> None:
+    data, law = law_data(table), law_named("iso-depth-truncated")
+    truth = np.array([1.9, 90.0, 190.0, 0.29, 0.26, 0.6, 0.2])
+    noise = np.exp(2e-4 * np.random.default_rng(0).standard_normal(len(data["loss"])))
+    data["loss"] = law.loss(truth, data) * noise
+    found = point_estimate(law, data)
+    np.testing.assert_allclose(found.parameters[5:], truth[5:], atol=0.03)
+    with pytest.raises(ValueError, match="all loops carry gradient; use the iso-depth law"):
+        point_estimate(law, data | {"backprop_depth": data["mean_recurrence"]})
+    with pytest.raises(ValueError, match="backprop_depth is missing"):
+        point_estimate(law, {name: values for name, values in data.items() if name != "backprop_depth"})
+
+
+def test_a_family_has_the_backprop_depths_of_its_runs(table: pd.DataFrame) -> None:
+    family = ModelFamily.from_table(table)
+    depths = family.columns(family.sizes[1], np.array([1.0, 2.0, 3.0, 4.0, 8.0, 16.0]), 1e9)["backprop_depth"]
+    np.testing.assert_allclose(depths, [1, 1, 1.5, 2, 4, 8])
+
+
+def test_a_truth_without_a_worth_of_loops_draws_as_ever() -> None:
+    assert SIZES_TRUTH.phi == 0.46
+    assert dataclasses.replace(PUBLISHED_TRUTH, phi=1.0).loss(4, 1e9, 4) == PUBLISHED_TRUTH.loss(4, 1e9, 4)
+    assert simulate_table(seed=3).equals(simulate_table(dataclasses.replace(PUBLISHED_TRUTH, phi=None), seed=3))
