@@ -60,6 +60,14 @@ def worlds(results: Results = RESULTS, sweeps: Sweeps = 100, draws: Draws = 200,
 
 
 @app.command()
+def sizes(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 200, cache: Cache = CACHE) -> None:
+    """Count how often the intervals of joint fits over two and three sizes hold the truth."""
+    from benchmarks.fitting import coverage as benchmark
+
+    _write(results, "sizes", benchmark.run_sizes(cache / "sizes", sweeps=sweeps, draws=draws))
+
+
+@app.command()
 def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400) -> None:
     """Measure error and coverage at the largest budget of the public tables, held out."""
     from benchmarks.fitting import held_out as benchmark

@@ -20,6 +20,7 @@ _RESULTS = Results(
         "speed": "Speed",
         "optimum": "Optimum",
         "worlds": "Coverage where the world is not the law",
+        "sizes": "Coverage of joint fits over sizes",
         "coverage": "Coverage",
         "held-out": "Held-out",
         "limited": "Text that runs out",

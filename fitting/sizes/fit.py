@@ -62,6 +62,7 @@ def fit_sizes(
     name: str,
     law: str | None = None,
     hold_out_largest_budget: bool = False,
+    through_budgets: bool = True,
     draws: int = 1000,
     seed: int = 0,
     objective: Objective = HUBER,
@@ -130,7 +131,7 @@ def fit_sizes(
     # Errors on held-out runs; or rival laws, and the best models through budgets
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
-    else:
+    elif through_budgets:
         budgets = _budgets(data)
         fitter.report("best models")
         points, growth = frontier(fit.surface, [*budgets, *(times * budgets[-1] for times in _BEYOND)], len(budgets))
