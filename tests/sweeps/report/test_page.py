@@ -257,7 +257,7 @@ def test_a_page_says_what_the_next_flops_should_buy_unless_the_runs_do_not_deter
     assert not expected.verdict.answer
     assert expected.question in texts
     assert all(re.sub(r"\bmu\b", "µ", sentence) in texts for sentence in expected.sentences[1:])
-    assert all(gain.nats.text(".2g") in texts for gain in expected.marginal.axes)
+    assert all(gain.nats.text(".3g") in texts for gain in expected.marginal.axes)
     assert expected.question not in [text.strip() for text in parsed["bad"].texts]
 
 
