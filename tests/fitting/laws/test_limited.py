@@ -175,6 +175,9 @@ def test_runs_of_one_text_predict_for_that_text():
     assert fit.cost_model.unique_tokens == 3e8
     assert predict(fit, flops=1e19) == predict(fit, flops=1e19, unique_tokens=3e8)
     assert predict(fit, flops=1e19).loss > predict(fit, flops=1e19, unique_tokens=np.inf).loss
+    surface = fit.surface
+    best = surface.best(lambda params, mu: surface.family.tokens_for(1e19, params, mu))
+    assert float(best.loss) == pytest.approx(predict(fit, flops=1e19).loss)
     (note,) = (note for note in predict(fit, flops=1e19).notes if "text" in note)
     assert note.startswith("this is for a text of 3e+08 tokens, which is seen ")
 
