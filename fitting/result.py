@@ -290,9 +290,9 @@ def read_stored(text: str, fit_format: str, adapter: TypeAdapter[Fit]) -> Fit:
     data = _parsed(text)
     stored_format = data.pop("format", None)
     if stored_format != fit_format:
-        raise ValueError(
-            f"a stored fit must have the format {fit_format!r}, but got {stored_format!r}; fit the sweep again"
-        )
+        over_sizes = str(stored_format).startswith("isoloop-sizes")
+        advice = "name a fit of one size, such as a sweep's groups" if over_sizes else "fit the sweep again"
+        raise ValueError(f"a stored fit must have the format {fit_format!r}, but got {stored_format!r}; {advice}")
     try:
         return adapter.validate_json(json.dumps(data))
     except ValidationError as error:

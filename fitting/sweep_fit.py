@@ -287,8 +287,8 @@ class _SweepFitter:
         mixed = mixed_text_budgets(finished_rows(self.table))
         if mixed:
             raise ValueError(
-                f"an isoFLOP curve needs runs on one text, but unique tokens differ at {mixed[0]:.3g} FLOPs and some "
-                "runs there repeat theirs; fit the runs of one text at a time for curves"
+                f"isoFLOP curves are of runs that see the same text, but at {mixed[0]:.3g} FLOPs unique tokens differ "
+                "and some runs repeat theirs; fit the runs of each text alone"
             )
         return fit_isoflop(
             self.table,

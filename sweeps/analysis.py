@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from isoloop.sweeps.stability.study import StabilityStudy
 
 FEWEST_RUNS = 4
+_DRAWS_OF_SIZES = 200
+"""Refits at most behind the intervals of a single size, where all sizes are fitted together."""
 
 
 def fit_and_report(
@@ -50,17 +52,20 @@ def fit_and_report(
     shutil.rmtree(folders.figures, ignore_errors=True)
     # Fit all runs together, or each group.
     progress = progress or Progress()
-    fit = partial(_fit_table, sweep, command=command, law=law, draws=draws, progress=progress)
+    fit = partial(_fit_table, sweep, command=command, law=law, progress=progress)
     study = None
     if is_study(sweep):
         progress.begin("Evaluating stability")
         study = store_stability(sweep, folders, table)
     if GROUP not in table:
-        return fit(folders, table, study=study)
+        return fit(folders, table, draws=draws, study=study)
     groups = {str(label): part.drop(columns=GROUP) for label, part in table.groupby(GROUP, sort=False)}
     whole = joint_runs(table)
+    own_draws = draws
     if whole is None:
         groups = _sizes_of_combinations(sweep, table) | groups
+    elif whole["effective_params_fixed"].nunique() > 1:
+        own_draws = min(draws, _DRAWS_OF_SIZES)
     slugs = _slugs(list(groups))
     results: dict[str, SweepResults] = {}
     for label, part in groups.items():
@@ -71,7 +76,7 @@ def fit_and_report(
         rows = part.reset_index(drop=True)
         rows.to_csv(own.table, index=False)
         own.config.write_text(folders.config.read_text(encoding="utf-8"), encoding="utf-8")
-        results[label] = fit(own, rows, label=label)
+        results[label] = fit(own, rows, label=label, draws=own_draws)
     # Write the page of all runs: of their joint fit, or one that compares the groups.
     reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
     if few := len(groups) - len(results):

@@ -18,6 +18,7 @@ Cache = Annotated[Path, typer.Option("--cache", help="folder where finished simu
 Sweeps = Annotated[int, typer.Option("--sweeps", min=2, help="simulated sweeps per case")]
 Draws = Annotated[int, typer.Option("--draws", min=40, help="bootstrap draws per fit")]
 Resamples = Annotated[int, typer.Option("--resamples", min=2, help="bootstrap refits")]
+Seeds = Annotated[int, typer.Option("--seeds", min=2, help="draws of the prior and of random choices")]
 Careful = Annotated[int, typer.Option("--careful", min=1, help="resamples that brute force looks at too")]
 DATA = _ROOT.parent / "shared" / "data"  # beside the repository
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -59,12 +60,35 @@ def worlds(results: Results = RESULTS, sweeps: Sweeps = 100, draws: Draws = 200,
 
 
 @app.command()
+def sizes(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 200, cache: Cache = CACHE) -> None:
+    """Count how often the intervals of joint fits over two and three sizes hold the truth."""
+    from benchmarks.fitting import coverage as benchmark
+
+    _write(results, "sizes", benchmark.run_sizes(cache / "sizes", sweeps=sweeps, draws=draws))
+
+
+@app.command()
 def held_out(data: Folder = DATA, results: Results = RESULTS, draws: Draws = 400) -> None:
     """Measure error and coverage at the largest budget of the public tables, held out."""
     from benchmarks.fitting import held_out as benchmark
 
     if _there(data, "held-out"):
         _write(results, "held-out", benchmark.run(data, draws=draws))
+
+
+@app.command()
+def limited(data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 100) -> None:
+    """Compare laws of text that runs out on published runs: errors beyond the compute, sizes and epochs of the fit."""
+    from benchmarks.fitting import limited as benchmark
+
+    if (data / benchmark.FILE).is_file():
+        _write(
+            results,
+            "limited",
+            "\n".join([benchmark.run(data), benchmark.coverage(sweeps=sweeps), benchmark.best_recurrences()]),
+        )
+    else:
+        typer.echo(f"limited is skipped: the runs are not at {data / benchmark.FILE}; give their folder as --data")
 
 
 @app.command()
@@ -84,7 +108,7 @@ def design(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 100,
 
 
 @app.command()
-def design_farseer(data: Folder = DATA, results: Results = RESULTS, seeds: Sweeps = 10) -> None:
+def design_farseer(data: Folder = DATA, results: Results = RESULTS, seeds: Seeds = 5) -> None:
     """Compare designs of 1, 5 and 10% of the cost of a public table's runs by the error at its largest runs."""
     from benchmarks.fitting import farseer as benchmark
 
@@ -103,6 +127,7 @@ def everything(
     optimum(data, results)
     coverage(results, sweeps, draws, cache)
     held_out(data, results, draws)
+    limited(data, results, sweeps)
     rollouts(data, results)
 
 

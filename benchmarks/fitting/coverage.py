@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.fitting import intervals, worlds
+from benchmarks.fitting import intervals, sizes, worlds
 from benchmarks.fitting.cases import CASES, Case
 from benchmarks.fitting.intervals import SLOW, SLOW_EVERY, Found
 from benchmarks.fitting.results import table
@@ -70,6 +70,14 @@ def run_worlds(cache: Path, *, sweeps: int = 100, draws: int = 200) -> str:
     names = {world: world.name for world in worlds.WORLDS}
     found, seconds = simulate(names, worlds.held, cache, made_with, sweeps, draws)
     return worlds.section(found, sweeps, draws, seconds)
+
+
+def run_sizes(cache: Path, *, sweeps: int = 200, draws: int = 200) -> str:
+    """Return the section about joint fits over sizes: see `sizes`."""
+    made_with = f"{draws} draws, {fingerprint(sizes)}"
+    names = {world: world.name for world in sizes.WORLDS}
+    found, seconds = simulate(names, sizes.held, cache, made_with, sweeps, draws)
+    return sizes.section(found, sweeps, draws, seconds)
 
 
 def simulate(

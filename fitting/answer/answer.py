@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,10 +79,10 @@ class Answer:
     `spans` are the 95% intervals of the best model's numbers by axis, None without refits; the interval of `loss` is
     that of one measured run. `without_loops` is the best model of one loop for as many FLOPs, where runs have one loop,
     with what it buys, which is negative where loops pay. `growth` says how the best model grows with compute.
-    `marginal` starts at the best model, or at the given one; with limits at `limited`, the best model under them, and
-    `beyond` names the limits that more on an axis would break. What the runs do not determine is in `verdict`: where
-    that has an `answer`, the best model is none. `far` says how far from the runs the answer is, `notes` what the runs
-    leave open, and `refits` is the number of them behind an interval.
+    `marginal` starts at the best model, or at the given one; with limits at `limited`, the best model under them. What
+    the runs do not determine is in `verdict`: where that has an `answer`, the best model is none. `far` says how far
+    from the runs the answer is, the farthest first, `notes` what the runs leave open, and `refits` is the number
+    of them behind an interval.
     """
 
     name: str
@@ -100,7 +100,6 @@ class Answer:
     given: bool
     marginal: Marginal
     limited: Limited | None
-    beyond: Mapping[str, str]
     verdict: Verdict
     far: tuple[str, ...]
     notes: tuple[str, ...]
@@ -144,8 +143,8 @@ class Answer:
         ]
 
     def _wins_text(self, gain: Gain) -> str:
-        if gain.axis in self.beyond:
-            return f"beyond the limit of {self.beyond[gain.axis]}"
+        if gain.beyond:
+            return f"beyond the limit of {gain.beyond}"
         return "" if gain.wins is None else f"in {gain.wins:.0%} of refits"
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,6 +207,7 @@ class Answer:
             f"From {self._model_text(step.start)} ({step.start.flops:.3g} FLOPs), the next {step.percent:g}% of FLOPs"
         )
         best = step.winner
+        gains = [gain for gain in gains if not gain.beyond]
         rest = ", ".join(f"{gain.nats.value:.2g} for {axis_words(gain.axis)}" for gain in gains if gain is not best)
         against = f" against {rest}" if rest else ""
         nats = f"{best.nats.text('.2g')} nats{against}"
@@ -336,7 +336,7 @@ def answer(
     rows = surface.family.columns([float(optimum.params)], [float(optimum.mean_recurrence)], [float(optimum.tokens)])
     ends = surface.laws.loss_interval(rows)
     judged = verdict(fit, flops) if isinstance(fit, SweepFit) else fit.verdict(flops)
-    origin, beyond = start or best, {}
+    origin = start or best
     if limits is None or limited is None:
         step = marginal(surface, origin, percent=percent)
     else:
@@ -346,8 +346,8 @@ def answer(
             origin,
             percent=percent,
             losses_under_limits=lambda models: losses_under(surface, limits, models, recurrence),
+            broken_limits=lambda model: broken_limits(surface, limits, model, recurrence),
         )
-        beyond = {gain.axis: broken_limits(surface, limits, gain.model, recurrence) for gain in step.axes}
     return Answer(
         name=fit.name,
         simulated=fit.simulated,
@@ -366,9 +366,8 @@ def answer(
         given=start is not None,
         marginal=step,
         limited=limited,
-        beyond={axis: broken for axis, broken in beyond.items() if broken},
         verdict=judged,
-        far=tuple(dict.fromkeys(note for model in (best, origin) for note in _distance_notes(surface, model))),
+        far=tuple(_distance_notes(surface, [origin] if limited is not None else [best, origin])),
         notes=(*_open_notes(surface), *(limits.assumptions if limits is not None else ())),
     )
 
@@ -427,9 +426,17 @@ def _open_notes(surface: LossSurface) -> Iterator[str]:
         yield "all runs have one size, so they do not show what more parameters would buy"
 
 
-def _distance_notes(surface: LossSurface, model: Model) -> list[str]:
-    """Return how far a model is outside the measured ranges, the farthest quantity first."""
-    quantities = [("compute", model.flops, surface.flops, "FLOPs")]
-    for axis in axes_in_order(surface):
-        quantities.append((AXES[axis].name, model.of_axis(axis), getattr(surface, axis), axis_words(axis)))
+def _distance_notes(surface: LossSurface, models: Sequence[Model]) -> list[str]:
+    """Return how far models are outside the measured ranges, the farthest quantity first."""
+
+    def farthest(values: Iterable[float], measured: Interval) -> float:
+        return max(values, key=lambda value: max(value / measured[1], measured[0] / value))
+
+    names = {"flops": ("compute", "FLOPs")}
+    names |= {axis: (AXES[axis].name, axis_words(axis)) for axis in axes_in_order(surface)}
+    quantities = []
+    for name, (label, unit) in names.items():
+        measured = getattr(surface, name)
+        quantities.append((label, farthest((getattr(model, name) for model in models), measured), measured, unit))
+    quantities.sort(key=lambda each: -max(each[1] / each[2][1], each[2][0] / each[1]))
     return range_notes(quantities)

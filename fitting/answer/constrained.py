@@ -297,10 +297,8 @@ class _Search:
         return tokens
 
     def extra(self) -> dict[str, float] | None:
-        """Return the columns beside the model's that laws of repeated text read."""
-        if not reads_unique(self.surface):
-            return None
-        return {UNIQUE_TOKENS: self.limits.unique_tokens or math.inf}
+        """Return the columns beside the model's that laws of repeated text read, None for the text of the fit."""
+        return _text(self.surface, self.limits)
 
     def _sizes(self) -> Interval:
         return self.surface.search_range("params") or (self.surface.own_params, self.surface.own_params)
@@ -332,6 +330,13 @@ def reads_unique(surface: LossSurface) -> bool:
     return any(UNIQUE_TOKENS in law.form.columns for law in surface.laws.laws)
 
 
+def _text(surface: LossSurface, limits: Limits) -> dict[str, float] | None:
+    """Return the column of the text that the limits give, None where they give none or no law reads it."""
+    if limits.unique_tokens is None or not reads_unique(surface):
+        return None
+    return {UNIQUE_TOKENS: limits.unique_tokens}
+
+
 def broken_limits(surface: LossSurface, limits: Limits, model: Model, recurrence: float | None) -> str:
     """Return which limits a model breaks at T loops (None: T = mu), in words; empty if none."""
     params = surface.own_params if model.params is None else model.params
@@ -354,7 +359,7 @@ def losses_under(
 
     Tokens are worth what the limits say of the text.
     """
-    extra = {UNIQUE_TOKENS: limits.unique_tokens or math.inf} if reads_unique(surface) else None
+    extra = _text(surface, limits)
     params = np.array([surface.own_params if model.params is None else model.params for model in models])
     loops = np.array([1.0 if model.mean_recurrence is None else model.mean_recurrence for model in models])
     tokens = limits.worth(np.array([model.tokens for model in models]))

@@ -43,8 +43,8 @@ class Model:
 class Gain:
     """The `nats` (per token) that a way of spending FLOPs takes off the loss: from one model to `model`.
 
-    `wins` is the share of refits in which this axis buys most; None without refits, and for a way that is not one of
-    the axes.
+    `wins` is the share of refits in which this axis buys most of those within the limits; None without refits, and for
+    a way that is no axis or alone. `beyond` names the limits that the model breaks.
     """
 
     axis: str
@@ -52,6 +52,7 @@ class Gain:
     loss: Quantity
     nats: Quantity
     wins: float | None = None
+    beyond: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,9 @@ class Marginal:
 
     @property
     def winner(self) -> Gain:
-        """The axis that buys most: in the most refits, or without refits by the laws themselves."""
-        return max(self.axes, key=lambda gain: (gain.wins or 0.0, gain.nats.value))
+        """The axis that buys most within limits: in the most refits, or without refits by the laws themselves."""
+        within = [gain for gain in self.axes if not gain.beyond] or self.axes
+        return max(within, key=lambda gain: (gain.wins or 0.0, gain.nats.value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,12 @@ Losses = Callable[[Sequence[Model]], tuple[np.ndarray, np.ndarray]]
 
 
 def marginal(
-    surface: LossSurface, start: Model, *, percent: float = 10.0, losses_under_limits: Losses | None = None
+    surface: LossSurface,
+    start: Model,
+    *,
+    percent: float = 10.0,
+    losses_under_limits: Losses | None = None,
+    broken_limits: Callable[[Model], str] = lambda model: "",
 ) -> Marginal:
     """Return what `percent` more training FLOPs buy from a model, by the laws and by each refit.
 
@@ -148,11 +155,17 @@ def marginal(
     models = [start, *ends]
     losses, drawn = _losses(surface, models) if losses_under_limits is None else losses_under_limits(models)
     bought = drawn[:, :1] - drawn[:, 1:]
+    beyond = [broken_limits(end) for end in ends]
+    within = [place for place in range(axes) if not beyond[place]]
     wins: list[float | None] = [None] * len(ends)
-    if len(bought):
-        wins[:axes] = (np.bincount(bought[:, :axes].argmax(axis=1), minlength=axes) / len(bought)).tolist()
+    if len(bought) and len(within) > 1:
+        largest = bought[:, within].argmax(axis=1)
+        for place, axis in enumerate(within):
+            wins[axis] = float((largest == place).mean())
     gains = [
-        replace(_gain(way, end, losses[[0, place]], drawn[:, [0, place]]), wins=wins[place - 1])
+        replace(
+            _gain(way, end, losses[[0, place]], drawn[:, [0, place]]), wins=wins[place - 1], beyond=beyond[place - 1]
+        )
         for place, (way, end) in enumerate(zip(ways, ends, strict=True), start=1)
     ]
     return Marginal(

@@ -79,6 +79,8 @@ class Target:
             )
         if self.is_parameter and any(self.name not in law.parameter_names for law in laws):
             shared = [name for name in laws[0].parameter_names if all(name in law.parameter_names for law in laws)]
-            exponents = [name for name in EXPONENTS if _AXES.get(name, axis) == axis]
-            known = ", ".join([*(f"{name}@FLOPS" for name in AT_BUDGET), *exponents, *shared])
+            at_budget, exponents = (
+                [name for name in names if _AXES.get(name, axis) == axis] for names in (AT_BUDGET, EXPONENTS)
+            )
+            known = ", ".join([*(f"{name}@FLOPS" for name in at_budget), *exponents, *shared])
             raise ValueError(f"a target must be one of {known}, but got {self.name!r}; choose one of them")

@@ -15,7 +15,7 @@ EXTRAPOLATED, NATS = "rate_extrapolated", "rate_nats"
 nats per token because the best rates are uncertain (missing where unknown)."""
 
 
-def rate_caveats(table: pd.DataFrame, isoflop: IsoflopFit | None, cost_model: Cost) -> list[str]:
+def rate_caveats(table: pd.DataFrame, isoflop: IsoflopFit | None = None, cost_model: Cost | None = None) -> list[str]:
     """Return what uncertain learning rates cost the finished runs, and how they move the optimum; none without tuning.
 
     The excess is a mean over the uncertainty of the best rates: each run has more or less. The moved optimum is that of
@@ -56,10 +56,10 @@ def rate_caveats(table: pd.DataFrame, isoflop: IsoflopFit | None, cost_model: Co
 
 
 def _moved_optimum(
-    table: pd.DataFrame, nats: np.ndarray, index: pd.Index, isoflop: IsoflopFit | None, cost_model: Cost
+    table: pd.DataFrame, nats: np.ndarray, index: pd.Index, isoflop: IsoflopFit | None, cost_model: Cost | None
 ) -> str:
     """Return how the best mean recurrence (or parameter count) would move without the expected excess."""
-    if isoflop is None or not isoflop.included:
+    if isoflop is None or cost_model is None or not isoflop.included:
         return ""
     excess = pd.Series(np.nan_to_num(nats), index=index).reindex(table.index, fill_value=0.0)
     pairs = [fit_isoflop(each, cost_model, draws=0) for each in (table, table.assign(loss=table["loss"] - excess))]

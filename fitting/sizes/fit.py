@@ -16,6 +16,7 @@ from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.outliers import outlier_caveats
 from isoloop.fitting.estimation.point_estimate import point_estimate
+from isoloop.fitting.isoflop.rates import rate_caveats
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit
@@ -61,6 +62,7 @@ def fit_sizes(
     name: str,
     law: str | None = None,
     hold_out_largest_budget: bool = False,
+    through_budgets: bool = True,
     draws: int = 1000,
     seed: int = 0,
     objective: Objective = HUBER,
@@ -129,7 +131,7 @@ def fit_sizes(
     # Errors on held-out runs; or rival laws, and the best models through budgets
     if held_out is not None:
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
-    else:
+    elif through_budgets:
         budgets = _budgets(data)
         fitter.report("best models")
         points, growth = frontier(fit.surface, [*budgets, *(times * budgets[-1] for times in _BEYOND)], len(budgets))
@@ -304,6 +306,7 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += implausible_caveats(table)
     caveats += repetition_caveats(finished_rows(fitted))
+    caveats += rate_caveats(table)
     if len(fit.sizes) < 3:
         caveats.append(
             f"There are {len(fit.sizes)} sizes: nothing shows whether the loss follows a power of the size, or another "

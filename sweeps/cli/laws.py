@@ -230,7 +230,7 @@ def choose(
         list[str],
         typer.Option(
             "--hold-out",
-            help="Rows to hold out: 'next budget', 'largest budget', budget, size or row; can be repeated.",
+            help="Rows to hold out: 'larger budgets', 'largest budget', budget, size or row; can be repeated.",
         ),
     ] = [],  # noqa: B006
     check: Annotated[bool, typer.Option("--check", help="Fit each law by L-BFGS from many starts, too.")] = False,

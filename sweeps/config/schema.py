@@ -103,7 +103,7 @@ class Simulation(Config):
     z: PositiveFloat
     run_noise: NonNegativeFloat
     evaluation_noise: NonNegativeFloat
-    phi: Annotated[float, StrictNumber] | None = None
+    phi: Annotated[float, StrictNumber] | None = Field(default=None, exclude_if=lambda value: value is None)
     flops_per_second: PositiveFloat | None = None
 
 

@@ -14,10 +14,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, figures, is_dense, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, figures, is_dense, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
+from isoloop.fitting.selection.distance import trust_sentences
 from isoloop.sweeps.config.schema import SweepConfig, config_text
 from isoloop.sweeps.messages import Progress, counted_runs
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
@@ -319,6 +320,8 @@ def _draw_figures(
             skipped[name] = str(error)
             continue
         caption = kind.caption(fit)
+        if name == "rollouts" and isinstance(fit, SweepFit) and fit.rollouts is not None:
+            caption = " ".join([caption, *trust_sentences(fit.rollouts.rows)])
         texts = {"wide": _svg(files, name), "narrow": narrow}
         inlined = {
             width: inline_svg(text, name=f"{name}-{width}", label=caption, palette=palette, runs=labels)

@@ -152,7 +152,8 @@ def run_tuning(
             progress.begin("Tuning")
             trials = tuner.run()
             finished = finished_trials(trials)
-            progress.begin("Checking the best settings")
+            if check:
+                progress.begin("Checking the best settings")
             checked = tuner.check(finished[0]) if check and finished else None
 
         # Write and record the result.

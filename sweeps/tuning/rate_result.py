@@ -9,6 +9,7 @@ from isoloop.sweeps.config.schema import TUNED
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.rates import TunedRates
 from isoloop.sweeps.tuning.result import TuningResult
+from isoloop.sweeps.tuning.search_space import describe_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,15 @@ class RateTuningResult(TuningResult):
                 rates.append(f"{path} {rate:.3g}{span}")
                 if not self.space.holds(path, rate):
                     rates.append("outside its range: widen it in tune.space")
-            place = ", ".join(
-                f"{name} {value:g}" if not isinstance(value, str) else value for name, value in values.items()
-            )
-            lines.append(f"      {place}: {', '.join(rates)}")
+            lines.append(f"      {describe_values(values)}: {', '.join(rates)}")
         return lines
 
     def advice(self, folders: Folders) -> list[str]:
         """Return how a sweep takes up the rates."""
-        return [] if self.law is None else super().advice(folders)
+        if self.law is None:
+            return []
+        name = self.space.sweep.name
+        return [
+            f"A sweep takes these rates with optimizer.learning_rate: tuned, and another sweep than {name} with tuned: "
+            f"{name} besides, or by extending {folders.sweep / 'tuned.yaml'}"
+        ]

@@ -315,7 +315,8 @@ def is_whole(settings: RunSettings, path: str) -> bool:
 
 def describe_values(values: TrialValues) -> str:
     """Return settings in a few words."""
-    return ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in values.items())
+    texts = {path: f"{value:g}" if path == BUDGET else value for path, value in values.items()}
+    return ", ".join(f"{path.rpartition('.')[2]} = {text}" for path, text in texts.items())
 
 
 def finished_trials(trials: Sequence[Trial]) -> list[Trial]:

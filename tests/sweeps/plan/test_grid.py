@@ -274,3 +274,10 @@ def test_planning_says_how_far_it_is(monkeypatch):
     done = [done for _, done, _ in watcher.updates]
     assert done == sorted(done)
     assert done[-1] == 11
+
+
+@pytest.mark.parametrize(("preset", "digest"), [("demo", "0be439017d50"), ("parcae-140m-simulated", "05f50a53329b")])
+def test_settings_of_later_versions_leave_the_runs_of_earlier_ones_known(preset, digest):
+    plan = plan_sweep(load_sweep(preset), lambda _: PlannedCorpus("x" * 16, 10**13))
+    run_ids = "".join(sorted(cell.run_id for cell in plan.cells))
+    assert hashlib.sha256(run_ids.encode()).hexdigest()[:12] == digest
