@@ -39,7 +39,7 @@ def run(*, seeds: int) -> str:
             f"{count} runs on the CPU, one after the other in one process: numbers of tokens growing by 2, up to "
             f"{LENGTHS[-1]} steps, µ = {MEAN}, width 24, bytes of the standard library of Python. The FLOPs are the "
             "plan's, and those that the runs report; neither depends on the machine. The CPU time contains what "
-            f"{count} models cost without a step: to build, evaluate and save them."
+            f"{count} models cost without a step (to build, evaluate and save them), and is measured once."
         )
         header = ["decay", "FLOPs saved, planned", "measured", "CPU-s", "CPU-s alone", "CPU time saved", "equal losses"]
         return f"{head}\n\n{table(header, savings)}" + (f"\n{_weight_decay(out, seeds)}" if seeds else "")

@@ -23,7 +23,7 @@ def design_report(design: Design, *, axis: str, unit: str = "FLOPs", width: floa
         width: the width of the first target's interval that is wanted, in the target's unit.
     """
     laws = " and ".join(design.laws)
-    known = f"noise of a loss {design.noise:.2%} of it ({design.noise_source})"
+    known = f"noise of a loss {100 * design.noise:.2g}% of it ({design.noise_source})"
     return "\n".join(
         [
             *filled(f"Runs for {', '.join(map(str, design.targets))}, by the laws {laws}; {known}.", _WIDTH),
@@ -76,9 +76,9 @@ def _stop(design: Design, width: float | None) -> str:
         sentences.append(
             f"The interval of {target} is not {width:g} wide after {len(design.rounds)} rounds: spend more."
             if enough is None
-            else f"The interval of {target} is {width:g} wide already: stop."
+            else f"The interval of {target} is at most {width:g} wide already: stop."
             if enough == 0
-            else f"The interval of {target} is {width:g} wide after round {enough}: stop there."
+            else f"The interval of {target} is at most {width:g} wide after round {enough}: stop there."
         )
     useful = design.useful_rounds
     if useful is not None:

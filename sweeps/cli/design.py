@@ -69,6 +69,9 @@ def design(
     to: Annotated[
         Path | None, typer.Option(help="The file to write: a sweep's .yaml that `run` takes, or a .csv of cells.")
     ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the chosen runs among the candidates into this .png, .svg or .pdf file.")
+    ] = None,
     out: Out = DEFAULT_OUT,
     columns: Columns = None,
     mapping: MapFile = None,
@@ -108,6 +111,10 @@ def design(
     unit = "money" if money else "FLOPs"
     print(known.news + design_report(result, axis=known.belief.cost.axis, unit=unit, width=width))
     print(_written(known, result.rounds[0].counts, file))
+    if figure is not None:
+        from isoloop.fitting.figures.design import save_design
+
+        print(f"figure: {save_design(result, figure, axis=known.belief.cost.axis)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,6 +170,7 @@ def test_given_numbers_of_a_model_stay(fit: SizesFit) -> None:
         ({"flops": 1e18, "size": "370m", "params": 1e8}, "one of size and params must be given"),
         ({"flops": 1e18, "mean_recurrence": 0.5}, "mean_recurrence must be at least 1"),
         ({"flops": -1.0}, "flops must be positive"),
+        ({"flops": 1e18, "unique_tokens": 1e9}, "unique_tokens need a law of repeated text"),
         ({"flops": 1e18, "loss_at_mean": 3.0}, "loss_at_mean needs the size"),
     ],
 )

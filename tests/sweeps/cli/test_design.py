@@ -78,7 +78,10 @@ def test_what_is_refused(options, message, tmp_path):
 
 
 def test_the_written_sweep_is_plain_yaml(tmp_path):
-    isoloop("design", SWEEP, "--target", "mu@1e20", "--spend", "3e19", "--rounds", "1", cwd=tmp_path)
+    isoloop(
+        "design", SWEEP, "--target", "mu@1e20", "--spend", "3e19", "--rounds", "1", "--figure", "x.svg", cwd=tmp_path
+    )
+    assert "round 1" in (tmp_path / "x.svg").read_text()
     content = yaml.safe_load((tmp_path / f"{SWEEP}-next.yaml").read_text())
     assert all({"budget", "mean_recurrence"} <= set(point) for point in content["points"])
     assert "budgets" not in content
