@@ -89,7 +89,7 @@ def rates(results: File = RESULTS, studies: Studies = 100) -> None:
 @app.command()
 def trunks(
     results: File = RESULTS,
-    seeds: Annotated[int, typer.Option("--seeds", help="seeds of the runs with another weight decay; 0: none")] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", help="seeds of the runs with another weight decay; 0: none")] = 0,
 ) -> None:
     """Train a small sweep with trunks and without, and compare CPU time, FLOPs and losses."""
     from benchmarks.sweeps import trunks as benchmark

@@ -136,7 +136,7 @@ class Answer:
                 "the next FLOPs buy": self._way(gain),
                 "model": self._model_text(gain.model),
                 "loss": f"{gain.loss.value:.5g}",
-                "nats bought (95%)": gain.nats.text(".2g"),
+                "nats bought (95%)": gain.nats.text(".3g"),
                 "buys most": self._wins_text(gain),
             }
             for gain in self._gains()
@@ -228,18 +228,18 @@ class Answer:
         """Say what the next FLOPs buy at a best model, where all axes are worth the same, and how it grows."""
         step, grown = self.marginal, self.growth
         assert step.more_flops is not None, "only limits leave it out"
-        there = f"The next {step.percent:g}% of FLOPs buy {step.more_flops.nats.text('.2g')} nats there"
+        there = f"From there the next {step.percent:g}% of FLOPs buy {step.more_flops.nats.text('.3g')} nats"
         if len(step.axes) > 1:
             there += ", nearly the same on each axis alone, as at every best model"
-        factors = [f"{axis_words(axis)} {factor.text('.3g')} times" for axis, factor in grown.factors.items()]
+        factors = [f"{factor.text('.3g')} times the {axis_words(axis)}" for axis, factor in grown.factors.items()]
         if not factors:
             return f"{there}."
         largest = max(grown.shares, key=lambda axis: (grown.leads or {}).get(axis, grown.shares[axis].value))
         chance = "" if grown.leads is None else f", probability {self._chance(grown.leads[largest])}"
         share = grown.shares[largest].value
         return (
-            f"{there}; while compute grows tenfold, {' and '.join(factors)}, so most of the next FLOPs should buy more "
-            f"{axis_words(largest)} ({share:.0%} of the growth{chance})."
+            f"{there}; with ten times the compute the best model has {' and '.join(factors)}, so most of the next "
+            f"FLOPs should buy more {axis_words(largest)} ({share:.0%} of the growth{chance})."
         )
 
     def _doubt_sentence(self) -> str:
@@ -251,7 +251,7 @@ class Answer:
             return (
                 f"{sure}; the answer lies within what was measured, and is wrong if the {self.method} {many} not hold."
             )
-        return f"{sure}; it lies {self.far[0]}, and is wrong if the {self.method} {many} not hold there."
+        return f"{sure}; the answer lies {self.far[0]}, and is wrong if the {self.method} {many} not hold there."
 
     def _chance(self, share: float) -> str:
         """Return a share of refits as a probability, which no number of refits shows to be 1."""

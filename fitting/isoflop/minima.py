@@ -36,7 +36,6 @@ from isoloop.fitting.isoflop.power_law import (
 )
 from isoloop.fitting.tables.best_loss import with_best_losses
 from isoloop.fitting.tables.budgets import why_no_budgets
-from isoloop.fitting.tables.repetition import epochs_of
 from isoloop.fitting.tables.runs import implausible_rows
 
 HARDLY_DETERMINED = "the minima are hardly determined"
@@ -254,25 +253,10 @@ def _rows_with_budget(table: pd.DataFrame, axis: str) -> pd.DataFrame:
             f"isoFLOP curves along `{axis}` need the columns {', '.join(missing)}, but they are missing; add them"
         )
     rows = with_best_losses(table[table["budget"].notna()])
-    _check_one_text(rows, axis)
     usable = np.isfinite(rows["loss"].to_numpy(dtype=float))
     if "status" in rows:
         usable &= (rows["status"] == "finished").to_numpy() & ~implausible_rows(rows)
     return rows.assign(loss=rows["loss"].where(usable))
-
-
-def _check_one_text(rows: pd.DataFrame, axis: str) -> None:
-    """Raise ValueError if runs of one budget and value of `axis` saw other amounts of text, some of it repeatedly."""
-    if "unique_tokens" not in rows or not (epochs_of(rows) > 1).any():
-        return
-    texts = rows.groupby(["budget", axis])["unique_tokens"].unique()
-    several = texts[texts.map(len) > 1]
-    if len(several):
-        (budget, value), amounts = several.index[0], sorted(several.iloc[0])
-        raise ValueError(
-            f"isoFLOP curves are of runs that see the same text, but at {budget:.3g} FLOPs those of {axis} {value:g} "
-            f"saw {', '.join(f'{amount:g}' for amount in amounts)} unique tokens; fit the runs of each alone"
-        )
 
 
 def _curves(rows: pd.DataFrame, axis: str, noise_model: NoiseModel | None) -> list[IsoflopCurve]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -26,17 +27,20 @@ def predict_sizes(
     flops: float | None = None,
     recurrence: float | None = None,
     loss_at_mean: float | None = None,
+    unique_tokens: float | None = None,
 ) -> Prediction:
     """Predict the loss of a model of a joint fit, or the best model for a budget.
 
     With `flops` alone, size, mean recurrence and tokens are the best ones; with a size (its name, or `params`, each
     parameter counted once, embeddings apart) or a mean recurrence besides, the best ones of the rest. With `tokens`,
     both must be given. `recurrence` are loops at test time, and `loss_at_mean` is the measured loss at T = mean
-    recurrence (nats per token). Raises ValueError for other combinations and values out of range.
+    recurrence (nats per token). `unique_tokens` are those of the text there is, for a law of repeated text. Raises
+    ValueError for other combinations and values out of range, and for unique tokens that no law reads.
     """
     _check_arguments(size, params, mean_recurrence, tokens, flops, recurrence, loss_at_mean)
     given = fit.params_of(size) if size is not None else params
     surface = fit.surface
+    extra = _text_columns(fit, unique_tokens)
     # The model: given by three of its numbers, or the best one for a budget
     optimum, drawn = None, None
     if given is not None and mean_recurrence is not None:
@@ -46,14 +50,14 @@ def predict_sizes(
         model = (given, mean_recurrence, tokens)
     else:
         assert flops is not None
-        optimum, drawn = _best(surface, flops, given, mean_recurrence)
+        optimum, drawn = _best(surface, flops, given, mean_recurrence, extra)
         model = (float(optimum.params), float(optimum.mean_recurrence), float(optimum.tokens))
     verdict = Verdict()
-    if given is None and mean_recurrence is None:
+    if given is None and mean_recurrence is None and not extra:
         assert flops is not None
         verdict = verdict_on(fit, fit.point(flops))
     # Its loss
-    loss, loss_interval = _loss(fit, model, recurrence, loss_at_mean)
+    loss, loss_interval = _loss(fit, model, recurrence, loss_at_mean, extra)
     compute = float(model[2] * surface.family.flops_per_token(*model[:2]))
     return Prediction(
         loss=loss,
@@ -79,8 +83,27 @@ def predict_sizes(
     )
 
 
+def _text_columns(fit: SizesFit, unique_tokens: float | None) -> dict[str, float]:
+    """Return the column of unique tokens, none if they are not given. Raises ValueError if no law reads them."""
+    if unique_tokens is None:
+        return {}
+    if not unique_tokens > 0:
+        raise ValueError(f"unique_tokens must be positive, but got {unique_tokens}; give the tokens of the text")
+    law = fit.laws.laws[0].form
+    if not law.reads_unique_tokens:
+        raise ValueError(
+            f"unique_tokens need a law of repeated text, but {fit.name!r} has the {law.name} law; fit runs of which "
+            "some saw their text again by such a law, or leave unique_tokens out"
+        )
+    return {"unique_tokens": unique_tokens}
+
+
 def _best(
-    surface: LossSurface, flops: float, params: float | None, mean_recurrence: float | None
+    surface: LossSurface,
+    flops: float,
+    params: float | None,
+    mean_recurrence: float | None,
+    extra: Mapping[str, float],
 ) -> tuple[SurfaceOptimum, SurfaceOptimum | None]:
     sizes = None if params is None else (params, params)
     loops = None if mean_recurrence is None else (mean_recurrence, mean_recurrence)
@@ -88,17 +111,21 @@ def _best(
     def tokens_for(size: np.ndarray, recurrence: np.ndarray) -> np.ndarray:
         return surface.family.tokens_for(flops, size, recurrence)
 
-    drawn = surface.best_draws(tokens_for, params=sizes, mean_recurrence=loops)
-    return surface.best(tokens_for, params=sizes, mean_recurrence=loops), drawn
+    drawn = surface.best_draws(tokens_for, params=sizes, mean_recurrence=loops, extra=extra)
+    return surface.best(tokens_for, params=sizes, mean_recurrence=loops, extra=extra), drawn
 
 
 def _loss(
-    fit: SizesFit, model: tuple[float, float, float], recurrence: float | None, loss_at_mean: float | None
+    fit: SizesFit,
+    model: tuple[float, float, float],
+    recurrence: float | None,
+    loss_at_mean: float | None,
+    extra: Mapping[str, float],
 ) -> tuple[float, Interval | None]:
     """Return the loss of a model and its interval: of one measured run, or at other T of the laws' own values."""
     surface = fit.surface
     size, loops, tokens = (np.array([value]) for value in model)
-    columns = surface.family.columns(size, loops, tokens)
+    columns = surface.family.columns(size, loops, tokens, extra)
     if recurrence is None or recurrence == model[1]:
         loss, bounds = float(fit.laws.loss(columns)[0]), fit.laws.loss_interval(columns)
         return loss, (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
@@ -109,8 +136,8 @@ def _loss(
         data = {**columns, "recurrence": np.array([recurrence]), "loss_at_mean": np.array([loss_at_mean])}
         bounds = law.loss_interval(data)
         return float(law.loss(data)[0]), (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
-    drawn = surface.loss_draws(size, loops, tokens, recurrence=recurrence)
-    loss = float(surface.loss(size, loops, tokens, recurrence=recurrence)[0])
+    drawn = surface.loss_draws(size, loops, tokens, recurrence=recurrence, extra=extra)
+    loss = float(surface.loss(size, loops, tokens, recurrence=recurrence, extra=extra)[0])
     return loss, interval(drawn[:, 0]) if len(drawn) else None
 
 

@@ -268,11 +268,15 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
     """Return what a column of this name may hold: our column, a rank (lower is surer), and the factor of its unit."""
     if name in NAMES and (ours or name not in ("loss", "recurrence")):
         return [(name, -1, 1.0)]
+    if ours and name == "model.size":  # the name of a size, by which our sweeps tell their models apart
+        return []
     if re.fullmatch(r"best_loss_T\d+(?:\.\d+)?", name):
         return [(name, 0, 1.0)]
     match = re.fullmatch(r"loss_T(\d+(?:\.\d+)?)", name) or _LOSS_AT.fullmatch(column_key(name))
     if match and not _TRAINING.search(name):
         return [(loss_column(float(next(filter(None, match.groups())))), 0, 1.0)]
+    if ours and "." in name:  # the path of a setting, which is an axis of the sweep
+        return []
     if column_key(name).endswith("_days") and column_key(name) in _FLOP_UNITS:
         return [("flops", 0, _FLOP_UNITS[column_key(name)])]
     parts = [part for part in re.split(r"[/.]", name) if part] if not re.search(r"[(\[]", name) else name.split("/")

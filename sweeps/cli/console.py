@@ -261,9 +261,10 @@ def print_results(console: "Console", results: "SweepResults") -> None:
     for label, group in results.groups.items():
         console.print(f"\n{label}", style="bold", markup=False)
         print_results(console, group)
-    if results.groups and results.joint is None:
+    if results.groups and results.any_fit is None:
         return
-    console.print(*["\nAll sizes together"] if results.joint is not None else [], style="bold")
+    together = "sizes" if results.joint is not None else "runs" if results.groups else None
+    console.print(*[f"\nAll {together} together"] if together else [], style="bold")
     for line in headline(results):
         console.print(line)
     held_out = results.any_hold_out.held_out if results.any_hold_out else None

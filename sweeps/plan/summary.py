@@ -143,7 +143,7 @@ def _run_table(plan: Plan, done: "Results") -> "Table":
             str(cell.mean_recurrence),
             str(cell.spec.recurrence.gradient_loops),
             f"{cell.budget:.3g}" if cell.budget else "-",
-            *(str(cell.axes[name]) for name in names),
+            *("null" if cell.axes[name] is None else str(cell.axes[name]) for name in names),
             *(f"{getattr(cell.spec.optimizer, name):.3g}{_rate_mark(cell)}" for name in rates),
             f"{cell.spec.tokens:.3g}",
             str(cell.spec.steps),

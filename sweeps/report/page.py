@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, figures, is_dense, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, answer, figures, is_dense, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
@@ -24,7 +24,7 @@ from isoloop.sweeps.messages import Progress, counted_runs
 from isoloop.sweeps.paths import Folders, SweepResults, TablePlaces
 from isoloop.sweeps.privacy import redacted
 from isoloop.sweeps.report.calculator import MULTIPLES, calculator_table, why_no_calculator
-from isoloop.sweeps.report.headline import headline
+from isoloop.sweeps.report.headline import headline, with_greek_mu
 from isoloop.sweeps.report.learning_curves import draw_learning_curves, read_learning_curves
 from isoloop.sweeps.report.provenance import Origin, TableOrigin, read_origin
 from isoloop.sweeps.report.svg import Palette, figure_svg, inline_svg
@@ -37,6 +37,7 @@ from isoloop.sweeps.report.tables import (
     held_out_rows,
     held_out_table,
     listed_runs,
+    next_flops_table,
     run_labels,
     runs_table,
 )
@@ -206,6 +207,7 @@ def write_report(
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),
+        next_flops=None if fit is None else _next_flops(fit),
         undetermined=_is_undetermined(whole),
         frontier=None if results.joint is None else frontier_table(results.joint),
         groups=_groups(page.places, results),
@@ -238,6 +240,21 @@ def _is_undetermined(fit: AnyFit | None) -> bool:
     if fit is None:
         return False
     return bool((fit.verdict() if isinstance(fit, SizesFit) else verdict(fit)).answer)
+
+
+def _next_flops(fit: AnyFit) -> dict[str, Any] | None:
+    """Return what the next FLOPs should buy, in words and as a table; None where the runs do not determine it."""
+    if fit.surface is None:
+        return None
+    answered = answer(fit)
+    if answered.verdict.answer:
+        return None
+    return {
+        "question": answered.question,
+        "sentences": [with_greek_mu(sentence) for sentence in answered.sentences[1:]],
+        "title": f"The next {answered.marginal.percent:g}% of FLOPs from the best model for {answered.flops:.3g} FLOPs",
+        "table": next_flops_table(answered),
+    }
 
 
 def page_is_of(page: Path, table: Path) -> bool:

@@ -10,6 +10,7 @@ import pandas as pd
 from isoloop.fitting import (
     ANSWER_MULTIPLE,
     NOT_DETERMINED,
+    Answer,
     AnyFit,
     HeldOut,
     LawFit,
@@ -85,6 +86,15 @@ class PageTable:
 
 
 _MISSING = TableCell(text="-")
+
+
+def next_flops_table(answer: Answer) -> PageTable:
+    """Return the table of what the next FLOPs buy: a row per way to spend them."""
+    rows = answer.rows()
+    return PageTable(
+        columns=tuple(TableHeading(label=name) for name in rows[0]),
+        rows=tuple(tuple(TableCell(text=with_greek_mu(text) or "-") for text in row.values()) for row in rows),
+    )
 
 
 def listed_runs(table: pd.DataFrame) -> pd.DataFrame:

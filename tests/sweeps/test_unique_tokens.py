@@ -1,19 +1,22 @@
 """Sweeps whose runs see prefixes of one text: one corpus and validation split, their plan, their table, its fits."""
 
 import re
+from io import StringIO
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from isoloop.fitting import check_table, simulate_table
 from isoloop.fitting.tables.repetition import epochs_of
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.loading import validate_sweep
 from isoloop.sweeps.config.schema import config_text
-from isoloop.sweeps.paths import Folders
+from isoloop.sweeps.paths import Folders, SweepResults
 from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.plan.grid import PlannedCorpus, plan_cells, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.summary import print_plan
 from isoloop.sweeps.runs import joint_runs, load_runs
 from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, loss_tags, result_metrics, run_table
 from isoloop.trainer.loop import train
@@ -143,20 +146,39 @@ def text_sizes(budgets=(1e18, 2e18, 4e18, 8e18)):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_groups_that_differ_in_their_text_alone_are_fitted_together_too(tmp_path):
-    table, folders = text_sizes(), Folders(out=tmp_path, name="text")
+def test_groups_that_differ_in_their_text_alone_are_fitted_together_too(tmp_path, monkeypatch):
+    table, folders, fitted = text_sizes(), Folders(out=tmp_path, name="text"), {}
     folders.sweep.mkdir(parents=True)
     sweep = validate_sweep(config(), source="test")
     folders.config.write_text(config_text(sweep))
+
+    def record(places, runs, **settings):
+        fitted[places.sweep.name] = len(runs)
+        assert "group" not in runs
+        assert settings["law"] is None  # the fit chooses a law with a term for the text
+        return SweepResults(fit=None, hold_out=None, why_no_fit="a", why_no_hold_out="b", report=places.report)
+
+    monkeypatch.setattr("isoloop.sweeps.analysis._fits", record)
     with quick_pages():
-        results = fit_and_report(sweep, folders, table, command="x", draws=0)
+        results = fit_and_report(sweep, folders, table, command="x")
+    half = len(table) // 2
+    assert fitted == {"data.unique-tokens=2e+08": half, "data.unique-tokens=8e+08": half, "text": len(table)}
     assert len(results.groups) == 2
-    assert all(group.fit.isoflop is not None for group in results.groups.values())
-    assert results.fit.finished_runs == len(table)
-    assert results.fit.isoflop is None
-    assert "isoFLOP curves are of runs that see the same text" in results.fit.why_missing("isoflop")
     table.to_csv(tmp_path / "runs.csv", index=False)
-    assert len(load_runs(str(tmp_path / "runs.csv"), tmp_path).table) == len(table)
+    runs = load_runs(str(tmp_path / "runs.csv"), tmp_path)
+    assert len(runs.table) == len(table)
+    assert not any("data.unique_tokens" in note for note in runs.notes)
+
+
+def test_the_plan_shows_the_epochs_of_each_run_or_budget(text_folder, tmp_path):
+    sweep = validate_sweep(config(text_folder, unique=[200, None]), source="test")
+    plan = prepare(sweep, Folders(out=tmp_path, name="text")).plan
+    console = Console(width=200, record=True, file=StringIO())
+    print_plan(console, plan, {}, every_run=False)
+    printed = console.export_text()
+    assert "null" in printed
+    assert all(f"{cell.epochs:.2f}" in printed for cell in plan.cells)
+    assert "2 of 4 runs see text again, up to 6.4 times" in printed
 
 
 def test_groups_that_differ_in_more_than_their_text_stay_apart():

@@ -21,6 +21,7 @@ from isoloop.fitting import (
     predict_any,
     predict_sizes,
     read_fit,
+    read_runs,
     simulate_sizes,
     simulate_table,
 )
@@ -114,6 +115,12 @@ def test_a_fit_is_equal_after_a_round_trip(fit: SizesFit, tmp_path) -> None:
         SizesFit.from_json(broken)
 
 
+def test_a_table_in_a_file_keeps_the_names_of_its_sizes(table: pd.DataFrame, tmp_path) -> None:
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    family = ModelFamily.from_table(read_runs(tmp_path / "runs.csv").frame)
+    assert [member.label for member in family.members] == ["140m", "370m", "770m"]
+
+
 def test_both_texts_have_the_answer(fit: SizesFit) -> None:
     screen = fit.summary(lines=40)
     assert len(screen.splitlines()) <= 40
@@ -170,6 +177,7 @@ def test_given_numbers_of_a_model_stay(fit: SizesFit) -> None:
         ({"flops": 1e18, "size": "370m", "params": 1e8}, "one of size and params must be given"),
         ({"flops": 1e18, "mean_recurrence": 0.5}, "mean_recurrence must be at least 1"),
         ({"flops": -1.0}, "flops must be positive"),
+        ({"flops": 1e18, "unique_tokens": 1e9}, "unique_tokens need a law of repeated text"),
         ({"flops": 1e18, "loss_at_mean": 3.0}, "loss_at_mean needs the size"),
     ],
 )

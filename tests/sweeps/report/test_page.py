@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from isoloop.fitting import predict
+from isoloop.fitting import answer, predict
 from isoloop.fitting.simulate import simulate_table
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.loading import validate_sweep
@@ -249,6 +249,16 @@ def desktop(pages):
     found, wrong = in_page(pages[0]["good"], (HERE / "report_desktop.js").read_text())
     assert wrong == []
     return found
+
+
+def test_a_page_says_what_the_next_flops_should_buy_unless_the_runs_do_not_determine_it(pages, fit):
+    expected, parsed = answer(fit), pages[1]
+    texts = [text.strip() for text in parsed["good"].texts]
+    assert not expected.verdict.answer
+    assert expected.question in texts
+    assert all(re.sub(r"\bmu\b", "µ", sentence) in texts for sentence in expected.sentences[1:])
+    assert all(gain.nats.text(".3g") in texts for gain in expected.marginal.axes)
+    assert expected.question not in [text.strip() for text in parsed["bad"].texts]
 
 
 def test_the_calculator_answers_in_the_page(desktop, fit):
