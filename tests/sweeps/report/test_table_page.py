@@ -62,6 +62,7 @@ def test_everything_is_stored_beside_the_table(made):
         "power_laws",
         "loss_contours",
         "predicted_against_measured",
+        "rollouts",
     }
     hold_out = SweepFit.read(folder / "mine.hold-out.json")
     assert (hold_out.axis, hold_out.held_out.runs) == ("params", 7)
