@@ -30,7 +30,7 @@ from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.best_loss import best_loss_notes, with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs, is_dense
-from isoloop.fitting.tables.repetition import mixed_text_budgets, unique_tokens_of
+from isoloop.fitting.tables.repetition import mixed_text_budgets, only_text
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 
 FitProgress = Callable[[str, float, float], None]
@@ -148,11 +148,8 @@ def fit_sweep(
 
 def _cost_with_text(law: str, table: pd.DataFrame) -> Cost:
     """Return the cost of a table's models, on the text of its runs where a law of repeated text knows only that one."""
-    cost = cost_of(table)
-    unique = np.unique(unique_tokens_of(finished_rows(table)))
-    if not law_named(law).reads_unique_tokens or len(unique) != 1:
-        return cost
-    return dataclasses.replace(cost, unique_tokens=float(unique[0]))
+    text = only_text(finished_rows(table)) if law_named(law).reads_unique_tokens else None
+    return dataclasses.replace(cost_of(table), unique_tokens=text)
 
 
 def _check_law(name: str, table: pd.DataFrame) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -82,6 +82,11 @@ class ModelFamily:
     def sizes(self) -> tuple[float, ...]:
         """Parameters of the members, each counted once, embeddings apart."""
         return tuple(member.params for member in self.members)
+
+    def on_text(self, unique_tokens: float | None) -> ModelFamily:
+        """Return the family on a text of `unique_tokens`, None for text that is new to the end."""
+        members = (replace(each, cost=replace(each.cost, unique_tokens=unique_tokens)) for each in self.members)
+        return replace(self, members=tuple(members))
 
     def label_of(self, params: float) -> str:
         """Return the name of the member with these parameters, or the parameters in short where there is none."""

@@ -20,7 +20,7 @@ from isoloop.fitting.isoflop.rates import rate_caveats
 from isoloop.fitting.laws.base import Data, Law
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit
-from isoloop.fitting.selection.choose import SIZES_LAWS, default_laws
+from isoloop.fitting.selection.choose import REPEATED_SIZES_LAWS, SIZES_LAWS, default_laws
 from isoloop.fitting.selection.holdout import (
     HeldOutRow,
     HoldOutBy,
@@ -37,7 +37,7 @@ from isoloop.fitting.sweep_fit import FitProgress, off_mean, split_largest
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import few_runs_caveats, row_caveats
 from isoloop.fitting.tables.contract import check_runs, is_dense
-from isoloop.fitting.tables.repetition import repetition_caveats
+from isoloop.fitting.tables.repetition import only_text, repetition_caveats
 from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_data
 from isoloop.fitting.tables.units import unit_caveats
 
@@ -87,6 +87,8 @@ def fit_sizes(
     family = ModelFamily.from_table(checked)
     fitted, held_out, column = split_largest(checked) if hold_out_largest_budget else (checked, None, "")
     form = law_named(law or default_laws(checked)[0])
+    if form.reads_unique_tokens:
+        family = family.on_text(only_text(finished_rows(checked)))
     data = law_data(fitted)
     missing = [each for each in form.columns if each not in data]
     if missing or "tokens" not in form.columns:
@@ -256,7 +258,8 @@ class _SizesFitter:
 
     def comparisons(self, laws: LawMixture) -> tuple[LawComparison, ...]:
         """Return the errors of the rival laws on runs held out by the largest budget and by size."""
-        names = dict.fromkeys([*(law.law for law in laws.laws), *SIZES_LAWS])
+        repeated = REPEATED_SIZES_LAWS if laws.best.form.reads_unique_tokens else ()
+        names = dict.fromkeys([*(law.law for law in laws.laws), *repeated, *SIZES_LAWS])
         predictors = [LawPredictor(law=name, objective=self.objective, kind=self.kind, draws=0) for name in names]
         results: list[LawComparison] = []
         held_out: tuple[HoldOutBy, ...] = ("largest budget", "size")
@@ -305,7 +308,8 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
         caveats += [f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))]
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += implausible_caveats(table)
-    caveats += repetition_caveats(finished_rows(fitted))
+    form = fit.laws.best.form
+    caveats += repetition_caveats(finished_rows(fitted), form.name if form.reads_unique_tokens else "")
     caveats += rate_caveats(table)
     if len(fit.sizes) < 3:
         caveats.append(

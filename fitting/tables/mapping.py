@@ -268,6 +268,8 @@ def _meanings(name: str, *, ours: bool) -> list[tuple[str, int, float]]:
     """Return what a column of this name may hold: our column, a rank (lower is surer), and the factor of its unit."""
     if name in NAMES and (ours or name not in ("loss", "recurrence")):
         return [(name, -1, 1.0)]
+    if ours and name == "model.size":  # the name of a size, by which our sweeps tell their models apart
+        return []
     if re.fullmatch(r"best_loss_T\d+(?:\.\d+)?", name):
         return [(name, 0, 1.0)]
     match = re.fullmatch(r"loss_T(\d+(?:\.\d+)?)", name) or _LOSS_AT.fullmatch(column_key(name))

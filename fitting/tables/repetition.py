@@ -35,6 +35,12 @@ def unique_tokens_of(table: pd.DataFrame) -> np.ndarray:
     return unique
 
 
+def only_text(runs: pd.DataFrame) -> float | None:
+    """Return the distinct tokens of the one text of all runs, None where they are unknown or differ."""
+    unique = np.unique(unique_tokens_of(runs))
+    return float(unique[0]) if len(unique) == 1 and np.isfinite(unique[0]) else None
+
+
 def sees_text_again(runs: pd.DataFrame) -> bool:
     """Return True if a run saw some of its text more than once."""
     return bool((epochs_of(runs) > 1).any())

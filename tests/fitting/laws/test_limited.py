@@ -192,6 +192,16 @@ def test_weights_say_which_parameters_overfitting_goes_with(k, law):
     assert weight > (0.5 if k == 0 else 0.99)
 
 
+def test_sizes_tell_which_parameters_overfitting_goes_with():
+    """Three sizes with 1 to 8 loops: unique parameters here, and the law of effective ones fits far worse."""
+    names = ("iso-depth-unique-effective-tokens", "iso-depth-sized-effective-tokens")
+    truth, rows = np.array(EXAMPLES[names[0]]), rows_of(law_named(names[0]))
+    losses = law_named(names[0]).loss(truth, rows)
+    losses *= np.exp(np.random.default_rng(0).normal(0, 5e-4, len(losses)))
+    unique, effective = (point_estimate(law_named(name), {**rows, "loss": losses}).objective for name in names)
+    assert unique < 0.5 * effective
+
+
 def test_choose_prefers_the_law_that_losses_follow():
     laws = ["effective-tokens", "sized-effective-tokens"]
     assert set(laws) < set(default_laws(check_table(dense_runs())))

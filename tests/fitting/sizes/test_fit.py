@@ -21,6 +21,7 @@ from isoloop.fitting import (
     predict_any,
     predict_sizes,
     read_fit,
+    read_runs,
     simulate_sizes,
     simulate_table,
 )
@@ -112,6 +113,12 @@ def test_a_fit_is_equal_after_a_round_trip(fit: SizesFit, tmp_path) -> None:
     broken = fit.to_json().replace('"iso-depth"', '"iso-width"')
     with pytest.raises(ValueError, match="iso-width"):
         SizesFit.from_json(broken)
+
+
+def test_a_table_in_a_file_keeps_the_names_of_its_sizes(table: pd.DataFrame, tmp_path) -> None:
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    family = ModelFamily.from_table(read_runs(tmp_path / "runs.csv").frame)
+    assert [member.label for member in family.members] == ["140m", "370m", "770m"]
 
 
 def test_both_texts_have_the_answer(fit: SizesFit) -> None:
