@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.fitting import coverage, held_out, intervals, optimum, speed, worlds
+from benchmarks.fitting import coverage, held_out, intervals, optimum, sizes, speed, worlds
 from benchmarks.fitting.__main__ import app
 from benchmarks.fitting.cases import Case
 from benchmarks.fitting.cpu_time import cpu_time
@@ -233,3 +233,17 @@ def test_cpu_time_is_of_the_calls_that_count():
     assert len(calls) == 5
     assert 0 < took.least <= took.median <= took.most
     assert took.repeats == 3
+
+
+def test_sizes_says_how_often_a_joint_fit_holds_the_truth(tmp_path, monkeypatch):
+    world = sizes.SizesWorld(name="quiet", sizes=sizes.TWO, noise=(1e-4, 1e-4))
+    monkeypatch.setattr(sizes, "WORLDS", (world,))
+    text = coverage.run_sizes(tmp_path, sweeps=2, draws=40)
+    assert cells(text, "quiet")[0] == "quiet"
+    found = sizes.held(world, 0, 40)
+    low, high, estimate, truth = found["phi"]
+    assert truth == 0.46
+    assert low < estimate < high
+    assert estimate == pytest.approx(truth, abs=0.01)
+    assert found["N* beyond"][2] == pytest.approx(world.best["params"], rel=0.1)
+    assert world.measured_beyond(0) == pytest.approx(world.best["loss"], rel=1e-3)

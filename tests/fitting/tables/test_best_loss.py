@@ -21,11 +21,18 @@ def truth():
     )
 
 
+def text_of(table):
+    """Unique tokens that every run sees twice or more."""
+    return table["tokens"].min() / 2
+
+
 @pytest.fixture(scope="module")
 def risen(truth):
     """The same runs, of which three lost 5% after their best step."""
     names = ["loss", "loss_T1", "loss_T4", "loss_T8"]
-    table = truth.assign(epochs=2.0, best_step=100.0, **{f"best_{name}": truth[name] for name in names})
+    table = truth.assign(
+        unique_tokens=text_of(truth), best_step=100.0, **{f"best_{name}": truth[name] for name in names}
+    )
     table.loc[OVERFITTED, names] *= 1.05
     return table
 
@@ -44,7 +51,8 @@ def test_the_best_loss_is_read_at_every_recurrence_where_text_was_repeated(truth
 
 def test_a_fit_is_that_of_the_best_losses_and_says_so(truth, risen):
     note = "Losses of 3 of 16 runs are those of their best step, because their loss rose after it."
-    fit, expected = (fit_sweep(table, name="n", draws=0) for table in (risen, truth.assign(epochs=2.0)))
+    without = truth.assign(unique_tokens=text_of(truth))
+    fit, expected = (fit_sweep(table, name="n", law="training", draws=0) for table in (risen, without))
     assert fit.laws_after_training.best.vector.tolist() == expected.laws_after_training.best.vector.tolist()
     assert fit.isoflop.minima == expected.isoflop.minima
     assert fit.reading[0].startswith(note)
@@ -55,8 +63,8 @@ def test_a_fit_is_that_of_the_best_losses_and_says_so(truth, risen):
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"epochs": 0.9}, None),
-        ({"epochs": np.nan}, "are those of the last step although `best_loss` is lower"),
+        ({"unique_tokens": 1e30}, None),
+        ({"unique_tokens": np.nan}, "are those of the last step although `best_loss` is lower"),
         ({"best_loss": np.nan}, None),
         ({"status": "diverged"}, None),
     ],
@@ -78,7 +86,7 @@ def test_a_file_has_them_too(risen, tmp_path):
     risen.to_csv(tmp_path / "runs.csv", index=False)
     table = read_runs(tmp_path / "runs.csv").frame
     assert finished_rows(table)["loss_T4"].tolist() == pytest.approx(finished_rows(risen)["loss_T4"].tolist())
-    foreign = risen[["mean_recurrence", "tokens", "flops", "loss", "best_loss", "epochs"]]
+    foreign = risen[["mean_recurrence", "tokens", "flops", "loss", "best_loss", "unique_tokens"]]
     foreign.rename(columns={"loss": "val_loss", "best_loss": "lowest"}).to_csv(tmp_path / "theirs.csv", index=False)
     mapped = map_table(read_raw(tmp_path / "theirs.csv"), parse_columns("best_loss=lowest")).frame
     assert np.flatnonzero(overfitted_rows(check_table(mapped))).tolist() == OVERFITTED
