@@ -13,7 +13,8 @@ from isoloop.fitting.answer.device import DeviceNeeds, Held, TrainingTime
 from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.cost.family import FamilyMember, ModelFamily
 from isoloop.fitting.cost.looped import MeasuredCost
-from tests.fitting.answer.surfaces import ISO_DEPTH, TEST_TIME, dense_surface, looped_surface
+from isoloop.fitting.selection.mixture import law_mixture
+from tests.fitting.answer.surfaces import ISO_DEPTH, TEST_TIME, dense_surface, known_law, looped_surface
 from tests.run_tables import CHINCHILLA, dense_table
 
 C = 1e20
@@ -155,6 +156,17 @@ def test_text_that_runs_out_ends_the_tokens_or_is_worth_less_when_repeated():
     assert repeated.best.model.params == pytest.approx(params[losses.argmin()], rel=1e-3)
     assert repeated.best.loss.value == pytest.approx(losses.min())
     assert fresh.unlimited.loss.value < repeated.best.loss.value < fresh.best.loss.value
+
+
+def test_a_law_of_repeated_text_takes_the_place_of_the_assumption():
+    fitted = known_law("effective-tokens", np.array([*CHINCHILLA, 15.4]), scatter=0.01, draws=20)
+    surface = replace(dense_surface(), laws=law_mixture([fitted]))
+    by_law = best_under(surface, Limits(unique_tokens=2e9), C)
+    assumed = best_under(dense_surface(draws=20), Limits(unique_tokens=2e9, repetition=15.4), C)
+    assert by_law.best.model.tokens > 2e9
+    assert by_law.best.model.params == pytest.approx(assumed.best.model.params, rel=1e-6)
+    assert by_law.best.loss.value == pytest.approx(assumed.best.loss.value)
+    assert by_law.unlimited.model.tokens > by_law.best.model.tokens  # without the limit all text is new
 
 
 def test_limits_together_cost_at_least_what_each_costs_alone():
