@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from isoloop.fitting.answer.constrained import Limited, best_under, broken_limits, losses_under
+from isoloop.fitting.answer.constrained import Limited, best_under, broken_limits, losses_under, serving_flops
 from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.answer.marginal import (
     MORE_FLOPS,
@@ -169,7 +169,7 @@ class Answer:
         parts = [self._spanned_text(axis, self.best.of_axis(axis), self.spans[axis]) for axis in self.spans]
         shape, tokens = parts[:-1], parts[-1]
         return (
-            f"The best model for {self.flops:.3g} FLOPs has {' and '.join(shape)}, trained on {tokens}, to a loss of "
+            f"The best model for {self.flops:.3g} FLOPs has {_listed(shape)}, trained on {tokens}, to a loss of "
             f"{self.loss.text('.5g')} nats per token{self._loops_pay()}."
         )
 
@@ -181,7 +181,7 @@ class Answer:
             shape.append(self._spanned_text("recurrence", found.recurrence, found.spans["recurrence"]))
         spent = "" if "flops" in found.binding else f" with {found.flops:.3g} FLOPs"
         return (
-            f"The best model for {self.flops:.3g} FLOPs {limited.limits.words} has {', '.join(shape)}, trained on "
+            f"The best model for {self.flops:.3g} FLOPs {limited.limits.words} has {_listed(shape)}, trained on "
             f"{tokens}{spent}, to a loss of {found.loss.text('.5g')} nats per token."
         )
 
@@ -238,7 +238,7 @@ class Answer:
         chance = "" if grown.leads is None else f", probability {self._chance(grown.leads[largest])}"
         share = grown.shares[largest].value
         return (
-            f"{there}; with ten times the compute the best model has {' and '.join(factors)}, so most of the next "
+            f"{there}; with ten times the compute the best model has {_listed(factors)}, so most of the next "
             f"FLOPs should buy more {axis_words(largest)} ({share:.0%} of the growth{chance})."
         )
 
@@ -297,6 +297,11 @@ class Answer:
         return f"{text} ({low} to {high})"
 
 
+def _listed(parts: Sequence[str]) -> str:
+    """Return parts of a sentence with commas, and `and` before the last."""
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
 def answer(
     fit: SweepFit | JointFit,
     flops: float | None = None,
@@ -347,6 +352,7 @@ def answer(
             percent=percent,
             losses_under_limits=lambda models: losses_under(surface, limits, models, recurrence),
             broken_limits=lambda model: broken_limits(surface, limits, model, recurrence),
+            spent=lambda model: model.flops + serving_flops(surface, limits, model, recurrence),
         )
     return Answer(
         name=fit.name,

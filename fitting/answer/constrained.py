@@ -255,9 +255,7 @@ class _Search:
             else None
         )
         memory = float(limits.memory_of(params, tested)) if limits.memory else None
-        served = 0.0
-        if limits.served_tokens is not None:
-            served = limits.served_tokens * float(surface.family.forward_flops_per_token(params, tested))
+        served = serving_flops(surface, limits, model, tested)
         reached = {
             "flops": self.flops is not None and model.flops + served >= _REACHED * self.flops,
             "memory": memory is not None and limits.memory is not None and memory >= _REACHED * limits.memory,
@@ -350,6 +348,15 @@ def broken_limits(surface: LossSurface, limits: Limits, model: Model, recurrence
         per_token = float(limits.seconds_per_token(surface.family, params, loops))
         used.append(("time", model.tokens * per_token, limits.seconds))
     return " and ".join(name for name, value, most in used if value > most * (1 + 1e-9))
+
+
+def serving_flops(surface: LossSurface, limits: Limits, model: Model, recurrence: float | None) -> float:
+    """Return the FLOPs of the tokens to be served by a model at T loops (None: T = mu)."""
+    params = surface.own_params if model.params is None else model.params
+    loops = recurrence or model.mean_recurrence or 1.0
+    if limits.served_tokens is None:
+        return 0.0
+    return limits.served_tokens * float(surface.family.forward_flops_per_token(params, loops))
 
 
 def losses_under(

@@ -135,6 +135,7 @@ def marginal(
     percent: float = 10.0,
     losses_under_limits: Losses | None = None,
     broken_limits: Callable[[Model], str] = lambda model: "",
+    spent: Callable[[Model], float] = lambda model: model.flops,
 ) -> Marginal:
     """Return what `percent` more training FLOPs buy from a model, by the laws and by each refit.
 
@@ -144,9 +145,9 @@ def marginal(
     """
     if not (0 < percent <= 1000):
         raise ValueError(f"percent must be above 0 and at most 1000, but got {percent:g}; 10 is usual")
-    flops = start.flops * (1 + percent / 100)
+    flops = spent(start) * (1 + percent / 100)
     names = axes_in_order(surface)
-    ends = [_raised(surface, start, axis, flops) for axis in names]
+    ends = [_raised(surface, start, axis, flops, spent) for axis in names]
     ways = [*names]
     if losses_under_limits is None:
         ways += [SAME_FLOPS, MORE_FLOPS]
@@ -244,26 +245,23 @@ def _parts(surface: LossSurface, low: SurfaceOptimum, high: SurfaceOptimum) -> d
     return {name: by_axis[name] / total for name in surface.axes}
 
 
-def _raised(surface: LossSurface, start: Model, axis: str, flops: float) -> Model:
+def _raised(surface: LossSurface, start: Model, axis: str, flops: float, spent: Callable[[Model], float]) -> Model:
     """Return the model that spends `flops` because its value on one axis is larger than that of `start`."""
     params, loops = _full(surface, start.params, start.mean_recurrence)
-    if axis == "tokens":
-        return model_at(surface, params=params, mean_recurrence=loops, tokens=start.tokens * flops / start.flops)
-    per_token = flops / start.tokens
+    numbers = {"params": params, "mean_recurrence": loops, "tokens": start.tokens}
 
-    def too_dear(log_factor: float) -> float:
-        factor = math.exp(log_factor)
-        size, mean = (params * factor, loops) if axis == "params" else (params, loops * factor)
-        return math.log(float(surface.family.flops_per_token(size, mean)) / per_token)
+    def raised(log_factor: float) -> Model:
+        return model_at(surface, **numbers | {axis: numbers[axis] * math.exp(log_factor)})
 
-    if too_dear(math.log(_WIDEST)) < 0:
+    def excess(log_factor: float) -> float:
+        return math.log(spent(raised(log_factor)) / flops)
+
+    if excess(math.log(_WIDEST)) < 0:
         raise ValueError(
             f"the next FLOPs must fit on every axis, but {_WIDEST:g} times the {axis_words(axis)} of the model spend "
             f"less than {flops:.3g}; give a smaller percentage"
         )
-    factor = math.exp(brentq(too_dear, 0.0, math.log(_WIDEST), xtol=1e-13))
-    size, mean = (params * factor, loops) if axis == "params" else (params, loops * factor)
-    return model_at(surface, params=size, mean_recurrence=mean, tokens=start.tokens)
+    return raised(float(brentq(excess, 0.0, math.log(_WIDEST), xtol=1e-13)))
 
 
 def _full(surface: LossSurface, params: float | None, mean_recurrence: float | None) -> tuple[float, float]:

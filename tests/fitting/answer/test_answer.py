@@ -113,8 +113,11 @@ def test_under_limits_an_answer_names_the_best_model_what_they_cost_and_what_mor
     assert rows["more tokens alone"] == "beyond the limit of text"
     assert rows["more loops alone"] == ""  # the only way that is left
     assert json.loads(result.to_json())["limited"]["best"]["memory"] == pytest.approx(3e8)
-    served = answer(SurfaceFit(surface=dense_surface(scatter=0.01)), 1e20, limits=Limits(served_tokens=5e11))
+    serving = Limits(served_tokens=5e11)
+    served = answer(SurfaceFit(surface=dense_surface(scatter=0.01)), 1e20, limits=serving, percent=0.1)
     assert re.search(r"served as much, \d+% more FLOPs in all \(\d+% to \d+%\)", served.sentences[1])
+    gains = [gain.nats.value for gain in served.marginal.axes]
+    assert gains[0] == pytest.approx(gains[1], rel=0.01)  # the FLOPs of serving are bought, too
     timed = answer(SurfaceFit(surface=dense_surface()), limits=Limits(seconds=1e5, flops_per_second=1e15))
     assert timed.flops == pytest.approx(1e20)
     assert "Every FLOP takes the same time, whether of loops or of width." in timed.report()

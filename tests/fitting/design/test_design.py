@@ -5,6 +5,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 import pytest
 
+from isoloop.fitting.cost import DenseCost
 from isoloop.fitting.design import Belief, Candidates, Noise, Target, candidate_budgets, candidate_values, design_runs
 from isoloop.fitting.design.information import Plausible, smooth_cost
 from isoloop.fitting.design.report import design_report
@@ -156,3 +157,24 @@ def test_too_little_money_and_no_noise_are_refused():
     exact = law_mixture([fit_law("training", grid(), draws=0, seed=0)])
     with pytest.raises(ValueError, match="needs the noise"):
         Belief.of_runs(exact, grid(), COST, CANDIDATES.columns, flops=RANGE)
+
+
+def test_dense_models_are_designed_along_their_parameters():
+    """The best size and its derivatives are those of Hoffmann et al. 2022, eq. 4."""
+    law, cost = law_named("chinchilla"), DenseCost()
+    truth = np.array([1.7, 400.0, 2000.0, 0.34, 0.37])
+    candidates = Candidates.grid(cost, candidate_values("params", 1e7, 1e9), candidate_budgets(1e18, 1e20), seeds=1)
+    plausible = Plausible.of(law, truth[None], candidates.columns, sd=2.0)
+    value, slopes = plausible.target(Target.parse("N@1e21"), cost, (1e18, 1e20))
+    assert slopes[0, 1] == pytest.approx(1 / (0.34 + 0.37), rel=1e-3)
+    assert slopes[0, 2] == pytest.approx(-1 / (0.34 + 0.37), rel=1e-3)
+    by_hand = (np.log(0.34 * 400.0 / (0.37 * 2000.0)) + 0.37 * np.log(1e21 / 6)) / (0.34 + 0.37)
+    assert value[0] == pytest.approx(by_hand, rel=1e-4)
+    gamma, _ = plausible.target(Target.parse("gamma_N"), cost, (1e18, 1e20))
+    assert gamma[0] == pytest.approx(0.37 / (0.34 + 0.37), rel=1e-3)
+    belief = Belief.of_prior(law, truth, cost, candidates.columns, flops=(1e18, 1e20))
+    design = design_runs(belief, candidates, [Target.parse("N@1e21")], 5e20, rounds=2)
+    assert design.before.widths[0] > 2 * design.rounds[0].widths[0] > 2 * design.rounds[1].widths[0]
+    assert design.before.nats_lost > design.rounds[0].nats_lost > 0
+    assert design.rounds_to(np.inf) == 0
+    assert design.rounds_to(1.0) is None
