@@ -43,6 +43,8 @@ from isoloop.fitting.tables.units import unit_caveats
 
 SHAPE = ("effective_params_fixed", "effective_params_per_loop")
 _RUNS_PER_PARAMETER = 3
+_CLEARLY_BETTER = 0.9
+"""Ratio of held-out errors up to which a rival law is said to predict better."""
 _MOST_BUDGETS = 12
 """Points of the frontier within the runs; of more budgets, some that are spread evenly."""
 _BEYOND = (2.0, 10.0)
@@ -306,6 +308,7 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
     caveats += row_caveats(data)
     for law in (best, *([fit.joint_test_time] if fit.joint_test_time else [])):
         caveats += [f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))]
+    caveats += _rival_caveats(fit)
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += implausible_caveats(table)
     form = fit.laws.best.form
@@ -320,6 +323,21 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
     caveats += outlier_caveats(best, data)
     cell = [name for name in (*SHAPE, "mean_recurrence", "backprop_depth", "tokens") if name in table]
     return [*caveats, *run_caveats(fit, table, cell)]
+
+
+def _rival_caveats(fit: SizesFit) -> list[str]:
+    """Return a caveat for each way of holding out by which another form predicts clearly better than the laws used."""
+    caveats = []
+    used = {f"{law.form.name} law" for law in fit.laws.laws}
+    for comparison in fit.comparisons:
+        own = [error.mean_absolute_error for error in comparison.errors if error.method in used]
+        best = min(comparison.errors, key=lambda error: error.mean_absolute_error, default=None)
+        if own and best is not None and best.mean_absolute_error <= _CLEARLY_BETTER * min(own):
+            caveats.append(
+                f"Held out by {comparison.by}, the {best.method} predicts losses to {best.mean_absolute_error:.2g}%, "
+                f"against {min(own):.2g}% by the laws used: fit with it by --law, and compare the best models."
+            )
+    return caveats
 
 
 def _cost_caveats(fit: SizesFit, table: pd.DataFrame) -> list[str]:

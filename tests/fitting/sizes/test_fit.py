@@ -10,6 +10,7 @@ from isoloop.fitting import (
     PUBLISHED_TRUTH,
     SIZES_TRUTH,
     IsoDepthLaw,
+    LawFit,
     SizesFit,
     SweepFit,
     fit_sizes,
@@ -28,6 +29,7 @@ from isoloop.fitting import (
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.selection.choose import choose_table
 from isoloop.fitting.simulate import published_cost_model
+from isoloop.fitting.sizes.fit import _rival_caveats
 from isoloop.fitting.surface.search import minimise_on_box
 
 BUDGETS = (1e18, 4e18, 16e18, 64e18)
@@ -96,12 +98,21 @@ def test_the_frontier_grows_and_goes_beyond_the_runs(fit: SizesFit) -> None:
     assert fit.growth.params.interval is not None
 
 
+def _renamed(law: LawFit) -> LawFit:
+    """The fit of a law that predicts held-out runs far worse, as far as caveats read it."""
+    return dataclasses.replace(law, law="training")
+
+
 def test_rivals_with_another_form_predict_held_out_runs_worse(fit: SizesFit) -> None:
     for comparison in fit.comparisons:
         errors = {error.method: error.mean_absolute_error for error in comparison.errors}
         assert errors["iso-depth law"] < 0.5 * errors["training law"]
         assert errors["iso-depth law"] < 0.5 * errors["chinchilla law"]
     assert [comparison.by for comparison in fit.comparisons] == ["largest budget", "size"]
+    worse = dataclasses.replace(
+        fit, laws=dataclasses.replace(fit.laws, laws=(_renamed(fit.laws.laws[0]),), weights=(1.0,))
+    )
+    assert any("iso-depth law predicts losses to" in caveat for caveat in _rival_caveats(worse))
 
 
 def test_a_fit_is_equal_after_a_round_trip(fit: SizesFit, tmp_path) -> None:
