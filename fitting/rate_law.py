@@ -256,6 +256,11 @@ def fit_rate_law(
         if again is None or again[3] < 1 or not _has_minimum(again[0], count).all():
             break
         used, fitted = near, again
+    if fitted is None and np.linalg.matrix_rank(z) < z.shape[1]:
+        raise ValueError(
+            f"the cells of a law of the best rates must differ in {', '.join(varying)} independently, but they change "
+            "together; add a budget or a mean recurrence"
+        )
     if fitted is None:
         raise ValueError(
             f"a law of the best rates must have more trials with a loss than {_parameters(count, z, cells)}, the "

@@ -23,7 +23,7 @@ from isoloop.fitting.laws.base import Data
 from isoloop.fitting.laws.registry import law_named, richer_law
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
-from isoloop.fitting.selection.holdout import HeldOutRow, cross_validate, errors_of, held_out_rows
+from isoloop.fitting.selection.holdout import CrossValidation, HeldOutRow, cross_validate, errors_of, held_out_rows
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
 from isoloop.fitting.selection.mixture import LawMixture, MixturePredictor, mixture_with_richer, noise_about
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
@@ -139,9 +139,8 @@ def fit_sweep(
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
     found = (*runs.notes, *best_loss_notes(runs.frame))
     if rollouts:
-        # Intervals from fewer refits would be too narrow to be judged by.
-        enough = _ROLLOUT_DRAWS if draws >= _ROLLOUT_DRAWS else 0
-        fit = _with_rollouts(fit, fitted, law, objective=objective, kind=kind, draws=enough)
+        found_rollouts, why_none = law_rollouts(fitted, law, objective=objective, kind=kind, draws=draws)
+        fit = dataclasses.replace(fit, rollouts=found_rollouts, why_no_rollouts=why_none)
     notes = (*reading, *(note for note in found if note not in reading))
     return dataclasses.replace(fit, caveats=tuple(fit_caveats(fit, checked)), reading=notes)
 
@@ -459,11 +458,15 @@ def off_mean(data: Data) -> dict[str, np.ndarray]:
     return {name: values[others] for name, values in data.items()}
 
 
-def _with_rollouts(
-    fit: SweepFit, table: pd.DataFrame, law: str, *, objective: Objective, kind: BootstrapKind, draws: int
-) -> SweepFit:
-    """Return the fit with the rollouts of its laws after training, or with the reason why there are none."""
-    predictor = MixturePredictor(law=law, objective=objective, kind=kind, draws=draws)
+def law_rollouts(
+    table: pd.DataFrame, law: str, *, objective: Objective, kind: BootstrapKind, draws: int
+) -> tuple[CrossValidation | None, str]:
+    """Return the rollouts of a law and of the one that extends it, or None and the reason why there are none.
+
+    They have intervals if the fit has `draws` enough: fewer refits would be too narrow to be judged by.
+    """
+    enough = _ROLLOUT_DRAWS if draws >= _ROLLOUT_DRAWS else 0
+    predictor = MixturePredictor(law=law, objective=objective, kind=kind, draws=enough)
     data = law_data(table)
     if len(data["loss"]) > _ROLLOUT_RUNS:
         sample = np.sort(np.random.default_rng(0).choice(len(data["loss"]), _ROLLOUT_RUNS, replace=False))
@@ -471,11 +474,11 @@ def _with_rollouts(
     try:
         found = cross_validate(data, [predictor], "larger budgets")
     except ValueError as error:
-        return dataclasses.replace(fit, why_no_rollouts=str(error))
+        return None, str(error)
     if found.missing:
         (_, reason), *_ = found.missing
-        return dataclasses.replace(fit, why_no_rollouts=reason)
-    return dataclasses.replace(fit, rollouts=found, why_no_rollouts="")
+        return None, reason
+    return found, ""
 
 
 def _held_out(fit: SweepFit, table: pd.DataFrame, column: str) -> HeldOut:

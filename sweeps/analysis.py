@@ -76,10 +76,13 @@ def fit_and_report(
         rows = part.reset_index(drop=True)
         rows.to_csv(own.table, index=False)
         own.config.write_text(folders.config.read_text(encoding="utf-8"), encoding="utf-8")
+        if folders.notes.exists():
+            own.notes.write_text(folders.notes.read_text(encoding="utf-8"), encoding="utf-8")
         results[label] = fit(own, rows, label=label, draws=own_draws)
     # Write the page of all runs: of their joint fit, or one that compares the groups.
-    reason = f"its runs are of {len(groups)} groups, and a law is fitted to each of them"
-    if few := len(groups) - len(results):
+    reason = f"its runs are of {table[GROUP].nunique()} groups, and a law is fitted to each of them"
+    sizes = table.groupby(GROUP)["status"].agg(lambda statuses: (statuses == "finished").sum())
+    if few := int((sizes < FEWEST_RUNS).sum()):
         reason += f", but {few} of them have fewer than {FEWEST_RUNS} finished runs"
     of_all = SweepResults(
         fit=None, hold_out=None, why_no_fit=reason, why_no_hold_out=reason, report=folders.report, groups=results
@@ -104,7 +107,9 @@ def _sizes_of_combinations(sweep: SweepConfig, table: "pd.DataFrame") -> "dict[s
     return {label: part for label, part in parts.items() if several_sizes(part)}
 
 
-def report_so_far(folders: Folders, *, command: str, draws: int = 1000, progress: Progress | None = None) -> Path:
+def report_so_far(
+    folders: Folders, *, command: str, law: str | None = None, draws: int = 1000, progress: Progress | None = None
+) -> Path:
     """Fit the runs of an unfinished sweep that have ended, in a folder of their own, and write and return the page.
 
     Raises:
@@ -122,7 +127,7 @@ def report_so_far(folders: Folders, *, command: str, draws: int = 1000, progress
     own.notes.write_text("".join(f"{text}\n" for text in (so_far.note, *sentences)), encoding="utf-8")
     so_far.table.to_csv(own.table, index=False)
     named = sweep.model_copy(update={"name": f"{sweep.name}-{SO_FAR}"})
-    return fit_and_report(named, own, so_far.table, command=command, draws=draws, progress=progress).report
+    return fit_and_report(named, own, so_far.table, command=command, law=law, draws=draws, progress=progress).report
 
 
 def fit_and_report_table(

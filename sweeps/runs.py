@@ -189,7 +189,8 @@ def joint_runs(table: "pd.DataFrame") -> "pd.DataFrame | None":
         if axis not in table:
             continue
         by_value = table.groupby(axis, dropna=False)[GROUP].nunique()
-        if len(by_value) > 1 and by_value.max() == 1:
+        is_alone = all(str(group).count(" = ") == 1 for group in table[GROUP].unique())
+        if len(by_value) > 1 and by_value.max() == 1 and is_alone:
             return table.drop(columns=GROUP)
     return None
 

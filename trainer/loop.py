@@ -223,8 +223,11 @@ def _run_training(
     counts["seconds"] += time.monotonic() - start_time
     density = tokens_per_byte(validation, corpus.token_bytes)
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, len(corpus.train))
-    if ranks.is_first:
+    is_publishable = spec.model.residual_scale is None  # the published layout has no such scale
+    if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
+    elif ranks.is_first:
+        save_state("checkpoints", steps_done, counts, keep=1)
 
     # Losses at each T of the best step
     if result.loss is not None and evaluations:
@@ -233,8 +236,10 @@ def _run_training(
             if ranks.is_first:
                 model.load_state_dict(best.weights)
             ranks.broadcast_weights(model)
-            best_step, best_losses = best.step, validate({*spec.evaluation.recurrences, mean})
-            if ranks.is_first and spec.evaluation.keep_best:
+            at_best = validate({*spec.evaluation.recurrences, mean})
+            if math.isfinite(at_best[mean]):
+                best_step, best_losses = best.step, {t: loss for t, loss in at_best.items() if math.isfinite(loss)}
+            if ranks.is_first and spec.evaluation.keep_best and is_publishable:
                 save_published(folder / "best-model", model, spec.recurrence)
         best_fields = {"best_loss": best_losses[mean], "best_step": best_step, "best_losses": best_losses}
         result = result.model_copy(update=best_fields)
@@ -242,7 +247,8 @@ def _run_training(
     journal.close()
     if ranks.is_first:
         write_result(folder, result)
-        drop_checkpoints(folder / "checkpoints")
+        if is_publishable:
+            drop_checkpoints(folder / "checkpoints")
     return result
 
 

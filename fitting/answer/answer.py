@@ -149,11 +149,14 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as numbers, text, lists and dictionaries."""
-        return {"sentences": list(self.sentences), **dataclasses.asdict(self)}
+        content = dataclasses.asdict(self)
+        if content["limited"] is not None:
+            del content["limited"]["limits"]["needs"]  # the table's, and no part of the answer
+        return {"sentences": list(self.sentences), **content}
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def _gains(self) -> list[Gain]:
         """Return the ways to spend FLOPs that a table shows; at a best model the same FLOPs buy nothing better."""

@@ -103,24 +103,32 @@ def best_under(surface: LossSurface, limits: Limits, flops: float | None) -> Lim
     """Return the best model for `flops` under limits, which may be None where there is a limit of seconds.
 
     T is chosen among whole numbers up to the largest measured one, where the surface has a law of test-time loops and
-    a limit depends on T; without tokens to be served, it is the fewest loops within .001 nats of the best. Raises
+    a limit depends on T; under a limit of memory without tokens to be served, it is the fewest loops within .001 nats
+    of the best. Where the limits name a text, the models without that limit have new text. Raises
     ValueError for limits that allow no model, and for those that the surface can't follow.
     """
     if flops is None and limits.seconds is None:
         raise ValueError("the best model under limits needs FLOPs or seconds, but got neither; give one")
+    if limits.repetition is not None and reads_unique(surface):
+        raise ValueError(
+            f"a repetition is for a fit without a law of repeated text, but got {limits.repetition:g} for one by the "
+            f"{surface.laws.name}, which says what repeating is worth; leave it out"
+        )
     thin = _thinned(surface)
     chooses = limits.served_tokens is not None or limits.memory is not None
     search = _Search(surface=thin, limits=limits, flops=flops, chooses_recurrence=chooses)
     found = search.best()
     spent = flops or found.model.flops
-    free = replace(search, limits=limits.only(), flops=spent).best()
-    alone = {
-        name: replace(search, limits=limits.only(name), flops=spent).best()
-        for name in limits.given
-        if len(limits.given) > 1
+    new_text = replace(search, flops=spent, new_text=limits.unique_tokens is not None and reads_unique(surface))
+    free = replace(new_text, limits=limits.only()).best()
+    alone = {name: replace(new_text, limits=limits.only(name)).best() for name in limits.given if len(limits.given) > 1}
+    searches = {"all": (found, search), **{name: (each, new_text) for name, each in alone.items()}}
+    costs = {
+        name: _cost(free, replace(new_text, limits=limits.only()), each, replace(own, limits=limits.only(*kept)))
+        for (name, (each, own)), kept in zip(
+            searches.items(), [limits.given, *((name,) for name in alone)], strict=True
+        )
     }
-    searches = {"all": (found, limits), **{name: (each, limits.only(name)) for name, each in alone.items()}}
-    costs = {name: _cost(thin, free, *each) for name, each in searches.items()}
     saving, optimal = _saving(thin, limits, found) if limits.served_tokens is not None else (None, None)
     return Limited(
         limits=limits, best=found, unlimited=free, alone=alone, costs=costs, saving=saving, training_optimal=optimal
@@ -143,13 +151,15 @@ class _Search:
     """The search of the best model for FLOPs (None: as many as the seconds allow) under limits.
 
     Models are points of a box: the size as a share of the way to the largest that the memory holds at their loops, and
-    log mu. So a limit of memory is an end of the box, which the search meets exactly.
+    log mu. So a limit of memory is an end of the box, which the search meets exactly. With `new_text`, a law of
+    repeated text gets a text without end where the limits name none.
     """
 
     surface: LossSurface
     limits: Limits
     flops: float | None
     chooses_recurrence: bool = False
+    new_text: bool = False
 
     def best(self) -> LimitedModel:
         """Return the best model with its intervals. Raises ValueError if no model is allowed."""
@@ -159,9 +169,9 @@ class _Search:
         if not np.isfinite(losses).any():
             raise ValueError(self._why_none())
         place = int(losses.argmin())
-        if self.limits.served_tokens is None:
-            place = int(np.flatnonzero(losses <= losses.min() + _LEAST_NATS)[0])
         near = choices[max(0, place - _NEAR) : place + _NEAR + 1]
+        if self.limits.served_tokens is None and self.limits.memory is not None:
+            place = int(np.flatnonzero(losses <= losses.min() + _LEAST_NATS)[0])
         if self.limits.served_tokens is None:
             near = [choices[place]]
         return self._described(found[place], self.drawn(near))
@@ -238,10 +248,16 @@ class _Search:
                 name: np.take_along_axis(np.stack([getattr(found, name) for found in each]), place[None], axis=0)[0]
                 for name in _Found.__dataclass_fields__
             }
-            parts.append({name: v[0] * (v[1:] / v[0]) ** law.widening for name, v in chosen.items()})
+            widened = {name: v[0] * (v[1:] / v[0]) ** law.widening for name, v in chosen.items()}
+            parts.append({name: np.clip(v, *self._span(name)) for name, v in widened.items()})
         if not parts:
             return None
         return _Found(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def _span(self, name: str) -> Interval:
+        """Return the range in which the widened numbers of refits must stay, without end for most."""
+        searched = self.surface.search_range(name) if name in ("params", "mean_recurrence") else None
+        return searched or (-math.inf, math.inf)
 
     def _described(self, found: _Found, drawn: _Found | None) -> LimitedModel:
         surface, limits = self.surface, self.limits
@@ -267,7 +283,7 @@ class _Search:
         }
         if chosen:
             spans["recurrence"] = None if drawn is None else interval(drawn.recurrence)
-        losses = losses_under(surface, limits, [model], tested if chosen else None)[1][:, 0]
+        losses = self.loss_draws(model, tested if chosen else None)
         return LimitedModel(
             model=model,
             recurrence=tested if chosen else None,
@@ -296,7 +312,12 @@ class _Search:
 
     def extra(self) -> dict[str, float] | None:
         """Return the columns beside the model's that laws of repeated text read, None for the text of the fit."""
-        return _text(self.surface, self.limits)
+        text = _text(self.surface, self.limits)
+        return {UNIQUE_TOKENS: math.inf} if text is None and self.new_text else text
+
+    def loss_draws(self, model: Model, recurrence: float | None) -> np.ndarray:
+        """Return the losses of a model by each refit, (draws,), at T loops (None: T = mu)."""
+        return _losses(self.surface, self.limits, [model], recurrence, self.extra())[1][:, 0]
 
     def _sizes(self) -> Interval:
         return self.surface.search_range("params") or (self.surface.own_params, self.surface.own_params)
@@ -366,7 +387,16 @@ def losses_under(
 
     Tokens are worth what the limits say of the text.
     """
-    extra = _text(surface, limits)
+    return _losses(surface, limits, models, recurrence, _text(surface, limits))
+
+
+def _losses(
+    surface: LossSurface,
+    limits: Limits,
+    models: Sequence[Model],
+    recurrence: float | None,
+    extra: Mapping[str, float] | None,
+) -> tuple[np.ndarray, np.ndarray]:
     params = np.array([surface.own_params if model.params is None else model.params for model in models])
     loops = np.array([1.0 if model.mean_recurrence is None else model.mean_recurrence for model in models])
     tokens = limits.worth(np.array([model.tokens for model in models]))
@@ -376,13 +406,9 @@ def losses_under(
     )
 
 
-def _loss_draws(surface: LossSurface, limits: Limits, found: LimitedModel) -> np.ndarray:
-    return losses_under(surface, limits, [found.model], found.recurrence)[1][:, 0]
-
-
-def _cost(surface: LossSurface, free: LimitedModel, found: LimitedModel, limits: Limits) -> Quantity:
-    """Return the nats that limits add, paired by refit."""
-    drawn = _loss_draws(surface, limits, found) - _loss_draws(surface, limits.only(), free)
+def _cost(free: LimitedModel, without: _Search, found: LimitedModel, search: _Search) -> Quantity:
+    """Return the nats that the limits of `search` add to those of the search `without` limits, paired by refit."""
+    drawn = search.loss_draws(found.model, found.recurrence) - without.loss_draws(free.model, free.recurrence)
     return Quantity(value=found.loss.value - free.loss.value, interval=interval(drawn) if len(drawn) else None)
 
 
@@ -415,7 +441,7 @@ def _saving(surface: LossSurface, limits: Limits, found: LimitedModel) -> tuple[
         surface, params=float(best.params), mean_recurrence=float(best.mean_recurrence), tokens=float(best.tokens)
     )
     value = 1 - found.flops / float(total(at, best))
-    losses = _loss_draws(surface, limits, found)
+    losses = losses_under(surface, limits, [found.model], found.recurrence)[1][:, 0]
     if not len(losses):
         return Quantity(value=value, interval=None), model
     logs = at + np.log(_AROUND)

@@ -358,15 +358,24 @@ def _with_text(fit: SweepFit, unique_tokens: float) -> SweepFit:
 
 def repetition_notes(fit: SweepFit, tokens: float) -> list[str]:
     """Return what a prediction for so many `tokens` assumes of the text; nothing if no run saw any of it again."""
-    if fit.fitted.epochs is None:
+    reads = fit.training is not None and fit.training.form.reads_unique_tokens
+    return text_notes(fit.fitted.epochs, tokens, reads_text=reads, unique=fit.cost_model.unique_tokens)
+
+
+def text_notes(
+    epochs: tuple[float, float] | None, tokens: float, *, reads_text: bool, unique: float | None
+) -> list[str]:
+    """Return what a prediction for `tokens` assumes of the text, by the `epochs` of the runs, None if all was new.
+
+    `reads_text` says that the law is one of repeated text; `unique` are the tokens of the text, None for new text.
+    """
+    if epochs is None:
         return []
-    if fit.training is not None and fit.training.form.reads_unique_tokens:
-        unique, most = fit.cost_model.unique_tokens, fit.fitted.epochs[1]
+    most = epochs[1]
+    if reads_text:
         if unique is None:
             return ["this is for text that never repeats; unique_tokens says how much text there is"]
-        epochs = tokens / unique
-        beyond = f", where the runs saw theirs at most {epochs_text(most)} times" if epochs > most else ""
-        return [f"this is for a text of {unique:.4g} tokens, which is seen {epochs_text(epochs)} times{beyond}"]
-    return [
-        f"fitted to runs that saw their text up to {epochs_text(fit.fitted.epochs[1])} times (see the fit's caveats)"
-    ]
+        seen = tokens / unique
+        beyond = f", where the runs saw theirs at most {epochs_text(most)} times" if seen > most else ""
+        return [f"this is for a text of {unique:.4g} tokens, which is seen {epochs_text(seen)} times{beyond}"]
+    return [f"fitted to runs that saw their text up to {epochs_text(most)} times (see the fit's caveats)"]

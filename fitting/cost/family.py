@@ -152,6 +152,10 @@ class DenseFamily:
 
     cost: DenseCost
 
+    def on_text(self, unique_tokens: float | None) -> DenseFamily:
+        """See `ModelFamily.on_text`."""
+        return replace(self, cost=replace(self.cost, unique_tokens=unique_tokens))
+
     @property
     def sizes(self) -> tuple[float, ...]:
         """No architectures of their own: any number of parameters is one."""

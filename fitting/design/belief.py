@@ -73,7 +73,8 @@ class Noise:
 
 def repeated_noise(data: Data) -> tuple[float, int]:
     """Return the standard deviation of log loss among runs of the same model and tokens, and its degrees of freedom."""
-    columns = [np.round(np.log(data[name]), 2) for name in ("mean_recurrence", "params", "tokens") if name in data]
+    model = ("mean_recurrence", "params", "tokens", "unique_tokens")
+    columns = [np.round(np.log(data[name]), 2) for name in model if name in data]
     _, cell = np.unique(np.stack(columns, axis=-1), axis=0, return_inverse=True)
     logs, counts = np.log(data["loss"]), np.bincount(cell.ravel())
     residuals = logs - (np.bincount(cell.ravel(), weights=logs) / counts)[cell.ravel()]

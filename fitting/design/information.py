@@ -102,7 +102,7 @@ class Plausible:
         The logarithm of each parameter is known with the standard deviation `sd`, where amplitudes are the terms in
         the middle of `columns`, those of the candidates.
         """
-        problem = Problem.of(law, {**columns, "loss": np.ones(len(columns["tokens"]))}, SQUARED)
+        problem = Problem.of(law, {**_with_text(columns), "loss": np.ones(len(columns["tokens"]))}, SQUARED)
         prior = np.broadcast_to(np.eye(len(law.parameters)) / sd**2, (len(vectors), *2 * (len(law.parameters),)))
         return cls(law=law, problem=problem, vectors=problem.scaled(vectors), information=prior, weight=weight)
 
@@ -190,8 +190,14 @@ class Plausible:
         return np.maximum(sizes, _SMALLEST * np.median(sizes, axis=0) + 1e-300)
 
     def _scaled(self, data: Data) -> Data:
-        return {name: data[name] / self.problem.units.get(name, 1.0) for name in self.law.columns}
+        columns = _with_text(data)
+        return {name: columns[name] / self.problem.units.get(name, 1.0) for name in self.law.columns}
 
     def _loss_and_gradient(self, data: Data) -> tuple[np.ndarray, np.ndarray]:
         loss, slopes = self.law.loss_and_gradient(self.vectors, self._scaled(data))
         return loss, slopes * self._steps[:, None, :]
+
+
+def _with_text(data: Data) -> Data:
+    """Return the columns with those of the text: new text, of as many tokens as are trained, where none is named."""
+    return data if "unique_tokens" in data else {**data, "unique_tokens": data["tokens"]}

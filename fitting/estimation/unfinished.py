@@ -63,9 +63,13 @@ def extrapolated_losses(running: Sequence[TrainingCurve], finished: Sequence[Tra
     the finished runs, half of what it adds is error, too. There must be 4 finished runs, and a tenth of the training.
     """
     ended = [(curve, curve.final) for curve in finished if curve.final is not None]
-    if len(ended) < _FEWEST_CURVES:
-        return []
-    return [_extrapolated(curve, ended) for curve in running if EARLIEST <= curve.share < 1]
+    losses = []
+    for curve in running:
+        # The curve of a run that branched off another begins late, and says nothing of earlier shares.
+        known = [(other, final) for other, final in ended if other.tokens[0] <= curve.share * other.planned_tokens]
+        if EARLIEST <= curve.share < 1 and len(known) >= _FEWEST_CURVES:
+            losses.append(_extrapolated(curve, known))
+    return losses
 
 
 def _extrapolated(curve: TrainingCurve, ended: Sequence[tuple[TrainingCurve, float]]) -> ExtrapolatedLoss:

@@ -331,7 +331,7 @@ def default_laws(table: pd.DataFrame) -> tuple[str, ...]:
         return (*(REPEATED_DENSE_LAWS if repeated else ()), *DENSE_LAWS)
     if "effective_params_fixed" not in table:
         return ("loops",)
-    several = len(table[["effective_params_fixed", "effective_params_per_loop"]].drop_duplicates()) > 1
+    several = len(runs[["effective_params_fixed", "effective_params_per_loop"]].drop_duplicates()) > 1
     if several:
         return (*(REPEATED_SIZES_LAWS if repeated else ()), *SIZES_LAWS)
     return (*(REPEATED_LOOPED_LAWS if repeated else ()), *LOOPED_LAWS)

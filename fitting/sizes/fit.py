@@ -33,7 +33,8 @@ from isoloop.fitting.selection.misfit import Misfit, law_misfit
 from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
 from isoloop.fitting.sizes.frontier import frontier
 from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizesFit
-from isoloop.fitting.sweep_fit import FitProgress, off_mean, split_largest
+from isoloop.fitting.sweep_fit import FitProgress, law_rollouts, off_mean, split_largest
+from isoloop.fitting.tables.best_loss import best_loss_notes
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.checks import few_runs_caveats, row_caveats
 from isoloop.fitting.tables.contract import check_runs, is_dense
@@ -54,8 +55,10 @@ _PARTS = {"joint law over sizes": 3.0, "richer law": 4.0, "rival laws": 4.0, "be
 
 
 def several_sizes(table: pd.DataFrame) -> bool:
-    """Return True if a checked run table holds looped models of several sizes with their effective parameters."""
-    return set(SHAPE) <= set(table) and not is_dense(table) and len(table[list(SHAPE)].drop_duplicates()) > 1
+    """Return True if a checked run table has finished looped runs of several sizes with their effective parameters."""
+    if not set(SHAPE) <= set(table) or is_dense(table):
+        return False
+    return len(finished_rows(table)[list(SHAPE)].drop_duplicates()) > 1
 
 
 def fit_sizes(
@@ -70,6 +73,7 @@ def fit_sizes(
     objective: Objective = HUBER,
     kind: BootstrapKind | None = None,
     profiles: bool = False,
+    rollouts: bool = False,
     progress: FitProgress | None = None,
     reading: Sequence[str] = (),
     budget_tolerance: float = SAME_BUDGET,
@@ -86,8 +90,10 @@ def fit_sizes(
     runs = check_runs(table, budget_tolerance=budget_tolerance)
     checked = runs.frame
     _check_sizes(checked, name)
-    family = ModelFamily.from_table(checked)
+    family = ModelFamily.from_table(finished_rows(checked))
     fitted, held_out, column = split_largest(checked) if hold_out_largest_budget else (checked, None, "")
+    if held_out is not None:
+        _check_sizes(fitted, f"{name} without its largest {column}")
     form = law_named(law or default_laws(checked)[0])
     if form.reads_unique_tokens:
         family = family.on_text(only_text(finished_rows(checked)))
@@ -140,7 +146,10 @@ def fit_sizes(
         fitter.report("best models")
         points, growth = frontier(fit.surface, [*budgets, *(times * budgets[-1] for times in _BEYOND)], len(budgets))
         fit = dataclasses.replace(fit, comparisons=fitter.comparisons(laws), frontier=tuple(points), growth=growth)
-    notes = (*reading, *(note for note in runs.notes if note not in reading))
+    if rollouts:
+        found, why_none = law_rollouts(fitted, law or form.name, objective=objective, kind=fitter.kind, draws=draws)
+        fit = dataclasses.replace(fit, rollouts=found, why_no_rollouts=why_none)
+    notes = (*reading, *(note for note in (*runs.notes, *best_loss_notes(checked)) if note not in reading))
     return dataclasses.replace(fit, caveats=tuple(_caveats(fit, checked, fitted)), reading=notes)
 
 
@@ -152,10 +161,12 @@ def _check_sizes(table: pd.DataFrame, name: str) -> None:
             f"a joint fit over sizes needs the columns {' and '.join(SHAPE)} (or params_once and params_recurrent), "
             f"but {name!r} lacks them; add what runs once and what is looped, embeddings apart"
         )
-    if not several_sizes(table):
-        raise ValueError(f"a joint fit takes runs of several sizes, but those of {name!r} have one; use fit_sweep")
     if finished_rows(table).empty:
         raise ValueError(f"a fit needs finished runs, but {name!r} has none among {len(table)} rows; finish a run")
+    if not several_sizes(table):
+        raise ValueError(
+            f"a joint fit takes finished runs of several sizes, but those of {name!r} have one; fit that size alone"
+        )
 
 
 def _fitted_range(table: pd.DataFrame, data: Data) -> FittedRange:

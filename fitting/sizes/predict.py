@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from isoloop.fitting.answer.predict import Prediction, perplexity, range_notes
+from isoloop.fitting.answer.predict import Prediction, perplexity, range_notes, text_notes
 from isoloop.fitting.answer.verdict import Verdict
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.estimation.bootstrap import interval
@@ -39,8 +39,8 @@ def predict_sizes(
     """
     _check_arguments(size, params, mean_recurrence, tokens, flops, recurrence, loss_at_mean)
     given = fit.params_of(size) if size is not None else params
+    fit = fit if unique_tokens is None else _on_text(fit, unique_tokens)
     surface = fit.surface
-    extra = _text_columns(fit, unique_tokens)
     # The model: given by three of its numbers, or the best one for a budget
     optimum, drawn = None, None
     if given is not None and mean_recurrence is not None:
@@ -50,14 +50,14 @@ def predict_sizes(
         model = (given, mean_recurrence, tokens)
     else:
         assert flops is not None
-        optimum, drawn = _best(surface, flops, given, mean_recurrence, extra)
+        optimum, drawn = _best(surface, flops, given, mean_recurrence)
         model = (float(optimum.params), float(optimum.mean_recurrence), float(optimum.tokens))
     verdict = Verdict()
-    if given is None and mean_recurrence is None and not extra:
+    if given is None and mean_recurrence is None:
         assert flops is not None
         verdict = verdict_on(fit, fit.point(flops))
     # Its loss
-    loss, loss_interval = _loss(fit, model, recurrence, loss_at_mean, extra)
+    loss, loss_interval = _loss(fit, model, recurrence, loss_at_mean)
     compute = float(model[2] * surface.family.flops_per_token(*model[:2]))
     return Prediction(
         loss=loss,
@@ -83,10 +83,8 @@ def predict_sizes(
     )
 
 
-def _text_columns(fit: SizesFit, unique_tokens: float | None) -> dict[str, float]:
-    """Return the column of unique tokens, none if they are not given. Raises ValueError if no law reads them."""
-    if unique_tokens is None:
-        return {}
+def _on_text(fit: SizesFit, unique_tokens: float) -> SizesFit:
+    """Return the fit for a text of so many unique tokens. Raises ValueError if no law reads them."""
     if not unique_tokens > 0:
         raise ValueError(f"unique_tokens must be positive, but got {unique_tokens}; give the tokens of the text")
     law = fit.laws.laws[0].form
@@ -95,7 +93,7 @@ def _text_columns(fit: SizesFit, unique_tokens: float | None) -> dict[str, float
             f"unique_tokens need a law of repeated text, but {fit.name!r} has the {law.name} law; fit runs of which "
             "some saw their text again by such a law, or leave unique_tokens out"
         )
-    return {"unique_tokens": unique_tokens}
+    return replace(fit, family=fit.family.on_text(unique_tokens), frontier=())
 
 
 def _best(
@@ -103,7 +101,6 @@ def _best(
     flops: float,
     params: float | None,
     mean_recurrence: float | None,
-    extra: Mapping[str, float],
 ) -> tuple[SurfaceOptimum, SurfaceOptimum | None]:
     sizes = None if params is None else (params, params)
     loops = None if mean_recurrence is None else (mean_recurrence, mean_recurrence)
@@ -111,8 +108,8 @@ def _best(
     def tokens_for(size: np.ndarray, recurrence: np.ndarray) -> np.ndarray:
         return surface.family.tokens_for(flops, size, recurrence)
 
-    drawn = surface.best_draws(tokens_for, params=sizes, mean_recurrence=loops, extra=extra)
-    return surface.best(tokens_for, params=sizes, mean_recurrence=loops, extra=extra), drawn
+    drawn = surface.best_draws(tokens_for, params=sizes, mean_recurrence=loops)
+    return surface.best(tokens_for, params=sizes, mean_recurrence=loops), drawn
 
 
 def _loss(
@@ -120,12 +117,11 @@ def _loss(
     model: tuple[float, float, float],
     recurrence: float | None,
     loss_at_mean: float | None,
-    extra: Mapping[str, float],
 ) -> tuple[float, Interval | None]:
     """Return the loss of a model and its interval: of one measured run, or at other T of the laws' own values."""
     surface = fit.surface
     size, loops, tokens = (np.array([value]) for value in model)
-    columns = surface.family.columns(size, loops, tokens, extra)
+    columns = surface.family.columns(size, loops, tokens)
     if recurrence is None or recurrence == model[1]:
         loss, bounds = float(fit.laws.loss(columns)[0]), fit.laws.loss_interval(columns)
         return loss, (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
@@ -136,8 +132,8 @@ def _loss(
         data = {**columns, "recurrence": np.array([recurrence]), "loss_at_mean": np.array([loss_at_mean])}
         bounds = law.loss_interval(data)
         return float(law.loss(data)[0]), (float(bounds[0][0]), float(bounds[1][0])) if bounds else None
-    drawn = surface.loss_draws(size, loops, tokens, recurrence=recurrence, extra=extra)
-    loss = float(surface.loss(size, loops, tokens, recurrence=recurrence, extra=extra)[0])
+    drawn = surface.loss_draws(size, loops, tokens, recurrence=recurrence)
+    loss = float(surface.loss(size, loops, tokens, recurrence=recurrence)[0])
     return loss, interval(drawn[:, 0]) if len(drawn) else None
 
 
@@ -159,7 +155,9 @@ def _notes(
     ]
     if recurrence is not None and ranges.recurrence is not None:
         quantities.append(("recurrence T", recurrence, ranges.recurrence, "loops"))
-    notes = range_notes(quantities)
+    reads = fit.laws.laws[0].form.reads_unique_tokens
+    unique = fit.family.members[0].cost.unique_tokens
+    notes = [*range_notes(quantities), *text_notes(ranges.epochs, model[2], reads_text=reads, unique=unique)]
     label = fit.family.label_of(model[0])
     if label != short_count(model[0]):
         notes.insert(0, f"{short_count(model[0])} parameters are the size {label}")

@@ -9,6 +9,7 @@ from isoloop.fitting.isoflop.report import interval_text
 from isoloop.fitting.report.estimates import parameters
 from isoloop.fitting.report.full import bullets, held_out_text, law_text, misfit_text, mixture_texts, within_width
 from isoloop.fitting.report.layout import columns_of, filled, shortened
+from isoloop.fitting.selection.distance import distance_table, trust_sentences
 from isoloop.fitting.sizes.result import FrontierPoint, Growth, LawComparison, SizesFit
 from isoloop.fitting.surface.quantity import Quantity
 
@@ -44,6 +45,9 @@ def full_report(fit: SizesFit) -> str:
         parts.append(law_text(fit.joint_test_time))
     parts.append(misfit_text(fit.misfits))
     parts += ["\n".join(_comparison_lines(comparison)) for comparison in fit.comparisons]
+    if fit.rollouts is not None:
+        sentences = bullets("How far the laws after training can be trusted", trust_sentences(fit.rollouts.rows))
+        parts.append("\n".join([*sentences, *distance_table(fit.rollouts.rows)]))
     if fit.held_out is not None:
         parts.append(held_out_text(fit.held_out, f"{fit.laws.name} at T = mu", dense=False))
     parts.append("\n".join(bullets("Caveats", fit.caveats)))
@@ -74,6 +78,9 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     table += filled(f"in effect: {law.form.effective(law.vector)}", COLUMNS, first="  ", rest="    ")
     if len(fit.laws.draws_by_law) > 1:
         table += filled(fit.laws.reason, COLUMNS, first="  ", rest="    ")
+    if fit.rollouts is not None:
+        for sentence in trust_sentences(fit.rollouts.rows):
+            table += filled(printable(sentence), COLUMNS, first="  ", rest="    ")[:3]
     # What to doubt: as many caveats as there is room for
     room, shown = lines - len(head) - len(table) - 4, 0
     doubts: list[str] = []

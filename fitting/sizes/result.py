@@ -26,7 +26,7 @@ from isoloop.fitting.result import (
     read_stored,
     stored_text,
 )
-from isoloop.fitting.selection.holdout import HeldOutError
+from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.surface.quantity import Quantity
@@ -131,6 +131,8 @@ class SizesFit:
     caveats: tuple[str, ...]
     reading: tuple[str, ...] = ()
     file: FittedFile | None = None
+    rollouts: CrossValidation | None = None
+    why_no_rollouts: str = "this fit was made without rollouts"
 
     @property
     def surface(self) -> LossSurface:

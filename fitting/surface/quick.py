@@ -12,10 +12,12 @@ from isoloop.fitting.cost.family import DenseFamily, ModelFamily
 from isoloop.fitting.estimation.bootstrap import default_kind
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.laws.base import Law
+from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.mixture import mixture_with_richer
 from isoloop.fitting.surface.surface import LossSurface
 from isoloop.fitting.tables.contract import is_dense
+from isoloop.fitting.tables.repetition import only_text
 from isoloop.fitting.tables.runs import finished_rows, law_data
 
 
@@ -37,6 +39,8 @@ def quick_surface(
     else:
         family = ModelFamily.from_table(table)
         name = default_laws(table)[0]
+    if law_named(name).reads_unique_tokens:
+        family = family.on_text(only_text(runs))
     scales = _scales(data, name, errors or {})
 
     def fitted(law: Law | str) -> LawFit:

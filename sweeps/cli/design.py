@@ -166,7 +166,7 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
 
     from isoloop.fitting.cost import CostModel
     from isoloop.fitting.design import Belief, candidate_budgets, candidate_values
-    from isoloop.sweeps.plan.grid import simulated_corpus
+    from isoloop.sweeps.plan.grid import PlannedCorpus, simulated_corpus
     from isoloop.sweeps.plan.next_runs import next_cells, planned_cost_table
     from isoloop.sweeps.plan.rates import tuned_rates
 
@@ -184,7 +184,7 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
         sweep,
         values,
         candidate_budgets(least, most, given),
-        simulated_corpus,
+        simulated_corpus if sweep.simulation is not None else lambda data: PlannedCorpus("planned"),
         run=False,
         rates=tuned_rates(sweep, folders),
     )

@@ -84,7 +84,10 @@ def has_early_answer(status: "SweepStatus") -> bool:
 def _answers_so_far(folders: Folders) -> list[dict[str, Any]]:
     from isoloop.sweeps.report.so_far import early_answers, read_table_so_far
 
-    return [asdict(answer) for answer in early_answers(read_table_so_far(folders))]
+    try:
+        return [asdict(answer) for answer in early_answers(read_table_so_far(folders))]
+    except ValueError:  # none has ended, which the counts say
+        return []
 
 
 def _print_answer_so_far(folders: Folders) -> None:
@@ -198,7 +201,7 @@ def _early_reader(reader: "StatusReader") -> "EarlyAnswerReader | None":
     """Return a reader of early answers of a sweep; None for a tuning."""
     from isoloop.sweeps.report.so_far import EarlyAnswerReader
 
-    return EarlyAnswerReader(reader.folders) if has_early_answer(reader.read()) else None
+    return EarlyAnswerReader(reader.folders) if reader.read().trials is None else None
 
 
 def _watch_in_lines(console: "Console", reader: "StatusReader") -> None:

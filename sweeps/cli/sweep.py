@@ -306,7 +306,7 @@ def _write_report(files: TargetFiles, out: Path, options: "TableOptions", *, law
             from isoloop.sweeps.analysis import report_so_far
 
             whole = replace(folders, name=folders.name.removesuffix(f"/{SO_FAR}"))
-            return report_so_far(whole, command=command_line(), draws=draws, progress=progress)
+            return report_so_far(whole, command=command_line(), law=law, draws=draws, progress=progress)
     if not folders.table.is_file() and folders.manifest.is_file():
         raise ValueError(
             f"a page needs the run table of a sweep that has ended, but {folders.name} has none yet; for a page of the "

@@ -344,8 +344,10 @@ class Engine:
         (folder / STOP_FILE).unlink(missing_ok=True)
         run.has_begun, run.node, run.fits_since = False, None, None
         run.killed_as_hung, run.heartbeats, run.heartbeat_time = False, 0, _heartbeat_time(folder)
-        run.step = run.step_at_start = self._latest_step(run)
-        run.handle = self.cluster.start(self._task(run.cell), run.needs, one_machine=self.one_machine)
+        task = self._task(run.cell)
+        branched = task.branching.start.step if task.branching.start else 0
+        run.step = run.step_at_start = max(self._latest_step(run), branched)
+        run.handle = self.cluster.start(task, run.needs, one_machine=self.one_machine)
         self.attempts[run.handle] = run
 
     def _note_begun(self, timeout: float = 0.0) -> None:

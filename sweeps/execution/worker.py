@@ -137,7 +137,7 @@ def _fetch_trunk(store: RunStore, branching: Branching, folder: Path) -> Branchi
     assert start is not None, "only a branch has a trunk"
     newest = max((int(path.name) for path in checkpoints(folder / "checkpoints")), default=0)
     place = folder / "trunk" / f"{start.step:08d}"
-    if newest < start.step:
+    if newest < start.step and not place.exists():  # it is made whole or not at all
         store.pull_branch(start.run_id, start.step, place)
     return branching.model_copy(update={"start": start.model_copy(update={"folder": place})})
 

@@ -62,7 +62,8 @@ def next_cells(
 
     Raises ValueError where runs differ in more than budget, mean recurrence and seed, and where no cell can be run.
     """
-    seeds = trained_seeds(sweep) if run else {}
+    planned = trained_seeds(sweep)
+    seeds = planned if run else {}
     points = tuple({BUDGET: float(budget), MEAN_RECURRENCE: int(mean)} for budget in budgets for mean in means)
     cells, left_out = plan_cells(_points_only(sweep, points), corpus_of, rates=rates)
     if not cells:
@@ -109,7 +110,7 @@ def next_sweep(sweep: SweepConfig, chosen: Sequence[tuple[Cell, int]], *, extend
             points.append(place if seed == sweep.seed else place | {SEED: seed})
     if not extend:
         return _points_only(sweep, points).model_copy(update={"name": f"{sweep.name}{_NEW_SUFFIX}"})
-    if not sweep.axes:
+    if not (sweep.axes or sweep.exclude):
         return sweep.model_copy(update={"points": (*sweep.points, *points)})
     # Points are multiplied by axes, so the product becomes points, too.
     old = [

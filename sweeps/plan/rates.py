@@ -68,7 +68,7 @@ class TunedRates:
     def of_trials(cls, law: "RateLaw", sweep: SweepConfig, spec: RunSpec) -> "TunedRates":
         """Return the rates of a tuning whose trials had the settings of `spec`."""
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        return cls(law=law, tuning=sweep.name, date=date, settings=_settings(spec, sweep.accounting))
+        return cls(law=law, tuning=sweep.name, date=date, settings=_settings(spec, sweep.accounting, law.rates))
 
     def of_run(self, spec: RunSpec, flops: float, accounting: str) -> RunRates:
         """Return the rates of a run that is planned to spend `flops`."""
@@ -77,7 +77,7 @@ class TunedRates:
             best = self.law.at(rate_features(spec.model, flops=flops, mean_recurrence=spec.recurrence.mean))
             rates = {path.rpartition(".")[2]: float(f"{rate:.{DIGITS}g}") for path, rate in best.rates.items()}
             optimizer = OptimizerConfig(**(spec.optimizer.model_dump() | rates))
-            own = _settings(spec, accounting)
+            own = _settings(spec, accounting, self.law.rates)
             differences = tuple(
                 "another text" if path == _TEXT else f"{path} = {own.get(path)} instead of {self.settings.get(path)}"
                 for path in {**self.settings, **own}
@@ -175,13 +175,13 @@ def rate_lines(rates: TunedRates | None, cells: Sequence["Cell"], *, every_run: 
         yield f"tuned with other settings, for which other rates may be best: {'; '.join(differences)}"
 
 
-def _settings(spec: RunSpec, accounting: str) -> dict[str, Any]:
-    """Return the settings on which the best rates depend, without the rates and the features of the law."""
+def _settings(spec: RunSpec, accounting: str, rates: Sequence[str]) -> dict[str, Any]:
+    """Return the settings on which the best rates depend, without the `rates` and the features of the law."""
     content = spec.model_dump(mode="json", include={"model", "optimizer", "schedule", "batch", "precision"})
     content["recurrence"] = {"sampling": spec.recurrence.sampling}
     settings = {"accounting": accounting, _TEXT: spec.data_fingerprint}
     for section, values in content.items():
         nested = values if isinstance(values, dict) else None
         settings |= {section: values} if nested is None else {f"{section}.{key}": nested[key] for key in nested}
-    left_out = {*RATE_PATHS, *(f"model.{name}" for name in SHAPE_FIELDS - {"context", "vocabulary"})}
+    left_out = {*rates, *(f"model.{name}" for name in SHAPE_FIELDS - {"context", "vocabulary"})}
     return {path: value for path, value in settings.items() if path not in left_out}

@@ -207,7 +207,7 @@ def write_report(
         largest=None if fit is None else _budget_text(fit.fitted.flops[1]),
         why_no_calculator=why_no_calculator(fit),
         headline=headline(results),
-        next_flops=None if fit is None else _next_flops(fit),
+        next_flops=None if whole is None else _next_flops(whole),
         undetermined=_is_undetermined(whole),
         frontier=None if results.joint is None else frontier_table(results.joint),
         groups=_groups(page.places, results),

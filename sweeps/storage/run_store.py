@@ -354,6 +354,8 @@ class RunStore:
         if not published:
             return False
         folder.mkdir(parents=True, exist_ok=True)
+        if "spec.json" in published and not (folder / "spec.json").exists():
+            self.remote.download(f"{run}/spec.json", folder / "spec.json", size=published["spec.json"].size)
         if self._may_have_changed(f"{run}/journal.jsonl", published):
             # The local journal has been read up to some byte, so it stays, whatever journal is published.
             local = _local_journal(folder)

@@ -73,8 +73,8 @@ def prepare_tuning(sweep: SweepConfig, folders: Folders, progress: Progress | No
     (cell,) = prepared.plan.cells
     ((fingerprint, corpus),) = prepared.corpora.items()
 
-    def corpus_of(_: DataConfig) -> PlannedCorpus:
-        return PlannedCorpus(fingerprint, corpus.facts.train_tokens)
+    def corpus_of(data: DataConfig) -> PlannedCorpus:
+        return PlannedCorpus(fingerprint, len(corpus.first(data.unique_tokens).train))
 
     return PreparedTuning(
         space=make_search_space(base, means, cell, corpus_of),

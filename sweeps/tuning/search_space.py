@@ -370,6 +370,11 @@ def _rate_dimensions(
                 "a tuning in several cells must have log-uniform ranges of learning rates only, but tune.space has "
                 f"{path}; tune it in one cell first (without budgets, mean_recurrences and sizes), and set what is best"
             )
+    if dimensions and RATE_PATHS[0] not in dimensions:
+        raise ValueError(
+            f"a tuning in several cells must tune {RATE_PATHS[0]}, but tune.space has {', '.join(dimensions)} alone, "
+            "whose rates a sweep could not take; add it"
+        )
     if not dimensions:
         raise ValueError("a tuning in several cells must tune a learning rate, but all are axes; drop one of these")
     return dimensions

@@ -156,7 +156,7 @@ def save_published(
     if model.config.residual_scale is not None:
         raise ValueError(
             "the published layout has no residual scale, but the model has residual_scale="
-            f"{model.config.residual_scale:g}; use its checkpoint instead"
+            f"{model.config.residual_scale:g}; load the last checkpoint of its run"
         )
     folder.mkdir(parents=True, exist_ok=True)
     block = model.config.block

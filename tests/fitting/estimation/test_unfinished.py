@@ -1,5 +1,7 @@
 """Losses that running runs will end with: the truth lies within the error that the finished runs show."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,16 @@ def test_the_error_falls_as_the_run_goes_on() -> None:
 def test_too_little_gives_no_extrapolation(finished: int, share: float) -> None:
     rng = np.random.default_rng(2)
     assert extrapolated_losses([curve("running", 4e6, 2.0, share, rng)[0]], ended(rng, finished)) == []
+
+
+def test_runs_whose_curves_begin_later_say_nothing_of_an_earlier_share() -> None:
+    rng = np.random.default_rng(3)
+    finished = ended(rng, 12)
+    late = [
+        replace(one, run_id=f"branch-{one.run_id}", tokens=one.tokens[one.tokens > 0.8 * one.planned_tokens],
+                losses=one.losses[one.tokens > 0.8 * one.planned_tokens])
+        for one in finished
+    ]  # fmt: skip
+    running = curve("running", 4e6, 2.0, 0.3, rng)[0]
+    assert extrapolated_losses([running], late) == []
+    assert extrapolated_losses([running], [*finished, *late]) == extrapolated_losses([running], finished)

@@ -272,3 +272,25 @@ def test_a_truth_without_a_worth_of_loops_draws_as_ever() -> None:
     assert SIZES_TRUTH.phi == 0.46
     assert dataclasses.replace(PUBLISHED_TRUTH, phi=1.0).loss(4, 1e9, 4) == PUBLISHED_TRUTH.loss(4, 1e9, 4)
     assert simulate_table(seed=3).equals(simulate_table(dataclasses.replace(PUBLISHED_TRUTH, phi=None), seed=3))
+
+
+def test_a_joint_fit_has_rollouts_as_a_single_one(table: pd.DataFrame) -> None:
+    fit = fit_table(table, name="sizes", draws=0, rollouts=True)
+    assert isinstance(fit, SizesFit)
+    assert fit.rollouts is not None
+    assert {row.method for row in fit.rollouts.rows} == {"iso-depth and iso-depth-six-parameter laws"}
+    assert "How far the laws after training can be trusted" in fit.report()
+    assert SizesFit.from_json(fit.to_json()) == fit
+
+
+def test_a_size_without_a_finished_run_is_left_out(table: pd.DataFrame) -> None:
+    largest = table["effective_params_per_loop"] == table["effective_params_per_loop"].max()
+    unfinished = table.assign(status=table["status"].where(~largest, "diverged"))
+    unfinished.loc[largest, "loss"] = np.nan
+    without = fit_sizes(table[~largest].reset_index(drop=True), name="two", draws=0)
+    fit = fit_sizes(unfinished, name="three", draws=0)
+    assert fit.laws.best.vector == pytest.approx(without.laws.best.vector)
+    assert fit.family.sizes == without.family.sizes
+    one = unfinished["effective_params_per_loop"] != unfinished["effective_params_per_loop"].min()
+    with pytest.raises(ValueError, match="finished runs of several sizes, but those of 'one' have one"):
+        fit_sizes(unfinished[one].reset_index(drop=True), name="one", draws=0)

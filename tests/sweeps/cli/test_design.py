@@ -85,3 +85,17 @@ def test_the_written_sweep_is_plain_yaml(tmp_path):
     content = yaml.safe_load((tmp_path / f"{SWEEP}-next.yaml").read_text())
     assert all({"budget", "mean_recurrence"} <= set(point) for point in content["points"])
     assert "budgets" not in content
+
+
+def test_excluded_cells_that_a_design_chooses_are_run():
+    sweep = load_sweep(SWEEP).model_copy(update={"exclude": ({"mean_recurrence": 12},)})
+    before = {cell.run_id for cell in plan_sweep(sweep, simulated_corpus).cells}
+    (cell,) = next_cells(sweep, [12], [1e18], simulated_corpus, run=True).cells
+    after = {each.run_id for each in plan_sweep(next_sweep(sweep, [(cell, 1)], extend=True), simulated_corpus).cells}
+    assert before < after
+    assert len(after - before) == 1
+
+
+def test_a_sweep_with_other_axes_is_refused_before_it_is_run():
+    with pytest.raises(ValueError, match="differ in model[.]size, too"):
+        next_cells(load_sweep("parcae-sizes-simulated"), [4], [1e18], simulated_corpus, run=False)

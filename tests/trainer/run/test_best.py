@@ -142,3 +142,15 @@ def test_runs_are_compared_by_the_lowest_loss_where_repeated_text_made_it_rise(u
     new_text = result.model_copy(update={"unique_tokens": result.tokens})
     assert new_text.compared_loss == result.model_copy(update={"best_loss": None}).compared_loss == result.loss
     assert result.model_copy(update={"loss": None}).compared_loss is None
+
+
+def test_a_model_that_the_published_layout_cannot_say_keeps_its_last_checkpoint(overfitting, corpus, tmp_path):
+    scaled = overfitting.model_copy(
+        update={"model": overfitting.model.model_copy(update={"residual_scale": 1.0}), "steps": 4}
+    )
+    result = train(scaled, corpus, tmp_path)
+    assert result.status == "finished"
+    assert read_result(tmp_path) == result
+    assert not (tmp_path / "model").exists()
+    (last,) = checkpoints(tmp_path / "checkpoints")
+    assert int(last.name) == 4
