@@ -186,3 +186,9 @@ def test_groups_that_differ_in_more_than_their_text_stay_apart():
     other = table.assign(run_id=table["run_id"] + "-b", group=table["group"] + ", batch = 8")
     assert joint_runs(pd.concat([table, other])) is None
     assert joint_runs(table.drop(columns="data.unique_tokens")) is None
+
+
+def test_groups_that_differ_in_two_things_at_once_stay_apart():
+    table = text_sizes()
+    both = table.assign(group=table["group"] + ", batch = " + (table["data.unique_tokens"] / 1e8).astype(str))
+    assert joint_runs(both) is None

@@ -225,7 +225,7 @@ def test_one_size_is_fitted_as_ever_and_several_together(table: pd.DataFrame) ->
 
 
 def test_tables_without_sizes_are_refused_with_advice(table: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match="those of 'one' have one; use fit_sweep"):
+    with pytest.raises(ValueError, match="those of 'one' have one; fit that size alone"):
         fit_sizes(table[table["model.size"] == "140m"], name="one")
     shape = [name for name in table if name.startswith(("effective", "flops_per", "forward", "backward"))]
     with pytest.raises(ValueError, match="needs the columns effective_params_fixed and effective_params_per_loop"):
