@@ -161,11 +161,11 @@ def inference_numbers(model: ModelConfig) -> InferenceNumbers:
     """Return what a model holds at inference; tests compare it with the real module, run operation by operation.
 
     At its peak a pass holds the value embeddings, the stream before and after a norm and in the caller, the MLP's
-    hidden layer before and after its activation, and in a looped model h_0, e and the state.
+    hidden layer before and after its activation, and in a looped model h_0, e and the state, which `concat` joins.
     """
     keys_and_values = 2 * model.width
     looped_layers = len(model.core) if model.is_looped else 0
-    streams = 4 + 2 * MLP_FACTOR + (3 if model.is_looped else 0)
+    streams = 4 + 2 * MLP_FACTOR + (3 if model.is_looped else 0) + (1 if model.injection == "concat" else 0)
     return InferenceNumbers(
         weights=count_parameters(model).total,
         cache_per_token_fixed=keys_and_values * (model.layers - looped_layers),

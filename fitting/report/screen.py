@@ -59,6 +59,11 @@ def screen(fit: SweepFit, *, lines: int = LINES, printable: Printable = str) -> 
         notes = [f"How the table was read: {fit.reading[0]}", *fit.reading[1:]]
         reading = _paragraph(notes, most, printable)
         left -= len(reading) + 1
+    # How far it can be trusted comes after how the table was read, if there is room for it.
+    trust = [] if fit.rollouts is None else _paragraph(trust_sentences(fit.rollouts.rows), _TRUST_LINES, printable)
+    if left - len(trust) > _SHORTEST_CAVEATS:
+        answer += trust
+        left -= len(trust)
     above = [*judged.sentences, *(each.reason for each in judged.answer), *_missing(fit).values()]
     above = [sentence.lower() for sentence in above]
     caveats = [caveat for caveat in fit.caveats if not any(sentence in caveat.lower() for sentence in above)]
@@ -97,8 +102,6 @@ def _answer(fit: SweepFit, best: Recommendation | None, judged: Verdict, printab
         # Of the other methods, those that would cost most.
         others = [] if judged.answer else sorted(best.others, key=lambda other: -(other.extra_loss or 0.0))[:2]
         lines += [shortened(f"  {_other_model(other, axis.plain_symbol)}", COLUMNS) for other in others]
-    if fit.rollouts is not None:
-        lines += _paragraph(trust_sentences(fit.rollouts.rows), _TRUST_LINES, printable)
     if fit.held_out is not None:
         lines += _paragraph([_held_out(fit.held_out)], 2, printable)
     return lines

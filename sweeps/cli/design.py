@@ -80,7 +80,7 @@ def design(
     outliers: Outliers = True,
     budget_tolerance: BudgetTolerance = None,
 ) -> None:
-    """Design the next runs: those that leave the least uncertainty about a target for what they cost.
+    """Choose the next runs that tell most for what they cost.
 
     It says how much certainty each further round would buy, and when to stop. The first round is written as a sweep
     that `isoloop run` takes: of a sweep that was run, the same sweep with further runs; design anew once they have

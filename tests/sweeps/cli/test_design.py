@@ -97,5 +97,5 @@ def test_excluded_cells_that_a_design_chooses_are_run():
 
 
 def test_a_sweep_with_other_axes_is_refused_before_it_is_run():
-    with pytest.raises(ValueError, match="differ in model[.]size, too"):
+    with pytest.raises(ValueError, match=r"differ in model\.size, too"):
         next_cells(load_sweep("parcae-sizes-simulated"), [4], [1e18], simulated_corpus, run=False)

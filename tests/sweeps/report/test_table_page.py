@@ -209,7 +209,7 @@ def test_the_headline_and_the_calculator_name_repeated_text(tmp_path):
     assert sentence.startswith(f"Text was repeated: {count} of {len(table)} fitted runs saw")
     assert " to 6 times" in sentence
     notes = calculator_table(fit)["notes"]
-    assert all(any("saw their text up to 6 times" in note for note in budget) for budget in notes)
+    assert all(any("this is for a text of" in note for note in budget) for budget in notes)
     once = fit_sweep(table.assign(unique_tokens=table["tokens"].max()), name="once", draws=0)
     assert not any("Text was repeated" in words for words in headline(dataclasses.replace(results, fit=once)))
 
