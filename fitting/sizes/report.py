@@ -14,6 +14,8 @@ from isoloop.fitting.sizes.result import FrontierPoint, Growth, LawComparison, S
 from isoloop.fitting.surface.quantity import Quantity
 
 COLUMNS, LINES = 80, 40
+_SHORTEST_CAVEATS = 4
+"""Lines that the caveats take at least, if there are any."""
 Printable = Callable[[str], str]
 
 
@@ -67,8 +69,7 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
         head += filled(printable(sentence), COLUMNS, rest="  ")[:4]
     details = "Details: what would be chosen" if judged.answer else "Best model"
     head += _answer(point, f"by the {fit.laws.name}", title=details)
-    head += [f"Best models through budgets (best of the measured sizes: {_chances(point)})"] if fit.frontier else []
-    head += _frontier_lines(fit.frontier)[1:] if fit.frontier else []
+    head += _frontier_lines(fit.frontier) if fit.frontier else []
     # The law
     law = fit.laws.best
     table = filled(f"{law.form.name} law: {law.form.formula}", COLUMNS, rest="  ")
@@ -78,15 +79,16 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     table += filled(f"in effect: {law.form.effective(law.vector)}", COLUMNS, first="  ", rest="    ")
     if len(fit.laws.draws_by_law) > 1:
         table += filled(fit.laws.reason, COLUMNS, first="  ", rest="    ")
-    if fit.rollouts is not None:
-        for sentence in trust_sentences(fit.rollouts.rows):
-            table += filled(printable(sentence), COLUMNS, first="  ", rest="    ")[:3]
-    # What to doubt: as many caveats as there is room for
+    # How far it can be trusted, if that leaves room for caveats, and what to doubt: as many as there is room for
     room, shown = lines - len(head) - len(table) - 4, 0
+    trust = [] if fit.rollouts is None else filled(" ".join(trust_sentences(fit.rollouts.rows)), COLUMNS, rest="  ")[:3]
+    if room - len(trust) >= _SHORTEST_CAVEATS:
+        table, room = [*table, *trust], room - len(trust)
     doubts: list[str] = []
     for caveat in fit.caveats:
         more = filled(printable(caveat), COLUMNS, first="  - ", rest="    ")
         if len(doubts) + len(more) > room:
+            doubts += more[:room] if not shown else []
             break
         doubts, shown = [*doubts, *more], shown + 1
     hidden = f" ({len(fit.caveats) - shown} more: --full)" if shown < len(fit.caveats) else ""
@@ -119,25 +121,21 @@ def _frontier_lines(points: Sequence[FrontierPoint]) -> list[str]:
     """Return the table of best models through budgets, with 95% intervals."""
     lines = [
         "Best models through budgets, with 95% intervals",
-        f"  {'FLOPs':>8}  {'size':<24}{'mu':<20}{'loss':<7} best measured size",
+        f"  {'FLOPs':>8}  {'size':<23}{'mu':<18}{'loss':<7} best measured size",
     ]
     for point in points:
         size, loops = (
             " ".join(_written(each, form))
             for each, form in ((point.params, short_count), (point.mean_recurrence, _short))
         )
-        lines.append(f"  {point.budget:>8.3g}  {size:<24}{loops:<20}{point.loss.value:<7.4f} {_best_size(point)}")
+        lines.append(f"  {point.budget:>8.3g}  {size:<23}{loops:<18}{point.loss.value:<7.4f} {_best_size(point)}")
     return lines
 
 
 def _best_size(point: FrontierPoint) -> str:
     best = min(point.sizes, key=lambda size: size.loss.value)
     chance = "" if best.chance is None else f" ({best.chance:.0%})"
-    return f"{best.label}, mu {best.mean_recurrence.value:.3g}{chance}"
-
-
-def _chances(point: FrontierPoint) -> str:
-    return ", ".join(f"{size.label} {size.chance:.0%}" for size in point.sizes if size.chance is not None)
+    return f"{best.label}, mu {best.mean_recurrence.value:.2g}{chance}"
 
 
 def _comparison_lines(comparison: LawComparison) -> list[str]:
