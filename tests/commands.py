@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from isoloop import fitting
-from isoloop.fitting import fit_sweep
+from isoloop.fitting import fit_table
 from isoloop.fitting.figures import FIGURES, style, training
 from isoloop.sweeps.cli.main import main
 from isoloop.sweeps.report import calculator, page
@@ -94,5 +94,5 @@ def quick_pages():
 def without_profiles():
     """A context in which commands fit without profile likelihoods: a third of a fit's time."""
     return mock.patch.object(
-        fitting, "fit_sweep", lambda *given, profiles=False, **options: fit_sweep(*given, **options)
+        fitting, "fit_table", lambda *given, profiles=False, **options: fit_table(*given, **options)
     )

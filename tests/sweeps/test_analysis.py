@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from isoloop.fitting import SizesFit, read_fit, simulate_sizes
 from isoloop.fitting.simulate import simulate_table
 from isoloop.sweeps.analysis import fit_and_report
 from isoloop.sweeps.config.loading import validate_sweep
@@ -62,3 +63,25 @@ def test_a_groups_page_can_be_made_anew(made):
     assert again.fit is not None
     assert not again.groups
     assert not own.groups.exists()
+
+
+def test_groups_that_differ_in_size_have_a_joint_fit_and_its_answer_on_the_page_of_all(tmp_path):
+    table = simulate_sizes(budgets=(1e18, 4e18, 16e18), mean_recurrences=(1, 2, 4, 8), recurrences=())
+    table = table[table["model.size"] != "770m"].reset_index(drop=True)
+    table = table.assign(group="model.size = " + table["model.size"])
+    sweep = validate_sweep(SIMULATED, source="test")
+    folders = Folders(out=tmp_path, name=sweep.name)
+    folders.sweep.mkdir(parents=True)
+    folders.config.write_text(config_text(sweep))
+    table.to_csv(folders.table, index=False)
+    with quick_pages():
+        results = fit_and_report(sweep, folders, table, command="x", draws=0)
+    assert results.fit is None
+    assert isinstance(results.joint, SizesFit)
+    assert set(results.groups) == set(table["group"])
+    stored = read_fit(folders.fit(hold_out=False))
+    assert stored == results.joint
+    page = folders.report.read_text()
+    assert "Should the next FLOP buy more loops, more tokens or more parameters?" in page
+    assert "more parameters alone" in page
+    assert all(f'href="groups/{folder.name}/report.html"' in page for folder in folders.groups.iterdir())
