@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 FEATURES = {"flops": "C", "mean_recurrence": "µ", "params": "N"}
-"""What the best rates may depend on (FLOPs, loops, distinct parameters without embeddings), with their symbols."""
+"""Quantities that the best rates may depend on (FLOPs, loops, parameters without embeddings), with their symbols."""
 WINDOW = 4.0
 """Trials beyond this factor of the best rate of their cell don't count: the loss is no parabola there."""
 DRAWS = 2000

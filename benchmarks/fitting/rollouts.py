@@ -1,4 +1,4 @@
-"""Which way of choosing a law predicts best at 4 times the fitted compute: criteria, rollouts, or `choose`."""
+"""Ways of choosing a law, by how well they predict at 4 times the fitted compute: criteria, rollouts, or `choose`."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def held(world: World, number: int, draws: int) -> dict[str, Held | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How often intervals of one quantity held the truth in `count` sweeps, their median width and the rms error.
+    """Share of intervals of a quantity that held the truth in `count` sweeps, their median width and the rms error.
 
     Width and error of mu* are in logarithms.
     """

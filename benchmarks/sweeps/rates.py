@@ -30,7 +30,7 @@ RANGE = FloatDistribution(1e-3, 0.064, log=True)
 
 @dataclass(frozen=True)
 class World:
-    """How losses depend on the rate: the noise in nats, the skew, the spread of the exponents, and the law's error.
+    """A world of losses by rate: the noise in nats, the skew, the spread of the exponents, and the law's error.
 
     `bend` is a term bend (log µ / 4)^2 of log best rate that the law lacks.
     """

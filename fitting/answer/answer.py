@@ -59,7 +59,7 @@ class JointFit(Protocol):
 
     @property
     def accounting(self) -> str:
-        """What the FLOPs count."""
+        """Accounting of the FLOPs."""
         ...
 
     @property

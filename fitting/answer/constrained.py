@@ -72,7 +72,7 @@ class Limited:
 
     @property
     def price_sentence(self) -> str:
-        """What the limits cost, all together and each alone, which of them the model reaches, and what it saves."""
+        """A sentence on the cost of the limits, together and alone, those that the model reaches, and its saving."""
         names = {
             "memory": "memory",
             UNIQUE_TOKENS: "text",

@@ -1,4 +1,4 @@
-"""What models of each size need of a device: numbers held at inference, and time per token of training."""
+"""Needs of models of each size on a device: numbers held at inference, and time per token of training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainingTime:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceNeeds:
-    """What the models of a run table need of a device, by size: `sizes` are parameters, embeddings apart, growing.
+    """Needs of the models of a run table on a device, by size: `sizes` are parameters, embeddings apart, growing.
 
     `held` and `times` have an entry per size, and are empty where the table does not tell; then `why_no_time` says why.
     Between sizes, and beyond them, totals are interpolated as powers of the size. Of dense models any number of

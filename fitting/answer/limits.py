@@ -73,7 +73,7 @@ class Limits:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What the limits assume that no run shows."""
+        """Assumptions of the limits that no run shows."""
         texts = []
         if self.memory is not None and self.needs is not None and self.needs.dense:
             texts.append("the memory holds the weights alone, at the table's parameters, since it tells no more")

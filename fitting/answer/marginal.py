@@ -57,7 +57,7 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Marginal:
-    """What `percent` more FLOPs buy from the model `start`: an entry of `axes` for each axis that alone takes them.
+    """The gains of `percent` more FLOPs from the model `start`: an entry of `axes` for each axis that alone takes them.
 
     `same_flops` is the best model for the FLOPs of `start`, and `more_flops` the best one for `percent` more, both
     without limits, and None under some.
@@ -79,7 +79,7 @@ class Marginal:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """How the best model grows while compute grows tenfold, from 1 / sqrt(10) to sqrt(10) times `flops`.
+    """The growth of the best model while compute grows tenfold, from 1 / sqrt(10) to sqrt(10) times `flops`.
 
     `factors` are the ratios by axis, and `shares` the part of the growth in compute, in logs, that each axis takes.
     `leads` is the share of refits in which an axis takes the largest part. Each is None for an axis whose best value is

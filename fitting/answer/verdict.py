@@ -58,7 +58,7 @@ class Undetermined:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the runs of a fit do not determine.
+    """The unknowns that the runs of a fit leave.
 
     Those of `answer` take the place of the best model for the budget, and those of `exponents` that of the exponents of
     the power laws. `caveats` are sentences that stand beside a number, which they leave in place.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ Ends = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multiplier:
+class Multiplier(ABC):
     """A compute multiplier: A needs `value` times the FLOPs of B, None if A does not reach B's loss at any compute.
 
     `never` is the share of draws in which it does not; it and the `interval` are None without draws.
@@ -43,9 +44,9 @@ class Multiplier:
     never: float | None
 
     @property
+    @abstractmethod
     def where(self) -> str:
         """The compute of B that it belongs to, in words."""
-        raise NotImplementedError
 
     @property
     def times(self) -> str:
@@ -124,7 +125,7 @@ class ComputeMultiplier:
 
     @property
     def sentences(self) -> list[str]:
-        """What the multipliers say, the most important first."""
+        """The multipliers in sentences, the most important first."""
         # A geometric mean over losses of which one is never reached says nothing: that one is named.
         if self.overall is not None and self.overall.value is not None:
             first: Multiplier = self.overall

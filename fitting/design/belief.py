@@ -1,4 +1,4 @@
-"""What is known before the next runs: plausible laws with the information of all runs so far, and the noise."""
+"""Knowledge before the next runs: plausible laws with the information of all runs so far, and the noise."""
 
 from __future__ import annotations
 

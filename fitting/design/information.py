@@ -1,4 +1,4 @@
-"""What runs tell of the parameters of a law: Fisher information about parameter vectors that are plausible so far."""
+"""Fisher information of runs about the parameters of a law, about the vectors that are plausible so far."""
 
 from __future__ import annotations
 

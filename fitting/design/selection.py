@@ -59,7 +59,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How often each cell is run, `counts` (cells,), and what is left of the money."""
+    """The number of runs of each cell, `counts` (cells,), and what is left of the money."""
 
     counts: np.ndarray
     left: float

@@ -1,4 +1,4 @@
-"""What the next runs should determine: the best model for a budget, its loss, an exponent, or a parameter."""
+"""Targets of the next runs: the best model for a budget, its loss, an exponent, or a parameter."""
 
 from __future__ import annotations
 

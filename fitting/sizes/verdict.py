@@ -1,4 +1,4 @@
-"""What the runs of several sizes do not determine of the best model for a budget, and what to run next."""
+"""Unknowns that the runs of several sizes leave of the best model for a budget, and what to run next."""
 
 from __future__ import annotations
 

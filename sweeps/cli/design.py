@@ -138,7 +138,7 @@ class _Question:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What is known before the design, and its candidates; for a sweep also their planned cells.
+    """The knowledge before the design, and its candidates; for a sweep also their planned cells.
 
     `extends` says that the sweep was run, and gets further runs.
     """

@@ -27,7 +27,7 @@ ATTRIBUTES: tuple[str, ...] = get_args(Attribute)
 
 SOURCE_KINDS = ("column", "param", "metric", "tag", "attribute", "value")
 MLFLOW_FOLDERS = {"param": "params/", "metric": "metrics/", "tag": "tags/"}
-"""What MLflow's parameters, last metric values and tags are called as columns: `params/` and their name, and so on."""
+"""Prefixes of MLflow's parameters, last metric values and tags as columns: `params/` and their name, and so on."""
 PLACEHOLDER = "{T}"
 OWN = "own"
 _ENDED = ("FINISHED", "FAILED", "KILLED")  # in MLflow's words

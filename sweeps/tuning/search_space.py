@@ -119,7 +119,7 @@ class SearchSpace:
 
     @cached_property
     def features(self) -> tuple[dict[str, float], ...]:
-        """What the best rates may depend on, for each of `grid_cells`."""
+        """The quantities that the best rates may depend on, for each of `grid_cells`."""
         cells = [self.cell(values) for values in self.grid_cells]
         return tuple(
             rate_features(cell.spec.model, flops=cast(float, cell.budget), mean_recurrence=cell.mean_recurrence)
