@@ -12,13 +12,12 @@ from isoloop.fitting.caveats import BUDGET_TOLERANCE, implausible_caveats, run_c
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind, widening
 from isoloop.fitting.estimation.law_fit import EXACT, LawFit, fit_law
-from isoloop.fitting.estimation.noise import NoiseModel, noise_model
+from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.outliers import outlier_caveats
-from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.isoflop.rates import rate_caveats
 from isoloop.fitting.laws.base import Data, Law
-from isoloop.fitting.laws.registry import law_named, richer_law
+from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.result import FittedRange, HeldOut, MissingFit
 from isoloop.fitting.selection.choose import REPEATED_SIZES_LAWS, SIZES_LAWS, default_laws
 from isoloop.fitting.selection.holdout import (
@@ -30,7 +29,7 @@ from isoloop.fitting.selection.holdout import (
     held_out_rows,
 )
 from isoloop.fitting.selection.misfit import Misfit, law_misfit
-from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer
+from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer, noise_about
 from isoloop.fitting.sizes.frontier import frontier
 from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizesFit
 from isoloop.fitting.sweep_fit import FitProgress, law_rollouts, off_mean, split_largest
@@ -43,7 +42,6 @@ from isoloop.fitting.tables.runs import finished_rows, law_data, test_time_law_d
 from isoloop.fitting.tables.units import unit_caveats
 
 SHAPE = ("effective_params_fixed", "effective_params_per_loop")
-_RUNS_PER_PARAMETER = 3
 _CLEARLY_BETTER = 0.9
 """Ratio of held-out errors up to which a rival law is said to predict better."""
 _MOST_BUDGETS = 12
@@ -116,7 +114,7 @@ def fit_sizes(
     if draws:
         widening(fitter.kind, data)  # refuses budgets that can't be resampled, before anything is fitted
     # The fits
-    noise = fitter.noise(form)
+    noise = noise_about(form, data, objective)
     laws = fitter.mixture(form, law or form.name, noise)
     joint, missing_fits = fitter.joint_test_time(test_time_law_data(fitted))
     fit = SizesFit(
@@ -209,14 +207,7 @@ class _SizesFitter:
         done = sum(_PARTS[before] for before in parts[: parts.index(part)]) + share * _PARTS[part]
         self.progress(part, done, sum(_PARTS.values()))
 
-    def noise(self, form: Law) -> NoiseModel:
-        """Return the noise of the losses, measured about the richer law where there are runs enough."""
-        richer = richer_law(form)
-        if richer is not None and len(self.data["loss"]) >= _RUNS_PER_PARAMETER * len(richer.parameters):
-            form = richer
-        return noise_model(self.data, point_estimate(form, self.data, self.objective))
-
-    def law(self, name: str, noise: NoiseModel, part: str, *, profiles: bool = False) -> LawFit:
+    def law(self, name: str, noise: NoiseModel | None, part: str, *, profiles: bool = False) -> LawFit:
         """Return the fit of one law of the loss after training."""
         self.report(part)
         return fit_law(
@@ -231,12 +222,12 @@ class _SizesFitter:
             progress=lambda share: self.report(part, share),
         )
 
-    def mixture(self, form: Law, name: str, noise: NoiseModel) -> LawMixture:
+    def mixture(self, form: Law, name: str, noise: NoiseModel | None) -> LawMixture:
         """Return the law with the one that extends it, if there is one and it can be fitted."""
         first = self.law(name, noise, "joint law over sizes", profiles=self.profiles)
         return mixture_with_richer(first, lambda richer: self.law(richer.name, noise, "richer law"))
 
-    def misfits(self, laws: LawMixture, noise: NoiseModel) -> list[Misfit]:
+    def misfits(self, laws: LawMixture, noise: NoiseModel | None) -> list[Misfit]:
         """Return the misfit of each law, the simplest first."""
         misfits: list[Misfit] = []
         richer: LawFit | None = None
