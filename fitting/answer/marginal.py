@@ -10,7 +10,6 @@ import numpy as np
 from scipy.optimize import brentq
 
 from isoloop.fitting.cost.axis import AXES
-from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
@@ -171,7 +170,7 @@ def marginal(
     ]
     return Marginal(
         start=start,
-        loss=_quantity(losses[0], drawn[:, 0]),
+        loss=Quantity.of(losses[0], drawn[:, 0]),
         percent=percent,
         axes=tuple(gains[:axes]),
         same_flops=gains[axes] if losses_under_limits is None else None,
@@ -195,16 +194,18 @@ def growth(surface: LossSurface, flops: float) -> Growth:
     parts = _parts(surface, low, high)
     if low_draws is None or high_draws is None:
         nothing = np.empty(0)
-        factors = {name: _quantity(ratios[name], nothing) for name in free}
+        factors = {name: Quantity.of(ratios[name], nothing) for name in free}
         return Growth(
-            flops=flops, factors=factors, shares={name: _quantity(parts[name], nothing) for name in free}, leads=None
+            flops=flops, factors=factors, shares={name: Quantity.of(parts[name], nothing) for name in free}, leads=None
         )
     drawn = _parts(surface, low_draws, high_draws)
     largest = np.stack([drawn[name] for name in names]).argmax(axis=0)
     return Growth(
         flops=flops,
-        factors={name: _quantity(ratios[name], getattr(high_draws, name) / getattr(low_draws, name)) for name in free},
-        shares={name: _quantity(parts[name], drawn[name]) for name in free},
+        factors={
+            name: Quantity.of(ratios[name], getattr(high_draws, name) / getattr(low_draws, name)) for name in free
+        },
+        shares={name: Quantity.of(parts[name], drawn[name]) for name in free},
         leads={name: float((largest == place).mean()) for place, name in enumerate(names)},
     )
 
@@ -282,10 +283,6 @@ def _gain(way: str, end: Model, losses: np.ndarray, drawn: np.ndarray) -> Gain:
     return Gain(
         axis=way,
         model=end,
-        loss=_quantity(losses[1], drawn[:, 1]),
-        nats=_quantity(losses[0] - losses[1], drawn[:, 0] - drawn[:, 1]),
+        loss=Quantity.of(losses[1], drawn[:, 1]),
+        nats=Quantity.of(losses[0] - losses[1], drawn[:, 0] - drawn[:, 1]),
     )
-
-
-def _quantity(value: float | np.ndarray, draws: np.ndarray) -> Quantity:
-    return Quantity(value=float(value), interval=interval(draws) if len(draws) else None)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from isoloop.fitting.cost.family import ModelFamily
-from isoloop.fitting.sizes.result import FrontierPoint, Growth, SizeAtBudget, quantity
+from isoloop.fitting.sizes.result import FrontierPoint, Growth, SizeAtBudget
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
 _GROWING = ("params", "mean_recurrence", "tokens")
@@ -34,7 +35,7 @@ def frontier(surface: LossSurface, budgets: Sequence[float], growing: int) -> tu
         own = np.log([getattr(best, name) for best, _ in optima[:growing]])
         draws = [getattr(drawn, name) for _, drawn in optima[:growing] if drawn is not None]
         value = float(np.polyfit(logs, own, 1)[0])
-        slopes[name] = quantity(value, np.polyfit(logs, np.log(draws), 1)[0] if draws else None)
+        slopes[name] = Quantity.of(value, np.polyfit(logs, np.log(draws), 1)[0] if draws else None)
     return points, Growth(**slopes)
 
 
@@ -61,19 +62,19 @@ def _point(surface: LossSurface, flops: float) -> tuple[FrontierPoint, SurfaceOp
             SizeAtBudget(
                 label=member.label,
                 params=member.params,
-                mean_recurrence=quantity(float(own.mean_recurrence), _drawn(draws, "mean_recurrence")),
-                tokens=quantity(float(own.tokens), _drawn(draws, "tokens")),
-                loss=quantity(float(own.loss), _drawn(draws, "loss")),
-                extra_loss=quantity(losses[place] - losses.min(), extra),
+                mean_recurrence=Quantity.of(float(own.mean_recurrence), _drawn(draws, "mean_recurrence")),
+                tokens=Quantity.of(float(own.tokens), _drawn(draws, "tokens")),
+                loss=Quantity.of(float(own.loss), _drawn(draws, "loss")),
+                extra_loss=Quantity.of(losses[place] - losses.min(), extra),
                 chance=None if drawn_losses is None else float(np.mean(drawn_losses.argmin(axis=0) == place)),
             )
         )
     point = FrontierPoint(
         budget=float(flops),
-        params=quantity(float(best.params), _drawn(drawn, "params")),
-        mean_recurrence=quantity(float(best.mean_recurrence), _drawn(drawn, "mean_recurrence")),
-        tokens=quantity(float(best.tokens), _drawn(drawn, "tokens")),
-        loss=quantity(float(best.loss), _drawn(drawn, "loss")),
+        params=Quantity.of(float(best.params), _drawn(drawn, "params")),
+        mean_recurrence=Quantity.of(float(best.mean_recurrence), _drawn(drawn, "mean_recurrence")),
+        tokens=Quantity.of(float(best.tokens), _drawn(drawn, "tokens")),
+        loss=Quantity.of(float(best.loss), _drawn(drawn, "loss")),
         at_bound=tuple(name for name, flag in best.at_bound.items() if flag),
         sizes=tuple(sizes),
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
@@ -207,10 +206,3 @@ class SizesFit:
 @cache
 def _stored_fit() -> TypeAdapter[SizesFit]:
     return TypeAdapter(SizesFit)
-
-
-def quantity(value: float, draws: np.ndarray | None) -> Quantity:
-    """Return a number with the central 95% of its draws (draws,), None for none."""
-    from isoloop.fitting.estimation.bootstrap import interval
-
-    return Quantity(value=float(value), interval=None if draws is None or not len(draws) else interval(draws))

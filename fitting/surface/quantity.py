@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from isoloop.fitting.estimation.bootstrap import interval
+
 Interval = tuple[float, float]
 
 
@@ -13,6 +17,11 @@ class Quantity:
 
     value: float
     interval: Interval | None
+
+    @classmethod
+    def of(cls, value: float | np.ndarray, draws: np.ndarray | None) -> Quantity:
+        """Return a number with the central 95% of its draws (draws,), None for none."""
+        return cls(value=float(value), interval=None if draws is None or not len(draws) else interval(draws))
 
     def text(self, form: str = ".3g") -> str:
         """Return the number with its interval in brackets."""

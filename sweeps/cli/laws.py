@@ -26,7 +26,7 @@ from isoloop.sweeps.cli.options import (
     print_reading,
     table_options,
 )
-from isoloop.sweeps.cli.stored_fits import StoredFit, fit_target, stored_fit
+from isoloop.sweeps.cli.stored_fits import StoredFit, fit_now, fit_target, stored_fit
 from isoloop.sweeps.paths import is_table_target
 
 if TYPE_CHECKING:
@@ -197,10 +197,8 @@ def predict(
             "a prediction needs --flops, or --tokens with --mean-recurrence or --params, but got neither; give one"
         )
     if fitted is None:
-        stored = fit_target(files, out, options)
-        fitted = stored.fit
-        place = f"as {stored.path}" if stored.path else f"and not stored, because {stored.problem}"
-        print(f"No fit of {target} was stored: it was fitted now, with the defaults of 'isoloop fit', {place}\n")
+        fitted, made = fit_now(files, out, options)
+        print(made, end="")
     prediction = predict_any(
         fitted,
         size=size,

@@ -137,13 +137,19 @@ def fit_or_stored(files: TargetFiles, out: Path, options: "TableOptions") -> "tu
 
     fit, made = stored_fit(files, out, options), ""
     if fit is None:
-        stored = fit_target(files, out, options)
-        place = f"as {stored.path}" if stored.path else f"and not stored, because {stored.problem}"
-        made = (
-            f"No fit of {files.target} was stored: it was fitted now, with the defaults of 'isoloop fit', {place}\n\n"
-        )
-        fit = stored.fit
+        fit, made = fit_now(files, out, options)
     return fit, made + (f"{reading_text(fit.reading)}\n" if fit.reading else "")
+
+
+def fit_now(files: TargetFiles, out: Path, options: "TableOptions") -> "tuple[AnyFit, str]":
+    """Return the fit of a target that has none, made and stored with the defaults of `isoloop fit`, and text about it.
+
+    Raises ValueError as `fit_target` does.
+    """
+    stored = fit_target(files, out, options)
+    place = f"as {stored.path}" if stored.path else f"and not stored, because {stored.problem}"
+    text = f"No fit of {files.target} was stored: it was fitted now, with the defaults of 'isoloop fit', {place}\n\n"
+    return stored.fit, text
 
 
 def _has_changed(table: Path, path: Path, stored: "AnyFit") -> bool:
