@@ -278,7 +278,7 @@ def test_a_joint_fit_has_rollouts_as_a_single_one(table: pd.DataFrame) -> None:
     fit = fit_table(table, name="sizes", draws=0, rollouts=True)
     assert isinstance(fit, SizesFit)
     assert fit.rollouts is not None
-    assert {row.method for row in fit.rollouts.rows} == {"iso-depth and iso-depth-six-parameter laws"}
+    assert {row.method for row in fit.rollouts.rows} == {"iso-depth, iso-depth-six-parameter, iso-depth-truncated and loop-term laws"}
     assert "How far the laws after training can be trusted" in fit.report()
     assert SizesFit.from_json(fit.to_json()) == fit
 
