@@ -42,8 +42,9 @@ class MixtureOptimum:
 class LawMixture:
     """Fits of several laws to the same losses, with weights that sum to 1 and the reason for them.
 
-    The first law is the one that was asked for, and the others extend it or are its alternatives. A prediction is the weighted mean over the
-    laws. Its interval is that of all laws' refits together, as many of each law as its weight says.
+    The first law is the one that was asked for, and the others extend it or are its alternatives. A prediction is the
+    weighted mean over the laws. Its interval is that of all laws' refits together, as many of each law as its weight
+    says.
     """
 
     laws: tuple[LawFit, ...]

@@ -80,7 +80,8 @@ def fit_sizes(
 
     Arguments are those of `fit_sweep`; the law is by default the iso-depth law, or where runs saw their text again, its
     form with effective tokens. The law that extends it and its alternatives join, weighed. Raises ValueError as
-    `check_runs` does, for a table without several sizes and their effective parameters, and where the law can't be fitted.
+    `check_runs` does, for a table without several sizes and their effective parameters, and where the law can't be
+    fitted.
     """
     # The table, its sizes, and the runs to hold out
     if draws < 0 or seed < 0:
