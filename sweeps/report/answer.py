@@ -79,6 +79,5 @@ def _joint_optimum(fit: SizesFit) -> Iterator[tuple[str, float, Interval | None]
         for name in ("params", "mean_recurrence", "tokens", "loss"):
             best = getattr(point, name)
             yield f"optimal_{name}", best.value, best.interval
-    for parameter in fit.laws.best.parameters:
-        if parameter.name == "phi":
-            yield "phi", parameter.value, parameter.interval
+    if fit.phi is not None:
+        yield "phi", fit.phi.value, fit.phi.interval
