@@ -53,6 +53,8 @@ _CURVES = {
 """Sections of MLflow's charts and the journal's metrics in them; MLflow shows them by name, and then other metrics."""
 _SECTIONS = {name: section for section, names in _CURVES.items() for name in names}
 VIEW = "mlflow.sharedViewState."
+_NO_KEY = re.compile(r"[^\w\-. /]")
+"""Characters that MLflow takes in no name of a metric or tag, such as the = in the name of a group of runs."""
 
 
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
@@ -81,6 +83,11 @@ def tag_text(value: Any) -> str:
 def metric_name(name: str) -> str:
     """Return what MLflow calls a metric of the journal or a number of the result: curves have a section of charts."""
     return f"{_SECTIONS[name]}/{name}" if name in _SECTIONS else name
+
+
+def result_key(name: str) -> str:
+    """Return what MLflow calls a number of a sweep's result: the name without the characters that it refuses."""
+    return _NO_KEY.sub("_", name)
 
 
 def result_points(result: RunResult, journaled: Collection[str]) -> list[tuple[str, float, int]]:
@@ -227,12 +234,17 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
     for prefix, named in (LOSSES, loss_column), (BEST_LOSSES, lambda recurrence: best_column(loss_column(recurrence))):
         for key in sorted(key for key in tags if key.startswith(prefix)):
             losses |= {named(int(recurrence)): loss for recurrence, loss in json.loads(tags[key]).items()}
+    flops = metrics.get(f"flops_{str(columns['accounting']).replace('-', '_')}")
+    trained = {}
+    if flops is not None and "flops_trained" in metrics:  # a branch's, by `exact` accounting
+        trained["flops_trained"] = flops * metrics["flops_trained"] / metrics["flops_exact"]
     return {
         "run_id": tags[RUN_ID],
         "status": status,
         "simulated": tags[SIMULATED] == "true",
         "tokens": metrics.get("tokens"),
-        "flops": metrics.get(f"flops_{str(columns['accounting']).replace('-', '_')}"),
+        "flops": flops,
+        **trained,
         "forward_loops": metrics.get("forward_loops"),
         "backward_loops": metrics.get("backward_loops"),
         "loss": metrics.get("loss") if status == "finished" else None,
