@@ -1,7 +1,7 @@
 """Muon: steepest descent on orthogonalised momentum (Jordan et al. 2024), in two variants.
 
-All matrices of one shape are stacked into [matrices, rows, columns] and share one update, because at small widths a step
-would otherwise be spent on starting small operations.
+All matrices of one shape are stacked into [matrices, rows, columns] and share one update. At small widths most of a
+step would otherwise go into starting small operations.
 """
 
 import math
@@ -30,7 +30,7 @@ _TINY = 1e-10
 class _Stack(NamedTuple):
     """Matrices of one shape, and their optimizer state by name, stacked."""
 
-    matrices: list[nn.Parameter]
+    matrices: list[Tensor]
     state: dict[str, Tensor]
 
 
@@ -71,7 +71,7 @@ class Muon(Optimizer, ABC):
         """Update all matrices that have a gradient."""
         assert closure is None, "the training loop computes gradients itself"
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     by_shape.setdefault(matrix.shape, []).append(matrix)
@@ -87,7 +87,7 @@ class Muon(Optimizer, ABC):
         super().load_state_dict(state_dict)
         self._stacks.clear()
 
-    def _stack(self, shape: torch.Size, matrices: list[nn.Parameter]) -> _Stack:
+    def _stack(self, shape: torch.Size, matrices: list[Tensor]) -> _Stack:
         """Return the stack of these matrices, made from their own states if it isn't there."""
         stack = self._stacks.get(shape)
         if stack is None or list(map(id, stack.matrices)) != list(map(id, matrices)):
@@ -122,11 +122,11 @@ class TorchMuon(Muon):
 class ReleasedMuon(Muon):
     """Muon as the release of Parcae has it: Polar Express, NorMuon's variance and cautious weight decay.
 
-    The mean square of each row of the orthogonalised update (of each column, if there are more of them) is averaged over
-    the steps with `VARIANCE_DECAY`. Each row is divided by its root, and the matrix scaled back to its Frobenius norm
-    (NorMuon, Li et al. 2025, arXiv:2510.05491). Entries decay only where the update shrinks them (Chen et al. 2025,
-    arXiv:2510.12402); their decay, too, has the learning rate of the matrix's shape. All but the orthogonalisation is in
-    the parameters' own precision, where the release rounds rate and update to bfloat16.
+    The mean square of each row of the orthogonalised update (of each column, if there are more of them) is averaged
+    over the steps with `VARIANCE_DECAY`. Each row is divided by its root, and the matrix scaled back to its Frobenius
+    norm (NorMuon, Li et al. 2025, arXiv:2510.05491). Entries decay only where the update shrinks them (Chen et al.
+    2025, arXiv:2510.12402); their decay, too, has the learning rate of the matrix's shape. All but the
+    orthogonalisation is in the parameters' own precision, where the release rounds rate and update to bfloat16.
     """
 
     def _empty_state(self, matrix: Tensor) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ class ReleasedMuon(Muon):
         x *= factor * (norm / new_norm.clamp(min=_TINY))
 
         # Cautious weight decay
-        weights = torch.stack(tuple(stack.matrices))
+        weights = torch.stack(stack.matrices)
         x.addcmul_(weights, (x * weights >= 0).to(x.dtype), value=group["weight_decay"])
         torch._foreach_add_(stack.matrices, x.unbind(), alpha=-group["lr"] * _shape_factor(x))
 
@@ -175,7 +175,7 @@ def orthogonalise(
 
 
 def _factor_shape(matrix: Tensor) -> tuple[int, int]:
-    """Return the shape of NorMuon's factors: one per row if there are as many rows as columns or more, else per column."""
+    """Return the shape of NorMuon's factors: one per row, or per column if there are more of them."""
     rows, columns = matrix.shape[-2:]
     return (rows, 1) if rows >= columns else (1, columns)
 
