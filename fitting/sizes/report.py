@@ -78,6 +78,8 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
         table.append(shortened(f"  {estimate.name:<6}{estimate.value:>11.5g}  {span:<24}{estimate.words}", COLUMNS))
     table += filled(f"in effect: {law.form.effective(law.vector)}", COLUMNS, first="  ", rest="    ")
     if len(fit.laws.draws_by_law) > 1:
+        if fit.phi is not None:
+            table += filled(f"phi by all laws, weighed: {fit.phi.text()}", COLUMNS, first="  ")
         table += filled(fit.laws.reason, COLUMNS, first="  ", rest="    ")
     # How far it can be trusted, if that leaves room for caveats, and what to doubt: as many as there is room for
     room, shown = lines - len(head) - len(table) - 4, 0

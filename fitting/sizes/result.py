@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
@@ -146,6 +147,25 @@ class SizesFit:
             flops=self.fitted.flops,
             recurrence=self.fitted.recurrence,
         )
+
+    @property
+    def phi(self) -> Quantity | None:
+        """The worth of a loop, by the laws that have one with their weights; None if others weigh more.
+
+        Where loops without gradient have a worth of their own, it is that at a constant share of loops with gradient.
+        """
+        pairs = zip(self.laws.laws, self.laws.weights, strict=True)
+        having = [(law, weight) for law, weight in pairs if "phi" in law.form.parameter_names]
+        total = sum(weight for _, weight in having)
+        if total < 0.5:
+            return None
+        value, drawn = 0.0, []
+        for law, weight in having:
+            place, own = law.form.parameter_names.index("phi"), weight / total
+            value += own * law.vector[place]
+            draws = law.draw_matrix[: round(own * len(law.draws)), place]
+            drawn.append(law.vector[place] + law.widening * (draws - law.vector[place]))
+        return Quantity.of(value, np.concatenate(drawn))
 
     @property
     def answer_budget(self) -> float:

@@ -14,7 +14,7 @@ from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.laws.base import Law
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.choose import default_laws
-from isoloop.fitting.selection.mixture import mixture_with_richer
+from isoloop.fitting.selection.mixture import mixture_beside
 from isoloop.fitting.surface.surface import LossSurface
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.repetition import only_text
@@ -46,7 +46,7 @@ def quick_surface(
     def fitted(law: Law | str) -> LawFit:
         return fit_law(law, data, draws=draws, seed=seed, kind=default_kind(data), scales=scales)
 
-    laws = mixture_with_richer(fitted(name), lambda law: fitted(law.name))
+    laws = mixture_beside(fitted(name), lambda law: fitted(law.name), family.columns(*(np.ones(1),) * 3))
 
     def measured(column: str) -> tuple[float, float]:
         return float(runs[column].min()), float(runs[column].max())

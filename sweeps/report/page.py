@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, answer, figures, is_dense, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, answer, figures, is_dense, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
@@ -40,6 +40,7 @@ from isoloop.sweeps.report.tables import (
     next_flops_table,
     run_labels,
     runs_table,
+    size_labels,
 )
 
 HOLD_OUT_FIGURES = ("predicted_against_measured", "held_out_errors")
@@ -166,10 +167,13 @@ def write_report(
         training = _draw_training(page, table, palette)
     progress.begin("Writing the report")
     predictions = calculator_table(fit)
-    runs = runs_table(table)
+    runs, trained = runs_table(table), table["flops"]
+    if "flops_trained" in table:  # of runs that branch off another, whose steps they don't train again
+        trained = table["flops_trained"].fillna(trained)
     held_out_runs = None
     if held_out is not None:
-        held_out_runs = held_out_table(held_out, axis, set(listed_runs(table)["run_id"].astype(str)))
+        sizes = {} if results.joint_hold_out is None else size_labels(table, results.joint_hold_out)
+        held_out_runs = held_out_table(held_out, axis, set(listed_runs(table)["run_id"].astype(str)), sizes)
     if whole is not None:
         caveats = list(whole.caveats)
     elif results.groups:
@@ -193,7 +197,8 @@ def write_report(
         reading=reading,
         figures_folder=page.places.figures.name,
         runs=_run_counts(table),
-        flops=float(table["flops"].sum()),
+        flops=float(trained.sum()),
+        unshared_flops=None if trained.equals(table["flops"]) else float(table["flops"].sum()),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=isoloop.__version__,
         style=Markup(style) + "\n" + palette.css(),
@@ -337,7 +342,7 @@ def _draw_figures(
             skipped[name] = str(error)
             continue
         caption = kind.caption(fit)
-        if name == "rollouts" and isinstance(fit, SweepFit) and fit.rollouts is not None:
+        if name == "rollouts" and fit.rollouts is not None:
             caption = " ".join([caption, *trust_sentences(fit.rollouts.rows)])
         texts = {"wide": _svg(files, name), "narrow": narrow}
         inlined = {

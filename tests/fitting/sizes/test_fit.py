@@ -28,6 +28,7 @@ from isoloop.fitting import (
 )
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.selection.choose import choose_table
+from isoloop.fitting.selection.mixture import law_mixture
 from isoloop.fitting.simulate import published_cost_model
 from isoloop.fitting.sizes.fit import _rival_caveats
 from isoloop.fitting.surface.search import minimise_on_box
@@ -73,6 +74,36 @@ def test_a_joint_fit_finds_the_worth_of_a_loop_and_the_best_models(fit: SizesFit
         assert point.params.interval[0] / 1.1 < size < point.params.interval[1] * 1.1
         assert point.mean_recurrence.value == pytest.approx(loops, rel=0.1)
         assert point.loss.value == pytest.approx(loss, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("law", "parameters"),
+    [
+        ("iso-depth-truncated", (1.9, 90.0, 190.0, 0.29, 0.26, 0.6, 0.35)),
+        ("loop-term", (1.7, 90.0, 0.12, 190.0, 0.29, 0.8, 0.26)),
+    ],
+)
+def test_a_truth_of_another_form_is_found_by_the_weights_of_the_laws(law: str, parameters: tuple[float, ...]) -> None:
+    runs = simulate_sizes(budgets=BUDGETS, mean_recurrences=(*LOOPS, 12.0))
+    form, at = law_named(law), np.array(parameters)
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(len(runs))
+    runs = runs.assign(loss=form.loss(at, law_data(runs)) * np.exp(noise))
+    fit = fit_sizes(runs, name="other", draws=40, through_budgets=False)
+    assert fit.laws.best.form.name == law
+    # The iso-depth law alone would put mu* elsewhere
+    own, alone = fit.point(256e18), dataclasses.replace(fit, laws=law_mixture(fit.laws.laws[:1])).point(256e18)
+    family = fit.family
+
+    def loss(logs: np.ndarray) -> np.ndarray:
+        size, loops = np.moveaxis(np.exp(logs), -1, 0)
+        return form.loss(at, family.columns(size, loops, family.tokens_for(256e18, size, loops)))
+
+    loops = float(np.exp(minimise_on_box(loss, [(np.log(3e6), np.log(5e10)), (0.0, np.log(50.0))])[0])[1])
+    assert own.mean_recurrence.interval is not None
+    assert own.mean_recurrence.interval[0] <= loops * 1.00001
+    assert own.mean_recurrence.interval[1] >= loops / 1.00001
+    assert abs(np.log(alone.mean_recurrence.value / loops)) > 0.15
+    assert (fit.phi is None) == (law == "loop-term")
 
 
 def test_each_measured_size_has_its_best_model_and_a_chance(fit: SizesFit) -> None:
@@ -278,7 +309,9 @@ def test_a_joint_fit_has_rollouts_as_a_single_one(table: pd.DataFrame) -> None:
     fit = fit_table(table, name="sizes", draws=0, rollouts=True)
     assert isinstance(fit, SizesFit)
     assert fit.rollouts is not None
-    assert {row.method for row in fit.rollouts.rows} == {"iso-depth and iso-depth-six-parameter laws"}
+    assert {row.method for row in fit.rollouts.rows} == {
+        "iso-depth, iso-depth-six-parameter, iso-depth-truncated and loop-term laws"
+    }
     assert "How far the laws after training can be trusted" in fit.report()
     assert SizesFit.from_json(fit.to_json()) == fit
 
