@@ -38,7 +38,7 @@ def verdict_under(fit: SizesFit, limited: Limited) -> Verdict:
 
 
 def verdict_on(fit: SizesFit, point: FrontierPoint, *, limits: str = "") -> Verdict:
-    """Return what the runs do not determine of the best model at a point of the frontier, or under `limits` in words."""
+    """Return what the runs do not determine of the best model at a point of the frontier, or under `limits` (words)."""
     budget = f"{point.budget:.3g} {'training FLOPs ' if limits else 'FLOPs'}{limits}"
     subject = f"the best size and mean recurrence at {budget}"
     reasons = [*_few_reasons(fit), *_bound_reasons(fit, point), *_width_reasons(fit, point)]
