@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, with_config
 
+from isoloop.fitting.answer.constrained import Limited
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
 from isoloop.fitting.answer.verdict import Verdict
 from isoloop.fitting.cost.family import ModelFamily
@@ -187,10 +188,15 @@ class SizesFit:
         labels = ", ".join(each.label for each in self.sizes)
         raise ValueError(f"a size must be one of {labels}, but got {size!r}; name one, or give params, a number")
 
-    def verdict(self, flops: float | None = None) -> Verdict:
-        """Return what the runs do not determine of the best model for `flops`, by default the answer's budget."""
-        from isoloop.fitting.sizes.verdict import verdict_on
+    def verdict(self, flops: float | None = None, limited: Limited | None = None) -> Verdict:
+        """Return what the runs do not determine of the best model for `flops`, by default the answer's budget.
 
+        With `limited` it is the best model under limits that is judged.
+        """
+        from isoloop.fitting.sizes.verdict import verdict_on, verdict_under
+
+        if limited is not None:
+            return verdict_under(self, limited)
         return verdict_on(self, self.point(self.answer_budget if flops is None else flops))
 
     def report(self) -> str:

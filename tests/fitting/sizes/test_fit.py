@@ -13,6 +13,7 @@ from isoloop.fitting import (
     LawFit,
     SizesFit,
     SweepFit,
+    answer,
     fit_sizes,
     fit_sweep,
     fit_table,
@@ -26,6 +27,8 @@ from isoloop.fitting import (
     simulate_sizes,
     simulate_table,
 )
+from isoloop.fitting.answer.device import DeviceNeeds, Held
+from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.selection.choose import choose_table
 from isoloop.fitting.selection.mixture import law_mixture
@@ -172,6 +175,20 @@ def test_both_texts_have_the_answer(fit: SizesFit) -> None:
         assert "Best model" in text
         assert "(simulated)" in text
     assert "holding out each size in turn" in fit.report()
+
+
+def test_memory_pins_down_a_size_that_the_budget_leaves_open(fit: SizesFit) -> None:
+    held = tuple(Held(weights=size.params, activations=1e3) for size in fit.sizes)
+    needs = DeviceNeeds(sizes=tuple(size.params for size in fit.sizes), held=held)
+    assert "the best size is at the end of the search" in answer(fit, 1e25).sentences[0]
+    small = answer(fit, 1e25, limits=Limits(memory=6e8, needs=needs))
+    assert small.verdict.answer == ()
+    assert small.verdict.caveats == ("The best mean recurrence, 10.8, is beyond the measured 8.",)
+    assert small.sentences[0].startswith("The best model for 1e+25 FLOPs in 0.6 GB at 2048 tokens of context has 298M")
+    large = answer(fit, 1e25, limits=Limits(memory=6e12, needs=needs))
+    assert large.limited is not None
+    assert large.limited.best.at_bound == ("params",)
+    assert "at 1e+25 training FLOPs in 6e+03 GB" in large.sentences[0]
 
 
 def test_a_prediction_for_a_budget_is_the_frontiers_point(fit: SizesFit) -> None:
