@@ -9,9 +9,7 @@ is kept, too; without it, they would be packed again from the start.
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isoloop.trainer.run.best import BestStep
@@ -91,10 +89,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 class SavedState(NamedTuple):
-    """The part of a checkpoint that isn't loaded into a model or an optimizer; by default that of no checkpoint."""
+    """The part of a checkpoint that isn't loaded into a model or an optimizer."""
 
-    steps: int = 0
-    counts: Mapping[str, float] = MappingProxyType({"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0})
+    steps: int
+    counts: dict[str, float]
     best: BestStep | None = None
     position: dict[str, Any] | None = None
 
