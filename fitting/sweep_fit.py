@@ -25,7 +25,7 @@ from isoloop.fitting.result import FittedRange, HeldOut, MissingFit, SweepFit
 from isoloop.fitting.selection.choose import default_laws
 from isoloop.fitting.selection.holdout import CrossValidation, HeldOutRow, cross_validate, errors_of, held_out_rows
 from isoloop.fitting.selection.misfit import LEVEL_AT_TEST_TIME, Misfit, law_misfit, misfit_of_models
-from isoloop.fitting.selection.mixture import LawMixture, MixturePredictor, mixture_with_richer, noise_about
+from isoloop.fitting.selection.mixture import LawMixture, MixturePredictor, mixture_beside, noise_about
 from isoloop.fitting.selection.overthinking import Overthinking, overthinking
 from isoloop.fitting.tables.best_loss import best_loss_notes, with_best_losses
 from isoloop.fitting.tables.budgets import SAME_BUDGET
@@ -298,8 +298,9 @@ class _SweepFitter:
 
     def _mixture(self, training: LawFit, noise: NoiseModel | None) -> LawMixture:
         """Return the mixture of the law after training and the one that extends it, if that can be fitted."""
-        fitter = dataclasses.replace(self, profiles=False)
-        return mixture_with_richer(training, lambda law: fitter._law(law.name, law_data(self.table), noise=noise))
+        fitter, data = dataclasses.replace(self, profiles=False), law_data(self.table)
+        columns = self.cost_model.columns(1.0, np.ones(1))
+        return mixture_beside(training, lambda law: fitter._law(law.name, data, noise=noise), columns)
 
     def _overthinking(
         self, rise: LossRise, data: Data, joint: LawFit | None, unified: LawFit | None, noise: NoiseModel | None

@@ -16,7 +16,7 @@ from isoloop.fitting.cost import DenseCost
 from isoloop.fitting.laws.base import Data
 from isoloop.fitting.selection.choose import MinimaPredictor
 from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError, LawPredictor, PredictedLosses, Predictor
-from isoloop.fitting.selection.mixture import mixture_with_richer
+from isoloop.fitting.selection.mixture import mixture_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class MixturePredictor:
     def predict(self, fitted: Data, held_out: Data) -> PredictedLosses:
         """See `Predictor.predict`; raises ValueError as `fit_law` does."""
         fit = partial(fit_law, draws=self.draws, seed=0)
-        mixture = mixture_with_richer(fit(self.law, fitted), lambda law: fit(law, fitted))
+        mixture = mixture_beside(fit(self.law, fitted), lambda law: fit(law, fitted), held_out)
         return mixture.loss(held_out), mixture.loss_interval(held_out)
 
 

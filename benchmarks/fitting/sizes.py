@@ -5,14 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.fitting.results import table
-from isoloop.fitting import fit_sizes, predict_sizes, simulate_sizes
+from isoloop.fitting import fit_sizes, simulate_sizes
 from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.estimation.bootstrap import interval
 from isoloop.fitting.laws.base import Law
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.simulate import SIZES_TRUTH
@@ -121,18 +122,16 @@ def held(world: SizesWorld, number: int, draws: int) -> dict[str, Held | None]:
     """Return the intervals of one sweep with the truth that each should hold; phi only where the truth has one."""
     fit = fit_sizes(world.sweep(number), name="sweep", draws=draws, seed=number, through_budgets=False)
     result: dict[str, Held | None] = dict.fromkeys(QUANTITIES)
-    phi = next(each for each in fit.laws.best.parameters if each.name == "phi")
-    if phi.interval is not None and world.law == "iso-depth":
-        result["phi"] = (*phi.interval, phi.value, world.parameters[5])
-    answer = predict_sizes(fit, flops=BEYOND)
-    assert answer.params is not None
-    assert answer.mean_recurrence is not None
-    if answer.params_interval is not None and answer.mean_recurrence_interval is not None:
-        result["N* beyond"] = (*answer.params_interval, answer.params, world.best["params"])
+    if fit.phi is not None and fit.phi.interval is not None and world.law == "iso-depth":
+        result["phi"] = (*fit.phi.interval, fit.phi.value, world.parameters[5])
+    tokens_for = partial(fit.family.tokens_for, BEYOND)
+    best, drawn = fit.surface.best(tokens_for), fit.surface.best_draws(tokens_for)
+    if drawn is not None:
+        result["N* beyond"] = (*interval(drawn.params), float(best.params), world.best["params"])
         # A kink of the cost is found to a millionth, which is not a miss.
-        low, high = answer.mean_recurrence_interval
+        low, high = interval(drawn.mean_recurrence)
         true = world.best["mean_recurrence"]
-        result["mu* beyond"] = (low * (1 - 1e-5), high * (1 + 1e-5), answer.mean_recurrence, true)
+        result["mu* beyond"] = (low * (1 - 1e-5), high * (1 + 1e-5), float(best.mean_recurrence), true)
     names = ("params", "mean_recurrence", "tokens")
     columns = fit.family.columns(*(np.array([world.best[name]]) for name in names))  # type: ignore[arg-type]
     estimate = float(fit.laws.loss(columns)[0])

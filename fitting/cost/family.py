@@ -132,13 +132,10 @@ class ModelFamily:
                 between_sizes(self.sizes, params, np.broadcast_to(shares, (*params.shape, len(shares)))), 0.0, 1.0
             )
             columns |= architecture_columns(mu, (1 - share) * params, share * params)
-        rules = [member.cost.backprop for member in self.members]
-        if all(rule is not None and rule.recorded for rule in rules):
-            depths = [
-                member.cost.backprop.depths_between(mu, member.cost.mean_recurrences)  # type: ignore[union-attr]
-                for member in self.members
-            ]
-            columns["backprop_depth"] = between_sizes(self.sizes, params, np.stack(depths, axis=-1))
+        depths = [member.cost.backprop_depths(mu) for member in self.members]
+        known = [depth for depth in depths if depth is not None]
+        if len(known) == len(depths):
+            columns["backprop_depth"] = between_sizes(self.sizes, params, np.stack(known, axis=-1))
         return columns | dict(zip(named, others, strict=True))
 
     def tokens_for(self, flops: ArrayLike, params: ArrayLike, mean_recurrence: ArrayLike) -> np.ndarray:

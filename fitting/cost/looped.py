@@ -23,8 +23,27 @@ _PER_ARCHITECTURE = (
 )
 
 
+class _LoopedCost(Cost):
+    """A cost over mean recurrences, whose models have a backprop depth where a rule is known."""
+
+    axis = "mean_recurrence"
+    mean_recurrences: tuple[float, ...]
+    backprop: BackpropRule | None
+
+    def backprop_depths(self, mean_recurrence: ArrayLike) -> np.ndarray | None:
+        """Return backprop depths, of the shape of `mean_recurrence`, None where those of the runs follow no rule."""
+        if self.backprop is None or not self.backprop.recorded:
+            return None
+        return self.backprop.depths_between(mean_recurrence, self.mean_recurrences)
+
+    def model_columns(self, values: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
+        """See `Cost.model_columns`; with `backprop_depth`, if it is known."""
+        columns, depths = super().model_columns(values, tokens), self.backprop_depths(values)
+        return columns if depths is None else columns | {"backprop_depth": depths}
+
+
 @dataclass(frozen=True, kw_only=True)
-class CostModel(Cost):
+class CostModel(_LoopedCost):
     """FLOPs per token and effective parameters of one architecture, as functions of the mean recurrence mu.
 
     FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences of the runs (the nodes), f and b are
@@ -33,8 +52,6 @@ class CostModel(Cost):
     proportion to mu), and b differs from the node's as the loops of the rule `backprop` do. Under a curriculum f, too,
     grows as it says.
     """
-
-    axis = "mean_recurrence"
 
     flops_per_token_fixed: float
     flops_per_token_forward_loop: float
@@ -136,15 +153,13 @@ class CostModel(Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredCost(Cost):
+class MeasuredCost(_LoopedCost):
     """FLOPs per token of looped models as their table counts them, at its mean recurrences, without a cost model.
 
     Between two mean recurrences the FLOPs per token are interpolated linearly, and beyond the largest they grow as over
     the upper half of the range, or where the recorded backprop depth has a limit, as over the runs that it holds for.
     Below the smallest they fall as between the first two, but at most in proportion to mu.
     """
-
-    axis = "mean_recurrence"
 
     mean_recurrences: tuple[float, ...]
     measured_flops_per_token: tuple[float, ...]

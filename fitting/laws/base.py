@@ -77,9 +77,10 @@ class Law(ABC):
     `effective`. Every method broadcasts over leading axes of its parameters, so that many candidate fits are
     evaluated at once.
 
-    `extends` is the law that this one equals at one value of one more parameter. `scaled` are the columns whose unit
-    the fit may change, in groups that share one (it divides them by their geometric mean); `rescaled` says how the
-    parameters change with them. `vary` are the columns that must not be constant (by default all), `may_be_zero` those
+    `extends` is the law that this one equals at one value of one more parameter. `alternatives` are the names of
+    further laws of the same losses, which are weighed beside this one. `scaled` are the columns whose unit the fit may
+    change, in groups that share one (it divides them by their geometric mean); `rescaled` says how the parameters
+    change with them. `vary` are the columns that must not be constant (by default all), `may_be_zero` those
     that need not be positive. `saturates` says that the loss can only fall with the loops T run at test time.
     """
 
@@ -93,6 +94,7 @@ class Law(ABC):
     parameters: ClassVar[tuple[Parameter, ...]]
     linear_count: ClassVar[int]
     extends: ClassVar[Law | None] = None
+    alternatives: ClassVar[tuple[str, ...]] = ()
     saturates: ClassVar[bool] = False
 
     @abstractmethod

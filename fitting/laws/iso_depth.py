@@ -94,6 +94,7 @@ class IsoDepthLaw(_LoopWorthLaw):
         exponent("beta", "exponent of D"),
         _worth("phi", "worth of a loop"),
     )
+    alternatives = ("iso-depth-truncated", "loop-term")
 
     def log_loops(self, data: Data) -> tuple[np.ndarray, ...]:
         """See `_LoopWorthLaw.log_loops`: log r."""

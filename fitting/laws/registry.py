@@ -98,6 +98,12 @@ def richer_law(law: Law) -> Law | None:
     return next((other for other in LAWS if other.extends is not None and other.extends.name == law.name), None)
 
 
+def laws_beside(law: Law) -> tuple[Law, ...]:
+    """Return the laws that are weighed beside `law`: the one that extends it, and its alternatives."""
+    richer = richer_law(law)
+    return (*([richer] if richer else []), *(law_named(name) for name in law.alternatives))
+
+
 def check_law(law: Law) -> None:
     """Raise ValueError unless the law keeps its contract, on random columns.
 

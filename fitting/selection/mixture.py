@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import point_estimate
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, Law, Optimum, best_split
-from isoloop.fitting.laws.registry import law_named, richer_law
+from isoloop.fitting.laws.registry import law_named, laws_beside, richer_law
 
 NAMED_WEIGHT = 0.05
 """Weight from which a law is named."""
@@ -42,8 +42,9 @@ class MixtureOptimum:
 class LawMixture:
     """Fits of several laws to the same losses, with weights that sum to 1 and the reason for them.
 
-    The first law is the one that was asked for, and the others extend it. A prediction is the weighted mean over the
-    laws. Its interval is that of all laws' refits together, as many of each law as its weight says.
+    The first law is the one that was asked for, and the others extend it or are its alternatives. A prediction is the
+    weighted mean over the laws. Its interval is that of all laws' refits together, as many of each law as its weight
+    says.
     """
 
     laws: tuple[LawFit, ...]
@@ -59,7 +60,7 @@ class LawMixture:
     def name(self) -> str:
         """Name as a method of predicting, such as 'training law'."""
         named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= NAMED_WEIGHT]
-        return f"{' and '.join(named)} law{'s' if len(named) > 1 else ''}"
+        return _law_names(named)
 
     @property
     def draws_by_law(self) -> tuple[tuple[LawFit, int], ...]:
@@ -98,18 +99,22 @@ class LawMixture:
         return MixtureOptimum(best=best, draws=_joined(drawn) if drawn else None)
 
 
-def mixture_with_richer(first: LawFit, fit: Callable[[Law], LawFit]) -> LawMixture:
-    """Return the mixture of `first` and the law that extends it, fitted by `fit` to the same rows as `first`.
+def mixture_beside(first: LawFit, fit: Callable[[Law], LawFit], columns: Collection[str]) -> LawMixture:
+    """Return the mixture of `first` and the laws beside it, fitted by `fit` to the same rows as `first`.
 
-    Where no law extends it, or that can't be fitted, `first` is alone.
+    They are the law that extends it and its alternatives, as far as `columns`, those of a model to predict, have what
+    they read. Where none of them can be fitted, `first` is alone.
     """
-    richer = richer_law(first.form)
-    if richer is None:
-        return law_mixture([first])
-    try:
-        return law_mixture([first, fit(richer)])
-    except ValueError as error:
-        return law_mixture([first], not_fitted=str(error))
+    laws, reasons = [first], []
+    for law in laws_beside(first.form):
+        if unknown := sorted(set(law.columns) - set(columns) - set(first.form.columns)):
+            reasons.append(f"the {law.name} law reads {', '.join(unknown)}, which models to predict don't have")
+            continue
+        try:
+            laws.append(fit(law))
+        except ValueError as error:
+            reasons.append(str(error))
+    return law_mixture(laws, not_fitted="; ".join(reasons))
 
 
 def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:
@@ -147,7 +152,7 @@ def noise_about(law: Law, data: Data, objective: Objective) -> NoiseModel | None
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePredictor:
-    """Predictions as a sweep's fit makes them: by a law and the one that extends it, weighed, about their own noise.
+    """Predictions as a sweep's fit makes them: by a law and those beside it, weighed, about their own noise.
 
     The bootstrap is of the `kind` given, by default of the `default_kind`.
     """
@@ -162,8 +167,8 @@ class MixturePredictor:
     def name(self) -> str:
         """Name in reports."""
         law = law_named(self.law)
-        richer = richer_law(law)
-        return f"{law.name} law" if richer is None else f"{law.name} and {richer.name} laws"
+        names = [law.name, *(other.name for other in laws_beside(law))]
+        return _law_names(names)
 
     def predict(self, fitted: Data, held_out: Data) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
         """See `Predictor.predict`; raises ValueError as `fit_law` does."""
@@ -180,18 +185,23 @@ class MixturePredictor:
             )
 
         noise = noise_about(law_named(self.law), fitted, self.objective)
-        laws = mixture_with_richer(fit(self.law), fit)
+        laws = mixture_beside(fit(self.law), fit, held_out)
         return laws.loss(held_out), laws.loss_interval(held_out)
+
+
+def _law_names(names: Sequence[str]) -> str:
+    return f"{names[0]} law" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} laws"
 
 
 def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str:
     first = laws[0]
     if len(laws) == 1:
-        reason = not_fitted or "no law of the package extends it"
+        reason = not_fitted or "the package has no law to weigh beside it"
         return f"the {first.form.name} law predicts alone: {reason}"
     parts = [f"the {law.form.name} law {weight:.0%}" for law, weight in zip(laws, weights, strict=True)]
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]])
     return (
-        f"predictions weigh {' and '.join(parts)}, by Akaike's criterion for few runs (AICc), which sets how well a "
+        f"predictions weigh {listed}, by Akaike's criterion for few runs (AICc), which sets how well a "
         "law fits against its number of parameters"
     )
 

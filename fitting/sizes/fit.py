@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,8 @@ from isoloop.fitting.selection.holdout import (
     held_out_rows,
 )
 from isoloop.fitting.selection.misfit import Misfit, law_misfit
-from isoloop.fitting.selection.mixture import LawMixture, mixture_with_richer, noise_about
+from isoloop.fitting.selection.mixture import LawMixture, mixture_beside, noise_about
+from isoloop.fitting.sizes.alone import alone_caveats, sizes_alone
 from isoloop.fitting.sizes.frontier import frontier
 from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizesFit
 from isoloop.fitting.sweep_fit import FitProgress, law_rollouts, off_mean, split_largest
@@ -49,7 +50,7 @@ _MOST_BUDGETS = 12
 _BEYOND = (2.0, 10.0)
 """Points of the frontier beyond the runs, as multiples of the largest fitted compute."""
 # Parts of a fit in their order, with their shares of its time, as measured on 126 runs of three sizes.
-_PARTS = {"joint law over sizes": 3.0, "richer law": 4.0, "rival laws": 4.0, "best models": 12.0}
+_PARTS = {"joint law over sizes": 3.0, "laws beside it": 4.0, "rival laws": 4.0, "best models": 12.0}
 
 
 def several_sizes(table: pd.DataFrame) -> bool:
@@ -79,8 +80,9 @@ def fit_sizes(
     """Fit one law to runs that differ in size, mean recurrence and tokens, and find the best models through budgets.
 
     Arguments are those of `fit_sweep`; the law is by default the iso-depth law, or where runs saw their text again, its
-    form with effective tokens. The law that extends it joins. Raises ValueError as `check_runs` does, for a table
-    without several sizes and their effective parameters, and where the law can't be fitted.
+    form with effective tokens. The law that extends it and its alternatives join, weighed. Raises ValueError as
+    `check_runs` does, for a table without several sizes and their effective parameters, and where the law can't be
+    fitted.
     """
     # The table, its sizes, and the runs to hold out
     if draws < 0 or seed < 0:
@@ -104,6 +106,7 @@ def fit_sizes(
         )
     fitter = _SizesFitter(
         data=data,
+        columns=family.columns(*(np.ones(1),) * 3),
         draws=draws,
         seed=seed,
         objective=objective,
@@ -144,6 +147,8 @@ def fit_sizes(
         fitter.report("best models")
         points, growth = frontier(fit.surface, [*budgets, *(times * budgets[-1] for times in _BEYOND)], len(budgets))
         fit = dataclasses.replace(fit, comparisons=fitter.comparisons(laws), frontier=tuple(points), growth=growth)
+        alone, no_fits = sizes_alone(fitted, family, budgets[-1], draws=draws, seed=seed, objective=objective)
+        fit = dataclasses.replace(fit, alone=alone, missing_fits=(*missing_fits, *no_fits))
     if rollouts:
         found, why_none = law_rollouts(fitted, law or form.name, objective=objective, kind=fitter.kind, draws=draws)
         fit = dataclasses.replace(fit, rollouts=found, why_no_rollouts=why_none)
@@ -191,9 +196,10 @@ def _budgets(data: Data) -> list[float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SizesFitter:
-    """The settings that every fit to one table shares."""
+    """The settings that every fit to one table shares; `columns` are those of a model to predict."""
 
     data: Data
+    columns: Collection[str]
     draws: int
     seed: int
     objective: Objective
@@ -223,18 +229,14 @@ class _SizesFitter:
         )
 
     def mixture(self, form: Law, name: str, noise: NoiseModel | None) -> LawMixture:
-        """Return the law with the one that extends it, if there is one and it can be fitted."""
+        """Return the law with those beside it that can be fitted."""
         first = self.law(name, noise, "joint law over sizes", profiles=self.profiles)
-        return mixture_with_richer(first, lambda richer: self.law(richer.name, noise, "richer law"))
+        return mixture_beside(first, lambda other: self.law(other.name, noise, "laws beside it"), self.columns)
 
     def misfits(self, laws: LawMixture, noise: NoiseModel | None) -> list[Misfit]:
-        """Return the misfit of each law, the simplest first."""
-        misfits: list[Misfit] = []
-        richer: LawFit | None = None
-        for fit in reversed(laws.laws):
-            misfits.insert(0, law_misfit(fit, self.data, richer=richer, noise=noise))
-            richer = fit
-        return misfits
+        """Return the misfit of each law, which says if the law of the largest weight fits better."""
+        best = laws.best
+        return [law_misfit(fit, self.data, richer=None if fit is best else best, noise=noise) for fit in laws.laws]
 
     def joint_test_time(self, data: Data) -> tuple[LawFit | None, tuple[MissingFit, ...]]:
         """Return the law of test-time loops of all sizes together, or the reason why there is none."""
@@ -311,6 +313,7 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
     for law in (best, *([fit.joint_test_time] if fit.joint_test_time else [])):
         caveats += [f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))]
     caveats += _rival_caveats(fit)
+    caveats += alone_caveats(fit)
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += implausible_caveats(table)
     form = fit.laws.best.form

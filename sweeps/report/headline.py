@@ -81,6 +81,10 @@ def sizes_headline(fit: SizesFit, hold_out: SizesFit | None) -> list[str]:
     values = (f"{p.name} = {_spanned(p.value, p.interval, '.4g')}" for p in law.parameters)
     sentences.append(f"{law.form.name.capitalize()} law {with_greek_mu(law.form.formula)}: {', '.join(values)}.")
     sentences.append(f"In effect: {law.form.effective(law.vector)}.")
+    if fit.phi is not None:
+        sentences.append(
+            f"The worth of a loop by all laws, weighed: phi = {_spanned(fit.phi.value, fit.phi.interval)}."
+        )
     sentences += [
         f"Held out by {comparison.by}, losses are predicted by: "
         + "; ".join(f"{error.method} to {error.mean_absolute_error:.2g}%" for error in comparison.errors)

@@ -17,7 +17,8 @@ class RunResult(Config):
         reason: of a divergence: the step, the loss and ρ(Ā).
         simulated: True if the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
-        unique_tokens: training tokens that the run could see; None if simulated, where every token is new.
+        unique_tokens: training tokens that the run could see in one pass; None if simulated, where every token is new.
+        dropped_tokens: tokens of text that best-fit packing cropped in the run's rows; None for another packing.
         forward_loops: mean loops run per training token.
         backward_loops: mean loops that carried gradient.
         flops_exact: training FLOPs by `exact` accounting.
@@ -31,6 +32,7 @@ class RunResult(Config):
         training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
         spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
         seconds: wall time spent training.
+        skipped_steps: steps without an update, because the loss or the norm of the gradient wasn't finite.
         trunk_steps: first steps that another run has trained, its trunk. They count in all numbers but `flops_trained`.
         flops_trained: FLOPs by `exact` accounting without those of the trunk; None in results of older versions.
     """
@@ -42,6 +44,7 @@ class RunResult(Config):
     steps: int
     tokens: int
     unique_tokens: int | None = None
+    dropped_tokens: int | None = Field(default=None, exclude_if=lambda value: value is None)
     forward_loops: NonNegativeFloat
     backward_loops: NonNegativeFloat
     flops_exact: NonNegativeFloat
@@ -55,6 +58,7 @@ class RunResult(Config):
     training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
+    skipped_steps: int = 0
     trunk_steps: int = 0
     flops_trained: NonNegativeFloat | None = None
 
