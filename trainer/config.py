@@ -42,6 +42,8 @@ NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]
 Fraction = Annotated[float, StrictNumber, Field(ge=0, le=1), _PositiveZero]
 Momentum = Annotated[float, StrictNumber, Field(ge=0, lt=1), _PositiveZero]
 NonEmptyText = Annotated[str, Field(min_length=1)]
+# Left out where it is the default, so that runs keep their ids.
+Initialisation = Annotated[Literal["paper", "released"], Field(exclude_if=lambda value: value == "paper")]
 
 BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
@@ -448,6 +450,7 @@ class RunSpec(Config):
 
     Args:
         data_fingerprint: content hash of the prepared corpus.
+        initialisation: of the weights: `paper`, as the paper's text has it, or `released`, as its code does.
         batch: sequences per optimizer step.
         steps: optimizer steps.
         precision: `bfloat16` runs the matrix products under autocast; weights stay float32.
@@ -460,6 +463,7 @@ class RunSpec(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    initialisation: Initialisation = "paper"
     batch: PositiveInt = 32
     steps: PositiveInt
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -495,7 +499,8 @@ class RunSpec(Config):
 
         Of the corpus only its fingerprint counts and how much of it is seen, not its path.
         """
-        parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name != "data"]
+        left_out = ("data", "initialisation") if self.initialisation == "paper" else ("data",)
+        parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name not in left_out]
         if self.data.unique_tokens is not None:
             parts.append(f'"unique_tokens":{self.data.unique_tokens}')
         canonical = "{" + ",".join(parts) + "}"

@@ -113,7 +113,7 @@ def _run_training(
         mean_recurrence=spec.recurrence.mean,
         recompute_loops=execution.activation_checkpointing,
     )
-    model.initialise(spec.seed)
+    model.initialise(spec.seed, spec.initialisation)
     model.to(execution.device)
     optimizers = make_optimizers(model, spec.optimizer)
     journal = Journal(folder / "journal.jsonl" if ranks.is_first else Path(os.devnull))

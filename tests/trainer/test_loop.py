@@ -365,6 +365,15 @@ def test_the_released_optimizer_trains(spec, corpus, uninterrupted, tmp_path):
     assert result.loss != uninterrupted[1].loss
 
 
+def test_the_released_initialisation_trains_and_is_part_of_a_runs_identity(spec, corpus, uninterrupted, tmp_path):
+    released = spec.model_copy(update={"initialisation": "released"})
+    assert released.run_id != spec.run_id
+    assert "initialisation" not in spec.model_dump()
+    result = train(released, corpus, tmp_path)
+    assert result.status == "finished"
+    assert result.losses != uninterrupted[1].losses
+
+
 @pytest.mark.parametrize("rate", [30.0, 8e-3], ids=["diverged", "finished"])
 def test_a_run_that_ended_holds_nothing(spec, corpus, tmp_path, monkeypatch, rate):
     """Model and optimizers are gone when `train` returns; what diverged is not evaluated first."""
