@@ -33,13 +33,13 @@ _NEAR_BUDGET = 0.01
 _SIDE_BY_SIDE_WIDTH = 5.0
 
 
-def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit) -> None:
-    """Draw lines of equal loss over mean recurrence and size at the largest budget of the fit.
+def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit, *, budget: float | None = None) -> None:
+    """Draw lines of equal loss over mean recurrence and size at a budget (FLOPs), by default the largest of the fit.
 
     Each line is labelled by the nats per token that it lies above the best model. The runs at that budget are marked,
     as are the best model and those by 200 refits.
     """
-    point = _largest_measured(fit)
+    point = _largest_measured(fit) if budget is None else fit.point(budget)
     surface, data = fit.surface, law_data(table)
     at_budget = np.abs(data["flops"] / point.budget - 1) < _NEAR_BUDGET
 

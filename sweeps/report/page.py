@@ -41,6 +41,7 @@ from isoloop.sweeps.report.tables import (
     run_labels,
     runs_table,
     size_labels,
+    sizes_table,
 )
 
 HOLD_OUT_FIGURES = ("predicted_against_measured", "held_out_errors")
@@ -215,6 +216,7 @@ def write_report(
         next_flops=None if whole is None else _next_flops(whole),
         undetermined=_is_undetermined(whole),
         frontier=None if results.joint is None else frontier_table(results.joint),
+        sizes_alone=_sizes_alone(results.joint),
         groups=_groups(page.places, results),
         held_out=held_out,
         held_out_runs=held_out_runs,
@@ -260,6 +262,13 @@ def _next_flops(fit: AnyFit) -> dict[str, Any] | None:
         "title": f"The next {answered.marginal.percent:g}% of FLOPs from the best model for {answered.flops:.3g} FLOPs",
         "table": next_flops_table(answered),
     }
+
+
+def _sizes_alone(fit: SizesFit | None) -> dict[str, Any] | None:
+    """Return the table of the sizes by their own runs, with its budget; None where nothing was fitted to them."""
+    if fit is None or not fit.alone:
+        return None
+    return {"table": sizes_table(fit), "flops": f"{fit.alone[0].budget:.3g}"}
 
 
 def page_is_of(page: Path, table: Path) -> bool:

@@ -282,6 +282,20 @@ def frontier_table(fit: SizesFit) -> PageTable:
     return _page_table(labels, rows)
 
 
+def sizes_table(fit: SizesFit) -> PageTable:
+    """Return the best model of each size at the largest measured budget: by its own runs, and by the joint fit."""
+    rows = []
+    for own in fit.alone:
+        joint = fit.at_size(own.label, own.budget)
+        loops, losses = (
+            [_number(getattr(each, name).value, form, span=getattr(each, name).interval) for each in (own, joint)]
+            for name, form in (("mean_recurrence", ".3g"), ("loss", ".4f"))
+        )
+        rows.append((TableCell(text=own.label, value=joint.params), _number(own.runs, "g"), *loops, *losses))
+    labels = ("size", "its runs", "best µ by them", "best µ by all", "loss by them", "loss by all")
+    return _page_table(labels, rows)
+
+
 def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -> tuple[PageTable, float] | None:
     """Return the results of the groups side by side and the compute (FLOPs) of their best models; None without a fit.
 

@@ -86,6 +86,9 @@ def test_groups_that_differ_in_size_have_a_joint_fit_and_its_answer_on_the_page_
     page = folders.report.read_text()
     assert "Should the next FLOP buy more loops, more tokens or more parameters?" in page
     assert "more parameters alone" in page
+    assert page.index("Best models through budgets") < page.index(
+        "Each size at 1.6e+19 FLOPs, by the laws of its own runs"
+    )
     held_out = page.split("Each run at T = µ:")[1].split("</table>")[0]
     cells = re.findall(r"<td[^>]*>\s*([^<]*?)\s*<", held_out)
     assert (cells.count("140m"), cells.count("370m")) == (4, 4)
