@@ -30,6 +30,8 @@ BUDGETS = (1e18, 4e18, 16e18)
 """Budgets of the first runs, FLOPs."""
 FURTHER = (2e18, 8e18)
 """Budgets of the regular further runs."""
+LARGEST = 64e18
+"""The largest budget of designed runs."""
 LOOPS = (1.0, 2.0, 4.0, 8.0)
 BEYOND = 256e18
 """The budget that the best size and its loss are wanted at."""
@@ -97,7 +99,7 @@ def held(world: SizesWorld, number: int, draws: int) -> dict[str, Held]:
         _FAMILY,
         _FAMILY.sizes,
         candidate_values("mean_recurrence", 1, 2 * LOOPS[-1]).tolist(),
-        candidate_budgets(BUDGETS[0], BUDGETS[-1], BUDGETS).tolist(),
+        candidate_budgets(BUDGETS[0], LARGEST, BUDGETS).tolist(),
         seeds=SEEDS,
     )
     runs = _table(first)
@@ -113,7 +115,8 @@ def held(world: SizesWorld, number: int, draws: int) -> dict[str, Held]:
 
 
 def _columns(params: np.ndarray, loops: np.ndarray, flops: np.ndarray) -> Data:
-    return _FAMILY.columns(params, loops, _FAMILY.tokens_for(flops, params, loops))
+    columns = _FAMILY.columns(params, loops, _FAMILY.tokens_for(flops, params, loops))
+    return columns | {"backprop_depth": np.ceil(columns["mean_recurrence"] / 2)}
 
 
 def _table(*parts: Data) -> pd.DataFrame:
@@ -164,10 +167,10 @@ def run(cache: Path, *, sweeps: int = 40, draws: int = 100) -> str:
         f"Simulated sweeps of three sizes (140m, 370m, 770m) x {len(LOOPS)} recurrences x {len(BUDGETS)} budgets "
         f"({BUDGETS[0]:.3g} to {BUDGETS[-1]:.3g} FLOPs), each with further runs in two ways at the same cost "
         f"({_CELLS * sum(FURTHER):.3g} FLOPs): all cells at {' and '.join(f'{each:.3g}' for each in FURTHER)} FLOPs, "
-        f"or one round designed for {' and '.join(map(str, TARGETS))} among recurrences to {2 * LOOPS[-1]:g} and budgets "
-        f"of the first runs' range, {SEEDS} seeds each. Losses have {WORLDS[0].noise:.1%} of noise and follow the law "
-        "that the row names. Intervals are those of the mixture of laws over sizes: their median width in logarithms, "
-        "and in how many percent of the sweeps they held the truth. Widths (and in brackets rms errors) of designs are "
-        f"multiples of the grid's. {draws} refits of each law; {seconds / 60:.1f} CPU-minutes.\n\n"
+        f"or one round designed for {' and '.join(map(str, TARGETS))} among recurrences to {2 * LOOPS[-1]:g} and "
+        f"budgets to {LARGEST:.3g} FLOPs, {SEEDS} seeds each. Losses have {WORLDS[0].noise:.1%} of noise and follow "
+        "the law that the row names. Intervals are those of the mixture of laws over sizes: their median width in "
+        "logarithms, and in how many percent of the sweeps they held the truth. Widths (and in brackets rms errors) of "
+        f"designs are multiples of the grid's. {draws} refits of each law; {seconds / 60:.1f} CPU-minutes.\n\n"
         f"{table(('world', 'further runs', 'runs', *QUANTITIES), rows)}\n"
     )
