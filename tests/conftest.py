@@ -1,5 +1,6 @@
 """What several rooms' tests share: a small corpus, a small spec, and the reference numbers where they are to be had."""
 
+import gc
 import os
 import shutil
 import warnings
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items):
             groups[item] = "own-ray" if "no_ray" in item.fixturenames else "shared-ray"
             item.add_marker(pytest.mark.xdist_group(groups[item]))
     items.sort(key=lambda item: -order.index(groups[item]))
+
+
+def pytest_collection_finish():
+    """Keep what has been imported out of garbage collections: the one at each run's end would take half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 class FilesAndGroups(LoadGroupScheduling):
@@ -177,6 +184,7 @@ def new_database(tmp_path_factory):
         warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
         if not empty.exists():
             TrackingStore(f"sqlite:///{empty}", "unused", artifacts=folder)
+    gc.freeze()  # MLflow, too, is left out of collections
 
     def make(path):
         path.parent.mkdir(parents=True, exist_ok=True)

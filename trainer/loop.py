@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -24,12 +26,12 @@ from torch.optim import Optimizer
 
 from isoloop.trainer.accounting import flops_spent, loop_cost
 from isoloop.trainer.config import ExecutionConfig, RunSpec
-from isoloop.trainer.data.batches import tokens_per_pass, validation_windows
+from isoloop.trainer.data.batches import tokens_per_pass, validation_documents, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
-from isoloop.trainer.evaluate import EVALUATION_BATCH, bits_per_byte, evaluate, tokens_per_byte
+from isoloop.trainer.evaluate import EVALUATION_BATCH, bits_per_byte, evaluate, evaluate_documents, tokens_per_byte
 from isoloop.trainer.files import sole_owner, write_atomically
-from isoloop.trainer.model.build import build_model, compile_blocks
+from isoloop.trainer.model.build import build_model, check_mask, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
@@ -115,6 +117,10 @@ def _run_training(
         mean_recurrence=spec.recurrence.mean,
         recompute_loops=execution.activation_checkpointing,
     )
+    separator = None
+    if spec.data.document_mask:
+        check_mask(model)
+        separator = corpus.train.separator
     model.initialise(spec.seed, spec.initialisation)
     model.to(execution.device)
     optimizers = make_optimizers(model, spec.optimizer)
@@ -123,7 +129,9 @@ def _run_training(
     def validate(recurrences: Iterable[int]) -> dict[int, float]:
         with _autocast(spec, execution):
             batch = execution.micro_batch or EVALUATION_BATCH
-            return evaluate(model, validation, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
+            return evaluate(
+                model, validation, recurrences, separator=separator, ranks=ranks, batch=batch, heartbeat=heartbeat
+            )
 
     def save_state(place: str, step: int, counts: dict[str, float], keep: int | None) -> None:
         save_checkpoint(
@@ -159,7 +167,7 @@ def _run_training(
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
         # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop
-        step_stats = _accumulate_gradients(spec, model, share, execution)
+        step_stats = _accumulate_gradients(spec, model, share, execution, separator)
         ranks.sum_gradients(model)
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
         stop_requested = should_stop()
@@ -238,10 +246,12 @@ def _run_training(
 
     # Outcome
     counts["seconds"] += time.monotonic() - start_time
-    density = tokens_per_byte(validation, corpus.token_bytes)
+    density = tokens_per_byte(validation[:, 1:], corpus.token_bytes)
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, pass_tokens)
     if packing == "best-fit":
         result = result.model_copy(update={"dropped_tokens": dropped})
+    if result.loss is not None and spec.evaluation.documents is not None:
+        result = result.model_copy(update=_document_fields(spec, corpus, model, execution, ranks, heartbeat))
     is_publishable = spec.model.residual_scale is None  # the published layout has no such scale
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
@@ -336,6 +346,8 @@ def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
         )
     corpus = corpus.first(spec.data.unique_tokens)
     corpus.check(spec.model.context, spec.model.vocabulary)
+    if spec.data.document_mask:
+        corpus.check_documents()
     if ranks.size > spec.batch:
         raise ValueError(
             f"each process must have at least one sequence of a batch, but got {ranks.size} processes for a batch of "
@@ -344,7 +356,9 @@ def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
     return corpus
 
 
-def _accumulate_gradients(spec: RunSpec, model: LanguageModel, share: BatchShare, execution: ExecutionConfig) -> Tensor:
+def _accumulate_gradients(
+    spec: RunSpec, model: LanguageModel, share: BatchShare, execution: ExecutionConfig, separator: int | None
+) -> Tensor:
     """Add this process's part of the step's gradient, one micro-batch at a time.
 
     Returns:
@@ -358,7 +372,7 @@ def _accumulate_gradients(spec: RunSpec, model: LanguageModel, share: BatchShare
         windows, loops = share.windows[part].to(device, non_blocking=True), share.loops[part]
         h0 = model.initial_state(share.state_seeds[part], spec.model.context)
         with _autocast(spec, execution):
-            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0)
+            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator)
         weight = len(loops) / spec.batch
         (loss.nats * weight).backward()
         means = [step_stats.new_tensor(math.nan) if value is None else value.detach() for value in loss]
@@ -370,6 +384,33 @@ def _autocast(spec: RunSpec, execution: ExecutionConfig) -> torch.autocast:
     """Return a context that runs matrix products in bfloat16 if the spec says so; weights and sums stay float32."""
     device = torch.device(execution.device).type
     return torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16")
+
+
+def _document_fields(
+    spec: RunSpec,
+    corpus: Corpus,
+    model: LanguageModel,
+    execution: ExecutionConfig,
+    ranks: Ranks,
+    heartbeat: Callable[[], None],
+) -> dict[str, Any]:
+    """Evaluate documents each by itself, as the published perplexity is; return the result's fields."""
+    assert spec.evaluation.documents is not None, "it is asked for"
+    documents = validation_documents(corpus, context=spec.model.context, count=spec.evaluation.documents)
+    mean, batch = spec.recurrence.mean, execution.micro_batch or EVALUATION_BATCH
+    with _autocast(spec, execution):
+        losses = evaluate_documents(
+            model, documents, {*spec.evaluation.recurrences, mean}, ranks=ranks, batch=batch, heartbeat=heartbeat
+        )
+    finite = {recurrence: loss for recurrence, loss in losses.items() if math.isfinite(loss)}
+    if mean not in finite:
+        return {"document_losses": finite}
+    density = tokens_per_byte(np.concatenate([document[1:] for document in documents]), corpus.token_bytes)
+    return {
+        "document_losses": finite,
+        "perplexity": math.exp(losses[mean]),
+        "document_bits_per_byte": bits_per_byte(losses[mean], density),
+    }
 
 
 def _radius_note(model: LanguageModel) -> str:

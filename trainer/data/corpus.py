@@ -106,6 +106,11 @@ class Corpus:
         part.train = self.train.first(unique_tokens)
         return part
 
+    def check_documents(self) -> None:
+        """Index the documents of both splits, unless they are. Raises ValueError if they can't be told apart."""
+        for split in (self.train, self.validation):
+            assert len(split.documents) > 0, "a split has a document"
+
     def check(self, context: int, vocabulary: int) -> None:
         """Raise ValueError if `vocabulary` is below the corpus's, or a split is shorter than `context` + 1 tokens."""
         facts = self.facts
@@ -213,7 +218,7 @@ class CorpusRequest:
         """Open a corpus with notes about its text and, where the share that is held out is another, about that."""
         corpus, asked = Corpus(folder), self._config.validation_fraction
         notes, share = list(self._source.notes), corpus.facts.validation_share
-        if abs(share - asked) > SHARE_TOLERANCE * asked:
+        if self._config.validation_files is None and abs(share - asked) > SHARE_TOLERANCE * asked:
             if self._config.max_tokens and not self._source.has_rows:
                 reason = "max_tokens ends the training text alone"
             else:

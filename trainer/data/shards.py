@@ -5,6 +5,8 @@ made where it is first needed and kept beside them.
 """
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, lru_cache
@@ -46,15 +48,15 @@ class Documents:
     """
 
     def __init__(self, ends: NDArray[np.int64], tokens: int) -> None:
-        self._ends, self._tokens = ends, tokens
+        self._ends, self.tokens = ends, tokens
 
     def __len__(self) -> int:
-        return int(np.searchsorted(self._ends, self._tokens)) + 1 if self._tokens else 0
+        return int(np.searchsorted(self._ends, self.tokens)) + 1 if self.tokens else 0
 
     def spans(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where these documents start, and how many tokens each has with its separator; shape [numbers]."""
         starts = np.where(numbers > 0, self._ends[numbers - 1], 0)
-        return starts, np.minimum(self._ends[numbers], self._tokens) - starts
+        return starts, np.minimum(self._ends[numbers], self.tokens) - starts
 
 
 _PART_RECORD = TypeAdapter(dict[Split, Shard])
@@ -114,8 +116,11 @@ class Tokens:
         if not path.exists():
             first = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
             ends = [first[number] + self._scan(number) for number in range(len(self._shards))]
-            with open_atomically(path) as file:
-                np.save(file, np.concatenate(ends))
+            # In a folder of its own: several processes may make the same index at once.
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".building-") as building:
+                with open_atomically(Path(building, path.name)) as file:
+                    np.save(file, np.concatenate(ends))
+                os.replace(Path(building, path.name), path)
         ends = np.load(path, mmap_mode="r")
         if ends.shape != (count,):
             raise ValueError(

@@ -2,6 +2,8 @@
 
 `Block` is the contract of a block. A block of the user's own is a subclass in a file of its own, whose
 `cost(config, value_embedding=...)` returns a `BlockCost` (docs/extending.md shows one).
+
+Attention is causal. A `mask` [batch, 1, tokens, tokens], which is added to its scores, also keeps it within documents.
 """
 
 from abc import ABC, abstractmethod
@@ -67,7 +69,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(d, d, bias=False)
         self.gate = nn.Linear(config.gate_channels, config.heads, bias=False) if value_embedding else None
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
         split = (self.heads, -1)
         query = self.query(x).unflatten(-1, split)
@@ -78,7 +80,7 @@ class Attention(nn.Module):
             value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
         query, key = (F.rms_norm(rotary(z), (z.shape[-1],)) for z in (query, key))
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, is_causal=mask is None
         )
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
@@ -122,8 +124,11 @@ class Block(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
-        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None."""
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None.
+
+        A block without the argument `mask` serves as long as no run sets `data.document_mask`.
+        """
 
     @abstractmethod
     def initialise(self, std: float, generator: torch.Generator) -> None:
@@ -143,9 +148,9 @@ class PreNormBlock(Block):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config.width)
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding))
+        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding, mask))
         return x + self._scaled(self.mlp(self.mlp_norm(x)))
 
     def _scaled(self, branch: Tensor) -> Tensor:
@@ -169,14 +174,29 @@ class ResidualNormBlock(Block):
         self.mlp = MLP(config.width)
         self.mlp_sum_norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding))
+        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding, mask))
         return self.mlp_sum_norm(x + self.mlp(self.mlp_norm(x)))
 
     def initialise(self, std: float, generator: torch.Generator) -> None:
         """Draw the matrices; the output projections start at zero."""
         init_parts(self.attention, self.mlp, std, generator)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Return what attention adds to its scores, [batch, 1, tokens, tokens], so that no token sees another document.
+
+    It is 0 from a token to itself and to those before it in its document, and -inf otherwise, in the type that
+    attention computes in: made once, it is kept once, whatever the number of layers and loops.
+
+    Args:
+        documents: the number of each token's document in its sequence, [batch, tokens].
+    """
+    device = documents.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    same = (documents[:, None, :, None] == documents[:, None, None, :]).tril()
+    return torch.zeros(same.shape, dtype=dtype, device=documents.device).masked_fill_(~same, -torch.inf)
 
 
 def make_block(config: ModelConfig, layer: int) -> Block:
