@@ -18,7 +18,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from scipy.special import pdtrc
+
 from isoloop.trainer.config import BLOCKS, ModelConfig, RecurrenceConfig, import_class
+from isoloop.trainer.recurrence import LOG_NORMAL_SIGMA
 
 Accounting = Literal["exact", "parcae-release"]
 
@@ -26,6 +30,7 @@ FORWARD_FLOPS = 2
 BACKWARD_FLOPS = 4
 MLP_FACTOR = 4
 _CURRICULUM_POINTS = 256
+_RATE_POINTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +175,19 @@ def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tupl
     """Return the mean loops per token that count: forward, and with gradient.
 
     Under `exact` these are E[T] and E[min(T, µ_bwd)] of the sampler's loop counts: for T = max(1, Poisson(µ)), E[T] is
-    µ + exp(-µ). Under `parcae-release` they are the nominal µ and min(µ_bwd, µ). A curriculum counts with its average
-    over the run.
+    µ + exp(-µ), and for log-normal Poisson loops µ + 1. Under `parcae-release` they are the nominal µ and min(µ_bwd,
+    µ). A curriculum and phases count with their average over the run.
     """
     forward, backward = _loops_at(recurrence, accounting, float(recurrence.mean))
+    if recurrence.phases:
+        starts = [0.0, *(phase.until for phase in recurrence.phases)]
+        shares = [phase.until - start for phase, start in zip(recurrence.phases, starts, strict=False)]
+        loops = [_loops_at(recurrence, accounting, float(phase.mean)) for phase in recurrence.phases]
+        rest = 1 - starts[-1]
+        return (
+            sum(share * f for share, (f, _) in zip(shares, loops, strict=True)) + rest * forward,
+            sum(share * b for share, (_, b) in zip(shares, loops, strict=True)) + rest * backward,
+        )
     if recurrence.curriculum_start is None:
         return forward, backward
     ramp = recurrence.curriculum_fraction
@@ -192,6 +206,11 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
         return mean, float(min(depth, mean))
     if recurrence.sampling == "fixed":
         return float(round(mean)), float(min(round(mean), depth))
+    if recurrence.distribution == "log-normal-poisson":
+        nodes, weights = np.polynomial.hermite_e.hermegauss(_RATE_POINTS)
+        rates = mean * np.exp(LOG_NORMAL_SIGMA * nodes - LOG_NORMAL_SIGMA**2 / 2)
+        beyond = pdtrc(np.arange(depth - 1)[:, None], rates).sum(axis=0)  # sum of P(1 + Poisson >= j), j = 2 .. depth
+        return mean + 1, 1 + float(beyond @ weights / weights.sum())
     cumulative = math.exp(-mean)  # P(0 loops) before the clamp
     forward, backward = mean + cumulative, 1.0
     for loops in range(1, depth):

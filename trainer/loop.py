@@ -27,11 +27,18 @@ from isoloop.trainer.config import ExecutionConfig, RunSpec
 from isoloop.trainer.data.batches import validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
-from isoloop.trainer.evaluate import EVALUATION_BATCH, bits_per_byte, evaluate, tokens_per_byte
+from isoloop.trainer.evaluate import (
+    EVALUATION_BATCH,
+    bits_per_byte,
+    evaluate,
+    loss_at_mean,
+    recurrences_around,
+    tokens_per_byte,
+)
 from isoloop.trainer.files import sole_owner, write_atomically
 from isoloop.trainer.model.build import build_model, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
-from isoloop.trainer.model.pretrained import save_published
+from isoloop.trainer.model.pretrained import has_published_layout, save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
 from isoloop.trainer.run.best import BestStep
 from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, trunk_counts
@@ -193,7 +200,7 @@ def _run_training(
         metrics: dict[str, float] = {}
         if steps_done in validation_steps:
             with speed.paused():
-                validation_loss = validate({mean})[mean]
+                validation_loss = loss_at_mean(validate(recurrences_around(mean)), mean)
             metrics |= {"validation_loss": validation_loss} if math.isfinite(validation_loss) else {}
             if steps_done in best_steps and validation_loss < (math.inf if best is None else best.loss):
                 best = BestStep.of(steps_done, validation_loss, model if ranks.is_first else None)
@@ -215,7 +222,8 @@ def _run_training(
             return None
 
     # Final evaluation
-    losses = {} if reason else validate({*spec.evaluation.recurrences, mean})
+    final_recurrences = {*spec.evaluation.recurrences, *recurrences_around(mean)}
+    losses = {} if reason else validate(final_recurrences)
     if not all(map(math.isfinite, losses.values())):
         reason = f"validation loss is not finite after step {steps_done}{_radius_note(model)}: {losses}"
 
@@ -223,7 +231,7 @@ def _run_training(
     counts["seconds"] += time.monotonic() - start_time
     density = tokens_per_byte(validation, corpus.token_bytes)
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, len(corpus.train))
-    is_publishable = spec.model.residual_scale is None  # the published layout has no such scale
+    is_publishable = has_published_layout(spec.model)
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
     elif ranks.is_first:
@@ -236,12 +244,12 @@ def _run_training(
             if ranks.is_first:
                 model.load_state_dict(best.weights)
             ranks.broadcast_weights(model)
-            at_best = validate({*spec.evaluation.recurrences, mean})
-            if math.isfinite(at_best[mean]):
+            at_best = validate(final_recurrences)
+            if math.isfinite(loss_at_mean(at_best, mean)):
                 best_step, best_losses = best.step, {t: loss for t, loss in at_best.items() if math.isfinite(loss)}
             if ranks.is_first and spec.evaluation.keep_best and is_publishable:
                 save_published(folder / "best-model", model, spec.recurrence)
-        best_fields = {"best_loss": best_losses[mean], "best_step": best_step, "best_losses": best_losses}
+        best_fields = {"best_loss": loss_at_mean(best_losses, mean), "best_step": best_step, "best_losses": best_losses}
         result = result.model_copy(update=best_fields)
     journal.event(result.status, step=steps_done, reason=reason)
     journal.close()
@@ -392,7 +400,7 @@ def _build_result(
     """Build the run's result; `density` is in tokens per byte, and a `reason` means that the run diverged."""
     sequences, tokens = steps * spec.batch, steps * spec.tokens_per_step
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
-    loss = None if reason else losses[spec.recurrence.mean]
+    loss = None if reason else loss_at_mean(losses, spec.recurrence.mean)
     radius = model.spectral_radius()
     flops = flops_spent(spec.model, spec.recurrence, tokens, forward, backward)
     return RunResult(

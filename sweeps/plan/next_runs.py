@@ -19,7 +19,7 @@ from isoloop.trainer.config import RecurrenceConfig
 _SAME = 0.01
 """Budgets within this fraction of one another are one."""
 _NEW_SUFFIX = "-designed"
-Place = tuple[int, float]
+Place = tuple[float, float]
 """A mean recurrence and a budget in FLOPs."""
 
 
