@@ -66,6 +66,7 @@ def fit_and_report(
         groups = _sizes_of_combinations(sweep, table) | groups
     elif whole["effective_params_fixed"].nunique() > 1:
         own_draws = min(draws, _DRAWS_OF_SIZES)
+        groups = dict(sorted(groups.items(), key=lambda item: item[1]["effective_params_fixed"].iloc[0]))
     slugs = _slugs(list(groups))
     results: dict[str, SweepResults] = {}
     for label, part in groups.items():

@@ -27,8 +27,9 @@ TARGETS = {
     "4_held_out_predictions": "default",
     "5_accounting": "sweep",
     "6_stability": "default",
+    "7_sizes": "sizes",
 }
-FIGURES = {"4_held_out_predictions": 2, "3_test_time_scaling": 2, "1_isoflop_curves": 2}
+FIGURES = {"4_held_out_predictions": 2, "3_test_time_scaling": 2, "1_isoflop_curves": 2, "7_sizes": 2}
 
 
 def read(path):
@@ -56,6 +57,8 @@ def out(tmp_path_factory):
     table = simulated_table(sweep)
     table.to_csv(folders.table, index=False)
     table.to_parquet(out / "alone.parquet")
+    sizes = ["budgets=[1e18,4e18,16e18]", "mean_recurrences=[1,2,4,8]", "axes.model.size=[140m,370m,770m]"]
+    simulated_table(load_sweep("parcae-sizes-simulated", sizes)).to_csv(out / "sizes.csv", index=False)
     return out
 
 
@@ -89,9 +92,9 @@ def execute(environment):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_it_runs_and_shows_something(path, out, execute):
     """Each notebook finds nothing of the one before: no names, no settings of figures, no target."""
-    targets = {"table": str(out / "alone.parquet"), "sweep": "small", "default": None}
+    targets = {"table": out / "alone.parquet", "sizes": out / "sizes.csv", "sweep": "small", "default": None}
     target = targets[TARGETS[path.stem]]
-    setting = f"os.environ['ISOLOOP_TARGET'] = {target!r}" if target else "os.environ.pop('ISOLOOP_TARGET', None)"
+    setting = f"os.environ['ISOLOOP_TARGET'] = {str(target)!r}" if target else "os.environ.pop('ISOLOOP_TARGET', None)"
     afresh = f"import os, matplotlib\nmatplotlib.rcdefaults()\n{setting}"
     execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (afresh, "%reset -f")]))
     notebook = read(path)

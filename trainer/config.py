@@ -49,11 +49,16 @@ NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]
 Fraction = Annotated[float, StrictNumber, Field(ge=0, le=1), _PositiveZero]
 Momentum = Annotated[float, StrictNumber, Field(ge=0, lt=1), _PositiveZero]
 NonEmptyText = Annotated[str, Field(min_length=1)]
+# Left out where it is the default, so that runs keep their ids.
+Initialisation = Annotated[Literal["paper", "released"], Field(exclude_if=lambda value: value == "paper")]
 
 BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
 GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
+# Muon's momentum in Parcae's release rises from the first of these to `muon_momentum` over so many steps.
+_FIRST_MOMENTUM, _MOMENTUM_STEPS = 0.85, 300
+_RELEASED_DIVERGENCE_STEPS = 10
 # Evaluations during a run that sees its text again, besides that of its last step.
 BEST_LOSS_EVALUATIONS = 15
 INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
@@ -413,15 +418,23 @@ class OptimizerConfig(Config):
     """Muon for the matrices of the blocks, AdamW for everything else.
 
     Args:
+        muon: the variant of Muon: `torch`, that of torch.optim; or `released`, that of Parcae's release (Polar Express,
+            NorMuon's variance, cautious weight decay).
+        muon_momentum: momentum of Muon. `released` starts at .85 and rises linearly to this over the first 300 steps.
+        divergence_steps: number of steps in a row whose loss or gradient norm isn't finite after which the run has
+            diverged. Such steps are skipped: the weights stay. None: 1 with `torch`, so that the first one ends the
+            run, and 10 with `released`, whose published code skips any number.
         muon_weight_decay_schedule: `run` lets Muon's weight decay fall linearly to 0 over the whole run, as published;
             `rate` lets it fall as the learning rate does, so that no step before that depends on the run's length.
     """
 
     learning_rate: PositiveFloat = 8e-3
+    # Left out where they aren't set, so that runs keep their ids.
+    muon: Annotated[Literal["torch", "released"], Field(exclude_if=lambda value: value == "torch")] = "torch"
+    divergence_steps: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
     muon_learning_rate: PositiveFloat | None = None
     muon_momentum: Momentum = 0.95
     muon_weight_decay: NonNegativeFloat = 0.2
-    # Left out where it isn't set, so that runs keep their ids.
     muon_weight_decay_schedule: Annotated[Literal["run", "rate"], Field(exclude_if=lambda value: value == "run")] = (
         "run"
     )
@@ -433,6 +446,18 @@ class OptimizerConfig(Config):
     def matrix_learning_rate(self) -> float:
         """Peak learning rate of Muon; AdamW's unless it is set."""
         return self.muon_learning_rate or self.learning_rate
+
+    @property
+    def skips_to_divergence(self) -> int:
+        """Skipped steps in a row with which the run has diverged."""
+        return self.divergence_steps or (_RELEASED_DIVERGENCE_STEPS if self.muon == "released" else 1)
+
+    def momentum_at(self, step: int) -> float:
+        """Return Muon's momentum at `step` (0-based)."""
+        if self.muon == "torch" or step >= _MOMENTUM_STEPS:
+            return self.muon_momentum
+        start = min(_FIRST_MOMENTUM, self.muon_momentum)
+        return start + (self.muon_momentum - start) * step / _MOMENTUM_STEPS
 
 
 class ScheduleConfig(Config):
@@ -507,6 +532,7 @@ class RunSpec(Config):
 
     Args:
         data_fingerprint: content hash of the prepared corpus.
+        initialisation: of the weights: `paper`, as the paper's text has it, or `released`, as its code does.
         batch: sequences per optimizer step.
         steps: optimizer steps.
         precision: `bfloat16` runs the matrix products under autocast; weights stay float32.
@@ -519,6 +545,7 @@ class RunSpec(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    initialisation: Initialisation = "paper"
     batch: PositiveInt = 32
     steps: PositiveInt
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -554,7 +581,8 @@ class RunSpec(Config):
 
         Of the corpus only its fingerprint counts and how much of it is seen, not its path.
         """
-        parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name != "data"]
+        left_out = ("data", "initialisation") if self.initialisation == "paper" else ("data",)
+        parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name not in left_out]
         if self.data.unique_tokens is not None:
             parts.append(f'"unique_tokens":{self.data.unique_tokens}')
         canonical = "{" + ",".join(parts) + "}"

@@ -52,6 +52,7 @@ from isoloop.trainer.run.telemetry import SpeedMeter, SystemMeter
 JOURNALED_STEPS = 200
 # A run whose training loss exceeds this many times ln(vocabulary) has diverged.
 DIVERGENCE_FACTOR = 3.0
+_COUNTS = ("forward_loops", "backward_loops", "seconds", "skipped_steps", "skipped_in_a_row")
 
 
 def train(
@@ -119,7 +120,7 @@ def _run_training(
         mean_recurrence=spec.recurrence.mean,
         recompute_loops=execution.activation_checkpointing,
     )
-    model.initialise(spec.seed)
+    model.initialise(spec.seed, spec.initialisation)
     model.to(execution.device)
     optimizers = make_optimizers(model, spec.optimizer)
     journal = Journal(folder / "journal.jsonl" if ranks.is_first else Path(os.devnull))
@@ -175,21 +176,29 @@ def _run_training(
         counts["backward_loops"] += backward_loops
         steps_done = step + 1
 
-        # Divergence: the step isn't taken
-        if not (math.isfinite(train_loss) and math.isfinite(gradient_norm)) or train_loss > max_loss:
+        # A step without a finite gradient isn't taken; too many in a row, or too large a loss, are a divergence
+        is_finite = math.isfinite(train_loss) and math.isfinite(gradient_norm)
+        skipped_in_a_row = 0 if is_finite else counts["skipped_in_a_row"] + 1
+        counts["skipped_steps"] += not is_finite
+        if skipped_in_a_row >= spec.optimizer.skips_to_divergence or max_loss < train_loss < math.inf:
             norms = f"training loss {train_loss:.4g}, gradient norm {gradient_norm:.4g}{_radius_note(model)}"
             reason = f"{norms} in step {steps_done}"
+            if skipped_in_a_row > 1:
+                reason += f", the last of {skipped_in_a_row:.0f} steps in a row that were skipped"
             if ranks.is_first and step and any(place > step for place in branching.save_at):  # branches share this end
                 before = {
                     "forward_loops": counts["forward_loops"] - forward_loops,
                     "backward_loops": counts["backward_loops"] - backward_loops,
+                    "skipped_steps": counts["skipped_steps"] - (not is_finite),
                 }
                 save_state(BRANCHES, step, counts | before, keep=None)
             break
+        counts["skipped_in_a_row"] = skipped_in_a_row
 
         # Optimizer step
         for optimizer in optimizers:
-            optimizer.step()
+            if is_finite:
+                optimizer.step()
             optimizer.zero_grad()
         speed.count(spec.batch, forward_loops, backward_loops)
         counts_now = {**counts, "seconds": counts["seconds"] + time.monotonic() - start_time}
@@ -207,6 +216,9 @@ def _run_training(
         if ranks.is_first and (steps_done % journal_interval == 0 or steps_done == spec.steps):
             metrics |= _step_metrics(spec, model, optimizers, means, gradient_norm, steps_done)
             metrics |= speed.read() | system.read()
+        if not is_finite:
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            metrics["skipped_steps"] = counts["skipped_steps"]
         if metrics:
             journal.metrics(steps_done, metrics)
 
@@ -311,7 +323,8 @@ def _restore_latest_checkpoint(
     chosen, owner = ranks.broadcast_object((chosen, owner if chosen is not None else spec.run_id))
     if chosen is not None and state is None:
         state = load_checkpoint(chosen, run_id=owner, model=model, optimizers=optimizers)
-    steps_done, counts, best = state or (0, {"forward_loops": 0.0, "backward_loops": 0.0, "seconds": 0.0}, None)
+    steps_done, counts, best = state or (0, {}, None)
+    counts = dict.fromkeys(_COUNTS, 0.0) | counts  # older versions counted no skipped steps
     if owner != spec.run_id:
         journal.event("branched", trunk=owner, step=steps_done)
         return steps_done, counts | trunk_counts(spec, steps_done, counts), None
@@ -420,6 +433,7 @@ def _build_result(
         training_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
         spectral_radius=radius if radius is not None and math.isfinite(radius) else None,
         seconds=counts["seconds"],
+        skipped_steps=int(counts["skipped_steps"]),
         trunk_steps=int(counts.get("trunk_steps", 0)),
         flops_trained=flops["flops_exact"] - counts.get("trunk_flops", 0.0),
     )

@@ -22,6 +22,7 @@ from isoloop.trainer.config import ModelConfig, RecurrenceConfig
 from isoloop.trainer.recurrence import LOG_NORMAL_SIGMA
 
 Precision = Literal["float32", "bfloat16"]
+MuonVariant = Literal["torch", "released"]
 DeviceKind = Literal["cpu", "cuda"]
 
 FLOAT = 4
@@ -29,6 +30,8 @@ INDEX = 8
 # The head holds the logits of this many (token, vocabulary) pairs at a time, and of at least this many tokens.
 LOGITS_AT_ONCE = 2**24
 MIN_HEAD_ROWS = 64
+# Bytes that Muon holds for each entry of the matrices that it updates at once, at its peak.
+STACK_BYTES: dict[MuonVariant, int] = {"torch": 12, "released": 17}
 # A process with torch and without a model: resident memory on the CPU (measured) and of a GPU (assumed).
 RUNTIME = {"cpu": 256 * 2**20, "cuda": 2**30}
 
@@ -40,7 +43,7 @@ class Memory:
     Attributes:
         weights: the parameters and the table of the rotary embedding.
         gradients: one for each parameter, or two where several processes sum theirs.
-        optimizer: Muon's momentum and AdamW's two moments.
+        optimizer: Muon's momentum, with `released` a mean square for each row or column, and AdamW's two moments.
         activations: tensors that autograd keeps of one forward pass.
         working: the rest of the peak: a chunk of logits and the head's gradient, states, a block's gradients.
         runtime: Python, torch and, on a GPU, CUDA's context.
@@ -75,7 +78,9 @@ class _Footprint(NamedTuple):
     table: int  # the token table
     weights: int
     gradients: int
-    optimizer: int
+    optimizer: int  # without `mean_squares`
+    mean_squares: int  # of the rows or columns of the blocks' matrices
+    stacked: int  # entries of the matrices that Muon updates at once
     outside: _Kept  # of what comes before and after the loop
     loop: _Kept  # of each loop
     core_copies: int  # narrow copies of the core's matrices
@@ -96,6 +101,7 @@ def estimate_memory(
     activation_checkpointing: bool = False,
     processes: int = 1,
     device: DeviceKind = "cpu",
+    muon: MuonVariant = "torch",
 ) -> Memory:
     """Estimate the peak memory of one process of a run.
 
@@ -111,6 +117,7 @@ def estimate_memory(
         activation_checkpointing: as in `ExecutionSettings`.
         processes: number that share the run; with two or more, all gradients are copied to be summed.
         device: kind of device.
+        muon: as in `OptimizerConfig`.
     """
     half = precision == "bfloat16"
     size = _footprint(model, half, device == "cuda")
@@ -126,15 +133,16 @@ def estimate_memory(
     elif model.is_looped:
         activations += loops * (tokens * size.loop.per_token + size.loop.fixed) + size.core_copies
 
-    # The peak: in the head, within a block's backward pass, or while the optimizer works on the token table
+    # The peak: in the head, within a block's backward pass, or while the optimizer works on the table or Muon's stacks
     rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
     head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
-    working = max(size.table + tokens * size.state + max(head, flowing), 3 * size.table - activations)
+    updating = max(3 * size.table, STACK_BYTES[muon] * size.stacked)
+    working = max(size.table + tokens * size.state + max(head, flowing), updating - activations)
     packed = max(0, size.gradients - activations - working) if processes > 1 else 0
     return Memory(
         weights=size.weights,
         gradients=size.gradients + packed,
-        optimizer=size.optimizer,
+        optimizer=size.optimizer + (size.mean_squares if muon == "released" else 0),
         activations=activations,
         working=working,
         runtime=RUNTIME[device],
@@ -244,6 +252,8 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         weights=(counted.total + model.context * model.head_width) * FLOAT,
         gradients=counted.total * FLOAT,
         optimizer=(2 * counted.total - sum(products)) * FLOAT,
+        mean_squares=(12 * d * model.layers + max(model.heads, model.gate_channels) * len(values)) * FLOAT,
+        stacked=4 * d * d * model.layers,  # query, key, value and out of all blocks, and as many in `up` and in `down`
         outside=outside,
         loop=loop,
         core_copies=2 * core_matrices if half else 0,

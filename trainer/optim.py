@@ -1,9 +1,10 @@
 """Optimizers, Muon for the matrices of the blocks and AdamW for the rest, and their schedules."""
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from isoloop.trainer.config import OptimizerConfig, ScheduleConfig
+from isoloop.trainer.muon import Muon, ReleasedMuon, TorchMuon
 
 _BLOCK_PREFIXES = ("prelude.", "core.", "coda.")
 
@@ -19,14 +20,14 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """Make Muon (learning rate x sqrt(max(1, rows / columns))) and AdamW without decay, at peak learning rates."""
+    """Make Muon, in the variant of `config`, and AdamW without decay, at peak learning rates."""
     matrices, rest = split_parameters(model)
-    muon = Muon(
+    variant = ReleasedMuon if config.muon == "released" else TorchMuon
+    muon = variant(
         matrices,
-        lr=config.matrix_learning_rate,
-        momentum=config.muon_momentum,
+        rate=config.matrix_learning_rate,
+        momentum=config.momentum_at(0),
         weight_decay=config.muon_weight_decay,
-        adjust_lr_fn="original",
     )
     adamw = AdamW(
         rest, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0, fused=True
@@ -37,7 +38,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer
 def apply_schedule(
     optimizers: list[Optimizer], config: OptimizerConfig, schedule: ScheduleConfig, step: int, steps: int
 ) -> None:
-    """Set the learning rates, and Muon's weight decay, for `step` (0-based)."""
+    """Set the learning rates, and Muon's weight decay and momentum, for `step` (0-based)."""
     factor = schedule.rate_factor(step, steps)
     decay_factor = factor if config.muon_weight_decay_schedule == "rate" else 1 - step / steps
     for optimizer in optimizers:
@@ -46,3 +47,4 @@ def apply_schedule(
             group["lr"] = factor * (config.matrix_learning_rate if is_muon else config.learning_rate)
             if is_muon:
                 group["weight_decay"] = config.muon_weight_decay * decay_factor
+                group["momentum"] = config.momentum_at(step)

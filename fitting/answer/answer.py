@@ -29,7 +29,7 @@ from isoloop.fitting.answer.marginal import (
 )
 from isoloop.fitting.answer.predict import range_notes, wrapped
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
-from isoloop.fitting.answer.verdict import Verdict, verdict
+from isoloop.fitting.answer.verdict import Verdict, verdict, verdict_under
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.estimation.bootstrap import interval
@@ -67,8 +67,8 @@ class JointFit(Protocol):
         """The loss as a function of what the models differ in, None without a law of it."""
         ...
 
-    def verdict(self, flops: float | None = None) -> Verdict:
-        """Return what the runs do not determine of the best model for `flops`."""
+    def verdict(self, flops: float | None = None, limited: Limited | None = None) -> Verdict:
+        """Return what the runs do not determine of the best model for `flops`, or of that under limits."""
         ...
 
 
@@ -80,7 +80,8 @@ class Answer:
     that of one measured run. `without_loops` is the best model of one loop for as many FLOPs, where runs have one loop,
     with what it buys, which is negative where loops pay. `growth` says how the best model grows with compute.
     `marginal` starts at the best model, or at the given one; with limits at `limited`, the best model under them. What
-    the runs do not determine is in `verdict`: where that has an `answer`, the best model is none. `far` says how far
+    the runs do not determine of the best model, under the limits if there are any, is in `verdict`: where that has an
+    `answer`, the best model is none. `far` says how far
     from the runs the answer is, the farthest first, `notes` what the runs leave open, and `refits` is the number
     of them behind an interval.
     """
@@ -343,7 +344,10 @@ def answer(
     spans = {axis: None if drawn is None else interval(_bounded(surface, axis, drawn)) for axis in surface.axes}
     rows = surface.family.columns([float(optimum.params)], [float(optimum.mean_recurrence)], [float(optimum.tokens)])
     ends = surface.laws.loss_interval(rows)
-    judged = verdict(fit, flops) if isinstance(fit, SweepFit) else fit.verdict(flops)
+    if not isinstance(fit, SweepFit):
+        judged = fit.verdict(flops, limited)
+    else:
+        judged = verdict(fit, flops) if limited is None else verdict_under(fit, limited)
     origin = start or best
     if limits is None or limited is None:
         step = marginal(surface, origin, percent=percent)

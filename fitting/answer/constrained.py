@@ -35,7 +35,8 @@ class LimitedModel:
     """The best model under limits, at `recurrence` loops T at test time (None: T = mu, or no loops).
 
     `spans` are the 95% intervals of its numbers by axis, and T; `memory` is in bytes, `seconds` the wall time of
-    training, each None where nothing says it. `binding` names the limits that the model reaches, `flops` among them.
+    training, each None where nothing says it. `binding` names the limits that the model reaches, `flops` among them,
+    and `at_bound` the axes whose value is an end of the search.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class LimitedModel:
     seconds: float | None
     inference_flops: float
     binding: tuple[str, ...]
+    at_bound: tuple[str, ...]
 
     @property
     def flops(self) -> float:
@@ -284,6 +286,7 @@ class _Search:
         if chosen:
             spans["recurrence"] = None if drawn is None else interval(drawn.recurrence)
         losses = self.loss_draws(model, tested if chosen else None)
+        searched = {name: surface.search_range(name) for name in surface.axes if name != "tokens"}
         return LimitedModel(
             model=model,
             recurrence=tested if chosen else None,
@@ -293,6 +296,9 @@ class _Search:
             seconds=seconds,
             inference_flops=served,
             binding=tuple(name for name, is_reached in reached.items() if is_reached),
+            at_bound=tuple(
+                name for name, span in searched.items() if span and np.isclose(model.of_axis(name), span, 1e-6, 0).any()
+            ),
         )
 
     def tokens_for(self, params: np.ndarray, loops: np.ndarray, recurrence: np.ndarray) -> np.ndarray:

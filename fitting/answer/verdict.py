@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from isoloop.fitting.answer.constrained import Limited
 from isoloop.fitting.answer.recommendation import (
     ANSWER_MULTIPLE,
     BUDGET_ROUNDING,
@@ -92,17 +93,47 @@ def verdict(fit: SweepFit, flops: float | None = None) -> Verdict:
     return verdict_on(fit, recommendation(fit, flops))
 
 
-def verdict_on(fit: SweepFit, best: Recommendation) -> Verdict:
-    """Return what the runs of a fit do not determine, where `best` is its recommendation for a budget."""
+def verdict_under(fit: SweepFit, limited: Limited) -> Verdict:
+    """Return what the runs of a fit do not determine of its best model under limits.
+
+    Limits may pin a model down where the budget alone does not: one inside the grid does not need the minima of isoFLOP
+    curves there.
+    """
+    found = limited.best
+    assert fit.laws_after_training is not None, "limits are those of a loss surface"
+    best = Recommendation(
+        method=fit.laws_after_training.name,
+        value=found.model.of_axis(fit.axis),
+        value_interval=found.spans[fit.axis],
+        tokens=found.model.tokens,
+        tokens_interval=found.spans["tokens"],
+        loss=found.loss.value,
+        loss_interval=found.loss.interval,
+        extra_loss=limited.costs["all"].value,
+        at_bound=fit.axis in found.at_bound,
+        flops=found.model.flops,
+        reason="",
+        others=(),
+    )
+    return verdict_on(fit, best, limits=limited.limits.words)
+
+
+def verdict_on(fit: SweepFit, best: Recommendation, *, limits: str = "") -> Verdict:
+    """Return what the runs of a fit do not determine, where `best` is its recommendation for a budget.
+
+    `limits` are those of the recommendation in words, if it has any.
+    """
     units = _unit_reasons(fit)
+    low, high = fit.fitted.of_axis(fit.axis)
+    is_pinned = bool(limits) and low / BUDGET_ROUNDING <= best.value <= high * BUDGET_ROUNDING
     reasons = units or [
         *_few_reasons(fit),
-        *_edge_reasons(fit, best),
+        *([] if is_pinned else _edge_reasons(fit, best)),
         *_bound_reasons(fit, best),
         *_width_reasons(fit, best),
     ]
     name = AXES[fit.axis].name
-    subject = f"the best {name} at {best.flops:.3g} FLOPs"
+    subject = f"the best {name} at {best.flops:.3g} {'training FLOPs ' if limits else 'FLOPs'}{limits}"
     return Verdict(
         answer=tuple(
             Undetermined(subject=subject, reason=reason, advice=advice, of_table=bool(units))

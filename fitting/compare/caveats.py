@@ -8,13 +8,19 @@ import numpy as np
 
 from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.compare.difference import BEST_RUNS, Difference
-from isoloop.fitting.compare.side import SECTIONS, ComparedSweep
+from isoloop.fitting.compare.quantities import SECTIONS
+from isoloop.fitting.compare.side import ComparedSweep
 from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.result import SweepFit
+from isoloop.fitting.sizes.any_fit import AnyFit
+from isoloop.fitting.sizes.result import SizesFit
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import OWN_ACCOUNTING
 from isoloop.fitting.tables.runs import finished_rows
 
+_COMPARED_LOOPS = (1.0, 4.0, 16.0)
+"""Mean recurrences at which the costs of two families are compared."""
 OTHER_TEXT, OTHER_TOKENS = "measured on other text", "counted in other tokens"
 
 
@@ -37,7 +43,17 @@ def comparison_caveats(
     caveats += _units(a, b, incomparable)
     caveats += _ranges(a, b, [flops for flops in optima_flops if any(number.flops == flops for number in differences)])
     if a.fit is not None and b.fit is not None:
-        caveats += _fits(a.fit, b.fit)
+        caveats += _held_out(a.fit, b.fit)
+    if a.single is not None and b.single is not None:
+        caveats += _single_fits(a.single, b.single)
+    if a.joint is not None and b.joint is not None:
+        caveats += _joint_fits(a.joint, b.joint)
+    if a.law is not None and b.law is not None:
+        caveats += _methods(a.law, b.law)
+    if a.fit is not None and b.fit is not None and (a.fit.caveats or b.fit.caveats):
+        caveats.append(
+            f"Each fit has caveats of its own (A: {len(a.fit.caveats)}, B: {len(b.fit.caveats)}): read its report."
+        )
     # Their numbers
     for side in ("A", "B"):
         for number in differences:
@@ -61,14 +77,23 @@ def comparison_caveats(
 
 
 def _kinds(a: ComparedSweep, b: ComparedSweep) -> list[str]:
-    """Return a caveat if one sweep has looped models and the other dense ones."""
-    if a.axis == b.axis:
-        return []
-    kinds = {"mean_recurrence": "looped", "params": "dense"}
-    return [
-        f"A's models are {kinds[a.axis]}, B's {kinds[b.axis]}: mu* and N* mean different things, so what both have is "
-        "compared: losses at equal FLOPs, and D*."
-    ]
+    """Return caveats if the models of the two differ in kind: looped or dense, of one size or of several."""
+    caveats = []
+    joint = [bool(sweep.joint) for sweep in (a, b)]
+    if a.axis != b.axis:
+        kinds = {"mean_recurrence": "looped", "params": "dense"}
+        unlike = "N* counts a looped block once" if any(joint) else "mu* and N* mean different things"
+        caveats.append(
+            f"A's models are {kinds[a.axis]}, B's {kinds[b.axis]}: {unlike}, so what both have is compared: losses at "
+            f"equal FLOPs, and {'N* and ' if any(joint) else ''}D*."
+        )
+    elif joint[0] != joint[1]:
+        side, other = ("A", "B") if joint[0] else ("B", "A")
+        caveats.append(
+            f"{side}'s best models are of any size, {other}'s of its one size: what both have is compared, but a "
+            "change of mu*, D* or the loss may come from the size alone."
+        )
+    return caveats
 
 
 def _accountings(a: ComparedSweep, b: ComparedSweep) -> list[str]:
@@ -88,6 +113,8 @@ def _accountings(a: ComparedSweep, b: ComparedSweep) -> list[str]:
 
 def _best_symbols(a: ComparedSweep, b: ComparedSweep) -> str:
     """Return the symbols of the optima that can be compared whatever losses and tokens are counted in."""
+    if a.joint and b.joint:
+        return "exponents, N* and mu*"
     return f"exponents and {AXES[a.axis].plain_symbol}*" if a.axis == b.axis else "exponents"
 
 
@@ -148,13 +175,42 @@ def _ranges(a: ComparedSweep, b: ComparedSweep, optima_flops: Sequence[float]) -
     return caveats
 
 
-def _fits(a: SweepFit, b: SweepFit) -> list[str]:
-    """Return caveats about two fits that differ in more than their losses."""
-    caveats = [
+def _held_out(a: AnyFit, b: AnyFit) -> list[str]:
+    return [
         f"Fit {side} leaves out the largest {fit.held_out.quantity}, {fit.held_out.value:.3g}."
         for side, fit in (("A", a), ("B", b))
         if fit.held_out is not None
     ]
+
+
+def _methods(a: LawFit, b: LawFit) -> list[str]:
+    methods = [f"{law.method}, {law.bootstrap}" for law in (a, b)]
+    if methods[0] == methods[1]:
+        return []
+    return [f"The laws after training were fitted by different methods: A by {methods[0]}, B by {methods[1]}."]
+
+
+def _joint_fits(a: SizesFit, b: SizesFit) -> list[str]:
+    """Return a caveat about two joint fits whose measured models differ."""
+    sizes = a.family.sizes
+    if len(sizes) != len(b.family.sizes) or not np.allclose(sizes, b.family.sizes, rtol=1e-6):
+        labels = [", ".join(size.label for size in fit.sizes) for fit in (a, b)]
+        return [
+            f"The sizes differ (A: {labels[0]}; B: {labels[1]}): between and beyond them each side's cost and shape "
+            "are interpolated, so a change of N* may come from that."
+        ]
+    at = np.array([[size, loops] for size in sizes for loops in _COMPARED_LOOPS]).T
+    if not np.allclose(a.family.flops_per_token(*at), b.family.flops_per_token(*at), rtol=SAME_BUDGET):
+        return [
+            "The two have different architectures, so a loop has another cost and size in each, and their mu* mean "
+            "different things."
+        ]
+    return []
+
+
+def _single_fits(a: SweepFit, b: SweepFit) -> list[str]:
+    """Return caveats about two fits that differ in more than their losses."""
+    caveats = []
     looped = a.axis == b.axis == "mean_recurrence"
     shape = ("effective_params_fixed", "effective_params_per_loop", "flops_per_token_fixed")
     shapes = [[getattr(fit.cost_model, name, None) for name in shape] for fit in (a, b)]
@@ -184,9 +240,4 @@ def _fits(a: SweepFit, b: SweepFit) -> list[str]:
             f"The grids differ (A: mu = {grids[0]}; B: {grids[1]}), and so does the bias of the parabolas: compare "
             "the exponents without it."
         )
-    methods = [f"{law.method}, {law.bootstrap}" if (law := fit.training) else None for fit in (a, b)]
-    if all(methods) and methods[0] != methods[1]:
-        caveats.append(f"The training laws were fitted by different methods: A by {methods[0]}, B by {methods[1]}.")
-    if a.caveats or b.caveats:
-        caveats.append(f"Each fit has caveats of its own (A: {len(a.caveats)}, B: {len(b.caveats)}): read its report.")
     return caveats

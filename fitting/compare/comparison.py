@@ -21,18 +21,18 @@ from isoloop.fitting.compare.difference import (
     shared_budgets,
 )
 from isoloop.fitting.compare.multiplier import MULTIPLIER, ComputeMultiplier, Multiplier, compute_multiplier
-from isoloop.fitting.compare.side import (
+from isoloop.fitting.compare.quantities import (
     BEST_MODEL,
     LAW_SECTIONS,
     LOOPED_SECTIONS,
     SECTIONS,
-    ComparedSweep,
-    SweepSummary,
+    SIZES_SECTIONS,
     missing_sections,
     quantities,
 )
+from isoloop.fitting.compare.side import ComparedSweep, SweepSummary
 from isoloop.fitting.report.full import REPORT_WIDTH
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.sizes.any_fit import AnyFit
 from isoloop.fitting.tables.contract import ACCOUNTINGS
 
 COMPARISON_FORMAT = "isoloop-comparison/2"
@@ -80,7 +80,10 @@ class SweepComparison:
         for letter, sweep in (("A", self.first), ("B", self.second)):
             low, high = sweep.flops_range
             simulated = ", simulated" if sweep.simulated else ""
-            lines.append(f"  {letter}  {sweep.name}: {sweep.runs} runs, {low:.3g} to {high:.3g} FLOPs{simulated}")
+            sizes = f" of {len(sweep.sizes)} sizes ({', '.join(sweep.sizes)})" if sweep.sizes else ""
+            lines.append(
+                f"  {letter}  {sweep.name}: {sweep.runs} runs{sizes}, {low:.3g} to {high:.3g} FLOPs{simulated}"
+            )
         counted = f"`{self.accounting}` in both"
         if self.accounting is None:
             counted = f"`{self.first.accounting}` in A and `{self.second.accounting}` in B"
@@ -110,7 +113,7 @@ class SweepComparison:
 
 
 def compare_sweeps(
-    first: ComparedSweep | SweepFit, second: ComparedSweep | SweepFit, *, flops: float | None = None
+    first: ComparedSweep | AnyFit, second: ComparedSweep | AnyFit, *, flops: float | None = None
 ) -> SweepComparison:
     """Compare two sweeps, or two groups of one: laws, optima at `flops`, and losses at equal FLOPs.
 
@@ -123,7 +126,7 @@ def compare_sweeps(
             has no finished run.
     """
     # Arguments
-    a, b = (ComparedSweep(name=s.name, fit=s) if isinstance(s, SweepFit) else s for s in (first, second))
+    a, b = (s if isinstance(s, ComparedSweep) else ComparedSweep(name=s.name, fit=s) for s in (first, second))
     if a.accounting != b.accounting and {a.accounting, b.accounting} <= set(ACCOUNTINGS):
         raise ValueError(
             f"sweeps to compare must count FLOPs alike, but {a.name!r} has accounting {a.accounting!r} and {b.name!r} "
@@ -135,24 +138,23 @@ def compare_sweeps(
     low, high = max(a.flops_range[0], b.flops_range[0]), min(a.flops_range[1], b.flops_range[1])
     beyond = _EXTRAPOLATED * max(a.flops_range[1], b.flops_range[1])
     optima_flops = (high, beyond) if flops is None else (float(flops),)
-    middle = float(f"{math.sqrt(low * high):.3g}")
     incomparable = _incomparable(a, b)
-    differences = _differences(a, b, middle, optima_flops, incomparable)
+    differences = _differences(a, b, (low, high), optima_flops, incomparable)
     # What is missing
     missing = [
         MissingSection(section=section, side=side, reason=reason)
         for side, sweep in (("A", a), ("B", b))
         for section, reason in missing_sections(sweep.fit, sweep.why_no_fit).items()
-        if section not in LOOPED_SECTIONS or "mean_recurrence" in (a.axis, b.axis)
+        if _may_have(a, section) or _may_have(b, section)
     ]
     if "losses" in incomparable:
         reason = incomparable["losses"]
         missing += [MissingSection(section=title, side="B", reason=reason) for title in (LEAST_LOSSES, BEST_RUNS)]
     else:
         missing += _missing_runs(a, b)
-    if _training_laws_differ(a, b):
+    if _laws_differ(a, b):
         reason = "it is fitted by another law than A"
-        missing.append(MissingSection(section=LAW_SECTIONS["training"], side="B", reason=reason))
+        missing.append(MissingSection(section=_section_of_law(b), side="B", reason=reason))
     multiplier, without_multiplier = _multiplier(a, b, optima_flops, incomparable)
     missing += without_multiplier
     order = [MULTIPLIER, *SECTIONS, BEST_RUNS, LEAST_LOSSES]
@@ -178,7 +180,7 @@ def _multiplier(
     """Return the compute multiplier, or the reasons why there is none."""
     reasons = {}
     for side, sweep in (("A", a), ("B", b)):
-        if sweep.fit is None or sweep.fit.laws_after_training is None:
+        if sweep.surface is None:
             reasons[side] = missing_sections(sweep.fit, sweep.why_no_fit)[BEST_MODEL]
     if "losses" in incomparable:
         reasons["B"] = incomparable["losses"]
@@ -186,9 +188,9 @@ def _multiplier(
         reasons["B"] = f"its FLOPs are counted by `{b.accounting}`, those of A by `{a.accounting}`"
     if reasons:
         return None, [MissingSection(section=MULTIPLIER, side=side, reason=why) for side, why in reasons.items()]
-    assert a.fit is not None
-    assert b.fit is not None
-    return compute_multiplier(a.fit, b.fit, (a.flops_range, b.flops_range), flops), []
+    assert a.surface is not None
+    assert b.surface is not None
+    return compute_multiplier(a.surface, b.surface, (a.flops_range, b.flops_range), flops), []
 
 
 def _incomparable(a: ComparedSweep, b: ComparedSweep) -> dict[str, str]:
@@ -202,29 +204,46 @@ def _incomparable(a: ComparedSweep, b: ComparedSweep) -> dict[str, str]:
 
 
 def _differences(
-    a: ComparedSweep, b: ComparedSweep, middle: float, optima_flops: tuple[float, ...], incomparable: dict[str, str]
+    a: ComparedSweep,
+    b: ComparedSweep,
+    shared: tuple[float, float],
+    optima_flops: tuple[float, ...],
+    incomparable: dict[str, str],
 ) -> list[Difference]:
     differences = []
     if a.fit is not None and b.fit is not None:
-        numbers_of_b = {number.key: number for number in quantities(b.fit, middle, optima_flops)}
-        if _training_laws_differ(a, b):
-            numbers_of_b = {
-                k: number for k, number in numbers_of_b.items() if number.section != LAW_SECTIONS["training"]
-            }
-        for number in quantities(a.fit, middle, optima_flops):
+        numbers_of_b = {number.key: number for number in quantities(b.fit, shared, optima_flops)}
+        if _laws_differ(a, b):
+            section = _section_of_law(b)
+            numbers_of_b = {key: number for key, number in numbers_of_b.items() if number.section != section}
+        for number in quantities(a.fit, shared, optima_flops):
             if number.key in numbers_of_b:
                 reason = next((why for what, why in incomparable.items() if what in number.counted_in), None)
                 differences.append(difference(number, numbers_of_b[number.key], reason))
-        if a.fit.isoflop is not None and b.fit.isoflop is not None and "losses" not in incomparable:
-            differences += compare_least_losses(a.fit.isoflop, b.fit.isoflop)
+        curves = [sweep.single.isoflop if sweep.single else None for sweep in (a, b)]
+        if curves[0] is not None and curves[1] is not None and "losses" not in incomparable:
+            differences += compare_least_losses(curves[0], curves[1])
     if a.table is not None and b.table is not None and "losses" not in incomparable:
         differences += compare_best_runs(best_runs(a.table), best_runs(b.table))
     return differences
 
 
-def _training_laws_differ(a: ComparedSweep, b: ComparedSweep) -> bool:
-    laws = [sweep.fit.training.law for sweep in (a, b) if sweep.fit is not None and sweep.fit.training is not None]
-    return len(set(laws)) > 1
+def _may_have(sweep: ComparedSweep, section: str) -> bool:
+    """Return True unless models of this kind can't have a section."""
+    if section in SIZES_SECTIONS:
+        return sweep.joint is not None
+    return section not in LOOPED_SECTIONS or sweep.axis == "mean_recurrence"
+
+
+def _section_of_law(sweep: ComparedSweep) -> str:
+    return LAW_SECTIONS["sizes" if sweep.joint else "training"]
+
+
+def _laws_differ(a: ComparedSweep, b: ComparedSweep) -> bool:
+    """Return True if both have a law after training of the same section, but not the same one."""
+    if a.law is None or b.law is None or _section_of_law(a) != _section_of_law(b):
+        return False
+    return a.law.law != b.law.law
 
 
 def _missing_runs(a: ComparedSweep, b: ComparedSweep) -> list[MissingSection]:

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost.axis import AXES
+from isoloop.fitting.cost.family import short_count
 from isoloop.fitting.estimation.bootstrap import interval, t_quantile
 from isoloop.fitting.isoflop.minima import IsoflopFit
+from isoloop.fitting.sizes.fit import SHAPE, several_sizes
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import is_dense
 from isoloop.fitting.tables.runs import finished_rows
@@ -23,6 +25,8 @@ ChangeKind = Literal["difference", "ratio"]
 CountedIn = Literal["nothing", "losses", "tokens", "losses and tokens"]
 """Units of a number that two sweeps may not share; an exponent has neither."""
 
+_ROUNDING = 1e-6
+"""Distance within which a change counts as none: best models that two searches find may differ by their rounding."""
 _PAIRINGS = 10
 """Draws of the other fit that each draw is paired with; more would only smooth the ends of the interval."""
 
@@ -82,7 +86,7 @@ class Difference:
         if self.interval is None:
             return None
         no_change = 1.0 if self.kind == "ratio" else 0.0
-        return not self.interval[0] <= no_change <= self.interval[1]
+        return not self.interval[0] - _ROUNDING <= no_change <= self.interval[1] + _ROUNDING
 
 
 def difference(first: Quantity, second: Quantity, reason: str | None = None) -> Difference:
@@ -180,12 +184,13 @@ def subtract(second: Measurement, first: Measurement) -> Measurement:
 class BestRun:
     """The best of the `cells` cells of one budget: its mean loss over seeds, nats per token, and its runs.
 
-    `value` is that of its models in the column `axis`.
+    `value` is that of its models in the column `axis`, and `size` the name of their size, empty where all have one.
     """
 
     loss: Measurement
     axis: str
     value: float
+    size: str
     seeds: int
     cells: int
     run_ids: tuple[str, ...]
@@ -194,11 +199,12 @@ class BestRun:
     def note(self) -> str:
         """Description for reports."""
         several = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"{AXES[self.axis].plain_symbol} = {self.value:.4g}, best of {self.cells}{several}"
+        size = f"{self.size}, " if self.size else ""
+        return f"{size}{AXES[self.axis].plain_symbol} = {self.value:.4g}, best of {self.cells}{several}"
 
 
 def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
-    """Return the cell of least measured loss at each budget (FLOPs); empty if the sweep was over tokens.
+    """Return the cell of least measured loss at each budget (FLOPs), of any size; empty if the sweep was over tokens.
 
     The error comes from runs of one cell that differ in their seed, pooled over all cells as a share of the loss.
     Without such runs there is none.
@@ -207,24 +213,33 @@ def best_runs(table: pd.DataFrame) -> dict[float, BestRun]:
     if "budget" not in runs:
         return {}
     axis = "params" if is_dense(table) else "mean_recurrence"
-    order = [name for name in ("budget", axis, "seed", "run_id") if name in runs]
+    sizes_differ = several_sizes(runs)
+    model = [*SHAPE, axis] if sizes_differ else [axis]
+    order = [name for name in ("budget", *model, "seed", "run_id") if name in runs]
     runs = runs[runs["budget"].notna()].sort_values(order)
-    scatter, dof = _seed_scatter(runs, axis)
+    scatter, dof = _seed_scatter(runs, model)
     best_by_budget = {}
     for budget, budget_runs in runs.groupby("budget"):
-        cells = [(float(value), cell) for value, cell in budget_runs.groupby(axis)]
-        value, best = min(cells, key=lambda cell: cell[1]["loss"].mean())
+        cells = list(budget_runs.groupby(model))
+        values, best = min(cells, key=lambda cell: cell[1]["loss"].mean())
         loss = float(best["loss"].mean())
         error = None if scatter is None else float(loss * scatter / np.sqrt(len(best)))
         best_by_budget[float(budget)] = BestRun(
             loss=Measurement(value=loss, error=error, dof=dof),
             axis=axis,
-            value=value,
+            value=float(values[-1]),
+            size=_size_name(best) if sizes_differ else "",
             seeds=len(best),
             cells=len(cells),
             run_ids=tuple(best["run_id"]),
         )
     return best_by_budget
+
+
+def _size_name(cell: pd.DataFrame) -> str:
+    if "model.size" in cell:
+        return str(cell["model.size"].iloc[0])
+    return short_count(float(cell[list(SHAPE)].iloc[0].sum()))
 
 
 def shared_budgets(first: Iterable[float], second: Iterable[float]) -> list[tuple[float, float]]:
@@ -281,10 +296,10 @@ def _loss_difference(
     )
 
 
-def _seed_scatter(runs: pd.DataFrame, axis: str) -> tuple[float | None, int]:
+def _seed_scatter(runs: pd.DataFrame, model: list[str]) -> tuple[float | None, int]:
     """Return the relative standard deviation of a loss over seeds, pooled over cells, and its degrees of freedom."""
     squares, dof = 0.0, 0
-    for _, cell in runs.groupby(["budget", axis]) if "seed" in runs else ():
+    for _, cell in runs.groupby(["budget", *model]) if "seed" in runs else ():
         if cell["seed"].nunique() > 1:
             logs = np.log(cell["loss"].to_numpy(dtype=float))
             squares += float(((logs - logs.mean()) ** 2).sum())

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING, axis_bounds
+from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.compare.difference import paired_places
 from isoloop.fitting.estimation.bootstrap import LEVEL
-from isoloop.fitting.laws.base import Data, minimise_on_grid
-from isoloop.fitting.result import SweepFit
+from isoloop.fitting.surface.surface import LossSurface
 
 MULTIPLIER = "Compute multiplier"
 _DRAWS = 300
@@ -22,8 +21,8 @@ _DRAWS = 300
 _MOST_BUDGETS = 7
 _SEARCHED = 1e6
 """Factor above and below the compute of B up to which A's is searched."""
-_AXIS_POINTS, _GOLDEN_STEPS = 300, 8
-"""Points on the axis among which the best model is searched, and steps of golden section between them."""
+_ZOOMS = 10
+"""Zooms of the search for a best model, which find it within a thousandth of its size and loops."""
 _NEAR, _STEP, _FAR_STEP = 64.0, 2 ** (1 / 3), 4.0
 """Steps of compute at which A's least losses are computed: within the factor `_NEAR` of the budgets, and beyond."""
 
@@ -135,14 +134,14 @@ class ComputeMultiplier:
 
 
 def compute_multiplier(
-    first: SweepFit, second: SweepFit, ranges: tuple[Limits, Limits], flops: Sequence[float]
+    first: LossSurface, second: LossSurface, ranges: tuple[Limits, Limits], flops: Sequence[float]
 ) -> ComputeMultiplier:
     """Return how many times the FLOPs of `second` (B) `first` (A) needs for the loss of B's best models.
 
     At a budget C of B it is m(C) = C_A(L_B*(C)) / C: L_B*(C) is the least loss of B at C, by its laws after training,
-    and C_A(L) the least compute at which A's best model has the loss L. Draws of both are independent. `ranges` are the
-    FLOPs that A and B spent, and `flops` further budgets beside those of the range that both cover. Both fits must have
-    laws after training and count FLOPs alike.
+    and C_A(L) the least compute at which A's best model has the loss L. Best models are those of any size and any mean
+    recurrence of the surface. Draws of both are independent. `ranges` are the FLOPs that A and B spent, and `flops`
+    further budgets beside those of the range that both cover. Both must count FLOPs alike.
     """
     # Budgets: over the shared range, and those asked for.
     low, high = max(ends[0] for ends in ranges), min(ends[1] for ends in ranges)
@@ -192,37 +191,25 @@ def compute_multiplier(
             low=float(low),
             high=float(high),
         )
-    spans = [_least_losses(fit, np.array(ends), draws=0)[0] for fit, ends in zip((first, second), ranges, strict=True)]
+    spans = [
+        _least_losses(surface, np.array(ends), draws=0)[0]
+        for surface, ends in zip((first, second), ranges, strict=True)
+    ]
     return ComputeMultiplier(overall=overall, at_budgets=tuple(at_budgets), no_overlap=_no_overlap(*spans))
 
 
-def _least_losses(fit: SweepFit, flops: np.ndarray, draws: int = _DRAWS) -> tuple[np.ndarray, np.ndarray | None]:
+def _least_losses(surface: LossSurface, flops: np.ndarray, draws: int = _DRAWS) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the loss of the best model at each compute (g,), by the laws and by their draws (d, g), widened."""
-    laws = fit.laws_after_training
-    assert laws is not None
-
-    drawn = []
-    for law, count in laws.draws_by_law:
-        few = round(count * min(1.0, draws / len(law.draws)))
-        vectors = np.concatenate([law.vector[None], law.draw_matrix[:few]])
-        of_law = _at_best(partial(law.form.loss, vectors), fit, flops)
-        drawn.append((of_law[:, :1] * (of_law[:, 1:] / of_law[:, :1]) ** law.widening).T)
-    return _at_best(laws.loss, fit, flops)[:, 0], np.concatenate(drawn) if drawn else None
-
-
-def _at_best(loss: Callable[[Data], np.ndarray], fit: SweepFit, flops: np.ndarray) -> np.ndarray:
-    """Return the least loss on the axis of a fit at each compute, (g, d) for a `loss` of d parameter vectors.
-
-    `best_split` finds the place of the minimum more precisely, for one compute at a time.
-    """
-
-    def loss_at(log_values: np.ndarray) -> np.ndarray:
-        columns = fit.cost_model.columns(flops[:, None, None], np.exp(log_values))
-        return loss(dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True)))
-
-    low, high = np.log(axis_bounds(fit))
-    _, best = minimise_on_grid(loss_at, np.linspace(low, high, _AXIS_POINTS), _GOLDEN_STEPS)
-    return loss_at(best[..., None])[..., 0]
+    few = tuple(replace(law, draws=law.draws[:draws]) for law in surface.laws.laws)
+    surface = replace(surface, laws=replace(surface.laws, laws=few))
+    own, drawn = [], []
+    for budget in flops:
+        tokens_for = partial(surface.family.tokens_for, float(budget))
+        own.append(float(surface.best(tokens_for, zooms=_ZOOMS).loss))
+        optima = surface.best_draws(tokens_for, zooms=_ZOOMS)
+        drawn.append(None if optima is None else optima.loss)
+    known = [losses for losses in drawn if losses is not None]
+    return np.array(own), np.stack(known, axis=-1) if known else None
 
 
 def _grid(budgets: np.ndarray) -> np.ndarray:

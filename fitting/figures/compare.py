@@ -14,15 +14,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.compare.comparison import SweepComparison
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Difference, best_runs
 from isoloop.fitting.compare.multiplier import ComputeMultiplier
-from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS, ComparedSweep
+from isoloop.fitting.compare.quantities import BEST_MODEL, GROWTH, LAW_SECTIONS
+from isoloop.fitting.compare.side import ComparedSweep
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import decade_ticks, mark_handle, place_legend, power_of_ten, series_handle
 from isoloop.fitting.figures.isoflop import draw_law_and_minima, finish_optimum_axes
 from isoloop.fitting.figures.style import ACCENT, BLUE, INK, STYLE, SeriesStyle, escape_dollars, run_points, save_figure
 from isoloop.fitting.isoflop.power_law import POWER_LAWS, PowerLaw
+from isoloop.fitting.surface.quantity import Quantity
 
 _SIZE = (7.2, 5.4)
 _MULTIPLIER_HEIGHT = 1.9
@@ -76,7 +79,12 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
     laws = [_optimum_laws(sweep) is not None for sweep in pair]
     same_axis = pair[0].axis == pair[1].axis
     tokens_differ = comparison.incomparable.get("tokens")
-    if all(laws) and same_axis:
+    if all(sweep.joint for sweep in pair):
+        bare = [name for name, sweep in zip("AB", pair, strict=True) if sweep.joint and not sweep.joint.frontier]
+        why_not = f"{' and '.join(bare)} has no best models through budgets" if bare else ""
+        _panel(left, lambda: draw_pair_frontiers(left, pair, "params"), why_not)
+        _panel(right, lambda: draw_pair_frontiers(right, pair, "mean_recurrence"), why_not)
+    elif all(laws) and same_axis:
         draw_pair_optima(left, pair)
         _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), tokens_differ)
     else:
@@ -85,7 +93,10 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
         if all(laws):
             _panel(right, lambda: draw_pair_optima(right, pair, tokens=True), tokens_differ)
         else:
-            _panel(right, lambda: draw_pair_optima(right, pair), "" if any(laws) else "neither has power laws")
+            lone = "" if any(laws) else "neither has power laws"
+            one_joint = "best models of any size are not read from isoFLOP curves"
+            one = one_joint if any(sweep.joint for sweep in pair) else lone
+            _panel(right, lambda: draw_pair_optima(right, pair), one)
     handles = [
         series_handle(style, f"{letter}: {escape_dollars(sweep.name)}{' (simulated)' if sweep.simulated else ''}")
         for letter, sweep, style in zip("AB", pair, _STYLES, strict=True)
@@ -122,13 +133,13 @@ def draw_pair_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
     column = "tokens"
     for sweep, style, offset in zip(pair, _STYLES, _OFFSETS, strict=True):
         laws = _optimum_laws(sweep)
-        if laws is None or sweep.fit is None:
+        if laws is None or sweep.single is None:
             continue
         column = column if tokens else sweep.axis
         low, high = sweep.flops_range
         shown += draw_law_and_minima(
             axes,
-            sweep.fit,
+            sweep.single,
             laws[tokens],
             np.geomspace(low / 1.3, high * 1.3, 60),
             tokens=tokens,
@@ -137,6 +148,27 @@ def draw_pair_optima(axes: Axes, pair: Pair, *, tokens: bool = False) -> None:
             colour=style.colour,
             offset=offset,
         )
+    finish_optimum_axes(axes, column, shown)
+
+
+def draw_pair_frontiers(axes: Axes, pair: Pair, column: str) -> None:
+    """Draw the best size or mean recurrence of two joint fits through budgets, with 95% bars.
+
+    Points beyond the compute that was run are hollow.
+    """
+    shown: list[float] = []
+    for sweep, style, offset in zip(pair, _STYLES, _OFFSETS, strict=True):
+        assert sweep.joint is not None
+        points = sweep.joint.frontier
+        budgets = [point.budget * offset for point in points]
+        best: list[Quantity] = [getattr(point, column) for point in points]
+        axes.plot(budgets, [each.value for each in best], color=style.colour, ls=style.line, zorder=2)
+        for point, at, each in zip(points, budgets, best, strict=True):
+            face = "white" if point.budget > sweep.flops_range[1] * BUDGET_ROUNDING else style.colour
+            axes.plot(at, each.value, ls="", marker=style.marker, color=style.colour, mfc=face, zorder=4)
+            if each.interval:
+                axes.plot([at, at], each.interval, color=style.colour, lw=0.9, zorder=3)
+            shown += [each.value, *(each.interval or ())]
     finish_optimum_axes(axes, column, shown)
 
 
@@ -222,7 +254,7 @@ def draw_changes(axes: Axes, differences: Sequence[Difference], *, ratio: bool) 
 
 def _optimum_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
     """Return the power laws of µ* (or N*) and of D*, None unless the sweep has both."""
-    isoflop = sweep.fit.isoflop if sweep.fit is not None else None
+    isoflop = sweep.single.isoflop if sweep.single is not None else None
     if isoflop is None or isoflop.axis_law is None or isoflop.tokens_law is None:
         return None
     return isoflop.axis_law, isoflop.tokens_law
@@ -230,10 +262,12 @@ def _optimum_laws(sweep: ComparedSweep) -> tuple[PowerLaw, PowerLaw] | None:
 
 def _exponent_changes(pair: Pair, comparison: SweepComparison) -> list[Difference]:
     """Return the changes of the power laws' exponents, and of the training law's parameters that it isn't linear in."""
-    training = next((sweep.fit.training for sweep in pair if sweep.fit and sweep.fit.training), None)
-    names = training.form.parameter_names[training.form.linear_count :] if training else ()
-    of_power_laws = [change for change in comparison.of(POWER_LAWS) if change.kind == "difference"]
-    return of_power_laws + [change for change in comparison.of(LAW_SECTIONS["training"]) if change.name in names]
+    law = next((sweep.law for sweep in pair if sweep.law), None)
+    names = law.form.parameter_names[law.form.linear_count :] if law else ()
+    exponents = [change for change in comparison.of(POWER_LAWS) if change.kind == "difference"]
+    exponents += comparison.of(GROWTH)
+    of_laws = [*comparison.of(LAW_SECTIONS["training"]), *comparison.of(LAW_SECTIONS["sizes"])]
+    return exponents + [change for change in of_laws if change.name in names]
 
 
 def _optimum_changes(comparison: SweepComparison) -> list[Difference]:

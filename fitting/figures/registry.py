@@ -140,6 +140,8 @@ def figures_of(fit: AnyFit) -> dict[str, FigureKind]:
 def why_unavailable(name: str, fit: AnyFit) -> str | None:
     """Return the reason why a fit has no data for a figure, None if it has."""
     if isinstance(fit, SizesFit):
+        if name == "rollouts":
+            return None if fit.rollouts else fit.why_no_rollouts
         few = len(fit.frontier) < 2
         return "the fit without the largest budget has no best models through budgets" if few else None
     if name == "held_out_errors":
@@ -172,6 +174,11 @@ def _on_axes(draw: Callable[[Axes, pd.DataFrame, Any], None]) -> Callable[[Figur
     return lambda figure, table, fit: draw(figure.add_subplot(), table, fit)
 
 
+_ROLLOUTS = FigureKind(
+    about="Errors of the laws after training, fitted below each budget, on all runs above it, by distance.",
+    draw=_on_axes(draw_rollouts),
+    needs="rollouts",
+)
 FIGURES: dict[str, FigureKind] = {
     "isoflop_curves": FigureKind(
         about="Loss against {axis} at each budget, with parabolas and minima.",
@@ -203,11 +210,7 @@ FIGURES: dict[str, FigureKind] = {
         needs="training",
         size=(6.0, 3.0),
     ),
-    "rollouts": FigureKind(
-        about="Errors of the laws after training, fitted below each budget, on all runs above it, by distance.",
-        draw=_on_axes(draw_rollouts),
-        needs="rollouts",
-    ),
+    "rollouts": _ROLLOUTS,
     "test_time_curves": FigureKind(
         about="Loss against loops at test time, with the fit of each model of the largest budget.",
         draw=_on_axes(draw_test_time),
@@ -233,5 +236,6 @@ SIZES_FIGURES: dict[str, FigureKind] = {
         draw=draw_frontier,
         size=(6.9, 2.9),
     ),
+    "rollouts": _ROLLOUTS,
 }
 """Every figure of a joint fit over sizes."""

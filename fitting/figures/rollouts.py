@@ -9,21 +9,21 @@ from matplotlib.axes import Axes
 
 from isoloop.fitting.figures.axes import grid_ticks, mark_handle, place_legend, power_of_ten, series_handle, set_title
 from isoloop.fitting.figures.style import INK, run_points, series_styles
-from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.distance import errors_by_distance
+from isoloop.fitting.sizes.any_fit import AnyFit
 
 _DODGE = 0.35
 """Width, in octaves, over which the points of one distance are spread, a place for each cutoff."""
 
 
-def draw_rollouts(axes: Axes, table: pd.DataFrame, fit: SweepFit) -> None:
+def draw_rollouts(axes: Axes, table: pd.DataFrame, fit: AnyFit) -> None:
     """Draw the error of each run above a cutoff, predicted by the laws fitted below it, by distance.
 
     A series for each cutoff; a loss outside its 95% interval is hollow. A bar marks the mean error, the bias, of each
     distance, and above it stands the share of losses inside their intervals. Raises ValueError without rollouts.
     """
     if fit.rollouts is None or not (errors := errors_by_distance(fit.rollouts.rows)):
-        raise ValueError(f"this figure needs rollouts, but there are none: {fit.why_missing('rollouts')}")
+        raise ValueError(f"this figure needs rollouts, but there are none: {fit.why_no_rollouts}")
     # The predictions, a series for each cutoff.
     rows = fit.rollouts.rows
     cutoffs = sorted({row.fitted_to for row in rows if row.fitted_to is not None})

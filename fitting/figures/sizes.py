@@ -33,13 +33,13 @@ _NEAR_BUDGET = 0.01
 _SIDE_BY_SIDE_WIDTH = 5.0
 
 
-def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit) -> None:
-    """Draw lines of equal loss over mean recurrence and size at the largest budget of the fit.
+def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit, *, budget: float | None = None) -> None:
+    """Draw lines of equal loss over mean recurrence and size at a budget (FLOPs), by default the largest of the fit.
 
     Each line is labelled by the nats per token that it lies above the best model. The runs at that budget are marked,
     as are the best model and those by 200 refits.
     """
-    point = _largest_measured(fit)
+    point = _largest_measured(fit) if budget is None else fit.point(budget)
     surface, data = fit.surface, law_data(table)
     at_budget = np.abs(data["flops"] / point.budget - 1) < _NEAR_BUDGET
 
@@ -54,9 +54,15 @@ def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit) -> None:
     mu, params = np.geomspace(max(across[0], 0.9), across[1], _CELLS), np.geomspace(*up, _CELLS)
     loss = surface.loss(params[:, None], mu[None, :], tokens_for(params[:, None], mu[None, :]))
     check_range(loss, f"a loss by the {fit.laws.name}")
+    # Axes; a line's label is placed and turned by them
+    axes.set(xlim=(mu[0], mu[-1]), ylim=up, xlabel=AXES["mean_recurrence"].label, ylabel=AXES["params"].label)
+    grid_ticks(axes.xaxis, np.unique(data["mean_recurrence"]))
+    decade_ticks(axes.yaxis, text=short_count)
     # Lines of equal loss, runs, and the best model
     lines = axes.contour(mu, params, loss - point.loss.value, levels=_STEPS[1:], colors=MUTED, linewidths=0.8, zorder=1)
-    axes.clabel(lines, fmt="+%g", fontsize=7.5, colors=INK, inline_spacing=1)
+    labels = axes.clabel(lines, fmt="+%g", fontsize=7.5, colors=INK, inline=False, use_clabeltext=True, zorder=1.5)
+    for label in labels:  # a patch behind the label instead of a gap in the line, which the layout would misplace
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     handles: list[Artist] = []
     if at_budget.any():
         ids = data["run_id"][at_budget]
@@ -76,10 +82,7 @@ def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit) -> None:
         handles.append(mark_handle("best by a refit", marker=".", colour=ACCENT))
     axes.plot(point.mean_recurrence.value, point.params.value, marker="*", ms=7, color=ACCENT, mec="white", zorder=5)
     handles += [mark_handle("best model", marker="*", colour=ACCENT), mark_handle("equal loss", line="-", colour=MUTED)]
-    # Axes
-    axes.set(xlim=(mu[0], mu[-1]), ylim=up, xlabel=AXES["mean_recurrence"].label, ylabel=AXES["params"].label)
-    grid_ticks(axes.xaxis, np.unique(data["mean_recurrence"]))
-    decade_ticks(axes.yaxis, text=short_count)
+    # Legend and title
     place_legend(axes, handles)
     set_title(axes, f"Nats above the best model at {power_of_ten(point.budget)} FLOPs", simulated=fit.simulated)
 
@@ -117,7 +120,12 @@ def draw_frontier(figure: Figure, table: pd.DataFrame, fit: SizesFit) -> None:
             axes.yaxis,
             text=short_count if name == "params" else "{:g}".format if name == "mean_recurrence" else power_of_ten,
         )
-    set_title(panels[0], "Best models through budgets", simulated=fit.simulated)
+    if wide:
+        simulated = " (simulated)" if fit.simulated else ""
+        size = panels[0].title.get_fontsize()
+        figure.suptitle(f"Best models through budgets{simulated}", x=0.01, ha="left", color=INK, fontsize=size)
+    else:
+        set_title(panels[0], "Best models through budgets", simulated=fit.simulated)
     place = {"loc": "lower center", "ncols": 3 if wide else 1}
     figure.legend(
         handles=[

@@ -213,7 +213,7 @@ def _draw_heading(axes: Axes, y: float, text: str) -> None:
 
 def _short_method(method: str) -> str:
     """Return the name of a method of predicting, short enough for a narrow figure."""
-    method = re.sub(r"\S+ and \S+ laws", "laws by weight", method)
+    method = re.sub(r"(\S+, )*\S+ and \S+ laws", "laws by weight", method)
     return method.replace("the loss at T = mu", "L(µ)").replace("T = mu", "T = µ").replace("test-time law", "law")
 
 

@@ -60,7 +60,7 @@ class LawMixture:
     def name(self) -> str:
         """Name as a method of predicting, such as 'training law'."""
         named = [law.form.name for law, weight in zip(self.laws, self.weights, strict=True) if weight >= NAMED_WEIGHT]
-        return f"{' and '.join(named)} law{'s' if len(named) > 1 else ''}"
+        return _law_names(named)
 
     @property
     def draws_by_law(self) -> tuple[tuple[LawFit, int], ...]:
@@ -168,7 +168,7 @@ class MixturePredictor:
         """Name in reports."""
         law = law_named(self.law)
         names = [law.name, *(other.name for other in laws_beside(law))]
-        return f"{law.name} law" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} laws"
+        return _law_names(names)
 
     def predict(self, fitted: Data, held_out: Data) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
         """See `Predictor.predict`; raises ValueError as `fit_law` does."""
@@ -187,6 +187,10 @@ class MixturePredictor:
         noise = noise_about(law_named(self.law), fitted, self.objective)
         laws = mixture_beside(fit(self.law), fit, held_out)
         return laws.loss(held_out), laws.loss_interval(held_out)
+
+
+def _law_names(names: Sequence[str]) -> str:
+    return f"{names[0]} law" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} laws"
 
 
 def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str:

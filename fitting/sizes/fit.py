@@ -30,6 +30,7 @@ from isoloop.fitting.selection.holdout import (
 )
 from isoloop.fitting.selection.misfit import Misfit, law_misfit
 from isoloop.fitting.selection.mixture import LawMixture, mixture_beside, noise_about
+from isoloop.fitting.sizes.alone import alone_caveats, sizes_alone
 from isoloop.fitting.sizes.frontier import frontier
 from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizesFit
 from isoloop.fitting.sweep_fit import FitProgress, law_rollouts, off_mean, split_largest
@@ -146,6 +147,8 @@ def fit_sizes(
         fitter.report("best models")
         points, growth = frontier(fit.surface, [*budgets, *(times * budgets[-1] for times in _BEYOND)], len(budgets))
         fit = dataclasses.replace(fit, comparisons=fitter.comparisons(laws), frontier=tuple(points), growth=growth)
+        alone, no_fits = sizes_alone(fitted, family, budgets[-1], draws=draws, seed=seed, objective=objective)
+        fit = dataclasses.replace(fit, alone=alone, missing_fits=(*missing_fits, *no_fits))
     if rollouts:
         found, why_none = law_rollouts(fitted, law or form.name, objective=objective, kind=fitter.kind, draws=draws)
         fit = dataclasses.replace(fit, rollouts=found, why_no_rollouts=why_none)
@@ -310,6 +313,7 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
     for law in (best, *([fit.joint_test_time] if fit.joint_test_time else [])):
         caveats += [f"The {law.form.name} law: {reason}." for reason in (*law.reasons, *([EXACT] if law.exact else []))]
     caveats += _rival_caveats(fit)
+    caveats += alone_caveats(fit)
     caveats += few_runs_caveats(fit.finished_runs)
     caveats += implausible_caveats(table)
     form = fit.laws.best.form

@@ -42,6 +42,8 @@ def full_report(fit: SizesFit) -> str:
         parts.append("\n".join(_frontier_lines(fit.frontier)))
     if fit.growth is not None:
         parts.append(f"Growth of the best model over the measured budgets\n  {growth_text(fit.growth)}")
+    if fit.alone:
+        parts.append("\n".join(_alone_lines(fit)))
     parts += [law_text(fit.laws.laws[0]), *mixture_texts(fit.laws)]
     if fit.joint_test_time is not None:
         parts.append(law_text(fit.joint_test_time))
@@ -131,6 +133,22 @@ def _frontier_lines(points: Sequence[FrontierPoint]) -> list[str]:
             for each, form in ((point.params, short_count), (point.mean_recurrence, _short))
         )
         lines.append(f"  {point.budget:>8.3g}  {size:<23}{loops:<18}{point.loss.value:<7.4f} {_best_size(point)}")
+    return lines
+
+
+def _alone_lines(fit: SizesFit) -> list[str]:
+    """Return the table of the sizes' best models by their own runs, beside those of the joint fit."""
+    lines = [
+        f"Each size by the laws of its own runs, beside the joint fit, at {fit.alone[0].budget:.3g} FLOPs",
+        f"  {'size':<10}{'runs':>5}  {'mu alone':<24}{'mu jointly':<24}{'loss alone':<11}jointly",
+    ]
+    for own in fit.alone:
+        joint = fit.at_size(own.label, own.budget)
+        loops = [each.mean_recurrence.text(".3g") for each in (own, joint)]
+        lines.append(
+            f"  {own.label:<10}{own.runs:>5}  {loops[0]:<24}{loops[1]:<24}{own.loss.value:<11.4f}{joint.loss.value:.4f}"
+        )
+    lines += [f"  {each.name}: {each.reason}" for each in fit.missing_fits if each.name.endswith(" alone")]
     return lines
 
 

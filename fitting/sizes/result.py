@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, with_config
 
+from isoloop.fitting.answer.constrained import Limited
 from isoloop.fitting.answer.recommendation import ANSWER_MULTIPLE
 from isoloop.fitting.answer.verdict import Verdict
 from isoloop.fitting.cost.family import ModelFamily
@@ -102,6 +103,22 @@ class FittedSize:
     runs: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class SizeAlone:
+    """The best model of one measured size at `budget` by the laws of its own `runs` alone; `method` names them.
+
+    It is evidence on the joint law's form, which the joint fit takes for granted; of few runs it is the noisier one.
+    """
+
+    label: str
+    runs: int
+    budget: float
+    method: str
+    mean_recurrence: Quantity
+    tokens: Quantity
+    loss: Quantity
+
+
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class SizesFit:
@@ -109,7 +126,8 @@ class SizesFit:
 
     `laws` are the laws of the loss after training with their weights, `joint_test_time` that of test-time loops over
     all sizes. `comparisons` are errors of further laws on held-out runs, which the weights do not follow. The frontier
-    has a point per measured budget, and one each for 2 and 10 times the largest compute. See `SweepFit` for the rest.
+    has a point per measured budget, and one each for 2 and 10 times the largest compute. `alone` are the best models of
+    the sizes at the largest measured budget, each by its own runs. See `SweepFit` for the rest.
     """
 
     name: str
@@ -133,6 +151,7 @@ class SizesFit:
     file: FittedFile | None = None
     rollouts: CrossValidation | None = None
     why_no_rollouts: str = "this fit was made without rollouts"
+    alone: tuple[SizeAlone, ...] = ()
 
     @property
     def surface(self) -> LossSurface:
@@ -179,6 +198,11 @@ class SizesFit:
         stored = [point for point in self.frontier if abs(point.budget / flops - 1) < 1e-9]
         return stored[0] if stored else frontier_point(self.surface, flops)
 
+    def at_size(self, size: str, flops: float) -> SizeAtBudget:
+        """Return the best model of a measured size for a budget. Raises ValueError for another name."""
+        params = self.params_of(size)
+        return min(self.point(flops).sizes, key=lambda each: abs(each.params - params))
+
     def params_of(self, size: str) -> float:
         """Return the parameters of a measured size. Raises ValueError for another name."""
         for each in self.sizes:
@@ -187,10 +211,15 @@ class SizesFit:
         labels = ", ".join(each.label for each in self.sizes)
         raise ValueError(f"a size must be one of {labels}, but got {size!r}; name one, or give params, a number")
 
-    def verdict(self, flops: float | None = None) -> Verdict:
-        """Return what the runs do not determine of the best model for `flops`, by default the answer's budget."""
-        from isoloop.fitting.sizes.verdict import verdict_on
+    def verdict(self, flops: float | None = None, limited: Limited | None = None) -> Verdict:
+        """Return what the runs do not determine of the best model for `flops`, by default the answer's budget.
 
+        With `limited` it is the best model under limits that is judged.
+        """
+        from isoloop.fitting.sizes.verdict import verdict_on, verdict_under
+
+        if limited is not None:
+            return verdict_under(self, limited)
         return verdict_on(self, self.point(self.answer_budget if flops is None else flops))
 
     def report(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from isoloop.fitting.answer.constrained import Limited
 from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.answer.verdict import FEWEST_DOF, Undetermined, Verdict
 from isoloop.fitting.cost.family import short_count
@@ -17,9 +18,29 @@ _FARTHEST = 3.0
 """Multiple of the largest measured size above which a best size rests on the law's form alone."""
 
 
-def verdict_on(fit: SizesFit, point: FrontierPoint) -> Verdict:
-    """Return what the runs do not determine of the best model at a point of the frontier."""
-    subject = f"the best size and mean recurrence at {point.budget:.3g} FLOPs"
+def verdict_under(fit: SizesFit, limited: Limited) -> Verdict:
+    """Return what the runs do not determine of the best model under limits, which may pin it down."""
+    found = limited.best
+    params, loops, tokens = (
+        Quantity(value=found.model.of_axis(name), interval=found.spans[name])
+        for name in ("params", "mean_recurrence", "tokens")
+    )
+    point = FrontierPoint(
+        budget=found.model.flops,
+        params=params,
+        mean_recurrence=loops,
+        tokens=tokens,
+        loss=found.loss,
+        at_bound=found.at_bound,
+        sizes=(),
+    )
+    return verdict_on(fit, point, limits=limited.limits.words)
+
+
+def verdict_on(fit: SizesFit, point: FrontierPoint, *, limits: str = "") -> Verdict:
+    """Return what the runs do not determine of the best model at a point of the frontier, or under `limits` (words)."""
+    budget = f"{point.budget:.3g} {'training FLOPs ' if limits else 'FLOPs'}{limits}"
+    subject = f"the best size and mean recurrence at {budget}"
     reasons = [*_few_reasons(fit), *_bound_reasons(fit, point), *_width_reasons(fit, point)]
     return Verdict(
         answer=tuple(Undetermined(subject=subject, reason=reason, advice=advice) for reason, advice in reasons),

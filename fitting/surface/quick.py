@@ -11,6 +11,7 @@ from isoloop.fitting.cost import DenseCost, cost_of
 from isoloop.fitting.cost.family import DenseFamily, ModelFamily
 from isoloop.fitting.estimation.bootstrap import default_kind
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
+from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.laws.base import Law
 from isoloop.fitting.laws.registry import law_named
 from isoloop.fitting.selection.choose import default_laws
@@ -22,7 +23,12 @@ from isoloop.fitting.tables.runs import finished_rows, law_data
 
 
 def quick_surface(
-    table: pd.DataFrame, *, errors: Mapping[str, float] | None = None, draws: int = 200, seed: int = 0
+    table: pd.DataFrame,
+    *,
+    errors: Mapping[str, float] | None = None,
+    draws: int = 200,
+    seed: int = 0,
+    objective: Objective = HUBER,
 ) -> LossSurface:
     """Fit the law after training and the one that extends it to a checked run table, and return their surface.
 
@@ -44,7 +50,7 @@ def quick_surface(
     scales = _scales(data, name, errors or {})
 
     def fitted(law: Law | str) -> LawFit:
-        return fit_law(law, data, draws=draws, seed=seed, kind=default_kind(data), scales=scales)
+        return fit_law(law, data, draws=draws, seed=seed, objective=objective, kind=default_kind(data), scales=scales)
 
     laws = mixture_beside(fitted(name), lambda law: fitted(law.name), family.columns(*(np.ones(1),) * 3))
 

@@ -17,6 +17,8 @@ from isoloop.fitting.surface.search import minimise_on_box
 Range = tuple[float, float]
 _PARAMS_BEYOND = 16.0
 """Sizes are searched up to this factor below and above the measured ones."""
+_ZOOMS = 22
+"""Zooms of the search for a best model, which find its place to seven digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,7 @@ class LossSurface:
         params: Range | None = None,
         mean_recurrence: Range | None = None,
         extra: Mapping[str, ArrayLike] | None = None,
+        zooms: int = _ZOOMS,
     ) -> SurfaceOptimum:
         """Return the model of least loss at T = mu where a budget leaves `tokens_for(params, mu)` tokens: arrays ().
 
@@ -133,11 +136,12 @@ class LossSurface:
                 equal ends, no other size is.
             mean_recurrence: range of loops that is searched, by default 1 to 1024, or to those measured.
             extra: see `loss`.
+            zooms: see `minimise_on_box`; fewer find the least loss sooner, and its place less exactly.
 
         Raises:
             ValueError: no model is allowed.
         """
-        return self._best(self.laws.loss, None, tokens_for, allowed, params, mean_recurrence, extra)
+        return self._best(self.laws.loss, None, tokens_for, allowed, params, mean_recurrence, extra, zooms)
 
     def best_draws(
         self,
@@ -147,6 +151,7 @@ class LossSurface:
         params: Range | None = None,
         mean_recurrence: Range | None = None,
         extra: Mapping[str, ArrayLike] | None = None,
+        zooms: int = _ZOOMS,
     ) -> SurfaceOptimum | None:
         """Return the best model by each refit, arrays (draws,), None without draws; see `best`.
 
@@ -155,7 +160,7 @@ class LossSurface:
         found = []
         for law, count in self.laws.draws_by_law:
             vectors = np.concatenate([law.vector[None], law.draw_matrix[:count]])
-            optimum = self._best(law.form.loss, vectors, tokens_for, allowed, params, mean_recurrence, extra)
+            optimum = self._best(law.form.loss, vectors, tokens_for, allowed, params, mean_recurrence, extra, zooms)
             found.append(_widened(optimum, law.widening))
         if not found:
             return None
@@ -183,6 +188,7 @@ class LossSurface:
         params: Range | None,
         mean_recurrence: Range | None,
         extra: Mapping[str, ArrayLike] | None,
+        zooms: int,
     ) -> SurfaceOptimum:
         # The axes that are searched, in logs
         ranges = {
@@ -212,7 +218,7 @@ class LossSurface:
             return np.where(usable, losses, np.inf)
 
         # The search, and the model that it found
-        logs, least = minimise_on_box(loss_at, bounds)
+        logs, least = minimise_on_box(loss_at, bounds, zooms=zooms)
         if not np.isfinite(least).all():
             raise ValueError("a best model needs one model that the limits allow, but they allow none; loosen one")
         size, loops = model(logs)

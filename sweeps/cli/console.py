@@ -267,7 +267,7 @@ def print_results(console: "Console", results: "SweepResults") -> None:
     console.print(*[f"\nAll {together} together"] if together else [], style="bold")
     for line in headline(results):
         console.print(line)
-    held_out = results.any_hold_out.held_out if results.any_hold_out else None
+    held_out = results.hold_out.held_out if results.hold_out else None  # of several sizes the page lists the runs
     rows = [] if held_out is None else [row for row in held_out.rows if row.recurrence == row.mean_recurrence]
     if held_out is not None and rows:
         console.print(f"\nFitted without the largest {held_out.quantity}, then compared with it:")

@@ -113,35 +113,39 @@ def _compared_side(
 ) -> "tuple[ComparedSweep, tuple[str, ...]]":
     """Return a side of the comparison with the notes on its table; a target that is fitted is added to `newly_fitted`.
 
-    A side is a table and its stored fit, or a new one.
+    A side is a table and its stored fit, or a new one. Groups that one law is fitted to, such as sizes, are one side.
     """
     progress.begin(f"Reading {target}")
-    from isoloop.fitting import ComparedSweep, SweepFit, fit_sweep
-    from isoloop.sweeps.runs import TableOptions, load_table
+    from isoloop.fitting import ComparedSweep, fit_table, read_fit
+    from isoloop.sweeps.runs import TableOptions, joint_runs, load_table
 
     # A stored fit alone.
     files = files_of(target, out)
     if files.table is None:
-        stored = SweepFit.read(files.fit)
+        stored = read_fit(files.fit)
         return ComparedSweep(name=stored.name, fit=stored), stored.reading
     # A table, with the stored fit of a sweep or a new one.
     files.check_table("a comparison")
-    if files.folders is not None:
-        groups = sorted(group.name for group in files.folders.groups.glob("*") if group.is_dir())
-        if groups:
-            names = ", ".join(f"{files.name}/groups/{group}" for group in groups)
-            raise ValueError(f"a comparison takes one group of runs, but '{target}' has several; name one of: {names}")
     own_options = options if files.folders is None else TableOptions()
     table = load_table(target, out, own_options if files.in_mlflow else replace(own_options, tracking_uri=None))
+    groups: list[str] = []
+    if files.folders is not None:
+        groups = sorted(group.name for group in files.folders.groups.glob("*") if group.is_dir())
+    if groups:
+        together = joint_runs(table.frame)
+        if together is None:
+            names = ", ".join(f"{files.name}/groups/{group}" for group in groups)
+            raise ValueError(f"a comparison takes one group of runs, but '{target}' has several; name one of: {names}")
+        table = replace(table, frame=together)
     validation = None if files.folders is None else _validation_text(table.frame, files.folders)
     fit, why_no_fit = None, ""
     if files.folders is not None and files.fit.exists():
-        fit = SweepFit.read(files.fit)
+        fit = read_fit(files.fit)
     else:
         newly_fitted.append(target)
         progress.begin(f"Fitting {target}")
         try:
-            fit = fit_sweep(
+            fit = fit_table(
                 table.frame,
                 name=files.name,
                 draws=draws,

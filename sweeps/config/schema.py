@@ -29,6 +29,7 @@ from isoloop.trainer.config import (
     DataConfig,
     DepthConfig,
     EvaluationConfig,
+    Initialisation,
     MeanRecurrence,
     ModelConfig,
     NonNegativeFloat,
@@ -126,6 +127,7 @@ class RunSettings(Config):
         depth: how loop counts are drawn around each mean, and how many loops carry gradient.
         model: the architecture: its keys, a published size (`140m`, `370m`, `770m`, `1.3b`), or `size:` and the keys
             that differ from it.
+        initialisation: of the weights, `paper` or `released` (docs/trainer.md).
         batch: sequences per optimizer step.
     """
 
@@ -135,6 +137,7 @@ class RunSettings(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    initialisation: Initialisation = "paper"
     batch: PositiveInt = 32
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: NonNegativeInt = 0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from isoloop.sweeps.config.resources import AUTO, CPU_FLOPS_PER_SECOND, DEFAULT_UTILISATION, ClusterConfig, Resources
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.memory import estimate_memory, largest_micro_batch
+from isoloop.trainer.memory import MuonVariant, estimate_memory, largest_micro_batch
 
 GPU_SHARES = (0.125, 0.25, 0.5, 1.0)
 HEADROOM = 1.1  # the allocator loses about a tenth to fragmentation
@@ -60,6 +60,7 @@ class Workload:
         recurrence: its loops.
         batch: sequences per step.
         precision: precision of the matrix products.
+        muon: the variant of Muon.
         trains: False if its loss is drawn from a law.
         one_machine: all its processes must be on one machine, as the runs lie in a storage.
     """
@@ -68,6 +69,7 @@ class Workload:
     recurrence: RecurrenceConfig
     batch: int
     precision: Literal["float32", "bfloat16"]
+    muon: MuonVariant = "torch"
     trains: bool = True
     one_machine: bool = False
 
@@ -99,7 +101,9 @@ class Workload:
 
     def _memory_settings(self, resources: Resources) -> dict[str, Any]:
         device = "cuda" if resources.gpus else "cpu"
-        return {"precision": self.precision, "processes": resources.processes, "device": device}
+        return {
+            "precision": self.precision, "processes": resources.processes, "device": device, "muon": self.muon,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -302,6 +302,7 @@ class _Variant:
             recurrence=self.recurrence,
             batch=self.settings.batch,
             precision=self.settings.precision,
+            muon=self.settings.optimizer.muon,
             trains=self.sweep.simulation is None,
             one_machine=self.sweep.storage is not None,
         )

@@ -177,7 +177,8 @@ def rate_lines(rates: TunedRates | None, cells: Sequence["Cell"], *, every_run: 
 
 def _settings(spec: RunSpec, accounting: str, rates: Sequence[str]) -> dict[str, Any]:
     """Return the settings on which the best rates depend, without the `rates` and the features of the law."""
-    content = spec.model_dump(mode="json", include={"model", "optimizer", "schedule", "batch", "precision"})
+    kept = {"model", "optimizer", "schedule", "initialisation", "batch", "precision"}
+    content = spec.model_dump(mode="json", include=kept)
     content["recurrence"] = {"sampling": spec.recurrence.sampling}
     settings = {"accounting": accounting, _TEXT: spec.data_fingerprint}
     for section, values in content.items():

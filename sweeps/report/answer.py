@@ -23,7 +23,7 @@ class Answer:
     Names: `best_loss` is the least measured loss, `gamma_mu` and `gamma_D` are the exponents of the best µ and tokens,
     `optimal_mean_recurrence`, `optimal_tokens` and `optimal_loss` are those of the best model at the largest compute,
     and `held_out_error_percent` is the error on the largest budget. What the runs don't determine is left out. The
-    numbers of a group of runs end in `/` and the name of the group's folder.
+    numbers of a group of runs end in `/` and the name of the group's folder; MLflow's names have _ for its =.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)

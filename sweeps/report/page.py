@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import isoloop
-from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, SweepFit, answer, figures, is_dense, verdict
+from isoloop.fitting import ANSWER_MULTIPLE, AnyFit, SizesFit, answer, figures, is_dense, verdict
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.style import MOST_SHAPES
 from isoloop.fitting.result import FittedFile
@@ -40,6 +40,8 @@ from isoloop.sweeps.report.tables import (
     next_flops_table,
     run_labels,
     runs_table,
+    size_labels,
+    sizes_table,
 )
 
 HOLD_OUT_FIGURES = ("predicted_against_measured", "held_out_errors")
@@ -166,10 +168,13 @@ def write_report(
         training = _draw_training(page, table, palette)
     progress.begin("Writing the report")
     predictions = calculator_table(fit)
-    runs = runs_table(table)
+    runs, trained = runs_table(table), table["flops"]
+    if "flops_trained" in table:  # of runs that branch off another, whose steps they don't train again
+        trained = table["flops_trained"].fillna(trained)
     held_out_runs = None
     if held_out is not None:
-        held_out_runs = held_out_table(held_out, axis, set(listed_runs(table)["run_id"].astype(str)))
+        sizes = {} if results.joint_hold_out is None else size_labels(table, results.joint_hold_out)
+        held_out_runs = held_out_table(held_out, axis, set(listed_runs(table)["run_id"].astype(str)), sizes)
     if whole is not None:
         caveats = list(whole.caveats)
     elif results.groups:
@@ -193,7 +198,8 @@ def write_report(
         reading=reading,
         figures_folder=page.places.figures.name,
         runs=_run_counts(table),
-        flops=float(table["flops"].sum()),
+        flops=float(trained.sum()),
+        unshared_flops=None if trained.equals(table["flops"]) else float(table["flops"].sum()),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=isoloop.__version__,
         style=Markup(style) + "\n" + palette.css(),
@@ -210,6 +216,7 @@ def write_report(
         next_flops=None if whole is None else _next_flops(whole),
         undetermined=_is_undetermined(whole),
         frontier=None if results.joint is None else frontier_table(results.joint),
+        sizes_alone=_sizes_alone(results.joint),
         groups=_groups(page.places, results),
         held_out=held_out,
         held_out_runs=held_out_runs,
@@ -255,6 +262,13 @@ def _next_flops(fit: AnyFit) -> dict[str, Any] | None:
         "title": f"The next {answered.marginal.percent:g}% of FLOPs from the best model for {answered.flops:.3g} FLOPs",
         "table": next_flops_table(answered),
     }
+
+
+def _sizes_alone(fit: SizesFit | None) -> dict[str, Any] | None:
+    """Return the table of the sizes by their own runs, with its budget; None where nothing was fitted to them."""
+    if fit is None or not fit.alone:
+        return None
+    return {"table": sizes_table(fit), "flops": f"{fit.alone[0].budget:.3g}"}
 
 
 def page_is_of(page: Path, table: Path) -> bool:
@@ -337,7 +351,7 @@ def _draw_figures(
             skipped[name] = str(error)
             continue
         caption = kind.caption(fit)
-        if name == "rollouts" and isinstance(fit, SweepFit) and fit.rollouts is not None:
+        if name == "rollouts" and fit.rollouts is not None:
             caption = " ".join([caption, *trust_sentences(fit.rollouts.rows)])
         texts = {"wide": _svg(files, name), "narrow": narrow}
         inlined = {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,7 @@ from isoloop.fitting.report.estimates import (
 )
 from isoloop.fitting.selection.holdout import HeldOutRow
 from isoloop.fitting.tables.best_loss import overfitted_rows
+from isoloop.fitting.tables.runs import law_data
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import with_greek_mu
 
@@ -164,12 +166,16 @@ def _value(value: float, column: str) -> str:
     return f"{value:g}" if column == "mean_recurrence" else _short(float(value))
 
 
-def held_out_table(held: HeldOut, axis: Axis, listed: Collection[str]) -> PageTable:
+def held_out_table(
+    held: HeldOut, axis: Axis, listed: Collection[str], sizes: Mapping[str, str] = MappingProxyType({})
+) -> PageTable:
     """Return the held-out runs: predicted and measured losses after training, and whether intervals hold the latter.
 
     Of more than `MOST_LISTED` predictions, these are the `LISTED` with the largest errors. `listed` runs get a link.
+    `sizes` are the names of the models' sizes by run, where they differ.
     """
-    labels = ("run", "predicted by", axis.symbol, "tokens", "predicted", "95% interval", "measured", "error", "inside")
+    numbers = ("tokens", "predicted", "95% interval", "measured", "error", "inside")
+    labels = ("run", "predicted by", *(["size"] if sizes else []), axis.symbol, *numbers)
     shown = held_out_rows(held)
     if len(shown) > MOST_LISTED:
         shown = sorted(shown, key=lambda row: -abs(row.error))[:LISTED]
@@ -185,6 +191,7 @@ def held_out_table(held: HeldOut, axis: Axis, listed: Collection[str]) -> PageTa
             (
                 TableCell(text=row.run_id, kind="id", link=f"#run-{row.run_id}" if row.run_id in listed else None),
                 TableCell(text=with_greek_mu(row.method), kind="text"),
+                *([TableCell(text=sizes[row.run_id])] if sizes else []),
                 _number(row.value, "g" if row.params is None else ".4g"),
                 _number(row.tokens, ".4g"),
                 _number(row.predicted, ".4f"),
@@ -242,6 +249,14 @@ def _law_of(fit: AnyFit) -> LawFit | None:
     return laws.best if laws else None
 
 
+def size_labels(table: pd.DataFrame, fit: SizesFit) -> dict[str, str]:
+    """Return the name of each finished run's size, by run."""
+    data = law_data(table)
+    return {
+        str(run_id): fit.family.label_of(params) for run_id, params in zip(data["run_id"], data["params"], strict=True)
+    }
+
+
 def frontier_table(fit: SizesFit) -> PageTable:
     """Return the best models through budgets, and the best of the measured sizes."""
     rows = []
@@ -264,6 +279,20 @@ def frontier_table(fit: SizesFit) -> PageTable:
     labels = (
         "budget, FLOPs", "best size", "best µ", "best D, tokens", "its loss", "best measured size", "best µ of it",
     )  # fmt: skip
+    return _page_table(labels, rows)
+
+
+def sizes_table(fit: SizesFit) -> PageTable:
+    """Return the best model of each size at the largest measured budget: by its own runs, and by the joint fit."""
+    rows = []
+    for own in fit.alone:
+        joint = fit.at_size(own.label, own.budget)
+        loops, losses = (
+            [_number(getattr(each, name).value, form, span=getattr(each, name).interval) for each in (own, joint)]
+            for name, form in (("mean_recurrence", ".3g"), ("loss", ".4f"))
+        )
+        rows.append((TableCell(text=own.label, value=joint.params), _number(own.runs, "g"), *loops, *losses))
+    labels = ("size", "its runs", "best µ by them", "best µ by all", "loss by them", "loss by all")
     return _page_table(labels, rows)
 
 

@@ -44,6 +44,7 @@ from isoloop.sweeps.tracking.schema import (
     has_ended,
     metric_name,
     origin_tags,
+    result_key,
     run_name,
     run_table,
     runs_view,
@@ -206,11 +207,11 @@ class TrackingStore:
             The error, if there is one; the results are in the output folder.
         """
         now = int(time.time() * 1000)
-        spans = {f"{INTERVAL}{name}": f"{low:.6g} to {high:.6g}" for name, (low, high) in intervals.items()}
+        spans = {f"{INTERVAL}{result_key(name)}": f"{low:.6g} to {high:.6g}" for name, (low, high) in intervals.items()}
         try:
             self.send(
                 parent,
-                points=[(name, value, now, 0) for name, value in numbers.items()],
+                points=[(result_key(name), value, now, 0) for name, value in numbers.items()],
                 tags={**spans, NOTE: _note(sweep, sentences)},
             )
         except Exception as error:  # noqa: BLE001  the caller reports it

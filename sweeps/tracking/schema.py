@@ -36,8 +36,8 @@ SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
 _EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
-# Missing in simulated runs and in runs of older versions, and the best ones in runs that saw no text again.
-_REPETITION_COLUMNS = ("unique_tokens", "epochs", "best_loss", "best_step")
+# Missing in simulated runs and in runs of older versions. The best ones are those of runs that saw text again.
+_RARE_COLUMNS = ("unique_tokens", "epochs", "best_loss", "best_step", "skipped_steps")
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 _LOSS = "loss_T"
@@ -48,11 +48,13 @@ _CURVES = {
     "loss": ("train_loss", "validation_loss"),
     "model": ("spectral_radius", "state_norm", "last_loop_residual"),
     "speed": ("tokens_per_second", "model_flop_utilisation", "peak_memory"),
-    "training": ("gradient_norm", "learning_rate", "matrix_learning_rate", "tokens"),
+    "training": ("gradient_norm", "learning_rate", "matrix_learning_rate", "tokens", "skipped_steps"),
 }
 """Sections of MLflow's charts and the journal's metrics in them; MLflow shows them by name, and then other metrics."""
 _SECTIONS = {name: section for section, names in _CURVES.items() for name in names}
 VIEW = "mlflow.sharedViewState."
+_NO_KEY = re.compile(r"[^\w\-. /]")
+"""Characters that MLflow takes in no name of a metric or tag, such as the = in the name of a group of runs."""
 
 
 def cell_tags(plan: Plan, cell: Cell) -> dict[str, str]:
@@ -81,6 +83,11 @@ def tag_text(value: Any) -> str:
 def metric_name(name: str) -> str:
     """Return what MLflow calls a metric of the journal or a number of the result: curves have a section of charts."""
     return f"{_SECTIONS[name]}/{name}" if name in _SECTIONS else name
+
+
+def result_key(name: str) -> str:
+    """Return what MLflow calls a number of a sweep's result: the name without the characters that it refuses."""
+    return _NO_KEY.sub("_", name)
 
 
 def result_points(result: RunResult, journaled: Collection[str]) -> list[tuple[str, float, int]]:
@@ -180,6 +187,8 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         }
     )  # fmt: skip
     values |= {"epochs": result.epochs, "train_loss": result.training_loss}
+    if result.skipped_steps:
+        values["skipped_steps"] = result.skipped_steps
     if result.trunk_steps:
         values |= {"trunk_steps": result.trunk_steps, "flops_trained": result.flops_trained}
     values |= {loss_column(recurrence): loss for recurrence, loss in result.losses.items()}
@@ -225,16 +234,21 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
     for prefix, named in (LOSSES, loss_column), (BEST_LOSSES, lambda recurrence: best_column(loss_column(recurrence))):
         for key in sorted(key for key in tags if key.startswith(prefix)):
             losses |= {named(int(recurrence)): loss for recurrence, loss in json.loads(tags[key]).items()}
+    flops = metrics.get(f"flops_{str(columns['accounting']).replace('-', '_')}")
+    trained = {}
+    if flops is not None and "flops_trained" in metrics:  # a branch's, by `exact` accounting
+        trained["flops_trained"] = flops * metrics["flops_trained"] / metrics["flops_exact"]
     return {
         "run_id": tags[RUN_ID],
         "status": status,
         "simulated": tags[SIMULATED] == "true",
         "tokens": metrics.get("tokens"),
-        "flops": metrics.get(f"flops_{str(columns['accounting']).replace('-', '_')}"),
+        "flops": flops,
+        **trained,
         "forward_loops": metrics.get("forward_loops"),
         "backward_loops": metrics.get("backward_loops"),
         "loss": metrics.get("loss") if status == "finished" else None,
-        **{name: metrics[name] for name in _REPETITION_COLUMNS if name in metrics},
+        **{name: metrics[name] for name in _RARE_COLUMNS if name in metrics},
         **{name: metrics.get(name) for name in _EXTRA_COLUMNS},
         **{name: loss if status == "finished" else None for name, loss in losses.items()},
         **columns,

@@ -1,5 +1,7 @@
 """The analysis of a finished sweep whose runs are of several groups."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -68,7 +70,7 @@ def test_a_groups_page_can_be_made_anew(made):
 def test_groups_that_differ_in_size_have_a_joint_fit_and_its_answer_on_the_page_of_all(tmp_path):
     table = simulate_sizes(budgets=(1e18, 4e18, 16e18), mean_recurrences=(1, 2, 4, 8), recurrences=())
     table = table[table["model.size"] != "770m"].reset_index(drop=True)
-    table = table.assign(group="model.size = " + table["model.size"])
+    table = table.assign(group="model.size = " + table["model.size"])[::-1].reset_index(drop=True)
     sweep = validate_sweep(SIMULATED, source="test")
     folders = Folders(out=tmp_path, name=sweep.name)
     folders.sweep.mkdir(parents=True)
@@ -78,10 +80,16 @@ def test_groups_that_differ_in_size_have_a_joint_fit_and_its_answer_on_the_page_
         results = fit_and_report(sweep, folders, table, command="x", draws=0)
     assert results.fit is None
     assert isinstance(results.joint, SizesFit)
-    assert set(results.groups) == set(table["group"])
+    assert list(results.groups) == ["model.size = 140m", "model.size = 370m"]  # by size, where the first run is of 370m
     stored = read_fit(folders.fit(hold_out=False))
     assert stored == results.joint
     page = folders.report.read_text()
     assert "Should the next FLOP buy more loops, more tokens or more parameters?" in page
     assert "more parameters alone" in page
+    assert page.index("Best models through budgets") < page.index(
+        "Each size at 1.6e+19 FLOPs, by the laws of its own runs"
+    )
+    held_out = page.split("Each run at T = µ:")[1].split("</table>")[0]
+    cells = re.findall(r"<td[^>]*>\s*([^<]*?)\s*<", held_out)
+    assert (cells.count("140m"), cells.count("370m")) == (4, 4)
     assert all(f'href="groups/{folder.name}/report.html"' in page for folder in folders.groups.iterdir())

@@ -153,6 +153,13 @@ def test_stopped_and_gone_on_together_is_the_same_to_the_bit(spec, corpus, two, 
     assert [r["step"] for r in records if "validation_loss" in r.get("values", {})] == [4, 8]
 
 
+def test_the_released_optimizer_in_two_processes_is_that_in_one_up_to_rounding(spec, corpus, tmp_path):
+    """Stopped in between, so that both processes load its state."""
+    released = spec.model_copy(update={"steps": 6, "optimizer": OptimizerConfig(muon="released")})
+    together = train_in(2, released, corpus, tmp_path / "two", stops=(3, None))
+    assert together.losses == pytest.approx(train(released, corpus, tmp_path / "one").losses, rel=1e-3)
+
+
 def test_two_processes_keep_one_best_step_also_where_they_were_stopped_behind_it(spec, corpus, tmp_path):
     """They learn two windows of text by heart."""
     changes = {

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 
+from isoloop.trainer import loop
 from isoloop.trainer.accounting import flops_per_token
 from isoloop.trainer.config import (
     DataConfig,
@@ -21,6 +22,7 @@ from isoloop.trainer.config import (
 )
 from isoloop.trainer.data.batches import validation_windows
 from isoloop.trainer.data.corpus import prepare_corpus
+from isoloop.trainer.distributed import Ranks, load_share
 from isoloop.trainer.evaluate import bits_per_byte, evaluate
 from isoloop.trainer.files import FolderBusyError, sole_owner
 from isoloop.trainer.loop import train
@@ -112,8 +114,10 @@ def test_resumed_equals_uninterrupted(spec, corpus, uninterrupted, tmp_path, sto
     assert metrics(tmp_path) == metrics(whole_folder)
 
 
-def test_resumed_state_is_the_uninterrupted_one_to_the_bit(spec, corpus, tmp_path):
+@pytest.mark.parametrize("muon", ["torch", "released"])
+def test_resumed_state_is_the_uninterrupted_one_to_the_bit(spec, corpus, tmp_path, muon):
     """Weights, optimizer state, counts: the checkpoint at step 9, with and without a stop at 4."""
+    spec = spec.model_copy(update={"optimizer": OptimizerConfig(muon=muon)})
 
     def state_at_nine(folder):
         assert (
@@ -319,6 +323,76 @@ def test_a_diverged_run_is_a_result(spec, corpus, tmp_path, rate, said):
     assert result.flops_exact > 0
     events = [r for r in read_journal(tmp_path / "journal.jsonl")[0] if r["kind"] == "event"]
     assert (events[-1]["name"], events[-1]["reason"]) == ("diverged", result.reason)
+
+
+@pytest.fixture
+def poison(spec, corpus, monkeypatch):
+    """A function that makes one entry of the gradient infinite in the given steps (0-based)."""
+    whole = loop._accumulate_gradients
+
+    def in_steps(*steps):
+        seeds = [load_share(spec, corpus, Ranks(), step).state_seeds for step in steps]
+
+        def accumulate(spec, model, share, execution):
+            stats = whole(spec, model, share, execution)
+            if share.state_seeds in seeds:
+                model.final_norm.weight.grad[3] = math.inf
+            return stats
+
+        monkeypatch.setattr(loop, "_accumulate_gradients", accumulate)
+
+    return in_steps
+
+
+RELEASED = OptimizerConfig(muon="released")
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(spec, corpus, tmp_path, poison):
+    """Also where the run is stopped between two such steps; with torch's Muon the first ends the run, as ever."""
+    poison(3, 4, 8)
+    released = spec.model_copy(update={"optimizer": RELEASED})
+    result = train(released, corpus, tmp_path / "whole")
+    assert (result.status, result.steps, result.skipped_steps) == ("finished", 12, 3)
+    recorded = dict(metrics(tmp_path / "whole"))
+    assert {step: r["skipped_steps"] for step, r in recorded.items() if "skipped_steps" in r} == {4: 1, 5: 2, 9: 3}
+    assert "gradient_norm" not in recorded[4]
+    assert "gradient_norm" in recorded[6]
+    assert recorded[4]["spectral_radius"] == recorded[3]["spectral_radius"]  # the weights stayed
+
+    assert train(released, corpus, tmp_path / "stopped", should_stop=stop_after(4)) is None
+    assert without_clock(train(released, corpus, tmp_path / "stopped")) == without_clock(result)
+    ended = train(spec, corpus, tmp_path / "torch")
+    assert (ended.status, ended.steps, ended.skipped_steps) == ("diverged", 4, 1)
+    assert re.fullmatch(r"training loss \S+, gradient norm inf, ρ\(Ā\) \S+ in step 4", ended.reason)
+
+
+def test_too_many_skipped_steps_in_a_row_are_a_divergence(spec, corpus, tmp_path, poison):
+    poison(1, 5, 6, 7, 8)
+    strict = spec.model_copy(update={"optimizer": OptimizerConfig(divergence_steps=3)})
+    whole = train(strict, corpus, tmp_path / "whole")
+    assert (whole.status, whole.steps, whole.skipped_steps) == ("diverged", 8, 4)
+    assert whole.reason.endswith("in step 8, the last of 3 steps in a row that were skipped")
+    assert train(strict, corpus, tmp_path / "stopped", should_stop=stop_after(6)) is None
+    assert without_clock(train(strict, corpus, tmp_path / "stopped")) == without_clock(whole)
+
+
+def test_the_released_optimizer_trains(spec, corpus, uninterrupted, tmp_path):
+    released = spec.model_copy(update={"optimizer": RELEASED})
+    assert (OptimizerConfig().skips_to_divergence, RELEASED.skips_to_divergence) == (1, 10)
+    assert released.run_id != spec.run_id
+    result = train(released, corpus, tmp_path)
+    assert result.skipped_steps == 0
+    assert result.loss == pytest.approx(uninterrupted[1].loss, rel=0.1)
+    assert result.loss != uninterrupted[1].loss
+
+
+def test_the_released_initialisation_trains_and_is_part_of_a_runs_identity(spec, corpus, uninterrupted, tmp_path):
+    released = spec.model_copy(update={"initialisation": "released"})
+    assert released.run_id != spec.run_id
+    assert "initialisation" not in spec.model_dump()
+    result = train(released, corpus, tmp_path)
+    assert result.status == "finished"
+    assert result.losses != uninterrupted[1].losses
 
 
 @pytest.mark.parametrize("rate", [30.0, 8e-3], ids=["diverged", "finished"])

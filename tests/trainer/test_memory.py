@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
-from isoloop.trainer.memory import INDEX, estimate_memory, inference_numbers, largest_micro_batch
+from isoloop.trainer.memory import INDEX, STACK_BYTES, estimate_memory, inference_numbers, largest_micro_batch
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.optim import make_optimizers
 
@@ -100,17 +100,18 @@ def test_activations_are_what_the_module_keeps_and_the_peak_is_covered(name, sha
     assert 0.97 * (peak + ids + initial) < estimate.activations + estimate.working < 1.15 * (peak + ids + initial)
 
 
+@pytest.mark.parametrize("muon", ["torch", "released"])
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_gradients_and_optimizer_are_those_of_the_real_ones(name):
+def test_weights_gradients_and_optimizer_are_those_of_the_real_ones(name, muon):
     config = ModelConfig(**SHAPES["deep"], **MODELS[name])
     model = build_model(config)
-    optimizers = make_optimizers(model, OptimizerConfig())
+    optimizers = make_optimizers(model, OptimizerConfig(muon=muon))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     for optimizer in optimizers:
         optimizer.step()
     states = [state for optimizer in optimizers for per in optimizer.state.values() for state in per.values()]
-    estimate = estimate_memory(config, RecurrenceConfig(mean=1), sequences=1)
+    estimate = estimate_memory(config, RecurrenceConfig(mean=1), sequences=1, muon=muon)
     assert estimate.weights == size([*model.parameters(), *model.buffers()])
     assert estimate.gradients == size([parameter.grad for parameter in model.parameters()])
     assert estimate.optimizer == size(
@@ -119,7 +120,23 @@ def test_weights_gradients_and_optimizer_are_those_of_the_real_ones(name):
 
 
 def size(tensors):
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    """Return the bytes of the distinct storages: states of matrices of one shape are rows of one tensor."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("muon", ["torch", "released"])
+def test_the_stacks_of_an_update_are_covered(muon):
+    config = ModelConfig(width=256, heads=2, prelude_layers=2, core_layers=1, coda_layers=1)
+    model = build_model(config)
+    optimizer, _ = make_optimizers(model, OptimizerConfig(muon=muon))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = [state for per in optimizer.state.values() for state in per.values()]
+    with LiveTensors([*model.parameters(), *(p.grad for p in model.parameters()), *state]) as live:
+        optimizer.step()
+    assert STACK_BYTES[muon] * 4 * 256**2 * config.layers == pytest.approx(live.peak, rel=0.02)
 
 
 def test_the_loops_that_carry_gradient_are_what_recurrence_costs():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.layers import Block, RMSNorm, Rotary, make_block
+from isoloop.trainer.config import Initialisation, ModelConfig
+from isoloop.trainer.model.layers import Attention, Block, RMSNorm, Rotary, init_matrix, make_block, truncated_normal
 
 
 class StepLoss(NamedTuple):
@@ -50,22 +50,33 @@ class LanguageModel(nn.Module, ABC):
         self.run_blocks = run_blocks  # replaced by `compile_blocks`
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
+    def initialise(self, seed: int, initialisation: Initialisation = "paper") -> None:
         """Draw the weights on the CPU from `seed`, so that they are the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         std = self.config.init_std
         for module in (self.embedding, *self.value_embeddings.values()):
-            weight = module.get_parameter("weight")
-            draw = torch.empty(weight.shape)
-            weight.copy_(nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator))
+            truncated_normal(module.get_parameter("weight"), std, generator)
         for block in (*self.prelude, *self.core, *self.coda):
             assert isinstance(block, Block)
             block.initialise(std, generator)
         self._initialise_own(std, generator)
+        if initialisation == "released":
+            self._redraw_as_released(std, generator)
 
     @abstractmethod
     def _initialise_own(self, std: float, generator: torch.Generator) -> None:
         """Draw the parameters outside the tables and blocks."""
+
+    def _redraw_as_released(self, std: float, generator: torch.Generator) -> None:
+        """Draw what the published code draws otherwise than the paper's text: tables and gates of value embeddings."""
+        init_matrix(self.embedding.weight, std, generator)
+        for module in self.value_embeddings.values():
+            table = module.get_parameter("weight")
+            table.copy_(torch.empty(table.shape).normal_(generator=generator))
+        for module in self.modules():
+            if isinstance(module, Attention) and module.gate is not None:
+                gate, bound = module.gate.weight, module.gate.in_features**-0.5
+                gate.copy_(torch.empty(gate.shape).uniform_(-bound, bound, generator=generator))
 
     @abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:

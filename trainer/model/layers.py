@@ -167,6 +167,13 @@ def make_block(config: ModelConfig, layer: int) -> Block:
 
 
 @torch.no_grad()
+def truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill a tensor with a normal of deviation `std`, truncated at 3 of them."""
+    draw = torch.empty(weight.shape)
+    weight.copy_(torch.nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator))
+
+
+@torch.no_grad()
 def init_matrix(weight: Tensor, std: float, generator: torch.Generator) -> None:
     """Fill a matrix with a truncated normal (3 sigma), make it orthogonal, and scale its entries to RMS `std`."""
     draw = torch.nn.init.trunc_normal_(torch.empty(weight.shape), a=-3.0, b=3.0, generator=generator)

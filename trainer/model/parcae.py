@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.head import mean_cross_entropy
-from isoloop.trainer.model.injection import make_injection
+from isoloop.trainer.model.injection import ConcatInjection, make_injection
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss
-from isoloop.trainer.model.layers import RMSNorm
+from isoloop.trainer.model.layers import RMSNorm, init_matrix, truncated_normal
 
 
 class _FinalState(NamedTuple):
@@ -44,6 +44,12 @@ class Parcae(LanguageModel):
     def _initialise_own(self, std: float, generator: torch.Generator) -> None:
         self.injection.initialise(std, generator)
         nn.init.eye_(self.state_to_width.weight)
+
+    def _redraw_as_released(self, std: float, generator: torch.Generator) -> None:
+        super()._redraw_as_released(std, generator)
+        init_matrix(self.state_to_width.weight, std, generator)  # an orthogonal matrix x sqrt(2 / 5)
+        if isinstance(self.injection, ConcatInjection):
+            truncated_normal(self.injection.weight, std, generator)
 
     def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
         """Compute the loss of one training step.

@@ -31,6 +31,7 @@ class RunResult(Config):
         training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
         spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
         seconds: wall time spent training.
+        skipped_steps: steps without an update, because the loss or the norm of the gradient wasn't finite.
         trunk_steps: first steps that another run has trained, its trunk. They count in all numbers but `flops_trained`.
         flops_trained: FLOPs by `exact` accounting without those of the trunk; None in results of older versions.
     """
@@ -55,6 +56,7 @@ class RunResult(Config):
     training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
+    skipped_steps: int = 0
     trunk_steps: int = 0
     flops_trained: NonNegativeFloat | None = None
 

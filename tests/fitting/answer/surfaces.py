@@ -31,7 +31,7 @@ class SurfaceFit:
     accounting: str = "exact"
     undetermined: tuple[Undetermined, ...] = ()
 
-    def verdict(self, flops=None):
+    def verdict(self, flops=None, limited=None):
         """Return the verdict that the test says."""
         return Verdict(answer=self.undetermined)
 

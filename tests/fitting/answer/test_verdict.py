@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoloop.fitting import NOT_DETERMINED, fit_sweep, predict, recommendation, verdict
+from isoloop.fitting import NOT_DETERMINED, answer, fit_sweep, predict, recommendation, verdict
+from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.answer.verdict import verdict_on
 from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_table
 from isoloop.fitting.tables.contract import loss_columns
@@ -111,6 +112,19 @@ def test_an_interval_is_compared_with_the_grid():
     assert "a budget between 1.6e+19 and 3.2e+19 FLOPs, such as 2.3e+19" in str(reason)
     assert verdict_on(fit, dataclasses.replace(best, value_interval=(1.0, 11.9))).answer
     assert verdict_on(fit, dataclasses.replace(best, value_interval=(10.0, 60.0))).answer == ()
+
+
+def test_under_limits_the_model_under_them_is_judged():
+    """Minima above the grid leave the best recurrence open, but tokens to be served pin it down inside the grid."""
+    fit = fit_sweep(DEGENERATE["minima above the grid"][0], name="x", draws=30)
+    assert answer(fit, 64e18).verdict.answer
+    served = answer(fit, 64e18, limits=Limits(served_tokens=2e11))
+    assert 1 < served.limited.best.model.mean_recurrence < 3
+    assert served.verdict.answer == ()
+    assert served.sentences[0].startswith("The best model for 6.4e+19 FLOPs serving 2e+11 tokens has a mean recurrence")
+    little = answer(fit, 64e18, limits=Limits(unique_tokens=2e10))  # so little text that loops take the rest
+    assert little.limited.best.model.mean_recurrence > 30
+    assert "at 6.4e+19 training FLOPs from 2e+10 tokens of text, because 3 of 3 isoFLOP" in little.sentences[0]
 
 
 def test_two_budgets_give_an_answer_but_no_exponents():

@@ -21,7 +21,7 @@ from isoloop.fitting import (
     simulate_table,
 )
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES, Quantity, difference, paired
-from isoloop.fitting.compare.side import BEST_MODEL
+from isoloop.fitting.compare.quantities import BEST_MODEL
 from isoloop.fitting.figures import compare as figures_compare
 from isoloop.fitting.isoflop.power_law import POWER_LAWS
 from tests.commands import only_svg

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from isoloop.fitting import ComparedSweep, compare_sweeps, fit_sweep, simulate_table
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES
-from isoloop.fitting.compare.side import BEST_MODEL, LAW_SECTIONS
+from isoloop.fitting.compare.quantities import BEST_MODEL, LAW_SECTIONS
 from isoloop.fitting.figures import compare as figures_compare
 from isoloop.fitting.isoflop.power_law import POWER_LAWS
 from tests.run_tables import BUDGETS, dense_table, own_flops_table

@@ -5,7 +5,7 @@ import pytest
 
 from isoloop.fitting import CostModel, fit_law, fit_sweep, law_named, point_estimate, simulate_table
 from isoloop.fitting.answer.recommendation import recommendation
-from isoloop.fitting.compare.side import BEST_MODEL, quantities
+from isoloop.fitting.compare.quantities import BEST_MODEL, quantities
 from isoloop.fitting.laws.registry import richer_law
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.misfit import MISFIT, law_misfit, misfit_of_models
@@ -162,7 +162,7 @@ def test_a_mixture_of_one_law_is_that_law():
 def test_a_comparison_rests_on_the_laws_that_the_recommended_model_rests_on(sweep):
     _, fit = sweep
     best = recommendation(fit, BEYOND)
-    numbers = {each.name: each for each in quantities(fit, BEYOND, (BEYOND,)) if each.section == BEST_MODEL}
+    numbers = {each.name: each for each in quantities(fit, (BEYOND, BEYOND), (BEYOND,)) if each.section == BEST_MODEL}
     assert numbers["mu*"].value == best.value
     assert numbers["mu*"].interval == best.value_interval
     assert numbers["D*"].value == best.tokens

@@ -13,6 +13,7 @@ from isoloop.fitting import (
     LawFit,
     SizesFit,
     SweepFit,
+    answer,
     fit_sizes,
     fit_sweep,
     fit_table,
@@ -26,11 +27,15 @@ from isoloop.fitting import (
     simulate_sizes,
     simulate_table,
 )
+from isoloop.fitting.answer.device import DeviceNeeds, Held
+from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.selection.choose import choose_table
 from isoloop.fitting.selection.mixture import law_mixture
 from isoloop.fitting.simulate import published_cost_model
+from isoloop.fitting.sizes.alone import alone_caveats
 from isoloop.fitting.sizes.fit import _rival_caveats
+from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.search import minimise_on_box
 
 BUDGETS = (1e18, 4e18, 16e18, 64e18)
@@ -172,6 +177,50 @@ def test_both_texts_have_the_answer(fit: SizesFit) -> None:
         assert "Best model" in text
         assert "(simulated)" in text
     assert "holding out each size in turn" in fit.report()
+
+
+def test_each_size_is_fitted_alone_and_agrees_where_the_joint_law_is_true(table: pd.DataFrame, fit: SizesFit) -> None:
+    assert [(own.label, own.runs, own.budget) for own in fit.alone] == [(size.label, 16, 64e18) for size in fit.sizes]
+    text = fit.report()
+    for own in fit.alone:
+        single = fit_sweep(table[table["model.size"] == own.label], name="one", draws=40)
+        best = predict_any(single, flops=64e18)
+        assert own.mean_recurrence.value == pytest.approx(best.mean_recurrence, rel=1e-4)
+        assert own.loss.value == pytest.approx(best.loss, rel=1e-6)
+        joint = fit.at_size(own.label, own.budget)
+        assert own.loss.value == pytest.approx(joint.loss.value, rel=0.003)
+        assert f"  {own.label:<10}{own.runs:>5}  {own.mean_recurrence.text()}" in text
+    assert alone_caveats(fit) == []
+
+
+def test_a_size_that_is_best_elsewhere_by_its_own_runs_is_named(fit: SizesFit) -> None:
+    first, *others = fit.alone
+    elsewhere = dataclasses.replace(first, mean_recurrence=Quantity(value=9.0, interval=(8.5, 9.5)))
+    (caveat,) = alone_caveats(dataclasses.replace(fit, alone=(elsewhere, *others)))
+    assert caveat.startswith("At 6.4e+19 FLOPs the runs of 140m alone put its best mean recurrence at 9 (8.5 to 9.5),")
+    near = dataclasses.replace(first, mean_recurrence=fit.at_size(first.label, first.budget).mean_recurrence)
+    assert alone_caveats(dataclasses.replace(fit, alone=(near, *others))) == []
+
+
+def test_a_size_of_few_runs_has_no_fit_of_its_own_and_the_report_says_why(table: pd.DataFrame) -> None:
+    few = pd.concat([table[table["model.size"] != "370m"], table[table["model.size"] == "370m"].iloc[::6]])
+    fit = fit_sizes(few.reset_index(drop=True), name="few", draws=0)
+    assert [own.label for own in fit.alone] == ["140m", "770m"]
+    assert "  370m alone: " in fit.report()
+
+
+def test_memory_pins_down_a_size_that_the_budget_leaves_open(fit: SizesFit) -> None:
+    held = tuple(Held(weights=size.params, activations=1e3) for size in fit.sizes)
+    needs = DeviceNeeds(sizes=tuple(size.params for size in fit.sizes), held=held)
+    assert "the best size is at the end of the search" in answer(fit, 1e25).sentences[0]
+    small = answer(fit, 1e25, limits=Limits(memory=6e8, needs=needs))
+    assert small.verdict.answer == ()
+    assert small.verdict.caveats == ("The best mean recurrence, 10.8, is beyond the measured 8.",)
+    assert small.sentences[0].startswith("The best model for 1e+25 FLOPs in 0.6 GB at 2048 tokens of context has 298M")
+    large = answer(fit, 1e25, limits=Limits(memory=6e12, needs=needs))
+    assert large.limited is not None
+    assert large.limited.best.at_bound == ("params",)
+    assert "at 1e+25 training FLOPs in 6e+03 GB" in large.sentences[0]
 
 
 def test_a_prediction_for_a_budget_is_the_frontiers_point(fit: SizesFit) -> None:

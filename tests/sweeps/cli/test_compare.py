@@ -2,7 +2,7 @@
 
 import pytest
 
-from isoloop.fitting import PUBLISHED_TRUTH, fit_sweep, simulate_table
+from isoloop.fitting import PUBLISHED_TRUTH, SizesFit, fit_sizes, fit_sweep, simulate_sizes, simulate_table
 from isoloop.sweeps.cli.figures import _compared_side, _validation_text, compare
 from isoloop.sweeps.cli.options import file_name
 from isoloop.sweeps.messages import Progress
@@ -29,6 +29,28 @@ def test_a_sweep_of_several_groups_must_say_which(table, tmp_path):
     with pytest.raises(ValueError, match="'sizes' has several; name one of: sizes/groups/a, sizes/groups/b"):
         _compared_side("sizes", tmp_path, 20, TableOptions(), [], Progress())[0]
     assert _compared_side("sizes/groups/a", tmp_path, 20, TableOptions(), [], Progress())[0].name == "sizes/groups/a"
+
+
+def test_a_sweep_whose_groups_are_sizes_is_one_side_by_its_joint_fit(tmp_path):
+    table = simulate_sizes(sizes=("140m", "370m"), budgets=(1e18, 4e18, 16e18), mean_recurrences=(1, 2, 4))
+    sweep = stored(Folders(out=tmp_path, name="sizes"), table.assign(group="model.size = " + table["model.size"]))
+    for size, part in table.groupby("model.size"):
+        stored(sweep.group(f"model.size={size}"), part)
+    fit = fit_sizes(table, name="sizes", draws=0, through_budgets=False)
+    sweep.fit(hold_out=False).write_text(fit.to_json())
+    side = _compared_side("sizes", tmp_path, 20, TableOptions(), [], Progress())[0]
+    assert (side.fit, side.runs, side.sizes) == (fit, 18, ("140m", "370m"))
+    alone = _compared_side(str(sweep.fit(hold_out=False)), tmp_path, 20, TableOptions(), [], Progress())[0]
+    assert (alone.fit, alone.table) == (fit, None)
+    fitted = []
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    new = _compared_side(str(tmp_path / "runs.csv"), tmp_path, 20, TableOptions(), fitted, Progress())[0]
+    assert isinstance(new.fit, SizesFit)
+    assert fitted == [str(tmp_path / "runs.csv")]
+    compare("sizes", "sizes/groups/model.size=140m", out=tmp_path, flops=16e18)
+    text = (tmp_path / "compared" / "sizes-to-sizes-groups-model.size=140m" / "compare.txt").read_text()
+    assert "A  sizes: 18 runs of 2 sizes (140m, 370m)" in text
+    assert "Compute multiplier: FLOPs that A needs" in text
 
 
 def test_the_stored_fit_is_taken_and_else_the_table_is_fitted(table, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from collections import Counter
 
@@ -261,6 +262,23 @@ def test_a_page_of_many_runs_stays_small_and_says_what_it_leaves_out(tmp_path):
     words = " ".join(" ".join(page.texts).split())
     assert "These are the first 1000 runs, and 1100 more are in many.csv ." in words
     assert "In figures of more than 2000 points or bars they are an image" in words
+
+
+def test_the_total_counts_steps_that_runs_share_once(tmp_path):
+    table = check_table(dense_table(budgets=(6e18, 1.2e19)))
+    table.to_csv(tmp_path / "alone.csv", index=False)
+    whole, branches = float(table["flops"].sum()), [0, 3]
+    shared = table.assign(flops_trained=math.nan)
+    shared.loc[branches, "flops_trained"] = 0.25 * shared.loc[branches, "flops"]
+    trained = whole - 0.75 * float(shared.loc[branches, "flops"].sum())
+    places = TablePlaces.beside(tmp_path / "alone.fit.json")
+    results = SweepResults(fit=None, hold_out=None, why_no_fit="x", why_no_hold_out="x", report=places.report)
+    subject = TablePage(places=places, name="alone", origin=table_origin(tmp_path / "alone.csv"))
+    for each, total in ((table, f"{whole:.3g}"), (shared, f"{trained:.3g}")):
+        write_report(subject, table=each, results=results, command="isoloop report alone.csv")
+        text = " ".join(places.report.read_text(encoding="utf-8").split())
+        assert f"with {total} training FLOPs in total" in text
+        assert (f"; {whole:.3g}, had no run branched off another" in text) is (each is shared)
 
 
 def test_of_many_held_out_runs_those_with_the_largest_errors_are_shown():

@@ -167,15 +167,33 @@ def test_a_sweep_has_its_answer(store, plan, simulated_folders, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "report.html").write_text("<p>")
     problem = store.record_answer(
-        parent, plan.sweep, numbers={"gamma_mu": 0.4}, intervals={"gamma_mu": (0.35, 0.45)}, sentences=["0.4 it is."],
+        parent, plan.sweep, numbers={"gamma_mu": 0.4, "gamma_mu/model.size=140m": 0.3},
+        intervals={"gamma_mu": (0.35, 0.45), "gamma_mu/model.size=140m": (0.2, 0.4)}, sentences=["0.4 it is."],
         results=tmp_path / "results",
     )  # fmt: skip
     assert problem is None
     data = store.client.get_run(parent).data
-    assert data.metrics == {"gamma_mu": 0.4}
+    assert data.metrics == {"gamma_mu": 0.4, "gamma_mu/model.size_140m": 0.3}
     assert data.tags["isoloop.interval.gamma_mu"] == "0.35 to 0.45"
+    assert data.tags["isoloop.interval.gamma_mu/model.size_140m"] == "0.2 to 0.4"
     assert data.tags[record.NOTE].startswith("- 0.4 it is.\n\n```yaml\n")
     assert [file.path for file in store.client.list_artifacts(parent)] == ["report.html"]
+
+
+def test_a_branch_has_the_flops_of_its_own_steps_in_the_run_table(plan, tmp_path):
+    """By the accounting of the table, in the proportion that the trainer counted exactly."""
+    parts = []
+    for cell, share in zip(plan.cells, (None, 0.25, None, 0.5), strict=True):
+        result = simulate_run(cell.spec, plan.sweep.simulation, cell.run_id, tmp_path / cell.run_id)
+        if share is not None:
+            trained = share * result.flops_exact
+            result = result.model_copy(update={"trunk_steps": 1, "flops_trained": trained})
+        tags = record.cell_tags(plan, cell) | {record.RUN_ID: cell.run_id, record.OUTCOME: "finished"}
+        tags[f"{record.COLUMN}accounting"] = "parcae-release"
+        parts.append((tags, record.result_metrics(result)))
+    table = record.run_table(parts).set_index("run_id").loc[[cell.run_id for cell in plan.cells]]
+    np.testing.assert_allclose(table["flops_trained"] / table["flops"], [np.nan, 0.25, np.nan, 0.5])
+    assert "flops_trained" not in record.run_table([parts[0], parts[2]])
 
 
 def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):

@@ -219,6 +219,70 @@ def test_output_projections_start_at_zero_and_the_state_map_at_identity():
     torch.testing.assert_close(model.state_to_width.weight, torch.eye(32))
 
 
+def rms(weight):
+    return weight.detach().square().mean().sqrt().item()
+
+
+def is_orthogonal(weight):
+    """The columns, or the rows if there are more of those, are orthogonal and of one length."""
+    small = weight.T if weight.shape[0] >= weight.shape[1] else weight
+    gram = (small @ small.T).detach()
+    return torch.allclose(gram, torch.eye(len(gram)) * gram.diagonal().mean(), atol=1e-5 * gram.diagonal().mean())
+
+
+RELEASED_SHAPE = {"width": 64, "heads": 4, "vocabulary": 512, "context": 16}
+
+
+@pytest.mark.parametrize(
+    ("injection", "norms"), [("diagonal", True), ("concat", False), ("addition", True), ("none", True)]
+)
+def test_the_released_initialisation_has_the_published_distributions(injection, norms):
+    """And changes nothing but tables, gates, W_C and RDM's matrix."""
+    config = ModelConfig(injection=injection, prelude_norm=norms, core_layers=2, **RELEASED_SHAPE)
+    std = (2 / (5 * 64)) ** 0.5
+    model, paper = build_model(config), build_model(config)
+    model.initialise(0, "released")
+    paper.initialise(0, "paper")
+
+    # Tables
+    assert rms(model.embedding.weight) == pytest.approx(std, rel=1e-3)
+    assert is_orthogonal(model.embedding.weight)
+    assert not is_orthogonal(paper.embedding.weight)
+    for table in model.value_embeddings.values():
+        assert table.weight.std().item() == pytest.approx(1.0, rel=0.02)
+        assert table.weight.mean().item() == pytest.approx(0.0, abs=0.02)
+        assert table.weight.abs().max() > 3.5  # isn't truncated
+
+    # Value gates: uniform between -1/sqrt(32) and 1/sqrt(32)
+    gates = torch.cat(
+        [weight.flatten() for name, weight in model.named_parameters() if name.endswith("attention.gate.weight")]
+    )
+    assert len(gates) == len(model.value_embeddings) * 4 * 32
+    assert gates.abs().max().item() == pytest.approx(32**-0.5, rel=0.05)
+    assert gates.abs().max() <= 32**-0.5
+    assert rms(gates) == pytest.approx((32 * 3) ** -0.5, rel=0.1)
+
+    # W_C, RDM's matrix, and all else
+    changed = {
+        "embedding.weight",
+        *(name for name, _ in model.named_parameters() if "value_emb" in name or "gate" in name),
+    }
+    if injection != "none":
+        changed.add("state_to_width.weight")
+        assert is_orthogonal(model.state_to_width.weight)
+        singular = torch.linalg.svdvals(model.state_to_width.weight.detach())
+        torch.testing.assert_close(singular, torch.full((64,), 0.4**0.5), atol=1e-4, rtol=0)
+    if injection == "concat":
+        changed.add("injection.weight")
+        weight = model.injection.weight
+        assert rms(weight) == pytest.approx(0.9867 * std, rel=0.02)  # a normal truncated at 3 deviations
+        assert weight.abs().max() <= 3 * std
+        assert is_orthogonal(paper.injection.weight)
+        assert not is_orthogonal(weight)
+    theirs = dict(paper.named_parameters())
+    assert {name for name, weight in model.named_parameters() if not torch.equal(weight, theirs[name])} == changed
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (128, 32), (32, 128)])
 def test_matrices_start_orthogonal_with_the_stated_deviation(shape):
     weight = torch.empty(shape)
