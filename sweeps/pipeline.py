@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from isoloop.sweeps.plan.rates import tuned_rates
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
 from isoloop.trainer.config import DataConfig
+from isoloop.trainer.data.batches import tokens_per_pass
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 
 if TYPE_CHECKING:
@@ -92,10 +93,19 @@ def corpus_lookup(folders: Folders, corpora: dict[DataConfig, Corpus], progress:
                 progress.begin("Preparing the corpus")
             corpora[data.whole] = prepare_corpus(data.whole, folders.corpora, progress.update)
             progress.begin("Planning")
-        corpus = corpora[data.whole].first(data.unique_tokens)
-        return PlannedCorpus(corpus.facts.fingerprint, len(corpus.train))
+        return planned_corpus(corpora[data.whole], data)
 
     return corpus_of
+
+
+def planned_corpus(corpus: Corpus, data: DataConfig) -> PlannedCorpus:
+    """Return what a plan must know of a prepared corpus as `data` reads it; its documents are indexed if need be."""
+    tokens = corpus.first(data.unique_tokens).train
+    packed = cache(partial(tokens_per_pass, tokens, data.packing)) if data.packing != "contiguous" else None
+    if data.needs_documents:
+        for split in (corpus.train, corpus.validation):
+            assert split.documents, "a split has documents"
+    return PlannedCorpus(corpus.facts.fingerprint, len(tokens), packed)
 
 
 def train_sweep(

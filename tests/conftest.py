@@ -9,6 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
+from filelock import FileLock
+from xdist.scheduler import LoadGroupScheduling
 
 from isoloop.trainer.config import (
     DataConfig,
@@ -26,6 +28,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own is 15, with which a run hardly gets on beside other tests
 os.environ.pop("RAY_ADDRESS", None)  # tests run on Rays of their own
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    """Group the tests that share a Ray, and those with Rays of their own; they begin first, as they wait a lot."""
+    order = [None, "own-ray", "shared-ray"]
+    groups = dict.fromkeys(items)
+    for item in items:
+        if "shared_ray" in item.fixturenames:
+            groups[item] = "own-ray" if "no_ray" in item.fixturenames else "shared-ray"
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: -order.index(groups[item]))
+
+
+class FilesAndGroups(LoadGroupScheduling):
+    """Gives the processes of the tests a group at a time or, of the tests in none, a file."""
+
+    def _split_scope(self, nodeid):
+        group = super()._split_scope(nodeid)
+        return nodeid.partition("::")[0] if group == nodeid else group
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return FilesAndGroups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture(autouse=True)
@@ -126,9 +152,9 @@ def ray(shared_ray):
     return shared_ray.start()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def no_ray(shared_ray):
-    """No Ray in this process, for a test that starts its own."""
+    """No Ray in this process, for tests that start their own."""
     shared_ray.stop()
 
 
@@ -143,10 +169,14 @@ def new_database(tmp_path_factory):
     """Makes an sqlite store without runs at a path: a copy, since making its tables takes seconds."""
     from isoloop.sweeps.tracking.mlflow_store import TrackingStore
 
-    empty = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with warnings.catch_warnings():
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "empty"  # of all processes of the tests
+    folder.mkdir(exist_ok=True)
+    empty = folder / "mlflow.db"
+    with FileLock(folder / "lock"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
-        TrackingStore(f"sqlite:///{empty}", "unused", artifacts=empty.parent)
+        if not empty.exists():
+            TrackingStore(f"sqlite:///{empty}", "unused", artifacts=folder)
 
     def make(path):
         path.parent.mkdir(parents=True, exist_ok=True)

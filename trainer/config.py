@@ -351,6 +351,10 @@ class RecurrenceConfig(DepthConfig):
         return self.backprop_depth or math.ceil(self.mean / 2)
 
 
+# Settings that decide what a run reads of a prepared corpus, but not what the corpus holds.
+_READING = ("unique_tokens", "packing", "document_mask")
+
+
 class DataConfig(Config):
     """Training text and its tokens (docs/data.md).
 
@@ -370,6 +374,9 @@ class DataConfig(Config):
         tokenizer_vocabulary: token ids of a tokenizer that is trained, including the separator.
         tokenizer_sample_bytes: bytes from the start of the training split that it is trained on.
         separator: the token that ends each document; byte 0 with `bytes`.
+        packing: the rows of a batch. `contiguous` cuts the text, one document after the other, into windows; `best-fit`
+            puts documents into rows that begin with one, pads nothing and crops what doesn't fit.
+        document_mask: attention doesn't cross documents.
     """
 
     corpus: NonEmptyText = "stdlib"
@@ -384,6 +391,10 @@ class DataConfig(Config):
     tokenizer_vocabulary: Annotated[StrictInt, Field(ge=BYTE_VOCABULARY + 1)] = 32_768
     tokenizer_sample_bytes: PositiveInt = 200_000_000
     separator: NonEmptyText = "<|endoftext|>"
+    packing: Literal["contiguous", "best-fit"] = Field(
+        default="contiguous", exclude_if=lambda value: value == "contiguous"
+    )
+    document_mask: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @model_validator(mode="after")
     def _check_used(self) -> Self:
@@ -397,8 +408,19 @@ class DataConfig(Config):
 
     @property
     def whole(self) -> "DataConfig":
-        """The same corpus with all of its training text."""
-        return self.model_copy(update={"unique_tokens": None}) if self.unique_tokens else self
+        """The same corpus with all of its training text, as any run may read it."""
+        read = {name: type(self).model_fields[name].default for name in _READING if self.is_set(name)}
+        return self.model_copy(update=read) if read else self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings, other than defaults, that decide what a run reads of a prepared corpus."""
+        return {name: getattr(self, name) for name in _READING if self.is_set(name)}
+
+    @property
+    def needs_documents(self) -> bool:
+        """True if a run must know where documents begin."""
+        return self.packing == "best-fit" or self.document_mask
 
     def is_set(self, name: str) -> bool:
         """Return whether a field differs from its default."""
@@ -579,12 +601,11 @@ class RunSpec(Config):
     def run_id(self) -> str:
         """Twelve hexadecimal digits of a hash of the spec.
 
-        Of the corpus only its fingerprint counts and how much of it is seen, not its path.
+        Of the data only the corpus's fingerprint counts, and what of it is read and how, not its path.
         """
         left_out = ("data", "initialisation") if self.initialisation == "paper" else ("data",)
         parts = [f'"{name}":{_canonical_json(value)}' for name, value in sorted(self) if name not in left_out]
-        if self.data.unique_tokens is not None:
-            parts.append(f'"unique_tokens":{self.data.unique_tokens}')
+        parts += [f'"{name}":{json.dumps(value)}' for name, value in self.data.reading.items()]
         canonical = "{" + ",".join(parts) + "}"
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isoloop.trainer.config import RunSpec
-from isoloop.trainer.data.batches import batch_windows
+from isoloop.trainer.data.batches import BatchReader, batch_reader
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.recurrence import sample_recurrences
 
@@ -77,38 +77,46 @@ class BatchShare(NamedTuple):
         windows: token ids, [sequences, context + 1]; in pinned memory where the device is a GPU.
         loops: T_i, [sequences].
         state_seeds: seeds of the initial states, [sequences].
+        position: the position of the batches' reader after this step, if it has one.
+        dropped: tokens of text cropped up to this step.
     """
 
     windows: Tensor
     loops: Tensor
     state_seeds: list[int]
+    position: dict[str, Any] | None
+    dropped: int
 
 
-def load_share(spec: RunSpec, corpus: Corpus, ranks: Ranks, step: int) -> BatchShare:
-    """Return this process's share of the batch of `step`, a pure function of (seed, step) and the rank.
+def load_share(spec: RunSpec, reader: BatchReader, ranks: Ranks, step: int) -> BatchShare:
+    """Return this process's share of the batch of `step`, a function of (seed, step) and the rank.
 
     Sequences are sorted by their loops and dealt out in turn, so that all ranks have nearly the same work.
     """
     loops = sample_recurrences(spec.recurrence, batch=spec.batch, seed=spec.seed, step=step, steps=spec.steps)
     places = np.argsort(-loops, kind="stable")[ranks.rank :: ranks.size]
-    windows = batch_windows(
-        corpus, context=spec.model.context, batch=spec.batch, seed=spec.seed, step=step, rows=places.tolist()
-    )
+    windows = reader.read(step, places.tolist())
     seeds = np.random.SeedSequence([spec.seed, step, _STATE_STREAM]).generate_state(spec.batch, np.uint64)
     return BatchShare(
         windows=torch.from_numpy(windows),
         loops=torch.from_numpy(loops[places]),
         state_seeds=(seeds[places] >> np.uint64(1)).tolist(),
+        position=reader.position,
+        dropped=reader.dropped,
     )
 
 
 def prefetch_shares(
-    spec: RunSpec, corpus: Corpus, ranks: Ranks, first: int, *, pinned: bool
+    spec: RunSpec, corpus: Corpus, ranks: Ranks, first: int, *, pinned: bool, position: dict[str, Any] | None = None
 ) -> Iterator[tuple[int, BatchShare]]:
-    """Yield (step, share) from step `first` on; a thread loads the next share while the caller uses the last one."""
+    """Yield (step, share) from step `first` on; a thread loads the next share while the caller uses the last one.
+
+    `position` is that of the batches' reader before step `first`, if it is known.
+    """
+    reader = batch_reader(spec, corpus, position)
 
     def load(step: int) -> BatchShare:
-        share = load_share(spec, corpus, ranks, step)
+        share = load_share(spec, reader, ranks, step)
         return share._replace(windows=share.windows.pin_memory()) if pinned else share
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:

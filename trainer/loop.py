@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from isoloop.trainer.accounting import flops_spent, loop_cost
 from isoloop.trainer.config import ExecutionConfig, RunSpec
-from isoloop.trainer.data.batches import validation_windows
+from isoloop.trainer.data.batches import tokens_per_pass, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
 from isoloop.trainer.evaluate import (
@@ -42,7 +42,7 @@ from isoloop.trainer.model.pretrained import has_published_layout, save_publishe
 from isoloop.trainer.optim import apply_schedule, make_optimizers
 from isoloop.trainer.run.best import BestStep
 from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, trunk_counts
-from isoloop.trainer.run.checkpoint import checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
+from isoloop.trainer.run.checkpoint import SavedState, checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
 from isoloop.trainer.run.environment import environment
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
@@ -114,7 +114,9 @@ def _run_training(
     torch.set_num_threads(execution.cpu_threads)
     if ranks.is_first:
         write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
-    validation = validation_windows(corpus, context=spec.model.context, sequences=spec.evaluation.sequences)
+    context, packing = spec.model.context, spec.data.packing
+    validation = validation_windows(corpus, context=context, sequences=spec.evaluation.sequences, packing=packing)
+    pass_tokens = tokens_per_pass(corpus.train, packing, context)
     model = build_model(
         spec.model,
         mean_recurrence=spec.recurrence.mean,
@@ -133,13 +135,12 @@ def _run_training(
     def save_state(place: str, step: int, counts: dict[str, float], keep: int | None) -> None:
         save_checkpoint(
             folder / place, run_id=spec.run_id, step=step, model=model, optimizers=optimizers, counts=counts, best=best,
-            keep=keep,
+            position=position, keep=keep,
         )  # fmt: skip
 
     # Resume from the newest checkpoint, the run's own or its trunk's, if there is one
-    steps_done, counts, best = _restore_latest_checkpoint(
-        folder, spec, model, optimizers, journal, ranks, branching.start
-    )
+    saved = _restore_latest_checkpoint(folder, spec, model, optimizers, journal, ranks, branching.start)
+    steps_done, counts, best, position = saved.steps, saved.counts, saved.best, saved.position
     ranks.broadcast_weights(model)
     if execution.compile:
         compile_blocks(model)
@@ -152,14 +153,15 @@ def _run_training(
 
     # Training, one step at a time
     journal_interval = max(1, spec.steps // JOURNALED_STEPS)
-    evaluations = spec.evaluation.evaluations(sees_text_again=spec.tokens > len(corpus.train))
+    evaluations = spec.evaluation.evaluations(sees_text_again=spec.tokens > pass_tokens)
     best_steps = _evenly_spaced(evaluations, spec.steps)
     validation_steps = best_steps | _evenly_spaced(execution.validations, spec.steps)
     max_loss = DIVERGENCE_FACTOR * math.log(spec.model.padded_vocabulary)
     mean = spec.recurrence.mean
     start_time = last_save = time.monotonic()
+    dropped = position["dropped"] if position else 0
     train_loss, reason, pinned = None, None, torch.device(execution.device).type == "cuda"
-    for step, share in prefetch_shares(spec, corpus, ranks, steps_done, pinned=pinned):
+    for step, share in prefetch_shares(spec, corpus, ranks, steps_done, pinned=pinned, position=position):
         heartbeat()
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
@@ -175,6 +177,7 @@ def _run_training(
         counts["forward_loops"] += forward_loops
         counts["backward_loops"] += backward_loops
         steps_done = step + 1
+        position_before, position, dropped = position, share.position, share.dropped
 
         # A step without a finite gradient isn't taken; too many in a row, or too large a loss, are a divergence
         is_finite = math.isfinite(train_loss) and math.isfinite(gradient_norm)
@@ -191,6 +194,7 @@ def _run_training(
                     "backward_loops": counts["backward_loops"] - backward_loops,
                     "skipped_steps": counts["skipped_steps"] - (not is_finite),
                 }
+                position = position_before
                 save_state(BRANCHES, step, counts | before, keep=None)
             break
         counts["skipped_in_a_row"] = skipped_in_a_row
@@ -215,6 +219,7 @@ def _run_training(
                 best = BestStep.of(steps_done, validation_loss, model if ranks.is_first else None)
         if ranks.is_first and (steps_done % journal_interval == 0 or steps_done == spec.steps):
             metrics |= _step_metrics(spec, model, optimizers, means, gradient_norm, steps_done)
+            metrics |= {"dropped_tokens": float(dropped)} if packing == "best-fit" else {}
             metrics |= speed.read() | system.read()
         if not is_finite:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -242,7 +247,9 @@ def _run_training(
     # Outcome
     counts["seconds"] += time.monotonic() - start_time
     density = tokens_per_byte(validation, corpus.token_bytes)
-    result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, len(corpus.train))
+    result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, pass_tokens)
+    if packing == "best-fit":
+        result = result.model_copy(update={"dropped_tokens": dropped})
     is_publishable = has_published_layout(spec.model)
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
@@ -292,13 +299,10 @@ def _restore_latest_checkpoint(
     journal: Journal,
     ranks: Ranks,
     start: TrunkState | None,
-) -> tuple[int, dict[str, float], BestStep | None]:
+) -> SavedState:
     """Load the newest intact checkpoint of the run, or its trunk's if that is newer, into `model` and `optimizers`.
 
-    Rank 0 chooses it, and the others load the same one.
-
-    Returns:
-        The steps done, the counts and the best step so far: zero and None if there is no checkpoint.
+    Rank 0 chooses it, and the others load the same one. Return the rest of it.
 
     Raises:
         ValueError: there are checkpoints of the run, but none can be used.
@@ -323,12 +327,12 @@ def _restore_latest_checkpoint(
     chosen, owner = ranks.broadcast_object((chosen, owner if chosen is not None else spec.run_id))
     if chosen is not None and state is None:
         state = load_checkpoint(chosen, run_id=owner, model=model, optimizers=optimizers)
-    steps_done, counts, best = state or (0, {}, None)
-    counts = dict.fromkeys(_COUNTS, 0.0) | counts  # older versions counted no skipped steps
-    if owner != spec.run_id:
-        journal.event("branched", trunk=owner, step=steps_done)
-        return steps_done, counts | trunk_counts(spec, steps_done, counts), None
-    return steps_done, counts, best
+    state = state or SavedState(0, {})
+    counts = dict.fromkeys(_COUNTS, 0.0) | state.counts  # older versions counted no skipped steps
+    if owner == spec.run_id:
+        return state._replace(counts=counts)
+    journal.event("branched", trunk=owner, step=state.steps)
+    return state._replace(counts=counts | trunk_counts(spec, state.steps, counts), best=None)
 
 
 def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:

@@ -65,7 +65,7 @@ class Pool:
             wanted = slopes if method == "D-optimal" else known.slopes(self.targets)
             scores = Scores(
                 slopes=slopes,
-                gradients=wanted.transpose(1, 0, 2),
+                gradients=wanted.transpose(1, 0, 2)[:, :, None],
                 covariance=np.linalg.inv(known.information),
                 shares=known.shares,
             )

@@ -9,7 +9,9 @@ import numpy as np
 from scipy import special
 
 from isoloop.fitting.cost import Cost
-from isoloop.fitting.design.information import Plausible, smooth_cost
+from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.design.information import Plausible
+from isoloop.fitting.design.models import Models, models_of
 from isoloop.fitting.design.targets import Target
 from isoloop.fitting.estimation.objective import HUBER
 from isoloop.fitting.laws.base import Data, Law
@@ -19,13 +21,18 @@ from isoloop.fitting.simulate import PUBLISHED_TRUTH
 
 ASSUMED_NOISE = 1e-3
 """Relative noise of one run's loss where no run shows it; seeds of real runs differ by .1 to .2%."""
+_PUBLISHED_OVER_SIZES = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "phi": 0.46}
+"""Parameters of L(N, D) as Hoffmann et al. 2022, arXiv:2203.15556, give them, and phi of arXiv:2604.21106."""
 _LEAST_NOISE = 1e-9
 _PRIOR_SD = 0.5
 """Standard deviation of the logarithm of each parameter where nothing was run: a factor of 2.7 either way."""
 _RIDGE_SD = 2.0
 """The same in the information that designs count on, wide enough that runs must determine every parameter."""
 _LEAST_WEIGHT = 0.25
-"""Share of a law in a design at least, so that one which fits a little less well today is provided for, too."""
+"""Share that the other laws together have in a design at least, so that those which fit a little less well today are
+provided for, too."""
+_REFUTED = 1e-3
+"""Weight below which a law that extends no other is refuted by the runs, and has no share in a design."""
 _VECTORS = 24
 """Parameter vectors of each law."""
 _FEWEST_DOF = 4
@@ -84,15 +91,15 @@ def repeated_noise(data: Data) -> tuple[float, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Belief:
-    """Laws with plausible parameters and the information about them, the noise, and how FLOPs are counted.
+    """Laws with plausible parameters and the information about them, the noise, and the models to choose among.
 
-    `effective_noise` is the noise as the fit sees it. `cost` has no kinks; exponents are taken over the range `flops`.
+    `effective_noise` is the noise as the fit sees it. Exponents are taken over the range `flops`.
     """
 
     parts: tuple[Plausible, ...]
     noise: Noise
     effective_noise: float
-    cost: Cost
+    models: Models
     flops: tuple[float, float]
 
     @classmethod
@@ -100,7 +107,7 @@ class Belief:
         cls,
         laws: LawMixture,
         data: Data,
-        cost: Cost,
+        cost: Cost | ModelFamily,
         columns: Data,
         *,
         flops: tuple[float, float],
@@ -112,9 +119,14 @@ class Belief:
         """
         noise = noise or Noise.of_runs(laws, data)
         level = noise.in_fits(laws.best.delta)
-        weights = np.maximum(laws.weights, _LEAST_WEIGHT)
+        kept = [
+            (law, weight)
+            for law, weight in zip(laws.laws, laws.weights, strict=True)
+            if law is laws.laws[0] or law.form.extends is not None or weight >= _REFUTED
+        ]
+        weights = np.maximum([weight for _, weight in kept], _LEAST_WEIGHT / max(len(kept) - 1, 1))
         parts = []
-        for law, weight in zip(laws.laws, weights / weights.sum(), strict=True):
+        for (law, _), weight in zip(kept, weights / weights.sum(), strict=True):
             vectors = np.vstack([law.vector, law.draw_matrix[: _VECTORS - 1]])
             part = Plausible.of(law.form, vectors, columns, sd=_RIDGE_SD, weight=float(weight))
             parts.append(part.with_runs(data, np.full(len(data["loss"]), level)))
@@ -122,27 +134,35 @@ class Belief:
             parts=tuple(parts),
             noise=noise,
             effective_noise=level,
-            cost=_without_kinks(cost, columns),
+            models=models_of(cost, columns),
             flops=flops,
         )
 
     @classmethod
     def of_published(
-        cls, cost: Cost, columns: Data, *, flops: tuple[float, float], noise: Noise | None = None, seed: int = 0
+        cls,
+        cost: Cost | ModelFamily,
+        columns: Data,
+        *,
+        flops: tuple[float, float],
+        noise: Noise | None = None,
+        seed: int = 0,
     ) -> Belief:
-        """Return what is plausible before any run: the published training law, and the law that extends it, each with
-        parameters that are known within a factor of 2.7 only.
+        """Return what is plausible before any run: the published training law, or over several sizes Chinchilla's with
+        the published worth of a loop, and the law that extends it. Parameters are known within a factor of 2.7 only.
         """
-        training = law_named("training")
-        published = np.array([getattr(PUBLISHED_TRUTH, name) for name in training.parameter_names])
-        return cls.of_prior(training, published, cost, columns, flops=flops, noise=noise, seed=seed)
+        law = law_named("iso-depth" if isinstance(cost, ModelFamily) else "training")
+        published = np.array([getattr(PUBLISHED_TRUTH, name) for name in law_named("training").parameter_names])
+        if isinstance(cost, ModelFamily):
+            published = np.array([_PUBLISHED_OVER_SIZES[name] for name in law.parameter_names])
+        return cls.of_prior(law, published, cost, columns, flops=flops, noise=noise, seed=seed)
 
     @classmethod
     def of_prior(
         cls,
         law: Law,
         parameters: np.ndarray,
-        cost: Cost,
+        cost: Cost | ModelFamily,
         columns: Data,
         *,
         flops: tuple[float, float],
@@ -163,26 +183,31 @@ class Belief:
             parts=tuple(parts),
             noise=noise,
             effective_noise=noise.in_fits(HUBER.delta),
-            cost=_without_kinks(cost, columns),
+            models=models_of(cost, columns),
             flops=flops,
         )
 
     def targets(self, targets: Sequence[Target]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the values (targets, s) of each part and their derivatives (targets, s, p)."""
+        """Return the values (targets, s) of each part and their derivatives (targets, s, k, p).
+
+        Components that a target lacks are 0, as are all of a parameter that the law of the part does not have.
+        """
         found = []
         for part in self.parts:
-            values, slopes = zip(*(part.target(target, self.cost, self.flops) for target in targets), strict=True)
-            found.append((np.stack(values), np.stack(slopes)))
+            components = len(self.models.axes)
+            values = np.zeros((len(targets), len(part.vectors)))
+            slopes = np.zeros((len(targets), len(part.vectors), components, part.vectors.shape[1]))
+            for place, target in enumerate(targets):
+                if target.is_of(part.law):
+                    values[place], by = part.target(target, self.models, self.flops)
+                    slopes[place, :, : by.shape[1]] = by
+            found.append((values, slopes))
         return found
 
     def gain_per_flop(self, flops: float) -> float:
         """Return by how many nats the best model's loss falls per FLOP more, at `flops`."""
         low, high = (
-            sum(float(part.shares @ np.exp(part.best(self.cost, budget).loss)) for part in self.parts)
+            sum(float(part.shares @ np.exp(part.best(self.models, budget).loss)) for part in self.parts)
             for budget in (flops, 1.1 * flops)
         )
         return (low - high) / (0.1 * flops)
-
-
-def _without_kinks(cost: Cost, columns: Data) -> Cost:
-    return smooth_cost(cost, np.unique(columns.get("mean_recurrence", columns.get("params", np.ones(1)))))

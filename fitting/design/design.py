@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isoloop.fitting.cost import Cost
+from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.design.belief import Belief
 from isoloop.fitting.design.selection import Scores, choose_cells
 from isoloop.fitting.design.targets import Target
 from isoloop.fitting.laws.base import Data
 
 _NORMAL = 1.96
+_NO_VARIANCE = 1e-20
+_MOST_LOST = 1.0
+"""Nats that a wrong choice counts as at most: the square of its error means nothing so far from the best model."""
 _PER_OCTAVE = 2
 _SAME = 0.01
 _APART = 0.17
@@ -28,7 +32,8 @@ _WHOLE = np.array(
 class Candidates:
     """Cells that can be run: `values` on the cost's axis, `flops`, and `costs` in the unit of the money, (cells,) each.
 
-    `columns` are those that laws read; a cell can be run `most` (cells,) more times.
+    `columns` are those that laws read; a cell can be run `most` (cells,) more times. Where models are of several sizes,
+    `values` are mean recurrences, and `sizes` has the name of each cell's size.
     """
 
     values: np.ndarray
@@ -36,6 +41,7 @@ class Candidates:
     costs: np.ndarray
     columns: Data
     most: np.ndarray
+    sizes: tuple[str, ...] = ()
 
     @classmethod
     def grid(
@@ -49,6 +55,27 @@ class Candidates:
             costs=flops * price_per_flop,
             columns=cost.columns(flops, at),
             most=np.full(len(at), seeds),
+        )
+
+    @classmethod
+    def of_sizes(
+        cls,
+        family: ModelFamily,
+        sizes: Sequence[float],
+        values: Sequence[float],
+        budgets: Sequence[float],
+        *,
+        seeds: int,
+    ) -> Candidates:
+        """Return the product of sizes (parameters), mean recurrences and budgets; see `grid`."""
+        flops, params, at = (each.ravel() for each in np.meshgrid(budgets, sizes, values, indexing="ij"))
+        return cls(
+            values=at,
+            flops=flops,
+            costs=flops,
+            columns=family.columns(params, at, family.tokens_for(flops, params, at)),
+            most=np.full(len(at), seeds),
+            sizes=tuple(family.label_of(size) for size in params),
         )
 
 
@@ -158,7 +185,7 @@ def design_runs(
     the money of a round does not pay for the cheapest cell.
     """
     for target in targets:
-        target.check([part.law for part in belief.parts], belief.cost.axis)
+        target.check([part.law for part in belief.parts], belief.models.axes)
     cheapest = float(candidates.costs.min())
     if not spend / rounds >= cheapest * (1 - 1e-9):
         of = f"a round of {spend / rounds:.3g} (1 of {rounds})" if rounds > 1 else f"{spend:.3g}"
@@ -179,12 +206,19 @@ def design_runs(
         for part, (_, slopes) in zip(belief.parts, found, strict=True)
     ]
 
+    # The share of each vector in each target (targets, s), of those by which runs can tell more about it
+    all_shares = [np.stack([part.shares * target.is_of(part.law) for target in targets]) for part in belief.parts]
+    moving = [part.variances > _NO_VARIANCE for part in chosen]
+    _check_moving(targets, moving)
+    moving_shares = [shares * moves for shares, moves in zip(all_shares, moving, strict=True)]
+    total = sum(shares.sum(axis=1) for shares in moving_shares)
+
     def known(counts: np.ndarray) -> Round:
         typical, expected = np.zeros(len(targets)), 0.0
-        for scores, (_, slopes) in zip(chosen, found, strict=True):
+        for scores, (_, slopes), shares in zip(chosen, found, moving_shares, strict=True):
             variances = replace(scores, gradients=slopes).variances
-            typical += np.log(variances[: len(targets)]) @ scores.shares
-            expected += float(variances[-1] @ scores.shares)
+            typical += (shares * np.log(variances[: len(targets)])).sum(axis=1) / total
+            expected += float(np.minimum(variances[-1], _MOST_LOST) @ scores.shares)
         return Round(
             counts=counts,
             cost=float(counts @ candidates.costs),
@@ -200,14 +234,17 @@ def design_runs(
         choice = choose_cells(chosen, candidates.costs, left, most)
         left, most = choice.left, most - choice.counts
         made.append(known(choice.counts))
-    values, ratios = [], [target.is_ratio(belief.parts[0].law) for target in targets]
-    for place in range(len(targets)):
-        value = sum(float(part.shares @ of_part[place]) for part, (of_part, _) in zip(belief.parts, found, strict=True))
-        values.append(float(np.exp(value)) if ratios[place] else value)
+    laws = [part.law for part in belief.parts]
+    ratios = [target.is_ratio(next(law for law in laws if target.is_of(law))) for target in targets]
+    sums = [
+        (shares * of_part[: len(targets)]).sum(axis=1) for shares, (of_part, _) in zip(all_shares, found, strict=True)
+    ]
+    means = sum(sums) / sum(shares.sum(axis=1) for shares in all_shares)
+    values = np.where(ratios, np.exp(means), means)
     return Design(
         targets=tuple(targets),
         candidates=candidates,
-        values=tuple(values),
+        values=tuple(float(value) for value in values),
         ratios=tuple(ratios),
         before=before,
         rounds=tuple(made),
@@ -216,3 +253,13 @@ def design_runs(
         noise=belief.noise.level,
         noise_source=belief.noise.source,
     )
+
+
+def _check_moving(targets: Sequence[Target], moving: Sequence[np.ndarray]) -> None:
+    """Raise ValueError for a target that is the same whatever the runs show, by the flags (targets, s) of each law."""
+    for place, target in enumerate(targets):
+        if not any(of_law[place].any() for of_law in moving):
+            raise ValueError(
+                f"a target must depend on what runs show, but by every plausible law {target} is at the end of what is "
+                "searched, such as a single loop; choose another, such as the loss at that budget"
+            )

@@ -3,72 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.optimize import nnls
 
-from isoloop.fitting.cost import Cost
-from isoloop.fitting.design.targets import EXPONENTS, Target
+from isoloop.fitting.design.models import Models
+from isoloop.fitting.design.targets import EXPONENTS, TARGET_AXES, Target
 from isoloop.fitting.estimation.levenberg_marquardt import Problem
 from isoloop.fitting.estimation.objective import SQUARED
-from isoloop.fitting.laws.base import Data, Law, best_split
+from isoloop.fitting.laws.base import Data, Law
 
 _STEP = 1e-2
-"""Step of derivatives, in the logarithm of a parameter or of the value on the axis."""
+"""Step of derivatives by the logarithm of a parameter."""
+_FLAT = 1e-12
+"""Second derivative of a loss, nats, that counts as none."""
 _SMALLEST = 0.05
 """A parameter counts as this share of its typical value at least, since one of 0 could not change by any factor."""
-_SEARCH = {"mean_recurrence": (0.02, 1e5), "params": (1e3, 1e15)}
-"""Values on the axis between which best models are searched for, wide enough that none sits at an end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmoothCost(Cost):
-    """FLOPs per token of looped models as a line in the mean recurrence, without the kinks of whole loops.
-
-    A best model that sits at a kink does not move with the parameters of a law, so that its derivative would be 0.
-    """
-
-    axis = "mean_recurrence"
-
-    flops_per_token_fixed: float
-    flops_per_token_loop: float
-    effective_params_fixed: float | None = None
-    effective_params_per_loop: float | None = None
-    unique_tokens: float | None = None
-
-    @property
-    def formula(self) -> str:
-        """See `Cost.formula`."""
-        return f"{self.flops_per_token_fixed:.4g} + {self.flops_per_token_loop:.4g} mu"
-
-    def flops_per_token(self, values: ArrayLike) -> np.ndarray:
-        """See `Cost.flops_per_token`."""
-        return np.asarray(self.flops_per_token_fixed + self.flops_per_token_loop * np.asarray(values, dtype=float))
-
-
-def smooth_cost(cost: Cost, values: np.ndarray) -> Cost:
-    """Return a cost without kinks near `cost` at `values` on its axis: a line, by least squares of the ratio."""
-    if cost.axis != "mean_recurrence":
-        return cost
-    exact = cost.flops_per_token(values)
-    line, _ = nnls(np.stack([1 / exact, values / exact], axis=-1), np.ones(len(values)))
-    return SmoothCost(
-        flops_per_token_fixed=float(line[0]),
-        flops_per_token_loop=float(line[1]),
-        effective_params_fixed=cost.effective_params_fixed,
-        effective_params_per_loop=cost.effective_params_per_loop,
-        unique_tokens=cost.unique_tokens,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
     """The best model for `flops` by each of s parameter vectors, with derivatives by the logarithms of parameters.
 
-    `at` (s,) is the logarithm of the value on the axis, `tokens` and `loss` (s,) those of the tokens and of the loss;
-    `by_at`, `by_tokens` and `by_loss` (s, p) their derivatives. `curvature` (s,) is half the second derivative of the
-    loss (nats) by `at` along the budget: what the square of a wrong choice costs.
+    `at` (s, d) are the logarithms of the values on the d axes, `tokens` and `loss` (s,) those of the tokens and of the
+    loss; `by_at` (s, d, p), `by_tokens` and `by_loss` (s, p) their derivatives. `curvature` (s, d, d) is half the
+    second derivative of the loss (nats) by `at` along the budget: a wrong choice costs its product with the error from
+    both sides. A value at the end of the search does not move.
     """
 
     at: np.ndarray
@@ -124,52 +84,61 @@ class Plausible:
         scaled = self.slopes(data) / noise[:, None]
         return replace(self, information=self.information + np.einsum("sri,srj->sij", scaled, scaled))
 
-    def best(self, cost: Cost, flops: float) -> Best:
-        """Return the best model for `flops` by each vector, where `cost` has no kinks.
+    def best(self, models: Models, flops: float) -> Best:
+        """Return the best model for `flops` by each vector.
 
         The derivative of its loss is that of the law there, and that of its place follows from the loss's second
         derivatives (the implicit function theorem).
         """
-        optimum = best_split(
-            lambda data: self.law.loss(self.vectors, self._scaled(data)), cost, flops, _SEARCH[cost.axis]
-        )
-        at = np.log(optimum.at)
-        around = np.exp(at[:, None] + _STEP * np.array([-1.0, 0.0, 1.0]))
-        loss, slopes = self._loss_and_gradient(cost.columns(flops, around))
-        second = np.maximum((loss[:, 0] - 2 * loss[:, 1] + loss[:, 2]) / _STEP**2, 1e-12)
-        by_at = -(slopes[:, 2] - slopes[:, 0]) / (2 * _STEP) / second[:, None]
-        tokens = np.log(cost.tokens_for(flops, around))
-        by_tokens = by_at * ((tokens[:, 2] - tokens[:, 0]) / (2 * _STEP))[:, None]
+        at, at_end = models.best(lambda data: self.law.loss(self.vectors, self._scaled(data)), flops)
+        # The loss about it, at every combination of a step back, none, and a step on
+        axes = len(models.axes)
+        steps = models.step * np.array(list(product((-1.0, 0.0, 1.0), repeat=axes)))
+        columns = models.columns(flops, at[:, None, :] + steps)
+        loss, slopes = self._loss_and_gradient(columns)
+        second = _second_differences(loss, axes) / models.step**2
+        moving = _central_differences(slopes, axes) / (2 * models.step)
+        by_tokens = _central_differences(np.log(columns["tokens"]), axes) / (2 * models.step)
+        # Values at an end of the search stay there.
+        free = ~at_end
+        second = second * free[:, :, None] * free[:, None, :] + np.eye(axes) * at_end[:, :, None]
+        roots, directions = np.linalg.eigh(second)
+        second = np.einsum("sij,sj,skj->sik", directions, np.maximum(roots, _FLAT), directions)
+        by_at = -np.linalg.solve(second, moving * free[..., None])
+        own = len(steps) // 2
         return Best(
             at=at,
-            tokens=tokens[:, 1],
-            loss=np.log(loss[:, 1]),
+            tokens=np.log(columns["tokens"][:, own]),
+            loss=np.log(loss[:, own]),
             by_at=by_at,
-            by_tokens=by_tokens,
-            by_loss=slopes[:, 1] / loss[:, 1, None],
+            by_tokens=np.einsum("sd,sdp->sp", by_tokens, by_at),
+            by_loss=slopes[:, own] / loss[:, own, None],
             curvature=second / 2,
         )
 
-    def target(self, target: Target, cost: Cost, flops: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Return a target by each vector (s,), and its derivative by the logarithm of each parameter (s, p).
+    def target(self, target: Target, models: Models, flops: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Return a target by each vector (s,), and its derivative by the logarithm of each parameter (s, k, p).
 
         Targets are logarithms, except exponents, which are taken over the range `flops`, and parameters that may be
-        negative. That of a decision is log mu or log N times the root of what its square costs, so that its variance
-        is in nats.
+        negative. They have one component, k = 1, except a decision, which has one per axis: the place of the best model
+        in units in which an error of 1 costs 1 nat, so that the sum of its variances is in nats. It has no value.
         """
         if target.name in EXPONENTS:
-            low, high = (self.target(Target(name=EXPONENTS[target.name], flops=end), cost, flops) for end in flops)
+            low, high = (self.target(Target(name=EXPONENTS[target.name], flops=end), models, flops) for end in flops)
             octaves = np.log(flops[1] / flops[0])
             return (high[0] - low[0]) / octaves, (high[1] - low[1]) / octaves
         if target.is_parameter:
-            return self._parameter(target.name)
+            value, slopes = self._parameter(target.name)
+            return value, slopes[:, None]
         assert target.flops is not None, target
-        best = self.best(cost, target.flops)
+        best = self.best(models, target.flops)
         if target.name == "decision":
-            root = np.sqrt(best.curvature)
-            return root * best.at, root[:, None] * best.by_at
-        name = target.name if target.name in ("tokens", "loss") else "at"
-        return getattr(best, name), getattr(best, f"by_{name}")
+            root = np.linalg.cholesky(best.curvature)
+            return np.zeros(len(self.vectors)), np.einsum("sij,sip->sjp", root, best.by_at)
+        if target.name in TARGET_AXES:
+            place = models.axes.index(TARGET_AXES[target.name])
+            return best.at[:, place], best.by_at[:, place, None]
+        return getattr(best, target.name), getattr(best, f"by_{target.name}")[:, None]
 
     def _parameter(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         place = self.law.parameter_names.index(name)
@@ -201,3 +170,27 @@ class Plausible:
 def _with_text(data: Data) -> Data:
     """Return the columns with those of the text: new text, of as many tokens as are trained, where none is named."""
     return data if "unique_tokens" in data else {**data, "unique_tokens": data["tokens"]}
+
+
+def _central_differences(values: np.ndarray, axes: int) -> np.ndarray:
+    """Return what `values` (s, 3^axes, ...) gain along each axis from a step back to a step on: (s, axes, ...)."""
+    gains = [values[:, _place(axes, {axis: 1})] - values[:, _place(axes, {axis: -1})] for axis in range(axes)]
+    return np.stack(gains, axis=1)
+
+
+def _second_differences(values: np.ndarray, axes: int) -> np.ndarray:
+    """Return the second differences of `values` (s, 3^axes) about their middle: (s, axes, axes)."""
+    found = np.empty((len(values), axes, axes))
+    for i in range(axes):
+        ends = values[:, _place(axes, {i: 1})] + values[:, _place(axes, {i: -1})]
+        found[:, i, i] = ends - 2 * values[:, _place(axes, {})]
+        for j in range(i):
+            signs = ((1, 1), (-1, -1), (1, -1), (-1, 1))
+            corners = [a * b * values[:, _place(axes, {i: a, j: b})] for a, b in signs]
+            found[:, i, j] = found[:, j, i] = np.sum(corners, axis=0) / 4
+    return found
+
+
+def _place(axes: int, moves: dict[int, int]) -> int:
+    """Return the place, among all combinations of steps along the axes, of the one with these `moves`."""
+    return sum((1 + moves.get(axis, 0)) * 3 ** (axes - 1 - axis) for axis in range(axes))

@@ -103,9 +103,12 @@ def _cells(played: Round, design: Design, axis: str, unit: str) -> list[str]:
     for budget in np.unique(candidates.flops[played.counts > 0]):
         at = np.flatnonzero((candidates.flops == budget) & (played.counts > 0))
         at = at[np.argsort(candidates.values[at])]
-        cells = [
-            f"{candidates.values[cell]:.4g}" + (f" (x {played.counts[cell]})" if played.counts[cell] > 1 else "")
-            for cell in at
-        ]
-        lines += filled(", ".join(cells), _WIDTH, first=f"  {budget:.3g} FLOPs: {symbol} = ", rest="    ")
+        of_size: dict[str, list[str]] = {}
+        for cell in at:
+            seeds = f" (x {played.counts[cell]})" if played.counts[cell] > 1 else ""
+            size = candidates.sizes[cell] if candidates.sizes else ""
+            of_size.setdefault(size, []).append(f"{candidates.values[cell]:.4g}{seeds}")
+        sizes = [name for name in dict.fromkeys(candidates.sizes or ("",)) if name in of_size]
+        cells = [f"{name}{', ' if name else ''}{symbol} = {', '.join(of_size[name])}" for name in sizes]
+        lines += filled("; ".join(cells), _WIDTH, first=f"  {budget:.3g} FLOPs: ", rest="    ")
     return lines

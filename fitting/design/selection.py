@@ -22,7 +22,8 @@ _LEAST_GAIN = 1e-4
 class Scores:
     """The variance of targets at each plausible vector, and how much each cell would lessen its logarithm.
 
-    `slopes` (s, cells, p) are those of log loss over its noise, `gradients` (targets, s, p) those of the targets,
+    `slopes` (s, cells, p) are those of log loss over its noise, `gradients` (targets, s, k, p) those of the targets, of
+    which each has k components whose variances add (0 for one that it lacks, or of a law that lacks the target).
     `covariance` (s, p, p) is what the chosen runs leave, and `shares` (s,) are the weights of the vectors.
     """
 
@@ -34,7 +35,7 @@ class Scores:
     @property
     def variances(self) -> np.ndarray:
         """The variance of each target at each vector: (targets, s)."""
-        return np.maximum(np.einsum("tsp,spq,tsq->ts", self.gradients, self.covariance, self.gradients), _LEAST)
+        return np.maximum(np.einsum("tskp,spq,tskq->ts", self.gradients, self.covariance, self.gradients), _LEAST)
 
     def gains(self, sign: float = 1.0) -> np.ndarray:
         """Return by how much one more run of each cell (or with sign -1 one less) changes -log variance: (cells,).
@@ -44,8 +45,8 @@ class Scores:
         """
         moved = self.slopes @ self.covariance
         own = 1.0 + sign * np.einsum("smp,smp->sm", moved, self.slopes)
-        with_target = np.einsum("smp,tsp->tsm", moved, self.gradients)
-        left = 1.0 - sign * with_target**2 / (np.maximum(own, _NOTHING) * self.variances[..., None])
+        with_target = (np.einsum("smp,tskp->tskm", moved, self.gradients) ** 2).sum(axis=2)
+        left = 1.0 - sign * with_target / (np.maximum(own, _NOTHING) * self.variances[..., None])
         gains = -np.log(np.maximum(left, _LEAST)).sum(axis=0)
         gains = np.where(own > _NOTHING, gains, -np.inf)
         return np.asarray(self.shares @ gains)

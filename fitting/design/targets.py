@@ -14,8 +14,9 @@ AT_BUDGET = ("mu", "N", "tokens", "loss", "decision")
 """Targets that need a budget, as in loss@1e21."""
 EXPONENTS = {"gamma_mu": "mu", "gamma_N": "N", "gamma_D": "tokens"}
 """Exponents with which the best model grows with compute, and what they are the exponents of."""
-_AXES = {"mu": "mean_recurrence", "gamma_mu": "mean_recurrence", "N": "params", "gamma_N": "params"}
-_SPELLED = {"D": "tokens", "µ": "mu", "gamma_µ": "gamma_mu"}
+TARGET_AXES = {"mu": "mean_recurrence", "gamma_mu": "mean_recurrence", "N": "params", "gamma_N": "params"}
+"""The column of the axis that a target is about; others are of models that differ along any."""
+_SPELLED = {"D": "tokens", "params": "N", "µ": "mu", "gamma_µ": "gamma_mu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +69,23 @@ class Target:
             return law.parameters[law.parameter_names.index(self.name)].lower >= 0
         return self.name not in EXPONENTS and self.name != "decision"
 
-    def check(self, laws: Sequence[Law], axis: str) -> None:
-        """Raise ValueError unless every law has the parameter, and models differ along the axis, that it names."""
-        wanted = _AXES.get(self.name, axis)
-        if wanted != axis:
-            others = " or ".join(name for name, of in _AXES.items() if of == axis)
+    def is_of(self, law: Law) -> bool:
+        """Return True unless it is a parameter that this law does not have."""
+        return not self.is_parameter or self.name in law.parameter_names
+
+    def check(self, laws: Sequence[Law], axes: Sequence[str]) -> None:
+        """Raise ValueError unless a law has the parameter, and models differ along the axis, that it names."""
+        wanted = TARGET_AXES.get(self.name)
+        if wanted is not None and wanted not in axes:
+            others = " or ".join(name for name, of in TARGET_AXES.items() if of in axes)
             raise ValueError(
                 f"the target {self} must be of models that differ in {AXES[wanted].name}, but these differ in "
-                f"{AXES[axis].name}; use {others}"
+                f"{AXES[axes[0]].name}; use {others}"
             )
-        if self.is_parameter and any(self.name not in law.parameter_names for law in laws):
-            shared = [name for name in laws[0].parameter_names if all(name in law.parameter_names for law in laws)]
+        if not any(self.is_of(law) for law in laws):
+            parameters = dict.fromkeys(name for law in laws for name in law.parameter_names)
             at_budget, exponents = (
-                [name for name in names if _AXES.get(name, axis) == axis] for names in (AT_BUDGET, EXPONENTS)
+                [name for name in names if TARGET_AXES.get(name, axes[0]) in axes] for names in (AT_BUDGET, EXPONENTS)
             )
-            known = ", ".join([*(f"{name}@FLOPS" for name in at_budget), *exponents, *shared])
+            known = ", ".join([*(f"{name}@FLOPS" for name in at_budget), *exponents, *parameters])
             raise ValueError(f"a target must be one of {known}, but got {self.name!r}; choose one of them")

@@ -279,8 +279,8 @@ def print_results(console: "Console", results: "SweepResults") -> None:
             )
 
 
-def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:
-    """Return the facts of a corpus in words; `is_new` if this call prepared it."""
+def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool, packing: str = "contiguous") -> str:
+    """Return the facts of a corpus in words, and of its rows if they are packed; `is_new` if this call prepared it."""
     facts = corpus.facts
     lines = [
         f"{facts.name}: {'prepared' if is_new else 'already prepared'}",
@@ -297,6 +297,14 @@ def describe_corpus(corpus: "Corpus", *, context: int, is_new: bool) -> str:
             f"({len(tokens) / text:.4g} tokens per byte); {tokens.count_windows(context):,} windows of {context} tokens"
         )
     lines.append(f"held out     {100 * facts.validation_share:.3g}% of the text")
+    if packing == "best-fit":
+        from isoloop.trainer.data.packing import SAMPLED_DOCUMENTS, cropped_share
+
+        share, estimated = cropped_share(corpus.train.documents, context + 1), facts.train_documents > SAMPLED_DOCUMENTS
+        lines.append(
+            f"best-fit     rows of {context} + 1 tokens crop {100 * share:.3g}% of the training text in a pass"
+            + (f", as in its first {SAMPLED_DOCUMENTS:,} documents" if estimated else "")
+        )
     lines += [f"note         {note}" for note in corpus.notes]
     return "\n".join(lines)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from isoloop.fitting.cost import Cost
+    from isoloop.fitting.cost.family import ModelFamily
     from isoloop.fitting.design import Belief, Candidates, Noise, Target
     from isoloop.sweeps.config.schema import SweepConfig
     from isoloop.sweeps.plan.grid import Cell
@@ -46,8 +47,8 @@ def design(
         list[str],
         typer.Option(
             "--target",
-            help="What is to be known: mu@1e21, N@1e21, tokens@1e21, loss@1e21, decision@1e21, gamma_mu, gamma_N, "
-            "gamma_D, or a parameter of the law; can be repeated.",
+            help="What is to be known: mu@1e21, params@1e21 (or N@1e21), tokens@1e21, loss@1e21, decision@1e21, "
+            "gamma_mu, gamma_N, gamma_D, or a parameter of the law; can be repeated.",
         ),
     ],
     spend: Annotated[float, typer.Option(help="FLOPs of all rounds together, or with --money their price.")],
@@ -66,6 +67,9 @@ def design(
         str | None, typer.Option("--values", help="Mean loops, or parameters, of candidates: LOW:HIGH.")
     ] = None,
     budgets: Annotated[str | None, typer.Option(help="Budgets of candidates in FLOPs: LOW:HIGH.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Sizes of candidates by name, such as 370m,770m; by default those of the runs.")
+    ] = None,
     to: Annotated[
         Path | None, typer.Option(help="The file to write: a sweep's .yaml that `run` takes, or a .csv of cells.")
     ] = None,
@@ -84,7 +88,8 @@ def design(
 
     It says how much certainty each further round would buy, and when to stop. The first round is written as a sweep
     that `isoloop run` takes: of a sweep that was run, the same sweep with further runs; design anew once they have
-    ended. A preset or a YAML file that was not run starts from what the published law says, with wide doubts.
+    ended. A preset or a YAML file that was not run starts from what the published law says, with wide doubts. Runs of
+    several sizes are designed together: cells differ in size, mean recurrence and budget.
     """
     with show_progress(transient=True) as progress:
         progress.begin("Reading the runs")
@@ -100,6 +105,7 @@ def design(
             noise=None if noise is None else Noise(level=noise, source="--noise"),
             values=_range(values, "--values"),
             budgets=_range(budgets, "--budgets"),
+            sizes=() if sizes is None else tuple(dict.fromkeys(name.strip() for name in sizes.split(","))),
         )
         if _is_new(target, out):
             known = _from_nothing(target, out, question)
@@ -109,17 +115,20 @@ def design(
         progress.begin("Choosing runs")
         result = design_runs(known.belief, known.candidates, question.targets, spend, rounds=rounds)
     unit = "money" if money else "FLOPs"
-    print(known.news + design_report(result, axis=known.belief.cost.axis, unit=unit, width=width))
+    print(known.news + design_report(result, axis=known.axis, unit=unit, width=width))
     print(_written(known, result.rounds[0].counts, file))
     if figure is not None:
         from isoloop.fitting.figures.design import save_design
 
-        print(f"figure: {save_design(result, figure, axis=known.belief.cost.axis)}")
+        print(f"figure: {save_design(result, figure, axis=known.axis)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    """The options that say what is to be known, for how much, and by which candidates (None: the default ranges)."""
+    """The options that say what is to be known, for how much, and by which candidates (None: the default ranges).
+
+    `sizes` are the names of the candidates' sizes, empty for those of the runs.
+    """
 
     targets: "tuple[Target, ...]"
     spend: float
@@ -129,6 +138,7 @@ class _Question:
     noise: "Noise | None"
     values: tuple[float, float] | None
     budgets: tuple[float, float] | None
+    sizes: tuple[str, ...]
 
     def largest(self, measured: float) -> float:
         """Return the largest budget of candidates: what a round pays for, but not beyond both runs and targets."""
@@ -150,6 +160,11 @@ class _Known:
     cells: "tuple[Cell, ...]" = ()
     extends: bool = False
 
+    @property
+    def axis(self) -> str:
+        """The column that the values of candidates are of: the mean recurrence, or of dense models the parameters."""
+        return self.belief.models.axes[-1]
+
 
 def _is_new(target: str, out: Path) -> bool:
     """Return True for a preset or a YAML file whose sweep has no run table yet."""
@@ -161,13 +176,14 @@ def _is_new(target: str, out: Path) -> bool:
 
 
 def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
-    """Return what the published law says about the models of a configuration, and what can be run of it."""
+    """Return what published laws say about the models of a configuration, and what can be run of it."""
     import pandas as pd
 
-    from isoloop.fitting.cost import CostModel
+    from isoloop.fitting.cost import Cost, CostModel
+    from isoloop.fitting.cost.family import ModelFamily
     from isoloop.fitting.design import Belief, candidate_budgets, candidate_values
     from isoloop.sweeps.plan.grid import PlannedCorpus, simulated_corpus
-    from isoloop.sweeps.plan.next_runs import next_cells, planned_cost_table
+    from isoloop.sweeps.plan.next_runs import next_cells, planned_cost_table, sizes_of
     from isoloop.sweeps.plan.rates import tuned_rates
 
     sweep, folders = load_config(target, out)
@@ -178,7 +194,6 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
     given = sweep.budgets or ()
     least, most = question.budgets or (min(given), question.largest(max(given)))
     _check_affordable(least, most, question)
-    cost = CostModel.from_table(pd.DataFrame(planned_cost_table(sweep, values)))
     # Text may be prepared later, so no cell is left out for want of it here.
     planned = next_cells(
         sweep,
@@ -187,7 +202,11 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
         simulated_corpus if sweep.simulation is not None else lambda data: PlannedCorpus("planned"),
         run=False,
         rates=tuned_rates(sweep, folders),
+        sizes=question.sizes or sizes_of(sweep),
     )
+    costs = pd.DataFrame(planned_cost_table(planned, sweep.accounting))
+    several = len(set(planned.sizes)) > 1
+    cost: Cost | ModelFamily = ModelFamily.from_table(costs) if several else CostModel.from_table(costs)
     candidates = _candidates(planned, cost, sweep, question)
     belief = Belief.of_published(cost, candidates.columns, flops=(least, most), noise=question.noise)
     return _Known(belief=belief, candidates=candidates, sweep=sweep, cells=planned.cells)
@@ -202,27 +221,34 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     from isoloop.sweeps.messages import Progress
     from isoloop.sweeps.pipeline import corpus_lookup
     from isoloop.sweeps.plan.grid import simulated_corpus
-    from isoloop.sweeps.plan.next_runs import next_cells
+    from isoloop.sweeps.plan.next_runs import next_cells, sizes_of
     from isoloop.sweeps.plan.rates import tuned_rates
-    from isoloop.sweeps.runs import load_table
+    from isoloop.sweeps.runs import joint_runs, load_table
 
+    # The fit of one architecture, or of several sizes
     files = files_of(target, out)
     files.check_table("a design")
     fit, news = fit_or_stored(files, out, options)
+    loaded = load_table(target, out, options).frame
+    joined = joint_runs(loaded)
+    table = loaded if joined is None else joined
+    cost: Cost | ModelFamily
     if isinstance(fit, SizesFit):
-        raise ValueError(
-            f"a design takes the runs of one size, but {fit.name!r} has {len(fit.sizes)}; name one of them"
-        )
-    table = load_table(target, out, options).frame
-    laws = fit.laws_after_training
-    if laws is None:
-        raise ValueError(
-            f"a design needs a law of the loss, but there is none: {fit.why_missing('training')}; add runs"
-        )
+        laws, cost, axis = fit.laws, fit.family, "mean_recurrence"
+    else:
+        if fit.laws_after_training is None:
+            raise ValueError(
+                f"a design needs a law of the loss, but there is none: {fit.why_missing('training')}; add runs"
+            )
+        if question.sizes:
+            raise ValueError(
+                f"--sizes is for runs of several sizes, but {fit.name!r} is a fit of one architecture; leave it out"
+            )
+        laws, cost, axis = fit.laws_after_training, fit.cost_model, fit.axis
     # The ranges of candidates
-    low, high = fit.fitted.of_axis(fit.axis)
-    low, high = question.values or (low if fit.axis == "mean_recurrence" else low / _BEYOND, _BEYOND * high)
-    values = candidate_values(fit.axis, low, high)
+    low, high = fit.fitted.of_axis(axis)
+    low, high = question.values or (low if axis == "mean_recurrence" else low / _BEYOND, _BEYOND * high)
+    values = candidate_values(axis, low, high)
     least, most = question.budgets or (fit.fitted.flops[0], question.largest(fit.fitted.flops[1]))
     _check_affordable(least, most, question)
     rows = finished_rows(table)
@@ -234,14 +260,25 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     if files.folders is not None:
         sweep = load_sweep(str(files.folders.config))
         corpus_of = simulated_corpus if sweep.simulation else corpus_lookup(files.folders, {}, Progress())
-        planned = next_cells(sweep, values, budgets, corpus_of, run=True, rates=tuned_rates(sweep, files.folders))
-        candidates, cells = _candidates(planned, fit.cost_model, sweep, question), planned.cells
+        planned = next_cells(
+            sweep,
+            values,
+            budgets,
+            corpus_of,
+            run=True,
+            rates=tuned_rates(sweep, files.folders),
+            sizes=question.sizes or sizes_of(sweep),
+        )
+        candidates, cells = _candidates(planned, cost, sweep, question), planned.cells
     elif question.money:
         raise ValueError("--money is for a sweep with cluster.price_per_hour, but the target is a table; leave it out")
+    elif isinstance(fit, SizesFit):
+        params = [fit.params_of(name) for name in question.sizes or [size.label for size in fit.sizes]]
+        candidates = Candidates.of_sizes(fit.family, params, values.tolist(), budgets.tolist(), seeds=question.seeds)
     else:
         candidates = Candidates.grid(fit.cost_model, values.tolist(), budgets.tolist(), seeds=question.seeds)
     belief = Belief.of_runs(
-        laws, law_data(table), fit.cost_model, candidates.columns, flops=fit.fitted.flops, noise=question.noise
+        laws, law_data(table), cost, candidates.columns, flops=fit.fitted.flops, noise=question.noise
     )
     return _Known(belief=belief, candidates=candidates, news=news, sweep=sweep, cells=cells, extends=sweep is not None)
 
@@ -254,20 +291,29 @@ def _check_affordable(least: float, most: float, question: _Question) -> None:
         )
 
 
-def _candidates(planned: "NextCells", cost: "Cost", sweep: "SweepConfig", question: _Question) -> "Candidates":
+def _candidates(
+    planned: "NextCells", cost: "Cost | ModelFamily", sweep: "SweepConfig", question: _Question
+) -> "Candidates":
     """Return the planned cells as candidates, at what they cost and as often as their seeds allow."""
     import numpy as np
 
+    from isoloop.fitting.cost.family import ModelFamily
     from isoloop.fitting.design import Candidates
 
     values = np.array([float(cell.mean_recurrence) for cell in planned.cells])
     tokens = np.array([float(cell.spec.tokens) for cell in planned.cells])
+    columns = (
+        cost.columns(planned.params, values, tokens)
+        if isinstance(cost, ModelFamily)
+        else cost.model_columns(values, tokens)
+    )
     return Candidates(
         values=values,
         flops=np.array([cell.budget for cell in planned.cells], dtype=float),
         costs=planned.prices(sweep) if question.money else planned.flops,
-        columns=cost.model_columns(values, tokens),
+        columns=columns,
         most=np.maximum(question.seeds - np.array(planned.trained), 0),
+        sizes=planned.sizes if isinstance(cost, ModelFamily) else (),
     )
 
 
@@ -292,7 +338,11 @@ def _written(known: _Known, counts: "np.ndarray", file: Path) -> str:
     chosen = np.flatnonzero(counts)
     if file.suffix.lower() == ".csv":
         candidates = known.candidates
-        axis = {known.belief.cost.axis: candidates.values[chosen], "tokens": candidates.columns["tokens"][chosen]}
+        axis: dict[str, object] = {}
+        if candidates.sizes:
+            sizes = [candidates.sizes[place] for place in chosen]
+            axis = {"model.size": sizes, "params": candidates.columns["params"][chosen]}
+        axis |= {known.axis: candidates.values[chosen], "tokens": candidates.columns["tokens"][chosen]}
         runs = {"budget": candidates.flops[chosen], "runs": counts[chosen], "cost_of_a_run": candidates.costs[chosen]}
         pd.DataFrame(axis | runs).to_csv(file, index=False)
         return f"round 1 written to {file}: train these, add them to the table, and design again"

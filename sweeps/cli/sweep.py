@@ -82,7 +82,9 @@ def prepare_data(sweep: Sweep, out: Out = DEFAULT_OUT, override: Set = []) -> No
         request = CorpusRequest(config.data, folders.corpora, progress.update)
         existing = request.find()
         corpus = existing or request.build()
-    console.print(describe_corpus(corpus, context=config.model.context, is_new=existing is None))
+    console.print(
+        describe_corpus(corpus, context=config.model.context, packing=config.data.packing, is_new=existing is None)
+    )
     corpus.check(config.model.context, config.model.vocabulary)
 
 

@@ -44,10 +44,20 @@ _REPORT_SECONDS = 0.25
 
 
 class PlannedCorpus(NamedTuple):
-    """The fingerprint of a corpus and the training tokens that a run sees of it (None without a corpus)."""
+    """The fingerprint of a corpus and the training tokens that a run sees of it (None without a corpus).
+
+    With packed documents, `packed_tokens` returns those that one pass trains on, which depend on the context.
+    """
 
     fingerprint: str
     train_tokens: int | None = None
+    packed_tokens: Callable[[int], int] | None = None
+
+    def at(self, context: int) -> "PlannedCorpus":
+        """Return the corpus as runs of this context see it."""
+        if self.packed_tokens is None:
+            return self
+        return PlannedCorpus(self.fingerprint, self.packed_tokens(context))
 
 
 CorpusLookup = Callable[[DataConfig], PlannedCorpus]
@@ -276,7 +286,7 @@ class _Variant:
     """The settings of a run and a mean recurrence, with all that their cells share: only budget or tokens differ."""
 
     def __init__(self, sweep: SweepConfig, settings: RunSettings, mean: float, corpus: PlannedCorpus) -> None:
-        self.sweep, self.settings, self.corpus = sweep, settings, corpus
+        self.sweep, self.settings, self.corpus = sweep, settings, corpus.at(settings.model.context)
         self.recurrence = _recurrence(settings.depth, mean)
         self.loops = _loop_cost(settings.model, sweep.accounting)
         self.per_token = self.loops.flops_per_token(*_expected_loops(self.recurrence, sweep.accounting))

@@ -36,8 +36,8 @@ SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
 _EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
-# Missing in simulated runs and in runs of older versions. The best ones are those of runs that saw text again.
-_RARE_COLUMNS = ("unique_tokens", "epochs", "best_loss", "best_step", "skipped_steps")
+# Missing in simulated runs, in runs of older versions, and where there is nothing to count or nothing was asked for.
+_RARE_COLUMNS = ("unique_tokens", "epochs", "best_loss", "best_step", "skipped_steps", "dropped_tokens")
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 _LOSS = "loss_T"
@@ -48,7 +48,14 @@ _CURVES = {
     "loss": ("train_loss", "validation_loss"),
     "model": ("spectral_radius", "state_norm", "last_loop_residual"),
     "speed": ("tokens_per_second", "model_flop_utilisation", "peak_memory"),
-    "training": ("gradient_norm", "learning_rate", "matrix_learning_rate", "tokens", "skipped_steps"),
+    "training": (
+        "gradient_norm",
+        "learning_rate",
+        "matrix_learning_rate",
+        "tokens",
+        "skipped_steps",
+        "dropped_tokens",
+    ),
 }
 """Sections of MLflow's charts and the journal's metrics in them; MLflow shows them by name, and then other metrics."""
 _SECTIONS = {name: section for section, names in _CURVES.items() for name in names}
@@ -170,7 +177,8 @@ def parameters(cell: Cell) -> dict[str, Any]:
     """
     spec = cell.spec.model_dump(mode="json", exclude={"data"})
     spec["recurrence"]["backprop_depth"] = cell.spec.recurrence.gradient_loops
-    return {"mean_recurrence": cell.mean_recurrence, **dict(_flat(spec))}
+    reading = {f"data.{name}": value for name, value in cell.spec.data.reading.items()}
+    return {"mean_recurrence": cell.mean_recurrence, **dict(_flat(spec)), **reading}
 
 
 def simulated_suffix(plan: Plan) -> str:
@@ -182,7 +190,7 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     """Return a result's numbers, under both accountings, without the missing ones."""
     values = result.model_dump(
         include={
-            "tokens", "unique_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
+            "tokens", "unique_tokens", "dropped_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
             "flops_parcae_release", "loss", "best_loss", "best_step", "bits_per_byte", "spectral_radius", "seconds",
         }
     )  # fmt: skip

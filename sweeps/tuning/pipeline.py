@@ -11,7 +11,7 @@ from isoloop.sweeps.execution.engine import Engine, SweepOutcome
 from isoloop.sweeps.execution.presence import sole_driver
 from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
-from isoloop.sweeps.pipeline import open_cluster, open_stores, prepare, storage_uri
+from isoloop.sweeps.pipeline import open_cluster, open_stores, planned_corpus, prepare, storage_uri
 from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import Cell, Plan, PlannedCorpus
 from isoloop.sweeps.tuning.rate_design import fit_trials
@@ -71,10 +71,10 @@ def prepare_tuning(sweep: SweepConfig, folders: Folders, progress: Progress | No
     base, means = reduce_to_one_point(with_centres(sweep, folders))
     prepared = prepare(base, folders, progress)
     (cell,) = prepared.plan.cells
-    ((fingerprint, corpus),) = prepared.corpora.items()
+    (corpus,) = prepared.corpora.values()
 
     def corpus_of(data: DataConfig) -> PlannedCorpus:
-        return PlannedCorpus(fingerprint, len(corpus.first(data.unique_tokens).train))
+        return planned_corpus(corpus, data)
 
     return PreparedTuning(
         space=make_search_space(base, means, cell, corpus_of),

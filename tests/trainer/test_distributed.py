@@ -19,7 +19,7 @@ from isoloop.trainer.config import (
     RunSpec,
     ScheduleConfig,
 )
-from isoloop.trainer.data.batches import batch_windows, validation_windows
+from isoloop.trainer.data.batches import batch_reader, batch_windows, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import Ranks, load_share, prefetch_shares
 from isoloop.trainer.evaluate import evaluate
@@ -45,8 +45,11 @@ def rows(share):
 
 @pytest.mark.parametrize("size", [2, 3, 11])
 def test_the_ranks_shares_are_the_batch_whatever_their_number(large_batch, corpus, size):
-    whole = rows(load_share(large_batch, corpus, Ranks(), 5))
-    parts = [load_share(large_batch, corpus, Ranks(rank=rank, size=size), 5) for rank in range(size)]
+    whole = rows(load_share(large_batch, batch_reader(large_batch, corpus), Ranks(), 5))
+    parts = [
+        load_share(large_batch, batch_reader(large_batch, corpus), Ranks(rank=rank, size=size), 5)
+        for rank in range(size)
+    ]
     assert sorted(row for part in parts for row in rows(part)) == whole
     work = [int(part.loops.sum()) for part in parts]
     assert size == 11 or max(work) - min(work) <= part_longest(parts)
@@ -57,21 +60,23 @@ def part_longest(parts):
 
 
 def test_a_share_is_the_steps_batch_deepest_first(large_batch, corpus):
-    share = load_share(large_batch, corpus, Ranks(), 5)
+    share = load_share(large_batch, batch_reader(large_batch, corpus), Ranks(), 5)
     loops = sample_recurrences(large_batch.recurrence, batch=11, seed=large_batch.seed, step=5, steps=large_batch.steps)
     order = np.argsort(-loops, kind="stable")
     np.testing.assert_array_equal(share.loops, loops[order])
     windows = batch_windows(corpus, context=16, batch=11, seed=large_batch.seed, step=5)
     np.testing.assert_array_equal(share.windows, windows[order])
     assert len(set(share.state_seeds)) == 11
-    assert share.state_seeds != load_share(large_batch, corpus, Ranks(), 6).state_seeds
+    assert share.state_seeds != load_share(large_batch, batch_reader(large_batch, corpus), Ranks(), 6).state_seeds
 
 
 def test_made_ahead_in_order(large_batch, corpus):
     found = list(prefetch_shares(large_batch, corpus, Ranks(), 4, pinned=False))
     assert [step for step, _ in found] == list(range(4, large_batch.steps))
     for step, share in found:
-        assert torch.equal(share.windows, load_share(large_batch, corpus, Ranks(), step).windows)
+        assert torch.equal(
+            share.windows, load_share(large_batch, batch_reader(large_batch, corpus), Ranks(), step).windows
+        )
 
 
 def free_port() -> int:

@@ -20,7 +20,7 @@ from isoloop.trainer.config import (
     RunSpec,
     ScheduleConfig,
 )
-from isoloop.trainer.data.batches import validation_windows
+from isoloop.trainer.data.batches import batch_reader, validation_windows
 from isoloop.trainer.data.corpus import prepare_corpus
 from isoloop.trainer.distributed import Ranks, load_share
 from isoloop.trainer.evaluate import bits_per_byte, evaluate
@@ -331,7 +331,7 @@ def poison(spec, corpus, monkeypatch):
     whole = loop._accumulate_gradients
 
     def in_steps(*steps):
-        seeds = [load_share(spec, corpus, Ranks(), step).state_seeds for step in steps]
+        seeds = [load_share(spec, batch_reader(spec, corpus), Ranks(), step).state_seeds for step in steps]
 
         def accumulate(spec, model, share, execution):
             stats = whole(spec, model, share, execution)

@@ -1,16 +1,95 @@
-"""Batches of token windows: a pure function of (seed, step), which costs the same at any step."""
+"""Batches of rows of tokens, a function of (seed, step): windows of the text, or packed documents.
 
+A batch of windows costs the same at any step. Packed rows follow from those before them, so their reader goes on from a
+position, which checkpoints hold, or packs from the start.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import isqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isoloop.trainer.config import RunSpec
 from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.data.packing import RowPacker, cropped_share, pack_in_order, read_rows
+from isoloop.trainer.data.shards import Tokens
 
 _SHUFFLE_STREAM = 2
 _FEISTEL_ROUNDS = 10
+
+
+class BatchReader(ABC):
+    """Contract of a reader of a run's batches, step after step.
+
+    Attributes:
+        position: what the reader of the next step needs to go on from here; None if it needs nothing.
+        dropped: tokens of text cropped so far.
+    """
+
+    position: dict[str, Any] | None = None
+    dropped: int = 0
+
+    @abstractmethod
+    def read(self, step: int, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Read these rows, places 0 .. batch - 1, of the batch of `step`, shape [rows, context + 1]."""
+
+
+class WindowReader(BatchReader):
+    """Reader of contiguous windows, in an order of its own in each epoch."""
+
+    def __init__(self, spec: RunSpec, corpus: Corpus) -> None:
+        self._windows = partial(batch_windows, corpus, context=spec.model.context, batch=spec.batch, seed=spec.seed)
+
+    def read(self, step: int, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Read these rows of the batch of any step."""
+        return self._windows(step=step, rows=rows)
+
+
+class PackedReader(BatchReader):
+    """Reader of documents packed best-fit, in an order of its own in each pass.
+
+    Every process packs all rows of a batch and reads the tokens of its own, so rows don't depend on their number.
+    """
+
+    def __init__(self, spec: RunSpec, corpus: Corpus, position: dict[str, Any] | None) -> None:
+        self._tokens, self._batch, self._capacity = corpus.train, spec.batch, spec.model.context + 1
+        documents = corpus.train.documents
+
+        def order(places: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+            return shuffle(places, len(documents), seed=spec.seed, epoch=number)
+
+        self._packer = RowPacker(documents, self._capacity, order, position)
+
+    def read(self, step: int, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Read these rows of the batch of a step that isn't before the reader's position."""
+        assert self._packer.rows <= step * self._batch, "batches are read in order"
+        while self._packer.rows < step * self._batch:
+            self._packer.next_row()
+        batch = [self._packer.next_row() for _ in range(self._batch)]
+        self.position, self.dropped = self._packer.position, self._packer.dropped
+        return read_rows(self._tokens, [batch[row] for row in rows], self._capacity)
+
+
+def batch_reader(spec: RunSpec, corpus: Corpus, position: dict[str, Any] | None = None) -> BatchReader:
+    """Return the reader of a run's batches, from `position` on if it has one."""
+    if spec.data.packing == "best-fit":
+        return PackedReader(spec, corpus, position)
+    return WindowReader(spec, corpus)
+
+
+def tokens_per_pass(tokens: Tokens, packing: str, context: int) -> int:
+    """Return the tokens that a run trains on before it sees text again.
+
+    Windows see all of them. Packed rows crop some, and of each row of context + 1 tokens the first one isn't predicted.
+    """
+    if packing == "contiguous":
+        return len(tokens)
+    kept = (1 - cropped_share(tokens.documents, context + 1)) * len(tokens)
+    return max(1, round(kept * context / (context + 1)))
 
 
 def batch_windows(
@@ -43,11 +122,31 @@ def batch_windows(
     return corpus.train.windows(numbers, context)
 
 
-def validation_windows(corpus: Corpus, *, context: int, sequences: int) -> NDArray[np.int64]:
-    """Read at most `sequences` fixed windows spread evenly over the validation split, shape [n, context + 1]."""
-    windows = corpus.validation.count_windows(context)
-    numbers = np.linspace(0, windows - 1, min(sequences, windows)).round().astype(np.int64)
-    return corpus.validation.windows(numbers, context)
+def validation_windows(
+    corpus: Corpus, *, context: int, sequences: int, packing: str = "contiguous"
+) -> NDArray[np.int64]:
+    """Read at most `sequences` fixed rows spread evenly over the validation split, shape [n, context + 1].
+
+    They are made as those of training are: windows, or documents packed in their stored order.
+
+    Raises:
+        ValueError: the documents don't fill a row.
+    """
+    tokens = corpus.validation
+    if packing == "contiguous":
+        return tokens.windows(_spread(tokens.count_windows(context), sequences), context)
+    rows = list(pack_in_order(tokens.documents, context + 1))
+    if not rows:
+        raise ValueError(
+            f"the validation split must fill a row of context + 1 = {context + 1} tokens, but its documents "
+            f"({len(tokens)} tokens) don't; use more text, a shorter context or a larger validation_fraction"
+        )
+    return read_rows(tokens, [rows[number] for number in _spread(len(rows), sequences).tolist()], context + 1)
+
+
+def _spread(count: int, wanted: int) -> NDArray[np.int64]:
+    """Return at most `wanted` numbers spread evenly over 0 .. count - 1."""
+    return np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64)
 
 
 def shuffle(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

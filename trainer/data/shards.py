@@ -1,9 +1,13 @@
-"""Token shards: one file of token ids per part and split, written once, memory-mapped and shared by all runs."""
+"""Token shards: one file of token ids per part and split, written once, memory-mapped and shared by all runs.
+
+Each document ends with the separator, so the shards tell where documents begin. That index, `train-documents.npy`, is
+made where it is first needed and kept beside them.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from copy import copy
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -20,6 +24,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # Enough text at a time to keep every core busy, little enough to hold in memory.
 _TEXT_BYTES = 2**22
 _OPEN_SHARDS = 64
+_SCANNED_TOKENS = 2**25
 
 
 class Shard(Config):
@@ -30,6 +35,26 @@ class Shard(Config):
     tokens: int
     bytes: int
     digest: str
+
+
+class Documents:
+    """The documents of a split's first `tokens` tokens; the last one may be cut.
+
+    Args:
+        ends: the place behind each document's separator, shape [documents of the split], ascending.
+        tokens: number of tokens.
+    """
+
+    def __init__(self, ends: NDArray[np.int64], tokens: int) -> None:
+        self._ends, self._tokens = ends, tokens
+
+    def __len__(self) -> int:
+        return int(np.searchsorted(self._ends, self._tokens)) + 1 if self._tokens else 0
+
+    def spans(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where these documents start, and how many tokens each has with its separator; shape [numbers]."""
+        starts = np.where(numbers > 0, self._ends[numbers - 1], 0)
+        return starts, np.minimum(self._ends[numbers], self._tokens) - starts
 
 
 _PART_RECORD = TypeAdapter(dict[Split, Shard])
@@ -45,7 +70,8 @@ class Tokens:
     """
 
     def __init__(self, folder: Path, dtype: np.dtype, shards: Sequence[Shard]) -> None:
-        shards = [shard for shard in shards if shard.tokens]
+        self._folder, self._shards = folder, [shard for shard in shards if shard.tokens]
+        shards = self._shards
         paths = [folder / shard.file for shard in shards]
         self._starts = np.cumsum([0, *(shard.tokens for shard in shards)], dtype=np.int64)
         self._map = lru_cache(_OPEN_SHARDS)(lambda number: np.memmap(paths[number], dtype, mode="r"))
@@ -65,6 +91,54 @@ class Tokens:
         prefix = copy(self)
         prefix._starts = np.minimum(self._starts, count)
         return prefix
+
+    @property
+    def separator(self) -> int:
+        """The id that ends every document, and so every shard."""
+        return int(self._map(0)[-1])
+
+    @property
+    def documents(self) -> Documents:
+        """The documents of these tokens.
+
+        Raises:
+            ValueError: the separator is written in a text, too, so that documents can't be told apart.
+        """
+        return Documents(self._document_ends, len(self))
+
+    @cached_property
+    def _document_ends(self) -> NDArray[np.int64]:
+        """Read the index of the split's documents, or make it if there is none."""
+        split = self._shards[0].file.partition("-")[0]
+        path, count = self._folder / f"{split}-documents.npy", sum(shard.documents for shard in self._shards)
+        if not path.exists():
+            first = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
+            ends = [first[number] + self._scan(number) for number in range(len(self._shards))]
+            with open_atomically(path) as file:
+                np.save(file, np.concatenate(ends))
+        ends = np.load(path, mmap_mode="r")
+        if ends.shape != (count,):
+            raise ValueError(
+                f"an index must have the {count:,} documents of its split, but {path} has {ends.size:,}; delete it: it "
+                "is made again from the tokens"
+            )
+        return ends
+
+    def _scan(self, number: int) -> NDArray[np.int64]:
+        """Find the place behind each separator of a shard."""
+        shard, tokens, separator = self._shards[number], self._map(number), self.separator
+        places = range(0, shard.tokens, _SCANNED_TOKENS)
+        ends = (
+            np.concatenate([at + np.flatnonzero(tokens[at : at + _SCANNED_TOKENS] == separator) for at in places]) + 1
+        )
+        if len(ends) != shard.documents:
+            raise ValueError(
+                f"documents must be told apart by the separator that ends each, but {self._folder / shard.file} has "
+                f"{len(ends):,} of them in {shard.documents:,} documents: text has NUL bytes, which are the separator "
+                "of the tokenizer 'bytes'; remove or convert such files, use another tokenizer, or set data.packing to "
+                "contiguous and data.document_mask to false"
+            )
+        return ends
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Read the tokens `start` .. `stop` - 1 from all shards that hold them."""

@@ -1,15 +1,16 @@
 """Checkpoints of a run: one folder per step, written atomically.
 
-    <run>/checkpoints/00000400/state.pt     weights, optimizer state, counts and best step so far
+    <run>/checkpoints/00000400/state.pt     weights, optimizer state, counts, best step so far, position in the text
 
-All that is random in a run is a pure function of (seed, step), so the step is the only state of randomness and data.
+All that is random in a run is a function of (seed, step). Packed rows follow from those before them, so their position
+is kept, too; without it, they would be packed again from the start.
 """
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isoloop.trainer.run.best import BestStep
 
@@ -29,6 +30,7 @@ def save_checkpoint(
     optimizers: "list[Optimizer]",
     counts: dict[str, float],
     best: BestStep | None = None,
+    position: dict[str, Any] | None = None,
     keep: int | None = 2,
 ) -> Path:
     """Write the state after `step` steps under `folder`, whole or not at all; then remove older ones.
@@ -52,6 +54,7 @@ def save_checkpoint(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "counts": counts,
         "best": None if best is None else best.content(),
+        "position": position,
     }
     try:
         with (building / "state.pt").open("wb") as file:
@@ -85,10 +88,17 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def load_checkpoint(
-    checkpoint: Path, *, run_id: str, model: "nn.Module", optimizers: "list[Optimizer]"
-) -> tuple[int, dict[str, float], BestStep | None]:
-    """Load one checkpoint into `model` and `optimizers`; return (steps done, counts, best step so far).
+class SavedState(NamedTuple):
+    """The part of a checkpoint that isn't loaded into a model or an optimizer."""
+
+    steps: int
+    counts: dict[str, float]
+    best: BestStep | None = None
+    position: dict[str, Any] | None = None
+
+
+def load_checkpoint(checkpoint: Path, *, run_id: str, model: "nn.Module", optimizers: "list[Optimizer]") -> SavedState:
+    """Load one checkpoint into `model` and `optimizers`, and return the rest of it.
 
     Raises:
         ValueError: the checkpoint is torn, isn't one of ours, or belongs to another run.
@@ -109,4 +119,5 @@ def load_checkpoint(
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     best = state.get("best")  # older versions wrote none
-    return state["step"], state["counts"], None if best is None else BestStep(**best)
+    best = None if best is None else BestStep(**best)
+    return SavedState(state["step"], state["counts"], best, state.get("position"))

@@ -17,7 +17,8 @@ class RunResult(Config):
         reason: of a divergence: the step, the loss and ρ(Ā).
         simulated: True if the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
-        unique_tokens: training tokens that the run could see; None if simulated, where every token is new.
+        unique_tokens: training tokens that the run could see in one pass; None if simulated, where every token is new.
+        dropped_tokens: tokens of text that best-fit packing cropped in the run's rows; None for another packing.
         forward_loops: mean loops run per training token.
         backward_loops: mean loops that carried gradient.
         flops_exact: training FLOPs by `exact` accounting.
@@ -43,6 +44,7 @@ class RunResult(Config):
     steps: int
     tokens: int
     unique_tokens: int | None = None
+    dropped_tokens: int | None = Field(default=None, exclude_if=lambda value: value is None)
     forward_loops: NonNegativeFloat
     backward_loops: NonNegativeFloat
     flops_exact: NonNegativeFloat

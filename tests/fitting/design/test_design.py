@@ -7,7 +7,8 @@ import pytest
 
 from isoloop.fitting.cost import DenseCost
 from isoloop.fitting.design import Belief, Candidates, Noise, Target, candidate_budgets, candidate_values, design_runs
-from isoloop.fitting.design.information import Plausible, smooth_cost
+from isoloop.fitting.design.information import Plausible
+from isoloop.fitting.design.models import ModelsOnAxis
 from isoloop.fitting.design.report import design_report
 from isoloop.fitting.design.selection import Scores, choose_cells
 from isoloop.fitting.estimation.law_fit import fit_law
@@ -39,7 +40,7 @@ def scores(seed=0, cells=7, parameters=3):
     rng = np.random.default_rng(seed)
     return Scores(
         slopes=rng.standard_normal((1, cells, parameters)),
-        gradients=rng.standard_normal((1, 1, parameters)),
+        gradients=rng.standard_normal((1, 1, 1, parameters)),
         covariance=np.eye(parameters)[None] * 4.0,
         shares=np.ones(1),
     )
@@ -49,7 +50,7 @@ def test_choices_of_equal_costs_are_near_the_best_of_all():
     ratios = []
     for seed in range(12):
         one = scores(seed)
-        slopes, gradient = one.slopes[0], one.gradients[0, 0]
+        slopes, gradient = one.slopes[0], one.gradients[0, 0, 0]
 
         def variance(cells, slopes=slopes, gradient=gradient):
             information = np.eye(3) / 4 + slopes[list(cells)].T @ slopes[list(cells)]
@@ -75,16 +76,16 @@ def test_money_and_seeds_limit_a_choice():
 
 @pytest.mark.parametrize("target", ["mu@256e18", "loss@256e18", "tokens@1e20", "gamma_mu", "gamma_D", "X", "y"])
 def test_derivatives_are_those_of_differences(target):
-    law, cost = law_named("training"), smooth_cost(COST, VALUES)
+    law, models = law_named("training"), ModelsOnAxis.of(COST, VALUES)
     plausible = Plausible.of(law, TRUTH[None], CANDIDATES.columns, sd=2.0)
-    _, slopes = plausible.target(Target.parse(target), cost, RANGE)
+    _, slopes = plausible.target(Target.parse(target), models, RANGE)
     for place in range(len(TRUTH)):
         ends = []
         for step in (1e-3, -1e-3):
             moved = plausible.vectors * np.exp(step * (np.arange(len(TRUTH)) == place))
             other = Plausible(law=law, problem=plausible.problem, vectors=moved, information=moved, weight=1.0)
-            ends.append(other.target(Target.parse(target), cost, RANGE)[0][0])
-        assert slopes[0, place] == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-2, abs=1e-3)
+            ends.append(other.target(Target.parse(target), models, RANGE)[0][0])
+        assert slopes[0, 0, place] == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-2, abs=1e-3)
 
 
 def test_predicted_widths_are_those_of_refits():
@@ -96,14 +97,14 @@ def test_predicted_widths_are_those_of_refits():
     design = design_runs(belief, CANDIDATES, targets, 200e18)
     counts = design.rounds[0].counts
     values, flops = np.repeat(CANDIDATES.values, counts), np.repeat(CANDIDATES.flops, counts)
-    vectors, cost = [], belief.cost
+    vectors = []
     for seed in range(40):
         old, new = grid(seed), runs_of(values, flops, seed + 1000)
         data = {name: np.concatenate([old[name], new[name]]) for name in old}
         vectors.append(fit_law("training", data, draws=0, seed=0, objective=SQUARED).vector)
     drawn = Plausible.of(law.form, np.array(vectors), CANDIDATES.columns, sd=2.0)
     for place, target in enumerate(targets):
-        scatter = 2 * 1.96 * drawn.target(target, cost, RANGE)[0].std()
+        scatter = 2 * 1.96 * drawn.target(target, belief.models, RANGE)[0].std()
         assert design.rounds[0].widths[place] == pytest.approx(scatter, rel=0.3)
     assert design.rounds[0].widths[0] < 0.6 * design.before.widths[0]
 
@@ -165,12 +166,13 @@ def test_dense_models_are_designed_along_their_parameters():
     truth = np.array([1.7, 400.0, 2000.0, 0.34, 0.37])
     candidates = Candidates.grid(cost, candidate_values("params", 1e7, 1e9), candidate_budgets(1e18, 1e20), seeds=1)
     plausible = Plausible.of(law, truth[None], candidates.columns, sd=2.0)
-    value, slopes = plausible.target(Target.parse("N@1e21"), cost, (1e18, 1e20))
-    assert slopes[0, 1] == pytest.approx(1 / (0.34 + 0.37), rel=1e-3)
-    assert slopes[0, 2] == pytest.approx(-1 / (0.34 + 0.37), rel=1e-3)
+    models = ModelsOnAxis.of(cost, candidates.values)
+    value, slopes = plausible.target(Target.parse("N@1e21"), models, (1e18, 1e20))
+    assert slopes[0, 0, 1] == pytest.approx(1 / (0.34 + 0.37), rel=1e-3)
+    assert slopes[0, 0, 2] == pytest.approx(-1 / (0.34 + 0.37), rel=1e-3)
     by_hand = (np.log(0.34 * 400.0 / (0.37 * 2000.0)) + 0.37 * np.log(1e21 / 6)) / (0.34 + 0.37)
     assert value[0] == pytest.approx(by_hand, rel=1e-4)
-    gamma, _ = plausible.target(Target.parse("gamma_N"), cost, (1e18, 1e20))
+    gamma, _ = plausible.target(Target.parse("gamma_N"), models, (1e18, 1e20))
     assert gamma[0] == pytest.approx(0.37 / (0.34 + 0.37), rel=1e-3)
     belief = Belief.of_prior(law, truth, cost, candidates.columns, flops=(1e18, 1e20))
     design = design_runs(belief, candidates, [Target.parse("N@1e21")], 5e20, rounds=2)

@@ -5,10 +5,14 @@ import re
 import pytest
 import yaml
 
-from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_table
+from isoloop.fitting import fit_sizes
+from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_sizes, simulate_table
 from isoloop.sweeps.config.loading import load_sweep
+from isoloop.sweeps.config.schema import config_text
+from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.next_runs import next_cells, next_sweep
+from isoloop.sweeps.runs import simulated_table
 from tests.commands import isoloop
 
 SWEEP = "parcae-140m-simulated"
@@ -96,6 +100,83 @@ def test_excluded_cells_that_a_design_chooses_are_run():
     assert len(after - before) == 1
 
 
+SIZES = "parcae-sizes-simulated"
+
+
+def test_several_sizes_from_nothing_to_a_plan(tmp_path):
+    said = isoloop(
+        *("design", SIZES, "--target", "params@256e18", "--target", "phi", "--spend", "1e20", "--rounds", "1"),
+        *("--sizes", "140m,370m,1.3b", "--to", "next.yaml", "--figure", "x.svg"),
+        cwd=tmp_path,
+    ).stdout
+    assert "by the laws iso-depth and iso-depth-six-parameter" in said
+    assert "1.3b: " in (tmp_path / "x.svg").read_text()
+    plan = plan_sweep(load_sweep(str(tmp_path / "next.yaml")), simulated_corpus)
+    assert len(plan.cells) == int(re.search(r"^Round 1: (\d+) runs", said, re.MULTILINE)[1])
+    assert plan.flops <= 1e20 * 1.01
+    assert {cell.axes["model.size"] for cell in plan.cells} == {"140m", "370m", "1.3b"}
+
+
+def test_further_runs_of_several_sizes_are_new_runs():
+    sweep = load_sweep(SIZES)
+    before = {cell.run_id for cell in plan_sweep(sweep, simulated_corpus).cells}
+    planned = next_cells(sweep, [4, 24], [1e18, 3e18], simulated_corpus, run=True, sizes=["140m", "1.3b"])
+    trained = dict(zip([cell.label for cell in planned.cells], planned.trained, strict=True))
+    assert sum(trained.values()) == trained["µ = 4, C = 1e+18, model.size = 140m"] == 1
+    assert planned.sizes == ("140m", "140m", "1.3b", "1.3b") * 2
+    assert planned.params[0] == pytest.approx(42.5e6, rel=0.01)
+    more = next_sweep(sweep, [(cell, 2) for cell in planned.cells], extend=True)
+    cells = plan_sweep(more, simulated_corpus).cells
+    assert before < {cell.run_id for cell in cells}
+    assert len(cells) == len(before) + 2 * len(planned.cells)
+
+
+def test_a_design_of_a_sweep_over_sizes_keeps_its_runs(tmp_path):
+    sweep = load_sweep(
+        SIZES, ["budgets=[1e18, 4e18, 16e18]", "mean_recurrences=[1, 2, 4, 8]", "evaluation.recurrences=[1]"]
+    )
+    table, folders = simulated_table(sweep), Folders(out=tmp_path / "isoloop-out", name=SIZES)
+    folders.sweep.mkdir(parents=True)
+    folders.config.write_text(config_text(sweep))
+    table.assign(group="model.size = " + table["model.size"]).to_csv(folders.table, index=False)
+    fit = fit_sizes(table, name=SIZES, draws=30, through_budgets=False)
+    folders.fit(hold_out=False).write_text(fit.to_json())
+    said = isoloop(
+        "design",
+        SIZES,
+        "--target",
+        "params@256e18",
+        "--spend",
+        "3e19",
+        "--rounds",
+        "1",
+        "--values",
+        "1:12",
+        cwd=tmp_path,
+    ).stdout
+    assert "(the runs that it has are kept)" in said
+    before = {cell.run_id for cell in plan_sweep(sweep, simulated_corpus).cells}
+    after = {
+        cell.run_id for cell in plan_sweep(load_sweep(str(tmp_path / f"{SIZES}-next.yaml")), simulated_corpus).cells
+    }
+    assert before < after
+    assert len(after - before) == int(re.search(r"^Round 1: (\d+) runs", said, re.MULTILINE)[1])
+
+
+def test_cells_of_several_sizes_for_a_table_of_others(tmp_path):
+    table = simulate_sizes(budgets=(1e18, 4e18, 16e18), mean_recurrences=(1, 2, 4, 8))
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    isoloop("fit", "mine.csv", "--draws", "30", cwd=tmp_path)
+    options = ("--target", "loss@256e18", "--spend", "2e19", "--rounds", "1", "--sizes")
+    isoloop("design", "mine.csv", *options, "140m,770m", cwd=tmp_path)
+    rows = (tmp_path / "next.csv").read_text().splitlines()
+    assert rows[0] == "model.size,params,mean_recurrence,tokens,budget,runs,cost_of_a_run"
+    assert {row.split(",")[0] for row in rows[1:]} <= {"140m", "770m"}
+    refused = isoloop("design", "mine.csv", *options, "13b", cwd=tmp_path, check=2)
+    assert "a size must be one of 140m, 370m, 770m, but got '13b'" in refused.stderr
+
+
 def test_a_sweep_with_other_axes_is_refused_before_it_is_run():
-    with pytest.raises(ValueError, match=r"differ in model\.size, too"):
-        next_cells(load_sweep("parcae-sizes-simulated"), [4], [1e18], simulated_corpus, run=False)
+    sweep = load_sweep(SWEEP).model_copy(update={"axes": {"model.injection": ("diagonal", "concat")}})
+    with pytest.raises(ValueError, match=r"differ in model\.injection, too"):
+        next_cells(sweep, [4], [1e18], simulated_corpus, run=False)

@@ -14,8 +14,7 @@ NODE_TYPES = {"many-cores": {"CPU": 64}, "gpus": {"CPU": 2, "GPU": 2}}
 
 
 @pytest.fixture(scope="module")
-def cluster(shared_ray, tmp_path_factory):
-    shared_ray.stop()
+def cluster(no_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoscaler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SCRATCH_VARIABLE, str(folder / "scratch"))

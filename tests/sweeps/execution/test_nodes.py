@@ -16,9 +16,8 @@ from tests.sweeps.execution.machines import Watcher, machines, simulated_runs
 
 
 @pytest.fixture(scope="module")
-def head(shared_ray):
+def head(no_ray):
     """A machine on which nothing may run."""
-    shared_ray.stop()
     with machines() as cluster:
         yield cluster
 

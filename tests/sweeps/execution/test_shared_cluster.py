@@ -23,8 +23,7 @@ ON_THREE_GPUS = {"cluster": {"gpus": 2, "nodes": 2}, "resources": {"gpus": 1, "p
 
 
 @pytest.fixture(scope="module")
-def address(shared_ray, tmp_path_factory):
-    shared_ray.stop()
+def address(no_ray, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, machines() as cluster:
         patch.setenv(SCRATCH_VARIABLE, str(tmp_path_factory.mktemp("scratch")))
         for address in ("127.0.0.2", "127.0.0.3"):  # machines with one address would be one to Ray's `node:<address>`
