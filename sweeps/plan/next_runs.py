@@ -145,7 +145,7 @@ def next_sweep(sweep: SweepConfig, chosen: Sequence[tuple[Cell, int]], *, extend
 
 def planned_cost_table(cells: NextCells, accounting: Accounting) -> list[dict[str, Any]]:
     """Return rows with the columns of a run table that costs are made from, one for each model of the cells."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
     for cell in cells.cells:
         forward, backward = expected_loops(cell.spec.recurrence, accounting)
         rows[_place(cell)[:2]] = {
