@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluation, head, leaving_the_batch, training_speed
+from benchmarks import evaluation, head, leaving_the_batch, small_steps, training_speed
 from benchmarks.measure import Row, machine
 from benchmarks.results import table
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Run all benchmarks and write their table."""
     torch.set_num_threads(os.cpu_count() or 1)
     rows: list[Row] = []
-    for benchmark in (leaving_the_batch, head, evaluation, training_speed):
+    for benchmark in (leaving_the_batch, head, evaluation, small_steps, training_speed):
         measured = benchmark.run()
         print(table(HEADER, [(row.name, row.result, row.wanted) for row in measured]), flush=True)
         rows += measured

@@ -103,8 +103,7 @@ def planned_corpus(corpus: Corpus, data: DataConfig) -> PlannedCorpus:
     tokens = corpus.first(data.unique_tokens).train
     packed = cache(partial(tokens_per_pass, tokens, data.packing)) if data.packing != "contiguous" else None
     if data.needs_documents:
-        for split in (corpus.train, corpus.validation):
-            assert split.documents, "a split has documents"
+        corpus.check_documents()
     return PlannedCorpus(corpus.facts.fingerprint, len(tokens), packed)
 
 

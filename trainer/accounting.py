@@ -5,9 +5,10 @@ There are two ways to count FLOPs:
 `exact`
     Every matrix product that runs: 2 FLOPs per multiply-add forward, 4 backward. Attention scores and their product
     with the values count as the whole square, 4 * context * width per layer and token forward, although half of it is
-    masked. The output head counts; look-ups in the embedding and value-embedding tables don't. The core counts once
-    per loop that runs: forward for every loop, backward for those that carry gradient. The sampler clamps loop counts
-    at 1, so their mean is µ + exp(-µ), not µ. Work that activation checkpointing repeats doesn't count.
+    masked, and more with `data.document_mask`: what a run costs doesn't depend on its documents. The output head
+    counts; look-ups in the embedding and value-embedding tables don't. The core counts once per loop that runs: forward
+    for every loop, backward for those that carry gradient. The sampler clamps loop counts at 1, so their mean is µ +
+    exp(-µ), not µ. Work that activation checkpointing repeats doesn't count.
 `parcae-release`
     The count of the published code: 6 FLOPs per token and parameter outside the core blocks, except the token table (so
     the value-embedding tables count and the tied head doesn't), plus attention; the core with its nominal loops, µ

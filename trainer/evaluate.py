@@ -20,6 +20,7 @@ def evaluate(
     windows: NDArray,
     recurrences: Iterable[int],
     *,
+    separator: int | None = None,
     ranks: Ranks | None = None,
     batch: int = EVALUATION_BATCH,
     heartbeat: Callable[[], None] = lambda: None,
@@ -33,6 +34,7 @@ def evaluate(
         model: on any device, in training or evaluation mode.
         windows: token ids, shape [sequences, context + 1].
         recurrences: loops to run, each >= 1.
+        separator: the token that begins a document, if attention isn't to cross documents.
         ranks: the processes that share the work; by default this one alone.
         batch: sequences evaluated at once.
         heartbeat: called at each T of each batch.
@@ -46,7 +48,7 @@ def evaluate(
         rows = torch.from_numpy(windows)[sequences].to(device)
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
-        for i, (_, x) in enumerate(model.final_states(tokens, depths, h0)):
+        for i, (_, x) in enumerate(model.final_states(tokens, depths, h0, separator)):
             total[i] += mean_cross_entropy(x, model.embedding.weight, targets).item() * targets.numel()
             heartbeat()
     total = ranks.sum(total.to(device)) / (windows.shape[0] * (windows.shape[1] - 1))

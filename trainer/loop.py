@@ -36,7 +36,7 @@ from isoloop.trainer.evaluate import (
     tokens_per_byte,
 )
 from isoloop.trainer.files import sole_owner, write_atomically
-from isoloop.trainer.model.build import build_model, compile_blocks
+from isoloop.trainer.model.build import build_model, check_mask, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import has_published_layout, save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
@@ -122,6 +122,10 @@ def _run_training(
         mean_recurrence=spec.recurrence.mean,
         recompute_loops=execution.activation_checkpointing,
     )
+    separator = None
+    if spec.data.document_mask:
+        check_mask(model)
+        separator = corpus.train.separator
     model.initialise(spec.seed, spec.initialisation)
     model.to(execution.device)
     optimizers = make_optimizers(model, spec.optimizer)
@@ -130,7 +134,9 @@ def _run_training(
     def validate(recurrences: Iterable[int]) -> dict[int, float]:
         with _autocast(spec, execution):
             batch = execution.micro_batch or EVALUATION_BATCH
-            return evaluate(model, validation, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
+            return evaluate(
+                model, validation, recurrences, separator=separator, ranks=ranks, batch=batch, heartbeat=heartbeat
+            )
 
     def save_state(place: str, step: int, counts: dict[str, float], keep: int | None) -> None:
         save_checkpoint(
@@ -166,7 +172,7 @@ def _run_training(
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
         # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop
-        step_stats = _accumulate_gradients(spec, model, share, execution)
+        step_stats = _accumulate_gradients(spec, model, share, execution, separator)
         ranks.sum_gradients(model)
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
         stop_requested = should_stop()
@@ -344,6 +350,8 @@ def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
         )
     corpus = corpus.first(spec.data.unique_tokens)
     corpus.check(spec.model.context, spec.model.vocabulary)
+    if spec.data.document_mask:
+        corpus.check_documents()
     if ranks.size > spec.batch:
         raise ValueError(
             f"each process must have at least one sequence of a batch, but got {ranks.size} processes for a batch of "
@@ -352,7 +360,9 @@ def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
     return corpus
 
 
-def _accumulate_gradients(spec: RunSpec, model: LanguageModel, share: BatchShare, execution: ExecutionConfig) -> Tensor:
+def _accumulate_gradients(
+    spec: RunSpec, model: LanguageModel, share: BatchShare, execution: ExecutionConfig, separator: int | None
+) -> Tensor:
     """Add this process's part of the step's gradient, one micro-batch at a time.
 
     Returns:
@@ -366,7 +376,7 @@ def _accumulate_gradients(spec: RunSpec, model: LanguageModel, share: BatchShare
         windows, loops = share.windows[part].to(device, non_blocking=True), share.loops[part]
         h0 = model.initial_state(share.state_seeds[part], spec.model.context)
         with _autocast(spec, execution):
-            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0)
+            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator)
         weight = len(loops) / spec.batch
         (loss.nats * weight).backward()
         means = [step_stats.new_tensor(math.nan) if value is None else value.detach() for value in loss]

@@ -99,6 +99,7 @@ def estimate_memory(
     sequences: int,
     precision: Precision = "float32",
     activation_checkpointing: bool = False,
+    document_mask: bool = False,
     processes: int = 1,
     device: DeviceKind = "cpu",
     muon: MuonVariant = "torch",
@@ -115,6 +116,7 @@ def estimate_memory(
         sequences: number in one forward and backward pass: the micro-batch, or the process's share of a batch.
         precision: as in `RunSpec`.
         activation_checkpointing: as in `ExecutionSettings`.
+        document_mask: as in `DataConfig`; the mask is a square of the context for each sequence.
         processes: number that share the run; with two or more, all gradients are copied to be summed.
         device: kind of device.
         muon: as in `OptimizerConfig`.
@@ -126,6 +128,8 @@ def estimate_memory(
     # Activations, and the gradients that flow while they are freed
     activations = tokens * size.outside.per_token + size.outside.fixed + sequences * (model.context + 1) * INDEX
     flowing = tokens * size.flowing
+    if document_mask:
+        activations += tokens * model.context * (2 if half else FLOAT)
     if activation_checkpointing and model.is_looped:
         activations += tokens * ((loops + 1) * size.state + size.core_values)
         recomputed = tokens * (size.loop.per_token - size.coda) + size.loop.fixed + size.core_copies

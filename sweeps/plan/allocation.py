@@ -61,6 +61,7 @@ class Workload:
         batch: sequences per step.
         precision: precision of the matrix products.
         muon: the variant of Muon.
+        document_mask: attention has a mask of documents.
         trains: False if its loss is drawn from a law.
         one_machine: all its processes must be on one machine, as the runs lie in a storage.
     """
@@ -70,6 +71,7 @@ class Workload:
     batch: int
     precision: Literal["float32", "bfloat16"]
     muon: MuonVariant = "torch"
+    document_mask: bool = False
     trains: bool = True
     one_machine: bool = False
 
@@ -103,6 +105,7 @@ class Workload:
         device = "cuda" if resources.gpus else "cpu"
         return {
             "precision": self.precision, "processes": resources.processes, "device": device, "muon": self.muon,
+            "document_mask": self.document_mask,
         }  # fmt: skip
 
 

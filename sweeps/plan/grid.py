@@ -313,6 +313,7 @@ class _Variant:
             batch=self.settings.batch,
             precision=self.settings.precision,
             muon=self.settings.optimizer.muon,
+            document_mask=self.settings.data.document_mask,
             trains=self.sweep.simulation is None,
             one_machine=self.sweep.storage is not None,
         )

@@ -42,7 +42,7 @@ def numel(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def training_flops(config, loops, depth, **build):
+def training_flops(config, loops, depth, separator=None, **build):
     """FLOPs of one training step by torch's own counter."""
     model = build_model(config, **build)
     model.initialise(0)
@@ -51,7 +51,7 @@ def training_flops(config, loops, depth, **build):
     tokens = torch.randint(0, config.vocabulary, (len(loops), config.context + 1), generator=generator)
     h0 = torch.zeros(len(loops), config.context, config.width)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.loss(tokens[:, :-1], tokens[:, 1:], loops, depth, h0).nats.backward()
+        model.loss(tokens[:, :-1], tokens[:, 1:], loops, depth, h0, separator).nats.backward()
     return counter.get_total_flops()
 
 
@@ -121,6 +121,12 @@ def test_activation_checkpointing_runs_the_loops_with_gradient_forward_once_more
     more = training_flops(config, loops, depth, recompute_loops=True) - training_flops(config, loops, depth)
     last_product = 2 * 4 * config.width**2  # of a loop; nothing that follows needs its result
     assert more == config.context * (3 + 1 + 2) * (loop_cost(config, "exact").per_forward_loop - last_product)
+
+
+@pytest.mark.parametrize("config", [SHAPES["odd"], SHAPES["fixed depth"]], ids=["odd", "fixed depth"])
+def test_a_mask_of_documents_costs_what_the_whole_square_does(config):
+    loops = [4, 1, 2] if config.is_looped else [1, 1, 1]
+    assert training_flops(config, loops, 2, separator=0) == training_flops(config, loops, 2)
 
 
 def test_evaluation_at_many_recurrences_runs_the_loops_once():

@@ -41,7 +41,7 @@ class LiveTensors(TorchDispatchMode):
         self.now -= size
 
 
-def measure(config, *, half, recompute):
+def measure(config, *, half, recompute, separator=None):
     """(bytes kept after a forward pass, peak bytes until the end of its backward pass), in a second micro-batch.
 
     Weights, gradients, token ids and initial states are there before and don't count.
@@ -56,7 +56,7 @@ def measure(config, *, half, recompute):
     there = [*model.parameters(), *(p.grad for p in model.parameters()), *model.buffers(), rows, h0, loops]
     with LiveTensors(there) as live:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            nats = model.loss(rows[:, :-1], rows[:, 1:], loops, LOOPS, h0).nats
+            nats = model.loss(rows[:, :-1], rows[:, 1:], loops, LOOPS, h0, separator).nats
         kept = live.now
         nats.backward()
     return kept, live.peak
@@ -98,6 +98,17 @@ def test_activations_are_what_the_module_keeps_and_the_peak_is_covered(name, sha
     assert estimate.activations == kept - head - loss + ids + spare
     initial = SEQUENCES * config.context * config.width * 4
     assert 0.97 * (peak + ids + initial) < estimate.activations + estimate.working < 1.15 * (peak + ids + initial)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mask_of_documents_is_kept_once_however_many_layers_and_loops(name, precision):
+    config, half = ModelConfig(**SHAPES["deep"], **MODELS[name]), precision == "bfloat16"
+    kept = [measure(config, half=half, recompute=False, separator=separator)[0] for separator in (None, 0)]
+    recurrence = RecurrenceConfig(mean=4, backprop_depth=LOOPS) if config.is_looped else RecurrenceConfig(mean=1)
+    settings = {"sequences": SEQUENCES, "precision": precision}
+    estimates = [estimate_memory(config, recurrence, document_mask=masked, **settings) for masked in (False, True)]
+    assert estimates[1].activations - estimates[0].activations == kept[1] - kept[0] > 0
 
 
 @pytest.mark.parametrize("muon", ["torch", "released"])

@@ -106,6 +106,11 @@ class Corpus:
         part.train = self.train.first(unique_tokens)
         return part
 
+    def check_documents(self) -> None:
+        """Index the documents of both splits, unless they are. Raises ValueError if they can't be told apart."""
+        for split in (self.train, self.validation):
+            assert len(split.documents) > 0, "a split has a document"
+
     def check(self, context: int, vocabulary: int) -> None:
         """Raise ValueError if `vocabulary` is below the corpus's, or a split is shorter than `context` + 1 tokens."""
         facts = self.facts

@@ -1,5 +1,6 @@
 """Construction and compilation of a model."""
 
+import inspect
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.language_model import LanguageModel, run_blocks
-from isoloop.trainer.model.layers import PreNormBlock, Rotary
+from isoloop.trainer.model.layers import Block, PreNormBlock, Rotary
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.model.transformer import Transformer
 
@@ -38,6 +39,18 @@ def build_model(config: ModelConfig, *, mean_recurrence: float = 1, recompute_lo
     return Transformer(config)
 
 
+def check_mask(model: LanguageModel) -> None:
+    """Raise ValueError if a block of the user's own takes no mask, which `data.document_mask` needs."""
+    for block in (*model.prelude, *model.core, *model.coda):
+        assert isinstance(block, Block)
+        if "mask" not in inspect.signature(type(block).forward).parameters:
+            raise ValueError(
+                "with data.document_mask, a block of your own must pass a mask on to attention, but the forward of "
+                f"'{model.config.block}' has no argument `mask`; add it (docs/extending.md), or set data.document_mask "
+                "to false"
+            )
+
+
 def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     """Compile the blocks of `model` with torch.compile into at most `MAX_GRAPHS` graphs.
 
@@ -52,11 +65,18 @@ def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     torch._dynamo.reset()
     compiled = torch.compile(run_blocks, backend=backend)
 
-    def run(blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor]) -> Tensor:
+    def run(
+        blocks: nn.ModuleList,
+        first: int,
+        x: Tensor,
+        rotary: Rotary,
+        values: dict[int, Tensor],
+        mask: Tensor | None = None,
+    ) -> Tensor:
         own_values = {layer: values[layer] for layer in range(first, first + len(blocks)) if layer in values}
-        for tensor in (x, *own_values.values()):
+        for tensor in (x, *own_values.values(), *(() if mask is None else (mask,))):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-            return compiled(blocks, first, x, rotary, own_values)
+            return compiled(blocks, first, x, rotary, own_values, mask)
 
     model.run_blocks = run

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
-from isoloop.trainer.model.layers import Attention, Block, RMSNorm, Rotary, init_matrix, make_block, truncated_normal
+from isoloop.trainer.model.layers import (
+    Attention,
+    Block,
+    RMSNorm,
+    Rotary,
+    document_mask,
+    init_matrix,
+    make_block,
+    truncated_normal,
+)
 
 
 class StepLoss(NamedTuple):
@@ -30,7 +39,8 @@ class StepLoss(NamedTuple):
 class LanguageModel(nn.Module, ABC):
     """Base class: embedding and value-embedding tables, blocks, final norm and tied head.
 
-    Shapes: tokens and targets [batch, tokens]; states and embeddings [batch, tokens, width]; loops [batch].
+    Shapes: tokens and targets [batch, tokens]; states and embeddings [batch, tokens, width]; loops [batch]. With
+    `separator`, the id that begins a document, attention doesn't cross documents.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -79,7 +89,15 @@ class LanguageModel(nn.Module, ABC):
                 gate.copy_(torch.empty(gate.shape).uniform_(-bound, bound, generator=generator))
 
     @abstractmethod
-    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        loops: Tensor,
+        gradient_loops: int,
+        h0: Tensor,
+        separator: int | None = None,
+    ) -> StepLoss:
         """Compute the loss of one training step.
 
         Args:
@@ -88,19 +106,24 @@ class LanguageModel(nn.Module, ABC):
             loops: T_i on the CPU, [batch].
             gradient_loops: µ_bwd.
             h0: initial states, [batch, tokens, width].
+            separator: see the class.
         """
 
     @abstractmethod
-    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def final_states(
+        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
 
     @abstractmethod
     def spectral_radius(self) -> float | None:
         """Return ρ(Ā), or None without a loop."""
 
-    def logits(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def logits(
+        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
-        for recurrence, x in self.final_states(tokens, recurrences, h0):
+        for recurrence, x in self.final_states(tokens, recurrences, h0, separator):
             yield recurrence, F.linear(x, self.embedding.weight)
 
     def initial_state(self, seeds: Sequence[int], tokens: int) -> Tensor:
@@ -129,8 +152,19 @@ class LanguageModel(nn.Module, ABC):
         return {int(layer): table(tokens) for layer, table in self.value_embeddings.items()}
 
 
-def run_blocks(blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor]) -> Tensor:
+def mask_of(tokens: Tensor, separator: int | None) -> Tensor | None:
+    """Return the mask of the documents in tokens [batch, tokens], each of which `separator` begins; None without one.
+
+    What stands before the first separator is the rest of a document.
+    """
+    return None if separator is None else document_mask((tokens == separator).cumsum(1))
+
+
+def run_blocks(
+    blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor], mask: Tensor | None = None
+) -> Tensor:
     """Run `blocks` on x [batch, tokens, width]; the first one is distinct layer `first`."""
+    masked = () if mask is None else (mask,)
     for layer, block in enumerate(blocks, start=first):
-        x = block(x, rotary, values.get(layer))
+        x = block(x, rotary, values.get(layer), *masked)
     return x

@@ -2,13 +2,16 @@
 
 `Block` is the contract of a block. A block of the user's own is a subclass in a file of its own, whose
 `cost(config, value_embedding=...)` returns a `BlockCost` (docs/extending.md shows one).
+
+Attention is causal. A `mask` [batch, 1, tokens, tokens], which is added to its scores, also keeps it within documents.
 """
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from isoloop.trainer.accounting import MLP_FACTOR
@@ -31,20 +34,25 @@ class RMSNorm(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding on interleaved pairs: channels 2i and 2i + 1 of a head rotate together."""
 
-    cos: Tensor
-    sin: Tensor
+    rotation: Tensor
 
     def __init__(self, head_width: int, context: int, base: float) -> None:
         super().__init__()
         frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)[:, None, :]
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.register_buffer("rotation", torch.complex(angle.cos().float(), angle.sin().float()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rotate x [batch, tokens, heads, head_width] by each token's position."""
-        cos, sin = self.cos[: x.shape[1]].to(x.dtype), self.sin[: x.shape[1]].to(x.dtype)
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        """Rotate x [batch, tokens, heads, head_width] by each token's position.
+
+        A pair is one complex number, whose product is one operation. torch has no complex bfloat16, and its compiler
+        no complex code.
+        """
+        rotation, pairs = self.rotation[: x.shape[1]], x.unflatten(-1, (-1, 2))
+        if x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
+        cos, sin = rotation.real.to(x.dtype), rotation.imag.to(x.dtype)
+        even, odd = pairs.unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
@@ -61,7 +69,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(d, d, bias=False)
         self.gate = nn.Linear(config.gate_channels, config.heads, bias=False) if value_embedding else None
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
         split = (self.heads, -1)
         query = self.query(x).unflatten(-1, split)
@@ -72,9 +80,25 @@ class Attention(nn.Module):
             value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
         query, key = (F.rms_norm(rotary(z), (z.shape[-1],)) for z in (query, key))
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, is_causal=mask is None
         )
         return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+class _HalfSquaredReLU(torch.autograd.Function):
+    """0.5 * relu(x)^2, whose gradient, relu(x), is one product instead of five passes over the hidden layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square().mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return gradient * positive
 
 
 class MLP(nn.Module):
@@ -87,7 +111,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., width] to [..., width]."""
-        return self.down(0.5 * F.relu(self.up(x)).square())
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.down(_HalfSquaredReLU.apply(self.up(x)))
+        return self.down(0.5 * F.relu(self.up(x)).square())  # the compiler fuses these passes by itself
 
 
 class Block(nn.Module, ABC):
@@ -98,8 +124,11 @@ class Block(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
-        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None."""
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None.
+
+        A block without the argument `mask` serves as long as no run sets `data.document_mask`.
+        """
 
     @abstractmethod
     def initialise(self, std: float, generator: torch.Generator) -> None:
@@ -119,9 +148,9 @@ class PreNormBlock(Block):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config.width)
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding))
+        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding, mask))
         return x + self._scaled(self.mlp(self.mlp_norm(x)))
 
     def _scaled(self, branch: Tensor) -> Tensor:
@@ -145,14 +174,29 @@ class ResidualNormBlock(Block):
         self.mlp = MLP(config.width)
         self.mlp_sum_norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding))
+        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding, mask))
         return self.mlp_sum_norm(x + self.mlp(self.mlp_norm(x)))
 
     def initialise(self, std: float, generator: torch.Generator) -> None:
         """Draw the matrices; the output projections start at zero."""
         init_parts(self.attention, self.mlp, std, generator)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Return what attention adds to its scores, [batch, 1, tokens, tokens], so that no token sees another document.
+
+    It is 0 from a token to itself and to those before it in its document, and -inf otherwise, in the type that
+    attention computes in: made once, it is kept once, whatever the number of layers and loops.
+
+    Args:
+        documents: the number of each token's document in its sequence, [batch, tokens].
+    """
+    device = documents.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    same = (documents[:, None, :, None] == documents[:, None, None, :]).tril()
+    return torch.zeros(same.shape, dtype=dtype, device=documents.device).masked_fill_(~same, -torch.inf)
 
 
 def make_block(config: ModelConfig, layer: int) -> Block:

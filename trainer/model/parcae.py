@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.injection import ConcatInjection, make_injection
-from isoloop.trainer.model.language_model import LanguageModel, StepLoss
+from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 from isoloop.trainer.model.layers import RMSNorm, init_matrix, truncated_normal
 
 
@@ -51,7 +51,15 @@ class Parcae(LanguageModel):
         if isinstance(self.injection, ConcatInjection):
             truncated_normal(self.injection.weight, std, generator)
 
-    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        loops: Tensor,
+        gradient_loops: int,
+        h0: Tensor,
+        separator: int | None = None,
+    ) -> StepLoss:
         """Compute the loss of one training step.
 
         Sequence i runs loops[i] >= 1 loops, the last min(loops[i], gradient_loops) of them with gradient, and then
@@ -63,40 +71,47 @@ class Parcae(LanguageModel):
             rows = order.to(tokens.device)
             loops, tokens, targets, h = loops[order], tokens[rows], targets[rows], h[rows]
         with_gradient = loops.clamp(max=gradient_loops)
-        drive, values = self._before_loop(tokens)
+        mask = mask_of(tokens, separator)
+        drive, values = self._before_loop(tokens, mask)
         with torch.no_grad():
             constants = {layer: value.detach() for layer, value in values.items()}
-            h = self._loop(h, drive.detach(), constants, loops - with_gradient).h
-        final = self._loop(h, drive, values, with_gradient)
-        nats = mean_cross_entropy(self._after_loop(final.h, values), self.embedding.weight, targets)
+            h = self._loop(h, drive.detach(), constants, loops - with_gradient, mask).h
+        final = self._loop(h, drive, values, with_gradient, mask)
+        nats = mean_cross_entropy(self._after_loop(final.h, values, mask), self.embedding.weight, targets)
         return StepLoss(nats, final.norm.mean(), (final.change / final.norm).mean())
 
-    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def final_states(
+        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
-        drive, values = self._before_loop(tokens)
+        mask = mask_of(tokens, separator)
+        drive, values = self._before_loop(tokens, mask)
         h = h0
         for recurrence in range(1, max(recurrences) + 1):
-            h = self._one_loop(h, drive, values)
+            h = self._one_loop(h, drive, values, mask)
             if recurrence in recurrences:
-                yield recurrence, self._after_loop(h, values)
+                yield recurrence, self._after_loop(h, values, mask)
 
     def spectral_radius(self) -> float:
         """Return ρ(Ā)."""
         return self.injection.spectral_radius()
 
-    def _before_loop(self, tokens: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _before_loop(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
         values = self._value_embeddings(tokens)
-        x = self.run_blocks(self.prelude, 0, self._embedded(tokens), self.rotary, values)
+        x = self.run_blocks(self.prelude, 0, self._embedded(tokens), self.rotary, values, mask)
         return self.injection.drive(self.prelude_norm(x)), values
 
-    def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor]) -> Tensor:
+    def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run one loop, R(Ā h + B̄ e), of the first len(h) sequences."""
         values = {layer: value[: len(h)] for layer, value in values.items()}
+        mask = None if mask is None else mask[: len(h)]
         h = self.injection.inject(h, drive[: len(h)])
-        return self.run_blocks(self.core, self.config.core.start, h, self.rotary, values)
+        return self.run_blocks(self.core, self.config.core.start, h, self.rotary, values, mask)
 
-    def _loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor) -> _FinalState:
+    def _loop(
+        self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor, mask: Tensor | None
+    ) -> _FinalState:
         """Run loops[i] loops of sequence i; `loops` is descending, so the first sequences are still running."""
         values = {layer: value for layer, value in values.items() if layer in self.config.core}
         done: list[_FinalState] = []
@@ -110,16 +125,16 @@ class Parcae(LanguageModel):
                 break
             before = h
             if self.recompute_loops and torch.is_grad_enabled():
-                h = checkpoint(self._one_loop, h, drive, values, use_reentrant=False, preserve_rng_state=False)
+                h = checkpoint(self._one_loop, h, drive, values, mask, use_reentrant=False, preserve_rng_state=False)
             else:
-                h = self._one_loop(h, drive, values)
+                h = self._one_loop(h, drive, values, mask)
         return _FinalState(*map(torch.cat, zip(*done[::-1], strict=True)))
 
-    def _after_loop(self, h: Tensor, values: dict[int, Tensor]) -> Tensor:
+    def _after_loop(self, h: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run W_C, coda and final norm; return [batch, tokens, width]."""
         h = self.final_norm(h) if self.config.loop_norm else h
         x = self.state_to_width(h).to(h.dtype)
-        return self.final_norm(self.run_blocks(self.coda, self.config.core.stop, x, self.rotary, values))
+        return self.final_norm(self.run_blocks(self.coda, self.config.core.stop, x, self.rotary, values, mask))
 
 
 def _final_state(h: Tensor, before: Tensor) -> _FinalState:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.head import mean_cross_entropy
-from isoloop.trainer.model.language_model import LanguageModel, StepLoss
+from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 
 
 @final
@@ -22,22 +22,32 @@ class Transformer(LanguageModel):
     def _initialise_own(self, std: float, generator: torch.Generator) -> None:
         """Draw nothing: there are only tables and blocks."""
 
-    def loss(self, tokens: Tensor, targets: Tensor, loops: Tensor, gradient_loops: int, h0: Tensor) -> StepLoss:
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        loops: Tensor,
+        gradient_loops: int,
+        h0: Tensor,
+        separator: int | None = None,
+    ) -> StepLoss:
         """Compute the loss of one training step."""
         assert (loops == 1).all(), "each block runs once"
-        return StepLoss(mean_cross_entropy(self._states(tokens), self.embedding.weight, targets), None, None)
+        return StepLoss(mean_cross_entropy(self._states(tokens, separator), self.embedding.weight, targets), None, None)
 
-    def final_states(self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def final_states(
+        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield (1, normed final states [batch, tokens, width])."""
         assert set(recurrences) == {1}, "each block runs once"
-        yield 1, self._states(tokens)
+        yield 1, self._states(tokens, separator)
 
     def spectral_radius(self) -> None:
         """Return None: there is no loop."""
 
-    def _states(self, tokens: Tensor) -> Tensor:
+    def _states(self, tokens: Tensor, separator: int | None) -> Tensor:
         x, values = self._embedded(tokens), self._value_embeddings(tokens)
-        core = self.config.core
+        core, mask = self.config.core, mask_of(tokens, separator)
         for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
-            x = self.run_blocks(blocks, first, x, self.rotary, values)
+            x = self.run_blocks(blocks, first, x, self.rotary, values, mask)
         return self.final_norm(x)

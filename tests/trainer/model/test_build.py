@@ -12,8 +12,11 @@ from isoloop.trainer.model.build import MAX_GRAPHS, build_model, compile_blocks
 
 # torch looks at .grad of what it compiles and hides its own warning, too late where warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(("injection", "layers"), [("diagonal", 2), ("concat", 1), ("none", 1)])
-def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers):
+@pytest.mark.parametrize(
+    ("injection", "layers", "separator"),
+    [("diagonal", 2, None), ("concat", 1, None), ("none", 1, None), ("diagonal", 2, 7)],
+)
+def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers, separator):
     torch._dynamo.reset()
     counters.clear()
     depth = {"prelude_layers": layers, "core_layers": layers}
@@ -32,12 +35,14 @@ def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers):
         found = []
         for which in (model, compiled):
             which.zero_grad()
-            loss = which.loss(tokens[:, :-1], tokens[:, 1:], loops, 3, which.initial_state(range(batch), 8)).nats
+            h0 = which.initial_state(range(batch), 8)
+            loss = which.loss(tokens[:, :-1], tokens[:, 1:], loops, 3, h0, separator).nats
             loss.backward()
             found.append((loss.detach(), *(p.grad for p in which.parameters())))
         torch.testing.assert_close(found[1], found[0])
         with torch.no_grad():
-            list(compiled.logits(tokens[:, :-1], [1, 4] if config.is_looped else [1], torch.zeros(batch, 8, 16)))
+            depths = [1, 4] if config.is_looped else [1]
+            list(compiled.logits(tokens[:, :-1], depths, torch.zeros(batch, 8, 16), separator))
         graphs.append(counters["stats"]["unique_graphs"])
     assert 3 <= graphs[-1] <= MAX_GRAPHS
     assert graphs[-1] == graphs[12]  # all there are, soon

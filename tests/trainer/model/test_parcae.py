@@ -8,7 +8,7 @@ from benchmarks.masked import masked_loss
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.language_model import run_blocks
-from isoloop.trainer.model.layers import Rotary, init_matrix
+from isoloop.trainer.model.layers import MLP, Rotary, init_matrix
 from isoloop.trainer.model.parcae import Parcae
 
 CONFIG = ModelConfig(width=32, heads=2, core_layers=2, context=12)
@@ -378,3 +378,30 @@ def test_a_residual_scale_is_no_weight_and_no_part_of_an_older_identity():
     assert scaled.model_dump()["residual_scale"] == 2.0
     with pytest.raises(ValueError, match="residual_scale is for the loop of pre-norm blocks"):
         ModelConfig(residual_scale=1.0, block="residual-norm")
+
+
+def test_the_fast_forms_equal_the_plain_ones():
+    """Rotary pairs as complex numbers, and the activation as one function: values and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    rotary = Rotary(head_width=8, context=6, base=50_000.0)
+    x = torch.randn(3, 5, 2, 8, generator=generator, requires_grad=True)
+    weights = torch.randn(3, 5, 2, 8, generator=generator)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotary.rotation[:5].real, rotary.rotation[:5].imag
+    plain = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    torch.testing.assert_close(rotary(x), plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(rotary(x), x, weights), torch.autograd.grad(plain, x, weights), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(rotary(x.bfloat16()).float(), plain, rtol=2e-2, atol=2e-2)
+
+    mlp = MLP(8)
+    plain = mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2)
+    torch.testing.assert_close(mlp(x), plain)
+    inputs = (x, *mlp.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(mlp(x), inputs, weights), torch.autograd.grad(plain, inputs, weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        assert torch.equal(mlp(x), mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2))
