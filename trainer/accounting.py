@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import pdtrc
 
-from isoloop.trainer.config import BLOCKS, ModelConfig, RecurrenceConfig, import_class
-from isoloop.trainer.recurrence import LOG_NORMAL_SIGMA
+from isoloop.trainer.config import BLOCKS, LOG_NORMAL_SIGMA, ModelConfig, RecurrenceConfig, import_class
 
 Accounting = Literal["exact", "parcae-release"]
 
@@ -210,8 +208,11 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
     if recurrence.distribution == "log-normal-poisson":
         nodes, weights = np.polynomial.hermite_e.hermegauss(_RATE_POINTS)
         rates = mean * np.exp(LOG_NORMAL_SIGMA * nodes - LOG_NORMAL_SIGMA**2 / 2)
-        beyond = pdtrc(np.arange(depth - 1)[:, None], rates).sum(axis=0)  # sum of P(1 + Poisson >= j), j = 2 .. depth
-        return mean + 1, 1 + float(beyond @ weights / weights.sum())
+        cumulative, counted = np.exp(-rates), np.ones_like(rates)
+        for draws in range(1, depth):
+            counted += 1 - cumulative  # E[min(T, depth)] is the sum of P(1 + Poisson >= j), j = 1 .. depth
+            cumulative += np.exp(draws * np.log(rates) - rates - math.lgamma(draws + 1))
+        return mean + 1, float(counted @ weights / weights.sum())
     cumulative = math.exp(-mean)  # P(0 loops) before the clamp
     forward, backward = mean + cumulative, 1.0
     for loops in range(1, depth):

@@ -56,6 +56,8 @@ BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
 GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
+# Standard deviation of the log of the rate of log-normal Poisson loops (Geiping et al. 2025, arXiv:2502.05171).
+LOG_NORMAL_SIGMA = 0.5
 # Muon's momentum in Parcae's release rises from the first of these to `muon_momentum` over so many steps.
 _FIRST_MOMENTUM, _MOMENTUM_STEPS = 0.85, 300
 _RELEASED_DIVERGENCE_STEPS = 10

@@ -18,8 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from isoloop.trainer.accounting import MLP_FACTOR, block_cost, count_parameters
-from isoloop.trainer.config import ModelConfig, RecurrenceConfig
-from isoloop.trainer.recurrence import LOG_NORMAL_SIGMA
+from isoloop.trainer.config import LOG_NORMAL_SIGMA, ModelConfig, RecurrenceConfig
 
 Precision = Literal["float32", "bfloat16"]
 MuonVariant = Literal["torch", "released"]

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoloop.trainer.config import RecurrenceConfig
+from isoloop.trainer.config import LOG_NORMAL_SIGMA, RecurrenceConfig
 
-LOG_NORMAL_SIGMA = 0.5
-"""Standard deviation of the log of the rate of log-normal Poisson loops (Geiping et al. 2025, arXiv:2502.05171)."""
 _DEPTH_STREAM = 1
 
 
