@@ -294,7 +294,11 @@ class Answer:
         return f"mu {value:.3g}" if short else f"a mean recurrence of {value:.3g}"
 
     def _spanned_text(self, axis: str, value: float, span: Interval | None) -> str:
-        text = f"{value:g} loops at test time" if axis == "recurrence" else self._value_text(axis, value)
+        text = (
+            f"{value:g} loop{'' if value == 1 else 's'} at test time"
+            if axis == "recurrence"
+            else self._value_text(axis, value)
+        )
         if span is None:
             return text
         low, high = (short_count(end) if axis == "params" else f"{end:.3g}" for end in span)

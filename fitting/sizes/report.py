@@ -10,12 +10,15 @@ from isoloop.fitting.report.estimates import parameters
 from isoloop.fitting.report.full import bullets, held_out_text, law_text, misfit_text, mixture_texts, within_width
 from isoloop.fitting.report.layout import columns_of, filled, shortened
 from isoloop.fitting.selection.distance import distance_table, trust_sentences
+from isoloop.fitting.selection.mixture import NAMED_WEIGHT
 from isoloop.fitting.sizes.result import FrontierPoint, Growth, LawComparison, SizesFit
 from isoloop.fitting.surface.quantity import Quantity
 
 COLUMNS, LINES = 80, 40
 _SHORTEST_CAVEATS = 4
 """Lines that the caveats take at least, if there are any."""
+_FEWEST_POINTS = 3
+"""Best models through budgets that a screen has at least."""
 Printable = Callable[[str], str]
 
 
@@ -62,16 +65,15 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     """Return a joint fit in at most `lines` lines of at most 80 columns: answer, estimates, and what to doubt."""
     low, high = fit.fitted.flops
     simulated = " (simulated)" if fit.simulated else ""
-    facts = f"{simulated}: {fit.finished_runs} runs of {len(fit.sizes)} sizes, {low:.3g} to {high:.3g} FLOPs"
-    name = shortened(printable(fit.name), COLUMNS - columns_of(f"Joint fit of {facts}"))
+    facts = f"{fit.finished_runs} runs of {len(fit.sizes)} sizes, {low:.3g} to {high:.3g} FLOPs"
+    name = shortened(printable(fit.name), COLUMNS - columns_of(f"Joint fit of {simulated}"))
     judged, point = fit.verdict(), fit.point(fit.answer_budget)
-    head = [shortened(printable(f"Joint fit of {name}{facts}, {fit.accounting}"), COLUMNS)]
+    head = [f"Joint fit of {name}{simulated}", shortened(f"  {facts}, {fit.accounting} accounting", COLUMNS)]
     # The answer, and what of it is not determined
     for sentence in judged.sentences:
         head += filled(printable(sentence), COLUMNS, rest="  ")[:4]
     details = "Details: what would be chosen" if judged.answer else "Best model"
     head += _answer(point, f"by the {fit.laws.name}", title=details)
-    head += _frontier_lines(fit.frontier) if fit.frontier else []
     # The law
     law = fit.laws.best
     table = filled(f"{law.form.name} law: {law.form.formula}", COLUMNS, rest="  ")
@@ -82,7 +84,13 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     if len(fit.laws.draws_by_law) > 1:
         if fit.phi is not None:
             table += filled(f"phi by all laws, weighed: {fit.phi.text()}", COLUMNS, first="  ")
-        table += filled(fit.laws.reason, COLUMNS, first="  ", rest="    ")
+        counted = zip(fit.laws.laws, fit.laws.weights, strict=True)
+        weights = ", ".join(f"{each.form.name} law {weight:.0%}" for each, weight in counted if weight >= NAMED_WEIGHT)
+        table += filled(f"weights in predictions: {weights}", COLUMNS, first="  ", rest="    ")
+    # The best models through budgets: some of them, where all would leave no room for caveats
+    if fit.frontier:
+        free = lines - len(head) - len(table) - 4 - _SHORTEST_CAVEATS
+        head += _frontier_lines(_spread(fit.frontier, max(free - 2, _FEWEST_POINTS)))
     # How far it can be trusted, if that leaves room for caveats, and what to doubt: as many as there is room for
     room, shown = lines - len(head) - len(table) - 4, 0
     trust = [] if fit.rollouts is None else filled(" ".join(trust_sentences(fit.rollouts.rows)), COLUMNS, rest="  ")[:3]
@@ -99,6 +107,13 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     head = [shortened(line, COLUMNS) for line in head]
     parts = [head, table, [f"What to doubt, the most important first{hidden}", *doubts]]
     return "\n\n".join("\n".join(map(printable, part)) for part in parts) + "\n"
+
+
+def _spread(points: Sequence[FrontierPoint], most: int) -> list[FrontierPoint]:
+    """Return at most so many points, evenly spread, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
 
 
 def growth_text(growth: Growth) -> str:

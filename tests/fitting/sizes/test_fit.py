@@ -179,6 +179,22 @@ def test_both_texts_have_the_answer(fit: SizesFit) -> None:
     assert "holding out each size in turn" in fit.report()
 
 
+def test_a_screen_of_many_budgets_leaves_out_some_of_them_and_keeps_a_caveat(fit: SizesFit) -> None:
+    many = [dataclasses.replace(fit.frontier[place // 4], budget=10.0 ** (18 + place / 8)) for place in range(24)]
+    screen = dataclasses.replace(fit, frontier=tuple(many), name="a-sweep-with-quite-a-long-name").summary(lines=37)
+    lines = screen.splitlines()
+    assert lines[:2] == [
+        "Joint fit of a-sweep-with-quite-a-long-name (simulated)",
+        "  48 runs of 3 sizes, 1e+18 to 6.4e+19 FLOPs, exact accounting",
+    ]
+    assert len(lines) <= 37
+    place = lines.index("Best models through budgets, with 95% intervals") + 2
+    shown = [line.split()[0] for line in lines[place : lines.index("", place)]]
+    assert 3 <= len(shown) < 24
+    assert (shown[0], shown[-1]) == ("1e+18", f"{many[-1].budget:.3g}")
+    assert "  - " in screen.split("What to doubt")[1]
+
+
 def test_each_size_is_fitted_alone_and_agrees_where_the_joint_law_is_true(table: pd.DataFrame, fit: SizesFit) -> None:
     assert [(own.label, own.runs, own.budget) for own in fit.alone] == [(size.label, 16, 64e18) for size in fit.sizes]
     text = fit.report()
