@@ -19,7 +19,7 @@ from isoloop.sweeps.plan.grid import CorpusLookup, Plan, PlannedCorpus, grid_col
 from isoloop.sweeps.plan.rates import tuned_rates
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
-from isoloop.trainer.config import DataConfig
+from isoloop.trainer.config import DataConfig, RunSpec
 from isoloop.trainer.data.batches import tokens_per_pass
 from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 
@@ -81,6 +81,9 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
         corpora[data].check(context, vocabulary)
+    for data in {cell.spec.data.whole for cell in plan.cells if _needs_documents(cell.spec)}:
+        progress.update("finding the documents", 0, 0)
+        corpora[data].check_documents()
     return PreparedSweep(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
 
 
@@ -98,12 +101,14 @@ def corpus_lookup(folders: Folders, corpora: dict[DataConfig, Corpus], progress:
     return corpus_of
 
 
+def _needs_documents(spec: RunSpec) -> bool:
+    return spec.data.needs_documents or spec.evaluation.documents is not None
+
+
 def planned_corpus(corpus: Corpus, data: DataConfig) -> PlannedCorpus:
-    """Return what a plan must know of a prepared corpus as `data` reads it; its documents are indexed if need be."""
+    """Return what a plan must know of a prepared corpus as `data` reads it."""
     tokens = corpus.first(data.unique_tokens).train
     packed = cache(partial(tokens_per_pass, tokens, data.packing)) if data.packing != "contiguous" else None
-    if data.needs_documents:
-        corpus.check_documents()
     return PlannedCorpus(corpus.facts.fingerprint, len(tokens), packed)
 
 

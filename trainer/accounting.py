@@ -206,19 +206,24 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
     if recurrence.sampling == "fixed":
         return float(round(mean)), float(min(round(mean), depth))
     if recurrence.distribution == "log-normal-poisson":
-        nodes, weights = np.polynomial.hermite_e.hermegauss(_RATE_POINTS)
-        rates = mean * np.exp(LOG_NORMAL_SIGMA * nodes - LOG_NORMAL_SIGMA**2 / 2)
-        cumulative, counted = np.exp(-rates), np.ones_like(rates)
-        for draws in range(1, depth):
-            counted += 1 - cumulative  # E[min(T, depth)] is the sum of P(1 + Poisson >= j), j = 1 .. depth
-            cumulative += np.exp(draws * np.log(rates) - rates - math.lgamma(draws + 1))
-        return mean + 1, float(counted @ weights / weights.sum())
+        return mean + 1, _log_normal_backward_loops(mean, depth)
     cumulative = math.exp(-mean)  # P(0 loops) before the clamp
     forward, backward = mean + cumulative, 1.0
     for loops in range(1, depth):
         cumulative += math.exp(loops * math.log(mean) - mean - math.lgamma(loops + 1))
         backward += 1 - cumulative  # E[min(T, depth)] is the sum of P(T >= j), j = 1 .. depth
     return forward, backward
+
+
+def _log_normal_backward_loops(mean: float, depth: int) -> float:
+    """Return E[min(T, depth)] of T = 1 + Poisson(rate), whose rate is log-normal: the sum of P(T >= j), j = 1 .. depth."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_RATE_POINTS)
+    rates = mean * np.exp(LOG_NORMAL_SIGMA * nodes - LOG_NORMAL_SIGMA**2 / 2)
+    cumulative, loops = np.exp(-rates), np.ones_like(rates)
+    for draws in range(1, depth):
+        loops += 1 - cumulative
+        cumulative += np.exp(draws * np.log(rates) - rates - math.lgamma(draws + 1))
+    return float(loops @ weights / weights.sum())
 
 
 def flops_per_token(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> float:

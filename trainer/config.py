@@ -502,13 +502,16 @@ class EvaluationConfig(Config):
         during_training: evaluations at T = µ_rec before the last step, evenly spaced. The result has the lowest of
             their losses and the last beside the last. None: 15 if the run sees text again or `keep_best`, else 0.
         keep_best: keep the weights of the step with the lowest loss, too, if it isn't the last.
+        documents: after the last step, also evaluate so many documents, the first of the validation split, each by
+            itself: the published perplexity is that of 1,000. None: no such evaluation.
     """
 
     sequences: PositiveInt = 256
     recurrences: tuple[Recurrence, ...] = (1, 2, 4, 8)
-    # At their defaults these two don't enter a run's identity, which older versions computed without them.
+    # At their defaults these don't enter a run's identity, which older versions computed without them.
     during_training: NonNegativeInt | None = Field(default=None, exclude_if=lambda value: value is None)
     keep_best: bool = Field(default=False, exclude_if=lambda value: not value)
+    documents: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _check_keep_best(self) -> Self:

@@ -1,10 +1,11 @@
-"""Validation loss at many recurrences, in one pass over the loops."""
+"""Validation loss at many recurrences, in one pass over the loops: of rows, and of documents each by itself."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from isoloop.trainer.distributed import Ranks
 from isoloop.trainer.model.head import mean_cross_entropy
@@ -70,14 +71,56 @@ def loss_at_mean(losses: Mapping[int, float], mean: float) -> float:
     return losses[low] if share == 0 else (1 - share) * losses[low] + share * losses[low + 1]
 
 
-def tokens_per_byte(windows: NDArray, token_bytes: NDArray) -> float:
-    """Return the tokens per byte of text among the targets of `windows`: exactly 1 where bytes are the tokens.
+@torch.no_grad()
+def evaluate_documents(
+    model: LanguageModel,
+    documents: Sequence[NDArray],
+    recurrences: Iterable[int],
+    *,
+    ranks: Ranks | None = None,
+    batch: int = EVALUATION_BATCH,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> dict[int, float]:
+    """Return the mean cross-entropy, in nats per token, over documents that the model reads each by itself.
+
+    It is the published protocol of validation perplexity, exp of this loss. The first token of a document isn't
+    predicted, since nothing stands before it. Documents of a batch are padded at their ends, which changes nothing.
 
     Args:
-        windows: token ids, shape [sequences, context + 1]; the first of each is no target.
+        documents: token ids of each, shape [tokens], at least 2 and at most context + 1.
+        model: as in `evaluate`, like the other arguments.
+        recurrences: see there.
+        ranks: see there.
+        batch: see there.
+        heartbeat: see there.
+    """
+    ranks = ranks or Ranks()
+    depths = sorted(set(recurrences))
+    device = model.embedding.weight.device
+    total = torch.zeros(len(depths), dtype=torch.float64)
+    by_length = sorted(range(len(documents)), key=lambda number: -len(documents[number]))[ranks.rank :: ranks.size]
+    for start in range(0, len(by_length), batch):
+        numbers = by_length[start : start + batch]
+        rows = pad_sequence([torch.from_numpy(documents[number]) for number in numbers], batch_first=True).to(device)
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        lengths = torch.tensor([len(documents[number]) - 1 for number in numbers])
+        predicted = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)
+        h0 = model.initial_state([_STATE_SEED + number for number in numbers], model.config.context)
+        for i, (_, x) in enumerate(model.final_states(tokens, depths, h0[:, : tokens.shape[1]])):
+            nats = mean_cross_entropy(x[predicted], model.embedding.weight, targets[predicted])
+            total[i] += nats.item() * int(lengths.sum())
+            heartbeat()
+    total = ranks.sum(total.to(device)) / sum(len(document) - 1 for document in documents)
+    return dict(zip(depths, total.tolist(), strict=True))
+
+
+def tokens_per_byte(targets: NDArray, token_bytes: NDArray) -> float:
+    """Return the tokens per byte of text among `targets`: exactly 1 where bytes are the tokens.
+
+    Args:
+        targets: ids of the predicted tokens, any shape.
         token_bytes: bytes of each token id, shape [vocabulary].
     """
-    targets = windows[:, 1:]
     return targets.size / int(token_bytes[targets].sum())
 
 

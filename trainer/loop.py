@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -24,13 +26,14 @@ from torch.optim import Optimizer
 
 from isoloop.trainer.accounting import flops_spent, loop_cost
 from isoloop.trainer.config import ExecutionConfig, RunSpec
-from isoloop.trainer.data.batches import tokens_per_pass, validation_windows
+from isoloop.trainer.data.batches import tokens_per_pass, validation_documents, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
 from isoloop.trainer.evaluate import (
     EVALUATION_BATCH,
     bits_per_byte,
     evaluate,
+    evaluate_documents,
     loss_at_mean,
     recurrences_around,
     tokens_per_byte,
@@ -252,10 +255,12 @@ def _run_training(
 
     # Outcome
     counts["seconds"] += time.monotonic() - start_time
-    density = tokens_per_byte(validation, corpus.token_bytes)
+    density = tokens_per_byte(validation[:, 1:], corpus.token_bytes)
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, pass_tokens)
     if packing == "best-fit":
         result = result.model_copy(update={"dropped_tokens": dropped})
+    if result.loss is not None and spec.evaluation.documents is not None:
+        result = result.model_copy(update=_document_fields(spec, corpus, model, execution, ranks, heartbeat))
     is_publishable = has_published_layout(spec.model)
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
@@ -388,6 +393,33 @@ def _autocast(spec: RunSpec, execution: ExecutionConfig) -> torch.autocast:
     """Return a context that runs matrix products in bfloat16 if the spec says so; weights and sums stay float32."""
     device = torch.device(execution.device).type
     return torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16")
+
+
+def _document_fields(
+    spec: RunSpec,
+    corpus: Corpus,
+    model: LanguageModel,
+    execution: ExecutionConfig,
+    ranks: Ranks,
+    heartbeat: Callable[[], None],
+) -> dict[str, Any]:
+    """Evaluate documents each by itself, as the published perplexity is; return the result's fields."""
+    assert spec.evaluation.documents is not None, "it is asked for"
+    documents = validation_documents(corpus, context=spec.model.context, count=spec.evaluation.documents)
+    mean, batch = spec.recurrence.mean, execution.micro_batch or EVALUATION_BATCH
+    with _autocast(spec, execution):
+        recurrences = {*spec.evaluation.recurrences, *recurrences_around(mean)}
+        losses = evaluate_documents(model, documents, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
+    finite = {recurrence: loss for recurrence, loss in losses.items() if math.isfinite(loss)}
+    at_mean = loss_at_mean(losses, mean)
+    if not math.isfinite(at_mean):
+        return {"document_losses": finite}
+    density = tokens_per_byte(np.concatenate([document[1:] for document in documents]), corpus.token_bytes)
+    return {
+        "document_losses": finite,
+        "perplexity": math.exp(at_mean),
+        "document_bits_per_byte": bits_per_byte(at_mean, density),
+    }
 
 
 def _radius_note(model: LanguageModel) -> str:

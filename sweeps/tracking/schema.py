@@ -37,7 +37,16 @@ SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
 _EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
 # Missing in simulated runs, in runs of older versions, and where there is nothing to count or nothing was asked for.
-_RARE_COLUMNS = ("unique_tokens", "epochs", "best_loss", "best_step", "skipped_steps", "dropped_tokens")
+_RARE_COLUMNS = (
+    "unique_tokens",
+    "epochs",
+    "best_loss",
+    "best_step",
+    "skipped_steps",
+    "dropped_tokens",
+    "perplexity",
+    "document_bits_per_byte",
+)
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 _LOSS = "loss_T"
@@ -192,6 +201,7 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         include={
             "tokens", "unique_tokens", "dropped_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
             "flops_parcae_release", "loss", "best_loss", "best_step", "bits_per_byte", "spectral_radius", "seconds",
+            "perplexity", "document_bits_per_byte",
         }
     )  # fmt: skip
     values |= {"epochs": result.epochs, "train_loss": result.training_loss}

@@ -144,6 +144,26 @@ def validation_windows(
     return read_rows(tokens, [rows[number] for number in _spread(len(rows), sequences).tolist()], context + 1)
 
 
+def validation_documents(corpus: Corpus, *, context: int, count: int) -> list[NDArray[np.int64]]:
+    """Read the first `count` documents of the validation split, without separators, each cut to context + 1 tokens.
+
+    A document of one token is left out: its first token isn't predicted.
+
+    Raises:
+        ValueError: none has two tokens.
+    """
+    tokens = corpus.validation
+    starts, lengths = tokens.documents.spans(np.arange(min(count, len(tokens.documents)), dtype=np.int64))
+    stops = starts + np.minimum(lengths - 1, context + 1)
+    texts = [tokens.read(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    if not any(len(text) > 1 for text in texts):
+        raise ValueError(
+            f"a document of the first {count} that are held out must have two tokens, but none of {len(texts)} has; "
+            "raise evaluation.documents, or leave it out"
+        )
+    return [text for text in texts if len(text) > 1]
+
+
 def _spread(count: int, wanted: int) -> NDArray[np.int64]:
     """Return at most `wanted` numbers spread evenly over 0 .. count - 1."""
     return np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64)

@@ -5,6 +5,8 @@ made where it is first needed and kept beside them.
 """
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, lru_cache
@@ -114,8 +116,11 @@ class Tokens:
         if not path.exists():
             first = np.cumsum([0, *(shard.tokens for shard in self._shards)], dtype=np.int64)
             ends = [first[number] + self._scan(number) for number in range(len(self._shards))]
-            with open_atomically(path) as file:
-                np.save(file, np.concatenate(ends))
+            # In a folder of its own: several processes may make the same index at once.
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".building-") as building:
+                with open_atomically(Path(building, path.name)) as file:
+                    np.save(file, np.concatenate(ends))
+                os.replace(Path(building, path.name), path)
         ends = np.load(path, mmap_mode="r")
         if ends.shape != (count,):
             raise ValueError(

@@ -29,6 +29,10 @@ class RunResult(Config):
             were none during training, or if diverged.
         best_step: the step with that loss, `steps` if it is the last.
         best_losses: validation loss by recurrence T at that step.
+        document_losses: loss by recurrence T over documents that the model reads each by itself, nats per token, of the
+            last step; empty unless `evaluation.documents` asks for it.
+        perplexity: exp of that loss at T = µ_rec, by the published protocol.
+        document_bits_per_byte: the same loss in bits per byte of text.
         training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
         spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
         seconds: wall time spent training.
@@ -55,6 +59,9 @@ class RunResult(Config):
     best_step: int | None = None
     best_losses: dict[int, float] = Field(default_factory=dict)
     bits_per_byte: float | None
+    document_losses: dict[int, float] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    perplexity: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    document_bits_per_byte: float | None = Field(default=None, exclude_if=lambda value: value is None)
     training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
