@@ -184,6 +184,7 @@ def new_database(tmp_path_factory):
         warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
         if not empty.exists():
             TrackingStore(f"sqlite:///{empty}", "unused", artifacts=folder)
+    gc.freeze()  # MLflow, too, is left out of collections
 
     def make(path):
         path.parent.mkdir(parents=True, exist_ok=True)

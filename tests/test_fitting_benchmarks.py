@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.fitting import coverage, held_out, intervals, optimum, sizes, speed, worlds
+from benchmarks.fitting import coverage, held_out, intervals, next_sizes, optimum, sizes, speed, worlds
 from benchmarks.fitting.__main__ import app
 from benchmarks.fitting.cases import Case
 from benchmarks.fitting.cpu_time import cpu_time
@@ -233,6 +233,15 @@ def test_cpu_time_is_of_the_calls_that_count():
     assert len(calls) == 5
     assert 0 < took.least <= took.median <= took.most
     assert took.repeats == 3
+
+
+def test_designs_over_sizes_are_held_against_further_budgets(tmp_path, monkeypatch):
+    monkeypatch.setattr(next_sizes, "WORLDS", next_sizes.WORLDS[:1])
+    text = next_sizes.run(tmp_path, sweeps=2, draws=40)
+    grid = cells(text, "iso-depth: 2 sweeps")
+    assert grid[1:3] == ["grid", "24"]
+    assert "| iso-depth: 2 sweeps | design |" in text
+    assert next_sizes.run(tmp_path, sweeps=2, draws=40).split("CPU")[1] == text.split("CPU")[1]  # from the cache
 
 
 def test_sizes_says_how_often_a_joint_fit_holds_the_truth(tmp_path, monkeypatch):

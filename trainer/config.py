@@ -367,6 +367,8 @@ class DataConfig(Config):
         column: the parquet column that holds the text.
         files: glob of the parquet files within the folder or data set; `*` also matches `/`. None: all of them.
         revision: branch, tag or commit of the data set on Hugging Face; None: `main`.
+        validation_files: glob of the parquet files, of a folder or data set, that are held out whole; the others of
+            `files` are trained on. None: a fraction of all is held out.
         validation_fraction: fraction held out: of the bytes, in whole files (text), or of the rows (parquet).
         max_tokens: reading stops at the end of the document with which the training tokens reach this; None: never.
         unique_tokens: the run sees only the first so many tokens of the training split, again and again where it trains
@@ -386,6 +388,7 @@ class DataConfig(Config):
     column: NonEmptyText = "text"
     files: NonEmptyText | None = None
     revision: NonEmptyText | None = None
+    validation_files: NonEmptyText | None = Field(default=None, exclude_if=lambda value: value is None)
     validation_fraction: Annotated[float, StrictNumber, Field(gt=0, lt=1)] = 0.05
     max_tokens: PositiveInt | None = None
     unique_tokens: PositiveInt | None = None
@@ -401,7 +404,9 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _check_used(self) -> Self:
         if self.corpus == "stdlib":
-            self.refuse("the standard library", "suffixes", "column", "files", "revision")
+            self.refuse("the standard library", "suffixes", "column", "files", "revision", "validation_files")
+        if self.validation_files is not None:
+            self.refuse("a split into files (data.validation_files)", "validation_fraction")
         if self.tokenizer == "bytes":
             self.refuse("tokenizer 'bytes'", "tokenizer_vocabulary", "tokenizer_sample_bytes", "separator")
         elif self.tokenizer != "bpe":

@@ -108,6 +108,14 @@ def design(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 100,
 
 
 @app.command()
+def design_sizes(results: Results = RESULTS, sweeps: Sweeps = 40, draws: Draws = 100, cache: Cache = CACHE) -> None:
+    """Compare the intervals of joint fits whose further runs are designed with those of further budgets of the grid."""
+    from benchmarks.fitting import next_sizes as benchmark
+
+    _write(results, "design-sizes", benchmark.run(cache / "design-sizes", sweeps=sweeps, draws=draws))
+
+
+@app.command()
 def design_farseer(data: Folder = DATA, results: Results = RESULTS, seeds: Seeds = 5) -> None:
     """Compare designs of 1, 5 and 10% of the cost of a public table's runs by the error at its largest runs."""
     from benchmarks.fitting import farseer as benchmark

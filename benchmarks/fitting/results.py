@@ -26,6 +26,7 @@ _RESULTS = Results(
         "limited": "Text that runs out",
         "rollouts": "Choosing a law by rollouts",
         "design": "Next runs, designed",
+        "design-sizes": "Next runs over sizes, designed",
         "design-farseer": "Next runs of a public pool, designed",
     },
     module="benchmarks.fitting",

@@ -67,7 +67,9 @@ def missing_sections(fit: AnyFit | None, why_no_fit: str) -> dict[str, str]:
     if isinstance(fit, SizesFit):
         of_one = (POWER_LAWS, LAW_SECTIONS["training"], LAW_SECTIONS["unified"])
         missing = dict.fromkeys(of_one, "its fit is of several sizes together; compare groups of one size for it")
-        return missing | {LAW_SECTIONS[each.name]: each.reason for each in fit.missing_fits}
+        return missing | {
+            LAW_SECTIONS[each.name]: each.reason for each in fit.missing_fits if each.name in LAW_SECTIONS
+        }
     missing = dict.fromkeys(SIZES_SECTIONS, "its fit is not over sizes")
     if fit.isoflop is None or fit.isoflop.axis_law is None:
         missing[POWER_LAWS] = (fit.isoflop.reason if fit.isoflop else None) or fit.why_missing("isoflop")

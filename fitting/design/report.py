@@ -22,7 +22,7 @@ def design_report(design: Design, *, axis: str, unit: str = "FLOPs", width: floa
         unit: the unit of the candidates' costs.
         width: the width of the first target's interval that is wanted, in the target's unit.
     """
-    laws = " and ".join(design.laws)
+    laws = " and ".join(filter(None, (", ".join(design.laws[:-1]), design.laws[-1])))
     known = f"noise of a loss {100 * design.noise:.2g}% of it ({design.noise_source})"
     return "\n".join(
         [

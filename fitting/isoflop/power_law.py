@@ -21,7 +21,6 @@ FLOOR_BUDGETS = 3
 _EXPONENT_BOUNDS = (0.005, 1.5)
 """Range in which the exponent of a minimal loss above its floor is searched for."""
 _EXPONENT_GRID = 40
-_EXPONENT_STEPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,14 +182,12 @@ def lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> np
 def _with_floor(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Fit (floor, coefficient, exponent) to each row of y (rows, points) on x = log C, NaN left out: (rows, 3).
 
-    For a given exponent the rest is linear, so only the exponent is searched for: on a grid, then by golden section.
+    For a given exponent the rest is linear, so only the exponent is searched for: on a grid, then near its best point.
     """
     weights = np.where(np.isnan(y), 0.0, weights)
     y = np.where(np.isnan(y), 0.0, y)
     grid = np.geomspace(*_EXPONENT_BOUNDS, _EXPONENT_GRID)
-    _, exponent = minimise_on_grid(
-        lambda exponents: _linear_part(x, y[:, None], weights[:, None], exponents)[2], grid, _EXPONENT_STEPS
-    )
+    _, exponent = minimise_on_grid(lambda exponents: _linear_part(x, y[:, None], weights[:, None], exponents)[2], grid)
     floor, coefficient, _ = _linear_part(x, y, weights, exponent)
     return np.column_stack([floor, coefficient, exponent])
 

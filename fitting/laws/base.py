@@ -23,7 +23,7 @@ LARGEST_RECURRENCE = 1024.0
 _PARAMS_FACTOR = 1000.0
 """The best parameter count is searched for up to this factor below and above the measured ones."""
 _GRID_POINTS = 600
-_GOLDEN_STEPS = 40
+_SEARCH_POINTS, _SEARCH_STEPS = 8, 13
 _EXPONENT_STARTS = (0.05, 0.12, 0.2, 0.3, 0.4, 0.55, 0.8, 1.2, 2.0)
 
 
@@ -206,7 +206,7 @@ def best_split(loss: Callable[[Data], np.ndarray], cost: Cost, budget: float, bo
         return loss(cost.columns(budget, np.exp(log_values)))
 
     grid = np.linspace(np.log(low), np.log(high), _GRID_POINTS)
-    best, log_best = minimise_on_grid(loss_at, grid, _GOLDEN_STEPS)
+    best, log_best = minimise_on_grid(loss_at, grid)
     at_bound = (best == 0) | (best == len(grid) - 1)
     log_best = np.where(at_bound, grid[best], log_best)
     data = cost.columns(budget, np.exp(log_best)[..., None])
@@ -226,22 +226,22 @@ def search_bounds(axis: str, low: float, high: float) -> tuple[float, float]:
     return min(1.0, low), max(LARGEST_RECURRENCE, high)
 
 
-def minimise_on_grid(
-    function: Callable[[np.ndarray], np.ndarray], grid: np.ndarray, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
+def minimise_on_grid(function: Callable[[np.ndarray], np.ndarray], grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the index of the best point of `grid` (points,) for each function, (...), and its minimum near it, (...).
 
     `function` evaluates all functions at once: at points (points,), or (..., points) with points for each, it returns
-    (..., points). A minimum is searched by `steps` of golden section between the neighbours of the best point.
+    (..., points). The minimum is searched between the neighbours of the best point, then between those of the best of
+    a few points there, and so on: few calls, which cost more than points do.
     """
     best = np.argmin(function(grid), axis=-1)
     left, right = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-    inverse_golden = (np.sqrt(5) - 1) / 2
-    for _ in range(steps):
-        a, b = right - inverse_golden * (right - left), left + inverse_golden * (right - left)
-        values = function(np.stack([a, b], axis=-1))
-        lower = values[..., 0] < values[..., 1]
-        left, right = np.where(lower, left, a), np.where(lower, b, right)
+    inside = np.arange(1, _SEARCH_POINTS + 1) / (_SEARCH_POINTS + 1)
+    for _ in range(_SEARCH_STEPS):
+        points = left[..., None] + (right - left)[..., None] * inside
+        lowest = np.argmin(function(points), axis=-1)
+        width = (right - left) / (_SEARCH_POINTS + 1)
+        left = left + lowest * width
+        right = left + 2 * width
     return best, (left + right) / 2
 
 

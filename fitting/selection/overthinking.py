@@ -14,7 +14,6 @@ from isoloop.fitting.laws.base import Data, minimise_on_grid
 from isoloop.fitting.laws.registry import law_named
 
 _GRID_POINTS = 200
-_GOLDEN_STEPS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +126,7 @@ def _best_ratio(law: LawFit, data: Data, low: float, high: float) -> tuple[float
             columns = {name: np.broadcast_to(values, loops.shape) for name, values in model.items()}
             return form.loss(parameters, {**columns, "recurrence": loops})
 
-        _, best = minimise_on_grid(of_logs, np.linspace(np.log(low), np.log(high), _GRID_POINTS), _GOLDEN_STEPS)
+        _, best = minimise_on_grid(of_logs, np.linspace(np.log(low), np.log(high), _GRID_POINTS))
         return np.exp(best)
 
     best = float(loss_at(law.vector))

@@ -429,8 +429,12 @@ def _too_little_text(
     advice = [f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}", more]
     if epochs <= MOST_EPOCHS_ADVISED or data.unique_tokens is not None:
         advice.append("raise maximum_epochs")
+    text = "of the training text"
+    if data.packing == "best-fit":
+        text = "that best-fit rows keep of the training text"
+        advice.append("set data.packing to contiguous, which crops nothing")
     return (
-        f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} of the training text, and "
+        f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} {text}, and "
         f"maximum_epochs is {sweep.maximum_epochs:g}; {', or '.join(advice)}"
     )
 

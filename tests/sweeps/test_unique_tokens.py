@@ -18,9 +18,10 @@ from isoloop.sweeps.pipeline import prepare
 from isoloop.sweeps.plan.grid import PlannedCorpus, plan_cells, plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.summary import print_plan
 from isoloop.sweeps.runs import joint_runs, load_runs
-from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, loss_tags, result_metrics, run_table
+from isoloop.sweeps.tracking.schema import OUTCOME, RUN_ID, cell_tags, loss_tags, parameters, result_metrics, run_table
 from isoloop.trainer.loop import train
 from tests.commands import quick_pages
+from tests.parquet import write_parquet
 
 UNIQUE = [200, 2000]
 CORPUS = PlannedCorpus("f", 10_000)
@@ -56,6 +57,39 @@ def trained(text_folder, tmp_path_factory):
         metrics = {name: value for name, value in result_metrics(result).items() if "loss_T" not in name}
         rows.append((tags, metrics))
     return folders, prepared, check_table(run_table(rows))
+
+
+def test_runs_on_packed_documents_are_planned_and_recorded_as_they_are_trained(tmp_path):
+    """The plan's epochs are those of the result, what a pass trains on counts; the driver indexes the documents."""
+    write_parquet(tmp_path / "text" / "a.parquet", [f"{i} is " + "abcd"[i % 4] * (i % 9) for i in range(600)])
+    content = config(tmp_path / "text", [500, 2000], evaluation={"sequences": 4, "recurrences": [1], "documents": 5})
+    content["data"]["packing"] = "best-fit"
+    folders = Folders(out=tmp_path / "out", name="packed")
+    prepared = prepare(validate_sweep(content, source="test"), folders)
+    (corpus,) = prepared.corpora.values()
+    assert {path.name for path in corpus.folder.glob("*.npy")} >= {"train-documents.npy", "validation-documents.npy"}
+    rows = []
+    for cell in prepared.plan.cells:
+        result = train(cell.spec, corpus, folders.run(cell.run_id))
+        unique = cell.spec.data.unique_tokens
+        assert 0.6 * unique < result.unique_tokens < 0.95 * unique
+        assert cell.epochs == result.epochs == result.tokens / result.unique_tokens
+        tags = {**cell_tags(prepared.plan, cell), **loss_tags(result), RUN_ID: cell.run_id, OUTCOME: result.status}
+        rows.append((tags, {name: value for name, value in result_metrics(result).items() if "loss_T" not in name}))
+        assert parameters(cell)["data.packing"] == "best-fit"
+    table = check_table(run_table(rows))
+    assert (table["dropped_tokens"] > 0).all()
+    assert (table["perplexity"] > 1).all()
+    np.testing.assert_allclose(table["document_bits_per_byte"], np.log2(table["perplexity"]))  # bytes are the tokens
+
+
+def test_a_plan_says_that_packed_rows_leave_too_little_text(text_folder, tmp_path):
+    content = {**config(text_folder, [2000]), "maximum_epochs": 1}
+    content["data"]["packing"] = "best-fit"
+    with pytest.raises(
+        ValueError, match=r"that best-fit rows keep of the training text, .* packing to contiguous, which"
+    ):
+        prepare(validate_sweep(content, source="test"), Folders(out=tmp_path, name="packed"))
 
 
 def test_all_runs_share_one_corpus(trained):

@@ -165,6 +165,19 @@ def test_the_released_optimizer_in_two_processes_is_that_in_one_up_to_rounding(s
     assert together.losses == pytest.approx(train(released, corpus, tmp_path / "one").losses, rel=1e-3)
 
 
+def test_packed_and_masked_rows_in_two_processes_are_those_in_one(spec, corpus, tmp_path):
+    """Stopped in between; the index of documents is made by both at once. Perplexity is shared out, too."""
+    (corpus.folder / "train-documents.npy").unlink(missing_ok=True)
+    data = DataConfig(packing="best-fit", document_mask=True, unique_tokens=500)
+    evaluation = EvaluationConfig(sequences=8, recurrences=(1,), during_training=0, documents=3)
+    packed = spec.model_copy(update={"steps": 6, "data": data, "evaluation": evaluation})
+    together = train_in(2, packed, corpus, tmp_path / "two", stops=(3, None))
+    alone = train(packed, corpus, tmp_path / "one")
+    assert together.losses == pytest.approx(alone.losses, rel=1e-3)
+    assert together.document_losses == pytest.approx(alone.document_losses, rel=1e-3)
+    assert (together.dropped_tokens, together.unique_tokens) == (alone.dropped_tokens, alone.unique_tokens)
+
+
 def test_two_processes_keep_one_best_step_also_where_they_were_stopped_behind_it(spec, corpus, tmp_path):
     """They learn two windows of text by heart."""
     changes = {

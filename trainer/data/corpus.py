@@ -218,7 +218,7 @@ class CorpusRequest:
         """Open a corpus with notes about its text and, where the share that is held out is another, about that."""
         corpus, asked = Corpus(folder), self._config.validation_fraction
         notes, share = list(self._source.notes), corpus.facts.validation_share
-        if abs(share - asked) > SHARE_TOLERANCE * asked:
+        if self._config.validation_files is None and abs(share - asked) > SHARE_TOLERANCE * asked:
             if self._config.max_tokens and not self._source.has_rows:
                 reason = "max_tokens ends the training text alone"
             else:

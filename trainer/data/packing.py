@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isoloop.trainer.data.shards import Documents, Tokens
 
 BUFFER = 1000
-# What a pass crops is estimated from so many documents, where there are more.
+# Validation rows are packed from so many documents, and what a pass crops is estimated from them, where there are more.
 SAMPLED_DOCUMENTS = 200_000
 _READ_AHEAD = 4096
 
@@ -118,8 +118,8 @@ class RowPacker:
 
 
 def pack_in_order(documents: Documents, capacity: int) -> Iterator[list[Piece]]:
-    """Yield the full rows of one pass over the documents in their stored order."""
-    packer = RowPacker(documents, capacity)
+    """Yield the full rows of one pass over the documents in their stored order, at most the first 200,000."""
+    packer = RowPacker(_sample(documents), capacity)
     while True:
         row = packer.next_row()
         if packer.passes:  # it ends with documents of the next pass
@@ -145,9 +145,12 @@ def cropped_share(documents: Documents, capacity: int) -> float:
 
     It is that of the stored order; other orders crop nearly as much.
     """
-    sampled = np.arange(min(len(documents), SAMPLED_DOCUMENTS), dtype=np.int64)
-    starts, lengths = documents.spans(sampled)
-    packer = RowPacker(Documents(starts + lengths, int(starts[-1] + lengths[-1])), capacity)
-    pieces = chain.from_iterable(iter(packer.next_row, None))
-    kept = sum(piece.length for piece in islice(pieces, len(sampled)))
-    return 1 - kept / int(lengths.sum())
+    sample = _sample(documents)
+    pieces = chain.from_iterable(iter(RowPacker(sample, capacity).next_row, None))
+    kept = sum(piece.length for piece in islice(pieces, len(sample)))
+    return 1 - kept / sample.tokens
+
+
+def _sample(documents: Documents) -> Documents:
+    starts, lengths = documents.spans(np.arange(min(len(documents), SAMPLED_DOCUMENTS), dtype=np.int64))
+    return Documents(starts + lengths, int(starts[-1] + lengths[-1]))

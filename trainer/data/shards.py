@@ -48,15 +48,15 @@ class Documents:
     """
 
     def __init__(self, ends: NDArray[np.int64], tokens: int) -> None:
-        self._ends, self._tokens = ends, tokens
+        self._ends, self.tokens = ends, tokens
 
     def __len__(self) -> int:
-        return int(np.searchsorted(self._ends, self._tokens)) + 1 if self._tokens else 0
+        return int(np.searchsorted(self._ends, self.tokens)) + 1 if self.tokens else 0
 
     def spans(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where these documents start, and how many tokens each has with its separator; shape [numbers]."""
         starts = np.where(numbers > 0, self._ends[numbers - 1], 0)
-        return starts, np.minimum(self._ends[numbers], self._tokens) - starts
+        return starts, np.minimum(self._ends[numbers], self.tokens) - starts
 
 
 _PART_RECORD = TypeAdapter(dict[Split, Shard])

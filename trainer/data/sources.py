@@ -1,7 +1,8 @@
 """Sources of text: the parts of a corpus, and their documents, each with the split that it belongs to.
 
 A text corpus is one part; each parquet file is a part of its own and is streamed. A document's split follows from
-names, never from places: from the hash of its file's name relative to the corpus and, for parquet, its row number.
+names, never from places: from the hash of its file's name relative to the corpus and, for parquet, its row number, or
+from the file's name alone where `validation_files` says which are held out.
 """
 
 import codecs
@@ -69,8 +70,8 @@ class CorpusSource:
     """A corpus before it is tokenised.
 
     `identity` (plain data) is the same as long as the text is. `list_parts` is called only if tokens must be built.
-    `has_rows` if the documents are rows. `notes` are sentences about what was left out, or is perhaps no text; those
-    about a data set on Hugging Face may come with `list_parts`.
+    `has_rows` if the documents are rows, each of which may be held out. `notes` are sentences about what was left out,
+    or is perhaps no text; those about a data set on Hugging Face may come with `list_parts`.
     """
 
     name: str
@@ -98,13 +99,13 @@ def open_source(config: DataConfig, progress: CorpusProgress = no_progress) -> C
     if path.is_dir():
         return _folder_source(config, path, progress)
     if path.suffix == _PARQUET and path.is_file():
-        config.refuse("one parquet file", "suffixes", "files", "revision")
+        config.refuse("one parquet file", "suffixes", "files", "revision", "validation_files")
         return _parquet_source(config, path.parent, [path])
     if path.exists():
-        config.refuse("one text file", "suffixes", "column", "files", "revision", "max_tokens")
+        config.refuse("one text file", "suffixes", "column", "files", "revision", "validation_files", "max_tokens")
         return _text_source(config, path.parent, [path], progress)
     if glob.has_magic(name):
-        config.refuse("a glob", "suffixes", "files", "revision")
+        config.refuse("a glob", "suffixes", "files", "revision", "validation_files")
         root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
         return _parquet_source(config, root, map(Path, glob.glob(str(path), recursive=True)))
     if hub.is_repository(name) and path.suffix not in {_PARQUET, *config.suffixes}:
@@ -122,7 +123,9 @@ def _no_corpus(name: str, hub_error: str | None = None) -> ValueError:
 
 def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -> CorpusSource:
     """Read a folder as parquet if `files` is set or there is no text, as text if `suffixes` is set or all is text."""
-    files, notes = _list_folder(folder, with_hidden=_names_hidden(config.files))
+    files, notes = _list_folder(
+        folder, with_hidden=_names_hidden(config.files) or _names_hidden(config.validation_files)
+    )
     parquet = [file for file in files if file.suffix == _PARQUET]
     text = [file for file in files if file.suffix in config.suffixes]
     if config.files is None and not config.is_set("suffixes") and parquet and text:
@@ -132,12 +135,11 @@ def _folder_source(config: DataConfig, folder: Path, progress: CorpusProgress) -
             "the text"
         )
     if config.files is None and (not parquet or config.is_set("suffixes")):
-        config.refuse("a folder of text files", "column", "revision")
+        config.refuse("a folder of text files", "column", "revision", "validation_files")
         source = _text_source(config, folder, text, progress)
         return replace(source, notes=[*notes, *_others(files, config.suffixes), *source.notes])
     config.refuse("a folder of parquet files", "suffixes", "revision")
-    pattern = config.files or f"*{_PARQUET}"
-    matching = [file for file in files if fnmatch.fnmatchcase(file.relative_to(folder).as_posix(), pattern)]
+    matching = [file for file in files if _split_of(config, file.relative_to(folder).as_posix()) is not None]
     return replace(_parquet_source(config, folder, matching), notes=notes)
 
 
@@ -459,9 +461,39 @@ def _batch_rows(metadata: Any) -> int:
     return min(_BATCH_ROWS, max(1, _BATCH_BYTES * metadata.num_rows // max(size, 1)))
 
 
+def _split_of(config: DataConfig, name: str) -> Literal["train", "validation", "both"] | None:
+    """Return where the rows of a file go by its name in the corpus; None if the file isn't part of it."""
+    if config.validation_files is not None and fnmatch.fnmatchcase(name, config.validation_files):
+        return "validation"
+    if not fnmatch.fnmatchcase(name, config.files or f"*{_PARQUET}"):
+        return None
+    return "both" if config.validation_files is None else "train"
+
+
+def _in_order(config: DataConfig, names: Iterable[str]) -> list[str]:
+    """Return the names of a corpus's files in their order, those that are held out whole first.
+
+    Raises:
+        ValueError: there are none, or those held out, or the others, are missing.
+    """
+    ordered = sorted(names, key=lambda name: (_split_of(config, name) != "validation", name))
+    splits = {_split_of(config, name) for name in ordered}
+    if not splits:
+        raise _no_parquet(config, config.files or f"*{_PARQUET}")
+    if "train" in splits and "validation" not in splits:
+        raise _no_parquet(config, str(config.validation_files))
+    if splits == {"validation"}:
+        raise ValueError(
+            f"a corpus must have files to train on, but all {len(ordered)} under '{config.corpus}' match "
+            f"data.validation_files='{config.validation_files}'; narrow it, or check data.files"
+        )
+    return ordered
+
+
 def _parquet_part(config: DataConfig, name: str, size: int, fetch: Callable[[], Path]) -> _ParquetPart:
     fraction = config.validation_fraction
-    split = _RowSplit(below=fraction * 2**64)
+    below = {"train": 0.0, "validation": 2.0**64}.get(_split_of(config, name) or "", fraction * 2**64)
+    split = _RowSplit(below=below)
     return _ParquetPart(
         name=name, size=size, column=config.column, validation_fraction=fraction, fetch=fetch, split=split
     )
@@ -489,15 +521,24 @@ def split_rows_by_size(parts: Sequence[Part], documents: int | None) -> Sequence
 
 def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> CorpusSource:
     """Read local files in the order of their names; their paths, sizes and times identify them."""
-    files = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.is_file())
-    if not files:
-        raise _no_parquet(config)
-    stamps = {name: _stamp(path) for name, path in files}
+    files = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
+    names = _in_order(config, files)
+    stamps = {name: _stamp(files[name]) for name in names}
     parts = [
-        _parquet_part(config, name, stamps[name][0], partial(_check_stamp, path, stamps[name])) for name, path in files
+        _parquet_part(config, name, stamps[name][0], partial(_check_stamp, files[name], stamps[name])) for name in names
     ]
-    identity = ["parquet", str(root.resolve()), *((name, *stamps[name]) for name, _ in files)]
-    return CorpusSource(name=Path(config.corpus).name, identity=identity, list_parts=lambda: parts, has_rows=True)
+    identity = ["parquet", str(root.resolve()), *((name, *stamps[name]) for name in names), *_held_out_files(config)]
+    return CorpusSource(
+        name=Path(config.corpus).name,
+        identity=identity,
+        list_parts=lambda: parts,
+        has_rows=config.validation_files is None,
+    )
+
+
+def _held_out_files(config: DataConfig) -> list[str]:
+    """Return what the files held out whole, if there are any, add to a corpus's identity."""
+    return [] if config.validation_files is None else [f"held out: {config.validation_files}"]
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -518,10 +559,11 @@ def _file_changed(path: Path) -> ValueError:
     )
 
 
-def _no_parquet(config: DataConfig) -> ValueError:
+def _no_parquet(config: DataConfig, pattern: str) -> ValueError:
+    setting = "data.validation_files" if pattern == config.validation_files else "data.files"
     return ValueError(
-        f"a corpus must hold text, but under '{config.corpus}' no parquet file matches "
-        f"'{config.files or '*' + _PARQUET}'; check data.corpus and data.files"
+        f"a corpus must hold text, but under '{config.corpus}' no parquet file matches '{pattern}'; check data.corpus "
+        f"and {setting}"
     )
 
 
@@ -530,18 +572,18 @@ def _hub_source(config: DataConfig, waiting: hub.Waiting) -> CorpusSource:
     config.refuse("a data set on Hugging Face", "suffixes")
     repository, pattern = config.corpus, config.files or f"*{_PARQUET}"
     notes: list[str] = []
+    has_rows = config.validation_files is None
 
     def list_files() -> tuple[str, list[hub.HubFile]]:
         try:
             commit, files = hub.list_files(repository, config.revision, waiting)
         except hub.HubError as error:
             raise _no_corpus(repository, str(error)) from error
-        matching = sorted((f for f in files if fnmatch.fnmatchcase(f.path, pattern)), key=lambda file: file.path)
-        shown = matching if _names_hidden(pattern) else [f for f in matching if not _is_hidden(PurePath(f.path))]
-        if not shown:
-            raise _no_parquet(config)
+        matching = {file.path: file for file in files if _split_of(config, file.path) is not None}
+        named = _names_hidden(pattern) or _names_hidden(config.validation_files)
+        shown = _in_order(config, (path for path in matching if named or not _is_hidden(PurePath(path))))
         notes[:] = [_hidden_note(len(matching) - len(shown))] if len(shown) < len(matching) else []
-        return commit, shown
+        return commit, [matching[path] for path in shown]
 
     def make_parts(commit: str, files: Sequence[hub.HubFile]) -> list[Part]:
         return [
@@ -550,13 +592,13 @@ def _hub_source(config: DataConfig, waiting: hub.Waiting) -> CorpusSource:
         ]
 
     if config.revision is not None and hub.is_commit(config.revision):
-        identity: Any = ["hub", repository, config.revision, pattern]
+        identity: Any = ["hub", repository, config.revision, pattern, *_held_out_files(config)]
         list_parts: Callable[[], Sequence[Part]] = lambda: make_parts(*list_files())
-        return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=True, notes=notes)
+        return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=has_rows, notes=notes)
     commit, files = list_files()
-    identity = ["hub", repository, *((file.path, file.digest) for file in files)]
+    identity = ["hub", repository, *((file.path, file.digest) for file in files), *_held_out_files(config)]
     list_parts = lambda: make_parts(commit, files)
-    return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=True, notes=notes)
+    return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=has_rows, notes=notes)
 
 
 def _download(repository: str, path: str, commit: str, waiting: hub.Waiting) -> Path:

@@ -25,6 +25,7 @@ from isoloop.fitting.compare.quantities import BEST_MODEL, GROWTH, LAW_SECTIONS
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.figures import compare as figures_compare
 from isoloop.fitting.isoflop.power_law import POWER_LAWS
+from isoloop.fitting.result import MissingFit
 from isoloop.fitting.surface.search import minimise_on_box
 from tests.run_tables import CHINCHILLA, dense_table
 
@@ -206,6 +207,8 @@ def test_the_figure_has_best_sizes_or_says_why_not():
 
 def test_without_refits_there_is_a_multiplier_and_no_interval(hungry):
     bare = joint("bare", draws=0)
+    missing = (*bare.fit.missing_fits, MissingFit(name="370m alone", reason="a test"))
+    bare = dataclasses.replace(bare, fit=dataclasses.replace(bare.fit, missing_fits=missing))
     found = compare_sweeps(hungry, bare)
     assert found.multiplier.overall.interval is None
     assert found.multiplier.overall.value == pytest.approx(1.5, rel=0.05)

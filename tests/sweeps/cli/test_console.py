@@ -10,6 +10,7 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.trainer.config import DataConfig
 from isoloop.trainer.data.corpus import prepare_corpus
+from isoloop.trainer.data.packing import cropped_share
 
 
 @pytest.fixture
@@ -129,6 +130,13 @@ def test_what_a_corpus_holds(corpus):
     assert output.endswith(f"\nheld out     {share:.3g}% of the text")
     assert share == pytest.approx(5, abs=0.5)
     assert "already prepared" in describe_corpus(corpus, context=16, is_new=False)
+
+
+def test_what_packed_rows_crop_is_told(corpus):
+    output = describe_corpus(corpus, context=16, packing="best-fit", is_new=True)
+    share = 100 * cropped_share(corpus.train.documents, 17)
+    assert share > 90  # files of a few thousand bytes, each cropped to a row
+    assert output.endswith(f"\nbest-fit     rows of 16 + 1 tokens crop {share:.3g}% of the training text in a pass")
 
 
 def test_notes_about_a_corpus_follow_it(tmp_path):

@@ -21,7 +21,7 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare
 from isoloop.trainer.loop import train
 from isoloop.trainer.run.journal import read_journal
-from tests.commands import isoloop
+from tests.commands import isoloop, quick_pages
 from tests.sweeps.conftest import SMALL, wait_for_steps, writer_of
 
 
@@ -30,7 +30,7 @@ def sweep(text_folder):
     """One run of some seconds that can go wrong, with a checkpoint several times a second."""
     return {
         **SMALL,
-        "tokens": [64 * 120],
+        "tokens": [64 * 60],
         "mean_recurrences": [3],
         "model": {**SMALL["model"], "injection": "tests.sweeps.execution.faulty:Faulty"},
         "data": {"corpus": str(text_folder)},
@@ -96,7 +96,7 @@ def trial(sweep, folders, faults, ray):
 )
 def test_a_temporary_fault_is_retried_from_the_last_checkpoint(trial, what, message):
     tried = trial()
-    outcome = tried.run(next=f"{what} 80")
+    outcome = tried.run(next=f"{what} 40")
     assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
     assert "resumed" in tried.events()
     (reason,) = tried.watcher.retried
@@ -126,7 +126,7 @@ def test_what_never_passes_is_given_up(trial, monkeypatch):
 
 def test_a_hung_run_is_ended_and_goes_on(trial):
     tried = trial(resources={"checkpoint_seconds": 0.1, "hang_seconds": 2})
-    outcome = tried.run(next="hang 80")
+    outcome = tried.run(next="hang 40")
     assert outcome.results[tried.cell.run_id].losses == tried.undisturbed()
     (reason,) = tried.watcher.retried
     assert "no step for 2 s" in reason
@@ -181,13 +181,13 @@ def test_rerunning_the_command_of_a_killed_driver(sweep, folders, faults, tmp_pa
     quiet = Folders(out=tmp_path / "quiet", name=folders.name)
     for one in (folders, quiet):
         new_database(one.out / "mlflow.db")
-    (faults / "always").write_text("hang 80")  # so that no run is done before the kill, however slow that is
+    (faults / "always").write_text("hang 40")  # so that no run is done before the kill, however slow that is
     driver = subprocess.Popen(
         [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out", str(folders.out)],
         stdout=subprocess.DEVNULL,
     )
     cells = prepare(validate_sweep(content, source="test"), folders).plan.cells
-    workers = [os.pidfd_open(writer_of(folders.run(cell.run_id), 60)) for cell in cells]
+    workers = [os.pidfd_open(writer_of(folders.run(cell.run_id), 30)) for cell in cells]
     driver.kill()
     driver.wait()
     for worker in workers:
@@ -195,8 +195,9 @@ def test_rerunning_the_command_of_a_killed_driver(sweep, folders, faults, tmp_pa
         os.close(worker)
     (faults / "always").unlink()
     assert not folders.table.exists()
-    for one in (folders, quiet):
-        isoloop("run", file, "--out", one.out, "--draws", 20, cwd=tmp_path)
+    with quick_pages():
+        for one in (folders, quiet):
+            isoloop("run", file, "--out", one.out, "--draws", 20, cwd=tmp_path)
     pd.testing.assert_frame_equal(table(folders), table(quiet))
     with sqlite3.connect(folders.out / "mlflow.db") as store:
         states = store.execute("select status from runs").fetchall()

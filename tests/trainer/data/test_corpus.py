@@ -507,3 +507,17 @@ def test_a_corpus_is_what_its_folder_says(parquet_folder, tmp_path):
     assert again.facts == corpus.facts
     batch = {"context": 64, "batch": 8, "seed": 0, "step": 3}
     np.testing.assert_array_equal(batch_windows(again, **batch), batch_windows(corpus, **batch))
+
+
+def test_a_corpus_whose_files_are_held_out_whole(parquet_folder, tmp_path):
+    """Neither the fraction nor a limit of the training text has a say in it."""
+    config = DataConfig(corpus=str(parquet_folder), validation_files="more/*")
+    corpus = prepare_corpus(config, tmp_path)
+    assert (corpus.facts.train_documents, corpus.facts.validation_documents) == (200, 100)
+    assert corpus.notes == ()
+    first = document(200).encode()
+    assert bytes(corpus.validation.read(0, len(first)).tolist()) == first
+    limited = prepare_corpus(config.model_copy(update={"max_tokens": 3000}), tmp_path)
+    assert limited.facts.train_documents < 20
+    assert limited.facts.shards["validation"] == corpus.facts.shards["validation"][:2]  # of c and a, where a has none
+    assert prepare_corpus(config, tmp_path).folder == corpus.folder

@@ -431,3 +431,33 @@ def test_copies_of_text_that_is_held_out_are_named(tmp_path):
     (note,) = open_source(DataConfig(corpus=str(tmp_path), validation_fraction=0.25)).notes
     assert note.startswith("1 file was kept for training although the same text is held out under another name: ")
     assert f": {os.path.basename(trained[0])}; remove" in note
+
+
+@pytest.mark.parametrize("pinned", [{}, {"revision": "c" * 40}])
+def test_files_may_be_held_out_whole(fake_hub, parquet_folder, pinned):
+    """They come first, so that no limit of the training text cuts them; on the hub as here."""
+    for corpus in (str(parquet_folder), "owner/name"):
+        config = {"corpus": corpus, "validation_files": "more/*", **(pinned if corpus == "owner/name" else {})}
+        assert names(**config) == ["more/c.parquet", "a.parquet", "b.parquet"]
+        held_out, *trained = read(**config)
+        assert [document.split for document in held_out] == ["validation"] * 100
+        assert {document.split for part in trained for document in part} == {"train"}
+        assert names(**config, files="b*") == ["more/c.parquet", "b.parquet"]
+        other = open_source(DataConfig(**{**config, "validation_files": "b*"})).identity
+        assert open_source(DataConfig(**config)).identity != other
+        with pytest.raises(
+            ValueError, match=r"no parquet file matches 'x\*'; check data.corpus and data.validation_files"
+        ):
+            names(**{**config, "validation_files": "x*"})
+        with pytest.raises(ValueError, match=r"must have files to train on, but all 3 .* data.validation_files='\*'"):
+            names(**{**config, "validation_files": "*"})
+
+
+def test_a_split_into_files_is_refused_where_there_are_none(parquet_folder, text_folder):
+    for corpus in ("stdlib", str(text_folder), str(parquet_folder / "a.parquet"), str(parquet_folder / "*.parquet")):
+        with pytest.raises(ValueError, match=r"has none for data.validation_files='a\*'"):
+            names(corpus=corpus, validation_files="a*")
+    with pytest.raises(
+        ValueError, match=r"a split into files \(data.validation_files\) has none for data.validation_frac"
+    ):
+        DataConfig(corpus=str(parquet_folder), validation_files="a*", validation_fraction=0.2)

@@ -8,6 +8,7 @@ import torch
 from isoloop.trainer import loop
 from isoloop.trainer.accounting import loop_cost
 from isoloop.trainer.config import (
+    DataConfig,
     EvaluationConfig,
     ExecutionConfig,
     OptimizerConfig,
@@ -66,6 +67,17 @@ def trunk(short, long, corpus, tmp_path_factory):
 def from_trunk(short, long, folder):
     (saved,) = checkpoints(folder / BRANCHES)
     return Branching(start=TrunkState(run_id=long.run_id, step=int(saved.name), folder=saved))
+
+
+def test_a_branch_goes_on_with_the_packed_rows_of_its_trunk(short, corpus, tmp_path):
+    evaluation = short.evaluation.model_copy(update={"during_training": 0})
+    short = short.model_copy(update={"data": DataConfig(packing="best-fit"), "evaluation": evaluation})
+    long = short.model_copy(update={"steps": LONG})
+    assert train(long, corpus, tmp_path / "trunk", branching=Branching(save_at=(branch_step(short),)))
+    branching = from_trunk(short, long, tmp_path / "trunk")
+    result = train(short, corpus, tmp_path / "branch", branching=branching)
+    assert outcome(result) == outcome(train(short, corpus, tmp_path / "alone"))
+    assert result.trunk_steps == branch_step(short)
 
 
 @pytest.mark.parametrize(
