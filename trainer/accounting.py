@@ -216,7 +216,7 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
 
 
 def _log_normal_backward_loops(mean: float, depth: int) -> float:
-    """Return E[min(T, depth)], the sum of P(T >= j) over j = 1 .. depth, of T = 1 + Poisson(rate) at log-normal rates."""
+    """Return E[min(T, depth)] of T = 1 + Poisson(rate) at log-normal rates: the sum of P(T >= j), j = 1 .. depth."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(_RATE_POINTS)
     rates = mean * np.exp(LOG_NORMAL_SIGMA * nodes - LOG_NORMAL_SIGMA**2 / 2)
     cumulative, loops = np.exp(-rates), np.ones_like(rates)
