@@ -32,7 +32,7 @@ class PlainRotary(Rotary):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate x [batch, tokens, heads, head_width]."""
-        cos, sin = self.rotation[: x.shape[1]].real, self.rotation[: x.shape[1]].imag
+        cos, sin = self.rotation[: x.shape[1]].unbind(-1)
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 

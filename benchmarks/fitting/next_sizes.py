@@ -71,7 +71,8 @@ class SizesWorld:
 
     def measured(self, params: np.ndarray, loops: np.ndarray, flops: np.ndarray, rng: np.random.Generator) -> Data:
         """Return runs with these sizes, mean recurrences and FLOPs (rows,), and their losses."""
-        columns = _columns(params, loops, flops)
+        # Whole loops carry gradient; between them the family, and so the truth, interpolates depths as it does costs.
+        columns = _columns(params, loops, flops) | {"backprop_depth": np.ceil(loops / 2)}
         loss = self._law.loss(np.array(self.parameters), columns)
         return {**columns, "budget": flops, "loss": loss * np.exp(self.noise * rng.standard_normal(len(loss)))}
 
@@ -115,8 +116,7 @@ def held(world: SizesWorld, number: int, draws: int) -> dict[str, Held]:
 
 
 def _columns(params: np.ndarray, loops: np.ndarray, flops: np.ndarray) -> Data:
-    columns = _FAMILY.columns(params, loops, _FAMILY.tokens_for(flops, params, loops))
-    return columns | {"backprop_depth": np.ceil(columns["mean_recurrence"] / 2)}
+    return _FAMILY.columns(params, loops, _FAMILY.tokens_for(flops, params, loops))
 
 
 def _table(*parts: Data) -> pd.DataFrame:

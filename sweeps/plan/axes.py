@@ -40,7 +40,7 @@ RESERVED = frozenset([
     "loss_unit", "params", "params_once", "params_recurrent", "unique_tokens", "epochs", "experiment", "outlier",
     "inference_weights", "inference_cache_per_token_fixed", "inference_cache_per_token_loop",
     "inference_activations_per_token", "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds",
-    "group", "trial", "rate_extrapolated", "rate_nats",
+    "group", "trial", "rate_extrapolated", "rate_nats", "skipped_steps",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 

@@ -47,6 +47,7 @@ _RUN_HEADINGS = {
     "bits_per_byte": "bits/byte",
     "flops": "spent, FLOPs",
     "steps": "steps",
+    "skipped_steps": "skipped steps",
     "spectral_radius": "ρ(Ā)",
     "seconds": "seconds",
 }

@@ -87,7 +87,7 @@ def test_a_plan_says_that_packed_rows_leave_too_little_text(text_folder, tmp_pat
     content = {**config(text_folder, [2000]), "maximum_epochs": 1}
     content["data"]["packing"] = "best-fit"
     with pytest.raises(
-        ValueError, match=r"that best-fit rows keep of the training text, .* packing to contiguous, which"
+        ValueError, match=r"that best-fit rows keep of the training text, .*packing to contiguous, which"
     ):
         prepare(validate_sweep(content, source="test"), Folders(out=tmp_path, name="packed"))
 

@@ -40,7 +40,8 @@ class Rotary(nn.Module):
         super().__init__()
         frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)[:, None, :]
-        self.register_buffer("rotation", torch.complex(angle.cos().float(), angle.sin().float()), persistent=False)
+        # [context, 1, head_width / 2, 2]: cosine and sine
+        self.register_buffer("rotation", torch.stack((angle.cos(), angle.sin()), dim=-1).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate x [batch, tokens, heads, head_width] by each token's position.
@@ -50,8 +51,8 @@ class Rotary(nn.Module):
         """
         rotation, pairs = self.rotation[: x.shape[1]], x.unflatten(-1, (-1, 2))
         if x.dtype == torch.float32 and not torch.compiler.is_compiling():
-            return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
-        cos, sin = rotation.real.to(x.dtype), rotation.imag.to(x.dtype)
+            return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation)).flatten(-2)
+        cos, sin = rotation.to(x.dtype).unbind(-1)
         even, odd = pairs.unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 

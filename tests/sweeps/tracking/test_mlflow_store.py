@@ -196,6 +196,18 @@ def test_a_branch_has_the_flops_of_its_own_steps_in_the_run_table(plan, tmp_path
     assert "flops_trained" not in record.run_table([parts[0], parts[2]])
 
 
+def test_skipped_steps_are_a_column_where_there_are_any(plan, tmp_path):
+    parts = []
+    for cell, skipped in zip(plan.cells, (0, 3, 0, 0), strict=True):
+        result = simulate_run(cell.spec, plan.sweep.simulation, cell.run_id, tmp_path / cell.run_id)
+        tags = record.cell_tags(plan, cell) | {record.RUN_ID: cell.run_id, record.OUTCOME: "finished"}
+        points = record.result_points(result.model_copy(update={"skipped_steps": skipped}), ())
+        parts.append((tags, {name: value for name, value, _ in points}))
+    table = record.run_table(parts).set_index("run_id").loc[[cell.run_id for cell in plan.cells]]
+    np.testing.assert_equal(table["skipped_steps"].to_numpy(), [np.nan, 3, np.nan, np.nan])
+    assert "skipped_steps" not in record.run_table(parts[:1])
+
+
 def test_a_batch_sent_twice_counts_once(store, plan, simulated_folders):
     run_all(plan, simulated_folders)
     Uploader(store, plan, simulated_folders).close()
