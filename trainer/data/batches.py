@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from isoloop.trainer.config import RunSpec
 from isoloop.trainer.data.corpus import Corpus
-from isoloop.trainer.data.packing import RowPacker, cropped_share, pack_in_order, read_rows
+from isoloop.trainer.data.packing import Piece, RowPacker, cropped_share, pack_in_order, read_rows
 from isoloop.trainer.data.shards import Tokens
 
 _SHUFFLE_STREAM = 2
 _FEISTEL_ROUNDS = 10
+# Packed rows that are shuffled together, and the number that the first such block has among the seed's epochs.
+SHUFFLED_ROWS = 1024
+_FIRST_BLOCK = 2**32
 
 
 class BatchReader(ABC):
@@ -52,26 +55,47 @@ class WindowReader(BatchReader):
 class PackedReader(BatchReader):
     """Reader of documents packed best-fit, in an order of its own in each pass.
 
-    Every process packs all rows of a batch and reads the tokens of its own, so rows don't depend on their number.
+    Where a pass begins, the packer takes long documents first. So rows are read in blocks, of 1,024 or up to the row in
+    which a pass ends, and each block is shuffled. Every process packs all rows of a batch and reads the tokens of its
+    own, so rows don't depend on their number.
     """
 
     def __init__(self, spec: RunSpec, corpus: Corpus, position: dict[str, Any] | None) -> None:
         self._tokens, self._batch, self._capacity = corpus.train, spec.batch, spec.model.context + 1
-        documents = corpus.train.documents
+        self._seed, documents = spec.seed, corpus.train.documents
 
         def order(places: NDArray[np.int64], number: int) -> NDArray[np.int64]:
             return shuffle(places, len(documents), seed=spec.seed, epoch=number)
 
-        self._packer = RowPacker(documents, self._capacity, order, position)
+        self._packer = RowPacker(documents, self._capacity, order, position and position["packer"])
+        self._number = position["block"] if position else 0
+        self._next_block()
 
     def read(self, step: int, rows: Sequence[int]) -> NDArray[np.int64]:
         """Read these rows of the batch of a step that isn't before the reader's position."""
-        assert self._packer.rows <= step * self._batch, "batches are read in order"
-        while self._packer.rows < step * self._batch:
-            self._packer.next_row()
-        batch = [self._packer.next_row() for _ in range(self._batch)]
-        self.position, self.dropped = self._packer.position, self._packer.dropped
+        first, stop = step * self._batch, (step + 1) * self._batch
+        assert self._start <= first, "batches are read in order"
+        batch: list[list[Piece]] = []
+        while self._start + len(self._block) < stop:
+            batch += self._block[max(0, first - self._start) :]
+            self._number += 1
+            self._next_block()
+        batch += self._block[max(0, first - self._start) : stop - self._start]
+        self.dropped = self._dropped[stop - self._start]
+        self.position = {"block": self._number, "packer": self._position, "dropped": self.dropped}
         return read_rows(self._tokens, [batch[row] for row in rows], self._capacity)
+
+    def _next_block(self) -> None:
+        """Pack the next block: its rows in their order, and the tokens dropped before each of them and after all."""
+        packer, packed = self._packer, list[list[Piece]]()
+        self._position, self._start, dropped = packer.position, packer.rows, [packer.dropped]
+        this_pass = packer.passes + packer.pass_is_over
+        while not packed or (len(packed) < SHUFFLED_ROWS and packer.passes == this_pass and not packer.pass_is_over):
+            packed.append(packer.next_row())
+            dropped.append(packer.dropped)
+        places = shuffle(np.arange(len(packed)), len(packed), seed=self._seed, epoch=_FIRST_BLOCK + self._number)
+        self._block = [packed[place] for place in places]
+        self._dropped = [dropped[0], *(dropped[0] + np.cumsum(np.diff(dropped)[places])).tolist()]
 
 
 def batch_reader(spec: RunSpec, corpus: Corpus, position: dict[str, Any] | None = None) -> BatchReader:

@@ -69,6 +69,11 @@ class RowPacker:
         counts = {"rows": self.rows, "passes": self.passes, "dropped": self.dropped, "taken": self._taken}
         return {**counts, "waiting": waiting}
 
+    @property
+    def pass_is_over(self) -> bool:
+        """True between the last document of a pass and the first of the next."""
+        return self._taken == self._count and not self._buffer
+
     def next_row(self) -> list[Piece]:
         """Pack the next row; its pieces have `capacity` tokens together."""
         row: list[Piece] = []
@@ -85,7 +90,7 @@ class RowPacker:
         return row
 
     def _fill_buffer(self) -> None:
-        if self._taken == self._count and not self._buffer:
+        if not self._buffer and self.pass_is_over:
             self.passes, self._taken = self.passes + 1, 0
             self._ahead = self._come()
         while len(self._buffer) < BUFFER and self._taken < self._count:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isoloop.trainer.config import DataConfig
-from isoloop.trainer.data import packing, shards
+from isoloop.trainer.data import batches, packing, shards
 from isoloop.trainer.data.batches import batch_reader, shuffle, tokens_per_pass, validation_windows
 from isoloop.trainer.data.corpus import prepare_corpus
 from isoloop.trainer.data.packing import RowPacker, cropped_share, pack_in_order, read_rows
@@ -134,20 +134,50 @@ def test_batches_go_on_from_a_position_or_from_the_start(packed, short_texts):
     """A position is plain data: it goes through a file, here of JSON."""
     steps = range(240)  # several passes
     whole = batch_reader(packed, short_texts)
-    batches, positions, dropped = [], [], []
+    read, positions, dropped = [], [], []
     for step in steps:
-        batches.append(whole.read(step, range(4)))
+        read.append(whole.read(step, range(4)))
         positions.append(json.dumps(whole.position))
         dropped.append(whole.dropped)
-    assert json.loads(positions[-1])["passes"] >= 2
+    assert json.loads(positions[-1])["packer"]["passes"] >= 2
     for step in (1, 37, 120, 239):
         for position in (json.loads(positions[step - 1]), None):
             reader = batch_reader(packed, short_texts, position)
-            np.testing.assert_array_equal(reader.read(step, range(4)), batches[step])
+            np.testing.assert_array_equal(reader.read(step, range(4)), read[step])
             assert reader.dropped == dropped[step]
             assert reader.position == json.loads(positions[step])
     other = batch_reader(packed.model_copy(update={"seed": 1}), short_texts)
-    assert (other.read(0, range(4)) != batches[0]).any()
+    assert (other.read(0, range(4)) != read[0]).any()
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_rows_are_those_of_the_packer_in_blocks_that_are_shuffled(packed, short_texts, monkeypatch, block):
+    """A block ends with the pass; within one, long documents don't come first."""
+    monkeypatch.setattr(batches, "SHUFFLED_ROWS", block)
+    reader, documents = batch_reader(packed, short_texts), short_texts.train.documents
+    read = np.concatenate([reader.read(step, range(4)) for step in range(150)])
+
+    def order(places, number):
+        return shuffle(places, len(documents), seed=packed.seed, epoch=number)
+
+    packer, start, moved, first_pass = RowPacker(documents, 17, order), 0, 0, 0
+    while start < 500:
+        rows, passes = [], packer.passes + packer.pass_is_over
+        while not rows or (len(rows) < block and packer.passes == passes and not packer.pass_is_over):
+            rows.append(packer.next_row())
+        first_pass = first_pass or (packer.rows if packer.passes or packer.pass_is_over else 0)
+        expected = read_rows(short_texts.train, rows, 17)
+        found = read[start : start + len(rows)]
+        assert sorted(map(bytes, found)) == sorted(map(bytes, expected[: len(found)])) or start + len(rows) > 600
+        moved += (found != expected[: len(found)]).any(1).sum()
+        start += len(rows)
+    assert moved > 0.7 * 500
+    pieces = (read[:first_pass] == short_texts.train.separator).sum(1)  # of each row of the first pass
+    if block == 1024:
+        assert abs(np.corrcoef(np.arange(first_pass), pieces)[0, 1]) < 0.2
+        packer = RowPacker(documents, 17, order)
+        unshuffled = [len(packer.next_row()) for _ in range(first_pass)]
+        assert np.corrcoef(np.arange(first_pass), unshuffled)[0, 1] > 0.5
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

