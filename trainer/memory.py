@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from isoloop.trainer.accounting import MLP_FACTOR, block_cost, count_parameters
-from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.config import LOG_NORMAL_SIGMA, ModelConfig, RecurrenceConfig
 
 Precision = Literal["float32", "bfloat16"]
 MuonVariant = Literal["torch", "released"]
@@ -210,9 +210,12 @@ def largest_micro_batch(
 
 def _max_gradient_loops(recurrence: RecurrenceConfig) -> int:
     """Return the most loops with gradient of a sequence; draws beyond 5 standard deviations don't fill a batch."""
-    mean = recurrence.mean
-    most_drawn = mean if recurrence.sampling == "fixed" else math.ceil(mean + 5 * math.sqrt(mean))
-    return min(recurrence.gradient_loops, most_drawn)
+    if recurrence.sampling == "fixed":
+        return min(recurrence.gradient_loops, math.ceil(recurrence.mean))
+    rate = float(recurrence.mean)
+    if recurrence.distribution == "log-normal-poisson":
+        rate = 1 + rate * math.exp(5 * LOG_NORMAL_SIGMA)
+    return min(recurrence.gradient_loops, math.ceil(rate + 5 * math.sqrt(rate)))
 
 
 @lru_cache(maxsize=1024)
@@ -233,7 +236,7 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     outside, loop = sum(blocks[: model.core.start], coda) + _Kept(norm), _Kept(0)
     held = 2 * state  # the normed final state and h_0
     if model.is_looped:
-        outside += _Kept(d * product + (norm if model.prelude_norm else 0))  # the input of W_C
+        outside += _Kept(d * product + norm * (model.prelude_norm + model.loop_norm))  # the input of W_C
         drive, loop, injection_matrix = _injection(model, product)
         outside, loop = outside + drive, loop + core
         other_matrices += d * d + injection_matrix

@@ -165,6 +165,23 @@ def test_expected_loops_under_a_curriculum(sampling):
     _compare_with_draws(recurrence, batch=200)
 
 
+@pytest.mark.parametrize(
+    "depth",
+    [
+        {"mean": 1.5},
+        {"mean": 9, "curriculum_start": 1.5, "curriculum_fraction": 0.6, "curriculum_shape": "sqrt"},
+        {"mean": 2, "phases": ({"until": 0.5, "mean": 1}, {"until": 0.7, "mean": 5.5})},
+        {"mean": 2, "phases": ({"until": 0.7, "mean": 1},), "sampling": "fixed"},
+        {"mean": 8, "distribution": "log-normal-poisson"},
+        {"mean": 1, "distribution": "log-normal-poisson"},
+        {"mean": 4, "distribution": "log-normal-poisson", "backprop_depth": 9, "sampling": "per-batch"},
+    ],
+)
+def test_expected_loops_of_other_depths(depth):
+    recurrence = RecurrenceConfig(**depth)
+    _compare_with_draws(recurrence, batch=20 if recurrence.sampling == "per-batch" else 200)
+
+
 def _compare_with_draws(recurrence, batch):
     steps = 1000
     draws = np.concatenate(

@@ -1,5 +1,6 @@
 """The base class of the looped and the fixed-depth model: tables, blocks, final norm, tied head."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -130,11 +131,21 @@ class LanguageModel(nn.Module, ABC):
         device = self.embedding.weight.device
         h0 = torch.zeros(len(seeds), tokens, self.config.width, device=device)
         if self.config.is_looped and self.config.state_init != "zero":
-            std = self.config.init_std if self.config.state_init == "like-init" else 1.0
+            stds = {"like-init": self.config.init_std * (self.config.embedding_scale or 1.0)}
+            stds["embed"] = 1 / math.sqrt(self.config.width)
+            std = stds.get(self.config.state_init, 1.0)
             generator = torch.Generator(device)
             for state, seed in zip(h0, seeds, strict=True):
                 state.normal_(0.0, std, generator=generator.manual_seed(int(seed)))
+            if self.config.state_init == "unit":
+                spread, mean = torch.std_mean(h0, dim=-1, keepdim=True)
+                h0 = (h0 - mean) / spread
         return h0
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Return the scaled token embeddings."""
+        embedded: Tensor = self.embedding(tokens)
+        return embedded if self.config.embedding_scale is None else self.config.embedding_scale * embedded
 
     def _value_embeddings(self, tokens: Tensor) -> dict[int, Tensor]:
         """Look up each layer's value embeddings of these tokens, by distinct layer."""

@@ -99,7 +99,7 @@ class Parcae(LanguageModel):
     def _before_loop(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
         values = self._value_embeddings(tokens)
-        x = self.run_blocks(self.prelude, 0, self.embedding(tokens), self.rotary, values, mask)
+        x = self.run_blocks(self.prelude, 0, self._embedded(tokens), self.rotary, values, mask)
         return self.injection.drive(self.prelude_norm(x)), values
 
     def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
@@ -132,6 +132,7 @@ class Parcae(LanguageModel):
 
     def _after_loop(self, h: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run W_C, coda and final norm; return [batch, tokens, width]."""
+        h = self.final_norm(h) if self.config.loop_norm else h
         x = self.state_to_width(h).to(h.dtype)
         return self.final_norm(self.run_blocks(self.coda, self.config.core.stop, x, self.rotary, values, mask))
 

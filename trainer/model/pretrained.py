@@ -36,6 +36,7 @@ _FIELD_NAMES = {
     "coda_layers": "n_layers_in_coda",
 }
 _INJECTION_NAMES = {"diagonal": "diagonal", "concat": "linear", "addition": "add"}
+_SCHEMES = {"poisson": "poisson-truncated-full", "log-normal-poisson": "poisson-lognormal-filling"}
 _BLOCK_NAMES = {"pre-norm": "TransformerPreNormBlock", "residual-norm": "SandwichBlock"}
 # Published settings that must have these values, because our model has no alternative.
 _REQUIRED = {
@@ -172,6 +173,11 @@ def save_published(
     write_atomically(folder / "config.json", json.dumps(config_to_published(model.config, recurrence), indent=1))
 
 
+def has_published_layout(model: ModelConfig) -> bool:
+    """Return whether the published layout has all of the model's settings."""
+    return model.residual_scale is None and model.embedding_scale is None and not model.loop_norm
+
+
 def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dict[str, Any]:
     """Return the content of config.json in the published layout."""
     return {
@@ -189,7 +195,7 @@ def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dic
         "recurrent_embedding_dimension": model.width,
         "recurrent_intermediation_embedding_dimension": 4 * model.width,
         "mean_recurrence": recurrence.mean,
-        "sampling_scheme": "fixed" if recurrence.sampling == "fixed" else "poisson-truncated-full",
+        "sampling_scheme": "fixed" if recurrence.sampling == "fixed" else _SCHEMES[recurrence.distribution],
         "mean_backprop_depth": recurrence.gradient_loops,
         "recurrent_iteration_method": "per-batch" if recurrence.sampling == "per-batch" else "per-sequence",
     }
@@ -247,12 +253,15 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
 
 
 def _recurrence_config(content: dict[str, Any]) -> RecurrenceConfig:
-    schemes = {"poisson-truncated-full": content["recurrent_iteration_method"], "fixed": "fixed"}
+    distributions = {theirs: ours for ours, theirs in _SCHEMES.items()}
     scheme = content["sampling_scheme"]
-    if not isinstance(scheme, str) or scheme not in schemes:
-        raise ValueError(f"sampling_scheme must be one of {', '.join(schemes)}, but got {scheme!r}")
+    if scheme != "fixed" and scheme not in distributions:
+        raise ValueError(f"sampling_scheme must be one of {', '.join((*distributions, 'fixed'))}, but got {scheme!r}")
     return RecurrenceConfig(
-        mean=content["mean_recurrence"], backprop_depth=content["mean_backprop_depth"], sampling=schemes[scheme]
+        mean=content["mean_recurrence"],
+        backprop_depth=content["mean_backprop_depth"],
+        sampling="fixed" if scheme == "fixed" else content["recurrent_iteration_method"],
+        distribution=distributions.get(scheme, "poisson"),
     )
 
 

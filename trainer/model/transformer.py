@@ -46,7 +46,7 @@ class Transformer(LanguageModel):
         """Return None: there is no loop."""
 
     def _states(self, tokens: Tensor, separator: int | None) -> Tensor:
-        x, values = self.embedding(tokens), self._value_embeddings(tokens)
+        x, values = self._embedded(tokens), self._value_embeddings(tokens)
         core, mask = self.config.core, mask_of(tokens, separator)
         for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
             x = self.run_blocks(blocks, first, x, self.rotary, values, mask)

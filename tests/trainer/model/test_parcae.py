@@ -304,13 +304,40 @@ def test_rotary_turns_interleaved_pairs():
     assert not turned[:, 2:].any()
 
 
-@pytest.mark.parametrize(("state_init", "std"), [("zero", 0.0), ("normal", 1.0), ("like-init", (2 / 160) ** 0.5)])
+@pytest.mark.parametrize(
+    ("state_init", "std"),
+    [("zero", 0.0), ("normal", 1.0), ("like-init", (2 / 160) ** 0.5), ("embed", 32**-0.5), ("unit", 1.0)],
+)
 def test_initial_state(state_init, std):
     model = Parcae(CONFIG.model_copy(update={"state_init": state_init}))
     state = model.initial_state(range(200), 12)
     assert state.shape == (200, 12, 32)
     assert state.std().item() == pytest.approx(std, rel=0.02)
     torch.testing.assert_close(model.initial_state([7, 3], 12), state[[7, 3]])  # each sequence has its own
+    if state_init == "unit":
+        torch.testing.assert_close(state.std(dim=-1), torch.ones(200, 12))
+        torch.testing.assert_close(state.mean(dim=-1), torch.zeros(200, 12), atol=1e-6, rtol=0)
+
+
+def test_a_scale_of_the_embedding_also_scales_the_state_that_is_drawn_like_it():
+    model, scaled = (build_model(CONFIG.model_copy(update={"embedding_scale": scale})) for scale in (None, 3.0))
+    for each in (model, scaled):
+        each.initialise(0)
+    torch.testing.assert_close(scaled.initial_state([1], 12), 3 * model.initial_state([1], 12))
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(scaled._embedded(tokens), 3 * model._embedded(tokens))
+    assert scaled.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_norm_behind_the_loop_is_the_final_norm_once_more():
+    model = build_model(CONFIG.model_copy(update={"loop_norm": True}))
+    model.initialise(0)
+    with torch.no_grad():
+        model.final_norm.weight.mul_(torch.linspace(0.5, 2, 32))
+    h, values = torch.randn(2, 12, 32), model._value_embeddings(torch.zeros(2, 12, dtype=torch.long))
+    plain = build_model(CONFIG)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model._after_loop(h, values), plain._after_loop(model.final_norm(h), values))
 
 
 def moved_by_an_update(mean, residual_scale):
