@@ -333,8 +333,8 @@ def poison(spec, corpus, monkeypatch):
     def in_steps(*steps):
         seeds = [load_share(spec, batch_reader(spec, corpus), Ranks(), step).state_seeds for step in steps]
 
-        def accumulate(spec, model, share, *settings):
-            stats = whole(spec, model, share, *settings)
+        def accumulate(spec, model, share, *more):
+            stats = whole(spec, model, share, *more)
             if share.state_seeds in seeds:
                 model.final_norm.weight.grad[3] = math.inf
             return stats
