@@ -11,8 +11,8 @@ There are two ways to count FLOPs:
     exp(-µ), not µ. Work that activation checkpointing repeats doesn't count.
 `parcae-release`
     The count of the published code: 6 FLOPs per token and parameter outside the core blocks, except the token table (so
-    the value-embedding tables count and the tied head doesn't, but an untied one does), plus attention; the core with its nominal loops, µ
-    forward and µ_bwd backward.
+    the value-embedding tables and an untied head count, but a tied head doesn't), plus attention; the core with its
+    nominal loops, µ forward and µ_bwd backward.
 """
 
 import math
@@ -57,7 +57,8 @@ class BlockCost:
 class Parameters:
     """Parameters by part of the model. `prelude`, `core` and `coda` are blocks without their value-embedding tables.
 
-    `head` is 0 where the output head is the token table. `looped` is False for the fixed-depth Transformer, whose core runs once.
+    `head` is 0 where the output head is the token table. `looped` is False for the fixed-depth Transformer, whose core
+    runs once.
     """
 
     looped: bool
