@@ -312,8 +312,8 @@ def poison(spec, corpus, monkeypatch):
     def in_steps(*steps):
         seeds = [load_share(spec, batch_reader(spec, corpus), Ranks(), step).state_seeds for step in steps]
 
-        def accumulate(spec, model, share, execution):
-            stats = whole(spec, model, share, execution)
+        def accumulate(spec, model, share, *others):
+            stats = whole(spec, model, share, *others)
             if share.state_seeds in seeds:
                 model.final_norm.weight.grad[3] = math.inf
             return stats
