@@ -298,4 +298,4 @@ def _costs_agree(row: dict[str, Any], settings: RunSettings) -> bool:
 
 
 def _recurrence_of(settings: RunSettings, mean: float) -> RecurrenceConfig:
-    return RecurrenceConfig(mean=int(mean), **settings.depth.model_dump())
+    return RecurrenceConfig(mean=mean, **settings.depth.model_dump())

@@ -181,9 +181,8 @@ def new_database(tmp_path_factory):
     folder.mkdir(exist_ok=True)
     empty = folder / "mlflow.db"
     with FileLock(folder / "lock"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy
-        if not empty.exists():
-            TrackingStore(f"sqlite:///{empty}", "unused", artifacts=folder)
+        warnings.simplefilter("ignore")  # of MLflow's own use of SQLAlchemy, at its first use in each process
+        TrackingStore(f"sqlite:///{empty}", "unused", artifacts=folder)
     gc.freeze()  # MLflow, too, is left out of collections
 
     def make(path):

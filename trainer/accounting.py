@@ -11,15 +11,17 @@ There are two ways to count FLOPs:
     exp(-µ), not µ. Work that activation checkpointing repeats doesn't count.
 `parcae-release`
     The count of the published code: 6 FLOPs per token and parameter outside the core blocks, except the token table (so
-    the value-embedding tables count and the tied head doesn't), plus attention; the core with its nominal loops, µ
-    forward and µ_bwd backward.
+    the value-embedding tables and an untied head count, but a tied head doesn't), plus attention; the core with its
+    nominal loops, µ forward and µ_bwd backward.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from isoloop.trainer.config import BLOCKS, ModelConfig, RecurrenceConfig, import_class
+import numpy as np
+
+from isoloop.trainer.config import BLOCKS, LOG_NORMAL_SIGMA, ModelConfig, RecurrenceConfig, import_class
 
 Accounting = Literal["exact", "parcae-release"]
 
@@ -27,6 +29,7 @@ FORWARD_FLOPS = 2
 BACKWARD_FLOPS = 4
 MLP_FACTOR = 4
 _CURRICULUM_POINTS = 256
+_RATE_POINTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +57,13 @@ class BlockCost:
 class Parameters:
     """Parameters by part of the model. `prelude`, `core` and `coda` are blocks without their value-embedding tables.
 
-    `looped` is False for the fixed-depth Transformer, whose core runs once.
+    `head` is 0 where the output head is the token table. `looped` is False for the fixed-depth Transformer, whose core
+    runs once.
     """
 
     looped: bool
     token_table: int
+    head: int
     value_tables: int
     prelude: int
     core: int
@@ -71,7 +76,7 @@ class Parameters:
     def total(self) -> int:
         """All parameters, including embeddings; the tied output head counts once."""
         outside = self.injection + self.state_to_width + self.norms
-        return self.token_table + self.value_tables + self.prelude + self.core + self.coda + outside
+        return self.token_table + self.head + self.value_tables + self.prelude + self.core + self.coda + outside
 
     @property
     def effective_fixed(self) -> int:
@@ -134,6 +139,7 @@ def count_parameters(model: ModelConfig) -> Parameters:
     return Parameters(
         looped=model.is_looped,
         token_table=table,
+        head=0 if model.tied_head else table,
         value_tables=table * sum(map(model.has_value_embedding, range(model.layers))),
         prelude=sum(blocks[: model.core.start]),
         core=sum(blocks[model.core.start : model.core.stop]),
@@ -171,10 +177,19 @@ def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tupl
     """Return the mean loops per token that count: forward, and with gradient.
 
     Under `exact` these are E[T] and E[min(T, µ_bwd)] of the sampler's loop counts: for T = max(1, Poisson(µ)), E[T] is
-    µ + exp(-µ). Under `parcae-release` they are the nominal µ and min(µ_bwd, µ). A curriculum counts with its average
-    over the run.
+    µ + exp(-µ), and for log-normal Poisson loops µ + 1. Under `parcae-release` they are the nominal µ and min(µ_bwd,
+    µ). A curriculum and phases count with their average over the run.
     """
     forward, backward = _loops_at(recurrence, accounting, float(recurrence.mean))
+    if recurrence.phases:
+        starts = [0.0, *(phase.until for phase in recurrence.phases)]
+        shares = [phase.until - start for phase, start in zip(recurrence.phases, starts, strict=False)]
+        loops = [_loops_at(recurrence, accounting, float(phase.mean)) for phase in recurrence.phases]
+        rest = 1 - starts[-1]
+        return (
+            sum(share * f for share, (f, _) in zip(shares, loops, strict=True)) + rest * forward,
+            sum(share * b for share, (_, b) in zip(shares, loops, strict=True)) + rest * backward,
+        )
     if recurrence.curriculum_start is None:
         return forward, backward
     ramp = recurrence.curriculum_fraction
@@ -193,12 +208,25 @@ def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float)
         return mean, float(min(depth, mean))
     if recurrence.sampling == "fixed":
         return float(round(mean)), float(min(round(mean), depth))
+    if recurrence.distribution == "log-normal-poisson":
+        return mean + 1, _log_normal_backward_loops(mean, depth)
     cumulative = math.exp(-mean)  # P(0 loops) before the clamp
     forward, backward = mean + cumulative, 1.0
     for loops in range(1, depth):
         cumulative += math.exp(loops * math.log(mean) - mean - math.lgamma(loops + 1))
         backward += 1 - cumulative  # E[min(T, depth)] is the sum of P(T >= j), j = 1 .. depth
     return forward, backward
+
+
+def _log_normal_backward_loops(mean: float, depth: int) -> float:
+    """Return E[min(T, depth)] of T = 1 + Poisson(rate) at log-normal rates: the sum of P(T >= j), j = 1 .. depth."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_RATE_POINTS)
+    rates = mean * np.exp(LOG_NORMAL_SIGMA * nodes - LOG_NORMAL_SIGMA**2 / 2)
+    cumulative, loops = np.exp(-rates), np.ones_like(rates)
+    for draws in range(1, depth):
+        loops += 1 - cumulative
+        cumulative += np.exp(draws * np.log(rates) - rates - math.lgamma(draws + 1))
+    return float(loops @ weights / weights.sum())
 
 
 def flops_per_token(model: ModelConfig, recurrence: RecurrenceConfig, accounting: Accounting) -> float:

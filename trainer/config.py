@@ -10,6 +10,7 @@ import json
 import math
 import re
 from functools import lru_cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -29,6 +30,11 @@ def _refuse_beyond_64_bits(value: Any) -> Any:
     return value
 
 
+def _whole_as_integer(value: float) -> float:
+    """Return a whole number as an integer, so that 2.0 and 2 give the same run the same id."""
+    return int(value) if float(value).is_integer() else value
+
+
 LARGEST_INTEGER = 2**63 - 1
 StrictNumber = BeforeValidator(_refuse_non_number)
 # -0.0 would give the same run another id.
@@ -36,6 +42,7 @@ _PositiveZero = AfterValidator(lambda value: value + 0.0)
 StrictInt = Annotated[int, StrictNumber, BeforeValidator(_refuse_beyond_64_bits)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Recurrence = Annotated[int, StrictNumber, Field(ge=1, le=4096)]
+MeanRecurrence = Annotated[int | float, StrictNumber, Field(ge=1, le=4096), AfterValidator(_whole_as_integer)]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 PositiveFloat = Annotated[float, StrictNumber, Field(gt=0)]
 NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]
@@ -49,6 +56,8 @@ BYTE_VOCABULARY = 256
 VOCABULARY_MULTIPLE = 64
 GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
+# Standard deviation of the log of the rate of log-normal Poisson loops (Geiping et al. 2025, arXiv:2502.05171).
+LOG_NORMAL_SIGMA = 0.5
 # Muon's momentum in Parcae's release rises from the first of these to `muon_momentum` over so many steps.
 _FIRST_MOMENTUM, _MOMENTUM_STEPS = 0.85, 300
 _RELEASED_DIVERGENCE_STEPS = 10
@@ -110,9 +119,14 @@ class ModelConfig(Config):
         block: `pre-norm`; `residual-norm`, which adds a norm after each residual sum (Geiping et al. 2025); or
             `module:Class` for your own.
         prelude_norm: normalise the prelude's output before it is injected (RDM doesn't).
+        state_init: distribution of h_0. `like-init`: N(0, 2 / 5d), as the weights; `normal`: N(0, 1); `embed`: N(0, 1 /
+            d); `unit`: N(0, 1) whose channels are then standardised for each token; `zero`.
+        embedding_scale: factor of the token embedding, and of h_0 where it is `like-init` (RDM as published: sqrt(d)).
+        loop_norm: apply the final norm also to h_T, in front of W_C (RDM as published).
         residual_scale: λ by which each residual branch of the core is scaled to λ / (µ_rec sqrt(L_R)), for pre-norm
             blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
             arXiv:2606.18524). By default branches aren't scaled.
+        tied_head: the output head is the token table. False gives the head a matrix of its own.
     """
 
     width: PositiveInt = 16
@@ -125,10 +139,13 @@ class ModelConfig(Config):
     injection: Annotated[str, _variant(INJECTIONS)] = "diagonal"
     block: Annotated[str, _variant(BLOCKS)] = "pre-norm"
     prelude_norm: bool = True
-    state_init: Literal["zero", "normal", "like-init"] = "like-init"
+    state_init: Literal["zero", "normal", "like-init", "embed", "unit"] = "like-init"
+    embedding_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    loop_norm: bool = Field(default=False, exclude_if=lambda value: not value)
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    tied_head: bool = Field(default=True, exclude_if=lambda value: value)
 
     @model_validator(mode="after")
     def _check_residual_scale(self) -> Self:
@@ -151,11 +168,11 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check_loopless(self) -> Self:
-        if not self.is_looped and not (self.prelude_norm and self.state_init == "like-init"):
+        if not self.is_looped and (not self.prelude_norm or self.state_init != "like-init" or self.loop_norm):
             raise ValueError(
-                "a fixed-depth Transformer (injection: none) has no prelude norm and no initial state to choose, but "
-                f"got prelude_norm={self.prelude_norm}, state_init='{self.state_init}'; leave them out, or set them to "
-                "true and like-init"
+                "a fixed-depth Transformer (injection: none) has no norm around a loop and no initial state to choose, "
+                f"but got prelude_norm={self.prelude_norm}, state_init='{self.state_init}', "
+                f"loop_norm={self.loop_norm}; leave them out, or set them to true, like-init and false"
             )
         return self
 
@@ -217,24 +234,78 @@ SIZES = {
 SHAPE_FIELDS = frozenset({"width", "heads", "prelude_layers", "core_layers", "coda_layers", "context", "vocabulary"})
 
 
+class DepthPhase(Config):
+    """A part of training with a `mean` recurrence of its own, up to the fraction `until` of the steps."""
+
+    until: Annotated[float, StrictNumber, Field(gt=0, lt=1)]
+    mean: MeanRecurrence
+
+
 class DepthConfig(Config):
     """Distribution of loop counts around a mean, and the loops that carry gradient.
 
     Args:
         backprop_depth: µ_bwd; the last min(T, µ_bwd) loops carry gradient. By default ceil(µ_rec / 2).
-        sampling: `per-sequence` draws T ~ Poisson(µ_rec) clamped to >= 1 for each sequence, `per-batch` draws one such
-            T for the whole global batch, `fixed` runs T = µ_rec.
-        curriculum_start: the mean at the first step, from which it grows linearly to µ_rec; None: no curriculum.
+        sampling: `per-sequence` draws T for each sequence, `per-batch` one T for the whole global batch, `fixed` runs
+            T = µ_rec.
+        distribution: `poisson` draws T ~ Poisson(µ_rec) clamped to >= 1; `log-normal-poisson` draws T = 1 +
+            Poisson(rate) with log(rate) ~ N(log(µ_rec) - σ²/2, σ), σ = .5 (Geiping et al. 2025, arXiv:2502.05171,
+            section 3.3). Its mean is µ_rec + 1.
+        curriculum_start: the mean at the first step, from which it grows to µ_rec; None: no curriculum.
         curriculum_fraction: fraction of the steps over which the mean grows. µ_bwd is constant.
+        curriculum_shape: growth with the steps (`linear`) or with their square root (`sqrt`).
+        phases: means of the first parts of training, such as 1 up to .7 of the steps; µ_rec follows.
     """
 
     backprop_depth: PositiveInt | None = None
     sampling: Literal["per-sequence", "per-batch", "fixed"] = "per-sequence"
-    curriculum_start: Recurrence | None = None
+    curriculum_start: MeanRecurrence | None = None
     curriculum_fraction: Fraction = 0.0
+    # Left out at their defaults, so that runs keep their ids.
+    distribution: Annotated[
+        Literal["poisson", "log-normal-poisson"], Field(exclude_if=lambda value: value == "poisson")
+    ] = "poisson"
+    curriculum_shape: Annotated[Literal["linear", "sqrt"], Field(exclude_if=lambda value: value == "linear")] = "linear"
+    phases: Annotated[tuple[DepthPhase, ...], Field(exclude_if=lambda value: not value)] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """True where the mean is µ_rec from the first step to the last."""
+        return self.curriculum_start is None and not self.phases
+
+    @model_validator(mode="after")
+    def _check_distribution(self) -> Self:
+        if self.sampling == "fixed" and self.distribution != "poisson":
+            raise ValueError(
+                f"a distribution is for loops that are drawn, but got distribution='{self.distribution}' with "
+                "sampling='fixed'; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> Self:
+        ends = [phase.until for phase in self.phases]
+        if any(second <= first for first, second in pairwise(ends)):
+            raise ValueError(f"phases must end one after the other, but got until={ends}; sort them")
+        if self.phases and self.curriculum_start is not None:
+            raise ValueError(
+                f"depth must have phases or a curriculum, but got phases up to {ends} and curriculum_start="
+                f"{self.curriculum_start}; keep one"
+            )
+        if self.sampling == "fixed" and not all(isinstance(phase.mean, int) for phase in self.phases):
+            means = [phase.mean for phase in self.phases]
+            raise ValueError(
+                f"sampling: fixed runs whole loops, but the phases have the means {means}; round them, or draw loops"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_curriculum(self) -> Self:
+        if self.curriculum_start is None and self.curriculum_shape != "linear":
+            raise ValueError(
+                f"curriculum_shape='{self.curriculum_shape}' is for a curriculum, but there is none; give "
+                "curriculum_start and curriculum_fraction, or leave it out"
+            )
         if (self.curriculum_start is None) != (self.curriculum_fraction == 0):
             raise ValueError(
                 "a curriculum needs both its start and its fraction of the steps, but got curriculum_start="
@@ -246,7 +317,16 @@ class DepthConfig(Config):
 class RecurrenceConfig(DepthConfig):
     """Loop counts in training, with their mean µ_rec (`mean`)."""
 
-    mean: Recurrence = 4
+    mean: MeanRecurrence = 4
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        if self.sampling == "fixed" and not isinstance(self.mean, int):
+            raise ValueError(
+                f"sampling: fixed runs T = µ_rec whole loops, but µ_rec is {self.mean}; choose a whole number, or draw "
+                "loops per-sequence or per-batch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:
@@ -259,8 +339,14 @@ class RecurrenceConfig(DepthConfig):
 
     def mean_at(self, progress: float) -> float:
         """Return the mean once the fraction `progress` of the steps is done."""
+        for phase in self.phases:
+            if progress < phase.until:
+                return float(phase.mean)
         if self.curriculum_start is None or progress >= self.curriculum_fraction:
             return float(self.mean)
+        if self.curriculum_shape == "sqrt":
+            grown = math.sqrt(progress / self.curriculum_fraction)
+            return self.curriculum_start + (self.mean - self.curriculum_start) * grown
         return self.curriculum_start + (self.mean - self.curriculum_start) * progress / self.curriculum_fraction
 
     @property
@@ -451,7 +537,7 @@ class EvaluationConfig(Config):
 
 
 def check_fixed_depth(
-    model: ModelConfig, means: tuple[int, ...], depth: DepthConfig, evaluation: EvaluationConfig
+    model: ModelConfig, means: tuple[float, ...], depth: DepthConfig, evaluation: EvaluationConfig
 ) -> None:
     """Raise ValueError if `model` is the fixed-depth Transformer and the other arguments ask for loops."""
     if model.is_looped:

@@ -1,14 +1,13 @@
 """Validation loss at many recurrences, in one pass over the loops: of rows, and of documents each by itself."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from isoloop.trainer.distributed import Ranks
-from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.language_model import LanguageModel
 
 EVALUATION_BATCH = 64
@@ -50,10 +49,25 @@ def evaluate(
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0, separator)):
-            total[i] += mean_cross_entropy(x, model.embedding.weight, targets).double() * targets.numel()
+            total[i] += model.cross_entropy(x, targets).double() * targets.numel()
             heartbeat()
     total = ranks.sum(total) / (windows.shape[0] * (windows.shape[1] - 1))
     return dict(zip(depths, total.tolist(), strict=True))
+
+
+def recurrences_around(mean: float) -> tuple[int, ...]:
+    """Return the whole numbers of loops T whose losses give the loss at T = `mean` loops: it, or the two around it."""
+    low = math.floor(mean)
+    return (low,) if low == mean else (low, low + 1)
+
+
+def loss_at_mean(losses: Mapping[int, float], mean: float) -> float:
+    """Return the loss in nats per token at T = `mean` loops, given those at `recurrences_around` it.
+
+    A fraction, such as 1.5, is the loss where as many sequences run 2 loops, and the others 1, that the mean is 1.5.
+    """
+    low, share = math.floor(mean), mean - math.floor(mean)
+    return losses[low] if share == 0 else (1 - share) * losses[low] + share * losses[low + 1]
 
 
 @torch.no_grad()
@@ -93,7 +107,7 @@ def evaluate_documents(
         tokens, targets = rows[:, :-1], rows[:, 1:].flatten()[places]
         h0 = model.initial_state([_STATE_SEED + number for number in numbers], model.config.context)
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0[:, : tokens.shape[1]])):
-            nats = mean_cross_entropy(x.flatten(0, 1)[places], model.embedding.weight, targets)
+            nats = model.cross_entropy(x.flatten(0, 1)[places], targets)
             total[i] += nats.double() * len(places)
             heartbeat()
     total = ranks.sum(total) / sum(len(document) - 1 for document in documents)

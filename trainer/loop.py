@@ -29,11 +29,19 @@ from isoloop.trainer.config import ExecutionConfig, RunSpec
 from isoloop.trainer.data.batches import tokens_per_pass, validation_documents, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
-from isoloop.trainer.evaluate import EVALUATION_BATCH, bits_per_byte, evaluate, evaluate_documents, tokens_per_byte
+from isoloop.trainer.evaluate import (
+    EVALUATION_BATCH,
+    bits_per_byte,
+    evaluate,
+    evaluate_documents,
+    loss_at_mean,
+    recurrences_around,
+    tokens_per_byte,
+)
 from isoloop.trainer.files import sole_owner, write_atomically
 from isoloop.trainer.model.build import build_model, check_mask, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
-from isoloop.trainer.model.pretrained import save_published
+from isoloop.trainer.model.pretrained import has_published_layout, save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
 from isoloop.trainer.run.best import BestStep
 from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, trunk_counts
@@ -216,7 +224,7 @@ def _run_training(
         metrics: dict[str, float] = {}
         if steps_done in validation_steps:
             with speed.paused():
-                validation_loss = validate({mean})[mean]
+                validation_loss = loss_at_mean(validate(recurrences_around(mean)), mean)
             metrics |= {"validation_loss": validation_loss} if math.isfinite(validation_loss) else {}
             if steps_done in best_steps and validation_loss < (math.inf if best is None else best.loss):
                 best = BestStep.of(steps_done, validation_loss, model if ranks.is_first else None)
@@ -242,7 +250,8 @@ def _run_training(
             return None
 
     # Final evaluation
-    losses = {} if reason else validate({*spec.evaluation.recurrences, mean})
+    final_recurrences = {*spec.evaluation.recurrences, *recurrences_around(mean)}
+    losses = {} if reason else validate(final_recurrences)
     if not all(map(math.isfinite, losses.values())):
         reason = f"validation loss is not finite after step {steps_done}{_radius_note(model)}: {losses}"
 
@@ -254,7 +263,7 @@ def _run_training(
         result = result.model_copy(update={"dropped_tokens": dropped})
     if result.loss is not None and spec.evaluation.documents is not None:
         result = result.model_copy(update=_document_fields(spec, corpus, model, execution, ranks, heartbeat))
-    is_publishable = spec.model.residual_scale is None  # the published layout has no such scale
+    is_publishable = has_published_layout(spec.model)
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
     elif ranks.is_first:
@@ -267,12 +276,12 @@ def _run_training(
             if ranks.is_first:
                 model.load_state_dict(best.weights)
             ranks.broadcast_weights(model)
-            at_best = validate({*spec.evaluation.recurrences, mean})
-            if math.isfinite(at_best[mean]):
+            at_best = validate(final_recurrences)
+            if math.isfinite(loss_at_mean(at_best, mean)):
                 best_step, best_losses = best.step, {t: loss for t, loss in at_best.items() if math.isfinite(loss)}
             if ranks.is_first and spec.evaluation.keep_best and is_publishable:
                 save_published(folder / "best-model", model, spec.recurrence)
-        best_fields = {"best_loss": best_losses[mean], "best_step": best_step, "best_losses": best_losses}
+        best_fields = {"best_loss": loss_at_mean(best_losses, mean), "best_step": best_step, "best_losses": best_losses}
         result = result.model_copy(update=best_fields)
     journal.event(result.status, step=steps_done, reason=reason)
     journal.close()
@@ -401,17 +410,17 @@ def _document_fields(
     documents = validation_documents(corpus, context=spec.model.context, count=spec.evaluation.documents)
     mean, batch = spec.recurrence.mean, execution.micro_batch or EVALUATION_BATCH
     with _autocast(spec, execution):
-        losses = evaluate_documents(
-            model, documents, {*spec.evaluation.recurrences, mean}, ranks=ranks, batch=batch, heartbeat=heartbeat
-        )
+        recurrences = {*spec.evaluation.recurrences, *recurrences_around(mean)}
+        losses = evaluate_documents(model, documents, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
     finite = {recurrence: loss for recurrence, loss in losses.items() if math.isfinite(loss)}
-    if mean not in finite:
+    at_mean = loss_at_mean(losses, mean)
+    if not math.isfinite(at_mean):
         return {"document_losses": finite}
     density = tokens_per_byte(np.concatenate([document[1:] for document in documents]), corpus.token_bytes)
     return {
         "document_losses": finite,
-        "perplexity": math.exp(losses[mean]),
-        "document_bits_per_byte": bits_per_byte(losses[mean], density),
+        "perplexity": math.exp(at_mean),
+        "document_bits_per_byte": bits_per_byte(at_mean, density),
     }
 
 
@@ -452,7 +461,7 @@ def _build_result(
     """Build the run's result; `density` is in tokens per byte, and a `reason` means that the run diverged."""
     sequences, tokens = steps * spec.batch, steps * spec.tokens_per_step
     forward, backward = counts["forward_loops"] / sequences, counts["backward_loops"] / sequences
-    loss = None if reason else losses[spec.recurrence.mean]
+    loss = None if reason else loss_at_mean(losses, spec.recurrence.mean)
     radius = model.spectral_radius()
     flops = flops_spent(spec.model, spec.recurrence, tokens, forward, backward)
     return RunResult(

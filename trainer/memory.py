@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from isoloop.trainer.accounting import MLP_FACTOR, block_cost, count_parameters
-from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.config import LOG_NORMAL_SIGMA, ModelConfig, RecurrenceConfig
 
 Precision = Literal["float32", "bfloat16"]
 MuonVariant = Literal["torch", "released"]
@@ -74,7 +74,8 @@ class _Kept(NamedTuple):
 class _Footprint(NamedTuple):
     """Bytes that depend on the model and the precision only; in total unless a comment says per token."""
 
-    table: int  # the token table
+    table: int  # the token table, or the matrix of an untied head
+    tied_table: int  # the token table if the head is tied: its gradient waits for that of the embedding
     weights: int
     gradients: int
     optimizer: int  # without `mean_squares`
@@ -140,7 +141,7 @@ def estimate_memory(
     rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
     head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
     updating = max(3 * size.table, STACK_BYTES[muon] * size.stacked)
-    working = max(size.table + tokens * size.state + max(head, flowing), updating - activations)
+    working = max(tokens * size.state + max(size.table + head, size.tied_table + flowing), updating - activations)
     packed = max(0, size.gradients - activations - working) if processes > 1 else 0
     return Memory(
         weights=size.weights,
@@ -210,9 +211,12 @@ def largest_micro_batch(
 
 def _max_gradient_loops(recurrence: RecurrenceConfig) -> int:
     """Return the most loops with gradient of a sequence; draws beyond 5 standard deviations don't fill a batch."""
-    mean = recurrence.mean
-    most_drawn = mean if recurrence.sampling == "fixed" else math.ceil(mean + 5 * math.sqrt(mean))
-    return min(recurrence.gradient_loops, most_drawn)
+    if recurrence.sampling == "fixed":
+        return min(recurrence.gradient_loops, math.ceil(recurrence.mean))
+    rate = float(recurrence.mean)
+    if recurrence.distribution == "log-normal-poisson":
+        rate = 1 + rate * math.exp(5 * LOG_NORMAL_SIGMA)
+    return min(recurrence.gradient_loops, math.ceil(rate + 5 * math.sqrt(rate)))
 
 
 @lru_cache(maxsize=1024)
@@ -233,7 +237,7 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     outside, loop = sum(blocks[: model.core.start], coda) + _Kept(norm), _Kept(0)
     held = 2 * state  # the normed final state and h_0
     if model.is_looped:
-        outside += _Kept(d * product + (norm if model.prelude_norm else 0))  # the input of W_C
+        outside += _Kept(d * product + norm * (model.prelude_norm + model.loop_norm))  # the input of W_C
         drive, loop, injection_matrix = _injection(model, product)
         outside, loop = outside + drive, loop + core
         other_matrices += d * d + injection_matrix
@@ -249,6 +253,7 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     counted = count_parameters(model)
     return _Footprint(
         table=counted.token_table * FLOAT,
+        tied_table=counted.token_table * FLOAT if model.tied_head else 0,
         weights=(counted.total + model.context * model.head_width) * FLOAT,
         gradients=counted.total * FLOAT,
         optimizer=(2 * counted.total - sum(products)) * FLOAT,

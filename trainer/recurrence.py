@@ -1,11 +1,12 @@
 """Loop counts of the sequences of a training step: a pure function of (seed, step)."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoloop.trainer.config import RecurrenceConfig
+from isoloop.trainer.config import LOG_NORMAL_SIGMA, RecurrenceConfig
 
 _DEPTH_STREAM = 1
 
@@ -13,7 +14,7 @@ _DEPTH_STREAM = 1
 def sample_recurrences(
     recurrence: RecurrenceConfig, *, batch: int, seed: int, step: int, steps: int
 ) -> NDArray[np.int64]:
-    """Draw T_i >= 1 for each sequence of the global batch of `step` (0-based, of `steps`).
+    """Draw T_i >= 1 for each sequence of the global batch of `step` (0-based, of `steps`); see `DepthConfig`.
 
     The whole global batch is drawn at once, so the loops don't depend on the number of ranks.
 
@@ -24,8 +25,8 @@ def sample_recurrences(
     if recurrence.sampling == "fixed":
         return np.full(batch, round(mean), dtype=np.int64)
     generator = np.random.Generator(_bit_generator(seed, step))
-    loops = generator.poisson(mean, size=batch if recurrence.sampling == "per-sequence" else 1)
-    return np.broadcast_to(np.maximum(loops, 1).astype(np.int64), (batch,)).copy()
+    loops = _drawn(recurrence, generator, mean, batch if recurrence.sampling == "per-sequence" else 1)
+    return np.broadcast_to(loops, (batch,)).copy()
 
 
 class RecurrenceSampler:
@@ -39,7 +40,7 @@ class RecurrenceSampler:
 
     def sample(self, recurrence: RecurrenceConfig, *, batch: int, seed: int, steps: range) -> NDArray[np.int64]:
         """Return the loops of `steps`, shape [steps, batch], or [steps, 1] where all sequences of a batch share one."""
-        assert recurrence.curriculum_start is None, "under a curriculum, loops depend on the number of steps of a run"
+        assert recurrence.is_constant, "where the mean changes, loops depend on the number of steps of a run"
         if recurrence.sampling == "fixed":
             return np.full((len(steps), 1), recurrence.mean, dtype=np.int64)
         loops = np.empty((len(steps), batch if recurrence.sampling == "per-sequence" else 1), dtype=np.int64)
@@ -50,8 +51,16 @@ class RecurrenceSampler:
             if state is None:
                 state = self._states[seed, step] = _bit_generator(seed, step).state
             bits.state = state
-            row[:] = generator.poisson(mean, size)
-        return np.maximum(loops, 1, out=loops)
+            row[:] = _drawn(recurrence, generator, mean, size)
+        return loops
+
+
+def _drawn(recurrence: RecurrenceConfig, generator: np.random.Generator, mean: float, size: int) -> NDArray[np.int64]:
+    """Draw loops around `mean`, [size]."""
+    if recurrence.distribution == "poisson":
+        return np.maximum(generator.poisson(mean, size), 1).astype(np.int64)
+    rates = generator.lognormal(math.log(mean) - LOG_NORMAL_SIGMA**2 / 2, LOG_NORMAL_SIGMA, size)
+    return 1 + generator.poisson(rates).astype(np.int64)
 
 
 def _bit_generator(seed: int, step: int) -> np.random.PCG64:

@@ -27,6 +27,8 @@ from isoloop.fitting.laws.registry import law_named
 
 _NOISE_DRAWS = 10
 """Draws of the noise for each draw of the parameters in the interval of a measured loss."""
+DEGENERATE = "the losses do not tell its parameters apart"
+"""Reason of a fit along whose valley the parameters are free, which its refits don't show."""
 _PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 _ELEMENTS_AT_ONCE = 30_000_000
 """Drawn losses that are held in memory together."""
@@ -296,7 +298,7 @@ def _reasons(
         if not fitted.at_bound and (low <= law_parameter.lower + span or high >= law_parameter.upper - span):
             reasons.append(f"the interval of {fitted.name} ends at a bound, so the losses hardly limit it there")
     if estimate.degenerate:
-        reasons.append("the losses do not tell its parameters apart")
+        reasons.append(DEGENERATE)
     elif not estimate.converged:
         reasons.append("the search ran out of steps")
     rows, free = len(estimate.residuals), len(parameters)

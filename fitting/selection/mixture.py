@@ -9,7 +9,7 @@ import numpy as np
 
 from isoloop.fitting.cost import Cost
 from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind, interval
-from isoloop.fitting.estimation.law_fit import LawFit, fit_law, interval_of_losses
+from isoloop.fitting.estimation.law_fit import DEGENERATE, LawFit, fit_law, interval_of_losses
 from isoloop.fitting.estimation.noise import NoiseModel, noise_model
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.estimation.point_estimate import point_estimate
@@ -103,7 +103,8 @@ def mixture_beside(first: LawFit, fit: Callable[[Law], LawFit], columns: Collect
     """Return the mixture of `first` and the laws beside it, fitted by `fit` to the same rows as `first`.
 
     They are the law that extends it and its alternatives, as far as `columns`, those of a model to predict, have what
-    they read. Where none of them can be fitted, `first` is alone.
+    they read, and alternatives only if the losses tell their parameters apart: the loop-term law needs three sizes.
+    Where none of them can be fitted, `first` is alone.
     """
     laws, reasons = [first], []
     for law in laws_beside(first.form):
@@ -111,9 +112,15 @@ def mixture_beside(first: LawFit, fit: Callable[[Law], LawFit], columns: Collect
             reasons.append(f"the {law.name} law reads {', '.join(unknown)}, which models to predict don't have")
             continue
         try:
-            laws.append(fit(law))
+            fitted = fit(law)
         except ValueError as error:
             reasons.append(str(error))
+            continue
+        # Refits stay where the search ended in a valley. A law that contains the first one may, another can't.
+        if DEGENERATE in fitted.reasons and law.name in first.form.alternatives:
+            reasons.append(f"the {law.name} law is left out, since {DEGENERATE}")
+        else:
+            laws.append(fitted)
     return law_mixture(laws, not_fitted="; ".join(reasons))
 
 

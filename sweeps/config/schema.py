@@ -30,13 +30,13 @@ from isoloop.trainer.config import (
     DepthConfig,
     EvaluationConfig,
     Initialisation,
+    MeanRecurrence,
     ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
-    Recurrence,
     ScheduleConfig,
     StrictInt,
     StrictNumber,
@@ -189,7 +189,7 @@ class _Place(Config):
 
     budget: PositiveFloat | None = None
     tokens: PositiveInt | None = None
-    mean_recurrence: Recurrence | None = None
+    mean_recurrence: MeanRecurrence | None = None
 
 
 def _checked_point(point: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -230,7 +230,7 @@ class SweepConfig(RunSettings):
     name: Annotated[str, Field(pattern=f"^{SWEEP_NAME}$"), AfterValidator(_refuse_file_name)]
     budgets: Annotated[tuple[PositiveFloat, ...], NotEmpty, Distinct] | None = None
     tokens: Annotated[tuple[PositiveInt, ...], NotEmpty, Distinct] | None = None
-    mean_recurrences: Annotated[tuple[Recurrence, ...], NotEmpty, Distinct] | None = None
+    mean_recurrences: Annotated[tuple[MeanRecurrence, ...], NotEmpty, Distinct] | None = None
     around: CentredGridConfig | None = None
     points: tuple[Annotated[Mapping[str, Any], AfterValidator(_checked_point)], ...] = ()
     axes: Mapping[str, AxisValues] = {}

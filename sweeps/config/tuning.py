@@ -9,10 +9,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from isoloop.sweeps.config.fields import Distinct, NotEmpty, SecretUri
 from isoloop.trainer.config import (
     Config,
+    MeanRecurrence,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Recurrence,
     StrictNumber,
 )
 
@@ -97,12 +97,12 @@ class TuneConfig(Config):
     """
 
     budgets: Annotated[tuple[PositiveFloat, ...], NotEmpty, Distinct] | None = None
-    mean_recurrences: Annotated[tuple[Recurrence, ...], NotEmpty, Distinct] | None = None
+    mean_recurrences: Annotated[tuple[MeanRecurrence, ...], NotEmpty, Distinct] | None = None
     sizes: Annotated[tuple[str, ...], NotEmpty, Distinct] | None = None
     space: Annotated[Mapping[str, Dimension], Field(min_length=1)] | None = None
     trials: PositiveInt = 24
     parallel: PositiveInt | None = None
-    mean_recurrence: Recurrence | None = None
+    mean_recurrence: MeanRecurrence | None = None
     seed: NonNegativeInt = 0
     validations: NonNegativeInt = 4
     pruner: Literal["median", "none"] = "median"

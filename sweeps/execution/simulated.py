@@ -64,7 +64,7 @@ def _draw_result(
     mean = spec.recurrence.mean
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "little"))
     recurrences = sorted({*spec.evaluation.recurrences, mean})
-    losses = {int(t): loss for t, loss in draw_losses(truth, mean, spec.tokens, recurrences, rng).items()}
+    losses = draw_losses(truth, mean, spec.tokens, recurrences, rng)
     # Write the journal, over the time that the run takes.
     journal = Journal(folder / "journal.jsonl")
     first = 0
@@ -104,7 +104,7 @@ def _draw_result(
         backward_loops=backward,
         **flops,
         loss=losses[mean],
-        losses=losses,
+        losses={int(t): loss for t, loss in losses.items() if float(t).is_integer()},
         bits_per_byte=None,
         spectral_radius=None,
         seconds=0.0,

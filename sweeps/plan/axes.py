@@ -61,7 +61,7 @@ class Point:
 
     budget: float | None
     tokens: int | None
-    mean_recurrence: int
+    mean_recurrence: float
     settings: RunSettings
     axes: dict[str, Any]
 

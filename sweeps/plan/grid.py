@@ -118,7 +118,7 @@ class Cell:
         return self.seconds * (1 - self.origin.step / self.spec.steps)
 
     @property
-    def mean_recurrence(self) -> int:
+    def mean_recurrence(self) -> float:
         """µ_rec."""
         return self.spec.recurrence.mean
 
@@ -285,7 +285,7 @@ def _by_rule(left_out: Sequence[LeftOutCell]) -> list[str]:
 class _Variant:
     """The settings of a run and a mean recurrence, with all that their cells share: only budget or tokens differ."""
 
-    def __init__(self, sweep: SweepConfig, settings: RunSettings, mean: int, corpus: PlannedCorpus) -> None:
+    def __init__(self, sweep: SweepConfig, settings: RunSettings, mean: float, corpus: PlannedCorpus) -> None:
         self.sweep, self.settings, self.corpus = sweep, settings, corpus.at(settings.model.context)
         self.recurrence = _recurrence(settings.depth, mean)
         self.loops = _loop_cost(settings.model, sweep.accounting)
@@ -331,7 +331,7 @@ class _Planner:
 
     def __init__(self, sweep: SweepConfig, corpus_of: CorpusLookup, rates: TunedRates | None) -> None:
         self._sweep, self._corpus_of, self._rates, self._drawn = sweep, corpus_of, rates, _DrawnLoops()
-        self._variants: dict[tuple[RunSettings, int], _Variant] = {}
+        self._variants: dict[tuple[RunSettings, float], _Variant] = {}
         self._law = None  # as part of a run's id; no loss depends on the speed
         if sweep.simulation is not None:
             self._law = sweep.simulation.model_dump_json(exclude={"flops_per_second"})
@@ -441,7 +441,7 @@ def _too_little_text(
 
 # Many cells share these results. Configurations are frozen, so they can be keys of a cache.
 @cache
-def _recurrence(depth: DepthConfig, mean: int) -> RecurrenceConfig:
+def _recurrence(depth: DepthConfig, mean: float) -> RecurrenceConfig:
     try:
         return RecurrenceConfig(mean=mean, **depth.model_dump())
     except ValidationError as error:
@@ -468,7 +468,7 @@ class _DrawnLoops:
     def are_worth_drawing(recurrence: RecurrenceConfig, batch: int, steps: int, accounting: Accounting) -> bool:
         """Return whether the loops of a run of about `steps` steps should be drawn."""
         draws = steps * (1 if recurrence.sampling == "per-batch" else batch)
-        return accounting == "exact" and recurrence.curriculum_start is None and draws <= MOST_DRAWS
+        return accounting == "exact" and recurrence.is_constant and draws <= MOST_DRAWS
 
     def closest_steps(
         self, recurrence: RecurrenceConfig, settings: RunSettings, steps: int, budget: float, loop_cost: LoopCost

@@ -19,7 +19,7 @@ from isoloop.trainer.accounting import Accounting, expected_loops
 _SAME = 0.01
 """Budgets within this fraction of one another are one."""
 _NEW_SUFFIX = "-designed"
-Place = tuple[str, int, float]
+Place = tuple[str, float, float]
 """The name of a size (empty where all runs have one), a mean recurrence, and a budget in FLOPs."""
 
 
@@ -145,7 +145,7 @@ def next_sweep(sweep: SweepConfig, chosen: Sequence[tuple[Cell, int]], *, extend
 
 def planned_cost_table(cells: NextCells, accounting: Accounting) -> list[dict[str, Any]]:
     """Return rows with the columns of a run table that costs are made from, one for each model of the cells."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
     for cell in cells.cells:
         forward, backward = expected_loops(cell.spec.recurrence, accounting)
         rows[_place(cell)[:2]] = {

@@ -142,7 +142,7 @@ def tuned_rates(sweep: SweepConfig, folders: Folders) -> TunedRates | None:
     return rates
 
 
-def rate_features(model: ModelConfig, *, flops: float, mean_recurrence: int) -> dict[str, float]:
+def rate_features(model: ModelConfig, *, flops: float, mean_recurrence: float) -> dict[str, float]:
     """Return what the best rates depend on: FLOPs, µ_rec, and the distinct parameters without embeddings."""
     counted = count_parameters(model)
     params = counted.effective_fixed + counted.effective_per_loop

@@ -134,7 +134,7 @@ def _run_table(plan: Plan, done: "Results") -> "Table":
     columns = ["µ", "µ_bwd", "budget", *names, *rates, "tokens", "steps", "FLOPs", "epochs", "memory"]
     table = _table([*columns, *(["GPUs"] if shares else []), "time", ""])
 
-    def position(cell: Cell) -> tuple[str, float, int, int]:
+    def position(cell: Cell) -> tuple[str, float, float, int]:
         return cell.group, cell.budget or cell.spec.tokens, cell.mean_recurrence, cell.spec.seed
 
     for cell in sorted(plan.cells, key=position):

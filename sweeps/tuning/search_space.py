@@ -83,8 +83,8 @@ class SearchSpace:
 
     sweep: SweepConfig
     size: tuple[str, float]
-    mean_recurrence: int
-    grid_recurrences: tuple[int, ...]
+    mean_recurrence: float
+    grid_recurrences: tuple[float, ...]
     fixed: SettingChanges
     dimensions: Mapping[str, Dimension]
     base: Cell
@@ -148,7 +148,7 @@ class SearchSpace:
         return math.prod(map(len, choices)) if len(choices) == len(self.dimensions) else None
 
     def cell(
-        self, values: TrialValues, *, labels: Mapping[str, Any] | None = None, mean_recurrence: int | None = None
+        self, values: TrialValues, *, labels: Mapping[str, Any] | None = None, mean_recurrence: float | None = None
     ) -> Cell | str:
         """Return the run of `values`, or the reason if it can't be run.
 
@@ -202,7 +202,7 @@ class SearchSpace:
         ]
 
 
-def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...]]:
+def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[float, ...]]:
     """Return the sweep with one point instead of its grid, and the mean recurrences of the grid, ascending.
 
     The point has the smallest budget, the mean recurrence to tune at, and the first entry of each axis.
@@ -236,7 +236,7 @@ def reduce_to_one_point(sweep: SweepConfig) -> tuple[SweepConfig, tuple[int, ...
 
 
 def make_search_space(
-    sweep: SweepConfig, grid_recurrences: tuple[int, ...], base: Cell, corpus_of: CorpusLookup
+    sweep: SweepConfig, grid_recurrences: tuple[float, ...], base: Cell, corpus_of: CorpusLookup
 ) -> SearchSpace:
     """Return the search space of `isoloop tune`.
 

@@ -31,7 +31,7 @@ class CheckRun:
         reason: why there is no loss.
     """
 
-    mean_recurrence: int
+    mean_recurrence: float
     factor: float
     seed: int
     cell: Cell | None
@@ -52,7 +52,7 @@ class CheckRun:
 class Verdict:
     """A statement on the best settings at one mean recurrence; `holds` is None if the check can't tell."""
 
-    mean_recurrence: int
+    mean_recurrence: float
     holds: bool | None
     text: str
 
@@ -98,7 +98,7 @@ class TransferCheck:
             for mean in sorted({run.mean_recurrence for run in self.runs})
         ]
 
-    def _verdict(self, mean: int, runs: Mapping[float, CheckRun]) -> Verdict:
+    def _verdict(self, mean: float, runs: Mapping[float, CheckRun]) -> Verdict:
         best = runs[1.0]
         rivals = [run for factor, run in runs.items() if factor != 1 and run.loss is not None]
         holds: bool | None = None
@@ -134,7 +134,7 @@ def runs_to_check(space: SearchSpace, best: Trial) -> list[CheckRun]:
     ]
 
 
-def _check_run(space: SearchSpace, best: Trial, mean: int, factor: float, seed: int) -> CheckRun:
+def _check_run(space: SearchSpace, best: Trial, mean: float, factor: float, seed: int) -> CheckRun:
     values = dict(best.values)
     if factor != 1:
         rates = [LEARNING_RATE]

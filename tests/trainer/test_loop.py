@@ -240,6 +240,27 @@ def test_one_depth_for_all_and_a_curriculum_train(spec, corpus, tmp_path):
     assert result.status == "finished"
 
 
+def test_a_fractional_mean_has_the_loss_between_whole_loops(spec, corpus, tmp_path):
+    recurrence = RecurrenceConfig(mean=2.25, phases=({"until": 0.5, "mean": 1},))
+    result = train(spec.model_copy(update={"recurrence": recurrence}), corpus, tmp_path)
+    assert {2, 3} <= result.losses.keys()
+    assert result.loss == pytest.approx(0.75 * result.losses[2] + 0.25 * result.losses[3], rel=1e-12)
+    assert read_result(tmp_path) == result
+    assert load_published(tmp_path / "model")[1].mean == 2.25
+
+
+def test_rdm_as_published_trains(spec, corpus, tmp_path):
+    """Scaled embeddings, a second norm behind the loop, and loops drawn about a log-normal rate."""
+    width = spec.model.width
+    model = {"injection": "concat", "block": "residual-norm", "prelude_norm": False, "loop_norm": True}
+    model |= {"embedding_scale": width**0.5}
+    recurrence = RecurrenceConfig(mean=3, distribution="log-normal-poisson", sampling="per-batch")
+    changed = {"model": spec.model.model_copy(update=model), "recurrence": recurrence}
+    result = train(spec.model_copy(update=changed), corpus, tmp_path)
+    assert result.status == "finished"
+    assert result.forward_loops > 3
+
+
 def test_a_crash_goes_on_from_the_last_checkpoint(spec, corpus, uninterrupted, tmp_path):
     """Steps behind the checkpoint run again, to the same numbers, and stand in the journal once."""
 
@@ -312,8 +333,8 @@ def poison(spec, corpus, monkeypatch):
     def in_steps(*steps):
         seeds = [load_share(spec, batch_reader(spec, corpus), Ranks(), step).state_seeds for step in steps]
 
-        def accumulate(spec, model, share, *others):
-            stats = whole(spec, model, share, *others)
+        def accumulate(spec, model, share, *more):
+            stats = whole(spec, model, share, *more)
             if share.state_seeds in seeds:
                 model.final_norm.weight.grad[3] = math.inf
             return stats

@@ -15,7 +15,7 @@ from isoloop.trainer.model.transformer import Transformer
 MAX_GRAPHS = 16
 
 
-def build_model(config: ModelConfig, *, mean_recurrence: int = 1, recompute_loops: bool = False) -> LanguageModel:
+def build_model(config: ModelConfig, *, mean_recurrence: float = 1, recompute_loops: bool = False) -> LanguageModel:
     """Build the model that `config` describes; its weights aren't drawn yet.
 
     `mean_recurrence` (µ_rec) matters only for `config.residual_scale`.

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.injection import ConcatInjection, make_injection
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 from isoloop.trainer.model.layers import RMSNorm, init_matrix, truncated_normal
@@ -77,7 +76,7 @@ class Parcae(LanguageModel):
             constants = {layer: value.detach() for layer, value in values.items()}
             h = self._loop(h, drive.detach(), constants, loops - with_gradient, mask).h
         final = self._loop(h, drive, values, with_gradient, mask)
-        nats = mean_cross_entropy(self._after_loop(final.h, values, mask), self.embedding.weight, targets)
+        nats = self.cross_entropy(self._after_loop(final.h, values, mask), targets)
         return StepLoss(nats, final.norm.mean(), (final.change / final.norm).mean())
 
     def final_states(
@@ -99,7 +98,7 @@ class Parcae(LanguageModel):
     def _before_loop(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
         values = self._value_embeddings(tokens)
-        x = self.run_blocks(self.prelude, 0, self.embedding(tokens), self.rotary, values, mask)
+        x = self.run_blocks(self.prelude, 0, self._embedded(tokens), self.rotary, values, mask)
         return self.injection.drive(self.prelude_norm(x)), values
 
     def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
@@ -132,6 +131,7 @@ class Parcae(LanguageModel):
 
     def _after_loop(self, h: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run W_C, coda and final norm; return [batch, tokens, width]."""
+        h = self.final_norm(h) if self.config.loop_norm else h
         x = self.state_to_width(h).to(h.dtype)
         return self.final_norm(self.run_blocks(self.coda, self.config.core.stop, x, self.rotary, values, mask))
 

@@ -48,6 +48,9 @@ def why_no_branch(spec: RunSpec, *, sees_text_again: bool) -> str | None:
             "muon_weight_decay_schedule='run'); set optimizer.muon_weight_decay_schedule to rate, with which it falls "
             "as the learning rate does, or optimizer.muon_weight_decay to 0"
         )
+    if recurrence.phases:
+        ends = ", ".join(f"{phase.until:g}" for phase in recurrence.phases)
+        return f"the phases (depth.phases, until {ends}) end after fractions of the run's steps; leave them out"
     if recurrence.curriculum_start is not None:
         return (
             f"the curriculum (depth.curriculum_start={recurrence.curriculum_start}) grows over a fraction of the run's "

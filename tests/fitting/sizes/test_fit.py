@@ -111,6 +111,17 @@ def test_a_truth_of_another_form_is_found_by_the_weights_of_the_laws(law: str, p
     assert (fit.phi is None) == (law == "loop-term")
 
 
+def test_a_law_whose_parameters_the_losses_do_not_tell_apart_is_not_weighed() -> None:
+    """Two sizes give A N^-alpha two values, which any alpha fits; its refits would all stay at one of them."""
+    runs = simulate_sizes(sizes=("140m", "770m"), budgets=BUDGETS, mean_recurrences=(*LOOPS, 12.0))
+    form = law_named("loop-term")
+    noise = 1e-3 * np.random.default_rng(1).standard_normal(len(runs))
+    loss = form.loss(np.array([1.7, 90.0, 0.12, 190.0, 0.29, 0.8, 0.26]), law_data(runs)) * np.exp(noise)
+    fit = fit_sizes(runs.assign(loss=loss), name="two", draws=40, through_budgets=False)
+    assert "loop-term" not in {law.form.name for law in fit.laws.laws}
+    assert any("depart from the iso-depth law" in caveat for caveat in fit.caveats)
+
+
 def test_each_measured_size_has_its_best_model_and_a_chance(fit: SizesFit) -> None:
     point = fit.point(16e18)
     assert sum(size.chance or 0.0 for size in point.sizes) == pytest.approx(1)

@@ -107,7 +107,7 @@ def test_overrides(tmp_path):
         ({"model": "141m"}, "size must be one of 140m, 370m, 770m, 1.3b, but got '141m'"),
         ({"model": {"sixe": "140m"}}, "model.sixe: must be a known key; did you mean 'size'?"),
         ({"model": {"injection": "none"}}, "its mean recurrence must be 1, its sampling 'fixed'"),
-        ({**FIXED, "model": {"injection": "none", "prelude_norm": False}}, "has no prelude norm"),
+        ({**FIXED, "model": {"injection": "none", "prelude_norm": False}}, "has no norm around a loop"),
         ({**FIXED, "model": {"injection": "none", "state_init": "zero"}}, "no initial state to choose"),
         ({**FIXED, "depth": {"sampling": "fixed", "backprop_depth": 2}}, "has no loops to carry gradient"),
         ({**FIXED, "resources": {"activation_checkpointing": True}}, "has no loop; leave it out"),

@@ -19,6 +19,7 @@ VARIANTS = {
     "residual norms": {"injection": "concat", "prelude_norm": False, "block": "residual-norm"},
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
     "fixed depth": {"injection": "none"},
+    "untied": {"tied_head": False},
 }
 LOOPED = [name for name in VARIANTS if name != "fixed depth"]
 
@@ -304,13 +305,40 @@ def test_rotary_turns_interleaved_pairs():
     assert not turned[:, 2:].any()
 
 
-@pytest.mark.parametrize(("state_init", "std"), [("zero", 0.0), ("normal", 1.0), ("like-init", (2 / 160) ** 0.5)])
+@pytest.mark.parametrize(
+    ("state_init", "std"),
+    [("zero", 0.0), ("normal", 1.0), ("like-init", (2 / 160) ** 0.5), ("embed", 32**-0.5), ("unit", 1.0)],
+)
 def test_initial_state(state_init, std):
     model = Parcae(CONFIG.model_copy(update={"state_init": state_init}))
     state = model.initial_state(range(200), 12)
     assert state.shape == (200, 12, 32)
     assert state.std().item() == pytest.approx(std, rel=0.02)
     torch.testing.assert_close(model.initial_state([7, 3], 12), state[[7, 3]])  # each sequence has its own
+    if state_init == "unit":
+        torch.testing.assert_close(state.std(dim=-1), torch.ones(200, 12))
+        torch.testing.assert_close(state.mean(dim=-1), torch.zeros(200, 12), atol=1e-6, rtol=0)
+
+
+def test_a_scale_of_the_embedding_also_scales_the_state_that_is_drawn_like_it():
+    model, scaled = (build_model(CONFIG.model_copy(update={"embedding_scale": scale})) for scale in (None, 3.0))
+    for each in (model, scaled):
+        each.initialise(0)
+    torch.testing.assert_close(scaled.initial_state([1], 12), 3 * model.initial_state([1], 12))
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(scaled._embedded(tokens), 3 * model._embedded(tokens))
+    assert scaled.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_norm_behind_the_loop_is_the_final_norm_once_more():
+    model = build_model(CONFIG.model_copy(update={"loop_norm": True}))
+    model.initialise(0)
+    with torch.no_grad():
+        model.final_norm.weight.mul_(torch.linspace(0.5, 2, 32))
+    h, values = torch.randn(2, 12, 32), model._value_embeddings(torch.zeros(2, 12, dtype=torch.long))
+    plain = build_model(CONFIG)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model._after_loop(h, values), plain._after_loop(model.final_norm(h), values))
 
 
 def moved_by_an_update(mean, residual_scale):
@@ -378,3 +406,27 @@ def test_the_fast_forms_equal_the_plain_ones():
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         assert torch.equal(mlp(x), mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2))
+
+
+def test_an_untied_head_is_a_matrix_of_its_own_and_no_part_of_an_older_identity(step):
+    tokens, targets, h0 = step
+    model, loops = build("untied"), torch.full((5,), 2)
+    ((_, x),) = model.final_states(tokens, [2], h0)
+    ((_, logits),) = model.logits(tokens, [2], h0)
+    torch.testing.assert_close(logits, x @ model.head.weight.T)
+    expected = gradients(model, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert "tied_head" not in CONFIG.model_dump()
+
+
+@pytest.mark.parametrize("initialisation", ["paper", "released"])
+def test_an_untied_head_starts_as_the_token_table_does_and_changes_no_other_draw(initialisation):
+    tied, untied = (build_model(CONFIG.model_copy(update={"tied_head": tied})) for tied in (True, False))
+    for model in (tied, untied):
+        model.initialise(0, initialisation)
+    assert rms(untied.head.weight) == pytest.approx(rms(untied.embedding.weight), rel=0.05)
+    assert is_orthogonal(untied.head.weight) == (initialisation == "released")
+    assert not torch.equal(untied.head.weight, untied.embedding.weight)
+    drawn = untied.state_dict()
+    assert all(torch.equal(weight, drawn[name]) for name, weight in tied.state_dict().items())
