@@ -127,6 +127,8 @@ class ModelConfig(Config):
             blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
             arXiv:2606.18524). By default branches aren't scaled.
         tied_head: the output head is the token table. False gives the head a matrix of its own.
+        logit_soft_cap: c of logits c tanh(logits / c), in training and evaluation (Gemma 2, arXiv:2408.00118). None: no
+            cap.
     """
 
     width: PositiveInt = 16
@@ -146,6 +148,7 @@ class ModelConfig(Config):
     norm_eps: PositiveFloat = 1e-5
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
     tied_head: bool = Field(default=True, exclude_if=lambda value: value)
+    logit_soft_cap: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _check_residual_scale(self) -> Self:

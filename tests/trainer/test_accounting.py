@@ -26,6 +26,7 @@ SHAPES = {
     "concat": SMALL.model_copy(update={"injection": "concat", "prelude_norm": False}),
     "addition": SMALL.model_copy(update={"injection": "addition"}),
     "residual norms": SMALL.model_copy(update={"injection": "concat", "block": "residual-norm", "core_layers": 2}),
+    "capped": SMALL.model_copy(update={"logit_soft_cap": 2.0}),
     "untied": SMALL.model_copy(update={"tied_head": False}),
     "fixed depth": SMALL.model_copy(update={"injection": "none", "core_layers": 2}),
     "own": ModelConfig(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy
+from isoloop.trainer.model.head import mean_cross_entropy, soft_capped
 from isoloop.trainer.model.layers import (
     Attention,
     Block,
@@ -128,11 +128,11 @@ class LanguageModel(nn.Module, ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
         for recurrence, x in self.final_states(tokens, recurrences, h0, separator):
-            yield recurrence, F.linear(x, self.head_weight)
+            yield recurrence, soft_capped(F.linear(x, self.head_weight), self.config.logit_soft_cap)
 
     def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...]."""
-        return mean_cross_entropy(x, self.head_weight, targets)
+        return mean_cross_entropy(x, self.head_weight, targets, soft_cap=self.config.logit_soft_cap)
 
     @property
     def head_weight(self) -> Tensor:

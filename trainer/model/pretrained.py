@@ -46,7 +46,6 @@ _REQUIRED = {
     "mlp_class_name": "BaseMLP",
     "nonlin_name": "ReLU2",
     "qk_norm": True,
-    "logit_softcap": None,
     "clip_qkv": None,
     "padding_multiple": 64,
 }
@@ -191,6 +190,7 @@ def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dic
         "intermediate_size": 4 * model.width,
         **_REQUIRED,
         "tie_embeddings": model.tied_head,
+        "logit_softcap": model.logit_soft_cap,
         "block_class_name": _BLOCK_NAMES.get(model.block, model.block),
         "rope_settings": {"use_rope": True, "rope_condense_ratio": 1, "rope_base": model.rotary_base},
         "prelude_norm": model.prelude_norm,
@@ -252,6 +252,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
         block=ours.get(block, block),
         prelude_norm=content.get("prelude_norm", True) if looped else True,
         state_init=content["state_init"] if looped else "like-init",
+        logit_soft_cap=content.get("logit_softcap"),
         tied_head=content.get("tie_embeddings") is not False,
         rotary_base=(content.get("rope_settings") or {}).get("rope_base", 50_000.0),
     )

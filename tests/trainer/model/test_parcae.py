@@ -20,6 +20,7 @@ VARIANTS = {
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
     "fixed depth": {"injection": "none"},
     "untied": {"tied_head": False},
+    "capped": {"logit_soft_cap": 0.5},
 }
 LOOPED = [name for name in VARIANTS if name != "fixed depth"]
 
@@ -408,16 +409,20 @@ def test_the_fast_forms_equal_the_plain_ones():
         assert torch.equal(mlp(x), mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2))
 
 
-def test_an_untied_head_is_a_matrix_of_its_own_and_no_part_of_an_older_identity(step):
+@pytest.mark.parametrize("variant", ["untied", "capped"])
+def test_loss_and_logits_of_a_head_are_those_of_all_logits_at_once(step, variant):
     tokens, targets, h0 = step
-    model, loops = build("untied"), torch.full((5,), 2)
+    model, loops = build(variant), torch.full((5,), 2)
     ((_, x),) = model.final_states(tokens, [2], h0)
     ((_, logits),) = model.logits(tokens, [2], h0)
-    torch.testing.assert_close(logits, x @ model.head.weight.T)
+    if variant == "untied":
+        torch.testing.assert_close(logits, x @ model.head.weight.T)
+    else:
+        torch.testing.assert_close(logits, 0.5 * torch.tanh(x @ model.embedding.weight.T / 0.5))
     expected = gradients(model, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
-    assert "tied_head" not in CONFIG.model_dump()
+    assert not {"tied_head", "logit_soft_cap"} & CONFIG.model_dump().keys()
 
 
 @pytest.mark.parametrize("initialisation", ["paper", "released"])

@@ -21,6 +21,7 @@ MODELS = {
     "residual norms": {"injection": "concat", "block": "residual-norm"},
     "fixed depth": {"injection": "none"},
     "untied": {"tied_head": False},
+    "capped": {"logit_soft_cap": 15.0},
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
 }
 
