@@ -126,6 +126,8 @@ class ModelConfig(Config):
         residual_scale: λ by which each residual branch of the core is scaled to λ / (µ_rec sqrt(L_R)), for pre-norm
             blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
             arXiv:2606.18524). By default branches aren't scaled.
+        key_value_heads: heads of keys and values, each shared by heads / key_value_heads query heads (grouped-query
+            attention, arXiv:2305.13245). None: as many as heads.
         tied_head: the output head is the token table. False gives the head a matrix of its own.
         logit_soft_cap: c of logits c tanh(logits / c), in training and evaluation (Gemma 2, arXiv:2408.00118). None: no
             cap.
@@ -149,6 +151,7 @@ class ModelConfig(Config):
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    key_value_heads: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
     tied_head: bool = Field(default=True, exclude_if=lambda value: value)
     logit_soft_cap: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
     z_loss: NonNegativeFloat = Field(default=0.0, exclude_if=lambda value: value == 0)
@@ -173,6 +176,16 @@ class ModelConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _check_key_value_heads(self) -> Self:
+        if self.key_value_heads is not None and (self.heads % self.kv_heads or self.kv_heads == self.heads):
+            raise ValueError(
+                "key_value_heads must divide heads and be fewer, "
+                f"but got key_value_heads={self.key_value_heads}, heads={self.heads}; "
+                + ("leave it out" if self.kv_heads == self.heads else "choose a divisor of heads")
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_loopless(self) -> Self:
         if not self.is_looped and (not self.prelude_norm or self.state_init != "like-init" or self.loop_norm):
             raise ValueError(
@@ -191,6 +204,16 @@ class ModelConfig(Config):
     def head_width(self) -> int:
         """Channels per attention head."""
         return self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.key_value_heads or self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Channels of keys, of values and of value embeddings."""
+        return self.kv_heads * self.head_width
 
     @property
     def layers(self) -> int:

@@ -216,6 +216,18 @@ def test_other_injections_train(spec, corpus, tmp_path, name):
     assert (result.spectral_radius == 1.0) == (name == "addition")
 
 
+def test_a_model_with_all_options_of_head_and_attention_trains_and_is_published(spec, corpus, uninterrupted, tmp_path):
+    options = {"key_value_heads": 1, "tied_head": False, "logit_soft_cap": 15.0}
+    changed = spec.model_copy(update={"model": spec.model.model_copy(update={**options, "z_loss": 1e-3})})
+    result = train(changed, corpus, tmp_path)
+    assert metrics(tmp_path)[-1][1]["train_loss"] < metrics(tmp_path)[0][1]["train_loss"]
+    assert result.run_id != uninterrupted[1].run_id
+    model, _ = load_published(tmp_path / "model")
+    assert model.config == spec.model.model_copy(update=options)  # a z-loss is training's
+    windows = validation_windows(corpus, context=16, sequences=8)
+    assert evaluate(model, windows, result.losses) == pytest.approx(result.losses, rel=1e-6)
+
+
 def test_the_fixed_depth_model_trains(spec, corpus, tmp_path):
     content = spec.model_dump()
     content["model"]["injection"] = "none"

@@ -50,7 +50,11 @@ class LanguageModel(nn.Module, ABC):
         vocabulary, d = config.padded_vocabulary, config.width
         self.embedding = nn.Embedding(vocabulary, d)
         self.value_embeddings = nn.ModuleDict(
-            {str(i): nn.Embedding(vocabulary, d) for i in range(config.layers) if config.has_value_embedding(i)}
+            {
+                str(i): nn.Embedding(vocabulary, config.kv_width)
+                for i in range(config.layers)
+                if config.has_value_embedding(i)
+            }
         )
         blocks = [make_block(config, layer) for layer in range(config.layers)]
         self.prelude = nn.ModuleList(blocks[: config.core.start])
