@@ -255,7 +255,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
 def _recurrence_config(content: dict[str, Any]) -> RecurrenceConfig:
     distributions = {theirs: ours for ours, theirs in _SCHEMES.items()}
     scheme = content["sampling_scheme"]
-    if scheme != "fixed" and scheme not in distributions:
+    if not isinstance(scheme, str) or scheme not in (*distributions, "fixed"):
         raise ValueError(f"sampling_scheme must be one of {', '.join((*distributions, 'fixed'))}, but got {scheme!r}")
     return RecurrenceConfig(
         mean=content["mean_recurrence"],
