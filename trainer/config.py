@@ -126,6 +126,11 @@ class ModelConfig(Config):
         residual_scale: λ by which each residual branch of the core is scaled to λ / (µ_rec sqrt(L_R)), for pre-norm
             blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
             arXiv:2606.18524). By default branches aren't scaled.
+        tied_head: the output head is the token table. False gives the head a matrix of its own.
+        logit_soft_cap: c of logits c tanh(logits / c), in training and evaluation (Gemma 2, arXiv:2408.00118). None: no
+            cap.
+        z_loss: coefficient of the mean square of log(sum(exp(logits))), which is added to what training minimises
+            (PaLM, arXiv:2204.02311). Losses that are reported are cross-entropies without it.
     """
 
     width: PositiveInt = 16
@@ -144,6 +149,9 @@ class ModelConfig(Config):
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    tied_head: bool = Field(default=True, exclude_if=lambda value: value)
+    logit_soft_cap: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    z_loss: NonNegativeFloat = Field(default=0.0, exclude_if=lambda value: value == 0)
 
     @model_validator(mode="after")
     def _check_residual_scale(self) -> Self:

@@ -174,15 +174,17 @@ def _run_training(
         heartbeat()
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
-        # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop
+        # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop, and the host
+        # waits for the device once, here
         step_stats = _accumulate_gradients(spec, model, share, execution, separator)
         ranks.sum_gradients(model)
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
         stop_requested = should_stop()
         loops_run = share.loops.sum(), share.loops.clamp(max=spec.recurrence.gradient_loops).sum()
-        sums = torch.cat([step_stats, step_stats.new_tensor([*loops_run, stop_requested])])
-        *means, forward_loops, backward_loops, stop_votes = ranks.sum(sums).tolist()
-        train_loss, gradient_norm = means[0], total_norm.item()
+        host_stats = torch.tensor([*loops_run, stop_requested], dtype=step_stats.dtype)
+        sums = ranks.sum(torch.cat([step_stats, host_stats.to(step_stats.device, non_blocking=True)]))
+        *means, forward_loops, backward_loops, stop_votes, gradient_norm = torch.cat([sums, total_norm[None]]).tolist()
+        train_loss = means[0]
         counts["forward_loops"] += forward_loops
         counts["backward_loops"] += backward_loops
         steps_done = step + 1
@@ -384,7 +386,7 @@ def _accumulate_gradients(
             loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator)
         weight = len(loops) / spec.batch
         (loss.nats * weight).backward()
-        means = [step_stats.new_tensor(math.nan) if value is None else value.detach() for value in loss]
+        means = [step_stats.new_full((), math.nan) if value is None else value.detach() for value in loss]
         step_stats += torch.stack(means) * weight
     return step_stats
 

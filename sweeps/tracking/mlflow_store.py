@@ -139,10 +139,17 @@ class TrackingStore:
         tags = {} if existing is None else existing.tags
         kind = tags.get(EXPERIMENT_KIND, "")
         if not kind or kind.endswith("inferred") or kind == "no_inferred_type":
-            self.client.set_experiment_tag(self.experiment_id, EXPERIMENT_KIND, MODEL_TRAINING)
+            self._tag_experiment(EXPERIMENT_KIND, MODEL_TRAINING)
         for key, value in ((EXPERIMENT, self.experiment), (NOTE, _EXPERIMENT_NOTE)):
             if key not in tags:
-                self.client.set_experiment_tag(self.experiment_id, key, value)
+                self._tag_experiment(key, value)
+
+    def _tag_experiment(self, key: str, value: str) -> None:
+        try:
+            self.client.set_experiment_tag(self.experiment_id, key, value)
+        except Exception:
+            if self.client.get_experiment(self.experiment_id).tags.get(key) != value:
+                raise  # otherwise another process has just set it
 
     def _notice_renamed(self) -> None:
         """Notice that a new experiment is needed because the one of this name was renamed."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,25 @@ def test_runs_that_older_versions_recorded_give_the_same_table(store, database, 
     assert Uploader(older, plan, simulated_folders).close() == []
     tables = [each.read_table(plan.sweep.name).to_csv(index=False) for each in (older, store)]
     assert tables[0] == tables[1]
+
+
+def test_another_process_may_tag_a_new_experiment_at_the_same_time(database, tmp_path, monkeypatch):
+    """MLflow refuses a tag that somebody has set since it looked for it; that is a fault only if it isn't ours."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    (uri, _), set_tag = database, MlflowClient.set_experiment_tag
+
+    def refuse(client, experiment, key, value, *, others=None):
+        set_tag(client, experiment, key, others or value)
+        raise MlflowException("UNIQUE constraint failed: experiment_tags.key")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    tags = TrackingStore(uri, "at once", artifacts=tmp_path).client.get_experiment_by_name("at once").tags
+    assert "at once" in tags.values()
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", partialmethod(refuse, others="something else"))
+    with pytest.raises(ValueError, match="UNIQUE constraint failed"):
+        TrackingStore(uri, "refused", artifacts=tmp_path)
 
 
 def test_only_curves_have_steps(store, plan, simulated_folders):

@@ -19,6 +19,8 @@ VARIANTS = {
     "residual norms": {"injection": "concat", "prelude_norm": False, "block": "residual-norm"},
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
     "fixed depth": {"injection": "none"},
+    "untied": {"tied_head": False},
+    "capped": {"logit_soft_cap": 0.5},
 }
 LOOPED = [name for name in VARIANTS if name != "fixed depth"]
 
@@ -405,3 +407,49 @@ def test_the_fast_forms_equal_the_plain_ones():
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         assert torch.equal(mlp(x), mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2))
+
+
+@pytest.mark.parametrize("variant", ["untied", "capped"])
+def test_loss_and_logits_of_a_head_are_those_of_all_logits_at_once(step, variant):
+    tokens, targets, h0 = step
+    model, loops = build(variant), torch.full((5,), 2)
+    ((_, x),) = model.final_states(tokens, [2], h0)
+    ((_, logits),) = model.logits(tokens, [2], h0)
+    if variant == "untied":
+        torch.testing.assert_close(logits, x @ model.head.weight.T)
+    else:
+        torch.testing.assert_close(logits, 0.5 * torch.tanh(x @ model.embedding.weight.T / 0.5))
+    expected = gradients(model, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert not {"tied_head", "logit_soft_cap"} & CONFIG.model_dump().keys()
+
+
+@pytest.mark.parametrize("injection", ["diagonal", "none"])
+def test_training_with_a_z_loss_lowers_what_it_says_and_reports_cross_entropy(step, injection):
+    tokens, targets, h0 = step
+    config = CONFIG.model_copy(update={"injection": injection})
+    plain, penalised = (build_model(config.model_copy(update={"z_loss": z_loss})) for z_loss in (0.0, 0.02))
+    ones, found = torch.ones(5, dtype=torch.long), {}
+    for model in (plain, penalised):
+        model.initialise(0)
+        nats = model.loss(tokens, targets, ones, 1, h0).nats
+        found[model] = nats.item(), gradients(model, nats)
+    assert found[plain][0] == found[penalised][0]
+    ((_, logits),) = plain.logits(tokens, [1], h0)
+    z_loss = gradients(plain, 0.02 * logits.logsumexp(-1).square().mean())
+    for name, gradient in found[penalised][1].items():
+        torch.testing.assert_close(gradient, found[plain][1][name] + z_loss[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert "z_loss" not in CONFIG.model_dump()
+
+
+@pytest.mark.parametrize("initialisation", ["paper", "released"])
+def test_an_untied_head_starts_as_the_token_table_does_and_changes_no_other_draw(initialisation):
+    tied, untied = (build_model(CONFIG.model_copy(update={"tied_head": tied})) for tied in (True, False))
+    for model in (tied, untied):
+        model.initialise(0, initialisation)
+    assert rms(untied.head.weight) == pytest.approx(rms(untied.embedding.weight), rel=0.05)
+    assert is_orthogonal(untied.head.weight) == (initialisation == "released")
+    assert not torch.equal(untied.head.weight, untied.embedding.weight)
+    drawn = untied.state_dict()
+    assert all(torch.equal(weight, drawn[name]) for name, weight in tied.state_dict().items())
