@@ -129,6 +129,8 @@ class ModelConfig(Config):
         tied_head: the output head is the token table. False gives the head a matrix of its own.
         logit_soft_cap: c of logits c tanh(logits / c), in training and evaluation (Gemma 2, arXiv:2408.00118). None: no
             cap.
+        z_loss: coefficient of the mean square of log(sum(exp(logits))), which is added to what training minimises
+            (PaLM, arXiv:2204.02311). Losses that are reported are cross-entropies without it.
     """
 
     width: PositiveInt = 16
@@ -149,6 +151,7 @@ class ModelConfig(Config):
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
     tied_head: bool = Field(default=True, exclude_if=lambda value: value)
     logit_soft_cap: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    z_loss: NonNegativeFloat = Field(default=0.0, exclude_if=lambda value: value == 0)
 
     @model_validator(mode="after")
     def _check_residual_scale(self) -> Self:

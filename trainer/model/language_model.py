@@ -27,7 +27,7 @@ class StepLoss(NamedTuple):
     """Loss of a training step and statistics of its last loop; scalars.
 
     Attributes:
-        nats: mean cross-entropy, nats per token.
+        nats: mean cross-entropy, nats per token; its gradient has the z-loss, too, if there is one.
         state_norm: mean over tokens of the Euclidean norm of h_T; None without a loop.
         residual: mean over tokens of |h_T - h_{T-1}| / |h_T|; None without a loop.
     """
@@ -131,8 +131,12 @@ class LanguageModel(nn.Module, ABC):
             yield recurrence, soft_capped(F.linear(x, self.head_weight), self.config.logit_soft_cap)
 
     def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...]."""
-        return mean_cross_entropy(x, self.head_weight, targets, soft_cap=self.config.logit_soft_cap)
+        """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...].
+
+        Its gradient has the z-loss of the configuration, too.
+        """
+        cap, z_loss = self.config.logit_soft_cap, self.config.z_loss
+        return mean_cross_entropy(x, self.head_weight, targets, soft_cap=cap, z_loss=z_loss)
 
     @property
     def head_weight(self) -> Tensor:

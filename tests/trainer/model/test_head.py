@@ -37,6 +37,20 @@ def test_loss_and_gradients_are_the_plain_ones(inputs, rows, soft_cap):
     torch.testing.assert_close(torch.autograd.grad(3 * found, (x, weight)), gradients)
 
 
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+def test_a_z_loss_adds_to_the_gradient_and_not_to_the_loss(inputs, soft_cap):
+    x, weight, targets = inputs
+    logits = x @ weight.T
+    logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    objective = plain(x, weight, targets, soft_cap) + 0.01 * logits.logsumexp(-1).square().mean()
+    expected = torch.autograd.grad(objective, (x, weight))
+    options = {"logits_at_once": 100 * VOCABULARY, "soft_cap": soft_cap}
+    without = mean_cross_entropy(x, weight, targets, **options)
+    found = mean_cross_entropy(x, weight, targets, z_loss=0.01, **options)
+    assert found.item() == without.item()
+    torch.testing.assert_close(torch.autograd.grad(found, (x, weight)), expected)
+
+
 def test_only_the_gradients_that_are_wanted(inputs):
     x, weight, targets = inputs
     alone = mean_cross_entropy(x.detach(), weight, targets)

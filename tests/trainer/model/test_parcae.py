@@ -425,6 +425,24 @@ def test_loss_and_logits_of_a_head_are_those_of_all_logits_at_once(step, variant
     assert not {"tied_head", "logit_soft_cap"} & CONFIG.model_dump().keys()
 
 
+@pytest.mark.parametrize("injection", ["diagonal", "none"])
+def test_training_with_a_z_loss_lowers_what_it_says_and_reports_cross_entropy(step, injection):
+    tokens, targets, h0 = step
+    config = CONFIG.model_copy(update={"injection": injection})
+    plain, penalised = (build_model(config.model_copy(update={"z_loss": z_loss})) for z_loss in (0.0, 0.02))
+    ones, found = torch.ones(5, dtype=torch.long), {}
+    for model in (plain, penalised):
+        model.initialise(0)
+        nats = model.loss(tokens, targets, ones, 1, h0).nats
+        found[model] = nats.item(), gradients(model, nats)
+    assert found[plain][0] == found[penalised][0]
+    ((_, logits),) = plain.logits(tokens, [1], h0)
+    z_loss = gradients(plain, 0.02 * logits.logsumexp(-1).square().mean())
+    for name, gradient in found[penalised][1].items():
+        torch.testing.assert_close(gradient, found[plain][1][name] + z_loss[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert "z_loss" not in CONFIG.model_dump()
+
+
 @pytest.mark.parametrize("initialisation", ["paper", "released"])
 def test_an_untied_head_starts_as_the_token_table_does_and_changes_no_other_draw(initialisation):
     tied, untied = (build_model(CONFIG.model_copy(update={"tied_head": tied})) for tied in (True, False))
