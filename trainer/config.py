@@ -661,7 +661,8 @@ class ExecutionSettings(Config):
             those of the whole batch. None: the process's whole share at once.
         activation_checkpointing: keep only the input of each loop and compute the loop again in the backward pass.
         compile: run the blocks through torch.compile.
-        checkpoint_seconds: time between two checkpoints.
+        checkpoint_seconds: time between two checkpoints; None: 30 s, or where writing one takes longer than .9 s, as
+            long as writing takes 3% of the time.
         keep_checkpoints: number of checkpoints to keep.
         validations: number of evaluations at T = µ_rec during training, evenly spaced, besides the one at the end; the
             journal records them as `validation_loss`.
@@ -672,7 +673,7 @@ class ExecutionSettings(Config):
     micro_batch: PositiveInt | None = None
     activation_checkpointing: bool = False
     compile: bool = False
-    checkpoint_seconds: PositiveFloat = 30.0
+    checkpoint_seconds: PositiveFloat | None = None
     keep_checkpoints: PositiveInt = 2
     validations: NonNegativeInt = 0
     peak_flops: PositiveFloat | None = None

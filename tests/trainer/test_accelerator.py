@@ -17,6 +17,7 @@ from isoloop.trainer.evaluate import evaluate, evaluate_documents
 from isoloop.trainer.loop import train
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.pretrained import load_published
+from isoloop.trainer.run.checkpoint import checkpoints
 from tests.trainer import pretend
 
 RATE = 1e9  # of a matrix product, which the pretend device has no clock to measure
@@ -114,6 +115,19 @@ def test_a_step_waits_once_for_the_device(kind, corpus, on_device, tmp_path):
     assert losses == pytest.approx(cpu.losses, rel=2e-3)
     model, _ = load_published(tmp_path / "device" / "model")
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_stopped_and_resumed_on_the_device_is_uninterrupted_to_the_bit(spec, corpus, on_device, tmp_path):
+    """With a checkpoint in every step, written by the thread."""
+    _, whole = on_device(train_counting, *arguments(spec, corpus, tmp_path / "whole"))
+    every = {"checkpoint_seconds": 1e-6, "keep_checkpoints": 3}
+    _, stopped = on_device(train_counting, *arguments(spec, corpus, tmp_path / "parts", stop=5, **every))
+    assert stopped is None
+    names = [path.name for path in checkpoints(tmp_path / "parts" / "checkpoints")]
+    assert names == ["00000003", "00000004", "00000005"]
+    _, resumed = on_device(train_counting, *arguments(spec, corpus, tmp_path / "parts", **every))
+    assert resumed == whole
+    assert not checkpoints(tmp_path / "parts" / "checkpoints")
 
 
 def evaluate_counting(model_json: str, device: str):
