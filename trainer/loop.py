@@ -155,7 +155,8 @@ def _run_training(
     steps_done, counts, best, position = saved.steps, saved.counts, saved.best, saved.position
     ranks.broadcast_weights(model)
     if execution.compile:
-        compile_blocks(model)
+        settings = (spec.recurrence.mean, spec.precision, spec.data.document_mask, execution.activation_checkpointing)
+        compile_blocks(model, *settings, execution.device)
     speed, system = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size), SystemMeter(execution)
     journal.event(
         "resumed" if steps_done else "started",
