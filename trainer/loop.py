@@ -117,6 +117,7 @@ def _run_training(
     """Train the run from its newest checkpoint to its result; return None if it was asked to stop."""
     # Set-up: validation text, model, optimizers, journal
     torch.set_num_threads(execution.cpu_threads)
+    torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
     if ranks.is_first:
         write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     context, packing = spec.model.context, spec.data.packing

@@ -26,8 +26,9 @@ DeviceKind = Literal["cpu", "cuda"]
 
 FLOAT = 4
 INDEX = 8
-# The head holds the logits of this many (token, vocabulary) pairs at a time, and of at least this many tokens.
-LOGITS_AT_ONCE = 2**24
+# The head holds the logits of this many (token, vocabulary) pairs at a time, and of at least this many tokens. A GPU
+# would be idle between the small operations of a processor's chunks.
+LOGITS_AT_ONCE: dict[DeviceKind, int] = {"cpu": 2**24, "cuda": 2**27}
 MIN_HEAD_ROWS = 64
 # Bytes that Muon holds for each entry of the matrices that it updates at once, at its peak.
 STACK_BYTES: dict[MuonVariant, int] = {"torch": 12, "released": 17}
@@ -138,7 +139,7 @@ def estimate_memory(
         activations += loops * (tokens * size.loop.per_token + size.loop.fixed) + size.core_copies
 
     # The peak: in the head, within a block's backward pass, or while the optimizer works on the table or Muon's stacks
-    rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
+    rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE[device] // model.padded_vocabulary), tokens)
     head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
     updating = max(3 * size.table, STACK_BYTES[muon] * size.stacked)
     working = max(tokens * size.state + max(size.table + head, size.tied_table + flowing), updating - activations)
