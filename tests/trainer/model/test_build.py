@@ -16,14 +16,20 @@ from isoloop.trainer.model.build import MAX_GRAPHS, build_model, compile_blocks
 # torch looks at .grad of what it compiles and hides its own warning, too late where warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
-    ("injection", "layers", "separator"),
-    [("diagonal", 2, None), ("concat", 1, None), ("none", 1, None), ("diagonal", 2, 7)],
+    ("injection", "layers", "separator", "key_value_heads"),
+    [
+        ("diagonal", 2, None, None),
+        ("concat", 1, None, None),
+        ("none", 1, None, None),
+        ("diagonal", 2, 7, None),
+        ("diagonal", 1, None, 1),
+    ],
 )
-def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers, separator):
+def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers, separator, key_value_heads):
     torch._dynamo.reset()
     counters.clear()
     depth = {"prelude_layers": layers, "core_layers": layers}
-    config = ModelConfig(width=16, heads=2, **depth, context=8, injection=injection)
+    config = ModelConfig(width=16, heads=2, **depth, context=8, injection=injection, key_value_heads=key_value_heads)
     model = build_model(config)
     model.initialise(0)
     compiled = build_model(config)
