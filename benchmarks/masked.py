@@ -17,7 +17,7 @@ def masked_loss(
     with torch.no_grad():
         h = _run(model, h, drive, values, loops - with_gradient)
     h = _run(model, h, drive, values, with_gradient)
-    logits = F.linear(model._after_loop(h, values), model.embedding.weight)
+    logits = F.linear(model._after_loop(h, values), model.head_weight)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

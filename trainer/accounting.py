@@ -11,8 +11,8 @@ There are two ways to count FLOPs:
     exp(-µ), not µ. Work that activation checkpointing repeats doesn't count.
 `parcae-release`
     The count of the published code: 6 FLOPs per token and parameter outside the core blocks, except the token table (so
-    the value-embedding tables count and the tied head doesn't), plus attention; the core with its nominal loops, µ
-    forward and µ_bwd backward.
+    the value-embedding tables and an untied head count, but a tied head doesn't), plus attention; the core with its
+    nominal loops, µ forward and µ_bwd backward.
 """
 
 import math
@@ -57,11 +57,13 @@ class BlockCost:
 class Parameters:
     """Parameters by part of the model. `prelude`, `core` and `coda` are blocks without their value-embedding tables.
 
-    `looped` is False for the fixed-depth Transformer, whose core runs once.
+    `head` is 0 where the output head is the token table. `looped` is False for the fixed-depth Transformer, whose core
+    runs once.
     """
 
     looped: bool
     token_table: int
+    head: int
     value_tables: int
     prelude: int
     core: int
@@ -74,7 +76,7 @@ class Parameters:
     def total(self) -> int:
         """All parameters, including embeddings; the tied output head counts once."""
         outside = self.injection + self.state_to_width + self.norms
-        return self.token_table + self.value_tables + self.prelude + self.core + self.coda + outside
+        return self.token_table + self.head + self.value_tables + self.prelude + self.core + self.coda + outside
 
     @property
     def effective_fixed(self) -> int:
@@ -137,6 +139,7 @@ def count_parameters(model: ModelConfig) -> Parameters:
     return Parameters(
         looped=model.is_looped,
         token_table=table,
+        head=0 if model.tied_head else table,
         value_tables=table * sum(map(model.has_value_embedding, range(model.layers))),
         prelude=sum(blocks[: model.core.start]),
         core=sum(blocks[model.core.start : model.core.stop]),

@@ -126,6 +126,7 @@ class ModelConfig(Config):
         residual_scale: λ by which each residual branch of the core is scaled to λ / (µ_rec sqrt(L_R)), for pre-norm
             blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
             arXiv:2606.18524). By default branches aren't scaled.
+        tied_head: the output head is the token table. False gives the head a matrix of its own.
     """
 
     width: PositiveInt = 16
@@ -144,6 +145,7 @@ class ModelConfig(Config):
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    tied_head: bool = Field(default=True, exclude_if=lambda value: value)
 
     @model_validator(mode="after")
     def _check_residual_scale(self) -> Self:

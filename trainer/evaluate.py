@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from isoloop.trainer.distributed import Ranks
-from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.language_model import LanguageModel
 
 EVALUATION_BATCH = 64
@@ -50,7 +49,7 @@ def evaluate(
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0, separator)):
-            total[i] += mean_cross_entropy(x, model.embedding.weight, targets).item() * targets.numel()
+            total[i] += model.cross_entropy(x, targets).item() * targets.numel()
             heartbeat()
     total = ranks.sum(total.to(device)) / (windows.shape[0] * (windows.shape[1] - 1))
     return dict(zip(depths, total.tolist(), strict=True))
@@ -107,7 +106,7 @@ def evaluate_documents(
         predicted = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)
         h0 = model.initial_state([_STATE_SEED + number for number in numbers], model.config.context)
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0[:, : tokens.shape[1]])):
-            nats = mean_cross_entropy(x[predicted], model.embedding.weight, targets[predicted])
+            nats = model.cross_entropy(x[predicted], targets[predicted])
             total[i] += nats.item() * int(lengths.sum())
             heartbeat()
     total = ranks.sum(total.to(device)) / sum(len(document) - 1 for document in documents)

@@ -74,7 +74,8 @@ class _Kept(NamedTuple):
 class _Footprint(NamedTuple):
     """Bytes that depend on the model and the precision only; in total unless a comment says per token."""
 
-    table: int  # the token table
+    table: int  # the token table, or the matrix of an untied head
+    tied_table: int  # the token table if the head is tied: its gradient waits for that of the embedding
     weights: int
     gradients: int
     optimizer: int  # without `mean_squares`
@@ -140,7 +141,7 @@ def estimate_memory(
     rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
     head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
     updating = max(3 * size.table, STACK_BYTES[muon] * size.stacked)
-    working = max(size.table + tokens * size.state + max(head, flowing), updating - activations)
+    working = max(tokens * size.state + max(size.table + head, size.tied_table + flowing), updating - activations)
     packed = max(0, size.gradients - activations - working) if processes > 1 else 0
     return Memory(
         weights=size.weights,
@@ -252,6 +253,7 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     counted = count_parameters(model)
     return _Footprint(
         table=counted.token_table * FLOAT,
+        tied_table=counted.token_table * FLOAT if model.tied_head else 0,
         weights=(counted.total + model.context * model.head_width) * FLOAT,
         gradients=counted.total * FLOAT,
         optimizer=(2 * counted.total - sum(products)) * FLOAT,

@@ -26,6 +26,7 @@ SHAPES = {
     "concat": SMALL.model_copy(update={"injection": "concat", "prelude_norm": False}),
     "addition": SMALL.model_copy(update={"injection": "addition"}),
     "residual norms": SMALL.model_copy(update={"injection": "concat", "block": "residual-norm", "core_layers": 2}),
+    "untied": SMALL.model_copy(update={"tied_head": False}),
     "fixed depth": SMALL.model_copy(update={"injection": "none", "core_layers": 2}),
     "own": ModelConfig(
         width=16,
@@ -76,6 +77,16 @@ def test_published_sizes():
         assert totals[name] == tables + blocks + 2 * d * d + 2 * d + 2 * d
     parts = count_parameters(SIZES["140m"])
     assert (parts.token_table, parts.value_tables) == (25_165_824, 75_497_472)
+
+
+def test_an_untied_head_counts_as_the_tied_one_in_flops_and_in_the_releases_count_as_its_parameters():
+    tied, untied = SMALL, SHAPES["untied"]
+    table = count_parameters(untied).head
+    assert table == count_parameters(tied).token_table == count_parameters(untied).total - count_parameters(tied).total
+    assert loop_cost(untied, "exact") == loop_cost(tied, "exact")
+    fixed = [loop_cost(model, "parcae-release").fixed for model in (tied, untied)]
+    assert fixed[1] - fixed[0] == 6 * table
+    assert count_parameters(untied).effective(3) == count_parameters(tied).effective(3)
 
 
 @pytest.mark.parametrize(("mean", "mflop"), [(1, 828), (2, 869), (4, 1033), (8, 1360)])

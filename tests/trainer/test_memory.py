@@ -72,6 +72,7 @@ MODELS = {
     "concat": {"injection": "concat", "prelude_norm": False},
     "addition": {"injection": "addition", "block": "residual-norm"},
     "fixed depth": {"injection": "none"},
+    "untied": {"tied_head": False},
 }
 
 

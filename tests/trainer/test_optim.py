@@ -6,6 +6,7 @@ import torch
 from torch.optim import AdamW
 
 from isoloop.trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.muon import Muon, ReleasedMuon, TorchMuon
 from isoloop.trainer.optim import apply_schedule, make_optimizers, split_parameters
@@ -28,6 +29,11 @@ def test_every_parameter_exactly_once(model):
     adam = {names[id(p)] for p in rest}
     assert {"embedding.weight", "state_to_width.weight", "injection.B.weight", "injection.A_log"} <= adam
     assert all(p.ndim == 2 for p in matrices)
+
+
+def test_an_untied_head_belongs_to_adamw():
+    model = build_model(ModelConfig(tied_head=False))
+    assert any(p is model.head.weight for p in split_parameters(model)[1])
 
 
 def test_trapezoid():

@@ -1,4 +1,4 @@
-"""The base class of the looped and the fixed-depth model: tables, blocks, final norm, tied head."""
+"""The base class of the looped and the fixed-depth model: tables, blocks, final norm, output head."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
+from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.layers import (
     Attention,
     Block,
@@ -37,7 +38,7 @@ class StepLoss(NamedTuple):
 
 
 class LanguageModel(nn.Module, ABC):
-    """Base class: embedding and value-embedding tables, blocks, final norm and tied head.
+    """Base class: embedding and value-embedding tables, blocks, final norm and output head.
 
     Shapes: tokens and targets [batch, tokens]; states and embeddings [batch, tokens, width]; loops [batch]. With
     `separator`, the id that begins a document, attention doesn't cross documents.
@@ -56,6 +57,7 @@ class LanguageModel(nn.Module, ABC):
         self.core = nn.ModuleList(blocks[config.core.start : config.core.stop])
         self.coda = nn.ModuleList(blocks[config.core.stop :])
         self.final_norm = RMSNorm(d, config.norm_eps)
+        self.head = None if config.tied_head else nn.Linear(d, vocabulary, bias=False)
         self.rotary = Rotary(config.head_width, config.context, config.rotary_base)
         self.run_blocks = run_blocks  # replaced by `compile_blocks`
 
@@ -72,6 +74,8 @@ class LanguageModel(nn.Module, ABC):
         self._initialise_own(std, generator)
         if initialisation == "released":
             self._redraw_as_released(std, generator)
+        if self.head is not None:  # as the token table; last, so that a tied model has the same other weights
+            (init_matrix if initialisation == "released" else truncated_normal)(self.head.weight, std, generator)
 
     @abstractmethod
     def _initialise_own(self, std: float, generator: torch.Generator) -> None:
@@ -124,7 +128,16 @@ class LanguageModel(nn.Module, ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
         for recurrence, x in self.final_states(tokens, recurrences, h0, separator):
-            yield recurrence, F.linear(x, self.embedding.weight)
+            yield recurrence, F.linear(x, self.head_weight)
+
+    def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...]."""
+        return mean_cross_entropy(x, self.head_weight, targets)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of the output head, [padded vocabulary, width]: the token table unless it is untied."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def initial_state(self, seeds: Sequence[int], tokens: int) -> Tensor:
         """Draw h_0 [len(seeds), tokens, width] on the model's device by `state_init`, with one seed per sequence."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.injection import ConcatInjection, make_injection
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 from isoloop.trainer.model.layers import RMSNorm, init_matrix, truncated_normal
@@ -77,7 +76,7 @@ class Parcae(LanguageModel):
             constants = {layer: value.detach() for layer, value in values.items()}
             h = self._loop(h, drive.detach(), constants, loops - with_gradient, mask).h
         final = self._loop(h, drive, values, with_gradient, mask)
-        nats = mean_cross_entropy(self._after_loop(final.h, values, mask), self.embedding.weight, targets)
+        nats = self.cross_entropy(self._after_loop(final.h, values, mask), targets)
         return StepLoss(nats, final.norm.mean(), (final.change / final.norm).mean())
 
     def final_states(

@@ -42,7 +42,6 @@ _BLOCK_NAMES = {"pre-norm": "TransformerPreNormBlock", "residual-norm": "Sandwic
 _REQUIRED = {
     "bias": False,
     "qk_bias": False,
-    "tie_embeddings": True,
     "norm_class_name": "RMSNorm",
     "mlp_class_name": "BaseMLP",
     "nonlin_name": "ReLU2",
@@ -52,8 +51,8 @@ _REQUIRED = {
     "padding_multiple": 64,
 }
 
-# Tensors of a published file that our model derives: the head is tied, the rotary table is computed.
-_DERIVED = ("lm_head.weight", "freqs_cis")
+# Tensors of a published file that our model derives: the rotary table is computed, a tied head is the token table.
+_DERIVED, _TIED = ("freqs_cis",), ("lm_head.weight", "freqs_cis")
 # Patterns in the names of our parameters, and their replacements in the published ones, applied in this order.
 _RENAMES = {
     r"^embedding\.": "transformer.wte.",
@@ -62,6 +61,7 @@ _RENAMES = {
     r"^coda\.": "transformer.coda.",
     r"^state_to_width\.": "transformer.C.",
     r"^final_norm\.": "transformer.ln_f.",
+    r"^head\.": "lm_head.",
     r"^prelude_norm\.": "transformer.ln_prelude.",
     r"^injection\.dt": "transformer.adapter.dt_bias",
     r"^injection\.B\.weight": "transformer.adapter.B",
@@ -120,15 +120,17 @@ def load_published(
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
 
-    # Weights: only tied heads, every tensor of its shape
+    # Weights: a tied head equal to the table, every tensor of its shape
     tensors = _read_weights(folder)
     head, table = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
-    if head is not None and table is not None and not torch.equal(head, table):
+    if config.tied_head and head is not None and table is not None and not torch.equal(head, table):
         raise ValueError(
-            f"the head must be tied to the token table, but lm_head.weight and transformer.wte.weight of {folder} "
-            "differ; an untied model can't be loaded"
+            f"a tied head must be the token table, but lm_head.weight and transformer.wte.weight of {folder} "
+            "differ; set tie_embeddings to false in its config.json if the head is untied"
         )
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in _DERIVED}
+    tensors = {
+        name: tensor for name, tensor in tensors.items() if name not in (_TIED if config.tied_head else _DERIVED)
+    }
     names = {published_name(name, config.block): name for name in shapes}
     _check_tensors(tensors, {theirs: shapes[ours] for theirs, ours in names.items()}, folder)
 
@@ -166,7 +168,8 @@ def save_published(
         if form == "safetensors":
             file.write(save(tensors, metadata={"format": "pt"}))
         else:
-            torch.save(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, file)
+            tied = {"lm_head.weight": tensors["transformer.wte.weight"]} if model.config.tied_head else {}
+            torch.save(tensors | tied, file)
     for name in WEIGHTS.values():
         if name != WEIGHTS[form]:
             (folder / name).unlink(missing_ok=True)
@@ -187,6 +190,7 @@ def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dic
         "num_key_value_heads": model.heads,
         "intermediate_size": 4 * model.width,
         **_REQUIRED,
+        "tie_embeddings": model.tied_head,
         "block_class_name": _BLOCK_NAMES.get(model.block, model.block),
         "rope_settings": {"use_rope": True, "rope_condense_ratio": 1, "rope_base": model.rotary_base},
         "prelude_norm": model.prelude_norm,
@@ -248,6 +252,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
         block=ours.get(block, block),
         prelude_norm=content.get("prelude_norm", True) if looped else True,
         state_init=content["state_init"] if looped else "like-init",
+        tied_head=content.get("tie_embeddings") is not False,
         rotary_base=(content.get("rope_settings") or {}).get("rope_base", 50_000.0),
     )
 
@@ -255,7 +260,7 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
 def _recurrence_config(content: dict[str, Any]) -> RecurrenceConfig:
     distributions = {theirs: ours for ours, theirs in _SCHEMES.items()}
     scheme = content["sampling_scheme"]
-    if scheme != "fixed" and scheme not in distributions:
+    if not isinstance(scheme, str) or (scheme != "fixed" and scheme not in distributions):
         raise ValueError(f"sampling_scheme must be one of {', '.join((*distributions, 'fixed'))}, but got {scheme!r}")
     return RecurrenceConfig(
         mean=content["mean_recurrence"],

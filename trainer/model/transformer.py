@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from isoloop.trainer.config import ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 
 
@@ -33,7 +32,7 @@ class Transformer(LanguageModel):
     ) -> StepLoss:
         """Compute the loss of one training step."""
         assert (loops == 1).all(), "each block runs once"
-        return StepLoss(mean_cross_entropy(self._states(tokens, separator), self.embedding.weight, targets), None, None)
+        return StepLoss(self.cross_entropy(self._states(tokens, separator), targets), None, None)
 
     def final_states(
         self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None

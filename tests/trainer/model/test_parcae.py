@@ -19,6 +19,7 @@ VARIANTS = {
     "residual norms": {"injection": "concat", "prelude_norm": False, "block": "residual-norm"},
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
     "fixed depth": {"injection": "none"},
+    "untied": {"tied_head": False},
 }
 LOOPED = [name for name in VARIANTS if name != "fixed depth"]
 
@@ -405,3 +406,27 @@ def test_the_fast_forms_equal_the_plain_ones():
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         assert torch.equal(mlp(x), mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2))
+
+
+def test_an_untied_head_is_a_matrix_of_its_own_and_no_part_of_an_older_identity(step):
+    tokens, targets, h0 = step
+    model, loops = build("untied"), torch.full((5,), 2)
+    ((_, x),) = model.final_states(tokens, [2], h0)
+    ((_, logits),) = model.logits(tokens, [2], h0)
+    torch.testing.assert_close(logits, x @ model.head.weight.T)
+    expected = gradients(model, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert "tied_head" not in CONFIG.model_dump()
+
+
+@pytest.mark.parametrize("initialisation", ["paper", "released"])
+def test_an_untied_head_starts_as_the_token_table_does_and_changes_no_other_draw(initialisation):
+    tied, untied = (build_model(CONFIG.model_copy(update={"tied_head": tied})) for tied in (True, False))
+    for model in (tied, untied):
+        model.initialise(0, initialisation)
+    assert rms(untied.head.weight) == pytest.approx(rms(untied.embedding.weight), rel=0.05)
+    assert is_orthogonal(untied.head.weight) == (initialisation == "released")
+    assert not torch.equal(untied.head.weight, untied.embedding.weight)
+    drawn = untied.state_dict()
+    assert all(torch.equal(weight, drawn[name]) for name, weight in tied.state_dict().items())
