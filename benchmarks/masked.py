@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoloop.trainer.model.head import soft_capped
 from isoloop.trainer.model.parcae import Parcae
 
 
@@ -17,7 +18,7 @@ def masked_loss(
     with torch.no_grad():
         h = _run(model, h, drive, values, loops - with_gradient)
     h = _run(model, h, drive, values, with_gradient)
-    logits = F.linear(model._after_loop(h, values), model.head_weight)
+    logits = soft_capped(F.linear(model._after_loop(h, values), model.head_weight), model.config.logit_soft_cap)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

@@ -124,8 +124,8 @@ def block_cost(model: ModelConfig, layer: int) -> BlockCost:
     value_embedding = model.has_value_embedding(layer)
     if model.block not in BLOCKS:
         return _stated_cost(model.block, BlockCost, model, value_embedding=value_embedding)
-    gate = model.gate_channels * model.heads if value_embedding else 0
-    products = (4 + 2 * MLP_FACTOR) * model.width**2 + gate
+    gate = model.gate_channels * model.kv_heads if value_embedding else 0
+    products = (2 + 2 * MLP_FACTOR) * model.width**2 + 2 * model.width * model.kv_width + gate
     norms = 2 if model.block == "pre-norm" else 4
     attention = 2 * model.context * model.width
     return BlockCost(parameters=products + norms * model.width, products=products, attention=attention)
@@ -135,12 +135,13 @@ def count_parameters(model: ModelConfig) -> Parameters:
     """Count the parameters of `model` by part; tests compare them with the real module."""
     d = model.width
     table = model.padded_vocabulary * d
+    tables = sum(map(model.has_value_embedding, range(model.layers)))
     blocks = [block_cost(model, layer).parameters for layer in range(model.layers)]
     return Parameters(
         looped=model.is_looped,
         token_table=table,
         head=0 if model.tied_head else table,
-        value_tables=table * sum(map(model.has_value_embedding, range(model.layers))),
+        value_tables=model.padded_vocabulary * model.kv_width * tables,
         prelude=sum(blocks[: model.core.start]),
         core=sum(blocks[model.core.start : model.core.stop]),
         coda=sum(blocks[model.core.stop :]),

@@ -126,7 +126,13 @@ class ModelConfig(Config):
         residual_scale: λ by which each residual branch of the core is scaled to λ / (µ_rec sqrt(L_R)), for pre-norm
             blocks. The best learning rate then doesn't depend on the number of loops (Wang et al. 2026,
             arXiv:2606.18524). By default branches aren't scaled.
+        key_value_heads: heads of keys and values, each shared by heads / key_value_heads query heads (grouped-query
+            attention, arXiv:2305.13245). None: as many as heads.
         tied_head: the output head is the token table. False gives the head a matrix of its own.
+        logit_soft_cap: c of logits c tanh(logits / c), in training and evaluation (Gemma 2, arXiv:2408.00118). None: no
+            cap.
+        z_loss: coefficient of the mean square of log(sum(exp(logits))), which is added to what training minimises
+            (PaLM, arXiv:2204.02311). Losses that are reported are cross-entropies without it.
     """
 
     width: PositiveInt = 16
@@ -145,7 +151,10 @@ class ModelConfig(Config):
     rotary_base: PositiveFloat = 50_000.0
     norm_eps: PositiveFloat = 1e-5
     residual_scale: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    key_value_heads: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
     tied_head: bool = Field(default=True, exclude_if=lambda value: value)
+    logit_soft_cap: PositiveFloat | None = Field(default=None, exclude_if=lambda value: value is None)
+    z_loss: NonNegativeFloat = Field(default=0.0, exclude_if=lambda value: value == 0)
 
     @model_validator(mode="after")
     def _check_residual_scale(self) -> Self:
@@ -163,6 +172,16 @@ class ModelConfig(Config):
             raise ValueError(
                 "width must be an even multiple of heads (rotary pairs channels within a head), "
                 f"but got width={self.width}, heads={self.heads}; choose a width divisible by {2 * self.heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_key_value_heads(self) -> Self:
+        if self.key_value_heads is not None and (self.heads % self.kv_heads or self.kv_heads == self.heads):
+            raise ValueError(
+                "key_value_heads must divide heads and be fewer, "
+                f"but got key_value_heads={self.key_value_heads}, heads={self.heads}; "
+                + ("leave it out" if self.kv_heads == self.heads else "choose a divisor of heads")
             )
         return self
 
@@ -185,6 +204,16 @@ class ModelConfig(Config):
     def head_width(self) -> int:
         """Channels per attention head."""
         return self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.key_value_heads or self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Channels of keys, of values and of value embeddings."""
+        return self.kv_heads * self.head_width
 
     @property
     def layers(self) -> int:
@@ -632,7 +661,8 @@ class ExecutionSettings(Config):
             those of the whole batch. None: the process's whole share at once.
         activation_checkpointing: keep only the input of each loop and compute the loop again in the backward pass.
         compile: run the blocks through torch.compile.
-        checkpoint_seconds: time between two checkpoints.
+        checkpoint_seconds: time between two checkpoints; None: 30 s, or where writing one takes longer than .9 s, as
+            long as writing takes 3% of the time.
         keep_checkpoints: number of checkpoints to keep.
         validations: number of evaluations at T = µ_rec during training, evenly spaced, besides the one at the end; the
             journal records them as `validation_loss`.
@@ -643,7 +673,7 @@ class ExecutionSettings(Config):
     micro_batch: PositiveInt | None = None
     activation_checkpointing: bool = False
     compile: bool = False
-    checkpoint_seconds: PositiveFloat = 30.0
+    checkpoint_seconds: PositiveFloat | None = None
     keep_checkpoints: PositiveInt = 2
     validations: NonNegativeInt = 0
     peak_flops: PositiveFloat | None = None

@@ -42,16 +42,16 @@ def evaluate(
     ranks = ranks or Ranks()
     depths = sorted(set(recurrences))
     device = model.embedding.weight.device
-    total = torch.zeros(len(depths), dtype=torch.float64)
+    total = torch.zeros(len(depths), dtype=torch.float64, device=device)  # read once, so the host waits once
     share = torch.arange(len(windows))[ranks.rank :: ranks.size]
     for sequences in share.split(batch) if len(share) else ():
-        rows = torch.from_numpy(windows)[sequences].to(device)
+        rows = torch.from_numpy(windows)[sequences].to(device, non_blocking=True)
         tokens, targets = rows[:, :-1], rows[:, 1:]
         h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0, separator)):
-            total[i] += model.cross_entropy(x, targets).item() * targets.numel()
+            total[i] += model.cross_entropy(x, targets).double() * targets.numel()
             heartbeat()
-    total = ranks.sum(total.to(device)) / (windows.shape[0] * (windows.shape[1] - 1))
+    total = ranks.sum(total) / (windows.shape[0] * (windows.shape[1] - 1))
     return dict(zip(depths, total.tolist(), strict=True))
 
 
@@ -96,20 +96,21 @@ def evaluate_documents(
     ranks = ranks or Ranks()
     depths = sorted(set(recurrences))
     device = model.embedding.weight.device
-    total = torch.zeros(len(depths), dtype=torch.float64)
+    total = torch.zeros(len(depths), dtype=torch.float64, device=device)
     by_length = sorted(range(len(documents)), key=lambda number: -len(documents[number]))[ranks.rank :: ranks.size]
     for start in range(0, len(by_length), batch):
         numbers = by_length[start : start + batch]
-        rows = pad_sequence([torch.from_numpy(documents[number]) for number in numbers], batch_first=True).to(device)
-        tokens, targets = rows[:, :-1], rows[:, 1:]
+        rows = pad_sequence([torch.from_numpy(documents[number]) for number in numbers], batch_first=True)
         lengths = torch.tensor([len(documents[number]) - 1 for number in numbers])
-        predicted = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)
+        places = (torch.arange(rows.shape[1] - 1) < lengths[:, None]).flatten().nonzero().squeeze(1)
+        rows, places = rows.to(device, non_blocking=True), places.to(device, non_blocking=True)
+        tokens, targets = rows[:, :-1], rows[:, 1:].flatten()[places]
         h0 = model.initial_state([_STATE_SEED + number for number in numbers], model.config.context)
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0[:, : tokens.shape[1]])):
-            nats = model.cross_entropy(x[predicted], targets[predicted])
-            total[i] += nats.item() * int(lengths.sum())
+            nats = model.cross_entropy(x.flatten(0, 1)[places], targets)
+            total[i] += nats.double() * len(places)
             heartbeat()
-    total = ranks.sum(total.to(device)) / sum(len(document) - 1 for document in documents)
+    total = ranks.sum(total) / sum(len(document) - 1 for document in documents)
     return dict(zip(depths, total.tolist(), strict=True))
 
 

@@ -45,7 +45,7 @@ from isoloop.trainer.model.pretrained import has_published_layout, save_publishe
 from isoloop.trainer.optim import apply_schedule, make_optimizers
 from isoloop.trainer.run.best import BestStep
 from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, trunk_counts
-from isoloop.trainer.run.checkpoint import SavedState, checkpoints, drop_checkpoints, load_checkpoint, save_checkpoint
+from isoloop.trainer.run.checkpoint import CheckpointWriter, SavedState, checkpoints, drop_checkpoints, load_checkpoint
 from isoloop.trainer.run.environment import environment
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
@@ -92,11 +92,12 @@ def train(
     """
     execution, ranks = execution or ExecutionConfig(), Ranks.current()
     corpus = _checked_corpus(spec, corpus, ranks)
-    with sole_owner(folder) if ranks.is_first else nullcontext():
+    owner = sole_owner(folder) if ranks.is_first else nullcontext()
+    with owner, CheckpointWriter(execution.device, execution.checkpoint_seconds) as writer:
         result = ranks.broadcast_object(read_result(folder) if ranks.is_first else None)
         try:
             return result or _run_training(
-                spec, corpus, folder, execution, branching or Branching(), ranks, should_stop, heartbeat
+                spec, corpus, folder, execution, branching or Branching(), ranks, writer, should_stop, heartbeat
             )
         finally:
             _free_device_memory(execution.device)
@@ -109,6 +110,7 @@ def _run_training(
     execution: ExecutionConfig,
     branching: Branching,
     ranks: Ranks,
+    writer: CheckpointWriter,
     should_stop: Callable[[], bool],
     heartbeat: Callable[[], None],
 ) -> RunResult | None:
@@ -142,7 +144,7 @@ def _run_training(
             )
 
     def save_state(place: str, step: int, counts: dict[str, float], keep: int | None) -> None:
-        save_checkpoint(
+        writer.save(
             folder / place, run_id=spec.run_id, step=step, model=model, optimizers=optimizers, counts=counts, best=best,
             position=position, keep=keep,
         )  # fmt: skip
@@ -167,22 +169,24 @@ def _run_training(
     validation_steps = best_steps | _evenly_spaced(execution.validations, spec.steps)
     max_loss = DIVERGENCE_FACTOR * math.log(spec.model.padded_vocabulary)
     mean = spec.recurrence.mean
-    start_time = last_save = time.monotonic()
+    start_time = time.monotonic()
     dropped = position["dropped"] if position else 0
     train_loss, reason, pinned = None, None, torch.device(execution.device).type == "cuda"
     for step, share in prefetch_shares(spec, corpus, ranks, steps_done, pinned=pinned, position=position):
         heartbeat()
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
-        # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop
+        # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop, and the host
+        # waits for the device once, here
         step_stats = _accumulate_gradients(spec, model, share, execution, separator)
         ranks.sum_gradients(model)
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
         stop_requested = should_stop()
         loops_run = share.loops.sum(), share.loops.clamp(max=spec.recurrence.gradient_loops).sum()
-        sums = torch.cat([step_stats, step_stats.new_tensor([*loops_run, stop_requested])])
-        *means, forward_loops, backward_loops, stop_votes = ranks.sum(sums).tolist()
-        train_loss, gradient_norm = means[0], total_norm.item()
+        host_stats = torch.tensor([*loops_run, stop_requested], dtype=step_stats.dtype)
+        sums = ranks.sum(torch.cat([step_stats, host_stats.to(step_stats.device, non_blocking=True)]))
+        *means, forward_loops, backward_loops, stop_votes, gradient_norm = torch.cat([sums, total_norm[None]]).tolist()
+        train_loss = means[0]
         counts["forward_loops"] += forward_loops
         counts["backward_loops"] += backward_loops
         steps_done = step + 1
@@ -237,12 +241,11 @@ def _run_training(
             journal.metrics(steps_done, metrics)
 
         # Checkpoint, when one is due or the run is to stop
-        now = time.monotonic()
         stopping = stop_votes > 0 and steps_done < spec.steps
-        if ranks.is_first and (stopping or now - last_save >= execution.checkpoint_seconds):
+        if ranks.is_first and (writer.is_due() or stopping):
             save_state("checkpoints", steps_done, counts_now, keep=execution.keep_checkpoints)
-            last_save = now
         if stopping:
+            writer.wait()
             journal.event("stopped", step=steps_done)
             journal.close()
             return None
@@ -281,6 +284,7 @@ def _run_training(
                 save_published(folder / "best-model", model, spec.recurrence)
         best_fields = {"best_loss": loss_at_mean(best_losses, mean), "best_step": best_step, "best_losses": best_losses}
         result = result.model_copy(update=best_fields)
+    writer.wait()
     journal.event(result.status, step=steps_done, reason=reason)
     journal.close()
     if ranks.is_first:
@@ -384,7 +388,7 @@ def _accumulate_gradients(
             loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator)
         weight = len(loops) / spec.batch
         (loss.nats * weight).backward()
-        means = [step_stats.new_tensor(math.nan) if value is None else value.detach() for value in loss]
+        means = [step_stats.new_full((), math.nan) if value is None else value.detach() for value in loss]
         step_stats += torch.stack(means) * weight
     return step_stats
 

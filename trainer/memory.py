@@ -176,14 +176,15 @@ def inference_numbers(model: ModelConfig) -> InferenceNumbers:
     At its peak a pass holds the value embeddings, the stream before and after a norm and in the caller, the MLP's
     hidden layer before and after its activation, and in a looped model h_0, e and the state, which `concat` joins.
     """
-    keys_and_values = 2 * model.width
+    keys_and_values = 2 * model.kv_width
     looped_layers = len(model.core) if model.is_looped else 0
+    value_embeddings = sum(map(model.has_value_embedding, range(model.layers)))
     streams = 4 + 2 * MLP_FACTOR + (3 if model.is_looped else 0) + (1 if model.injection == "concat" else 0)
     return InferenceNumbers(
         weights=count_parameters(model).total,
         cache_per_token_fixed=keys_and_values * (model.layers - looped_layers),
         cache_per_token_loop=keys_and_values * looped_layers,
-        activations_per_token=model.width * (streams + sum(map(model.has_value_embedding, range(model.layers)))),
+        activations_per_token=model.width * streams + model.kv_width * value_embeddings,
     )
 
 
@@ -222,7 +223,7 @@ def _max_gradient_loops(recurrence: RecurrenceConfig) -> int:
 @lru_cache(maxsize=1024)
 def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     d, product = model.width, 2 if half else FLOAT  # `product`: bytes of an operand of a matrix product
-    state, norm = d * FLOAT, _norm(model, gpu)
+    state, value, norm = d * FLOAT, model.kv_width * FLOAT, _norm(model, gpu)
     core_layers = slice(model.core.start, model.core.stop)
 
     # Blocks: what they keep, and the entries of their matrices
@@ -246,9 +247,9 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         outside, core_matrices, other_matrices = outside + core, 0, other_matrices + core_matrices
     if half:
         outside += _Kept(0, 2 * other_matrices)
-        held += state + len(values) * state
+        held += state + len(values) * value
     else:
-        outside += _Kept(len(values) * state)
+        outside += _Kept(len(values) * value)
 
     counted = count_parameters(model)
     return _Footprint(
@@ -257,14 +258,14 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         weights=(counted.total + model.context * model.head_width) * FLOAT,
         gradients=counted.total * FLOAT,
         optimizer=(2 * counted.total - sum(products)) * FLOAT,
-        mean_squares=(12 * d * model.layers + max(model.heads, model.gate_channels) * len(values)) * FLOAT,
+        mean_squares=(12 * d * model.layers + max(model.kv_heads, model.gate_channels) * len(values)) * FLOAT,
         stacked=4 * d * d * model.layers,  # query, key, value and out of all blocks, and as many in `up` and in `down`
         outside=outside,
         loop=loop,
         core_copies=2 * core_matrices if half else 0,
         core_gradients=core_matrices * FLOAT,
         state=state,
-        core_values=sum(layer in model.core for layer in values) * state if half else 0,
+        core_values=sum(layer in model.core for layer in values) * value if half else 0,
         coda=coda.per_token,
         locals=held,
         flowing=3 * MLP_FACTOR * d * product + state,
@@ -278,15 +279,15 @@ def _norm(model: ModelConfig, gpu: bool) -> int:
 
 def _block(model: ModelConfig, layer: int, half: bool, gpu: bool) -> _Kept:
     """Count what a block keeps, without a float32 value embedding, which is shared by all loops."""
-    d, product = model.width, 2 if half else FLOAT
+    d, kv, product = model.width, model.kv_width, 2 if half else FLOAT
     norms = (4 if model.block == "residual-norm" else 2) * _norm(model, gpu)
     inputs = (4 if half else 2) * d * product  # of query, key, value (each a copy of its own if narrow) and of the MLP
-    turned = 2 * (d + model.heads) * FLOAT  # queries and keys before their norm, and its factors
-    attended = 4 * d * product + model.heads * FLOAT  # queries, keys, values, result; the softmax's normaliser
+    turned = (d + kv + model.heads + model.kv_heads) * FLOAT  # queries and keys before their norm, and its factors
+    attended = 2 * (d + kv) * product + model.heads * FLOAT  # queries, keys, values, result; the softmax's normaliser
     hidden = 2 * MLP_FACTOR * d * product  # relu and its square
     kept = norms + inputs + turned + attended + hidden
     if model.has_value_embedding(layer):
-        kept += 2 * model.heads * product + ((model.gate_channels + d) * product if half else 0)
+        kept += 2 * model.kv_heads * product + ((model.gate_channels + kv) * product if half else 0)
     rotary = 4 * model.context * model.head_width // 2 * product if half else 0  # narrow copies of cos and sin
     return _Kept(kept, rotary)
 

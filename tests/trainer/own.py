@@ -45,8 +45,8 @@ class ParallelBlock(Block):
 
     @staticmethod
     def cost(config, *, value_embedding):
-        gate = min(32, config.width) * config.heads if value_embedding else 0
-        products = 12 * config.width**2 + gate
+        gate = min(32, config.width) * config.kv_heads if value_embedding else 0
+        products = 10 * config.width**2 + 2 * config.width * config.kv_width + gate
         return BlockCost(
             parameters=products + config.width, products=products, attention=2 * config.context * config.width
         )

@@ -26,6 +26,10 @@ SHAPES = {
     "concat": SMALL.model_copy(update={"injection": "concat", "prelude_norm": False}),
     "addition": SMALL.model_copy(update={"injection": "addition"}),
     "residual norms": SMALL.model_copy(update={"injection": "concat", "block": "residual-norm", "core_layers": 2}),
+    "capped": SMALL.model_copy(update={"logit_soft_cap": 2.0}),
+    "grouped": SMALL.model_copy(update={"heads": 4, "key_value_heads": 2, "core_layers": 2}),
+    "grouped fixed depth": SMALL.model_copy(update={"key_value_heads": 1, "injection": "none"}),
+    "grouped own": SMALL.model_copy(update={"key_value_heads": 1, "block": "tests.trainer.own:ParallelBlock"}),
     "untied": SMALL.model_copy(update={"tied_head": False}),
     "fixed depth": SMALL.model_copy(update={"injection": "none", "core_layers": 2}),
     "own": ModelConfig(

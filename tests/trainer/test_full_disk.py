@@ -14,7 +14,7 @@ from isoloop.trainer.loop import train
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.model.pretrained import load_published, save_published
 from isoloop.trainer.optim import make_optimizers
-from isoloop.trainer.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from isoloop.trainer.run.checkpoint import CheckpointWriter, checkpoints, load_checkpoint
 from isoloop.trainer.run.journal import Journal, read_journal
 
 FULL = "No space left on device|File too large"
@@ -114,10 +114,10 @@ def test_a_checkpoint_is_whole_or_absent(spec, tmp_path):
     model = Parcae(spec.model)
     model.initialise(0)
     state = {"model": model, "optimizers": make_optimizers(model, OptimizerConfig())}
-    save_checkpoint(tmp_path, run_id="a", step=1, counts={}, **state)
+    CheckpointWriter("cpu").save(tmp_path, run_id="a", step=1, counts={}, **state)
     for step in (1, 2):  # also where there is one of that step
         with files_end_at(30_000), pytest.raises(OSError, match=FULL):
-            save_checkpoint(tmp_path, run_id="a", step=step, counts={}, **state)
+            CheckpointWriter("cpu").save(tmp_path, run_id="a", step=step, counts={}, **state)
         assert [path.name for path in checkpoints(tmp_path)] == ["00000001"]
         assert partial_files(tmp_path) == []
         assert load_checkpoint(tmp_path / "00000001", run_id="a", **state)[0] == 1
@@ -137,7 +137,7 @@ def test_a_model_is_whole_or_what_it_was(spec, tmp_path, form):
 
 @pytest.mark.parametrize(
     ("limit", "every", "where"),
-    [(5_000, 1e9, "_write"), (30_000, 1e-6, "save_checkpoint"), (30_000, 1e9, "save_published")],
+    [(5_000, 1e9, "_write"), (30_000, 1e-6, "_save_checkpoint"), (30_000, 1e9, "save_published")],
     ids=["in the journal", "in a checkpoint", "in the model at the end"],
 )
 def test_a_run_resumes_once_the_disk_has_room(spec, corpus, undisturbed, tmp_path, limit, every, where):

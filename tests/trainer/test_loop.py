@@ -30,7 +30,7 @@ from isoloop.trainer.model import build as compilation
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.optim import make_optimizers
-from isoloop.trainer.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from isoloop.trainer.run.checkpoint import CheckpointWriter, checkpoints, load_checkpoint
 from isoloop.trainer.run.environment import environment
 from isoloop.trainer.run.journal import Journal, journal_id, read_journal
 from isoloop.trainer.run.result import RunResult, read_result
@@ -214,6 +214,18 @@ def test_other_injections_train(spec, corpus, tmp_path, name):
     assert result.status == "finished"
     assert metrics(tmp_path)[-1][1]["train_loss"] < metrics(tmp_path)[0][1]["train_loss"]
     assert (result.spectral_radius == 1.0) == (name == "addition")
+
+
+def test_a_model_with_all_options_of_head_and_attention_trains_and_is_published(spec, corpus, uninterrupted, tmp_path):
+    options = {"key_value_heads": 1, "tied_head": False, "logit_soft_cap": 15.0}
+    changed = spec.model_copy(update={"model": spec.model.model_copy(update={**options, "z_loss": 1e-3})})
+    result = train(changed, corpus, tmp_path)
+    assert metrics(tmp_path)[-1][1]["train_loss"] < metrics(tmp_path)[0][1]["train_loss"]
+    assert result.run_id != uninterrupted[1].run_id
+    model, _ = load_published(tmp_path / "model")
+    assert model.config == spec.model.model_copy(update=options)  # a z-loss is training's
+    windows = validation_windows(corpus, context=16, sequences=8)
+    assert evaluate(model, windows, result.losses) == pytest.approx(result.losses, rel=1e-6)
 
 
 def test_the_fixed_depth_model_trains(spec, corpus, tmp_path):
@@ -502,7 +514,8 @@ class TestCheckpoint:
         return {"model": model, "optimizers": make_optimizers(model, spec.optimizer)}
 
     def save(self, folder, state, step, run_id="a"):
-        return save_checkpoint(folder, run_id=run_id, step=step, counts={}, **state)
+        CheckpointWriter("cpu").save(folder, run_id=run_id, step=step, counts={}, **state)
+        return folder / f"{step:08d}"
 
     def test_keeps_the_newest(self, tmp_path, state):
         for step in (1, 2, 10):

@@ -14,26 +14,45 @@ from torch.autograd.function import once_differentiable
 from isoloop.trainer.memory import LOGITS_AT_ONCE, MIN_HEAD_ROWS
 
 
-def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
+def mean_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    logits_at_once: int = LOGITS_AT_ONCE,
+    *,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+) -> Tensor:
     """Return the mean cross-entropy, in nats, of the logits x @ weight.T; softmax and sums are in float32.
+
+    With `z_loss` its gradient, but not its value, is that of mean(cross-entropy + z_loss x logsumexp(logits)^2).
 
     Args:
         x: normed final states, [..., width].
         weight: the head, [vocabulary, width].
         targets: ids to predict, [...].
         logits_at_once: largest number of logits to hold at a time, but at least those of 64 tokens.
+        soft_cap: c of logits c tanh(x @ weight.T / c); None: no cap.
+        z_loss: coefficient of the squared logsumexp of the (capped) logits.
     """
     rows = max(MIN_HEAD_ROWS, logits_at_once // weight.shape[0])
     if not torch.is_grad_enabled():  # a Function computes gradients of tensors that require them even then
         x, weight = x.detach(), weight.detach()
-    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows)
+    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows, soft_cap, z_loss)
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return cap x tanh(logits / cap), in float32; the logits themselves without a cap."""
+    return logits if cap is None else cap * torch.tanh(logits.float() / cap)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy whose forward pass computes loss and gradients chunk by chunk; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int, soft_cap: float | None, z_loss: float
+    ) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         head, wants_x, wants_weight = weight.to(dtype), ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -44,12 +63,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x), rows):
                 states, ids = x[start : start + rows].to(dtype), targets[start : start + rows, None]
                 logits = (states @ head.T).float()
+                if soft_cap is not None:
+                    logits.div_(soft_cap).tanh_().mul_(soft_cap)
                 normaliser = logits.logsumexp(-1, keepdim=True)
                 total += (normaliser - logits.gather(1, ids)).sum()
                 if grad_x is None and grad_weight is None:
                     continue
+                slope = None if soft_cap is None else logits.div(soft_cap).square_().neg_().add_(1)  # 1 - tanh^2
                 gradient = logits.sub_(normaliser).exp_()  # softmax, then minus one at the target
+                if z_loss:
+                    gradient.mul_(1 + 2 * z_loss * normaliser)
                 gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1.0))
+                if slope is not None:
+                    gradient.mul_(slope)
+                    del slope  # as large as the logits
                 gradient = gradient.mul_(1 / len(x)).to(dtype)
                 if grad_x is not None:
                     grad_x[start : start + rows] = gradient @ head
@@ -62,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("a loss allows one backward pass, but got a second; compute the loss again")
         grad_x, grad_weight = ctx.gradients
@@ -70,6 +97,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(scale),
             None if grad_weight is None else grad_weight.mul_(scale),
+            None,
+            None,
             None,
             None,
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy
+from isoloop.trainer.model.head import mean_cross_entropy, soft_capped
 from isoloop.trainer.model.layers import (
     Attention,
     Block,
@@ -27,7 +27,7 @@ class StepLoss(NamedTuple):
     """Loss of a training step and statistics of its last loop; scalars.
 
     Attributes:
-        nats: mean cross-entropy, nats per token.
+        nats: mean cross-entropy, nats per token; its gradient has the z-loss, too, if there is one.
         state_norm: mean over tokens of the Euclidean norm of h_T; None without a loop.
         residual: mean over tokens of |h_T - h_{T-1}| / |h_T|; None without a loop.
     """
@@ -50,7 +50,11 @@ class LanguageModel(nn.Module, ABC):
         vocabulary, d = config.padded_vocabulary, config.width
         self.embedding = nn.Embedding(vocabulary, d)
         self.value_embeddings = nn.ModuleDict(
-            {str(i): nn.Embedding(vocabulary, d) for i in range(config.layers) if config.has_value_embedding(i)}
+            {
+                str(i): nn.Embedding(vocabulary, config.kv_width)
+                for i in range(config.layers)
+                if config.has_value_embedding(i)
+            }
         )
         blocks = [make_block(config, layer) for layer in range(config.layers)]
         self.prelude = nn.ModuleList(blocks[: config.core.start])
@@ -128,11 +132,15 @@ class LanguageModel(nn.Module, ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
         for recurrence, x in self.final_states(tokens, recurrences, h0, separator):
-            yield recurrence, F.linear(x, self.head_weight)
+            yield recurrence, soft_capped(F.linear(x, self.head_weight), self.config.logit_soft_cap)
 
     def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...]."""
-        return mean_cross_entropy(x, self.head_weight, targets)
+        """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...].
+
+        Its gradient has the z-loss of the configuration, too.
+        """
+        cap, z_loss = self.config.logit_soft_cap, self.config.z_loss
+        return mean_cross_entropy(x, self.head_weight, targets, soft_cap=cap, z_loss=z_loss)
 
     @property
     def head_weight(self) -> Tensor:

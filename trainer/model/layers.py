@@ -58,30 +58,37 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with normalised queries and keys and, in some layers, a gated value embedding."""
+    """Causal attention with normalised queries and keys and, in some layers, a gated value embedding.
+
+    With fewer key-value heads than heads, neighbouring query heads share one.
+    """
 
     def __init__(self, config: ModelConfig, *, value_embedding: bool) -> None:
         super().__init__()
-        d = config.width
-        self.heads = config.heads
+        d, self.heads, self.kv_heads = config.width, config.heads, config.kv_heads
         self.query = nn.Linear(d, d, bias=False)
-        self.key = nn.Linear(d, d, bias=False)
-        self.value = nn.Linear(d, d, bias=False)
+        self.key = nn.Linear(d, config.kv_width, bias=False)
+        self.value = nn.Linear(d, config.kv_width, bias=False)
         self.out = nn.Linear(d, d, bias=False)
-        self.gate = nn.Linear(config.gate_channels, config.heads, bias=False) if value_embedding else None
+        self.gate = nn.Linear(config.gate_channels, config.kv_heads, bias=False) if value_embedding else None
 
     def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, width] is added to the values."""
-        split = (self.heads, -1)
-        query = self.query(x).unflatten(-1, split)
+        """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, kv_width] is added to the values."""
+        split = (self.kv_heads, -1)
+        query = self.query(x).unflatten(-1, (self.heads, -1))
         key = self.key(x).unflatten(-1, split)
         value = self.value(x).unflatten(-1, split)
         if self.gate is not None and value_embedding is not None:
-            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [batch, tokens, heads]
+            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [batch, tokens, kv_heads]
             value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
         query, key = (F.rms_norm(rotary(z), (z.shape[-1],)) for z in (query, key))
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, is_causal=mask is None
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.kv_heads < self.heads,
         )
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
@@ -126,7 +133,7 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, width] or None.
+        """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, kv_width] or None.
 
         A block without the argument `mask` serves as long as no run sets `data.document_mask`.
         """

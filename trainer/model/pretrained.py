@@ -46,7 +46,6 @@ _REQUIRED = {
     "mlp_class_name": "BaseMLP",
     "nonlin_name": "ReLU2",
     "qk_norm": True,
-    "logit_softcap": None,
     "clip_qkv": None,
     "padding_multiple": 64,
 }
@@ -187,10 +186,11 @@ def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dic
         "_class_name": LOOPED_CLASS if model.is_looped else FIXED_CLASS,
         **{theirs: getattr(model, ours) for ours, theirs in _FIELD_NAMES.items()},
         "padded_vocab_size": model.padded_vocabulary,
-        "num_key_value_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
         "intermediate_size": 4 * model.width,
         **_REQUIRED,
         "tie_embeddings": model.tied_head,
+        "logit_softcap": model.logit_soft_cap,
         "block_class_name": _BLOCK_NAMES.get(model.block, model.block),
         "rope_settings": {"use_rope": True, "rope_condense_ratio": 1, "rope_base": model.rotary_base},
         "prelude_norm": model.prelude_norm,
@@ -246,12 +246,15 @@ def _model_config(content: dict[str, Any], *, looped: bool) -> ModelConfig:
     ours = {theirs: ours for ours, theirs in (*_INJECTION_NAMES.items(), *_BLOCK_NAMES.items())}
     injection = content["injection_type"]
     block = content.get("block_class_name", _BLOCK_NAMES["pre-norm"])
+    kv_heads = content.get("num_key_value_heads")
     return ModelConfig(
         **{field: content[published] for field, published in _FIELD_NAMES.items()},
         injection=ours.get(injection, injection) if looped else "none",
         block=ours.get(block, block),
         prelude_norm=content.get("prelude_norm", True) if looped else True,
         state_init=content["state_init"] if looped else "like-init",
+        logit_soft_cap=content.get("logit_softcap"),
+        key_value_heads=None if kv_heads == content["num_attention_heads"] else kv_heads,
         tied_head=content.get("tie_embeddings") is not False,
         rotary_base=(content.get("rope_settings") or {}).get("rope_base", 50_000.0),
     )

@@ -19,18 +19,36 @@ def inputs():
     return x, weight, torch.randint(0, VOCABULARY, (3, 100), generator=generator)
 
 
-def plain(x, weight, targets):
-    return F.cross_entropy((x @ weight.T).flatten(0, 1).float(), targets.flatten())
+def plain(x, weight, targets, soft_cap=None):
+    logits = (x @ weight.T).flatten(0, 1).float()
+    if soft_cap is not None:
+        logits = soft_cap * torch.tanh(logits / soft_cap)
+    return F.cross_entropy(logits, targets.flatten())
 
 
+@pytest.mark.parametrize("soft_cap", [None, 0.5, 30.0])
 @pytest.mark.parametrize("rows", [64, 100, 299, 300, 10_000])
-def test_loss_and_gradients_are_the_plain_ones(inputs, rows):
+def test_loss_and_gradients_are_the_plain_ones(inputs, rows, soft_cap):
     x, weight, targets = inputs
-    expected = plain(x, weight, targets)
+    expected = plain(x, weight, targets, soft_cap)
     gradients = torch.autograd.grad(3 * expected, (x, weight))
-    found = mean_cross_entropy(x, weight, targets, logits_at_once=rows * VOCABULARY)
+    found = mean_cross_entropy(x, weight, targets, logits_at_once=rows * VOCABULARY, soft_cap=soft_cap)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(3 * found, (x, weight)), gradients)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+def test_a_z_loss_adds_to_the_gradient_and_not_to_the_loss(inputs, soft_cap):
+    x, weight, targets = inputs
+    logits = x @ weight.T
+    logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    objective = plain(x, weight, targets, soft_cap) + 0.01 * logits.logsumexp(-1).square().mean()
+    expected = torch.autograd.grad(objective, (x, weight))
+    options = {"logits_at_once": 100 * VOCABULARY, "soft_cap": soft_cap}
+    without = mean_cross_entropy(x, weight, targets, **options)
+    found = mean_cross_entropy(x, weight, targets, z_loss=0.01, **options)
+    assert found.item() == without.item()
+    torch.testing.assert_close(torch.autograd.grad(found, (x, weight)), expected)
 
 
 def test_only_the_gradients_that_are_wanted(inputs):
@@ -42,12 +60,14 @@ def test_only_the_gradients_that_are_wanted(inputs):
         torch.testing.assert_close(mean_cross_entropy(x, weight, targets), alone)
 
 
-def test_bfloat16_is_as_close_as_autocast_itself(inputs):
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+def test_bfloat16_is_as_close_as_autocast_itself(inputs, soft_cap):
     x, weight, targets = inputs
-    expected = torch.autograd.grad(plain(x, weight, targets), (x, weight))
+    expected = torch.autograd.grad(plain(x, weight, targets, soft_cap), (x, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        usual = torch.autograd.grad(plain(x, weight, targets), (x, weight))
-        found = torch.autograd.grad(mean_cross_entropy(x, weight, targets, logits_at_once=64 * VOCABULARY), (x, weight))
+        usual = torch.autograd.grad(plain(x, weight, targets, soft_cap), (x, weight))
+        chunked = mean_cross_entropy(x, weight, targets, logits_at_once=64 * VOCABULARY, soft_cap=soft_cap)
+        found = torch.autograd.grad(chunked, (x, weight))
     for exact, theirs, ours in zip(expected, usual, found, strict=True):
         assert ours.dtype == exact.dtype
         assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()

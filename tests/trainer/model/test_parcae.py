@@ -19,7 +19,9 @@ VARIANTS = {
     "residual norms": {"injection": "concat", "prelude_norm": False, "block": "residual-norm"},
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
     "fixed depth": {"injection": "none"},
+    "grouped": {"key_value_heads": 1},
     "untied": {"tied_head": False},
+    "capped": {"logit_soft_cap": 0.5},
 }
 LOOPED = [name for name in VARIANTS if name != "fixed depth"]
 
@@ -408,16 +410,84 @@ def test_the_fast_forms_equal_the_plain_ones():
         assert torch.equal(mlp(x), mlp.down(0.5 * torch.relu(mlp.up(x)) ** 2))
 
 
-def test_an_untied_head_is_a_matrix_of_its_own_and_no_part_of_an_older_identity(step):
+@pytest.mark.parametrize("variant", ["untied", "capped"])
+def test_loss_and_logits_of_a_head_are_those_of_all_logits_at_once(step, variant):
     tokens, targets, h0 = step
-    model, loops = build("untied"), torch.full((5,), 2)
+    model, loops = build(variant), torch.full((5,), 2)
     ((_, x),) = model.final_states(tokens, [2], h0)
     ((_, logits),) = model.logits(tokens, [2], h0)
-    torch.testing.assert_close(logits, x @ model.head.weight.T)
+    if variant == "untied":
+        torch.testing.assert_close(logits, x @ model.head.weight.T)
+    else:
+        torch.testing.assert_close(logits, 0.5 * torch.tanh(x @ model.embedding.weight.T / 0.5))
     expected = gradients(model, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
-    assert "tied_head" not in CONFIG.model_dump()
+    assert not {"tied_head", "logit_soft_cap", "key_value_heads"} & CONFIG.model_dump().keys()
+
+
+@pytest.mark.parametrize("key_value_heads", [1, 2])
+@pytest.mark.parametrize("separator", [None, 7], ids=["whole", "documents"])
+def test_grouped_queries_are_attention_with_repeated_keys_and_values(step, key_value_heads, separator):
+    """Equal to a model of as many key-value heads as heads, neighbours alike, whose gradients add up."""
+    tokens, targets, h0 = step
+    config, group = CONFIG.model_copy(update={"heads": 4, "key_value_heads": key_value_heads}), 4 // key_value_heads
+    grouped, full = build_model(config), build_model(config.model_copy(update={"key_value_heads": None}))
+    grouped.initialise(0, "released")
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in grouped.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+    def by_head(name, weight):
+        """View a weight as [heads of keys and values, channels of each, inputs], if it belongs to them."""
+        if "value_embeddings" in name:
+            weight = weight.T
+        per_head = 1 if "gate" in name else config.head_width
+        is_shared = any(part in name for part in ("attention.key", "attention.value", "gate", "value_embeddings"))
+        return weight.unflatten(0, (-1, per_head)) if is_shared else None
+
+    weights = grouped.state_dict()
+    for name, weight in weights.items():
+        heads = by_head(name, weight)
+        if heads is not None:
+            repeated = heads.repeat_interleave(group, dim=0).flatten(0, 1)
+            weights[name] = repeated.T if "value_embeddings" in name else repeated
+    full.load_state_dict(weights)
+    loops = torch.tensor([3, 2, 2, 1, 1])
+    losses = [model.loss(tokens, targets, loops, 2, h0, separator).nats for model in (grouped, full)]
+    torch.testing.assert_close(*losses)
+    expected = gradients(full, losses[1])
+    for name, gradient in gradients(grouped, losses[0]).items():
+        heads = by_head(name, expected[name])
+        if heads is not None:
+            summed = heads.unflatten(0, (-1, group)).sum(1).flatten(0, 1)
+            expected[name] = summed.T if "value_embeddings" in name else summed
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("heads", "key_value_heads", "advice"), [(4, 4, "leave it out"), (4, 3, "choose a divisor")])
+def test_key_value_heads_that_are_no_group_are_refused(heads, key_value_heads, advice):
+    with pytest.raises(ValueError, match=f"fewer, but got key_value_heads={key_value_heads}, heads=4; {advice}"):
+        ModelConfig(heads=heads, key_value_heads=key_value_heads)
+
+
+@pytest.mark.parametrize("injection", ["diagonal", "none"])
+def test_training_with_a_z_loss_lowers_what_it_says_and_reports_cross_entropy(step, injection):
+    tokens, targets, h0 = step
+    config = CONFIG.model_copy(update={"injection": injection})
+    plain, penalised = (build_model(config.model_copy(update={"z_loss": z_loss})) for z_loss in (0.0, 0.02))
+    ones, found = torch.ones(5, dtype=torch.long), {}
+    for model in (plain, penalised):
+        model.initialise(0)
+        nats = model.loss(tokens, targets, ones, 1, h0).nats
+        found[model] = nats.item(), gradients(model, nats)
+    assert found[plain][0] == found[penalised][0]
+    ((_, logits),) = plain.logits(tokens, [1], h0)
+    z_loss = gradients(plain, 0.02 * logits.logsumexp(-1).square().mean())
+    for name, gradient in found[penalised][1].items():
+        torch.testing.assert_close(gradient, found[plain][1][name] + z_loss[name], atol=1e-6, rtol=1e-4, msg=name)
+    assert "z_loss" not in CONFIG.model_dump()
 
 
 @pytest.mark.parametrize("initialisation", ["paper", "released"])

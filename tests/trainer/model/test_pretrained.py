@@ -20,7 +20,9 @@ MODELS = {
     "addition": {"injection": "addition", "state_init": "normal"},
     "residual norms": {"injection": "concat", "block": "residual-norm"},
     "fixed depth": {"injection": "none"},
+    "grouped": {"key_value_heads": 1},
     "untied": {"tied_head": False},
+    "capped": {"logit_soft_cap": 15.0},
     "own": {"injection": "tests.trainer.own:ScaledInjection", "block": "tests.trainer.own:ParallelBlock"},
 }
 
@@ -135,8 +137,8 @@ def test_nothing_is_unpickled_unsafely(saved, tmp_path):
     [
         ({"_class_name": "GPTConfig"}, "_class_name must be ParcaeConfig or FixedDepthConfig, but .* 'GPTConfig'"),
         (
-            {"nonlin_name": "GELU", "num_key_value_heads": 1},
-            r"num_key_value_heads = 1 \(ours: 2\); nonlin_name = 'GELU'",
+            {"nonlin_name": "GELU", "intermediate_size": 1},
+            r"intermediate_size = 1 \(ours: 64\); nonlin_name = 'GELU'",
         ),
         ({"rope_settings": {"use_rope": False}}, "rope_settings"),
         ({"injection_type": "gated"}, "must be one of diagonal, concat, addition, none"),
@@ -144,6 +146,7 @@ def test_nothing_is_unpickled_unsafely(saved, tmp_path):
         ({"sampling_scheme": ["fixed"]}, "sampling_scheme must be one of poisson-truncated-full, .*fixed"),
         ({"injection_type": "this:Zen"}, "must be allowed before they are imported, but .* names .'this:Zen'."),
         ({"n_embd": 15}, "even multiple of heads"),
+        ({"num_key_value_heads": 3}, "key_value_heads must divide heads"),
     ],
 )
 def test_what_our_model_is_not_is_refused(saved, changes, rule):

@@ -1,0 +1,154 @@
+"""A run on a pretend accelerator: all tensors of an operation on one device, and few waits of the host for it."""
+
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from isoloop.trainer import loop
+from isoloop.trainer.config import ExecutionConfig, ModelConfig, RunSpec
+from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.evaluate import evaluate, evaluate_documents
+from isoloop.trainer.loop import train
+from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.pretrained import load_published
+from isoloop.trainer.run.checkpoint import checkpoints
+from tests.trainer import pretend
+
+RATE = 1e9  # of a matrix product, which the pretend device has no clock to measure
+
+
+@pytest.fixture(scope="module")
+def on_device():
+    """A function that calls another in a process in which the pretend device is registered."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=pretend.register) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+def check_the_device():
+    """Return what each way of waiting is counted as, and the error of an operation on two devices."""
+    x = torch.ones(3, device=pretend.NAME)
+    counts = {}
+    for name, act in {
+        "item": lambda: x.sum().item(),
+        "bool": lambda: bool(x[0] > 0),
+        "float": lambda: float(x[0]),
+        "tolist": x.tolist,
+        "cpu": x.cpu,
+        "numpy": lambda: x.cpu().numpy(),
+        "nonzero": x.nonzero,
+        "mask": lambda: x[x > 0],
+        "equal": lambda: torch.equal(x, x),
+        "tensor": lambda: torch.tensor([1.0], device=pretend.NAME),
+        "copy": lambda: x.copy_(torch.zeros(3)),
+        "copied without waiting": lambda: x.copy_(torch.zeros(3), non_blocking=True),
+        "computed": lambda: (x * 2 + x.new_full((), 3.0)).sum(),
+    }.items():
+        pretend.SYNCS.clear()
+        act()
+        counts[name] = sum(pretend.SYNCS.values())
+    with pytest.raises(RuntimeError, match="one device") as raised:
+        x + torch.ones(3)
+    return counts, str(raised.value)
+
+
+def test_the_pretend_device_counts_waits_and_refuses_two_devices(on_device):
+    counts, error = on_device(check_the_device)
+    assert [name for name, count in counts.items() if count == 0] == ["copied without waiting", "computed"]
+    assert set(counts.values()) == {0, 1}
+    assert "aten.add" in error
+
+
+def train_counting(spec_json: str, corpus_folder: str, folder: str, execution_json: str, stop: int | None):
+    """Train on the pretend device; return the waits by step, those after the last one last, and the result's losses."""
+    loop.JOURNALED_STEPS = 1  # one reading of ρ(Ā) and the clocks, in the last step
+    spec, counts = RunSpec.model_validate_json(spec_json), []
+
+    def should_stop():
+        counts.append(Counter(pretend.SYNCS))
+        return len(counts) == stop
+
+    execution = ExecutionConfig.model_validate_json(execution_json)
+    result = train(spec, Corpus(Path(corpus_folder)), Path(folder), execution=execution, should_stop=should_stop)
+    counts.append(Counter(pretend.SYNCS))
+    waits = [after - before for before, after in pairwise(counts)]
+    return waits, None if result is None else result.losses
+
+
+def arguments(spec, corpus, folder, stop=None, **execution):
+    config = ExecutionConfig(device=pretend.NAME, peak_flops=RATE, **execution)
+    return spec.model_dump_json(), str(corpus.folder), str(folder), config.model_dump_json(), stop
+
+
+KINDS = {
+    "torch": {},
+    "released, masked": {"optimizer": {"muon": "released"}, "document_mask": True},
+    "fixed depth": {"injection": "none"},
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, spec):
+    """Runs that between them use every part of a training step."""
+    changes, content = KINDS[request.param], spec.model_dump()
+    content["optimizer"] |= changes.get("optimizer", {})
+    content["data"]["document_mask"] = changes.get("document_mask", False)
+    if changes.get("injection") == "none":
+        content["model"]["injection"] = "none"
+        content["recurrence"] = {"mean": 1, "sampling": "fixed"}
+        content["evaluation"]["recurrences"] = [1]
+    return RunSpec.model_validate(content)
+
+
+def test_a_step_waits_once_for_the_device(kind, corpus, on_device, tmp_path):
+    """Also with micro-batches; the numbers are the CPU's but for the order of sums."""
+    waits, losses = on_device(train_counting, *arguments(kind, corpus, tmp_path / "device", micro_batch=3))
+    assert len(waits) == kind.steps
+    assert waits[:-1] == [Counter({"tolist": 1})] * (kind.steps - 1)
+    cpu = train(kind, corpus, tmp_path / "cpu", execution=ExecutionConfig(peak_flops=RATE, micro_batch=3))
+    # AdamW divides first gradients by themselves, so that rounding grows: step 1 is equal, later ones nearly
+    assert losses == pytest.approx(cpu.losses, rel=2e-3)
+    model, _ = load_published(tmp_path / "device" / "model")
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_stopped_and_resumed_on_the_device_is_uninterrupted_to_the_bit(spec, corpus, on_device, tmp_path):
+    """With a checkpoint in every step, written by the thread."""
+    _, whole = on_device(train_counting, *arguments(spec, corpus, tmp_path / "whole"))
+    every = {"checkpoint_seconds": 1e-6, "keep_checkpoints": 3}
+    _, stopped = on_device(train_counting, *arguments(spec, corpus, tmp_path / "parts", stop=5, **every))
+    assert stopped is None
+    names = [path.name for path in checkpoints(tmp_path / "parts" / "checkpoints")]
+    assert names == ["00000003", "00000004", "00000005"]
+    _, resumed = on_device(train_counting, *arguments(spec, corpus, tmp_path / "parts", **every))
+    assert resumed == whole
+    assert not checkpoints(tmp_path / "parts" / "checkpoints")
+
+
+def evaluate_counting(model_json: str, device: str):
+    """Return losses of rows and of documents at each T, and how often the host waited for each."""
+    config = ModelConfig.model_validate_json(model_json)
+    model = build_model(config)
+    model.initialise(3)
+    model.to(device)
+    windows = np.random.default_rng(0).integers(0, config.vocabulary, (8, 17))
+    documents = [row[:length] for row, length in zip(windows, (17, 5, 9, 2, 17, 3, 4, 8), strict=True)]
+    losses, waits = [], []
+    for function, texts in ((evaluate, windows), (evaluate_documents, documents)):
+        pretend.SYNCS.clear()
+        losses.append(function(model, texts, (1, 2, 5), batch=3))
+        waits.append(Counter(pretend.SYNCS))
+    return losses, waits
+
+
+def test_an_evaluation_waits_once_for_the_device(spec, on_device):
+    """Over three batches and three T, of rows and of documents."""
+    losses, waits = on_device(evaluate_counting, spec.model.model_dump_json(), pretend.NAME)
+    assert waits == [Counter({"tolist": 1})] * 2
+    expected, _ = evaluate_counting(spec.model.model_dump_json(), "cpu")
+    assert losses == [pytest.approx(theirs, rel=1e-6) for theirs in expected]
