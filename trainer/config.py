@@ -661,6 +661,8 @@ class ExecutionSettings(Config):
             those of the whole batch. None: the process's whole share at once.
         activation_checkpointing: keep only the input of each loop and compute the loop again in the backward pass.
         compile: run the blocks through torch.compile.
+        tf32: on a GPU, round the operands of float32 matrix products to TensorFloat-32 (11 bits), which its matrix
+            units take.
         checkpoint_seconds: time between two checkpoints; None: 30 s, or where writing one takes longer than .9 s, as
             long as writing takes 3% of the time.
         keep_checkpoints: number of checkpoints to keep.
@@ -673,6 +675,7 @@ class ExecutionSettings(Config):
     micro_batch: PositiveInt | None = None
     activation_checkpointing: bool = False
     compile: bool = False
+    tf32: bool = False
     checkpoint_seconds: PositiveFloat | None = None
     keep_checkpoints: PositiveInt = 2
     validations: NonNegativeInt = 0
@@ -684,3 +687,9 @@ class ExecutionConfig(ExecutionSettings):
 
     device: str = "cpu"
     cpu_threads: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check_tf32(self) -> Self:
+        if self.tf32 and self.device.startswith("cpu"):
+            raise ValueError(f"tf32 applies to GPUs only, but got tf32=true and device={self.device}; leave it out")
+        return self

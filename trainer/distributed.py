@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isoloop.trainer.config import RunSpec
 from isoloop.trainer.data.batches import BatchReader, batch_reader
 from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.memory import GRADIENT_BUCKET
 from isoloop.trainer.recurrence import sample_recurrences
 
 _STATE_STREAM = 3
@@ -46,15 +47,34 @@ class Ranks:
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, src=0)
 
-    def sum_gradients(self, model: nn.Module) -> None:
-        """Sum each parameter's gradient over the ranks, in place; all ranks get the same numbers."""
+    def sum_gradients(self, model: nn.Module, bucket_bytes: int = GRADIENT_BUCKET) -> None:
+        """Sum each parameter's gradient over the ranks, in place; all ranks get the same numbers.
+
+        Gradients are copied into buckets of `bucket_bytes`, or of one gradient that is larger. A bucket is summed while
+        the next one is copied, and two at most are in memory.
+        """
         if self.size == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+        buckets: list[list[Tensor]] = [[]]
+        for gradient in (p.grad for p in model.parameters() if p.grad is not None):
+            if buckets[-1] and sum(g.nbytes for g in buckets[-1]) + gradient.nbytes > bucket_bytes:
+                buckets.append([])
+            buckets[-1].append(gradient)
+
+        def finish(bucket: list[Tensor], flat: Tensor, work: dist.Work) -> None:
+            work.wait()
+            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+        before = None
+        for bucket in buckets:
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            on_its_way = bucket, flat, dist.all_reduce(flat, async_op=True)
+            if before is not None:
+                finish(*before)
+            before = on_its_way
+        if before is not None:
+            finish(*before)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a small tensor over the ranks, in place, and return it."""

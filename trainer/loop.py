@@ -117,6 +117,7 @@ def _run_training(
     """Train the run from its newest checkpoint to its result; return None if it was asked to stop."""
     # Set-up: validation text, model, optimizers, journal
     torch.set_num_threads(execution.cpu_threads)
+    torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
     if ranks.is_first:
         write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     context, packing = spec.model.context, spec.data.packing
@@ -154,7 +155,8 @@ def _run_training(
     steps_done, counts, best, position = saved.steps, saved.counts, saved.best, saved.position
     ranks.broadcast_weights(model)
     if execution.compile:
-        compile_blocks(model)
+        settings = (spec.recurrence.mean, spec.precision, spec.data.document_mask, execution.activation_checkpointing)
+        compile_blocks(model, *settings, execution.device)
     speed, system = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size), SystemMeter(execution)
     journal.event(
         "resumed" if steps_done else "started",

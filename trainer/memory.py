@@ -26,9 +26,12 @@ DeviceKind = Literal["cpu", "cuda"]
 
 FLOAT = 4
 INDEX = 8
-# The head holds the logits of this many (token, vocabulary) pairs at a time, and of at least this many tokens.
-LOGITS_AT_ONCE = 2**24
+# The head holds the logits of this many (token, vocabulary) pairs at a time, and of at least this many tokens. A GPU
+# would be idle between the small operations of a processor's chunks.
+LOGITS_AT_ONCE: dict[DeviceKind, int] = {"cpu": 2**24, "cuda": 2**27}
 MIN_HEAD_ROWS = 64
+# Bytes of gradients that several processes sum at once; the next bucket is copied while one is on its way.
+GRADIENT_BUCKET = 2**27
 # Bytes that Muon holds for each entry of the matrices that it updates at once, at its peak.
 STACK_BYTES: dict[MuonVariant, int] = {"torch": 12, "released": 17}
 # A process with torch and without a model: resident memory on the CPU (measured) and of a GPU (assumed).
@@ -41,7 +44,7 @@ class Memory:
 
     Attributes:
         weights: the parameters and the table of the rotary embedding.
-        gradients: one for each parameter, or two where several processes sum theirs.
+        gradients: one for each parameter and, where several processes sum theirs, two buckets of copies.
         optimizer: Muon's momentum, with `released` a mean square for each row or column, and AdamW's two moments.
         activations: tensors that autograd keeps of one forward pass.
         working: the rest of the peak: a chunk of logits and the head's gradient, states, a block's gradients.
@@ -117,7 +120,7 @@ def estimate_memory(
         precision: as in `RunSpec`.
         activation_checkpointing: as in `ExecutionSettings`.
         document_mask: as in `DataConfig`; the mask is a square of the context for each sequence.
-        processes: number that share the run; with two or more, all gradients are copied to be summed.
+        processes: number that share the run; two or more copy gradients to sum them, two buckets at a time.
         device: kind of device.
         muon: as in `OptimizerConfig`.
     """
@@ -138,11 +141,12 @@ def estimate_memory(
         activations += loops * (tokens * size.loop.per_token + size.loop.fixed) + size.core_copies
 
     # The peak: in the head, within a block's backward pass, or while the optimizer works on the table or Muon's stacks
-    rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE // model.padded_vocabulary), tokens)
+    rows = min(max(MIN_HEAD_ROWS, LOGITS_AT_ONCE[device] // model.padded_vocabulary), tokens)
     head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
     updating = max(3 * size.table, STACK_BYTES[muon] * size.stacked)
     working = max(tokens * size.state + max(size.table + head, size.tied_table + flowing), updating - activations)
-    packed = max(0, size.gradients - activations - working) if processes > 1 else 0
+    in_buckets = min(size.gradients, 2 * max(GRADIENT_BUCKET, size.table))
+    packed = max(0, in_buckets - activations - working) if processes > 1 else 0
     return Memory(
         weights=size.weights,
         gradients=size.gradients + packed,

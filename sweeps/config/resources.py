@@ -89,6 +89,8 @@ class Resources(ExecutionSettings):
                 f"utilisation applies to GPUs only, but got utilisation={self.utilisation:g} and gpus=0; set "
                 "flops_per_second instead"
             )
+        if self.tf32 and not self.gpus:
+            raise ValueError("tf32 applies to GPUs only, but got tf32=true and gpus=0; leave it out")
         if self.longest_hours is not None and self.gpus != AUTO:
             raise ValueError(
                 f"longest_hours requires gpus: auto, but got gpus={self.gpus}; set gpus to auto, or set processes "

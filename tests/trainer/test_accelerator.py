@@ -5,16 +5,19 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isoloop.trainer import loop
 from isoloop.trainer.config import ExecutionConfig, ModelConfig, RunSpec
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.evaluate import evaluate, evaluate_documents
 from isoloop.trainer.loop import train
+from isoloop.trainer.model import head
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.run.checkpoint import checkpoints
@@ -128,6 +131,51 @@ def test_stopped_and_resumed_on_the_device_is_uninterrupted_to_the_bit(spec, cor
     _, resumed = on_device(train_counting, *arguments(spec, corpus, tmp_path / "parts", **every))
     assert resumed == whole
     assert not checkpoints(tmp_path / "parts" / "checkpoints")
+
+
+def precision_after(*arguments):
+    train_counting(*arguments)
+    return torch.get_float32_matmul_precision()
+
+
+def test_tf32_is_set_for_the_run_that_asks_for_it(spec, corpus, on_device, tmp_path):
+    found = [
+        on_device(precision_after, *arguments(spec, corpus, tmp_path / name, stop=1, tf32=tf32))
+        for name, tf32 in (("with", True), ("without", False))
+    ]
+    assert found == ["high", "highest"]
+    with pytest.raises(ValueError, match="tf32 applies to GPUs only, but got tf32=true and device=cpu; leave it out"):
+        ExecutionConfig(tf32=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, which this machine has not")
+@pytest.mark.parametrize("head_width", [64, 128])
+def test_attention_takes_the_flash_kernel_on_a_gpu(head_width):
+    """Forward and backward of a whole model under autocast, where no other kernel is allowed."""
+    config = ModelConfig(width=2 * head_width, heads=2, context=256)
+    model = build_model(config)
+    model.initialise(0)
+    model.to("cuda")
+    tokens = torch.randint(0, 256, (2, 257), device="cuda")
+    h0 = model.initial_state([1, 2], 256)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([3, 2]), 2, h0).nats
+        loss.backward()
+    assert loss.isfinite()
+
+
+def rows_at_once(device):
+    """Return how many rows of logits the head would hold at a time on a device, of a vocabulary of 2^15."""
+    found = []
+    with mock.patch.object(head._ChunkedCrossEntropy, "apply", lambda *arguments: found.append(arguments[3])):
+        weight = torch.zeros(2**15, 1, device=device)
+        head.mean_cross_entropy(torch.zeros(3, 1, device=device), weight, torch.zeros(3, dtype=torch.long))
+    return found
+
+
+def test_the_head_takes_larger_chunks_on_an_accelerator(on_device):
+    assert rows_at_once("cpu") == [2**24 // 2**15]
+    assert on_device(rows_at_once, pretend.NAME) == [2**27 // 2**15]
 
 
 def evaluate_counting(model_json: str, device: str):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from isoloop.trainer.config import (
     DataConfig,
@@ -112,6 +113,35 @@ def train_in(size, spec, corpus, folder, stops=(None,), **execution):
     arguments = (*arguments, ExecutionConfig(**execution).model_dump_json(), stops)
     mp.start_processes(process, arguments, nprocs=size, start_method="forkserver")
     return read_result(folder)
+
+
+def sum_in_buckets(rank, size, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    shapes, found = [(3, 5), (7,), (4, 4), (1,), (40,), (2, 2)], {}
+    for bucket_bytes in (1, 40, 100, 10**9):
+        model = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
+        for number, parameter in enumerate(model):
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * rank + number))
+            parameter.grad = None if number == 2 else drawn
+        Ranks.current().sum_gradients(model, bucket_bytes)
+        found[bucket_bytes] = [parameter.grad for parameter in model]
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_gradients_are_summed_in_buckets_of_any_size(tmp_path):
+    """Also of one gradient each, and where one is larger than a bucket or a parameter has none."""
+    mp.start_processes(sum_in_buckets, (2, free_port(), str(tmp_path)), nprocs=2, start_method="forkserver")
+    for rank in range(2):
+        for gradients in torch.load(tmp_path / f"{rank}.pt").values():
+            assert gradients[2] is None
+            for number, gradient in enumerate(gradients):
+                draws = [torch.Generator().manual_seed(10 * other + number) for other in range(2)]
+                if number != 2:
+                    expected = sum(torch.randn(gradient.shape, generator=draw) for draw in draws)
+                    assert torch.equal(gradient, expected)
 
 
 COMPARED_METRICS = ("train_loss", "gradient_norm", "state_norm", "last_loop_residual")

@@ -439,9 +439,9 @@ def test_a_compiled_run_is_the_same_run_also_when_stopped(spec, corpus, uninterr
     """With micro-batches, a stop, a resumption and the evaluation; graphs are traced, not made into machine code."""
     compiled = []
 
-    def compile_blocks(model):
+    def compile_blocks(model, *settings):
         compiled.append(model)
-        compilation.compile_blocks(model, backend="eager")
+        compilation.compile_blocks(model, *settings, backend="eager")
 
     monkeypatch.setattr("isoloop.trainer.loop.compile_blocks", compile_blocks)
     execution = ExecutionConfig(compile=True, micro_batch=2)

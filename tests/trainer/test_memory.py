@@ -9,7 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from isoloop.trainer.config import SIZES, ModelConfig, OptimizerConfig, RecurrenceConfig
-from isoloop.trainer.memory import INDEX, STACK_BYTES, estimate_memory, inference_numbers, largest_micro_batch
+from isoloop.trainer.memory import (
+    GRADIENT_BUCKET,
+    INDEX,
+    STACK_BYTES,
+    estimate_memory,
+    inference_numbers,
+    largest_micro_batch,
+)
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.optim import make_optimizers
 
@@ -191,15 +198,16 @@ def test_the_largest_micro_batch_is_the_last_that_fits():
     assert largest_micro_batch(1e15, model, recurrence, limit=256, **settings) == 256
 
 
-def test_processes_that_add_up_gradients_need_no_more_unless_they_pack_more_than_activations_take():
+def test_processes_that_add_up_gradients_need_no_more_unless_two_buckets_are_more_than_activations_take():
     alone, two = (
         estimate_memory(
             SIZES["1.3b"], RecurrenceConfig(mean=1), sequences=1, processes=processes, activation_checkpointing=True
         )
         for processes in (1, 2)
     )
-    assert two.gradients + two.activations + two.working >= 2 * alone.gradients
-    assert two.total >= alone.total
+    buckets = 2 * max(GRADIENT_BUCKET, 4 * SIZES["1.3b"].padded_vocabulary * SIZES["1.3b"].width)
+    assert two.gradients + two.activations + two.working >= alone.gradients + buckets
+    assert alone.total <= two.total <= alone.total + buckets
 
 
 def test_a_block_of_ones_own_counts_with_its_own_parameters():

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.model.transformer import Transformer
 
 MAX_GRAPHS = 16
+# What the graphs of the last compiled model depend on; torch's cache of graphs, too, is one for the process.
+_last_compiled: tuple[Hashable, ...] = ()
 
 
 def build_model(config: ModelConfig, *, mean_recurrence: float = 1, recompute_loops: bool = False) -> LanguageModel:
@@ -51,7 +54,7 @@ def check_mask(model: LanguageModel) -> None:
             )
 
 
-def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
+def compile_blocks(model: LanguageModel, *settings: Hashable, backend: str = "inductor") -> None:
     """Compile the blocks of `model` with torch.compile into at most `MAX_GRAPHS` graphs.
 
     A graph is one pass through the blocks of the prelude, the core or the coda, so the number of loops never enters it.
@@ -59,10 +62,14 @@ def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     number from 2 up. torch compiles separate graphs with and without gradient, for an input that is a constant (the
     first loop that carries gradient) or not, and for one sequence or several.
 
-    Graphs of other models in this process are discarded, so that each model has all `MAX_GRAPHS` to itself. Beyond
-    these, torch would run uncompiled and warn.
+    Graphs of the model before in this process serve this one if it has the same configuration and `settings`, which are
+    all else that graphs depend on: precision, masks and the like. Others are discarded, so that a model has all
+    `MAX_GRAPHS` to itself. Beyond these, torch would run uncompiled and warn.
     """
-    torch._dynamo.reset()
+    global _last_compiled
+    if _last_compiled != (model.config, *settings, backend):
+        torch._dynamo.reset()
+        _last_compiled = (model.config, *settings, backend)
     compiled = torch.compile(run_blocks, backend=backend)
 
     def run(

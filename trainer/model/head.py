@@ -18,7 +18,7 @@ def mean_cross_entropy(
     x: Tensor,
     weight: Tensor,
     targets: Tensor,
-    logits_at_once: int = LOGITS_AT_ONCE,
+    logits_at_once: int | None = None,
     *,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
@@ -31,10 +31,13 @@ def mean_cross_entropy(
         x: normed final states, [..., width].
         weight: the head, [vocabulary, width].
         targets: ids to predict, [...].
-        logits_at_once: largest number of logits to hold at a time, but at least those of 64 tokens.
+        logits_at_once: largest number of logits to hold at a time, but at least those of 64 tokens; None:
+            `LOGITS_AT_ONCE` of the device.
         soft_cap: c of logits c tanh(x @ weight.T / c); None: no cap.
         z_loss: coefficient of the squared logsumexp of the (capped) logits.
     """
+    if logits_at_once is None:
+        logits_at_once = LOGITS_AT_ONCE["cpu" if x.device.type == "cpu" else "cuda"]
     rows = max(MIN_HEAD_ROWS, logits_at_once // weight.shape[0])
     if not torch.is_grad_enabled():  # a Function computes gradients of tensors that require them even then
         x, weight = x.detach(), weight.detach()

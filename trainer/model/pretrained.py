@@ -49,6 +49,8 @@ _REQUIRED = {
     "clip_qkv": None,
     "padding_multiple": 64,
 }
+# Our settings that change a model's outputs, and for which there is no published one.
+_UNPUBLISHED = ("residual_scale", "embedding_scale", "loop_norm")
 
 # Tensors of a published file that our model derives: the rotary table is computed, a tied head is the token table.
 _DERIVED, _TIED = ("freqs_cis",), ("lm_head.weight", "freqs_cis")
@@ -150,15 +152,16 @@ def save_published(
     Weights of the other form are removed.
 
     Raises:
-        ValueError: the model has a `residual_scale`, which the layout can't say.
+        ValueError: the model has a setting that the layout can't say.
         OSError: the disk is full, or the like; older weights are unchanged.
     """
     from safetensors.torch import save
 
-    if model.config.residual_scale is not None:
+    if not has_published_layout(model.config):
+        settings = ", ".join(f"{name}={getattr(model.config, name)}" for name in _UNPUBLISHED)
         raise ValueError(
-            "the published layout has no residual scale, but the model has residual_scale="
-            f"{model.config.residual_scale:g}; load the last checkpoint of its run"
+            f"the published layout has none of the settings {', '.join(_UNPUBLISHED)}, but the model has {settings}; "
+            "load the last checkpoint of its run"
         )
     folder.mkdir(parents=True, exist_ok=True)
     block = model.config.block
@@ -177,7 +180,7 @@ def save_published(
 
 def has_published_layout(model: ModelConfig) -> bool:
     """Return whether the published layout has all of the model's settings."""
-    return model.residual_scale is None and model.embedding_scale is None and not model.loop_norm
+    return not any(getattr(model, name) for name in _UNPUBLISHED)
 
 
 def config_to_published(model: ModelConfig, recurrence: RecurrenceConfig) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """torch.compile sees a bounded number of graphs although T and the number of running sequences vary."""
 
+import gc
 import random
+import weakref
+from unittest import mock
 
 import pytest
 import torch
@@ -13,14 +16,20 @@ from isoloop.trainer.model.build import MAX_GRAPHS, build_model, compile_blocks
 # torch looks at .grad of what it compiles and hides its own warning, too late where warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
-    ("injection", "layers", "separator"),
-    [("diagonal", 2, None), ("concat", 1, None), ("none", 1, None), ("diagonal", 2, 7)],
+    ("injection", "layers", "separator", "key_value_heads"),
+    [
+        ("diagonal", 2, None, None),
+        ("concat", 1, None, None),
+        ("none", 1, None, None),
+        ("diagonal", 2, 7, None),
+        ("diagonal", 1, None, 1),
+    ],
 )
-def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers, separator):
+def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers, separator, key_value_heads):
     torch._dynamo.reset()
     counters.clear()
     depth = {"prelude_layers": layers, "core_layers": layers}
-    config = ModelConfig(width=16, heads=2, **depth, context=8, injection=injection)
+    config = ModelConfig(width=16, heads=2, **depth, context=8, injection=injection, key_value_heads=key_value_heads)
     model = build_model(config)
     model.initialise(0)
     compiled = build_model(config)
@@ -46,3 +55,44 @@ def test_the_graphs_are_bounded_and_the_numbers_the_same(injection, layers, sepa
         graphs.append(counters["stats"]["unique_graphs"])
     assert 3 <= graphs[-1] <= MAX_GRAPHS
     assert graphs[-1] == graphs[12]  # all there are, soon
+
+
+# See above.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_graphs_serve_the_next_model_of_the_same_shapes_and_no_other():
+    """Weights of the next model are other ones, and so is its loss; a model of another width begins anew."""
+
+    def losses(config, seed, precision="float32"):
+        model = build_model(config)
+        model.initialise(seed)
+        plain = build_model(config)
+        plain.load_state_dict(model.state_dict())
+        compile_blocks(model, precision, backend="eager")
+        models.append(weakref.ref(model))
+        tokens = torch.randint(0, 256, (3, 9), generator=torch.Generator().manual_seed(1))
+        found = []
+        for which in (model, plain):
+            h0 = which.initial_state(range(3), 8)
+            loss = which.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([4, 3, 1]), 2, h0).nats
+            loss.backward()
+            found.append((loss.detach(), *(p.grad for p in which.parameters())))
+        torch.testing.assert_close(found[0], found[1])
+        return found[0][0].item()
+
+    torch._dynamo.reset()
+    models = []
+    small, wide = (ModelConfig(width=width, heads=2, context=8) for width in (16, 32))
+    counters.clear()
+    first = losses(small, 0)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs >= 3
+    assert losses(small, 1) != first
+    assert counters["stats"]["unique_graphs"] == graphs
+    with mock.patch.object(torch._dynamo, "reset", wraps=torch._dynamo.reset) as reset:
+        assert losses(small, 0) == first
+        assert reset.call_count == 0
+        losses(wide, 0)
+        losses(wide, 0, "bfloat16")
+        assert reset.call_count == 2
+    gc.collect()
+    assert [model() for model in models] == [None] * 5  # kept graphs keep no weights

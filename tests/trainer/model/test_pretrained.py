@@ -240,3 +240,12 @@ def test_a_model_in_the_cache_needs_no_answer_of_the_hub(saved, monkeypatch):
     assert load_published("SandyResearch/parcae-140m")
     with pytest.raises(ValueError, match="the hub did not answer"):
         load_published("SandyResearch/parcae-370m")
+
+
+@pytest.mark.parametrize("setting", [{"residual_scale": 1.0}, {"embedding_scale": 4.0}, {"loop_norm": True}])
+def test_a_model_that_the_layout_cannot_say_is_not_written(setting, tmp_path):
+    model = build_model(build().config.model_copy(update=setting))
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"none of the settings .*{name}={value}"):
+        save_published(tmp_path / "model", model, RecurrenceConfig())
+    assert not (tmp_path / "model").exists()
