@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/isoloop predict demo --out $(OUT) --mean-recurrence 6 --flops 1e12
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,16 +2,18 @@
 
 import gc
 import os
+import re
 import shutil
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from filelock import FileLock
-from xdist.scheduler import LoadGroupScheduling
+from xdist.scheduler import LoadFileScheduling
 
 from isoloop.trainer.config import (
     DataConfig,
@@ -31,34 +33,40 @@ os.environ.pop("RAY_ADDRESS", None)  # tests run on Rays of their own
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@cache
+def ray_group(file):
+    """Which Rays the tests of a file use, by the fixtures that it names; None if none."""
+    text = file.read_text(encoding="utf-8")
+    if re.search(r"\bno_ray\b", text):
+        return "own Rays"
+    return "shared Ray" if re.search(r"shared_ray|commands_share_ray|[(,] ?ray[,)]", text) else None
+
+
+class FilesAndRays(LoadFileScheduling):
+    """Gives files to processes one by one, but all that share a Ray to one process, and all that start their own.
+
+    The files are read for that: this process collects no tests, and groups of xdist's own need an older pytest.
+    """
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return ray_group(self.config.rootpath / file) or file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return FilesAndRays(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items):
-    """Group the tests that share a Ray, and those with Rays of their own; they begin first, as they wait a lot."""
-    order = [None, "own-ray", "shared-ray"]
-    groups = dict.fromkeys(items)
-    for item in items:
-        if "shared_ray" in item.fixturenames:
-            groups[item] = "own-ray" if "no_ray" in item.fixturenames else "shared-ray"
-            item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: -order.index(groups[item]))
+    """Begin with the tests that use Ray, which wait a lot."""
+    items.sort(key=lambda item: ("shared_ray" not in item.fixturenames, "no_ray" in item.fixturenames))
 
 
 def pytest_collection_finish():
     """Keep what has been imported out of garbage collections: the one at each run's end would take half a second."""
     gc.collect()
     gc.freeze()
-
-
-class FilesAndGroups(LoadGroupScheduling):
-    """Gives the processes of the tests a group at a time or, of the tests in none, a file."""
-
-    def _split_scope(self, nodeid):
-        group = super()._split_scope(nodeid)
-        return nodeid.partition("::")[0] if group == nodeid else group
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    return FilesAndGroups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from isoloop.fitting.figures import FIGURES, style
-from tests.commands import ISOLOOP, coarse_calculator, isoloop, isoloop_process, without_profiles
+from tests.commands import ISOLOOP, coarse_calculator, isoloop, isoloop_process, quick_pages, without_profiles
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 RECORDS = {"driver.json", "plan.json", "state.json"}
@@ -105,7 +105,8 @@ def test_ctrl_c_leaves_everything_in_order(work, ran, new_database, commands_sha
     assert "Stopped" in stdout
     assert "Traceback" not in stdout + stderr
     assert not (out / "sweeps/two-by-two/stop").exists()
-    isoloop(*arguments, cwd=work)
+    with quick_pages():
+        isoloop(*arguments, cwd=work)
     clock = "seconds"
     undisturbed = pd.read_csv(work / "out/sweeps/two-by-two/runs.csv").drop(columns=clock)
     pd.testing.assert_frame_equal(pd.read_csv(out / "sweeps/two-by-two/runs.csv").drop(columns=clock), undisturbed)
