@@ -25,7 +25,9 @@ from isoloop.sweeps.cli.stored_fits import fit_or_stored
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
+    from isoloop.fitting import AnyFit
     from isoloop.fitting.cost import Cost
     from isoloop.fitting.cost.family import ModelFamily
     from isoloop.fitting.design import Belief, Candidates, Noise, Target
@@ -221,7 +223,7 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     from isoloop.sweeps.messages import Progress
     from isoloop.sweeps.pipeline import corpus_lookup
     from isoloop.sweeps.plan.grid import simulated_corpus
-    from isoloop.sweeps.plan.next_runs import next_cells, sizes_of
+    from isoloop.sweeps.plan.next_runs import next_cells
     from isoloop.sweeps.plan.rates import tuned_rates
     from isoloop.sweeps.runs import joint_runs, load_table
 
@@ -267,7 +269,7 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
             corpus_of,
             run=True,
             rates=tuned_rates(sweep, files.folders),
-            sizes=question.sizes or sizes_of(sweep),
+            sizes=question.sizes or _own_sizes(fit, table, sweep),
         )
         candidates, cells = _candidates(planned, cost, sweep, question), planned.cells
     elif question.money:
@@ -281,6 +283,28 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
         laws, law_data(table), cost, candidates.columns, flops=fit.fitted.flops, noise=question.noise
     )
     return _Known(belief=belief, candidates=candidates, news=news, sweep=sweep, cells=cells, extends=sweep is not None)
+
+
+def _own_sizes(fit: "AnyFit", table: "pd.DataFrame", sweep: "SweepConfig") -> list[str]:
+    """Return the names of the sizes that a fit is of: all of the sweep, or that of its only architecture.
+
+    Raises ValueError where a fit of one architecture has runs of several sizes.
+    """
+    from isoloop.fitting import SizesFit
+    from isoloop.fitting.tables.runs import finished_rows
+    from isoloop.sweeps.plan.axes import SIZE
+    from isoloop.sweeps.plan.next_runs import sizes_of
+
+    sizes = sizes_of(sweep)
+    if isinstance(fit, SizesFit) or not sizes:
+        return sizes
+    own = [str(size) for size in finished_rows(table)[SIZE].unique()] if SIZE in table else []
+    if len(own) != 1:
+        raise ValueError(
+            f"a design by the law of one architecture needs runs of one size, but {fit.name!r} has {len(own) or 'none'}"
+            f" of {', '.join(sizes)}; design {sweep.name}, whose sizes are fitted together"
+        )
+    return own
 
 
 def _check_affordable(least: float, most: float, question: _Question) -> None:

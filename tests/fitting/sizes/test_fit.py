@@ -160,6 +160,10 @@ def test_rivals_with_another_form_predict_held_out_runs_worse(fit: SizesFit) -> 
         fit, laws=dataclasses.replace(fit.laws, laws=(_renamed(fit.laws.laws[0]),), weights=(1.0,))
     )
     assert any("iso-depth law predicts losses to" in caveat for caveat in _rival_caveats(worse))
+    # A law of the mixture that the losses give no weight is a rival, too
+    both = dataclasses.replace(fit.laws, laws=(_renamed(fit.laws.laws[0]), fit.laws.laws[0]), weights=(1.0, 0.0))
+    unused = dataclasses.replace(fit, laws=both)
+    assert any("iso-depth law predicts losses to" in caveat for caveat in _rival_caveats(unused))
 
 
 def test_a_fit_is_equal_after_a_round_trip(fit: SizesFit, tmp_path) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from isoloop.fitting import fit_sizes
+from isoloop.fitting import fit_sizes, fit_sweep
 from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_sizes, simulate_table
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import config_text
@@ -180,3 +180,21 @@ def test_a_sweep_with_other_axes_is_refused_before_it_is_run():
     sweep = load_sweep(SWEEP).model_copy(update={"axes": {"model.injection": ("diagonal", "concat")}})
     with pytest.raises(ValueError, match=r"differ in model\.injection, too"):
         next_cells(sweep, [4], [1e18], simulated_corpus, run=False)
+
+
+def test_a_group_of_one_size_is_designed_at_its_own_size(tmp_path):
+    sweep = load_sweep(
+        SIZES, ["budgets=[1e18, 4e18, 16e18]", "mean_recurrences=[1, 2, 4, 8]", "evaluation.recurrences=[1]"]
+    )
+    table = simulated_table(sweep)
+    group = Folders(out=tmp_path / "isoloop-out", name=SIZES).group("model.size=370m")
+    group.sweep.mkdir(parents=True)
+    group.config.write_text(config_text(sweep))
+    own = table[table["model.size"] == "370m"].reset_index(drop=True)
+    own.to_csv(group.table, index=False)
+    group.fit(hold_out=False).write_text(fit_sweep(own, name=group.name, draws=20).to_json())
+    options = ("--target", "mu@32e18", "--spend", "3e19", "--rounds", "1", "--values", "1:12", "--to", "next.yaml")
+    isoloop("design", f"{SIZES}/groups/model.size=370m", *options, cwd=tmp_path)
+    before = {cell.run_id for cell in plan_sweep(sweep, simulated_corpus).cells}
+    cells = plan_sweep(load_sweep(str(tmp_path / "next.yaml")), simulated_corpus).cells
+    assert {cell.axes["model.size"] for cell in cells if cell.run_id not in before} == {"370m"}
