@@ -27,9 +27,9 @@ class BackpropRule:
     `limit` is the largest depth (loops), None where there is none. `poisson` says that depths are max(1, Poisson(mu)),
     otherwise every sequence runs mu loops. `curriculum` is the mean recurrence that training starts with and the
     fraction of the steps over which it grows. `phase` is instead a mean recurrence that a part of training keeps, and
-    the fraction of the steps that it takes; several phases count as one. `share` is that of a rule's loops with gradient which the runs ran, None
-    for all. `also_below` and `also_above` name rules that fit the runs as well, but differ for smaller or larger mu.
-    `recorded` is False where no rule fits the runs.
+    the fraction of the steps that it takes; several phases count as one. `share` is that of a rule's loops with
+    gradient which the runs ran, None for all. `also_below` and `also_above` name rules that fit the runs as well, but
+    differ for smaller or larger mu. `recorded` is False where no rule fits the runs.
     """
 
     shape: Shape = "half"
@@ -212,8 +212,8 @@ def _with_sampling(
     rule: BackpropRule, nodes: np.ndarray, depths: ArrayLike, forward: np.ndarray, backward: np.ndarray
 ) -> BackpropRule:
     """Return the rule with the sampling of depths, the curriculum or phase, and the share that the loops show."""
-    # Fewer loops forward than the mean recurrence are those of a curriculum, or of a phase with a mean of its own. Where
-    # both leave as many, the loops with gradient tell them apart.
+    # Fewer loops forward than the mean recurrence are those of a curriculum, or of a phase with a mean of its own.
+    # Where both leave as many, the loops with gradient tell them apart.
     samplings = [replace(rule, poisson=poisson) for poisson in (False, True)]
     if (forward < (1 - _TOLERANCE) * nodes).any():
         grown = [_with_fewer_loops(sampling, "curriculum", nodes, forward) for sampling in samplings]
