@@ -27,9 +27,9 @@ class BackpropRule:
     `limit` is the largest depth (loops), None where there is none. `poisson` says that depths are max(1, Poisson(mu)),
     otherwise every sequence runs mu loops. `curriculum` is the mean recurrence that training starts with and the
     fraction of the steps over which it grows. `phase` is instead a mean recurrence that a part of training keeps, and
-    the fraction of the steps that it takes; several phases count as one. `share` is that of a rule's loops with gradient which the runs ran, None
-    for all. `also_below` and `also_above` name rules that fit the runs as well, but differ for smaller or larger mu.
-    `recorded` is False where no rule fits the runs.
+    the fraction of the steps that it takes; several phases count as one. `share` is that of a rule's loops with
+    gradient which the runs ran, None for all. `also_below` and `also_above` name rules that fit the runs as well, but
+    differ for smaller or larger mu. `recorded` is False where no rule fits the runs.
     """
 
     shape: Shape = "half"
@@ -212,12 +212,15 @@ def _with_sampling(
     rule: BackpropRule, nodes: np.ndarray, depths: ArrayLike, forward: np.ndarray, backward: np.ndarray
 ) -> BackpropRule:
     """Return the rule with the sampling of depths, the curriculum or phase, and the share that the loops show."""
-    # Fewer loops forward than the mean recurrence are those of a curriculum, or of a phase with a mean of its own. Where
-    # both leave as many, the loops with gradient tell them apart.
+    # Fewer loops forward than the mean recurrence are those of a curriculum, or of a phase with a mean of its own.
+    # Where both leave as many, the loops with gradient tell them apart.
     samplings = [replace(rule, poisson=poisson) for poisson in (False, True)]
     if (forward < (1 - _TOLERANCE) * nodes).any():
-        grown = [_with_fewer_loops(sampling, "curriculum", nodes, forward) for sampling in samplings]
-        samplings = [*grown, *(_with_fewer_loops(sampling, "phase", nodes, forward) for sampling in samplings)]
+        samplings = [
+            _with_fewer_loops(sampling, phased=phased, nodes=nodes, forward=forward)
+            for phased in (False, True)
+            for sampling in samplings
+        ]
 
     def misfit(sampling: BackpropRule) -> float:
         pairs = zip((forward, backward), sampling.mean_loops(nodes, depths), strict=True)
@@ -232,15 +235,16 @@ def _with_sampling(
     return replace(chosen, share=share, recorded=bool((abs(ratios / share - 1) < _TOLERANCE).all()))
 
 
-def _with_fewer_loops(
-    rule: BackpropRule, why: Literal["curriculum", "phase"], nodes: np.ndarray, forward: np.ndarray
-) -> BackpropRule:
-    """Return the rule with the curriculum or phase of least squared relative error in the loops forward."""
+def _with_fewer_loops(rule: BackpropRule, *, phased: bool, nodes: np.ndarray, forward: np.ndarray) -> BackpropRule:
+    """Return the rule with the curriculum, or phase, of least squared relative error in the loops forward."""
 
-    def misfits(values: np.ndarray) -> np.ndarray:
-        return replace(rule, **{why: tuple(values)}).mean_loops(nodes, nodes)[0] / forward - 1
+    def with_values(mean: float, fraction: float) -> BackpropRule:
+        return replace(rule, phase=(mean, fraction)) if phased else replace(rule, curriculum=(mean, fraction))
 
     least = min(1.0, nodes[0] / 2)
-    best = least_squares(misfits, (least, 0.5), bounds=((0.0, 0.0), (nodes[0], 1.0)))
-    mean, fraction = (float(value) for value in best.x)
-    return replace(rule, **{why: (mean, fraction)})
+    best = least_squares(
+        lambda values: with_values(*values).mean_loops(nodes, nodes)[0] / forward - 1,
+        (least, 0.5),
+        bounds=((0.0, 0.0), (nodes[0], 1.0)),
+    )
+    return with_values(*best.x.tolist())
