@@ -192,7 +192,7 @@ def test_advice_for_too_little_text(max_tokens, budget, advice):
         ({"budget": float("inf"), "mean_recurrence": 1}, "points.0: budget: input should be a finite number"),
         ({"tokens": True, "mean_recurrence": 1}, "points.0: tokens: must be a number, but got True"),
         ({"tokens": 2**64, "mean_recurrence": 1}, "points.0: tokens: must be at most 9223372036854775807"),
-        ({"budget": 1e9, "mean_recurrence": 2.5}, "points.0: mean_recurrence: input should be a valid integer"),
+        ({"budget": 1e9, "mean_recurrence": "2.5"}, "points.0: mean_recurrence: must be a number, but got '2.5'"),
         ({"budget": 1e9, "mean_recurrence": 0}, "points.0: mean_recurrence: input should be greater than or equal"),
     ],
 )
