@@ -120,6 +120,9 @@ def test_a_law_whose_parameters_the_losses_do_not_tell_apart_is_not_weighed() ->
     fit = fit_sizes(runs.assign(loss=loss), name="two", draws=40, through_budgets=False)
     assert "loop-term" not in {law.form.name for law in fit.laws.laws}
     assert any("depart from the iso-depth law" in caveat for caveat in fit.caveats)
+    assert "; others are left out: the loop-term law needs 3 sizes or more" in fit.laws.reason
+    with pytest.raises(ValueError, match="the loop-term law needs 3 sizes or more"):
+        point_estimate(form, law_data(runs))
 
 
 def test_each_measured_size_has_its_best_model_and_a_chance(fit: SizesFit) -> None:

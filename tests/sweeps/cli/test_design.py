@@ -74,6 +74,7 @@ def test_cells_for_a_table_of_others(tmp_path):
         (["--target", "charm", "--spend", "1e20"], "a target must be one of"),
         (["--target", "gamma_mu", "--spend", "1e20", "--budgets", "big"], "--budgets must be LOW:HIGH"),
         (["--target", "gamma_mu", "--spend", "1e20", "--money"], "cluster.price_per_hour"),
+        (["--target", "gamma_mu", "--spend", "1e20", "--sizes", " ,"], "--sizes must name one size or more"),
     ],
 )
 def test_what_is_refused(options, message, tmp_path):
@@ -95,9 +96,11 @@ def test_the_written_sweep_is_plain_yaml(tmp_path):
 def test_a_fraction_of_loops_that_was_run_is_a_candidate():
     assert list(candidate_values("mean_recurrence", 1, 3, [1.5, 2.0, 3.5])) == [1, 1.5, 2, 3]
     sweep = load_sweep(SWEEP).model_copy(update={"mean_recurrences": (1, 1.5, 2, 4)})
-    planned = next_cells(sweep, [1.0, 1.5], [1e18], simulated_corpus, run=True)
+    planned = next_cells(sweep, candidate_values("mean_recurrence", 1, 1.5, [1.5]), [1e18], simulated_corpus, run=True)
     assert [cell.label for cell in planned.cells] == ["µ = 1, C = 1e+18", "µ = 1.5, C = 1e+18"]
     assert planned.trained == (1, 1)
+    written = config_text(next_sweep(sweep, [(planned.cells[1], 1)], extend=False))
+    assert yaml.safe_load(written)["points"] == [{"budget": 1e18, "mean_recurrence": 1.5}]
 
 
 def test_excluded_cells_that_a_design_chooses_are_run():
@@ -181,8 +184,10 @@ def test_cells_of_several_sizes_for_a_table_of_others(tmp_path):
     rows = (tmp_path / "next.csv").read_text().splitlines()
     assert rows[0] == "model.size,params,mean_recurrence,tokens,budget,runs,cost_of_a_run"
     assert {row.split(",")[0] for row in rows[1:]} <= {"140m", "770m"}
-    refused = isoloop("design", "mine.csv", *options, "13b", cwd=tmp_path, check=2)
-    assert "a size must be one of 140m, 370m, 770m, but got '13b'" in refused.stderr
+    (tmp_path / "mine.fit.json").unlink()
+    refused = isoloop("design", "mine.csv", *options, "13b,", cwd=tmp_path, check=2)
+    assert "--sizes must name some of 140m, 370m, 770m, but got '13b'; correct the name" in refused.stderr
+    assert not (tmp_path / "mine.fit.json").exists()  # nothing was fitted
 
 
 def test_a_sweep_with_other_axes_is_refused_before_it_is_run():
@@ -207,3 +212,12 @@ def test_a_group_of_one_size_is_designed_at_its_own_size(tmp_path):
     before = {cell.run_id for cell in plan_sweep(sweep, simulated_corpus).cells}
     cells = plan_sweep(load_sweep(str(tmp_path / "next.yaml")), simulated_corpus).cells
     assert {cell.axes["model.size"] for cell in cells if cell.run_id not in before} == {"370m"}
+
+
+def test_a_design_of_one_size_from_nothing_names_it(tmp_path):
+    options = ("--target", "mu@1e20", "--spend", "3e19", "--rounds", "1", "--sizes", "370m,", "--to", "next.csv")
+    said = isoloop("design", SIZES, *options, cwd=tmp_path).stdout
+    assert "FLOPs: 370m, mu = " in said
+    rows = (tmp_path / "next.csv").read_text().splitlines()
+    assert rows[0].startswith("model.size,")
+    assert {row.split(",")[0] for row in rows[1:]} == {"370m"}
