@@ -109,8 +109,11 @@ class CostModel(_LoopedCost):
 
     def assumption_at(self, value: float) -> str:
         """See `Cost.assumption_at`."""
-        inside = self.mean_recurrences[0] <= value <= self.mean_recurrences[-1]
-        return "" if inside else self.backprop.assumption(below=value < self.mean_recurrences[0])
+        if self.mean_recurrences[0] <= value <= self.mean_recurrences[-1]:
+            return ""
+        if len(self.mean_recurrences) == 1 and self.backprop.loops_lost > 0:
+            return "loops that grow as under one of the curricula and phases that one mean recurrence leaves possible"
+        return self.backprop.assumption(below=value < self.mean_recurrences[0])
 
     def loops(self, mean_recurrence: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean loops per token (forward, backward), of the shape of `mean_recurrence`."""

@@ -99,6 +99,10 @@ def test_several_phases_go_on_as_one():
     cost = cost_under(RULES["ceil(mu/2)"], nodes=(2, 4, 6, 8), **settings)
     for mu in (12, 16):
         assert np.ravel(cost.loops(mu)) == pytest.approx(counted(RULES["ceil(mu/2)"], mu, **settings), rel=0.02), mu
+    assert cost.assumption_at(16) == ""
+    alone = cost_under(RULES["ceil(mu/2)"], nodes=(4,), **settings)
+    assert "curricula and phases" in alone.assumption_at(8)
+    assert alone.assumption_at(4) == ""
 
 
 def test_loops_with_gradient_below_the_depth_by_a_share_stay_so():

@@ -4,6 +4,7 @@ Most runs are made up, as in test_tune.py; the last test trains real ones.
 """
 
 import csv
+import json
 import math
 import random
 from contextlib import nullcontext
@@ -131,8 +132,8 @@ def test_a_sweep_that_has_begun_keeps_its_rates(tuned, text_folder, tmp_path):
     assert rates_of(prepare(sweep.model_copy(update={"tuned": str(newer)}), mine).plan) != rates_of(first)
 
 
-def test_other_settings_than_the_trials_are_named(tuned, text_folder):
-    folders, _, _ = tuned
+def test_other_settings_than_the_trials_are_named(tuned, text_folder, tmp_path):
+    folders, _, tuning = tuned
     sweep = sweep_of(text_folder, optimizer={"learning_rate": "tuned"}, batch=8)
     plan = prepare(sweep, folders).plan
     assert "batch = 8 instead of 4" in "\n".join(rate_lines(plan.rates, plan.cells))
@@ -148,6 +149,13 @@ def test_other_settings_than_the_trials_are_named(tuned, text_folder):
     assert "recurrence.distribution = log-normal-poisson instead of poisson" in lines
     assert "recurrence.phases = [{'until': 0.5, 'mean': 1}] instead of []" in lines
     assert "data.document_mask = True instead of False" in lines
+    written = json.loads(tuning.folders.rates.read_text())
+    for path in ("optimizer.muon", "recurrence.phases", "data.document_mask"):
+        del written["settings"][path]  # as older versions wrote it
+    older = tmp_path / "older.json"
+    older.write_text(json.dumps(written))
+    plan = prepare(sweep.model_copy(update={"tuned": str(older)}), folders).plan
+    assert plan.cells[0].rates.differences == ("batch = 8 instead of 4",)
     wider = sweep_of(text_folder, optimizer={"learning_rate": "tuned"}, model={**SMALL["model"], "width": 32})
     plan = prepare(wider, folders).plan
     assert {cell.rates.best.unknown for cell in plan.cells} == {("params",)}

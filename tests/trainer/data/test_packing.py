@@ -246,6 +246,11 @@ def test_text_that_has_the_separator_is_refused(tmp_path):
     corpus = prepare_corpus(DataConfig(corpus=str(tmp_path)), tmp_path / "corpora")
     with pytest.raises(ValueError, match=r"told apart by the separator .* text has NUL bytes"):
         assert corpus.train.documents
+    held_out = prepare_corpus(DataConfig(corpus=str(tmp_path / "0.txt")), tmp_path / "corpora").validation
+    corpus.validation = held_out
+    corpus.check_documents(held_out_only=True)
+    with pytest.raises(ValueError, match=r"or leave evaluation\.documents out"):
+        corpus.check_documents()
 
 
 def test_an_index_of_another_split_is_refused(texts, tmp_path):
