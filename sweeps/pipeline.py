@@ -81,9 +81,11 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
         (cell.spec.data.whole, cell.spec.model.context, cell.spec.model.vocabulary) for cell in plan.cells
     }:
         corpora[data].check(context, vocabulary)
-    for data in {cell.spec.data.whole for cell in plan.cells if _needs_documents(cell.spec)}:
+    for data, trains in {
+        (cell.spec.data.whole, cell.spec.data.needs_documents) for cell in plan.cells if _needs_documents(cell.spec)
+    }:
         progress.update("finding the documents", 0, 0)
-        corpora[data].check_documents()
+        corpora[data].check_documents(held_out_only=not trains)
     return PreparedSweep(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
 
 

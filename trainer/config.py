@@ -576,6 +576,11 @@ def check_fixed_depth(
             "a fixed-depth Transformer (injection: none) has no loops to carry gradient, but got backprop_depth="
             f"{depth.backprop_depth}; leave it out"
         )
+    if depth.phases:
+        raise ValueError(
+            "a fixed-depth Transformer (injection: none) runs each block once from the first step to the last, but got "
+            f"phases={[phase.model_dump() for phase in depth.phases]}; leave them out"
+        )
     if (set(means), depth.sampling, set(evaluation.recurrences)) != ({1}, "fixed", {1}):
         raise ValueError(
             "a fixed-depth Transformer (injection: none) runs each block once, so its mean recurrence must be 1, its "

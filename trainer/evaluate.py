@@ -1,7 +1,7 @@
 """Validation loss at many recurrences, in one pass over the loops: of rows, and of documents each by itself."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from numpy.typing import NDArray
@@ -53,21 +53,6 @@ def evaluate(
             heartbeat()
     total = ranks.sum(total) / (windows.shape[0] * (windows.shape[1] - 1))
     return dict(zip(depths, total.tolist(), strict=True))
-
-
-def recurrences_around(mean: float) -> tuple[int, ...]:
-    """Return the whole numbers of loops T whose losses give the loss at T = `mean` loops: it, or the two around it."""
-    low = math.floor(mean)
-    return (low,) if low == mean else (low, low + 1)
-
-
-def loss_at_mean(losses: Mapping[int, float], mean: float) -> float:
-    """Return the loss in nats per token at T = `mean` loops, given those at `recurrences_around` it.
-
-    A fraction, such as 1.5, is the loss where as many sequences run 2 loops, and the others 1, that the mean is 1.5.
-    """
-    low, share = math.floor(mean), mean - math.floor(mean)
-    return losses[low] if share == 0 else (1 - share) * losses[low] + share * losses[low + 1]
 
 
 @torch.no_grad()

@@ -34,8 +34,6 @@ from isoloop.trainer.evaluate import (
     bits_per_byte,
     evaluate,
     evaluate_documents,
-    loss_at_mean,
-    recurrences_around,
     tokens_per_byte,
 )
 from isoloop.trainer.files import sole_owner, write_atomically
@@ -43,6 +41,7 @@ from isoloop.trainer.model.build import build_model, check_mask, compile_blocks
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import has_published_layout, save_published
 from isoloop.trainer.optim import apply_schedule, make_optimizers
+from isoloop.trainer.recurrence import loss_at_mean, recurrences_around
 from isoloop.trainer.run.best import BestStep
 from isoloop.trainer.run.branch import BRANCHES, Branching, TrunkState, trunk_counts
 from isoloop.trainer.run.checkpoint import CheckpointWriter, SavedState, checkpoints, drop_checkpoints, load_checkpoint
@@ -122,6 +121,9 @@ def _run_training(
         write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     context, packing = spec.model.context, spec.data.packing
     validation = validation_windows(corpus, context=context, sequences=spec.evaluation.sequences, packing=packing)
+    documents = None
+    if spec.evaluation.documents is not None:
+        documents = validation_documents(corpus, context=context, count=spec.evaluation.documents)
     pass_tokens = tokens_per_pass(corpus.train, packing, context)
     model = build_model(
         spec.model,
@@ -264,8 +266,14 @@ def _run_training(
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, pass_tokens)
     if packing == "best-fit":
         result = result.model_copy(update={"dropped_tokens": dropped})
-    if result.loss is not None and spec.evaluation.documents is not None:
-        result = result.model_copy(update=_document_fields(spec, corpus, model, execution, ranks, heartbeat))
+    if result.loss is not None and documents is not None:
+        with _autocast(spec, execution):
+            batch = execution.micro_batch or EVALUATION_BATCH
+            document_losses = evaluate_documents(
+                model, documents, final_recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat
+            )
+        density = tokens_per_byte(np.concatenate([document[1:] for document in documents]), corpus.token_bytes)
+        result = result.model_copy(update=_document_fields(document_losses, mean, density))
     is_publishable = has_published_layout(spec.model)
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
@@ -401,26 +409,15 @@ def _autocast(spec: RunSpec, execution: ExecutionConfig) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16")
 
 
-def _document_fields(
-    spec: RunSpec,
-    corpus: Corpus,
-    model: LanguageModel,
-    execution: ExecutionConfig,
-    ranks: Ranks,
-    heartbeat: Callable[[], None],
-) -> dict[str, Any]:
-    """Evaluate documents each by itself, as the published perplexity is; return the result's fields."""
-    assert spec.evaluation.documents is not None, "it is asked for"
-    documents = validation_documents(corpus, context=spec.model.context, count=spec.evaluation.documents)
-    mean, batch = spec.recurrence.mean, execution.micro_batch or EVALUATION_BATCH
-    with _autocast(spec, execution):
-        recurrences = {*spec.evaluation.recurrences, *recurrences_around(mean)}
-        losses = evaluate_documents(model, documents, recurrences, ranks=ranks, batch=batch, heartbeat=heartbeat)
+def _document_fields(losses: dict[int, float], mean: float, density: float) -> dict[str, Any]:
+    """Return the result's fields from the losses of documents each by itself, as the published perplexity is.
+
+    `density` is in tokens per byte.
+    """
     finite = {recurrence: loss for recurrence, loss in losses.items() if math.isfinite(loss)}
     at_mean = loss_at_mean(losses, mean)
     if not math.isfinite(at_mean):
         return {"document_losses": finite}
-    density = tokens_per_byte(np.concatenate([document[1:] for document in documents]), corpus.token_bytes)
     return {
         "document_losses": finite,
         "perplexity": math.exp(at_mean),

@@ -216,9 +216,10 @@ def largest_micro_batch(
 
 def _max_gradient_loops(recurrence: RecurrenceConfig) -> int:
     """Return the most loops with gradient of a sequence; draws beyond 5 standard deviations don't fill a batch."""
+    mean = max([recurrence.mean, *(phase.mean for phase in recurrence.phases)])
     if recurrence.sampling == "fixed":
-        return min(recurrence.gradient_loops, math.ceil(recurrence.mean))
-    rate = float(recurrence.mean)
+        return min(recurrence.gradient_loops, math.ceil(mean))
+    rate = float(mean)
     if recurrence.distribution == "log-normal-poisson":
         rate = 1 + rate * math.exp(5 * LOG_NORMAL_SIGMA)
     return min(recurrence.gradient_loops, math.ceil(rate + 5 * math.sqrt(rate)))

@@ -1,6 +1,7 @@
-"""Loop counts of the sequences of a training step: a pure function of (seed, step)."""
+"""Loop counts of the sequences of a training step, a pure function of (seed, step), and the loss at their mean."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,21 @@ class RecurrenceSampler:
             bits.state = state
             row[:] = _drawn(recurrence, generator, mean, size)
         return loops
+
+
+def recurrences_around(mean: float) -> tuple[int, ...]:
+    """Return the whole numbers of loops T whose losses give the loss at T = `mean` loops: it, or the two around it."""
+    low = math.floor(mean)
+    return (low,) if low == mean else (low, low + 1)
+
+
+def loss_at_mean(losses: Mapping[int, float], mean: float) -> float:
+    """Return the loss in nats per token at T = `mean` loops, given those at `recurrences_around` it.
+
+    A fraction, such as 1.5, is the loss where as many sequences run 2 loops, and the others 1, that the mean is 1.5.
+    """
+    low, share = math.floor(mean), mean - math.floor(mean)
+    return losses[low] if share == 0 else (1 - share) * losses[low] + share * losses[low + 1]
 
 
 def _drawn(recurrence: RecurrenceConfig, generator: np.random.Generator, mean: float, size: int) -> NDArray[np.int64]:

@@ -313,8 +313,7 @@ def _multiplier_text(multiplier: ComputeMultiplier) -> str:
         )
     for one in multiplier.at_budgets:
         of_a = "" if one.first_flops is None else f"{one.first_flops:.3g}"
-        beyond = f"extrapolated: {one.extrapolated}" if one.extrapolated else ""
-        rows.append((f"{one.flops:.3g}", f"{one.loss:.4f}", of_a, known(one), beyond))
+        rows.append((f"{one.flops:.3g}", f"{one.loss:.4f}", of_a, known(one), one.beyond))
     widths = [max(len(row[place]) for row in rows) for place in range(5)]
     lines = ["  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in rows]
     notes = [multiplier.no_overlap] if multiplier.no_overlap else []

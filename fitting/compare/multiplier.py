@@ -12,7 +12,9 @@ import numpy as np
 
 from isoloop.fitting.answer.recommendation import BUDGET_ROUNDING
 from isoloop.fitting.compare.difference import paired_places
+from isoloop.fitting.cost.family import DenseFamily
 from isoloop.fitting.estimation.bootstrap import LEVEL
+from isoloop.fitting.laws.base import search_bounds
 from isoloop.fitting.surface.surface import LossSurface
 
 MULTIPLIER = "Compute multiplier"
@@ -84,18 +86,26 @@ class Multiplier(ABC):
 class BudgetMultiplier(Multiplier):
     """The multiplier of the least loss that B has at `flops` FLOPs, for which A needs `first_flops`, if any.
 
-    `extrapolated` says which side is outside the compute that it spent, and by how much; it is empty for none.
+    `extrapolated` says which side is outside the compute that it spent, and by how much; it is empty for none. So is
+    `search_end`, which says whose best size is at the end of the search, so that a better one may lie outside.
     """
 
     flops: float
     loss: float
     first_flops: float | None
     extrapolated: str
+    search_end: str = ""
 
     @property
     def where(self) -> str:
         """See `Multiplier.where`."""
         return f"at {self.flops:.3g} FLOPs"
+
+    @property
+    def beyond(self) -> str:
+        """What of it lies outside the runs and the search, in words; empty for nothing."""
+        extrapolated = f"extrapolated: {self.extrapolated}" if self.extrapolated else ""
+        return "; ".join(filter(None, (extrapolated, self.search_end)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +163,9 @@ def compute_multiplier(
     budgets = np.sort(np.concatenate([shared, others]))
     inside = np.isin(budgets, shared)
     # Least losses of both; B's budgets are among A's, so that a sweep compared with itself gives exactly 1.
-    losses, drawn = _least_losses(second, budgets)
+    losses, drawn, at_end = _least_losses(second, budgets)
     grid = _grid(budgets)
-    of_first, drawn_first = _least_losses(first, grid)
+    of_first, drawn_first, at_end_first = _least_losses(first, grid)
     values = _least_flops(grid, of_first[None], losses[None])[0] / budgets
     factors = None
     if drawn is not None and drawn_first is not None:
@@ -167,6 +177,8 @@ def compute_multiplier(
         value = float(values[place])
         of_a = float(value * budget) if np.isfinite(value) else None
         outside = [_outside("B", float(budget), ranges[1])] + ([] if of_a is None else [_outside("A", of_a, ranges[0])])
+        nearest = np.argmin(np.abs(np.log(grid / of_a))) if of_a is not None else len(grid) - 1
+        ends = [side for side, flag in (("A", at_end_first[nearest]), ("B", at_end[place])) if flag]
         interval, never = (None, None) if factors is None else _interval(factors[:, place])
         at_budgets.append(
             BudgetMultiplier(
@@ -177,6 +189,7 @@ def compute_multiplier(
                 loss=float(losses[place]),
                 first_flops=of_a,
                 extrapolated=", ".join(filter(None, outside)),
+                search_end=f"the best size of {' and '.join(ends)} is at the end of the search" if ends else "",
             )
         )
     overall = None
@@ -198,18 +211,27 @@ def compute_multiplier(
     return ComputeMultiplier(overall=overall, at_budgets=tuple(at_budgets), no_overlap=_no_overlap(*spans))
 
 
-def _least_losses(surface: LossSurface, flops: np.ndarray, draws: int = _DRAWS) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the loss of the best model at each compute (g,), by the laws and by their draws (d, g), widened."""
+def _least_losses(
+    surface: LossSurface, flops: np.ndarray, draws: int = _DRAWS
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the loss of the best model at each compute (g,), by the laws and by their draws (d, g), widened.
+
+    The last are flags (g,) of best sizes at the end of the search, which for dense models is that of `search_bounds`.
+    """
     few = tuple(replace(law, draws=law.draws[:draws]) for law in surface.laws.laws)
     surface = replace(surface, laws=replace(surface.laws, laws=few))
-    own, drawn = [], []
+    params = surface.params
+    params = search_bounds("params", *params) if params and isinstance(surface.family, DenseFamily) else None
+    own, drawn, at_end = [], [], []
     for budget in flops:
         tokens_for = partial(surface.family.tokens_for, float(budget))
-        own.append(float(surface.best(tokens_for, zooms=_ZOOMS).loss))
-        optima = surface.best_draws(tokens_for, zooms=_ZOOMS)
+        best = surface.best(tokens_for, params=params, zooms=_ZOOMS)
+        own.append(float(best.loss))
+        at_end.append(bool(best.at_bound.get("params", np.array(False))))
+        optima = surface.best_draws(tokens_for, params=params, zooms=_ZOOMS)
         drawn.append(None if optima is None else optima.loss)
     known = [losses for losses in drawn if losses is not None]
-    return np.array(own), np.stack(known, axis=-1) if known else None
+    return np.array(own), np.stack(known, axis=-1) if known else None, np.array(at_end)
 
 
 def _grid(budgets: np.ndarray) -> np.ndarray:

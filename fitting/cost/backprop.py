@@ -26,15 +26,17 @@ class BackpropRule:
 
     `limit` is the largest depth (loops), None where there is none. `poisson` says that depths are max(1, Poisson(mu)),
     otherwise every sequence runs mu loops. `curriculum` is the mean recurrence that training starts with and the
-    fraction of the steps over which it grows. `share` is that of a rule's loops with gradient which the runs ran, None
-    for all. `also_below` and `also_above` name rules that fit the runs as well, but differ for smaller or larger mu.
-    `recorded` is False where no rule fits the runs.
+    fraction of the steps over which it grows. `phase` is instead a mean recurrence that a part of training keeps, and
+    the fraction of the steps that it takes; several phases count as one. `share` is that of a rule's loops with
+    gradient which the runs ran, None for all. `also_below` and `also_above` name rules that fit the runs as well, but
+    differ for smaller or larger mu. `recorded` is False where no rule fits the runs.
     """
 
     shape: Shape = "half"
     limit: float | None = None
     poisson: bool = False
     curriculum: tuple[float, float] | None = None
+    phase: tuple[float, float] | None = None
     share: float | None = None
     also_below: tuple[str, ...] = ()
     also_above: tuple[str, ...] = ()
@@ -51,6 +53,13 @@ class BackpropRule:
             "limited half": f"min(ceil(mu/2), {self.limit or 0:g})",
             "proportional": "a constant share of mu",
         }[self.shape]
+
+    @property
+    def loops_lost(self) -> float:
+        """The loops forward by which training falls short of mu, for each loop that mu grows."""
+        if self.phase is not None:
+            return self.phase[1]
+        return 0.0 if self.curriculum is None else self.curriculum[1] / 2
 
     @property
     def full_depth_at(self) -> float:
@@ -72,7 +81,7 @@ class BackpropRule:
         """
         mu = np.asarray(mean_recurrence, dtype=float)
         nearest = np.clip(mu, nodes[0], nodes[-1])
-        plain = replace(self, poisson=False, curriculum=None)
+        plain = replace(self, poisson=False, curriculum=None, phase=None)
         beyond = plain.backward_loops(mu) - plain.backward_loops(nearest)
         return np.maximum(np.interp(mu, nodes, self.depths(np.asarray(nodes))) + beyond, np.minimum(mu, 1.0))
 
@@ -88,7 +97,7 @@ class BackpropRule:
         if "half" not in self.shape:
             return self.mean_loops(mu, self.depths(mu))[1]
         growing = mu < self.full_depth_at
-        if self.curriculum is None:
+        if self.curriculum is None and self.phase is None:
             half = 0.5 * mu
             return half if self.limit is None else np.where(growing, half, self.mean_loops(mu, self.limit)[1])
         return self.mean_loops(mu, 0.5 * mu if self.limit is None else np.where(growing, 0.5 * mu, self.limit))[1]
@@ -96,12 +105,15 @@ class BackpropRule:
     def mean_loops(self, mean_recurrence: ArrayLike, depth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean loops (forward, backward) per token with these backprop depths, of the arguments' shape."""
         mu, most = np.broadcast_arrays(np.asarray(mean_recurrence, dtype=float), np.asarray(depth, dtype=float))
-        if self.curriculum is None:
+        if self.phase is not None:
+            means, fraction = np.full((*mu.shape, 1), self.phase[0]), self.phase[1]
+        elif self.curriculum is not None:
+            start, fraction = self.curriculum
+            progress = (np.arange(_CURRICULUM_POINTS) + 0.5) / _CURRICULUM_POINTS
+            means = start + (mu[..., None] - start) * progress
+        else:
             return poisson_loops(mu, most) if self.poisson else (mu, np.minimum(mu, most))
-        start, fraction = self.curriculum
-        progress = (np.arange(_CURRICULUM_POINTS) + 0.5) / _CURRICULUM_POINTS
-        means = start + (mu[..., None] - start) * progress
-        constant = replace(self, curriculum=None)
+        constant = replace(self, curriculum=None, phase=None)
         growing, grown = constant.mean_loops(means, most[..., None]), constant.mean_loops(mu, most)
         forward, backward = (
             fraction * first.mean(axis=-1) + (1 - fraction) * last for first, last in zip(growing, grown, strict=True)
@@ -199,11 +211,16 @@ def _fits(rule: BackpropRule, nodes: np.ndarray, depths: Sequence[float] | None,
 def _with_sampling(
     rule: BackpropRule, nodes: np.ndarray, depths: ArrayLike, forward: np.ndarray, backward: np.ndarray
 ) -> BackpropRule:
-    """Return the rule with the sampling of depths, the curriculum and the share that the loops of the runs show."""
-    # Fewer loops forward than the mean recurrence are those of a curriculum.
+    """Return the rule with the sampling of depths, the curriculum or phase, and the share that the loops show."""
+    # Fewer loops forward than the mean recurrence are those of a curriculum, or of a phase with a mean of its own.
+    # Where both leave as many, the loops with gradient tell them apart.
     samplings = [replace(rule, poisson=poisson) for poisson in (False, True)]
     if (forward < (1 - _TOLERANCE) * nodes).any():
-        samplings = [_with_curriculum(sampling, nodes, forward) for sampling in samplings]
+        samplings = [
+            _with_fewer_loops(sampling, phased=phased, nodes=nodes, forward=forward)
+            for phased in (False, True)
+            for sampling in samplings
+        ]
 
     def misfit(sampling: BackpropRule) -> float:
         pairs = zip((forward, backward), sampling.mean_loops(nodes, depths), strict=True)
@@ -218,14 +235,16 @@ def _with_sampling(
     return replace(chosen, share=share, recorded=bool((abs(ratios / share - 1) < _TOLERANCE).all()))
 
 
-def _with_curriculum(rule: BackpropRule, nodes: np.ndarray, forward: np.ndarray) -> BackpropRule:
-    """Return the rule with the curriculum of least squared relative error in the loops forward."""
+def _with_fewer_loops(rule: BackpropRule, *, phased: bool, nodes: np.ndarray, forward: np.ndarray) -> BackpropRule:
+    """Return the rule with the curriculum, or phase, of least squared relative error in the loops forward."""
 
-    def misfits(curriculum: np.ndarray) -> np.ndarray:
-        start, fraction = curriculum
-        return replace(rule, curriculum=(start, fraction)).mean_loops(nodes, nodes)[0] / forward - 1
+    def with_values(mean: float, fraction: float) -> BackpropRule:
+        return replace(rule, phase=(mean, fraction)) if phased else replace(rule, curriculum=(mean, fraction))
 
     least = min(1.0, nodes[0] / 2)
-    best = least_squares(misfits, (least, 0.5), bounds=((0.0, 0.0), (nodes[0], 1.0)))
-    start, fraction = (float(value) for value in best.x)
-    return replace(rule, curriculum=(start, fraction))
+    best = least_squares(
+        lambda values: with_values(*values).mean_loops(nodes, nodes)[0] / forward - 1,
+        (least, 0.5),
+        bounds=((0.0, 0.0), (nodes[0], 1.0)),
+    )
+    return with_values(*best.x.tolist())

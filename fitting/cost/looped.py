@@ -49,8 +49,8 @@ class CostModel(_LoopedCost):
     FLOPs per token = fixed + forward f(mu) + backward b(mu). At the recurrences of the runs (the nodes), f and b are
     the loops that were run, so the cost is exact there under any sampling of depths and any accounting. Between nodes,
     f - mu and b are interpolated linearly. Beyond them, f - mu is that of the nearest node (f falls at most in
-    proportion to mu), and b differs from the node's as the loops of the rule `backprop` do. Under a curriculum f, too,
-    grows as it says.
+    proportion to mu), and b differs from the node's as the loops of the rule `backprop` do. Under a curriculum or
+    phases f, too, grows as they say.
     """
 
     flops_per_token_fixed: float
@@ -118,8 +118,7 @@ class CostModel(_LoopedCost):
         nodes, rule = np.array(self.mean_recurrences), self.backprop
         nearest = np.clip(mu, nodes[0], nodes[-1])
         forward = mu + np.interp(mu, nodes, np.array(self.forward_loops) - nodes)
-        if rule.curriculum is not None:  # its loops forward grow by less than mu
-            forward -= rule.curriculum[1] / 2 * (mu - nearest)
+        forward -= rule.loops_lost * (mu - nearest)
         backward = np.interp(mu, nodes, np.array(self.backward_loops))
         share: ArrayLike = rule.share or 1.0
         if rule.shape == "proportional":

@@ -26,6 +26,8 @@ from isoloop.fitting.laws.base import (
 from isoloop.fitting.laws.looped import TrainingLaw
 
 _MANY_LOOPS = 8
+_FEWEST_SIZES = 3
+"""Sizes from which E, A and alpha follow from the losses."""
 
 
 def _worth(name: str, meaning: str) -> Parameter:
@@ -219,6 +221,16 @@ class LoopTermLaw(Law):
         exponent("beta", "exponent of D"),
     )
     linear_count = 4
+
+    def why_unfit(self, data: Data) -> str | None:
+        """See `Law.why_unfit`: E, A and alpha can't follow from two sizes, as loops say nothing about them."""
+        sizes = len(np.unique(np.log(data["params"]).round(6)))
+        if sizes >= _FEWEST_SIZES:
+            return None
+        return (
+            f"the {self.name} law needs {_FEWEST_SIZES} sizes or more, since E, A and alpha do not follow from fewer, "
+            f"but got {sizes}; add a size, or use the iso-depth law"
+        )
 
     def basis(self, nonlinear: np.ndarray, data: Data) -> np.ndarray:
         """See `Law.basis`: the columns 1, N^-alpha, r^-kappa, D^-beta."""

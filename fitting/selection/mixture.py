@@ -128,7 +128,7 @@ def law_mixture(laws: Sequence[LawFit], *, not_fitted: str = "") -> LawMixture:
     """Return the mixture of fits to the same rows with the same objective, the law that was asked for first.
 
     The weights are those of Akaike's criterion corrected for few runs, exp(-AICc / 2) over their sum (Burnham and
-    Anderson 2002, section 2.9). `not_fitted` says why there is no richer law, where one could not be fitted.
+    Anderson 2002, section 2.9). `not_fitted` says why further laws are not among them.
     """
     assert len({(law.rows, law.method) for law in laws}) == 1, laws
     criteria = np.array([law.aicc for law in laws])
@@ -209,7 +209,7 @@ def _reason(laws: Sequence[LawFit], weights: np.ndarray, not_fitted: str) -> str
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]])
     return (
         f"predictions weigh {listed}, by Akaike's criterion for few runs (AICc), which sets how well a "
-        "law fits against its number of parameters"
+        "law fits against its number of parameters" + (f"; others are left out: {not_fitted}" if not_fitted else "")
     )
 
 

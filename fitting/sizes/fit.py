@@ -29,7 +29,7 @@ from isoloop.fitting.selection.holdout import (
     held_out_rows,
 )
 from isoloop.fitting.selection.misfit import Misfit, law_misfit
-from isoloop.fitting.selection.mixture import LawMixture, mixture_beside, noise_about
+from isoloop.fitting.selection.mixture import NAMED_WEIGHT, LawMixture, mixture_beside, noise_about
 from isoloop.fitting.sizes.alone import alone_caveats, sizes_alone
 from isoloop.fitting.sizes.frontier import frontier
 from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizesFit
@@ -333,7 +333,8 @@ def _caveats(fit: SizesFit, table: pd.DataFrame, fitted: pd.DataFrame) -> list[s
 def _rival_caveats(fit: SizesFit) -> list[str]:
     """Return a caveat for each way of holding out by which another form predicts clearly better than the laws used."""
     caveats = []
-    used = {f"{law.form.name} law" for law in fit.laws.laws}
+    weighed = zip(fit.laws.laws, fit.laws.weights, strict=True)
+    used = {f"{law.form.name} law" for law, weight in weighed if weight >= NAMED_WEIGHT}
     for comparison in fit.comparisons:
         own = [error.mean_absolute_error for error in comparison.errors if error.method in used]
         best = min(comparison.errors, key=lambda error: error.mean_absolute_error, default=None)

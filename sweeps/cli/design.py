@@ -25,7 +25,9 @@ from isoloop.sweeps.cli.stored_fits import fit_or_stored
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
+    from isoloop.fitting import AnyFit
     from isoloop.fitting.cost import Cost
     from isoloop.fitting.cost.family import ModelFamily
     from isoloop.fitting.design import Belief, Candidates, Noise, Target
@@ -105,7 +107,7 @@ def design(
             noise=None if noise is None else Noise(level=noise, source="--noise"),
             values=_range(values, "--values"),
             budgets=_range(budgets, "--budgets"),
-            sizes=() if sizes is None else tuple(dict.fromkeys(name.strip() for name in sizes.split(","))),
+            sizes=_names(sizes, "--sizes"),
         )
         if _is_new(target, out):
             known = _from_nothing(target, out, question)
@@ -221,17 +223,19 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     from isoloop.sweeps.messages import Progress
     from isoloop.sweeps.pipeline import corpus_lookup
     from isoloop.sweeps.plan.grid import simulated_corpus
-    from isoloop.sweeps.plan.next_runs import next_cells, sizes_of
+    from isoloop.sweeps.plan.next_runs import next_cells
     from isoloop.sweeps.plan.rates import tuned_rates
     from isoloop.sweeps.runs import joint_runs, load_table
 
     # The fit of one architecture, or of several sizes
     files = files_of(target, out)
     files.check_table("a design")
-    fit, news = fit_or_stored(files, out, options)
     loaded = load_table(target, out, options).frame
     joined = joint_runs(loaded)
     table = loaded if joined is None else joined
+    if question.sizes:
+        _check_sizes(question.sizes, target, table, published=files.folders is not None)
+    fit, news = fit_or_stored(files, out, options)
     cost: Cost | ModelFamily
     if isinstance(fit, SizesFit):
         laws, cost, axis = fit.laws, fit.family, "mean_recurrence"
@@ -239,10 +243,6 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
         if fit.laws_after_training is None:
             raise ValueError(
                 f"a design needs a law of the loss, but there is none: {fit.why_missing('training')}; add runs"
-            )
-        if question.sizes:
-            raise ValueError(
-                f"--sizes is for runs of several sizes, but {fit.name!r} is a fit of one architecture; leave it out"
             )
         laws, cost, axis = fit.laws_after_training, fit.cost_model, fit.axis
     # The ranges of candidates
@@ -267,7 +267,7 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
             corpus_of,
             run=True,
             rates=tuned_rates(sweep, files.folders),
-            sizes=question.sizes or sizes_of(sweep),
+            sizes=question.sizes or _own_sizes(fit, table, sweep),
         )
         candidates, cells = _candidates(planned, cost, sweep, question), planned.cells
     elif question.money:
@@ -281,6 +281,44 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
         laws, law_data(table), cost, candidates.columns, flops=fit.fitted.flops, noise=question.noise
     )
     return _Known(belief=belief, candidates=candidates, news=news, sweep=sweep, cells=cells, extends=sweep is not None)
+
+
+def _check_sizes(sizes: tuple[str, ...], target: str, table: "pd.DataFrame", *, published: bool) -> None:
+    """Raise ValueError unless candidates of a table can have the sizes: published ones, or those of its runs."""
+    from isoloop.fitting.cost.family import ModelFamily
+    from isoloop.fitting.sizes.fit import several_sizes
+    from isoloop.fitting.tables.runs import finished_rows
+    from isoloop.trainer.config import SIZES
+
+    if not several_sizes(table):
+        raise ValueError(f"--sizes is for runs of several sizes, but those of '{target}' have one; leave it out")
+    own = [member.label for member in ModelFamily.from_table(finished_rows(table)).members]
+    known = dict.fromkeys([*own, *(SIZES if published else ())])
+    wrong = [name for name in sizes if name not in known]
+    if wrong:
+        raise ValueError(f"--sizes must name some of {', '.join(known)}, but got '{wrong[0]}'; correct the name")
+
+
+def _own_sizes(fit: "AnyFit", table: "pd.DataFrame", sweep: "SweepConfig") -> list[str]:
+    """Return the names of the sizes that a fit is of: all of the sweep, or that of its only architecture.
+
+    Raises ValueError where a fit of one architecture has runs of several sizes.
+    """
+    from isoloop.fitting import SizesFit
+    from isoloop.fitting.tables.runs import finished_rows
+    from isoloop.sweeps.plan.axes import SIZE
+    from isoloop.sweeps.plan.next_runs import sizes_of
+
+    sizes = sizes_of(sweep)
+    if isinstance(fit, SizesFit) or not sizes:
+        return sizes
+    own = [str(size) for size in finished_rows(table)[SIZE].unique()] if SIZE in table else []
+    if len(own) != 1:
+        raise ValueError(
+            f"a design by the law of one architecture needs runs of one size, but {fit.name!r} has {len(own) or 'none'}"
+            f" of {', '.join(sizes)}; design {sweep.name}, whose sizes are fitted together"
+        )
+    return own
 
 
 def _check_affordable(least: float, most: float, question: _Question) -> None:
@@ -313,7 +351,7 @@ def _candidates(
         costs=planned.prices(sweep) if question.money else planned.flops,
         columns=columns,
         most=np.maximum(question.seeds - np.array(planned.trained), 0),
-        sizes=planned.sizes if isinstance(cost, ModelFamily) else (),
+        sizes=planned.sizes,
     )
 
 
@@ -340,8 +378,9 @@ def _written(known: _Known, counts: "np.ndarray", file: Path) -> str:
         candidates = known.candidates
         axis: dict[str, object] = {}
         if candidates.sizes:
-            sizes = [candidates.sizes[place] for place in chosen]
-            axis = {"model.size": sizes, "params": candidates.columns["params"][chosen]}
+            axis = {"model.size": [candidates.sizes[place] for place in chosen]}
+        if candidates.sizes and "params" in candidates.columns:
+            axis["params"] = candidates.columns["params"][chosen]
         axis |= {known.axis: candidates.values[chosen], "tokens": candidates.columns["tokens"][chosen]}
         runs = {"budget": candidates.flops[chosen], "runs": counts[chosen], "cost_of_a_run": candidates.costs[chosen]}
         pd.DataFrame(axis | runs).to_csv(file, index=False)
@@ -352,6 +391,18 @@ def _written(known: _Known, counts: "np.ndarray", file: Path) -> str:
     file.write_text(config_text(sweep), encoding="utf-8")
     kept = " (the runs that it has are kept)" if known.extends else ""
     return f"round 1 written to {file}{kept}\nnext: {shlex.join(['isoloop', 'run', str(file)])}"
+
+
+def _names(text: str | None, option: str) -> tuple[str, ...]:
+    """Return the names between commas, each once; none for None. Raises ValueError for a text without a name."""
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ValueError(
+            f"{option} must name one size or more, but got '{text}'; write it as 370m,770m, or leave it out"
+        )
+    return names
 
 
 def _range(text: str | None, option: str) -> tuple[float, float] | None:

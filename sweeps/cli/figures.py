@@ -117,7 +117,7 @@ def _compared_side(
     """
     progress.begin(f"Reading {target}")
     from isoloop.fitting import ComparedSweep, fit_table, read_fit
-    from isoloop.sweeps.runs import TableOptions, joint_runs, load_table
+    from isoloop.sweeps.runs import GROUP, TableOptions, joint_runs, load_table
 
     # A stored fit alone.
     files = files_of(target, out)
@@ -131,11 +131,12 @@ def _compared_side(
     groups: list[str] = []
     if files.folders is not None:
         groups = sorted(group.name for group in files.folders.groups.glob("*") if group.is_dir())
-    if groups:
+    if groups or (GROUP in table.frame and table.frame[GROUP].nunique() > 1):
         together = joint_runs(table.frame)
         if together is None:
             names = ", ".join(f"{files.name}/groups/{group}" for group in groups)
-            raise ValueError(f"a comparison takes one group of runs, but '{target}' has several; name one of: {names}")
+            advice = f"name one of: {names}" if groups else "keep the rows of one in a file of their own"
+            raise ValueError(f"a comparison takes one group of runs, but '{target}' has several; {advice}")
         table = replace(table, frame=together)
     validation = None if files.folders is None else _validation_text(table.frame, files.folders)
     fit, why_no_fit = None, ""

@@ -15,6 +15,7 @@ from isoloop.sweeps.config.schema import Simulation
 from isoloop.trainer.accounting import count_parameters, expected_loops, flops_spent
 from isoloop.trainer.config import RunSpec
 from isoloop.trainer.files import sole_owner
+from isoloop.trainer.recurrence import loss_at_mean, recurrences_around
 from isoloop.trainer.run.branch import BRANCHES, Branching
 from isoloop.trainer.run.journal import Journal
 from isoloop.trainer.run.result import RunResult, read_result, write_result
@@ -63,8 +64,9 @@ def _draw_result(
     )
     mean = spec.recurrence.mean
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "little"))
-    recurrences = sorted({*spec.evaluation.recurrences, mean})
-    losses = draw_losses(truth, mean, spec.tokens, recurrences, rng)
+    recurrences = sorted({*spec.evaluation.recurrences, *recurrences_around(mean)})
+    drawn = draw_losses(truth, mean, spec.tokens, recurrences, rng)
+    losses = {recurrence: drawn[recurrence] for recurrence in recurrences}
     # Write the journal, over the time that the run takes.
     journal = Journal(folder / "journal.jsonl")
     first = 0
@@ -103,8 +105,8 @@ def _draw_result(
         forward_loops=forward,
         backward_loops=backward,
         **flops,
-        loss=losses[mean],
-        losses={int(t): loss for t, loss in losses.items() if float(t).is_integer()},
+        loss=loss_at_mean(losses, mean),
+        losses=losses,
         bits_per_byte=None,
         spectral_radius=None,
         seconds=0.0,

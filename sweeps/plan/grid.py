@@ -46,18 +46,20 @@ _REPORT_SECONDS = 0.25
 class PlannedCorpus(NamedTuple):
     """The fingerprint of a corpus and the training tokens that a run sees of it (None without a corpus).
 
-    With packed documents, `packed_tokens` returns those that one pass trains on, which depend on the context.
+    With packed documents, `packed_tokens` returns those that one pass trains on, which depend on the context. As runs
+    of one context see it, these are the `train_tokens`, and `unpacked_tokens` those of the text.
     """
 
     fingerprint: str
     train_tokens: int | None = None
     packed_tokens: Callable[[int], int] | None = None
+    unpacked_tokens: int | None = None
 
     def at(self, context: int) -> "PlannedCorpus":
         """Return the corpus as runs of this context see it."""
         if self.packed_tokens is None:
             return self
-        return PlannedCorpus(self.fingerprint, self.packed_tokens(context))
+        return PlannedCorpus(self.fingerprint, self.packed_tokens(context), unpacked_tokens=self.train_tokens)
 
 
 CorpusLookup = Callable[[DataConfig], PlannedCorpus]
@@ -423,7 +425,8 @@ def _too_little_text(
 ) -> str:
     """Return the reason for a cell that passes over its text too often."""
     assert corpus.train_tokens is not None, "only a corpus can be too small"
-    is_cut = data.max_tokens is not None and corpus.train_tokens >= data.max_tokens
+    unpacked = corpus.unpacked_tokens or corpus.train_tokens
+    is_cut = data.max_tokens is not None and unpacked >= data.max_tokens
     more = "raise data.max_tokens, at which the text is cut" if is_cut else "use more text"
     more = more if data.unique_tokens is None else "raise data.unique_tokens"
     advice = [f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}", more]

@@ -476,9 +476,9 @@ def _costs(
     limits = table.get("backprop_depth", nothing).to_numpy(dtype=float)
     rows = []
     for row, (mean, limit) in enumerate(zip(means, limits, strict=True)):
-        if not math.isfinite(mean) or mean != round(mean):
+        if not math.isfinite(mean) or mean < 1:
             raise ValueError(
-                "`mean_recurrence` must be a whole number for the cost to follow from `model`, but "
+                "`mean_recurrence` must be a number from 1 on for the cost to follow from `model`, but "
                 f"{_label(table, row)} has {mean:g}; map columns.mean_recurrence, or leave `model` out"
             )
         for name, values in models.items():
@@ -492,7 +492,7 @@ def _costs(
                 model[name] *= sources[name].times
         with _named(table, row):
             limit = None if math.isnan(limit) else int(limit)
-            rows.append(_cost_of(json.dumps(model, sort_keys=True), mapping.depth, limit, round(mean), accounting))
+            rows.append(_cost_of(json.dumps(model, sort_keys=True), mapping.depth, limit, float(mean), accounting))
     return pd.DataFrame(rows, index=table.index)
 
 
@@ -509,7 +509,7 @@ def _named(table: pd.DataFrame, row: int) -> Iterator[None]:
 
 @cache
 def _cost_of(
-    model: str, depth: DepthConfig, backprop_depth: int | None, mean: int, accounting: Accounting
+    model: str, depth: DepthConfig, backprop_depth: int | None, mean: float, accounting: Accounting
 ) -> dict[str, float]:
     """Return the cost columns of a model, in JSON, at a mean recurrence; a depth of `depth` goes before the run's."""
     drawn = depth.model_dump()

@@ -85,3 +85,13 @@ def test_what_was_written_out_with_its_defaults_is_read_back(config):
     written = DataConfig(**config)
     assert DataConfig.model_validate(written.model_dump()) == written
     assert DataConfig.model_validate_json(written.model_dump_json()) == written
+
+
+def test_a_model_without_a_loop_has_no_phases(spec):
+    content = spec.model_dump() | {"evaluation": {"recurrences": [1]}}
+    content["model"] = {**content["model"], "injection": "none"}
+    content["recurrence"] = {"mean": 1, "sampling": "fixed"}
+    RunSpec(**content)
+    content["recurrence"]["phases"] = [{"until": 0.5, "mean": 3}]
+    with pytest.raises(ValidationError, match=r"runs each block once from the first step to the last.*leave them out"):
+        RunSpec(**content)

@@ -109,6 +109,29 @@ def test_the_documents_are_the_first_cut_and_without_separators(tmp_path):
         validation_documents(short, context=16, count=9)
 
 
+@pytest.mark.parametrize("texts", [["a"] * 400, [f"{i} is a\0b" for i in range(400)]])
+def test_documents_that_cannot_be_evaluated_are_refused_before_the_first_step(texts, tmp_path):
+    for number, text in enumerate(texts if "\0" in texts[0] else []):
+        (tmp_path / f"{number}.txt").write_text(text * 4)
+    if "\0" not in texts[0]:
+        write_parquet(tmp_path / "a.parquet", texts)
+    config = DataConfig(corpus=str(tmp_path), validation_fraction=0.2)
+    corpus = prepare_corpus(config, tmp_path.parent / f"{tmp_path.name}-corpora")
+    spec = RunSpec(
+        model=ModelConfig(width=16, heads=2, context=16),
+        recurrence=RecurrenceConfig(mean=2),
+        data=config,
+        data_fingerprint=corpus.facts.fingerprint,
+        evaluation=EvaluationConfig(sequences=8, recurrences=(1,), documents=9),
+        batch=4,
+        steps=3,
+    )
+    folder = tmp_path.parent / f"{tmp_path.name}-run"
+    with pytest.raises(ValueError, match=r"or leave (it|evaluation\.documents) out"):
+        train(spec, corpus, folder)
+    assert not (folder / "journal.jsonl").exists()
+
+
 def test_a_run_tells_the_published_perplexity(parquet_folder, tmp_path):
     config = DataConfig(corpus=str(parquet_folder), tokenizer="bpe", tokenizer_vocabulary=400, validation_fraction=0.1)
     corpus = prepare_corpus(config, tmp_path / "corpora")

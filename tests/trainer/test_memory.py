@@ -182,6 +182,9 @@ def test_the_loops_that_carry_gradient_are_what_recurrence_costs():
     assert needed(mean=9) - needed(mean=1) == 4 * per_loop  # ceil(9 / 2) against 1
     assert needed(mean=2, backprop_depth=8, sampling="fixed") == needed(mean=2, backprop_depth=2)
     assert needed(mean=2, backprop_depth=4000) == needed(mean=2, backprop_depth=10)  # no sequence draws more
+    assert needed(mean=2, backprop_depth=8, phases=[{"until": 0.5, "mean": 8}]) == needed(mean=8, backprop_depth=8)
+    fixed = {"backprop_depth": 8, "sampling": "fixed"}
+    assert needed(mean=2, phases=[{"until": 0.5, "mean": 6}], **fixed) == needed(mean=6, **fixed)
     fixed_depth = ModelConfig(**SHAPES["small"], injection="none")
     assert estimate_memory(fixed_depth, RecurrenceConfig(mean=1), sequences=4).total > 0
 

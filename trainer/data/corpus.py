@@ -106,9 +106,9 @@ class Corpus:
         part.train = self.train.first(unique_tokens)
         return part
 
-    def check_documents(self) -> None:
+    def check_documents(self, *, held_out_only: bool = False) -> None:
         """Index the documents of both splits, unless they are. Raises ValueError if they can't be told apart."""
-        for split in (self.train, self.validation):
+        for split in (self.validation,) if held_out_only else (self.train, self.validation):
             assert len(split.documents) > 0, "a split has a document"
 
     def check(self, context: int, vocabulary: int) -> None:

@@ -140,8 +140,8 @@ class Tokens:
             raise ValueError(
                 f"documents must be told apart by the separator that ends each, but {self._folder / shard.file} has "
                 f"{len(ends):,} of them in {shard.documents:,} documents: text has NUL bytes, which are the separator "
-                "of the tokenizer 'bytes'; remove or convert such files, use another tokenizer, or set data.packing to "
-                "contiguous and data.document_mask to false"
+                "of the tokenizer 'bytes'; remove or convert such files, use another tokenizer, set data.packing to "
+                "contiguous and data.document_mask to false, or leave evaluation.documents out"
             )
         return ends
 

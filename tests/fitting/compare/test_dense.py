@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from isoloop.fitting import ComparedSweep, compare_sweeps, fit_sweep, simulate_table
+from isoloop.fitting.answer.recommendation import axis_bounds
 from isoloop.fitting.compare.difference import BEST_RUNS, LEAST_LOSSES
 from isoloop.fitting.compare.quantities import BEST_MODEL, LAW_SECTIONS
 from isoloop.fitting.figures import compare as figures_compare
@@ -117,3 +118,12 @@ def test_sweeps_without_seeds_have_no_scatter_of_seeds(dense):
     again = dense_table(seed=1).assign(seed=0)
     seeds = ComparedSweep(name="seeds", table=pd.concat([again, dense_table(seed=5).assign(seed=1)]))
     assert all(row.interval is not None for row in compare_sweeps(seeds, seeds).of(BEST_RUNS))
+
+
+def test_far_beyond_the_runs_the_multiplier_is_searched_as_far_as_the_optima(dense, worse):
+    row = compare_sweeps(dense, worse, flops=1e26).multiplier.at_budgets[-1]
+    best = worse.fit.laws_after_training.optimum(worse.fit.cost_model, 1e26, axis_bounds(worse.fit)).best
+    assert float(best.at) > 16 * worse.fit.fitted.params[1]
+    assert row.loss == pytest.approx(float(best.loss), rel=1e-6)
+    assert row.search_end == ""
+    assert "the best size of B is at the end of the search" in compare_sweeps(dense, worse, flops=1e32).report()

@@ -83,6 +83,24 @@ def test_a_curriculum_goes_on(name, fraction):
         assert np.ravel(cost.loops(mu)) == pytest.approx(counted(RULES[name], mu, **settings), rel=0.01)
 
 
+@pytest.mark.parametrize("sampling", ["per-sequence", "fixed"])
+@pytest.mark.parametrize("until", [0.3, 0.7])
+@pytest.mark.parametrize("name", RULES)
+def test_a_phase_of_fewer_loops_goes_on(name, until, sampling):
+    settings = {"phases": [{"until": until, "mean": 1}], "sampling": sampling}
+    cost = cost_under(RULES[name], nodes=(2, 4, 6, 8), **settings)
+    assert cost.backprop.recorded
+    for mu in (12, 16, 60):
+        assert np.ravel(cost.loops(mu)) == pytest.approx(counted(RULES[name], mu, **settings), rel=0.02), mu
+
+
+def test_several_phases_go_on_as_one():
+    settings = {"phases": [{"until": 0.3, "mean": 1}, {"until": 0.6, "mean": 1.5}]}
+    cost = cost_under(RULES["ceil(mu/2)"], nodes=(2, 4, 6, 8), **settings)
+    for mu in (12, 16):
+        assert np.ravel(cost.loops(mu)) == pytest.approx(counted(RULES["ceil(mu/2)"], mu, **settings), rel=0.02), mu
+
+
 def test_loops_with_gradient_below_the_depth_by_a_share_stay_so():
     shared = [(mu, 0.8 * math.ceil(mu / 2)) for mu in NODES]
     cost = cost_of_loops(shared, [math.ceil(mu / 2) for mu in NODES])

@@ -120,6 +120,9 @@ def test_a_law_whose_parameters_the_losses_do_not_tell_apart_is_not_weighed() ->
     fit = fit_sizes(runs.assign(loss=loss), name="two", draws=40, through_budgets=False)
     assert "loop-term" not in {law.form.name for law in fit.laws.laws}
     assert any("depart from the iso-depth law" in caveat for caveat in fit.caveats)
+    assert "; others are left out: the loop-term law needs 3 sizes or more" in fit.laws.reason
+    with pytest.raises(ValueError, match="the loop-term law needs 3 sizes or more"):
+        point_estimate(form, law_data(runs))
 
 
 def test_each_measured_size_has_its_best_model_and_a_chance(fit: SizesFit) -> None:
@@ -160,6 +163,10 @@ def test_rivals_with_another_form_predict_held_out_runs_worse(fit: SizesFit) -> 
         fit, laws=dataclasses.replace(fit.laws, laws=(_renamed(fit.laws.laws[0]),), weights=(1.0,))
     )
     assert any("iso-depth law predicts losses to" in caveat for caveat in _rival_caveats(worse))
+    # A law of the mixture that the losses give no weight is a rival, too
+    both = dataclasses.replace(fit.laws, laws=(_renamed(fit.laws.laws[0]), fit.laws.laws[0]), weights=(1.0, 0.0))
+    unused = dataclasses.replace(fit, laws=both)
+    assert any("iso-depth law predicts losses to" in caveat for caveat in _rival_caveats(unused))
 
 
 def test_a_fit_is_equal_after_a_round_trip(fit: SizesFit, tmp_path) -> None:

@@ -47,6 +47,13 @@ def test_a_sweep_whose_groups_are_sizes_is_one_side_by_its_joint_fit(tmp_path):
     new = _compared_side(str(tmp_path / "runs.csv"), tmp_path, 20, TableOptions(), fitted, Progress())[0]
     assert isinstance(new.fit, SizesFit)
     assert fitted == [str(tmp_path / "runs.csv")]
+    # An exported table of all groups is one side, too, and several that no law takes are refused before a fit
+    exported = _compared_side(str(sweep.table), tmp_path, 20, TableOptions(), fitted, Progress())[0]
+    assert (exported.sizes, exported.runs) == (("140m", "370m"), 18)
+    table.assign(group=["a", "b"] * 9).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(ValueError, match="has several; keep the rows of one in a file of their own"):
+        _compared_side(str(tmp_path / "runs.csv"), tmp_path, 20, TableOptions(), fitted, Progress())
+    assert len(fitted) == 2
     compare("sizes", "sizes/groups/model.size=140m", out=tmp_path, flops=16e18)
     text = (tmp_path / "compared" / "sizes-to-sizes-groups-model.size=140m" / "compare.txt").read_text()
     assert "A  sizes: 18 runs of 2 sizes (140m, 370m)" in text

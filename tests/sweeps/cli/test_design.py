@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from isoloop.fitting import fit_sizes
+from isoloop.fitting import fit_sizes, fit_sweep
 from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_sizes, simulate_table
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import config_text
@@ -73,6 +73,7 @@ def test_cells_for_a_table_of_others(tmp_path):
         (["--target", "charm", "--spend", "1e20"], "a target must be one of"),
         (["--target", "gamma_mu", "--spend", "1e20", "--budgets", "big"], "--budgets must be LOW:HIGH"),
         (["--target", "gamma_mu", "--spend", "1e20", "--money"], "cluster.price_per_hour"),
+        (["--target", "gamma_mu", "--spend", "1e20", "--sizes", " ,"], "--sizes must name one size or more"),
     ],
 )
 def test_what_is_refused(options, message, tmp_path):
@@ -172,11 +173,40 @@ def test_cells_of_several_sizes_for_a_table_of_others(tmp_path):
     rows = (tmp_path / "next.csv").read_text().splitlines()
     assert rows[0] == "model.size,params,mean_recurrence,tokens,budget,runs,cost_of_a_run"
     assert {row.split(",")[0] for row in rows[1:]} <= {"140m", "770m"}
-    refused = isoloop("design", "mine.csv", *options, "13b", cwd=tmp_path, check=2)
-    assert "a size must be one of 140m, 370m, 770m, but got '13b'" in refused.stderr
+    (tmp_path / "mine.fit.json").unlink()
+    refused = isoloop("design", "mine.csv", *options, "13b,", cwd=tmp_path, check=2)
+    assert "--sizes must name some of 140m, 370m, 770m, but got '13b'; correct the name" in refused.stderr
+    assert not (tmp_path / "mine.fit.json").exists()  # nothing was fitted
 
 
 def test_a_sweep_with_other_axes_is_refused_before_it_is_run():
     sweep = load_sweep(SWEEP).model_copy(update={"axes": {"model.injection": ("diagonal", "concat")}})
     with pytest.raises(ValueError, match=r"differ in model\.injection, too"):
         next_cells(sweep, [4], [1e18], simulated_corpus, run=False)
+
+
+def test_a_group_of_one_size_is_designed_at_its_own_size(tmp_path):
+    sweep = load_sweep(
+        SIZES, ["budgets=[1e18, 4e18, 16e18]", "mean_recurrences=[1, 2, 4, 8]", "evaluation.recurrences=[1]"]
+    )
+    table = simulated_table(sweep)
+    group = Folders(out=tmp_path / "isoloop-out", name=SIZES).group("model.size=370m")
+    group.sweep.mkdir(parents=True)
+    group.config.write_text(config_text(sweep))
+    own = table[table["model.size"] == "370m"].reset_index(drop=True)
+    own.to_csv(group.table, index=False)
+    group.fit(hold_out=False).write_text(fit_sweep(own, name=group.name, draws=20).to_json())
+    options = ("--target", "mu@32e18", "--spend", "3e19", "--rounds", "1", "--values", "1:12", "--to", "next.yaml")
+    isoloop("design", f"{SIZES}/groups/model.size=370m", *options, cwd=tmp_path)
+    before = {cell.run_id for cell in plan_sweep(sweep, simulated_corpus).cells}
+    cells = plan_sweep(load_sweep(str(tmp_path / "next.yaml")), simulated_corpus).cells
+    assert {cell.axes["model.size"] for cell in cells if cell.run_id not in before} == {"370m"}
+
+
+def test_a_design_of_one_size_from_nothing_names_it(tmp_path):
+    options = ("--target", "mu@1e20", "--spend", "3e19", "--rounds", "1", "--sizes", "370m,", "--to", "next.csv")
+    said = isoloop("design", SIZES, *options, cwd=tmp_path).stdout
+    assert "FLOPs: 370m, mu = " in said
+    rows = (tmp_path / "next.csv").read_text().splitlines()
+    assert rows[0].startswith("model.size,")
+    assert {row.split(",")[0] for row in rows[1:]} == {"370m"}

@@ -180,6 +180,17 @@ def test_a_model_gives_files_their_cost(runs, tmp_path):
     assert set(table.frame["seed"]) == {3}
 
 
+def test_a_model_gives_runs_with_a_fraction_of_loops_their_cost(runs, tmp_path):
+    runs.drop(columns="flops").replace({"mean_recurrence": {2: 1.5}}).to_csv(tmp_path / "mine.csv", index=False)
+    frame = load_table(str(tmp_path / "mine.csv"), tmp_path, write_map(tmp_path, "model: 140m\n")).frame
+    (forward,) = frame.loc[frame["mean_recurrence"] == 1.5, "forward_loops"].unique()
+    assert forward == pytest.approx(1.5 + math.exp(-1.5))
+    for wrong in (0.5, math.inf):
+        runs.replace({"mean_recurrence": {2: wrong}}).to_csv(tmp_path / "mine.csv", index=False)
+        with pytest.raises(ValueError, match="`mean_recurrence` must be"):
+            load_table(str(tmp_path / "mine.csv"), tmp_path, write_map(tmp_path, "model: 140m\n"))
+
+
 @pytest.mark.parametrize(
     ("factor", "mapping", "accounting", "note"),
     [

@@ -184,6 +184,15 @@ def test_advice_for_too_little_text(max_tokens, budget, advice):
     assert ("raise maximum_epochs" in str(caught.value)) == (budget < 1e10)
 
 
+@pytest.mark.parametrize(("max_tokens", "is_cut"), [(9000, True), (12_000, False)])
+def test_text_is_cut_by_its_own_tokens_and_not_by_those_of_packed_rows(max_tokens, is_cut):
+    data = {"corpus": "a/b", "max_tokens": max_tokens, "packing": "best-fit"}
+    config = validate_sweep({**SWEEP, "budgets": [4e9], "data": data, "mean_recurrences": [6]}, source="test")
+    with pytest.raises(ValueError, match="that best-fit rows keep") as caught:
+        plan_sweep(config, lambda _: PlannedCorpus("f", 10_000, lambda context: 8000))
+    assert ("raise data.max_tokens, at which the text is cut" in str(caught.value)) == is_cut
+
+
 @pytest.mark.parametrize(
     ("point", "message"),
     [
@@ -192,7 +201,8 @@ def test_advice_for_too_little_text(max_tokens, budget, advice):
         ({"budget": float("inf"), "mean_recurrence": 1}, "points.0: budget: input should be a finite number"),
         ({"tokens": True, "mean_recurrence": 1}, "points.0: tokens: must be a number, but got True"),
         ({"tokens": 2**64, "mean_recurrence": 1}, "points.0: tokens: must be at most 9223372036854775807"),
-        ({"budget": 1e9, "mean_recurrence": 2.5}, "points.0: mean_recurrence: input should be a valid integer"),
+        ({"budget": 1e9, "mean_recurrence": 0.5}, "points.0: mean_recurrence: input should be greater than or equal"),
+        ({"budget": 1e9, "mean_recurrence": "2.5"}, "points.0: mean_recurrence: must be a number, but got '2.5'"),
         ({"budget": 1e9, "mean_recurrence": 0}, "points.0: mean_recurrence: input should be greater than or equal"),
     ],
 )
