@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 
 def _refuse_non_number(value: Any) -> Any:
@@ -30,7 +31,7 @@ def _refuse_beyond_64_bits(value: Any) -> Any:
     return value
 
 
-def _whole_as_integer(value: float) -> float:
+def whole_as_integer(value: float) -> float:
     """Return a whole number as an integer, so that 2.0 and 2 give the same run the same id."""
     return int(value) if float(value).is_integer() else value
 
@@ -42,7 +43,7 @@ _PositiveZero = AfterValidator(lambda value: value + 0.0)
 StrictInt = Annotated[int, StrictNumber, BeforeValidator(_refuse_beyond_64_bits)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Recurrence = Annotated[int, StrictNumber, Field(ge=1, le=4096)]
-MeanRecurrence = Annotated[int | float, StrictNumber, Field(ge=1, le=4096), AfterValidator(_whole_as_integer)]
+MeanRecurrence = Annotated[int | float, StrictNumber, Field(ge=1, le=4096), AfterValidator(whole_as_integer)]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 PositiveFloat = Annotated[float, StrictNumber, Field(gt=0)]
 NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]
@@ -105,6 +106,14 @@ class Config(BaseModel):
     """A frozen, keyword-only configuration that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def all_fields(self) -> dict[str, Any]:
+        """Return every field as in JSON, also those that `model_dump` leaves out at their defaults."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            name: value.all_fields() if isinstance(value, Config) else to_jsonable_python(value)
+            for name, value in values.items()
+        }
 
 
 class ModelConfig(Config):
@@ -385,7 +394,7 @@ class RecurrenceConfig(DepthConfig):
 
 
 # Settings that decide what a run reads of a prepared corpus, but not what the corpus holds.
-_READING = ("unique_tokens", "packing", "document_mask")
+READING = ("unique_tokens", "packing", "document_mask")
 
 
 class DataConfig(Config):
@@ -447,13 +456,13 @@ class DataConfig(Config):
     @property
     def whole(self) -> "DataConfig":
         """The same corpus with all of its training text, as any run may read it."""
-        read = {name: type(self).model_fields[name].default for name in _READING if self.is_set(name)}
+        read = {name: type(self).model_fields[name].default for name in READING if self.is_set(name)}
         return self.model_copy(update=read) if read else self
 
     @property
     def reading(self) -> dict[str, Any]:
         """The settings, other than defaults, that decide what a run reads of a prepared corpus."""
-        return {name: getattr(self, name) for name in _READING if self.is_set(name)}
+        return {name: getattr(self, name) for name in READING if self.is_set(name)}
 
     @property
     def needs_documents(self) -> bool:

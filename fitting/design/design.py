@@ -79,14 +79,16 @@ class Candidates:
         )
 
 
-def candidate_values(axis: str, low: float, high: float) -> np.ndarray:
-    """Return values on an axis from `low` to `high`: whole loops, or parameters in half octaves.
+def candidate_values(axis: str, low: float, high: float, measured: Sequence[float] = ()) -> np.ndarray:
+    """Return values on an axis from `low` to `high`: whole loops and those that were measured, or parameters in half
+    octaves.
 
     Raises ValueError if there is none.
     """
     values = _octaves(low, high)
     if axis == "mean_recurrence":
-        values = _WHOLE[(low <= _WHOLE) & (high >= _WHOLE)].astype(float)
+        values = np.union1d(_WHOLE, np.asarray(measured, dtype=float))
+        values = values[(low <= values) & (high >= values)]
     if not len(values):
         raise ValueError(
             f"candidates must have mean recurrences of whole loops, but {low:g} to {high:g} has none; widen it"

@@ -190,7 +190,7 @@ def _from_nothing(target: str, out: Path, question: _Question) -> _Known:
 
     sweep, folders = load_config(target, out)
     low, high = question.values or (1, _BEYOND * max(sweep.mean_recurrences or (_USUAL_LOOPS,)))
-    values = candidate_values("mean_recurrence", low, high)
+    values = candidate_values("mean_recurrence", low, high, sweep.mean_recurrences or ())
     if question.budgets is None and not sweep.budgets:
         raise ValueError(f"candidates need budgets, but '{target}' has none; give --budgets LOW:HIGH in FLOPs")
     given = sweep.budgets or ()
@@ -248,10 +248,10 @@ def _from_runs(target: str, out: Path, options: "TableOptions", question: _Quest
     # The ranges of candidates
     low, high = fit.fitted.of_axis(axis)
     low, high = question.values or (low if axis == "mean_recurrence" else low / _BEYOND, _BEYOND * high)
-    values = candidate_values(axis, low, high)
     least, most = question.budgets or (fit.fitted.flops[0], question.largest(fit.fitted.flops[1]))
     _check_affordable(least, most, question)
     rows = finished_rows(table)
+    values = candidate_values(axis, low, high, rows[axis].dropna().unique() if axis == "mean_recurrence" else ())
     measured = rows["budget"].dropna().unique() if "budget" in rows else ()
     budgets = candidate_budgets(least, most, [float(budget) for budget in measured])
     # The candidates, of a sweep of ours as it would run them

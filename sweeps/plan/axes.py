@@ -41,6 +41,7 @@ RESERVED = frozenset([
     "inference_weights", "inference_cache_per_token_fixed", "inference_cache_per_token_loop",
     "inference_activations_per_token", "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds",
     "group", "trial", "rate_extrapolated", "rate_nats", "skipped_steps",
+    "dropped_tokens", "perplexity", "document_bits_per_byte", "flops_trained",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 
@@ -383,7 +384,7 @@ def _check_named_entry(axis: str, entry: Any) -> str:
             f"an axis must be a setting's path, or a name of your own whose entries set several, but got axes.{axis} "
             f"with {entry!r}; {_suggestion(axis)}"
         )
-    if axis in RESERVED or not _AXIS_NAME.fullmatch(axis) or axis.startswith("loss_T"):
+    if axis in RESERVED or not _AXIS_NAME.fullmatch(axis) or axis.startswith(("loss_T", "best_loss_T")):
         raise ValueError(
             "a named axis must have a name of letters, digits, '_' and '-' that isn't a column of the run table, but "
             f"got axes.{axis}; choose another name"

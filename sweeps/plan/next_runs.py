@@ -15,6 +15,7 @@ from isoloop.sweeps.plan.axes import BUDGET, MEAN_RECURRENCE, SEED, SIZE, TOKENS
 from isoloop.sweeps.plan.grid import Cell, CorpusLookup, cost_model_columns, plan_cells
 from isoloop.sweeps.plan.rates import TunedRates
 from isoloop.trainer.accounting import Accounting, expected_loops
+from isoloop.trainer.config import whole_as_integer
 
 _SAME = 0.01
 """Budgets within this fraction of one another are one."""
@@ -77,7 +78,9 @@ def next_cells(
     planned = trained_seeds(sweep)
     seeds = planned if run else {}
     places = product(budgets, [{SIZE: size} for size in sizes] or [{}], means)
-    points = tuple({BUDGET: float(budget), MEAN_RECURRENCE: int(mean), **size} for budget, size, mean in places)
+    points = tuple(
+        {BUDGET: float(budget), MEAN_RECURRENCE: whole_as_integer(float(mean)), **size} for budget, size, mean in places
+    )
     cells, left_out = plan_cells(_points_only(sweep, points), corpus_of, rates=rates)
     if not cells:
         raise ValueError(

@@ -22,6 +22,8 @@ RATE_PATHS = ("optimizer.learning_rate", "optimizer.muon_learning_rate")
 DIGITS = 3  # of a rate
 _NAMED_RUNS = 6
 _TEXT = "data_fingerprint"
+# Settings of depth on which the best rates depend besides the mean.
+_DEPTH = ("sampling", "distribution", "curriculum_start", "curriculum_fraction", "curriculum_shape", "phases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,13 @@ class TunedRates:
             rates = {path.rpartition(".")[2]: float(f"{rate:.{DIGITS}g}") for path, rate in best.rates.items()}
             optimizer = OptimizerConfig(**(spec.optimizer.model_dump() | rates))
             own = _settings(spec, accounting, self.law.rates)
+            # Those that an older tuning doesn't name had their defaults.
+            defaults = _settings(RunSpec(data_fingerprint="", steps=1), accounting, self.law.rates)
+            tuned = {**defaults, **self.settings}
             differences = tuple(
-                "another text" if path == _TEXT else f"{path} = {own.get(path)} instead of {self.settings.get(path)}"
-                for path in {**self.settings, **own}
-                if own.get(path) != self.settings.get(path)
+                "another text" if path == _TEXT else f"{path} = {own.get(path)} instead of {tuned[path]}"
+                for path in tuned
+                if own.get(path) != tuned[path]
             )
             self._runs[key] = RunRates(optimizer=optimizer, best=best, differences=differences)
         return self._runs[key]
@@ -177,9 +182,12 @@ def rate_lines(rates: TunedRates | None, cells: Sequence["Cell"], *, every_run: 
 
 def _settings(spec: RunSpec, accounting: str, rates: Sequence[str]) -> dict[str, Any]:
     """Return the settings on which the best rates depend, without the `rates` and the features of the law."""
-    kept = {"model", "optimizer", "schedule", "initialisation", "batch", "precision"}
-    content = spec.model_dump(mode="json", include=kept)
-    content["recurrence"] = {"sampling": spec.recurrence.sampling}
+    fields = spec.all_fields()
+    content = {
+        name: fields[name] for name in ("model", "optimizer", "schedule", "initialisation", "batch", "precision")
+    }
+    content["recurrence"] = {name: fields["recurrence"][name] for name in _DEPTH}
+    content["data"] = {name: fields["data"][name] for name in ("packing", "document_mask")}
     settings = {"accounting": accounting, _TEXT: spec.data_fingerprint}
     for section, values in content.items():
         nested = values if isinstance(values, dict) else None

@@ -16,7 +16,7 @@ from isoloop.fitting.tables.contract import COLUMNS, LOSS_UNIT, best_column, los
 from isoloop.sweeps.plan.grid import Cell, Plan, planned_columns
 from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.accounting import expected_loops
-from isoloop.trainer.config import RunSpec
+from isoloop.trainer.config import READING, RunSpec
 from isoloop.trainer.run.environment import environment, package_version
 from isoloop.trainer.run.result import RunResult
 
@@ -35,9 +35,9 @@ PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
-_EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
+EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
 # Missing in simulated runs, in runs of older versions, and where there is nothing to count or nothing was asked for.
-_RARE_COLUMNS = (
+RARE_COLUMNS = (
     "unique_tokens",
     "epochs",
     "best_loss",
@@ -184,10 +184,10 @@ def parameters(cell: Cell) -> dict[str, Any]:
 
     MLflow's parameters can't be changed, and these never need to be.
     """
-    spec = cell.spec.model_dump(mode="json", exclude={"data"})
+    spec = cell.spec.all_fields()
     spec["recurrence"]["backprop_depth"] = cell.spec.recurrence.gradient_loops
-    reading = {f"data.{name}": value for name, value in cell.spec.data.reading.items()}
-    return {"mean_recurrence": cell.mean_recurrence, **dict(_flat(spec)), **reading}
+    spec["data"] = {name: spec["data"][name] for name in READING}
+    return {"mean_recurrence": cell.mean_recurrence, **dict(_flat(spec))}
 
 
 def simulated_suffix(plan: Plan) -> str:
@@ -228,9 +228,9 @@ def run_table(runs: Iterable[tuple[Mapping[str, str], Mapping[str, float]]]) -> 
     ended = [(tags, metrics) for tags, metrics in runs if has_ended(tags) and tags.get(IN_SWEEP) != "false"]
     rows = sorted(ended, key=lambda run: _sort_key(run[0]))
     table = pd.DataFrame([_row(tags, metrics) for tags, metrics in rows])
-    table[list(_EXTRA_COLUMNS)] = table[list(_EXTRA_COLUMNS)].astype(float)  # also if no run has such a number
+    table[list(EXTRA_COLUMNS)] = table[list(EXTRA_COLUMNS)].astype(float)  # also if no run has such a number
     known = [column.name for column in COLUMNS]
-    first = [name for name in (*known, *_EXTRA_COLUMNS) if name in table]
+    first = [name for name in (*known, *EXTRA_COLUMNS) if name in table]
     last = list(loss_columns(table))
     last += [best_column(name) for name in last if best_column(name) in table]
     between = sorted(set(table.columns) - {*first, *last})
@@ -266,8 +266,8 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         "forward_loops": metrics.get("forward_loops"),
         "backward_loops": metrics.get("backward_loops"),
         "loss": metrics.get("loss") if status == "finished" else None,
-        **{name: metrics[name] for name in _RARE_COLUMNS if name in metrics},
-        **{name: metrics.get(name) for name in _EXTRA_COLUMNS},
+        **{name: metrics[name] for name in RARE_COLUMNS if name in metrics},
+        **{name: metrics.get(name) for name in EXTRA_COLUMNS},
         **{name: loss if status == "finished" else None for name, loss in losses.items()},
         **columns,
     }

@@ -76,7 +76,9 @@ def test_runs_on_packed_documents_are_planned_and_recorded_as_they_are_trained(t
         assert cell.epochs == result.epochs == result.tokens / result.unique_tokens
         tags = {**cell_tags(prepared.plan, cell), **loss_tags(result), RUN_ID: cell.run_id, OUTCOME: result.status}
         rows.append((tags, {name: value for name, value in result_metrics(result).items() if "loss_T" not in name}))
-        assert parameters(cell)["data.packing"] == "best-fit"
+        logged = parameters(cell)
+        assert (logged["data.packing"], logged["data.document_mask"]) == ("best-fit", False)
+        assert (logged["optimizer.muon"], logged["recurrence.distribution"]) == ("torch", "poisson")
     table = check_table(run_table(rows))
     assert (table["dropped_tokens"] > 0).all()
     assert (table["perplexity"] > 1).all()

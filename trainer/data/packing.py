@@ -31,7 +31,7 @@ Order = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 Piece = tuple[int, int]
 # A document in the buffer: tokens, minus its place in the pass, start, tokens cropped. Of several with one length, the
 # one that came first is the largest.
-_Waiting = tuple[int, int, int, int]
+_BufferedDocument = tuple[int, int, int, int]
 
 
 class RowPacker:
@@ -59,12 +59,12 @@ class RowPacker:
         self.rows, self.passes, self.dropped = position["rows"], position["passes"], position["dropped"]
         self._taken = position["taken"]
         waiting = np.array(position["waiting"], np.int64)
-        self._buffer = sorted(self._at(waiting)) if len(waiting) else []
-        self._ahead = self._come()
+        self._buffer = sorted(self._documents_at(waiting)) if len(waiting) else []
+        self._remaining = self._next_documents()
 
     @property
     def position(self) -> dict[str, Any]:
-        """What a packer needs in order to go on from here: plain numbers."""
+        """Plain numbers from which another packer goes on."""
         waiting = [-minus_place for _, minus_place, _, _ in self._buffer]
         counts = {"rows": self.rows, "passes": self.passes, "dropped": self.dropped, "taken": self._taken}
         return {**counts, "waiting": waiting}
@@ -92,17 +92,17 @@ class RowPacker:
     def _fill_buffer(self) -> None:
         if not self._buffer and self.pass_is_over:
             self.passes, self._taken = self.passes + 1, 0
-            self._ahead = self._come()
+            self._remaining = self._next_documents()
         while len(self._buffer) < BUFFER and self._taken < self._count:
-            insort(self._buffer, next(self._ahead))
+            insort(self._buffer, next(self._remaining))
             self._taken += 1
 
-    def _come(self) -> Iterator[_Waiting]:
+    def _next_documents(self) -> Iterator[_BufferedDocument]:
         """Yield the documents of this pass that haven't been taken."""
         for first in range(self._taken, self._count, _READ_AHEAD):
-            yield from self._at(np.arange(first, min(first + _READ_AHEAD, self._count), dtype=np.int64))
+            yield from self._documents_at(np.arange(first, min(first + _READ_AHEAD, self._count), dtype=np.int64))
 
-    def _at(self, places: NDArray[np.int64]) -> Iterator[_Waiting]:
+    def _documents_at(self, places: NDArray[np.int64]) -> Iterator[_BufferedDocument]:
         starts, lengths = self._documents.spans(self._order(places, self.passes))
         kept = np.minimum(lengths, self._capacity)
         return zip(kept.tolist(), (-places).tolist(), starts.tolist(), (lengths - kept).tolist(), strict=True)

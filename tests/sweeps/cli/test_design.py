@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from isoloop.fitting import fit_sizes, fit_sweep
+from isoloop.fitting.design import candidate_values
 from isoloop.fitting.simulate import PUBLISHED_TRUTH, simulate_sizes, simulate_table
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import config_text
@@ -90,6 +91,16 @@ def test_the_written_sweep_is_plain_yaml(tmp_path):
     content = yaml.safe_load((tmp_path / f"{SWEEP}-next.yaml").read_text())
     assert all({"budget", "mean_recurrence"} <= set(point) for point in content["points"])
     assert "budgets" not in content
+
+
+def test_a_fraction_of_loops_that_was_run_is_a_candidate():
+    assert list(candidate_values("mean_recurrence", 1, 3, [1.5, 2.0, 3.5])) == [1, 1.5, 2, 3]
+    sweep = load_sweep(SWEEP).model_copy(update={"mean_recurrences": (1, 1.5, 2, 4)})
+    planned = next_cells(sweep, candidate_values("mean_recurrence", 1, 1.5, [1.5]), [1e18], simulated_corpus, run=True)
+    assert [cell.label for cell in planned.cells] == ["µ = 1, C = 1e+18", "µ = 1.5, C = 1e+18"]
+    assert planned.trained == (1, 1)
+    written = config_text(next_sweep(sweep, [(planned.cells[1], 1)], extend=False))
+    assert yaml.safe_load(written)["points"] == [{"budget": 1e18, "mean_recurrence": 1.5}]
 
 
 def test_excluded_cells_that_a_design_chooses_are_run():

@@ -298,7 +298,7 @@ TRUNK = {
 
 
 def test_runs_that_share_a_trunk_give_the_same_run_table(small, tmp_path, new_database, commands_share_ray):
-    """Except for the time; and the shorter ones train their decay alone."""
+    """Except for the time and the FLOPs trained, which are fewer: the shorter ones train their decay alone."""
     sweep = validate_sweep({**small.model_dump(), **TRUNK}, source="test")
     tables = {}
     for name, shared in (("together", True), ("apart", False)):
@@ -309,6 +309,8 @@ def test_runs_that_share_a_trunk_give_the_same_run_table(small, tmp_path, new_da
             for cell in prepared.plan.cells:
                 train(cell.spec, text_of(prepared), folders.run(cell.run_id))
         tables[name] = train_sweep(prepared, folders).table.drop(columns="seconds")
+    trained = tables["together"].pop("flops_trained")
+    assert trained.count() == 2
     pd.testing.assert_frame_equal(tables["together"], tables["apart"])
     together = Folders(out=tmp_path / "together", name="small")
     for cell in prepared.plan.cells:

@@ -149,8 +149,10 @@ def test_what_cannot_be_meant_is_named(changes, expected):
 
 def test_the_run_tables_own_columns_are_known():
     from isoloop.fitting.tables.contract import COLUMNS
+    from isoloop.sweeps.tracking.schema import EXTRA_COLUMNS, RARE_COLUMNS
 
     assert {column.name for column in COLUMNS} <= RESERVED
+    assert {*EXTRA_COLUMNS, *RARE_COLUMNS, "flops_trained"} <= RESERVED
 
 
 def test_the_configuration_says_it_all(tmp_path):

@@ -136,6 +136,18 @@ def test_other_settings_than_the_trials_are_named(tuned, text_folder):
     sweep = sweep_of(text_folder, optimizer={"learning_rate": "tuned"}, batch=8)
     plan = prepare(sweep, folders).plan
     assert "batch = 8 instead of 4" in "\n".join(rate_lines(plan.rates, plan.cells))
+    assert "instead of" not in "\n".join(rate_lines(plan.rates, plan.cells)).replace("batch = 8 instead of 4", "")
+    phased = {"phases": [{"until": 0.5, "mean": 1}], "distribution": "log-normal-poisson"}
+    other = {
+        "optimizer": {"learning_rate": "tuned", "muon": "released"},
+        "depth": phased,
+        "data": {"corpus": str(text_folder), "document_mask": True},
+    }
+    lines = "\n".join(rate_lines((plan := prepare(sweep_of(text_folder, **other), folders).plan).rates, plan.cells))
+    assert "optimizer.muon = released instead of torch" in lines
+    assert "recurrence.distribution = log-normal-poisson instead of poisson" in lines
+    assert "recurrence.phases = [{'until': 0.5, 'mean': 1}] instead of []" in lines
+    assert "data.document_mask = True instead of False" in lines
     wider = sweep_of(text_folder, optimizer={"learning_rate": "tuned"}, model={**SMALL["model"], "width": 32})
     plan = prepare(wider, folders).plan
     assert {cell.rates.best.unknown for cell in plan.cells} == {("params",)}
