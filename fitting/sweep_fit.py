@@ -331,7 +331,7 @@ class _SweepFitter:
         misfits: list[Misfit] = []
         richer: LawFit | None = None
         for fit in reversed(mixture.laws):
-            misfits.insert(0, law_misfit(fit, data, richer=richer, noise=noise))
+            misfits.insert(0, law_misfit(fit, data, better_fit=richer, noise=noise))
             richer = fit
         return misfits
 

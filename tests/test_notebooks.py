@@ -7,9 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
+from isoloop.fitting import fit_sizes, simulate_sizes
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.config.schema import config_text
 from isoloop.sweeps.paths import Folders
@@ -153,3 +155,11 @@ def test_it_lies_in_git_without_outputs(path):
         assert not cell.outputs
         assert cell.execution_count is None
     nbformat.validate(notebook)
+
+
+def test_sizes_without_rivals_or_fits_of_their_own_are_shown():
+    table = simulate_sizes(budgets=(1e18, 4e18, 16e18), mean_recurrences=(1, 2, 4))
+    fit = fit_sizes(table, name="few", draws=0, through_budgets=False)
+    assert (fit.alone, fit.comparisons) == ((), ())
+    for cell in code(read(FOLDER / "7_sizes.ipynb"))[4:6]:
+        exec(cell.source, {"fit": fit, "pd": pd})

@@ -89,6 +89,18 @@ def repeated_noise(data: Data) -> tuple[float, int]:
     return (float(np.sqrt(residuals @ residuals / dof)), dof) if dof else (float("nan"), 0)
 
 
+def _spread_weights(weights: np.ndarray) -> np.ndarray:
+    """Return weights (laws,) that sum to 1, those beside the largest to a quarter at least, none of them nearly 0."""
+    if len(weights) == 1:
+        return np.ones(1)
+    spread = weights / weights.sum()
+    others = np.arange(len(weights)) != np.argmax(weights)
+    share = max(_LEAST_WEIGHT, float(spread[others].sum()))
+    floored = np.maximum(spread[others], _LEAST_WEIGHT / others.sum())
+    spread[others], spread[~others] = share * floored / floored.sum(), 1 - share
+    return spread
+
+
 @dataclass(frozen=True, kw_only=True)
 class Belief:
     """Laws with plausible parameters and the information about them, the noise, and the models to choose among.
@@ -124,9 +136,9 @@ class Belief:
             for law, weight in zip(laws.laws, laws.weights, strict=True)
             if law is laws.laws[0] or law.form.extends is not None or weight >= _REFUTED
         ]
-        weights = np.maximum([weight for _, weight in kept], _LEAST_WEIGHT / max(len(kept) - 1, 1))
+        weights = _spread_weights(np.array([weight for _, weight in kept]))
         parts = []
-        for (law, _), weight in zip(kept, weights / weights.sum(), strict=True):
+        for (law, _), weight in zip(kept, weights, strict=True):
             vectors = np.vstack([law.vector, law.draw_matrix[: _VECTORS - 1]])
             part = Plausible.of(law.form, vectors, columns, sd=_RIDGE_SD, weight=float(weight))
             parts.append(part.with_runs(data, np.full(len(data["loss"]), level)))

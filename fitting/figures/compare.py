@@ -81,7 +81,8 @@ def draw_comparison(figure: Figure, pair: Pair, comparison: SweepComparison) -> 
     tokens_differ = comparison.incomparable.get("tokens")
     if all(sweep.joint for sweep in pair):
         bare = [name for name, sweep in zip("AB", pair, strict=True) if sweep.joint and not sweep.joint.frontier]
-        why_not = f"{' and '.join(bare)} has no best models through budgets" if bare else ""
+        have = "has" if len(bare) == 1 else "have"
+        why_not = f"{' and '.join(bare)} {have} no best models through budgets" if bare else ""
         _panel(left, lambda: draw_pair_frontiers(left, pair, "params"), why_not)
         _panel(right, lambda: draw_pair_frontiers(right, pair, "mean_recurrence"), why_not)
     elif all(laws) and same_axis:

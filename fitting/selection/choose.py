@@ -244,7 +244,7 @@ def _misfit_caveats(best: Candidate, candidates: Sequence[Candidate], data: Data
     """Return the sentence of a misfit of the law to use, if it departs from the losses in a regular way."""
     richer = richer_law(best.fit.form)
     fits = {candidate.fit.form.name: candidate.fit for candidate in candidates}
-    misfit = law_misfit(best.fit, data, richer=None if richer is None else fits.get(richer.name))
+    misfit = law_misfit(best.fit, data, better_fit=None if richer is None else fits.get(richer.name))
     return [misfit.sentence] if misfit.significant else []
 
 

@@ -47,7 +47,7 @@ _CURVE_VALUES = 4
 _MOST_GROUPS = 100
 """Budgets up to which there are curves, and cells of repeated runs that are compared: the most repeated ones."""
 _CLEARLY_BETTER = 2.0
-"""Difference of AICc, by which predictions weigh laws, from which a richer law is said to carry them."""
+"""Difference of AICc, by which predictions weigh laws, from which another law is said to carry them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def law_misfit(
     fit: LawFit,
     data: Data,
     *,
-    richer: LawFit | None = None,
+    better_fit: LawFit | None = None,
     by_run: bool = False,
     level: float = LEVEL_AFTER_TRAINING,
     noise: NoiseModel | None = None,
@@ -98,10 +98,10 @@ def law_misfit(
     typical ones and divided by the noise of their compute (`noise`, by default that of the fit). Where budgets share
     noise, only departures within them count; where none shows, those between budgets count less by its estimate.
     The p-values are combined by weighted Bonferroni, and the misfit is significant if the combined one is below
-    `level`. `richer` is the fit of the law that extends it, which the sentence names where it is better.
+    `level`. `better_fit` is that of another law to the same rows, which the sentence names if it fits clearly better.
     """
     tests = _tests(fit, data, by_run, noise or fit.noise_model)
-    return _judged(fit, tests, richer, level, float(np.mean(data["loss"])))
+    return _judged(fit, tests, better_fit, level, float(np.mean(data["loss"])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def _tests(fit: LawFit, data: Data, by_run: bool, noise: NoiseModel | None) -> l
 
 
 def _judged(
-    fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], richer: LawFit | None, level: float, mean_loss: float
+    fit: LawFit, tests: Sequence[tuple[MisfitTest, float]], better_fit: LawFit | None, level: float, mean_loss: float
 ) -> Misfit:
     """Return the misfit by all tests together."""
     name = fit.form.name
@@ -240,7 +240,8 @@ def _judged(
     p_value = float(combined[most])
     size = float(np.sqrt(tests[most][1])) / (1.0 if fit.on == "log loss" else mean_loss)
     significant = p_value < level and size > _LEAST_SIZE
-    better = richer.form.name if richer is not None and richer.aicc < fit.aicc - _CLEARLY_BETTER else None
+    is_better = better_fit is not None and better_fit.aicc < fit.aicc - _CLEARLY_BETTER
+    better = better_fit.form.name if better_fit is not None and is_better else None
     return Misfit(
         law=name,
         tests=tuple(test for test, _ in tests),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
 from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.estimation.bootstrap import BootstrapKind
 from isoloop.fitting.estimation.objective import Objective
 from isoloop.fitting.result import MissingFit
 from isoloop.fitting.sizes.frontier import frontier_point
@@ -19,15 +22,27 @@ _DIFFERENT = 1.1
 
 
 def sizes_alone(
-    table: pd.DataFrame, family: ModelFamily, budget: float, *, draws: int, seed: int, objective: Objective
+    table: pd.DataFrame,
+    family: ModelFamily,
+    budget: float,
+    *,
+    draws: int,
+    seed: int,
+    objective: Objective,
+    kind: BootstrapKind | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[tuple[SizeAlone, ...], tuple[MissingFit, ...]]:
-    """Return the best model of each size at a budget by the laws of its own runs, and the sizes that have none."""
+    """Return the best model of each size at a budget by the laws of its own runs, and the sizes that have none.
+
+    `kind` is that of the bootstrap, by default the one for the runs of a size. `progress` is told the share done.
+    """
     params = table["effective_params_fixed"] + table["effective_params_per_loop"]
     found, missing = [], []
-    for member in family.members:
+    for place, member in enumerate(family.members):
+        progress(place / len(family.members))
         own = table[np.isclose(params, member.params)].reset_index(drop=True)
         try:
-            surface = quick_surface(own, draws=min(draws, _DRAWS), seed=seed, objective=objective)
+            surface = quick_surface(own, draws=min(draws, _DRAWS), seed=seed, objective=objective, kind=kind)
             best = frontier_point(surface, budget)
         except ValueError as error:
             missing.append(MissingFit(name=f"{member.label} alone", reason=str(error)))

@@ -32,7 +32,7 @@ from isoloop.fitting.selection.misfit import Misfit, law_misfit
 from isoloop.fitting.selection.mixture import NAMED_WEIGHT, LawMixture, mixture_beside, noise_about
 from isoloop.fitting.sizes.alone import alone_caveats, sizes_alone
 from isoloop.fitting.sizes.frontier import frontier
-from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizesFit
+from isoloop.fitting.sizes.result import FittedSize, LawComparison, SizeAlone, SizesFit
 from isoloop.fitting.sweep_fit import FitProgress, law_rollouts, off_mean, split_largest
 from isoloop.fitting.tables.best_loss import best_loss_notes
 from isoloop.fitting.tables.budgets import SAME_BUDGET
@@ -50,7 +50,13 @@ _MOST_BUDGETS = 12
 _BEYOND = (2.0, 10.0)
 """Points of the frontier beyond the runs, as multiples of the largest fitted compute."""
 # Parts of a fit in their order, with their shares of its time, as measured on 126 runs of three sizes.
-_PARTS = {"joint law over sizes": 3.0, "laws beside it": 4.0, "rival laws": 4.0, "best models": 12.0}
+_PARTS = {
+    "joint law over sizes": 3.0,
+    "laws beside it": 8.0,
+    "rival laws": 3.0,
+    "best models": 12.0,
+    "each size alone": 3.0,
+}
 
 
 def several_sizes(table: pd.DataFrame) -> bool:
@@ -144,10 +150,11 @@ def fit_sizes(
         fit = dataclasses.replace(fit, held_out=_held_out(fit, held_out, column))
     elif through_budgets:
         budgets = _budgets(data)
+        compared = fitter.comparisons(laws)
         fitter.report("best models")
         points, growth = frontier(fit.surface, [*budgets, *(times * budgets[-1] for times in _BEYOND)], len(budgets))
-        fit = dataclasses.replace(fit, comparisons=fitter.comparisons(laws), frontier=tuple(points), growth=growth)
-        alone, no_fits = sizes_alone(fitted, family, budgets[-1], draws=draws, seed=seed, objective=objective)
+        fit = dataclasses.replace(fit, comparisons=compared, frontier=tuple(points), growth=growth)
+        alone, no_fits = fitter.alone(fitted, family, budgets[-1], kind)
         fit = dataclasses.replace(fit, alone=alone, missing_fits=(*missing_fits, *no_fits))
     if rollouts:
         found, why_none = law_rollouts(fitted, law or form.name, objective=objective, kind=fitter.kind, draws=draws)
@@ -236,7 +243,7 @@ class _SizesFitter:
     def misfits(self, laws: LawMixture, noise: NoiseModel | None) -> list[Misfit]:
         """Return the misfit of each law, which says if the law of the largest weight fits better."""
         best = laws.best
-        return [law_misfit(fit, self.data, richer=None if fit is best else best, noise=noise) for fit in laws.laws]
+        return [law_misfit(fit, self.data, better_fit=None if fit is best else best, noise=noise) for fit in laws.laws]
 
     def joint_test_time(self, data: Data) -> tuple[LawFit | None, tuple[MissingFit, ...]]:
         """Return the law of test-time loops of all sizes together, or the reason why there is none."""
@@ -261,6 +268,21 @@ class _SizesFitter:
             else:
                 return fit, ()
         return None, (MissingFit(name=name, reason=reason),)
+
+    def alone(
+        self, table: pd.DataFrame, family: ModelFamily, budget: float, kind: BootstrapKind | None
+    ) -> tuple[tuple[SizeAlone, ...], tuple[MissingFit, ...]]:
+        """Return the best model of each size by its own runs, refitted by the `kind` that was asked for."""
+        return sizes_alone(
+            table,
+            family,
+            budget,
+            draws=self.draws,
+            seed=self.seed,
+            objective=self.objective,
+            kind=kind,
+            progress=lambda share: self.report("each size alone", share),
+        )
 
     def comparisons(self, laws: LawMixture) -> tuple[LawComparison, ...]:
         """Return the errors of the rival laws on runs held out by the largest budget and by size."""

@@ -42,7 +42,7 @@ def full_report(fit: SizesFit) -> str:
     verdict = fit.verdict()
     parts.append("\n".join([*verdict.sentences, *_answer(fit.point(fit.answer_budget), f"by the {fit.laws.name}")]))
     if fit.frontier:
-        parts.append("\n".join(_frontier_lines(fit.frontier)))
+        parts.append("\n".join(_frontier_lines(fit.frontier, of=len(fit.frontier))))
     if fit.growth is not None:
         parts.append(f"Growth of the best model over the measured budgets\n  {growth_text(fit.growth)}")
     if fit.alone:
@@ -83,14 +83,15 @@ def screen(fit: SizesFit, *, lines: int = LINES, printable: Printable = str) -> 
     table += filled(f"in effect: {law.form.effective(law.vector)}", COLUMNS, first="  ", rest="    ")
     if len(fit.laws.draws_by_law) > 1:
         if fit.phi is not None:
-            table += filled(f"phi by all laws, weighed: {fit.phi.text()}", COLUMNS, first="  ")
+            by = f"phi by the laws that have one ({fit.phi_weight:.0%} of the weight)"
+            table += filled(f"{by}: {fit.phi.text()}", COLUMNS, first="  ", rest="    ")
         counted = zip(fit.laws.laws, fit.laws.weights, strict=True)
         weights = ", ".join(f"{each.form.name} law {weight:.0%}" for each, weight in counted if weight >= NAMED_WEIGHT)
         table += filled(f"weights in predictions: {weights}", COLUMNS, first="  ", rest="    ")
     # The best models through budgets: some of them, where all would leave no room for caveats
     if fit.frontier:
         free = lines - len(head) - len(table) - 4 - _SHORTEST_CAVEATS
-        head += _frontier_lines(_spread(fit.frontier, max(free - 2, _FEWEST_POINTS)))
+        head += _frontier_lines(_spread(fit.frontier, max(free - 2, _FEWEST_POINTS)), of=len(fit.frontier))
     # How far it can be trusted, if that leaves room for caveats, and what to doubt: as many as there is room for
     room, shown = lines - len(head) - len(table) - 4, 0
     trust = [] if fit.rollouts is None else filled(" ".join(trust_sentences(fit.rollouts.rows)), COLUMNS, rest="  ")[:3]
@@ -136,10 +137,11 @@ def _answer(point: FrontierPoint, method: str, title: str = "Best model") -> lis
     return lines
 
 
-def _frontier_lines(points: Sequence[FrontierPoint]) -> list[str]:
-    """Return the table of best models through budgets, with 95% intervals."""
+def _frontier_lines(points: Sequence[FrontierPoint], of: int) -> list[str]:
+    """Return the table of best models through all of a fit's budgets or some `of` them, with 95% intervals."""
+    some = f"{len(points)} of {of} " if len(points) < of else ""
     lines = [
-        "Best models through budgets, with 95% intervals",
+        f"Best models through {some}budgets, with 95% intervals",
         f"  {'FLOPs':>8}  {'size':<23}{'mu':<18}{'loss':<7} best measured size",
     ]
     for point in points:

@@ -169,22 +169,31 @@ class SizesFit:
 
     @property
     def phi(self) -> Quantity | None:
-        """The worth of a loop, by the laws that have one with their weights; None if others weigh more.
+        """The worth of a loop, by the laws that have one with their weights (`phi_weight`); None if others weigh more.
 
         Where loops without gradient have a worth of their own, it is that at a constant share of loops with gradient.
         """
-        pairs = zip(self.laws.laws, self.laws.weights, strict=True)
-        having = [(law, weight) for law, weight in pairs if "phi" in law.form.parameter_names]
-        total = sum(weight for _, weight in having)
-        if total < 0.5:
+        if self.phi_weight < 0.5:
             return None
         value, drawn = 0.0, []
-        for law, weight in having:
-            place, own = law.form.parameter_names.index("phi"), weight / total
+        for law, weight in self._laws_with_phi:
+            place, own = law.form.parameter_names.index("phi"), weight / self.phi_weight
+            bounds = law.form.parameters[place]
             value += own * law.vector[place]
             draws = law.draw_matrix[: round(own * len(law.draws)), place]
-            drawn.append(law.vector[place] + law.widening * (draws - law.vector[place]))
+            widened = law.vector[place] + law.widening * (draws - law.vector[place])
+            drawn.append(np.clip(widened, bounds.lower, bounds.upper))
         return Quantity.of(value, np.concatenate(drawn))
+
+    @property
+    def phi_weight(self) -> float:
+        """The weight, of 1, that the laws with a worth of a loop have together."""
+        return sum(weight for _, weight in self._laws_with_phi)
+
+    @property
+    def _laws_with_phi(self) -> list[tuple[LawFit, float]]:
+        pairs = zip(self.laws.laws, self.laws.weights, strict=True)
+        return [(law, weight) for law, weight in pairs if "phi" in law.form.parameter_names]
 
     @property
     def answer_budget(self) -> float:

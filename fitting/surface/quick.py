@@ -9,7 +9,7 @@ import pandas as pd
 
 from isoloop.fitting.cost import DenseCost, cost_of
 from isoloop.fitting.cost.family import DenseFamily, ModelFamily
-from isoloop.fitting.estimation.bootstrap import default_kind
+from isoloop.fitting.estimation.bootstrap import BootstrapKind, default_kind
 from isoloop.fitting.estimation.law_fit import LawFit, fit_law
 from isoloop.fitting.estimation.objective import HUBER, Objective
 from isoloop.fitting.laws.base import Law
@@ -29,11 +29,13 @@ def quick_surface(
     draws: int = 200,
     seed: int = 0,
     objective: Objective = HUBER,
+    kind: BootstrapKind | None = None,
 ) -> LossSurface:
     """Fit the law after training and the one that extends it to a checked run table, and return their surface.
 
     That is the default law of the table. `errors` are the standard deviations of log losses that were not measured but
-    extrapolated, by run id; such losses count by as much less. Raises ValueError as `fit_law` and
+    extrapolated, by run id; such losses count by as much less. `kind` is that of the bootstrap, by default the
+    `default_kind` of the table. Raises ValueError as `fit_law` and
     `ModelFamily.from_table` do.
     """
     data, runs = law_data(table), finished_rows(table)
@@ -48,9 +50,10 @@ def quick_surface(
     if law_named(name).reads_unique_tokens:
         family = family.on_text(only_text(runs))
     scales = _scales(data, name, errors or {})
+    of_kind = kind or default_kind(data)
 
     def fitted(law: Law | str) -> LawFit:
-        return fit_law(law, data, draws=draws, seed=seed, objective=objective, kind=default_kind(data), scales=scales)
+        return fit_law(law, data, draws=draws, seed=seed, objective=objective, kind=of_kind, scales=scales)
 
     laws = mixture_beside(fitted(name), lambda law: fitted(law.name), family.columns(*(np.ones(1),) * 3))
 

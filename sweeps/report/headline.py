@@ -83,7 +83,8 @@ def sizes_headline(fit: SizesFit, hold_out: SizesFit | None) -> list[str]:
     sentences.append(f"In effect: {law.form.effective(law.vector)}.")
     if fit.phi is not None:
         sentences.append(
-            f"The worth of a loop by all laws, weighed: phi = {_spanned(fit.phi.value, fit.phi.interval)}."
+            f"The worth of a loop by the laws that have one ({fit.phi_weight:.0%} of the weight): phi = "
+            f"{_spanned(fit.phi.value, fit.phi.interval)}."
         )
     sentences += [
         f"Held out by {comparison.by}, losses are predicted by: "

@@ -200,6 +200,7 @@ def test_the_figure_has_best_sizes_or_says_why_not():
 
     assert labels(one, one) == ["best size N* (parameters)", "best mean recurrence µ* (loops)"]
     assert "B has no best models through budgets" in labels(one, hungry)[0].replace("\n", " ")
+    assert "A and B have no best models through budgets" in labels(hungry, hungry)[0].replace("\n", " ")
     alone = labels(one, middle)
     assert alone[0] == "best run's loss (nats per token)"
     assert "not read from isoFLOP curves" in alone[1].replace("\n", " ")

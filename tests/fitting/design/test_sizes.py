@@ -122,6 +122,15 @@ def test_a_joint_fit_is_designed_with_all_laws_of_its_mixture():
     plt.close(figure)
 
 
+def test_the_laws_beside_the_best_one_have_a_quarter_together_at_least():
+    laws = fit_sizes(TABLE, name="sizes", draws=5, through_budgets=False).laws
+    first, richer, *_ = laws.laws
+    for weights, shares in (((0.97, 0.03), (0.75, 0.25)), ((0.4, 0.6), (0.4, 0.6)), ((0.0, 1.0), (0.25, 0.75))):
+        mixture = dataclasses.replace(laws, laws=(first, richer), weights=weights)
+        belief = Belief.of_runs(mixture, law_data(TABLE), FAMILY, CANDIDATES.columns, flops=RANGE)
+        assert [part.weight for part in belief.parts] == pytest.approx(shares)
+
+
 def test_a_design_over_sizes_from_nothing_determines_the_law():
     belief = Belief.of_published(FAMILY, CANDIDATES.columns, flops=RANGE)
     targets = [Target.parse("phi"), Target.parse("loss@256e18")]

@@ -30,13 +30,15 @@ from isoloop.fitting import (
 from isoloop.fitting.answer.device import DeviceNeeds, Held
 from isoloop.fitting.answer.limits import Limits
 from isoloop.fitting.cost.family import ModelFamily
+from isoloop.fitting.estimation.objective import HUBER
 from isoloop.fitting.selection.choose import choose_table
 from isoloop.fitting.selection.mixture import law_mixture
 from isoloop.fitting.simulate import published_cost_model
-from isoloop.fitting.sizes.alone import alone_caveats
+from isoloop.fitting.sizes.alone import alone_caveats, sizes_alone
 from isoloop.fitting.sizes.fit import _rival_caveats
 from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.search import minimise_on_box
+from tests.fitting.answer.surfaces import known_law
 
 BUDGETS = (1e18, 4e18, 16e18, 64e18)
 LOOPS = (1.0, 2.0, 4.0, 8.0)
@@ -206,9 +208,10 @@ def test_a_screen_of_many_budgets_leaves_out_some_of_them_and_keeps_a_caveat(fit
         "  48 runs of 3 sizes, 1e+18 to 6.4e+19 FLOPs, exact accounting",
     ]
     assert len(lines) <= 37
-    place = lines.index("Best models through budgets, with 95% intervals") + 2
+    place = next(place for place, line in enumerate(lines) if line.startswith("Best models through ")) + 2
     shown = [line.split()[0] for line in lines[place : lines.index("", place)]]
     assert 3 <= len(shown) < 24
+    assert lines[place - 2] == f"Best models through {len(shown)} of 24 budgets, with 95% intervals"
     assert (shown[0], shown[-1]) == ("1e+18", f"{many[-1].budget:.3g}")
     assert "  - " in screen.split("What to doubt")[1]
 
@@ -225,6 +228,27 @@ def test_each_size_is_fitted_alone_and_agrees_where_the_joint_law_is_true(table:
         assert own.loss.value == pytest.approx(joint.loss.value, rel=0.003)
         assert f"  {own.label:<10}{own.runs:>5}  {own.mean_recurrence.text()}" in text
     assert alone_caveats(fit) == []
+
+
+def test_the_worth_of_a_loop_names_the_weight_of_its_laws_and_stays_within_their_bounds(fit: SizesFit) -> None:
+    first, other = fit.laws.laws[0], known_law("loop-term", np.array([1.7, 90.0, 0.12, 190.0, 0.29, 0.8, 0.26]))
+    wide = dataclasses.replace(first, widening=1e3)
+    mixed = dataclasses.replace(fit, laws=dataclasses.replace(fit.laws, laws=(wide, other), weights=(0.75, 0.25)))
+    assert mixed.phi_weight == 0.75
+    assert mixed.phi is not None
+    assert mixed.phi.value == pytest.approx(first.value("phi"))
+    assert mixed.phi.interval == (-1.0, 3.0)
+    assert "phi by the laws that have one (75% of the weight): 0.4" in " ".join(mixed.summary(lines=60).split())
+
+
+def test_sizes_alone_are_refitted_by_the_same_bootstrap(table: pd.DataFrame, fit: SizesFit) -> None:
+    shares: list[float] = []
+    settings = {"draws": 20, "seed": 0, "objective": HUBER, "progress": shares.append}
+    by_rows, _ = sizes_alone(table, fit.family, 64e18, kind="rows", **settings)
+    by_default, _ = sizes_alone(table, fit.family, 64e18, **settings)
+    assert by_rows[0].loss.value == by_default[0].loss.value
+    assert by_rows[0].loss.interval != by_default[0].loss.interval
+    assert shares == pytest.approx([0, 1 / 3, 2 / 3] * 2)
 
 
 def test_a_size_that_is_best_elsewhere_by_its_own_runs_is_named(fit: SizesFit) -> None:
