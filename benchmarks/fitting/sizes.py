@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -124,8 +124,7 @@ def held(world: SizesWorld, number: int, draws: int) -> dict[str, Held | None]:
     result: dict[str, Held | None] = dict.fromkeys(QUANTITIES)
     if fit.phi is not None and fit.phi.interval is not None and world.law == "iso-depth":
         result["phi"] = (*fit.phi.interval, fit.phi.value, world.parameters[5])
-    tokens_for = partial(fit.family.tokens_for, BEYOND)
-    best, drawn = fit.surface.best(tokens_for), fit.surface.best_draws(tokens_for)
+    best, drawn = fit.surface.best_for(BEYOND)
     if drawn is not None:
         result["N* beyond"] = (*interval(drawn.params), float(best.params), world.best["params"])
         # A kink of the cost is found to a millionth, which is not a miss.

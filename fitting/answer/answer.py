@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from isoloop.fitting.answer.constrained import Limited, best_under, broken_limits, losses_under, serving_flops
@@ -429,9 +430,7 @@ def _bounded(surface: LossSurface, axis: str, drawn: SurfaceOptimum) -> Any:
 def _without_loops(surface: LossSurface, best: Model) -> Gain | None:
     if surface.mean_recurrence is None or surface.mean_recurrence[0] > _ONE_LOOP:
         return None
-    alone = surface.best(
-        lambda params, loops: surface.family.tokens_for(best.flops, params, loops), mean_recurrence=(1.0, 1.0)
-    )
+    alone = surface.best(partial(surface.family.tokens_for, best.flops), mean_recurrence=(1.0, 1.0))
     return gain_of(surface, best, model_of(surface, alone), _WITHOUT_LOOPS)
 
 

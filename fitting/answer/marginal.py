@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.optimize import brentq
@@ -105,12 +106,8 @@ def model_at(surface: LossSurface, *, params: float | None, mean_recurrence: flo
 
 def best_model(surface: LossSurface, flops: float) -> tuple[Model, SurfaceOptimum, SurfaceOptimum | None]:
     """Return the best model for `flops`, with the optimum and those of the refits, None without refits."""
-
-    def tokens_for(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
-        return surface.family.tokens_for(flops, params, loops)
-
-    best = surface.best(tokens_for)
-    return model_of(surface, best), best, surface.best_draws(tokens_for)
+    best, drawn = surface.best_for(flops)
+    return model_of(surface, best), best, drawn
 
 
 def model_of(surface: LossSurface, best: SurfaceOptimum) -> Model:
@@ -212,7 +209,7 @@ def growth(surface: LossSurface, flops: float) -> Growth:
 
 def best_model_alone(surface: LossSurface, flops: float) -> Model:
     """Return the best model for `flops` by the laws, without refits."""
-    return model_of(surface, surface.best(lambda params, loops: surface.family.tokens_for(flops, params, loops)))
+    return model_of(surface, surface.best(partial(surface.family.tokens_for, flops)))
 
 
 def axes_in_order(surface: LossSurface) -> tuple[str, ...]:

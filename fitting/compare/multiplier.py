@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -224,11 +223,9 @@ def _least_losses(
     params = search_bounds("params", *params) if params and isinstance(surface.family, DenseFamily) else None
     own, drawn, at_end = [], [], []
     for budget in flops:
-        tokens_for = partial(surface.family.tokens_for, float(budget))
-        best = surface.best(tokens_for, params=params, zooms=_ZOOMS)
+        best, optima = surface.best_for(float(budget), params=params, zooms=_ZOOMS)
         own.append(float(best.loss))
         at_end.append(bool(best.at_bound.get("params", np.array(False))))
-        optima = surface.best_draws(tokens_for, params=params, zooms=_ZOOMS)
         drawn.append(None if optima is None else optima.loss)
     known = [losses for losses in drawn if losses is not None]
     return np.array(own), np.stack(known, axis=-1) if known else None, np.array(at_end)

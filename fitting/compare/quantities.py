@@ -173,7 +173,7 @@ def _joint_quantities(fit: SizesFit, shared: tuple[float, float], flops: tuple[f
         numbers += _parameter_quantities(fit.joint_test_time, LAW_SECTIONS["joint-test-time"], skip=_ALSO_IN_TRAINING)
     numbers += _growth_quantities(fit, shared)
     for budget in flops:
-        best, drawn = _best_of_any_size(fit, budget)
+        best, drawn = fit.surface.best_for(budget)
         notes = {"mean_recurrence": _bound_note(best, "mean_recurrence"), "params": _size_note(fit, best)}
         numbers += [
             _optimum_quantity(
@@ -191,21 +191,12 @@ def _joint_quantities(fit: SizesFit, shared: tuple[float, float], flops: tuple[f
     return numbers
 
 
-def _best_of_any_size(fit: SizesFit, flops: float) -> tuple[SurfaceOptimum, SurfaceOptimum | None]:
-    surface = fit.surface
-
-    def tokens_for(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
-        return surface.family.tokens_for(flops, params, loops)
-
-    return surface.best(tokens_for), surface.best_draws(tokens_for)
-
-
 def _growth_quantities(fit: SizesFit, shared: tuple[float, float]) -> list[Quantity]:
     """Return the exponents with which the best size, loops and tokens grow over the shared compute, if there is one."""
     if not shared[0] < shared[1]:
         return []
     budgets = np.geomspace(*shared, _GROWTH_POINTS)
-    optima = [_best_of_any_size(fit, float(budget)) for budget in budgets]
+    optima = [fit.surface.best_for(float(budget)) for budget in budgets]
     numbers = []
     for column, symbol in _GROWING.items():
         # Logarithms without the search's rounding: best loops may stay at one whole number.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -42,10 +44,7 @@ def draw_sizes_surface(axes: Axes, table: pd.DataFrame, fit: SizesFit, *, budget
     point = _largest_measured(fit) if budget is None else fit.point(budget)
     surface, data = fit.surface, law_data(table)
     at_budget = np.abs(data["flops"] / point.budget - 1) < _NEAR_BUDGET
-
-    def tokens_for(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
-        return surface.family.tokens_for(point.budget, params, loops)
-
+    tokens_for = partial(surface.family.tokens_for, point.budget)
     # The range: the measured sizes and loops, and the best model
     drawn = surface.best_draws(tokens_for)
     sizes = [*surface.family.sizes, point.params.value, *(point.params.interval or ())]

@@ -42,17 +42,10 @@ def frontier(surface: LossSurface, budgets: Sequence[float], growing: int) -> tu
 def _point(surface: LossSurface, flops: float) -> tuple[FrontierPoint, SurfaceOptimum, SurfaceOptimum | None]:
     if not (flops > 0 and math.isfinite(flops)):
         raise ValueError(f"flops must be positive and finite, but got {flops}; give a positive number")
-
-    def tokens_for(params: np.ndarray, loops: np.ndarray) -> np.ndarray:
-        return surface.family.tokens_for(flops, params, loops)
-
-    best, drawn = surface.best(tokens_for), surface.best_draws(tokens_for)
+    best, drawn = surface.best_for(flops)
     # The best of each measured size, all by the same refits
-    of_sizes = []
     members = surface.family.members if isinstance(surface.family, ModelFamily) else ()
-    for member in members:
-        span = (member.params, member.params)
-        of_sizes.append((surface.best(tokens_for, params=span), surface.best_draws(tokens_for, params=span)))
+    of_sizes = [surface.best_for(flops, params=(member.params, member.params)) for member in members]
     losses = np.array([float(own.loss) for own, _ in of_sizes])
     drawn_losses = None if drawn is None else np.stack([each.loss for _, each in of_sizes if each is not None])
     sizes = []

@@ -104,12 +104,7 @@ def _best(
 ) -> tuple[SurfaceOptimum, SurfaceOptimum | None]:
     sizes = None if params is None else (params, params)
     loops = None if mean_recurrence is None else (mean_recurrence, mean_recurrence)
-
-    def tokens_for(size: np.ndarray, recurrence: np.ndarray) -> np.ndarray:
-        return surface.family.tokens_for(flops, size, recurrence)
-
-    drawn = surface.best_draws(tokens_for, params=sizes, mean_recurrence=loops)
-    return surface.best(tokens_for, params=sizes, mean_recurrence=loops), drawn
+    return surface.best_for(flops, params=sizes, mean_recurrence=loops)
 
 
 def _loss(

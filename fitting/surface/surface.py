@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -170,6 +171,21 @@ class LossSurface:
                 for name in ("params", "mean_recurrence", "tokens", "loss")
             },
             at_bound={name: np.concatenate([each.at_bound[name] for each in found]) for name in found[0].at_bound},
+        )
+
+    def best_for(
+        self,
+        flops: float,
+        *,
+        params: Range | None = None,
+        mean_recurrence: Range | None = None,
+        zooms: int = _ZOOMS,
+    ) -> tuple[SurfaceOptimum, SurfaceOptimum | None]:
+        """Return the best model that spends `flops` in training, and those by each refit; see `best`."""
+        tokens_for = partial(self.family.tokens_for, flops)
+        return (
+            self.best(tokens_for, params=params, mean_recurrence=mean_recurrence, zooms=zooms),
+            self.best_draws(tokens_for, params=params, mean_recurrence=mean_recurrence, zooms=zooms),
         )
 
     def search_range(self, axis: str) -> Range | None:
