@@ -15,6 +15,7 @@ from isoloop.fitting.isoflop.power_law import POWER_LAWS, WITHOUT_BIAS, PowerLaw
 from isoloop.fitting.result import SweepFit
 from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.sizes.any_fit import AnyFit
+from isoloop.fitting.sizes.frontier import growth_exponents
 from isoloop.fitting.sizes.result import SizesFit
 from isoloop.fitting.surface.surface import SurfaceOptimum
 
@@ -37,8 +38,6 @@ _GROWING = {"params": "N*", "mean_recurrence": "mu*", "tokens": "D*"}
 """The best model's numbers that grow with compute, by their column."""
 _GROWTH_POINTS = 5
 """Budgets over the shared range between which the growth of the best model is fitted."""
-_SEARCH_DECIMALS = 6
-"""Decimals of the logarithm of a best value that its search determines."""
 
 
 def quantities(fit: AnyFit, shared: tuple[float, float], flops: tuple[float, ...]) -> list[Quantity]:
@@ -198,16 +197,11 @@ def _growth_quantities(fit: SizesFit, shared: tuple[float, float]) -> list[Quant
     budgets = np.geomspace(*shared, _GROWTH_POINTS)
     optima = [fit.surface.best_for(float(budget)) for budget in budgets]
     numbers = []
-    for column, symbol in _GROWING.items():
-        # Logarithms without the search's rounding: best loops may stay at one whole number.
-        own = np.log([float(getattr(best, column)) for best, _ in optima]).round(_SEARCH_DECIMALS)
-        drawn = [np.log(getattr(each, column)).round(_SEARCH_DECIMALS) for _, each in optima if each is not None]
-        value = float(np.polyfit(np.log(budgets), own, 1)[0].round(_SEARCH_DECIMALS))
-        draws = np.polyfit(np.log(budgets), np.stack(drawn), 1)[0].round(_SEARCH_DECIMALS) if drawn else None
+    for column, (value, draws) in growth_exponents(budgets, optima).items():
         numbers.append(
             Quantity(
                 section=GROWTH,
-                name=f"exponent of {symbol}",
+                name=f"exponent of {_GROWING[column]}",
                 unit="1",
                 change="difference",
                 counted_in="nothing",

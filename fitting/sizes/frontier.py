@@ -12,7 +12,11 @@ from isoloop.fitting.sizes.result import FrontierPoint, Growth, SizeAtBudget
 from isoloop.fitting.surface.quantity import Quantity
 from isoloop.fitting.surface.surface import LossSurface, SurfaceOptimum
 
+Optima = tuple[SurfaceOptimum, SurfaceOptimum | None]
+"""The best model for a budget, and those by each refit."""
 _GROWING = ("params", "mean_recurrence", "tokens")
+_SEARCH_DECIMALS = 6
+"""Decimals of the logarithm of a best model that the search finds."""
 
 
 def frontier_point(surface: LossSurface, flops: float) -> FrontierPoint:
@@ -29,14 +33,23 @@ def frontier(surface: LossSurface, budgets: Sequence[float], growing: int) -> tu
         optima.append((best, drawn))
     if growing < 2:
         return points, None
-    logs = np.log(np.array(budgets[:growing]))
-    slopes = {}
+    exponents = growth_exponents(np.array(budgets[:growing]), optima[:growing])
+    return points, Growth(**{name: Quantity.of(*exponent) for name, exponent in exponents.items()})
+
+
+def growth_exponents(budgets: np.ndarray, optima: Sequence[Optima]) -> dict[str, tuple[float, np.ndarray | None]]:
+    """Return the exponents of C of the best size, loops and tokens over budgets (g,): by the laws, and refits (draws,).
+
+    They are least-squares slopes in logarithms, without the rounding of the search: best loops may stay at one number.
+    """
+    logs, exponents = np.log(budgets), {}
     for name in _GROWING:
-        own = np.log([getattr(best, name) for best, _ in optima[:growing]])
-        draws = [getattr(drawn, name) for _, drawn in optima[:growing] if drawn is not None]
-        value = float(np.polyfit(logs, own, 1)[0])
-        slopes[name] = Quantity.of(value, np.polyfit(logs, np.log(draws), 1)[0] if draws else None)
-    return points, Growth(**slopes)
+        own = np.log([getattr(best, name) for best, _ in optima]).round(_SEARCH_DECIMALS)
+        drawn = [np.log(getattr(each, name)).round(_SEARCH_DECIMALS) for _, each in optima if each is not None]
+        value = float(np.polyfit(logs, own, 1)[0].round(_SEARCH_DECIMALS))
+        draws = np.polyfit(logs, np.stack(drawn), 1)[0].round(_SEARCH_DECIMALS) if drawn else None
+        exponents[name] = value, draws
+    return exponents
 
 
 def _point(surface: LossSurface, flops: float) -> tuple[FrontierPoint, SurfaceOptimum, SurfaceOptimum | None]:
