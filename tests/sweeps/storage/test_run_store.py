@@ -293,7 +293,7 @@ def test_one_lease_at_a_time_taken_over_when_stale(storage):
         thread = threading.Thread(target=renew)
         thread.start()
         with pytest.raises(FolderBusyError, match="holds runs/run-1/lease"):
-            storage.lease(RUN, stale_seconds=2.0).acquire()
+            storage.lease(RUN, stale_seconds=20.0).acquire()  # it ends at the first renewal, however late that comes
         renewing.set()
         thread.join()
         heir = storage.lease(RUN, stale_seconds=2.0)
