@@ -222,10 +222,14 @@ FAKES = {
 if [ "$1" = status ]; then [ -e "$CALLS.head" ]; exit; fi
 [ "$2" = --head ] && touch "$CALLS.head"
 trap 'echo "ray ended" >> "$CALLS"; exit' TERM
+touch "$CALLS.up.$$"
 while :; do sleep 0.05; done""",
     "isoloop": """
 exec "$PYTHON" -c '
-import os, sys, time
+import glob, os, sys, time
+end = time.monotonic() + 60
+while len(glob.glob(os.environ["CALLS"] + ".up.*")) < 2 and time.monotonic() < end:  # as a driver waits for its nodes
+    time.sleep(0.02)
 open(os.environ["CALLS"], "a").write("isoloop " + " ".join(sys.argv[1:]) + " at " + os.environ["RAY_ADDRESS"] + chr(10))
 try:
     time.sleep(float(os.environ["SECONDS_NEEDED"]))
