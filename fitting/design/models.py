@@ -14,13 +14,12 @@ from isoloop.fitting.cost import Cost
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.laws.base import LARGEST_RECURRENCE, Data, best_split
 from isoloop.fitting.surface.search import minimise_on_box
+from isoloop.fitting.surface.surface import PARAMS_BEYOND
 
 LossOf = Callable[[Data], np.ndarray]
 """The loss of rows (..., n) by each of s parameter vectors, (s, n)."""
 _SEARCH = {"mean_recurrence": (0.02, 1e5), "params": (1e3, 1e15)}
 """Values on the axis between which best models are searched for, wide enough that none sits at an end."""
-_SIZES_BEYOND = 16.0
-"""Sizes are searched up to this factor below and above those of the family."""
 _ZOOMS = 14
 
 
@@ -129,7 +128,7 @@ class ModelsOfAnySize(Models):
 
     def best(self, loss: LossOf, flops: float) -> tuple[np.ndarray, np.ndarray]:
         """See `Models.best`."""
-        low, high = self.family.sizes[0] / _SIZES_BEYOND, self.family.sizes[-1] * _SIZES_BEYOND
+        low, high = self.family.sizes[0] / PARAMS_BEYOND, self.family.sizes[-1] * PARAMS_BEYOND
         bounds = np.log([(low, high), (1.0, LARGEST_RECURRENCE)])
         logs, _ = minimise_on_box(
             lambda at: loss(self.columns(flops, at)), [(float(a), float(b)) for a, b in bounds], zooms=_ZOOMS

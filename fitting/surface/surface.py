@@ -16,7 +16,7 @@ from isoloop.fitting.selection.mixture import LawMixture
 from isoloop.fitting.surface.search import minimise_on_box
 
 Range = tuple[float, float]
-_PARAMS_BEYOND = 16.0
+PARAMS_BEYOND = 16.0
 """Sizes are searched up to this factor below and above the measured ones."""
 _ZOOMS = 22
 """Zooms of the search for a best model, which find its place to seven digits."""
@@ -191,7 +191,7 @@ class LossSurface:
     def search_range(self, axis: str) -> Range | None:
         """Return the range of an axis, `params` or `mean_recurrence`, that is searched by default; None without it."""
         if axis == "params":
-            return None if self.params is None else (self.params[0] / _PARAMS_BEYOND, self.params[1] * _PARAMS_BEYOND)
+            return None if self.params is None else (self.params[0] / PARAMS_BEYOND, self.params[1] * PARAMS_BEYOND)
         measured = self.mean_recurrence
         return None if measured is None else (min(1.0, measured[0]), max(LARGEST_RECURRENCE, measured[1]))
 
