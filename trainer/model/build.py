@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.language_model import LanguageModel, run_blocks
-from isoloop.trainer.model.layers import Block, PreNormBlock, Rotary
+from isoloop.trainer.model.layers import PreNormBlock, Rotary
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.model.transformer import Transformer
 
@@ -44,14 +44,26 @@ def build_model(config: ModelConfig, *, mean_recurrence: float = 1, recompute_lo
 
 def check_mask(model: LanguageModel) -> None:
     """Raise ValueError if a block of the user's own takes no mask, which `data.document_mask` needs."""
-    for block in (*model.prelude, *model.core, *model.coda):
-        assert isinstance(block, Block)
-        if "mask" not in inspect.signature(type(block).forward).parameters:
-            raise ValueError(
-                "with data.document_mask, a block of your own must pass a mask on to attention, but the forward of "
-                f"'{model.config.block}' has no argument `mask`; add it (docs/extending.md), or set data.document_mask "
-                "to false"
-            )
+    if not _blocks_take(model, "mask"):
+        raise ValueError(
+            "with data.document_mask, a block of your own must pass a mask on to attention, but the forward of "
+            f"'{model.config.block}' has no argument `mask`; add it (docs/extending.md), or set data.document_mask "
+            "to false"
+        )
+
+
+def check_cache(model: LanguageModel) -> None:
+    """Raise ValueError if a block of the user's own can't use a cache of keys and values."""
+    if not _blocks_take(model, "cached"):
+        raise ValueError(
+            "with a cache, a block of your own must pass it on to attention, but the forward of "
+            f"'{model.config.block}' has no argument `cached`; add it (docs/extending.md), or go without a cache"
+        )
+
+
+def _blocks_take(model: LanguageModel, argument: str) -> bool:
+    blocks = (*model.prelude, *model.core, *model.coda)
+    return all(argument in inspect.signature(type(block).forward).parameters for block in blocks)
 
 
 def compile_blocks(model: LanguageModel, *settings: Hashable, backend: str = "inductor") -> None:
