@@ -4,12 +4,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from isoloop.sweeps.cli.console import new_console
 from isoloop.sweeps.cli.options import DEFAULT_OUT, Out
+
+if TYPE_CHECKING:
+    from isoloop.trainer.quality.trained_model import TrainedModel
 
 Model = Annotated[
     str,
@@ -106,8 +109,7 @@ def generate(
         if text.cut_tokens:
             console.print(
                 f"note: prompt {number} has {len(text.prompt):,} tokens, more than the context of {context:,}; its "
-                f"first {text.cut_tokens:,} are left out",
-                markup=False,
+                f"first {text.cut_tokens:,} are left out"
             )
 
     # The text
@@ -132,8 +134,8 @@ def generate(
         if tokens:
             saved = f", {1 - loops / tokens / writer.recurrence:.0%} of the loops saved" if exit_tolerance else ""
             console.print(
-                f"{tokens:,} tokens at T = {writer.recurrence} in {seconds:.3g} s, {tokens / seconds:.3g} a second{saved}",
-                markup=False,
+                f"{tokens:,} tokens at T = {writer.recurrence} in {seconds:.3g} s, {tokens / seconds:.3g} a second"
+                + saved
             )
 
 

@@ -1,8 +1,8 @@
 """Generation of text, token by token, with a cache of keys and values.
 
-A model reads at most `context` tokens at once. Where a text grows beyond them, its last half context is read again, from
-position 0, and the text goes on from there; what stands before is forgotten. h_0 of a position is the same for every
-text, so that a text is the same alone, in a batch, with a cache and without one, up to rounding.
+A model reads at most `context` tokens at once. Where a text grows beyond them, its last half context is read again,
+from position 0, and the text goes on from there; what stands before is forgotten. h_0 of a position is the same for
+every text, so that a text is the same alone, in a batch, with a cache and without one, up to rounding.
 """
 
 import codecs
@@ -35,7 +35,7 @@ from isoloop.trainer.run.telemetry import free_memory
 
 # Of the memory that is free, the share that a cache may take.
 _SHARE_OF_MEMORY = 0.9
-# A T whose loss is so many nats above the lowest one is noted, and so is one so many times µ_rec where no loss is known.
+# Noted are a T whose loss is so many nats above the lowest one, and one so many times µ_rec if no loss is known.
 _NOTABLE_LOSS, _FAR_BEYOND = 0.01, 2
 
 
@@ -165,7 +165,7 @@ def generate(
 
 
 def stream(trained: TrainedModel, prompt: str, config: GenerationConfig | None = None) -> Iterator[str]:
-    """Yield the continuation of a prompt piece by piece, as it is written; joined, it is the text that `generate` gives.
+    """Yield the continuation of a prompt piece by piece, as it is written; joined, it is what `generate` returns.
 
     Raises:
         ValueError: as `generate` does; or there are several samples, which can't be streamed.
@@ -401,8 +401,8 @@ class Writer:
             if smaller:
                 options.append(f"T = {smaller[-1]} fits")
             raise ValueError(
-                f"the cache must fit into the memory that is free, {room / 1e9:.3g} GB, but {batch} texts of {tokens:,} "
-                f"tokens at T = {self.recurrence} take {need / 1e9:.3g} GB; "
+                f"the cache must fit into the memory that is free, {room / 1e9:.3g} GB, but {batch} x {tokens:,} tokens "
+                f"at T = {self.recurrence} take {need / 1e9:.3g} GB; "
                 + ("; ".join(options) or "write fewer texts at a time, or set cache: none")
             )
         return KeyValueCache(config, batch=batch, capacity=tokens, device=self._h0.device, shared_loops=shared)
