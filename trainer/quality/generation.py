@@ -401,8 +401,8 @@ class Writer:
             if smaller:
                 options.append(f"T = {smaller[-1]} fits")
             raise ValueError(
-                f"the cache must fit into the memory that is free, {room / 1e9:.3g} GB, but {batch} x {tokens:,} tokens "
-                f"at T = {self.recurrence} take {need / 1e9:.3g} GB; "
+                f"the cache must fit into the memory that is free, {room / 1e9:.3g} GB, but {batch} x {tokens:,} "
+                f"tokens at T = {self.recurrence} take {need / 1e9:.3g} GB; "
                 + ("; ".join(options) or "write fewer texts at a time, or set cache: none")
             )
         return KeyValueCache(config, batch=batch, capacity=tokens, device=self._h0.device, shared_loops=shared)
