@@ -133,10 +133,9 @@ def generate(
         tokens, loops = (sum(len(text.tokens) for text in writer.texts), sum(sum(text.loops) for text in writer.texts))
         if tokens:
             saved = f", {1 - loops / tokens / writer.recurrence:.0%} of the loops saved" if exit_tolerance else ""
-            console.print(
-                f"{tokens:,} tokens at T = {writer.recurrence} in {seconds:.3g} s, {tokens / seconds:.3g} a second"
-                + saved
-            )
+            speed = f"{seconds:.3g} s, {tokens / seconds:.3g} a second"
+            stopped = "" if all(text.finish for text in writer.texts) else "stopped after "
+            console.print(f"{stopped}{tokens:,} tokens at T = {writer.recurrence} in {speed}{saved}")
 
 
 def load_model(
