@@ -116,11 +116,12 @@ def _batches(questions: Sequence[Question], device: str, cache_bytes: int) -> li
 
     alone = _options(questions, [number for number in shared if not shared[number]])
     alone.sort(key=lambda place: -len(questions[place[0]].options[place[1]].tokens))
-    while alone:
-        longest = len(questions[alone[0][0]].options[alone[0][1]].tokens)
-        rows = max(limit // longest, 1)
-        batches.append(_Batch(options=alone[:rows], shared=0))
-        alone = alone[rows:]
+    start = 0
+    while start < len(alone):
+        number, option = alone[start]
+        rows = max(limit // len(questions[number].options[option].tokens), 1)
+        batches.append(_Batch(options=alone[start : start + rows], shared=0))
+        start += rows
     return batches
 
 
