@@ -1,8 +1,8 @@
 """Bundles, the data of suites: a folder, or a zip of one, that holds
 
-    eval_data/<category>/<file>.jsonl   rows, one JSON object on a line
-    core.yaml                           tasks (`icl_tasks`): label, dataset_uri, num_fewshot, icl_task_type, ...
-    eval_meta_data.csv                  baselines: columns `Eval Task` and `Random baseline` (in percent)
+eval_data/<category>/<file>.jsonl   rows, one JSON object on a line
+core.yaml                           tasks (`icl_tasks`): label, dataset_uri, num_fewshot, icl_task_type, ...
+eval_meta_data.csv                  baselines: columns `Eval Task` and `Random baseline` (in percent)
 """
 
 import csv
@@ -23,6 +23,7 @@ from isoloop.trainer.quality.suites.task import FIELDS, Suite, Task
 SHUFFLE_SEED = 1337
 DATA, TASKS, BASELINES = "eval_data", "core.yaml", "eval_meta_data.csv"
 OWN = "own"
+_ADVICE = "`isoloop data prepare-suite` makes a bundle and checks it"
 Row = dict[str, Any]
 
 
@@ -49,12 +50,13 @@ class Bundle:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
         else:
             raise BundleError(
-                f"a bundle must be a folder or a zip that holds {DATA}/, but there is none at {source}; `isoloop data "
-                "prepare-suite` makes one"
+                f"a bundle must be a folder or a zip that holds {DATA}/, but there is none at {source}; {_ADVICE}"
             )
         roots = {name.partition(f"{DATA}/")[0] for name in names if f"/{DATA}/" in f"/{name}"}
         if not roots:
-            raise BundleError(f"a bundle must hold {DATA}/, but {source} doesn't; `isoloop data prepare-suite` makes one")
+            raise BundleError(
+                f"a bundle must hold {DATA}/, but {source} doesn't; `isoloop data prepare-suite` makes one"
+            )
         root = min(roots, key=lambda name: (name.count("/"), name))
         self._names = {name.removeprefix(root): name for name in names if name.startswith(root)}
 
@@ -95,8 +97,8 @@ class Bundle:
                 problems.append(str(error))
         if problems:
             raise BundleError(
-                f"every file of a suite must be there and whole, as a mean over the others would be another number, but "
-                f"of {self.source}\n  " + "\n  ".join(problems) + "\n`isoloop data prepare-suite` fetches and checks them"
+                "every file of a suite must be there and whole, as a mean over the others would be another number, but "
+                f"of {self.source}\n  " + "\n  ".join(problems) + f"\n{_ADVICE}"
             )
 
     def baseline_version(self, suite: Suite) -> str | None:
@@ -193,7 +195,7 @@ class Bundle:
             return {row["Eval Task"]: float(row["Random baseline"]) for row in table}
         except (KeyError, ValueError, TypeError) as error:
             raise BundleError(
-                f"{BASELINES} must have the columns 'Eval Task' and 'Random baseline', a number in percent, but that of "
+                f"{BASELINES} must have the columns 'Eval Task' and 'Random baseline' (in percent), but that of "
                 f"{self.source} has an error: {error!r}"
             ) from error
 

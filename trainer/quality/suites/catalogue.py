@@ -36,9 +36,7 @@ def _choice(
     )
 
 
-def _exact(
-    category: str, name: str, shots: int, rows: int, *, delimiter: str = " ", file: str | None = None
-) -> Task:
+def _exact(category: str, name: str, shots: int, rows: int, *, delimiter: str = " ", file: str | None = None) -> Task:
     return Task(
         name=name,
         kind="language_modeling",

@@ -1,4 +1,4 @@
-"""Prompts of questions as tokens: few-shot examples, a beginning that the options share, and the tokens that are scored.
+"""Prompts of questions as tokens: few-shot examples, what the options share, and the tokens that are scored.
 
 The protocol is that of DCLM's Core as Parcae's release runs it. For row i of the shuffled rows:
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from isoloop.trainer.evaluate import STATE_SEED
 from isoloop.trainer.memory import LOGITS_AT_ONCE, MIN_HEAD_ROWS
-from isoloop.trainer.model.head import soft_capped
+from isoloop.trainer.model.build import check_cache
+from isoloop.trainer.model.cache import CacheView, KeyValueCache
 from isoloop.trainer.model.language_model import LanguageModel
 
 Precision = Literal["float32", "bfloat16"]
@@ -21,8 +22,8 @@ Precision = Literal["float32", "bfloat16"]
 class Reader(ABC):
     """Contract of a model that suites evaluate.
 
-    Shapes: tokens [rows, tokens], states [rows, tokens, width]. A prefix that several rows share is [prefixes, tokens],
-    and `owners` [rows] has the number of each row's prefix.
+    Shapes: tokens [rows, tokens], states [rows, tokens, width]. Prefixes, each of which several rows share, are
+    [prefixes, tokens]; the first counts[0] rows follow the first prefix, and so on.
 
     Attributes:
         context: most tokens of a prompt.
@@ -35,9 +36,7 @@ class Reader(ABC):
     is_looped: bool
 
     @abstractmethod
-    def states(
-        self, tokens: Tensor, recurrences: Sequence[int], seeds: Sequence[int]
-    ) -> Iterator[tuple[int, Tensor]]:
+    def states(self, tokens: Tensor, recurrences: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, states that `logits` takes) for each T, ascending, in one pass; `seeds` are those of h_0 by row."""
 
     @abstractmethod
@@ -45,13 +44,14 @@ class Reader(ABC):
         """Return the logits [places, vocabulary] of states [places, width]."""
 
     def states_after(
-        self, prefix: Tensor, owners: Tensor, tokens: Tensor, recurrences: Sequence[int]
+        self, prefix: Tensor, counts: Sequence[int], tokens: Tensor, recurrences: Sequence[int]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, states of `tokens`, each row of which follows its prefix), with h_0 from STATE_SEED.
 
         Here the prefix is read again for each row; a reader with a cache reads it once.
         """
-        whole = torch.cat((prefix[owners], tokens), dim=1)
+        repeated = prefix.repeat_interleave(torch.tensor(counts, device=prefix.device), dim=0)
+        whole = torch.cat((repeated, tokens), dim=1)
         for recurrence, states in self.states(whole, recurrences, [STATE_SEED] * len(whole)):
             yield recurrence, states[:, prefix.shape[1] :]
 
@@ -93,13 +93,38 @@ class LoopedReader(Reader):
         """Number of logits."""
         return self.model.config.padded_vocabulary
 
-    @torch.no_grad()
-    def states(
-        self, tokens: Tensor, recurrences: Sequence[int], seeds: Sequence[int]
-    ) -> Iterator[tuple[int, Tensor]]:
+    def states(self, tokens: Tensor, recurrences: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield as `Reader.states` says."""
-        h0 = self._initial_state(seeds)[:, : tokens.shape[1]]
-        passes = self.model.final_states(tokens, recurrences, h0)
+        return self._passes(tokens, recurrences, self._initial_state(seeds)[:, : tokens.shape[1]])
+
+    def states_after(
+        self, prefix: Tensor, counts: Sequence[int], tokens: Tensor, recurrences: Sequence[int]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield as `Reader.states_after` says; the prefixes are read once, into a cache that their rows share."""
+        shared, length = prefix.shape[1], prefix.shape[1] + tokens.shape[1]
+        config = self.model.config
+        cache = KeyValueCache(config, batch=len(prefix), capacity=shared, device=self.device)
+        state = self._initial_state([STATE_SEED] * len(prefix))[:, :shared]
+        for _ in self._passes(prefix, recurrences, state, cache.view(shared)):
+            pass  # only the keys and values are needed
+        cache.advance(shared)
+        cache = cache.repeat(counts, capacity=length)
+        state = self._initial_state([STATE_SEED] * len(tokens))[:, shared:length]
+        yield from self._passes(tokens, recurrences, state, cache.view(tokens.shape[1]))
+
+    def prefix_bytes(self, recurrences: Sequence[int]) -> int:
+        """Return the bytes of cache of one token; 0 where a block of the user's own can't use a cache."""
+        try:
+            check_cache(self.model)
+        except ValueError:
+            return 0
+        return KeyValueCache.bytes_needed(self.model.config, recurrences, batch=1, tokens=1)
+
+    @torch.no_grad()
+    def _passes(
+        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, cache: CacheView | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        passes = self.model.final_states(tokens, recurrences, h0, cache=cache)
         while True:
             with self._autocast():  # not around the yield, where the caller's code runs
                 step = next(passes, None)
@@ -111,7 +136,7 @@ class LoopedReader(Reader):
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits as `Reader.logits` says."""
         with self._autocast():
-            return soft_capped(F.linear(states, self.model.head_weight), self.model.config.logit_soft_cap)
+            return self.model.logits_of(states)
 
     def _initial_state(self, seeds: Sequence[int]) -> Tensor:
         """Return h_0 [len(seeds), context, width]; a prompt of any length sees the same one at each position."""

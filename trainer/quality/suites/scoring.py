@@ -5,6 +5,7 @@ these once. A batch holds questions whose shared prefixes are about equally long
 one, and what is cut off is read with each option.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,9 +79,9 @@ def score_questions(
     cache_bytes = reader.prefix_bytes(depths) if share_prefixes else 0
     for batch in _batches(questions, _device_kind(reader), cache_bytes):
         options = [questions[number].options[option] for number, option in batch.options]
-        owners = [number for number, _ in batch.options] if batch.shared else None
+        counts = list(Counter(number for number, _ in batch.options).values()) if batch.shared else None
         for (number, option), score in zip(
-            batch.options, _score_batch(reader, options, owners, batch.shared, depths), strict=True
+            batch.options, _score_batch(reader, options, counts, batch.shared, depths), strict=True
         ):
             scores[number][option] = score
         progress(sum(len(option.tokens) for option in options))
@@ -144,9 +145,9 @@ def _shared_tokens(question: Question) -> int:
 
 
 def _score_batch(
-    reader: Reader, options: Sequence[Option], owners: Sequence[int] | None, shared: int, depths: Sequence[int]
+    reader: Reader, options: Sequence[Option], counts: Sequence[int] | None, shared: int, depths: Sequence[int]
 ) -> list[Score]:
-    """Score one batch: `owners` are the questions of the options if these share their first `shared` tokens."""
+    """Score one batch. `counts` are the options of each question if these share their first `shared` tokens."""
     device = reader.device
     rows = [option.tokens[shared:-1] for option in options]
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
@@ -154,7 +155,7 @@ def _score_batch(
         padded[: len(row)] = row
 
     # Places that predict a scored token, in the flattened [rows, tokens]
-    counts = [len(option.tokens) - option.start for option in options]
+    scored = [len(option.tokens) - option.start for option in options]
     places = np.concatenate(
         [
             number * tokens.shape[1] + np.arange(option.start - 1 - shared, len(option.tokens) - 1 - shared)
@@ -162,16 +163,14 @@ def _score_batch(
         ]
     )
     targets = np.concatenate([option.tokens[option.start :] for option in options])
-    owner = torch.from_numpy(np.repeat(np.arange(len(options)), counts)).to(device)
+    owner = torch.from_numpy(np.repeat(np.arange(len(options)), scored)).to(device)
     at, wanted, inputs = (torch.from_numpy(array).to(device) for array in (places, targets, tokens))
-    if owners is None:
+    if counts is None:
         passes = reader.states(inputs, depths, [option.state_seed for option in options])
     else:
-        first = {number: row for row, number in reversed(list(enumerate(owners)))}
-        prefixes = np.stack([options[row].tokens[:shared] for row in sorted(first.values())])
-        index = {number: place for place, number in enumerate(sorted(first, key=first.__getitem__))}
-        of_rows = torch.tensor([index[number] for number in owners], device=device)
-        passes = reader.states_after(torch.from_numpy(prefixes).to(device), of_rows, inputs, depths)
+        firsts = np.cumsum([0, *counts[:-1]])
+        prefixes = np.stack([options[first].tokens[:shared] for first in firsts])
+        passes = reader.states_after(torch.from_numpy(prefixes).to(device), counts, inputs, depths)
 
     # Sums by option, read from the device once
     nats = torch.zeros(len(depths), len(options), dtype=torch.float64, device=device)
@@ -181,6 +180,4 @@ def _score_batch(
         nats[depth].index_add_(0, owner, token_nats.double())
         misses[depth].index_add_(0, owner, (~greedy).long())
     all_nats, all_greedy = nats.cpu().numpy(), (misses == 0).cpu().numpy()
-    return [
-        Score(nats=all_nats[:, row], tokens=count, greedy=all_greedy[:, row]) for row, count in enumerate(counts)
-    ]
+    return [Score(nats=all_nats[:, row], tokens=count, greedy=all_greedy[:, row]) for row, count in enumerate(scored)]

@@ -39,7 +39,7 @@ class Task(Config):
     file: NonEmptyText
     shots: NonNegativeInt = 0
     delimiter: str = " "
-    baselines: dict[str, Annotated[float, Field(ge=0, lt=100)]] = {}
+    baselines: dict[str, Annotated[float, Field(ge=0, lt=100)]] = Field(default_factory=dict)
     rows: PositiveInt | None = None
     perplexity: bool = False
 
@@ -90,5 +90,5 @@ class Suite(Config):
     @property
     def versions(self) -> tuple[str, ...]:
         """Versions of the baselines that all tasks with an accuracy have."""
-        known = [task.baselines for task in self.tasks if task.has_accuracy]
-        return tuple(version for version in known[0] if all(version in baselines for baselines in known)) if known else ()
+        known = [set(task.baselines) for task in self.tasks if task.has_accuracy]
+        return tuple(sorted(set.intersection(*known))) if known else ()

@@ -11,6 +11,7 @@ from isoloop.trainer.evaluate import STATE_SEED
 from isoloop.trainer.quality.suites.bundle import Row
 from isoloop.trainer.quality.suites.prompts import Option, Question, encode_texts
 
+_PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
 # What undoes WikiText's spaces, in this order (as lm-evaluation-harness does it): patterns and their replacements.
 _DETOKENISATION: tuple[tuple[str, str], ...] = (
     ("s '", "s'"),
@@ -18,7 +19,7 @@ _DETOKENISATION: tuple[tuple[str, str], ...] = (
     *((f" @{mark}@ ", mark) for mark in "-,"),
     (r" @\.@ ", "."),
     *((rf" {re.escape(mark)} ", f"{mark} ") for mark in ":;.!?,"),
-    *((rf"{re.escape(a)}\s*([^{re.escape(b)}]*?)\s*{re.escape(b)}", rf"{a}\1{b}") for a, b in ("()", "[]", "{}", '""', "''")),
+    *((rf"\{a}\s*([^\{b}]*?)\s*\{b}", rf"{a}\1{b}") for a, b in _PAIRS),
     ("= = = =", "===="),
     ("= = =", "==="),
     ("= =", "=="),
@@ -59,13 +60,24 @@ def make_pages(rows: Sequence[Row], *, tokenizer: Tokenizer, context: int) -> li
     return [page_windows(tokens, separator=tokenizer.separator, context=context) for tokens in encoded]
 
 
-def make_documents(rows: Sequence[Row], *, tokenizer: Tokenizer, context: int) -> list[Question]:
+def document_units(
+    rows: Sequence[Row], *, tokenizer: Tokenizer, context: int
+) -> tuple[list[Row], list[dict[str, int]]]:
+    """Return the documents of at least two tokens, and the predicted tokens of each and their bytes."""
+    encoded = encode_texts(tokenizer, [row["text"] for row in rows])
+    kept = [(row, tokens[1 : context + 1]) for row, tokens in zip(rows, encoded, strict=True) if len(tokens) > 1]
+    units = [{"tokens": len(tokens), "bytes": int(tokenizer.token_bytes[tokens].sum())} for _, tokens in kept]
+    return [row for row, _ in kept], units
+
+
+def make_documents(rows: Sequence[Row], first: int, *, tokenizer: Tokenizer, context: int) -> list[Question]:
     """Return each document by itself, without a separator, cut to `context` targets: the published protocol.
 
-    The initial states are those of `evaluate_documents`. A document of one token is left out.
+    The initial state of each is that of `evaluate_documents`; `first` is the number of the first one there.
     """
-    encoded = [tokens for tokens in encode_texts(tokenizer, [row["text"] for row in rows]) if len(tokens) > 1]
-    return [
-        Question(options=(Option(tokens=tokens[: context + 1], start=1, state_seed=STATE_SEED + number),), gold=0)
-        for number, tokens in enumerate(encoded)
+    encoded = encode_texts(tokenizer, [row["text"] for row in rows])
+    options = [
+        Option(tokens=tokens[: context + 1], start=1, state_seed=STATE_SEED + number)
+        for number, tokens in enumerate(encoded, start=first)
     ]
+    return [Question(options=(option,), gold=0) for option in options]
