@@ -57,8 +57,8 @@ class KeyValueCache:
         """Bytes of the slots that were used so far."""
         return sum(slot.nbytes for slot in self._slots.values())
 
-    def advance(self, tokens: int | Sequence[int]) -> None:
-        """Keep the keys and values of the first `tokens` tokens of the last pass, for each sequence or for all."""
+    def advance(self, tokens: int | Sequence[int] | Tensor) -> None:
+        """Keep the keys and values of the first `tokens` tokens of the last pass: one number, or one per sequence."""
         self.lengths = self.lengths + torch.as_tensor(tokens)
         assert self.lengths.max() <= self.capacity, "the cache is full"
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
 from isoloop.trainer.model.cache import CacheView, LayerView
-from isoloop.trainer.model.head import mean_cross_entropy, soft_capped
+from isoloop.trainer.model.head import ChunkLoss, loss_and_gradient, mean_cross_entropy, soft_capped
 from isoloop.trainer.model.layers import (
     Attention,
     Block,
@@ -64,7 +64,8 @@ class LanguageModel(nn.Module, ABC):
         self.final_norm = RMSNorm(d, config.norm_eps)
         self.head = None if config.tied_head else nn.Linear(d, vocabulary, bias=False)
         self.rotary = Rotary(config.head_width, config.context, config.rotary_base)
-        self.run_blocks: Callable[..., Tensor] = run_blocks  # replaced by `compile_blocks`
+        self.run_blocks: Callable[..., Tensor] = run_blocks  # replaced by `compile_blocks`, like the next one
+        self.loss_and_gradient: ChunkLoss = loss_and_gradient
 
     @torch.no_grad()
     def initialise(self, seed: int, initialisation: Initialisation = "paper") -> None:
@@ -158,8 +159,15 @@ class LanguageModel(nn.Module, ABC):
 
         Its gradient has the z-loss of the configuration, too.
         """
-        cap, z_loss = self.config.logit_soft_cap, self.config.z_loss
-        return mean_cross_entropy(x, self.head_weight, targets, soft_cap=cap, z_loss=z_loss)
+        config = self.config
+        return mean_cross_entropy(
+            x,
+            self.head_weight,
+            targets,
+            soft_cap=config.logit_soft_cap,
+            z_loss=config.z_loss,
+            chunk_loss=self.loss_and_gradient,
+        )
 
     @property
     def head_weight(self) -> Tensor:

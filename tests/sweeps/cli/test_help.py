@@ -30,7 +30,8 @@ def test_help_begins_with_a_sentence_and_nothing_is_cut(command, tmp_path):
 
 def test_commands_are_in_the_order_of_work(tmp_path):
     said = isoloop("--help", cwd=tmp_path).stdout
-    order = "presets data plan tune run status report fit answer predict choose design compare figure stability export"
+    order = "presets data plan tune run status report fit answer predict choose design compare figure stability"
+    order += " generate export"
     assert re.findall(r"^  ([a-z]+) +[A-Z]", said.partition("\nCommands:\n")[2], re.MULTILINE) == order.split()
 
 
