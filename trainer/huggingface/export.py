@@ -5,7 +5,6 @@ tokenizer.json  tokenizer_config.json
 """
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -15,6 +14,8 @@ from isoloop.trainer.data.stored_tokenizer import CONFIG_FILE, TOKENIZER_FILE, s
 from isoloop.trainer.files import write_atomically
 from isoloop.trainer.huggingface.model_card import model_card
 from isoloop.trainer.model.exported import CODE_FILE, WEIGHTS_FILE, Exported, is_exported, save_exported
+from isoloop.trainer.model.pretrained import OwnClassError
+from isoloop.trainer.quality.generation import default_recurrence
 from isoloop.trainer.quality.trained_model import TrainedModel, Weights, load_trained
 
 _CARD, _GENERATION = "README.md", "generation_config.json"
@@ -38,7 +39,7 @@ def export_model(
     Args:
         source: as for `load_trained`.
         to: the folder; it may be an older export, which is replaced.
-        recurrence: T that the model runs unless its user says otherwise; by default µ_rec, rounded up.
+        recurrence: T that the model runs unless its user says otherwise; by default µ_rec, rounded.
         weights: as for `load_trained`, like `revision` and `tokenizer`.
         revision: see there.
         tokenizer: see there.
@@ -51,7 +52,13 @@ def export_model(
     """
     folder = Path(to).expanduser()
     _check_target(folder)
-    trained = load_trained(source, weights=weights, revision=revision, tokenizer=tokenizer, own_classes=True)
+    try:
+        trained = load_trained(source, weights=weights, revision=revision, tokenizer=tokenizer)
+    except OwnClassError as error:
+        raise ValueError(
+            "an exported model carries isoloop's own injections and blocks, but this one has others; use it with "
+            f"isoloop ({error})"
+        ) from error
     loops = _loops(trained, recurrence)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as building:
@@ -86,7 +93,7 @@ def _check_target(folder: Path) -> None:
 def _loops(trained: TrainedModel, recurrence: int | None) -> int:
     """Return T of the exported model."""
     if recurrence is None:
-        return math.ceil(trained.recurrence.mean) if trained.model.config.is_looped else 1
+        return default_recurrence(trained)
     if recurrence < 1:
         raise ValueError(f"recurrence must be at least 1 loop, but got {recurrence}; give a whole number of loops")
     if recurrence > 1 and not trained.model.config.is_looped:

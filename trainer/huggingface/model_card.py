@@ -64,7 +64,7 @@ def _use(config: ModelConfig, loops: int) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'folder = "."  # this folder, or its name on the hub',
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "tokenizer = AutoTokenizer.from_pretrained(folder, add_bos_token=True)  # a prompt begins a document",
         "model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)",
         'prompts = tokenizer(["Once upon a time"], return_tensors="pt")',
         "print(tokenizer.batch_decode(model.generate(**prompts, max_new_tokens=32), skip_special_tokens=True))",
