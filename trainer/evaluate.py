@@ -11,7 +11,8 @@ from isoloop.trainer.distributed import Ranks
 from isoloop.trainer.model.language_model import LanguageModel
 
 EVALUATION_BATCH = 64
-_STATE_SEED = 20_260_412
+STATE_SEED = 20_260_412
+"""Seed of h_0 of the first evaluated sequence, and of every sequence that is generated."""
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def evaluate(
     for sequences in share.split(batch) if len(share) else ():
         rows = torch.from_numpy(windows)[sequences].to(device, non_blocking=True)
         tokens, targets = rows[:, :-1], rows[:, 1:]
-        h0 = model.initial_state((_STATE_SEED + sequences).tolist(), tokens.shape[1])
+        h0 = model.initial_state((STATE_SEED + sequences).tolist(), tokens.shape[1])
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0, separator)):
             total[i] += model.cross_entropy(x, targets).double() * targets.numel()
             heartbeat()
@@ -90,7 +91,7 @@ def evaluate_documents(
         places = (torch.arange(rows.shape[1] - 1) < lengths[:, None]).flatten().nonzero().squeeze(1)
         rows, places = rows.to(device, non_blocking=True), places.to(device, non_blocking=True)
         tokens, targets = rows[:, :-1], rows[:, 1:].flatten()[places]
-        h0 = model.initial_state([_STATE_SEED + number for number in numbers], model.config.context)
+        h0 = model.initial_state([STATE_SEED + number for number in numbers], model.config.context)
         for i, (_, x) in enumerate(model.final_states(tokens, depths, h0[:, : tokens.shape[1]])):
             nats = model.cross_entropy(x.flatten(0, 1)[places], targets)
             total[i] += nats.double() * len(places)

@@ -99,14 +99,16 @@ def fetch_file(
 
 
 def fetch_model(repository: str, revision: str | None) -> Path:
-    """Return the local folder of a model's configuration and weights, after downloading them if the cache lacks them.
+    """Return the local folder of a model's configuration, weights and tokenizer.
+
+    What the cache lacks is downloaded.
 
     Raises:
         HubError: as for `list_files`.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = ["config.json", "*.safetensors", "*.bin"]
+    patterns = ["config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.bin", "*.index.json"]
     download = partial(snapshot_download, repository, revision=revision, allow_patterns=patterns)
     try:
         wait_for_answer(no_waiting)

@@ -2,8 +2,9 @@
 
 A run has a folder of its own:
 
-    spec.json  journal.jsonl  checkpoints/  model/ (the weights, in the published layout)  result.json
-    best-model/ (with evaluation.keep_best, the weights of the best step, if it isn't the last)
+    spec.json  journal.jsonl  checkpoints/  result.json
+    model/ (the weights, in the published layout, and the tokenizer)
+    best-model/ (with evaluation.keep_best, the same of the best step, if it isn't the last)
     branches/ (states that other runs start from, which the driver of the sweep removes)
 
 `result.json` is written last, atomically; then the checkpoints are removed.
@@ -28,6 +29,7 @@ from isoloop.trainer.accounting import flops_spent, loop_cost
 from isoloop.trainer.config import ExecutionConfig, RunSpec
 from isoloop.trainer.data.batches import tokens_per_pass, validation_documents, validation_windows
 from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.data.stored_tokenizer import save_tokenizer
 from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
 from isoloop.trainer.evaluate import (
     EVALUATION_BATCH,
@@ -120,6 +122,7 @@ def _run_training(
     if ranks.is_first:
         write_atomically(folder / "spec.json", spec.model_dump_json(indent=1))
     context, packing = spec.model.context, spec.data.packing
+    tokenizer, is_publishable = corpus.tokenizer, has_published_layout(spec.model)
     validation = validation_windows(corpus, context=context, sequences=spec.evaluation.sequences, packing=packing)
     documents = None
     if spec.evaluation.documents is not None:
@@ -136,7 +139,7 @@ def _run_training(
         separator = corpus.train.separator
     model.initialise(spec.seed, spec.initialisation)
     model.to(execution.device)
-    optimizers = make_optimizers(model, spec.optimizer)
+    optimizers = make_optimizers(model, spec.optimizer, ranks.share_rows)
     journal = Journal(folder / "journal.jsonl" if ranks.is_first else Path(os.devnull))
 
     def validate(recurrences: Iterable[int]) -> dict[int, float]:
@@ -274,9 +277,9 @@ def _run_training(
             )
         density = tokens_per_byte(np.concatenate([document[1:] for document in documents]), corpus.token_bytes)
         result = result.model_copy(update=_document_fields(document_losses, mean, density))
-    is_publishable = has_published_layout(spec.model)
     if ranks.is_first and is_publishable:
         save_published(folder / "model", model, spec.recurrence)
+        save_tokenizer(folder / "model", tokenizer, context)
     elif ranks.is_first:
         save_state("checkpoints", steps_done, counts, keep=1)
 
@@ -292,6 +295,7 @@ def _run_training(
                 best_step, best_losses = best.step, {t: loss for t, loss in at_best.items() if math.isfinite(loss)}
             if ranks.is_first and spec.evaluation.keep_best and is_publishable:
                 save_published(folder / "best-model", model, spec.recurrence)
+                save_tokenizer(folder / "best-model", tokenizer, context)
         best_fields = {"best_loss": loss_at_mean(best_losses, mean), "best_step": best_step, "best_losses": best_losses}
         result = result.model_copy(update=best_fields)
     writer.wait()

@@ -11,7 +11,9 @@ from isoloop import __version__
 from isoloop.sweeps.cli.answer import answer
 from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.design import design
+from isoloop.sweeps.cli.export_model import export_model
 from isoloop.sweeps.cli.figures import compare, figure, stability
+from isoloop.sweeps.cli.generate import generate
 from isoloop.sweeps.cli.laws import choose, fit, predict
 from isoloop.sweeps.cli.options import BROKEN_RULE, EXIT_CODES, FAULT, INTERRUPTED
 from isoloop.sweeps.cli.status import status
@@ -59,6 +61,8 @@ for command in (
     compare,
     figure,
     stability,
+    generate,
+    export_model,
     export,
 ):
     app.command(epilog=EXIT_CODES if command in (tune, run) else None)(command)

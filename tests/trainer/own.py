@@ -51,9 +51,9 @@ class ParallelBlock(Block):
             parameters=products + config.width, products=products, attention=2 * config.context * config.width
         )
 
-    def forward(self, x, rotary, value_embedding, mask=None):
+    def forward(self, x, rotary, value_embedding, mask=None, cached=None):
         normed = self.norm(x)
-        return x + self.attention(normed, rotary, value_embedding, mask) + self.mlp(normed)
+        return x + self.attention(normed, rotary, value_embedding, mask, cached) + self.mlp(normed)
 
     def initialise(self, std, generator):
         init_parts(self.attention, self.mlp, std, generator)

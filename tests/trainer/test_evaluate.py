@@ -10,7 +10,7 @@ from isoloop.trainer.config import DataConfig, EvaluationConfig, ModelConfig, Re
 from isoloop.trainer.data.batches import validation_documents, validation_windows
 from isoloop.trainer.data.corpus import prepare_corpus
 from isoloop.trainer.distributed import Ranks
-from isoloop.trainer.evaluate import _STATE_SEED, bits_per_byte, evaluate_documents, tokens_per_byte
+from isoloop.trainer.evaluate import STATE_SEED, bits_per_byte, evaluate_documents, tokens_per_byte
 from isoloop.trainer.loop import train
 from isoloop.trainer.model.pretrained import load_published
 from tests.parquet import write_parquet
@@ -63,7 +63,7 @@ def slow_loss(model, documents, recurrence):
     """Each document by itself, each token by itself."""
     nats, tokens = 0.0, 0
     for number, document in enumerate(documents):
-        h0 = model.initial_state([_STATE_SEED + number], model.config.context)[:, : len(document) - 1]
+        h0 = model.initial_state([STATE_SEED + number], model.config.context)[:, : len(document) - 1]
         ((_, logits),) = model.logits(torch.from_numpy(document[None, :-1]), [recurrence], h0)
         for place, token in enumerate(document[1:].tolist()):
             nats -= logits[0, place].log_softmax(0)[token].item()

@@ -33,7 +33,15 @@ from isoloop.trainer.data.sources import (
     open_source,
     split_rows_by_size,
 )
-from isoloop.trainer.data.tokenizer import SmallSampleError, Tokenizer, make_tokenizer, request_tokenizer
+from isoloop.trainer.data.tokenizer import (
+    BpeTokenizer,
+    ByteTokenizer,
+    SmallSampleError,
+    Tokenizer,
+    make_tokenizer,
+    request_tokenizer,
+    token_text,
+)
 from isoloop.trainer.files import open_atomically, owner_in_turn, write_atomically
 
 # Part of every key: raised when the same request would give other tokens or other files.
@@ -85,6 +93,25 @@ class Corpus:
     def token_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of each token id, shape [vocabulary]; the separator counts as one."""
         return np.load(self.folder / "token-bytes.npy")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer whose ids the tokens are.
+
+        Raises:
+            ValueError: its file is missing or torn.
+        """
+        stored = self.folder / "tokenizer.json"
+        if not stored.exists() and self.facts.tokenizer == "bytes":
+            return ByteTokenizer()
+        try:
+            content = stored.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"a prepared corpus must be whole, but its tokenizer can't be read ({error}); delete {self.folder} and "
+                "rerun the command: it is prepared again"
+            ) from error
+        return BpeTokenizer(self.facts.tokenizer, content, token_text(content, self.train.separator))
 
     def first(self, unique_tokens: int | None) -> "Corpus":
         """Return the corpus with the first `unique_tokens` tokens of its training split, or with all if None.

@@ -46,11 +46,13 @@ class Tokenizer(ABC):
     """Contract of a tokenizer with the ids 0 .. `vocabulary` - 1.
 
     `token_bytes`, shape [vocabulary], int64, is the number of UTF-8 bytes of each id. The token that ends a document
-    counts as one byte, as it does where bytes are the tokens. `digest` is a hash of what each id stands for.
+    counts as one byte, as it does where bytes are the tokens. `separator` is the id of that token. `digest` is a hash
+    of what each id stands for.
     """
 
     name: str
     vocabulary: int
+    separator: int
     token_bytes: NDArray[np.int64]
     digest: str
 
@@ -70,6 +72,19 @@ class Tokenizer(ABC):
             ValueError: a document isn't UTF-8 and the tokenizer needs it to be.
         """
 
+    @abstractmethod
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes that `ids` stand for, which may end within a character; the separator stands for none."""
+
+    def encode_text(self, text: str) -> NDArray:
+        """Encode a text without a separator at its end; a separator written in it is text.
+
+        Raises:
+            ValueError: the text isn't UTF-8 and the tokenizer needs it to be.
+        """
+        raw = text.encode(errors="surrogateescape")  # a command line may hold any bytes
+        return self.encode([Document("the text", raw, "train", 0)])[0][:-1]
+
 
 class ByteTokenizer(Tokenizer):
     """Tokenizer whose ids are bytes; byte 0 ends a document."""
@@ -77,6 +92,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.name = "bytes"
         self.vocabulary = BYTE_VOCABULARY
+        self.separator = 0
         self.token_bytes = np.ones(BYTE_VOCABULARY, np.int64)
         self.digest = hashlib.sha256(b"bytes, closed by 0").hexdigest()
 
@@ -85,6 +101,10 @@ class ByteTokenizer(Tokenizer):
         packed = b"".join(part for document in documents for part in (document.text, b"\0"))
         lengths = np.array([len(document.text) + 1 for document in documents], np.int64)
         return np.frombuffer(packed, np.uint8), lengths
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the ids themselves, except the separator and what is no byte."""
+        return bytes(id_ for id_ in ids if 0 < id_ < BYTE_VOCABULARY)
 
 
 class BpeTokenizer(Tokenizer):
@@ -104,22 +124,25 @@ class BpeTokenizer(Tokenizer):
         self._tokenizer = _parse(name, content)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
-        special = sorted(token.content for token in added.values() if token.special)
+        special = _special_tokens(self._tokenizer)
         if separator not in special:
             raise ValueError(
                 f"data.separator must be one of the tokenizer's special tokens, but '{name}' has no '{separator}'; it "
                 f"has {', '.join(special) if special else 'none'}"
             )
-        self._separator: int = vocabulary[separator]
+        self.content = content
+        self.separator_text, self.separator = separator, vocabulary[separator]
         self.vocabulary = max(vocabulary.values()) + 1
 
         # Bytes of each id; special tokens other than the separator never stand for text
         id_bytes = _bytes_by_id(name, vocabulary, {id_: token.content for id_, token in added.items()})
         self.token_bytes = np.array([len(id_bytes.get(id_, b"")) for id_ in range(self.vocabulary)], np.int64)
         self.token_bytes[[id_ for id_, token in added.items() if token.special]] = 0
-        self.token_bytes[self._separator] = 1
+        self.token_bytes[self.separator] = 1
+        special_ids = {id_ for id_, token in added.items() if token.special}
+        self._text_bytes = {id_: text for id_, text in id_bytes.items() if id_ not in special_ids}
 
-        digest = hashlib.sha256(f"bpe, closed by {self._separator}".encode())
+        digest = hashlib.sha256(f"bpe, closed by {self.separator}".encode())
         for id_ in sorted(id_bytes):
             digest.update(f"\0{id_}\0{len(id_bytes[id_])}\0".encode() + id_bytes[id_])
         self.digest = digest.hexdigest()
@@ -130,7 +153,7 @@ class BpeTokenizer(Tokenizer):
 
     def encode(self, documents: Sequence[Document]) -> tuple[NDArray, NDArray[np.int64]]:
         """Encode UTF-8 documents as `Tokenizer.encode` says, on all cores; a separator written in a text is text."""
-        separator = np.array([self._separator], self.dtype)
+        separator = np.array([self.separator], self.dtype)
         pieces = ((number, piece) for number, document in enumerate(documents) for piece in _pieces(_decode(document)))
         ids: list[list[NDArray]] = [[] for _ in documents]
         for batch in batch_by_size(pieces, lambda numbered: len(numbered[1]), _BATCH):
@@ -146,6 +169,10 @@ class BpeTokenizer(Tokenizer):
                 f"from {documents[0].name} on as {encoded}; it changes text, so use another one"
             )
         return tokens, lengths
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of `ids` as `Tokenizer.decode_bytes` says; no special token stands for text."""
+        return b"".join(self._text_bytes.get(int(id_), b"") for id_ in ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +215,27 @@ def make_tokenizer(name: str, content: str | None, separator: str) -> Tokenizer:
         ValueError: see `BpeTokenizer`.
     """
     return ByteTokenizer() if content is None else BpeTokenizer(name, content, separator)
+
+
+def special_tokens(name: str, content: str) -> list[str]:
+    """Return the special tokens of a tokenizer.json's content, in alphabetical order.
+
+    Raises:
+        ValueError: it is not a tokenizer of byte-level BPE.
+    """
+    return _special_tokens(_parse(name, content))
+
+
+def token_text(content: str, id_: int) -> str:
+    """Return the text of a token of a tokenizer.json's content."""
+    return str(_import_library().Tokenizer.from_str(content).id_to_token(id_))
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte of each printable character with which byte-level vocabularies write bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def train_bpe(documents: Iterable[Document], *, vocabulary: int, sample_bytes: int, separator: str) -> str:
@@ -301,11 +349,13 @@ def _parse(name: str, content: str) -> "tokenizers.Tokenizer":
     return parsed
 
 
+def _special_tokens(tokenizer: "tokenizers.Tokenizer") -> list[str]:
+    return sorted(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+
+
 def _bytes_by_id(name: str, vocabulary: dict[str, int], added: dict[int, str]) -> dict[int, bytes]:
-    """Return the bytes of each id. Byte-level vocabularies write each byte as one printable character."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = sorted(set(range(256)) - set(printable))
-    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    """Return the bytes of each id."""
+    alphabet = byte_alphabet()
     missing = len(alphabet.keys() - vocabulary.keys())
     if missing:
         raise _not_byte_level(name, f"it has no token for {missing} of the 256 bytes")

@@ -5,6 +5,7 @@ they are computed for a chunk of tokens at a time, and so is their gradient, whi
 pass recomputes no logits, so the head costs its usual FLOPs: 2 forward and 4 backward per multiply-add.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,48 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from isoloop.trainer.memory import LOGITS_AT_ONCE, MIN_HEAD_ROWS
+
+
+def loss_and_gradient(
+    logits: Tensor, ids: Tensor, soft_cap: float | None, z_loss: float, scale: float, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sum of the cross-entropies of a chunk and, if wanted, its gradient by the logits x `scale`.
+
+    This is all of the head but its matrix products. Uncompiled, it passes over the chunk several times, in place;
+    compiled (`compile_blocks`), it reads the chunk twice and writes it once.
+
+    Args:
+        logits: the products x @ weight.T, [rows, vocabulary], of any type; they are overwritten if that is float32.
+        ids: ids to predict, [rows, 1].
+        soft_cap: as in `mean_cross_entropy`.
+        z_loss: see there.
+        scale: factor of the gradient.
+        with_gradient: False returns the loss alone.
+    """
+    dtype = logits.dtype
+    logits = logits.float()
+    if soft_cap is not None:
+        logits.div_(soft_cap).tanh_().mul_(soft_cap)
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    loss = (normaliser - logits.gather(1, ids)).sum()
+    if not with_gradient:
+        return loss, None
+    slope = None if soft_cap is None else logits.div(soft_cap).square_().neg_().add_(1)  # 1 - tanh^2
+    gradient = logits.sub_(normaliser).exp_()  # softmax, then minus one at the target
+    if z_loss:
+        gradient.mul_(1 + 2 * z_loss * normaliser)
+    if torch.compiler.is_compiling():  # a scatter would end the fused pass
+        gradient -= (torch.arange(gradient.shape[1], device=ids.device) == ids).to(gradient.dtype)
+    else:
+        gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1.0))
+    if slope is not None:
+        gradient.mul_(slope)
+        del slope  # as large as the logits
+    return loss, gradient.mul_(scale).to(dtype)
+
+
+# The type of `loss_and_gradient`.
+ChunkLoss = Callable[[Tensor, Tensor, float | None, float, float, bool], tuple[Tensor, Tensor | None]]
 
 
 def mean_cross_entropy(
@@ -22,6 +65,7 @@ def mean_cross_entropy(
     *,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
+    chunk_loss: ChunkLoss = loss_and_gradient,
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of the logits x @ weight.T; softmax and sums are in float32.
 
@@ -35,13 +79,15 @@ def mean_cross_entropy(
             `LOGITS_AT_ONCE` of the device.
         soft_cap: c of logits c tanh(x @ weight.T / c); None: no cap.
         z_loss: coefficient of the squared logsumexp of the (capped) logits.
+        chunk_loss: `loss_and_gradient` or, compiled, the same.
     """
     if logits_at_once is None:
         logits_at_once = LOGITS_AT_ONCE["cpu" if x.device.type == "cpu" else "cuda"]
     rows = max(MIN_HEAD_ROWS, logits_at_once // weight.shape[0])
     if not torch.is_grad_enabled():  # a Function computes gradients of tensors that require them even then
         x, weight = x.detach(), weight.detach()
-    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), rows, soft_cap, z_loss)
+    ids = targets.flatten()
+    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, ids, rows, soft_cap, z_loss, chunk_loss)
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
@@ -54,7 +100,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int, soft_cap: float | None, z_loss: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        rows: int,
+        soft_cap: float | None,
+        z_loss: float,
+        chunk_loss: ChunkLoss,
     ) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -65,22 +118,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start in range(0, len(x), rows):
                 states, ids = x[start : start + rows].to(dtype), targets[start : start + rows, None]
-                logits = (states @ head.T).float()
-                if soft_cap is not None:
-                    logits.div_(soft_cap).tanh_().mul_(soft_cap)
-                normaliser = logits.logsumexp(-1, keepdim=True)
-                total += (normaliser - logits.gather(1, ids)).sum()
-                if grad_x is None and grad_weight is None:
+                loss, gradient = chunk_loss(states @ head.T, ids, soft_cap, z_loss, 1 / len(x), wants_x or wants_weight)
+                total += loss
+                if gradient is None:
                     continue
-                slope = None if soft_cap is None else logits.div(soft_cap).square_().neg_().add_(1)  # 1 - tanh^2
-                gradient = logits.sub_(normaliser).exp_()  # softmax, then minus one at the target
-                if z_loss:
-                    gradient.mul_(1 + 2 * z_loss * normaliser)
-                gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1.0))
-                if slope is not None:
-                    gradient.mul_(slope)
-                    del slope  # as large as the logits
-                gradient = gradient.mul_(1 / len(x)).to(dtype)
                 if grad_x is not None:
                     grad_x[start : start + rows] = gradient @ head
                 if grad_weight is not None and grad_weight.dtype == dtype:
@@ -92,7 +133,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("a loss allows one backward pass, but got a second; compute the loss again")
         grad_x, grad_weight = ctx.gradients
@@ -100,8 +141,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(scale),
             None if grad_weight is None else grad_weight.mul_(scale),
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )

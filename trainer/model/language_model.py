@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
-from isoloop.trainer.model.head import mean_cross_entropy, soft_capped
+from isoloop.trainer.model.cache import CacheView, LayerView
+from isoloop.trainer.model.cast import SharedCast
+from isoloop.trainer.model.head import ChunkLoss, loss_and_gradient, mean_cross_entropy, soft_capped
 from isoloop.trainer.model.layers import (
     Attention,
     Block,
@@ -63,7 +65,8 @@ class LanguageModel(nn.Module, ABC):
         self.final_norm = RMSNorm(d, config.norm_eps)
         self.head = None if config.tied_head else nn.Linear(d, vocabulary, bias=False)
         self.rotary = Rotary(config.head_width, config.context, config.rotary_base)
-        self.run_blocks = run_blocks  # replaced by `compile_blocks`
+        self.run_blocks: Callable[..., Tensor] = run_blocks  # replaced by `compile_blocks`, like the next one
+        self.loss_and_gradient: ChunkLoss = loss_and_gradient
 
     @torch.no_grad()
     def initialise(self, seed: int, initialisation: Initialisation = "paper") -> None:
@@ -119,28 +122,53 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def final_states(
-        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+        self,
+        tokens: Tensor,
+        recurrences: Sequence[int],
+        h0: Tensor,
+        separator: int | None = None,
+        cache: CacheView | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
+        """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass.
+
+        With `cache`, a view for as many tokens, these come after the tokens that it holds. Documents can't be masked
+        then. The recurrences must be the same at each pass.
+        """
 
     @abstractmethod
     def spectral_radius(self) -> float | None:
         """Return ρ(Ā), or None without a loop."""
 
     def logits(
-        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+        self,
+        tokens: Tensor,
+        recurrences: Sequence[int],
+        h0: Tensor,
+        separator: int | None = None,
+        cache: CacheView | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, logits [batch, tokens, padded vocabulary]) for each T of `recurrences`, ascending, in one pass."""
-        for recurrence, x in self.final_states(tokens, recurrences, h0, separator):
-            yield recurrence, soft_capped(F.linear(x, self.head_weight), self.config.logit_soft_cap)
+        for recurrence, x in self.final_states(tokens, recurrences, h0, separator, cache):
+            yield recurrence, self.logits_of(x)
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """Return the logits [..., padded vocabulary] of normed final states x [..., width]."""
+        return soft_capped(F.linear(x, self.head_weight), self.config.logit_soft_cap)
 
     def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...].
 
         Its gradient has the z-loss of the configuration, too.
         """
-        cap, z_loss = self.config.logit_soft_cap, self.config.z_loss
-        return mean_cross_entropy(x, self.head_weight, targets, soft_cap=cap, z_loss=z_loss)
+        config = self.config
+        return mean_cross_entropy(
+            x,
+            self.head_weight,
+            targets,
+            soft_cap=config.logit_soft_cap,
+            z_loss=config.z_loss,
+            chunk_loss=self.loss_and_gradient,
+        )
 
     @property
     def head_weight(self) -> Tensor:
@@ -163,29 +191,59 @@ class LanguageModel(nn.Module, ABC):
                 h0 = (h0 - mean) / spread
         return h0
 
+    def _run(
+        self,
+        blocks: nn.ModuleList,
+        first: int,
+        x: Tensor,
+        values: dict[int, SharedCast],
+        mask: Tensor | None,
+        cache: CacheView | None,
+        loop: int = 0,
+    ) -> Tensor:
+        """Run `blocks` on x [batch, tokens, width] with or without a cache; the first one is distinct layer `first`."""
+        layers = range(first, first + len(blocks))
+        own_values = {layer: values[layer].use() for layer in layers if layer in values}
+        if cache is None:
+            return self.run_blocks(blocks, first, x, self.rotary, own_values, mask)
+        return run_blocks(blocks, first, x, self.rotary, own_values, mask, cache.slots(layers, loop))
+
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Return the scaled token embeddings."""
         embedded: Tensor = self.embedding(tokens)
         return embedded if self.config.embedding_scale is None else self.config.embedding_scale * embedded
 
-    def _value_embeddings(self, tokens: Tensor) -> dict[int, Tensor]:
+    def _value_embeddings(self, tokens: Tensor) -> dict[int, SharedCast]:
         """Look up each layer's value embeddings of these tokens, by distinct layer."""
-        return {int(layer): table(tokens) for layer, table in self.value_embeddings.items()}
+        return {int(layer): SharedCast(table(tokens)) for layer, table in self.value_embeddings.items()}
 
 
-def mask_of(tokens: Tensor, separator: int | None) -> Tensor | None:
+def mask_of(tokens: Tensor, separator: int | None, cache: CacheView | None = None) -> Tensor | None:
     """Return the mask of the documents in tokens [batch, tokens], each of which `separator` begins; None without one.
 
-    What stands before the first separator is the rest of a document.
+    What stands before the first separator is the rest of a document. With a cache it is the cache's own mask.
     """
+    if cache is not None:
+        assert separator is None, "a cache holds no documents"
+        return cache.mask()
     return None if separator is None else document_mask((tokens == separator).cumsum(1))
 
 
 def run_blocks(
-    blocks: nn.ModuleList, first: int, x: Tensor, rotary: Rotary, values: dict[int, Tensor], mask: Tensor | None = None
+    blocks: nn.ModuleList,
+    first: int,
+    x: Tensor,
+    rotary: Rotary,
+    values: dict[int, Tensor],
+    mask: Tensor | None = None,
+    cached: Iterable[LayerView] | None = None,
 ) -> Tensor:
     """Run `blocks` on x [batch, tokens, width]; the first one is distinct layer `first`."""
     masked = () if mask is None else (mask,)
+    if cached is not None:
+        for layer, (block, slot) in enumerate(zip(blocks, cached, strict=True), start=first):
+            x = block(x, rotary, values.get(layer), mask, slot)
+        return x
     for layer, block in enumerate(blocks, start=first):
         x = block(x, rotary, values.get(layer), *masked)
     return x

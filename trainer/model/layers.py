@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from isoloop.trainer.accounting import MLP_FACTOR
 from isoloop.trainer.config import BLOCKS, ModelConfig, import_class
+from isoloop.trainer.model.cache import LayerView
+from isoloop.trainer.model.cast import SharedCast
 
 
 class RMSNorm(nn.Module):
@@ -43,13 +45,14 @@ class Rotary(nn.Module):
         # [context, 1, head_width / 2, 2]: cosine and sine
         self.register_buffer("rotation", torch.stack((angle.cos(), angle.sin()), dim=-1).float(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate x [batch, tokens, heads, head_width] by each token's position.
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Rotate x [batch, tokens, heads, head_width] by each token's position, [batch or 1, tokens]; None: 0, 1, ...
 
         A pair is one complex number, whose product is one operation. torch has no complex bfloat16, and its compiler
         no complex code.
         """
-        rotation, pairs = self.rotation[: x.shape[1]], x.unflatten(-1, (-1, 2))
+        rotation = self.rotation[: x.shape[1]] if positions is None else self.rotation[positions]
+        pairs = x.unflatten(-1, (-1, 2))
         if x.dtype == torch.float32 and not torch.compiler.is_compiling():
             return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation)).flatten(-2)
         cos, sin = rotation.to(x.dtype).unbind(-1)
@@ -72,25 +75,45 @@ class Attention(nn.Module):
         self.out = nn.Linear(d, d, bias=False)
         self.gate = nn.Linear(config.gate_channels, config.kv_heads, bias=False) if value_embedding else None
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, kv_width] is added to the values."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        mask: Tensor | None = None,
+        cached: LayerView | None = None,
+    ) -> Tensor:
+        """Attend over x [batch, tokens, width]; value_embedding [batch, tokens, kv_width] is added to the values.
+
+        With `cached`, x are the tokens after those that it holds, and attention is over these, too.
+        """
         split = (self.kv_heads, -1)
-        query = self.query(x).unflatten(-1, (self.heads, -1))
-        key = self.key(x).unflatten(-1, split)
-        value = self.value(x).unflatten(-1, split)
+        query, key, value = self._projections(x)
+        query = query.unflatten(-1, (self.heads, -1))
+        key, value = key.unflatten(-1, split), value.unflatten(-1, split)
         if self.gate is not None and value_embedding is not None:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [batch, tokens, kv_heads]
             value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
-        query, key = (F.rms_norm(rotary(z), (z.shape[-1],)) for z in (query, key))
+        positions = None if cached is None else cached.view.positions
+        query, key = (F.rms_norm(rotary(z, positions), (z.shape[-1],)) for z in (query, key))
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        if cached is not None:
+            key, value = cached.append(key, value)
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            query,
+            key,
+            value,
             attn_mask=mask,
-            is_causal=mask is None,
+            is_causal=mask is None and query.shape[2] == key.shape[2],
             enable_gqa=self.kv_heads < self.heads,
         )
         return self.out(mixed.transpose(1, 2).flatten(-2))
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.compiler.is_compiling():  # the compiler casts x once by itself
+            return self.query(x), self.key(x), self.value(x)
+        shared = SharedCast(x)
+        return self.query(shared.use()), self.key(shared.use()), self.value(shared.use())
 
 
 class _HalfSquaredReLU(torch.autograd.Function):
@@ -132,10 +155,18 @@ class Block(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        mask: Tensor | None = None,
+        cached: LayerView | None = None,
+    ) -> Tensor:
         """Map x [batch, tokens, width] to the same shape; value_embedding [batch, tokens, kv_width] or None.
 
-        A block without the argument `mask` serves as long as no run sets `data.document_mask`.
+        A block without the argument `mask` serves as long as no run sets `data.document_mask`, and one without `cached`
+        generates text without a cache.
         """
 
     @abstractmethod
@@ -156,9 +187,16 @@ class PreNormBlock(Block):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config.width)
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        mask: Tensor | None = None,
+        cached: LayerView | None = None,
+    ) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding, mask))
+        x = x + self._scaled(self.attention(self.attention_norm(x), rotary, value_embedding, mask, cached))
         return x + self._scaled(self.mlp(self.mlp_norm(x)))
 
     def _scaled(self, branch: Tensor) -> Tensor:
@@ -182,9 +220,16 @@ class ResidualNormBlock(Block):
         self.mlp = MLP(config.width)
         self.mlp_sum_norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        mask: Tensor | None = None,
+        cached: LayerView | None = None,
+    ) -> Tensor:
         """Map x [batch, tokens, width] to the same shape."""
-        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding, mask))
+        x = self.attention_sum_norm(x + self.attention(self.attention_norm(x), rotary, value_embedding, mask, cached))
         return self.mlp_sum_norm(x + self.mlp(self.mlp_norm(x)))
 
     def initialise(self, std: float, generator: torch.Generator) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.cache import CacheView
+from isoloop.trainer.model.cast import SharedCast
 from isoloop.trainer.model.injection import ConcatInjection, make_injection
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 from isoloop.trainer.model.layers import RMSNorm, init_matrix, truncated_normal
@@ -80,36 +82,81 @@ class Parcae(LanguageModel):
         return StepLoss(nats, final.norm.mean(), (final.change / final.norm).mean())
 
     def final_states(
-        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+        self,
+        tokens: Tensor,
+        recurrences: Sequence[int],
+        h0: Tensor,
+        separator: int | None = None,
+        cache: CacheView | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (T, normed final states [batch, tokens, width]) for each T of `recurrences`, ascending, in one pass."""
-        mask = mask_of(tokens, separator)
-        drive, values = self._before_loop(tokens, mask)
+        mask = mask_of(tokens, separator, cache)
+        drive, values = self._before_loop(tokens, mask, cache)
         h = h0
         for recurrence in range(1, max(recurrences) + 1):
-            h = self._one_loop(h, drive, values, mask)
+            h = self._one_loop(h, drive, values, mask, cache, recurrence)
             if recurrence in recurrences:
-                yield recurrence, self._after_loop(h, values, mask)
+                yield recurrence, self._after_loop(h, values, mask, cache, recurrence)
+
+    def states_at_convergence(
+        self, tokens: Tensor, recurrence: int, h0: Tensor, cache: CacheView, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Run each sequence until its last token's state changes by less than `tolerance`, at most `recurrence` loops.
+
+        The change is |h_{t+1} - h_t| / |h_{t+1}| (as in the code of Geiping et al. 2025). A sequence then leaves the
+        batch, and the loops that it doesn't run get the keys and values of its last one.
+
+        Returns:
+            Normed final states [batch, tokens, width], and the loops that each sequence ran, [batch], on the CPU.
+        """
+        mask = mask_of(tokens, None, cache)
+        drive, values = self._before_loop(tokens, mask, cache)
+        final, loops = h0.clone(), torch.full((len(tokens),), recurrence)
+        rows, running, h = torch.arange(len(tokens)), cache, h0
+        for loop in range(1, recurrence + 1):
+            own = {layer: value[rows] for layer, value in values.items()}
+            new = self._one_loop(h, drive[rows], own, running.mask(), running, loop)
+            change = torch.linalg.vector_norm(new[:, -1] - h[:, -1], dim=-1, dtype=torch.float32)
+            has_ended = (change < tolerance * torch.linalg.vector_norm(new[:, -1], dim=-1, dtype=torch.float32)).cpu()
+            if loop == recurrence:
+                has_ended[:] = True
+            final[rows[has_ended]], loops[rows[has_ended]] = new[has_ended], loop
+            for layer in self.config.core:
+                running.select(has_ended).copy_loop(layer, loop, range(loop + 1, recurrence + 1))
+            if has_ended.all():
+                break
+            rows, running, h = rows[~has_ended], running.select(~has_ended), new[~has_ended]
+        return self._after_loop(final, values, mask, cache, recurrence), loops
 
     def spectral_radius(self) -> float:
         """Return ρ(Ā)."""
         return self.injection.spectral_radius()
 
-    def _before_loop(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+    def _before_loop(
+        self, tokens: Tensor, mask: Tensor | None = None, cache: CacheView | None = None
+    ) -> tuple[Tensor, dict[int, SharedCast]]:
         """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
         values = self._value_embeddings(tokens)
-        x = self.run_blocks(self.prelude, 0, self._embedded(tokens), self.rotary, values, mask)
+        x = self._run(self.prelude, 0, self._embedded(tokens), values, mask, cache)
         return self.injection.drive(self.prelude_norm(x)), values
 
-    def _one_loop(self, h: Tensor, drive: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
-        """Run one loop, R(Ā h + B̄ e), of the first len(h) sequences."""
+    def _one_loop(
+        self,
+        h: Tensor,
+        drive: Tensor,
+        values: dict[int, SharedCast],
+        mask: Tensor | None = None,
+        cache: CacheView | None = None,
+        loop: int = 0,
+    ) -> Tensor:
+        """Run one loop, R(Ā h + B̄ e), of the first len(h) sequences; `loop`, from 1, is its number in a cache."""
         values = {layer: value[: len(h)] for layer, value in values.items()}
         mask = None if mask is None else mask[: len(h)]
         h = self.injection.inject(h, drive[: len(h)])
-        return self.run_blocks(self.core, self.config.core.start, h, self.rotary, values, mask)
+        return self._run(self.core, self.config.core.start, h, values, mask, cache, loop)
 
     def _loop(
-        self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor, mask: Tensor | None
+        self, h: Tensor, drive: Tensor, values: dict[int, SharedCast], loops: Tensor, mask: Tensor | None
     ) -> _FinalState:
         """Run loops[i] loops of sequence i; `loops` is descending, so the first sequences are still running."""
         values = {layer: value for layer, value in values.items() if layer in self.config.core}
@@ -129,11 +176,18 @@ class Parcae(LanguageModel):
                 h = self._one_loop(h, drive, values, mask)
         return _FinalState(*map(torch.cat, zip(*done[::-1], strict=True)))
 
-    def _after_loop(self, h: Tensor, values: dict[int, Tensor], mask: Tensor | None = None) -> Tensor:
-        """Run W_C, coda and final norm; return [batch, tokens, width]."""
+    def _after_loop(
+        self,
+        h: Tensor,
+        values: dict[int, SharedCast],
+        mask: Tensor | None = None,
+        cache: CacheView | None = None,
+        recurrence: int = 0,
+    ) -> Tensor:
+        """Run W_C, coda and final norm; return [batch, tokens, width]. `recurrence` is the coda's place in a cache."""
         h = self.final_norm(h) if self.config.loop_norm else h
         x = self.state_to_width(h).to(h.dtype)
-        return self.final_norm(self.run_blocks(self.coda, self.config.core.stop, x, self.rotary, values, mask))
+        return self.final_norm(self._run(self.coda, self.config.core.stop, x, values, mask, cache, recurrence))
 
 
 def _final_state(h: Tensor, before: Tensor) -> _FinalState:

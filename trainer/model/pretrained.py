@@ -1,7 +1,8 @@
 """The layout of the published checkpoints (sandyresearch/parcae): a folder that holds
 
-    config.json            `_class_name` and the architecture
-    model.safetensors      or pytorch_model.bin: the weights, named as in the published code
+    config.json            `_class_name` (without one, the injection tells) and the architecture
+    model.safetensors      or pytorch_model.bin: the weights, named as in the published code; or several files and an
+                           index of them
 
 Only plain tensors are unpickled. No published checkpoint of a fixed-depth Transformer or of blocks with residual norms
 has been seen: their names here follow the same scheme.
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from isoloop.trainer.config import ModelConfig, RecurrenceConfig
+from isoloop.trainer.config import FIXED_DEPTH, ModelConfig, RecurrenceConfig
 from isoloop.trainer.files import open_atomically, write_atomically
 from isoloop.trainer.hub import HubError, fetch_model, is_repository
 from isoloop.trainer.model.build import build_model
@@ -110,14 +111,9 @@ def load_published(
         ValueError: there is no such folder or model; a file is missing or can't be read; the configuration isn't
             possible with our model; tensors are missing, unexpected or misshapen (each is named).
     """
-    folder = _folder(source, revision)
+    folder = published_folder(source, revision)
     config, recurrence = read_config(folder)
-    own = [kind for kind in (config.injection, config.block) if ":" in kind]
-    if own and not own_classes:
-        raise ValueError(
-            f"classes that a checkpoint names must be allowed before they are imported, but {folder} names {own}; if "
-            "you trust it, pass own_classes=True"
-        )
+    check_own_classes(config, folder, own_classes)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
 
@@ -138,6 +134,20 @@ def load_published(
     model = build_model(config)
     model.load_state_dict({names[theirs]: tensor.float() for theirs, tensor in tensors.items()})
     return model, recurrence
+
+
+class OwnClassError(ValueError):
+    """Error raised where a folder names classes of the user's own, and they aren't allowed to be imported."""
+
+
+def check_own_classes(config: ModelConfig, folder: Path, allowed: bool) -> None:
+    """Raise OwnClassError if `folder` names classes of the user's own that aren't `allowed` to be imported."""
+    own = [kind for kind in (config.injection, config.block) if ":" in kind]
+    if own and not allowed:
+        raise OwnClassError(
+            f"classes that a checkpoint names must be allowed before they are imported, but {folder} names {own}; if "
+            "you trust it, pass own_classes=True"
+        )
 
 
 def save_published(
@@ -221,8 +231,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
     except (OSError, ValueError) as error:
         raise ValueError(f"a published checkpoint must hold a readable config.json, but {path}: {error}") from error
     kind = content.get("_class_name") if isinstance(content, dict) else None
+    if kind is None and isinstance(content, dict) and isinstance(injection := content.get("injection_type"), str):
+        kind = FIXED_CLASS if injection == FIXED_DEPTH else LOOPED_CLASS
     if kind not in (LOOPED_CLASS, FIXED_CLASS):
-        raise ValueError(f"_class_name must be {LOOPED_CLASS} or {FIXED_CLASS}, but {path} has {kind!r}")
+        raise ValueError(
+            f"_class_name must be {LOOPED_CLASS} or {FIXED_CLASS}, or be left out beside an injection_type, but {path} "
+            f"has {kind!r}"
+        )
     try:
         model = _model_config(content, looped=kind == LOOPED_CLASS)
         recurrence = _recurrence_config(content)
@@ -282,8 +297,12 @@ def _is_same(theirs: Any, ours: Any) -> bool:
     return theirs == ours or (theirs is None and ours is not False)  # null means the default
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
-    """Return a local folder unchanged, or download a model from Hugging Face."""
+def published_folder(source: str | Path, revision: str | None = None) -> Path:
+    """Return a local folder unchanged, or download a model from Hugging Face.
+
+    Raises:
+        ValueError: there is no such folder or model.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -301,13 +320,32 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of the folder's weight files; safetensors take precedence."""
-    for pattern in ("*.safetensors", "*.bin"):
-        files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+def _weight_files(folder: Path) -> list[Path]:
+    """List the folder's weight files: safetensors before .bin, of the usual name or in an index before others."""
+    for form, name in WEIGHTS.items():
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ValueError(f"an index must map tensors to files, but {index} doesn't: {error}") from error
+            if missing := [each for each in names if not (folder / each).is_file()]:
+                raise ValueError(
+                    f"a checkpoint must hold every file of its index, but {folder} lacks {', '.join(missing)}; fetch it"
+                )
+            return [folder / each for each in names]
+        files = sorted(path for path in folder.glob(f"*.{form}") if not path.name.startswith("."))
         if files:
-            break
-    else:
+            return files
+    return []
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read all tensors of the folder's weight files."""
+    files = _weight_files(folder)
+    if not files:
         raise ValueError(f"a checkpoint must hold weights (.safetensors or .bin), but {folder} has none")
     tensors: dict[str, Any] = {}
     for file in files:

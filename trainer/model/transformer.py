@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.model.cache import CacheView
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 
 
@@ -35,18 +36,23 @@ class Transformer(LanguageModel):
         return StepLoss(self.cross_entropy(self._states(tokens, separator), targets), None, None)
 
     def final_states(
-        self, tokens: Tensor, recurrences: Sequence[int], h0: Tensor, separator: int | None = None
+        self,
+        tokens: Tensor,
+        recurrences: Sequence[int],
+        h0: Tensor,
+        separator: int | None = None,
+        cache: CacheView | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (1, normed final states [batch, tokens, width])."""
         assert set(recurrences) == {1}, "each block runs once"
-        yield 1, self._states(tokens, separator)
+        yield 1, self._states(tokens, separator, cache)
 
     def spectral_radius(self) -> None:
         """Return None: there is no loop."""
 
-    def _states(self, tokens: Tensor, separator: int | None) -> Tensor:
+    def _states(self, tokens: Tensor, separator: int | None, cache: CacheView | None = None) -> Tensor:
         x, values = self._embedded(tokens), self._value_embeddings(tokens)
-        core, mask = self.config.core, mask_of(tokens, separator)
+        core, mask = self.config.core, mask_of(tokens, separator, cache)
         for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
-            x = self.run_blocks(blocks, first, x, self.rotary, values, mask)
+            x = self._run(blocks, first, x, values, mask, cache)
         return self.final_norm(x)

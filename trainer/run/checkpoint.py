@@ -197,8 +197,10 @@ class SavedState(NamedTuple):
     position: dict[str, Any] | None = None
 
 
-def load_checkpoint(checkpoint: Path, *, run_id: str, model: "nn.Module", optimizers: "list[Optimizer]") -> SavedState:
-    """Load one checkpoint into `model` and `optimizers`, and return the rest of it.
+def load_checkpoint(
+    checkpoint: Path, *, run_id: str, model: "nn.Module", optimizers: "list[Optimizer] | None" = None
+) -> SavedState:
+    """Load one checkpoint into `model` and, unless only the model is wanted, `optimizers`; return the rest of it.
 
     Raises:
         ValueError: the checkpoint is torn, isn't one of ours, or belongs to another run.
@@ -216,7 +218,7 @@ def load_checkpoint(checkpoint: Path, *, run_id: str, model: "nn.Module", optimi
     if not is_known or owner != run_id:
         raise ValueError(f"a checkpoint must belong to run {run_id}, but {file} is of {owner}; move or delete it")
     model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True) if optimizers is not None else ():
         optimizer.load_state_dict(saved)
     best = state.get("best")  # older versions wrote none
     best = None if best is None else BestStep(**best)

@@ -1,5 +1,6 @@
 """Telemetry of a run: speed, utilisation, memory, processor."""
 
+import math
 import os
 import resource
 import sys
@@ -91,6 +92,17 @@ class SystemMeter:
             metrics["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
             metrics["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
         return metrics
+
+
+def free_memory(device: str) -> float:
+    """Return the bytes of memory that are free, of the GPU if `device` is one, else of RAM; infinite if unknown."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    facts = Path("/proc/meminfo")
+    for line in facts.read_text(encoding="utf-8").splitlines() if facts.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return 1024.0 * int(line.split()[1])
+    return math.inf
 
 
 def resident_memory() -> float:

@@ -51,6 +51,23 @@ def test_contract(tokenizer):
     assert tokenizer.token_bytes[closing[0]] == 1
 
 
+def test_text_comes_back_without_separators(tokenizer):
+    for text in TEXTS:
+        ids = tokenizer.encode_text(text)
+        assert ids.tolist() == tokenizer.encode(documents(text))[0][:-1].tolist()
+        kept = text.replace("\0", "") if tokenizer.name == "bytes" else text  # there byte 0 is the separator
+        assert tokenizer.decode_bytes([tokenizer.separator, *ids, tokenizer.separator]) == kept.encode()
+    assert tokenizer.encode(documents("a"))[0][-1] == tokenizer.separator
+    assert tokenizer.decode_bytes([10**6]) == b""  # of a model's padded vocabulary
+
+
+def test_bytes_of_a_command_line_need_not_be_utf8(content):
+    text = b"caf\xe9".decode(errors="surrogateescape")
+    assert bytes(ByteTokenizer().encode_text(text)) == b"caf\xe9"
+    with pytest.raises(ValueError, match="text must be UTF-8 for a tokenizer other than 'bytes', but the text is not"):
+        make_tokenizer("bpe", content, SEPARATOR).encode_text(text)
+
+
 def test_bytes_are_their_own_ids():
     tokens, _ = ByteTokenizer().encode(documents("aé"))
     assert tokens.tolist() == [97, 0xC3, 0xA9, 0]

@@ -1,11 +1,17 @@
 """The chunked cross-entropy against the plain one, and that it never holds all logits."""
 
+from unittest import mock
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from isoloop.trainer.config import ModelConfig
+from isoloop.trainer.memory import LOGITS_AT_ONCE
+from isoloop.trainer.model.build import build_model, compile_blocks
 from isoloop.trainer.model.head import mean_cross_entropy
 
 ROWS, WIDTH, VOCABULARY = 300, 24, 512
@@ -110,3 +116,32 @@ def test_never_all_logits(inputs):
         plain(x, weight, targets).backward()
     assert chunked.elements == 64 * VOCABULARY
     assert whole.elements == ROWS * VOCABULARY
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("soft_cap", "z_loss"), [(None, 0.0), (3.0, 1e-3)])
+def test_compiled_it_is_the_same_to_the_bit_in_few_graphs(soft_cap, z_loss, half):
+    """With whole chunks and a rest of any size. It is traced but not compiled, since kernels round otherwise."""
+    torch._dynamo.reset()
+    counters.clear()
+    config = ModelConfig(width=WIDTH, heads=2, vocabulary=VOCABULARY, logit_soft_cap=soft_cap, z_loss=z_loss)
+    compiled = build_model(config)
+    compile_blocks(compiled, backend="aot_eager")
+    plain = build_model(config)
+    plain.load_state_dict(compiled.state_dict())
+    for rows in (300, 257, 256, 70, 511):
+        generator = torch.Generator().manual_seed(rows)
+        x = torch.randn(rows, WIDTH, generator=generator, requires_grad=True)
+        targets = torch.randint(0, VOCABULARY, (rows,), generator=generator)
+        found = []
+        for model in (compiled, plain):
+            with (
+                torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
+                mock.patch.dict(LOGITS_AT_ONCE, cpu=64 * VOCABULARY),
+            ):
+                loss = model.cross_entropy(x, targets)
+                with torch.no_grad():
+                    evaluated = model.cross_entropy(x, targets)
+            found.append((loss.detach(), evaluated, *torch.autograd.grad(loss, (x, model.head_weight))))
+        assert all(map(torch.equal, *found))
+    assert 2 <= counters["stats"]["unique_graphs"] <= 5  # with and without gradient, one row or more, other factors

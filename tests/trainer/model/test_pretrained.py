@@ -135,7 +135,7 @@ def test_nothing_is_unpickled_unsafely(saved, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"_class_name": "GPTConfig"}, "_class_name must be ParcaeConfig or FixedDepthConfig, but .* 'GPTConfig'"),
+        ({"_class_name": "GPTConfig"}, "_class_name must be ParcaeConfig or FixedDepthConfig, or .* 'GPTConfig'"),
         (
             {"nonlin_name": "GELU", "intermediate_size": 1},
             r"intermediate_size = 1 \(ours: 64\); nonlin_name = 'GELU'",
@@ -249,3 +249,64 @@ def test_a_model_that_the_layout_cannot_say_is_not_written(setting, tmp_path):
     with pytest.raises(ValueError, match=f"none of the settings .*{name}={value}"):
         save_published(tmp_path / "model", model, RecurrenceConfig())
     assert not (tmp_path / "model").exists()
+
+
+def without_class_name(folder, **changes):
+    change_config(folder, **changes)
+    config = json.loads((folder / "config.json").read_text())
+    del config["_class_name"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("variant", ["diagonal", "concat", "fixed depth"])
+def test_without_a_class_name_the_injection_tells(variant, tmp_path):
+    model = build(variant)
+    save_published(tmp_path, model, RecurrenceConfig(mean=1, sampling="fixed"))
+    without_class_name(tmp_path)
+    assert load_published(tmp_path)[0].config == model.config
+
+
+def test_without_class_name_and_injection_nothing_tells(saved):
+    without_class_name(saved, injection_type=None)
+    with pytest.raises(ValueError, match="_class_name must be ParcaeConfig or FixedDepthConfig, or be left out beside"):
+        load_published(saved)
+
+
+def write_sharded(folder, form):
+    """Write the weights of a folder as two files and an index, as Transformers and torch users do."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[form]
+    names, weight_map = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"{stem}-{number:05d}-of-00002.{form}"
+        shard = {name: tensors[name] for name in part}
+        save_file(shard, folder / file) if form == "safetensors" else torch.save(shard, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = folder / f"{stem}.{form}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_several_files_and_their_index_are_read(saved, form):
+    index = write_sharded(saved, form)
+    torch.save({"learning_rate": 0.1}, saved / "training_args.bin")  # what the index doesn't name is left alone
+    loaded = load_published(saved)[0].state_dict()
+    for name, tensor in build().state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+    next(saved.glob(f"*-00002-of-00002.{form}")).unlink()
+    with pytest.raises(
+        ValueError, match=rf"every file of its index, but .* lacks \S+-00002-of-00002\.{form}; fetch it"
+    ):
+        load_published(saved)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="an index must map tensors to files"):
+        load_published(saved)
+
+
+def test_only_bin_beside_other_files_is_read(saved):
+    torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    torch.save({"step": 3}, saved / "optimizer.bin")
+    assert torch.equal(load_published(saved)[0].embedding.weight, build().embedding.weight)

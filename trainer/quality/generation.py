@@ -1,0 +1,431 @@
+"""Generation of text, token by token, with a cache of keys and values.
+
+A model reads at most `context` tokens at once. Where a text grows beyond them, its last half context is read again,
+from position 0, and the text goes on from there; what stands before is forgotten. h_0 of a position is the same for
+every text, so that a text is the same alone, in a batch, with a cache and without one, up to rounding.
+"""
+
+import codecs
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from isoloop.trainer.config import (
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Recurrence,
+    StrictNumber,
+)
+from isoloop.trainer.evaluate import STATE_SEED
+from isoloop.trainer.model.build import check_cache
+from isoloop.trainer.model.cache import KeyValueCache
+from isoloop.trainer.model.language_model import LanguageModel
+from isoloop.trainer.model.parcae import Parcae
+from isoloop.trainer.quality.trained_model import TrainedModel
+from isoloop.trainer.run.telemetry import free_memory
+
+# Of the memory that is free, the share that a cache may take.
+_SHARE_OF_MEMORY = 0.9
+# Noted are a T whose loss is so many nats above the lowest one, and one so many times µ_rec if no loss is known.
+_NOTABLE_LOSS, _FAR_BEYOND = 0.01, 2
+
+
+class GenerationConfig(Config):
+    """The way in which texts are continued.
+
+    Args:
+        max_tokens: new tokens of each text, at most.
+        recurrence: T, loops for each token; None: µ_rec of the model, rounded.
+        temperature: the logits are divided by it; 0 always takes the most probable token.
+        top_k: draw from the k most probable tokens only; None: from all.
+        top_p: draw from the most probable tokens that together have this probability (Holtzman et al. 2020,
+            arXiv:1904.09751), after `top_k`; None: from all.
+        seed: of the draws. Sample number n of any prompt has the same random numbers.
+        samples: texts for each prompt.
+        cache: `full` keeps keys and values of every unrolled layer; `shared` one set for all loops of a core layer, T
+            times less of these, which changes what later tokens see of earlier ones; `none` reads the whole text again
+            for each token.
+        exit_tolerance: end the loop of a token as soon as its state changes by less than this fraction, |h_{t+1} - h_t|
+            / |h_{t+1}|, at the latest after T loops; the prompt's tokens run them all. None: always T loops.
+        stop_at_separator: end a text where the model ends the document.
+        begin_document: the separator of documents stands before the prompt, as it does in training.
+    """
+
+    max_tokens: PositiveInt = 200
+    recurrence: Recurrence | None = None
+    temperature: NonNegativeFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, StrictNumber, Field(gt=0, le=1)] | None = None
+    seed: NonNegativeInt = 0
+    samples: PositiveInt = 1
+    cache: Literal["full", "shared", "none"] = "full"
+    exit_tolerance: PositiveFloat | None = None
+    stop_at_separator: bool = True
+    begin_document: bool = True
+
+    @model_validator(mode="after")
+    def _check_greedy(self) -> Self:
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None or self.samples > 1):
+            raise ValueError(
+                "temperature 0 always takes the most probable token, so top_k, top_p and several samples have no use, "
+                f"but got top_k={self.top_k}, top_p={self.top_p}, samples={self.samples}; leave them out, or raise the "
+                "temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_exit(self) -> Self:
+        if self.exit_tolerance is not None and self.cache == "none":
+            raise ValueError(
+                f"exit_tolerance needs a cache, but got exit_tolerance={self.exit_tolerance:g} and cache='none'; leave "
+                "one of them out"
+            )
+        return self
+
+
+@dataclass(kw_only=True)
+class Text:
+    """A text that is being written, in token ids.
+
+    Attributes:
+        prompt: what it begins with, with the separator if there is one.
+        tokens: what was written so far.
+        cut_tokens: first tokens of the prompt that the model doesn't see, because it is longer than the context.
+        loops: loops that were run for each token that was written, T or fewer.
+        finish: None while it is being written; `length` after `max_tokens`; `separator` where the document ended.
+    """
+
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    cut_tokens: int = 0
+    loops: list[int] = field(default_factory=list)
+    finish: Literal["length", "separator"] | None = None
+    window_start: int = field(default=0, repr=False)
+
+    @property
+    def window(self) -> list[int]:
+        """The last tokens, those that the model sees."""
+        return (self.prompt + self.tokens)[self.window_start :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """The continuation of a prompt.
+
+    Attributes:
+        prompt: the prompt.
+        text: what was written; bytes that aren't UTF-8 are replaced.
+        tokens: the same as token ids, without a separator at the end.
+        finish: the reason of its end: `length`, `separator`, or `stopped` from outside.
+        cut_tokens: first tokens of the prompt that the model didn't see.
+        recurrence: T.
+        mean_loops: mean loops run per token written, below T with `exit_tolerance`.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    finish: Literal["length", "separator", "stopped"]
+    cut_tokens: int
+    recurrence: int
+    mean_loops: float
+
+    @property
+    def saved_loops(self) -> float:
+        """Fraction of the loops that early exit saved."""
+        return 1 - self.mean_loops / self.recurrence
+
+
+def generate(
+    trained: TrainedModel, prompts: str | Sequence[str], config: GenerationConfig | None = None
+) -> list[Completion]:
+    """Continue prompts, all in one batch; `config.samples` completions of each, one after the other.
+
+    Raises:
+        ValueError: the model has no tokenizer; a setting isn't possible with this model; there is no memory for the
+            cache.
+    """
+    config, prompts = config or GenerationConfig(), [prompts] if isinstance(prompts, str) else list(prompts)
+    writer = make_writer(trained, prompts, config)
+    for _ in writer.write():
+        pass
+    return [
+        completion_of(trained, prompts[number // config.samples], text, writer.recurrence)
+        for number, text in enumerate(writer.texts)
+    ]
+
+
+def stream(trained: TrainedModel, prompt: str, config: GenerationConfig | None = None) -> Iterator[str]:
+    """Yield the continuation of a prompt piece by piece, as it is written; joined, it is what `generate` returns.
+
+    Raises:
+        ValueError: as `generate` does; or there are several samples, which can't be streamed.
+    """
+    config = config or GenerationConfig()
+    if config.samples > 1:
+        raise ValueError(f"one text is streamed at a time, but got samples={config.samples}; use generate for several")
+    yield from pieces(trained, make_writer(trained, [prompt], config))
+
+
+def make_writer(trained: TrainedModel, prompts: Sequence[str], config: GenerationConfig) -> "Writer":
+    """Return what continues the prompts of a trained model. Raises ValueError as `generate` does."""
+    if not prompts:
+        raise ValueError("there must be a prompt, but got none; give one, which may be empty")
+    tokenizer = trained.require_tokenizer()
+    begin = [tokenizer.separator] if config.begin_document else []
+    encoded = [begin + tokenizer.encode_text(prompt).tolist() for prompt in prompts]
+    if not all(encoded):
+        raise ValueError(
+            "a text must begin with a token, but a prompt is empty and begin_document is false; give a prompt, or set "
+            "begin_document to true"
+        )
+    return Writer(
+        trained.model,
+        encoded,
+        config,
+        recurrence=config.recurrence or default_recurrence(trained),
+        separator=tokenizer.separator,
+        vocabulary=tokenizer.vocabulary,
+    )
+
+
+def pieces(trained: TrainedModel, writer: "Writer") -> Iterator[str]:
+    """Write the only text of `writer`, and yield its pieces. A piece ends where a character does."""
+    tokenizer, decoder = trained.require_tokenizer(), codecs.getincrementaldecoder("utf-8")("replace")
+    for _, token in writer.write():
+        if piece := decoder.decode(tokenizer.decode_bytes([token])):
+            yield piece
+    if piece := decoder.decode(b"", final=True):
+        yield piece
+
+
+def completion_of(trained: TrainedModel, prompt: str, text: Text, recurrence: int) -> Completion:
+    """Return what was written of a text; one that was stopped has finish `stopped`."""
+    return Completion(
+        prompt=prompt,
+        text=trained.require_tokenizer().decode_bytes(text.tokens).decode("utf-8", "replace"),
+        tokens=list(text.tokens),
+        finish=text.finish or "stopped",
+        cut_tokens=text.cut_tokens,
+        recurrence=recurrence,
+        mean_loops=sum(text.loops) / len(text.loops) if text.loops else float(recurrence),
+    )
+
+
+def default_recurrence(trained: TrainedModel) -> int:
+    """Return the T that a model is used at: µ_rec, rounded."""
+    return max(1, round(trained.recurrence.mean)) if trained.model.config.is_looped else 1
+
+
+def recurrence_notes(trained: TrainedModel, recurrence: int) -> list[str]:
+    """Return what the model's measured losses say of T, as sentences; none if there is nothing to say."""
+    losses, mean = {t: loss for t, loss in trained.losses.items() if math.isfinite(loss)}, trained.recurrence.mean
+    notes = []
+    if losses:
+        best = min(losses, key=lambda t: losses[t])
+        lowest = f"the lowest loss was measured at T = {best}: {losses[best]:.4f} nats per token"
+        if recurrence not in losses:
+            nearest = min(losses, key=lambda t: abs(math.log(t / recurrence)))
+            if recurrence > max(losses) or recurrence < min(losses):
+                notes.append(
+                    f"T = {recurrence} is outside what was measured, T = {min(losses)} to {max(losses)}; at T = "
+                    f"{nearest} the validation loss was {losses[nearest]:.4f}, and {lowest}"
+                )
+        elif losses[recurrence] > losses[best] + _NOTABLE_LOSS:
+            notes.append(f"at T = {recurrence} the validation loss was {losses[recurrence]:.4f}; {lowest}")
+    elif recurrence > _FAR_BEYOND * mean:
+        notes.append(
+            f"T = {recurrence} is far beyond the loops in training, {mean:g} on average, and no loss was measured there"
+        )
+    return notes
+
+
+class Writer:
+    """The writing of texts, all of them in one batch; `write` does it.
+
+    Args:
+        model: on any device.
+        prompts: token ids of each prompt, [tokens], at least one.
+        config: the way in which they are continued.
+        recurrence: T.
+        separator: the token that ends a document; None: there is none.
+        vocabulary: ids at and above it are never written; None: those of the model.
+
+    Raises:
+        ValueError: a setting isn't possible with this model, or there is no memory for the cache.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        *,
+        recurrence: int,
+        separator: int | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
+        assert all(map(len, prompts)), "the first token is predicted from another one"
+        if not model.config.is_looped and (recurrence > 1 or config.exit_tolerance is not None):
+            raise ValueError(
+                "a fixed-depth Transformer runs each block once, without early exit, but got "
+                f"recurrence={recurrence}, exit_tolerance={config.exit_tolerance}; leave them out"
+            )
+        self.model, self.config, self.recurrence, self.separator = model, config, recurrence, separator
+        self.vocabulary = min(vocabulary or model.config.vocabulary, model.config.vocabulary)
+        self.context = model.config.context
+        self.texts = [Text(prompt=list(prompt)) for prompt in prompts for _ in range(config.samples)]
+        for text in self.texts:
+            text.cut_tokens = text.window_start = max(0, len(text.prompt) - self.context)
+        self._draws = [np.random.default_rng([config.seed, i % config.samples]) for i in range(len(self.texts))]
+        self._h0 = model.initial_state([STATE_SEED], self.context)[0]
+        self._cache = None if config.cache == "none" else self._make_cache()
+
+    def write(self) -> Iterator[tuple[int, int]]:
+        """Write all texts, and yield (number of the text, token) for each token as it is written.
+
+        A separator at the end of a document isn't among them.
+        """
+        cache = self._cache
+        logits, loops = self._read_windows(range(len(self.texts)))
+        while True:
+            # Choose a token for each text that isn't finished
+            running = [i for i, text in enumerate(self.texts) if text.finish is None]
+            uniform = torch.tensor([self._draws[i].random() for i in running], dtype=torch.float64)
+            chosen = choose_tokens(logits[running, : self.vocabulary].cpu(), uniform, self.config).tolist()
+            for i, token in zip(running, chosen, strict=True):
+                text = self.texts[i]
+                if token == self.separator and self.config.stop_at_separator:
+                    text.finish = "separator"
+                    continue
+                text.tokens.append(token)
+                text.loops.append(loops[i])
+                if len(text.tokens) == self.config.max_tokens:
+                    text.finish = "length"
+                yield i, token
+            running = [i for i in running if self.texts[i].finish is None]
+            if not running:
+                return
+
+            # Read these tokens: one each with a cache, and half a context where a text has outgrown it
+            outgrown = [i for i in running if len(self.texts[i].window) > self.context]
+            for i in outgrown:
+                text = self.texts[i]
+                text.window_start = len(text.prompt) + len(text.tokens) - max(1, self.context // 2)
+            if cache is None:
+                logits, loops = self._read_windows(running)
+                continue
+            for i in (i for i, text in enumerate(self.texts) if text.finish is not None or i in outgrown):
+                cache.clear(i)  # a finished text costs the attention to one token
+            if len(outgrown) < len(running):
+                logits, loops = self._read_last_tokens([i for i in running if i not in outgrown])
+            for i in outgrown:
+                window_logits, window_loops = self._read_windows([i])
+                logits[i], loops[i] = window_logits[i], window_loops[i]
+
+    @torch.no_grad()
+    def _read_windows(self, numbers: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Read the windows of some texts from position 0, and return logits and loops of all texts; others have zeros.
+
+        A cache takes all texts, or one.
+        """
+        windows = [self.texts[i].window for i in numbers]
+        longest = max(map(len, windows))
+        tokens = torch.tensor([window + [0] * (longest - len(window)) for window in windows]).to(self._h0.device)
+        h0 = self._h0[:longest].expand(len(windows), -1, -1)
+        view = None
+        if self._cache is not None:
+            view = self._cache.view(longest, None if len(numbers) == len(self.texts) else numbers[0])
+        ((_, states),) = self.model.final_states(tokens, [self.recurrence], h0, cache=view)
+        lengths = torch.tensor([len(window) for window in windows])
+        if self._cache is not None:
+            counts = torch.zeros(len(self.texts), dtype=torch.int64)
+            counts[list(numbers)] = lengths
+            self._cache.advance(counts)
+        last = states[torch.arange(len(windows)), lengths.to(states.device) - 1]
+        return self._of_all(numbers, last), [self.recurrence] * len(self.texts)
+
+    @torch.no_grad()
+    def _read_last_tokens(self, numbers: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Read the last token of some texts with the cache; see `_read_windows`."""
+        assert self._cache is not None
+        is_read = torch.zeros(len(self.texts), dtype=torch.int64)
+        is_read[list(numbers)] = 1
+        last = [text.window[-1] if read else 0 for text, read in zip(self.texts, is_read.tolist(), strict=True)]
+        tokens = torch.tensor(last)[:, None].to(self._h0.device)
+        h0, view, loops = self._h0[self._cache.lengths][:, None], self._cache.view(1), [self.recurrence] * len(last)
+        if self.config.exit_tolerance is not None:
+            assert isinstance(self.model, Parcae)
+            tolerance = self.config.exit_tolerance
+            states, ran = self.model.states_at_convergence(tokens, self.recurrence, h0, view, tolerance)
+            loops = ran.tolist()
+        else:
+            ((_, states),) = self.model.final_states(tokens, [self.recurrence], h0, cache=view)
+        self._cache.advance(is_read)
+        return self._of_all(range(len(last)), states[:, -1]), loops
+
+    def _of_all(self, numbers: Sequence[int], states: Tensor) -> Tensor:
+        """Return logits, [texts, padded vocabulary], where `states` [numbers, width] are those of some texts."""
+        logits = self.model.logits_of(states).float()
+        everybody = logits.new_zeros(len(self.texts), logits.shape[-1])
+        everybody[list(numbers)] = logits
+        return everybody
+
+    def _make_cache(self) -> KeyValueCache:
+        """Make the cache. Raises ValueError if a block can't use one, or it would not fit into memory."""
+        check_cache(self.model)
+        config, batch = self.model.config, len(self.texts)
+        longest = max(len(text.prompt) for text in self.texts) + self.config.max_tokens
+        tokens, shared = min(self.context, longest), self.config.cache == "shared"
+
+        def needed(recurrence: int, tokens: int, shared: bool) -> int:
+            return KeyValueCache.bytes_needed(config, [recurrence], batch=batch, tokens=tokens, shared_loops=shared)
+
+        need = needed(self.recurrence, tokens, shared)
+        room = _SHARE_OF_MEMORY * free_memory(str(self._h0.device))
+        if need > room:
+            fitting = int(tokens * room / need)
+            options = [f"{fitting:,} tokens fit in all"] if fitting > 1 else []
+            if config.is_looped and not shared and needed(self.recurrence, tokens, True) <= room:
+                options.append(f"cache: shared takes {needed(self.recurrence, tokens, True) / 1e9:.3g} GB")
+            smaller = [t for t in range(1, self.recurrence) if needed(t, tokens, shared) <= room]
+            if smaller:
+                options.append(f"T = {smaller[-1]} fits")
+            raise ValueError(
+                f"the cache must fit into the memory that is free, {room / 1e9:.3g} GB, but {batch} x {tokens:,} "
+                f"tokens at T = {self.recurrence} take {need / 1e9:.3g} GB; "
+                + ("; ".join(options) or "write fewer texts at a time, or set cache: none")
+            )
+        return KeyValueCache(config, batch=batch, capacity=tokens, device=self._h0.device, shared_loops=shared)
+
+
+def choose_tokens(logits: Tensor, uniform: Tensor, config: GenerationConfig) -> Tensor:
+    """Choose a token for each text.
+
+    Args:
+        logits: [texts, vocabulary].
+        uniform: random numbers in [0, 1), [texts].
+        config: temperature, top_k and top_p.
+
+    Returns:
+        Token ids, [texts].
+    """
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    ordered, ids = (logits.double() / config.temperature).sort(dim=-1, descending=True, stable=True)
+    probability = ordered[:, : config.top_k].softmax(dim=-1)
+    if config.top_p is not None:
+        before = probability.cumsum(dim=-1) - probability
+        probability = probability.masked_fill(before >= config.top_p, 0)
+    cumulated = probability.cumsum(dim=-1)
+    place = (cumulated <= uniform[:, None] * cumulated[:, -1:]).sum(dim=-1, keepdim=True)
+    return ids.gather(1, place).squeeze(1)
