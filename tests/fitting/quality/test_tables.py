@@ -54,7 +54,7 @@ def test_usual_names_of_scores_become_ours():
     assert list(table.frame)[3:] == [
         "core", "core_extended", "hellaswag_accuracy", "hellaswag_accuracy_se", "piqa_accuracy", "piqa_loss",
     ]  # fmt: skip
-    assert "Quality: core from 'Core'" in " ".join(table.notes)
+    assert "core from 'Core'" in " ".join(table.notes)
 
 
 def test_losses_of_tasks_are_no_validation_losses():
