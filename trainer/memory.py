@@ -89,7 +89,6 @@ class _Footprint(NamedTuple):
     core_copies: int  # narrow copies of the core's matrices
     core_gradients: int  # of the core's matrices, held back until every loop has added its part
     state: int  # h, or e; per token
-    core_values: int  # additional, with activation checkpointing, for the core's value embeddings; per token
     coda: int  # kept of the coda, the first part of `outside` to be freed; per token
     locals: int  # tensors that Python holds until the loss is computed; per token
     flowing: int  # gradients between two operations of a block; per token
@@ -134,7 +133,7 @@ def estimate_memory(
     if document_mask:
         activations += tokens * model.context * (2 if half else FLOAT)
     if activation_checkpointing and model.is_looped:
-        activations += tokens * ((loops + 1) * size.state + size.core_values)
+        activations += tokens * (loops + 1) * size.state
         recomputed = tokens * (size.loop.per_token - size.coda) + size.loop.fixed + size.core_copies
         flowing += size.core_gradients + max(0, recomputed)  # the coda's are freed before the last loop is recomputed
     elif model.is_looped:
@@ -228,7 +227,7 @@ def _max_gradient_loops(recurrence: RecurrenceConfig) -> int:
 @lru_cache(maxsize=1024)
 def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
     d, product = model.width, 2 if half else FLOAT  # `product`: bytes of an operand of a matrix product
-    state, value, norm = d * FLOAT, model.kv_width * FLOAT, _norm(model, gpu)
+    state, norm = d * FLOAT, _norm(model, gpu)
     core_layers = slice(model.core.start, model.core.stop)
 
     # Blocks: what they keep, and the entries of their matrices
@@ -250,11 +249,11 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         held += 2 * state  # B̄ e, and h where the loops with gradient start
     else:
         outside, core_matrices, other_matrices = outside + core, 0, other_matrices + core_matrices
+    outside += _Kept(len(values) * model.kv_width * product)
+    coda += _Kept(sum(layer >= model.core.stop for layer in values) * model.kv_width * product)
     if half:
         outside += _Kept(0, 2 * other_matrices)
-        held += state + len(values) * value
-    else:
-        outside += _Kept(len(values) * value)
+        held += state
 
     counted = count_parameters(model)
     return _Footprint(
@@ -270,7 +269,6 @@ def _footprint(model: ModelConfig, half: bool, gpu: bool) -> _Footprint:
         core_copies=2 * core_matrices if half else 0,
         core_gradients=core_matrices * FLOAT,
         state=state,
-        core_values=sum(layer in model.core for layer in values) * value if half else 0,
         coda=coda.per_token,
         locals=held,
         flowing=3 * MLP_FACTOR * d * product + state,
@@ -283,16 +281,16 @@ def _norm(model: ModelConfig, gpu: bool) -> int:
 
 
 def _block(model: ModelConfig, layer: int, half: bool, gpu: bool) -> _Kept:
-    """Count what a block keeps, without a float32 value embedding, which is shared by all loops."""
+    """Count what a block keeps, without its value embedding, which is shared by all loops."""
     d, kv, product = model.width, model.kv_width, 2 if half else FLOAT
     norms = (4 if model.block == "residual-norm" else 2) * _norm(model, gpu)
-    inputs = (4 if half else 2) * d * product  # of query, key, value (each a copy of its own if narrow) and of the MLP
+    inputs = 2 * d * product  # of query, key and value together, and of the MLP
     turned = (d + kv + model.heads + model.kv_heads) * FLOAT  # queries and keys before their norm, and its factors
     attended = 2 * (d + kv) * product + model.heads * FLOAT  # queries, keys, values, result; the softmax's normaliser
     hidden = 2 * MLP_FACTOR * d * product  # relu and its square
     kept = norms + inputs + turned + attended + hidden
     if model.has_value_embedding(layer):
-        kept += 2 * model.kv_heads * product + ((model.gate_channels + kv) * product if half else 0)
+        kept += 2 * model.kv_heads * product + (model.gate_channels * product if half else 0)
     rotary = 4 * model.context * model.head_width // 2 * product if half else 0  # narrow copies of cos and sin
     return _Kept(kept, rotary)
 

@@ -105,9 +105,11 @@ def test_activations_are_what_the_module_keeps_and_the_peak_is_covered(name, sha
     loss = 4
     # concat's matrix is counted once too often: the first loop's state is a constant, which needs no copy of it.
     spare = 2 * config.width**2 if half and name == "concat" and not recompute else 0
-    assert estimate.activations == kept - head - loss + ids + spare
+    # Recomputed loops hold a number for each table of the core, into whose shape gradients flow (`SharedCast`).
+    numbers = 4 * sum(map(config.has_value_embedding, config.core)) if half and recompute else 0
+    assert estimate.activations == kept - head - loss + ids + spare - numbers
     initial = SEQUENCES * config.context * config.width * 4
-    most = 1.17 if name == "grouped" else 1.15  # as many bytes too many, of fewer
+    most = 1.18 if name == "grouped" else 1.16  # as many bytes too many, of fewer
     assert 0.97 * (peak + ids + initial) < estimate.activations + estimate.working < most * (peak + ids + initial)
 
 

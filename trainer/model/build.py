@@ -94,11 +94,10 @@ def compile_blocks(model: LanguageModel, *settings: Hashable, backend: str = "in
         values: dict[int, Tensor],
         mask: Tensor | None = None,
     ) -> Tensor:
-        own_values = {layer: values[layer] for layer in range(first, first + len(blocks)) if layer in values}
-        for tensor in (x, *own_values.values(), *(() if mask is None else (mask,))):
+        for tensor in (x, *values.values(), *(() if mask is None else (mask,))):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-            return compiled(blocks, first, x, rotary, own_values, mask)
+            return compiled(blocks, first, x, rotary, values, mask)
 
     compiled_chunk = torch.compile(loss_and_gradient, backend=backend)
 

@@ -71,25 +71,27 @@ class KeyValueCache:
         self.lengths = self.lengths.clone()
         self.lengths[row] = 0
 
-    def repeat(self, times: int, *, capacity: int | None = None) -> "KeyValueCache":
+    def repeat(self, times: int | Sequence[int], *, capacity: int | None = None) -> "KeyValueCache":
         """Return a cache that holds each sequence `times` times, one after the other; `capacity`: its own, if larger.
 
-        Continuations of one text share what was computed for it in this way.
+        Continuations of one text share what was computed for it in this way. `times` may be a number for each sequence.
         """
         capacity = max(self.capacity, capacity or 0)
+        counts = torch.tensor([times] * len(self.lengths) if isinstance(times, int) else list(times))
+        rows = torch.arange(len(self.lengths)).repeat_interleave(counts)
         copy = KeyValueCache(
             self.config,
-            batch=times * len(self.lengths),
+            batch=len(rows),
             capacity=capacity,
             device=self.device,
             dtype=self._dtype,
             shared_loops=self.shared_loops,
         )
-        copy.lengths = self.lengths.repeat_interleave(times)
-        held = int(self.lengths.max())
+        copy.lengths = self.lengths[rows]
+        held, rows = int(self.lengths.max()), rows.to(self.device)
         for key, slot in self._slots.items():
             copy._slots[key] = slot.new_empty(copy._shape)
-            copy._slots[key][:, :, :, :held] = slot[:, :, :, :held].repeat_interleave(times, dim=1)
+            copy._slots[key][:, :, :, :held] = slot[:, :, :, :held].index_select(1, rows)
         return copy
 
     def view(self, tokens: int, row: int | None = None) -> "CacheView":

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from isoloop.trainer.config import Initialisation, ModelConfig
 from isoloop.trainer.model.cache import CacheView, LayerView
+from isoloop.trainer.model.cast import SharedCast
 from isoloop.trainer.model.head import ChunkLoss, loss_and_gradient, mean_cross_entropy, soft_capped
 from isoloop.trainer.model.layers import (
     Attention,
@@ -138,6 +139,10 @@ class LanguageModel(nn.Module, ABC):
     def spectral_radius(self) -> float | None:
         """Return ρ(Ā), or None without a loop."""
 
+    def radius_on_device(self) -> Tensor | None:
+        """Return ρ(Ā) as a scalar tensor, without a wait for the device; None without a loop or such a way."""
+        return None
+
     def logits(
         self,
         tokens: Tensor,
@@ -195,25 +200,26 @@ class LanguageModel(nn.Module, ABC):
         blocks: nn.ModuleList,
         first: int,
         x: Tensor,
-        values: dict[int, Tensor],
+        values: dict[int, SharedCast],
         mask: Tensor | None,
         cache: CacheView | None,
         loop: int = 0,
     ) -> Tensor:
         """Run `blocks` on x [batch, tokens, width] with or without a cache; the first one is distinct layer `first`."""
+        layers = range(first, first + len(blocks))
+        own_values = {layer: values[layer].use() for layer in layers if layer in values}
         if cache is None:
-            return self.run_blocks(blocks, first, x, self.rotary, values, mask)
-        slots = cache.slots(range(first, first + len(blocks)), loop)
-        return run_blocks(blocks, first, x, self.rotary, values, mask, slots)
+            return self.run_blocks(blocks, first, x, self.rotary, own_values, mask)
+        return run_blocks(blocks, first, x, self.rotary, own_values, mask, cache.slots(layers, loop))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Return the scaled token embeddings."""
         embedded: Tensor = self.embedding(tokens)
         return embedded if self.config.embedding_scale is None else self.config.embedding_scale * embedded
 
-    def _value_embeddings(self, tokens: Tensor) -> dict[int, Tensor]:
+    def _value_embeddings(self, tokens: Tensor) -> dict[int, SharedCast]:
         """Look up each layer's value embeddings of these tokens, by distinct layer."""
-        return {int(layer): table(tokens) for layer, table in self.value_embeddings.items()}
+        return {int(layer): SharedCast(table(tokens)) for layer, table in self.value_embeddings.items()}
 
 
 def mask_of(tokens: Tensor, separator: int | None, cache: CacheView | None = None) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from isoloop.trainer.accounting import MLP_FACTOR
 from isoloop.trainer.config import BLOCKS, ModelConfig, import_class
 from isoloop.trainer.model.cache import LayerView
+from isoloop.trainer.model.cast import SharedCast
 
 
 class RMSNorm(nn.Module):
@@ -87,9 +88,9 @@ class Attention(nn.Module):
         With `cached`, x are the tokens after those that it holds, and attention is over these, too.
         """
         split = (self.kv_heads, -1)
-        query = self.query(x).unflatten(-1, (self.heads, -1))
-        key = self.key(x).unflatten(-1, split)
-        value = self.value(x).unflatten(-1, split)
+        query, key, value = self._projections(x)
+        query = query.unflatten(-1, (self.heads, -1))
+        key, value = key.unflatten(-1, split), value.unflatten(-1, split)
         if self.gate is not None and value_embedding is not None:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [batch, tokens, kv_heads]
             value = value + gate.unsqueeze(-1) * value_embedding.unflatten(-1, split).to(value.dtype)
@@ -107,6 +108,12 @@ class Attention(nn.Module):
             enable_gqa=self.kv_heads < self.heads,
         )
         return self.out(mixed.transpose(1, 2).flatten(-2))
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.compiler.is_compiling():  # the compiler casts x once by itself
+            return self.query(x), self.key(x), self.value(x)
+        shared = SharedCast(x)
+        return self.query(shared.use()), self.key(shared.use()), self.value(shared.use())
 
 
 class _HalfSquaredReLU(torch.autograd.Function):

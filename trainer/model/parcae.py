@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.cache import CacheView
+from isoloop.trainer.model.cast import SharedCast
 from isoloop.trainer.model.injection import ConcatInjection, make_injection
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 from isoloop.trainer.model.layers import RMSNorm, init_matrix, truncated_normal
@@ -131,9 +132,13 @@ class Parcae(LanguageModel):
         """Return ρ(Ā)."""
         return self.injection.spectral_radius()
 
+    def radius_on_device(self) -> Tensor | None:
+        """Return ρ(Ā) as a scalar tensor, without a wait for the device; None without a loop or such a way."""
+        return self.injection.radius_on_device()
+
     def _before_loop(
         self, tokens: Tensor, mask: Tensor | None = None, cache: CacheView | None = None
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    ) -> tuple[Tensor, dict[int, SharedCast]]:
         """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
         values = self._value_embeddings(tokens)
         x = self._run(self.prelude, 0, self._embedded(tokens), values, mask, cache)
@@ -143,7 +148,7 @@ class Parcae(LanguageModel):
         self,
         h: Tensor,
         drive: Tensor,
-        values: dict[int, Tensor],
+        values: dict[int, SharedCast],
         mask: Tensor | None = None,
         cache: CacheView | None = None,
         loop: int = 0,
@@ -155,7 +160,7 @@ class Parcae(LanguageModel):
         return self._run(self.core, self.config.core.start, h, values, mask, cache, loop)
 
     def _loop(
-        self, h: Tensor, drive: Tensor, values: dict[int, Tensor], loops: Tensor, mask: Tensor | None
+        self, h: Tensor, drive: Tensor, values: dict[int, SharedCast], loops: Tensor, mask: Tensor | None
     ) -> _FinalState:
         """Run loops[i] loops of sequence i; `loops` is descending, so the first sequences are still running."""
         values = {layer: value for layer, value in values.items() if layer in self.config.core}
@@ -178,7 +183,7 @@ class Parcae(LanguageModel):
     def _after_loop(
         self,
         h: Tensor,
-        values: dict[int, Tensor],
+        values: dict[int, SharedCast],
         mask: Tensor | None = None,
         cache: CacheView | None = None,
         recurrence: int = 0,

@@ -1,0 +1,86 @@
+"""Differences between two models on the same rows, with intervals of the pairs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoloop.trainer.config import Config
+from isoloop.trainer.quality.suites.resampling import interval
+from isoloop.trainer.quality.suites.result import TaskResult
+from isoloop.trainer.quality.suites.summary import Estimate, centred_name, measures_of, resampled_values
+from isoloop.trainer.quality.suites.task import Suite
+
+
+class Differences(Config):
+    """The first model's measures minus the second's: `scores` by version of the baselines, `tasks` by task and measure.
+
+    An interval is over rows, each with its two answers. A deviation is over seeds.
+    """
+
+    first: str
+    second: str
+    recurrences: tuple[int, int]
+    scores: dict[str, Estimate]
+    tasks: dict[str, dict[str, Estimate]]
+
+
+def compare_models(
+    suite: Suite,
+    first: Mapping[str, TaskResult],
+    second: Mapping[str, TaskResult],
+    *,
+    recurrences: tuple[int, int],
+    seeds: Sequence[int],
+) -> Differences:
+    """Compare two models, each at a T of its own, by the results of a suite's tasks, by name.
+
+    Raises:
+        ValueError: they have answered other rows, or other prompts.
+    """
+    differing = [task.name for task in suite.tasks if first[task.name].data != second[task.name].data]
+    if differing:
+        raise ValueError(
+            f"models are compared row by row, so both must have answered the same data, but {', '.join(differing)} "
+            "differ in rows or settings; evaluate both with one bundle"
+        )
+    values: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
+    draws: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
+    tasks: dict[str, dict[str, Estimate]] = {}
+    for task in suite.tasks:
+        tasks[task.name] = {}
+        pairs = zip(
+            *(
+                measures_of(results[task.name], seeds, [recurrence])
+                for results, recurrence in zip((first, second), recurrences, strict=True)
+            ),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            by_seed, other = (
+                measure.of(measure.numerators.sum(-1) / measure.denominators.sum())[:, 0] for measure in (ours, theirs)
+            )
+            by_seed = by_seed - other
+            drawn = (resampled_values(ours, task.file) - resampled_values(theirs, task.file))[:, 0]
+            tasks[task.name][ours.name] = _estimate(by_seed, drawn, varies=task.shots > 0)
+            for version in suite.versions:
+                if ours.name == centred_name(version):
+                    values[version].append(by_seed)
+                    draws[version].append(drawn)
+    varies = any(task.shots for task in suite.tasks)
+    return Differences(
+        first=first[suite.tasks[0].name].of.name,
+        second=second[suite.tasks[0].name].of.name,
+        recurrences=recurrences,
+        scores={
+            version: _estimate(np.mean(values[version], axis=0), np.mean(draws[version], axis=0), varies=varies)
+            for version in (suite.versions if suite.score else ())
+        },
+        tasks=tasks,
+    )
+
+
+def _estimate(by_seed: NDArray[np.float64], draws: NDArray[np.float64], *, varies: bool) -> Estimate:
+    low, high = interval(draws)
+    deviation = float(by_seed.std()) if varies and len(by_seed) > 1 else None
+    return Estimate(value=float(by_seed.mean()), deviation=deviation, low=low, high=high)

@@ -1,0 +1,94 @@
+"""Tasks of evaluation suites: the kind of question, its data, and how a prompt is made of it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from isoloop.trainer.config import Config, NonEmptyText, NonNegativeInt, PositiveInt
+
+Kind = Literal["multiple_choice", "schema", "language_modeling", "rolling", "documents"]
+# The fields of a row, by kind of task.
+FIELDS: dict[Kind, tuple[str, ...]] = {
+    "multiple_choice": ("query", "choices", "gold"),
+    "schema": ("context_options", "continuation", "gold"),
+    "language_modeling": ("context", "continuation"),
+    "rolling": ("page",),
+    "documents": ("text",),
+}
+ANY_SEED = 0
+
+
+class Task(Config):
+    """A task of a suite.
+
+    Args:
+        name: unique in its suite.
+        kind: `multiple_choice` (one question, several answers), `schema` (several beginnings, one end),
+            `language_modeling` (the continuation must be predicted token by token), `rolling` (log-likelihood of whole
+            pages) or `documents` (validation loss).
+        file: path of its rows below `eval_data/`, JSON objects line by line.
+        shots: solved examples before each question.
+        delimiter: between a question and its answer.
+        baselines: accuracy at chance in percent, by version of the table that it is from.
+        rows: rows of the whole file; None: unknown. A shorter file is refused.
+        perplexity: keep the log-likelihood of each continuation, whose mean gives a perplexity.
+    """
+
+    name: NonEmptyText
+    kind: Kind
+    file: NonEmptyText
+    shots: NonNegativeInt = 0
+    delimiter: str = " "
+    baselines: dict[str, Annotated[float, Field(ge=0, lt=100)]] = Field(default_factory=dict)
+    rows: PositiveInt | None = None
+    perplexity: bool = False
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.has_accuracy != bool(self.baselines):
+            raise ValueError(
+                f"a task needs a baseline exactly if it has an accuracy, but '{self.name}' ({self.kind}) has "
+                f"{self.baselines or 'none'}"
+            )
+        return self
+
+    @property
+    def has_accuracy(self) -> bool:
+        """True for questions that are answered rightly or wrongly."""
+        return self.kind in ("multiple_choice", "schema", "language_modeling")
+
+    def centred(self, accuracy: float, version: str) -> float:
+        """Return (accuracy - b) / (1 - b), which is 0 at the baseline b of that version and 1 at best."""
+        chance = self.baselines[version] / 100
+        return (accuracy - chance) / (1 - chance)
+
+    def seed(self, seed: int) -> int:
+        """Return the seed under which a result is kept: the same one for all where no examples are drawn."""
+        return seed if self.shots else ANY_SEED
+
+
+class Suite(Config):
+    """Tasks that are evaluated together.
+
+    Args:
+        score: name of the mean of their centred accuracies, such as `Core`; None: there is no such mean.
+    """
+
+    name: NonEmptyText
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    score: NonEmptyText | None = None
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"tasks of a suite must differ in their names, but {', '.join(twice)} come twice")
+        if self.score and not all(task.has_accuracy for task in self.tasks):
+            raise ValueError(f"a mean of accuracies needs tasks that have one, but '{self.name}' has others")
+        return self
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions of the baselines that all tasks with an accuracy have."""
+        known = [set(task.baselines) for task in self.tasks if task.has_accuracy]
+        return tuple(sorted(set.intersection(*known))) if known else ()
