@@ -1,5 +1,6 @@
 """Trained models of a sweep: the one that a command's target names."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,17 @@ def find_model(target: str, out: Path) -> FoundModel:
         f"Hugging Face, but got '{target}'; "
         + (f"the sweeps under {out} are {', '.join(names)}" if names else f"no sweep was run under {out}")
     )
+
+
+def sweep_of(run: Path) -> str | None:
+    """Return the name of the sweep that planned the run in the folder `run`; None if none or several did."""
+    found = []
+    for manifest in run.resolve().parent.parent.glob("sweeps/*/plan.json"):
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        cells = content if isinstance(content, list) else content["cells"]
+        if run.name in {cell["run_id"] for cell in cells}:
+            found.append(manifest.parent.name)
+    return found[0] if len(found) == 1 else None
 
 
 def trained_runs(folders: Folders) -> dict[Path, RunResult]:

@@ -174,6 +174,14 @@ def loop_cost(model: ModelConfig, accounting: Accounting) -> LoopCost:
     return LoopCost(fixed=fixed, per_forward_loop=FORWARD_FLOPS * per_loop, per_backward_loop=BACKWARD_FLOPS * per_loop)
 
 
+def forward_flops(model: ModelConfig, recurrence: int) -> float:
+    """Return the FLOPs per token of one forward pass with T = `recurrence` loops, by `exact` accounting."""
+    cost = loop_cost(model, "exact")
+    # What the first loop with gradient saves, it saves in the backward pass.
+    both = cost.fixed + BACKWARD_FLOPS // 2 * injection_cost(model).products_per_loop
+    return both * FORWARD_FLOPS / (FORWARD_FLOPS + BACKWARD_FLOPS) + cost.per_forward_loop * recurrence
+
+
 def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tuple[float, float]:
     """Return the mean loops per token that count: forward, and with gradient.
 

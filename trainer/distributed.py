@@ -3,7 +3,8 @@
 They communicate through torch.distributed, in the process group that the caller has set up.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -81,6 +82,23 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def share_rows(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Return function(rows) on every rank, where each rank computes a part of it.
+
+        Args:
+            function: maps each row by itself, so that the result has as many.
+            rows: the same on all ranks, [rows, ...].
+        """
+        if self.size == 1:
+            return function(rows)
+        share = math.ceil(len(rows) / self.size)
+        own = function(rows[self.rank * share : (self.rank + 1) * share])
+        padded = own.new_zeros(share, *own.shape[1:])  # the last ranks may have fewer rows, or none
+        padded[: len(own)] = own
+        whole = own.new_empty(self.size * share, *own.shape[1:])
+        dist.all_gather(list(whole.split(share)), padded)
+        return whole[: len(rows)]
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's `value` on every rank."""

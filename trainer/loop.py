@@ -139,7 +139,7 @@ def _run_training(
         separator = corpus.train.separator
     model.initialise(spec.seed, spec.initialisation)
     model.to(execution.device)
-    optimizers = make_optimizers(model, spec.optimizer)
+    optimizers = make_optimizers(model, spec.optimizer, ranks.share_rows)
     journal = Journal(folder / "journal.jsonl" if ranks.is_first else Path(os.devnull))
 
     def validate(recurrences: Iterable[int]) -> dict[int, float]:

@@ -27,6 +27,15 @@ VARIANCE_DECAY = 0.95
 _TINY = 1e-10
 
 
+# Computes a function of stacked matrices, which treats them one by one, for the matrices given.
+ShareMatrices = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def compute_alone(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """Return function(matrices), all computed by this process."""
+    return function(matrices)
+
+
 class _Stack(NamedTuple):
     """Matrices of one shape, and their optimizer state by name, stacked."""
 
@@ -45,6 +54,7 @@ class Muon(Optimizer, ABC):
         momentum: µ; momentum m <- µ m + (1 - µ) g, and (1 - µ) g + µ m is orthogonalised (Nesterov).
         weight_decay: decoupled decay, x the learning rate.
         dtype: type of the numbers in which matrices are orthogonalised.
+        share: `Ranks.share_rows` where several processes orthogonalise a part each; by default this one does all.
     """
 
     def __init__(
@@ -55,9 +65,11 @@ class Muon(Optimizer, ABC):
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype = torch.bfloat16,
+        share: ShareMatrices = compute_alone,
     ) -> None:
         super().__init__(matrices, {"lr": rate, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.share = share
         self._stacks: dict[torch.Size, _Stack] = {}
 
     @overload
@@ -99,6 +111,18 @@ class Muon(Optimizer, ABC):
             stack = self._stacks[shape] = _Stack(matrices, stacked)
         return stack
 
+    def _orthogonalised(
+        self, update: Tensor, coefficients: Iterable[tuple[float, float, float]], divisor: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return what `orthogonalise` does with a stack of any shape, in the stack's own type."""
+        is_tall = update.shape[-2] > update.shape[-1]
+
+        def one_by_one(matrices: Tensor) -> Tensor:
+            return orthogonalise(matrices, coefficients, self.dtype, divisor)
+
+        x = self.share(one_by_one, update.mT if is_tall else update)
+        return (x.mT if is_tall else x).to(update.dtype)
+
     def _empty_state(self, matrix: Tensor) -> dict[str, Tensor]:
         """Return the state of a matrix before its first update."""
         return {"momentum_buffer": torch.zeros_like(matrix)}
@@ -113,7 +137,7 @@ class TorchMuon(Muon):
     """Muon as `torch.optim.Muon` with `adjust_lr_fn="original"` computes it, one matrix after the other, to the bit."""
 
     def _apply(self, stack: _Stack, update: Tensor, group: dict[str, Any]) -> None:
-        x = orthogonalise(update, NEWTON_SCHULZ, self.dtype, lambda norm: norm.clamp(min=1e-7)).to(update.dtype)
+        x = self._orthogonalised(update, NEWTON_SCHULZ, lambda norm: norm.clamp(min=1e-7))
         torch._foreach_mul_(stack.matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(stack.matrices, x.unbind(), alpha=-group["lr"] * _shape_factor(x))
 
@@ -134,7 +158,7 @@ class ReleasedMuon(Muon):
         return {**super()._empty_state(matrix), "mean_square": matrix.new_zeros(shape)}
 
     def _apply(self, stack: _Stack, update: Tensor, group: dict[str, Any]) -> None:
-        x = orthogonalise(update, POLAR_EXPRESS, self.dtype, lambda norm: 1.02 * norm + 1e-6).to(update.dtype)
+        x = self._orthogonalised(update, POLAR_EXPRESS, lambda norm: 1.02 * norm + 1e-6)
 
         # NorMuon: each row, or column, divided by its root mean square over the steps
         square = x.square().mean(dim=-1 if _factor_shape(x)[-1] == 1 else -2, keepdim=True)
@@ -159,19 +183,17 @@ def orthogonalise(
     """Move the singular values of stacked matrices [matrices, rows, columns] towards 1; the result is of type `dtype`.
 
     Args:
-        matrices: the stack.
-        coefficients: (a, b, c) of each step X <- a X + (b A + c A^2) X, with A = X X^T on the shorter side.
+        matrices: the stack; not more rows than columns.
+        coefficients: (a, b, c) of each step X <- a X + (b A + c A^2) X, with A = X X^T.
         dtype: type of the numbers to compute with.
         divisor: the number by which a matrix of a given Frobenius norm is divided first; both [matrices, 1, 1].
     """
-    is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.to(dtype)
-    x = x.mT if is_tall else x
     x = x / divisor(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True))
     for a, b, c in coefficients:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if is_tall else x
+    return x
 
 
 def _factor_shape(matrix: Tensor) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from isoloop.trainer.config import OptimizerConfig, ScheduleConfig
-from isoloop.trainer.muon import Muon, ReleasedMuon, TorchMuon
+from isoloop.trainer.muon import Muon, ReleasedMuon, ShareMatrices, TorchMuon, compute_alone
 
 _BLOCK_PREFIXES = ("prelude.", "core.", "coda.")
 
@@ -19,8 +19,8 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return matrices, rest
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """Make Muon, in the variant of `config`, and AdamW without decay, at peak learning rates."""
+def make_optimizers(model: nn.Module, config: OptimizerConfig, share: ShareMatrices = compute_alone) -> list[Optimizer]:
+    """Make Muon, in the variant of `config`, and AdamW without decay, at peak rates; see `Muon` for `share`."""
     matrices, rest = split_parameters(model)
     variant = ReleasedMuon if config.muon == "released" else TorchMuon
     muon = variant(
@@ -28,6 +28,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer
         rate=config.matrix_learning_rate,
         momentum=config.momentum_at(0),
         weight_decay=config.muon_weight_decay,
+        share=share,
     )
     adamw = AdamW(
         rest, lr=config.learning_rate, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0, fused=True

@@ -11,6 +11,7 @@ from isoloop import __version__
 from isoloop.sweeps.cli.answer import answer
 from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.design import design
+from isoloop.sweeps.cli.export_model import export_model
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.generate import generate
 from isoloop.sweeps.cli.laws import choose, fit, predict
@@ -61,6 +62,7 @@ for command in (
     figure,
     stability,
     generate,
+    export_model,
     export,
 ):
     app.command(epilog=EXIT_CODES if command in (tune, run) else None)(command)

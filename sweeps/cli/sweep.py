@@ -133,7 +133,7 @@ def tune(
     tracking_uri: TrackingUri = None,
     storage: StorageUri = None,
 ) -> None:
-    """Search for better learning rates, weight decay and batch size. It trains at the sweep's smallest budget."""
+    """Search for better rates, weight decay and batch size. It trains at the sweep's smallest budget."""
     from isoloop.sweeps.execution.ray_address import RayAddress
 
     # Prepare.

@@ -11,6 +11,7 @@ from isoloop.trainer.accounting import (
     count_parameters,
     expected_loops,
     flops_per_token,
+    forward_flops,
     loop_cost,
     steps_for,
 )
@@ -117,6 +118,7 @@ def test_a_forward_pass_costs_a_third_of_what_runs_once_and_its_loops(config):
     tokens = torch.randint(0, config.vocabulary, (1, config.context))
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         list(model.logits(tokens, [loops], torch.zeros(1, config.context, config.width)))
+    assert counter.get_total_flops() == pytest.approx(config.context * forward_flops(config, loops), rel=1e-12)
     cost = loop_cost(config, "exact")
     expected = config.context * (cost.fixed / 3 + (loops if config.is_looped else 0) * cost.per_forward_loop)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03 if config.injection == "concat" else 1e-12)

@@ -26,6 +26,7 @@ from isoloop.trainer.distributed import Ranks, load_share, prefetch_shares
 from isoloop.trainer.evaluate import evaluate
 from isoloop.trainer.loop import train
 from isoloop.trainer.model.pretrained import load_published
+from isoloop.trainer.muon import ReleasedMuon, TorchMuon, compute_alone
 from isoloop.trainer.recurrence import sample_recurrences
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import read_result
@@ -142,6 +143,66 @@ def test_gradients_are_summed_in_buckets_of_any_size(tmp_path):
                 if number != 2:
                     expected = sum(torch.randn(gradient.shape, generator=draw) for draw in draws)
                     assert torch.equal(gradient, expected)
+
+
+MATRICES = [(8, 8), (32, 8), (8, 8), (8, 32), (8, 8), (32, 8), (3, 8)]  # stacks of three, two and one
+
+
+def muon_steps(variant, share, steps, state=None):
+    """Matrices and optimizer after steps with the same gradients on all ranks, and rows orthogonalised by this one."""
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in MATRICES]
+    rows = []
+
+    def counted(function, matrices):
+        def own(part):
+            rows.append(len(part))
+            return function(part)
+
+        return share(own, matrices)
+
+    optimizer = variant(ours, rate=0.02, momentum=0.9, weight_decay=0.1, share=counted)
+    for step in range(max(steps)):
+        gradients = [torch.randn(shape, generator=generator) for shape in MATRICES]
+        if step == min(steps) and state is not None:
+            saved, optimizer_state = state
+            optimizer.load_state_dict(optimizer_state)
+            for matrix, value in zip(ours, saved, strict=True):
+                matrix.data.copy_(value)
+        if step >= min(steps):
+            for matrix, gradient in zip(ours, gradients, strict=True):
+                matrix.grad = gradient
+            optimizer.step()
+    return [matrix.detach() for matrix in ours], optimizer.state_dict(), rows
+
+
+def share_muon(rank, size, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    found = {kind.__name__: muon_steps(kind, Ranks.current().share_rows, (0, 4)) for kind in (TorchMuon, ReleasedMuon)}
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def assert_same_muon(one, other):
+    assert all(map(torch.equal, one[0], other[0]))
+    for key, state in one[1]["state"].items():
+        assert all(torch.equal(value, other[1]["state"][key][name]) for name, value in state.items())
+
+
+def test_each_process_orthogonalises_its_part_and_all_go_the_same_way_to_the_bit(tmp_path):
+    """Both hold the whole state, so a process alone goes on from it."""
+    mp.start_processes(share_muon, (2, free_port(), str(tmp_path)), nprocs=2, start_method="forkserver")
+    for kind in (TorchMuon, ReleasedMuon):
+        alone = muon_steps(kind, compute_alone, (0, 4))
+        shared = [torch.load(tmp_path / f"{rank}.pt")[kind.__name__] for rank in range(2)]
+        for rank, rows in enumerate(([2, 1, 1, 1], [1, 1, 0, 0])):
+            assert_same_muon(shared[rank], alone)
+            assert len(shared[rank][1]["state"]) == len(MATRICES)
+            assert shared[rank][2] == 4 * rows
+        gone_on = muon_steps(kind, compute_alone, (4, 6), state=shared[0][:2])
+        assert_same_muon(gone_on, muon_steps(kind, compute_alone, (0, 6)))
 
 
 COMPARED_METRICS = ("train_loss", "gradient_norm", "state_norm", "last_loop_residual")

@@ -136,11 +136,15 @@ def load_published(
     return model, recurrence
 
 
+class OwnClassError(ValueError):
+    """Error raised where a folder names classes of the user's own, and they aren't allowed to be imported."""
+
+
 def check_own_classes(config: ModelConfig, folder: Path, allowed: bool) -> None:
-    """Raise ValueError if `folder` names classes of the user's own, and they aren't allowed to be imported."""
+    """Raise OwnClassError if `folder` names classes of the user's own that aren't `allowed` to be imported."""
     own = [kind for kind in (config.injection, config.block) if ":" in kind]
     if own and not allowed:
-        raise ValueError(
+        raise OwnClassError(
             f"classes that a checkpoint names must be allowed before they are imported, but {folder} names {own}; if "
             "you trust it, pass own_classes=True"
         )

@@ -10,6 +10,7 @@ from isoloop.trainer.config import RecurrenceConfig, RunSpec
 from isoloop.trainer.data.stored_tokenizer import TOKENIZER_FILE, read_tokenizer
 from isoloop.trainer.data.tokenizer import ByteTokenizer, Tokenizer
 from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.exported import is_exported, load_exported
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import check_own_classes, load_published, published_folder
 from isoloop.trainer.run.checkpoint import checkpoints, load_checkpoint
@@ -69,8 +70,8 @@ def load_trained(
     """Load a trained model.
 
     Args:
-        source: a run's folder; a folder in the published layout, such as the `model/` in it; or the OWNER/NAME of a
-            model on Hugging Face.
+        source: a run's folder; a folder in the published layout, such as the `model/` in it; an exported folder
+            (`isoloop.trainer.huggingface`); or the OWNER/NAME of a model on Hugging Face.
         weights: of a run: those of its last step, or those of the step with the lowest validation loss.
         revision: branch, tag or commit on Hugging Face.
         tokenizer: `bytes`, a tokenizer.json, a folder that holds one, or the OWNER/NAME of one on Hugging Face; by
@@ -95,12 +96,18 @@ def load_trained(
                 "leave weights (--weights) out, or name the run's folder"
             )
         folder = _model_folder(source, revision)
-        model, recurrence = load_published(folder, own_classes=own_classes)
+        if is_exported(folder):
+            model, recurrence, losses, precision = load_exported(folder)
+        else:
+            model, recurrence = load_published(folder, own_classes=own_classes)
+            losses, precision = {}, "float32"
         trained = TrainedModel(
             name=str(source) if not Path(source).expanduser().is_dir() else folder.resolve().name,
             model=model.eval(),
             tokenizer=_tokenizer(tokenizer, folder),
             recurrence=recurrence,
+            losses=losses,
+            precision=precision,
         )
     rows = trained.model.config.padded_vocabulary
     if trained.tokenizer is not None and trained.tokenizer.vocabulary > rows:

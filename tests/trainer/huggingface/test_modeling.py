@@ -1,0 +1,146 @@
+"""The exported code computes what ours does, with and without a cache, alone and in a batch."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache
+
+from isoloop.trainer.evaluate import STATE_SEED
+from isoloop.trainer.huggingface import modeling_isoloop
+from tests.trainer.huggingface.conftest import CONTEXT, MODELS, our_logits
+
+
+def load(folder, **options):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+
+def draw(*shape):
+    return torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_logits_are_ours(variant, export):
+    model, folder = export(variant)
+    theirs, tokens = load(folder), draw(2, CONTEXT)
+    expected = our_logits(model, tokens, 1 if variant == "fixed depth" else 3)
+    assert expected.std() > 0.1
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, expected, atol=1e-5, rtol=0)
+        kept = theirs(tokens, logits_to_keep=2).logits
+        torch.testing.assert_close(kept, expected[:, -2:], atol=1e-5, rtol=0)
+        loss = theirs(tokens, labels=tokens).loss
+    targets = tokens[:, 1:].flatten()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), targets))
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_cached_equals_uncached(variant, export):
+    """Token by token, in pieces, and as `generate` does it."""
+    _, folder = export(variant)
+    model, tokens = load(folder), draw(2, CONTEXT)
+    with torch.no_grad():
+        whole = model(tokens).logits
+        for pieces in ([1] * CONTEXT, [7, 1, 9, 1, 6]):
+            cache, parts = DynamicCache(config=model.config), []
+            for piece in tokens.split(pieces, dim=1):
+                parts.append(model(piece, cache=cache, use_cache=True).logits)
+            torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)
+    assert len(cache.layers) == model.config.num_hidden_layers
+    options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+    prompt = tokens[:, :8]
+    cached = model.generate(prompt, **options)
+    assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
+    by_hand = prompt
+    for _ in range(10):
+        with torch.no_grad():
+            scores = model(by_hand).logits[:, -1, : 256 if variant == "more words" else None]
+        by_hand = torch.cat([by_hand, scores.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(cached, by_hand)
+
+
+@pytest.mark.parametrize("variant", ["diagonal", "grouped", "fixed depth"])
+def test_a_batch_with_padding_equals_each_alone(variant, export):
+    _, folder = export(variant)
+    model, prompts = load(folder), [draw(5), draw(1), draw(9)]
+    padded, mask = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        padded[row, 9 - len(prompt) :], mask[row, 9 - len(prompt) :] = prompt, 1
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    batch = model.generate(padded, attention_mask=mask, **options)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], **options)
+        assert torch.equal(batch[row, 9:], alone[0, len(prompt) :])
+        with torch.no_grad():
+            expected = model(prompt[None]).logits[0]
+            left = model(padded, attention_mask=mask).logits[row, 9 - len(prompt) :]
+            right = model(padded.flip(1), attention_mask=mask.flip(1)).logits[row]  # reversed text, padded right
+            reverse = model(prompt.flip(0)[None]).logits[0]
+        torch.testing.assert_close(left, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(right[: len(prompt)], reverse, atol=1e-5, rtol=0)
+
+
+def test_beams_reorder_the_cache(export):
+    _, folder = export("diagonal")
+    model = load(folder)
+    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(draw(2, 5), **options), model.generate(draw(2, 5), use_cache=False, **options))
+
+
+def test_another_recurrence_changes_the_logits_as_ours_do(export):
+    model, folder = export("diagonal")
+    tokens = draw(1, 12)
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).recurrence == 3  # µ_rec
+    for recurrence in (1, 5):
+        theirs = load(folder, recurrence=recurrence)
+        with torch.no_grad():
+            logits = theirs(tokens).logits
+            torch.testing.assert_close(logits, our_logits(model, tokens, recurrence), atol=1e-5, rtol=0)
+            assert (logits - our_logits(model, tokens, 3)).abs().max() > 1e-3
+        theirs.config.recurrence = 2
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(tokens).logits, our_logits(model, tokens, 2), atol=1e-5, rtol=0)
+        assert theirs.generate(tokens, max_new_tokens=2).shape[1] <= 14  # its cache has the places of 2 loops
+
+
+def test_saved_by_transformers_and_loaded_again(export, tmp_path):
+    _, folder = export("scaled")
+    model, tokens = load(folder, recurrence=2), draw(1, 6)
+    model.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert again.config.recurrence == 2
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+def test_half_precision_is_near(export):
+    _, folder = export("diagonal")
+    tokens = draw(1, 12)
+    with torch.no_grad():
+        whole = load(folder)(tokens).logits
+        half = load(folder, dtype=torch.bfloat16)(tokens).logits
+    assert half.dtype == torch.bfloat16
+    assert (half - whole).abs().max() < 0.1 * whole.std() * 3
+
+
+def test_inputs_that_it_cannot_use_are_refused(export):
+    _, folder = export("diagonal")
+    model = load(folder)
+    with pytest.raises(ValueError, match=f"reads at most {CONTEXT} tokens, but got {CONTEXT + 1}"):
+        model(draw(1, CONTEXT + 1))
+    with pytest.raises(ValueError, match="value embeddings are looked up by token"):
+        model(inputs_embeds=torch.zeros(1, 2, 16))
+    with pytest.raises(ValueError, match="leave cache_implementation out"):
+        model.generate(draw(1, 3), max_new_tokens=2, cache_implementation="static")
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f"recurrence must be a whole number of loops, 1 or more, but got {wrong}"):
+            load(folder, recurrence=wrong)(draw(1, 3))
+
+
+def test_a_fixed_depth_model_has_no_other_recurrence(export):
+    _, folder = export("fixed depth")
+    with pytest.raises(ValueError, match="a fixed-depth model has no loop"):
+        load(folder, recurrence=2)(draw(1, 3))
+
+
+def test_the_state_is_drawn_as_ours_is():
+    assert modeling_isoloop.STATE_SEED == STATE_SEED
