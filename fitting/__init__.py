@@ -39,6 +39,8 @@ from isoloop.fitting.laws.test_time import (
     UnifiedLaw,
     UnifiedOverthinkingLaw,
 )
+from isoloop.fitting.quality.fit import QualityFit, QualityPrediction, fit_quality
+from isoloop.fitting.quality.score import HeldOutScore, ScoreFit, ScorePrediction
 from isoloop.fitting.result import HeldOut, SweepFit
 from isoloop.fitting.selection.choose import Choice, MinimaPredictor, choose, choose_table
 from isoloop.fitting.selection.holdout import CrossValidation, LawPredictor, cross_validate

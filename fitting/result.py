@@ -21,6 +21,7 @@ from isoloop.fitting.estimation.noise import NoiseModel
 from isoloop.fitting.isoflop.bias import ParabolaBias
 from isoloop.fitting.isoflop.minima import IsoflopFit
 from isoloop.fitting.laws.registry import law_named
+from isoloop.fitting.quality.fit import QualityFit
 from isoloop.fitting.selection.holdout import CrossValidation, HeldOutError, HeldOutRow
 from isoloop.fitting.selection.misfit import Misfit
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
@@ -127,7 +128,8 @@ class SweepFit:
     the sweep and the one that extends it, for predictions; None if none was fitted. `overthinking` is there if losses
     rise with T: then its laws take the place of those of test-time loops in predictions. `file` is the file of the
     table, None for a table that came from elsewhere. `rollouts` are predictions of all runs above each budget by the
-    laws after training as fitted below it; if there are none, `why_no_rollouts` has the reason.
+    laws after training as fitted below it; if there are none, `why_no_rollouts` has the reason. `quality` is there if
+    the table has benchmark scores.
     """
 
     name: str
@@ -153,6 +155,7 @@ class SweepFit:
     file: FittedFile | None = None
     rollouts: CrossValidation | None = None
     why_no_rollouts: str = "this fit was made without rollouts"
+    quality: QualityFit | None = None
 
     @property
     def axis(self) -> str:
@@ -218,7 +221,7 @@ class SweepFit:
         """Return the whole fit as text: methods, parameters, bounds that were hit, caveats. Intervals are 95%."""
         from isoloop.fitting.report.full import full_report
 
-        return full_report(self)
+        return full_report(self) + ("" if self.quality is None else f"\n{self.quality.report()}")
 
     def summary(self, *, lines: int = 40, printable: Callable[[str], str] = str) -> str:
         """Return the answer, the estimates and what to doubt, in at most `lines` lines of 80 columns.
@@ -332,6 +335,15 @@ def _check_laws(fit: SweepFit) -> None:
             continue
         # The loss after training may follow any law; the others are what they are called.
         check_stored_law(law_fit.law if name == "training" else name, law_fit)
+    check_stored_quality(fit.quality)
+
+
+def check_stored_quality(quality: QualityFit | None) -> None:
+    """Raise ValueError unless the laws of a stored fit of quality can be loaded, with all their values."""
+    for score in quality.scores if quality else ():
+        for step in filter(None, (score.task_loss, score.wrong)):
+            for law_fit in step.laws:
+                check_stored_law(law_fit.law, law_fit)
 
 
 def check_stored_law(due: str, law_fit: LawFit) -> None:

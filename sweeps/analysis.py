@@ -160,7 +160,7 @@ def fit_and_report_table(
         budget_tolerance: budgets within this fraction of one another are one; by default 1%.
         progress: told of how far the fits are.
     """
-    from isoloop.fitting.figures import FIGURES
+    from isoloop.fitting.figures import FIGURES, QUALITY_FIGURES
     from isoloop.fitting.figures.style import SUFFIXES
     from isoloop.sweeps.report.page import TablePage, write_report
     from isoloop.sweeps.report.provenance import table_origin
@@ -168,7 +168,7 @@ def fit_and_report_table(
     # Remove the results of an earlier call; other files in the folder of the figures stay.
     _remove_fits(places)
     for figure in (*places.figures.glob("*"), *places.figures.glob("hold-out/*")):
-        if figure.stem in FIGURES and figure.suffix in SUFFIXES:
+        if figure.stem in {*FIGURES, *QUALITY_FIGURES} and figure.suffix in SUFFIXES:
             figure.unlink()
     # Fit and report.
     progress = progress or Progress()

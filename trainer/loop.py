@@ -184,7 +184,10 @@ def _run_training(
         apply_schedule(optimizers, spec.optimizer, spec.schedule, step, spec.steps)
 
         # Forward and backward. One sum over the ranks also carries the loops run and the wishes to stop, and the host
-        # waits for the device once, here
+        # waits for the device once, here, also for the ρ(Ā) that the journal records
+        steps_done = step + 1
+        is_recorded = ranks.is_first and (steps_done % journal_interval == 0 or steps_done == spec.steps)
+        radius = model.radius_on_device() if is_recorded else None
         step_stats = _accumulate_gradients(spec, model, share, execution, separator)
         ranks.sum_gradients(model)
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
@@ -192,11 +195,12 @@ def _run_training(
         loops_run = share.loops.sum(), share.loops.clamp(max=spec.recurrence.gradient_loops).sum()
         host_stats = torch.tensor([*loops_run, stop_requested], dtype=step_stats.dtype)
         sums = ranks.sum(torch.cat([step_stats, host_stats.to(step_stats.device, non_blocking=True)]))
-        *means, forward_loops, backward_loops, stop_votes, gradient_norm = torch.cat([sums, total_norm[None]]).tolist()
+        own_stats = [total_norm] if radius is None else [total_norm, radius]
+        numbers = torch.cat([sums, torch.stack(own_stats).to(sums.dtype)]).tolist()
+        *means, forward_loops, backward_loops, stop_votes, gradient_norm = numbers[: len(sums) + 1]
         train_loss = means[0]
         counts["forward_loops"] += forward_loops
         counts["backward_loops"] += backward_loops
-        steps_done = step + 1
         position_before, position, dropped = position, share.position, share.dropped
 
         # A step without a finite gradient isn't taken; too many in a row, or too large a loss, are a divergence
@@ -219,7 +223,8 @@ def _run_training(
             break
         counts["skipped_in_a_row"] = skipped_in_a_row
 
-        # Optimizer step
+        # Optimizer step, behind a ρ(Ā) that isn't among the numbers yet
+        spectral_radius = numbers[-1] if radius is not None else model.spectral_radius() if is_recorded else None
         for optimizer in optimizers:
             if is_finite:
                 optimizer.step()
@@ -237,8 +242,8 @@ def _run_training(
             metrics |= {"validation_loss": validation_loss} if math.isfinite(validation_loss) else {}
             if steps_done in best_steps and validation_loss < (math.inf if best is None else best.loss):
                 best = BestStep.of(steps_done, validation_loss, model if ranks.is_first else None)
-        if ranks.is_first and (steps_done % journal_interval == 0 or steps_done == spec.steps):
-            metrics |= _step_metrics(spec, model, optimizers, means, gradient_norm, steps_done)
+        if is_recorded:
+            metrics |= _step_metrics(spec, optimizers, means, gradient_norm, spectral_radius, steps_done)
             metrics |= {"dropped_tokens": float(dropped)} if packing == "best-fit" else {}
             metrics |= speed.read() | system.read()
         if not is_finite:
@@ -435,7 +440,7 @@ def _radius_note(model: LanguageModel) -> str:
 
 
 def _step_metrics(
-    spec: RunSpec, model: LanguageModel, optimizers: list[Optimizer], means: list[float], norm: float, step: int
+    spec: RunSpec, optimizers: list[Optimizer], means: list[float], norm: float, radius: float | None, step: int
 ) -> dict[str, float]:
     """Return the training metrics that the journal records of a step; those of a loop only for a looped model."""
     muon, adamw = optimizers
@@ -446,7 +451,6 @@ def _step_metrics(
         "matrix_learning_rate": muon.param_groups[0]["lr"],
         "tokens": float(step * spec.tokens_per_step),
     }
-    radius = model.spectral_radius()
     if radius is not None:
         metrics |= {"spectral_radius": radius, "state_norm": means[1], "last_loop_residual": means[2]}
     return metrics

@@ -2,9 +2,11 @@
 
 from isoloop.fitting.figures.compare import draw_comparison, save_comparison
 from isoloop.fitting.figures.isoflop import draw_exponents, draw_isoflop_curves, draw_optima, draw_power_law
+from isoloop.fitting.figures.quality import draw_quality_against_flops, draw_quality_against_loss
 from isoloop.fitting.figures.registry import (
     COLUMN_WIDTH,
     FIGURES,
+    QUALITY_FIGURES,
     SIZES_FIGURES,
     FigureFiles,
     draw_all,

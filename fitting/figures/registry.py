@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from isoloop.fitting.cost.axis import AXES
 from isoloop.fitting.figures.axes import fit_height
 from isoloop.fitting.figures.isoflop import draw_isoflop_curves, draw_power_law
+from isoloop.fitting.figures.quality import draw_quality_against_flops, draw_quality_against_loss
 from isoloop.fitting.figures.rollouts import draw_rollouts
 from isoloop.fitting.figures.sizes import draw_frontier, draw_sizes_surface
 from isoloop.fitting.figures.style import STYLE, rasterize_many, save_figure
@@ -133,12 +134,18 @@ def draw_one(name: str, table: pd.DataFrame, fit: AnyFit, *, width: float | None
 
 
 def figures_of(fit: AnyFit) -> dict[str, FigureKind]:
-    """Return the figures of a fit by name: those of one architecture, or of several sizes."""
-    return SIZES_FIGURES if isinstance(fit, SizesFit) else FIGURES
+    """Return the figures of a fit by name: those of one architecture, or of several sizes, and those of scores."""
+    of_fit = SIZES_FIGURES if isinstance(fit, SizesFit) else FIGURES
+    return of_fit | QUALITY_FIGURES if fit.quality else of_fit
 
 
 def why_unavailable(name: str, fit: AnyFit) -> str | None:
     """Return the reason why a fit has no data for a figure, None if it has."""
+    if name in QUALITY_FIGURES:
+        if fit.quality is None:
+            return "the run table has no benchmark scores"
+        of_loss = name == "quality_against_loss" and not fit.quality.fitted
+        return "; ".join(f"{score.label}: {score.reason}" for score in fit.quality.refused) if of_loss else None
     if isinstance(fit, SizesFit):
         if name == "rollouts":
             return None if fit.rollouts else fit.why_no_rollouts
@@ -239,3 +246,17 @@ SIZES_FIGURES: dict[str, FigureKind] = {
     "rollouts": _ROLLOUTS,
 }
 """Every figure of a joint fit over sizes."""
+
+QUALITY_FIGURES: dict[str, FigureKind] = {
+    "quality_against_loss": FigureKind(
+        about="Benchmark scores against validation loss, with the fitted curves and 95% of one model's score.",
+        draw=draw_quality_against_loss,
+        size=(6.9, 3.4),
+    ),
+    "quality_against_flops": FigureKind(
+        about="Benchmark scores against compute: the run of least loss at each budget, beside that of one loop.",
+        draw=draw_quality_against_flops,
+        size=(6.9, 3.4),
+    ),
+}
+"""Figures of a fit whose run table has benchmark scores."""

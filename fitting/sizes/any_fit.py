@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from isoloop.fitting.answer.predict import Prediction, predict
+from isoloop.fitting.quality.fit import fit_quality
 from isoloop.fitting.result import FIT_FORMAT, SweepFit, format_of, from_file
 from isoloop.fitting.sizes.fit import fit_sizes, several_sizes
 from isoloop.fitting.sizes.predict import predict_sizes
 from isoloop.fitting.sizes.result import SIZES_FORMAT, SizesFit
-from isoloop.fitting.sweep_fit import fit_sweep
+from isoloop.fitting.sweep_fit import fit_sweep, split_largest
 from isoloop.fitting.tables.budgets import SAME_BUDGET
 from isoloop.fitting.tables.contract import check_runs
+from isoloop.fitting.tables.quality import score_columns
 
 AnyFit = SweepFit | SizesFit
 
 
 def fit_table(table: pd.DataFrame, *, independent: bool = False, **settings: Any) -> AnyFit:
     """Fit a run table: by `fit_sizes` if it holds looped models of several sizes, else by `fit_sweep`.
+
+    If the table has benchmark scores, they are fitted against the loss as well (`fit_quality`), to the same runs.
 
     Args:
         table: the run table.
@@ -31,14 +36,24 @@ def fit_table(table: pd.DataFrame, *, independent: bool = False, **settings: Any
         ValueError: as these do, and for `independent` with several sizes.
     """
     checked = check_runs(table, budget_tolerance=settings.get("budget_tolerance", SAME_BUDGET)).frame
+    fit: AnyFit
     if not several_sizes(checked):
-        return fit_sweep(table, independent=independent, **settings)
-    if independent:
+        fit = fit_sweep(table, independent=independent, **settings)
+    elif independent:
         raise ValueError(
             "separate parabolas in log tokens are fitted to one architecture, but this table has several sizes; leave "
             "them out, or filter the table to one size"
         )
-    return fit_sizes(table, **settings)
+    else:
+        fit = fit_sizes(table, **settings)
+    if not score_columns(checked.columns):
+        return fit
+    if fit.held_out is None:
+        return replace(fit, quality=fit_quality(checked))
+    fitted, held_out, _ = split_largest(checked)
+    after_training = fit.method_after_training if isinstance(fit, SweepFit) else f"{fit.laws.name} at T = mu"
+    losses = {row.run_id: (row.predicted, row.interval) for row in fit.held_out.rows if row.method == after_training}
+    return replace(fit, quality=fit_quality(fitted).with_predicted_losses(held_out, losses))
 
 
 def read_fit(path: str | Path) -> AnyFit:

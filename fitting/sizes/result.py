@@ -17,12 +17,14 @@ from isoloop.fitting.answer.verdict import Verdict
 from isoloop.fitting.cost.family import ModelFamily
 from isoloop.fitting.estimation.law_fit import LawFit
 from isoloop.fitting.estimation.noise import NoiseModel
+from isoloop.fitting.quality.fit import QualityFit
 from isoloop.fitting.result import (
     FittedFile,
     FittedRange,
     HeldOut,
     MissingFit,
     check_stored_law,
+    check_stored_quality,
     from_file,
     read_stored,
     stored_text,
@@ -152,6 +154,7 @@ class SizesFit:
     rollouts: CrossValidation | None = None
     why_no_rollouts: str = "this fit was made without rollouts"
     alone: tuple[SizeAlone, ...] = ()
+    quality: QualityFit | None = None
 
     @property
     def surface(self) -> LossSurface:
@@ -235,7 +238,7 @@ class SizesFit:
         """Return the whole fit as text. Intervals are 95%."""
         from isoloop.fitting.sizes.report import full_report
 
-        return full_report(self)
+        return full_report(self) + ("" if self.quality is None else f"\n{self.quality.report()}")
 
     def summary(self, *, lines: int = 40, printable: Callable[[str], str] = str) -> str:
         """Return the answer, the estimates and what to doubt; see `SweepFit.summary`."""
@@ -253,6 +256,7 @@ class SizesFit:
         fit = read_stored(text, SIZES_FORMAT, _stored_fit())
         for law in (*fit.laws.laws, *([fit.joint_test_time] if fit.joint_test_time else [])):
             check_stored_law(law.law, law)
+        check_stored_quality(fit.quality)
         return fit
 
     @classmethod

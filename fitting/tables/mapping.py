@@ -23,6 +23,7 @@ from isoloop.fitting.tables.contract import (
     listed_names,
     loss_column,
 )
+from isoloop.fitting.tables.quality import quality_names
 from isoloop.fitting.tables.reading import RawTable, is_missing, to_numbers
 
 _LOOPS = ("loops", "n_loops", "num_loops", "loop_count", "recurrences", "n_recurrences", "num_recurrences")
@@ -194,6 +195,8 @@ def map_table(raw: RawTable, given: Mapping[str, ColumnSource] | None = None) ->
     if "recurrence" in frame:
         frame, more = _one_row_per_run(frame)
         notes += more
+    frame, more = _with_quality(frame)
+    notes += more
     ids = ["run_id", "seed"]
     if set(ids) <= set(frame) and frame["run_id"].duplicated().any() and not frame.duplicated(ids).any():
         frame["run_id"] = [f"{run} seed {seed}" for run, seed in zip(frame["run_id"], frame["seed"], strict=True)]
@@ -223,7 +226,10 @@ def _sources(frame: pd.DataFrame, given: dict[str, ColumnSource]) -> tuple[dict[
 
     # Candidates for each column of ours, the best first.
     candidates: dict[str, list[tuple[int, int, ColumnSource]]] = {}
+    quality = _quality_names(names)
     for place, name in enumerate(names):
+        if name in quality:
+            continue
         for column, rank, factor in _meanings(name, ours=set(names) >= _OURS):
             candidates.setdefault(column, []).append((rank, place, ColumnSource(name=name, factor=factor)))
     ranked = {}
@@ -442,7 +448,8 @@ def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
     """Return notes about columns of a mapped table that are not used, but tell something about its runs."""
     if ours:
         return []
-    others = [name for name in map(str, frame.columns) if name not in NAMES and not re.fullmatch(r"loss_T.*", name)]
+    known = {*NAMES, *quality_names(map(str, frame.columns)).values()}
+    others = [name for name in map(str, frame.columns) if name not in known and not re.fullmatch(r"loss_T.*", name)]
     keys = {name: column_key(re.sub(r"^(params|metrics|tags)/", "", name)) for name in others}
     telling = [name for name in others if _TELLING.search(keys[name])]
     kinds, repeated = [], []
@@ -468,6 +475,22 @@ def _unused_notes(frame: pd.DataFrame, *, ours: bool) -> list[str]:
             f"Rows with the same {listed_names(repeated)} were taken for runs of their own: drop restarted ones."
         )
     return notes
+
+
+def _with_quality(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with its columns of quality under our names (`tables.quality`), and a note about new names."""
+    names = _quality_names(list(map(str, frame.columns)))
+    renamed = {name: ours for name, ours in names.items() if name != ours and ours not in frame}
+    if not renamed:
+        return frame, []
+    listed = ", ".join(f"{ours} from {name!r}" for name, ours in renamed.items())
+    return frame.rename(columns=renamed), [f"Quality: {listed}."]
+
+
+def _quality_names(names: Sequence[str]) -> dict[str, str]:
+    """Return our name of each column that holds quality, by its name in the file."""
+    keys = {column_key(re.sub(r"^(metrics|summary)[/.]", "", name.lower())): name for name in names}
+    return {keys[key]: ours for key, ours in quality_names(keys).items()}
 
 
 # Values

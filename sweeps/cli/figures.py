@@ -202,8 +202,9 @@ def figure(
         from isoloop.fitting.figures.style import SUFFIXES, save_figure, save_figure_as
 
     for name in names or []:
-        if name not in figures.FIGURES:
-            raise ValueError(f"a figure must be one of {', '.join(figures.FIGURES)}, but got {name!r}; choose one")
+        known = {**figures.FIGURES, **figures.SIZES_FIGURES, **figures.QUALITY_FIGURES}
+        if name not in known:
+            raise ValueError(f"a figure must be one of {', '.join(known)}, but got {name!r}; choose one")
     if names and to is None:
         raise ValueError("a figure must have a place, but there is no --to; give --to NAME.svg, .pdf, .png or a folder")
     is_file = to is not None and bool(to.suffix) and not to.is_dir()
@@ -218,7 +219,7 @@ def figure(
         progress.begin("Reading the fit")
         source = _table_with_fit(target, out, options, hold_out)
         progress.begin("Drawing")
-        chosen = [] if to is None else list(names or figures.FIGURES)
+        chosen = [] if to is None else list(names or figures.figures_of(source[1]))
         for done, name in enumerate(chosen):
             progress.update(f"{done + 1}/{len(chosen)} {name}", done, len(chosen))
             reason = figures.why_unavailable(name, source[1])

@@ -32,7 +32,7 @@ from isoloop.sweeps.paths import is_table_target
 if TYPE_CHECKING:
     import numpy as np
 
-    from isoloop.fitting import Objective
+    from isoloop.fitting import AnyFit, Objective
     from isoloop.fitting.estimation.bootstrap import BootstrapKind
 
 Delta = Annotated[float, typer.Option(help="Huber's delta; inf for squared errors.")]
@@ -112,7 +112,7 @@ def fit(
         kind=_bootstrap_kind(bootstrap),
         independent=independent,
     )
-    ending = [*_where_stored(stored), f"next: {_next_command(stored, files)}"]
+    ending = [*_quality_lines(stored.fit), *_where_stored(stored), f"next: {_next_command(stored, files)}"]
     # A path that is longer than a line takes several of the screen.
     rows = sum(math.ceil(columns_of(as_printed(line)) / COLUMNS) for line in ending)
     if full:
@@ -130,6 +130,21 @@ def _curve_of(files: TargetFiles) -> "dict[str, np.ndarray] | None":
     if not is_table_target(files.target) or not Path(files.target).is_file():
         return None
     return curve_columns(read_raw(files.target).frame)
+
+
+def _quality_lines(fit: "AnyFit") -> list[str]:
+    """Return the line about the benchmark scores of the table; none if it has none."""
+    if fit.quality is None:
+        return []
+    fitted, refused = ([score.label for score in part] for part in (fit.quality.fitted, fit.quality.refused))
+    parts = [f"no prediction of {_few(refused)} (--full has the reasons)"] if refused else []
+    if fitted:
+        parts.append(f"isoloop predict gives {_few(fitted)}")
+    return [f"quality: {'; '.join(parts)}"]
+
+
+def _few(labels: list[str]) -> str:
+    return ", ".join(labels) if len(labels) <= 3 else f"{', '.join(labels[:2])} and {len(labels) - 2} more scores"
 
 
 def _where_stored(stored: StoredFit) -> list[str]:
@@ -212,6 +227,10 @@ def predict(
     )
     print_reading(fitted.reading)
     print(prediction.report().rstrip())
+    if fitted.quality is not None:
+        print(fitted.quality.predict(prediction).report().rstrip())
+        if recurrence not in (None, prediction.mean_recurrence):
+            print("  Note: the runs' scores are those at T = mu, and the loss is that at another T.")
 
 
 def choose(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from isoloop.trainer import loop
 from isoloop.trainer.config import ExecutionConfig, ModelConfig, RunSpec
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.evaluate import evaluate, evaluate_documents
@@ -69,7 +68,6 @@ def test_the_pretend_device_counts_waits_and_refuses_two_devices(on_device):
 
 def train_counting(spec_json: str, corpus_folder: str, folder: str, execution_json: str, stop: int | None):
     """Train on the pretend device; return the waits by step, those after the last one last, and the result's losses."""
-    loop.JOURNALED_STEPS = 1  # one reading of ρ(Ā) and the clocks, in the last step
     spec, counts = RunSpec.model_validate_json(spec_json), []
 
     def should_stop():
@@ -109,7 +107,7 @@ def kind(request, spec):
 
 
 def test_a_step_waits_once_for_the_device(kind, corpus, on_device, tmp_path):
-    """Also with micro-batches; the numbers are the CPU's but for the order of sums."""
+    """Also with micro-batches; the journal records each step. The numbers are the CPU's but for the order of sums."""
     waits, losses = on_device(train_counting, *arguments(kind, corpus, tmp_path / "device", micro_batch=3))
     assert len(waits) == kind.steps
     assert waits[:-1] == [Counter({"tolist": 1})] * (kind.steps - 1)

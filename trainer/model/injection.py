@@ -32,6 +32,10 @@ class Injection(nn.Module, ABC):
     def spectral_radius(self) -> float:
         """Return ρ(Ā), the largest absolute eigenvalue of the state-transition matrix; NaN if Ā isn't finite."""
 
+    def radius_on_device(self) -> Tensor | None:
+        """Return ρ(Ā) as a scalar tensor, without a wait for the device; None if only `spectral_radius` gives it."""
+        return None
+
     @abstractmethod
     def initialise(self, std: float, generator: torch.Generator) -> None:
         """Draw the random parameters from `generator`; `std` is the standard deviation of the other matrices."""
@@ -67,10 +71,14 @@ class DiagonalInjection(Injection):
     def initialise(self, std: float, generator: torch.Generator) -> None:
         """Draw nothing."""
 
-    @torch.no_grad()
     def spectral_radius(self) -> float:
         """Return the largest entry of Ā."""
-        return self.decay().max().item()
+        return self.radius_on_device().item()
+
+    @torch.no_grad()
+    def radius_on_device(self) -> Tensor:
+        """Return the largest entry of Ā."""
+        return self.decay().max()
 
 
 @final

@@ -139,6 +139,10 @@ class LanguageModel(nn.Module, ABC):
     def spectral_radius(self) -> float | None:
         """Return ρ(Ā), or None without a loop."""
 
+    def radius_on_device(self) -> Tensor | None:
+        """Return ρ(Ā) as a scalar tensor, without a wait for the device; None without a loop or such a way."""
+        return None
+
     def logits(
         self,
         tokens: Tensor,

@@ -132,6 +132,10 @@ class Parcae(LanguageModel):
         """Return ρ(Ā)."""
         return self.injection.spectral_radius()
 
+    def radius_on_device(self) -> Tensor | None:
+        """Return ρ(Ā) as a scalar tensor, without a wait for the device; None without a loop or such a way."""
+        return self.injection.radius_on_device()
+
     def _before_loop(
         self, tokens: Tensor, mask: Tensor | None = None, cache: CacheView | None = None
     ) -> tuple[Tensor, dict[int, SharedCast]]:

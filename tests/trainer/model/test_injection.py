@@ -40,6 +40,7 @@ def test_the_spectral_radius_is_that_of_the_loops_own_map(injection):
         lambda h: injection.inject(h[None, None], drive)[0, 0], torch.ones(WIDTH)
     )
     radius = injection.spectral_radius()
+    assert injection.radius_on_device() in (None, radius)
     assert torch.linalg.eigvals(transition.double()).abs().max().item() == pytest.approx(radius, rel=1e-5)
     state, growth = torch.randn(1, 1, WIDTH, dtype=torch.float64), 0.0
     transition, loops = transition.double(), 600
