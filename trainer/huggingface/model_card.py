@@ -50,8 +50,8 @@ def _shape(config: ModelConfig) -> str:
         return f"Its {config.layers} layers of width {config.width} run once; it reads {config.context} tokens."
     return (
         f"Of its layers of width {config.width}, {config.prelude_layers} in the prelude and {config.coda_layers} in "
-        f"the coda run once, and {config.core_layers} in the core T times (injection {config.injection}, {config.block} "
-        f"blocks). It reads {config.context} tokens."
+        f"the coda run once, and {config.core_layers} in the core T times (injection {config.injection}, "
+        f"{config.block} blocks). It reads {config.context} tokens."
     )
 
 
