@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -87,8 +87,7 @@ class QualityFit:
         Raises ValueError for a loss that isn't positive and finite, and an interval that doesn't hold it.
         """
         if not isinstance(loss, float | int):
-            ends = loss.loss_interval or (loss.loss, loss.loss)
-            return self.predict(loss.loss, (min(ends[0], loss.loss), max(ends[1], loss.loss)))
+            return self.predict(*_with_loss_inside(loss.loss, loss.loss_interval))
         low, high = loss_interval or (loss, loss)
         if not 0 < low <= loss <= high < np.inf:
             raise ValueError(
@@ -103,6 +102,24 @@ class QualityFit:
             refused=self.refused,
             baselines=self.baselines,
         )
+
+    def with_predicted_losses(
+        self, table: pd.DataFrame, losses: Mapping[str, tuple[float, Interval | None]]
+    ) -> QualityFit:
+        """Return the fit with the scores of held-out runs of `table`, predicted from predicted losses by run id."""
+        runs = finished_rows(table)
+        runs = runs[runs["run_id"].isin(list(losses))]
+
+        def with_rows(score: ScoreFit) -> ScoreFit:
+            rows = tuple(
+                score.held_out_row(str(run_id), float(measured), *_with_loss_inside(*losses[run_id]))
+                for run_id, measured in zip(runs["run_id"], runs[score.column].astype(float), strict=True)
+                if np.isfinite(measured)
+            )
+            return replace(score, held_out_with_loss=rows)
+
+        scores = (with_rows(score) if score.status == "fitted" else score for score in self.scores)
+        return replace(self, scores=tuple(scores))
 
     def report(self) -> str:
         """Return the fits as text: scores that can't be predicted first, then each score's laws and held-out error."""
@@ -272,6 +289,11 @@ def _mixture(
     return law_mixture(fits, not_fitted=reason)
 
 
+def _with_loss_inside(loss: float, interval: Interval | None) -> tuple[float, Interval | None]:
+    """Return a predicted loss and its interval, which holds it: that of a mixture may just not."""
+    return loss, None if interval is None else (min(interval[0], loss), max(interval[1], loss))
+
+
 def _range(values: np.ndarray) -> Interval:
     return float(values.min()), float(values.max())
 
@@ -290,19 +312,8 @@ def _held_out(score: ScoreFit, runs: _Runs, draws: int, seed: int) -> tuple[tupl
         fit = _with_laws(score, others, draws, seed)
     except ValueError as error:
         return (), f"without the largest budget, {error}"
-    predictions = [fit.predict(float(loss)) for loss in largest.losses]
-    return tuple(
-        HeldOutScore(
-            run_id=run_id,
-            loss=float(loss),
-            measured=float(measured),
-            predicted=prediction.value,
-            interval=prediction.interval,
-        )
-        for run_id, loss, measured, prediction in zip(
-            largest.run_ids, largest.losses, largest.scores, predictions, strict=True
-        )
-    ), ""
+    rows = zip(largest.run_ids, largest.scores, largest.losses, strict=True)
+    return tuple(fit.held_out_row(run_id, float(measured), float(loss)) for run_id, measured, loss in rows), ""
 
 
 def _runs_of(rows: pd.DataFrame, columns: ScoreColumns, baselines: Sequence[str]) -> tuple[_Runs, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from isoloop.fitting.quality.score import Interval, ScoreFit, ScorePrediction
+from isoloop.fitting.quality.score import HeldOutScore, Interval, ScoreFit, ScorePrediction
 from isoloop.fitting.selection.mixture import NAMED_WEIGHT, LawMixture
 
 _WIDTH = 100
@@ -68,20 +68,26 @@ def _score_lines(score: ScoreFit) -> list[str]:
         lines += _wrapped(f"2. {_law_text(score.wrong)}", "    ")
     else:
         lines += _wrapped(_law_text(score.wrong), "    ")
-    if score.held_out:
-        inside = sum(row.inside for row in score.held_out)
-        mean = sum(row.error for row in score.held_out) / len(score.held_out)
-        lines += _wrapped(
-            f"held out: the largest budget's {len(score.held_out)} runs, predicted from the others at their measured "
-            f"loss, are off by {_number(score.mean_error or 0.0, score.unit)} {score.unit} (mean "
-            f"{_number(mean, score.unit, sign=True)}), {inside} of {len(score.held_out)} inside their intervals",
-            "    ",
-        )
-    else:
-        lines += _wrapped(f"nothing was held out: {score.why_not_held_out}", "    ")
+    for rows, what in (
+        (score.held_out, "predicted from the others at their measured loss"),
+        (score.held_out_with_loss, "predicted at the loss that the laws predict"),
+    ):
+        if rows:
+            lines += _wrapped(f"held out: the largest budget's {_error_text(rows, what, score.unit)}", "    ")
+    if not score.held_out:
+        lines += _wrapped(f"nothing was held out at measured losses: {score.why_not_held_out}", "    ")
     for caveat in score.caveats:
         lines += _wrapped(f"caveat: {caveat}", "    ")
     return lines
+
+
+def _error_text(rows: Sequence[HeldOutScore], what: str, unit: str) -> str:
+    inside, count = sum(row.inside for row in rows), len(rows)
+    size, mean = sum(abs(row.error) for row in rows) / count, sum(row.error for row in rows) / count
+    return (
+        f"{count} {'run' if count == 1 else 'runs'}, {what}, are off by {_number(size, unit)} {unit} (mean "
+        f"{_number(mean, unit, sign=True)}), {inside} of {count} inside their intervals"
+    )
 
 
 def _law_text(mixture: LawMixture) -> str:

@@ -43,7 +43,7 @@ class ScorePrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutScore:
-    """The score of a held-out run and its prediction from the run's measured loss; `error` is predicted - measured."""
+    """The score of a held-out run and its prediction from the run's validation `loss`, measured or itself predicted."""
 
     run_id: str
     loss: float
@@ -69,6 +69,9 @@ class ScoreFit:
     If `status` is not "fitted", nothing can be predicted and `reason` says why. `task_loss` is the first step, task
     loss against validation loss, and `wrong` the second, the share of wrong answers against task loss; without a first
     step it is against the validation loss. `losses` (nats per token) and `scores` are the ranges of the `runs` runs.
+
+    `held_out` are predictions of the largest budget's runs from the others, at their measured losses;
+    `held_out_with_loss` those at the losses that the laws predict, where the whole fit was made without that budget.
     Scores are in the `unit`, of which `perfect` is the best and `chance` that of guessing. The scatter of an accuracy
     grows as that of a share of items, `binomial_scatter`, which is `typical_scatter` at the runs; that of a suite's
     mean is the same at every score, and `typical_scatter` None.
@@ -89,6 +92,7 @@ class ScoreFit:
     typical_scatter: float | None = None
     held_out: tuple[HeldOutScore, ...] = ()
     why_not_held_out: str = ""
+    held_out_with_loss: tuple[HeldOutScore, ...] = ()
     caveats: tuple[str, ...] = ()
 
     @property
@@ -137,6 +141,15 @@ class ScoreFit:
             task_loss=None if task_loss is None else float(task_loss[0]),
             task_loss_interval=None if task_loss is None else interval(drawn),
             note=self._beyond(loss),
+        )
+
+    def held_out_row(
+        self, run_id: str, measured: float, loss: float, loss_interval: Interval | None = None
+    ) -> HeldOutScore:
+        """Return the prediction of a held-out run's `measured` score from its loss, or a predicted one's interval."""
+        prediction = self.predict(loss, loss_interval)
+        return HeldOutScore(
+            run_id=run_id, loss=loss, measured=measured, predicted=prediction.value, interval=prediction.interval
         )
 
     @property

@@ -48,8 +48,12 @@ def fit_table(table: pd.DataFrame, *, independent: bool = False, **settings: Any
         fit = fit_sizes(table, **settings)
     if not score_columns(checked.columns):
         return fit
-    fitted = split_largest(checked)[0] if settings.get("hold_out_largest_budget") else checked
-    return replace(fit, quality=fit_quality(fitted))
+    if fit.held_out is None:
+        return replace(fit, quality=fit_quality(checked))
+    fitted, held_out, _ = split_largest(checked)
+    after_training = fit.method_after_training if isinstance(fit, SweepFit) else f"{fit.laws.name} at T = mu"
+    losses = {row.run_id: (row.predicted, row.interval) for row in fit.held_out.rows if row.method == after_training}
+    return replace(fit, quality=fit_quality(fitted).with_predicted_losses(held_out, losses))
 
 
 def read_fit(path: str | Path) -> AnyFit:

@@ -148,8 +148,10 @@ def test_held_out_scores_are_predictions_from_the_smaller_budgets():
 
 def test_without_budgets_nothing_is_held_out_and_that_is_said():
     fit = fit_quality(sweeps.sweep(np.random.default_rng(3)).drop(columns="budget"), draws=20)
-    assert score_of(fit, "core").held_out == ()
-    assert "nothing was held out: holding out by largest budget needs the column `budget`" in fit.report()
+    core = score_of(fit, "core")
+    assert core.held_out == ()
+    assert "holding out by largest budget needs the column `budget`" in core.why_not_held_out
+    assert "nothing was held out at measured losses" in fit.report()
 
 
 def test_a_task_without_its_loss_is_fitted_in_one_step():

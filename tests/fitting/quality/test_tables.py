@@ -1,5 +1,7 @@
 """Scores from anybody's table to the stored fit, its predictions, figures and the command line."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,7 +82,19 @@ def test_a_fit_of_a_table_with_scores_has_their_fits(table, fit):
 
 def test_a_fit_without_the_largest_budget_has_not_seen_its_scores(table):
     held = fit_table(table, name="held", draws=20, hold_out_largest_budget=True)
-    assert held.quality == fit_quality(table[table["budget"] < 64e18])
+    alone = fit_quality(table[table["budget"] < 64e18])
+    for score, without in zip(held.quality.scores, alone.scores, strict=True):
+        assert dataclasses.replace(score, held_out_with_loss=()) == without
+        # The whole way: from the laws' losses to the scores that were measured.
+        assert [row.run_id for row in score.held_out_with_loss] == list(table["run_id"][table["budget"] == 64e18])
+        for row in score.held_out_with_loss:
+            loss = next(each for each in held.held_out.rows if each.run_id == row.run_id)
+            assert row.loss == loss.predicted
+            assert row.interval == without.predict(loss.predicted, loss.interval).interval
+            assert row.measured == table.set_index("run_id")[score.column][row.run_id]
+        assert np.mean([row.inside for row in score.held_out_with_loss]) >= 0.8
+    assert "5 runs, predicted at the loss that the laws predict, are off by" in held.report().replace("\n      ", " ")
+    assert SweepFit.from_json(held.to_json()) == held
 
 
 def test_a_stored_fit_with_another_law_is_refused(fit, tmp_path):

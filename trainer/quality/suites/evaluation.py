@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from isoloop.trainer.data.tokenizer import Tokenizer
 from isoloop.trainer.files import sole_owner, write_atomically
@@ -40,17 +41,22 @@ class Subject:
         cls, model: LanguageModel, tokenizer: Tokenizer, *, name: str, precision: Precision = "float32"
     ) -> "Subject":
         """Return the subject of a model of ours, on the device on which it is."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(model.state_dict().items()):
-            digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         identity = Identity(
             name=name,
-            weights=digest.hexdigest()[:16],
+            weights=weights_digest(model),
             tokenizer=tokenizer.digest[:16],
             context=model.config.context,
             precision=precision,
         )
         return cls(reader=LoopedReader(model, precision), tokenizer=tokenizer, identity=identity)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a hash of a model's weights, on any device."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class _Unit(NamedTuple):

@@ -80,20 +80,20 @@ class SuiteSummary(Config):
         lines = [f"{self.suite} of {self.of.name} ({self.of.precision}; examples by the seeds {seeds})", ""]
         header = ("", *(f"T = {recurrence}" for recurrence in self.recurrences))
         rows = [
-            (f"{self.score}, baselines {version}", *(_cell(by_depth[depth], 100) for depth in self.recurrences))
+            (f"{self.score}, baselines {version}", *(cell(by_depth[depth], 100) for depth in self.recurrences))
             for version, by_depth in self.scores.items()
         ]
-        lines += [*_aligned([header, *rows]), ""] if rows else []
+        lines += [*aligned([header, *rows]), ""] if rows else []
         measured = [
             (f"{task.name} ({task.shots} shots, {task.rows} rows)" if not number else "", measure, by_depth)
             for task in self.tasks
             for number, (measure, by_depth) in enumerate(task.measures.items())
         ]
         cells = [
-            (name, measure, *(_cell(by_depth[depth], _scale(measure)) for depth in self.recurrences))
+            (name, measure, *(cell(by_depth[depth], scale_of(measure)) for depth in self.recurrences))
             for name, measure, by_depth in measured
         ]
-        lines += _aligned([("task", "measure", *header[1:]), *cells])
+        lines += aligned([("task", "measure", *header[1:]), *cells])
         lines += [
             "",
             "Accuracies and their means are in percent. ± is the standard deviation over the seeds, and the brackets",
@@ -147,7 +147,7 @@ def measures_of(result: TaskResult, seeds: Sequence[int], recurrences: Sequence[
         else:
             measures.append(Measure("loss", nats, units["tokens"]))
             measures.append(Measure("perplexity", nats, units["tokens"], is_log=True))
-        if task.kind != "language_modeling":
+        if "bytes" in units:
             measures.append(Measure("bits_per_byte", nats, units["bytes"], 1 / math.log(2)))
     return measures
 
@@ -231,15 +231,18 @@ def _estimates(
     return estimates
 
 
-def _scale(measure: str) -> float:
+def scale_of(measure: str) -> float:
+    """Return the factor with which a measure is printed: 100 for fractions, as percent."""
     return 100 if measure == "accuracy" or measure.startswith("centred") else 1
 
 
-def _cell(estimate: Estimate, scale: float) -> str:
+def cell(estimate: Estimate, scale: float) -> str:
+    """Return an estimate as text: value, deviation over seeds, interval."""
     spread = "" if estimate.deviation is None else f" ±{scale * estimate.deviation:.2f}"
     return f"{scale * estimate.value:.2f}{spread} [{scale * estimate.low:.2f}, {scale * estimate.high:.2f}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, its cells in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
