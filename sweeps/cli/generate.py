@@ -162,11 +162,11 @@ def load_model(
         tokenizer=tokenizer,
         own_classes=own_classes,
     )
-    trained.model.to(_torch_device(device))
+    trained.model.to(torch_device(device))
     return trained
 
 
-def _torch_device(name: str | None) -> str:
+def torch_device(name: str | None) -> str:
     """Return the device, or raise ValueError if there is none of that name."""
     import torch
 

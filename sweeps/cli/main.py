@@ -11,6 +11,7 @@ from isoloop import __version__
 from isoloop.sweeps.cli.answer import answer
 from isoloop.sweeps.cli.console import use_terminal_encoding
 from isoloop.sweeps.cli.design import design
+from isoloop.sweeps.cli.evaluate import evaluate, prepare_suite
 from isoloop.sweeps.cli.export_model import export_model
 from isoloop.sweeps.cli.figures import compare, figure, stability
 from isoloop.sweeps.cli.generate import generate
@@ -43,8 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="Prepare the text that a sweep trains on.", no_args_is_help=True)
+data = typer.Typer(help="Prepare training text and evaluation suites.", no_args_is_help=True)
 data.command("prepare")(prepare_data)
+data.command("prepare-suite")(prepare_suite)
 app.add_typer(data, name="data")
 for command in (
     presets,
@@ -61,6 +63,7 @@ for command in (
     compare,
     figure,
     stability,
+    evaluate,
     generate,
     export_model,
     export,

@@ -10,7 +10,8 @@ from isoloop.sweeps.config.loading import preset_names
 from tests.commands import isoloop
 
 GROUP = get_command(app)
-COMMANDS = [[], ["data"], ["data", "prepare"], *([name] for name in GROUP.commands if name != "data")]
+DATA = [["data"], ["data", "prepare"], ["data", "prepare-suite"]]
+COMMANDS = [[], *DATA, *([name] for name in GROUP.commands if name != "data")]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def test_help_begins_with_a_sentence_and_nothing_is_cut(command, tmp_path):
 def test_commands_are_in_the_order_of_work(tmp_path):
     said = isoloop("--help", cwd=tmp_path).stdout
     order = "presets data plan tune run status report fit answer predict choose design compare figure stability"
-    order += " generate export-model export"
+    order += " evaluate generate export-model export"
     assert re.findall(r"^  ([a-z-]+) +[A-Z]", said.partition("\nCommands:\n")[2], re.MULTILINE) == order.split()
 
 

@@ -206,7 +206,7 @@ def test_shared_prefixes_change_nothing(case, kind, tmp_path, monkeypatch):
     questions = make_questions(task, rows, range(len(rows)), seed=SEED, tokenizer=ByteTokenizer(), context=256)
     monkeypatch.setattr(scoring_module, "EXCESS", 0.5)
     depths = [1] if kind == "fixed" else [1, 2, 4]
-    batches = scoring_module._batches(questions, "cpu", subject.reader.prefix_bytes(depths))
+    batches = scoring_module._batches(questions, 2**13, subject.reader.prefix_bytes(depths), 2**30)
     if task.shots:
         assert any(batch.shared and len({number for number, _ in batch.options}) > 1 for batch in batches)
     shared, alone = (
@@ -219,12 +219,11 @@ def test_shared_prefixes_change_nothing(case, kind, tmp_path, monkeypatch):
             assert (one.greedy == other.greedy).all()
 
 
-def test_batches_are_of_bounded_size_and_hold_every_option(monkeypatch):
-    monkeypatch.setitem(scoring_module.TOKENS_AT_ONCE, "cpu", 700)
+def test_batches_are_of_bounded_size_and_hold_every_option():
     task, rows = CASES["choice"]
     questions = make_questions(task, rows, range(len(rows)), seed=1, tokenizer=ByteTokenizer(), context=256)
     for cache_bytes in (0, 1000):
-        batches = scoring_module._batches(questions, "cpu", cache_bytes)
+        batches = scoring_module._batches(questions, 700, cache_bytes, 2**30)
         assert sorted(place for batch in batches for place in batch.options) == [
             (number, option) for number in range(12) for option in range(4)
         ]

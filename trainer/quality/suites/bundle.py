@@ -60,6 +60,11 @@ class Bundle:
         root = min(roots, key=lambda name: (name.count("/"), name))
         self._names = {name.removeprefix(root): name for name in names if name.startswith(root)}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths of all its files."""
+        return tuple(self._names)
+
     def has(self, name: str) -> bool:
         """Return whether the bundle holds a file of this path."""
         return name in self._names

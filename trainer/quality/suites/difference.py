@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from isoloop.trainer.config import Config
 from isoloop.trainer.quality.suites.resampling import interval
 from isoloop.trainer.quality.suites.result import TaskResult
-from isoloop.trainer.quality.suites.summary import Estimate, centred_name, measures_of, resampled_values
+from isoloop.trainer.quality.suites.summary import (
+    Estimate,
+    aligned,
+    cell,
+    centred_name,
+    measures_of,
+    resampled_values,
+    scale_of,
+)
 from isoloop.trainer.quality.suites.task import Suite
 
 
@@ -23,6 +31,21 @@ class Differences(Config):
     recurrences: tuple[int, int]
     scores: dict[str, Estimate]
     tasks: dict[str, dict[str, Estimate]]
+
+    def report(self) -> str:
+        """Return a table of the differences, the mean and its baselines first."""
+        rows = [
+            ("mean of centred accuracies", f"baselines {name}", cell(each, 100)) for name, each in self.scores.items()
+        ]
+        rows += [
+            (task if not number else "", measure, cell(estimate, scale_of(measure)))
+            for task, measures in self.tasks.items()
+            for number, (measure, estimate) in enumerate(measures.items())
+        ]
+        title = (
+            f"{self.first} at T = {self.recurrences[0]} minus {self.second} at T = {self.recurrences[1]}, row by row"
+        )
+        return "\n".join([title, *aligned(rows)]) + "\n"
 
 
 def compare_models(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
+from isoloop.trainer.config import SUITE_SEEDS
 from isoloop.trainer.data.tokenizer import Tokenizer
 from isoloop.trainer.files import sole_owner, write_atomically
 from isoloop.trainer.model.language_model import LanguageModel
@@ -20,7 +22,6 @@ from isoloop.trainer.quality.suites.summary import SuiteSummary, summarise
 from isoloop.trainer.quality.suites.task import Suite, Task
 from isoloop.trainer.quality.suites.text import document_units, make_documents, make_pages, page_units
 
-SEEDS = (1234, 2345, 3456)
 QUESTIONS_AT_ONCE = 512
 
 SuiteProgress = Callable[[str, float, float], None]
@@ -40,17 +41,22 @@ class Subject:
         cls, model: LanguageModel, tokenizer: Tokenizer, *, name: str, precision: Precision = "float32"
     ) -> "Subject":
         """Return the subject of a model of ours, on the device on which it is."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(model.state_dict().items()):
-            digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         identity = Identity(
             name=name,
-            weights=digest.hexdigest()[:16],
+            weights=weights_digest(model),
             tokenizer=tokenizer.digest[:16],
             context=model.config.context,
             precision=precision,
         )
         return cls(reader=LoopedReader(model, precision), tokenizer=tokenizer, identity=identity)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a hash of a model's weights, on any device."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class _Unit(NamedTuple):
@@ -69,7 +75,7 @@ def evaluate_suite(
     folder: Path,
     *,
     recurrences: Sequence[int],
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] = SUITE_SEEDS,
     share_prefixes: bool = True,
     progress: SuiteProgress = lambda label, done, total: None,
 ) -> SuiteSummary:

@@ -16,6 +16,8 @@ from isoloop.trainer.model.build import check_cache
 from isoloop.trainer.model.cache import CacheView, KeyValueCache
 from isoloop.trainer.model.language_model import LanguageModel
 
+# Positions of one pass, by kind of device.
+TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**16}
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -58,6 +60,11 @@ class Reader(ABC):
     def prefix_bytes(self, recurrences: Sequence[int]) -> int:
         """Return the bytes of cache of one token of a prefix; 0 without a cache, and then prefixes aren't shared."""
         return 0
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Positions of one pass."""
+        return TOKENS_AT_ONCE["cpu" if self.device.type == "cpu" else "cuda"]
 
     def score(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nats of `targets` [places], and whether each has the largest logit."""

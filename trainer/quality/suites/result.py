@@ -81,6 +81,11 @@ class TaskResult(Config):
     units: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     seeds: dict[int, Answers] = Field(default_factory=dict)
 
+    @property
+    def recurrences(self) -> set[int]:
+        """Every T at which the rows were answered with some seed."""
+        return {depth for answers in self.seeds.values() for depth in answers.recurrences}
+
     def missing(self, seed: int, recurrences: Sequence[int]) -> list[int]:
         """Return every T of `recurrences` at which there are no answers with this seed, ascending."""
         answers = self.seeds.get(self.task.seed(seed), Answers())

@@ -17,8 +17,7 @@ from isoloop.trainer.evaluate import STATE_SEED
 from isoloop.trainer.quality.suites.prompts import Option, Question, common_prefix
 from isoloop.trainer.quality.suites.reader import Reader
 
-# Positions of one pass, and the bytes that the caches of its prefixes may take.
-TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**16}
+# Bytes that the caches of a pass's prefixes may take, by kind of device.
 CACHE_BYTES = {"cpu": 2**30, "cuda": 2**34}
 # A prefix is shared if that saves at least this fraction of the positions.
 LEAST_SAVED = 0.2
@@ -77,7 +76,8 @@ def score_questions(
     depths = sorted(set(recurrences))
     scores: list[list[Score | None]] = [[None] * len(question.options) for question in questions]
     cache_bytes = reader.prefix_bytes(depths) if share_prefixes else 0
-    for batch in _batches(questions, _device_kind(reader), cache_bytes):
+    cache_limit = CACHE_BYTES["cpu" if reader.device.type == "cpu" else "cuda"]
+    for batch in _batches(questions, reader.tokens_at_once, cache_bytes, cache_limit):
         options = [questions[number].options[option] for number, option in batch.options]
         counts = list(Counter(number for number, _ in batch.options).values()) if batch.shared else None
         for (number, option), score in zip(
@@ -88,18 +88,21 @@ def score_questions(
     return [[score for score in row if score is not None] for row in scores]
 
 
-def _device_kind(reader: Reader) -> str:
-    return "cpu" if reader.device.type == "cpu" else "cuda"
+def _batches(questions: Sequence[Question], limit: int, cache_bytes: int, cache_limit: int) -> list[_Batch]:
+    """Return batches of questions that share prefixes, the longest first, and of all other options by length.
 
-
-def _batches(questions: Sequence[Question], device: str, cache_bytes: int) -> list[_Batch]:
-    """Return batches of questions that share prefixes, the longest first, and of all other options by length."""
+    Args:
+        questions: their options are what is to be scored.
+        limit: positions of one pass, unless it is of one question.
+        cache_bytes: of one token of a prefix; 0: prefixes aren't shared.
+        cache_limit: bytes of the caches of one pass; a longer prefix isn't shared.
+    """
     shared = {number: _shared_tokens(question) if cache_bytes else 0 for number, question in enumerate(questions)}
     shared = {
-        number: length if length * cache_bytes * (1 + len(questions[number].options)) <= CACHE_BYTES[device] else 0
+        number: length if length * cache_bytes * (1 + len(questions[number].options)) <= cache_limit else 0
         for number, length in shared.items()
     }
-    limit, batches = TOKENS_AT_ONCE[device], []
+    batches = []
     numbers = sorted((number for number in shared if shared[number]), key=lambda number: (-shared[number], number))
     while numbers:
         taken: list[int] = []
@@ -109,7 +112,7 @@ def _batches(questions: Sequence[Question], device: str, cache_bytes: int) -> li
             tail = max(len(option.tokens) for option in options) - length
             positions = len(taken) * length + len(options) * tail
             cached = length * cache_bytes * (1 + len(taken) + len(options))
-            if taken and (longest - length > EXCESS * length or positions > limit or cached > CACHE_BYTES[device]):
+            if taken and (longest - length > EXCESS * length or positions > limit or cached > cache_limit):
                 break
             taken.append(number)
         numbers = numbers[len(taken) :]

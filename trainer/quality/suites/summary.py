@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from isoloop.trainer.config import Config
 from isoloop.trainer.quality.suites.resampling import interval, resampled_sums
@@ -37,6 +38,7 @@ class TaskSummary(Config):
         shots: solved examples before each question.
         rows: number of rows.
         measures: estimates by measure and T: `accuracy`, `centred v1`, `perplexity`, `word_perplexity`, ...
+        baselines: accuracy at chance in percent, by version; empty for texts.
         gold_nats: nats per scored token of the right option by T, mean over questions and seeds; empty for texts.
         cropped: questions that lost the beginning of a prompt, at most over the seeds.
         cut: those of which not all tokens were scored.
@@ -46,6 +48,7 @@ class TaskSummary(Config):
     shots: int
     rows: int
     measures: dict[str, dict[int, Estimate]]
+    baselines: dict[str, float] = Field(default_factory=dict)
     gold_nats: dict[int, float]
     cropped: int
     cut: int
@@ -62,6 +65,7 @@ class SuiteSummary(Config):
         seeds: of the few-shot examples.
         scores: the mean of the centred accuracies, by version of the baselines and T.
         tasks: the tasks.
+        data: a hash of the data of each task, by its name.
         notes: sentences about the data.
     """
 
@@ -72,6 +76,7 @@ class SuiteSummary(Config):
     seeds: tuple[int, ...]
     scores: dict[str, dict[int, Estimate]]
     tasks: tuple[TaskSummary, ...]
+    data: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def report(self) -> str:
@@ -80,20 +85,20 @@ class SuiteSummary(Config):
         lines = [f"{self.suite} of {self.of.name} ({self.of.precision}; examples by the seeds {seeds})", ""]
         header = ("", *(f"T = {recurrence}" for recurrence in self.recurrences))
         rows = [
-            (f"{self.score}, baselines {version}", *(_cell(by_depth[depth], 100) for depth in self.recurrences))
+            (f"{self.score}, baselines {version}", *(cell(by_depth[depth], 100) for depth in self.recurrences))
             for version, by_depth in self.scores.items()
         ]
-        lines += [*_aligned([header, *rows]), ""] if rows else []
+        lines += [*aligned([header, *rows]), ""] if rows else []
         measured = [
             (f"{task.name} ({task.shots} shots, {task.rows} rows)" if not number else "", measure, by_depth)
             for task in self.tasks
             for number, (measure, by_depth) in enumerate(task.measures.items())
         ]
         cells = [
-            (name, measure, *(_cell(by_depth[depth], _scale(measure)) for depth in self.recurrences))
+            (name, measure, *(cell(by_depth[depth], scale_of(measure)) for depth in self.recurrences))
             for name, measure, by_depth in measured
         ]
-        lines += _aligned([("task", "measure", *header[1:]), *cells])
+        lines += aligned([("task", "measure", *header[1:]), *cells])
         lines += [
             "",
             "Accuracies and their means are in percent. ± is the standard deviation over the seeds, and the brackets",
@@ -147,7 +152,7 @@ def measures_of(result: TaskResult, seeds: Sequence[int], recurrences: Sequence[
         else:
             measures.append(Measure("loss", nats, units["tokens"]))
             measures.append(Measure("perplexity", nats, units["tokens"], is_log=True))
-        if task.kind != "language_modeling":
+        if "bytes" in units:
             measures.append(Measure("bits_per_byte", nats, units["bytes"], 1 / math.log(2)))
     return measures
 
@@ -187,6 +192,7 @@ def summarise(
                 shots=task.shots,
                 rows=result.rows,
                 measures=measures,
+                baselines=task.baselines,
                 gold_nats={depth: float(np.mean([each.gold_nats[depth] for each in answers])) for depth in depths}
                 if task.has_accuracy
                 else {},
@@ -208,6 +214,7 @@ def summarise(
             for version in (suite.versions if suite.score else ())
         },
         tasks=tuple(tasks),
+        data={task.name: results[task.name].data for task in suite.tasks},
         notes=tuple(notes),
     )
 
@@ -231,15 +238,18 @@ def _estimates(
     return estimates
 
 
-def _scale(measure: str) -> float:
+def scale_of(measure: str) -> float:
+    """Return the factor with which a measure is printed: 100 for fractions, as percent."""
     return 100 if measure == "accuracy" or measure.startswith("centred") else 1
 
 
-def _cell(estimate: Estimate, scale: float) -> str:
+def cell(estimate: Estimate, scale: float) -> str:
+    """Return an estimate as text: value, deviation over seeds, interval."""
     spread = "" if estimate.deviation is None else f" ±{scale * estimate.deviation:.2f}"
     return f"{scale * estimate.value:.2f}{spread} [{scale * estimate.low:.2f}, {scale * estimate.high:.2f}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, its cells in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
