@@ -49,9 +49,9 @@ def _shape(config: ModelConfig) -> str:
     if not config.is_looped:
         return f"Its {config.layers} layers of width {config.width} run once; it reads {config.context} tokens."
     return (
-        f"{config.prelude_layers} layers of width {config.width} run once, {config.core_layers} run T times, and "
-        f"{config.coda_layers} run once (injection {config.injection}, {config.block} blocks); it reads "
-        f"{config.context} tokens."
+        f"Of its layers of width {config.width}, {config.prelude_layers} in the prelude and {config.coda_layers} in "
+        f"the coda run once, and {config.core_layers} in the core T times (injection {config.injection}, "
+        f"{config.block} blocks). It reads {config.context} tokens."
     )
 
 
@@ -76,10 +76,13 @@ def _use(config: ModelConfig, loops: int) -> str:
 def _training(trained: TrainedModel, *, is_best: bool, sweep: str | None) -> str:
     spec, result = trained.spec, trained.result
     if spec is None or result is None:
-        loops = f"mean loops {trained.recurrence.mean:g}, " if trained.model.config.is_looped else ""
-        return f"## Training\n\nOf its training only this is known: {loops}loops with gradient at most " + (
-            f"{trained.recurrence.gradient_loops}. Its corpus and compute aren't."
-        )
+        known = "Nothing is known of its training."
+        if trained.model.config.is_looped:
+            known = (
+                f"All that is known of its training is the number of loops: {trained.recurrence.mean:g} on average, of "
+                f"which the last {trained.recurrence.gradient_loops} at most carried gradient."
+            )
+        return f"## Training\n\n{known}"
     rows = {
         "corpus": f"{_corpus(spec.data)} (fingerprint {spec.data_fingerprint})",
         "tokenizer": _tokenizer(spec.data),
@@ -138,9 +141,8 @@ def _advice(losses: Mapping[int, float], config: ModelConfig) -> str:
 def _caveats(trained: TrainedModel, loops: int) -> list[str]:
     """Return sentences about what the numbers of the card depend on."""
     spec, result, losses = trained.spec, trained.result, trained.losses
-    caveats = [
-        "The losses hold for text like the corpus. The model follows no instructions and knows no facts reliably."
-    ]
+    caveats = ["The losses hold for text like its corpus."] if losses else []
+    caveats.append("It continues text, and wasn't trained to follow instructions or to be right.")
     if losses and loops not in losses:
         measured = ", ".join(map(str, sorted(losses)))
         caveats.append(f"The loss at T = {loops}, which it runs by default, was not measured, but at T = {measured}.")
@@ -166,8 +168,9 @@ def _caveats(trained: TrainedModel, loops: int) -> list[str]:
             caveats.append(f"{result.skipped_steps} steps were skipped, since their gradients weren't finite.")
         if spec.data.document_mask:
             caveats.append("Its attention didn't cross documents in training, so a prompt should be one document.")
-    caveats.append("h_0 is drawn from one fixed seed here; the losses were measured with other draws.")
-    return caveats if trained.model.config.is_looped else caveats[:-1]
+    if losses and trained.model.config.is_looped and trained.model.config.state_init != "zero":
+        caveats.append("h_0 is drawn from one fixed seed here; the losses were measured with other draws.")
+    return caveats
 
 
 def _is_local(data: DataConfig) -> bool:

@@ -1,10 +1,15 @@
 """The exported code computes what ours does, with and without a cache, alone and in a batch."""
 
+import inspect
+import re
+from typing import get_args
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from isoloop.trainer.config import BLOCKS, INJECTIONS, ModelConfig
 from isoloop.trainer.evaluate import STATE_SEED
 from isoloop.trainer.huggingface import modeling_isoloop
 from tests.trainer.huggingface.conftest import CONTEXT, MODELS, our_logits
@@ -144,3 +149,20 @@ def test_a_fixed_depth_model_has_no_other_recurrence(export):
 
 def test_the_state_is_drawn_as_ours_is():
     assert modeling_isoloop.STATE_SEED == STATE_SEED
+
+
+def test_every_setting_of_a_model_is_exported():
+    """What is added to our model must be added to the exported code, and to the variants that are compared here."""
+    parameters = inspect.signature(modeling_isoloop.IsoloopConfig.__init__).parameters
+    assert ModelConfig.model_fields.keys() - parameters.keys() == {"z_loss"}  # a penalty in training
+    assert set(INJECTIONS) == {*modeling_isoloop.INJECTIONS, "none"}
+    compared = [ModelConfig(**settings) for settings in MODELS.values()]
+    assert {config.injection for config in compared} == set(INJECTIONS)
+    assert {config.block for config in compared} == set(BLOCKS)
+    states = ModelConfig.model_fields["state_init"].annotation
+    assert {config.state_init for config in compared} == set(get_args(states))
+
+
+def test_the_exported_code_needs_nothing_of_ours():
+    imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(modeling_isoloop), re.M)
+    assert {name.partition(".")[0] for name in imported} == {"math", "typing", "torch", "transformers"}
