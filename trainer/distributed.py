@@ -4,10 +4,12 @@ They communicate through torch.distributed, in the process group that the caller
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -48,35 +50,6 @@ class Ranks:
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, src=0)
 
-    def sum_gradients(self, model: nn.Module, bucket_bytes: int = GRADIENT_BUCKET) -> None:
-        """Sum each parameter's gradient over the ranks, in place; all ranks get the same numbers.
-
-        Gradients are copied into buckets of `bucket_bytes`, or of one gradient that is larger. A bucket is summed while
-        the next one is copied, and two at most are in memory.
-        """
-        if self.size == 1:
-            return
-        buckets: list[list[Tensor]] = [[]]
-        for gradient in (p.grad for p in model.parameters() if p.grad is not None):
-            if buckets[-1] and sum(g.nbytes for g in buckets[-1]) + gradient.nbytes > bucket_bytes:
-                buckets.append([])
-            buckets[-1].append(gradient)
-
-        def finish(bucket: list[Tensor], flat: Tensor, work: dist.Work) -> None:
-            work.wait()
-            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
-
-        before = None
-        for bucket in buckets:
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            on_its_way = bucket, flat, dist.all_reduce(flat, async_op=True)
-            if before is not None:
-                finish(*before)
-            before = on_its_way
-        if before is not None:
-            finish(*before)
-
     def sum(self, values: Tensor) -> Tensor:
         """Sum a small tensor over the ranks, in place, and return it."""
         if self.size > 1:
@@ -106,6 +79,89 @@ class Ranks:
         if self.size > 1:
             dist.broadcast_object_list(objects, src=0)
         return objects[0]
+
+
+class GradientSums:
+    """Sums of the gradients over the ranks, in buckets, beside the backward pass that computes them.
+
+    A bucket is copied and sent as soon as its gradients and all buckets before it are complete, and what is left at
+    `finish`. So all ranks send the same buckets in the same order, whatever the order in which their backward passes
+    complete gradients. One bucket is on its way while the next is copied, and two at most are in memory.
+
+    Args:
+        ranks: the processes.
+        groups: the parameters, in the order in which a backward pass completes their gradients, if it is known; no
+            bucket has parameters of two groups.
+        bucket_bytes: size of a bucket; a gradient that is larger has its own.
+    """
+
+    def __init__(
+        self, ranks: Ranks, groups: Iterable[Iterable[nn.Parameter]], bucket_bytes: int = GRADIENT_BUCKET
+    ) -> None:
+        self._buckets: list[list[nn.Parameter]] = []
+        self._incomplete: list[int] = []  # the number of gradients that each bucket waits for; none while unwatched
+        self._pending: tuple[list[Tensor], Tensor, dist.Work] | None = None
+        self._sent = 0
+        if ranks.size == 1:
+            return
+        for group in groups:
+            bucket: list[nn.Parameter] = []
+            for parameter in (p for p in group if p.requires_grad):
+                if bucket and sum(p.nbytes for p in bucket) + parameter.nbytes > bucket_bytes:
+                    self._buckets.append(bucket)
+                    bucket = []
+                bucket.append(parameter)
+            self._buckets.append(bucket)
+        complete = WeakMethod(self._complete)  # torch would keep what its hooks refer to as long as the parameters
+        for number, bucket in enumerate(self._buckets):
+            for parameter in bucket:
+                parameter.register_post_accumulate_grad_hook(partial(_call, complete, number))
+
+    def watch(self) -> None:
+        """Send buckets from now on, as the next backward pass, the last one before `finish`, completes them."""
+        self._incomplete = [len(bucket) for bucket in self._buckets]
+
+    def finish(self) -> None:
+        """Send what is left, and return when every gradient is the sum over the ranks, the same numbers on all."""
+        self._incomplete = []
+        while self._sent < len(self._buckets):
+            self._send_next()
+        self._receive()
+        self._sent = 0
+
+    def _complete(self, number: int) -> None:
+        """Count a gradient of bucket `number` as complete, after all its uses in all loops."""
+        if not self._incomplete:
+            return
+        assert number >= self._sent, "a backward pass after the one that was watched"
+        self._incomplete[number] -= 1
+        while self._sent < len(self._buckets) and self._incomplete[self._sent] == 0:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        gradients = [p.grad for p in self._buckets[self._sent] if p.grad is not None]
+        self._sent += 1
+        if gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            work = dist.all_reduce(flat, async_op=True)
+            assert work is not None
+            self._receive()
+            self._pending = gradients, flat, work
+
+    def _receive(self) -> None:
+        """Wait for the bucket on its way, and copy its sums back."""
+        if self._pending is not None:
+            gradients, flat, work = self._pending
+            self._pending = None
+            work.wait()
+            for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+
+def _call(complete: WeakMethod[Any], number: int, _: Tensor) -> None:
+    method = complete()
+    if method is not None:
+        method(number)
 
 
 class BatchShare(NamedTuple):

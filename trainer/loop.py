@@ -30,7 +30,7 @@ from isoloop.trainer.config import ExecutionConfig, RunSpec
 from isoloop.trainer.data.batches import tokens_per_pass, validation_documents, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.data.stored_tokenizer import save_tokenizer
-from isoloop.trainer.distributed import BatchShare, Ranks, prefetch_shares
+from isoloop.trainer.distributed import BatchShare, GradientSums, Ranks, prefetch_shares
 from isoloop.trainer.evaluate import (
     EVALUATION_BATCH,
     bits_per_byte,
@@ -162,6 +162,7 @@ def _run_training(
     if execution.compile:
         settings = (spec.recurrence.mean, spec.precision, spec.data.document_mask, execution.activation_checkpointing)
         compile_blocks(model, *settings, execution.device)
+    gradient_sums = GradientSums(ranks, model.gradient_groups())
     speed, system = SpeedMeter(spec, loop_cost(spec.model, "exact"), execution, ranks.size), SystemMeter(execution)
     journal.event(
         "resumed" if steps_done else "started",
@@ -188,8 +189,8 @@ def _run_training(
         steps_done = step + 1
         is_recorded = ranks.is_first and (steps_done % journal_interval == 0 or steps_done == spec.steps)
         radius = model.radius_on_device() if is_recorded else None
-        step_stats = _accumulate_gradients(spec, model, share, execution, separator)
-        ranks.sum_gradients(model)
+        step_stats = _accumulate_gradients(spec, model, share, execution, separator, gradient_sums)
+        gradient_sums.finish()
         total_norm = clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clip)
         stop_requested = should_stop()
         loops_run = share.loops.sum(), share.loops.clamp(max=spec.recurrence.gradient_loops).sum()
@@ -389,9 +390,14 @@ def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
 
 
 def _accumulate_gradients(
-    spec: RunSpec, model: LanguageModel, share: BatchShare, execution: ExecutionConfig, separator: int | None
+    spec: RunSpec,
+    model: LanguageModel,
+    share: BatchShare,
+    execution: ExecutionConfig,
+    separator: int | None,
+    gradient_sums: GradientSums,
 ) -> Tensor:
-    """Add this process's part of the step's gradient, one micro-batch at a time.
+    """Add this process's part of the step's gradient, one micro-batch at a time; the last one begins to sum them.
 
     Returns:
         This process's part of [loss, ‖h_T‖, last residual], means over the global batch; NaN without a loop.
@@ -406,6 +412,8 @@ def _accumulate_gradients(
         with _autocast(spec, execution):
             loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator)
         weight = len(loops) / spec.batch
+        if start + micro_batch >= len(share.loops):
+            gradient_sums.watch()
         (loss.nats * weight).backward()
         means = [step_stats.new_full((), math.nan) if value is None else value.detach() for value in loss]
         step_stats += torch.stack(means) * weight

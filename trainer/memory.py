@@ -144,11 +144,10 @@ def estimate_memory(
     head = tokens * size.locals + 2 * rows * model.padded_vocabulary * FLOAT + (size.table if half else 0)
     updating = max(3 * size.table, STACK_BYTES[muon] * size.stacked)
     working = max(tokens * size.state + max(size.table + head, size.tied_table + flowing), updating - activations)
-    in_buckets = min(size.gradients, 2 * max(GRADIENT_BUCKET, size.table))
-    packed = max(0, in_buckets - activations - working) if processes > 1 else 0
+    in_buckets = min(size.gradients, 2 * max(GRADIENT_BUCKET, size.table)) if processes > 1 else 0
     return Memory(
         weights=size.weights,
-        gradients=size.gradients + packed,
+        gradients=size.gradients + in_buckets,
         optimizer=size.optimizer + (size.mean_squares if muon == "released" else 0),
         activations=activations,
         working=working,

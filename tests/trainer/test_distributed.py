@@ -2,6 +2,7 @@
 
 import os
 import socket
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from isoloop.trainer.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
+    ModelConfig,
     OptimizerConfig,
     RecurrenceConfig,
     RunSpec,
@@ -22,9 +24,10 @@ from isoloop.trainer.config import (
 )
 from isoloop.trainer.data.batches import batch_reader, batch_windows, validation_windows
 from isoloop.trainer.data.corpus import Corpus
-from isoloop.trainer.distributed import Ranks, load_share, prefetch_shares
+from isoloop.trainer.distributed import GradientSums, Ranks, load_share, prefetch_shares
 from isoloop.trainer.evaluate import evaluate
 from isoloop.trainer.loop import train
+from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.muon import ReleasedMuon, TorchMuon, compute_alone
 from isoloop.trainer.recurrence import sample_recurrences
@@ -125,7 +128,7 @@ def sum_in_buckets(rank, size, port, folder):
         for number, parameter in enumerate(model):
             drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * rank + number))
             parameter.grad = None if number == 2 else drawn
-        Ranks.current().sum_gradients(model, bucket_bytes)
+        GradientSums(Ranks.current(), [model.parameters()], bucket_bytes).finish()
         found[bucket_bytes] = [parameter.grad for parameter in model]
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -143,6 +146,61 @@ def test_gradients_are_summed_in_buckets_of_any_size(tmp_path):
                 if number != 2:
                     expected = sum(torch.randn(gradient.shape, generator=draw) for draw in draws)
                     assert torch.equal(gradient, expected)
+
+
+def sum_beside_backward(rank, size, port, folder):
+    """Two micro-batches on one rank, three on the other, with other loops; watched in the last one or not at all."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    config, found, all_reduce = ModelConfig(width=16, heads=2, context=8, core_layers=2), {}, dist.all_reduce
+    kinds = {"plain": {}, "recomputed": {"recompute_loops": True}, "spare": {}}
+    for kind, watched in product(kinds, (True, False)):
+        model = build_model(config, **kinds[kind])
+        model.initialise(0)
+        if kind == "spare":
+            model.injection.spare = nn.Parameter(torch.zeros(3))  # gets no gradient
+        sums, sent = GradientSums(Ranks.current(), model.gradient_groups(), 4 * 1500), []
+
+        def recorded(flat, sums=sums, sent=sent, **settings):
+            sent.append((flat.numel(), sum(sums._incomplete)))  # how many gradients of the pass are still to come
+            return all_reduce(flat, **settings)
+
+        dist.all_reduce = recorded
+        for _ in range(2):  # steps
+            model.zero_grad()
+            for part in range(2 + rank):
+                tokens = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(10 * rank + part))
+                h0, loops = model.initial_state((rank, part), 8), torch.tensor([4 - rank, 1 + part])
+                loss = model.loss(tokens[:, :-1], tokens[:, 1:], loops, 3, h0).nats
+                if watched and part == 1 + rank:
+                    sums.watch()
+                loss.backward()
+            sums.finish()
+        dist.all_reduce = all_reduce
+        found[kind, watched] = [None if p.grad is None else p.grad.clone() for p in model.parameters()], sent
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_sums_beside_the_backward_pass_are_those_after_it_to_the_bit(tmp_path):
+    """In one order on both ranks; a gradient that never comes holds up the buckets behind its own until the end."""
+    mp.start_processes(sum_beside_backward, (2, free_port(), str(tmp_path)), nprocs=2, start_method="forkserver")
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    sent_last = {}
+    for kind in ("plain", "recomputed", "spare"):
+        expected, after = found[0][kind, False]
+        for rank in range(2):
+            gradients, sent = found[rank][kind, True]
+            assert all(a is b or torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+            assert [size for size, _ in sent] == [size for size, _ in after]
+            to_come = [missing for _, missing in sent[len(sent) // 2 :]]  # in the second step
+            assert to_come[0] > len(gradients) // 2
+            assert sorted(to_come, reverse=True) == to_come
+            assert to_come[3] > 0  # the first bucket behind the coda's three
+            sent_last[kind] = to_come.count(0)
+        assert not any(missing for _, missing in after)
+    assert sent_last["spare"] > sent_last["plain"] == sent_last["recomputed"]
 
 
 MATRICES = [(8, 8), (32, 8), (8, 8), (8, 32), (8, 8), (32, 8), (3, 8)]  # stacks of three, two and one

@@ -179,6 +179,22 @@ class LanguageModel(nn.Module, ABC):
         """The matrix of the output head, [padded vocabulary, width]: the token table unless it is untied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
+    def gradient_groups(self) -> list[list[nn.Parameter]]:
+        """Return the parameters in the order in which a backward pass completes their gradients.
+
+        They are those behind the loop, then those of the loop, with all value embeddings from there on, and then those
+        before it and the token table, to whose gradient a tied head adds, too.
+        """
+        first = self.config.core.start
+        tables = [(int(layer) < first, table) for layer, table in self.value_embeddings.items()]
+        behind = [self.final_norm, self.coda, *([] if self.head is None else [self.head])]
+        after = [table for is_before, table in tables if not is_before]
+        before = [self.prelude, *(table for is_before, table in tables if is_before), self.embedding]
+        groups = [[p for part in parts for p in part.parameters()] for parts in (behind, after, before)]
+        known = {id(p) for group in groups for p in group}
+        rest = [p for p in self.parameters() if id(p) not in known]
+        return [groups[0], rest + groups[1], groups[2]]
+
     def initial_state(self, seeds: Sequence[int], tokens: int) -> Tensor:
         """Draw h_0 [len(seeds), tokens, width] on the model's device by `state_init`, with one seed per sequence."""
         device = self.embedding.weight.device
@@ -217,9 +233,14 @@ class LanguageModel(nn.Module, ABC):
         embedded: Tensor = self.embedding(tokens)
         return embedded if self.config.embedding_scale is None else self.config.embedding_scale * embedded
 
-    def _value_embeddings(self, tokens: Tensor) -> dict[int, SharedCast]:
-        """Look up each layer's value embeddings of these tokens, by distinct layer."""
-        return {int(layer): SharedCast(table(tokens)) for layer, table in self.value_embeddings.items()}
+    def _value_embeddings(self, tokens: Tensor, layers: range) -> dict[int, SharedCast]:
+        """Look up the value embeddings of these tokens, by distinct layer, for those of `layers` that have any.
+
+        A backward pass comes to a table after all that came later in the forward pass: what is looked up late has its
+        gradient early.
+        """
+        found = {layer: f"{layer}" for layer in layers if f"{layer}" in self.value_embeddings}
+        return {layer: SharedCast(self.value_embeddings[name](tokens)) for layer, name in found.items()}
 
 
 def mask_of(tokens: Tensor, separator: int | None, cache: CacheView | None = None) -> Tensor | None:

@@ -140,8 +140,10 @@ class Parcae(LanguageModel):
         self, tokens: Tensor, mask: Tensor | None = None, cache: CacheView | None = None
     ) -> tuple[Tensor, dict[int, SharedCast]]:
         """Run the prelude and its norm; return B̄ e, which enters every loop, and each layer's value embeddings."""
-        values = self._value_embeddings(tokens)
+        first = self.config.core.start
+        values = self._value_embeddings(tokens, range(first))
         x = self._run(self.prelude, 0, self._embedded(tokens), values, mask, cache)
+        values |= self._value_embeddings(tokens, range(first, self.config.layers))
         return self.injection.drive(self.prelude_norm(x)), values
 
     def _one_loop(

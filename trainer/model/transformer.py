@@ -8,6 +8,7 @@ from torch import Tensor
 
 from isoloop.trainer.config import ModelConfig
 from isoloop.trainer.model.cache import CacheView
+from isoloop.trainer.model.cast import SharedCast
 from isoloop.trainer.model.language_model import LanguageModel, StepLoss, mask_of
 
 
@@ -51,8 +52,10 @@ class Transformer(LanguageModel):
         """Return None: there is no loop."""
 
     def _states(self, tokens: Tensor, separator: int | None, cache: CacheView | None = None) -> Tensor:
-        x, values = self._embedded(tokens), self._value_embeddings(tokens)
+        x = self._embedded(tokens)
+        values: dict[int, SharedCast] = {}
         core, mask = self.config.core, mask_of(tokens, separator, cache)
         for blocks, first in ((self.prelude, 0), (self.core, core.start), (self.coda, core.stop)):
+            values |= self._value_embeddings(tokens, range(first, first + len(blocks)))
             x = self._run(blocks, first, x, values, mask, cache)
         return self.final_norm(x)

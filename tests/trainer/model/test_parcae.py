@@ -337,7 +337,8 @@ def test_a_norm_behind_the_loop_is_the_final_norm_once_more():
     model.initialise(0)
     with torch.no_grad():
         model.final_norm.weight.mul_(torch.linspace(0.5, 2, 32))
-    h, values = torch.randn(2, 12, 32), model._value_embeddings(torch.zeros(2, 12, dtype=torch.long))
+    h = torch.randn(2, 12, 32)
+    values = model._value_embeddings(torch.zeros(2, 12, dtype=torch.long), range(model.config.layers))
     plain = build_model(CONFIG)
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(model._after_loop(h, values), plain._after_loop(model.final_norm(h), values))
