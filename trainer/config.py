@@ -50,10 +50,12 @@ NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]
 Fraction = Annotated[float, StrictNumber, Field(ge=0, le=1), _PositiveZero]
 Momentum = Annotated[float, StrictNumber, Field(ge=0, lt=1), _PositiveZero]
 NonEmptyText = Annotated[str, Field(min_length=1)]
+Digit = Annotated[StrictInt, Field(ge=1, le=9)]
 # Left out where it is the default, so that runs keep their ids.
 Initialisation = Annotated[Literal["paper", "released"], Field(exclude_if=lambda value: value == "paper")]
 
 BYTE_VOCABULARY = 256
+SYNTHETIC_TEXTS = ("automaton", "depo")
 VOCABULARY_MULTIPLE = 64
 GATE_CHANNELS = 32
 FIXED_DEPTH = "none"
@@ -396,7 +398,53 @@ class RecurrenceConfig(DepthConfig):
 
 
 # Settings that decide what a run reads of a prepared corpus, but not what the corpus holds.
-READING = ("unique_tokens", "packing", "document_mask")
+READING = ("unique_tokens", "packing", "document_mask", "answers_only")
+
+
+class AutomatonConfig(Config):
+    """Lines of the synthetic text `automaton` (docs/synthetic.md): a digit k, a row of cells, and rows that follow.
+
+    The first row is random. Each row after it is k steps of an elementary cellular automaton after the one before.
+
+    Args:
+        rule: the automaton's rule, in Wolfram's numbering. Beyond both ends of a row stand zeros.
+        cells: cells of a row.
+        rows: computed rows of a line.
+        largest_k: k is one of 1 .. largest_k.
+        exponent: a of the weights k^-a of each k; 0: all are as frequent.
+        lines: lines drawn, those for validation among them. Fewer are the first of more.
+        seed: seed of the lines.
+    """
+
+    rule: Annotated[StrictInt, Field(ge=0, le=255)] = 110
+    cells: Annotated[StrictInt, Field(ge=1, le=64)] = 12
+    rows: PositiveInt = 4
+    largest_k: Digit = 8
+    exponent: NonNegativeFloat = 0.0
+    lines: Annotated[StrictInt, Field(ge=2)] = 500_000
+    seed: NonNegativeInt = 0
+
+
+class DepoConfig(Config):
+    """Lines of the synthetic text `depo` (docs/synthetic.md): a cycle's edges, and queries for k-th successors.
+
+    After task Depo of Allen-Zhu, 'Physics of language models', part 4.1.
+
+    Args:
+        largest_n: N of the n = 3 .. N nodes of a cycle, with weights 1 / (n + sqrt(N)).
+        queries: queries of a line.
+        largest_k: k is one of 1 .. largest_k.
+        exponent: a of the weights k^-a of each k; 0: all are as frequent.
+        lines: lines drawn, those for validation among them. Fewer are the first of more.
+        seed: seed of the lines.
+    """
+
+    largest_n: Annotated[StrictInt, Field(ge=3, le=52)] = 8
+    queries: PositiveInt = 8
+    largest_k: Digit = 7
+    exponent: NonNegativeFloat = 0.0
+    lines: Annotated[StrictInt, Field(ge=2)] = 500_000
+    seed: NonNegativeInt = 0
 
 
 class DataConfig(Config):
@@ -405,6 +453,9 @@ class DataConfig(Config):
     Args:
         corpus: `stdlib` (the Python standard library's source files), a text file or a folder of text files, a parquet
             file, a folder or glob of them, or OWNER/NAME of a data set on Hugging Face. An existing path comes first.
+            `automaton` and `depo` are synthetic texts.
+        automaton: the lines of the corpus `automaton`.
+        depo: the lines of the corpus `depo`.
         suffixes: suffixes of the files that are read from a folder of text.
         column: the parquet column that holds the text.
         files: glob of the parquet files within the folder or data set; `*` also matches `/`. None: all of them.
@@ -423,9 +474,13 @@ class DataConfig(Config):
         packing: the rows of a batch. `contiguous` cuts the text, one document after the other, into windows; `best-fit`
             puts documents into rows that begin with one, pads nothing and crops what doesn't fit.
         document_mask: attention doesn't cross documents.
+        answers_only: of a synthetic text, predict in training and validation only the tokens that follow from those
+            before them, its answers; the others are read. Losses are then in nats per answer token.
     """
 
     corpus: NonEmptyText = "stdlib"
+    automaton: AutomatonConfig = Field(default=AutomatonConfig(), exclude_if=lambda value: value == AutomatonConfig())
+    depo: DepoConfig = Field(default=DepoConfig(), exclude_if=lambda value: value == DepoConfig())
     suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
     column: NonEmptyText = "text"
     files: NonEmptyText | None = None
@@ -442,6 +497,36 @@ class DataConfig(Config):
         default="contiguous", exclude_if=lambda value: value == "contiguous"
     )
     document_mask: bool = Field(default=False, exclude_if=lambda value: not value)
+    answers_only: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @model_validator(mode="after")
+    def _check_synthetic(self) -> Self:
+        kind = (
+            f"the synthetic text '{self.corpus}'" if self.is_synthetic else f"'{self.corpus}', which isn't synthetic,"
+        )
+        self.refuse(kind, *(name for name in SYNTHETIC_TEXTS if name != self.corpus))
+        if self.is_synthetic:
+            self.refuse(kind, "suffixes", "column", "files", "revision", "validation_files")
+            if self.tokenizer != "bytes":
+                raise ValueError(
+                    f"the tokens of a synthetic text are its bytes, but got corpus='{self.corpus}' and tokenizer="
+                    f"'{self.tokenizer}'; leave the tokenizer out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> Self:
+        if self.answers_only and not self.is_synthetic:
+            raise ValueError(
+                f"data.answers_only needs a text with answers, {' or '.join(SYNTHETIC_TEXTS)}, but got corpus="
+                f"'{self.corpus}', of which no token is known to follow from those before it; set it to false"
+            )
+        if self.answers_only and self.packing != "best-fit":
+            raise ValueError(
+                "data.answers_only needs rows that begin with a line, but got packing="
+                f"'{self.packing}', which cuts the text anywhere; set data.packing to best-fit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_used(self) -> Self:
@@ -465,6 +550,11 @@ class DataConfig(Config):
     def reading(self) -> dict[str, Any]:
         """The settings, other than defaults, that decide what a run reads of a prepared corpus."""
         return {name: getattr(self, name) for name in READING if self.is_set(name)}
+
+    @property
+    def is_synthetic(self) -> bool:
+        """True if the text is made by isoloop."""
+        return self.corpus in SYNTHETIC_TEXTS
 
     @property
     def needs_documents(self) -> bool:
@@ -633,6 +723,15 @@ class RunSpec(Config):
     @model_validator(mode="after")
     def _check_fixed_depth(self) -> Self:
         check_fixed_depth(self.model, (self.recurrence.mean,), self.recurrence, self.evaluation)
+        return self
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> Self:
+        if self.data.answers_only and self.evaluation.documents is not None:
+            raise ValueError(
+                "evaluation.documents predicts every token of a document, but with data.answers_only a model learns "
+                f"only some, and got documents={self.evaluation.documents}; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

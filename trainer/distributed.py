@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from isoloop.trainer.config import RunSpec
 from isoloop.trainer.data.batches import BatchReader, batch_reader
 from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.data.synthetic import answer_mask
 from isoloop.trainer.memory import GRADIENT_BUCKET
 from isoloop.trainer.recurrence import sample_recurrences
 
@@ -168,11 +169,13 @@ class BatchShare(NamedTuple):
     """One process's share of a step's batch, sorted by descending loops.
 
     Attributes:
-        windows: token ids, [sequences, context + 1]; in pinned memory where the device is a GPU.
+        windows: token ids, [sequences, context + 1]; in pinned memory where the device is a GPU, like `predicted`.
         loops: T_i, [sequences].
         state_seeds: seeds of the initial states, [sequences].
         position: the position of the batches' reader after this step, if it has one.
         dropped: tokens of text cropped up to this step.
+        predicted: True for the targets that are predicted, [sequences, context]; None: all of them.
+        predicted_tokens: number of predicted targets of the whole batch.
     """
 
     windows: Tensor
@@ -180,6 +183,8 @@ class BatchShare(NamedTuple):
     state_seeds: list[int]
     position: dict[str, Any] | None
     dropped: int
+    predicted: Tensor | None
+    predicted_tokens: int
 
 
 def load_share(spec: RunSpec, reader: BatchReader, ranks: Ranks, step: int) -> BatchShare:
@@ -189,7 +194,13 @@ def load_share(spec: RunSpec, reader: BatchReader, ranks: Ranks, step: int) -> B
     """
     loops = sample_recurrences(spec.recurrence, batch=spec.batch, seed=spec.seed, step=step, steps=spec.steps)
     places = np.argsort(-loops, kind="stable")[ranks.rank :: ranks.size]
-    windows = reader.read(step, places.tolist())
+    if spec.data.answers_only:  # the mean is over the answers of the whole batch
+        batch = reader.read(step, range(spec.batch))
+        answers = answer_mask(spec.data, batch)
+        windows, predicted = batch[places], torch.from_numpy(answers[places])
+        predicted_tokens = int(answers.sum())
+    else:
+        windows, predicted, predicted_tokens = reader.read(step, places.tolist()), None, spec.tokens_per_step
     seeds = np.random.SeedSequence([spec.seed, step, _STATE_STREAM]).generate_state(spec.batch, np.uint64)
     return BatchShare(
         windows=torch.from_numpy(windows),
@@ -197,6 +208,8 @@ def load_share(spec: RunSpec, reader: BatchReader, ranks: Ranks, step: int) -> B
         state_seeds=(seeds[places] >> np.uint64(1)).tolist(),
         position=reader.position,
         dropped=reader.dropped,
+        predicted=predicted,
+        predicted_tokens=predicted_tokens,
     )
 
 
@@ -211,7 +224,10 @@ def prefetch_shares(
 
     def load(step: int) -> BatchShare:
         share = load_share(spec, reader, ranks, step)
-        return share._replace(windows=share.windows.pin_memory()) if pinned else share
+        if not pinned:
+            return share
+        predicted = None if share.predicted is None else share.predicted.pin_memory()
+        return share._replace(windows=share.windows.pin_memory(), predicted=predicted)
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         next_share: Future[BatchShare] = pool.submit(load, first)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -30,11 +31,13 @@ from isoloop.trainer.config import ExecutionConfig, RunSpec
 from isoloop.trainer.data.batches import tokens_per_pass, validation_documents, validation_windows
 from isoloop.trainer.data.corpus import Corpus
 from isoloop.trainer.data.stored_tokenizer import save_tokenizer
+from isoloop.trainer.data.synthetic import answer_mask, synthetic_text
 from isoloop.trainer.distributed import BatchShare, GradientSums, Ranks, prefetch_shares
 from isoloop.trainer.evaluate import (
     EVALUATION_BATCH,
     bits_per_byte,
     evaluate,
+    evaluate_answers,
     evaluate_documents,
     tokens_per_byte,
 )
@@ -56,7 +59,7 @@ from isoloop.trainer.run.telemetry import SpeedMeter, SystemMeter
 JOURNALED_STEPS = 200
 # A run whose training loss exceeds this many times ln(vocabulary) has diverged.
 DIVERGENCE_FACTOR = 3.0
-_COUNTS = ("forward_loops", "backward_loops", "seconds", "skipped_steps", "skipped_in_a_row")
+_COUNTS = ("forward_loops", "backward_loops", "predicted_tokens", "seconds", "skipped_steps", "skipped_in_a_row")
 
 
 def train(
@@ -124,6 +127,11 @@ def _run_training(
     context, packing = spec.model.context, spec.data.packing
     tokenizer, is_publishable = corpus.tokenizer, has_published_layout(spec.model)
     validation = validation_windows(corpus, context=context, sequences=spec.evaluation.sequences, packing=packing)
+    answered = _checked_answers(spec, validation) if spec.data.answers_only else None
+    text, answer_rows = synthetic_text(spec.data), validation
+    if text is not None and packing != "best-fit":  # windows cut lines anywhere
+        count = spec.evaluation.sequences
+        answer_rows = validation_windows(corpus, context=context, sequences=count, packing="best-fit")
     documents = None
     if spec.evaluation.documents is not None:
         documents = validation_documents(corpus, context=context, count=spec.evaluation.documents)
@@ -144,9 +152,15 @@ def _run_training(
 
     def validate(recurrences: Iterable[int]) -> dict[int, float]:
         with _autocast(spec, execution):
-            batch = execution.micro_batch or EVALUATION_BATCH
             return evaluate(
-                model, validation, recurrences, separator=separator, ranks=ranks, batch=batch, heartbeat=heartbeat
+                model,
+                validation,
+                recurrences,
+                separator=separator,
+                predicted=answered,
+                ranks=ranks,
+                batch=execution.micro_batch or EVALUATION_BATCH,
+                heartbeat=heartbeat,
             )
 
     def save_state(place: str, step: int, counts: dict[str, float], keep: int | None) -> None:
@@ -202,6 +216,7 @@ def _run_training(
         train_loss = means[0]
         counts["forward_loops"] += forward_loops
         counts["backward_loops"] += backward_loops
+        counts["predicted_tokens"] += share.predicted_tokens
         position_before, position, dropped = position, share.position, share.dropped
 
         # A step without a finite gradient isn't taken; too many in a row, or too large a loss, are a divergence
@@ -217,6 +232,7 @@ def _run_training(
                 before = {
                     "forward_loops": counts["forward_loops"] - forward_loops,
                     "backward_loops": counts["backward_loops"] - backward_loops,
+                    "predicted_tokens": counts["predicted_tokens"] - share.predicted_tokens,
                     "skipped_steps": counts["skipped_steps"] - (not is_finite),
                 }
                 position = position_before
@@ -275,6 +291,23 @@ def _run_training(
     result = _build_result(spec, model, counts, losses, density, reason, steps_done, train_loss, pass_tokens)
     if packing == "best-fit":
         result = result.model_copy(update={"dropped_tokens": dropped})
+    if answered is not None:
+        result = result.model_copy(update={"predicted_tokens": int(counts["predicted_tokens"])})
+    if result.loss is not None and text is not None:
+        with _autocast(spec, execution):
+            scores = evaluate_answers(
+                model,
+                answer_rows,
+                text,
+                final_recurrences,
+                separator=separator,
+                ranks=ranks,
+                batch=execution.micro_batch or EVALUATION_BATCH,
+                heartbeat=heartbeat,
+            )
+        if scores.by_k:  # unless rows are too short for an answer
+            exact = loss_at_mean(scores.overall, mean)
+            result = result.model_copy(update={"answers": scores.by_k, "exact_answers": exact})
     if result.loss is not None and documents is not None:
         with _autocast(spec, execution):
             batch = execution.micro_batch or EVALUATION_BATCH
@@ -389,6 +422,17 @@ def _checked_corpus(spec: RunSpec, corpus: Corpus, ranks: Ranks) -> Corpus:
     return corpus
 
 
+def _checked_answers(spec: RunSpec, validation: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which targets of validation rows are answers. Raises ValueError if none is."""
+    answered = answer_mask(spec.data, validation)
+    if not answered.any():
+        raise ValueError(
+            f"with data.answers_only rows must hold answers, but none of {len(validation)} rows of context + 1 = "
+            f"{spec.model.context + 1} tokens does; raise model.context to the length of a line"
+        )
+    return answered
+
+
 def _accumulate_gradients(
     spec: RunSpec,
     model: LanguageModel,
@@ -400,7 +444,8 @@ def _accumulate_gradients(
     """Add this process's part of the step's gradient, one micro-batch at a time; the last one begins to sum them.
 
     Returns:
-        This process's part of [loss, ‖h_T‖, last residual], means over the global batch; NaN without a loop.
+        This process's part of [loss, ‖h_T‖, last residual], means over the predicted tokens (loss) and all tokens of
+        the global batch; NaN without a loop.
     """
     device, depth = torch.device(execution.device), spec.recurrence.gradient_loops
     micro_batch = execution.micro_batch or len(share.loops)
@@ -409,14 +454,19 @@ def _accumulate_gradients(
         part = slice(start, start + micro_batch)
         windows, loops = share.windows[part].to(device, non_blocking=True), share.loops[part]
         h0 = model.initial_state(share.state_seeds[part], spec.model.context)
+        predicted, weight = None, len(loops) / spec.batch
+        loss_weight = weight
+        if share.predicted is not None:
+            on_host = share.predicted[part]
+            predicted = on_host.to(device, non_blocking=True)
+            loss_weight = int(on_host.sum()) / max(1, share.predicted_tokens)
         with _autocast(spec, execution):
-            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator)
-        weight = len(loops) / spec.batch
+            loss = model.loss(windows[:, :-1], windows[:, 1:], loops, depth, h0, separator, predicted)
         if start + micro_batch >= len(share.loops):
             gradient_sums.watch()
-        (loss.nats * weight).backward()
+        (loss.nats * loss_weight).backward()
         means = [step_stats.new_full((), math.nan) if value is None else value.detach() for value in loss]
-        step_stats += torch.stack(means) * weight
+        step_stats += torch.stack([mean * own for mean, own in zip(means, (loss_weight, weight, weight), strict=True)])
     return step_stats
 
 

@@ -41,7 +41,7 @@ RESERVED = frozenset([
     "inference_weights", "inference_cache_per_token_fixed", "inference_cache_per_token_loop",
     "inference_activations_per_token", "best_loss", "best_step", "steps", "bits_per_byte", "spectral_radius", "seconds",
     "group", "trial", "rate_extrapolated", "rate_nats", "skipped_steps",
-    "dropped_tokens", "perplexity", "document_bits_per_byte", "flops_trained",
+    "dropped_tokens", "predicted_tokens", "exact_answers", "perplexity", "document_bits_per_byte", "flops_trained",
 ])  # fmt: skip
 _AXIS_NAME = re.compile(r"[A-Za-z][\w-]*")
 

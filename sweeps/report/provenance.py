@@ -9,6 +9,7 @@ from pathlib import Path
 
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.tracking.schema import driver_environment
+from isoloop.trainer.config import SYNTHETIC_TEXTS
 
 _RECORDED = ("isoloop", "commit", "python", "torch", "numpy", "device_name")
 """The part of a run's recorded environment that a page shows; the host's name stays private."""
@@ -100,7 +101,11 @@ def _start_events(journal: Path) -> list[dict[str, object]]:
 
 
 def _fingerprint(spec: Path) -> str | None:
+    """Return the fingerprint of a run's corpus, and its name if it is a synthetic text; None if there is none."""
     if not spec.exists():
         return None
-    fingerprint = json.loads(spec.read_text(encoding="utf-8")).get("data_fingerprint")
-    return None if fingerprint in (None, "simulated") else str(fingerprint)
+    content = json.loads(spec.read_text(encoding="utf-8"))
+    fingerprint, corpus = content.get("data_fingerprint"), content.get("data", {}).get("corpus")
+    if fingerprint in (None, "simulated"):
+        return None
+    return f"{fingerprint} ({corpus}, a synthetic text)" if corpus in SYNTHETIC_TEXTS else str(fingerprint)

@@ -44,6 +44,8 @@ RARE_COLUMNS = (
     "best_step",
     "skipped_steps",
     "dropped_tokens",
+    "predicted_tokens",
+    "exact_answers",
     "perplexity",
     "document_bits_per_byte",
 )
@@ -165,8 +167,9 @@ def runs_view(plan: Plan) -> str:
 
 def origin_tags(plan: Plan) -> dict[str, str]:
     """Return the tags of the source of the losses: a law, or a corpus."""
-    simulated = plan.sweep.simulation is not None
-    return {SIMULATED: str(simulated).lower(), CORPUS: "none" if simulated else tag_text(plan.sweep.data.corpus)}
+    simulated, data = plan.sweep.simulation is not None, plan.sweep.data
+    corpus = f"{data.corpus} (synthetic)" if data.is_synthetic else data.corpus
+    return {SIMULATED: str(simulated).lower(), CORPUS: "none" if simulated else tag_text(corpus)}
 
 
 def changed_tags(wanted: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
@@ -209,7 +212,7 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         include={
             "tokens", "unique_tokens", "dropped_tokens", "steps", "forward_loops", "backward_loops", "flops_exact",
             "flops_parcae_release", "loss", "best_loss", "best_step", "bits_per_byte", "spectral_radius", "seconds",
-            "perplexity", "document_bits_per_byte",
+            "predicted_tokens", "exact_answers", "perplexity", "document_bits_per_byte",
         }
     )  # fmt: skip
     values |= {"epochs": result.epochs, "train_loss": result.training_loss}

@@ -246,10 +246,10 @@ class CorpusRequest:
         corpus, asked = Corpus(folder), self._config.validation_fraction
         notes, share = list(self._source.notes), corpus.facts.validation_share
         if self._config.validation_files is None and abs(share - asked) > SHARE_TOLERANCE * asked:
-            if self._config.max_tokens and not self._source.has_rows:
+            if self._config.max_tokens and self._source.held_out == "files":
                 reason = "max_tokens ends the training text alone"
             else:
-                reason = f"{'rows' if self._source.has_rows else 'files'} are held out whole"
+                reason = f"{self._source.held_out} are held out whole"
             notes.append(f"{100 * share:.3g}% of the text is held out, not {100 * asked:.3g}%: {reason}")
         corpus.notes = tuple(notes)
         return corpus

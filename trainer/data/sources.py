@@ -2,7 +2,8 @@
 
 A text corpus is one part; each parquet file is a part of its own and is streamed. A document's split follows from
 names, never from places: from the hash of its file's name relative to the corpus and, for parquet, its row number, or
-from the file's name alone where `validation_files` says which are held out.
+from the file's name alone where `validation_files` says which are held out. A synthetic text is one part, whose lines
+are split by the hash of what they say.
 """
 
 import codecs
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from isoloop.trainer import hub
 from isoloop.trainer.config import DataConfig
+from isoloop.trainer.data.synthetic import SyntheticText, synthetic_text
 
 Split = Literal["train", "validation"]
 # Called with (activity, bytes of input done, bytes in total); a total of 0 is unknown.
@@ -70,15 +72,21 @@ class CorpusSource:
     """A corpus before it is tokenised.
 
     `identity` (plain data) is the same as long as the text is. `list_parts` is called only if tokens must be built.
-    `has_rows` if the documents are rows, each of which may be held out. `notes` are sentences about what was left out,
-    or is perhaps no text; those about a data set on Hugging Face may come with `list_parts`.
+    `held_out` is what is held out whole; the size of `rows` may correct the split by their hashes. `notes` are
+    sentences about what the text is, what was left out, or is perhaps no text; those about a data set on Hugging Face
+    may come with `list_parts`.
     """
 
     name: str
     identity: Any
     list_parts: Callable[[], Sequence[Part]]
-    has_rows: bool = False
+    held_out: Literal["files", "rows", "lines"] = "files"
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_rows(self) -> bool:
+        """True if the documents are rows, each of which may be held out."""
+        return self.held_out == "rows"
 
 
 def no_progress(activity: str, done: int, total: int) -> None:
@@ -92,6 +100,8 @@ def open_source(config: DataConfig, progress: CorpusProgress = no_progress) -> C
         ValueError: the corpus doesn't exist or holds no text, or an argument is of no use for this kind of corpus.
     """
     name = config.corpus
+    if (synthetic := synthetic_text(config)) is not None:
+        return _synthetic_source(config, synthetic)
     if name == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         return _text_source(config, root, filter(_is_stdlib, root.rglob("*.py")), progress)
@@ -213,6 +223,39 @@ def _is_hidden(name: PurePath) -> bool:
 
 def _names_hidden(pattern: str | None) -> bool:
     return pattern is not None and _is_hidden(PurePath(pattern))
+
+
+# Synthetic texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SyntheticPart(Part):
+    """Lines that are made as they are read. Each is a document, and held out by the hash of its text.
+
+    So a line that is drawn several times is always on the same side, and no line that is held out is trained on.
+    """
+
+    text: SyntheticText
+
+    def read(self) -> Iterator[Document]:
+        below, position = self.validation_fraction * 2**64, 0
+        for number, line in enumerate(self.text.lines()):
+            hashed = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big")
+            position += len(line)
+            yield Document(f"line {number}", line, "validation" if hashed < below else "train", position)
+
+
+def _synthetic_source(config: DataConfig, text: SyntheticText) -> CorpusSource:
+    settings = text.settings.model_dump(mode="json")
+    name = f"{config.corpus} (synthetic)"
+    part = _SyntheticPart(name=name, size=text.most_bytes, validation_fraction=config.validation_fraction, text=text)
+    return CorpusSource(
+        name=name,
+        identity=["synthetic", config.corpus, settings],
+        list_parts=lambda: [part],
+        held_out="lines",
+        notes=[f"a synthetic text, made by isoloop: {text.description}"],
+    )
 
 
 # Text files
@@ -532,7 +575,7 @@ def _parquet_source(config: DataConfig, root: Path, paths: Iterable[Path]) -> Co
         name=Path(config.corpus).name,
         identity=identity,
         list_parts=lambda: parts,
-        has_rows=config.validation_files is None,
+        held_out="rows" if config.validation_files is None else "files",
     )
 
 
@@ -572,7 +615,7 @@ def _hub_source(config: DataConfig, waiting: hub.Waiting) -> CorpusSource:
     config.refuse("a data set on Hugging Face", "suffixes")
     repository, pattern = config.corpus, config.files or f"*{_PARQUET}"
     notes: list[str] = []
-    has_rows = config.validation_files is None
+    held_out: Literal["rows", "files"] = "rows" if config.validation_files is None else "files"
 
     def list_files() -> tuple[str, list[hub.HubFile]]:
         try:
@@ -594,11 +637,11 @@ def _hub_source(config: DataConfig, waiting: hub.Waiting) -> CorpusSource:
     if config.revision is not None and hub.is_commit(config.revision):
         identity: Any = ["hub", repository, config.revision, pattern, *_held_out_files(config)]
         list_parts: Callable[[], Sequence[Part]] = lambda: make_parts(*list_files())
-        return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=has_rows, notes=notes)
+        return CorpusSource(name=repository, identity=identity, list_parts=list_parts, held_out=held_out, notes=notes)
     commit, files = list_files()
     identity = ["hub", repository, *((file.path, file.digest) for file in files), *_held_out_files(config)]
     list_parts = lambda: make_parts(commit, files)
-    return CorpusSource(name=repository, identity=identity, list_parts=list_parts, has_rows=has_rows, notes=notes)
+    return CorpusSource(name=repository, identity=identity, list_parts=list_parts, held_out=held_out, notes=notes)
 
 
 def _download(repository: str, path: str, commit: str, waiting: hub.Waiting) -> Path:

@@ -102,11 +102,17 @@ def compile_blocks(model: LanguageModel, *settings: Hashable, backend: str = "in
     compiled_chunk = torch.compile(loss_and_gradient, backend=backend)
 
     def run_chunk(
-        logits: Tensor, ids: Tensor, soft_cap: float | None, z_loss: float, scale: float, with_gradient: bool
+        logits: Tensor,
+        ids: Tensor,
+        soft_cap: float | None,
+        z_loss: float,
+        scale: float,
+        with_gradient: bool,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        for tensor in (logits, ids):
+        for tensor in (logits, ids, *(() if weights is None else (weights,))):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-            return compiled_chunk(logits, ids, soft_cap, z_loss, scale, with_gradient)
+            return compiled_chunk(logits, ids, soft_cap, z_loss, scale, with_gradient, weights)
 
     model.run_blocks, model.loss_and_gradient = run, run_chunk

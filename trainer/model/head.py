@@ -16,9 +16,15 @@ from isoloop.trainer.memory import LOGITS_AT_ONCE, MIN_HEAD_ROWS
 
 
 def loss_and_gradient(
-    logits: Tensor, ids: Tensor, soft_cap: float | None, z_loss: float, scale: float, with_gradient: bool
+    logits: Tensor,
+    ids: Tensor,
+    soft_cap: float | None,
+    z_loss: float,
+    scale: float,
+    with_gradient: bool,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the sum of the cross-entropies of a chunk and, if wanted, its gradient by the logits x `scale`.
+    """Return the weighted sum of the cross-entropies of a chunk and, if wanted, its gradient by the logits x `scale`.
 
     This is all of the head but its matrix products. Uncompiled, it passes over the chunk several times, in place;
     compiled (`compile_blocks`), it reads the chunk twice and writes it once.
@@ -30,13 +36,15 @@ def loss_and_gradient(
         z_loss: see there.
         scale: factor of the gradient.
         with_gradient: False returns the loss alone.
+        weights: of the tokens, [rows, 1]; None: all are 1.
     """
     dtype = logits.dtype
     logits = logits.float()
     if soft_cap is not None:
         logits.div_(soft_cap).tanh_().mul_(soft_cap)
     normaliser = logits.logsumexp(-1, keepdim=True)
-    loss = (normaliser - logits.gather(1, ids)).sum()
+    nats = normaliser - logits.gather(1, ids)
+    loss = (nats if weights is None else nats * weights).sum()
     if not with_gradient:
         return loss, None
     slope = None if soft_cap is None else logits.div(soft_cap).square_().neg_().add_(1)  # 1 - tanh^2
@@ -50,11 +58,11 @@ def loss_and_gradient(
     if slope is not None:
         gradient.mul_(slope)
         del slope  # as large as the logits
-    return loss, gradient.mul_(scale).to(dtype)
+    return loss, gradient.mul_(scale if weights is None else scale * weights).to(dtype)
 
 
 # The type of `loss_and_gradient`.
-ChunkLoss = Callable[[Tensor, Tensor, float | None, float, float, bool], tuple[Tensor, Tensor | None]]
+ChunkLoss = Callable[[Tensor, Tensor, float | None, float, float, bool, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def mean_cross_entropy(
@@ -66,6 +74,7 @@ def mean_cross_entropy(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
     chunk_loss: ChunkLoss = loss_and_gradient,
+    predicted: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of the logits x @ weight.T; softmax and sums are in float32.
 
@@ -80,14 +89,17 @@ def mean_cross_entropy(
         soft_cap: c of logits c tanh(x @ weight.T / c); None: no cap.
         z_loss: coefficient of the squared logsumexp of the (capped) logits.
         chunk_loss: `loss_and_gradient` or, compiled, the same.
+        predicted: True for the targets whose mean it is, [...]; 0 if there are none. None: all of them.
     """
     if logits_at_once is None:
         logits_at_once = LOGITS_AT_ONCE["cpu" if x.device.type == "cpu" else "cuda"]
     rows = max(MIN_HEAD_ROWS, logits_at_once // weight.shape[0])
     if not torch.is_grad_enabled():  # a Function computes gradients of tensors that require them even then
         x, weight = x.detach(), weight.detach()
-    ids = targets.flatten()
-    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, ids, rows, soft_cap, z_loss, chunk_loss)
+    ids, weights = targets.flatten(), None
+    if predicted is not None:
+        weights = (predicted.flatten() / predicted.sum().clamp(min=1))[:, None]
+    return _ChunkedCrossEntropy.apply(x.flatten(0, -2), weight, ids, rows, soft_cap, z_loss, chunk_loss, weights)
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
@@ -108,28 +120,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         soft_cap: float | None,
         z_loss: float,
         chunk_loss: ChunkLoss,
+        weights: Tensor | None,
     ) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         head, wants_x, wants_weight = weight.to(dtype), ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        total = torch.zeros((), device=x.device)
+        total, scale = torch.zeros((), device=x.device), 1 / len(x) if weights is None else 1.0
         grad_x = torch.empty_like(x) if wants_x else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(x), rows):
-                states, ids = x[start : start + rows].to(dtype), targets[start : start + rows, None]
-                loss, gradient = chunk_loss(states @ head.T, ids, soft_cap, z_loss, 1 / len(x), wants_x or wants_weight)
+                part = slice(start, start + rows)
+                states, ids, own_weights = (
+                    x[part].to(dtype),
+                    targets[part, None],
+                    None if weights is None else weights[part],
+                )
+                loss, gradient = chunk_loss(
+                    states @ head.T, ids, soft_cap, z_loss, scale, wants_x or wants_weight, own_weights
+                )
                 total += loss
                 if gradient is None:
                     continue
                 if grad_x is not None:
-                    grad_x[start : start + rows] = gradient @ head
+                    grad_x[part] = gradient @ head
                 if grad_weight is not None and grad_weight.dtype == dtype:
                     torch.addmm(grad_weight, gradient.T, states, out=grad_weight)
                 elif grad_weight is not None:
                     grad_weight += gradient.T @ states
         ctx.gradients = grad_x, grad_weight
-        return total / len(x)
+        return total / len(x) if weights is None else total
 
     @staticmethod
     @once_differentiable
@@ -141,5 +161,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(scale),
             None if grad_weight is None else grad_weight.mul_(scale),
-            *(None,) * 5,
+            *(None,) * 6,
         )

@@ -29,7 +29,7 @@ class StepLoss(NamedTuple):
     """Loss of a training step and statistics of its last loop; scalars.
 
     Attributes:
-        nats: mean cross-entropy, nats per token; its gradient has the z-loss, too, if there is one.
+        nats: mean cross-entropy, nats per predicted token; its gradient has the z-loss, too, if there is one.
         state_norm: mean over tokens of the Euclidean norm of h_T; None without a loop.
         residual: mean over tokens of |h_T - h_{T-1}| / |h_T|; None without a loop.
     """
@@ -108,6 +108,7 @@ class LanguageModel(nn.Module, ABC):
         gradient_loops: int,
         h0: Tensor,
         separator: int | None = None,
+        predicted: Tensor | None = None,
     ) -> StepLoss:
         """Compute the loss of one training step.
 
@@ -118,6 +119,7 @@ class LanguageModel(nn.Module, ABC):
             gradient_loops: µ_bwd.
             h0: initial states, [batch, tokens, width].
             separator: see the class.
+            predicted: True for the targets whose mean the loss is, [batch, tokens]; None: all of them.
         """
 
     @abstractmethod
@@ -159,10 +161,11 @@ class LanguageModel(nn.Module, ABC):
         """Return the logits [..., padded vocabulary] of normed final states x [..., width]."""
         return soft_capped(F.linear(x, self.head_weight), self.config.logit_soft_cap)
 
-    def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
+    def cross_entropy(self, x: Tensor, targets: Tensor, predicted: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy, in nats, of normed final states x [..., width] and targets [...].
 
-        Its gradient has the z-loss of the configuration, too.
+        With `predicted` [...] it is the mean over the targets where this is True. Its gradient has the z-loss of the
+        configuration, too.
         """
         config = self.config
         return mean_cross_entropy(
@@ -172,6 +175,7 @@ class LanguageModel(nn.Module, ABC):
             soft_cap=config.logit_soft_cap,
             z_loss=config.z_loss,
             chunk_loss=self.loss_and_gradient,
+            predicted=predicted,
         )
 
     @property

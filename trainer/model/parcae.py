@@ -60,6 +60,7 @@ class Parcae(LanguageModel):
         gradient_loops: int,
         h0: Tensor,
         separator: int | None = None,
+        predicted: Tensor | None = None,
     ) -> StepLoss:
         """Compute the loss of one training step.
 
@@ -71,6 +72,7 @@ class Parcae(LanguageModel):
             order = torch.argsort(loops, descending=True, stable=True)
             rows = order.to(tokens.device)
             loops, tokens, targets, h = loops[order], tokens[rows], targets[rows], h[rows]
+            predicted = None if predicted is None else predicted[rows]
         with_gradient = loops.clamp(max=gradient_loops)
         mask = mask_of(tokens, separator)
         drive, values = self._before_loop(tokens, mask)
@@ -78,7 +80,7 @@ class Parcae(LanguageModel):
             constants = {layer: value.detach() for layer, value in values.items()}
             h = self._loop(h, drive.detach(), constants, loops - with_gradient, mask).h
         final = self._loop(h, drive, values, with_gradient, mask)
-        nats = self.cross_entropy(self._after_loop(final.h, values, mask), targets)
+        nats = self.cross_entropy(self._after_loop(final.h, values, mask), targets, predicted)
         return StepLoss(nats, final.norm.mean(), (final.change / final.norm).mean())
 
     def final_states(

@@ -31,10 +31,11 @@ class Transformer(LanguageModel):
         gradient_loops: int,
         h0: Tensor,
         separator: int | None = None,
+        predicted: Tensor | None = None,
     ) -> StepLoss:
         """Compute the loss of one training step."""
         assert (loops == 1).all(), "each block runs once"
-        return StepLoss(self.cross_entropy(self._states(tokens, separator), targets), None, None)
+        return StepLoss(self.cross_entropy(self._states(tokens, separator), targets, predicted), None, None)
 
     def final_states(
         self,

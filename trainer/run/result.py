@@ -18,13 +18,15 @@ class RunResult(Config):
         simulated: True if the losses were drawn from a law and no model was trained.
         tokens: D, tokens trained.
         unique_tokens: training tokens that the run could see in one pass; None if simulated, where every token is new.
+        predicted_tokens: of the tokens trained, those that were predicted; None if all were (no `data.answers_only`).
         dropped_tokens: tokens of text that best-fit packing cropped in the run's rows; None for another packing.
         forward_loops: mean loops run per training token.
         backward_loops: mean loops that carried gradient.
         flops_exact: training FLOPs by `exact` accounting.
         flops_parcae_release: training FLOPs by `parcae-release` accounting.
         loss: validation loss at T = µ_rec, nats per token; None if diverged.
-        losses: validation loss by recurrence T, nats per token, of the last step like `loss`.
+        losses: validation loss by recurrence T, nats per token, of the last step like `loss`. With `data.answers_only`
+            all losses are in nats per answer token.
         best_loss: lowest validation loss at T = µ_rec of the evaluations during training and at its end; None if there
             were none during training, or if diverged.
         best_step: the step with that loss, `steps` if it is the last.
@@ -33,6 +35,9 @@ class RunResult(Config):
             last step; empty unless `evaluation.documents` asks for it.
         perplexity: exp of that loss at T = µ_rec, by the published protocol.
         document_bits_per_byte: the same loss in bits per byte of text.
+        answers: of a synthetic text, the share of answers that are right, by the steps k that they ask for and by
+            recurrence T, of the last step: each token is the most probable one after the text before it.
+        exact_answers: that share of all answers at T = µ_rec.
         training_loss: loss of the last training batch, nats per token; None if simulated, or if it wasn't finite.
         spectral_radius: ρ(Ā) at the end; None if simulated, without a loop, or if divergence left no number.
         seconds: wall time spent training.
@@ -48,6 +53,7 @@ class RunResult(Config):
     steps: int
     tokens: int
     unique_tokens: int | None = None
+    predicted_tokens: int | None = Field(default=None, exclude_if=lambda value: value is None)
     dropped_tokens: int | None = Field(default=None, exclude_if=lambda value: value is None)
     forward_loops: NonNegativeFloat
     backward_loops: NonNegativeFloat
@@ -62,6 +68,8 @@ class RunResult(Config):
     document_losses: dict[int, float] = Field(default_factory=dict, exclude_if=lambda value: not value)
     perplexity: float | None = Field(default=None, exclude_if=lambda value: value is None)
     document_bits_per_byte: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    answers: dict[int, dict[int, float]] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    exact_answers: float | None = Field(default=None, exclude_if=lambda value: value is None)
     training_loss: float | None = None
     spectral_radius: float | None
     seconds: NonNegativeFloat
