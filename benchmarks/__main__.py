@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluation, head, leaving_the_batch, small_steps, training_speed
+from benchmarks import evaluation, generation, head, leaving_the_batch, small_steps, training_speed
 from benchmarks.measure import machine
 from benchmarks.results import Results, table
 
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "evaluation": evaluation,
     "small_steps": small_steps,
     "training_speed": training_speed,
+    "generation": generation,
 }
 SECTIONS = Results(
     title="# The trainer, measured",
@@ -28,6 +29,7 @@ SECTIONS = Results(
         "evaluation": "Evaluation at many T",
         "small_steps": "Small steps on one thread",
         "training_speed": "Compiled steps, recomputed loops",
+        "generation": "Generation with a cache",
     },
     module="benchmarks",
 )
