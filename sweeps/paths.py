@@ -45,7 +45,7 @@ class _InSweepFolder:
 class Folders:
     """The places of the sweep `name` under the output folder `out`.
 
-    <out>/mlflow.db  artifacts/  corpora/<fingerprint>/  runs/<run id>/
+    <out>/mlflow.db  artifacts/  corpora/<fingerprint>/  runs/<run id>/  quality/<run id>/  suites/
     <out>/sweeps/<name>/  config.yaml  left-out.txt  runs.csv  fit.json  fit.txt  hold-out.json  figures/  report.html
     """
 
@@ -94,6 +94,15 @@ class Folders:
     def run(self, run_id: str) -> Path:
         """Return the folder of one run."""
         return self.out / "runs" / run_id
+
+    def quality(self, run_id: str) -> Path:
+        """Return the folder of one run's results on evaluation suites."""
+        return self.out / "quality" / run_id
+
+    @property
+    def suites(self) -> Path:
+        """Folder of the suites' data, unless another one is named."""
+        return self.out / "suites"
 
     def fit(self, *, hold_out: bool) -> Path:
         """Return the file of the stored fit, of all runs or without the largest budget."""

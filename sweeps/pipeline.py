@@ -16,6 +16,7 @@ from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.axes import with_centres
 from isoloop.sweeps.plan.grid import CorpusLookup, Plan, PlannedCorpus, grid_columns, plan_sweep, simulated_corpus
+from isoloop.sweeps.plan.quality import QualityPlan
 from isoloop.sweeps.plan.rates import tuned_rates
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import RunStore
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSweep:
-    """A plan and the corpora that it is trained on, by fingerprint (none where losses are simulated)."""
+    """A plan, the corpora that it is trained on, by fingerprint (none where losses are simulated), and its suites."""
 
     plan: Plan
     corpora: Mapping[str, Corpus]
+    quality: QualityPlan | None = None
 
     @property
     def corpus_folders(self) -> dict[str, Path]:
@@ -51,12 +53,14 @@ class TrainedSweep:
     Attributes:
         table: the checked run table.
         failed: reasons of failures, by run id.
+        unevaluated: reasons of failed evaluations by suites, by run id.
         store: the MLflow store.
         parent: the MLflow run id of the sweep.
     """
 
     table: "pd.DataFrame"
     failed: dict[str, str]
+    unevaluated: dict[str, str]
     store: "TrackingStore"
     parent: str
 
@@ -65,9 +69,11 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     """Prepare the corpora, and solve the grid.
 
     Raises:
-        ValueError: a corpus is missing, empty or too small; a budget is too small; no cell is left.
+        ValueError: a corpus is missing, empty or too small; a budget is too small; no cell is left; a suite's data are
+            missing or short.
     """
     progress = progress or Progress()
+    quality = QualityPlan.of(sweep.evaluation, folders)
     progress.begin("Planning" if sweep.simulation is not None else "Preparing the corpus")
     sweep = with_centres(sweep, folders)
     if sweep.simulation is not None:
@@ -86,7 +92,8 @@ def prepare(sweep: SweepConfig, folders: Folders, progress: Progress | None = No
     }:
         progress.update("finding the documents", 0, 0)
         corpora[data].check_documents(held_out_only=not trains)
-    return PreparedSweep(plan=plan, corpora={corpus.facts.fingerprint: corpus for corpus in corpora.values()})
+    by_fingerprint = {corpus.facts.fingerprint: corpus for corpus in corpora.values()}
+    return PreparedSweep(plan=plan, corpora=by_fingerprint, quality=quality)
 
 
 def corpus_lookup(folders: Folders, corpora: dict[DataConfig, Corpus], progress: Progress) -> CorpusLookup:
@@ -156,6 +163,8 @@ def train_sweep(
                 progress=progress,
                 outcome=outcome,
                 on_start=uploader.watch,
+                on_evaluated=uploader.watch_quality,
+                quality=prepared.quality,
             )
         uploader.check_complete()
         # Write the table.
@@ -174,7 +183,9 @@ def train_sweep(
         )
         folders.config.write_text(config_text(plan.sweep), encoding="utf-8")
         table.to_csv(folders.table, index=False)
-    return TrainedSweep(table=table, failed=outcome.failed, store=store, parent=uploader.parent)
+    return TrainedSweep(
+        table=table, failed=outcome.failed, unevaluated=outcome.unevaluated, store=store, parent=uploader.parent
+    )
 
 
 def storage_uri(sweep: SweepConfig) -> str | None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.fitting import coverage, held_out, intervals, next_sizes, optimum, sizes, speed, worlds
+from benchmarks.fitting import coverage, held_out, intervals, next_sizes, optimum, quality, sizes, speed, worlds
 from benchmarks.fitting.__main__ import app
 from benchmarks.fitting.cases import Case
 from benchmarks.fitting.cpu_time import cpu_time
@@ -256,3 +256,18 @@ def test_sizes_says_how_often_a_joint_fit_holds_the_truth(tmp_path, monkeypatch)
     assert estimate == pytest.approx(truth, abs=0.01)
     assert found["N* beyond"][2] == pytest.approx(world.best["params"], rel=0.1)
     assert world.measured_beyond(0) == pytest.approx(world.best["loss"], rel=1e-3)
+
+
+def test_quality_says_how_often_scores_of_new_models_are_inside(monkeypatch):
+    names = ("task, ceiling 1", "mean of 22 tasks", "task, all models answer the same items")
+    monkeypatch.setattr(quality, "WORLDS", tuple(world for world in quality.WORLDS if world.name in names))
+    text = quality.run(sweeps=3, draws=40)
+    for name in names:
+        assert cells(text, name)[1] == "100"
+        assert float(cells(text, name)[2].strip("*").split()[0].strip("*")) >= 66
+    assert float(cells(text, "with standard errors")[1]) == 100
+    # The items that all models share correlate their answers, and keep the share of right ones.
+    world = quality.QualityWorld(name="same", same_items=True, items=20_000)
+    accuracy = np.full(2, 0.7)
+    right = world._right(accuracy, np.random.default_rng(0))
+    assert right == pytest.approx(0.7, abs=0.02)

@@ -64,6 +64,8 @@ _FIRST_MOMENTUM, _MOMENTUM_STEPS = 0.85, 300
 _RELEASED_DIVERGENCE_STEPS = 10
 # Evaluations during a run that sees its text again, besides that of its last step.
 BEST_LOSS_EVALUATIONS = 15
+# Seeds of the few-shot examples of evaluation suites, as in Parcae's release.
+SUITE_SEEDS = (1234, 2345, 3456)
 INJECTIONS = ("diagonal", "concat", "addition", FIXED_DEPTH)
 BLOCKS = ("pre-norm", "residual-norm")
 CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -126,6 +126,14 @@ def design_farseer(data: Folder = DATA, results: Results = RESULTS, seeds: Seeds
         typer.echo(f"design-farseer is skipped: there is no {benchmark.table_of(data)}")
 
 
+@app.command()
+def quality(results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 200) -> None:
+    """Count how often the interval of a predicted benchmark score holds that of a new model, in simulated sweeps."""
+    from benchmarks.fitting import quality as benchmark
+
+    _write(results, "quality", benchmark.run(sweeps=sweeps, draws=draws))
+
+
 @app.command("all")
 def everything(
     data: Folder = DATA, results: Results = RESULTS, sweeps: Sweeps = 200, draws: Draws = 400, cache: Cache = CACHE
@@ -137,6 +145,7 @@ def everything(
     held_out(data, results, draws)
     limited(data, results, sweeps)
     rollouts(data, results)
+    quality(results, sweeps)
 
 
 def _there(folder: Path, command: str) -> bool:

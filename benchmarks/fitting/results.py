@@ -28,6 +28,7 @@ _RESULTS = Results(
         "design": "Next runs, designed",
         "design-sizes": "Next runs over sizes, designed",
         "design-farseer": "Next runs of a public pool, designed",
+        "quality": "From loss to quality",
     },
     module="benchmarks.fitting",
 )

@@ -27,6 +27,8 @@ _ON_SCORES = Objective(delta=np.inf, on="loss")
 _FEWEST_RUNS = 4
 _LEAST_WRONG = 1e-6
 """A perfect score counts as this share of wrong answers, since a law's losses are positive."""
+_LEAST_OF_RICHER = 0.25
+"""Weight of the laws of a step that contain its simplest, together and at least."""
 _DRAWS, _FEWEST_DRAWS = 200, 20
 
 
@@ -275,6 +277,9 @@ def _mixture(
 ) -> LawMixture:
     """Return the fits of laws of growing freedom, as far as there are runs for them, with their weights.
 
+    The laws that contain the simplest have a quarter of the weight together at least: few runs far from a ceiling (or
+    from a floor of the task loss) say little against it, and the simplest law's intervals alone are then too narrow
+    (benchmarks/fitting/RESULTS.md).
     `scales` (rows,) say by what factor each row is more uncertain than others.
     """
     fits: list[LawFit] = []
@@ -286,7 +291,14 @@ def _mixture(
             if not fits:
                 raise
             reason = str(error)
-    return law_mixture(fits, not_fitted=reason)
+    mixture = law_mixture(fits, not_fitted=reason)
+    if len(fits) == 1 or mixture.weights[0] <= 1 - _LEAST_OF_RICHER:
+        return mixture
+    # Infinite criteria, of too few runs, leave no proportion.
+    richer = np.array(mixture.weights[1:]) + np.finfo(float).tiny
+    weights = [1 - _LEAST_OF_RICHER, *(_LEAST_OF_RICHER * richer / richer.sum()).tolist()]
+    reason = f"{mixture.reason}; the laws that contain the first one have {_LEAST_OF_RICHER:.0%} together at least"
+    return replace(mixture, weights=tuple(weights), reason=reason)
 
 
 def _with_loss_inside(loss: float, interval: Interval | None) -> tuple[float, Interval | None]:
@@ -341,8 +353,12 @@ def _runs_of(rows: pd.DataFrame, columns: ScoreColumns, baselines: Sequence[str]
         budgets=budgets,
         run_ids=tuple(ids),
         chance=chance,
-        chance_known=columns.name in SUITES or columns.chance is not None,
+        chance_known=columns.name in SUITES or bool(len(chances) and np.isfinite(chances[0])),
     ).subset(kept)
+    for name in names:
+        texts = np.flatnonzero(rows[name].notna() & np.isnan(numbers[name]))
+        if len(texts):
+            return runs, f"`{name}` must hold numbers, but has {rows[name].iloc[texts[0]]!r}; correct it"
     return runs, _fault(columns, runs, chances, baselines)
 
 
@@ -373,9 +389,9 @@ def _caveats(columns: ScoreColumns, baselines: Sequence[str], runs: _Runs) -> li
         caveats.append(
             f"all scores are below 1 point; if they are shares from 0 to 1, multiply `{columns.values}` by 100"
         )
-    if not suite and columns.chance is None:
+    if not runs.chance_known:
         caveats.append(
-            f"the table has no `{columns.name}_chance`: runs were held against chance 0, and the score at large losses "
+            f"`{columns.name}_chance` is not known: runs were held against chance 0, and the score at large losses "
             "is fitted, too; add it for a task with choices"
         )
     if not suite and columns.loss is None:

@@ -69,11 +69,11 @@ def _score_lines(score: ScoreFit) -> list[str]:
     else:
         lines += _wrapped(_law_text(score.wrong), "    ")
     for rows, what in (
-        (score.held_out, "predicted from the others at their measured loss"),
-        (score.held_out_with_loss, "predicted at the loss that the laws predict"),
+        (score.held_out, "of the largest fitted budget, predicted from the other runs at their measured loss"),
+        (score.held_out_with_loss, "that no fit has seen, predicted at the loss that the laws predict"),
     ):
         if rows:
-            lines += _wrapped(f"held out: the largest budget's {_error_text(rows, what, score.unit)}", "    ")
+            lines += _wrapped(f"held out: {_error_text(rows, what, score.unit)}", "    ")
     if not score.held_out:
         lines += _wrapped(f"nothing was held out at measured losses: {score.why_not_held_out}", "    ")
     for caveat in score.caveats:
@@ -85,7 +85,7 @@ def _error_text(rows: Sequence[HeldOutScore], what: str, unit: str) -> str:
     inside, count = sum(row.inside for row in rows), len(rows)
     size, mean = sum(abs(row.error) for row in rows) / count, sum(row.error for row in rows) / count
     return (
-        f"{count} {'run' if count == 1 else 'runs'}, {what}, are off by {_number(size, unit)} {unit} (mean "
+        f"{count} {'run' if count == 1 else 'runs'} {what}: off by {_number(size, unit)} {unit} (mean "
         f"{_number(mean, unit, sign=True)}), {inside} of {count} inside their intervals"
     )
 

@@ -241,7 +241,11 @@ def run(
     console.print(f"MLflow      {_mlflow_hint(config, folders)}\n            {trained.store.page_of(config.name)}")
     if problem:
         print(f"isoloop: the results were not copied into MLflow's artifacts: {problem}", file=sys.stderr)
+    for run_id, reason in trained.unevaluated.items():
+        print(f"isoloop: run {run_id} was not evaluated: {reason}", file=sys.stderr)
     _exit_if_failed(trained.failed)
+    if trained.unevaluated:
+        sys.exit(RUNS_FAILED)
 
 
 def _exit_if_failed(failed: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ from isoloop.sweeps.messages import broken_rules
 from isoloop.sweeps.privacy import redacted
 from isoloop.trainer.config import (
     SIZES,
+    SUITE_SEEDS,
     Config,
     DataConfig,
     DepthConfig,
@@ -32,11 +33,13 @@ from isoloop.trainer.config import (
     Initialisation,
     MeanRecurrence,
     ModelConfig,
+    NonEmptyText,
     NonNegativeFloat,
     NonNegativeInt,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
+    Recurrence,
     ScheduleConfig,
     StrictInt,
     StrictNumber,
@@ -120,6 +123,49 @@ def _expand_size(value: Any) -> Any:
     return SIZES[size].model_dump() | {key: entry for key, entry in value.items() if key != "size"}
 
 
+class SweepEvaluationConfig(EvaluationConfig):
+    """Evaluation of a sweep's runs: as in training (`EvaluationConfig`), and by suites once a run has finished.
+
+    The suites don't enter a run's identity: they can be added to a sweep that was run.
+
+    Args:
+        suites: `core`, `core-extended`, `lambada`, `wikitext`, `validation`, or a YAML file of your own
+            (docs/quality.md).
+        bundle: folder or zip of their data, on a disk that all workers see; None: `suites` in the output folder, which
+            `isoloop data prepare-suite` fills, or the folder of the YAML file.
+        suite_recurrences: further T besides µ_rec, rounded, whose results are the run table's.
+        suite_seeds: seeds of the few-shot examples.
+        suite_baselines: version of the baselines of the run table's scores.
+    """
+
+    suites: tuple[NonEmptyText, ...] = Field(default=(), exclude_if=lambda value: not value)
+    bundle: NonEmptyText | None = Field(default=None, exclude_if=lambda value: value is None)
+    suite_recurrences: tuple[Recurrence, ...] = Field(default=(), exclude_if=lambda value: not value)
+    suite_seeds: tuple[NonNegativeInt, ...] = Field(
+        default=SUITE_SEEDS, min_length=1, exclude_if=lambda value: value == SUITE_SEEDS
+    )
+    suite_baselines: Literal["v1", "v2"] = Field(default="v1", exclude_if=lambda value: value == "v1")
+
+    @model_validator(mode="after")
+    def _check_suites(self) -> Self:
+        given = [name for name in SUITE_SETTINGS[1:] if name in self.model_fields_set]
+        if given and not self.suites:
+            raise ValueError(
+                f"settings of suites need one, but got evaluation.{given[0]} and no evaluation.suites; name suites, or "
+                "leave it out"
+            )
+        return self
+
+    @property
+    def of_run(self) -> EvaluationConfig:
+        """What enters a run's identity."""
+        return EvaluationConfig(**{name: getattr(self, name) for name in EvaluationConfig.model_fields})
+
+
+SUITE_SETTINGS = ("suites", "bundle", "suite_recurrences", "suite_seeds", "suite_baselines")
+"""The settings of the evaluation by suites, which no run depends on."""
+
+
 class RunSettings(Config):
     """The settings of a run: an axis may set them, else they are inherited. All but `resources` determine the result.
 
@@ -136,7 +182,7 @@ class RunSettings(Config):
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: SweepEvaluationConfig = SweepEvaluationConfig()
     initialisation: Initialisation = "paper"
     batch: PositiveInt = 32
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -301,6 +347,22 @@ class SweepConfig(RunSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_suites(self) -> Self:
+        if not self.evaluation.suites:
+            return self
+        if self.simulation is not None:
+            raise ValueError(
+                "suites evaluate trained models, but this sweep draws its losses from a law; drop evaluation.suites or "
+                "simulation"
+            )
+        if self.storage is not None:
+            raise ValueError(
+                "suites are evaluated where the runs' folders are, on a disk that all workers see, but this sweep has "
+                "a storage; drop evaluation.suites, and call `isoloop evaluate` where its models are"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_loops(self) -> Self:
         if self.mean_recurrences is None or self.axes or self.points:
             return self  # each run is checked when the grid is planned
@@ -326,7 +388,7 @@ def setting_paths() -> frozenset[str]:
     for name, field in RunSettings.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Config):
-            paths |= {f"{name}.{key}" for key in section.model_fields}
+            paths |= {f"{name}.{key}" for key in section.model_fields if key not in SUITE_SETTINGS}
         else:
             paths.add(name)
     return frozenset(paths)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import SweepConfig
 from isoloop.sweeps.execution.room import Room, describe_waiting, has_room
 from isoloop.sweeps.execution.trunks import Trunks
@@ -26,10 +27,12 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan import allocation
 from isoloop.sweeps.plan.grid import Cell, Plan, jobs_of
 from isoloop.sweeps.plan.packing import ORDERS, Needs, Node, Queue, best_order
+from isoloop.sweeps.plan.quality import QualityPlan
 from isoloop.sweeps.plan.trunks import FROM_SCRATCH, Origin
 from isoloop.sweeps.storage.filesystem import StorageError
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.trainer.files import write_atomically
+from isoloop.trainer.run.branch import Branching
 from isoloop.trainer.run.checkpoint import checkpoints
 from isoloop.trainer.run.journal import read_journal
 from isoloop.trainer.run.result import RunResult, read_result
@@ -81,15 +84,16 @@ class Cluster(Protocol):
 
 @dataclass
 class SweepOutcome:
-    """Results by run id, and the reasons of failures by run id."""
+    """Results by run id, and the reasons of failures by run id: of runs, and of evaluations by suites."""
 
     results: dict[str, RunResult] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    unevaluated: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class _RunState:
-    """A cell that waits or runs: its attempts and its progress.
+    """A cell that waits or runs, or a finished one whose evaluation does (`evaluates`): its attempts and its progress.
 
     `attempts` counts those since the run last got further. The present attempt has a `handle` from when the cluster has
     it, and `has_begun` from when it runs; `fits_since` is when the cluster first had room for it. Its first of the
@@ -115,10 +119,16 @@ class _RunState:
     killed_as_hung: bool = False
     stop_requested: bool = False
     reason: str | None = None
+    evaluates: bool = False
+
+    @property
+    def resources(self) -> Resources:
+        """Those of the cell; an evaluation is one process."""
+        return self.cell.resources.model_copy(update={"processes": 1}) if self.evaluates else self.cell.resources
 
     @property
     def needs(self) -> Needs:
-        return allocation.needs(self.cell.resources)
+        return allocation.needs(self.resources)
 
 
 class Engine:
@@ -137,6 +147,7 @@ class Engine:
         progress: the watcher of events; `run_plan` reports the share that is done.
         outcome: filled in as runs end.
         on_start: called with the run id of each attempt that begins.
+        quality: the suites that finished runs are evaluated on, if there are any.
     """
 
     def __init__(
@@ -151,7 +162,9 @@ class Engine:
         progress: Progress | None = None,
         outcome: SweepOutcome | None = None,
         on_start: Callable[[str], None] = lambda run_id: None,
+        quality: QualityPlan | None = None,
     ) -> None:
+        self.quality, self.to_evaluate, self.evaluated = quality, 0, list[Cell]()
         self.cluster, self.sweep, self.folders, self.corpora = cluster, sweep, folders, corpora
         self.progress, self.outcome, self.on_start = progress or Progress(), outcome or SweepOutcome(), on_start
         self.run_store, self.owner = run_store, _lease_owner(folders)
@@ -205,6 +218,13 @@ class Engine:
         return bool(self.attempts or self.retry_queue or self.held or self.cancelled or len(self.queue))
 
     @property
+    def trains(self) -> bool:
+        """True while a run waits or trains; evaluations alone don't count."""
+        evaluations = self.to_evaluate - len(self.evaluated)
+        waiting = len(self.attempts) + len(self.retry_queue) + len(self.held) + len(self.queue)
+        return waiting > evaluations
+
+    @property
     def running(self) -> list[_RunState]:
         """The runs whose attempts have begun."""
         return [run for run in self.attempts.values() if run.has_begun]
@@ -223,6 +243,17 @@ class Engine:
             run = _RunState(cell=cell, index=len(self.runs), priority=order(job))
             self.runs[run.index] = self.held[run.index] = run
         self._release_held()
+
+    def evaluate(self, cells: Iterable[Cell]) -> None:
+        """Queue the evaluations of those of these cells that have finished and weren't evaluated, behind all runs."""
+        wanted = [] if self.quality is None else missing_evaluations(cells, self.outcome, self.quality)
+        for cell in wanted:
+            run = _RunState(cell=cell, index=len(self.runs), priority=(math.inf,), evaluates=True)
+            self.runs[run.index] = run
+            self._enqueue(run)
+        self.to_evaluate += len(wanted)
+        if wanted and not self.room.cores:  # no run has been added
+            self.room.measure(self.cluster.nodes(), self.queue.needs())
 
     def stop_run(self, run_id: str) -> None:
         """Ask one run to save and end; it isn't started again, and ends without a result."""
@@ -243,7 +274,7 @@ class Engine:
 
     def flops_in_progress(self) -> list[float]:
         """Return the FLOPs that each run under way has spent, by its journal."""
-        return [run.cell.trained_flops_at(run.step) for run in self.attempts.values()]
+        return [run.cell.trained_flops_at(run.step) for run in self.attempts.values() if not run.evaluates]
 
     def poll(self) -> list[Cell]:
         """Hand in what comes next, wait a moment, and return the cells that have ended; `outcome` has their results."""
@@ -269,7 +300,7 @@ class Engine:
             self._release(handle)
             self._fetch_updates([run])
             if self._has_ended(run, end):
-                ended.append(run.cell)
+                (self.evaluated if run.evaluates else ended).append(run.cell)
         self.trunks.clean(ended)
         # Watch the other runs, and the machines.
         now = time.monotonic()
@@ -344,7 +375,7 @@ class Engine:
         (folder / STOP_FILE).unlink(missing_ok=True)
         run.has_begun, run.node, run.fits_since = False, None, None
         run.killed_as_hung, run.heartbeats, run.heartbeat_time = False, 0, _heartbeat_time(folder)
-        task = self._task(run.cell)
+        task = self._task(run)
         branched = task.branching.start.step if task.branching.start else 0
         run.step = run.step_at_start = max(self._latest_step(run), branched)
         run.handle = self.cluster.start(task, run.needs, one_machine=self.one_machine)
@@ -361,19 +392,21 @@ class Engine:
         run.has_begun, run.node, run.last_heartbeat = True, node, time.monotonic()
         self.on_start(run.cell.run_id)
 
-    def _task(self, cell: Cell) -> Task:
+    def _task(self, run: _RunState) -> Task:
+        cell = run.cell
         corpus = self.corpora.get(cell.spec.data_fingerprint)
         return Task(
             spec=cell.spec,
             run_id=cell.run_id,
             folder=self.folders.run(cell.run_id).resolve(),
             stop_file=self.folders.stop_file.resolve(),
-            resources=cell.resources,
+            resources=run.resources,
             corpus=None if corpus is None else corpus.resolve(),
             simulation=self.sweep.simulation,
             storage=None if self.run_store is None else self.run_store.uri,
             owner=self.owner,
-            branching=self.trunks.branching(cell, self.outcome.failed),
+            branching=Branching() if run.evaluates else self.trunks.branching(cell, self.outcome.failed),
+            quality=self.quality.task(cell.spec) if run.evaluates and self.quality is not None else None,
         )
 
     def _release(self, handle: Any) -> _RunState:
@@ -395,6 +428,8 @@ class Engine:
         return False
 
     def _has_result(self, run: _RunState) -> bool:
+        if run.evaluates:
+            return self.quality is not None and self.quality.is_done(run.cell.spec)
         result = read_result(self.folders.run(run.cell.run_id))
         if result is None:
             return False
@@ -419,8 +454,8 @@ class Engine:
             return True
         if end.retryable and run.attempts > 1:
             reason += f" (tried {run.attempts} times without getting further)"
-        self.outcome.failed[run.cell.run_id] = reason
-        self.progress.event(f"{label}  failed: {reason}")
+        (self.outcome.unevaluated if run.evaluates else self.outcome.failed)[run.cell.run_id] = reason
+        self.progress.event(f"{label}  {'evaluation ' if run.evaluates else ''}failed: {reason}")
         return False
 
     def _check_heartbeats(self, now: float) -> None:
@@ -496,18 +531,28 @@ class Engine:
                 self._fetch_updates([run])
                 self._has_result(run)
 
+    def _evaluation_note(self) -> str | None:
+        """Return how far the evaluations are, once no run waits or trains."""
+        if not self.to_evaluate or self.trains:
+            return None
+        return f"{len(self.evaluated)} of {self.to_evaluate} finished runs are evaluated on suites"
+
     def _write_state(self) -> None:
         """Write what runs and what waits, where it has changed, for `isoloop status` in another terminal."""
         state = {
-            "running": {run.cell.run_id: {"attempt": run.attempts + 1, "node": run.node} for run in self.running},
-            "queued": [run.cell.run_id for run in self._waiting()],
+            "running": {
+                run.cell.run_id: {"attempt": run.attempts + 1, "node": run.node}
+                for run in self.running
+                if not run.evaluates
+            },
+            "queued": [run.cell.run_id for run in self._waiting() if not run.evaluates],
             "held": {
                 run.cell.run_id: f"waits until {run.origin.trunk} has done {run.origin.step} steps, and branches off"
                 for run in self.held.values()
             },
-            "again": {run.cell.run_id: run.reason for run in self.retry_queue if run.reason},
+            "again": {run.cell.run_id: run.reason for run in self.retry_queue if run.reason and not run.evaluates},
             "failed": self.outcome.failed,
-            "note": self.note,
+            "note": self.note or self._evaluation_note(),
         }
         text = json.dumps(state)
         if text != self.written_state:
@@ -526,17 +571,20 @@ def run_plan(
     progress: Progress | None = None,
     outcome: SweepOutcome | None = None,
     on_start: Callable[[str], None] = lambda run_id: None,
+    on_evaluated: Callable[[str], None] = lambda run_id: None,
+    quality: QualityPlan | None = None,
 ) -> SweepOutcome:
-    """Run the cells of `plan` that have no result yet.
+    """Run the cells of `plan` that have no result yet, and evaluate those that have finished on suites.
 
     A run that fails is reported and the others go on. On KeyboardInterrupt the runs save their state and end, and the
     interrupt is raised again; `outcome`, if given, then holds everything known so far.
 
     Args:
         plan: the cells.
-        folders: as for `Engine`, and so are `corpora`, `run_store`, `outcome` and `on_start`.
+        folders: as for `Engine`, and so are `corpora`, `run_store`, `outcome`, `on_start` and `quality`.
         open_cluster: returns the cluster as a context manager; not called where nothing is missing.
         progress: the watcher of events and of the share of FLOPs that is done.
+        on_evaluated: called with the run id of each run whose evaluation has ended.
 
     Raises:
         ValueError: there is no such cluster, or it can't give a run its resources.
@@ -554,7 +602,8 @@ def run_plan(
     trunks = Trunks(plan.cells if plan.sweep.trunk else (), folders, run_store)
     trunks.clean(plan.cells)  # what the last driver left
     missing = [cell for cell in plan.cells if cell.run_id not in outcome.results]
-    if not missing:
+    unevaluated = [] if quality is None else missing_evaluations(done, outcome, quality)
+    if not missing and not unevaluated:
         return outcome
     # Run what is missing.
     progress.begin("Starting Ray")
@@ -570,27 +619,55 @@ def run_plan(
             progress=progress,
             outcome=outcome,
             on_start=on_start,
+            quality=quality,
         ) as engine,
     ):
-        engine.add(missing)
-        progress.begin("Training")
-        flops, planned_flops = (
-            [cell.trained_flops for cell in done],
-            plan.trained_flops,
-        )  # spent, by the runs that have ended
+        if missing:
+            engine.add(missing)
+            progress.begin("Training")
+        engine.evaluate(unevaluated)
+        # FLOPs spent by the runs that have ended, whose sum is exact, so that it never falls when a run ends.
+        flops, evaluates = [cell.trained_flops for cell in done], False
 
-        def report() -> None:  # the sum is exact, so that it never falls when a run ends
-            share = math.fsum([*flops, *engine.flops_in_progress()])
-            progress.update(f"{len(flops)}/{len(plan.cells)} runs", share, planned_flops)
+        def report() -> None:
+            nonlocal evaluates
+            if engine.trains:
+                share = math.fsum([*flops, *engine.flops_in_progress()])
+                progress.update(f"{len(flops)}/{len(plan.cells)} runs", share, plan.trained_flops)
+            elif engine.to_evaluate:
+                if not evaluates:
+                    progress.begin("Evaluating")
+                    evaluates = True
+                progress.update(
+                    f"{len(engine.evaluated)}/{engine.to_evaluate} runs", len(engine.evaluated), engine.to_evaluate
+                )
 
         report()
+        evaluated = 0
         while engine.busy:
-            for cell in engine.poll():
+            ended = engine.poll()
+            for cell in ended:
                 flops.append(cell.trained_flops)
                 if cell.run_id in outcome.results:
                     progress.event(_result_line(cell, outcome.results[cell.run_id]))
+            engine.evaluate(ended)
+            for cell in engine.evaluated[evaluated:]:
+                on_evaluated(cell.run_id)
+            evaluated = len(engine.evaluated)
             report()
     return outcome
+
+
+def missing_evaluations(cells: Iterable[Cell], outcome: SweepOutcome, quality: QualityPlan) -> list[Cell]:
+    """Return those of the cells that have finished and weren't evaluated on all suites."""
+    results = {cell.run_id: outcome.results.get(cell.run_id) for cell in cells}
+    return [
+        cell
+        for cell in cells
+        if (result := results[cell.run_id]) is not None
+        and result.status == "finished"
+        and not quality.is_done(cell.spec)
+    ]
 
 
 def finished_results(cells: Iterable[Cell], folders: Folders) -> dict[str, RunResult]:

@@ -1,4 +1,4 @@
-"""The worker: one attempt at a run, trained or simulated in its folder, in a process started by the cluster.
+"""The worker: one attempt at a run, trained, simulated or evaluated, in a process started by the cluster.
 
 Nothing is raised through Ray: the end of an attempt comes back as data.
 """
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import Simulation
 from isoloop.sweeps.messages import first_line
+from isoloop.sweeps.plan.quality import QualityTask
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.sweeps.storage.sync import RunSync
 from isoloop.trainer.config import Config, ExecutionConfig, RunSpec
@@ -52,6 +53,7 @@ class Task(Config):
             `stop_file` and `corpus` are then paths of the driver's machine, and unused here.
         owner: the driver's id in leases on runs in the storage.
         branching: the state of another run that this one starts from, and what it saves for others.
+        quality: the suites that the finished run is evaluated on; None: the run is trained.
     """
 
     spec: RunSpec
@@ -64,6 +66,7 @@ class Task(Config):
     storage: str | None = None
     owner: str | None = None
     branching: Branching = Branching()
+    quality: QualityTask | None = None
 
 
 class AttemptEnd(Config):
@@ -89,7 +92,9 @@ def run_attempt(task_json: str, board: Any = None, name: str = "") -> str:
         with preemption() as preempted, _stage_in(Task.model_validate_json(task_json)) as (task, finished):
             task.folder.mkdir(parents=True, exist_ok=True)
             signals = Signals(task, preempted)
-            if not finished and not signals.should_stop():
+            if task.quality is not None:
+                evaluate_task(task, task.quality, signals)
+            elif not finished and not signals.should_stop():
                 if task.simulation is not None:
                     _simulate(task, task.simulation, signals)
                 elif task.resources.processes > 1:
@@ -102,6 +107,8 @@ def run_attempt(task_json: str, board: Any = None, name: str = "") -> str:
         end = AttemptEnd(status="done" if is_done else "preempted" if preempted.is_set() else "stopped")
     except FolderBusyError:
         end = AttemptEnd(status="busy")
+    except _StoppedError:
+        end = AttemptEnd(status="preempted" if preempted.is_set() else "stopped")
     except Exception as error:  # noqa: BLE001  the driver decides about any failure
         end = classify_error(error)
     return end.model_dump_json()
@@ -218,6 +225,40 @@ def train_task(task: Task, signals: Signals, execution: ExecutionConfig) -> None
         should_stop=signals.should_stop,
         heartbeat=signals.heartbeat,
     )
+
+
+class _StoppedError(Exception):
+    """Error raised where an evaluation is asked to end; what it has stored stays."""
+
+
+def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
+    """Evaluate a finished run on suites; what is stored already isn't computed again."""
+    import torch
+
+    from isoloop.trainer.quality.suites.bundle import find_suite
+    from isoloop.trainer.quality.suites.evaluation import Subject, evaluate_suite
+    from isoloop.trainer.quality.trained_model import load_trained
+
+    def watch(label: str, done: float, total: float) -> None:
+        signals.heartbeat()
+        if signals.should_stop():
+            raise _StoppedError
+
+    execution = task.resources.execution
+    torch.set_num_threads(execution.cpu_threads)
+    trained = load_trained(task.folder, own_classes=True)
+    subject = Subject.of(
+        trained.model.to(execution.device),
+        trained.require_tokenizer(),
+        name=task.run_id,
+        precision="float32" if execution.device.startswith("cpu") else trained.precision,
+    )
+    watch("", 0, 1)
+    for name in quality.suites:
+        suite, bundle = find_suite(name, quality.bundle)
+        evaluate_suite(
+            subject, suite, bundle, quality.folder, recurrences=quality.recurrences, seeds=quality.seeds, progress=watch
+        )
 
 
 def classify_error(error: BaseException) -> AttemptEnd:

@@ -299,6 +299,7 @@ class _Variant:
     def longest_spec(self) -> RunSpec:
         """The specification with the most steps; with fewer it breaks no rule either."""
         inherited = {name: value for name, value in self.settings if name not in ("depth", "resources")}
+        inherited["evaluation"] = self.settings.evaluation.of_run
         return RunSpec(
             recurrence=self.recurrence,
             data_fingerprint=self.corpus.fingerprint,

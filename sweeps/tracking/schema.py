@@ -28,8 +28,8 @@ RUN_ID, SWEEP, KIND, SIMULATED, OUTCOME, REASON, IN_SWEEP, CHECKPOINT, CORPUS, P
         "planned_tokens", "experiment",
     )
 )  # fmt: skip
-COLUMN, ENVIRONMENT, LOSSES, BEST_LOSSES, INTERVAL = (
-    f"{PREFIX}{name}." for name in ("column", "env", "losses", "best_losses", "interval")
+COLUMN, ENVIRONMENT, LOSSES, BEST_LOSSES, INTERVAL, QUALITY = (
+    f"{PREFIX}{name}." for name in ("column", "env", "losses", "best_losses", "interval", "quality")
 )
 PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 SWEEP_KIND, TUNE_KIND = "sweep", "tune"
@@ -51,6 +51,7 @@ _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 _LOSS = "loss_T"
 _LOSSES_PER_TAG = 100
+_SCORES_PER_TAG = 60
 _MOST_AXIS_COLUMNS = 20
 LOSS_AT_T = "test_time/loss_at_T"
 _CURVES = {
@@ -126,6 +127,13 @@ def loss_tags(result: RunResult) -> dict[str, str]:
         parts = [dict(losses[start : start + _LOSSES_PER_TAG]) for start in range(0, len(losses), _LOSSES_PER_TAG)]
         tags |= {f"{prefix}{place}": json.dumps(part) for place, part in enumerate(parts)}
     return tags
+
+
+def quality_tags(columns: Mapping[str, float | str]) -> dict[str, str]:
+    """Return the tags of a run's results on suites, from which the run table has them."""
+    entries = list(columns.items())
+    parts = [dict(entries[start : start + _SCORES_PER_TAG]) for start in range(0, len(entries), _SCORES_PER_TAG)]
+    return {f"{QUALITY}{place}": json.dumps(part) for place, part in enumerate(parts)}
 
 
 def run_name(plan: Plan, cell: Cell) -> str:
@@ -269,6 +277,11 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         **{name: metrics[name] for name in RARE_COLUMNS if name in metrics},
         **{name: metrics.get(name) for name in EXTRA_COLUMNS},
         **{name: loss if status == "finished" else None for name, loss in losses.items()},
+        **{
+            name: value
+            for key in sorted(key for key in tags if key.startswith(QUALITY))
+            for name, value in json.loads(tags[key]).items()
+        },
         **columns,
     }
 

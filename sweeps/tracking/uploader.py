@@ -21,7 +21,9 @@ from pathlib import Path
 from isoloop.sweeps.messages import disk_fault, first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan
+from isoloop.sweeps.plan.quality import table_recurrence
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore, is_settled
+from isoloop.sweeps.tracking.quality import digest_of, read_quality, summary_files
 from isoloop.sweeps.tracking.schema import (
     CHECKPOINT,
     IN_SWEEP,
@@ -36,6 +38,7 @@ from isoloop.sweeps.tracking.schema import (
     loss_tags,
     metric_name,
     parameters,
+    quality_tags,
     result_points,
     tag_text,
 )
@@ -58,6 +61,7 @@ class _Cursor:
     known_step: int = -1
     offset: int = 0
     done: bool = False
+    quality: str = ""  # digest of the results on suites that were sent
 
 
 class Uploader:
@@ -97,6 +101,7 @@ class Uploader:
         self._without_spec: dict[str, str] = {}
         self._watched: set[str] = set()
         self._ends: dict[str, tuple[str, str]] = {}
+        self._quality: set[str] = set()
         self._lock = threading.Lock()
         self._watch_folders()
         self._closing = threading.Event()
@@ -107,6 +112,11 @@ class Uploader:
         """Look at this run from now on; called by any thread when the run is started."""
         with self._lock:
             self._watched.add(run_id)
+
+    def watch_quality(self, run_id: str) -> None:
+        """Record the run's results on suites; called by any thread when it was evaluated."""
+        with self._lock:
+            self._quality.add(run_id)
 
     def add(self, cell: Cell) -> None:
         """Add a cell to the plan, by any thread."""
@@ -168,8 +178,11 @@ class Uploader:
         """Watch every cell that has a folder."""
         parent = self.folders.run("")
         names = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
+        evaluated = self.folders.quality("")
+        evaluated_names = {path.name for path in evaluated.iterdir()} if evaluated.is_dir() else set()
         with self._lock:
             self._watched |= names & set(self.cells)
+            self._quality |= evaluated_names & set(self.cells)
 
     def _read_store(self) -> None:
         """Read which runs the store has, and their tags."""
@@ -198,6 +211,10 @@ class Uploader:
             watched = self._watched - self.complete
             actions += [
                 (run_id, partial(self._upload, cell)) for run_id, cell in self.cells.items() if run_id in watched
+            ]
+            actions += [
+                (run_id, partial(self._upload_quality, self.cells[run_id]))
+                for run_id in sorted(self._quality & self.cells.keys())
             ]
         for index, (run_id, action) in enumerate(actions):
             uploaded = self._try(run_id, action, pending)
@@ -293,6 +310,26 @@ class Uploader:
         if cursor.done or end is not None:
             self.complete.add(run_id)
             self._save_spec(run_id, cursor.mlflow_run)
+
+    def _upload_quality(self, cell: Cell) -> None:
+        """Bring the store up to date with a finished run's results on suites."""
+        if cell.run_id not in self.complete:  # its training is recorded first
+            return
+        files = summary_files(self.folders.quality(cell.run_id))
+        cursor, digest = self._read_cursor(cell.run_id), digest_of(files)
+        mlflow_run = self._find(cell.run_id)
+        if files and mlflow_run is not None and (cursor.mlflow_run, cursor.quality) != (mlflow_run, digest):
+            recurrence = table_recurrence(cell.spec)
+            record = read_quality(files, recurrence, self.plan.sweep.evaluation.suite_baselines)
+            when = int(max(file.stat().st_mtime for file in files) * 1000)
+            numbers = {name: value for name, value in record.columns.items() if isinstance(value, float)}
+            points = [(f"quality/{name}", value, when, 0) for name, value in numbers.items()]
+            points += [(name, value, when, depth) for name, value, depth in record.curves]
+            self.store.send(mlflow_run, points=points, tags=quality_tags(record.columns))
+            cursor.mlflow_run, cursor.quality = mlflow_run, digest
+            self._save_cursor(cell.run_id, cursor)
+        with self._lock:
+            self._quality.discard(cell.run_id)
 
     def _open_cursor(self, cell: Cell, journal: str | None) -> _Cursor:
         """Find or create the MLflow run of a cell, mark it as running, and return the cursor of its journal."""

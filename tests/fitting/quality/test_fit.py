@@ -80,6 +80,17 @@ def test_the_interval_of_a_loss_is_in_that_of_the_score():
     assert predicted.report() == fit.predict(2.8, (2.6, 3.0)).report()
 
 
+def test_laws_with_a_ceiling_keep_a_quarter_unless_they_are_the_better_ones():
+    # Eight models need no ceiling; the task's truth has one, which 200,000 items show.
+    core = score_of(fit_quality(published(), draws=20, hold_out=False), "core").wrong
+    assert core.weights[0] == pytest.approx(0.75)
+    assert "25% together at least" in core.reason
+    rng = np.random.default_rng(2)
+    precise = sweeps.sweep(rng, smallest_loss=2.2, largest_loss=4.2, items=200_000)
+    task = score_of(fit_quality(precise, draws=20, hold_out=False), "task").wrong
+    assert task.weights[0] < 1e-6
+
+
 @pytest.mark.parametrize(("loss", "interval"), [(0.0, None), (float("nan"), None), (2.8, (2.9, 3.0))])
 def test_a_loss_that_is_none_is_refused(loss, interval):
     fit = fit_quality(sweeps.sweep(np.random.default_rng(1)), draws=20, hold_out=False)
@@ -143,7 +154,7 @@ def test_held_out_scores_are_predictions_from_the_smaller_budgets():
             assert row.measured == largest.set_index("run_id")[score.column][row.run_id]
             assert row.error == row.predicted - row.measured
         assert score.mean_error == pytest.approx(np.mean([abs(row.error) for row in score.held_out]))
-    assert "held out: the largest budget's 4 runs" in fit.report()
+    assert "held out: 4 runs of the largest fitted budget" in fit.report()
 
 
 def test_without_budgets_nothing_is_held_out_and_that_is_said():
@@ -176,8 +187,9 @@ def test_a_perplexity_is_a_task_loss():
 def test_an_unknown_chance_is_said_and_fitted():
     table = sweeps.sweep(np.random.default_rng(4), largest_loss=5.5, items=20_000).drop(columns="task_chance")
     task = score_of(fit_quality(table, draws=20, hold_out=False), "task")
-    assert any("no `task_chance`" in caveat for caveat in task.caveats)
+    assert any("`task_chance` is not known" in caveat for caveat in task.caveats)
     assert task.predict(5.2).value == pytest.approx(sweeps.CHANCE, abs=0.02)
+    assert score_of(fit_quality(table.assign(task_chance=np.nan), draws=20, hold_out=False), "task") == task
 
 
 @pytest.mark.parametrize(
@@ -186,6 +198,8 @@ def test_an_unknown_chance_is_said_and_fitted():
         ({"core": 1400.0}, "`core` must be from -100 to 100, but run 'run 0' has 1400; give points"),
         ({"core_baselines": ["v1"] * 12 + ["v2"] * 12}, "different chance baselines (v1, v2); score all with one"),
         ({"core": [12.0] * 3 + [np.nan] * 21}, "a fit needs 4 runs with a score, but there are 3"),
+        ({"core": np.nan}, "a fit needs 4 runs with a score, but there are 0"),
+        ({"core": ["14%", *[14.0] * 23]}, "`core` must hold numbers, but has '14%'"),
         ({"loss": 3.0}, "all runs have the same validation loss"),
     ],
 )

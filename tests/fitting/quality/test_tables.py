@@ -93,7 +93,7 @@ def test_a_fit_without_the_largest_budget_has_not_seen_its_scores(table):
             assert row.interval == without.predict(loss.predicted, loss.interval).interval
             assert row.measured == table.set_index("run_id")[score.column][row.run_id]
         assert np.mean([row.inside for row in score.held_out_with_loss]) >= 0.8
-    assert "5 runs, predicted at the loss that the laws predict, are off by" in held.report().replace("\n      ", " ")
+    assert "held out: 5 runs that no fit has seen" in held.report()
     assert SweepFit.from_json(held.to_json()) == held
 
 
@@ -151,6 +151,14 @@ def test_quality_against_flops_compares_the_least_loss_with_one_loop(table, fit)
     points = [line for line in figure.axes[0].lines if str(line.get_gid()).startswith("runs:")]
     np.testing.assert_allclose(points[0].get_xydata(), best[["flops", "core"]])
     np.testing.assert_allclose(points[1].get_xydata(), once[["flops", "core"]])
+
+
+def test_scores_that_are_still_missing_leave_the_figure_out(table):
+    empty = table.assign(core=np.nan).drop(columns="task_accuracy")
+    fit = fit_table(empty, name="empty", draws=20)
+    assert fit.quality.predict(3.0).report().startswith("No prediction of Core: a fit needs 4 runs")
+    with pytest.raises(ValueError, match="all are missing"):
+        figures.draw_one("quality_against_flops", empty, fit)
 
 
 def test_fixed_depth_is_compared_within_a_size():

@@ -21,6 +21,7 @@ from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Needs, Node
+from isoloop.sweeps.plan.quality import QualityTask
 from isoloop.trainer.run.result import write_result
 from tests.sweeps.conftest import SIMULATED
 from tests.sweeps.execution.virtual import BROKEN, DONE, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
@@ -40,12 +41,27 @@ class Watcher(Progress):
         return [line.split()[0] for line in self.lines if "starts again: " in line]
 
 
+class Evaluations:
+    """What a sweep evaluates, without suites."""
+
+    def __init__(self, folders):
+        self.folders = folders
+
+    def is_done(self, spec):
+        return self.folders.quality(spec.run_id).is_dir()
+
+    def task(self, spec):
+        folder = self.folders.quality(spec.run_id)
+        return QualityTask(suites=("core",), bundle=None, folder=folder, recurrences=(1,), seeds=(1,))
+
+
 class Trial:
     """A few runs of known durations on virtual machines."""
 
     def __init__(self, folders, clock):
         self.folders, self.clock = folders, clock
         self.sweep, self.watcher, self.outcome = PLAN.sweep, Watcher(), SweepOutcome()
+        self.quality = None
         self.cells, self.started, self.cluster = [], [], VirtualCluster(clock, [Node("a", 8, [1.0] * 2)], {})
 
     def runs(self, *seconds, **resources):
@@ -60,11 +76,19 @@ class Trial:
         self.cluster.seconds |= {cell.run_id: cell.seconds for cell in cells}
         return [cell.run_id for cell in cells]
 
+    def evaluate(self):
+        """Let finished runs be evaluated: one that was has a folder of results."""
+        self.quality = Evaluations(self.folders)
+
+    def evaluated(self):
+        """Ids of the runs that were evaluated."""
+        return {cell.run_id for cell in self.cells if self.quality.is_done(cell.spec)}
+
     def engine(self):
         self.folders.sweep.mkdir(parents=True, exist_ok=True)
         return Engine(
             self.cluster, self.sweep, self.folders, {},
-            progress=self.watcher, outcome=self.outcome, on_start=self.started.append,
+            progress=self.watcher, outcome=self.outcome, on_start=self.started.append, quality=self.quality,
         )  # fmt: skip
 
     def run(self, meanwhile=lambda engine: None, *, limit=100_000):
@@ -73,7 +97,7 @@ class Trial:
             engine.add(self.cells)
             began = self.clock.now
             while engine.busy:
-                engine.poll()
+                engine.evaluate(engine.poll())
                 meanwhile(engine)
                 assert self.clock.now - began < limit, "it never ends"
         assert not self.cluster.attempts
@@ -600,3 +624,54 @@ class TestStopping:
         with pytest.raises(KeyboardInterrupt):
             trial.run(interrupt)
         assert set(trial.outcome.results) == {run}
+
+
+class TestEvaluations:
+    """Evaluations of finished runs, in the same cluster."""
+
+    def test_they_come_after_all_training_and_fill_what_is_free(self, trial):
+        trial.evaluate()
+        ids = trial.runs(4, 4, 4, 2)
+        trial.run()
+        assert trial.evaluated() == set(ids)
+        starts = [(run, place) for place, (_, what, run) in enumerate(trial.cluster.log) if what == "start"]
+        trained = [place for number, (run, place) in enumerate(starts) if run not in [r for r, _ in starts[:number]]]
+        assert [place for _, place in starts[:4]] == trained, "an evaluation began before a run that waited"
+        # On two GPUs runs end at 4, 4, 6 and 8 s; the evaluations, of 4, 4, 2 and 4 s, begin at 6, 8, 10 and 12 s
+        assert trial.clock.now - 1000 == pytest.approx(16, abs=0.6)
+        assert not trial.outcome.failed
+        assert not trial.outcome.unevaluated
+
+    def test_they_are_one_process_and_tried_again(self, trial):
+        trial.evaluate()
+        (run,) = trial.runs(3, processes=2)
+        trial.cluster.scripts[run] = [Act(), Act(end=LOST, seconds=1), Act(seconds=1)]
+        trial.run()
+        assert [task.resources.processes for task in trial.cluster.tasks] == [2, 1, 1]
+        assert [task.quality is None for task in trial.cluster.tasks] == [True, False, False]
+        assert trial.evaluated() == {run}
+
+    def test_a_failed_one_leaves_the_run_as_it_is(self, trial):
+        trial.evaluate()
+        (run,) = trial.runs(3)
+        trial.cluster.scripts[run] = [Act(), Act(end=BROKEN)]
+        outcome = trial.run()
+        assert outcome.failed == {}
+        assert outcome.unevaluated == {run: "a rule is broken"}
+        assert outcome.results[run].status == "finished"
+
+    def test_only_finished_runs_are_evaluated(self, trial):
+        trial.evaluate()
+        (run,) = trial.runs(3)
+        trial.cluster.scripts[run] = [Act(end=BROKEN)]
+        trial.run()
+        assert len(trial.cluster.tasks) == 1
+
+    def test_the_state_names_runs_that_train_and_counts_evaluations(self, trial):
+        trial.evaluate()
+        trial.runs(3, 3)
+        states = []
+        trial.run(lambda engine: states.append(json.loads(trial.folders.state.read_text())))
+        assert {len(state["running"]) for state in states} == {2, 0}
+        assert "0 of 2 finished runs are evaluated on suites" in {state["note"] for state in states}
+        assert states[-1]["note"] == "2 of 2 finished runs are evaluated on suites"

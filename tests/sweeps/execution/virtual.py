@@ -196,6 +196,10 @@ class VirtualCluster:
 
     def write(self, attempt):
         act, folder = attempt.act, attempt.task.folder
+        if attempt.task.quality is not None:
+            if act.end.status == "done":
+                attempt.task.quality.folder.mkdir(parents=True)
+            return
         if act.step:
             self.record_step(attempt, act.step)
         if act.end.status == "done" and act.writes:

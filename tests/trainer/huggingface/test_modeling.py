@@ -84,6 +84,18 @@ def test_a_batch_with_padding_equals_each_alone(variant, export):
         torch.testing.assert_close(right[: len(prompt)], reverse, atol=1e-5, rtol=0)
 
 
+def test_a_padded_batch_in_two_pieces_equals_the_whole(export):
+    """Without position_ids, which `generate` would pass: positions are counted in the mask of all tokens."""
+    _, folder = export("diagonal")
+    model, tokens, mask = load(folder), draw(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        whole = model(tokens, attention_mask=mask).logits
+        first = model(tokens[:, :6], attention_mask=mask[:, :6], use_cache=True)
+        rest = model(tokens[:, 6:], attention_mask=mask, cache=first[modeling_isoloop.CACHE_FIELD]).logits
+    torch.testing.assert_close(rest, whole[:, 6:], atol=1e-5, rtol=0)
+
+
 def test_beams_reorder_the_cache(export):
     _, folder = export("diagonal")
     model = load(folder)

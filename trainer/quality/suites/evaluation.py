@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
+from isoloop.trainer.config import SUITE_SEEDS
 from isoloop.trainer.data.tokenizer import Tokenizer
 from isoloop.trainer.files import sole_owner, write_atomically
 from isoloop.trainer.model.language_model import LanguageModel
@@ -21,7 +22,6 @@ from isoloop.trainer.quality.suites.summary import SuiteSummary, summarise
 from isoloop.trainer.quality.suites.task import Suite, Task
 from isoloop.trainer.quality.suites.text import document_units, make_documents, make_pages, page_units
 
-SEEDS = (1234, 2345, 3456)
 QUESTIONS_AT_ONCE = 512
 
 SuiteProgress = Callable[[str, float, float], None]
@@ -75,7 +75,7 @@ def evaluate_suite(
     folder: Path,
     *,
     recurrences: Sequence[int],
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] = SUITE_SEEDS,
     share_prefixes: bool = True,
     progress: SuiteProgress = lambda label, done, total: None,
 ) -> SuiteSummary:

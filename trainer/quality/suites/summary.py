@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from isoloop.trainer.config import Config
 from isoloop.trainer.quality.suites.resampling import interval, resampled_sums
@@ -37,6 +38,7 @@ class TaskSummary(Config):
         shots: solved examples before each question.
         rows: number of rows.
         measures: estimates by measure and T: `accuracy`, `centred v1`, `perplexity`, `word_perplexity`, ...
+        baselines: accuracy at chance in percent, by version; empty for texts.
         gold_nats: nats per scored token of the right option by T, mean over questions and seeds; empty for texts.
         cropped: questions that lost the beginning of a prompt, at most over the seeds.
         cut: those of which not all tokens were scored.
@@ -46,6 +48,7 @@ class TaskSummary(Config):
     shots: int
     rows: int
     measures: dict[str, dict[int, Estimate]]
+    baselines: dict[str, float] = Field(default_factory=dict)
     gold_nats: dict[int, float]
     cropped: int
     cut: int
@@ -62,6 +65,7 @@ class SuiteSummary(Config):
         seeds: of the few-shot examples.
         scores: the mean of the centred accuracies, by version of the baselines and T.
         tasks: the tasks.
+        data: a hash of the data of each task, by its name.
         notes: sentences about the data.
     """
 
@@ -72,6 +76,7 @@ class SuiteSummary(Config):
     seeds: tuple[int, ...]
     scores: dict[str, dict[int, Estimate]]
     tasks: tuple[TaskSummary, ...]
+    data: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def report(self) -> str:
@@ -187,6 +192,7 @@ def summarise(
                 shots=task.shots,
                 rows=result.rows,
                 measures=measures,
+                baselines=task.baselines,
                 gold_nats={depth: float(np.mean([each.gold_nats[depth] for each in answers])) for depth in depths}
                 if task.has_accuracy
                 else {},
@@ -208,6 +214,7 @@ def summarise(
             for version in (suite.versions if suite.score else ())
         },
         tasks=tuple(tasks),
+        data={task.name: results[task.name].data for task in suite.tasks},
         notes=tuple(notes),
     )
 
