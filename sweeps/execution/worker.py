@@ -238,6 +238,7 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
     from isoloop.trainer.quality.suites.bundle import find_suite
     from isoloop.trainer.quality.suites.evaluation import Subject, evaluate_suite
     from isoloop.trainer.quality.trained_model import load_trained
+    from isoloop.trainer.run.result import read_result
 
     def watch(label: str, done: float, total: float) -> None:
         signals.heartbeat()
@@ -246,7 +247,9 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
 
     execution = task.resources.execution
     torch.set_num_threads(execution.cpu_threads)
-    trained = load_trained(task.folder, own_classes=True)
+    result = read_result(task.folder)  # the weights of the loss that runs are compared by, if the run kept them
+    is_best = result is not None and result.compared_loss != result.loss and (task.folder / "best-model").is_dir()
+    trained = load_trained(task.folder, weights="best" if is_best else "last", own_classes=True)
     subject = Subject.of(
         trained.model.to(execution.device),
         trained.require_tokenizer(),
