@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluation, generation, head, leaving_the_batch, small_steps, training_speed
+from benchmarks import (
+    evaluation,
+    generation,
+    head,
+    leaving_the_batch,
+    shared_prefixes,
+    small_steps,
+    training_speed,
+)
 from benchmarks.measure import machine
 from benchmarks.results import Results, table
 
@@ -16,6 +24,7 @@ BENCHMARKS = {
     "leaving_the_batch": leaving_the_batch,
     "head": head,
     "evaluation": evaluation,
+    "shared_prefixes": shared_prefixes,
     "small_steps": small_steps,
     "training_speed": training_speed,
     "generation": generation,
@@ -27,6 +36,7 @@ SECTIONS = Results(
         "leaving_the_batch": "Sequences leave the batch",
         "head": "The chunked head",
         "evaluation": "Evaluation at many T",
+        "shared_prefixes": "Few-shot questions, examples read once",
         "small_steps": "Small steps on one thread",
         "training_speed": "Compiled steps, recomputed loops",
         "generation": "Generation with a cache",

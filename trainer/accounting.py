@@ -189,25 +189,19 @@ def expected_loops(recurrence: RecurrenceConfig, accounting: Accounting) -> tupl
     µ + exp(-µ), and for log-normal Poisson loops µ + 1. Under `parcae-release` they are the nominal µ and min(µ_bwd,
     µ). A curriculum and phases count with their average over the run.
     """
-    forward, backward = _loops_at(recurrence, accounting, float(recurrence.mean))
-    if recurrence.phases:
-        starts = [0.0, *(phase.until for phase in recurrence.phases)]
-        shares = [phase.until - start for phase, start in zip(recurrence.phases, starts, strict=False)]
-        loops = [_loops_at(recurrence, accounting, float(phase.mean)) for phase in recurrence.phases]
-        rest = 1 - starts[-1]
-        return (
-            sum(share * f for share, (f, _) in zip(shares, loops, strict=True)) + rest * forward,
-            sum(share * b for share, (_, b) in zip(shares, loops, strict=True)) + rest * backward,
-        )
-    if recurrence.curriculum_start is None:
-        return forward, backward
-    ramp = recurrence.curriculum_fraction
-    progress = [(i + 0.5) / _CURRICULUM_POINTS * ramp for i in range(_CURRICULUM_POINTS)]
-    loops = [_loops_at(recurrence, accounting, recurrence.mean_at(point)) for point in progress]
-    return (
-        ramp * sum(f for f, _ in loops) / len(loops) + (1 - ramp) * forward,
-        ramp * sum(b for _, b in loops) / len(loops) + (1 - ramp) * backward,
-    )
+    last = _loops_at(recurrence, accounting, float(recurrence.mean))
+    parts: list[tuple[float, tuple[float, float]]] = []  # shares of the run with the mean loops in each
+    end = 0.0
+    for phase in recurrence.phases:
+        parts.append((phase.until - end, _loops_at(recurrence, accounting, float(phase.mean))))
+        end = phase.until
+    if recurrence.curriculum_start is not None:
+        end = recurrence.curriculum_fraction
+        progress = [(i + 0.5) / _CURRICULUM_POINTS * end for i in range(_CURRICULUM_POINTS)]
+        loops = [_loops_at(recurrence, accounting, recurrence.mean_at(point)) for point in progress]
+        parts = [(end, (sum(f for f, _ in loops) / len(loops), sum(b for _, b in loops) / len(loops)))]
+    parts.append((1 - end, last))
+    return sum(share * f for share, (f, _) in parts), sum(share * b for share, (_, b) in parts)
 
 
 def _loops_at(recurrence: RecurrenceConfig, accounting: Accounting, mean: float) -> tuple[float, float]:

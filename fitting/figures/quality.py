@@ -55,13 +55,16 @@ def draw_quality_against_flops(figure: Figure, table: pd.DataFrame, fit: AnyFit)
 
     The run of one loop, the model of fixed depth, has the size of the run of least loss: both spend the same FLOPs with
     the same parameters. It is left out where the table has none. Bars are 95% of the items. Raises ValueError if the
-    runs have no budgets.
+    runs have no budgets, or no scores.
     """
     quality = _quality_of(fit)
     runs = finished_rows(table)
     if "budget" not in runs or runs["budget"].isna().all():
         raise ValueError("this figure needs budgets, but the run table has none; add the column `budget`")
-    for axes, score in zip(_panels(figure, len(quality.scores)), quality.scores, strict=False):
+    scores = [score for score in quality.scores if score.runs]
+    if not scores:
+        raise ValueError("this figure needs runs with a benchmark score, but all are missing; evaluate the runs")
+    for axes, score in zip(_panels(figure, len(scores)), scores, strict=False):
         looped, fixed = best_and_fixed_depth(runs[runs[score.column].notna()])
         handles: list[Artist] = []
         for rows, colour, marker, label in (

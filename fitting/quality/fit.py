@@ -353,8 +353,12 @@ def _runs_of(rows: pd.DataFrame, columns: ScoreColumns, baselines: Sequence[str]
         budgets=budgets,
         run_ids=tuple(ids),
         chance=chance,
-        chance_known=columns.name in SUITES or columns.chance is not None,
+        chance_known=columns.name in SUITES or bool(len(chances) and np.isfinite(chances[0])),
     ).subset(kept)
+    for name in names:
+        texts = np.flatnonzero(rows[name].notna() & np.isnan(numbers[name]))
+        if len(texts):
+            return runs, f"`{name}` must hold numbers, but has {rows[name].iloc[texts[0]]!r}; correct it"
     return runs, _fault(columns, runs, chances, baselines)
 
 
@@ -385,9 +389,9 @@ def _caveats(columns: ScoreColumns, baselines: Sequence[str], runs: _Runs) -> li
         caveats.append(
             f"all scores are below 1 point; if they are shares from 0 to 1, multiply `{columns.values}` by 100"
         )
-    if not suite and columns.chance is None:
+    if not runs.chance_known:
         caveats.append(
-            f"the table has no `{columns.name}_chance`: runs were held against chance 0, and the score at large losses "
+            f"`{columns.name}_chance` is not known: runs were held against chance 0, and the score at large losses "
             "is fitted, too; add it for a task with choices"
         )
     if not suite and columns.loss is None:

@@ -108,7 +108,7 @@ def generate(
     for number, text in enumerate(writer.texts[::samples], start=1):
         if text.cut_tokens:
             console.print(
-                f"note: prompt {number} has {len(text.prompt):,} tokens, more than the context of {context:,}; its "
+                f"note: prompt {number} has {text.prompt_tokens:,} tokens, more than the context of {context:,}; its "
                 f"first {text.cut_tokens:,} are left out"
             )
 
@@ -130,7 +130,7 @@ def generate(
             for number, text in enumerate(writer.texts):
                 written = completion_of(trained, prompts[number // samples], text, writer.recurrence)
                 _write(f"{written.prompt}{written.text}\n" + "-" * 8 + "\n")
-        tokens, loops = (sum(len(text.tokens) for text in writer.texts), sum(sum(text.loops) for text in writer.texts))
+        tokens, loops = (sum(len(text.loops) for text in writer.texts), sum(sum(text.loops) for text in writer.texts))
         if tokens:
             saved = f", {1 - loops / tokens / writer.recurrence:.0%} of the loops saved" if exit_tolerance else ""
             speed = f"{seconds:.3g} s, {tokens / seconds:.3g} a second"

@@ -19,6 +19,7 @@ from isoloop.trainer.loop import train
 from isoloop.trainer.model import head
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.pretrained import load_published
+from isoloop.trainer.quality.generation import GenerationConfig, Writer
 from isoloop.trainer.run.checkpoint import checkpoints
 from tests.trainer import pretend
 
@@ -198,3 +199,31 @@ def test_an_evaluation_waits_once_for_the_device(spec, on_device):
     assert waits == [Counter({"tolist": 1})] * 2
     expected, _ = evaluate_counting(spec.model.model_dump_json(), "cpu")
     assert losses == [pytest.approx(theirs, rel=1e-6) for theirs in expected]
+
+
+def generate_on_device(settings_json: str):
+    """Generate from two prompts on the pretend device and on the CPU; return both texts."""
+    settings = GenerationConfig.model_validate_json(settings_json)
+    texts = []
+    for device in (pretend.NAME, "cpu"):
+        model = build_model(ModelConfig(width=32, heads=2, context=12)).eval()
+        model.initialise(0)
+        model.to(device)
+        writer = Writer(model, [[65], [66, 67, 68, 69]], settings, recurrence=3)
+        writer._h0 = torch.zeros(12, 32, device=device)  # another generator
+        for _ in writer.write():
+            pass
+        texts.append([text.ids for text in writer.texts])
+    return texts
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"cache": "shared"}, {"cache": "none"}, {"exit_tolerance": 0.3}],
+    ids=["full", "shared", "none", "early exit"],
+)
+def test_generation_keeps_its_tensors_on_the_device(on_device, settings):
+    """Prompts of two lengths, which outgrow the context: no operation mixes devices, and the texts are the CPU's."""
+    config = GenerationConfig(temperature=0, max_tokens=20, **settings)
+    there, here = on_device(generate_on_device, config.model_dump_json())
+    assert there == here

@@ -66,8 +66,9 @@ def _use(config: ModelConfig, loops: int) -> str:
         'folder = "."  # this folder, or its name on the hub',
         "tokenizer = AutoTokenizer.from_pretrained(folder, add_bos_token=True)  # a prompt begins a document",
         "model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)",
-        'prompts = tokenizer(["Once upon a time"], return_tensors="pt")',
-        "print(tokenizer.batch_decode(model.generate(**prompts, max_new_tokens=32), skip_special_tokens=True))",
+        'prompts = tokenizer(["The "], return_tensors="pt")',
+        f"texts = model.generate(**prompts, max_new_tokens={min(64, config.context // 2)}, do_sample=True)",
+        "print(tokenizer.batch_decode(texts, skip_special_tokens=True))",
     ]
     text = "## Use\n\n```python\n" + "\n".join(code) + "\n```"
     return text + ("\n\n" + " ".join(loop_lines) if config.is_looped else "")

@@ -34,7 +34,6 @@ class KeyValueCache:
         dtype: torch.dtype = torch.float32,
         shared_loops: bool = False,
     ) -> None:
-        assert capacity <= config.context, "positions beyond the context have no rotary embedding"
         self.config = config
         self.capacity = capacity
         self.shared_loops = shared_loops
@@ -71,34 +70,22 @@ class KeyValueCache:
         self.lengths = self.lengths.clone()
         self.lengths[row] = 0
 
-    def repeat(self, times: int | Sequence[int], *, capacity: int | None = None) -> "KeyValueCache":
-        """Return a cache that holds each sequence `times` times, one after the other; `capacity`: its own, if larger.
-
-        Continuations of one text share what was computed for it in this way. `times` may be a number for each sequence.
-        """
-        capacity = max(self.capacity, capacity or 0)
-        counts = torch.tensor([times] * len(self.lengths) if isinstance(times, int) else list(times))
-        rows = torch.arange(len(self.lengths)).repeat_interleave(counts)
-        copy = KeyValueCache(
-            self.config,
-            batch=len(rows),
-            capacity=capacity,
-            device=self.device,
-            dtype=self._dtype,
-            shared_loops=self.shared_loops,
-        )
-        copy.lengths = self.lengths[rows]
-        held, rows = int(self.lengths.max()), rows.to(self.device)
-        for key, slot in self._slots.items():
-            copy._slots[key] = slot.new_empty(copy._shape)
-            copy._slots[key][:, :, :, :held] = slot[:, :, :, :held].index_select(1, rows)
-        return copy
-
     def view(self, tokens: int, row: int | None = None) -> "CacheView":
         """Return the view for a pass over `tokens` new tokens of all sequences, or of sequence `row` alone."""
         rows = None if row is None else torch.tensor([row])
         starts = self.lengths if rows is None else self.lengths[rows]
+        assert int(starts.max()) + tokens <= self.config.context, "positions beyond it have no rotary embedding"
         return CacheView(cache=self, tokens=tokens, rows=rows, starts=starts)
+
+    def branches(self, branches: int, tokens: int) -> "BranchView":
+        """Return the view for a pass over continuations of each sequence, one behind the other, all of equal length.
+
+        Each begins at the position after the sequence's last token and sees that sequence and itself, so what was
+        computed of a text serves all its continuations. All sequences must have the same length. Nothing of the pass
+        can be kept.
+        """
+        assert (self.lengths == self.lengths[0]).all(), "branches grow from sequences of one length"
+        return BranchView(cache=self, tokens=branches * tokens, rows=None, starts=self.lengths, branch_tokens=tokens)
 
     def slot(self, layer: int, loop: int) -> Tensor:
         """Return the slot of a distinct layer: at loop `loop` of the core, for T = `loop` of the coda, else of loop 0.
@@ -185,6 +172,34 @@ class CacheView:
             place = slice(start, start + self.tokens)
             for target in targets:
                 self.cache.slot(layer, target)[:, row, :, place] = self.cache.slot(layer, loop)[:, row, :, place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchView(CacheView):
+    """The view of continuations that share a beginning; see `KeyValueCache.branches`.
+
+    Attributes:
+        branch_tokens: tokens of each continuation.
+    """
+
+    branch_tokens: int
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Positions of the new tokens, [1, tokens]: those of each branch are the same."""
+        places = torch.arange(self.tokens) % self.branch_tokens
+        return (self.first + places)[None].to(self.cache.device)
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        place = torch.arange(self.tokens, device=self.cache.device)
+        of_branch = place[:, None] // self.branch_tokens == place // self.branch_tokens
+        held = torch.ones(self.tokens, self.first, dtype=torch.bool, device=self.cache.device)
+        return torch.cat((held, of_branch.tril()), dim=1)[None, None]
+
+    def mask(self) -> Tensor:
+        """Return which tokens each new one attends to: True in [1, 1, tokens, tokens before and new]."""
+        return self._mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,18 +116,23 @@ class Parcae(LanguageModel):
         final, loops = h0.clone(), torch.full((len(tokens),), recurrence)
         rows, running, h = torch.arange(len(tokens)), cache, h0
         for loop in range(1, recurrence + 1):
-            own = {layer: value[rows] for layer, value in values.items()}
-            new = self._one_loop(h, drive[rows], own, running.mask(), running, loop)
-            change = torch.linalg.vector_norm(new[:, -1] - h[:, -1], dim=-1, dtype=torch.float32)
-            has_ended = (change < tolerance * torch.linalg.vector_norm(new[:, -1], dim=-1, dtype=torch.float32)).cpu()
-            if loop == recurrence:
-                has_ended[:] = True
-            final[rows[has_ended]], loops[rows[has_ended]] = new[has_ended], loop
-            for layer in self.config.core:
-                running.select(has_ended).copy_loop(layer, loop, range(loop + 1, recurrence + 1))
-            if has_ended.all():
-                break
-            rows, running, h = rows[~has_ended], running.select(~has_ended), new[~has_ended]
+            here = rows.to(h.device)
+            own = {layer: value[here] for layer, value in values.items()}
+            new = self._one_loop(h, drive[here], own, running.mask(), running, loop)
+            norm, change = (torch.linalg.vector_norm(x[:, -1], dim=-1, dtype=torch.float32) for x in (new, new - h))
+            has_ended = (
+                (change < tolerance * norm).cpu() if loop < recurrence else torch.ones(len(rows), dtype=torch.bool)
+            )
+            if has_ended.any():
+                ended = has_ended.to(h.device)
+                final[here[ended]], loops[rows[has_ended]] = new[ended], loop
+                for layer in self.config.core:
+                    running.select(has_ended).copy_loop(layer, loop, range(loop + 1, recurrence + 1))
+                if has_ended.all():
+                    break
+                rows, running, h = rows[~has_ended], running.select(~has_ended), new[~ended]
+            else:
+                h = new
         return self._after_loop(final, values, mask, cache, recurrence), loops
 
     def spectral_radius(self) -> float:

@@ -97,24 +97,36 @@ class Text:
     """A text that is being written, in token ids.
 
     Attributes:
-        prompt: what it begins with, with the separator if there is one.
-        tokens: what was written so far.
-        cut_tokens: first tokens of the prompt that the model doesn't see, because it is longer than the context.
+        ids: the prompt, with the separator if there is one, and what was written so far.
+        prompt_tokens: tokens of the prompt.
+        cut_tokens: the first of them that the model doesn't see, because the prompt is longer than the context.
+        window_start: tokens before those that the model sees now.
         loops: loops that were run for each token that was written, T or fewer.
         finish: None while it is being written; `length` after `max_tokens`; `separator` where the document ended.
     """
 
-    prompt: list[int]
-    tokens: list[int] = field(default_factory=list)
-    cut_tokens: int = 0
+    ids: list[int]
+    prompt_tokens: int
+    cut_tokens: int
+    window_start: int
     loops: list[int] = field(default_factory=list)
     finish: Literal["length", "separator"] | None = None
-    window_start: int = field(default=0, repr=False)
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], context: int) -> "Text":
+        """Return the text of a prompt, of which the model sees the last `context` tokens."""
+        cut = max(0, len(prompt) - context)
+        return cls(ids=list(prompt), prompt_tokens=len(prompt), cut_tokens=cut, window_start=cut)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What was written so far."""
+        return self.ids[self.prompt_tokens :]
 
     @property
     def window(self) -> list[int]:
-        """The last tokens, those that the model sees."""
-        return (self.prompt + self.tokens)[self.window_start :]
+        """The tokens that the model sees."""
+        return self.ids[self.window_start :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +225,7 @@ def completion_of(trained: TrainedModel, prompt: str, text: Text, recurrence: in
     return Completion(
         prompt=prompt,
         text=trained.require_tokenizer().decode_bytes(text.tokens).decode("utf-8", "replace"),
-        tokens=list(text.tokens),
+        tokens=text.tokens,
         finish=text.finish or "stopped",
         cut_tokens=text.cut_tokens,
         recurrence=recurrence,
@@ -283,9 +295,7 @@ class Writer:
         self.model, self.config, self.recurrence, self.separator = model, config, recurrence, separator
         self.vocabulary = min(vocabulary or model.config.vocabulary, model.config.vocabulary)
         self.context = model.config.context
-        self.texts = [Text(prompt=list(prompt)) for prompt in prompts for _ in range(config.samples)]
-        for text in self.texts:
-            text.cut_tokens = text.window_start = max(0, len(text.prompt) - self.context)
+        self.texts = [Text.of(prompt, self.context) for prompt in prompts for _ in range(config.samples)]
         self._draws = [np.random.default_rng([config.seed, i % config.samples]) for i in range(len(self.texts))]
         self._h0 = model.initial_state([STATE_SEED], self.context)[0]
         self._cache = None if config.cache == "none" else self._make_cache()
@@ -301,15 +311,15 @@ class Writer:
             # Choose a token for each text that isn't finished
             running = [i for i, text in enumerate(self.texts) if text.finish is None]
             uniform = torch.tensor([self._draws[i].random() for i in running], dtype=torch.float64)
-            chosen = choose_tokens(logits[running, : self.vocabulary].cpu(), uniform, self.config).tolist()
+            chosen = choose_tokens(logits[running], uniform, self.config).tolist()
             for i, token in zip(running, chosen, strict=True):
                 text = self.texts[i]
                 if token == self.separator and self.config.stop_at_separator:
                     text.finish = "separator"
                     continue
-                text.tokens.append(token)
+                text.ids.append(token)
                 text.loops.append(loops[i])
-                if len(text.tokens) == self.config.max_tokens:
+                if len(text.loops) == self.config.max_tokens:
                     text.finish = "length"
                 yield i, token
             running = [i for i in running if self.texts[i].finish is None]
@@ -317,10 +327,9 @@ class Writer:
                 return
 
             # Read these tokens: one each with a cache, and half a context where a text has outgrown it
-            outgrown = [i for i in running if len(self.texts[i].window) > self.context]
+            outgrown = [i for i in running if len(self.texts[i].ids) - self.texts[i].window_start > self.context]
             for i in outgrown:
-                text = self.texts[i]
-                text.window_start = len(text.prompt) + len(text.tokens) - max(1, self.context // 2)
+                self.texts[i].window_start = len(self.texts[i].ids) - max(1, self.context // 2)
             if cache is None:
                 logits, loops = self._read_windows(running)
                 continue
@@ -334,7 +343,7 @@ class Writer:
 
     @torch.no_grad()
     def _read_windows(self, numbers: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """Read the windows of some texts from position 0, and return logits and loops of all texts; others have zeros.
+        """Read the windows of some texts from position 0; return logits and loops of all texts, zeros of others.
 
         A cache takes all texts, or one.
         """
@@ -351,7 +360,8 @@ class Writer:
             counts = torch.zeros(len(self.texts), dtype=torch.int64)
             counts[list(numbers)] = lengths
             self._cache.advance(counts)
-        last = states[torch.arange(len(windows)), lengths.to(states.device) - 1]
+        places = torch.stack([torch.arange(len(windows)), lengths - 1]).to(states.device)
+        last = states[places[0], places[1]]
         return self._of_all(numbers, last), [self.recurrence] * len(self.texts)
 
     @torch.no_grad()
@@ -360,9 +370,10 @@ class Writer:
         assert self._cache is not None
         is_read = torch.zeros(len(self.texts), dtype=torch.int64)
         is_read[list(numbers)] = 1
-        last = [text.window[-1] if read else 0 for text, read in zip(self.texts, is_read.tolist(), strict=True)]
+        last = [text.ids[-1] if read else 0 for text, read in zip(self.texts, is_read.tolist(), strict=True)]
         tokens = torch.tensor(last)[:, None].to(self._h0.device)
-        h0, view, loops = self._h0[self._cache.lengths][:, None], self._cache.view(1), [self.recurrence] * len(last)
+        h0 = self._h0[self._cache.lengths.to(self._h0.device)][:, None]
+        view, loops = self._cache.view(1), [self.recurrence] * len(last)
         if self.config.exit_tolerance is not None:
             assert isinstance(self.model, Parcae)
             tolerance = self.config.exit_tolerance
@@ -374,9 +385,9 @@ class Writer:
         return self._of_all(range(len(last)), states[:, -1]), loops
 
     def _of_all(self, numbers: Sequence[int], states: Tensor) -> Tensor:
-        """Return logits, [texts, padded vocabulary], where `states` [numbers, width] are those of some texts."""
-        logits = self.model.logits_of(states).float()
-        everybody = logits.new_zeros(len(self.texts), logits.shape[-1])
+        """Return logits, [texts, vocabulary] on the CPU, where `states` [numbers, width] are those of some texts."""
+        logits = self.model.logits_of(states).float()[:, : self.vocabulary].cpu()
+        everybody = logits.new_zeros(len(self.texts), self.vocabulary)
         everybody[list(numbers)] = logits
         return everybody
 
@@ -384,7 +395,7 @@ class Writer:
         """Make the cache. Raises ValueError if a block can't use one, or it would not fit into memory."""
         check_cache(self.model)
         config, batch = self.model.config, len(self.texts)
-        longest = max(len(text.prompt) for text in self.texts) + self.config.max_tokens
+        longest = max(text.prompt_tokens for text in self.texts) + self.config.max_tokens
         tokens, shared = min(self.context, longest), self.config.cache == "shared"
 
         def needed(recurrence: int, tokens: int, shared: bool) -> int:

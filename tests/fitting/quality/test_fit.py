@@ -187,8 +187,9 @@ def test_a_perplexity_is_a_task_loss():
 def test_an_unknown_chance_is_said_and_fitted():
     table = sweeps.sweep(np.random.default_rng(4), largest_loss=5.5, items=20_000).drop(columns="task_chance")
     task = score_of(fit_quality(table, draws=20, hold_out=False), "task")
-    assert any("no `task_chance`" in caveat for caveat in task.caveats)
+    assert any("`task_chance` is not known" in caveat for caveat in task.caveats)
     assert task.predict(5.2).value == pytest.approx(sweeps.CHANCE, abs=0.02)
+    assert score_of(fit_quality(table.assign(task_chance=np.nan), draws=20, hold_out=False), "task") == task
 
 
 @pytest.mark.parametrize(
@@ -197,6 +198,8 @@ def test_an_unknown_chance_is_said_and_fitted():
         ({"core": 1400.0}, "`core` must be from -100 to 100, but run 'run 0' has 1400; give points"),
         ({"core_baselines": ["v1"] * 12 + ["v2"] * 12}, "different chance baselines (v1, v2); score all with one"),
         ({"core": [12.0] * 3 + [np.nan] * 21}, "a fit needs 4 runs with a score, but there are 3"),
+        ({"core": np.nan}, "a fit needs 4 runs with a score, but there are 0"),
+        ({"core": ["14%", *[14.0] * 23]}, "`core` must hold numbers, but has '14%'"),
         ({"loss": 3.0}, "all runs have the same validation loss"),
     ],
 )

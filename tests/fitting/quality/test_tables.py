@@ -153,6 +153,14 @@ def test_quality_against_flops_compares_the_least_loss_with_one_loop(table, fit)
     np.testing.assert_allclose(points[1].get_xydata(), once[["flops", "core"]])
 
 
+def test_scores_that_are_still_missing_leave_the_figure_out(table):
+    empty = table.assign(core=np.nan).drop(columns="task_accuracy")
+    fit = fit_table(empty, name="empty", draws=20)
+    assert fit.quality.predict(3.0).report().startswith("No prediction of Core: a fit needs 4 runs")
+    with pytest.raises(ValueError, match="all are missing"):
+        figures.draw_one("quality_against_flops", empty, fit)
+
+
 def test_fixed_depth_is_compared_within_a_size():
     small, large = [10.0, 5.0], [20.0, 9.0]
     rows = [

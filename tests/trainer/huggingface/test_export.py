@@ -113,6 +113,13 @@ def test_the_card_tells_what_the_run_recorded(run, exported, text_folder):
     assert card.startswith("---\nlibrary_name: transformers\n")
 
 
+def test_the_code_of_the_card_runs(exported, capsys):
+    """In a model whose context is short, too: here 16 tokens."""
+    (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.S)
+    exec(code.replace('folder = "."', f"folder = {str(exported)!r}"), {})
+    assert "['The " in capsys.readouterr().out
+
+
 def test_the_card_says_what_weakens_its_numbers(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / run.name)
     changes = {"best_loss": 1.0, "best_step": 4, "skipped_steps": 2, "unique_tokens": 100, "losses": {1: 3.0, 2: 2.0}}

@@ -77,20 +77,18 @@ def test_sequences_of_different_lengths_equal_each_alone(model):
 def test_continuations_share_a_prefix(model):
     """What is computed for a prefix serves several continuations of each sequence, and is there again afterwards."""
     recurrences = recurrences_of(model)
-    whole = dict(model.logits(TOKENS, recurrences, H0))
-    cache = KeyValueCache(model.config, batch=3, capacity=6)
+    cache = KeyValueCache(model.config, batch=3, capacity=6 + 3 * 6)
     read(model, cache, slice(0, 6), recurrences)
     cache.advance(6)
-    copies = cache.repeat(2, capacity=12)
-    tokens = TOKENS[:, 6:].repeat_interleave(2, dim=0).clone()
-    tokens[1::2] = 5
-    h0 = H0[:1, 6:].expand(6, -1, -1)
+    continuations = torch.randint(0, 256, (3, 3, 6), generator=torch.Generator().manual_seed(2))
     for _ in range(2):
-        logits = dict(model.logits(tokens, recurrences, h0, cache=copies.view(6)))
-        for recurrence in recurrences:
-            torch.testing.assert_close(logits[recurrence][::2], whole[recurrence][:, 6:], atol=1e-5, rtol=0)
-        copies.advance(6)
-        copies.truncate(6)
+        view = cache.branches(3, 6)
+        logits = dict(model.logits(continuations.flatten(1), recurrences, H0[:, 6:12].repeat(1, 3, 1), cache=view))
+        for branch in range(3):
+            texts = torch.cat((TOKENS[:, :6], continuations[:, branch]), dim=1)
+            for recurrence, whole in model.logits(texts, recurrences, H0[:, :12]):
+                of_branch = logits[recurrence][:, 6 * branch : 6 * branch + 6]
+                torch.testing.assert_close(of_branch, whole[:, 6:], atol=1e-5, rtol=0)
 
 
 def shared_loops_by_hand(model, recurrence):

@@ -111,7 +111,7 @@ class _Fixed(Writer):
         self.tokens = iter(tokens)
 
     def _of_all(self, numbers, states):
-        logits = torch.zeros(1, self.model.config.padded_vocabulary)
+        logits = torch.zeros(1, self.vocabulary)
         logits[0, next(self.tokens)] = 100.0
         return logits
 

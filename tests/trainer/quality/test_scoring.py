@@ -229,9 +229,13 @@ def test_batches_are_of_bounded_size_and_hold_every_option():
         ]
         for batch in batches:
             tails = [len(questions[number].options[option].tokens) - batch.shared for number, option in batch.options]
-            prefixes = batch.shared * len({number for number, _ in batch.options})
-            assert prefixes + len(tails) * max(tails) <= 700 or len({number for number, _ in batch.options}) == 1
+            numbers = {number for number, _ in batch.options}
+            positions = len(numbers) * (batch.shared + 4 * max(tails)) if batch.shared else len(tails) * max(tails)
+            assert positions <= 700 or len(numbers) == 1
         assert any(batch.shared for batch in batches) == bool(cache_bytes)
+    small = scoring_module._batches(questions, 700, 1000, 200_000)  # most prefixes are too large for such a cache
+    assert sum(len(batch.options) for batch in small) == 48
+    assert {bool(batch.shared) for batch in small} == {True, False}
 
 
 def test_options_that_differ_in_nothing_are_scored_by_their_last_token():

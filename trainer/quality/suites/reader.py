@@ -108,16 +108,21 @@ class LoopedReader(Reader):
         self, prefix: Tensor, counts: Sequence[int], tokens: Tensor, recurrences: Sequence[int]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield as `Reader.states_after` says; the prefixes are read once, into a cache that their rows share."""
-        shared, length = prefix.shape[1], prefix.shape[1] + tokens.shape[1]
-        config = self.model.config
-        cache = KeyValueCache(config, batch=len(prefix), capacity=shared, device=self.device)
-        state = self._initial_state([STATE_SEED] * len(prefix))[:, :shared]
-        for _ in self._passes(prefix, recurrences, state, cache.view(shared)):
+        shared, own, most = prefix.shape[1], tokens.shape[1], max(counts)
+        capacity = shared + most * own
+        cache = KeyValueCache(self.model.config, batch=len(prefix), capacity=capacity, device=self.device)
+        state = self._initial_state([STATE_SEED] * len(prefix))
+        for _ in self._passes(prefix, recurrences, state[:, :shared], cache.view(shared)):
             pass  # only the keys and values are needed
         cache.advance(shared)
-        cache = cache.repeat(counts, capacity=length)
-        state = self._initial_state([STATE_SEED] * len(tokens))[:, shared:length]
-        yield from self._passes(tokens, recurrences, state, cache.view(tokens.shape[1]))
+
+        # The rows of a prefix, one behind the other: [prefixes, most x tokens], where a prefix may have fewer rows
+        place = torch.tensor([owner * most + row for owner, count in enumerate(counts) for row in range(count)])
+        place = place.to(self.device)
+        branches = tokens.new_zeros(len(prefix) * most, own).index_copy(0, place, tokens).view(len(prefix), -1)
+        state = state[:, shared : shared + own].repeat(1, most, 1)
+        for recurrence, states in self._passes(branches, recurrences, state, cache.branches(most, own)):
+            yield recurrence, states.view(len(prefix) * most, own, -1)[place]
 
     def prefix_bytes(self, recurrences: Sequence[int]) -> int:
         """Return the bytes of cache of one token; 0 where a block of the user's own can't use a cache."""

@@ -22,7 +22,7 @@ CACHE_BYTES = {"cpu": 2**30, "cuda": 2**34}
 # A prefix is shared if that saves at least this fraction of the positions.
 LEAST_SAVED = 0.2
 # The prefixes of a batch may be longer than its shortest one by this fraction of it.
-EXCESS = 1 / 16
+EXCESS = 1 / 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +98,25 @@ def _batches(questions: Sequence[Question], limit: int, cache_bytes: int, cache_
         cache_limit: bytes of the caches of one pass; a longer prefix isn't shared.
     """
     shared = {number: _shared_tokens(question) if cache_bytes else 0 for number, question in enumerate(questions)}
-    shared = {
-        number: length if length * cache_bytes * (1 + len(questions[number].options)) <= cache_limit else 0
-        for number, length in shared.items()
-    }
-    batches = []
     numbers = sorted((number for number in shared if shared[number]), key=lambda number: (-shared[number], number))
+    batches = []
     while numbers:
         taken: list[int] = []
         for number in numbers:
-            options = [option for each in (*taken, number) for option in questions[each].options]
-            longest, length = shared[numbers[0]], shared[number]
-            tail = max(len(option.tokens) for option in options) - length
-            positions = len(taken) * length + len(options) * tail
-            cached = length * cache_bytes * (1 + len(taken) + len(options))
-            if taken and (longest - length > EXCESS * length or positions > limit or cached > cache_limit):
+            of_batch = [questions[each].options for each in (*taken, number)]
+            length = shared[number]
+            tail = max(len(option.tokens) for options in of_batch for option in options) - length
+            positions = len(of_batch) * (length + max(map(len, of_batch)) * tail)
+            if positions * cache_bytes > cache_limit and not taken:
+                shared[number] = 0
+                break
+            is_uneven = shared[numbers[0]] - length > EXCESS * length
+            if taken and (is_uneven or positions > limit or positions * cache_bytes > cache_limit):
                 break
             taken.append(number)
-        numbers = numbers[len(taken) :]
-        batches.append(_Batch(options=_options(questions, taken), shared=shared[taken[-1]]))
+        if taken:
+            batches.append(_Batch(options=_options(questions, taken), shared=shared[taken[-1]]))
+        numbers = numbers[max(len(taken), 1) :]
 
     alone = _options(questions, [number for number in shared if not shared[number]])
     alone.sort(key=lambda place: -len(questions[place[0]].options[place[1]].tokens))
