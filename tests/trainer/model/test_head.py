@@ -57,6 +57,49 @@ def test_a_z_loss_adds_to_the_gradient_and_not_to_the_loss(inputs, soft_cap):
     torch.testing.assert_close(torch.autograd.grad(found, (x, weight)), expected)
 
 
+def draw_predicted(seed=5):
+    return torch.rand(3, 100, generator=torch.Generator().manual_seed(seed)) < 0.3
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize("rows", [64, 299, 10_000])
+def test_over_some_targets_it_is_their_plain_mean(inputs, rows, soft_cap):
+    """Also in chunks without any of them; the others have no gradient at all."""
+    x, weight, targets = inputs
+    predicted = draw_predicted()
+    predicted[1] = False
+    logits = (x @ weight.T)[predicted]
+    logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    expected = F.cross_entropy(logits, targets[predicted])
+    objective = expected + 0.01 * logits.logsumexp(-1).square().mean()
+    gradients = torch.autograd.grad(3 * objective, (x, weight))
+    options = {"logits_at_once": rows * VOCABULARY, "soft_cap": soft_cap, "z_loss": 0.01, "predicted": predicted}
+    found = mean_cross_entropy(x, weight, targets, **options)
+    torch.testing.assert_close(found, expected)
+    own = torch.autograd.grad(3 * found, (x, weight))
+    torch.testing.assert_close(own, gradients)
+    assert not own[0][~predicted].any()
+    with torch.no_grad():
+        torch.testing.assert_close(mean_cross_entropy(x, weight, targets, **options), expected)
+
+
+def test_over_no_targets_it_is_zero_and_so_are_its_gradients(inputs):
+    x, weight, targets = inputs
+    loss = mean_cross_entropy(x, weight, targets, predicted=torch.zeros(3, 100, dtype=torch.bool))
+    assert loss.item() == 0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, (x, weight)))
+
+
+def test_over_some_targets_it_costs_the_same(inputs):
+    x, weight, targets = inputs
+    counts = []
+    for predicted in (None, draw_predicted()):
+        with FlopCounterMode(display=False) as counter:
+            mean_cross_entropy(x, weight, targets, predicted=predicted).backward()
+        counts.append(counter.get_total_flops())
+    assert counts == [6 * ROWS * WIDTH * VOCABULARY] * 2
+
+
 def test_only_the_gradients_that_are_wanted(inputs):
     x, weight, targets = inputs
     alone = mean_cross_entropy(x.detach(), weight, targets)
@@ -119,8 +162,9 @@ def test_never_all_logits(inputs):
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("some", [False, True], ids=["all targets", "some targets"])
 @pytest.mark.parametrize(("soft_cap", "z_loss"), [(None, 0.0), (3.0, 1e-3)])
-def test_compiled_it_is_the_same_to_the_bit_in_few_graphs(soft_cap, z_loss, half):
+def test_compiled_it_is_the_same_to_the_bit_in_few_graphs(soft_cap, z_loss, some, half):
     """With whole chunks and a rest of any size. It is traced but not compiled, since kernels round otherwise."""
     torch._dynamo.reset()
     counters.clear()
@@ -133,15 +177,16 @@ def test_compiled_it_is_the_same_to_the_bit_in_few_graphs(soft_cap, z_loss, half
         generator = torch.Generator().manual_seed(rows)
         x = torch.randn(rows, WIDTH, generator=generator, requires_grad=True)
         targets = torch.randint(0, VOCABULARY, (rows,), generator=generator)
+        predicted = torch.rand(rows, generator=generator) < 0.5 if some else None
         found = []
         for model in (compiled, plain):
             with (
                 torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
                 mock.patch.dict(LOGITS_AT_ONCE, cpu=64 * VOCABULARY),
             ):
-                loss = model.cross_entropy(x, targets)
+                loss = model.cross_entropy(x, targets, predicted)
                 with torch.no_grad():
-                    evaluated = model.cross_entropy(x, targets)
+                    evaluated = model.cross_entropy(x, targets, predicted)
             found.append((loss.detach(), evaluated, *torch.autograd.grad(loss, (x, model.head_weight))))
         assert all(map(torch.equal, *found))
     assert 2 <= counters["stats"]["unique_graphs"] <= 5  # with and without gradient, one row or more, other factors

@@ -26,8 +26,8 @@ VARIANTS = {
 LOOPED = [name for name in VARIANTS if name != "fixed depth"]
 
 
-def build(variant, **options):
-    model = build_model(CONFIG.model_copy(update=VARIANTS[variant]), **options)
+def build(variant, config=CONFIG, **options):
+    model = build_model(config.model_copy(update=VARIANTS[variant]), **options)
     model.initialise(3)
     with torch.no_grad():  # away from zero, so that every path counts
         generator = torch.Generator().manual_seed(1)
@@ -84,6 +84,25 @@ def test_leaving_the_batch_agrees_with_masking(model, step):
     expected = gradients(model, masked)
     for name, gradient in gradients(model, model.loss(tokens, targets, loops, 2, h0).nats).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@each
+def test_the_loss_over_some_targets_is_that_of_the_logits_there(model, step, request):
+    """Of each sequence at its own T, in any order; gradients too, where all loops carry them."""
+    tokens, targets, h0 = step
+    loops = torch.tensor([2, 1, 4, 1, 3]) if model.config.is_looped else torch.ones(5, dtype=torch.long)
+    predicted = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    predicted[3] = False
+    nats = []
+    for i, recurrence in enumerate(loops.tolist()):
+        ((_, logits),) = model.logits(tokens[i : i + 1], [recurrence], h0[i : i + 1])
+        nats.append(F.cross_entropy(logits[0], targets[i], reduction="none")[predicted[i]])
+    expected = torch.cat(nats).mean()
+    found = model.loss(tokens, targets, loops, 4, h0, predicted=predicted).nats
+    torch.testing.assert_close(found, expected)
+    slow = gradients(model, expected)
+    for name, gradient in gradients(model, found).items():
+        torch.testing.assert_close(gradient, slow[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
 @each_looped
