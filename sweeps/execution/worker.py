@@ -238,7 +238,6 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
     from isoloop.trainer.quality.suites.bundle import find_suite
     from isoloop.trainer.quality.suites.evaluation import Subject, evaluate_suite
     from isoloop.trainer.quality.trained_model import load_trained
-    from isoloop.trainer.run.result import read_result
 
     def watch(label: str, done: float, total: float) -> None:
         signals.heartbeat()
@@ -247,13 +246,11 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
 
     execution = task.resources.execution
     torch.set_num_threads(execution.cpu_threads)
-    result = read_result(task.folder)  # the weights of the loss that runs are compared by, if the run kept them
-    is_best = result is not None and result.compared_loss != result.loss and (task.folder / "best-model").is_dir()
-    trained = load_trained(task.folder, weights="best" if is_best else "last", own_classes=True)
+    trained = load_trained(task.folder, weights=quality.weights, own_classes=True)
     subject = Subject.of(
         trained.model.to(execution.device),
         trained.require_tokenizer(),
-        name=task.run_id,
+        name=quality.folder.name,
         precision="float32" if execution.device.startswith("cpu") else trained.precision,
     )
     watch("", 0, 1)
