@@ -104,6 +104,7 @@ def test_a_suite_of_the_users_own(tmp_path):
     ]
     write_tasks(tmp_path, entries, {"mc": 25, "lm": 0})
     suite, bundle = find_suite(str(tmp_path / "core.yaml"), None)
+    assert suite.name == f"{tmp_path.name}-core"  # not that of the published suite
     assert suite.tasks[0] == MC.model_copy(update={"shots": 2})
     assert (suite.tasks[1].delimiter, suite.tasks[1].shots, suite.versions) == ("\nA: ", 0, ("own",))
     bundle.check(suite.tasks)

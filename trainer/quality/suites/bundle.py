@@ -139,10 +139,13 @@ class Bundle:
     def own_suite(self, path: Path) -> Suite:
         """Read a suite of the user's own: the tasks of a YAML file, with the baselines of eval_meta_data.csv.
 
+        It has the file's name, and the folder's before it where that is the name of a published suite.
+
         Raises:
             ValueError: a file is missing or malformed, or a task has no baseline.
         """
-        return Suite(name=path.stem, tasks=tuple(self._tasks(path.read_bytes(), path.name)), score="Mean")
+        name = f"{path.resolve().parent.name}-{path.stem}" if path.stem in SUITES else path.stem
+        return Suite(name=name, tasks=tuple(self._tasks(path.read_bytes(), path.name)), score="Mean")
 
     def _parse(self, task: Task) -> list[Row]:
         name = f"{DATA}/{task.file}"
