@@ -11,6 +11,9 @@ demo: $(VENV)/.installed
 	$(BIN)/isoloop plan demo --out $(OUT)
 	$(BIN)/isoloop run demo --out $(OUT) --address local
 	$(BIN)/isoloop predict demo --out $(OUT) --mean-recurrence 6 --flops 1e12
+	$(BIN)/isoloop answer demo --out $(OUT)
+	$(BIN)/isoloop generate demo --out $(OUT) --prompt "def " --temperature .6 --seed 1
+	@echo "The page of the sweep: $(OUT)/sweeps/demo/report.html"
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder

@@ -246,11 +246,11 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
 
     execution = task.resources.execution
     torch.set_num_threads(execution.cpu_threads)
-    trained = load_trained(task.folder, own_classes=True)
+    trained = load_trained(task.folder, weights=quality.weights, own_classes=True)
     subject = Subject.of(
         trained.model.to(execution.device),
         trained.require_tokenizer(),
-        name=task.run_id,
+        name=quality.folder.name,
         precision="float32" if execution.device.startswith("cpu") else trained.precision,
     )
     watch("", 0, 1)

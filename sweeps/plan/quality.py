@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from isoloop.sweeps.config.schema import SweepEvaluationConfig
 from isoloop.sweeps.paths import Folders
 from isoloop.trainer.config import Config, RunSpec
+from isoloop.trainer.run.result import read_result
 
 
 class QualityTask(Config):
@@ -16,6 +18,7 @@ class QualityTask(Config):
     Attributes:
         suites: published names, or paths of YAML files.
         bundle: folder or zip of their data; None: the folder of the YAML file.
+        weights: those of the loss that runs are compared by, the last ones or the best.
         folder: of the results.
         recurrences: every T.
         seeds: of the few-shot examples.
@@ -23,6 +26,7 @@ class QualityTask(Config):
 
     suites: tuple[str, ...]
     bundle: Path | None
+    weights: Literal["last", "best"] = "last"
     folder: Path
     recurrences: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -76,7 +80,8 @@ class QualityPlan:
         return QualityTask(
             suites=tuple(names),
             bundle=self.bundle,
-            folder=self.folders.quality(spec.run_id).resolve(),
+            weights=compared_weights(self.folders, spec.run_id),
+            folder=results_folder(self.folders, spec.run_id).resolve(),
             recurrences=tuple(sorted({table_recurrence(spec), *further})),
             seeds=self.evaluation.suite_seeds,
         )
@@ -96,6 +101,19 @@ class QualityPlan:
             ):
                 return False
         return True
+
+
+def compared_weights(folders: Folders, run_id: str) -> Literal["last", "best"]:
+    """Return which weights of a run have the loss that runs are compared by: the best ones, if it kept them."""
+    folder = folders.run(run_id)
+    result = read_result(folder)
+    overfitted = result is not None and result.compared_loss != result.loss
+    return "best" if overfitted and (folder / "best-model").is_dir() else "last"
+
+
+def results_folder(folders: Folders, run_id: str) -> Path:
+    """Return the folder of a run's results on suites, those of the weights that runs are compared by."""
+    return folders.quality(run_id if compared_weights(folders, run_id) == "last" else f"{run_id}-best")
 
 
 def table_recurrence(spec: RunSpec) -> int:

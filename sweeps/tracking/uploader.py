@@ -21,7 +21,7 @@ from pathlib import Path
 from isoloop.sweeps.messages import disk_fault, first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.plan.quality import table_recurrence
+from isoloop.sweeps.plan.quality import results_folder, table_recurrence
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore, is_settled
 from isoloop.sweeps.tracking.quality import digest_of, read_quality, summary_files
 from isoloop.sweeps.tracking.schema import (
@@ -179,7 +179,9 @@ class Uploader:
         parent = self.folders.run("")
         names = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
         evaluated = self.folders.quality("")
-        evaluated_names = {path.name for path in evaluated.iterdir()} if evaluated.is_dir() else set()
+        evaluated_names = (
+            {path.name.removesuffix("-best") for path in evaluated.iterdir()} if evaluated.is_dir() else set()
+        )
         with self._lock:
             self._watched |= names & set(self.cells)
             self._quality |= evaluated_names & set(self.cells)
@@ -315,7 +317,7 @@ class Uploader:
         """Bring the store up to date with a finished run's results on suites."""
         if cell.run_id not in self.complete:  # its training is recorded first
             return
-        files = summary_files(self.folders.quality(cell.run_id))
+        files = summary_files(results_folder(self.folders, cell.run_id))
         cursor, digest = self._read_cursor(cell.run_id), digest_of(files)
         mlflow_run = self._find(cell.run_id)
         if files and mlflow_run is not None and (cursor.mlflow_run, cursor.quality) != (mlflow_run, digest):

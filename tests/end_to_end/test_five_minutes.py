@@ -5,12 +5,17 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.pipeline import prepare, train_sweep
+from isoloop.trainer.config import RunSpec
+from isoloop.trainer.model.build import build_model
+from isoloop.trainer.model.pretrained import save_published
+from isoloop.trainer.run.result import read_result, write_result
 from tests.commands import isoloop
 from tests.sweeps.conftest import SIMULATION
 
@@ -38,7 +43,19 @@ def clone(tmp_path_factory, shared_ray, new_database):
     folders = Folders(out=folder / "isoloop-out", name=sweep.name)
     with shared_ray.for_commands():
         train_sweep(prepare(sweep, folders), folders)
+    give_weights(folders)
     return folder
+
+
+def give_weights(folders):
+    """Give the best of the simulated runs a model, with the weights that training begins with: the demo's have one."""
+    table = pd.read_csv(folders.table)
+    run = folders.run(table["run_id"][table["loss"].idxmin()])
+    spec, result = RunSpec.model_validate_json((run / "spec.json").read_bytes()), read_result(run)
+    model = build_model(spec.model)
+    model.initialise(0)
+    save_published(run / "model", model, spec.recurrence)
+    write_result(run, result.model_copy(update={"simulated": False}))
 
 
 def test_the_lines_run_as_they_stand_in_that_order(clone):

@@ -244,4 +244,6 @@ def _problem(task: Task, row: Any) -> str | None:
         return f"must have text in {', '.join(FIELDS[task.kind])}"
     if "continuation" in FIELDS[task.kind] and not str(row["continuation"]).strip():
         return "must have a continuation"
+    if not task.has_accuracy and not all(texts):
+        return f"must have text in {', '.join(FIELDS[task.kind])}"
     return None
