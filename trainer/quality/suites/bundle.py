@@ -44,7 +44,10 @@ class Bundle:
     def __init__(self, source: Path) -> None:
         self.source = source
         if source.is_dir():
-            names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+            folders = [source / DATA, *sorted(source.glob(f"*/{DATA}"))]
+            folder = next((folder.parent for folder in folders if folder.is_dir()), source)
+            files = [path for path in (*folder.glob("*"), *(folder / DATA).rglob("*")) if path.is_file()]
+            names = [path.relative_to(source).as_posix() for path in files]
         elif zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
@@ -52,12 +55,10 @@ class Bundle:
             raise BundleError(
                 f"a bundle must be a folder or a zip that holds {DATA}/, but there is none at {source}; {_ADVICE}"
             )
-        roots = {name.partition(f"{DATA}/")[0] for name in names if f"/{DATA}/" in f"/{name}"}
+        roots = {f"/{name}".partition(f"/{DATA}/")[0] for name in names if f"/{DATA}/" in f"/{name}"}
         if not roots:
-            raise BundleError(
-                f"a bundle must hold {DATA}/, but {source} doesn't; `isoloop data prepare-suite` makes one"
-            )
-        root = min(roots, key=lambda name: (name.count("/"), name))
+            raise BundleError(f"a bundle must hold {DATA}/, but {source} doesn't; {_ADVICE}")
+        root = f"{min(roots, key=lambda name: (name.count('/'), name))}/"[1:]
         self._names = {name.removeprefix(root): name for name in names if name.startswith(root)}
 
     @property
