@@ -147,6 +147,15 @@ def test_impossible_requests_are_refused(bundle, tmp_path):
             evaluate_suite(subject(), SUITE, bundle, tmp_path / "results", recurrences=recurrences, seeds=seeds)
 
 
+def test_a_model_that_has_diverged_is_refused(bundle, tmp_path):
+    broken = small_model()
+    with torch.no_grad():
+        broken.final_norm.weight.fill_(math.nan)
+    model = Subject.of(broken, ByteTokenizer(), name="broken")
+    with pytest.raises(ValueError, match="those of 'broken' on mc aren't"):
+        evaluate_suite(model, SUITE, bundle, tmp_path / "results", recurrences=[1])
+
+
 def test_a_missing_file_stops_before_anything_is_evaluated(bundle, tmp_path):
     (tmp_path / "eval_data" / "lm.jsonl").unlink()
     with pytest.raises(ValueError, match=r"lm.jsonl is missing"):

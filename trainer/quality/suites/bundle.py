@@ -95,16 +95,19 @@ class Bundle:
 
     def check(self, tasks: Iterable[Task]) -> None:
         """Raise BundleError that names each file that is missing, short or broken."""
-        problems = []
-        for task in {task.file: task for task in tasks}.values():
+        problems, distinct = [], {(task.file, task.kind): task for task in tasks}
+        for task in distinct.values():
             try:
                 self._parse(task)
             except BundleError as error:
                 problems.append(str(error))
         if problems:
+            published = {task.file for suite in SUITES.values() for task in suite.tasks}
+            is_published = any(file in published for file, _ in distinct)
+            advice = _ADVICE if is_published else "add what is missing, or take the task out of the YAML file"
             raise BundleError(
                 "every file of a suite must be there and whole, as a mean over the others would be another number, but "
-                f"of {self.source}\n  " + "\n  ".join(problems) + f"\n{_ADVICE}"
+                f"of {self.source}\n  " + "\n  ".join(problems) + f"\n{advice}"
             )
 
     def baseline_version(self, suite: Suite) -> str | None:
