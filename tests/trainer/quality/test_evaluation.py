@@ -246,6 +246,8 @@ def test_differences_are_paired_by_row():
     alone = [summarise(suite, result, seeds=[1], recurrences=[2]).scores["v1"][2] for result in results]
     assert alone[0].low < alone[1].high  # unpaired, one can't tell
     other = {"a": result_of(task, {0: "1" * 400}, data="other rows")}
+    with pytest.raises(ValueError, match="'other' has no answers to a at T = 3 with the seeds 1"):
+        compare_models(suite, *results, recurrences=(2, 3), seeds=[1])
     with pytest.raises(ValueError, match="a differ in rows"):
         compare_models(suite, results[0], other, recurrences=(2, 2), seeds=[1])
 

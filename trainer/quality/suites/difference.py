@@ -59,8 +59,16 @@ def compare_models(
     """Compare two models, each at a T of its own, by the results of a suite's tasks, by name.
 
     Raises:
-        ValueError: they have answered other rows, or other prompts.
+        ValueError: they have answered other rows or prompts, or one of them not at its T with these seeds.
     """
+    for results, recurrence in zip((first, second), recurrences, strict=True):
+        for task in suite.tasks:
+            lacking = [seed for seed in seeds if results[task.name].missing(seed, [recurrence])]
+            if lacking:
+                raise ValueError(
+                    f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
+                    f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so first"
+                )
     differing = [task.name for task in suite.tasks if first[task.name].data != second[task.name].data]
     if differing:
         raise ValueError(
