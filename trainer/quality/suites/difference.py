@@ -67,7 +67,7 @@ def compare_models(
             if lacking:
                 raise ValueError(
                     f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
-                    f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so first"
+                    f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so"
                 )
     differing = [task.name for task in suite.tasks if first[task.name].data != second[task.name].data]
     if differing:
