@@ -196,6 +196,11 @@ def _answer(
             subject.reader, part, unit.recurrences, share_prefixes=share_prefixes, progress=advance
         )
         questions += [_Facts.of(question) for question in part]
+    if not all(np.isfinite(score.nats).all() for options in scores for score in options):
+        raise ValueError(
+            f"a model's losses must be finite to tell which option is likelier, but those of '{subject.identity.name}' "
+            f"on {unit.task.name} aren't; it has diverged, so evaluate another one"
+        )
     columns = {name: tuple(each[name] for each in units) for name in (units[0] if units else {})}
     result = result.model_copy(update={"rows": len(rows), "units": columns})
     return result, _answers(unit.task, questions, scores, unit.recurrences)
