@@ -1,11 +1,13 @@
 """Benchmark of the chunked cross-entropy against all logits at once: time and peak memory, forward and backward."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Row, device, peak_bytes, side_by_side
-from isoloop.trainer.model.head import mean_cross_entropy
+from isoloop.trainer.model.head import loss_and_gradient, mean_cross_entropy
 
 VOCABULARY = 32_768
 
@@ -32,9 +34,13 @@ def run() -> list[Row]:
 
     ratio = side_by_side(lambda n: use(mean_cross_entropy, n), lambda n: use(plain, n), pairs=pairs)
     whole, chunked = (peak_bytes(lambda loss=loss: use(loss)) for loss in (plain, mean_cross_entropy))
+    compiled = partial(mean_cross_entropy, chunk_loss=torch.compile(loss_and_gradient))
+    use(compiled)  # makes its kernels
+    gain = side_by_side(lambda n: use(mean_cross_entropy, n), lambda n: use(compiled, n), pairs=pairs)
     shape = f"{tokens} tokens, width {width}, vocabulary {VOCABULARY}"
     return [
         Row(name=f"chunked / plain loss, time; {shape}", result=str(ratio), wanted="at most 1.10x"),
+        Row(name="chunked loss / with its softmax compiled, time", result=str(gain)),
         Row(
             name="plain / chunked loss, peak memory",
             result=f"{whole / chunked:.1f}x ({whole / 2**20:.0f} MiB against {chunked / 2**20:.0f} MiB)",

@@ -1,6 +1,7 @@
 """Trained models of a sweep: the one that a command's target names."""
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def trained_runs(folders: Folders) -> dict[Path, RunResult]:
     """Return the folders and results of a sweep's runs that have weights, in the order of its table.
 
     Raises:
-        ValueError: the sweep has no run table yet.
+        ValueError: the sweep has no run table yet, or no run with weights.
     """
     from isoloop.fitting.tables.reading import read_raw
 
@@ -74,15 +75,14 @@ def trained_runs(folders: Folders) -> dict[Path, RunResult]:
         has_weights = (folder / "model").is_dir() or (folder / "checkpoints").is_dir()
         if result is not None and result.status == "finished" and has_weights:
             found[folder] = result
-    return found
-
-
-def best_run(folders: Folders) -> tuple[Path, RunResult]:
-    """Return folder and result of the run with the lowest validation loss. Raises ValueError if none has weights."""
-    runs = {folder: result for folder, result in trained_runs(folders).items() if result.compared_loss is not None}
-    if not runs:
+    if not found:
         raise ValueError(
             f"a sweep must have a run whose weights are under --out, but '{folders.name}' has none: simulated runs "
             "have no weights, and those of runs with --storage are there; name a run's folder"
         )
-    return min(runs.items(), key=lambda item: item[1].compared_loss or 0.0)
+    return found
+
+
+def best_run(folders: Folders) -> tuple[Path, RunResult]:
+    """Return folder and result of the run with the lowest validation loss. Raises ValueError as `trained_runs` does."""
+    return min(trained_runs(folders).items(), key=lambda item: item[1].compared_loss or math.inf)

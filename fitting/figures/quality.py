@@ -14,6 +14,7 @@ from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_po
 from isoloop.fitting.quality.fit import QualityFit
 from isoloop.fitting.quality.score import ScoreFit
 from isoloop.fitting.sizes.any_fit import AnyFit
+from isoloop.fitting.tables.quality import best_and_fixed_depth
 from isoloop.fitting.tables.runs import finished_rows
 
 _MOST_PANELS = 4
@@ -22,7 +23,6 @@ _SIDE_BY_SIDE_WIDTH = 5.0
 _CURVE_POINTS = 60
 _BEYOND = 0.25
 """Share of the runs' range of losses by which a curve goes on below the smallest."""
-_SIZE = ("effective_params_fixed", "effective_params_per_loop")
 
 
 def draw_quality_against_loss(figure: Figure, table: pd.DataFrame, fit: AnyFit) -> None:
@@ -79,17 +79,6 @@ def draw_quality_against_flops(figure: Figure, table: pd.DataFrame, fit: AnyFit)
         decade_ticks(axes.xaxis)
         axes.set_xlabel("compute C (FLOPs)")
         _finish(axes, score, handles, simulated=quality.simulated)
-
-
-def best_and_fixed_depth(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the run of least loss of each budget, and those of one loop of its size, both by growing budget."""
-    runs = runs[runs["budget"].notna()].sort_values("loss")
-    best = runs.drop_duplicates("budget").sort_values("budget")
-    if "mean_recurrence" not in runs:
-        return best, best.iloc[:0]
-    keys = ["budget", *(name for name in _SIZE if name in runs)]
-    once = runs[runs["mean_recurrence"] == 1].drop_duplicates(keys)
-    return best, best[keys].merge(once, on=keys, how="inner")
 
 
 def _quality_of(fit: AnyFit) -> QualityFit:

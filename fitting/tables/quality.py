@@ -17,11 +17,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
+
 SUITES = {"core": "Core", "core_extended": "Core-Extended"}
 """Columns of the suites' mean scores, with their names."""
 BASELINES = "core_baselines"
 POINTS = 100.0
 """A perfect mean score."""
+_SIZE = ("effective_params_fixed", "effective_params_per_loop")
 _PARTS = ("accuracy_se", "accuracy", "loss", "chance", "ppl")
 _OTHER_NAMES = {
     "acc": "accuracy",
@@ -92,6 +95,17 @@ def quality_names(keys: Iterable[str]) -> dict[str, str]:
     found = {key: f"{task}_{part}" for key, (task, part) in _items(split) if task in tasks}
     suites = {*SUITES, *(f"{name}_se" for name in SUITES), BASELINES}
     return found | {key: key for key in split if key in suites}
+
+
+def best_and_fixed_depth(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the run of least loss of each budget, and those of one loop of its size, both by growing budget."""
+    runs = runs[runs["budget"].notna()].sort_values("loss")
+    best = runs.drop_duplicates("budget").sort_values("budget")
+    if "mean_recurrence" not in runs:
+        return best, best.iloc[:0]
+    keys = ["budget", *(name for name in _SIZE if name in runs)]
+    once = runs[runs["mean_recurrence"] == 1].drop_duplicates(keys)
+    return best, best[keys].merge(once, on=keys, how="inner")
 
 
 def _items(split: dict[str, tuple[str, str] | None]) -> list[tuple[str, tuple[str, str]]]:

@@ -1,6 +1,8 @@
 """The commands `isoloop evaluate` and `isoloop data prepare-suite`: quality beside loss."""
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,9 +20,11 @@ from isoloop.sweeps.cli.generate import (
     torch_device,
 )
 from isoloop.sweeps.cli.options import DEFAULT_OUT, Out, file_name
+from isoloop.sweeps.paths import folders_of
 
 if TYPE_CHECKING:
     from isoloop.trainer.quality.suites.evaluation import Subject
+    from isoloop.trainer.quality.suites.summary import SuiteSummary
 
 SuiteName = Annotated[
     str,
@@ -47,6 +51,7 @@ def evaluate(
         Literal["float32", "bfloat16"] | None,
         typer.Option(help="Of the matrix products; by default that of training on a GPU, else float32."),
     ] = None,
+    every_run: Annotated[bool, typer.Option("--all", help="All runs of a sweep, instead of its best one.")] = False,
     best: Best = False,
     revision: Revision = None,
     tokenizer: TokenizerName = None,
@@ -60,8 +65,11 @@ def evaluate(
     MODEL may also be a model of Transformers, to compare with. Results are stored task by task: rerun the command to go
     on after an interruption, and only what is missing is computed.
     """
+    # Evaluate
     with show_progress() as progress:
         progress.begin("Loading the model")
+        from isoloop.sweeps.models import trained_runs
+        from isoloop.sweeps.plan.quality import compared_weights
         from isoloop.trainer.quality.suites.bundle import find_suite
         from isoloop.trainer.quality.suites.difference import compare_models
         from isoloop.trainer.quality.suites.evaluation import evaluate_suite, read_results
@@ -70,12 +78,40 @@ def evaluate(
         drawn = tuple(_numbers(seeds, "--seeds"))
         found, data = find_suite(suite, bundle or (None if suite.endswith((".yaml", ".yml")) else out / "suites"))
         data.check(found.tasks)
-        subject, mean = _load(model, out, best, revision, tokenizer, own_classes, device, precision, progress.event)
-        folder = quality_folder(out, subject.identity.name)
-        progress.begin("Evaluating")
-        summary = evaluate_suite(
-            subject, found, data, folder, recurrences=chosen or [mean], seeds=drawn, progress=progress.update
-        )
+
+        def evaluated(target: str, weights_are_best: bool, label: str) -> "tuple[Path, SuiteSummary]":
+            """Evaluate a model; return the folder of its results, and the summary."""
+            subject, mean = _load(
+                target, out, weights_are_best, revision, tokenizer, own_classes, device, precision, progress.event
+            )
+            folder = quality_folder(out, subject.identity.name)
+            progress.begin(label)
+            depths = chosen if chosen and (subject.reader.is_looped or not every_run) else [mean]
+            return folder, evaluate_suite(
+                subject, found, data, folder, recurrences=depths, seeds=drawn, progress=progress.update
+            )
+
+        if every_run:
+            given = {"--against": against, "--best": best, "--tokenizer": tokenizer, "--revision": revision}
+            if used := [name for name, value in given.items() if value]:
+                raise ValueError(f"--all evaluates the runs of a sweep as they are, but got {used[0]}; leave it out")
+            folders = folders_of(model, out)
+            runs = trained_runs(folders)
+            summaries = [
+                evaluated(str(run), compared_weights(folders, run.name) == "best", f"Evaluating run {n}/{len(runs)}")[1]
+                for n, run in enumerate(runs, start=1)
+            ]
+        else:
+            folder, summary = evaluated(model, best, "Evaluating")
+
+    # All runs of a sweep
+    if every_run:
+        losses = [result.compared_loss for result in runs.values()]
+        content = [each.model_dump(mode="json") for each in summaries]
+        print(json.dumps(content, indent=1) if as_json else "\n".join(runs_table(summaries, losses)))
+        return
+
+    # One model, and another one to compare it with
     print(summary.model_dump_json(indent=1) if as_json else summary.report(), end="\n" if as_json else "")
     if against is not None:
         name, _, depth = against.partition("@")
@@ -89,6 +125,29 @@ def evaluate(
             seeds=summary.seeds,
         )
         print(differences.model_dump_json(indent=1) if as_json else f"\n{differences.report()}", end="")
+
+
+def runs_table(summaries: Sequence["SuiteSummary"], losses: Sequence[float | None]) -> list[str]:
+    """Return a line for each run and T: its loss, and its scores, or else the first measure of each task."""
+    from isoloop.trainer.quality.suites.summary import aligned, cell, scale_of
+
+    rows = []
+    for summary, loss in zip(summaries, losses, strict=True):
+        measures = {f"{summary.score} {version}": (by_depth, 100.0) for version, by_depth in summary.scores.items()}
+        if not measures:
+            firsts = {task.name: next(iter(task.measures.items())) for task in summary.tasks}
+            measures = {f"{task} {name}": (values, scale_of(name)) for task, (name, values) in firsts.items()}
+        rows += [
+            (
+                summary.of.name,
+                f"{loss or math.nan:.4f}",
+                str(depth),
+                *(cell(by_depth[depth], scale) for by_depth, scale in measures.values()),
+            )
+            for depth in summary.recurrences
+        ]
+        header = ("run", "loss", "T", *measures)
+    return aligned([header, *rows])
 
 
 def prepare_suite(

@@ -30,7 +30,8 @@ from isoloop.fitting.report.estimates import (
 )
 from isoloop.fitting.selection.holdout import HeldOutRow
 from isoloop.fitting.tables.best_loss import overfitted_rows
-from isoloop.fitting.tables.runs import law_data
+from isoloop.fitting.tables.quality import best_and_fixed_depth
+from isoloop.fitting.tables.runs import finished_rows, law_data
 from isoloop.sweeps.paths import SweepResults
 from isoloop.sweeps.report.headline import with_greek_mu
 
@@ -295,6 +296,37 @@ def sizes_table(fit: SizesFit) -> PageTable:
         rows.append((TableCell(text=own.label, value=joint.params), _number(own.runs, "g"), *loops, *losses))
     labels = ("size", "its runs", "best µ by them", "best µ by all", "loss by them", "loss by all")
     return _page_table(labels, rows)
+
+
+def quality_table(table: pd.DataFrame, fit: AnyFit) -> PageTable | None:
+    """Return the first score at each budget: of the run of least loss, and of the same size with one loop.
+
+    Both have the same FLOPs and parameters, as in Parcae's table (arXiv:2604.12946). None without budgets or scores.
+    """
+    scores = [] if fit.quality is None else [score for score in fit.quality.scores if score.runs]
+    runs = finished_rows(table)
+    if not scores or "budget" not in runs or "mean_recurrence" not in runs:
+        return None
+    score = scores[0]
+    best, once = best_and_fixed_depth(runs[runs[score.column].notna()])
+    if best.empty:
+        return None
+    fixed = {row["budget"]: row for _, row in once.iterrows()}
+
+    def cell(row: pd.Series | None) -> TableCell:
+        if row is None:
+            return _MISSING
+        error = row.get(f"{score.column}_se", math.nan)
+        under = "" if pd.isna(error) else f"± {error:.2g}"
+        return TableCell(text=f"{row[score.column]:.4g}", value=float(row[score.column]), under=under)
+
+    rows = [
+        (_number(row["budget"], ".3g"), _number(row["mean_recurrence"], "g"), cell(row), cell(fixed.get(row["budget"])))
+        for _, row in best.iterrows()
+    ]
+    baselines = f" (baselines {fit.quality.baselines})" if fit.quality and fit.quality.baselines else ""
+    name = f"{score.label}{baselines if score.unit == 'points' else ''}"
+    return _page_table(("budget, FLOPs", "best µ", f"{name}, best µ", f"{name}, one loop"), rows)
 
 
 def groups_table(groups: Mapping[str, SweepResults], pages: Mapping[str, str]) -> tuple[PageTable, float] | None:

@@ -188,7 +188,7 @@ class BranchView(CacheView):
     def positions(self) -> Tensor:
         """Positions of the new tokens, [1, tokens]: those of each branch are the same."""
         places = torch.arange(self.tokens) % self.branch_tokens
-        return (self.first + places)[None].to(self.cache.device)
+        return (self.first + places)[None].to(self.cache.device, non_blocking=True)
 
     @cached_property
     def _mask(self) -> Tensor:

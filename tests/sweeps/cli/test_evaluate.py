@@ -182,3 +182,23 @@ def test_a_bundle_on_the_hub_is_fetched_file_by_file_or_as_its_zip(tmp_path, mon
 
 def test_results_lie_in_a_folder_of_the_models_name(tmp_path):
     assert command_module.quality_folder(tmp_path, "owner/name").parent == tmp_path / "quality"
+
+
+def test_all_runs_of_a_sweep(out, spec):
+    """A line for each run, and the results are those of each run alone."""
+    folders = Folders(out=out, name="tiny")
+    runs = [spec.run_id, spec.model_copy(update={"seed": 1}).run_id]
+    folders.sweep.mkdir(parents=True, exist_ok=True)
+    folders.table.write_text("run_id\n" + "\n".join(runs) + "\n")
+    options = ("--suite", "own/core.yaml", "--seeds", "5", "--out", out)
+    lines = isoloop("evaluate", "tiny", "--all", *options, cwd=out).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", *runs]
+    summaries = json.loads(isoloop("evaluate", "tiny", "--all", *options, "--json", cwd=out).stdout)
+    for run, summary, line in zip(runs, summaries, lines[1:], strict=True):
+        alone = json.loads(isoloop("evaluate", run, *options, "--json", cwd=out).stdout)
+        assert alone == summary
+        (score,) = summary["scores"].values()
+        assert f"{100 * score[str(spec.recurrence.mean)]['value']:.2f}" in line
+        assert f"{load_trained(out / 'runs' / run).result.loss:.4f}" in line
+    said = isoloop("evaluate", "tiny", "--all", "--best", *options, cwd=out, check=2).stderr
+    assert "--all evaluates the runs of a sweep as they are, but got --best" in said

@@ -36,8 +36,10 @@ def test_versions_of_the_baselines_differ_in_core_by_as_much_as_published():
 @pytest.mark.parametrize("form", ["folder", "zip", "folder in a folder"])
 def test_rows_are_read_from_a_folder_or_a_zip(form, tmp_path):
     rows = choice_rows(20)
-    inner = tmp_path / "download" / "eval_bundle"
+    inner = tmp_path / "download" / "my_eval_data"
     write_rows(inner, MC.file, rows)
+    (inner.parent / "__MACOSX" / "my_eval_data" / "eval_data").mkdir(parents=True)
+    (inner.parent / "__MACOSX" / "my_eval_data" / "eval_data" / "._a").write_text("what some systems add to a zip")
     source = {"folder": inner, "folder in a folder": tmp_path / "download"}.get(form)
     if source is None:
         source = tmp_path / shutil.make_archive(str(tmp_path / "bundle"), "zip", tmp_path / "download")
@@ -104,6 +106,7 @@ def test_a_suite_of_the_users_own(tmp_path):
     ]
     write_tasks(tmp_path, entries, {"mc": 25, "lm": 0})
     suite, bundle = find_suite(str(tmp_path / "core.yaml"), None)
+    assert suite.name == f"{tmp_path.name}-core"  # not that of the published suite
     assert suite.tasks[0] == MC.model_copy(update={"shots": 2})
     assert (suite.tasks[1].delimiter, suite.tasks[1].shots, suite.versions) == ("\nA: ", 0, ("own",))
     bundle.check(suite.tasks)

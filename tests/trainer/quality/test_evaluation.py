@@ -92,6 +92,23 @@ def test_further_recurrences_and_seeds_cost_only_themselves(bundle, tmp_path, mo
     assert again == evaluate_suite(subject(), SUITE, bundle, tmp_path / "anew", recurrences=[4], seeds=[1])
 
 
+def test_rows_are_the_same_however_many_are_read_at_once(bundle, tmp_path, monkeypatch):
+    """Also of texts, whose initial states are numbered through, with one too short to be read among them."""
+    texts = [{"text": text, "page": text} for text in ("a core", "x", "loop " * 60, "head", "norm", "µ µ")]
+    write_rows(tmp_path, "text.jsonl", texts)
+    kinds = (("pages", "rolling"), ("documents", "documents"))
+    suite = Suite(name="all", tasks=(*SUITE.tasks, *(Task(name=n, kind=k, file="text.jsonl") for n, k in kinds)))
+    options = {"recurrences": [1, 2], "seeds": [1]}
+    whole = evaluate_suite(subject(context=64), suite, Bundle(tmp_path), tmp_path / "whole", **options)
+    monkeypatch.setattr(evaluation_module, "QUESTIONS_AT_ONCE", 4)
+    parts = evaluate_suite(subject(context=64), suite, Bundle(tmp_path), tmp_path / "parts", **options)
+    for ours, theirs in zip(parts.tasks, whole.tasks, strict=True):
+        assert ours.rows == theirs.rows == (5 if ours.name == "documents" else theirs.rows)
+        for name, by_depth in ours.measures.items():
+            for depth, estimate in by_depth.items():
+                assert estimate.value == pytest.approx(theirs.measures[name][depth].value, rel=1e-6)
+
+
 def test_answers_of_other_weights_or_rows_are_not_reused(bundle, tmp_path):
     folder = tmp_path / "results"
     evaluate_suite(subject(0), SUITE, bundle, folder, recurrences=[1], seeds=[1])
@@ -128,6 +145,15 @@ def test_impossible_requests_are_refused(bundle, tmp_path):
     for recurrences, seeds, message in [([0], [1], "from 1 on"), ([], [1], "from 1 on"), ([1], [2, 2], "different")]:
         with pytest.raises(ValueError, match=message):
             evaluate_suite(subject(), SUITE, bundle, tmp_path / "results", recurrences=recurrences, seeds=seeds)
+
+
+def test_a_model_that_has_diverged_is_refused(bundle, tmp_path):
+    broken = small_model()
+    with torch.no_grad():
+        broken.final_norm.weight.fill_(math.nan)
+    model = Subject.of(broken, ByteTokenizer(), name="broken")
+    with pytest.raises(ValueError, match="those of 'broken' on mc aren't"):
+        evaluate_suite(model, SUITE, bundle, tmp_path / "results", recurrences=[1])
 
 
 def test_a_missing_file_stops_before_anything_is_evaluated(bundle, tmp_path):
@@ -220,6 +246,8 @@ def test_differences_are_paired_by_row():
     alone = [summarise(suite, result, seeds=[1], recurrences=[2]).scores["v1"][2] for result in results]
     assert alone[0].low < alone[1].high  # unpaired, one can't tell
     other = {"a": result_of(task, {0: "1" * 400}, data="other rows")}
+    with pytest.raises(ValueError, match="'other' has no answers to a at T = 3 with the seeds 1"):
+        compare_models(suite, *results, recurrences=(2, 3), seeds=[1])
     with pytest.raises(ValueError, match="a differ in rows"):
         compare_models(suite, results[0], other, recurrences=(2, 2), seeds=[1])
 

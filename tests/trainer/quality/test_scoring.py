@@ -3,20 +3,25 @@
 import json
 import math
 import random
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isoloop.trainer.data.tokenizer import BpeTokenizer, ByteTokenizer
 from isoloop.trainer.evaluate import STATE_SEED, evaluate_documents
 from isoloop.trainer.quality.suites import Bundle, Subject, Suite, Task, evaluate_suite, read_results
 from isoloop.trainer.quality.suites import scoring as scoring_module
 from isoloop.trainer.quality.suites.prompts import make_questions
+from isoloop.trainer.quality.suites.reader import LoopedReader
 from isoloop.trainer.quality.suites.scoring import score_questions
-from isoloop.trainer.quality.suites.text import detokenised
+from isoloop.trainer.quality.suites.text import detokenised, make_documents
+from tests.trainer import pretend
 from tests.trainer.quality.bundles import choice_rows, exact_rows, schema_rows, small_model, words, write_rows
 
 SEED = 2345
@@ -202,7 +207,6 @@ def test_shared_prefixes_change_nothing(case, kind, tmp_path, monkeypatch):
     task, rows = CASES[case]
     model = small_model(context=256, **changes)
     subject = Subject.of(model, ByteTokenizer(), name="small")
-    random.Random(1337).shuffle(rows)
     questions = make_questions(task, rows, range(len(rows)), seed=SEED, tokenizer=ByteTokenizer(), context=256)
     monkeypatch.setattr(scoring_module, "EXCESS", 0.5)
     depths = [1] if kind == "fixed" else [1, 2, 4]
@@ -313,3 +317,44 @@ def test_validation_loss_is_that_of_evaluate_documents(state_init, tmp_path):
     for recurrence, loss in expected.items():
         assert measures["loss"][str(recurrence)]["value"] == pytest.approx(loss, rel=1e-6)
         assert measures["bits_per_byte"][str(recurrence)]["value"] == pytest.approx(loss / math.log(2), rel=1e-6)
+
+
+def test_bfloat16_scores_are_near_those_of_float32():
+    """With the cache and without; an error of bfloat16's 8 bits in each of the model's products."""
+    task, rows = CASES["choice"]
+    model = small_model(context=256)
+    questions = make_questions(task, rows, range(len(rows)), seed=SEED, tokenizer=ByteTokenizer(), context=256)
+    exact = score_questions(LoopedReader(model), questions, [2])
+    for share in (True, False):
+        rounded = score_questions(LoopedReader(model, "bfloat16"), questions, [2], share_prefixes=share)
+        pairs = [(a.nats[0], b.nats[0]) for x, y in zip(exact, rounded, strict=True) for a, b in zip(x, y, strict=True)]
+        ours, theirs = np.array(pairs).T
+        np.testing.assert_allclose(theirs, ours, rtol=0.05)
+        assert (theirs != ours).all()
+
+
+def score_on(device):
+    """Score questions and texts on a device; return the nats, the host's waits for it, and the batches."""
+    model = small_model(context=256).to(device)
+    reader, tokenizer = LoopedReader(model), ByteTokenizer()
+    choice, schema = (CASES[name] for name in ("choice", "schema"))
+    questions = [
+        *make_questions(choice[0], choice[1], range(12), seed=1, tokenizer=tokenizer, context=256),
+        *make_questions(schema[0], schema[1], range(12), seed=1, tokenizer=tokenizer, context=256),
+        *make_documents([{"text": "a core loop"}, {"text": "µ"}], 0, tokenizer=tokenizer, context=256),
+    ]
+    pretend.SYNCS.clear()
+    with sdpa_kernel(SDPBackend.MATH):  # the pretend device has no other
+        scores = score_questions(reader, questions, [1, 3])
+    batches = len(scoring_module._batches(questions, reader.tokens_at_once, reader.prefix_bytes([1, 3]), 2**30))
+    return [score.nats.tolist() for row in scores for score in row], dict(pretend.SYNCS), batches
+
+
+def test_an_accelerator_has_all_tensors_of_an_operation_and_is_waited_for_rarely():
+    """On a pretend device, which refuses operations with tensors of the CPU: the same nats, few waits for a batch."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=pretend.register) as pool:
+        nats, waits, batches = pool.submit(score_on, pretend.NAME).result()
+    expected, _, _ = score_on("cpu")
+    np.testing.assert_allclose(nats, expected, rtol=2e-5)
+    assert waits["copy to the host"] == batches
+    assert sum(waits.values()) <= 4 * batches, waits

@@ -44,7 +44,10 @@ class Bundle:
     def __init__(self, source: Path) -> None:
         self.source = source
         if source.is_dir():
-            names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+            folders = [source / DATA, *sorted(source.glob(f"*/{DATA}"))]
+            folder = next((folder.parent for folder in folders if folder.is_dir()), source)
+            files = [path for path in (*folder.glob("*"), *(folder / DATA).rglob("*")) if path.is_file()]
+            names = [path.relative_to(source).as_posix() for path in files]
         elif zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
@@ -52,12 +55,10 @@ class Bundle:
             raise BundleError(
                 f"a bundle must be a folder or a zip that holds {DATA}/, but there is none at {source}; {_ADVICE}"
             )
-        roots = {name.partition(f"{DATA}/")[0] for name in names if f"/{DATA}/" in f"/{name}"}
+        roots = {f"/{name}".partition(f"/{DATA}/")[0] for name in names if f"/{DATA}/" in f"/{name}"}
         if not roots:
-            raise BundleError(
-                f"a bundle must hold {DATA}/, but {source} doesn't; `isoloop data prepare-suite` makes one"
-            )
-        root = min(roots, key=lambda name: (name.count("/"), name))
+            raise BundleError(f"a bundle must hold {DATA}/, but {source} doesn't; {_ADVICE}")
+        root = f"{min(roots, key=lambda name: (name.count('/'), name))}/"[1:]
         self._names = {name.removeprefix(root): name for name in names if name.startswith(root)}
 
     @property
@@ -94,16 +95,19 @@ class Bundle:
 
     def check(self, tasks: Iterable[Task]) -> None:
         """Raise BundleError that names each file that is missing, short or broken."""
-        problems = []
-        for task in {task.file: task for task in tasks}.values():
+        problems, distinct = [], {(task.file, task.kind): task for task in tasks}
+        for task in distinct.values():
             try:
                 self._parse(task)
             except BundleError as error:
                 problems.append(str(error))
         if problems:
+            published = {task.file for suite in SUITES.values() for task in suite.tasks}
+            is_published = any(file in published for file, _ in distinct)
+            advice = _ADVICE if is_published else "add what is missing, or take the task out of the YAML file"
             raise BundleError(
                 "every file of a suite must be there and whole, as a mean over the others would be another number, but "
-                f"of {self.source}\n  " + "\n  ".join(problems) + f"\n{_ADVICE}"
+                f"of {self.source}\n  " + "\n  ".join(problems) + f"\n{advice}"
             )
 
     def baseline_version(self, suite: Suite) -> str | None:
@@ -139,10 +143,13 @@ class Bundle:
     def own_suite(self, path: Path) -> Suite:
         """Read a suite of the user's own: the tasks of a YAML file, with the baselines of eval_meta_data.csv.
 
+        It has the file's name, and the folder's before it where that is the name of a published suite.
+
         Raises:
             ValueError: a file is missing or malformed, or a task has no baseline.
         """
-        return Suite(name=path.stem, tasks=tuple(self._tasks(path.read_bytes(), path.name)), score="Mean")
+        name = f"{path.resolve().parent.name}-{path.stem}" if path.stem in SUITES else path.stem
+        return Suite(name=name, tasks=tuple(self._tasks(path.read_bytes(), path.name)), score="Mean")
 
     def _parse(self, task: Task) -> list[Row]:
         name = f"{DATA}/{task.file}"
@@ -244,4 +251,6 @@ def _problem(task: Task, row: Any) -> str | None:
         return f"must have text in {', '.join(FIELDS[task.kind])}"
     if "continuation" in FIELDS[task.kind] and not str(row["continuation"]).strip():
         return "must have a continuation"
+    if not task.has_accuracy and not all(texts):
+        return f"must have text in {', '.join(FIELDS[task.kind])}"
     return None

@@ -59,8 +59,16 @@ def compare_models(
     """Compare two models, each at a T of its own, by the results of a suite's tasks, by name.
 
     Raises:
-        ValueError: they have answered other rows, or other prompts.
+        ValueError: they have answered other rows or prompts, or one of them not at its T with these seeds.
     """
+    for results, recurrence in zip((first, second), recurrences, strict=True):
+        for task in suite.tasks:
+            lacking = [seed for seed in seeds if results[task.name].missing(seed, [recurrence])]
+            if lacking:
+                raise ValueError(
+                    f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
+                    f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so"
+                )
     differing = [task.name for task in suite.tasks if first[task.name].data != second[task.name].data]
     if differing:
         raise ValueError(
@@ -72,19 +80,17 @@ def compare_models(
     tasks: dict[str, dict[str, Estimate]] = {}
     for task in suite.tasks:
         tasks[task.name] = {}
-        pairs = zip(
-            *(
-                measures_of(results[task.name], seeds, [recurrence])
-                for results, recurrence in zip((first, second), recurrences, strict=True)
-            ),
-            strict=True,
-        )
-        for ours, theirs in pairs:
+        measured = [
+            measures_of(results[task.name], seeds, [recurrence])
+            for results, recurrence in zip((first, second), recurrences, strict=True)
+        ]
+        drawn_of = resampled_values([*measured[0], *measured[1]], task.file)
+        drawn_pairs = zip(drawn_of[: len(measured[0])], drawn_of[len(measured[0]) :], strict=True)
+        for ours, theirs, (our_draws, their_draws) in zip(*measured, drawn_pairs, strict=True):
             by_seed, other = (
                 measure.of(measure.numerators.sum(-1) / measure.denominators.sum())[:, 0] for measure in (ours, theirs)
             )
-            by_seed = by_seed - other
-            drawn = (resampled_values(ours, task.file) - resampled_values(theirs, task.file))[:, 0]
+            by_seed, drawn = by_seed - other, (our_draws - their_draws)[:, 0]
             tasks[task.name][ours.name] = _estimate(by_seed, drawn, varies=task.shots > 0)
             for version in suite.versions:
                 if ours.name == centred_name(version):

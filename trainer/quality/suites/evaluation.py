@@ -22,7 +22,7 @@ from isoloop.trainer.quality.suites.summary import SuiteSummary, summarise
 from isoloop.trainer.quality.suites.task import Suite, Task
 from isoloop.trainer.quality.suites.text import document_units, make_documents, make_pages, page_units
 
-QUESTIONS_AT_ONCE = 512
+QUESTIONS_AT_ONCE = 2048
 
 SuiteProgress = Callable[[str, float, float], None]
 """Called with what is being evaluated, the work that is done, and all work, in bytes of prompts."""
@@ -167,7 +167,7 @@ def _stored(subject: Subject, bundle: Bundle, folder: Path, task: Task) -> TaskR
     result = read_result(folder, task)
     if result is not None and (result.of, result.data) == (subject.identity, data):
         return result.model_copy(update={"task": task})
-    return TaskResult(task=task, data=data, of=subject.identity, rows=len(bundle.rows(task)))
+    return TaskResult(task=task, data=data, of=subject.identity, rows=0)
 
 
 def _answer(
@@ -178,7 +178,7 @@ def _answer(
     share_prefixes: bool,
     progress: Callable[[float], None],
 ) -> tuple[TaskResult, Answers]:
-    """Answer all rows, some hundreds at a time. Returns the result with the units of texts, and the answers."""
+    """Answer all rows, some thousand at a time. Returns the result with the units of texts, and the answers."""
     rows, units = _units(subject, unit.task, rows)
     scores: list[list[Score]] = []
     questions: list[_Facts] = []
@@ -196,6 +196,11 @@ def _answer(
             subject.reader, part, unit.recurrences, share_prefixes=share_prefixes, progress=advance
         )
         questions += [_Facts.of(question) for question in part]
+    if not all(np.isfinite(score.nats).all() for options in scores for score in options):
+        raise ValueError(
+            f"a model's losses must be finite to tell which option is likelier, but those of '{subject.identity.name}' "
+            f"on {unit.task.name} aren't; it has diverged, so evaluate another one"
+        )
     columns = {name: tuple(each[name] for each in units) for name in (units[0] if units else {})}
     result = result.model_copy(update={"rows": len(rows), "units": columns})
     return result, _answers(unit.task, questions, scores, unit.recurrences)

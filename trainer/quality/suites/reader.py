@@ -118,7 +118,7 @@ class LoopedReader(Reader):
 
         # The rows of a prefix, one behind the other: [prefixes, most x tokens], where a prefix may have fewer rows
         place = torch.tensor([owner * most + row for owner, count in enumerate(counts) for row in range(count)])
-        place = place.to(self.device)
+        place = place.to(self.device, non_blocking=True)
         branches = tokens.new_zeros(len(prefix) * most, own).index_copy(0, place, tokens).view(len(prefix), -1)
         state = state[:, shared : shared + own].repeat(1, most, 1)
         for recurrence, states in self._passes(branches, recurrences, state, cache.branches(most, own)):

@@ -21,8 +21,9 @@ from isoloop.trainer.quality.suites.reader import Reader
 CACHE_BYTES = {"cpu": 2**30, "cuda": 2**34}
 # A prefix is shared if that saves at least this fraction of the positions.
 LEAST_SAVED = 0.2
-# The prefixes of a batch may be longer than its shortest one by this fraction of it.
-EXCESS = 1 / 64
+# Questions with prefixes of different lengths are read together while the tokens that this adds to the longest one's
+# options are at most this fraction of its positions.
+EXCESS = 1 / 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def _batches(questions: Sequence[Question], limit: int, cache_bytes: int, cache_
             if positions * cache_bytes > cache_limit and not taken:
                 shared[number] = 0
                 break
-            is_uneven = shared[numbers[0]] - length > EXCESS * length
+            is_uneven = (shared[numbers[0]] - length) * len(of_batch[0]) > EXCESS * positions / len(of_batch)
             if taken and (is_uneven or positions > limit or positions * cache_bytes > cache_limit):
                 break
             taken.append(number)
@@ -139,7 +140,7 @@ def _shared_tokens(question: Question) -> int:
     The last of the tokens that the options have in common is read with each, as it predicts the first that differs.
     """
     options = question.options
-    if len(options) == 1 or any(option.state_seed != STATE_SEED for option in options):
+    if len(options) < 2 or any(option.state_seed != STATE_SEED for option in options):
         return 0
     common = common_prefix([option.tokens for option in options])
     shared = min(common, *(option.start for option in options)) - 1
@@ -166,21 +167,21 @@ def _score_batch(
         ]
     )
     targets = np.concatenate([option.tokens[option.start :] for option in options])
-    owner = torch.from_numpy(np.repeat(np.arange(len(options)), scored)).to(device)
-    at, wanted, inputs = (torch.from_numpy(array).to(device) for array in (places, targets, tokens))
+    owners = np.repeat(np.arange(len(options)), scored)
+    arrays = (owners, places, targets, tokens)
+    owner, at, wanted, inputs = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
     if counts is None:
         passes = reader.states(inputs, depths, [option.state_seed for option in options])
     else:
         firsts = np.cumsum([0, *counts[:-1]])
-        prefixes = np.stack([options[first].tokens[:shared] for first in firsts])
-        passes = reader.states_after(torch.from_numpy(prefixes).to(device), counts, inputs, depths)
+        prefixes = torch.from_numpy(np.stack([options[first].tokens[:shared] for first in firsts]))
+        passes = reader.states_after(prefixes.to(device, non_blocking=True), counts, inputs, depths)
 
-    # Sums by option, read from the device once
-    nats = torch.zeros(len(depths), len(options), dtype=torch.float64, device=device)
-    misses = torch.zeros(len(depths), len(options), dtype=torch.int64, device=device)
+    # Sums by option, of nats and of tokens that aren't the likeliest, read from the device once
+    sums = torch.zeros(2, len(depths), len(options), dtype=torch.float64, device=device)
     for depth, (_, states) in enumerate(passes):
         token_nats, greedy = reader.score(states.flatten(0, 1)[at], wanted)
-        nats[depth].index_add_(0, owner, token_nats.double())
-        misses[depth].index_add_(0, owner, (~greedy).long())
-    all_nats, all_greedy = nats.cpu().numpy(), (misses == 0).cpu().numpy()
-    return [Score(nats=all_nats[:, row], tokens=count, greedy=all_greedy[:, row]) for row, count in enumerate(scored)]
+        sums[0, depth].index_add_(0, owner, token_nats.double())
+        sums[1, depth].index_add_(0, owner, (~greedy).double())
+    nats, misses = sums.cpu().numpy()
+    return [Score(nats=nats[:, row], tokens=count, greedy=misses[:, row] == 0) for row, count in enumerate(scored)]

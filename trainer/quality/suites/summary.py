@@ -177,9 +177,9 @@ def summarise(
     tasks = []
     for task in suite.tasks:
         result, measures = results[task.name], {}
-        for measure in measures_of(result, seeds, depths):
+        measured = measures_of(result, seeds, depths)
+        for measure, drawn in zip(measured, resampled_values(measured, task.file), strict=True):
             by_seed = measure.of(measure.numerators.sum(-1) / measure.denominators.sum())
-            drawn = resampled_values(measure, task.file)
             measures[measure.name] = _estimates(by_seed, drawn, depths, varies=task.shots > 0)
             for version in suite.versions:
                 if measure.name == centred_name(version):
@@ -219,11 +219,15 @@ def summarise(
     )
 
 
-def resampled_values(measure: Measure, file: str) -> NDArray[np.float64]:
-    """Return a measure, mean over the seeds, on resampled rows of its file, [draws, recurrences]."""
-    stacked = np.concatenate([measure.numerators.mean(0), measure.denominators[None]])
-    sums = resampled_sums(stacked, file)
-    return measure.of(sums[:, :-1] / sums[:, -1:])
+def resampled_values(measures: Sequence[Measure], file: str) -> list[NDArray[np.float64]]:
+    """Return each measure, mean over the seeds, on the same resampled rows of its file, [draws, recurrences]."""
+    parts = {id(measure.numerators): measure.numerators.mean(0) for measure in measures}
+    parts |= {id(measure.denominators): measure.denominators[None] for measure in measures}
+    ends = np.cumsum([len(part) for part in parts.values()])
+    sums = dict(
+        zip(parts, np.split(resampled_sums(np.concatenate(list(parts.values())), file), ends[:-1], 1), strict=True)
+    )
+    return [measure.of(sums[id(measure.numerators)] / sums[id(measure.denominators)]) for measure in measures]
 
 
 def _estimates(

@@ -63,9 +63,15 @@ def make_pages(rows: Sequence[Row], *, tokenizer: Tokenizer, context: int) -> li
 def document_units(
     rows: Sequence[Row], *, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Row], list[dict[str, int]]]:
-    """Return the documents of at least two tokens, and the predicted tokens of each and, if known, their bytes."""
+    """Return the documents of at least two tokens, and the predicted tokens of each and, if known, their bytes.
+
+    Raises:
+        ValueError: there is none.
+    """
     encoded = encode_texts(tokenizer, [row["text"] for row in rows])
     kept = [(row, tokens[1 : context + 1]) for row, tokens in zip(rows, encoded, strict=True) if len(tokens) > 1]
+    if not kept:
+        raise ValueError(f"a document must have two tokens, but none of {len(rows)} has; use other text")
     units = [{"tokens": len(tokens)} for _, tokens in kept]
     if len(tokenizer.token_bytes):
         for unit, (_, tokens) in zip(units, kept, strict=True):
