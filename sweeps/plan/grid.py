@@ -429,6 +429,8 @@ def _too_little_text(
     unpacked = corpus.unpacked_tokens or corpus.train_tokens
     is_cut = data.max_tokens is not None and unpacked >= data.max_tokens
     more = "raise data.max_tokens, at which the text is cut" if is_cut else "use more text"
+    if data.is_synthetic and not is_cut:
+        more = f"raise data.{data.corpus}.lines"
     more = more if data.unique_tokens is None else "raise data.unique_tokens"
     advice = [f"lower the {quantity} by a factor of {epochs / sweep.maximum_epochs:.3g}", more]
     if epochs <= MOST_EPOCHS_ADVISED or data.unique_tokens is not None:
@@ -436,7 +438,8 @@ def _too_little_text(
     text = "of the training text"
     if data.packing == "best-fit":
         text = "that best-fit rows keep of the training text"
-        advice.append("set data.packing to contiguous, which crops nothing")
+        if not data.answers_only:  # which needs rows that begin with a line
+            advice.append("set data.packing to contiguous, which crops nothing")
     return (
         f"{tokens:.4g} tokens are {epochs:.3g} times the {corpus.train_tokens:.4g} {text}, and "
         f"maximum_epochs is {sweep.maximum_epochs:g}; {', or '.join(advice)}"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from isoloop.trainer.config import ExecutionConfig, ModelConfig, RunSpec
-from isoloop.trainer.data.corpus import Corpus
+from isoloop.trainer.config import DataConfig, DepoConfig, ExecutionConfig, ModelConfig, RunSpec
+from isoloop.trainer.data.corpus import Corpus, prepare_corpus
 from isoloop.trainer.evaluate import evaluate, evaluate_documents
 from isoloop.trainer.loop import train
 from isoloop.trainer.model import head
@@ -21,6 +21,7 @@ from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.pretrained import load_published
 from isoloop.trainer.quality.generation import GenerationConfig, Writer
 from isoloop.trainer.run.checkpoint import checkpoints
+from isoloop.trainer.run.result import read_result
 from tests.trainer import pretend
 
 RATE = 1e9  # of a matrix product, which the pretend device has no clock to measure
@@ -117,6 +118,21 @@ def test_a_step_waits_once_for_the_device(kind, corpus, on_device, tmp_path):
     assert losses == pytest.approx(cpu.losses, rel=2e-3)
     model, _ = load_published(tmp_path / "device" / "model")
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_answers_cost_no_wait_in_a_step_and_few_at_the_end(spec, on_device, tmp_path):
+    data = DataConfig(corpus="depo", depo=DepoConfig(lines=200, queries=2), packing="best-fit", answers_only=True)
+    corpus = prepare_corpus(data, tmp_path / "corpora")
+    changes = {"data": data, "data_fingerprint": corpus.facts.fingerprint, "steps": 3}
+    only = spec.model_copy(update={**changes, "model": ModelConfig(width=16, heads=2, context=20)})
+    waits, losses = on_device(train_counting, *arguments(only, corpus, tmp_path / "device", micro_batch=3))
+    assert waits[:-1] == [Counter({"tolist": 1})] * 2
+    every = only.model_copy(update={"data": data.model_copy(update={"answers_only": False})})
+    plain, _ = on_device(train_counting, *arguments(every, corpus, tmp_path / "all", micro_batch=3))
+    assert waits[-1] == plain[-1]  # answers that are right are read once, here and there
+    cpu = train(only, corpus, tmp_path / "cpu", execution=ExecutionConfig(peak_flops=RATE, micro_batch=3))
+    assert losses == pytest.approx(cpu.losses, rel=2e-3)
+    assert read_result(tmp_path / "device").answers.keys() == cpu.answers.keys()
 
 
 def test_stopped_and_resumed_on_the_device_is_uninterrupted_to_the_bit(spec, corpus, on_device, tmp_path):

@@ -289,7 +289,9 @@ class CorpusRequest:
             raise ValueError(
                 "training and validation must have a document each, but of the corpus "
                 f"'{self._source.name}' {totals['train_documents']} go to training and "
-                f"{totals['validation_documents']} to validation; use more text, another validation_fraction than "
+                f"{totals['validation_documents']} to validation; use "
+                f"{'settings with more different lines' if self._source.held_out == 'lines' else 'more text'}, "
+                "another validation_fraction than "
                 f"{self._config.validation_fraction}"
                 + (f", or a max_tokens above {limit}" if (limit := self._config.max_tokens) else "")
             )

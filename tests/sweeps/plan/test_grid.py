@@ -184,6 +184,16 @@ def test_advice_for_too_little_text(max_tokens, budget, advice):
     assert ("raise maximum_epochs" in str(caught.value)) == (budget < 1e10)
 
 
+def test_advice_for_too_few_lines_of_a_synthetic_text():
+    data = {"corpus": "depo", "packing": "best-fit", "answers_only": True}
+    config = validate_sweep({**SWEEP, "budgets": [4e9], "data": data, "mean_recurrences": [6]}, source="test")
+    with pytest.raises(
+        ValueError, match=r"that best-fit rows keep .*or raise data\.depo\.lines, or raise max"
+    ) as caught:
+        plan_sweep(config, lambda _: PlannedCorpus("f", 10_000, lambda context: 8000))
+    assert "contiguous" not in str(caught.value)  # in which a token's place in its line is unknown
+
+
 @pytest.mark.parametrize(("max_tokens", "is_cut"), [(9000, True), (12_000, False)])
 def test_text_is_cut_by_its_own_tokens_and_not_by_those_of_packed_rows(max_tokens, is_cut):
     data = {"corpus": "a/b", "max_tokens": max_tokens, "packing": "best-fit"}

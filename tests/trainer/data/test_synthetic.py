@@ -143,6 +143,12 @@ def test_a_prepared_text_says_that_it_is_synthetic_and_is_another_with_other_set
     assert prepare_corpus(data, tmp_path).facts == corpora["automaton"].facts
 
 
+def test_a_text_of_which_no_line_is_held_out_is_refused_with_advice_for_it(tmp_path):
+    data = DataConfig(corpus="automaton", automaton=AutomatonConfig(rule=204, cells=2, largest_k=2, rows=3, lines=99))
+    with pytest.raises(ValueError, match=r"99 go to training and 0 .* use settings with more different lines, another"):
+        prepare_corpus(data, tmp_path)
+
+
 def slow_mask(data, row):
     """Which tokens of a row that begins with a line can be computed, and what each answer asks for, by reading it."""
     k, place, at = [0] * len(row), [0] * len(row), 0
