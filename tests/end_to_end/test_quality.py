@@ -1,7 +1,6 @@
 """A sweep with a suite of the user's own: from `run` to the page, and again only what is missing."""
 
 import json
-import re
 import shutil
 
 import pandas as pd
@@ -79,7 +78,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert {path.parent.name for path in changed} == {table["run_id"][0]}
     assert "Training" not in again.stderr
-    assert re.search(r"Training 4/4 runs.*Evaluating", done.stderr, re.DOTALL)
+    assert "Training 4/4 runs" in done.stderr
 
 
 def test_data_are_checked_before_anything_is_trained(work):
