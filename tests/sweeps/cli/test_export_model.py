@@ -24,7 +24,8 @@ def out(spec, corpus, tmp_path_factory):
 
 
 def test_a_run_is_exported_with_the_name_of_its_sweep(out, spec, tmp_path):
-    for target in ("tiny", spec.run_id, out / "runs" / spec.run_id):
+    run = out / "runs" / spec.run_id
+    for target in ("tiny", spec.run_id, run, run / "model"):
         said = isoloop("export-model", target, "--to", tmp_path / "to", "--out", out, cwd=tmp_path).stdout
         assert f"{tmp_path / 'to'} has the model at T = 3" in said
         assert is_exported(tmp_path / "to")
@@ -45,4 +46,10 @@ def test_bad_targets_are_one_clear_message(out, spec, tmp_path):
     assert "isoloop: a model is exported into a new or empty folder" in done.stderr
     done = isoloop("export-model", spec.run_id, "--best", "--to", "to", "--out", out, cwd=tmp_path, check=2)
     assert "evaluation.keep_best" in done.stderr
+    done = isoloop(
+        "export-model", spec.run_id, "--recurrence", "5000", "--to", "to", "--out", out, cwd=tmp_path, check=2
+    )
+    assert "must be a whole number of loops from 1 to 4,096, but got 5000" in done.stderr
+    done = isoloop("export-model", spec.run_id, "--to", ".", "--out", out, cwd=tmp_path, check=2)
+    assert "is the one in which the command runs; name a new folder in it" in done.stderr
     assert not (tmp_path / "to").exists()
