@@ -631,16 +631,15 @@ def run_plan(
 
         def report() -> None:
             nonlocal evaluates
-            if engine.trains:
+            if missing and not evaluates:  # also a last time, when all have ended
                 share = math.fsum([*flops, *engine.flops_in_progress()])
                 progress.update(f"{len(flops)}/{len(plan.cells)} runs", share, plan.trained_flops)
-            elif engine.to_evaluate:
+            if engine.to_evaluate and not engine.trains:
                 if not evaluates:
                     progress.begin("Evaluating")
                     evaluates = True
-                progress.update(
-                    f"{len(engine.evaluated)}/{engine.to_evaluate} runs", len(engine.evaluated), engine.to_evaluate
-                )
+                done_so_far = len(engine.evaluated)
+                progress.update(f"{done_so_far}/{engine.to_evaluate} runs", done_so_far, engine.to_evaluate)
 
         report()
         evaluated = 0
