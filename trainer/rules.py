@@ -1,17 +1,18 @@
 """Rules of configurations that a value breaks, in plain words: `broken_rules(error)`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
-def broken_rules(error: ValidationError) -> str:
+def broken_rules(error: "ValidationError") -> str:
     """Return the rules that a value breaks, in one line."""
     return "; ".join(broken_rule(problem) for problem in distinct_problems(error))
 
 
-def distinct_problems(error: ValidationError) -> list[Mapping[str, Any]]:
+def distinct_problems(error: "ValidationError") -> list[Mapping[str, Any]]:
     """Return pydantic's errors but those that only follow from others: a list is short without its bad entries."""
     problems = error.errors()
     inner = {problem["loc"][:length] for problem in problems for length in range(len(problem["loc"]))}

@@ -117,6 +117,8 @@ def is_exported(folder: Path) -> bool:
 def load_exported(folder: Path) -> Exported:
     """Load a folder for which `is_exported` is True.
 
+    Of one that Transformers has saved, neither losses nor facts are known: its weights may have been trained further.
+
     Raises:
         ValueError: a file is missing or torn, or its settings or weights aren't those of an exported model.
     """
@@ -133,11 +135,12 @@ def load_exported(folder: Path) -> Exported:
     tensors = read_weights(folder)
     check_tensors(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, folder)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    is_saved_again = "transformers_version" in content
     return Exported(
         model,
         settings.training_recurrence,
         settings.recurrence,
-        settings.validation_losses,
+        {} if is_saved_again else settings.validation_losses,
         settings.training_precision,
-        settings.training_facts,
+        None if is_saved_again else settings.training_facts,
     )

@@ -93,6 +93,9 @@ def test_under_autocast_the_cache_stays_in_float32(model):
             assert logits.dtype == torch.bfloat16
             torch.testing.assert_close(logits[:, 0], whole[rows, places], atol=0.1, rtol=0)
             cache.advance(1)
+        (layer,) = cache.view(1).slots([0], 0)
+        keys, values = layer.append(*torch.zeros(2, 3, 2, 1, 16, dtype=torch.bfloat16))
+        assert keys.dtype == values.dtype == torch.bfloat16
     assert cache.slot(0, 0).dtype == torch.float32
     assert cache.nbytes == KeyValueCache.bytes_needed(model.config, [3], batch=3, tokens=12)
 

@@ -220,6 +220,10 @@ def test_draws_have_the_probabilities_of_the_distribution():
     assert choose_tokens(logits, grid[:1], GREEDY).tolist() == [1]
     for temperature in (1e-300, 1e-310, 5e-324):  # nearly 0: logits divided by it are beyond all numbers
         np.testing.assert_allclose(frequencies(temperature=temperature), np.eye(5)[1], atol=0)
+        tied = choose_tokens(
+            torch.tensor([[2.0, 1.0, 2.0]]).expand(2, -1), grid[[0, -1]], GenerationConfig(temperature=temperature)
+        )
+        assert tied.tolist() == [0, 2]
 
 
 def test_tokens_beyond_the_tokenizer_are_never_written():
