@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from isoloop.trainer.config import FIXED_DEPTH, ModelConfig, RecurrenceConfig
@@ -21,6 +22,7 @@ from isoloop.trainer.files import open_atomically, write_atomically
 from isoloop.trainer.hub import HubError, fetch_model, is_repository
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.language_model import LanguageModel
+from isoloop.trainer.rules import broken_rules
 
 LOOPED_CLASS, FIXED_CLASS = "ParcaeConfig", "FixedDepthConfig"
 WEIGHTS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
@@ -243,6 +245,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
         recurrence = _recurrence_config(content)
     except KeyError as error:
         raise ValueError(f"config.json must have the key {error}, but {path} doesn't") from error
+    except ValidationError as error:
+        raise ValueError(
+            f"a checkpoint's settings must be possible with our model, but of {path} {broken_rules(error)}"
+        ) from error
 
     # Everything else must be as our model has it
     ours = config_to_published(model, recurrence)
