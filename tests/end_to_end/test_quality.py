@@ -53,7 +53,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
 
     # The table has what is stored of each run at T = µ, and MLflow the other T as well.
     for _, row in table.iterrows():
-        summary = json.loads((folders.quality(row["run_id"]) / "words.summary.json").read_text())
+        summary = json.loads((folders.quality(row["run_id"]) / "words.sweep.json").read_text())["summary"]
         assert summary["recurrences"] == sorted({2, row["mean_recurrence"]})
         (version,) = summary["scores"]
         at_mean = summary["scores"][version][f"{row['mean_recurrence']:g}"]
