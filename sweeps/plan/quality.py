@@ -190,8 +190,16 @@ def compared_weights(folders: Folders, run_id: str) -> Literal["last", "best"]:
     """Return which weights of a run have the loss that runs are compared by: the best ones, if it kept them."""
     folder = folders.run(run_id)
     result = read_result(folder)
-    overfitted = result is not None and result.compared_loss != result.loss
-    return "best" if overfitted and (folder / "best-model").is_dir() else "last"
+    if result is None or result.compared_loss == result.loss:
+        return "last"
+    if (folder / "best-model").is_dir():
+        return "best"
+    if (folder / "model").is_dir():
+        return "last"
+    # A model without the published layout has both in its last checkpoint
+    spec = folder / "spec.json"
+    keeps_best = spec.is_file() and RunSpec.model_validate_json(spec.read_bytes()).evaluation.keep_best
+    return "best" if keeps_best else "last"
 
 
 def results_folder(folders: Folders, run_id: str) -> Path:

@@ -180,8 +180,8 @@ def test_the_table_has_the_results_at_the_mean_recurrence(spec, mean, t):
     assert table_recurrence(spec.model_copy(update={"recurrence": RecurrenceConfig(mean=mean)})) == t
 
 
-def test_the_weights_are_those_of_the_compared_loss(tmp_path):
-    """The best ones where the loss rose, text was repeated, and they were kept."""
+def test_the_weights_are_those_of_the_compared_loss(spec, tmp_path):
+    """The best ones where the loss rose, text was repeated, and they were kept: in a folder, or in a checkpoint."""
     folders = Folders(out=tmp_path, name="any")
     folder = folders.run("a")
     result = finish(folders, "a")
@@ -189,6 +189,13 @@ def test_the_weights_are_those_of_the_compared_loss(tmp_path):
     (folder / "best-model").mkdir()
     assert compared_weights(folders, "a") == "best"
     assert results_folder(folders, "a") == folders.quality("a-best")
+    (folder / "best-model").rmdir()
+    evaluation = spec.evaluation.model_copy(update={"keep_best": True})
+    (folder / "spec.json").write_text(spec.model_copy(update={"evaluation": evaluation}).model_dump_json())
+    assert compared_weights(folders, "a") == "best"
+    (folder / "model").mkdir()
+    assert compared_weights(folders, "a") == "last"
+    (folder / "best-model").mkdir()
     write_result(folder, result.model_copy(update={"unique_tokens": 900}))
     assert compared_weights(folders, "a") == "last"
 
