@@ -42,8 +42,11 @@ StrictNumber = BeforeValidator(_refuse_non_number)
 _PositiveZero = AfterValidator(lambda value: value + 0.0)
 StrictInt = Annotated[int, StrictNumber, BeforeValidator(_refuse_beyond_64_bits)]
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
-Recurrence = Annotated[int, StrictNumber, Field(ge=1, le=4096)]
-MeanRecurrence = Annotated[int | float, StrictNumber, Field(ge=1, le=4096), AfterValidator(whole_as_integer)]
+LARGEST_RECURRENCE = 4096
+Recurrence = Annotated[int, StrictNumber, Field(ge=1, le=LARGEST_RECURRENCE)]
+MeanRecurrence = Annotated[
+    int | float, StrictNumber, Field(ge=1, le=LARGEST_RECURRENCE), AfterValidator(whole_as_integer)
+]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 PositiveFloat = Annotated[float, StrictNumber, Field(gt=0)]
 NonNegativeFloat = Annotated[float, StrictNumber, Field(ge=0), _PositiveZero]

@@ -19,7 +19,6 @@ from isoloop.sweeps.cli.generate import (
     Revision,
     TokenizerName,
     load_model,
-    torch_device,
 )
 from isoloop.sweeps.cli.options import DEFAULT_OUT, RUNS_FAILED, Out, file_name
 from isoloop.sweeps.paths import Folders, folders_of
@@ -307,16 +306,19 @@ def _load(
     from isoloop.trainer.quality.generation import default_recurrence
     from isoloop.trainer.quality.suites.evaluation import Subject, weights_digest
     from isoloop.trainer.quality.suites.transformers_reader import is_transformers_model, load_transformers
+    from isoloop.trainer.run.environment import usable_device
 
-    place = torch_device(device)
+    place = usable_device(device)
     if is_transformers_model(target, revision):
         if best or tokenizer is not None:
             raise ValueError(
                 f"--best and --tokenizer are for models of isoloop, but '{target}' is none; leave them out"
             )
+        if revision is not None and Path(target).expanduser().is_dir():
+            raise ValueError(f"--revision is of a model on Hugging Face, but '{target}' is a folder; leave it out")
         return load_transformers(target, revision=revision, device=place, precision=precision or "float32"), 1
     trained = load_model(target, out, best, revision, tokenizer, own_classes, device, say)
-    name = f"{trained.name}-best" if best else trained.name
+    name = f"{trained.name}-best" if trained.weights == "best" else trained.name
     if trained.spec is None and (revision is not None or Path(target).expanduser().is_dir()):
         name = f"{name}-{weights_digest(trained.model)[:8]}"  # two folders or revisions may have one name
     subject = Subject.of(

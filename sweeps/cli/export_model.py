@@ -13,7 +13,8 @@ def export_model(
     model: Model,
     to: Annotated[Path, typer.Option("--to", help="The folder: a new or empty one, or an older export.")],
     recurrence: Annotated[
-        int | None, typer.Option(min=1, help="T that the model runs by default; by default the mean in training.")
+        int | None,
+        typer.Option(min=1, help="T that the model runs by default, at most 4096; else the mean in training."),
     ] = None,
     best: Best = False,
     revision: Revision = None,
@@ -30,20 +31,20 @@ def export_model(
     from isoloop.trainer.quality.generation import default_recurrence, recurrence_notes
     from isoloop.trainer.quality.trained_model import load_trained
 
-    found = find_model(model, out)
-    if found.chosen:
-        print(found.chosen)
+    found = find_model(model, out, best=best)
+    if found.note:
+        print(found.note)
     folder = export(
         found.source,
         to,
         recurrence=recurrence,
-        weights="best" if best else "last",
+        weights=found.weights,
         revision=revision,
         tokenizer=tokenizer,
         sweep=sweep_of(Path(found.source)),
     )
     exported = load_trained(folder)
-    loops = default_recurrence(exported) if recurrence is None else recurrence
+    loops = default_recurrence(exported)
     for note in recurrence_notes(exported, loops):
         print(f"note: {note}")
     at = f" at T = {loops}" if exported.model.config.is_looped else ""

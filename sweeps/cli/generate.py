@@ -10,8 +10,11 @@ import typer
 
 from isoloop.sweeps.cli.console import new_console
 from isoloop.sweeps.cli.options import DEFAULT_OUT, Out
+from isoloop.sweeps.messages import broken_rule, distinct_problems
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from isoloop.trainer.quality.trained_model import TrainedModel
 
 Model = Annotated[
@@ -21,7 +24,12 @@ Model = Annotated[
         "Hugging Face."
     ),
 ]
-Best = Annotated[bool, typer.Option("--best", help="The weights of the best step, if the run kept them.")]
+Best = Annotated[
+    bool,
+    typer.Option(
+        "--best", help="The weights of the best step, if the run kept them. A sweep's overfitted run has them anyway."
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on Hugging Face.")]
 TokenizerName = Annotated[
     str | None,
@@ -40,10 +48,10 @@ def generate(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Text to continue; may be repeated.")] = [],  # noqa: B006
     prompt_file: Annotated[
         list[Path],
-        typer.Option(help="A file whose whole content is a prompt; may be repeated."),
+        typer.Option(help="A file whose whole content, to the byte, is a prompt; may be repeated."),
     ] = [],  # noqa: B006
     recurrence: Annotated[
-        int | None, typer.Option(min=1, help="T, loops for each token; by default the mean in training.")
+        int | None, typer.Option(min=1, help="T, loops for each token, at most 4096; by default the mean in training.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of each text.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most probable token.")] = 1.0,
@@ -75,6 +83,8 @@ def generate(
 
     The text goes to standard output, as it is written if it is one; all else goes to standard error.
     """
+    from pydantic import ValidationError
+
     from isoloop.trainer.quality.generation import (
         GenerationConfig,
         completion_of,
@@ -84,19 +94,22 @@ def generate(
     )
 
     console = new_console(stderr=True)
-    config = GenerationConfig(
-        max_tokens=max_tokens,
-        recurrence=recurrence,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        samples=samples,
-        cache=cache,
-        exit_tolerance=exit_tolerance,
-        stop_at_separator=not ignore_end,
-        begin_document=not continue_text,
-    )
+    try:
+        config = GenerationConfig(
+            max_tokens=max_tokens,
+            recurrence=recurrence,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            samples=samples,
+            cache=cache,
+            exit_tolerance=exit_tolerance,
+            stop_at_separator=not ignore_end,
+            begin_document=not continue_text,
+        )
+    except ValidationError as error:
+        raise ValueError(_broken_options(error)) from error
     prompts = [*prompt, *map(_read_prompt, prompt_file)] or [""]
     trained = load_model(model, out, best, revision, tokenizer, own_classes, device, console.print)
     writer = make_writer(trained, prompts, config)
@@ -130,9 +143,10 @@ def generate(
             for number, text in enumerate(writer.texts):
                 written = completion_of(trained, prompts[number // samples], text, writer.recurrence)
                 _write(f"{written.prompt}{written.text}\n" + "-" * 8 + "\n")
-        tokens, loops = (sum(len(text.loops) for text in writer.texts), sum(sum(text.loops) for text in writer.texts))
+        tokens, read = (sum(len(text.tokens) for text in writer.texts), sum(text.read_tokens for text in writer.texts))
         if tokens:
-            saved = f", {1 - loops / tokens / writer.recurrence:.0%} of the loops saved" if exit_tolerance else ""
+            share = 1 - sum(text.run_loops for text in writer.texts) / (read * writer.recurrence)
+            saved = f", {share:.0%} of the loops of all tokens read saved" if exit_tolerance else ""
             speed = f"{seconds:.3g} s, {tokens / seconds:.3g} a second"
             stopped = "" if all(text.finish for text in writer.texts) else "stopped after "
             console.print(f"{stopped}{tokens:,} tokens at T = {writer.recurrence} in {speed}{saved}")
@@ -151,38 +165,37 @@ def load_model(
     """Load the model that a command's target names, onto a device, and say which one it is if that was chosen."""
     from isoloop.sweeps.models import find_model
     from isoloop.trainer.quality.trained_model import load_trained
+    from isoloop.trainer.run.environment import usable_device
 
-    found = find_model(target, out)
-    if found.chosen:
-        say(found.chosen)
+    found, place = find_model(target, out, best=best), usable_device(device)
+    if found.note:
+        say(found.note)
     trained = load_trained(
         found.source,
-        weights="best" if best else "last",
+        weights=found.weights,
         revision=revision,
         tokenizer=tokenizer,
         own_classes=own_classes,
     )
-    trained.model.to(torch_device(device))
+    trained.model.to(place)
     return trained
 
 
-def torch_device(name: str | None) -> str:
-    """Return the device, or raise ValueError if there is none of that name."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device must be a device that torch can use here, but got '{name}': {reason}") from error
-    return name
+def _broken_options(error: "ValidationError") -> str:
+    """Return the rules that options break, by the options' names."""
+    rules = []
+    for problem in distinct_problems(error):
+        if problem["loc"]:
+            option = "--" + str(problem["loc"][0]).replace("_", "-")
+            rules.append(broken_rule({**problem, "loc": (option,)}))
+        else:  # a rule about several of them names them itself
+            rules.append(problem["msg"].removeprefix("Value error, "))
+    return "; ".join(rules)
 
 
 def _read_prompt(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # line ends as they are
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompt-file must be a text file in UTF-8, but {path} can't be read: {error}") from error
 

@@ -53,7 +53,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
 
     # The table has what is stored of each run at T = µ, and MLflow the other T as well.
     for _, row in table.iterrows():
-        summary = json.loads((folders.quality(row["run_id"]) / "words.summary.json").read_text())
+        summary = json.loads((folders.quality(row["run_id"]) / "words.sweep.json").read_text())["summary"]
         assert summary["recurrences"] == sorted({2, row["mean_recurrence"]})
         (version,) = summary["scores"]
         at_mean = summary["scores"][version][f"{row['mean_recurrence']:g}"]
@@ -66,7 +66,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
     assert run.data.metrics["quality/choose_accuracy"] == table["choose_accuracy"][0]
     assert any(name.startswith("quality/words_mean_") and name.endswith("_at_T") for name in run.data.metrics)
     assert "No prediction of choose (at chance)" in folders.report.read_text(encoding="utf-8")
-    assert "no prediction of choose, go_on" in isoloop("fit", "with-suites", "--draws", 20, cwd=work).stdout
+    assert "no prediction of words_mean, choose, go_on" in isoloop("fit", "with-suites", "--draws", 20, cwd=work).stdout
 
     # Again: nothing is computed anew, without a change; a deleted result is.
     before = {path: path.stat().st_mtime_ns for path in (work / "isoloop-out/quality").rglob("*.json")}

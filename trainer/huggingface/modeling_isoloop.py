@@ -252,6 +252,7 @@ class IsoloopForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = IsoloopConfig
     _no_split_modules: ClassVar[list[str]] = ["Block"]
     _supports_sdpa = True
+    accepts_loss_kwargs = False  # the loss is a mean over its batch, so a Trainer divides sums over several
 
     def __init__(self, config: IsoloopConfig) -> None:
         super().__init__(config)

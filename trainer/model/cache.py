@@ -18,7 +18,7 @@ from isoloop.trainer.config import ModelConfig
 
 
 class KeyValueCache:
-    """Keys and values of `batch` sequences of up to `capacity` tokens each, in float32 unless `dtype` is another type.
+    """Keys and values of `batch` sequences of up to `capacity` tokens each, in float32.
 
     `lengths`, of type int64 on the CPU, [batch], counts the tokens that each sequence holds. A forward pass adds the
     keys and values of its tokens behind them; `advance` then says how many of these are to stay.
@@ -31,7 +31,6 @@ class KeyValueCache:
         batch: int,
         capacity: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
         shared_loops: bool = False,
     ) -> None:
         self.config = config
@@ -39,7 +38,7 @@ class KeyValueCache:
         self.shared_loops = shared_loops
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self._shape = (2, batch, config.kv_heads, capacity, config.head_width)
-        self.device, self._dtype = torch.device(device), dtype
+        self.device = torch.device(device)
         self._slots: dict[tuple[int, int], Tensor] = {}
 
     @staticmethod
@@ -61,21 +60,17 @@ class KeyValueCache:
         self.lengths = self.lengths + torch.as_tensor(tokens)
         assert self.lengths.max() <= self.capacity, "the cache is full"
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens of each sequence."""
-        self.lengths = self.lengths.clamp(max=length)
-
     def clear(self, row: int) -> None:
         """Forget the tokens of one sequence."""
         self.lengths = self.lengths.clone()
         self.lengths[row] = 0
 
-    def view(self, tokens: int, row: int | None = None) -> "CacheView":
-        """Return the view for a pass over `tokens` new tokens of all sequences, or of sequence `row` alone."""
-        rows = None if row is None else torch.tensor([row])
-        starts = self.lengths if rows is None else self.lengths[rows]
+    def view(self, tokens: int, rows: Sequence[int] | None = None) -> "CacheView":
+        """Return the view for a pass over `tokens` new tokens of all sequences, or of the sequences `rows`."""
+        numbers = None if rows is None else torch.tensor(list(rows))
+        starts = self.lengths if numbers is None else self.lengths[numbers]
         assert int(starts.max()) + tokens <= self.config.context, "positions beyond it have no rotary embedding"
-        return CacheView(cache=self, tokens=tokens, rows=rows, starts=starts)
+        return CacheView(cache=self, tokens=tokens, rows=numbers, starts=starts)
 
     def branches(self, branches: int, tokens: int) -> "BranchView":
         """Return the view for a pass over continuations of each sequence, one behind the other, all of equal length.
@@ -95,7 +90,7 @@ class KeyValueCache:
         if self.shared_loops and layer in self.config.core:
             loop = 0
         if (layer, loop) not in self._slots:
-            self._slots[layer, loop] = torch.zeros(self._shape, device=self.device, dtype=self._dtype)
+            self._slots[layer, loop] = torch.zeros(self._shape, device=self.device)
         return self._slots[layer, loop]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from isoloop.trainer.config import FIXED_DEPTH, ModelConfig, RecurrenceConfig
@@ -21,6 +22,7 @@ from isoloop.trainer.files import open_atomically, write_atomically
 from isoloop.trainer.hub import HubError, fetch_model, is_repository
 from isoloop.trainer.model.build import build_model
 from isoloop.trainer.model.language_model import LanguageModel
+from isoloop.trainer.rules import broken_rules
 
 LOOPED_CLASS, FIXED_CLASS = "ParcaeConfig", "FixedDepthConfig"
 WEIGHTS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
@@ -118,7 +120,7 @@ def load_published(
         shapes = {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
 
     # Weights: a tied head equal to the table, every tensor of its shape
-    tensors = _read_weights(folder)
+    tensors = read_weights(folder)
     head, table = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
     if config.tied_head and head is not None and table is not None and not torch.equal(head, table):
         raise ValueError(
@@ -129,7 +131,7 @@ def load_published(
         name: tensor for name, tensor in tensors.items() if name not in (_TIED if config.tied_head else _DERIVED)
     }
     names = {published_name(name, config.block): name for name in shapes}
-    _check_tensors(tensors, {theirs: shapes[ours] for theirs, ours in names.items()}, folder)
+    check_tensors(tensors, {theirs: shapes[ours] for theirs, ours in names.items()}, folder)
 
     model = build_model(config)
     model.load_state_dict({names[theirs]: tensor.float() for theirs, tensor in tensors.items()})
@@ -243,6 +245,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, RecurrenceConfig]:
         recurrence = _recurrence_config(content)
     except KeyError as error:
         raise ValueError(f"config.json must have the key {error}, but {path} doesn't") from error
+    except ValidationError as error:
+        raise ValueError(
+            f"a checkpoint's settings must be possible with our model, but of {path} {broken_rules(error)}"
+        ) from error
 
     # Everything else must be as our model has it
     ours = config_to_published(model, recurrence)
@@ -301,10 +307,14 @@ def published_folder(source: str | Path, revision: str | None = None) -> Path:
     """Return a local folder unchanged, or download a model from Hugging Face.
 
     Raises:
-        ValueError: there is no such folder or model.
+        ValueError: there is no such folder or model, or a folder is to have a revision.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"a revision (--revision) is of a model on Hugging Face, but '{source}' is a folder; leave it out"
+            )
         return folder
     if not is_repository(str(source)):
         raise ValueError(
@@ -342,8 +352,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of the folder's weight files."""
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read all tensors of the folder's weight files. Raises ValueError if one is missing or can't be read."""
     files = _weight_files(folder)
     if not files:
         raise ValueError(f"a checkpoint must hold weights (.safetensors or .bin), but {folder} has none")
@@ -366,7 +376,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], folder: Path) -> None:
+def check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], folder: Path) -> None:
     """Raise ValueError naming every tensor that is missing, unexpected or misshapen."""
     problems = [f"missing: {name} {tuple(shapes[name])}" for name in sorted(shapes.keys() - tensors.keys())]
     problems += [f"unexpected: {name} {tuple(tensors[name].shape)}" for name in sorted(tensors.keys() - shapes.keys())]

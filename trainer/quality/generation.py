@@ -8,7 +8,7 @@ every text, so that a text is the same alone, in a batch, with a cache and witho
 import codecs
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from isoloop.trainer.config import (
+    LARGEST_RECURRENCE,
     Config,
     NonNegativeFloat,
     NonNegativeInt,
@@ -44,7 +45,7 @@ class GenerationConfig(Config):
 
     Args:
         max_tokens: new tokens of each text, at most.
-        recurrence: T, loops for each token; None: µ_rec of the model, rounded.
+        recurrence: T, loops for each token, at most 4,096; None: that of an exported model, or else µ_rec, rounded.
         temperature: the logits are divided by it; 0 always takes the most probable token.
         top_k: draw from the k most probable tokens only; None: from all.
         top_p: draw from the most probable tokens that together have this probability (Holtzman et al. 2020,
@@ -74,10 +75,12 @@ class GenerationConfig(Config):
 
     @model_validator(mode="after")
     def _check_greedy(self) -> Self:
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None or self.samples > 1):
+        values = {"top-k": self.top_k, "top-p": self.top_p, "samples": None if self.samples == 1 else self.samples}
+        given = [f"{name} = {value}" for name, value in values.items() if value is not None]
+        if self.temperature == 0 and given:
             raise ValueError(
-                "temperature 0 always takes the most probable token, so top_k, top_p and several samples have no use, "
-                f"but got top_k={self.top_k}, top_p={self.top_p}, samples={self.samples}; leave them out, or raise the "
+                "a temperature of 0 always takes the most probable token, so top-k, top-p and several samples have no "
+                f"use, but got {', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out, or raise the "
                 "temperature"
             )
         return self
@@ -86,8 +89,8 @@ class GenerationConfig(Config):
     def _check_exit(self) -> Self:
         if self.exit_tolerance is not None and self.cache == "none":
             raise ValueError(
-                f"exit_tolerance needs a cache, but got exit_tolerance={self.exit_tolerance:g} and cache='none'; leave "
-                "one of them out"
+                f"early exit needs a cache, but got an exit tolerance of {self.exit_tolerance:g} and the cache 'none'; "
+                "leave one of them out"
             )
         return self
 
@@ -101,7 +104,8 @@ class Text:
         prompt_tokens: tokens of the prompt.
         cut_tokens: the first of them that the model doesn't see, because the prompt is longer than the context.
         window_start: tokens before those that the model sees now.
-        loops: loops that were run for each token that was written, T or fewer.
+        read_tokens: tokens that the model has read for it: the prompt, what was written, and what was read again.
+        run_loops: loops that it has run for these, T or fewer for each.
         finish: None while it is being written; `length` after `max_tokens`; `separator` where the document ended.
     """
 
@@ -109,7 +113,8 @@ class Text:
     prompt_tokens: int
     cut_tokens: int
     window_start: int
-    loops: list[int] = field(default_factory=list)
+    read_tokens: int = 0
+    run_loops: int = 0
     finish: Literal["length", "separator"] | None = None
 
     @classmethod
@@ -140,7 +145,8 @@ class Completion:
         finish: the reason of its end: `length`, `separator`, or `stopped` from outside.
         cut_tokens: first tokens of the prompt that the model didn't see.
         recurrence: T.
-        mean_loops: mean loops run per token written, below T with `exit_tolerance`.
+        mean_loops: mean loops per token that was read, below T with `exit_tolerance`. The prompt, and half a context
+            that is read again, run all T.
     """
 
     prompt: str
@@ -153,7 +159,7 @@ class Completion:
 
     @property
     def saved_loops(self) -> float:
-        """Fraction of the loops that early exit saved."""
+        """Fraction of the loops of all tokens that were read which early exit saved."""
         return 1 - self.mean_loops / self.recurrence
 
 
@@ -177,7 +183,7 @@ def generate(
 
 
 def stream(trained: TrainedModel, prompt: str, config: GenerationConfig | None = None) -> Iterator[str]:
-    """Yield the continuation of a prompt piece by piece, as it is written; joined, it is what `generate` returns.
+    """Return the pieces of a prompt's continuation, as they are written; joined, they are what `generate` returns.
 
     Raises:
         ValueError: as `generate` does; or there are several samples, which can't be streamed.
@@ -185,7 +191,7 @@ def stream(trained: TrainedModel, prompt: str, config: GenerationConfig | None =
     config = config or GenerationConfig()
     if config.samples > 1:
         raise ValueError(f"one text is streamed at a time, but got samples={config.samples}; use generate for several")
-    yield from pieces(trained, make_writer(trained, [prompt], config))
+    return pieces(trained, make_writer(trained, [prompt], config))
 
 
 def make_writer(trained: TrainedModel, prompts: Sequence[str], config: GenerationConfig) -> "Writer":
@@ -197,8 +203,8 @@ def make_writer(trained: TrainedModel, prompts: Sequence[str], config: Generatio
     encoded = [begin + tokenizer.encode_text(prompt).tolist() for prompt in prompts]
     if not all(encoded):
         raise ValueError(
-            "a text must begin with a token, but a prompt is empty and begin_document is false; give a prompt, or set "
-            "begin_document to true"
+            "a text must begin with a token, but a prompt is empty and isn't the beginning of a document; give a "
+            "prompt, or set begin_document to true (leave out --continue-text)"
         )
     return Writer(
         trained.model,
@@ -229,20 +235,38 @@ def completion_of(trained: TrainedModel, prompt: str, text: Text, recurrence: in
         finish=text.finish or "stopped",
         cut_tokens=text.cut_tokens,
         recurrence=recurrence,
-        mean_loops=sum(text.loops) / len(text.loops) if text.loops else float(recurrence),
+        mean_loops=text.run_loops / text.read_tokens if text.read_tokens else float(recurrence),
     )
 
 
 def default_recurrence(trained: TrainedModel) -> int:
-    """Return the T that a model is used at: µ_rec, rounded."""
-    return max(1, round(trained.recurrence.mean)) if trained.model.config.is_looped else 1
+    """Return the T that a model is used at: that of an exported model, or else µ_rec, rounded."""
+    if not trained.model.config.is_looped:
+        return 1
+    return trained.exported_recurrence or max(1, round(trained.recurrence.mean))
+
+
+def check_recurrence(recurrence: object, *, is_looped: bool = True) -> None:
+    """Raise ValueError unless T is a whole number of loops that a model can run."""
+    if type(recurrence) is not int or not 1 <= recurrence <= LARGEST_RECURRENCE:
+        raise ValueError(
+            f"recurrence (T) must be a whole number of loops from 1 to {LARGEST_RECURRENCE:,}, but got {recurrence!r}; "
+            "give another one"
+        )
+    if recurrence > 1 and not is_looped:
+        raise ValueError(
+            f"a fixed-depth model has no loop, so recurrence must be 1, but got {recurrence}; leave it out"
+        )
 
 
 def recurrence_notes(trained: TrainedModel, recurrence: int) -> list[str]:
     """Return what the model's measured losses say of T, as sentences; none if there is nothing to say."""
     losses, mean = {t: loss for t, loss in trained.losses.items() if math.isfinite(loss)}, trained.recurrence.mean
     notes = []
-    if losses:
+    if recurrence in trained.losses.keys() - losses.keys():
+        finite = f"; it was finite at T = {', '.join(map(str, sorted(losses)))}" if losses else ""
+        notes.append(f"at T = {recurrence} the validation loss was not a finite number{finite}")
+    elif losses:
         best = min(losses, key=lambda t: losses[t])
         lowest = f"the lowest loss was measured at T = {best}: {losses[best]:.4f} nats per token"
         if recurrence not in losses:
@@ -287,10 +311,11 @@ class Writer:
         vocabulary: int | None = None,
     ) -> None:
         assert all(map(len, prompts)), "the first token is predicted from another one"
-        if not model.config.is_looped and (recurrence > 1 or config.exit_tolerance is not None):
+        check_recurrence(recurrence, is_looped=model.config.is_looped)
+        if not model.config.is_looped and config.exit_tolerance is not None:
             raise ValueError(
-                "a fixed-depth Transformer runs each block once, without early exit, but got "
-                f"recurrence={recurrence}, exit_tolerance={config.exit_tolerance}; leave them out"
+                "a fixed-depth model has no loop to leave early, but got an exit tolerance of "
+                f"{config.exit_tolerance:g}; leave it out"
             )
         self.model, self.config, self.recurrence, self.separator = model, config, recurrence, separator
         self.vocabulary = min(vocabulary or model.config.vocabulary, model.config.vocabulary)
@@ -299,14 +324,24 @@ class Writer:
         self._draws = [np.random.default_rng([config.seed, i % config.samples]) for i in range(len(self.texts))]
         self._h0 = model.initial_state([STATE_SEED], self.context)[0]
         self._cache = None if config.cache == "none" else self._make_cache()
+        self._has_begun = False
 
     def write(self) -> Iterator[tuple[int, int]]:
-        """Write all texts, and yield (number of the text, token) for each token as it is written.
+        """Return (number of the text, token) for each token of all texts, as it is written.
 
         A separator at the end of a document isn't among them.
+
+        Raises:
+            ValueError: the texts were written before.
         """
+        if self._has_begun:
+            raise ValueError("texts are written once, but write was called before; make another Writer")
+        self._has_begun = True
+        return self._written_tokens()
+
+    def _written_tokens(self) -> Iterator[tuple[int, int]]:
         cache = self._cache
-        logits, loops = self._read_windows(range(len(self.texts)))
+        logits = self._read_windows(range(len(self.texts)))
         while True:
             # Choose a token for each text that isn't finished
             running = [i for i, text in enumerate(self.texts) if text.finish is None]
@@ -318,8 +353,7 @@ class Writer:
                     text.finish = "separator"
                     continue
                 text.ids.append(token)
-                text.loops.append(loops[i])
-                if len(text.loops) == self.config.max_tokens:
+                if len(text.ids) - text.prompt_tokens == self.config.max_tokens:
                     text.finish = "length"
                 yield i, token
             running = [i for i in running if self.texts[i].finish is None]
@@ -331,41 +365,38 @@ class Writer:
             for i in outgrown:
                 self.texts[i].window_start = len(self.texts[i].ids) - max(1, self.context // 2)
             if cache is None:
-                logits, loops = self._read_windows(running)
+                logits = self._read_windows(running)
                 continue
             for i in (i for i, text in enumerate(self.texts) if text.finish is not None or i in outgrown):
-                cache.clear(i)  # a finished text costs the attention to one token
+                cache.clear(i)  # the pass takes all rows, and a text that fills its context has no position left
             if len(outgrown) < len(running):
-                logits, loops = self._read_last_tokens([i for i in running if i not in outgrown])
-            for i in outgrown:
-                window_logits, window_loops = self._read_windows([i])
-                logits[i], loops[i] = window_logits[i], window_loops[i]
+                logits = self._read_last_tokens([i for i in running if i not in outgrown])
+            if outgrown:
+                logits[outgrown] = self._read_windows(outgrown)[outgrown]
 
     @torch.no_grad()
-    def _read_windows(self, numbers: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """Read the windows of some texts from position 0; return logits and loops of all texts, zeros of others.
-
-        A cache takes all texts, or one.
-        """
+    def _read_windows(self, numbers: Sequence[int]) -> Tensor:
+        """Read the windows of some texts from position 0; return logits of all texts, zeros of others."""
         windows = [self.texts[i].window for i in numbers]
         longest = max(map(len, windows))
         tokens = torch.tensor([window + [0] * (longest - len(window)) for window in windows]).to(self._h0.device)
         h0 = self._h0[:longest].expand(len(windows), -1, -1)
         view = None
         if self._cache is not None:
-            view = self._cache.view(longest, None if len(numbers) == len(self.texts) else numbers[0])
+            view = self._cache.view(longest, None if len(numbers) == len(self.texts) else numbers)
         ((_, states),) = self.model.final_states(tokens, [self.recurrence], h0, cache=view)
         lengths = torch.tensor([len(window) for window in windows])
+        for i, window in zip(numbers, windows, strict=True):
+            self._count(i, len(window), self.recurrence)
         if self._cache is not None:
             counts = torch.zeros(len(self.texts), dtype=torch.int64)
             counts[list(numbers)] = lengths
             self._cache.advance(counts)
         places = torch.stack([torch.arange(len(windows)), lengths - 1]).to(states.device)
-        last = states[places[0], places[1]]
-        return self._of_all(numbers, last), [self.recurrence] * len(self.texts)
+        return self._of_all(numbers, states[places[0], places[1]])
 
     @torch.no_grad()
-    def _read_last_tokens(self, numbers: Sequence[int]) -> tuple[Tensor, list[int]]:
+    def _read_last_tokens(self, numbers: Sequence[int]) -> Tensor:
         """Read the last token of some texts with the cache; see `_read_windows`."""
         assert self._cache is not None
         is_read = torch.zeros(len(self.texts), dtype=torch.int64)
@@ -382,7 +413,14 @@ class Writer:
         else:
             ((_, states),) = self.model.final_states(tokens, [self.recurrence], h0, cache=view)
         self._cache.advance(is_read)
-        return self._of_all(range(len(last)), states[:, -1]), loops
+        for i in numbers:
+            self._count(i, 1, loops[i])
+        return self._of_all(range(len(last)), states[:, -1])
+
+    def _count(self, number: int, tokens: int, loops: int) -> None:
+        """Count tokens that were read of a text, with the loops of each."""
+        self.texts[number].read_tokens += tokens
+        self.texts[number].run_loops += tokens * loops
 
     def _of_all(self, numbers: Sequence[int], states: Tensor) -> Tensor:
         """Return logits, [texts, vocabulary] on the CPU, where `states` [numbers, width] are those of some texts."""
@@ -395,8 +433,8 @@ class Writer:
         """Make the cache. Raises ValueError if a block can't use one, or it would not fit into memory."""
         check_cache(self.model)
         config, batch = self.model.config, len(self.texts)
-        longest = max(text.prompt_tokens for text in self.texts) + self.config.max_tokens
-        tokens, shared = min(self.context, longest), self.config.cache == "shared"
+        prompt = min(self.context, max(text.prompt_tokens for text in self.texts))
+        tokens, shared = min(self.context, prompt + self.config.max_tokens), self.config.cache == "shared"
 
         def needed(recurrence: int, tokens: int, shared: bool) -> int:
             return KeyValueCache.bytes_needed(config, [recurrence], batch=batch, tokens=tokens, shared_loops=shared)
@@ -404,17 +442,20 @@ class Writer:
         need = needed(self.recurrence, tokens, shared)
         room = _SHARE_OF_MEMORY * free_memory(str(self._h0.device))
         if need > room:
-            fitting = int(tokens * room / need)
-            options = [f"{fitting:,} tokens fit in all"] if fitting > 1 else []
+            new_tokens, texts = int(tokens * room / need) - prompt, int(batch * room / need)
+            options = [f"{new_tokens:,} new tokens fit (--max-tokens)"] if new_tokens > 0 else []
+            options += [f"{texts:,} of the {batch:,} texts fit at a time"] if texts > 0 else []
             if config.is_looped and not shared and needed(self.recurrence, tokens, True) <= room:
-                options.append(f"cache: shared takes {needed(self.recurrence, tokens, True) / 1e9:.3g} GB")
+                gigabytes = needed(self.recurrence, tokens, True) / 1e9
+                options.append(f"the cache 'shared' (--cache shared) takes {gigabytes:.3g} GB")
             smaller = [t for t in range(1, self.recurrence) if needed(t, tokens, shared) <= room]
-            if smaller:
-                options.append(f"T = {smaller[-1]} fits")
+            options += [f"T = {smaller[-1]} fits (--recurrence)"] if smaller else []
+            if self.config.exit_tolerance is None:
+                options.append("the cache 'none' (--cache none) keeps nothing, and takes more time")
             raise ValueError(
                 f"the cache must fit into the memory that is free, {room / 1e9:.3g} GB, but {batch} x {tokens:,} "
                 f"tokens at T = {self.recurrence} take {need / 1e9:.3g} GB; "
-                + ("; ".join(options) or "write fewer texts at a time, or set cache: none")
+                + ("; ".join(options) or "leave early exit out and set the cache 'none' (--cache none)")
             )
         return KeyValueCache(config, batch=batch, capacity=tokens, device=self._h0.device, shared_loops=shared)
 
@@ -432,7 +473,8 @@ def choose_tokens(logits: Tensor, uniform: Tensor, config: GenerationConfig) -> 
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    ordered, ids = (logits.double() / config.temperature).sort(dim=-1, descending=True, stable=True)
+    ordered, ids = logits.double().sort(dim=-1, descending=True, stable=True)
+    ordered = (ordered - ordered[:, :1]) / config.temperature  # the largest is 0, however small the temperature
     probability = ordered[:, : config.top_k].softmax(dim=-1)
     if config.top_p is not None:
         before = probability.cumsum(dim=-1) - probability

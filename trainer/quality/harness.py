@@ -18,16 +18,20 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from pydantic import ValidationError
 
 from isoloop.trainer.evaluate import EVALUATION_BATCH, STATE_SEED
 from isoloop.trainer.model.head import soft_capped
 from isoloop.trainer.quality.generation import (
     GenerationConfig,
     Writer,
+    check_recurrence,
     default_recurrence,
     recurrence_notes,
 )
 from isoloop.trainer.quality.trained_model import Weights, load_trained
+from isoloop.trainer.rules import broken_rules
+from isoloop.trainer.run.environment import usable_device
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT_NEW_TOKENS = 256  # as the harness's own models
@@ -42,19 +46,22 @@ class IsoloopLM(TemplateLM):
 
     Args:
         pretrained: a run's folder, or whatever `load_trained` takes.
-        recurrence: T; by default µ_rec, rounded.
+        recurrence: T; by default that of an exported model, or else µ_rec, rounded.
         weights: as for `load_trained`, like `revision`, `tokenizer` and `own_classes`.
         revision: see there.
         tokenizer: see there.
         own_classes: see there.
         add_bos_token: begin every text with the token that ends a document. An empty context is that token anyway.
         precision: `bfloat16` runs matrix products under autocast.
+        cache: of generation; see `GenerationConfig`.
         batch_size: texts at once; `auto` is 64.
         max_batch_size: not used; the harness passes it.
         device: a torch device; by default the GPU, if there is one.
+        unknown: refused.
 
     Raises:
-        ValueError: see `load_trained`; the model has no tokenizer.
+        ValueError: see `load_trained`; the model has no tokenizer; an argument isn't one of these, or has no such
+            value.
     """
 
     def __init__(
@@ -67,28 +74,27 @@ class IsoloopLM(TemplateLM):
         own_classes: bool = False,
         add_bos_token: bool = False,
         precision: Literal["float32", "bfloat16"] = "float32",
+        cache: Literal["full", "shared", "none"] = "full",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be float32 or bfloat16, but got '{precision}'; choose one of them")
+        _check_arguments(unknown, precision, cache, batch_size)
+        if recurrence is not None:
+            check_recurrence(recurrence)
+        self._device = torch.device(usable_device(device))
         self.trained = load_trained(
             pretrained, weights=weights, revision=revision, tokenizer=tokenizer, own_classes=own_classes
         )
         self.text_tokenizer = self.trained.require_tokenizer()
         self.recurrence = default_recurrence(self.trained) if recurrence is None else recurrence
-        if self.recurrence < 1 or (self.recurrence > 1 and not self.trained.model.config.is_looped):
-            raise ValueError(
-                "recurrence must be at least 1, and 1 for a model of fixed depth, but got "
-                f"{self.recurrence}; leave it out"
-            )
+        check_recurrence(self.recurrence, is_looped=self.trained.model.config.is_looped)
         for note in recurrence_notes(self.trained, self.recurrence):
             _LOG.warning(note)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = self.trained.model.to(self._device)
-        self.add_bos_token, self.precision = add_bos_token, precision
+        self.add_bos_token, self.precision, self.cache = add_bos_token, precision, cache
         self.batch_size = EVALUATION_BATCH if str(batch_size).startswith("auto") else int(batch_size)
 
     @property
@@ -155,25 +161,31 @@ class IsoloopLM(TemplateLM):
         settings = dict(settings)
         stops = settings.pop("until", None) or []
         lengths = [value for name in _LENGTH_NAMES if (value := settings.pop(name, None)) is not None]
-        temperature = float(settings.pop("temperature", None) or 0.0)
+        temperature = settings.pop("temperature", None) or 0.0
         samples = settings.pop("do_sample", None)
         if samples is False:
             temperature = 0.0
         elif samples and not temperature:
             temperature = 1.0
         drawn = {name: settings.pop(name, None) for name in ("top_k", "top_p")}
+        drawn["top_k"] = drawn["top_k"] or None  # 0 draws from all tokens
         if settings:
             raise ValueError(
                 "a task's generation may set until, max_gen_toks, do_sample, temperature, top_k and top_p, but got "
                 f"{', '.join(settings)}; export the model and use --model hf for others"
             )
-        config = GenerationConfig(
-            max_tokens=int(lengths[0]) if lengths else _DEFAULT_NEW_TOKENS,
-            recurrence=self.recurrence,
-            temperature=temperature,
-            seed=seed,
-            **(drawn if temperature else {}),
-        )
+        try:
+            config = GenerationConfig(
+                max_tokens=lengths[0] if lengths else _DEFAULT_NEW_TOKENS,
+                recurrence=self.recurrence,
+                temperature=temperature,
+                seed=seed,
+                cache=self.cache,
+                **(drawn if temperature else {}),
+            )
+        except ValidationError as error:
+            rules = broken_rules(error).replace("max_tokens", "max_gen_toks")
+            raise ValueError(f"a task's generation breaks a rule: {rules}; correct generation_kwargs") from error
         return config, [stops] if isinstance(stops, str) else list(stops)
 
     def _write(self, contexts: Sequence[str], config: GenerationConfig, stops: Sequence[str]) -> list[str]:
@@ -256,6 +268,19 @@ class IsoloopLM(TemplateLM):
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _check_arguments(unknown: dict[str, Any], precision: str, cache: str, batch_size: int | str) -> None:
+    """Raise ValueError for an argument of the adapter that there isn't, or that has no such value."""
+    if unknown:
+        known = "pretrained, recurrence, weights, revision, tokenizer, own_classes, add_bos_token, precision and cache"
+        raise ValueError(f"the arguments of the model isoloop are {known}, but got {', '.join(unknown)}; leave it out")
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be float32 or bfloat16, but got '{precision}'; choose one of them")
+    if cache not in ("full", "shared", "none"):
+        raise ValueError(f"cache must be full, shared or none, but got '{cache}'; choose one of them")
+    if not str(batch_size).startswith("auto") and not (str(batch_size).isdecimal() and int(batch_size) > 0):
+        raise ValueError(f"batch_size must be a whole number from 1, or auto, but got {batch_size!r}; correct it")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import ValidationError
 
@@ -10,9 +10,10 @@ from isoloop.trainer.config import RecurrenceConfig, RunSpec
 from isoloop.trainer.data.stored_tokenizer import TOKENIZER_FILE, read_tokenizer
 from isoloop.trainer.data.tokenizer import ByteTokenizer, Tokenizer
 from isoloop.trainer.model.build import build_model
-from isoloop.trainer.model.exported import is_exported, load_exported
+from isoloop.trainer.model.exported import Exported, TrainingFacts, is_exported, load_exported
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.pretrained import check_own_classes, load_published, published_folder
+from isoloop.trainer.rules import broken_rules
 from isoloop.trainer.run.checkpoint import checkpoints, load_checkpoint
 from isoloop.trainer.run.result import RunResult, read_result
 
@@ -30,9 +31,12 @@ class TrainedModel:
         tokenizer: None if no tokenizer lies beside the weights and none was named.
         recurrence: the loops it was trained with.
         losses: validation loss by recurrence T, nats per token; empty if unknown.
+        weights: of its run: `last` or, of a step before that, `best`; None if the run is unknown.
         spec: configuration of its run; None if unknown.
         result: result of its run; None if unknown.
         precision: of the matrix products in training; `float32` if unknown.
+        exported_recurrence: T that its exporter chose for it; None if it wasn't exported.
+        facts: what an exported folder says of its training; None if it wasn't exported.
     """
 
     name: str
@@ -40,9 +44,12 @@ class TrainedModel:
     tokenizer: Tokenizer | None
     recurrence: RecurrenceConfig
     losses: dict[int, float] = field(default_factory=dict)
+    weights: Weights | None = None
     spec: RunSpec | None = None
     result: RunResult | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    exported_recurrence: int | None = None
+    facts: TrainingFacts | None = None
 
     def require_tokenizer(self) -> Tokenizer:
         """Return the tokenizer, which whoever reads or writes text needs.
@@ -72,7 +79,8 @@ def load_trained(
     Args:
         source: a run's folder; a folder in the published layout, such as the `model/` in it; an exported folder
             (`isoloop.trainer.huggingface`); or the OWNER/NAME of a model on Hugging Face.
-        weights: of a run: those of its last step, or those of the step with the lowest validation loss.
+        weights: of a run: those of its last step, or those of the step with the lowest validation loss. `best-model/`
+            in a run's folder always means the latter.
         revision: branch, tag or commit on Hugging Face.
         tokenizer: `bytes`, a tokenizer.json, a folder that holds one, or the OWNER/NAME of one on Hugging Face; by
             default the one beside the weights or, of a run of an older version, that of its corpus.
@@ -80,34 +88,43 @@ def load_trained(
             it only for folders that you trust.
 
     Raises:
-        ValueError: there is no such model; its run hasn't finished, has diverged or was simulated; the best weights
-            weren't kept; a file is missing or torn; the tokenizer isn't the model's.
+        ValueError: there is no such model, or no such `weights`; its run hasn't finished, has diverged or was
+            simulated; the best weights weren't kept; a folder is to have a revision; a file is missing or torn; the
+            tokenizer isn't the model's.
     """
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights must be last or best, but got '{weights}'; choose one of them")
     folder = Path(source).expanduser()
     if folder.name in WEIGHT_FOLDERS.values() and (folder.parent / "spec.json").is_file():
         weights = "best" if folder.name == WEIGHT_FOLDERS["best"] else weights
         folder = folder.parent
     if (folder / "spec.json").is_file() or (folder / "result.json").is_file():
+        if revision is not None:
+            raise ValueError(
+                f"a revision (--revision) is of a model on Hugging Face, but '{source}' is a run; leave it out"
+            )
         trained = _load_run(folder, weights, tokenizer, own_classes)
     else:
         if weights != "last":
             raise ValueError(
                 f"only a run's folder has its best weights beside the last ones, but '{source}' has no spec.json; "
-                "leave weights (--weights) out, or name the run's folder"
+                "leave out weights='best' (--best), or name the run's folder"
             )
         folder = _model_folder(source, revision)
-        if is_exported(folder):
-            model, recurrence, losses, precision = load_exported(folder)
-        else:
+        exported: Exported | None = load_exported(folder) if is_exported(folder) else None
+        if exported is None:
             model, recurrence = load_published(folder, own_classes=own_classes)
-            losses, precision = {}, "float32"
+        else:
+            model, recurrence = exported.model, exported.recurrence
         trained = TrainedModel(
             name=str(source) if not Path(source).expanduser().is_dir() else folder.resolve().name,
             model=model.eval(),
             tokenizer=_tokenizer(tokenizer, folder),
             recurrence=recurrence,
-            losses=losses,
-            precision=precision,
+            losses={} if exported is None else dict(exported.losses),
+            precision="float32" if exported is None else exported.precision,
+            exported_recurrence=None if exported is None else exported.loops,
+            facts=None if exported is None else exported.facts,
         )
     rows = trained.model.config.padded_vocabulary
     if trained.tokenizer is not None and trained.tokenizer.vocabulary > rows:
@@ -183,6 +200,7 @@ def _load_run(folder: Path, weights: Weights, tokenizer: str | Path | None, own_
         tokenizer=_tokenizer(tokenizer, place) or _run_tokenizer(folder, spec),
         recurrence=spec.recurrence,
         losses=result.losses if is_last else result.best_losses,
+        weights="last" if is_last else "best",
         spec=spec,
         result=result,
         precision=spec.precision,
@@ -196,7 +214,10 @@ def _read_spec(folder: Path) -> RunSpec:
     except FileNotFoundError as error:
         raise ValueError(f"a run's folder must hold spec.json, but {folder} has none; use another run") from error
     except ValidationError as error:
-        raise ValueError(f"{path} must be a run's configuration, but: {error.errors()[0]['msg']}") from error
+        raise ValueError(
+            f"{path} must be a run's configuration, but {broken_rules(error)}; fetch the folder again, or use another "
+            "run"
+        ) from error
 
 
 def _no_best_weights(folder: Path) -> ValueError:

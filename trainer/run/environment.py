@@ -26,6 +26,27 @@ def environment(device: str = "cpu") -> dict[str, str | None]:
     }
 
 
+def usable_device(name: str | None = None) -> str:
+    """Return the torch device of that name; by default a GPU, if there is one.
+
+    Raises:
+        ValueError: torch can't use it here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()  # a meta tensor has no number
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"a device (--device) must be one that torch can use here, but got '{name}': {reason}; leave it out, or "
+            "name another one"
+        ) from error
+    return name
+
+
 def source_commit(source: Path = _SOURCE) -> str | None:
     """Return the commit checked out in the repository at `source`, or None if there is none.
 

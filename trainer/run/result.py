@@ -110,5 +110,6 @@ def read_result(folder: Path) -> RunResult | None:
         return None
     except ValidationError as error:
         raise ValueError(
-            f"{path} must be a run's result, but it has {error.error_count()} errors; delete it and rerun the command"
+            f"{path} must be a run's result, but it has {error.error_count()} errors; delete it and rerun what trained "
+            "the run (`isoloop run`), or fetch the folder again"
         ) from error

@@ -95,14 +95,31 @@ class SystemMeter:
 
 
 def free_memory(device: str) -> float:
-    """Return the bytes of memory that are free, of the GPU if `device` is one, else of RAM; infinite if unknown."""
+    """Return the bytes of memory that are free, of the GPU if `device` is one, else of RAM; infinite if unknown.
+
+    Of RAM it is what the machine has, or what a container may still take.
+    """
     if torch.device(device).type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     facts = Path("/proc/meminfo")
     for line in facts.read_text(encoding="utf-8").splitlines() if facts.exists() else ():
         if line.startswith("MemAvailable:"):
-            return 1024.0 * int(line.split()[1])
-    return math.inf
+            return min(1024.0 * int(line.split()[1]), _container_memory())
+    return _container_memory()
+
+
+def _container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the bytes below the limit of a container (cgroup v2); infinite if there is none.
+
+    Files that are only kept in memory don't count: they give way.
+    """
+    if not (group / "memory.max").is_file():
+        return math.inf
+    limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
+    if limit == "max":
+        return math.inf
+    counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+    return float(int(limit) - int(used) + int(counts.get("inactive_file", 0)))
 
 
 def resident_memory() -> float:

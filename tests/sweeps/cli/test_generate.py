@@ -48,6 +48,25 @@ def test_several_prompts_and_samples(out, spec):
     assert "120 tokens" in done.stderr
 
 
+def test_a_prompt_of_a_file_keeps_its_line_ends(out, spec):
+    (out / "windows.txt").write_bytes(b"one\r\ntwo\r")
+    done = isoloop(
+        "generate", spec.run_id, "--prompt-file", "windows.txt", "-p", "a", "--max-tokens", "1", "--out", out, cwd=out
+    )  # fmt: skip
+    assert "one\r\ntwo\r" in done.stdout
+
+
+def test_saved_loops_are_those_of_all_tokens_read(out, spec):
+    done = isoloop(
+        "generate", spec.run_id, "-p", "the ", *OPTIONS, "--exit-tolerance", "0.2", "--recurrence", "4", "--out", out,
+        cwd=out,
+    )  # fmt: skip
+    config = CONFIG.model_copy(update={"exit_tolerance": 0.2, "recurrence": 4})
+    (text,) = generate(load_trained(out / "runs" / spec.run_id), "the ", config)
+    assert text.saved_loops > 0
+    assert f", {text.saved_loops:.0%} of the loops of all tokens read saved" in done.stderr
+
+
 def test_notes_come_before_the_text(out, spec):
     done = isoloop("generate", spec.run_id, "-p", "x" * 200, "--recurrence", "99", *OPTIONS, "--out", out, cwd=out)
     context = spec.model.context
@@ -61,8 +80,17 @@ def test_notes_come_before_the_text(out, spec):
         (["nothing"], "a model must be the folder of a run or of a checkpoint, a run's id, a sweep that was run"),
         (["."], "a model must be a run's folder"),
         (["tiny", "--prompt-file", "absent.txt"], "--prompt-file must be a text file in UTF-8"),
-        (["tiny", "--device", "warp"], "--device must be a device that torch can use here, but got 'warp'"),
-        (["tiny", "--top-p", "2"], "top_p"),
+        (["tiny", "--device", "warp"], "--device) must be one that torch can use here, but got 'warp'"),
+        (["tiny", "--device", "meta"], "--device) must be one that torch can use here, but got 'meta'"),
+        (["tiny", "--top-p", "2"], "isoloop: --top-p: input should be less than or equal to 1, but got 2.0"),
+        (["tiny", "--top-p", "0"], "isoloop: --top-p: input should be greater than 0, but got 0.0"),
+        (["tiny", "--exit-tolerance", "0"], "isoloop: --exit-tolerance: input should be greater than 0, but got 0.0"),
+        (["tiny", "--temperature", "inf"], "isoloop: --temperature: input should be a finite number, but got inf"),
+        (["tiny", "--recurrence", "5000"], "isoloop: --recurrence: input should be less than or equal to 4096"),
+        (["tiny", "--temperature", "0", "--top-k", "5"], "isoloop: a temperature of 0 always takes the most probable"),
+        (["tiny", "--cache", "none", "--exit-tolerance", "1"], "isoloop: early exit needs a cache"),
+        (["tiny", "--continue-text"], "(leave out --continue-text)"),
+        (["tiny", "--revision", "main"], "a revision (--revision) is of a model on Hugging Face"),
         (["tiny", "--recurrence", "0"], "'--recurrence': Input should be greater than or equal to 1"),
         (["tiny", "--best"], "the best weights of a run are those that evaluation.keep_best keeps"),
     ],

@@ -70,7 +70,7 @@ def export(tmp_path):
         if has_published_layout(model.config):
             save_published(source, model, recurrence)
         else:
-            save_exported(source, Exported(model, recurrence, {3: math.log(256)}, "float32"), 3)
+            save_exported(source, Exported(model, recurrence, 3, {3: math.log(256)}))
         save_tokenizer(source, ByteTokenizer(), CONTEXT)
         return model, export_model(source, folder)
 

@@ -1,5 +1,6 @@
 """A run that the test trains, exported: model, tokenizer and card; what is refused, and what a full disk leaves."""
 
+import ast
 import json
 import re
 import shutil
@@ -12,10 +13,11 @@ from isoloop.trainer.accounting import forward_flops
 from isoloop.trainer.config import DataConfig, ModelConfig, RecurrenceConfig
 from isoloop.trainer.data.corpus import prepare_corpus
 from isoloop.trainer.huggingface import export, export_model
-from isoloop.trainer.huggingface.model_card import advised_recurrence, model_card
+from isoloop.trainer.huggingface.model_card import advised_recurrence, model_card, training_facts
 from isoloop.trainer.loop import train
 from isoloop.trainer.model.pretrained import save_published
 from isoloop.trainer.quality import load_trained
+from isoloop.trainer.quality.generation import GenerationConfig, default_recurrence, generate
 from isoloop.trainer.run.result import read_result, write_result
 from tests.trainer.huggingface.conftest import our_logits, random_model
 
@@ -46,7 +48,7 @@ def exported(run, tmp_path):
 
 def test_a_run_is_loaded_and_generates(run, exported):
     trained = load_trained(run)
-    tokenizer = AutoTokenizer.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
     text = "line 1 of file 2\0: <end> <|endoftext|> Ā"
     ids = tokenizer(text, return_tensors="pt").input_ids
@@ -54,7 +56,7 @@ def test_a_run_is_loaded_and_generates(run, exported):
     assert ids[0].tolist() == ours.encode_text(text).tolist()
     assert tokenizer.decode(ours.encode_text("line 1: Āé"), skip_special_tokens=True) == "line 1: Āé"
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == ours.separator == model.generation_config.eos_token_id
-    document = AutoTokenizer.from_pretrained(exported, add_bos_token=True)
+    document = AutoTokenizer.from_pretrained(exported, add_bos_token=True, trust_remote_code=True)
     assert document(text).input_ids == [ours.separator, *ids[0].tolist()]
     assert tokenizer.model_max_length == trained.model.config.context
     short = ids[:, :8]
@@ -88,11 +90,66 @@ def test_the_export_is_a_source_itself(run, exported, tmp_path):
     twice = export_model(exported, tmp_path / "twice")
     assert (twice / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
     (exported / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"model\.safetensors can't be used: .*export it again"):
+    with pytest.raises(ValueError, match=r"model\.safetensors can't be read"):
         load_trained(exported)
     (exported / "config.json").write_text('{"model_type": "isoloop", "width": 16}')
-    with pytest.raises(ValueError, match=r"must be that of an exported model, but: 'training_recurrence'"):
+    with pytest.raises(
+        ValueError, match=r"must be that of an exported model, but .*training_recurrence: must be given"
+    ):
         load_trained(exported)
+
+
+def test_its_recurrence_stays_with_it(run, tmp_path):
+    exported = export_model(run, tmp_path / "exported", recurrence=2)
+    trained = load_trained(exported)
+    assert default_recurrence(trained) == 2
+    assert generate(trained, "a", GenerationConfig(max_tokens=1))[0].recurrence == 2
+    twice = export_model(exported, tmp_path / "twice")
+    assert json.loads((twice / "config.json").read_text())["recurrence"] == 2
+    for wrong, rule in ((5000, "less than or equal to 4096"), (0, "greater than or equal to 1"), ("two", "a number")):
+        content = json.loads((twice / "config.json").read_text()) | {"recurrence": wrong}
+        (twice / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"must be that of an exported model, but recurrence: .*{rule}"):
+            load_trained(twice)
+
+
+def test_exports_of_an_export_have_its_facts(run, exported, tmp_path):
+    """Also in its own place."""
+    card = (exported / "README.md").read_text()
+    assert (export_model(exported, tmp_path / "twice") / "README.md").read_text() == card
+    export_model(exported, exported, recurrence=2)
+    again = (exported / "README.md").read_text()
+    assert "T is 2 unless you set another" in again
+    of_training = [text.split("## Training")[1].split("## Loss")[0] for text in (card, again)]
+    assert of_training[0] == of_training[1]
+    assert "| sweep | first |" in again
+    assert f"with one seed ({read_seed(run)})" in again
+
+
+def read_seed(run):
+    return load_trained(run).spec.seed
+
+
+def test_a_folder_that_transformers_saved_is_a_source(exported, tmp_path):
+    """It has a configuration with all defaults filled in, and its weights may lie in several files.
+
+    They may have been trained further, so the losses are no longer known.
+    """
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True, recurrence=2)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    ours, theirs = load_trained(exported), load_trained(tmp_path / "saved")
+    assert theirs.model.config == ours.model.config
+    assert (theirs.losses, theirs.facts, theirs.exported_recurrence) == ({}, None, 2)
+    assert ours.losses
+    assert ours.facts is not None
+    card = (export_model(tmp_path / "saved", tmp_path / "to", tokenizer=exported) / "README.md").read_text()
+    assert "Its validation loss isn't known" in card
+    assert "All that is known of its training is the number of loops" in card
+    for name, tensor in ours.model.state_dict().items():
+        assert torch.equal(theirs.model.state_dict()[name], tensor), name
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert load_trained(tmp_path / "half").model.embedding.weight.dtype == torch.float32
 
 
 def test_the_card_tells_what_the_run_recorded(run, exported, text_folder):
@@ -115,16 +172,20 @@ def test_the_card_tells_what_the_run_recorded(run, exported, text_folder):
 
 def test_the_code_of_the_card_runs(exported, capsys):
     """In a model whose context is short, too: here 16 tokens."""
+    torch.manual_seed(0)
     (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.S)
     exec(code.replace('folder = "."', f"folder = {str(exported)!r}"), {})
-    assert "['The " in capsys.readouterr().out
+    (text,) = ast.literal_eval(capsys.readouterr().out)
+    assert text.startswith("The ")
+    assert code.count("trust_remote_code=True") == code.count("from_pretrained(")  # nothing asks whether to trust it
 
 
 def test_the_card_says_what_weakens_its_numbers(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / run.name)
     changes = {"best_loss": 1.0, "best_step": 4, "skipped_steps": 2, "unique_tokens": 100, "losses": {1: 3.0, 2: 2.0}}
     write_result(copy, read_result(run).model_copy(update=changes))
-    card = model_card(load_trained(copy), 3)
+    trained = load_trained(copy)
+    card = model_card(trained, training_facts(trained), 3)
     for sentence in (
         "The loss at T = 3, which it runs by default, was not measured, but at T = 1, 2.",
         "It saw its text 7.68 times",
@@ -133,6 +194,24 @@ def test_the_card_says_what_weakens_its_numbers(run, tmp_path):
         "The loss is lowest at T = 2. No smaller T is within 0.01 of it: use T = 2. No larger T was measured",
     ):
         assert sentence in card
+
+
+def test_the_card_names_the_weights_that_are_exported(run, tmp_path):
+    """`best-model` in a run's folder means the best weights, whatever else is said."""
+    copy = shutil.copytree(run, tmp_path / run.name)
+    shutil.copytree(copy / "model", copy / "best-model")
+    changes = {"best_loss": 1.0, "best_step": 4, "best_losses": {1: 1.5, 3: 1.0}}
+    write_result(copy, read_result(run).model_copy(update=changes))
+    best, last = "| weights | of step 4, whose validation loss was the lowest |", "| weights | of the last step |"
+    for source, weights, row in (
+        (copy, "last", last),
+        (copy, "best", best),
+        (copy / "model", "last", last),
+        (copy / "best-model", "last", best),
+    ):
+        card = (export_model(source, tmp_path / "to", weights=weights) / "README.md").read_text()
+        assert row in card
+        assert ("| 3 | 1.0000 |" in card) == (row == best)
 
 
 def test_the_advised_recurrence_is_the_cheapest_of_the_best():
@@ -162,6 +241,26 @@ def test_only_a_new_or_empty_folder_or_an_older_export_is_written(run, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "target"]
 
 
+def test_a_link_stays_and_the_folder_behind_it_is_written(run, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert export_model(run, tmp_path / "link") == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert load_trained(tmp_path / "real").losses == load_trained(run).losses
+
+
+def test_the_folder_in_which_the_command_runs_is_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for to in (".", "..", tmp_path / "here"):
+        with pytest.raises(
+            ValueError, match=r"the one in which the command runs; name a new folder in it, such as \S+"
+        ):
+            export_model(run, to)
+    export_model(run, "model")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["model"]
+
+
 def test_a_failure_leaves_the_older_export(run, tmp_path, monkeypatch):
     target = export_model(run, tmp_path / "target")
     before = {path.name: path.read_bytes() for path in target.iterdir()}
@@ -177,8 +276,9 @@ def test_a_failure_leaves_the_older_export(run, tmp_path, monkeypatch):
 
 
 def test_models_that_cannot_be_exported_are_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="recurrence must be at least 1 loop, but got 0"):
-        export_model(run, tmp_path / "to", recurrence=0)
+    for wrong in (0, 5000):
+        with pytest.raises(ValueError, match=rf"a whole number of loops from 1 to 4,096, but got {wrong}"):
+            export_model(run, tmp_path / "to", recurrence=wrong)
     config = ModelConfig(injection="tests.trainer.own:ScaledInjection")
     from isoloop.trainer.model.build import build_model
 

@@ -179,10 +179,64 @@ def test_what_it_cannot_do_is_refused(adapter, folders):
         adapter.generate_until([request("generate_until", "a", {"num_beams": 2})])
     with pytest.raises(ValueError, match=f"must fit into the context of {CONTEXT} tokens, but one has 49"):
         adapter.loglikelihood([request("loglikelihood", "a", "b" * 49)])
-    with pytest.raises(ValueError, match="recurrence must be at least 1"):
-        IsoloopLM(str(folders[0]), recurrence=0, device="cpu")
-    with pytest.raises(ValueError, match="precision must be float32 or bfloat16"):
-        IsoloopLM(str(folders[0]), precision="float16", device="cpu")
+    for settings, rule in (
+        ({"max_gen_toks": 0}, "max_gen_toks: .*greater than or equal to 1, but got 0; correct generation_kwargs"),
+        ({"max_gen_toks": "many"}, "max_gen_toks: .*'many'"),
+        ({"temperature": -1}, "temperature: .*greater than or equal to 0, but got -1"),
+        ({"temperature": 1.0, "top_p": 2}, "top_p: .*less than or equal to 1, but got 2"),
+    ):
+        with pytest.raises(ValueError, match=f"^a task's generation breaks a rule: {rule}"):
+            adapter.generate_until([request("generate_until", "a", settings)])
+    for arguments, rule in (
+        *(({"recurrence": wrong}, rf"from 1 to 4,096, but got {wrong!r}") for wrong in (0, 2.5, "4", 5000, True)),
+        ({"precision": "float16"}, "precision must be float32 or bfloat16"),
+        ({"cache": "half"}, "cache must be full, shared or none, but got 'half'"),
+        ({"weights": "bets"}, "weights must be last or best, but got 'bets'"),
+        ({"dtype": "float32"}, "arguments of the model isoloop are pretrained, .* but got dtype; leave it out"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, or auto, but got 0"),
+        ({"device": "warp"}, "must be one that torch can use here, but got 'warp'"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            IsoloopLM(str(folders[0]), **{"device": "cpu"} | arguments)
+
+
+def test_settings_mean_what_they_mean_to_the_harness(adapter):
+    """Sampling without a temperature has temperature 1, and the 0 most probable tokens are all of them."""
+
+    def written(**settings):
+        return adapter.generate_until([request("generate_until", "again ", {"max_gen_toks": 20, **settings})])
+
+    sampled = written(temperature=1.0)
+    assert written(do_sample=True) == written(do_sample=True, top_k=0) == sampled
+    assert written(do_sample=False, temperature=1.0) == written() != sampled
+
+
+def test_the_recurrence_of_an_export_is_the_default_and_notes_are_logged(folders, tmp_path, caplog):
+    from isoloop.trainer.quality.harness import IsoloopLM
+
+    exported = export_model(folders[0], tmp_path / "exported", recurrence=2)
+    assert IsoloopLM(str(exported), device="cpu").recurrence == 2
+    assert not caplog.messages
+    IsoloopLM(str(exported), recurrence=99, device="cpu")
+    assert "T = 99 is far beyond the loops in training" in caplog.text
+
+
+def test_ids_without_a_token_are_never_written(tmp_path):
+    """Half of the ids of this model have no token in its tokenizer."""
+    from isoloop.trainer.quality.harness import IsoloopLM
+
+    save_published(tmp_path, random_model(context=CONTEXT, vocabulary=512), RecurrenceConfig(mean=3))
+    save_tokenizer(tmp_path, ByteTokenizer(), CONTEXT)
+    model = IsoloopLM(str(tmp_path), device="cpu", cache="shared")
+    settings = {"max_gen_toks": 40, "do_sample": True}
+    (text,) = model.generate_until([request("generate_until", "a", settings)])
+    config = GenerationConfig(max_tokens=40, begin_document=False)
+    shared, full = (
+        generate(load_trained(tmp_path), "a", config.model_copy(update={"cache": cache}))[0]
+        for cache in ("shared", "full")
+    )
+    assert text == shared.text != full.text
+    assert max(shared.tokens) < 256
 
 
 def test_half_precision_is_near(adapter, folders):

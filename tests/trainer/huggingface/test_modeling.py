@@ -139,6 +139,81 @@ def test_half_precision_is_near(export):
     assert (half - whole).abs().max() < 0.1 * whole.std() * 3
 
 
+def test_a_soft_cap_is_computed_in_float32(export):
+    """tanh near 1 has hardly any steps in bfloat16."""
+    _, folder = export("capped")
+    model, tokens = load(folder, dtype=torch.bfloat16), draw(1, 12)
+    states = []
+    model.final_norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+    with torch.no_grad():
+        capped = model(tokens).logits
+        logits = torch.nn.functional.linear(states[-1], model.embedding.weight).float()
+    assert capped.dtype == torch.float32
+    torch.testing.assert_close(capped, 3 * torch.tanh(logits / 3), atol=0, rtol=0)
+
+
+def test_padding_sees_itself(export):
+    """A row of the mask without any token has no softmax."""
+    _, folder = export("diagonal")
+    model, tokens, mask = load(folder), draw(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :4] = 0
+    assert model._mask(tokens, mask, 0).any(-1).all()
+    assert model._mask(tokens, mask.flip(1), 0).any(-1).all()
+
+
+def test_tables_follow_the_model_to_another_device(export):
+    _, folder = export("diagonal")
+    model, tokens = load(folder), draw(1, 6)
+    with torch.no_grad():
+        expected = model(tokens).logits
+        model._tables = tuple(table.to("meta") for table in model._tables)  # as on a GPU that the model has left
+        assert torch.equal(model(tokens).logits, expected)
+
+
+def test_labels_that_are_ignored_do_not_count(export):
+    _, folder = export("diagonal")
+    model, tokens = load(folder), draw(2, 8)
+    labels = tokens.clone()
+    labels[0, :5] = -100
+    with torch.no_grad():
+        loss, logits = model(tokens, labels=labels, return_dict=False)[:2]
+    nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    counted = torch.ones(2, 7, dtype=torch.bool)
+    counted[0, :4] = False
+    torch.testing.assert_close(loss, nats[counted.flatten()].mean())
+
+
+def test_without_a_dictionary_it_returns_a_tuple(export):
+    _, folder = export("diagonal")
+    model, tokens = load(folder), draw(1, 6)
+    with torch.no_grad():
+        (logits,) = model(tokens, return_dict=False)
+        assert torch.equal(logits, model(tokens).logits)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(export, tmp_path):
+    """Transformers' Trainer sums over micro-batches, and divides unless the model says that it does so itself."""
+    pytest.importorskip("accelerate", reason="Transformers' Trainer needs accelerate: pip install accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    _, folder = export("diagonal")
+    rows = [{"input_ids": row, "labels": row} for row in draw(4, 8)]
+    trained = []
+    for batch, steps in ((4, 1), (1, 4)):
+        model = load(folder)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=steps, max_steps=1,
+            optim="sgd", learning_rate=0.1, max_grad_norm=0.0, report_to=[], use_cpu=True, save_strategy="no",
+            disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        Trainer(model=model, args=arguments, train_dataset=rows).train()
+        trained.append(model.state_dict())
+    start = load(folder).state_dict()
+    for name, whole in trained[0].items():
+        torch.testing.assert_close(trained[1][name] - start[name], whole - start[name], atol=1e-6, rtol=1e-3)
+    assert max((trained[0][name] - start[name]).abs().max() for name in start) > 1e-3
+
+
 def test_inputs_that_it_cannot_use_are_refused(export):
     _, folder = export("diagonal")
     model = load(folder)

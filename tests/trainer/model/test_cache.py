@@ -24,10 +24,10 @@ def recurrences_of(model):
     return [1, 3, 4] if model.config.is_looped else [1]
 
 
-def read(model, cache, places, recurrences, row=None):
+def read(model, cache, places, recurrences, rows=None):
     """Read the tokens at `places` into the cache, and return their logits at each T."""
-    rows = slice(None) if row is None else slice(row, row + 1)
-    view = cache.view(places.stop - places.start, row)
+    view = cache.view(places.stop - places.start, rows)
+    rows = slice(None) if rows is None else rows
     return dict(model.logits(TOKENS[rows, places], recurrences, H0[rows, places], cache=view))
 
 
@@ -51,7 +51,7 @@ def test_cached_equals_whole(model):
 @each
 @torch.no_grad()
 def test_sequences_of_different_lengths_equal_each_alone(model):
-    """Prompts of 2, 7 and 5 tokens in one padded pass, then tokens one by one; one row begins anew in between."""
+    """Prompts of 2, 7 and 5 tokens in one padded pass, then tokens one by one; two rows begin anew in between."""
     recurrences, lengths = recurrences_of(model), [2, 7, 5]
     whole = dict(model.logits(TOKENS, recurrences, H0))
     cache = KeyValueCache(model.config, batch=3, capacity=12)
@@ -66,10 +66,38 @@ def test_sequences_of_different_lengths_equal_each_alone(model):
             expected = whole[recurrence][rows, places]
             torch.testing.assert_close(logits[recurrence][:, 0], expected, atol=1e-5, rtol=0)
         cache.advance(1)
-        if step == 1:  # row 1 is read again from the start, its first 3 tokens
-            cache.clear(1)
-            read(model, cache, slice(0, 3), recurrences, row=1)
-            cache.advance([0, 3, 0])
+        if step == 1:  # rows 0 and 2 are read again from the start, their first 3 tokens
+            cache.clear(0)
+            cache.clear(2)
+            again = read(model, cache, slice(0, 3), recurrences, rows=[0, 2])
+            for recurrence in recurrences:
+                expected = whole[recurrence][[0, 2], :3]
+                torch.testing.assert_close(again[recurrence], expected, atol=1e-5, rtol=0)
+            cache.advance([3, 0, 3])
+
+
+@pytest.mark.parametrize("model", ["diagonal", "concat"], indirect=True)
+@torch.no_grad()
+def test_under_autocast_the_cache_stays_in_float32(model):
+    """Keys and values of half precision are kept exactly, whether the sequences are of one length or not."""
+    cache = KeyValueCache(model.config, batch=3, capacity=12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = dict(model.logits(TOKENS, [3], H0))[3]
+        assert whole.dtype == torch.bfloat16
+        read(model, cache, slice(0, 5), [3])
+        cache.advance([2, 5, 4])
+        for _ in range(3):
+            places, rows = cache.lengths.clone(), torch.arange(3)
+            tokens, h0 = TOKENS[rows, places][:, None], H0[rows, places][:, None]
+            logits = dict(model.logits(tokens, [3], h0, cache=cache.view(1)))[3]
+            assert logits.dtype == torch.bfloat16
+            torch.testing.assert_close(logits[:, 0], whole[rows, places], atol=0.1, rtol=0)
+            cache.advance(1)
+        (layer,) = cache.view(1).slots([0], 0)
+        keys, values = layer.append(*torch.zeros(2, 3, 2, 1, 16, dtype=torch.bfloat16))
+        assert keys.dtype == values.dtype == torch.bfloat16
+    assert cache.slot(0, 0).dtype == torch.float32
+    assert cache.nbytes == KeyValueCache.bytes_needed(model.config, [3], batch=3, tokens=12)
 
 
 @each

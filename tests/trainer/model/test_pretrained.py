@@ -145,6 +145,10 @@ def test_nothing_is_unpickled_unsafely(saved, tmp_path):
         ({"sampling_scheme": "geometric"}, "sampling_scheme must be one of poisson-truncated-full, .*fixed"),
         ({"sampling_scheme": ["fixed"]}, "sampling_scheme must be one of poisson-truncated-full, .*fixed"),
         ({"injection_type": "this:Zen"}, "must be allowed before they are imported, but .* names .'this:Zen'."),
+        (
+            {"mean_recurrence": 0},
+            r"^a checkpoint's settings .*config\.json mean: input should be greater than or equal",
+        ),
         ({"n_embd": 15}, "even multiple of heads"),
         ({"num_key_value_heads": 3}, "key_value_heads must divide heads"),
     ],

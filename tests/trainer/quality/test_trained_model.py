@@ -51,8 +51,16 @@ def test_a_model_folder_is_enough_by_itself(run, tmp_path):
     assert (trained.name, trained.spec, trained.result, trained.losses) == ("alone", None, None, {})
     assert isinstance(trained.require_tokenizer(), ByteTokenizer)
     assert same_weights(trained.model, load_published(alone)[0])
-    with pytest.raises(ValueError, match="only a run's folder has its best weights"):
+    with pytest.raises(ValueError, match=r"only a run's folder has its best weights .*leave out weights='best'"):
         load_trained(alone, weights="best")
+
+
+def test_arguments_without_a_meaning_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="weights must be last or best, but got 'lasst'"):
+        load_trained(run, weights="lasst")
+    for source in (run, run / "model", shutil.copytree(run / "model", tmp_path / "alone")):
+        with pytest.raises(ValueError, match=r"a revision .* is of a model on Hugging Face, but '.*leave it out"):
+            load_trained(source, revision="main")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,7 @@ def test_the_best_weights_are_those_of_the_best_step(setting, overfitted, corpus
     assert result.best_step < result.steps
     last, best = load_trained(tmp_path), load_trained(tmp_path, weights="best")
     assert (last.losses, best.losses) == (result.losses, result.best_losses)
+    assert (last.weights, best.weights) == ("last", "best")
     assert not same_weights(last.model, best.model)
     assert (tmp_path / "best-model").exists() == (not setting)
     if not setting:
@@ -143,7 +152,7 @@ def test_the_best_weights_are_those_of_the_best_step(setting, overfitted, corpus
 def test_the_best_weights_are_the_last_ones_where_the_last_step_is_the_best(copied):
     write_result(copied, read_result(copied).model_copy(update={"best_step": 12}))
     best = load_trained(copied, weights="best")
-    assert best.losses == read_result(copied).losses
+    assert (best.losses, best.weights) == (read_result(copied).losses, "last")
     assert same_weights(best.model, load_published(copied / "model")[0])
 
 
@@ -171,7 +180,13 @@ def test_runs_that_lack_a_file_are_refused_by_name(copied):
     (copied / "spec.json").write_text('{"steps": 0}')
     with pytest.raises(ValueError, match=r"spec\.json must be a run's configuration"):
         load_trained(copied)
+    (copied / "spec.json").write_text("torn")
+    with pytest.raises(ValueError, match=r"fetch the folder again, or use another run"):
+        load_trained(copied)
     (copied / "kept.json").replace(copied / "spec.json")
+    (copied / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"delete it and rerun what trained the run \(`isoloop run`\), or fetch"):
+        load_trained(copied)
     (copied / "result.json").unlink()
     with pytest.raises(ValueError, match=r"has no result\.json yet; wait, or continue"):
         load_trained(copied)

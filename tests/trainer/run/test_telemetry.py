@@ -1,9 +1,11 @@
+import math
 import time
 
 import pytest
 
 from isoloop.trainer.accounting import LoopCost
 from isoloop.trainer.config import ExecutionConfig
+from isoloop.trainer.run import telemetry
 from isoloop.trainer.run.telemetry import SpeedMeter, SystemMeter, matrix_rate, peak_memory, resident_memory
 
 
@@ -64,3 +66,17 @@ def test_peak_memory_is_in_bytes_and_grows():
     block = bytearray(round(before) + 100_000_000)  # more than ever before, and written to
     block[::4096] = b"x" * len(block[::4096])
     assert before + 100e6 < peak_memory("cpu") < 4 * before + 400e6
+
+
+def test_memory_of_a_container_is_below_its_limit(tmp_path, monkeypatch):
+    """Files that are only kept in memory give way, so they don't count as used."""
+    assert telemetry._container_memory(tmp_path) == math.inf
+    for name, content in {"max": "1000", "current": "700", "stat": "anon 500\ninactive_file 150"}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{content}\n")
+    assert telemetry._container_memory(tmp_path) == 450
+    monkeypatch.setattr(telemetry, "_container_memory", lambda: 450.0)
+    assert telemetry.free_memory("cpu") == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.undo()
+    assert telemetry._container_memory(tmp_path) == math.inf
+    assert telemetry.free_memory("cpu") > 0
