@@ -76,7 +76,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
     again = isoloop("run", "sweep.yaml", "--draws", 20, cwd=work)
     pd.testing.assert_frame_equal(pd.read_csv(folders.table), table)
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
-    assert {path.parent.name for path in changed} == {table["run_id"][0]}
+    assert {path.relative_to(work / "isoloop-out/quality").parts[0] for path in changed} == {table["run_id"][0]}
     assert "Training" not in again.stderr
     assert "Training 4/4 runs" in done.stderr
 
@@ -99,7 +99,7 @@ def test_a_failed_evaluation_is_said_and_training_stays(work):
     sweep = load_sweep(str(work / "sweep.yaml"))
     evaluation = sweep.evaluation.model_copy(update={"suites": (str(work / "words.yaml"),)})
     cells = prepare(sweep.model_copy(update={"evaluation": evaluation}), folders).plan.cells
-    (folders.quality(cells[0].run_id) / "choose.json").mkdir(parents=True)
+    (folders.quality(cells[0].run_id) / "words" / "choose.json").mkdir(parents=True)
     done = isoloop("run", "sweep.yaml", "--draws", 20, cwd=work, check=1)
     assert f"run {cells[0].run_id} was not evaluated: " in done.stderr
     table = pd.read_csv(folders.table)

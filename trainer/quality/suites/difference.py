@@ -17,13 +17,14 @@ from isoloop.trainer.quality.suites.summary import (
     resampled_values,
     scale_of,
 )
-from isoloop.trainer.quality.suites.task import Suite
+from isoloop.trainer.quality.suites.task import Suite, Task
 
 
 class Differences(Config):
     """The first model's measures minus the second's: `scores` by version of the baselines, `tasks` by task and measure.
 
-    An interval is over rows, each with its two answers. A deviation is over seeds.
+    An interval is over rows, each with its two answers. A deviation is over seeds. `notes` are sentences about what is
+    not compared.
     """
 
     first: str
@@ -31,6 +32,7 @@ class Differences(Config):
     recurrences: tuple[int, int]
     scores: dict[str, Estimate]
     tasks: dict[str, dict[str, Estimate]]
+    notes: tuple[str, ...] = ()
 
     def report(self) -> str:
         """Return a table of the differences, the mean and its baselines first."""
@@ -45,7 +47,7 @@ class Differences(Config):
         title = (
             f"{self.first} at T = {self.recurrences[0]} minus {self.second} at T = {self.recurrences[1]}, row by row"
         )
-        return "\n".join([title, *aligned(rows)]) + "\n"
+        return "\n".join([title, *aligned(rows), *self.notes]) + "\n"
 
 
 def compare_models(
@@ -61,20 +63,10 @@ def compare_models(
     Raises:
         ValueError: they have answered other rows or prompts, or one of them not at its T with these seeds.
     """
-    for results, recurrence in zip((first, second), recurrences, strict=True):
-        for task in suite.tasks:
-            lacking = [seed for seed in seeds if results[task.name].missing(seed, [recurrence])]
-            if lacking:
-                raise ValueError(
-                    f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
-                    f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so"
-                )
-    differing = [task.name for task in suite.tasks if first[task.name].data != second[task.name].data]
-    if differing:
-        raise ValueError(
-            f"models are compared row by row, so both must have answered the same data, but {', '.join(differing)} "
-            "differ in rows or settings; evaluate both with one bundle"
-        )
+    data = {task.name: first[task.name].data for task in suite.tasks}
+    check_answers(suite, first, data, recurrence=recurrences[0], seeds=seeds)
+    check_answers(suite, second, data, recurrence=recurrences[1], seeds=seeds)
+    notes = check_texts(suite, first[suite.tasks[0].name].of.tokenizer, second)
     values: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
     draws: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
     tasks: dict[str, dict[str, Estimate]] = {}
@@ -84,6 +76,10 @@ def compare_models(
             measures_of(results[task.name], seeds, [recurrence])
             for results, recurrence in zip((first, second), recurrences, strict=True)
         ]
+        if task.kind == "documents" and first[task.name].of.tokenizer != second[task.name].of.tokenizer:
+            measured = [[each for each in part if each.name == "bits_per_byte"] for part in measured]
+            if first[task.name].left_out or not all(measured):
+                raise ValueError(_incomparable(task, first[task.name], second[task.name]))
         drawn_of = resampled_values([*measured[0], *measured[1]], task.file)
         drawn_pairs = zip(drawn_of[: len(measured[0])], drawn_of[len(measured[0]) :], strict=True)
         for ours, theirs, (our_draws, their_draws) in zip(*measured, drawn_pairs, strict=True):
@@ -106,6 +102,68 @@ def compare_models(
             for version in (suite.versions if suite.score else ())
         },
         tasks=tasks,
+        notes=tuple(notes),
+    )
+
+
+def check_answers(
+    suite: Suite,
+    results: Mapping[str, TaskResult],
+    data: Mapping[str, str],
+    *,
+    recurrence: int,
+    seeds: Sequence[int],
+) -> None:
+    """Raise ValueError where a model has not answered these prompts at T with these seeds.
+
+    Args:
+        suite: its tasks.
+        results: of the tasks, by name.
+        data: hashes of the rows and settings of each task, by name (`Bundle.answers_digest`).
+        recurrence: T.
+        seeds: of the few-shot examples.
+    """
+    differing = [task.name for task in suite.tasks if results[task.name].data != data[task.name]]
+    if differing:
+        raise ValueError(
+            f"models are compared row by row, so both must have answered the same data, but {', '.join(differing)} "
+            "differ in rows or settings; evaluate both with one bundle"
+        )
+    for task in suite.tasks:
+        lacking = [seed for seed in seeds if results[task.name].missing(seed, [recurrence])]
+        if lacking:
+            raise ValueError(
+                f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
+                f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so"
+            )
+
+
+def check_texts(suite: Suite, tokenizer: str, other: Mapping[str, TaskResult]) -> list[str]:
+    """Return sentences about measures of documents that two tokenizers don't share; only their bits per byte compare.
+
+    Raises:
+        ValueError: the other model's are unknown, or it has left out documents, so that it was read by other ones.
+    """
+    differing = [
+        task for task in suite.tasks if task.kind == "documents" and other[task.name].of.tokenizer != tokenizer
+    ]
+    for task in differing:
+        if other[task.name].left_out or "bytes" not in other[task.name].units:
+            raise ValueError(_incomparable(task, other[task.name]))
+    return [
+        f"{task.name}: the tokenizers differ, and so do their tokens, so only bits per byte are compared"
+        for task in differing
+    ]
+
+
+def _incomparable(task: Task, *results: TaskResult) -> str:
+    unknown = next((each.of.name for each in results if "bytes" not in each.units), None)
+    reason = (
+        f"the bytes of the tokens of '{unknown}' are unknown" if unknown else "documents of one token were left out"
+    )
+    return (
+        "losses per token of two tokenizers can't be subtracted, and bits per byte only if both models have read all "
+        f"documents, but for {task.name} {reason}; compare models of one tokenizer, or on --suite wikitext"
     )
 
 
