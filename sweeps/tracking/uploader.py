@@ -235,13 +235,13 @@ class Uploader:
         # Results on suites: one that the store refuses is reported, and holds up no run.
         with self._lock:
             evaluated = sorted(self._quality & self.complete & self.cells.keys())
-        for run_id in evaluated:
-            if self._try(run_id, partial(self._upload_quality, self.cells[run_id]), refused := list[str]()):
+        for place, run_id in enumerate(evaluated):
+            if self._try(run_id, partial(self._upload_quality, self.cells[run_id]), []):
                 self.unrecorded.pop(run_id, None)
             elif self.store.answers():
                 self.unrecorded[run_id] = self.last_error or ""
             else:
-                return [*pending, *(other for other in refused if other not in pending)]
+                return list(dict.fromkeys(pending + evaluated[place:]))
         return pending
 
     def _try(self, run_id: str, action: Callable[[], None], pending: list[str]) -> bool:
