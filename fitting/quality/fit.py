@@ -116,9 +116,12 @@ class QualityFit:
     def with_predicted_losses(
         self, table: pd.DataFrame, losses: Mapping[str, tuple[float, Interval | None]]
     ) -> QualityFit:
-        """Return the fit with the scores of held-out runs of `table`, predicted from predicted losses by run id."""
+        """Return the fit with the scores of held-out runs of `table`, predicted from predicted losses by run id.
+
+        What is predicted of an overfitted run is its lowest loss, so it is left out if its last weights were scored.
+        """
         runs = finished_rows(table)
-        runs = runs[runs["run_id"].isin(list(losses))]
+        runs = runs[runs["run_id"].isin(list(losses)) & (runs["loss"] == scored_rows(table)["loss"])]
 
         def with_rows(score: ScoreFit) -> ScoreFit:
             rows = tuple(

@@ -118,7 +118,7 @@ class QualityPlan:
         seeds = len(self.evaluation.suite_seeds)
         return (
             f"{suites} of each finished run, at T = µ{further}, with {seeds} {'seed' if seeds == 1 else 'seeds'} of "
-            "examples, after all training; not in the times below"
+            "examples, after all training; not in the times above"
         )
 
     def task(self, cell: Cell) -> QualityTask:

@@ -82,6 +82,8 @@ def test_runs_are_evaluated_recorded_and_shown(work):
 
 
 def test_data_are_checked_before_anything_is_trained(work):
+    planned = isoloop("plan", "sweep.yaml", cwd=work).stdout
+    assert "suites      words (2 tasks, 24 rows) of each finished run, at T = µ, 2, with 3 seeds" in planned
     (work / "eval_data" / "go_on.jsonl").unlink()
     said = isoloop("run", "sweep.yaml", cwd=work, check=2).stderr
     assert "eval_data/go_on.jsonl is missing (task go_on)" in said

@@ -294,6 +294,11 @@ def test_scores_are_fitted_to_the_loss_of_the_weights_that_were_scored():
     assert of_last.scores == fit_quality(scores, draws=20, hold_out=False).scores
     assert score_of(of_last, "core").predict(2.8).value == pytest.approx(sweeps.core(2.8), abs=1)
     assert not any("scored_weights" in caveat for fit in (of_best, of_last) for caveat in fit.scores[0].caveats)
+    # A predicted loss is the lowest: no loss of last weights is held against it.
+    predicted = {run_id: (loss, None) for run_id, loss in zip(table["run_id"], table["best_loss"], strict=True)}
+    for fit, weights, runs in (of_best, "best", np.full(len(rose), True)), (of_last, "last", ~rose):
+        held_out = fit.with_predicted_losses(last.assign(scored_weights=weights), predicted)
+        assert [row.run_id for row in score_of(held_out, "core").held_out_with_loss] == list(table["run_id"][runs])
     # Unknown ones are read at the lowest loss, and that is said.
     unknown = fit_quality(last, draws=20, hold_out=False)
     assert score_of(unknown, "core").losses[0] == plain["loss"].min()
