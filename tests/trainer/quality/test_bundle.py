@@ -170,6 +170,7 @@ OWN = {"label": "mc", "dataset_uri": "a/mc.jsonl", "num_fewshot": [2], "icl_task
         ({"label": ".hidden"}, "got '.hidden'"),
         ({"label": "mc\n"}, "begin with a letter"),
         ({"label": "best"}, "would have the column best_loss"),
+        ({"label": "best-"}, "would have the column best-_loss"),
         ({"label": "Training"}, "would have the column Training_loss"),
         ({"label": 5}, "label: Input should be a valid string, but got 5"),
         ({"num_fewshot": [0, 1]}, r"num_fewshot must be one number, but that of .* is \[0, 1\]"),
@@ -190,6 +191,13 @@ def test_a_task_of_the_users_own_is_refused_rather_than_guessed(changes, message
     with pytest.raises(BundleError, match=message) as error:
         find_suite(str(path), None)
     assert "http" not in str(error.value)
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a-b", "a_b"), ("a", "A")])
+def test_tasks_of_a_suite_differ_by_more_than_a_dash(names):
+    tasks = tuple(Task(name=name, kind="documents", file="t.jsonl") for name in names)
+    with pytest.raises(ValueError, match=f"tasks of a suite must differ in their names.* got {', '.join(names)}"):
+        Suite(name="s", tasks=tasks)
 
 
 def test_a_key_that_is_missing_is_named(tmp_path):
@@ -248,6 +256,9 @@ def test_a_broken_zip_is_named_with_its_file(tmp_path):
     archive.write_bytes(data)
     with pytest.raises(BundleError, match=r"eval_data/a/mc.jsonl is broken: it can't be unpacked"):
         Bundle(archive).check([MC])
+    archive.write_bytes(data[:300])
+    with pytest.raises(BundleError, match=r"bundle.zip is neither, or a zip that was cut off"):
+        Bundle(archive)
 
 
 def test_preparation_leaves_what_is_there_if_the_source_is_not_whole(tmp_path):

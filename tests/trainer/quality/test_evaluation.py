@@ -131,7 +131,8 @@ def test_corrected_baselines_change_the_summary_and_its_digest_but_no_answer(bun
     second = evaluate_suite(subject(), suite, bundle, folder, recurrences=[1], seeds=[1])
     assert {name for name in first.data if first.data[name] != second.data[name]} == {"schema"}
     assert second.tasks[1].measures["centred v1"] != first.tasks[1].measures["centred v1"]
-    assert read_results(folder, SUITE)["schema"].task.baselines == SUITE.tasks[1].baselines
+    for read in (suite, SUITE):  # which are those of the suite that asks, as answers don't depend on them
+        assert read_results(folder, read)["schema"].task.baselines == read.tasks[1].baselines
 
 
 def test_notes_are_made_before_anything_is_computed(bundle, tmp_path, monkeypatch):

@@ -13,36 +13,28 @@ import random
 import zipfile
 import zlib
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from isoloop.trainer.quality.suites.catalogue import SUITES
 from isoloop.trainer.quality.suites.task import FIELDS, Suite, Task
+from isoloop.trainer.quality.suites.task_list import (
+    BASELINES,
+    LIST,
+    BundleError,
+    listed_tasks,
+    own_task,
+    rule_problems,
+    setting_notes,
+)
 
 SHUFFLE_SEED = 1337
-DATA, TASKS, BASELINES = "eval_data", "core.yaml", "eval_meta_data.csv"
-OWN = "own"
+DATA = "eval_data"
 _ADVICE = "`isoloop data prepare-suite` with --from puts a suite's data into a bundle and checks them"
 _OWN_ADVICE = f"put the rows of your own tasks into {DATA}/ beside the YAML file, or take the task out of it"
-# The keys of a task in YAML, and the settings that they are.
-_KEYS = {
-    "label": "name",
-    "dataset_uri": "file",
-    "num_fewshot": "shots",
-    "icl_task_type": "kind",
-    "continuation_delimiter": "delimiter",
-    "rows": "rows",
-    "perplexity": "perplexity",
-}
-_REQUIRED = ("label", "dataset_uri", "num_fewshot", "icl_task_type")
 Row = dict[str, Any]
-
-
-class BundleError(ValueError):
-    """Error raised where a bundle lacks data that a suite needs."""
 
 
 class Bundle:
@@ -74,19 +66,15 @@ class Bundle:
             except (zipfile.BadZipFile, ValueError, EOFError) as error:
                 raise BundleError(f"a bundle must be a whole zip, but {source} is broken; fetch it again") from error
         else:
-            raise BundleError(
-                f"a bundle must be a folder or a zip that holds {DATA}/, but there is none at {source}; {advice}"
+            reason = (
+                f"{source} is neither, or a zip that was cut off" if source.exists() else f"there is none at {source}"
             )
+            raise BundleError(f"a bundle must be a folder or a zip that holds {DATA}/, but {reason}; {advice}")
         roots = {f"/{name}".partition(f"/{DATA}/")[0] for name in names if f"/{DATA}/" in f"/{name}"}
         if not roots:
             raise BundleError(f"a bundle must hold {DATA}/, but {source} doesn't; {advice}")
         root = f"{min(roots, key=lambda name: (name.count('/'), name))}/"[1:]
         self._names = {name.removeprefix(root): name for name in names if name.startswith(root)}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Paths of all its files."""
-        return tuple(self._names)
 
     def has(self, name: str) -> bool:
         """Return whether the bundle holds a file of this path."""
@@ -164,9 +152,9 @@ class Bundle:
         if suite.is_own:
             return []
         notes = []
-        if self.has(TASKS):
+        if self.has(LIST):
             try:
-                notes += _differences(suite, self._entries(self.read(TASKS), TASKS))
+                notes += setting_notes(suite, listed_tasks(self.read(LIST), LIST))
             except BundleError as error:
                 notes.append(f"the bundle's list of tasks wasn't compared with the suite's, which was used: {error}")
         if self.has(BASELINES) and len(suite.versions) > 1:
@@ -186,17 +174,17 @@ class Bundle:
         Raises:
             BundleError: a file is missing or malformed, a task has no baseline, or a key is unknown.
         """
-        name = f"{path.resolve().parent.name}-{path.stem}" if path.stem in SUITES else path.stem
-        entries = self._entries(path.read_bytes(), path.name)
+        name = f"{path.resolve().parent.name}-{path.stem}" if path.stem.lower() in SUITES else path.stem
+        entries = listed_tasks(path.read_bytes(), path.name)
         baselines = self._baselines() if self.has(BASELINES) else {}
         tasks = tuple(
-            _own_task(entry, baselines, f"task {n} of {path.name}") for n, entry in enumerate(entries, start=1)
+            own_task(entry, baselines, f"task {n} of {path.name}") for n, entry in enumerate(entries, start=1)
         )
         try:
             score = "Mean" if all(task.has_accuracy for task in tasks) else None
             return Suite(name=name, tasks=tasks, score=score, is_own=True)
         except ValidationError as error:
-            raise BundleError(f"{path} must be a suite, but: {_problems(error)}") from error
+            raise BundleError(f"{path} must be a suite, but: {rule_problems(error)}") from error
 
     def _parse(self, task: Task) -> list[Row]:
         name = f"{DATA}/{task.file}"
@@ -216,24 +204,6 @@ class Bundle:
             content = self.read(name)
             self._read[name] = hashlib.sha256(content), len(content)
         return self._read[name]
-
-    @staticmethod
-    def _entries(content: bytes, name: str) -> list[dict[str, Any]]:
-        """Return the tasks that a YAML file lists, as they stand there."""
-        try:
-            document = yaml.safe_load(content)
-        except (yaml.YAMLError, ValueError) as error:
-            where = str(error).splitlines()[0]
-            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-                where = f"line {error.problem_mark.line + 1}: {error.problem}"
-            raise BundleError(f"{name} must be YAML, but it isn't: {where}") from error
-        entries = document.get("icl_tasks") if isinstance(document, dict) else None
-        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-            raise BundleError(
-                f"{name} must list tasks as `icl_tasks`, each with {', '.join(_REQUIRED)}, but it doesn't; see "
-                "docs/quality.md"
-            )
-        return entries
 
     def _baselines(self) -> dict[str, float]:
         try:
@@ -297,76 +267,6 @@ def _parse(content: bytes, name: str, task: Task) -> list[Row]:
             raise BundleError(f"{name} is broken: line {number} {problem}")
         rows.append(row)
     return rows
-
-
-def _own_task(entry: dict[str, Any], baselines: dict[str, float], place: str) -> Task:
-    """Return a task of the user's own; a key that would change nothing is refused."""
-    place = f"{place} ({entry['label']})" if "label" in entry else place
-    if missing := [key for key in _REQUIRED if key not in entry]:
-        raise BundleError(f"a task must have {', '.join(_REQUIRED)}, but {place} has no {', '.join(missing)}; add it")
-    if unknown := [str(key) for key in entry if key not in _KEYS]:
-        raise BundleError(
-            f"a task may have {', '.join(_KEYS)}, but {place} has {', '.join(unknown)}, which would change nothing; "
-            "correct or remove it"
-        )
-    values = {_KEYS[key]: value for key, value in entry.items()}
-    if isinstance(values["shots"], list):
-        if len(values["shots"]) != 1:
-            raise BundleError(
-                f"num_fewshot must be one number, but that of {place} is {values['shots']}; write a task with a label "
-                "of its own for each number"
-            )
-        (values["shots"],) = values["shots"]
-    if values["kind"] not in ("rolling", "documents"):
-        if str(values["name"]) not in baselines:
-            raise BundleError(f"every task needs a baseline in {BASELINES}, but {place} has none; add it, in percent")
-        values["baselines"] = {OWN: baselines[str(values["name"])]}
-    values["file"] = _file(values["file"])
-    try:
-        return Task.model_validate(values)
-    except ValidationError as error:
-        raise BundleError(f"{place} isn't as it must be: {_problems(error)}; see docs/quality.md") from error
-
-
-def _file(uri: object) -> object:
-    return str(PurePosixPath(uri)).removeprefix("local_data/") if isinstance(uri, str) else uri
-
-
-def _problems(error: ValidationError) -> str:
-    """Return what is wrong with a task or suite, by the names that it has in YAML."""
-    keys = {setting: key for key, setting in _KEYS.items()}
-    lines = []
-    for problem in error.errors(include_url=False):
-        place = ".".join(keys.get(str(part), str(part)) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        is_ours = problem["type"] == "value_error"
-        lines.append(message if is_ours else f"{place}: {message}, but got {problem['input']!r}")
-    return "; ".join(lines)
-
-
-def _differences(suite: Suite, entries: list[dict[str, Any]]) -> list[str]:
-    """Return sentences about how a bundle's tasks differ from the suite's of the same names."""
-    notes, unused = [], set()
-    listed = {str(entry.get("label")): entry for entry in entries}
-    for task in suite.tasks:
-        if (entry := listed.get(task.name)) is None:
-            continue
-        unused |= {str(key) for key in entry if key not in _KEYS}
-        shots = entry.get("num_fewshot", task.shots)
-        others = {
-            "kind": entry.get("icl_task_type", task.kind),
-            "file": _file(entry.get("dataset_uri", task.file)),
-            "shots": shots[0] if isinstance(shots, list) and len(shots) == 1 else shots,
-            "delimiter": entry.get("continuation_delimiter", " "),
-        }
-        notes += [
-            f"{TASKS} has {name} {other!r} for {task.name}; the suite's {getattr(task, name)!r} was used"
-            for name, other in others.items()
-            if other != getattr(task, name)
-        ]
-    if unused:
-        notes.append(f"{TASKS} of the bundle has settings that aren't used here: {', '.join(sorted(unused))}")
-    return notes
 
 
 def _problem(task: Task, row: Any) -> str | None:

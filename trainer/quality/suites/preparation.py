@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from isoloop.trainer import hub
 from isoloop.trainer.files import open_atomically
-from isoloop.trainer.quality.suites.bundle import BASELINES, DATA, TASKS, Bundle, BundleError
+from isoloop.trainer.quality.suites.bundle import DATA, Bundle
 from isoloop.trainer.quality.suites.catalogue import VALIDATION_DOCUMENTS
 from isoloop.trainer.quality.suites.task import FIELDS, Suite, Task
+from isoloop.trainer.quality.suites.task_list import BASELINES, LIST, BundleError
 
 WIKITEXT_REPOSITORY = "EleutherAI/wikitext_document_level"
 # Parquet files of texts, by kind of task; validation text is that of the first five files.
@@ -83,7 +84,7 @@ def _local_bundle(source: str, revision: str | None, waiting: hub.Waiting) -> Bu
     zips = [name for name in names if name.endswith(".zip")]
     if len(zips) == 1:
         return Bundle(hub.fetch_file(source, zips[0], kind="dataset", revision=commit, waiting=waiting), _ADVICE)
-    wanted = [name for name in names if f"/{DATA}/" in f"/{name}" or PurePosixPath(name).name in (TASKS, BASELINES)]
+    wanted = [name for name in names if f"/{DATA}/" in f"/{name}" or PurePosixPath(name).name in (LIST, BASELINES)]
     if not wanted:
         raise BundleError(f"a bundle must hold {DATA}/ or be one zip, but {source} on Hugging Face has neither")
     return Bundle(_snapshot(source, wanted, commit, waiting), _ADVICE)
@@ -120,7 +121,7 @@ def _snapshot(repository: str, names: Iterable[str], commit: str, waiting: hub.W
 
 def _copy(bundle: Bundle, suite: Suite, folder: Path) -> None:
     """Copy a suite's rows from a bundle, and its list and baselines if the suite has a mean, which needs them."""
-    lists = [name for name in (TASKS, BASELINES) if suite.score and bundle.has(name)]
+    lists = [name for name in (LIST, BASELINES) if suite.score and bundle.has(name)]
     for name in [*dict.fromkeys(f"{DATA}/{task.file}" for task in suite.tasks), *lists]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,11 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _column(name: str) -> str:
+    """Return a task's name as run tables read it: without case and punctuation."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_.")
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 
 
@@ -40,7 +45,7 @@ class Task(Config):
     """A task of a suite.
 
     Args:
-        name: unique in its suite; letters, digits, `_`, `-` and `.`.
+        name: of letters, digits, `_`, `-` and `.`; unique in its suite.
         kind: `multiple_choice` (one question, several answers), `schema` (several beginnings, one end),
             `language_modeling` (the continuation must be predicted token by token), `rolling` (log-likelihood of whole
             pages) or `documents` (validation loss).
@@ -68,7 +73,7 @@ class Task(Config):
                 f"a task needs a baseline exactly if it has an accuracy, but '{self.name}' ({self.kind}) has "
                 f"{self.baselines or 'none'}"
             )
-        if self.has_accuracy and self.name.lower() in NO_TASKS:
+        if self.has_accuracy and _column(self.name) in NO_TASKS:
             raise ValueError(
                 f"a task's columns in a run table must not be those of its runs, but '{self.name}' would have the "
                 f"column {self.name}_loss; rename it"
@@ -116,9 +121,12 @@ class Suite(Config):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        names = [task.name.lower() for task in self.tasks]  # some file systems tell no capital letters
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"tasks of a suite must differ in their names, but {', '.join(twice)} come twice")
+        columns = [_column(task.name) for task in self.tasks]
+        if twice := [task.name for task in self.tasks if columns.count(_column(task.name)) > 1]:
+            raise ValueError(
+                "tasks of a suite must differ in their names, not only in punctuation or capital letters, but got "
+                f"{', '.join(twice)}; rename them"
+            )
         if self.score and not all(task.has_accuracy for task in self.tasks):
             raise ValueError(f"a mean of accuracies needs tasks that have one, but '{self.name}' has others")
         return self
