@@ -75,36 +75,39 @@ class QualityPlan:
         """Return the plan of a sweep's evaluation; None if it names no suites.
 
         Raises:
-            ValueError: there is no such suite, its data are missing or short, or two suites would write the same
-                results: they have one name, or a task of one name with other data.
+            ValueError: there is no such suite, its data are missing or short, or two suites would fill in the
+                same columns: they have one name, or a task of one name with other data.
         """
-        from isoloop.trainer.quality.suites.bundle import DATA, find_suite
+        from isoloop.trainer.quality.suites.bundle import DATA, find_suite, is_own_suite
 
         suites: dict[str, PlannedSuite] = {}
+        names: dict[str, tuple[str, str]] = {}  # what suite a column's name is of, and its own name
         tasks: dict[str, tuple[str, str]] = {}  # what suite a task is of, and the hash of its data
         for given in evaluation.suites:
-            bundle = None if _is_own(given) else folders.suites
+            bundle = None if is_own_suite(given) else folders.suites
             if evaluation.bundle is not None:
                 bundle = Path(evaluation.bundle).expanduser()
             suite, source = find_suite(given, bundle)
             source.check(suite.tasks)
-            if suite.name in suites:
+            first = names.setdefault(suite.name.replace("-", "_").lower(), (given, suite.name))
+            if suite.name in suites or first != (given, suite.name):
                 raise ValueError(
-                    "suites of a sweep must have different names, since their results are stored by name, but "
-                    f"{suites[suite.name].given} and {given} are both called '{suite.name}'; rename a file, or leave "
-                    "one of them out"
+                    "suites of a sweep must have different names, not only in capital letters or - and _, since files "
+                    f"and columns have their names, but {first[0]} is called '{first[1]}' and {given} '{suite.name}'; "
+                    "rename a file, or leave one of them out"
                 )
             data = {task.name: source.digest(task) for task in suite.tasks}
             for name, digest in data.items():
                 other, known = tasks.setdefault(name, (given, digest))
                 if known != digest:
                     raise ValueError(
-                        "tasks of one name must have the same data and settings in all suites of a sweep, since their "
-                        f"results are stored by name, but '{name}' of {other} and that of {given} differ; rename one"
+                        "tasks of one name must have the same data, settings and baselines in all suites of a sweep, "
+                        f"since columns have their names, but '{name}' of {other} and that of {given} differ; rename "
+                        "one"
                     )
             lines = (source.read(f"{DATA}/{task.file}").splitlines() for task in suite.tasks)
             suites[suite.name] = PlannedSuite(
-                given=str(Path(given).resolve()) if _is_own(given) else given,
+                given=str(Path(given).resolve()) if is_own_suite(given) else given,
                 bundle=None if bundle is None else bundle.resolve(),
                 data=data,
                 rows=sum(1 for content in lines for line in content if line.strip()),
@@ -210,7 +213,3 @@ def results_folder(folders: Folders, run_id: str) -> Path:
 def table_recurrence(spec: RunSpec) -> int:
     """Return the T whose results the run table has: µ_rec, rounded."""
     return max(1, round(spec.recurrence.mean)) if spec.model.is_looped else 1
-
-
-def _is_own(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))

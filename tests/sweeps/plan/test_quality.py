@@ -160,9 +160,18 @@ def test_each_suite_has_its_own_place_of_data(suite, tmp_path):
 def test_suites_that_would_write_the_same_results_are_refused(suite, tmp_path):
     folders, other = Folders(out=tmp_path / "out", name="any"), tmp_path / "other"
     shutil.copytree(suite.parent, other, ignore=shutil.ignore_patterns("other"))
-    with pytest.raises(ValueError, match=rf"{suite} and {other / 'words.yaml'} are both called 'words'"):
+    with pytest.raises(ValueError, match=rf"{suite} is called 'words' and {other / 'words.yaml'} 'words'"):
         QualityPlan.of(SweepEvaluationConfig(suites=(str(suite), str(other / "words.yaml"))), folders)
     renamed = (other / "words.yaml").rename(other / "again.yaml")
+    for first, second in ("a-b", "a_b"), ("ab", "AB"):
+        for name in first, second:
+            shutil.copy(renamed, other / f"{name}.yaml")
+        with pytest.raises(ValueError, match=rf"{first}.yaml is called '{first}' and .*{second}.yaml '{second}'"):
+            QualityPlan.of(
+                SweepEvaluationConfig(suites=tuple(str(other / f"{name}.yaml") for name in (first, second))), folders
+            )
+    with pytest.raises(ValueError, match=r"words.yaml is called 'words' and "):
+        QualityPlan.of(SweepEvaluationConfig(suites=(str(suite), str(suite))), folders)
     both = SweepEvaluationConfig(suites=(str(suite), str(renamed)))
     assert set(QualityPlan.of(both, folders).suites) == {"words", "again"}, "the same data may be in two suites"
     write_rows(other, "go_on.jsonl", exact_rows(10, seed=1))
