@@ -259,7 +259,7 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
         summary = evaluate_suite(
             subject, suite, bundle, quality.folder, recurrences=quality.recurrences, seeds=quality.seeds, progress=watch
         )
-        write_summary(quality.folder, suite.name, summary.model_dump_json(), result)
+        write_summary(quality.folder, summary, result)
 
 
 def classify_error(error: BaseException) -> AttemptEnd:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from isoloop.sweeps.config.schema import SweepEvaluationConfig
 from isoloop.sweeps.paths import Folders
@@ -13,6 +13,9 @@ from isoloop.sweeps.plan.grid import Cell
 from isoloop.trainer.config import Config, RunSpec
 from isoloop.trainer.files import write_atomically
 from isoloop.trainer.run.result import read_result
+
+if TYPE_CHECKING:
+    from isoloop.trainer.quality.suites.summary import SuiteSummary
 
 
 class QualityTask(Config):
@@ -138,30 +141,27 @@ class QualityPlan:
         """Return whether a run was evaluated on all suites as this plan asks for it."""
         return self.summaries(cell) is not None
 
-    def summaries(self, cell: Cell) -> list[dict[str, Any]] | None:
-        """Return the summaries of a run on all suites, as `SuiteSummary` in JSON; None if one is missing.
+    def summaries(self, cell: Cell) -> "list[SuiteSummary] | None":
+        """Return the summaries of a run on all suites; None if one is missing.
 
         What counts is what a worker has stored of these data, weights, seeds, recurrences and this precision; what
         `isoloop evaluate` stores beside it doesn't.
         """
+        from isoloop.trainer.quality.suites.summary import SuiteSummary
+
         task, digest = self.task(cell), result_digest(self.folders.run(cell.run_id))
+        if digest is None:
+            return None
         summaries = []
         for name, suite in self.suites.items():
             try:
                 stored = json.loads(summary_file(task.folder, name).read_text(encoding="utf-8"))
-                summary = stored["summary"]
-                is_asked_for = (
-                    digest is not None
-                    and stored["result"] == digest
-                    and summary["data"] == suite.data
-                    and summary["of"]["name"] == task.folder.name
-                    and summary["of"]["precision"] == task.precision
-                    and summary["recurrences"] == list(task.recurrences)
-                    and summary["seeds"] == list(task.seeds)
-                )
-            except (FileNotFoundError, ValueError, LookupError, TypeError):  # none, or cut off
+                summary, result = SuiteSummary.model_validate(stored["summary"]), stored["result"]
+            except (FileNotFoundError, ValueError, LookupError, TypeError):  # none, cut off, or of another version
                 return None
-            if not is_asked_for:
+            stored_of = result, summary.data, summary.of.name, summary.of.precision
+            asked_for = digest, suite.data, task.folder.name, task.precision
+            if (stored_of, summary.recurrences, summary.seeds) != (asked_for, task.recurrences, task.seeds):
                 return None
             summaries.append(summary)
         return summaries
@@ -172,10 +172,10 @@ def summary_file(folder: Path, suite: str) -> Path:
     return folder / f"{suite}.sweep.json"
 
 
-def write_summary(folder: Path, suite: str, summary: str, result: str | None) -> None:
-    """Store a `SuiteSummary` in JSON with the digest of the run's result that was evaluated, whole or not at all."""
-    content = json.dumps({"result": result, "summary": json.loads(summary)}, indent=1)
-    write_atomically(summary_file(folder, suite), content)
+def write_summary(folder: Path, summary: "SuiteSummary", result: str | None) -> None:
+    """Store a summary with the digest of the result of the run that was evaluated, whole or not at all."""
+    content = json.dumps({"result": result, "summary": summary.model_dump()}, indent=1)
+    write_atomically(summary_file(folder, summary.suite), content)
 
 
 def result_digest(folder: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Results on evaluation suites as columns of the run table and metrics of MLflow (docs/quality.md#in-a-sweep)."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from isoloop.fitting.tables.quality import BASELINES, SCORED_WEIGHTS
 from isoloop.sweeps.tracking.schema import is_own_column
@@ -22,22 +22,19 @@ class QualityRecord(NamedTuple):
 
 
 def read_quality(
-    summaries: Sequence[Mapping[str, Any]], recurrence: int, baselines: str, *, weights: str
+    summaries: "Sequence[SuiteSummary]", recurrence: int, baselines: str, *, weights: str
 ) -> QualityRecord:
     """Return what is recorded of summaries; the run table's own columns stay as they are, whatever a task is called.
 
     Args:
-        summaries: `SuiteSummary` in JSON.
+        summaries: those of all suites.
         recurrence: T of the columns.
         baselines: version of the baselines of the columns; suites that don't have it have their only one.
         weights: those that were evaluated, the last or the best ones.
     """
-    from isoloop.trainer.quality.suites.summary import SuiteSummary
-
     columns: dict[str, float | str] = {}
     curves: list[tuple[str, float, int]] = []
-    for each in summaries:
-        summary = SuiteSummary.model_validate(each)
+    for summary in summaries:
         if recurrence in summary.recurrences:
             columns |= _score_columns(summary, recurrence, baselines) | _task_columns(summary, recurrence, baselines)
         for version, by_depth in summary.scores.items():

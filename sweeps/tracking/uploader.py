@@ -235,13 +235,13 @@ class Uploader:
         # Results on suites: one that the store refuses is reported, and holds up no run.
         with self._lock:
             evaluated = sorted(self._quality & self.complete & self.cells.keys())
-        for run_id in evaluated:
-            if self._try(run_id, partial(self._upload_quality, self.cells[run_id]), refused := list[str]()):
+        for place, run_id in enumerate(evaluated):
+            if self._try(run_id, partial(self._upload_quality, self.cells[run_id]), []):
                 self.unrecorded.pop(run_id, None)
             elif self.store.answers():
                 self.unrecorded[run_id] = self.last_error or ""
             else:
-                return [*pending, *(other for other in refused if other not in pending)]
+                return list(dict.fromkeys(pending + evaluated[place:]))
         return pending
 
     def _try(self, run_id: str, action: Callable[[], None], pending: list[str]) -> bool:
@@ -345,13 +345,13 @@ class Uploader:
         # The tags, without those of suites, seeds or data that are no longer asked for.
         mlflow_run, wanted = self._find(run_id), quality_tags(record.columns)
         present = {key: value for key, value in self._tags.get(run_id, {}).items() if key.startswith(QUALITY) and value}
-        cursor = self._read_cursor(run_id) if wanted else _Cursor()
-        is_sent = present == wanted and (not wanted or _was_sent(cursor, mlflow_run, digest))
+        cursor = self._read_cursor(run_id) if digest else _Cursor()
+        is_sent = present == wanted and (not digest or _was_sent(cursor, mlflow_run, digest))
         if mlflow_run is not None and not is_sent:
             if cursor.quality != digest:  # a later time than that of other values; the same if it is sent again
                 cursor.mlflow_run, cursor.quality, cursor.quality_time = mlflow_run, digest, time.time_ns() // 1_000_000
                 cursor.quality_sent = False
-                if wanted:
+                if digest:
                     self._save_cursor(run_id, cursor)
             when = cursor.quality_time
             numbers = {name: value for name, value in record.columns.items() if isinstance(value, float)}
@@ -362,7 +362,7 @@ class Uploader:
             tags = dict.fromkeys(present, "") | wanted
             self.store.send(mlflow_run, points=points, tags=tags)
             self._tags[run_id] = {**self._tags.get(run_id, {}), **tags}
-            if wanted:
+            if digest:
                 cursor.mlflow_run, cursor.quality_sent = mlflow_run, True
                 self._save_cursor(run_id, cursor)
         with self._lock:
