@@ -137,8 +137,11 @@ def evaluate(
         if failures:
             sys.exit(RUNS_FAILED)
         return
+    if not as_json:
+        print(summary.report(), end="")
+    elif rival is None:
+        print(summary.model_dump_json(indent=1))
     if rival is None:
-        print(summary.model_dump_json(indent=1) if as_json else summary.report(), end="\n" if as_json else "")
         return
     place, theirs = rival
     ours = read_results(folder, found)
@@ -150,7 +153,7 @@ def evaluate(
         both = {"summary": summary.model_dump(mode="json"), "differences": differences.model_dump(mode="json")}
         print(json.dumps(both, indent=1))
     else:
-        print(f"{summary.report()}\n{differences.report()}", end="")
+        print(f"\n{differences.report()}", end="")
 
 
 def _rival(
@@ -181,7 +184,7 @@ def _rival(
     theirs = wanted[0] if wanted else _deepest(results, seeds)
     data = {task.name: bundle.answers_digest(task) for task in suite.tasks}
     check_answers(suite, results, data, recurrence=theirs, seeds=seeds)
-    check_texts(suite, subject.identity.tokenizer, results)
+    check_texts(suite, subject.identity, results, has_bytes=len(subject.tokenizer.token_bytes) > 0)
     return place, theirs
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -253,3 +254,18 @@ def test_all_names_the_runs_that_are_not_in_its_table(out, spec, tmp_path):
     assert "run not-a-number was not evaluated: a model's losses must be finite" in done.stderr
     assert "run without-weights was left out: its weights aren't under --out" in done.stderr
     assert "run elsewhere was left out: its folder isn't under --out" in done.stderr
+
+
+def test_folders_of_one_name_have_results_of_their_own(out, spec, tmp_path):
+    """The weights of two runs, each copied to a folder called `weights`; a copy of one finds its results."""
+    runs = [spec.run_id, spec.model_copy(update={"seed": 1}).run_id]
+    shutil.copytree(out / "own", tmp_path / "own")
+    command = ("--suite", "own/core.yaml", "--seeds", "5", "--recurrences", "1", "--json", "--out", "o")
+    names = []
+    for place, run in zip(("a", "b", "c"), (*runs, runs[0]), strict=True):
+        shutil.copytree(out / "runs" / run / "model", tmp_path / place / "weights")
+        done = isoloop("evaluate", f"{place}/weights", *command, cwd=tmp_path)
+        names.append(json.loads(done.stdout)["of"]["name"])
+    assert names[0] == names[2] != names[1]
+    assert {path.name for path in (tmp_path / "o" / "quality").iterdir()} == set(names)
+    assert all(re.fullmatch(r"weights-[0-9a-f]{8}", name) for name in names)

@@ -209,6 +209,9 @@ def test_a_key_that_is_missing_is_named(tmp_path):
         (tmp_path / "core.yaml").write_text(text)
         with pytest.raises(BundleError, match="must list tasks as `icl_tasks`"):
             find_suite(str(tmp_path / "core.yaml"), None)
+    (tmp_path / "core.yaml").write_text(json.dumps({"icl_tasks": [OWN], "num_fewshot": [5]}))
+    with pytest.raises(BundleError, match="must have `icl_tasks` alone, but has num_fewshot"):
+        find_suite(str(tmp_path / "core.yaml"), None)
 
 
 def test_texts_may_be_beside_questions_but_then_there_is_no_mean(tmp_path):

@@ -285,6 +285,9 @@ def test_of_documents_two_tokenizers_share_only_the_bytes():
     assert set(between.tasks["text"]) == {"bits_per_byte"}
     assert between.tasks["text"]["bits_per_byte"].value == pytest.approx((6 - 9) / 24 / math.log(2))
     assert "only bits per byte are compared" in between.report()
+    cut = documents_of("a", {"tokens": (2, 3), "bytes": (8, 12)}, (2.0, 3.0))
+    (note,) = compare_models(suite, {"text": ours}, {"text": cut}, **options).notes
+    assert note.startswith("text: documents are cut to the context")
     shorter = documents_of("b", {"tokens": (4,), "bytes": (8,)}, (3.0,), left_out=1)
     unknown = documents_of("b", {"tokens": (4, 8)}, (3.0, 6.0))
     for other, reason in ((shorter, "documents of one token were left out"), (unknown, "'b' are unknown")):

@@ -33,7 +33,6 @@ from isoloop.trainer.quality.suites.task_list import (
 SHUFFLE_SEED = 1337
 DATA = "eval_data"
 _ADVICE = "`isoloop data prepare-suite` with --from puts a suite's data into a bundle and checks them"
-_OWN_ADVICE = f"put the rows of your own tasks into {DATA}/ beside the YAML file, or take the task out of it"
 Row = dict[str, Any]
 
 
@@ -175,7 +174,7 @@ class Bundle:
             BundleError: a file is missing or malformed, a task has no baseline, or a key is unknown.
         """
         name = f"{path.resolve().parent.name}-{path.stem}" if path.stem.lower() in SUITES else path.stem
-        entries = listed_tasks(path.read_bytes(), path.name)
+        entries = listed_tasks(path.read_bytes(), path.name, is_own=True)
         baselines = self._baselines() if self.has(BASELINES) else {}
         tasks = tuple(
             own_task(entry, baselines, f"task {n} of {path.name}") for n, entry in enumerate(entries, start=1)
@@ -249,7 +248,8 @@ def find_suite(name: str, bundle: Path | None) -> tuple[Suite, Bundle]:
         raise ValueError(f"a suite must be one of {', '.join(SUITES)}, or a YAML file of your own, but got '{name}'")
     if not path.is_file():
         raise ValueError(f"a suite's YAML file must exist, but there is none at {path}; check the path")
-    data = Bundle(bundle or path.parent, _OWN_ADVICE)
+    source = bundle or path.parent
+    data = Bundle(source, f"put the rows of your own tasks into {DATA}/ of {source}, or take the task out of {path}")
     return data.own_suite(path), data
 
 

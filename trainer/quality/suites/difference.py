@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from isoloop.trainer.config import Config
 from isoloop.trainer.quality.suites.resampling import interval
-from isoloop.trainer.quality.suites.result import TaskResult
+from isoloop.trainer.quality.suites.result import Identity, TaskResult
 from isoloop.trainer.quality.suites.summary import (
     Estimate,
     aligned,
@@ -66,7 +66,8 @@ def compare_models(
     data = {task.name: first[task.name].data for task in suite.tasks}
     check_answers(suite, first, data, recurrence=recurrences[0], seeds=seeds)
     check_answers(suite, second, data, recurrence=recurrences[1], seeds=seeds)
-    notes = check_texts(suite, first[suite.tasks[0].name].of.tokenizer, second)
+    has_bytes = all("bytes" in first[task.name].units for task in suite.tasks if task.kind == "documents")
+    notes = check_texts(suite, first[suite.tasks[0].name].of, second, has_bytes=has_bytes)
     values: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
     draws: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
     tasks: dict[str, dict[str, Estimate]] = {}
@@ -78,8 +79,13 @@ def compare_models(
         ]
         if task.kind == "documents" and first[task.name].of.tokenizer != second[task.name].of.tokenizer:
             measured = [[each for each in part if each.name == "bits_per_byte"] for part in measured]
-            if first[task.name].left_out or not all(measured):
-                raise ValueError(_incomparable(task, first[task.name], second[task.name]))
+            if first[task.name].left_out:
+                raise ValueError(_incomparable(task, None))
+        if task.kind == "documents" and not np.array_equal(measured[0][-1].denominators, measured[1][-1].denominators):
+            notes.append(
+                f"{task.name}: documents are cut to the context, so of long ones the models have read parts of "
+                "different lengths"
+            )
         drawn_of = resampled_values([*measured[0], *measured[1]], task.file)
         drawn_pairs = zip(drawn_of[: len(measured[0])], drawn_of[len(measured[0]) :], strict=True)
         for ours, theirs, (our_draws, their_draws) in zip(*measured, drawn_pairs, strict=True):
@@ -138,26 +144,33 @@ def check_answers(
             )
 
 
-def check_texts(suite: Suite, tokenizer: str, other: Mapping[str, TaskResult]) -> list[str]:
+def check_texts(suite: Suite, of: Identity, other: Mapping[str, TaskResult], *, has_bytes: bool = True) -> list[str]:
     """Return sentences about measures of documents that two tokenizers don't share; only their bits per byte compare.
 
+    Args:
+        suite: its tasks.
+        of: the one model.
+        other: results of the other one, by the task's name.
+        has_bytes: the bytes of the one model's tokens are known.
+
     Raises:
-        ValueError: the other model's are unknown, or it has left out documents, so that it was read by other ones.
+        ValueError: the bytes of a model's tokens are unknown, or the other one has left out documents.
     """
     differing = [
-        task for task in suite.tasks if task.kind == "documents" and other[task.name].of.tokenizer != tokenizer
+        task for task in suite.tasks if task.kind == "documents" and other[task.name].of.tokenizer != of.tokenizer
     ]
     for task in differing:
-        if other[task.name].left_out or "bytes" not in other[task.name].units:
-            raise ValueError(_incomparable(task, other[task.name]))
+        theirs = other[task.name]
+        unknown = of.name if not has_bytes else theirs.of.name if "bytes" not in theirs.units else None
+        if unknown is not None or theirs.left_out:
+            raise ValueError(_incomparable(task, unknown))
     return [
         f"{task.name}: the tokenizers differ, and so do their tokens, so only bits per byte are compared"
         for task in differing
     ]
 
 
-def _incomparable(task: Task, *results: TaskResult) -> str:
-    unknown = next((each.of.name for each in results if "bytes" not in each.units), None)
+def _incomparable(task: Task, unknown: str | None) -> str:
     reason = (
         f"the bytes of the tokens of '{unknown}' are unknown" if unknown else "documents of one token were left out"
     )

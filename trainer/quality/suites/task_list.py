@@ -27,8 +27,12 @@ class BundleError(ValueError):
     """Error raised where a bundle lacks data that a suite needs."""
 
 
-def listed_tasks(content: bytes, name: str) -> list[dict[str, Any]]:
-    """Return the tasks that a YAML file lists, as they stand there. Raises BundleError if it isn't such a file."""
+def listed_tasks(content: bytes, name: str, *, is_own: bool = False) -> list[dict[str, Any]]:
+    """Return the tasks that a YAML file lists, as they stand there.
+
+    Raises:
+        BundleError: it isn't such a file, or, if it `is_own`, it has something else beside its tasks.
+    """
     try:
         document = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError) as error:
@@ -41,6 +45,11 @@ def listed_tasks(content: bytes, name: str) -> list[dict[str, Any]]:
         raise BundleError(
             f"{name} must list tasks as `icl_tasks`, each with {', '.join(_REQUIRED)}, but it doesn't; see "
             "docs/quality.md"
+        )
+    if is_own and (others := [str(key) for key in document if key != "icl_tasks"]):
+        raise BundleError(
+            f"{name} must have `icl_tasks` alone, but has {', '.join(others)}, which would change nothing; write it "
+            "into the tasks, or remove it"
         )
     return entries
 
