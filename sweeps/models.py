@@ -102,19 +102,10 @@ def trained_runs(folders: Folders) -> dict[Path, RunResult]:
     Raises:
         ValueError: the sweep has no run table yet, or no run with weights.
     """
-    from isoloop.fitting.tables.reading import read_raw
-
-    if not folders.table.is_file():
-        raise ValueError(
-            f"a sweep must have ended, but '{folders.name}' has no run table yet; rerun `isoloop run`, or name the "
-            "folder of one of its runs"
-        )
     found = {}
-    for run_id in read_raw(folders.table).frame["run_id"].astype(str):
-        folder = folders.run(run_id)
+    for folder in _run_folders(folders):
         result = read_result(folder) if folder.is_dir() else None
-        has_weights = (folder / "model").is_dir() or (folder / "checkpoints").is_dir()
-        if result is not None and result.status == "finished" and has_weights:
+        if result is not None and _lack(folder, result) is None:
             found[folder] = result
     if not found:
         raise ValueError(
@@ -122,6 +113,35 @@ def trained_runs(folders: Folders) -> dict[Path, RunResult]:
             "have no weights, and those of runs with --storage are there; name a run's folder"
         )
     return found
+
+
+def untrained_runs(folders: Folders) -> dict[str, str]:
+    """Return the runs in a sweep's table that `trained_runs` leaves out, by id, and why, as the end of a sentence."""
+    lacks = {
+        folder.name: _lack(folder, read_result(folder) if folder.is_dir() else None) for folder in _run_folders(folders)
+    }
+    return {run_id: lack for run_id, lack in lacks.items() if lack is not None}
+
+
+def _run_folders(folders: Folders) -> list[Path]:
+    from isoloop.fitting.tables.reading import read_raw
+
+    if not folders.table.is_file():
+        raise ValueError(
+            f"a sweep must have ended, but '{folders.name}' has no run table yet; rerun `isoloop run`, or name the "
+            "folder of one of its runs"
+        )
+    return [folders.run(run_id) for run_id in read_raw(folders.table).frame["run_id"].astype(str)]
+
+
+def _lack(folder: Path, result: RunResult | None) -> str | None:
+    if result is None:
+        return "its folder isn't under --out, or it has not ended"
+    if result.status != "finished":
+        return f"it has {result.status}"
+    if not (folder / "model").is_dir() and not (folder / "checkpoints").is_dir():
+        return "its weights aren't under --out"
+    return None
 
 
 def best_run(folders: Folders) -> tuple[Path, RunResult]:

@@ -153,7 +153,10 @@ def train_sweep(
         so_far.config.write_text(config_text(plan.sweep), encoding="utf-8")
         if plan.rates is not None:
             plan.rates.write(folders.rates)
-        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress) as (run_store, uploader):
+        with open_stores(plan, prepared.corpus_folders, folders, outcome, progress, quality=prepared.quality) as (
+            run_store,
+            uploader,
+        ):
             run_plan(
                 plan,
                 folders,
@@ -167,6 +170,8 @@ def train_sweep(
                 quality=prepared.quality,
             )
         uploader.check_complete()
+        for run_id, reason in uploader.unrecorded.items():
+            outcome.unevaluated.setdefault(run_id, f"its results on suites were not recorded: {reason}")
         # Write the table.
         progress.begin("Writing the run table")
         from isoloop.fitting import check_table
@@ -202,6 +207,7 @@ def open_stores(
     progress: Progress,
     *,
     is_tuning: bool = False,
+    quality: QualityPlan | None = None,
 ) -> "Iterator[tuple[RunStore | None, Uploader]]":
     """Open the sweep's storage, if it has one, and an uploader of the runs of `plan` into MLflow.
 
@@ -238,7 +244,8 @@ def open_stores(
         progress.event(notice)
     runs_at = None if plan.sweep.storage is None else f"{str(plan.sweep.storage).rstrip('/')}/runs"
     with translate_store_errors(uri):
-        uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=TUNE_KIND if is_tuning else SWEEP_KIND)
+        kind = TUNE_KIND if is_tuning else SWEEP_KIND
+        uploader = Uploader(store, plan, folders, runs_at=runs_at, kind=kind, quality=quality)
     stopped: str | None = "FAILED"
     try:
         yield run_store, uploader

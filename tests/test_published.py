@@ -174,3 +174,20 @@ def test_loss_and_perplexity_agree():
     """The 140m model of the ablation's last row and of the results by size, at T = 8."""
     perplexity = value("perplexity", size="140m", model="Parcae", quantity="validation perplexity")
     assert round(math.log(perplexity), 2) == value("stability", model="+ prelude norm", recurrence=8)
+
+
+def test_the_docs_have_the_published_core_at_equal_flops():
+    """docs/quality.md prints core_at_equal_flops.csv as a table: each row of it, and nothing else."""
+    published = pd.read_csv(FOLDER / "core_at_equal_flops.csv", dtype=str)
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    rows = text.partition("| size | FLOPs | looped | fixed depth |\n| --- | --- | --- | --- |\n")[2].partition("\n\n")[
+        0
+    ]
+    printed = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
+    values = {
+        (size, flops, model): value
+        for size, flops, looped, fixed in printed
+        for model, value in (("looped", looped), ("fixed depth", fixed))
+    }
+    assert values == published.set_index(["size", "flops", "model"])["value"].to_dict()
+    assert len(published) == 2 * len(printed)

@@ -13,6 +13,7 @@ from isoloop.fitting.figures.axes import band_handle, decade_ticks, mark_handle,
 from isoloop.fitting.figures.style import ACCENT, BAND, BLUE, INK, MUTED, run_points
 from isoloop.fitting.quality.fit import QualityFit
 from isoloop.fitting.quality.score import ScoreFit
+from isoloop.fitting.quality.scored_runs import scored_rows
 from isoloop.fitting.sizes.any_fit import AnyFit
 from isoloop.fitting.tables.quality import best_and_fixed_depth
 from isoloop.fitting.tables.runs import finished_rows
@@ -35,7 +36,7 @@ def draw_quality_against_loss(figure: Figure, table: pd.DataFrame, fit: AnyFit) 
     if not quality.fitted:
         reasons = "; ".join(f"{score.label}: {score.reason}" for score in quality.refused)
         raise ValueError(f"this figure needs a score that can be predicted, but there is none: {reasons}")
-    runs = finished_rows(table)
+    runs = scored_rows(table)
     for axes, score in zip(_panels(figure, len(quality.fitted)), quality.fitted, strict=False):
         assert score.losses is not None
         low, high = score.losses
@@ -53,6 +54,7 @@ def draw_quality_against_loss(figure: Figure, table: pd.DataFrame, fit: AnyFit) 
 def draw_quality_against_flops(figure: Figure, table: pd.DataFrame, fit: AnyFit) -> None:
     """Draw up to four scores against compute: at each budget that of the run of least loss, and that of one loop.
 
+    Scores that can be predicted come first. Where one loop has the least loss, its diamond is around the other mark.
     The run of one loop, the model of fixed depth, has the size of the run of least loss: both spend the same FLOPs with
     the same parameters. It is left out where the table has none. Bars are 95% of the items. Raises ValueError if the
     runs have no budgets, or no scores.
@@ -61,21 +63,21 @@ def draw_quality_against_flops(figure: Figure, table: pd.DataFrame, fit: AnyFit)
     runs = finished_rows(table)
     if "budget" not in runs or runs["budget"].isna().all():
         raise ValueError("this figure needs budgets, but the run table has none; add the column `budget`")
-    scores = [score for score in quality.scores if score.runs]
+    scores = [score for score in (*quality.fitted, *quality.refused) if score.runs]
     if not scores:
         raise ValueError("this figure needs runs with a benchmark score, but all are missing; evaluate the runs")
     for axes, score in zip(_panels(figure, len(scores)), scores, strict=False):
         looped, fixed = best_and_fixed_depth(runs[runs[score.column].notna()])
         handles: list[Artist] = []
-        for rows, colour, marker, label in (
-            (looped, BLUE, "o", "least loss"),
-            (fixed, ACCENT, "D", "one loop (fixed depth)"),
+        for rows, colour, marker, hollow, label in (
+            (fixed, ACCENT, "D", True, "one loop (fixed depth)"),
+            (looped, BLUE, "o", False, "least loss"),
         ):
             if rows.empty:
                 continue
-            _draw_runs(axes, rows, score, "flops", colour, marker)
-            axes.plot(rows["flops"], rows[score.column], color=colour, lw=0.9)
-            handles.append(mark_handle(label, marker=marker, line="-", colour=colour))
+            axes.plot(rows["flops"], rows[score.column], color=colour, lw=2.2 if hollow else 0.9)
+            _draw_runs(axes, rows, score, "flops", colour, marker, hollow=hollow)
+            handles.insert(0, mark_handle(label, marker=marker, line="-", colour=colour, hollow=hollow))
         decade_ticks(axes.xaxis)
         axes.set_xlabel("compute C (FLOPs)")
         _finish(axes, score, handles, simulated=quality.simulated)
@@ -99,14 +101,17 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
     return axes[:count]
 
 
-def _draw_runs(axes: Axes, runs: pd.DataFrame, score: ScoreFit, across: str, colour: str, marker: str) -> None:
-    """Draw the scores of runs against a column, with 95% bars where the table has their errors."""
+def _draw_runs(
+    axes: Axes, runs: pd.DataFrame, score: ScoreFit, across: str, colour: str, marker: str, *, hollow: bool = False
+) -> None:
+    """Draw the scores of runs against a column, with 95% bars where the table has their errors; hollow marks larger."""
     x, y = (runs[name].to_numpy(dtype=float) for name in (across, score.column))
     error = f"{score.column}_se"
     if error in runs:
         half = 1.96 * runs[error].to_numpy(dtype=float)
-        axes.vlines(x, y - half, y + half, color=colour, lw=0.9, alpha=0.5)
-    run_points(axes, x, y, runs["run_id"].astype(str), colour=colour, marker=marker)
+        axes.vlines(x, y - half, y + half, color=colour, lw=2.2 if hollow else 0.9, alpha=0.5)
+    size = 8.0 if hollow else 4.5
+    run_points(axes, x, y, runs["run_id"].astype(str), colour=colour, marker=marker, hollow=hollow, size=size)
 
 
 def _finish(axes: Axes, score: ScoreFit, handles: list[Artist], *, simulated: bool) -> None:

@@ -14,9 +14,17 @@ from isoloop.fitting.estimation.objective import SQUARED, Objective
 from isoloop.fitting.quality.chance import NoPrediction, why_at_chance
 from isoloop.fitting.quality.report import fit_lines, prediction_lines
 from isoloop.fitting.quality.score import HeldOutScore, Interval, ScoreFit, ScorePrediction, binomial_scatter
+from isoloop.fitting.quality.scored_runs import of_unknown_weights, scored_rows
 from isoloop.fitting.selection.holdout import splits
 from isoloop.fitting.selection.mixture import LawMixture, law_mixture
-from isoloop.fitting.tables.quality import BASELINES, SUITES, ScoreColumns, score_columns
+from isoloop.fitting.tables.contract import counted
+from isoloop.fitting.tables.quality import (
+    BASELINES,
+    SCORED_WEIGHTS,
+    SUITES,
+    ScoreColumns,
+    score_columns,
+)
 from isoloop.fitting.tables.runs import finished_rows
 
 _LAWS = "isoloop.fitting.quality.laws"
@@ -108,9 +116,12 @@ class QualityFit:
     def with_predicted_losses(
         self, table: pd.DataFrame, losses: Mapping[str, tuple[float, Interval | None]]
     ) -> QualityFit:
-        """Return the fit with the scores of held-out runs of `table`, predicted from predicted losses by run id."""
+        """Return the fit with the scores of held-out runs of `table`, predicted from predicted losses by run id.
+
+        What is predicted of an overfitted run is its lowest loss, so it is left out if its last weights were scored.
+        """
         runs = finished_rows(table)
-        runs = runs[runs["run_id"].isin(list(losses))]
+        runs = runs[runs["run_id"].isin(list(losses)) & (runs["loss"] == scored_rows(table)["loss"])]
 
         def with_rows(score: ScoreFit) -> ScoreFit:
             rows = tuple(
@@ -160,12 +171,20 @@ def fit_quality(
         )
     if draws < _FEWEST_DRAWS:
         raise ValueError(f"draws must be at least {_FEWEST_DRAWS}, but got {draws}; {_DRAWS} are usual")
-    rows = finished_rows(table) if "status" in table else table.reset_index(drop=True)
+    rows = scored_rows(table) if "status" in table else table.reset_index(drop=True)
     baselines = sorted(rows[BASELINES].dropna().astype(str).unique()) if BASELINES in rows else []
     scores = []
     for each in columns:
         progress(each.label)
-        scores.append(_fitted_score(rows, each, baselines, draws=draws, seed=seed, hold_out=hold_out))
+        score = _fitted_score(rows, each, baselines, draws=draws, seed=seed, hold_out=hold_out)
+        unknown = int(of_unknown_weights(table, each.values).sum())
+        if unknown and score.status == "fitted":
+            caveat = (
+                f"the loss of {counted(unknown, 'run')} rose after its lowest value, which is what was read; if the "
+                f"last weights were scored, add the column `{SCORED_WEIGHTS}` with `last`"
+            )
+            score = replace(score, caveats=(*score.caveats, caveat))
+        scores.append(score)
     simulated = bool(rows["simulated"].any()) if "simulated" in rows else False
     return QualityFit(
         scores=tuple(scores), baselines=baselines[0] if len(baselines) == 1 else None, simulated=simulated
@@ -250,7 +269,7 @@ def _with_laws(score: ScoreFit, runs: _Runs, draws: int, seed: int) -> ScoreFit:
         at = runs.task_losses
     data = {"at": at, "chance": chance, "loss": np.maximum(1 - runs.scores / score.perfect, _LEAST_WRONG)}
     typical_scatter, scales = None, None
-    if score.name not in SUITES:
+    if score.unit != "points":
         scatter = binomial_scatter(fit_law(_WRONG[0], data, draws=0, seed=0, objective=_ON_SCORES).loss(data))
         typical_scatter = float(np.exp(np.log(scatter).mean()))
         scales = scatter / typical_scatter
@@ -353,7 +372,7 @@ def _runs_of(rows: pd.DataFrame, columns: ScoreColumns, baselines: Sequence[str]
         budgets=budgets,
         run_ids=tuple(ids),
         chance=chance,
-        chance_known=columns.name in SUITES or bool(len(chances) and np.isfinite(chances[0])),
+        chance_known=columns.unit == "points" or bool(len(chances) and np.isfinite(chances[0])),
     ).subset(kept)
     for name in names:
         texts = np.flatnonzero(rows[name].notna() & np.isnan(numbers[name]))
@@ -364,7 +383,7 @@ def _runs_of(rows: pd.DataFrame, columns: ScoreColumns, baselines: Sequence[str]
 
 def _fault(columns: ScoreColumns, runs: _Runs, chances: np.ndarray, baselines: Sequence[str]) -> str:
     """Return what is wrong with the values of a score, and what to do; empty if nothing is."""
-    scores, suite = runs.scores, columns.name in SUITES
+    scores, suite = runs.scores, columns.unit == "points"
     low, high = (-columns.perfect if suite else 0.0), columns.perfect
     outside = np.flatnonzero((scores < low) | (scores > high))
     if len(outside):
@@ -374,7 +393,7 @@ def _fault(columns: ScoreColumns, runs: _Runs, chances: np.ndarray, baselines: S
         )
     if len(np.unique(chances)) > 1 or (len(chances) and not 0 <= runs.chance < 1):
         return f"`{columns.chance}` must be one number from 0 to 1 (without 1) for all runs; correct it"
-    if suite and len(baselines) > 1:
+    if columns.name in SUITES and len(baselines) > 1:
         return f"its runs were scored with different chance baselines ({', '.join(baselines)}); score all with one"
     return ""
 
@@ -382,8 +401,8 @@ def _fault(columns: ScoreColumns, runs: _Runs, chances: np.ndarray, baselines: S
 def _caveats(columns: ScoreColumns, baselines: Sequence[str], runs: _Runs) -> list[str]:
     """Return what to doubt about the fit of a score."""
     caveats = []
-    suite = columns.name in SUITES
-    if suite and not baselines:
+    suite = columns.unit == "points"
+    if columns.name in SUITES and not baselines:
         caveats.append(f"the table has no `{BASELINES}`, so the version of its chance baselines is not known")
     if suite and (runs.scores < 1).all():
         caveats.append(

@@ -11,7 +11,6 @@ from scipy import stats
 from isoloop.fitting.estimation.bootstrap import LEVEL, interval
 from isoloop.fitting.quality.chance import Status
 from isoloop.fitting.selection.mixture import LawMixture
-from isoloop.fitting.tables.quality import SUITES
 
 Interval = tuple[float, float]
 _DRAWS = 4000
@@ -98,7 +97,7 @@ class ScoreFit:
     @property
     def column(self) -> str:
         """The column of the run table that holds the score."""
-        return self.name if self.name in SUITES else f"{self.name}_accuracy"
+        return self.name if self.unit == "points" else f"{self.name}_accuracy"
 
     @property
     def mean_error(self) -> float | None:

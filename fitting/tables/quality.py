@@ -8,7 +8,10 @@
 | `<task>_accuracy`, `<task>_accuracy_se` | share of right answers, 0 to 1, and its standard error over the items |
 | `<task>_loss` | mean loss of the right continuation, nats per token or per byte |
 | `<task>_chance` | accuracy of guessing, 0 to 1 |
-| `lambada_ppl` | perplexity of the last word; its logarithm is the loss of the task `lambada` |
+| `<task>_ppl` | perplexity beside an accuracy; its logarithm is the task's loss, where there is no `<task>_loss` |
+| `lambada_ppl` | that of `lambada_accuracy`, or of `lambada_openai_accuracy` |
+| `<suite>_mean`, `<suite>_mean_se` | mean centred score of one's own suite, in points, beside tasks' accuracies |
+| `scored_weights` | `last` or `best`: of which step the scores are, where a loss rose after its lowest value |
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ import pandas as pd
 
 SUITES = {"core": "Core", "core_extended": "Core-Extended"}
 """Columns of the suites' mean scores, with their names."""
-BASELINES = "core_baselines"
+BASELINES, SCORED_WEIGHTS = "core_baselines", "scored_weights"
 POINTS = 100.0
 """A perfect mean score."""
 _SIZE = ("effective_params_fixed", "effective_params_per_loop")
+_PERPLEXITIES = {"lambada_openai": "lambada_ppl"}
 _PARTS = ("accuracy_se", "accuracy", "loss", "chance", "ppl")
 _OTHER_NAMES = {
     "acc": "accuracy",
@@ -55,7 +59,7 @@ class ScoreColumns:
 
 
 def score_columns(names: Iterable[str]) -> tuple[ScoreColumns, ...]:
-    """Return the scores that a table with these column names has: the suites first, then tasks in the table's order."""
+    """Return the scores that a table with these column names has, in the table's order: first suites, then tasks."""
     present = [str(name) for name in names]
 
     def beside(name: str) -> str | None:
@@ -63,7 +67,7 @@ def score_columns(names: Iterable[str]) -> tuple[ScoreColumns, ...]:
 
     suites = [
         ScoreColumns(name=name, label=label, unit="points", perfect=POINTS, values=name, error=beside(f"{name}_se"))
-        for name, label in SUITES.items()
+        for name, label in (SUITES | {name: name for name in _own_means(present)}).items()
         if name in present
     ]
     tasks = []
@@ -77,7 +81,7 @@ def score_columns(names: Iterable[str]) -> tuple[ScoreColumns, ...]:
                 perfect=1.0,
                 values=f"{task}_accuracy",
                 error=beside(f"{task}_accuracy_se"),
-                loss=loss or beside(f"{task}_ppl"),
+                loss=loss or beside(_PERPLEXITIES.get(task, "")) or beside(f"{task}_ppl"),
                 chance=beside(f"{task}_chance"),
                 logarithm=loss is None,
             )
@@ -93,7 +97,9 @@ def quality_names(keys: Iterable[str]) -> dict[str, str]:
     split = {key: _split(key) for key in keys}
     tasks = {task for task, part in filter(None, split.values()) if part == "accuracy"}
     found = {key: f"{task}_{part}" for key, (task, part) in _items(split) if task in tasks}
-    suites = {*SUITES, *(f"{name}_se" for name in SUITES), BASELINES}
+    means = [*SUITES, *(_own_means(split) if tasks else ())]
+    suites = {*means, *(f"{name}_se" for name in means), BASELINES, SCORED_WEIGHTS}
+    suites |= {column for task, column in _PERPLEXITIES.items() if task in tasks}
     return found | {key: key for key in split if key in suites}
 
 
@@ -106,6 +112,14 @@ def best_and_fixed_depth(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     keys = ["budget", *(name for name in _SIZE if name in runs)]
     once = runs[runs["mean_recurrence"] == 1].drop_duplicates(keys)
     return best, best[keys].merge(once, on=keys, how="inner")
+
+
+def _own_means(names: Iterable[str]) -> list[str]:
+    """Return the columns of the mean scores of suites of one's own, which stand beside accuracies and have errors."""
+    present = [str(name) for name in names]
+    if not any(name.endswith(("_accuracy", "_acc")) for name in present):
+        return []
+    return [name for name in present if name.endswith("_mean") and f"{name}_se" in present]
 
 
 def _items(split: dict[str, tuple[str, str] | None]) -> list[tuple[str, tuple[str, str]]]:

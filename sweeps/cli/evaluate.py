@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,12 +20,17 @@ from isoloop.sweeps.cli.generate import (
     TokenizerName,
     load_model,
 )
-from isoloop.sweeps.cli.options import DEFAULT_OUT, Out, file_name
-from isoloop.sweeps.paths import folders_of
+from isoloop.sweeps.cli.options import DEFAULT_OUT, RUNS_FAILED, Out, file_name
+from isoloop.sweeps.paths import Folders, folders_of
 
 if TYPE_CHECKING:
+    from isoloop.trainer.quality.suites.bundle import Bundle
     from isoloop.trainer.quality.suites.evaluation import Subject
+    from isoloop.trainer.quality.suites.result import TaskResult
     from isoloop.trainer.quality.suites.summary import SuiteSummary
+    from isoloop.trainer.quality.suites.task import Suite
+
+MOST_RECURRENCES = 4096
 
 SuiteName = Annotated[
     str,
@@ -64,66 +71,132 @@ def evaluate(
     MODEL may also be a model of Transformers, to compare with. Results are stored task by task: rerun the command to go
     on after an interruption, and only what is missing is computed.
     """
-    # Evaluate
+    # The suite, its data, and what is asked of them
     with show_progress() as progress:
         progress.begin("Loading the model")
-        from isoloop.sweeps.models import trained_runs
+        from isoloop.sweeps.models import trained_runs, untrained_runs
         from isoloop.sweeps.plan.quality import compared_weights
-        from isoloop.trainer.quality.suites.bundle import find_suite
+        from isoloop.trainer.quality.suites.bundle import find_suite, is_own_suite
         from isoloop.trainer.quality.suites.difference import compare_models
         from isoloop.trainer.quality.suites.evaluation import evaluate_suite, read_results
 
         chosen = recurrences_of(recurrences)
         drawn = tuple(_numbers(seeds, "--seeds"))
-        found, data = find_suite(suite, bundle or (None if suite.endswith((".yaml", ".yml")) else out / "suites"))
-        data.check(found.tasks)
-
-        def evaluated(target: str, weights_are_best: bool, label: str) -> "tuple[Path, SuiteSummary]":
-            """Evaluate a model; return the folder of its results, and the summary."""
-            subject, mean = _load(
-                target, out, weights_are_best, revision, tokenizer, own_classes, device, precision, progress.event
-            )
-            folder = quality_folder(out, subject.identity.name)
-            progress.begin(label)
-            depths = chosen if chosen and (subject.reader.is_looped or not every_run) else [mean]
-            return folder, evaluate_suite(
-                subject, found, data, folder, recurrences=depths, seeds=drawn, progress=progress.update
-            )
-
         if every_run:
             given = {"--against": against, "--best": best, "--tokenizer": tokenizer, "--revision": revision}
             if used := [name for name, value in given.items() if value]:
                 raise ValueError(f"--all evaluates the runs of a sweep as they are, but got {used[0]}; leave it out")
+        found, data = find_suite(suite, bundle or (None if is_own_suite(suite) else out / "suites"))
+        data.check(found.tasks)  # before a model is fetched; the evaluation finds what was read here
+
+        def load(target: str, weights_are_best: bool) -> "tuple[Subject, list[int], Path]":
+            """Load a model; return it, its T, and the folder of its results."""
+            subject, mean = _load(
+                target, out, weights_are_best, revision, tokenizer, own_classes, device, precision, progress.event
+            )
+            depths = chosen if chosen and (subject.reader.is_looped or not every_run) else [mean]
+            return subject, depths, _results_folder(out, subject.identity.name)
+
+        # All runs of a sweep: one that can't be evaluated is named, and the others go on
+        summaries, losses, failures = [], [], dict[str, str]()
+        if every_run:
             folders = folders_of(model, out)
             runs = trained_runs(folders)
-            summaries = [
-                evaluated(str(run), compared_weights(folders, run.name) == "best", f"Evaluating run {n}/{len(runs)}")[1]
-                for n, run in enumerate(runs, start=1)
-            ]
+            for number, (run, result) in enumerate(runs.items(), start=1):
+                try:
+                    subject, depths, folder = load(str(run), compared_weights(folders, run.name) == "best")
+                    progress.begin(f"Evaluating run {number}/{len(runs)}")
+                    summaries.append(
+                        evaluate_suite(
+                            subject, found, data, folder, recurrences=depths, seeds=drawn, progress=progress.update
+                        )
+                    )
+                    losses.append(result.compared_loss)
+                except (ValueError, OSError, RuntimeError) as error:
+                    failures[run.name] = str(error)
+
+        # One model, and another one to compare it with, whose answers are looked at first
         else:
-            folder, summary = evaluated(model, best, "Evaluating")
+            subject, depths, folder = load(model, best)
+            rival = None if against is None else _rival(against, out, found, data, subject, depths, folder, drawn)
+            progress.begin("Evaluating")
+            summary = evaluate_suite(
+                subject, found, data, folder, recurrences=depths, seeds=drawn, progress=progress.update
+            )
 
-    # All runs of a sweep
     if every_run:
-        losses = [result.compared_loss for result in runs.values()]
-        content = [each.model_dump(mode="json") for each in summaries]
-        print(json.dumps(content, indent=1) if as_json else "\n".join(runs_table(summaries, losses)))
+        left_out = untrained_runs(folders)
+        if as_json:
+            print(json.dumps([each.model_dump(mode="json") for each in summaries], indent=1))
+        elif summaries:
+            print("\n".join(runs_table(summaries, losses)))
+        for run_id, reason in left_out.items():
+            print(f"run {run_id} was left out: {reason}", file=sys.stderr)
+        for run_id, reason in failures.items():
+            print(f"run {run_id} was not evaluated: {reason}", file=sys.stderr)
+        if failures:
+            sys.exit(RUNS_FAILED)
         return
+    if not as_json:
+        print(summary.report(), end="")
+    elif rival is None:
+        print(summary.model_dump_json(indent=1))
+    if rival is None:
+        return
+    place, theirs = rival
+    ours = read_results(folder, found)
+    other = ours if place == folder else read_results(place, found)
+    differences = compare_models(
+        found, ours, other, recurrences=(max(summary.recurrences), theirs), seeds=summary.seeds
+    )
+    if as_json:
+        both = {"summary": summary.model_dump(mode="json"), "differences": differences.model_dump(mode="json")}
+        print(json.dumps(both, indent=1))
+    else:
+        print(f"\n{differences.report()}", end="")
 
-    # One model, and another one to compare it with
-    print(summary.model_dump_json(indent=1) if as_json else summary.report(), end="\n" if as_json else "")
-    if against is not None:
-        name, _, depth = against.partition("@")
-        other = read_results(quality_folder(out, name), found)
-        theirs = _numbers(depth, "--against")[0] if depth else max(next(iter(other.values())).recurrences)
-        differences = compare_models(
-            found,
-            read_results(folder, found),
-            other,
-            recurrences=(max(summary.recurrences), theirs),
-            seeds=summary.seeds,
-        )
-        print(differences.model_dump_json(indent=1) if as_json else f"\n{differences.report()}", end="")
+
+def _rival(
+    against: str,
+    out: Path,
+    suite: "Suite",
+    bundle: "Bundle",
+    subject: "Subject",
+    recurrences: Sequence[int],
+    folder: Path,
+    seeds: Sequence[int],
+) -> tuple[Path, int]:
+    """Return the folder and the T of the model to compare with; raise ValueError unless its answers can be compared.
+
+    It may be the subject itself at another T, also at one that is to be evaluated.
+    """
+    from isoloop.trainer.quality.suites.difference import check_answers, check_texts
+    from isoloop.trainer.quality.suites.evaluation import read_results
+
+    name, _, depth = against.partition("@")
+    wanted = recurrences_of(depth or None, "T of --against")
+    if len(wanted) > 1:
+        raise ValueError(f"--against takes one T, as NAME@T, but got '{against}'; name one")
+    place = _results_folder(out, name)
+    if place == folder and (not wanted or wanted[0] in recurrences):
+        return place, wanted[0] if wanted else max(recurrences)
+    results = read_results(place, suite)
+    theirs = wanted[0] if wanted else _deepest(results, seeds)
+    data = {task.name: bundle.answers_digest(task) for task in suite.tasks}
+    check_answers(suite, results, data, recurrence=theirs, seeds=seeds)
+    check_texts(suite, subject.identity, results, has_bytes=len(subject.tokenizer.token_bytes) > 0)
+    return place, theirs
+
+
+def _deepest(results: "dict[str, TaskResult]", seeds: Sequence[int]) -> int:
+    """Return the largest T at which all tasks are answered with these seeds, or else the first task's largest."""
+    first = next(iter(results.values()))
+    complete = [
+        depth
+        for depth in first.recurrences
+        if not any(result.missing(seed, [depth]) for result in results.values() for seed in seeds)
+    ]
+    return max(complete or first.recurrences)
 
 
 def runs_table(summaries: Sequence["SuiteSummary"], losses: Sequence[float | None]) -> list[str]:
@@ -184,25 +257,34 @@ def prepare_suite(
     print(f"{out / 'suites'} has the data of {suite}: {len(SUITES[suite].tasks)} tasks, all files whole")
 
 
-def quality_folder(out: Path, name: str) -> Path:
-    """Return the folder of a model's results."""
-    return out / "quality" / file_name(name)
+def _results_folder(out: Path, name: str) -> Path:
+    return Folders(out=out, name="").quality(file_name(name))
 
 
-def recurrences_of(text: str | None) -> list[int]:
-    """Return the recurrences in a text such as '1,2,4,8' or '1-24'; none for None.
+def recurrences_of(text: str | None, option: str = "--recurrences") -> list[int]:
+    """Return the recurrences in a text such as '1,2,4,8' or '1-24', at most 4,096; none for None.
 
     Raises:
         ValueError: the text is something else.
     """
-    if text is None:
-        return []
     chosen: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        ends = _numbers(f"{first},{last}" if dash else part, "--recurrences")
-        chosen += range(ends[0], ends[-1] + 1)
-    return chosen
+    for part in [] if text is None else text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [first, last if dash else first]
+        if not all(re.fullmatch(r"\d{1,9}", end.strip(), re.ASCII) for end in ends):
+            raise _bad_recurrences(part, option)
+        low, high = map(int, ends)
+        if not 1 <= low <= high <= MOST_RECURRENCES:
+            raise _bad_recurrences(part, option)
+        chosen += range(low, high + 1)
+    return list(dict.fromkeys(chosen))
+
+
+def _bad_recurrences(part: str, option: str) -> ValueError:
+    return ValueError(
+        f"{option} must be whole numbers from 1 to {MOST_RECURRENCES:,} with commas between them, or ranges of them "
+        f"such as 1-24, the smaller number first, but got '{part}'"
+    )
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -225,7 +307,7 @@ def _load(
 ) -> "tuple[Subject, int]":
     """Load the model to evaluate; return it, and the T at which it is used."""
     from isoloop.trainer.quality.generation import default_recurrence
-    from isoloop.trainer.quality.suites.evaluation import Subject
+    from isoloop.trainer.quality.suites.evaluation import Subject, weights_digest
     from isoloop.trainer.quality.suites.transformers_reader import is_transformers_model, load_transformers
     from isoloop.trainer.run.environment import usable_device
 
@@ -239,10 +321,13 @@ def _load(
             raise ValueError(f"--revision is of a model on Hugging Face, but '{target}' is a folder; leave it out")
         return load_transformers(target, revision=revision, device=place, precision=precision or "float32"), 1
     trained = load_model(target, out, best, revision, tokenizer, own_classes, device, say)
+    name = f"{trained.name}-best" if trained.weights == "best" else trained.name
+    if trained.spec is None and (revision is not None or Path(target).expanduser().is_dir()):
+        name = f"{name}-{weights_digest(trained.model)[:8]}"  # two folders or revisions may have one name
     subject = Subject.of(
         trained.model,
         trained.require_tokenizer(),
-        name=f"{trained.name}-best" if trained.weights == "best" else trained.name,
+        name=name,
         precision=precision or ("float32" if place.startswith("cpu") else trained.precision),
     )
     return subject, default_recurrence(trained)

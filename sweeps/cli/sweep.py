@@ -109,6 +109,8 @@ def plan(
         planned, console = prepared.plan, new_console()
         done = finished_results(planned.cells, folders)
     print_plan(console, planned, done, every_run=every_run)
+    if prepared.quality is not None:
+        console.print(f"{'suites':<11} {prepared.quality.describe()}", markup=False)
     for line in describe_corpora(prepared.corpora.values()):
         console.print(line, markup=False)
     if to is not None:

@@ -55,6 +55,21 @@ LOOKS_APART = 20  # pause between two looks at the trunks' folders, in units of 
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 120.0
 MOST_LISTED = 60  # runs done by an earlier driver; more are only counted
+_WHY_NOT_EVALUATED = {
+    "done": AttemptEnd(
+        status="failed",
+        reason="the data of the suites changed while the sweep ran; rerun the command",
+        retryable=False,
+    ),
+    "busy": AttemptEnd(
+        status="failed",
+        reason="another process evaluates this run; rerun the command when it has ended",
+        retryable=True,
+    ),
+    "stopped": AttemptEnd(
+        status="failed", reason="another process stopped the evaluation; rerun the command", retryable=True
+    ),
+}  # ends of an evaluation that hasn't left what the sweep asks for
 
 
 class Cluster(Protocol):
@@ -406,7 +421,7 @@ class Engine:
             storage=None if self.run_store is None else self.run_store.uri,
             owner=self.owner,
             branching=Branching() if run.evaluates else self.trunks.branching(cell, self.outcome.failed),
-            quality=self.quality.task(cell.spec) if run.evaluates and self.quality is not None else None,
+            quality=self.quality.task(cell) if run.evaluates and self.quality is not None else None,
         )
 
     def _release(self, handle: Any) -> _RunState:
@@ -420,6 +435,9 @@ class Engine:
             return True
         if run.stop_requested and (end.status != "failed" or end.retryable):
             return True
+        if run.evaluates and end.status in _WHY_NOT_EVALUATED:
+            # Nothing that is waited for here is sure to come: it counts as a failure, so it ends.
+            end = _WHY_NOT_EVALUATED[end.status]
         if end.status == "failed":
             return not self._retries(run, end)
         # Busy, stopped by another process, or a result that the storage doesn't show yet: wait a moment.
@@ -429,7 +447,7 @@ class Engine:
 
     def _has_result(self, run: _RunState) -> bool:
         if run.evaluates:
-            return self.quality is not None and self.quality.is_done(run.cell.spec)
+            return self.quality is not None and self.quality.is_done(run.cell)
         result = read_result(self.folders.run(run.cell.run_id))
         if result is None:
             return False
@@ -663,9 +681,7 @@ def missing_evaluations(cells: Iterable[Cell], outcome: SweepOutcome, quality: Q
     return [
         cell
         for cell in cells
-        if (result := results[cell.run_id]) is not None
-        and result.status == "finished"
-        and not quality.is_done(cell.spec)
+        if (result := results[cell.run_id]) is not None and result.status == "finished" and not quality.is_done(cell)
     ]
 
 

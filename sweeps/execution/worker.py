@@ -19,7 +19,7 @@ from typing import Any, Literal
 from isoloop.sweeps.config.resources import Resources
 from isoloop.sweeps.config.schema import Simulation
 from isoloop.sweeps.messages import first_line
-from isoloop.sweeps.plan.quality import QualityTask
+from isoloop.sweeps.plan.quality import QualityTask, result_digest, write_summary
 from isoloop.sweeps.storage.run_store import HEARTBEAT_FILE, STOP_FILE, RunStore
 from isoloop.sweeps.storage.sync import RunSync
 from isoloop.trainer.config import Config, ExecutionConfig, RunSpec
@@ -244,21 +244,22 @@ def evaluate_task(task: Task, quality: QualityTask, signals: Signals) -> None:
         if signals.should_stop():
             raise _StoppedError
 
-    execution = task.resources.execution
+    execution, result = task.resources.execution, result_digest(task.folder)
     torch.set_num_threads(execution.cpu_threads)
     trained = load_trained(task.folder, weights=quality.weights, own_classes=True)
     subject = Subject.of(
         trained.model.to(execution.device),
         trained.require_tokenizer(),
         name=quality.folder.name,
-        precision="float32" if execution.device.startswith("cpu") else trained.precision,
+        precision=quality.precision,
     )
     watch("", 0, 1)
-    for name in quality.suites:
-        suite, bundle = find_suite(name, quality.bundle)
-        evaluate_suite(
+    for given, source in quality.suites.items():
+        suite, bundle = find_suite(given, source)
+        summary = evaluate_suite(
             subject, suite, bundle, quality.folder, recurrences=quality.recurrences, seeds=quality.seeds, progress=watch
         )
+        write_summary(quality.folder, summary, result)
 
 
 def classify_error(error: BaseException) -> AttemptEnd:

@@ -1,9 +1,10 @@
-"""Results on evaluation suites as columns of the run table and metrics of MLflow (docs/quality.md#columns)."""
+"""Results on evaluation suites as columns of the run table and metrics of MLflow (docs/quality.md#in-a-sweep)."""
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from isoloop.fitting.tables.quality import BASELINES, SCORED_WEIGHTS
+from isoloop.sweeps.tracking.schema import is_own_column
 
 if TYPE_CHECKING:
     from isoloop.trainer.quality.suites.summary import SuiteSummary
@@ -20,36 +21,27 @@ class QualityRecord(NamedTuple):
     curves: list[tuple[str, float, int]]
 
 
-def summary_files(folder: Path) -> list[Path]:
-    """Return the stored summaries of a run's suites."""
-    return sorted(folder.glob("*.summary.json"))
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """Return a hash of summaries, which tells whether they were recorded as they are."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def read_quality(files: Sequence[Path], recurrence: int, baselines: str) -> QualityRecord:
-    """Return what is recorded of stored summaries.
+def read_quality(
+    summaries: "Sequence[SuiteSummary]", recurrence: int, baselines: str, *, weights: str
+) -> QualityRecord:
+    """Return what is recorded of summaries; the run table's own columns stay as they are, whatever a task is called.
 
     Args:
-        files: the summaries.
+        summaries: those of all suites.
         recurrence: T of the columns.
         baselines: version of the baselines of the columns; suites that don't have it have their only one.
+        weights: those that were evaluated, the last or the best ones.
     """
-    from isoloop.trainer.quality.suites.summary import SuiteSummary
-
     columns: dict[str, float | str] = {}
     curves: list[tuple[str, float, int]] = []
-    for file in files:
-        summary = SuiteSummary.model_validate_json(file.read_bytes())
+    for summary in summaries:
         if recurrence in summary.recurrences:
             columns |= _score_columns(summary, recurrence, baselines) | _task_columns(summary, recurrence, baselines)
         for version, by_depth in summary.scores.items():
             name = f"quality/{_score_name(summary)}_{version}_at_T"
             curves += [(name, _POINTS * estimate.value, depth) for depth, estimate in by_depth.items()]
-    return QualityRecord(columns, curves)
+    columns = {name: value for name, value in columns.items() if not is_own_column(name)}
+    return QualityRecord(columns | ({SCORED_WEIGHTS: weights} if columns else {}), curves)
 
 
 def _score_name(summary: "SuiteSummary") -> str:
@@ -66,7 +58,7 @@ def _score_columns(summary: "SuiteSummary", recurrence: int, baselines: str) -> 
     estimate = summary.scores[version][recurrence]
     error = (estimate.high - estimate.low) / _NORMAL_WIDTH
     columns: dict[str, float | str] = {name: _POINTS * estimate.value, f"{name}_se": _POINTS * error}
-    return columns | ({"core_baselines": version} if summary.score != "Mean" else {})
+    return columns | ({BASELINES: version} if summary.score != "Mean" else {})
 
 
 def _task_columns(summary: "SuiteSummary", recurrence: int, baselines: str) -> dict[str, float | str]:

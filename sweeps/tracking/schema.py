@@ -35,6 +35,7 @@ PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 SWEEP_KIND, TUNE_KIND = "sweep", "tune"
 SETTLED_OUTCOMES = ("finished", "diverged")
 LONGEST_TAG = 5000
+LONGEST_KEY = 250
 EXTRA_COLUMNS = ("steps", "bits_per_byte", "spectral_radius", "seconds")
 # Missing in simulated runs, in runs of older versions, and where there is nothing to count or nothing was asked for.
 RARE_COLUMNS = (
@@ -49,11 +50,11 @@ RARE_COLUMNS = (
     "perplexity",
     "document_bits_per_byte",
 )
+_OWN_COLUMNS = {*(column.name for column in COLUMNS), *EXTRA_COLUMNS, *RARE_COLUMNS, "flops_trained"}
 _PACKAGES = ("ray", "mlflow", "scipy", "pandas")
 _RECORD_FIELDS = ("time_ms", "kind", "name", "step", "id")
 _LOSS = "loss_T"
 _LOSSES_PER_TAG = 100
-_SCORES_PER_TAG = 60
 _MOST_AXIS_COLUMNS = 20
 LOSS_AT_T = "test_time/loss_at_T"
 _CURVES = {
@@ -131,11 +132,24 @@ def loss_tags(result: RunResult) -> dict[str, str]:
     return tags
 
 
+def quality_key(name: str) -> str:
+    """Return what MLflow calls a score: a name that it takes, whatever a task is called."""
+    return f"quality/{result_key(name).replace('/', '_')}"[:LONGEST_KEY]
+
+
 def quality_tags(columns: Mapping[str, float | str]) -> dict[str, str]:
-    """Return the tags of a run's results on suites, from which the run table has them."""
-    entries = list(columns.items())
-    parts = [dict(entries[start : start + _SCORES_PER_TAG]) for start in range(0, len(entries), _SCORES_PER_TAG)]
-    return {f"{QUALITY}{place}": json.dumps(part) for place, part in enumerate(parts)}
+    """Return the tags of a run's results on suites, from which the run table has them; each is short enough."""
+    parts: list[dict[str, float | str]] = [{}]
+    for name, value in columns.items():
+        if parts[-1] and len(json.dumps({**parts[-1], name: value})) > LONGEST_TAG:
+            parts.append({})
+        parts[-1][name] = value
+    return {f"{QUALITY}{place}": json.dumps(part) for place, part in enumerate(parts) if part}
+
+
+def is_own_column(name: str) -> bool:
+    """Return whether a column of the run table is one that its runs or the plan fill in, whatever suites there are."""
+    return name in _OWN_COLUMNS or _LOSS in name
 
 
 def run_name(plan: Plan, cell: Cell) -> str:
@@ -282,8 +296,9 @@ def _row(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any
         **{name: loss if status == "finished" else None for name, loss in losses.items()},
         **{
             name: value
-            for key in sorted(key for key in tags if key.startswith(QUALITY))
+            for key in sorted(key for key in tags if key.startswith(QUALITY) and tags[key])
             for name, value in json.loads(tags[key]).items()
+            if not is_own_column(name)
         },
         **columns,
     }

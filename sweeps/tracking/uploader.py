@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,14 +22,15 @@ from pathlib import Path
 from isoloop.sweeps.messages import disk_fault, first_line
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell, Plan
-from isoloop.sweeps.plan.quality import results_folder, table_recurrence
+from isoloop.sweeps.plan.quality import QualityPlan, table_recurrence
 from isoloop.sweeps.tracking.mlflow_store import TrackingStore, is_settled
-from isoloop.sweeps.tracking.quality import digest_of, read_quality, summary_files
+from isoloop.sweeps.tracking.quality import QualityRecord, read_quality
 from isoloop.sweeps.tracking.schema import (
     CHECKPOINT,
     IN_SWEEP,
     OUTCOME,
     PARENT_RUN,
+    QUALITY,
     REASON,
     SWEEP_KIND,
     cell_tags,
@@ -38,6 +40,7 @@ from isoloop.sweeps.tracking.schema import (
     loss_tags,
     metric_name,
     parameters,
+    quality_key,
     quality_tags,
     result_points,
     tag_text,
@@ -61,7 +64,9 @@ class _Cursor:
     known_step: int = -1
     offset: int = 0
     done: bool = False
-    quality: str = ""  # digest of the results on suites that were sent
+    quality: str = ""  # digest of the results on suites that are being sent, or were
+    quality_time: int = 0  # of its points, in ms
+    quality_sent: bool = False
 
 
 class Uploader:
@@ -73,10 +78,21 @@ class Uploader:
         folders: the places of the run folders on this machine.
         runs_at: the URI of the folder that holds the trained models in the end; None: where the run folders are.
         kind: the kind of the parent run, a sweep or a tuning.
+        quality: the suites whose results are recorded; None: of none, and what is recorded of earlier ones is removed.
+
+    Attributes:
+        unrecorded: reasons why the store didn't take a run's results on suites, by run id; they hold up nothing else.
     """
 
     def __init__(
-        self, store: TrackingStore, plan: Plan, folders: Folders, *, runs_at: str | None = None, kind: str = SWEEP_KIND
+        self,
+        store: TrackingStore,
+        plan: Plan,
+        folders: Folders,
+        *,
+        runs_at: str | None = None,
+        kind: str = SWEEP_KIND,
+        quality: QualityPlan | None = None,
     ) -> None:
         # The plan, and the cursors of earlier calls.
         self.store, self.plan, self.folders = store, plan, folders
@@ -101,7 +117,9 @@ class Uploader:
         self._without_spec: dict[str, str] = {}
         self._watched: set[str] = set()
         self._ends: dict[str, tuple[str, str]] = {}
+        self._quality_plan = quality
         self._quality: set[str] = set()
+        self.unrecorded: dict[str, str] = {}
         self._lock = threading.Lock()
         self._watch_folders()
         self._closing = threading.Event()
@@ -178,13 +196,9 @@ class Uploader:
         """Watch every cell that has a folder."""
         parent = self.folders.run("")
         names = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
-        evaluated = self.folders.quality("")
-        evaluated_names = (
-            {path.name.removesuffix("-best") for path in evaluated.iterdir()} if evaluated.is_dir() else set()
-        )
         with self._lock:
             self._watched |= names & set(self.cells)
-            self._quality |= evaluated_names & set(self.cells)
+            self._quality |= set(self.cells)
 
     def _read_store(self) -> None:
         """Read which runs the store has, and their tags."""
@@ -214,14 +228,20 @@ class Uploader:
             actions += [
                 (run_id, partial(self._upload, cell)) for run_id, cell in self.cells.items() if run_id in watched
             ]
-            actions += [
-                (run_id, partial(self._upload_quality, self.cells[run_id]))
-                for run_id in sorted(self._quality & self.cells.keys())
-            ]
         for index, (run_id, action) in enumerate(actions):
             uploaded = self._try(run_id, action, pending)
             if not uploaded and not self.store.answers():  # the store is away, not one record bad: skip the others
                 return list(dict.fromkeys(pending + [other for other, _ in actions[index + 1 :]]))
+        # Results on suites: one that the store refuses is reported, and holds up no run.
+        with self._lock:
+            evaluated = sorted(self._quality & self.complete & self.cells.keys())
+        for place, run_id in enumerate(evaluated):
+            if self._try(run_id, partial(self._upload_quality, self.cells[run_id]), []):
+                self.unrecorded.pop(run_id, None)
+            elif self.store.answers():
+                self.unrecorded[run_id] = self.last_error or ""
+            else:
+                return list(dict.fromkeys(pending + evaluated[place:]))
         return pending
 
     def _try(self, run_id: str, action: Callable[[], None], pending: list[str]) -> bool:
@@ -314,24 +334,39 @@ class Uploader:
             self._save_spec(run_id, cursor.mlflow_run)
 
     def _upload_quality(self, cell: Cell) -> None:
-        """Bring the store up to date with a finished run's results on suites."""
-        if cell.run_id not in self.complete:  # its training is recorded first
-            return
-        files = summary_files(results_folder(self.folders, cell.run_id))
-        cursor, digest = self._read_cursor(cell.run_id), digest_of(files)
-        mlflow_run = self._find(cell.run_id)
-        if files and mlflow_run is not None and (cursor.mlflow_run, cursor.quality) != (mlflow_run, digest):
-            recurrence = table_recurrence(cell.spec)
-            record = read_quality(files, recurrence, self.plan.sweep.evaluation.suite_baselines)
-            when = int(max(file.stat().st_mtime for file in files) * 1000)
+        """Bring the store up to date with a finished run's results on the suites that the sweep asks for now."""
+        run_id, record, digest = cell.run_id, QualityRecord({}, []), ""
+        quality = self._quality_plan
+        summaries = None if quality is None else quality.summaries(cell)
+        if quality is not None and summaries is not None:
+            version, weights = quality.evaluation.suite_baselines, quality.task(cell).weights
+            record = read_quality(summaries, table_recurrence(cell.spec), version, weights=weights)
+            digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+        # The tags, without those of suites, seeds or data that are no longer asked for.
+        mlflow_run, wanted = self._find(run_id), quality_tags(record.columns)
+        present = {key: value for key, value in self._tags.get(run_id, {}).items() if key.startswith(QUALITY) and value}
+        cursor = self._read_cursor(run_id) if digest else _Cursor()
+        is_sent = present == wanted and (not digest or _was_sent(cursor, mlflow_run, digest))
+        if mlflow_run is not None and not is_sent:
+            if cursor.quality != digest:  # a later time than that of other values; the same if it is sent again
+                cursor.mlflow_run, cursor.quality, cursor.quality_time = mlflow_run, digest, time.time_ns() // 1_000_000
+                cursor.quality_sent = False
+                if digest:
+                    self._save_cursor(run_id, cursor)
+            when = cursor.quality_time
             numbers = {name: value for name, value in record.columns.items() if isinstance(value, float)}
-            points = [(f"quality/{name}", value, when, 0) for name, value in numbers.items()]
-            points += [(name, value, when, depth) for name, value, depth in record.curves]
-            self.store.send(mlflow_run, points=points, tags=quality_tags(record.columns))
-            cursor.mlflow_run, cursor.quality = mlflow_run, digest
-            self._save_cursor(cell.run_id, cursor)
+            points = [(quality_key(name), value, when, 0) for name, value in numbers.items()]
+            points += [
+                (quality_key(name.removeprefix("quality/")), value, when, depth) for name, value, depth in record.curves
+            ]
+            tags = dict.fromkeys(present, "") | wanted
+            self.store.send(mlflow_run, points=points, tags=tags)
+            self._tags[run_id] = {**self._tags.get(run_id, {}), **tags}
+            if digest:
+                cursor.mlflow_run, cursor.quality_sent = mlflow_run, True
+                self._save_cursor(run_id, cursor)
         with self._lock:
-            self._quality.discard(cell.run_id)
+            self._quality.discard(run_id)
 
     def _open_cursor(self, cell: Cell, journal: str | None) -> _Cursor:
         """Find or create the MLflow run of a cell, mark it as running, and return the cursor of its journal."""
@@ -371,7 +406,7 @@ class Uploader:
         tags = {**changed_tags(wanted, self._tags.get(cell.run_id, {})), OUTCOME: "running", REASON: ""}
         self.store.reopen(mlflow_run)
         self.store.send(mlflow_run, params=parameters(cell), tags=tags)
-        self._tags[cell.run_id] = wanted
+        self._tags[cell.run_id] = {**self._tags.get(cell.run_id, {}), **wanted}
 
     def _record_failure(self, cell: Cell, reason: str) -> None:
         """Record a failure, also of a run that failed before it could write a journal."""
@@ -411,6 +446,10 @@ class Uploader:
 
     def _save_cursor(self, run_id: str, cursor: _Cursor) -> None:
         write_atomically(self.cursor_folder / f"{run_id}.json", json.dumps(asdict(cursor)))
+
+
+def _was_sent(cursor: _Cursor, mlflow_run: str | None, digest: str) -> bool:
+    return cursor.quality_sent and (cursor.mlflow_run, cursor.quality) == (mlflow_run, digest)
 
 
 def _result_points(result: RunResult, folder: Path) -> list[tuple[str, float, int, int]]:

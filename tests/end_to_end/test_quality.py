@@ -53,7 +53,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
 
     # The table has what is stored of each run at T = µ, and MLflow the other T as well.
     for _, row in table.iterrows():
-        summary = json.loads((folders.quality(row["run_id"]) / "words.summary.json").read_text())
+        summary = json.loads((folders.quality(row["run_id"]) / "words.sweep.json").read_text())["summary"]
         assert summary["recurrences"] == sorted({2, row["mean_recurrence"]})
         (version,) = summary["scores"]
         at_mean = summary["scores"][version][f"{row['mean_recurrence']:g}"]
@@ -66,7 +66,7 @@ def test_runs_are_evaluated_recorded_and_shown(work):
     assert run.data.metrics["quality/choose_accuracy"] == table["choose_accuracy"][0]
     assert any(name.startswith("quality/words_mean_") and name.endswith("_at_T") for name in run.data.metrics)
     assert "No prediction of choose (at chance)" in folders.report.read_text(encoding="utf-8")
-    assert "no prediction of choose, go_on" in isoloop("fit", "with-suites", "--draws", 20, cwd=work).stdout
+    assert "no prediction of words_mean, choose, go_on" in isoloop("fit", "with-suites", "--draws", 20, cwd=work).stdout
 
     # Again: nothing is computed anew, without a change; a deleted result is.
     before = {path: path.stat().st_mtime_ns for path in (work / "isoloop-out/quality").rglob("*.json")}
@@ -76,12 +76,14 @@ def test_runs_are_evaluated_recorded_and_shown(work):
     again = isoloop("run", "sweep.yaml", "--draws", 20, cwd=work)
     pd.testing.assert_frame_equal(pd.read_csv(folders.table), table)
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
-    assert {path.parent.name for path in changed} == {table["run_id"][0]}
+    assert {path.relative_to(work / "isoloop-out/quality").parts[0] for path in changed} == {table["run_id"][0]}
     assert "Training" not in again.stderr
     assert "Training 4/4 runs" in done.stderr
 
 
 def test_data_are_checked_before_anything_is_trained(work):
+    planned = isoloop("plan", "sweep.yaml", cwd=work).stdout
+    assert "suites      words (2 tasks, 24 rows) of each finished run, at T = µ, 2, with 3 seeds" in planned
     (work / "eval_data" / "go_on.jsonl").unlink()
     said = isoloop("run", "sweep.yaml", cwd=work, check=2).stderr
     assert "eval_data/go_on.jsonl is missing (task go_on)" in said
@@ -97,7 +99,7 @@ def test_a_failed_evaluation_is_said_and_training_stays(work):
     sweep = load_sweep(str(work / "sweep.yaml"))
     evaluation = sweep.evaluation.model_copy(update={"suites": (str(work / "words.yaml"),)})
     cells = prepare(sweep.model_copy(update={"evaluation": evaluation}), folders).plan.cells
-    (folders.quality(cells[0].run_id) / "choose.json").mkdir(parents=True)
+    (folders.quality(cells[0].run_id) / "words" / "choose.json").mkdir(parents=True)
     done = isoloop("run", "sweep.yaml", "--draws", 20, cwd=work, check=1)
     assert f"run {cells[0].run_id} was not evaluated: " in done.stderr
     table = pd.read_csv(folders.table)

@@ -1,13 +1,16 @@
 """From loss to quality: a known truth is recovered, intervals hold it, and what can't be predicted is refused."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize, stats
 
 from isoloop.fitting import fit_quality, law_named
 from isoloop.fitting.quality import fit as quality_fit
+from isoloop.fitting.quality import score as quality_score
 from isoloop.fitting.quality.chance import why_at_chance
 from tests.fitting.quality import sweeps
 
@@ -263,3 +266,99 @@ def test_the_published_models_predict_the_largest_pair():
     assert all(row.inside for row in score_of(fit, "core").held_out)
     # The pair is 3.0 to 3.4 points above the 770m pair, so the error is a small part of what had to be predicted.
     assert score_of(fit, "core").mean_error < 0.3 * 3.2
+
+
+def overfitted(table, extra=0.4):
+    """The table, in which half of the runs end `extra` nats above their lowest loss, after three passes over the text.
+
+    Their scores are those of their lowest loss.
+    """
+    rose = np.arange(len(table)) % 2 == 0
+    return table.assign(
+        status="finished", simulated=False, params=1e8, tokens=3e9, epochs=3.0,
+        best_loss=table["loss"], loss=table["loss"] + extra * rose,
+    ), rose  # fmt: skip
+
+
+def test_scores_are_fitted_to_the_loss_of_the_weights_that_were_scored():
+    """Of overfitted runs: the best weights' scores against the lowest loss, the last weights' against the last."""
+    plain = sweeps.sweep(np.random.default_rng(6))
+    truth = fit_quality(plain, draws=20, hold_out=False)
+    table, rose = overfitted(plain)
+    of_best = fit_quality(table.assign(scored_weights="best"), draws=20, hold_out=False)
+    assert of_best.scores == truth.scores
+    # The scores of last weights, which are those of the last loss.
+    scores = sweeps.scored(table[["run_id", "loss", "budget"]], np.random.default_rng(6))
+    last = table.assign(**{name: scores[name] for name in scores if name.startswith(("task_", "core"))})
+    of_last = fit_quality(last.assign(scored_weights="last"), draws=20, hold_out=False)
+    assert of_last.scores == fit_quality(scores, draws=20, hold_out=False).scores
+    assert score_of(of_last, "core").predict(2.8).value == pytest.approx(sweeps.core(2.8), abs=1)
+    assert not any("scored_weights" in caveat for fit in (of_best, of_last) for caveat in fit.scores[0].caveats)
+    # A predicted loss is the lowest: no loss of last weights is held against it.
+    predicted = {run_id: (loss, None) for run_id, loss in zip(table["run_id"], table["best_loss"], strict=True)}
+    for fit, weights, runs in (of_best, "best", np.full(len(rose), True)), (of_last, "last", ~rose):
+        held_out = fit.with_predicted_losses(last.assign(scored_weights=weights), predicted)
+        assert [row.run_id for row in score_of(held_out, "core").held_out_with_loss] == list(table["run_id"][runs])
+    # Unknown ones are read at the lowest loss, and that is said.
+    unknown = fit_quality(last, draws=20, hold_out=False)
+    assert score_of(unknown, "core").losses[0] == plain["loss"].min()
+    said = f"the loss of {rose.sum()} runs rose after its lowest value"
+    assert all(said in " ".join(score.caveats) for score in unknown.fitted)
+
+
+def drawn_noise(dof=3, typical_scatter=None, level=0.02, count=20_000):
+    """Errors of draws of a certain sigmoid at a steep and a flat place, (2, count), and its values there, (2,)."""
+    form = law_named(quality_fit._WRONG[0])
+    vector = np.array([2.0, 3.0])
+    law = SimpleNamespace(form=form, draws=[vector], draw_matrix=vector[None], noise=level, noise_dof=dof, on="loss")
+    at = np.repeat([3.0, 5.5], count)
+    data = {"at": at, "chance": np.zeros_like(at)}
+    mixture = SimpleNamespace(laws=(law,), weights=(1.0,))
+    drawn = quality_score._drawn(mixture, data, np.random.default_rng(0), typical_scatter)
+    exact = form.loss(vector[None], {name: values[None] for name, values in data.items()})[0]
+    return (drawn - exact).reshape(2, count), exact.reshape(2, count)[:, 0]
+
+
+def test_noise_of_few_runs_has_the_tails_of_student():
+    """A level that is known with 3 degrees of freedom: the noise is t-distributed, not normal."""
+    noise, _ = drawn_noise(dof=3)
+    assert stats.kstest(noise.ravel() / 0.02, stats.t(3).cdf).pvalue > 0.01
+    assert stats.kstest(noise.ravel() / 0.02, stats.norm.cdf).pvalue < 1e-6
+
+
+def test_noise_of_an_accuracy_is_that_of_a_share_of_items():
+    """sqrt(p (1 - p)) of the share p of wrong answers, with the level at its typical value."""
+    noise, wrong = drawn_noise(dof=10_000, typical_scatter=0.4)
+    np.testing.assert_allclose(noise.std(axis=1), 0.02 / 0.4 * np.sqrt(wrong * (1 - wrong)), rtol=0.03)
+    assert wrong[0] == pytest.approx(0.5)
+    assert wrong[1] > 0.98
+    flat, _ = drawn_noise(dof=10_000)
+    np.testing.assert_allclose(flat.std(axis=1), 0.02, rtol=0.03)
+
+
+def test_each_accuracy_counts_by_the_variance_of_its_share():
+    """The same fit as by a weighted least-squares fit, whose weights are 1 / p (1 - p) of the first fit."""
+    table = sweeps.sweep(np.random.default_rng(8), smallest_loss=1.5, largest_loss=4.5, items=60)
+    table = table.drop(columns=["core", "task_loss"]).assign(task_chance=0.0)
+    law = score_of(fit_quality(table, draws=20, hold_out=False), "task").wrong.laws[0]
+    losses, wrong = table["loss"].to_numpy(), 1 - table["task_accuracy"].to_numpy()
+
+    def sigmoid(vector):
+        return 1 / (1 + np.exp(-vector[0] * (losses - vector[1])))
+
+    plain = optimize.least_squares(lambda vector: sigmoid(vector) - wrong, law.vector).x
+    scatter = np.sqrt(sigmoid(plain) * (1 - sigmoid(plain)))
+    weighted = optimize.least_squares(lambda vector: (sigmoid(vector) - wrong) / scatter, law.vector).x
+    assert np.asarray(law.vector) == pytest.approx(weighted, rel=1e-3)
+    assert np.asarray(law.vector) != pytest.approx(plain, rel=1e-2)
+
+
+def test_each_side_of_a_losss_interval_has_its_own_width():
+    core = score_of(fit_quality(sweeps.sweep(np.random.default_rng(1)), draws=50, hold_out=False), "core")
+    known = core.predict(2.8).interval
+    above, below = core.predict(2.8, (2.8, 3.2)).interval, core.predict(2.8, (2.4, 2.8)).interval
+    # Larger losses lower the score, and only they move the lower end.
+    assert above[0] == pytest.approx(sweeps.core(3.2), abs=1.2)
+    assert above[1] == pytest.approx(known[1], abs=0.3)
+    assert below[1] == pytest.approx(sweeps.core(2.4), abs=1.5)
+    assert below[0] == pytest.approx(known[0], abs=0.3)

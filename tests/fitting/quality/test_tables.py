@@ -17,9 +17,8 @@ from isoloop.fitting import (
     simulate_sizes,
     simulate_table,
 )
-from isoloop.fitting.figures.quality import best_and_fixed_depth
 from isoloop.fitting.tables.mapping import map_table
-from isoloop.fitting.tables.quality import score_columns
+from isoloop.fitting.tables.quality import best_and_fixed_depth, score_columns
 from isoloop.fitting.tables.reading import RawTable
 from tests.commands import isoloop
 from tests.fitting.quality import sweeps
@@ -149,8 +148,46 @@ def test_quality_against_flops_compares_the_least_loss_with_one_loop(table, fit)
     best = table.loc[table.groupby("budget")["loss"].idxmin()]
     once = table[table["mean_recurrence"] == 1].sort_values("budget")
     points = [line for line in figure.axes[0].lines if str(line.get_gid()).startswith("runs:")]
-    np.testing.assert_allclose(points[0].get_xydata(), best[["flops", "core"]])
-    np.testing.assert_allclose(points[1].get_xydata(), once[["flops", "core"]])
+    np.testing.assert_allclose(points[0].get_xydata(), once[["flops", "core"]])
+    np.testing.assert_allclose(points[1].get_xydata(), best[["flops", "core"]])
+    # The later one is on top; where both are of one run, the mark around it is seen, too.
+    assert points[0].get_markersize() > points[1].get_markersize() + 2
+    assert points[0].get_markerfacecolor() == "white"
+
+
+def test_scores_that_can_be_predicted_have_the_first_panels(table):
+    guessed = np.random.default_rng(3).binomial(100, 0.25, len(table)) / 100
+    scored = table.assign(guess_accuracy=guessed, guess_accuracy_se=0.0433, guess_chance=0.25).drop(columns="core")
+    scored = scored[["guess_accuracy", *(name for name in scored if name != "guess_accuracy")]]
+    fit = fit_table(scored, name="any", draws=20)
+    assert [score.name for score in fit.quality.scores] == ["guess", "task"]
+    figure = figures.draw_one("quality_against_flops", scored, fit)
+    assert [axes.get_title(loc="left").split()[0] for axes in figure.axes] == ["task", "guess"]
+
+
+def test_the_mean_of_an_own_suite_is_a_score_in_points_and_comes_first(table):
+    own = table.rename(columns={"core": "words_mean", "core_se": "words_mean_se"}).drop(columns="core_baselines")
+    score, task = score_columns(own)
+    assert (score.name, score.unit, score.perfect, score.error, task.name) == (
+        "words_mean", "points", 100.0, "words_mean_se", "task",
+    )  # fmt: skip
+    fit, core = fit_quality(own, draws=20), fit_quality(table, draws=20).scores[0]
+    assert fit.scores[0].column == "words_mean"
+    assert fit.scores[0].predict(3.0).value == core.predict(3.0).value
+    assert fit.scores[0].caveats == ()
+    assert {"words_mean", "words_mean_se"} <= set(map_table(RawTable(frame=own)).frame)
+    # Other means aren't scores: without an error, or without any accuracy beside them.
+    assert [each.name for each in score_columns(own.drop(columns="words_mean_se"))] == ["task"]
+    assert score_columns(own.drop(columns="task_accuracy")) == ()
+
+
+def test_lambada_is_paired_as_sweeps_and_papers_name_it():
+    paired = {"lambada_accuracy": "lambada", "lambada_openai_accuracy": "lambada_openai"}
+    for accuracy, name in paired.items():
+        (score,) = score_columns(["loss", accuracy, "lambada_ppl"])
+        assert (score.name, score.loss, score.logarithm) == (name, "lambada_ppl", True)
+    (score,) = score_columns(["lambada_openai_accuracy", "lambada_openai_loss", "lambada_ppl"])
+    assert (score.loss, score.logarithm) == ("lambada_openai_loss", False)
 
 
 def test_scores_that_are_still_missing_leave_the_figure_out(table):

@@ -1,14 +1,16 @@
 """The commands `isoloop evaluate` and `isoloop data prepare-suite`."""
 
 import json
+import math
+import re
 import shutil
 import signal
 import subprocess
 import time
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from isoloop.sweeps.cli import evaluate as command_module
 from isoloop.sweeps.cli.evaluate import recurrences_of
 from isoloop.sweeps.paths import Folders
 from isoloop.trainer import hub
@@ -63,7 +65,7 @@ def test_a_run_is_evaluated_as_from_python(out, spec, tmp_path):
     assert "Mean, baselines own" in done.stdout
     again = evaluated(out, spec, "--recurrences", "1,3-4", "--seeds", "7,8", "--json")
     assert again.stdout == summary.model_dump_json(indent=1) + "\n"
-    stored = json.loads((out / "quality" / spec.run_id / "mc.json").read_text())
+    stored = json.loads((out / "quality" / spec.run_id / "own-core" / "mc.json").read_text())
     assert stored["of"]["name"] == spec.run_id
 
 
@@ -75,15 +77,38 @@ def test_models_are_compared_row_by_row(out, spec):
     assert f"{spec.run_id} at T = 2 minus {other.run_id} at T = 1, row by row" in done.stdout
     done = evaluated(out, spec, "--recurrences", "2", "--seeds", "7", "--against", spec.run_id)
     assert "accuracy" in done.stdout.partition("row by row")[2]
-    missing = evaluated(out, spec, "--against", "nobody", check=2)
-    assert "has no result of mc, schema, lm" in missing.stderr
+    both = evaluated(out, spec, "--recurrences", "2", "--seeds", "7", "--against", f"{other.run_id}@1", "--json")
+    content = json.loads(both.stdout)  # one document
+    assert content["summary"]["of"]["name"] == content["differences"]["first"] == spec.run_id
+    own = evaluated(out, spec, "--recurrences", "1,5", "--seeds", "7", "--against", f"{spec.run_id}@1").stdout
+    assert f"{spec.run_id} at T = 5 minus {spec.run_id} at T = 1" in own
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("nobody", "has no result of mc, schema, lm"),
+        ("{other}@9", "has no answers to mc at T = 9 with the seeds 7"),
+        ("{other}@1,2", "--against takes one T"),
+        ("{other}@x", "T of --against must be whole numbers"),
+    ],
+)
+def test_whom_to_compare_with_is_checked_before_anything_is_computed(out, spec, against, message):
+    other = spec.model_copy(update={"seed": 1})
+    evaluated(out, other, "--recurrences", "1", "--seeds", "7")
+    before = {path: path.read_bytes() for path in (out / "quality").rglob("*.json")}
+    against = against.format(other=other.run_id)
+    done = evaluated(out, spec, "--recurrences", "6", "--seeds", "7", "--against", against, check=2)
+    assert message in done.stderr
+    assert {path: path.read_bytes() for path in (out / "quality").rglob("*.json")} == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--recurrences", "one"], "--recurrences must be whole numbers"),
-        (["--recurrences", "0"], "from 1 on"),
+        (["--recurrences", "0"], "from 1 to 4,096"),
+        (["--recurrences", "3,8-1"], "the smaller number first, but got '8-1'"),
         (["--seeds", "1,1"], "seeds must be different numbers"),
         (["--suite", "cor"], "a suite must be one of core, core-extended"),
         (["--suite", "core"], "there is none at"),
@@ -99,7 +124,16 @@ def test_bad_input_is_one_clear_error(out, spec, arguments, message):
 def test_recurrences_are_numbers_and_ranges():
     assert recurrences_of(None) == []
     assert recurrences_of("8") == [8]
-    assert recurrences_of("1,2,6-9") == [1, 2, 6, 7, 8, 9]
+    assert recurrences_of("1, 2,6-9,7-10") == [1, 2, 6, 7, 8, 9, 10]
+    assert len(recurrences_of("1-4096")) == 4096
+
+
+@pytest.mark.parametrize(
+    "text", ["8-1", "3,8-1", "1-10000000000", "1-4097", "0", "-3", "1-", "1-2-3", "", "1,,2", "1.5"]
+)
+def test_other_recurrences_are_refused_with_the_rule(text):
+    with pytest.raises(ValueError, match="whole numbers from 1 to 4,096"):
+        recurrences_of(text)
 
 
 def test_ctrl_c_loses_at_most_a_task(out, spec):
@@ -110,7 +144,7 @@ def test_ctrl_c_loses_at_most_a_task(out, spec):
     write_tasks(out / "long", entries, {"mc": 25, "lm": 25})
     command = [*ISOLOOP, "evaluate", spec.run_id, "--suite", "long/core.yaml", "--out", str(out), "--seeds", "1"]
     command += ["--recurrences", "1-24"]
-    stored = out / "quality" / spec.run_id / "mc.json"
+    stored = out / "quality" / spec.run_id / "long-core" / "mc.json"
     stored.unlink(missing_ok=True)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out) as process:
         while not stored.exists() and process.poll() is None:
@@ -180,10 +214,6 @@ def test_a_bundle_on_the_hub_is_fetched_file_by_file_or_as_its_zip(tmp_path, mon
         assert (tmp_path / out / "suites" / "eval_data" / "language_understanding" / "lambada_openai.jsonl").is_file()
 
 
-def test_results_lie_in_a_folder_of_the_models_name(tmp_path):
-    assert command_module.quality_folder(tmp_path, "owner/name").parent == tmp_path / "quality"
-
-
 def test_all_runs_of_a_sweep(out, spec):
     """A line for each run, and the results are those of each run alone."""
     folders = Folders(out=out, name="tiny")
@@ -202,3 +232,40 @@ def test_all_runs_of_a_sweep(out, spec):
         assert f"{load_trained(out / 'runs' / run).result.loss:.4f}" in line
     said = isoloop("evaluate", "tiny", "--all", "--best", *options, cwd=out, check=2).stderr
     assert "--all evaluates the runs of a sweep as they are, but got --best" in said
+
+
+def test_all_names_the_runs_that_are_not_in_its_table(out, spec, tmp_path):
+    """One has diverged since, another one's weights are gone: said, and the others' table is printed."""
+    folders = Folders(out=tmp_path / "out", name="partly")
+    runs = [spec.run_id, spec.model_copy(update={"seed": 1}).run_id]
+    names = ["whole", "not-a-number", "without-weights", "elsewhere"]
+    for name, run in zip(names, (runs[0], runs[1], runs[1]), strict=False):
+        shutil.copytree(out / "runs" / run, folders.run(name))
+    weights = next((folders.run("not-a-number") / "model").glob("*.safetensors"))
+    tensors = load_file(weights)
+    save_file({name: tensor * math.nan for name, tensor in tensors.items()}, weights)
+    for part in ("model", "checkpoints"):
+        shutil.rmtree(folders.run("without-weights") / part, ignore_errors=True)
+    folders.sweep.mkdir(parents=True)
+    folders.table.write_text("run_id\n" + "\n".join(names) + "\n")
+    options = ("--suite", str(out / "own" / "core.yaml"), "--seeds", "5", "--out", folders.out)
+    done = isoloop("evaluate", "partly", "--all", *options, cwd=out, check=1)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["run", spec.run_id]
+    assert "run not-a-number was not evaluated: a model's losses must be finite" in done.stderr
+    assert "run without-weights was left out: its weights aren't under --out" in done.stderr
+    assert "run elsewhere was left out: its folder isn't under --out" in done.stderr
+
+
+def test_folders_of_one_name_have_results_of_their_own(out, spec, tmp_path):
+    """The weights of two runs, each copied to a folder called `weights`; a copy of one finds its results."""
+    runs = [spec.run_id, spec.model_copy(update={"seed": 1}).run_id]
+    shutil.copytree(out / "own", tmp_path / "own")
+    command = ("--suite", "own/core.yaml", "--seeds", "5", "--recurrences", "1", "--json", "--out", "o")
+    names = []
+    for place, run in zip(("a", "b", "c"), (*runs, runs[0]), strict=True):
+        shutil.copytree(out / "runs" / run / "model", tmp_path / place / "weights")
+        done = isoloop("evaluate", f"{place}/weights", *command, cwd=tmp_path)
+        names.append(json.loads(done.stdout)["of"]["name"])
+    assert names[0] == names[2] != names[1]
+    assert {path.name for path in (tmp_path / "o" / "quality").iterdir()} == set(names)
+    assert all(re.fullmatch(r"weights-[0-9a-f]{8}", name) for name in names)

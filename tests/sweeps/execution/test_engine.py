@@ -22,8 +22,10 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import plan_sweep, simulated_corpus
 from isoloop.sweeps.plan.packing import Needs, Node
 from isoloop.sweeps.plan.quality import QualityTask
+from isoloop.trainer.run.branch import Branching
 from isoloop.trainer.run.result import write_result
 from tests.sweeps.conftest import SIMULATED
+from tests.sweeps.execution import virtual
 from tests.sweeps.execution.virtual import BROKEN, DONE, FOREVER, LOST, Act, Clock, VirtualCluster, result_of
 
 PLAN = plan_sweep(validate_sweep({**SIMULATED, "resources": {"gpus": 1}}, source="test"), simulated_corpus)
@@ -47,12 +49,12 @@ class Evaluations:
     def __init__(self, folders):
         self.folders = folders
 
-    def is_done(self, spec):
-        return self.folders.quality(spec.run_id).is_dir()
+    def is_done(self, cell):
+        return self.folders.quality(cell.run_id).is_dir()
 
-    def task(self, spec):
-        folder = self.folders.quality(spec.run_id)
-        return QualityTask(suites=("core",), bundle=None, folder=folder, recurrences=(1,), seeds=(1,))
+    def task(self, cell):
+        folder = self.folders.quality(cell.run_id)
+        return QualityTask(suites={"core": None}, folder=folder, recurrences=(1,), seeds=(1,))
 
 
 class Trial:
@@ -82,7 +84,7 @@ class Trial:
 
     def evaluated(self):
         """Ids of the runs that were evaluated."""
-        return {cell.run_id for cell in self.cells if self.quality.is_done(cell.spec)}
+        return {cell.run_id for cell in self.cells if self.quality.is_done(cell)}
 
     def engine(self):
         self.folders.sweep.mkdir(parents=True, exist_ok=True)
@@ -660,12 +662,70 @@ class TestEvaluations:
         assert outcome.unevaluated == {run: "a rule is broken"}
         assert outcome.results[run].status == "finished"
 
-    def test_only_finished_runs_are_evaluated(self, trial):
+    def test_only_finished_runs_are_evaluated(self, trial, monkeypatch):
+        trial.evaluate()
+        failed, diverged = trial.runs(3, 3)
+        trial.cluster.scripts[failed] = [Act(end=BROKEN)]
+        monkeypatch.setattr(
+            virtual, "result_of", lambda task: result_of(task).model_copy(update={"status": "diverged", "loss": None})
+        )
+        outcome = trial.run()
+        assert outcome.results[diverged].status == "diverged"
+        assert len(trial.cluster.tasks) == 2
+        assert trial.evaluated() == set()
+
+    def test_one_whose_data_have_changed_ends(self, trial):
+        """The worker has evaluated the run, but not on what the plan asks for."""
         trial.evaluate()
         (run,) = trial.runs(3)
-        trial.cluster.scripts[run] = [Act(end=BROKEN)]
+        trial.cluster.scripts[run] = [Act(), Act(writes=False)]
+        outcome = trial.run(limit=100)
+        assert outcome.unevaluated == {run: "the data of the suites changed while the sweep ran; rerun the command"}
+        assert len(trial.cluster.tasks) == 2
+        assert outcome.results[run].status == "finished"
+
+    @pytest.mark.parametrize(
+        ("status", "reason"), [("busy", "another process evaluates"), ("stopped", "another process stopped")]
+    )
+    def test_one_that_another_process_holds_up_ends(self, trial, status, reason):
+        trial.evaluate()
+        (run,) = trial.runs(3, retries=2)
+        held_up = Act(end=AttemptEnd(status=status), seconds=1)
+        trial.cluster.scripts[run] = [Act(), held_up, held_up, held_up]
+        outcome = trial.run(limit=500)
+        assert outcome.unevaluated[run].startswith(reason)
+        assert len(trial.cluster.tasks) == 4
+        # While tries are left, it may end well.
+        assert trial.watcher.retried() == [run, run]
+
+    def test_one_that_was_held_up_goes_on(self, trial):
+        trial.evaluate()
+        (run,) = trial.runs(3)
+        trial.cluster.scripts[run] = [Act(), Act(end=AttemptEnd(status="busy"), seconds=1), Act(seconds=1)]
+        assert trial.run().unevaluated == {}
+        assert trial.evaluated() == {run}
+
+    def test_they_are_no_flops_in_progress(self, trial):
+        trial.evaluate()
+        trial.runs(3)
+        seen = []
+        trial.run(lambda engine: seen.append((engine.trains, bool(engine.attempts), engine.flops_in_progress())))
+        evaluating = [flops for trains, attempts, flops in seen if attempts and not trains]
+        assert evaluating
+        assert evaluating == [[]] * len(evaluating)
+        assert any(len(flops) == 1 for trains, _, flops in seen if trains)
+
+    def test_they_start_from_no_trunk(self, trial, monkeypatch):
+        """A branch is evaluated from its own folder, wherever its training began."""
+        trial.evaluate()
+        trial.runs(3)
+        asked = []
+        monkeypatch.setattr(
+            engine_module.Trunks, "branching", lambda self, cell, failed: asked.append(cell) or Branching()
+        )
         trial.run()
-        assert len(trial.cluster.tasks) == 1
+        assert len(trial.cluster.tasks) == 2
+        assert len(asked) == 1
 
     def test_the_state_names_runs_that_train_and_counts_evaluations(self, trial):
         trial.evaluate()

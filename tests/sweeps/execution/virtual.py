@@ -197,7 +197,7 @@ class VirtualCluster:
     def write(self, attempt):
         act, folder = attempt.act, attempt.task.folder
         if attempt.task.quality is not None:
-            if act.end.status == "done":
+            if act.end.status == "done" and act.writes:
                 attempt.task.quality.folder.mkdir(parents=True)
             return
         if act.step:

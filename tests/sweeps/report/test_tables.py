@@ -30,3 +30,12 @@ def test_quality_at_equal_flops_is_of_the_least_loss_and_of_one_loop():
         assert row[2].under == "± 0.5"
     without = table.drop(columns=["core", "core_se", "core_baselines"])
     assert quality_table(without, fit_table(without, name="any", draws=20)) is None
+
+
+def test_the_headline_of_an_own_suite_is_its_mean():
+    """The tasks stand before it in the table, by their names."""
+    table = simulate_table(budgets=(1e18, 4e18, 16e18, 64e18), mean_recurrences=(1, 2, 4, 8), recurrences=(), seed=0)
+    mean = 20 - 10 * (table["loss"] - table["loss"].min())
+    table = table.assign(choose_accuracy=mean / 100, choose_accuracy_se=0.01, words_mean=mean, words_mean_se=0.5)
+    page = quality_table(table, fit_table(table, name="any", draws=20))
+    assert [heading.label for heading in page.columns][2:] == ["words_mean, best µ", "words_mean, one loop"]

@@ -121,6 +121,50 @@ def test_answers_of_other_weights_or_rows_are_not_reused(bundle, tmp_path):
     assert stored(folder) == stored(tmp_path / "new") != stored(tmp_path / "other")
 
 
+def test_corrected_baselines_change_the_summary_and_its_digest_but_no_answer(bundle, tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    first = evaluate_suite(subject(), SUITE, bundle, folder, recurrences=[1], seeds=[1])
+    assert first.data == {task.name: bundle.digest(task) for task in SUITE.tasks}
+    corrected = SUITE.tasks[1].model_copy(update={"baselines": {"v1": 40, "v2": 40}})
+    suite = SUITE.model_copy(update={"tasks": (SUITE.tasks[0], corrected, SUITE.tasks[2])})
+    monkeypatch.setattr(evaluation_module, "score_questions", None)  # nothing is answered again
+    second = evaluate_suite(subject(), suite, bundle, folder, recurrences=[1], seeds=[1])
+    assert {name for name in first.data if first.data[name] != second.data[name]} == {"schema"}
+    assert second.tasks[1].measures["centred v1"] != first.tasks[1].measures["centred v1"]
+    for read in (suite, SUITE):  # which are those of the suite that asks, as answers don't depend on them
+        assert read_results(folder, read)["schema"].task.baselines == read.tasks[1].baselines
+
+
+def test_notes_are_made_before_anything_is_computed(bundle, tmp_path, monkeypatch):
+    """An evaluation doesn't fail at its end because of the bundle's list, which it doesn't need."""
+    (tmp_path / "core.yaml").write_text("icl_tasks: [{label: mc, num_fewshot: [9]}, 5]")
+    order = []
+    notes, score = Bundle.notes, evaluation_module.score_questions
+    monkeypatch.setattr(Bundle, "notes", lambda self, suite: order.append("notes") or notes(self, suite))
+    monkeypatch.setattr(
+        evaluation_module, "score_questions", lambda *args, **options: order.append("score") or score(*args, **options)
+    )
+    summary = evaluate_suite(subject(), SUITE, Bundle(tmp_path), tmp_path / "results", recurrences=[1], seeds=[1])
+    assert order == ["notes", "score", "score", "score"]
+    assert "core.yaml must list tasks as `icl_tasks`" in summary.notes[0]
+
+
+def test_own_suites_keep_their_answers_apart(bundle, tmp_path):
+    """Two suites with a task of one name, on other data: neither loses its answers to the other."""
+    write_rows(tmp_path, "other.jsonl", choice_rows(15, seed=5))
+    task = SUITE.tasks[0]
+    suites = [
+        Suite(name=name, tasks=(task.model_copy(update={"file": file}),), is_own=True)
+        for name, file in (("one", "mc.jsonl"), ("two", "other.jsonl"))
+    ]
+    for suite in suites:
+        evaluate_suite(subject(), suite, Bundle(tmp_path), tmp_path / "results", recurrences=[1], seeds=[1])
+    first, second = (read_results(tmp_path / "results", suite)["mc"] for suite in suites)
+    assert first.data != second.data
+    assert first.task.file == "mc.jsonl"
+    assert {path.name for path in (tmp_path / "results").glob("*.json")} == {"one.summary.json", "two.summary.json"}
+
+
 def test_progress_grows_to_the_whole(bundle, tmp_path):
     steps = []
     evaluate_suite(
@@ -198,6 +242,68 @@ def test_centred_accuracies_and_their_mean_by_hand():
     assert "Mean, baselines v2" in report
 
 
+def test_a_summary_is_over_all_seeds():
+    """The nats of the right options are a mean over seeds, the counts of long prompts the most of any seed."""
+    task = SUITE.tasks[0]
+    answers = {
+        1: Answers(correct={2: "10"}, gold_nats={2: 1.0}, cropped=1, cut=0),
+        2: Answers(correct={2: "10"}, gold_nats={2: 4.0}, cropped=2, cut=1),
+        3: Answers(correct={2: "10"}, gold_nats={2: 4.0}, cropped=0, cut=0),
+    }
+    result = TaskResult(task=task, data="d", of=IDENTITY, rows=2, seeds=answers)
+    suite = Suite(name="s", tasks=(task,))
+    (summary,) = summarise(suite, {"mc": result}, seeds=[1, 2, 3], recurrences=[2]).tasks
+    assert (summary.gold_nats, summary.cropped, summary.cut) == ({2: 3.0}, 2, 1)
+
+
+def test_joined_answers_have_every_t_and_the_newer_counts():
+    old = Answers(correct={4: "10"}, gold_nats={4: 1.0}, cropped=1, cut=1)
+    new = Answers(correct={1: "01"}, gold_nats={1: 2.0}, cropped=5, cut=3)
+    expected = Answers(correct={1: "01", 4: "10"}, gold_nats={1: 2.0, 4: 1.0}, cropped=5, cut=3)
+    assert old.joined(new) == expected
+    assert list(old.joined(new).correct) == [1, 4]
+
+
+def documents_of(tokenizer, units, nats, left_out=0):
+    task = Task(name="text", kind="documents", file="text.jsonl")
+    return TaskResult(
+        task=task, data="d", of=IDENTITY.model_copy(update={"name": tokenizer, "tokenizer": tokenizer}),
+        rows=len(nats), left_out=left_out, units=units, seeds={0: Answers(nats={1: nats})},
+    )  # fmt: skip
+
+
+def test_of_documents_two_tokenizers_share_only_the_bytes():
+    """Nats per token are of other tokens; bits per byte are of the same text, if all documents were read."""
+    ours = documents_of("a", {"tokens": (2, 4), "bytes": (8, 16)}, (2.0, 4.0))
+    theirs = documents_of("b", {"tokens": (4, 8), "bytes": (8, 16)}, (3.0, 6.0))
+    suite = Suite(name="s", tasks=(ours.task,))
+    options = {"recurrences": (1, 1), "seeds": [1]}
+    same = compare_models(suite, {"text": ours}, {"text": ours}, **options)
+    assert set(same.tasks["text"]) == {"loss", "perplexity", "bits_per_byte"}
+    assert same.notes == ()
+    between = compare_models(suite, {"text": ours}, {"text": theirs}, **options)
+    assert set(between.tasks["text"]) == {"bits_per_byte"}
+    assert between.tasks["text"]["bits_per_byte"].value == pytest.approx((6 - 9) / 24 / math.log(2))
+    assert "only bits per byte are compared" in between.report()
+    cut = documents_of("a", {"tokens": (2, 3), "bytes": (8, 12)}, (2.0, 3.0))
+    (note,) = compare_models(suite, {"text": ours}, {"text": cut}, **options).notes
+    assert note.startswith("text: documents are cut to the context")
+    shorter = documents_of("b", {"tokens": (4,), "bytes": (8,)}, (3.0,), left_out=1)
+    unknown = documents_of("b", {"tokens": (4, 8)}, (3.0, 6.0))
+    for other, reason in ((shorter, "documents of one token were left out"), (unknown, "'b' are unknown")):
+        for pair in ((ours, other), (other, ours)):
+            with pytest.raises(ValueError, match=f"can't be subtracted, .*{reason}"):
+                compare_models(suite, *({"text": each} for each in pair), **options)
+
+
+def test_documents_that_are_left_out_are_counted_in_the_report(tmp_path):
+    write_rows(tmp_path, "text.jsonl", [{"text": text} for text in ("a core", "x", "head")])
+    suite = Suite(name="s", tasks=(Task(name="text", kind="documents", file="text.jsonl"),))
+    summary = evaluate_suite(subject(), suite, Bundle(tmp_path), tmp_path / "results", recurrences=[1])
+    assert (summary.tasks[0].rows, summary.tasks[0].left_out) == (2, 1)
+    assert "text: 1 of 3 documents have fewer than two tokens and were left out" in summary.report()
+
+
 def test_intervals_are_those_of_resampled_rows():
     """The interval of a mean is that of a normal, within the bootstrap's own noise."""
     values = np.random.default_rng(0).random((2, 400)) < [[0.3], [0.7]]
@@ -273,7 +379,7 @@ CHOICES = [task for task in SUITES["core"].tasks if task.kind == "multiple_choic
 
 @pytest.mark.parametrize("options", sorted({round(100 / task.baselines["v1"]) for task in CHOICES}))
 def test_chance_scores_0_within_its_interval(options, tmp_path):
-    """On questions with as many options as the tasks of Core have. (BoolQ's baseline is the more frequent answer.)"""
+    """On questions with as many options as the tasks of Core have, each of which is the right one equally often."""
     write_rows(tmp_path, "a.jsonl", choice_rows(300, options=options, least=1, most=1))
     task = Task(name="a", kind="multiple_choice", file="a.jsonl", baselines={"own": 100 / options})
     model = Subject(reader=RandomReader(options), tokenizer=ByteTokenizer(), identity=IDENTITY)
@@ -283,3 +389,24 @@ def test_chance_scores_0_within_its_interval(options, tmp_path):
     assert estimate.low < 0 < estimate.high
     assert estimate.high - estimate.low < 0.4
     assert {len(set(row)) for row in [read_results(tmp_path / "results", suite)["a"].seeds[0].correct[1]]} == {2}
+
+
+def test_chance_scores_0_on_schemas_too(tmp_path):
+    """Of two beginnings either is the right one equally often."""
+    estimate = score_of_chance("schema", schema_rows(300), 50, tmp_path)
+    assert estimate.low < 0 < estimate.high
+
+
+def test_against_the_more_frequent_answer_chance_scores_less_than_0(tmp_path):
+    """BoolQ's baseline is not that of a uniform choice, 50, but 62: who always says the more frequent answer."""
+    expected = (0.5 - 0.62) / (1 - 0.62)
+    estimate = score_of_chance("multiple_choice", choice_rows(300, options=2, least=1, most=1), 62, tmp_path)
+    assert estimate.low < expected < estimate.high < 0
+
+
+def score_of_chance(kind, rows, baseline, folder):
+    write_rows(folder, "a.jsonl", rows)
+    task = Task(name="a", kind=kind, file="a.jsonl", baselines={"own": baseline})
+    model = Subject(reader=RandomReader(2), tokenizer=ByteTokenizer(), identity=IDENTITY)
+    suite = Suite(name="s", score="Mean", tasks=(task,))
+    return evaluate_suite(model, suite, Bundle(folder), folder / "r", recurrences=[1], seeds=[1]).scores["own"][1]

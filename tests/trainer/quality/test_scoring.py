@@ -17,7 +17,7 @@ from isoloop.trainer.data.tokenizer import BpeTokenizer, ByteTokenizer
 from isoloop.trainer.evaluate import STATE_SEED, evaluate_documents
 from isoloop.trainer.quality.suites import Bundle, Subject, Suite, Task, evaluate_suite, read_results
 from isoloop.trainer.quality.suites import scoring as scoring_module
-from isoloop.trainer.quality.suites.prompts import make_questions
+from isoloop.trainer.quality.suites.prompts import Option, Question, make_questions
 from isoloop.trainer.quality.suites.reader import LoopedReader
 from isoloop.trainer.quality.suites.scoring import score_questions
 from isoloop.trainer.quality.suites.text import detokenised, make_documents
@@ -240,6 +240,51 @@ def test_batches_are_of_bounded_size_and_hold_every_option():
     small = scoring_module._batches(questions, 700, 1000, 200_000)  # most prefixes are too large for such a cache
     assert sum(len(batch.options) for batch in small) == 48
     assert {bool(batch.shared) for batch in small} == {True, False}
+
+
+def question_of(prefix, *tails):
+    """A question whose options share `prefix` tokens, and differ in their `tails`."""
+    return Question(
+        options=tuple(
+            Option(tokens=np.concatenate([np.ones(prefix, np.int64), np.full(tail, 2 + number)]), start=prefix)
+            for number, tail in enumerate(tails)
+        ),
+        gold=0,
+    )
+
+
+@pytest.mark.parametrize(("prefix", "together"), [(101, True), (98, True), (97, False), (80, False)])
+def test_questions_are_read_together_while_that_costs_a_sixteenth(prefix, together):
+    """By hand, for a first question of 100 tokens that are read once, and 2 options of which 5 tokens are read each.
+
+    With one whose prefix is shorter, both options of the first become longer by the difference.
+    """
+    lost = 101 - prefix
+    batches = scoring_module._batches([question_of(101, 4, 4), question_of(prefix, 4, 4)], 2**13, 1, 2**30)
+    assert [batch.shared for batch in batches] == ([prefix - 1] if together else [100, prefix - 1])
+    assert (2 * lost <= (prefix - 1 + 2 * (5 + lost)) / 16) == together
+
+
+def test_the_caches_of_a_batch_stay_below_their_limit():
+    """Three equal questions: 100 shared tokens and 2 options of 5 tokens are 110 positions each."""
+    questions = [question_of(101, 4, 4) for _ in range(3)]
+    for limit, sizes in ((330, [6]), (329, [4, 2]), (220, [4, 2]), (219, [2, 2, 2]), (110, [2, 2, 2])):
+        batches = scoring_module._batches(questions, 2**13, 10, 10 * limit)
+        assert [len(batch.options) for batch in batches if batch.shared] == sizes
+    assert not any(batch.shared for batch in scoring_module._batches(questions, 2**13, 10, 1099))
+
+
+@pytest.mark.parametrize(
+    ("context", "cropped", "cut"), [(9, False, False), (8, True, False), (6, True, False), (5, True, True)]
+)
+def test_a_prompt_is_cut_where_a_scored_token_has_no_token_before_it(context, cropped, cut):
+    """9 tokens with the separator, of which the last 5 are scored: with 6 of context, all 5 are predicted."""
+    task = Task(name="t", kind="language_modeling", file="t.jsonl", delimiter="", baselines={"own": 0})
+    rows = [{"context": "abc", "continuation": "defgh"}]
+    (question,) = make_questions(task, rows, [0], seed=0, tokenizer=ByteTokenizer(), context=context)
+    (option,) = question.options
+    assert (option.is_cropped, option.is_cut) == (cropped, cut)
+    assert len(option.tokens) - option.start == min(5, context - 1)
 
 
 def test_options_that_differ_in_nothing_are_scored_by_their_last_token():

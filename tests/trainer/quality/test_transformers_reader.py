@@ -1,6 +1,7 @@
 """Models of Transformers as subjects: the same answers as ours give, and as one prompt at a time gives."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -52,6 +53,20 @@ def test_scores_are_those_of_one_prompt_at_a_time(folder):
             np.testing.assert_allclose(score.nats, [expected], rtol=1e-5)
 
 
+def test_folders_of_one_name_are_told_apart(folder, tmp_path):
+    """Their results lie in folders of their names."""
+    other = tmp_path / folder.name
+    shutil.copytree(folder, other)
+    same = load_transformers(str(other)).identity
+    model = transformers.AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(other)
+    first, second = (load_transformers(str(each)).identity for each in (folder, other))
+    assert first.name == same.name == f"{folder.name}-{first.weights[:8]}"
+    assert second.name != first.name
+
+
 def test_its_tokenizer_gives_the_same_tokens(folder):
     theirs, ours = load_transformers(str(folder)).tokenizer, merging_tokenizer()
     documents = [Document("d", text.encode(), "train", 0) for text in ("a core loop: µ", "", "col or")]
@@ -84,7 +99,7 @@ def test_a_suite_runs_at_t_1_alone(folder, tmp_path):
 
 def test_models_of_transformers_are_told_from_ours(folder, tmp_path):
     assert is_transformers_model(str(folder))
-    for config in ({"_class_name": "ParcaeConfig"}, {"model_type": "isoloop"}):
+    for config in ({"_class_name": "ParcaeConfig"}, {"model_type": "isoloop"}, [], "gpt2"):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert not is_transformers_model(str(tmp_path))
     assert not is_transformers_model(str(tmp_path / "nothing"))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from isoloop.trainer.config import Config
 from isoloop.trainer.quality.suites.resampling import interval
-from isoloop.trainer.quality.suites.result import TaskResult
+from isoloop.trainer.quality.suites.result import Identity, TaskResult
 from isoloop.trainer.quality.suites.summary import (
     Estimate,
     aligned,
@@ -17,13 +17,14 @@ from isoloop.trainer.quality.suites.summary import (
     resampled_values,
     scale_of,
 )
-from isoloop.trainer.quality.suites.task import Suite
+from isoloop.trainer.quality.suites.task import Suite, Task
 
 
 class Differences(Config):
     """The first model's measures minus the second's: `scores` by version of the baselines, `tasks` by task and measure.
 
-    An interval is over rows, each with its two answers. A deviation is over seeds.
+    An interval is over rows, each with its two answers. A deviation is over seeds. `notes` are sentences about what is
+    not compared.
     """
 
     first: str
@@ -31,6 +32,7 @@ class Differences(Config):
     recurrences: tuple[int, int]
     scores: dict[str, Estimate]
     tasks: dict[str, dict[str, Estimate]]
+    notes: tuple[str, ...] = ()
 
     def report(self) -> str:
         """Return a table of the differences, the mean and its baselines first."""
@@ -45,7 +47,7 @@ class Differences(Config):
         title = (
             f"{self.first} at T = {self.recurrences[0]} minus {self.second} at T = {self.recurrences[1]}, row by row"
         )
-        return "\n".join([title, *aligned(rows)]) + "\n"
+        return "\n".join([title, *aligned(rows), *self.notes]) + "\n"
 
 
 def compare_models(
@@ -61,20 +63,11 @@ def compare_models(
     Raises:
         ValueError: they have answered other rows or prompts, or one of them not at its T with these seeds.
     """
-    for results, recurrence in zip((first, second), recurrences, strict=True):
-        for task in suite.tasks:
-            lacking = [seed for seed in seeds if results[task.name].missing(seed, [recurrence])]
-            if lacking:
-                raise ValueError(
-                    f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
-                    f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so"
-                )
-    differing = [task.name for task in suite.tasks if first[task.name].data != second[task.name].data]
-    if differing:
-        raise ValueError(
-            f"models are compared row by row, so both must have answered the same data, but {', '.join(differing)} "
-            "differ in rows or settings; evaluate both with one bundle"
-        )
+    data = {task.name: first[task.name].data for task in suite.tasks}
+    check_answers(suite, first, data, recurrence=recurrences[0], seeds=seeds)
+    check_answers(suite, second, data, recurrence=recurrences[1], seeds=seeds)
+    has_bytes = all("bytes" in first[task.name].units for task in suite.tasks if task.kind == "documents")
+    notes = check_texts(suite, first[suite.tasks[0].name].of, second, has_bytes=has_bytes)
     values: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
     draws: dict[str, list[NDArray[np.float64]]] = {version: [] for version in suite.versions}
     tasks: dict[str, dict[str, Estimate]] = {}
@@ -84,6 +77,15 @@ def compare_models(
             measures_of(results[task.name], seeds, [recurrence])
             for results, recurrence in zip((first, second), recurrences, strict=True)
         ]
+        if task.kind == "documents" and first[task.name].of.tokenizer != second[task.name].of.tokenizer:
+            measured = [[each for each in part if each.name == "bits_per_byte"] for part in measured]
+            if first[task.name].left_out:
+                raise ValueError(_incomparable(task, None))
+        if task.kind == "documents" and not np.array_equal(measured[0][-1].denominators, measured[1][-1].denominators):
+            notes.append(
+                f"{task.name}: documents are cut to the context, so of long ones the models have read parts of "
+                "different lengths"
+            )
         drawn_of = resampled_values([*measured[0], *measured[1]], task.file)
         drawn_pairs = zip(drawn_of[: len(measured[0])], drawn_of[len(measured[0]) :], strict=True)
         for ours, theirs, (our_draws, their_draws) in zip(*measured, drawn_pairs, strict=True):
@@ -106,6 +108,75 @@ def compare_models(
             for version in (suite.versions if suite.score else ())
         },
         tasks=tasks,
+        notes=tuple(notes),
+    )
+
+
+def check_answers(
+    suite: Suite,
+    results: Mapping[str, TaskResult],
+    data: Mapping[str, str],
+    *,
+    recurrence: int,
+    seeds: Sequence[int],
+) -> None:
+    """Raise ValueError where a model has not answered these prompts at T with these seeds.
+
+    Args:
+        suite: its tasks.
+        results: of the tasks, by name.
+        data: hashes of the rows and settings of each task, by name (`Bundle.answers_digest`).
+        recurrence: T.
+        seeds: of the few-shot examples.
+    """
+    differing = [task.name for task in suite.tasks if results[task.name].data != data[task.name]]
+    if differing:
+        raise ValueError(
+            f"models are compared row by row, so both must have answered the same data, but {', '.join(differing)} "
+            "differ in rows or settings; evaluate both with one bundle"
+        )
+    for task in suite.tasks:
+        lacking = [seed for seed in seeds if results[task.name].missing(seed, [recurrence])]
+        if lacking:
+            raise ValueError(
+                f"models are compared on the same prompts, but '{results[task.name].of.name}' has no answers to "
+                f"{task.name} at T = {recurrence} with the seeds {', '.join(map(str, lacking))}; evaluate it so"
+            )
+
+
+def check_texts(suite: Suite, of: Identity, other: Mapping[str, TaskResult], *, has_bytes: bool = True) -> list[str]:
+    """Return sentences about measures of documents that two tokenizers don't share; only their bits per byte compare.
+
+    Args:
+        suite: its tasks.
+        of: the one model.
+        other: results of the other one, by the task's name.
+        has_bytes: the bytes of the one model's tokens are known.
+
+    Raises:
+        ValueError: the bytes of a model's tokens are unknown, or the other one has left out documents.
+    """
+    differing = [
+        task for task in suite.tasks if task.kind == "documents" and other[task.name].of.tokenizer != of.tokenizer
+    ]
+    for task in differing:
+        theirs = other[task.name]
+        unknown = of.name if not has_bytes else theirs.of.name if "bytes" not in theirs.units else None
+        if unknown is not None or theirs.left_out:
+            raise ValueError(_incomparable(task, unknown))
+    return [
+        f"{task.name}: the tokenizers differ, and so do their tokens, so only bits per byte are compared"
+        for task in differing
+    ]
+
+
+def _incomparable(task: Task, unknown: str | None) -> str:
+    reason = (
+        f"the bytes of the tokens of '{unknown}' are unknown" if unknown else "documents of one token were left out"
+    )
+    return (
+        "losses per token of two tokenizers can't be subtracted, and bits per byte only if both models have read all "
+        f"documents, but for {task.name} {reason}; compare models of one tokenizer, or on --suite wikitext"
     )
 
 

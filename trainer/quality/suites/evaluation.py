@@ -81,7 +81,8 @@ def evaluate_suite(
 ) -> SuiteSummary:
     """Evaluate a model on a suite, and return the summary, which is also written to <folder>/<suite>.summary.json.
 
-    Each task's answers are stored in <folder>/<task>.json after each seed. What is stored of this model and data is not
+    Each task's answers are stored in <folder>/<task>.json after each seed, those of a suite of the user's own in
+    <folder>/<suite>/. What is stored of this model and data is not
     computed again, so an interrupted evaluation goes on, and another T or seed costs only itself.
 
     Args:
@@ -100,11 +101,12 @@ def evaluate_suite(
     """
     _check(subject, recurrences, seeds)
     bundle.check(suite.tasks)
+    notes, place = bundle.notes(suite), suite.results_in(folder)
     with sole_owner(folder):
         # What is stored already, and what is to do
-        results = {task.name: _stored(subject, bundle, folder, task) for task in suite.tasks}
+        results = {task.name: _stored(subject, bundle, place, task) for task in suite.tasks}
         units = [
-            _Unit(task, seed, missing, len(bundle.read(f"eval_data/{task.file}")) * (task.shots + 1))
+            _Unit(task, seed, missing, bundle.size(task) * (task.shots + 1))
             for task in suite.tasks
             for seed in dict.fromkeys(map(task.seed, seeds))
             if (missing := results[task.name].missing(seed, recurrences))
@@ -126,10 +128,10 @@ def evaluate_suite(
                 ),
             )
             results[unit.task.name] = result.with_answers(unit.seed, answers)
-            results[unit.task.name].write(folder)
+            results[unit.task.name].write(place)
             done += unit.work
             progress(label, done, total)
-        summary = summarise(suite, results, seeds=seeds, recurrences=recurrences, notes=bundle.notes(suite))
+        summary = summarise(suite, results, seeds=seeds, recurrences=recurrences, notes=notes)
         write_atomically(folder / f"{suite.name}.summary.json", summary.model_dump_json(indent=1))
     return summary
 
@@ -140,13 +142,18 @@ def read_results(folder: Path, suite: Suite) -> dict[str, TaskResult]:
     Raises:
         ValueError: a task has none.
     """
-    results = {task.name: read_result(folder, task) for task in suite.tasks}
-    if missing := [name for name, result in results.items() if result is None]:
+    results: dict[str, TaskResult] = {}
+    for task in suite.tasks:
+        if (result := read_result(suite.results_in(folder), task)) is not None:
+            # Answers don't depend on the baselines, which may have been corrected since
+            stored = result.task.model_copy(update={"baselines": task.baselines})
+            results[task.name] = result.model_copy(update={"task": stored})
+    if missing := [task.name for task in suite.tasks if task.name not in results]:
         raise ValueError(
             f"every task of a suite must have been evaluated, but {folder} has no result of {', '.join(missing)}; run "
             f"`isoloop evaluate` with --suite {suite.name}"
         )
-    return {name: result for name, result in results.items() if result is not None}
+    return results
 
 
 def _check(subject: Subject, recurrences: Sequence[int], seeds: Sequence[int]) -> None:
@@ -163,7 +170,7 @@ def _check(subject: Subject, recurrences: Sequence[int], seeds: Sequence[int]) -
 
 def _stored(subject: Subject, bundle: Bundle, folder: Path, task: Task) -> TaskResult:
     """Return the stored result of a task, or an empty one if there is none of this model and data."""
-    data = bundle.digest(task)
+    data = bundle.answers_digest(task)
     result = read_result(folder, task)
     if result is not None and (result.of, result.data) == (subject.identity, data):
         return result.model_copy(update={"task": task})
@@ -179,6 +186,7 @@ def _answer(
     progress: Callable[[float], None],
 ) -> tuple[TaskResult, Answers]:
     """Answer all rows, some thousand at a time. Returns the result with the units of texts, and the answers."""
+    all_rows = len(rows)
     rows, units = _units(subject, unit.task, rows)
     scores: list[list[Score]] = []
     questions: list[_Facts] = []
@@ -202,7 +210,7 @@ def _answer(
             f"on {unit.task.name} aren't; it has diverged, so evaluate another one"
         )
     columns = {name: tuple(each[name] for each in units) for name in (units[0] if units else {})}
-    result = result.model_copy(update={"rows": len(rows), "units": columns})
+    result = result.model_copy(update={"rows": len(rows), "left_out": all_rows - len(rows), "units": columns})
     return result, _answers(unit.task, questions, scores, unit.recurrences)
 
 

@@ -5,20 +5,23 @@ the real hub.
 """
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from isoloop.trainer import hub
 from isoloop.trainer.files import open_atomically
-from isoloop.trainer.quality.suites.bundle import BASELINES, DATA, TASKS, Bundle, BundleError
+from isoloop.trainer.quality.suites.bundle import DATA, Bundle
 from isoloop.trainer.quality.suites.catalogue import VALIDATION_DOCUMENTS
 from isoloop.trainer.quality.suites.task import FIELDS, Suite, Task
+from isoloop.trainer.quality.suites.task_list import BASELINES, LIST, BundleError
 
 WIKITEXT_REPOSITORY = "EleutherAI/wikitext_document_level"
 # Parquet files of texts, by kind of task; validation text is that of the first five files.
 PATTERNS = {"rolling": "wikitext-2-raw-v1/test*.parquet", "documents": "*val*.parquet"}
 VALIDATION_FILES = 5
+_ADVICE = "what was prepared before is as it was; name another source with --from that is whole"
 
 
 def prepare_suite(
@@ -30,13 +33,13 @@ def prepare_suite(
     revision: str | None = None,
     waiting: hub.Waiting = hub.no_waiting,
 ) -> Bundle:
-    """Put the data of a suite into a bundle's folder, and check them.
+    """Put the data of a suite into a bundle's folder, after they were checked.
 
     Args:
         suite: a published suite.
         source: of questions, a bundle: a zip, a folder, or OWNER/NAME of a data set on Hugging Face that holds either.
             Of texts, parquet files: one of them, a folder, or OWNER/NAME. None: the public WikiText-2.
-        folder: the bundle; what it holds of other suites stays.
+        folder: the bundle; what it holds of other suites stays, and all does if the source isn't whole.
         files: pattern of the parquet files in `source`; None: those of WikiText-2's test split, or `*val*.parquet`.
         revision: branch, tag or commit on Hugging Face.
         waiting: called with a line about what is waited for.
@@ -55,30 +58,36 @@ def prepare_suite(
         )
     if files is not None and not texts:
         raise ValueError(f"--files chooses parquet files, but '{suite.name}' is in a bundle; leave it out")
-    for task in texts:
-        pattern = files or PATTERNS[task.kind]
-        _write_texts(task, _local_parquet(source, pattern, revision, waiting), folder)
     if not texts:
-        _copy(_local_bundle(source, revision, waiting), folder)
-    bundle = Bundle(folder)
-    bundle.check(suite.tasks)
-    return bundle
+        bundle = _local_bundle(source, revision, waiting)
+        bundle.check(suite.tasks)
+        _copy(bundle, suite, folder)
+        return Bundle(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as place:
+        for task in texts:
+            pattern = files or PATTERNS[task.kind]
+            _write_texts(task, _local_parquet(source, pattern, revision, waiting), Path(place))
+        bundle = Bundle(Path(place), _ADVICE)
+        bundle.check(suite.tasks)
+        _copy(bundle, suite, folder)
+    return Bundle(folder)
 
 
 def _local_bundle(source: str, revision: str | None, waiting: hub.Waiting) -> Bundle:
     """Return the bundle that `source` names, after fetching it from the hub unless it is on the disk."""
     path = Path(source).expanduser()
     if path.exists() or not hub.is_repository(source):
-        return Bundle(path)
+        return Bundle(path, _ADVICE)
     commit, listed = hub.list_files(source, revision, waiting)
     names = [file.path for file in listed]
     zips = [name for name in names if name.endswith(".zip")]
     if len(zips) == 1:
-        return Bundle(hub.fetch_file(source, zips[0], kind="dataset", revision=commit, waiting=waiting))
-    wanted = [name for name in names if f"/{DATA}/" in f"/{name}" or PurePosixPath(name).name in (TASKS, BASELINES)]
+        return Bundle(hub.fetch_file(source, zips[0], kind="dataset", revision=commit, waiting=waiting), _ADVICE)
+    wanted = [name for name in names if f"/{DATA}/" in f"/{name}" or PurePosixPath(name).name in (LIST, BASELINES)]
     if not wanted:
         raise BundleError(f"a bundle must hold {DATA}/ or be one zip, but {source} on Hugging Face has neither")
-    return Bundle(_snapshot(source, wanted, commit, waiting))
+    return Bundle(_snapshot(source, wanted, commit, waiting), _ADVICE)
 
 
 def _local_parquet(source: str, pattern: str, revision: str | None, waiting: hub.Waiting) -> list[Path]:
@@ -110,12 +119,10 @@ def _snapshot(repository: str, names: Iterable[str], commit: str, waiting: hub.W
     return root
 
 
-def _copy(bundle: Bundle, folder: Path) -> None:
-    """Copy the tasks, baselines and rows of a bundle."""
-    for name in bundle.names:
-        parts = PurePosixPath(name).parts
-        if ".." in parts or not (name in (TASKS, BASELINES) or (parts[0] == DATA and name.endswith(".jsonl"))):
-            continue
+def _copy(bundle: Bundle, suite: Suite, folder: Path) -> None:
+    """Copy a suite's rows from a bundle, and its list and baselines if the suite has a mean, which needs them."""
+    lists = [name for name in (LIST, BASELINES) if suite.score and bundle.has(name)]
+    for name in [*dict.fromkeys(f"{DATA}/{task.file}" for task in suite.tasks), *lists]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         content = bundle.read(name)

@@ -69,7 +69,8 @@ class TaskResult(Config):
         task: the task.
         data: a hash of its rows and of the settings that decide its prompts.
         of: the model.
-        rows: number of rows.
+        rows: number of rows that were answered.
+        left_out: documents that have too few tokens to be scored.
         units: what a text's nats are divided by, such as its words and bytes, by row.
         seeds: answers by the seed of the few-shot examples; those without examples are under `ANY_SEED`.
     """
@@ -78,6 +79,7 @@ class TaskResult(Config):
     data: str
     of: Identity
     rows: int
+    left_out: int = 0
     units: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     seeds: dict[int, Answers] = Field(default_factory=dict)
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isoloop.trainer.evaluate import STATE_SEED
 from isoloop.trainer.quality.suites.prompts import Option, Question, common_prefix
 from isoloop.trainer.quality.suites.reader import Reader
 
@@ -140,7 +139,7 @@ def _shared_tokens(question: Question) -> int:
     The last of the tokens that the options have in common is read with each, as it predicts the first that differs.
     """
     options = question.options
-    if len(options) < 2 or any(option.state_seed != STATE_SEED for option in options):
+    if len(options) < 2:
         return 0
     common = common_prefix([option.tokens for option in options])
     shared = min(common, *(option.start for option in options)) - 1

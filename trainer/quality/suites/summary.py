@@ -42,6 +42,7 @@ class TaskSummary(Config):
         gold_nats: nats per scored token of the right option by T, mean over questions and seeds; empty for texts.
         cropped: questions that lost the beginning of a prompt, at most over the seeds.
         cut: those of which not all tokens were scored.
+        left_out: documents that have too few tokens to be scored.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TaskSummary(Config):
     gold_nats: dict[int, float]
     cropped: int
     cut: int
+    left_out: int = 0
 
 
 class SuiteSummary(Config):
@@ -65,7 +67,7 @@ class SuiteSummary(Config):
         seeds: of the few-shot examples.
         scores: the mean of the centred accuracies, by version of the baselines and T.
         tasks: the tasks.
-        data: a hash of the data of each task, by its name.
+        data: a hash of each task's data, settings and baselines, by its name (`Bundle.digest`).
         notes: sentences about the data.
     """
 
@@ -110,6 +112,11 @@ class SuiteSummary(Config):
                 lines.append(f"{what}{self.of.context} tokens and lost their beginning")
             if task.cut:
                 lines.append(f"{task.name}: of {task.cut} of them the scored tokens themselves were too many")
+            if task.left_out:
+                lines.append(
+                    f"{task.name}: {task.left_out} of {task.rows + task.left_out} documents have fewer than two tokens "
+                    "and were left out"
+                )
         return "\n".join([*lines, *self.notes]) + "\n"
 
 
@@ -198,6 +205,7 @@ def summarise(
                 else {},
                 cropped=max(each.cropped for each in answers),
                 cut=max(each.cut for each in answers),
+                left_out=result.left_out,
             )
         )
     varies = any(task.shots for task in suite.tasks)
@@ -214,7 +222,7 @@ def summarise(
             for version in (suite.versions if suite.score else ())
         },
         tasks=tuple(tasks),
-        data={task.name: results[task.name].data for task in suite.tasks},
+        data={task.name: task.digest(results[task.name].data) for task in suite.tasks},
         notes=tuple(notes),
     )
 

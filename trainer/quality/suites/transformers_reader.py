@@ -114,6 +114,8 @@ def is_transformers_model(source: str, revision: str | None = None) -> bool:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    if not isinstance(config, dict):
+        return False
     return config.get("model_type") not in (None, MODEL_TYPE) and "_class_name" not in config
 
 
@@ -155,9 +157,10 @@ def load_transformers(
         raise ValueError(f"a prompt may have as many tokens as '{source}' has positions, {longest}, but got {context}")
     tokenizer = TransformersTokenizer(library_tokenizer, name)
     reader = TransformersReader(model.to(device), context or min(longest, DEFAULT_CONTEXT), precision)
+    weights = weights_digest(model)
     identity = Identity(
-        name=name,
-        weights=weights_digest(model),
+        name=name if revision is None and not is_folder else f"{name}-{weights[:8]}",  # two may have one name
+        weights=weights,
         tokenizer=tokenizer.digest[:16],
         context=reader.context,
         precision=precision,
