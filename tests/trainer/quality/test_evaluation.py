@@ -410,3 +410,14 @@ def score_of_chance(kind, rows, baseline, folder):
     model = Subject(reader=RandomReader(2), tokenizer=ByteTokenizer(), identity=IDENTITY)
     suite = Suite(name="s", score="Mean", tasks=(task,))
     return evaluate_suite(model, suite, Bundle(folder), folder / "r", recurrences=[1], seeds=[1]).scores["own"][1]
+
+
+def test_losses_that_are_not_finite_are_named_by_t(bundle, tmp_path):
+    """A model whose state grows a million times at each loop has answers at T = 1, and none at 60."""
+    model = small_model(injection="concat", prelude_norm=False)
+    with torch.no_grad():
+        model.injection.weight[:, :16] = 1e6 * torch.eye(16)
+    explosive = Subject.of(model, ByteTokenizer(), name="explosive")
+    evaluate_suite(explosive, SUITE, bundle, tmp_path / "few", recurrences=[1], seeds=[1])
+    with pytest.raises(ValueError, match=r"'explosive' on \w+ aren't at T = 60; leave these T out"):
+        evaluate_suite(explosive, SUITE, bundle, tmp_path / "many", recurrences=[1, 60], seeds=[1])

@@ -204,10 +204,13 @@ def _answer(
             subject.reader, part, unit.recurrences, share_prefixes=share_prefixes, progress=advance
         )
         questions += [_Facts.of(question) for question in part]
-    if not all(np.isfinite(score.nats).all() for options in scores for score in options):
+    finite = np.all([np.isfinite(score.nats) for options in scores for score in options], axis=0)
+    if not finite.all():
+        bad = [depth for depth, is_finite in zip(unit.recurrences, finite.tolist(), strict=True) if not is_finite]
+        advice = "leave these T out" if finite.any() else "it has diverged, so evaluate another model"
         raise ValueError(
             f"a model's losses must be finite to tell which option is likelier, but those of '{subject.identity.name}' "
-            f"on {unit.task.name} aren't; it has diverged, so evaluate another one"
+            f"on {unit.task.name} aren't at T = {', '.join(map(str, bad))}; {advice}"
         )
     columns = {name: tuple(each[name] for each in units) for name in (units[0] if units else {})}
     result = result.model_copy(update={"rows": len(rows), "left_out": all_rows - len(rows), "units": columns})
