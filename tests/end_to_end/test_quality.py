@@ -44,7 +44,7 @@ def work(tmp_path, text_folder, new_database, commands_share_ray):
 
 
 def test_runs_are_evaluated_recorded_and_shown(work):
-    done = isoloop("run", "sweep.yaml", "--draws", 20, cwd=work)
+    isoloop("run", "sweep.yaml", "--draws", 20, cwd=work)
     folders = Folders(out=work / "isoloop-out", name="with-suites")
     table = pd.read_csv(folders.table)
     assert len(table) == 4
@@ -78,7 +78,6 @@ def test_runs_are_evaluated_recorded_and_shown(work):
     changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert {path.relative_to(work / "isoloop-out/quality").parts[0] for path in changed} == {table["run_id"][0]}
     assert "Training" not in again.stderr
-    assert "Training 4/4 runs" in done.stderr
 
 
 def test_data_are_checked_before_anything_is_trained(work):
