@@ -79,12 +79,12 @@ class TestGpus:
 
     def test_two_drivers_take_turns(self, address, folders, tmp_path, run):
         """Another driver has many more runs than the cluster has room for; it goes on while ours come through."""
-        many, few = simulated_runs(150, seconds=1, **ON_A_GPU), simulated_runs(6, seconds=1, **ON_A_GPU)
+        many, few = simulated_runs(150, seconds=1, **ON_A_GPU), simulated_runs(12, seconds=1, **ON_A_GPU)
         theirs, ours = Times(many, Folders(out=tmp_path / "other", name="other")), Times(few, folders)
         with OtherJob(address) as driver:
             driver.run(theirs)
             wait_until(lambda: theirs.of("finished"))
-            assert len(run(few).results) == 6
+            assert len(run(few).results) == 12
             assert len(theirs.of("finished")) < 150
         first, last = min(ours.of("started").values()), max(ours.of("finished").values())
         assert any(first < start < last for start in theirs.of("started").values())
