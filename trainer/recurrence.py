@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoloop.trainer.config import LOG_NORMAL_SIGMA, RecurrenceConfig
+from isoloop.trainer.config import LOG_NORMAL_SIGMA, ModelConfig, RecurrenceConfig
 
 _DEPTH_STREAM = 1
 
@@ -54,6 +54,11 @@ class RecurrenceSampler:
             bits.state = state
             row[:] = _drawn(recurrence, generator, mean, size)
         return loops
+
+
+def usual_recurrence(model: ModelConfig, recurrence: RecurrenceConfig) -> int:
+    """Return the T that a model is used at unless another is asked for: µ_rec, rounded, and 1 for fixed depth."""
+    return max(1, round(recurrence.mean)) if model.is_looped else 1
 
 
 def recurrences_around(mean: float) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.plan.grid import Cell
 from isoloop.trainer.config import Config, RunSpec
 from isoloop.trainer.files import write_atomically
+from isoloop.trainer.recurrence import usual_recurrence
 from isoloop.trainer.run.result import read_result
 
 if TYPE_CHECKING:
@@ -212,4 +213,4 @@ def results_folder(folders: Folders, run_id: str) -> Path:
 
 def table_recurrence(spec: RunSpec) -> int:
     """Return the T whose results the run table has: µ_rec, rounded."""
-    return max(1, round(spec.recurrence.mean)) if spec.model.is_looped else 1
+    return usual_recurrence(spec.model, spec.recurrence)

@@ -32,6 +32,7 @@ from isoloop.trainer.model.cache import KeyValueCache
 from isoloop.trainer.model.language_model import LanguageModel
 from isoloop.trainer.model.parcae import Parcae
 from isoloop.trainer.quality.trained_model import TrainedModel
+from isoloop.trainer.recurrence import usual_recurrence
 from isoloop.trainer.run.telemetry import free_memory
 
 # Of the memory that is free, the share that a cache may take.
@@ -241,9 +242,8 @@ def completion_of(trained: TrainedModel, prompt: str, text: Text, recurrence: in
 
 def default_recurrence(trained: TrainedModel) -> int:
     """Return the T that a model is used at: that of an exported model, or else µ_rec, rounded."""
-    if not trained.model.config.is_looped:
-        return 1
-    return trained.exported_recurrence or max(1, round(trained.recurrence.mean))
+    exported = trained.exported_recurrence if trained.model.config.is_looped else None
+    return exported or usual_recurrence(trained.model.config, trained.recurrence)
 
 
 def check_recurrence(recurrence: object, *, is_looped: bool = True) -> None:
