@@ -79,7 +79,7 @@ class QualityPlan:
             ValueError: there is no such suite, its data are missing or short, or two suites would fill in the
                 same columns: they have one name, or a task of one name with other data.
         """
-        from isoloop.trainer.quality.suites.bundle import DATA, find_suite, is_own_suite
+        from isoloop.trainer.quality.suites.bundle import find_suite, is_own_suite
 
         suites: dict[str, PlannedSuite] = {}
         names: dict[str, tuple[str, str]] = {}  # what suite a column's name is of, and its own name
@@ -106,12 +106,11 @@ class QualityPlan:
                         f"since columns have their names, but '{name}' of {other} and that of {given} differ; rename "
                         "one"
                     )
-            lines = (source.read(f"{DATA}/{task.file}").splitlines() for task in suite.tasks)
             suites[suite.name] = PlannedSuite(
                 given=str(Path(given).resolve()) if is_own_suite(given) else given,
                 bundle=None if bundle is None else bundle.resolve(),
                 data=data,
-                rows=sum(1 for content in lines for line in content if line.strip()),
+                rows=sum(len(source.rows(task)) for task in suite.tasks),
             )
         return cls(evaluation=evaluation, folders=folders, suites=suites) if suites else None
 
