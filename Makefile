@@ -1,11 +1,11 @@
-# `make demo` and `make test` do all their own set-up, in .venv, and start at once when nothing changed.
+# `make demo`, `make demo-loops` and `make test` do all their own set-up, in .venv, and start at once when nothing changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= isoloop-out
 TESTERS ?= 3
 
-.PHONY: demo test lint format hooks clean
+.PHONY: demo demo-loops test lint format hooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/isoloop plan demo --out $(OUT)
@@ -14,6 +14,11 @@ demo: $(VENV)/.installed
 	$(BIN)/isoloop answer demo --out $(OUT)
 	$(BIN)/isoloop generate demo --out $(OUT) --prompt "def " --temperature .6 --seed 1
 	@echo "The page of the sweep: $(OUT)/sweeps/demo/report.html"
+
+demo-loops: $(VENV)/.installed
+	$(BIN)/isoloop plan demo-loops --out $(OUT)
+	$(BIN)/isoloop run demo-loops --out $(OUT) --address local
+	@echo "The page of the sweep: $(OUT)/sweeps/demo-loops/report.html"
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
