@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from isoloop.fitting import SweepFit, fit_sweep, read_table
+from isoloop.fitting import SweepFit, fit_sweep, predict, read_table
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 
@@ -18,6 +18,12 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 PYTHON = RESULTS / "python"
 SWEEPS = sorted(path.parent for path in RESULTS.glob("*/*/config.yaml"))
 FITTED = sorted(path.parent for path in RESULTS.glob("*/*/fit.json"))
+STUDIES = {
+    "automaton.yaml": "automaton/looped",
+    "places.yaml": "automaton/places",
+    "limited-text.yaml": "limited-text/sweep",
+    "fresh-text.yaml": "limited-text/fresh-text",
+}
 PROSE = [folder for folder in FITTED if folder.parent == PYTHON]
 
 
@@ -26,20 +32,47 @@ def name(folder):
     return str(folder.relative_to(RESULTS))
 
 
-def corpus(folder):
-    """Return the facts of the text that the runs were trained on."""
+def planned_runs(source, folder):
+    """Return the ids of the runs that a configuration plans on the text that the folder's runs were trained on."""
+    sweep = load_sweep(str(source))
     found = json.loads((folder.parent / "corpora.json").read_text(encoding="utf-8"))
-    data = load_sweep(str(folder / "config.yaml")).data
-    return next(each for each in found if (each["name"], each["tokenizer"]) == (data.corpus, data.tokenizer))
+    wanted = sweep.data.corpus, sweep.data.tokenizer
+    facts = next(each for each in found if (each["name"], each["tokenizer"]) == wanted)
+    text = PlannedCorpus(facts["fingerprint"], facts["train_tokens"])
+    return {cell.run_id for cell in plan_sweep(sweep, lambda _: text).cells}
 
 
 @pytest.mark.parametrize("folder", SWEEPS, ids=name)
 def test_the_runs_are_those_of_the_configuration(folder):
     """Run ids are hashes of all that determines a result: planned anew, they are the table's."""
-    facts = corpus(folder)
-    text = PlannedCorpus(facts["fingerprint"], facts["train_tokens"])
-    plan = plan_sweep(load_sweep(str(folder / "config.yaml")), lambda _: text)
-    assert {cell.run_id for cell in plan.cells} == set(read_table(folder / "runs.csv")["run_id"])
+    assert planned_runs(folder / "config.yaml", folder) == set(read_table(folder / "runs.csv")["run_id"])
+
+
+@pytest.mark.parametrize(("source", "folder"), STUDIES.items())
+def test_the_configurations_that_a_reader_runs_are_those_of_the_tables(source, folder):
+    folder = RESULTS / folder
+    assert planned_runs(folder.parent / source, folder) == set(pd.read_csv(folder / "runs.csv")["run_id"])
+
+
+def test_the_preset_demo_loops_is_one_seed_of_the_study():
+    folder = RESULTS / "automaton" / "looped"
+    table = pd.read_csv(folder / "runs.csv")
+    assert planned_runs("demo-loops", folder) == set(table[table["seed"] == 3]["run_id"])
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("*/prediction.txt")), ids=lambda page: page.parent.name)
+def test_the_predictions_that_were_written_down_are_the_stored_fits(page):
+    number = r"([\d.e+]+)"
+    cells = re.findall(
+        rf"^\$ isoloop predict (\S+) --flops {number}(?: --unique-tokens {number})? --mean-recurrence (\d+)\n"
+        rf"(?:.*\n)*?  loss +{number} ",
+        page.read_text(encoding="utf-8"), flags=re.MULTILINE,
+    )  # fmt: skip
+    assert len(cells) >= 3
+    for file, flops, unique, mean, loss in cells:
+        text = {"unique_tokens": float(unique)} if unique else {}
+        again = predict(SweepFit.read(page.parent / file), mean_recurrence=float(mean), flops=float(flops), **text)
+        assert f"{again.loss:.5g}" == loss
 
 
 @pytest.mark.parametrize("folder", FITTED, ids=name)
@@ -101,6 +134,40 @@ def test_the_losses_on_the_automaton_are_the_tables():
         mine = [f"{mean:.4f} ({std:.4f})" for mean, std in cells.itertuples(index=False)]
         assert losses.replace("*", "").split(" | ") == mine
         assert BOLD.findall(losses) == [f"{cells['mean'].min():.4f}"]
+
+
+def test_the_losses_by_t_are_the_tables():
+    folder = RESULTS / "limited-text"
+    table = pd.read_csv(folder / "200k" / "runs.csv")
+    largest = table[table["budget"] == table["budget"].max()].set_index("mean_recurrence")
+    rows = re.findall(r"^\| µ = (\d+) \| (.*) \|$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 4
+    for mean, losses in rows:
+        mine = largest.loc[float(mean), [f"loss_T{loops}" for loops in (1, 2, 4, 8, 16, 24)]]
+        assert losses.replace("*", "").split(" | ") == [f"{loss:.4f}" for loss in mine]
+    # On the automaton they are means of three seeds at the largest budget.
+    folder = RESULTS / "automaton"
+    loops = (1, 2, 4, 6, 8, 12, 16)
+    runs = pd.read_csv(folder / "looped" / "runs.csv")
+    runs = runs[runs["budget"] == runs["budget"].max()]
+    answers = pd.read_csv(folder / "looped" / "answers.csv").merge(runs[["run_id", "mean_recurrence"]])
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (loss|exact, k = (\d)), µ = (\d) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 8
+    for kind, k, mean, values in rows:
+        if kind == "loss":
+            mine = runs[runs["mean_recurrence"] == int(mean)][[f"loss_T{t}" for t in loops]].mean()
+            expected = [f"{value:.4f}"[1:] for value in mine]
+        else:
+            chosen = answers[(answers["mean_recurrence"] == int(mean)) & (answers["k"] == int(k))]
+            expected = [f"{value:.3f}"[1:] for value in chosen[[f"T{t}" for t in loops]].mean()]
+        assert values.replace("*", "").split(" | ") == expected
+
+
+def test_the_table_of_all_texts_is_that_of_each():
+    folder = RESULTS / "limited-text"
+    parts = pd.concat([pd.read_csv(folder / text / "runs.csv") for text in ("200k", "800k", "fresh-text")])
+    assert set(pd.read_csv(folder / "tuned.csv")["run_id"]) == set(parts["run_id"])
 
 
 def test_the_exponents_in_the_findings_are_the_stored_fits():
