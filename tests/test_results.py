@@ -18,12 +18,14 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 PYTHON = RESULTS / "python"
 SWEEPS = sorted(path.parent for path in RESULTS.glob("*/*/config.yaml"))
 FITTED = sorted(path.parent for path in RESULTS.glob("*/*/fit.json"))
-STUDIES = {
-    "automaton.yaml": "automaton/looped",
-    "places.yaml": "automaton/places",
-    "limited-text.yaml": "limited-text/sweep",
-    "fresh-text.yaml": "limited-text/fresh-text",
-}
+STUDIES = [
+    *(("automaton/automaton.yaml", "automaton/looped"), ("limited-text/limited-text.yaml", "limited-text/sweep")),
+    *((f"automaton/{name}.yaml", f"automaton/{name}") for name in ("largest", "places")),
+    *(
+        (f"limited-text/{name}.yaml", f"limited-text/{name}")
+        for name in ("fresh-text", "largest", "seeds", "wider-models")
+    ),
+]
 PROSE = [folder for folder in FITTED if folder.parent == PYTHON]
 
 
@@ -48,10 +50,10 @@ def test_the_runs_are_those_of_the_configuration(folder):
     assert planned_runs(folder / "config.yaml", folder) == set(read_table(folder / "runs.csv")["run_id"])
 
 
-@pytest.mark.parametrize(("source", "folder"), STUDIES.items())
+@pytest.mark.parametrize(("source", "folder"), STUDIES)
 def test_the_configurations_that_a_reader_runs_are_those_of_the_tables(source, folder):
     folder = RESULTS / folder
-    assert planned_runs(folder.parent / source, folder) == set(pd.read_csv(folder / "runs.csv")["run_id"])
+    assert planned_runs(RESULTS / source, folder) == set(pd.read_csv(folder / "runs.csv")["run_id"])
 
 
 def test_the_preset_demo_loops_is_one_seed_of_the_study():
@@ -152,7 +154,7 @@ def test_the_losses_by_t_are_the_tables():
     runs = runs[runs["budget"] == runs["budget"].max()]
     answers = pd.read_csv(folder / "looped" / "answers.csv").merge(runs[["run_id", "mean_recurrence"]])
     page = (folder / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (loss|exact, k = (\d)), µ = (\d) \| (.*) \|$", page, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (loss|exact, k = (\d)), µ = (\d) \| ([^(\n]*) \|$", page, flags=re.MULTILINE)
     assert len(rows) == 8
     for kind, k, mean, values in rows:
         if kind == "loss":
@@ -174,7 +176,7 @@ def test_the_exponents_in_the_findings_are_the_stored_fits():
     page = (RESULTS.parent / "docs" / "findings.md").read_text(encoding="utf-8")
     links = r"^\|[^|]*\[([\w-]+)\]\(\.\./results/([\w-]+)/README\.md\)\)"
     rows = re.findall(links + r" \|[^|]*\|[^|]*\| ([^|]*) \|", page, flags=re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 7
     for folder, study, text in rows:
         law = SweepFit.read(RESULTS / study / folder / "fit.json").isoflop.mean_recurrence_law
         expected = "none" if law is None else f"{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f})"
