@@ -12,19 +12,19 @@ from matplotlib.figure import Figure
 from isoloop.fitting import SweepFit, figures, read_table
 
 HERE = Path(__file__).parent
-TITLES = {"demo": "Python source text", "demo-loops": "a synthetic text that needs steps"}
+TITLES = {"demo": "Python source text", "demo-loops": "rows of a cellular automaton (synthetic)"}
 
 
 def main() -> None:
     """Draw the isoFLOP curves of both sweeps side by side."""
     path = Path(sys.argv[1])
     with mpl.rc_context(figures.STYLE):
-        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+        figure = Figure(figsize=(6.9, 4.0), layout="constrained")
         for axes, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
             fit = SweepFit.read(HERE / name / "fit.json")
             figures.draw_isoflop_curves(axes, read_table(HERE / name / "runs.csv"), fit)
-            axes.set_title(title)
-        figure.savefig(path)
+            axes.set_title(title, loc="left")
+        figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":
