@@ -20,7 +20,7 @@ SWEEPS = sorted(path.parent for path in RESULTS.glob("*/*/config.yaml"))
 FITTED = sorted(path.parent for path in RESULTS.glob("*/*/fit.json"))
 STUDIES = [
     *(("automaton/automaton.yaml", "automaton/looped"), ("limited-text/limited-text.yaml", "limited-text/sweep")),
-    *((f"automaton/{name}.yaml", f"automaton/{name}") for name in ("largest", "places")),
+    *((f"automaton/{name}.yaml", f"automaton/{name}") for name in ("largest", "more-loops", "places")),
     *(
         (f"limited-text/{name}.yaml", f"limited-text/{name}")
         for name in ("fresh-text", "largest", "seeds", "wider-models")
