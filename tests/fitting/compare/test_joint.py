@@ -52,6 +52,17 @@ def hungry():
 
 
 @pytest.fixture(scope="module")
+def bare():
+    """The same runs as those of `one`, fitted without refits."""
+    return joint("one", draws=0, through_budgets=True)
+
+
+@pytest.fixture(scope="module")
+def one_to_hungry(one, hungry):
+    return compare_sweeps(one, hungry)
+
+
+@pytest.fixture(scope="module")
 def middle():
     """Models of one size of the same truth, of other runs."""
     table = simulate_sizes(sizes=("370m",), seed=3, **GRID)
@@ -77,12 +88,12 @@ def dense_loss(budget):
 
 def true_multiplier(of_a, of_b, budget):
     """How many times the FLOPs A needs for B's loss at a budget."""
-    return float(np.exp(brentq(lambda log: of_a(budget * np.exp(log)) - of_b(budget), -5, 5)))
+    loss = of_b(budget)
+    return float(np.exp(brentq(lambda log: of_a(budget * np.exp(log)) - loss, -5, 5, xtol=1e-5)))
 
 
-def test_the_multiplier_of_joint_fits_is_that_of_the_truth_in_both_directions(one, hungry):
-    for a, b, true, who in ((hungry, one, 1.5, "B"), (one, hungry, 1 / 1.5, "A")):
-        found = compare_sweeps(a, b)
+def test_the_multiplier_of_joint_fits_is_that_of_the_truth_in_both_directions(one, hungry, one_to_hungry):
+    for found, true, who in ((compare_sweeps(hungry, one), 1.5, "B"), (one_to_hungry, 1 / 1.5, "A")):
         multiplier = found.multiplier
         for row in (multiplier.overall, *multiplier.at_budgets):
             assert row.interval[0] < true < row.interval[1]
@@ -129,14 +140,14 @@ def test_dense_models_and_several_sizes_are_compared_where_flops_are_counted_ali
     assert "its FLOPs are counted by `exact`, those of A by `own`" in {each.reason for each in other.missing_sections}
 
 
-def test_a_joint_fit_needs_its_own_compute(one):
-    found = compare_sweeps(one.fit, one.fit, flops=128e18)
+def test_a_joint_fit_needs_its_own_compute(bare):
+    found = compare_sweeps(bare.fit, bare.fit, flops=128e18)
     assert [row.value for row in found.multiplier.at_budgets] == pytest.approx([1.0] * 8)
     assert found.optima_flops == (128e18,)
 
 
-def test_two_joint_fits_are_compared_in_law_growth_and_best_models(one, hungry):
-    found = compare_sweeps(one, hungry)
+def test_two_joint_fits_are_compared_in_law_growth_and_best_models(one, one_to_hungry):
+    found = one_to_hungry
     numbers = {(each.section, each.name): each for each in found.differences if each.kind == "difference"}
     for name, true in (("alpha", 0.0), ("beta", 0.0), ("phi", 0.0), ("E", 0.0)):
         low, high = numbers[LAW_SECTIONS["sizes"], name].interval
@@ -157,14 +168,14 @@ def test_two_joint_fits_are_compared_in_law_growth_and_best_models(one, hungry):
     assert json.loads(found.to_json())["first"]["sizes"] == ["140m", "370m", "770m"]
 
 
-def test_sizes_and_laws_that_differ_are_said():
+def test_sizes_and_laws_that_differ_are_said(bare):
     two = simulate_sizes(sizes=("140m", "770m"), seed=5, **GRID)
     other = fit_sizes(two, name="two", law="iso-depth-truncated", draws=0, through_budgets=False)
-    found = compare_sweeps(joint("three", draws=0).fit, other)
+    found = compare_sweeps(bare.fit, other)
     assert any("The sizes differ (A: 140m, 370m, 770m; B: 140m, 770m)" in caveat for caveat in found.caveats)
     assert found.of(LAW_SECTIONS["sizes"]) == ()
     assert "it is fitted by another law than A" in {each.reason for each in found.missing_sections}
-    plain = joint("plain", draws=0).fit
+    plain = bare.fit
     wider = plain.family.members[0]
     cost = dataclasses.replace(wider.cost, flops_per_token_fixed=2 * wider.cost.flops_per_token_fixed)
     family = ModelFamily(members=(dataclasses.replace(wider, cost=cost), *plain.family.members[1:]))
@@ -187,8 +198,8 @@ def test_the_best_run_of_a_budget_may_be_of_any_size(one):
     assert best.loss.error == pytest.approx(best.loss.value * SIZES_TRUTH.run_noise / np.sqrt(3), rel=0.2)
 
 
-def test_the_figure_has_best_sizes_or_says_why_not():
-    one, hungry = joint("one", draws=0, through_budgets=True), joint("hungry", draws=0)
+def test_the_figure_has_best_sizes_or_says_why_not(bare):
+    one, hungry = bare, joint("hungry", draws=0)
     of_one = one.table[one.table["model.size"] == "370m"].reset_index(drop=True)
     middle = ComparedSweep(name="370m", fit=fit_sweep(of_one, name="370m", draws=0), table=of_one)
 
@@ -206,8 +217,7 @@ def test_the_figure_has_best_sizes_or_says_why_not():
     assert "not read from isoFLOP curves" in alone[1].replace("\n", " ")
 
 
-def test_without_refits_there_is_a_multiplier_and_no_interval(hungry):
-    bare = joint("bare", draws=0)
+def test_without_refits_there_is_a_multiplier_and_no_interval(hungry, bare):
     missing = (*bare.fit.missing_fits, MissingFit(name="370m alone", reason="a test"))
     bare = dataclasses.replace(bare, fit=dataclasses.replace(bare.fit, missing_fits=missing))
     found = compare_sweeps(hungry, bare)

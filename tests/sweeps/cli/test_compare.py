@@ -9,6 +9,7 @@ from isoloop.sweeps.messages import Progress
 from isoloop.sweeps.paths import Folders
 from isoloop.sweeps.runs import TableOptions
 from isoloop.trainer.config import EvaluationConfig, ModelConfig, RunSpec
+from tests.commands import only_svg
 
 
 @pytest.fixture
@@ -54,7 +55,8 @@ def test_a_sweep_whose_groups_are_sizes_is_one_side_by_its_joint_fit(tmp_path):
     with pytest.raises(ValueError, match="has several; keep the rows of one in a file of their own"):
         _compared_side(str(tmp_path / "runs.csv"), tmp_path, 20, TableOptions(), fitted, Progress())
     assert len(fitted) == 2
-    compare("sizes", "sizes/groups/model.size=140m", out=tmp_path, flops=16e18)
+    with only_svg():
+        compare("sizes", "sizes/groups/model.size=140m", out=tmp_path, flops=16e18, draws=20)
     text = (tmp_path / "compared" / "sizes-to-sizes-groups-model.size=140m" / "compare.txt").read_text()
     assert "A  sizes: 18 runs of 2 sizes (140m, 370m)" in text
     assert "Compute multiplier: FLOPs that A needs" in text
