@@ -98,7 +98,7 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def kind(request, spec):
     """Runs that between them use every part of a training step."""
-    changes, content = KINDS[request.param], spec.model_dump()
+    changes, content = KINDS[request.param], spec.model_dump() | {"steps": 6}
     content["optimizer"] |= changes.get("optimizer", {})
     content["data"]["document_mask"] = changes.get("document_mask", False)
     if changes.get("injection") == "none":
@@ -137,6 +137,7 @@ def test_answers_cost_no_wait_in_a_step_and_few_at_the_end(spec, on_device, tmp_
 
 def test_stopped_and_resumed_on_the_device_is_uninterrupted_to_the_bit(spec, corpus, on_device, tmp_path):
     """With a checkpoint in every step, written by the thread."""
+    spec = spec.model_copy(update={"steps": 8})
     _, whole = on_device(train_counting, *arguments(spec, corpus, tmp_path / "whole"))
     every = {"checkpoint_seconds": 1e-6, "keep_checkpoints": 3}
     _, stopped = on_device(train_counting, *arguments(spec, corpus, tmp_path / "parts", stop=5, **every))

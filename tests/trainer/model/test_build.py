@@ -24,7 +24,7 @@ HEAD_GRAPHS = 2
         ("diagonal", 2, None, None),
         ("concat", 1, None, None),
         ("none", 1, None, None),
-        ("diagonal", 2, 7, None),
+        ("diagonal", 1, 7, None),
         ("diagonal", 1, None, 1),
     ],
 )
