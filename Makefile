@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= isoloop-out
 TESTERS ?= 3
+# Where it is set, each of the hundred processes that the tests start compiles the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-loops test lint format hooks clean
 
