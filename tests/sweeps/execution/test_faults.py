@@ -148,7 +148,7 @@ def test_sigterm_saves_first(trial):
     assert not tried.watcher.retried
 
 
-def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_database):
+def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_database, ray):
     file = tmp_path / "sweep.yaml"
     content = {**sweep, "model": SMALL["model"], "tokens": [64 * 500], "resources": {"checkpoint_seconds": 1e6}}
     file.write_text(yaml.safe_dump(content))
@@ -157,6 +157,7 @@ def test_sigterm_to_the_driver_lets_its_runs_save(sweep, folders, tmp_path, new_
         [sys.executable, "-m", "isoloop.sweeps.cli.main", "run", str(file), "--out", str(folders.out)],
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "RAY_ADDRESS": ray.ray.get_runtime_context().gcs_address},
     )
     (cell,) = prepare(validate_sweep(content, source="test"), folders).plan.cells
     wait_for_steps(folders.run(cell.run_id), 40)
