@@ -144,8 +144,9 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
     """Return a checked copy of a run table: plain dtypes, a fresh index, and unknown columns untouched.
 
     A table needs `LOOPED_COLUMNS` or `DENSE_COLUMNS`; other columns of `COLUMNS` are filled in where they follow, and
-    absent where they don't. Budgets within `budget_tolerance` of one another become one; without budgets, runs that
-    spent nearly the same FLOPs get one. The notes name what was filled in or changed.
+    absent where they don't. Runs of several sizes that all loop once become dense models. Budgets within
+    `budget_tolerance` of one another become one; without budgets, runs that spent nearly the same FLOPs get one. The
+    notes name what was filled in or changed.
 
     Raises ValueError for the first broken rule of the contract, with the rule, the column, row and value, and what to
     do.
@@ -182,6 +183,7 @@ def check_runs(table: pd.DataFrame, *, budget_tolerance: float = SAME_BUDGET) ->
         _check_epochs(checked)
     if "flops_per_token_fixed" in checked:
         _check_cost(checked)
+    checked = _one_loop_as_dense(checked, notes)
     return RunTable(frame=_with_budgets(checked, budget_tolerance, notes), notes=tuple(notes))
 
 
@@ -254,6 +256,19 @@ def _with_defaults(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if "accounting" not in filled:
         filled["accounting"] = accounting
     return filled
+
+
+def _one_loop_as_dense(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Return runs of several sizes that all loop once as those of dense models, which they are: no µ can be fitted."""
+    sizes = [column.name for column in COLUMNS if column.group == _SHAPE]
+    if is_dense(table) or not set(sizes) <= set(table) or (table["mean_recurrence"] != 1).any():
+        return table
+    if len(table[sizes].drop_duplicates()) == 1:
+        return table
+    notes.append("All runs loop once, and they have several sizes: they are read as dense models of N(1) parameters.")
+    looped = {"mean_recurrence", "backprop_depth", *(column.name for column in COLUMNS if column.group)}
+    losses = [each for name in loss_columns(table) for each in (name, best_column(name))]
+    return table.assign(params=table[sizes].sum(axis=1)).drop(columns=[*looped, *losses], errors="ignore")
 
 
 def _finite_losses(losses: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -232,3 +232,23 @@ def test_mixed_experiments_are_refused_and_all_of_them_named():
     frame = pd.DataFrame({**DENSE, "experiment": [0, 1, 7]})
     with pytest.raises(ValueError, match=r"row 2 has experiment=1, and 1 more .*; choose one of 0, 1, 7 \(--experim"):
         check_table(frame)
+
+
+def test_runs_of_several_sizes_that_all_loop_once_are_dense(table):
+    """A sweep of fixed-depth models over widths, as isoloop writes it, has a law in N, and no µ that could vary."""
+    once = table[table["mean_recurrence"] == 1]
+    sizes = [once.assign(run_id=lambda t, n=n: t["run_id"] + f" {n}", effective_params_per_loop=n) for n in (1e6, 4e6)]
+    checked = check_runs(pd.concat(sizes))
+    assert is_dense(checked.frame)
+    expected = [fixed + loop for part in sizes for fixed, loop in zip(*shape_of(part), strict=True)]
+    assert checked.frame["params"].tolist() == expected
+    assert any("read as dense models" in note for note in checked.notes)
+    assert not any("loss_T" in name or name.startswith("flops_per") for name in checked.frame)
+    assert check_runs(checked.frame).notes == ()
+    # One size, or another number of loops beside, and they are looped models.
+    assert not is_dense(check_runs(once).frame)
+    assert not is_dense(check_runs(pd.concat([*sizes, table[table["mean_recurrence"] == 2]])).frame)
+
+
+def shape_of(table):
+    return table["effective_params_fixed"], table["effective_params_per_loop"]
