@@ -80,9 +80,11 @@ def test_the_predictions_that_were_written_down_are_the_stored_fits(page):
 
 @pytest.mark.parametrize("folder", FITTED, ids=name)
 def test_the_stored_fit_is_of_the_table(folder):
-    """The estimates are; their intervals are a matter of the tests of fits."""
+    """The estimates after training are; intervals and the laws of T are a matter of the tests of fits."""
     stored = SweepFit.read(folder / "fit.json")
-    again = fit_sweep(read_table(folder / "runs.csv"), name=folder.name, draws=0, profiles=False)
+    table = read_table(folder / "runs.csv")
+    table = table.drop(columns=[column for column in table if "loss_T" in column])
+    again = fit_sweep(table, name=folder.name, draws=0, profiles=False)
     for law in ("mean_recurrence_law", "tokens_law"):
         mine, theirs = getattr(again.isoflop, law), getattr(stored.isoflop, law)
         assert (mine and mine.exponent) == (theirs and pytest.approx(theirs.exponent, abs=1e-6))
