@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from isoloop.fitting import SweepFit, fit_sweep, predict, read_table
+from isoloop.fitting import SweepFit, fit_sweep, is_dense, predict, read_table
 from isoloop.sweeps.config.loading import load_sweep
 from isoloop.sweeps.plan.grid import PlannedCorpus, plan_sweep
 
@@ -78,6 +78,21 @@ def test_the_predictions_that_were_written_down_are_the_stored_fits(page):
         assert f"{again.loss:.5g}" == loss
 
 
+@pytest.mark.parametrize("folder", [RESULTS / "automaton", RESULTS / "automaton-width-32"], ids=name)
+def test_what_was_predicted_is_held_against_what_was_measured(folder):
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| loss, µ = (\d+) \| (\S+) \((\S+) to (\S+)\) \| (\S+) \| (\S+?)%(.*) \|$", page, re.MULTILINE
+    )
+    measured = pd.read_csv(folder / "largest" / "runs.csv").set_index("mean_recurrence")["loss"]
+    assert len(rows) == len(measured)
+    for mean, predicted, low, high, loss, error, outside in rows:
+        mine = measured[float(mean)]
+        assert loss.strip("*") == f"{mine:.4f}".removeprefix("0")
+        assert float(error) == pytest.approx(100 * (mine / float(predicted) - 1), abs=0.06)
+        assert ("outside" in outside) == (not float(low) <= mine <= float(high))
+
+
 @pytest.mark.parametrize("folder", FITTED, ids=name)
 def test_the_stored_fit_is_of_the_table(folder):
     """The estimates after training are; intervals and the laws of T are a matter of the tests of fits."""
@@ -117,6 +132,27 @@ def test_the_losses_on_limited_text_are_the_tables(folder):
         mine = table[table["budget"] == float(budget)]["loss"]
         assert [f"{loss:.4f}" for loss in mine] == losses.replace("*", "").split(" | ")
         assert BOLD.findall(losses) == [f"{mine.min():.4f}"]
+
+
+@pytest.mark.parametrize(
+    ("start", "table"), [("Fresh text at width 12", "fresh-text-width-12"), ("Three seeds on", "three-seeds")]
+)
+def test_the_means_over_seeds_are_the_tables(start, table):
+    """Means and standard deviations of each cell, and the difference of eight loops and one within seeds."""
+    page = (RESULTS / "limited-text" / "README.md").read_text(encoding="utf-8")
+    part = page[page.index(f"\n{start}") :].split("\n!", 1)[0]
+    rows = re.findall(r"^\| (\S+) \| (.*\)) \| (\S+) \((\S+) to (\S+)\) \|$", part, flags=re.MULTILINE)
+    runs = pd.read_csv(RESULTS / "limited-text" / table / "runs.csv")
+    assert len(rows) == runs["budget"].nunique()
+    for budget, losses, *difference in rows:
+        mine = runs[runs["budget"] == float(budget)].pivot(index="seed", columns="mean_recurrence", values="loss")
+        cells = zip(mine.mean(), mine.std(), strict=True)
+        assert losses.replace("*", "").split(" | ") == [f"{mean:.4f} ({std:.4f})" for mean, std in cells]
+        assert BOLD.findall(losses) == [f"{mine.mean().min():.4f}"]
+        within = mine[8.0] - mine[1.0]
+        half = 4.3027 * within.std() / 3**0.5  # Student's t of 2 degrees of freedom
+        numbers = within.mean(), within.mean() - half, within.mean() + half
+        assert [float(each) for each in difference] == [pytest.approx(each, abs=6e-4) for each in numbers]
 
 
 def test_the_tuned_runs_have_the_best_decay(tmp_path):
@@ -174,6 +210,15 @@ def test_the_means_by_t_on_the_automaton_are_the_tables(folder):
             chosen = answers[(answers["mean_recurrence"] == int(mean)) & (answers["k"] == int(k))]
             expected = [f"{value:.3f}".removeprefix("0") for value in chosen[[f"T{t}" for t in loops]].mean()]
         assert values.replace("*", "").split(" | ") == expected
+
+
+def test_the_table_of_fixed_depth_is_that_of_its_widths():
+    folder = RESULTS / "limited-text"
+    wider = pd.read_csv(folder / "wider-models" / "runs.csv")
+    fixed = wider[wider["shape"].str.startswith("fixed depth")].drop(columns=["group", "shape"])
+    table = pd.read_csv(folder / "fixed-depth.csv")
+    pd.testing.assert_frame_equal(table, fixed.reset_index(drop=True))
+    assert is_dense(read_table(folder / "fixed-depth.csv"))
 
 
 def test_the_table_of_all_texts_is_that_of_each():
