@@ -19,7 +19,7 @@ PYTHON = RESULTS / "python"
 SWEEPS = sorted(path.parent for path in RESULTS.glob("*/*/config.yaml"))
 FITTED = sorted(path.parent for path in RESULTS.glob("*/*/fit.json"))
 TABLES = {
-    "automaton": {"automaton": "looped", "largest": "largest"},
+    "automaton": {"automaton": "looped"} | {name: name for name in ("largest", "largest-seeds")},
     "automaton-width-32": {"automaton": "looped"} | {name: name for name in ("largest", "more-loops", "places")},
     "limited-text": {"limited-text": "sweep"}
     | {name: name for name in ("fresh-text", "fresh-text-width-12", "largest", "seeds", "wider-models")},
@@ -221,10 +221,40 @@ def test_the_table_of_fixed_depth_is_that_of_its_widths():
     assert is_dense(read_table(folder / "fixed-depth.csv"))
 
 
-def test_the_table_of_all_texts_is_that_of_each():
-    folder = RESULTS / "limited-text"
-    parts = pd.concat([pd.read_csv(folder / text / "runs.csv") for text in ("200k", "800k", "fresh-text")])
-    assert set(pd.read_csv(folder / "tuned.csv")["run_id"]) == set(parts["run_id"])
+@pytest.mark.parametrize(
+    ("table", "parts"),
+    [
+        ("limited-text/tuned.csv", ["200k", "800k", "fresh-text"]),
+        ("limited-text/three-seeds/runs.csv", ["200k", "seeds"]),
+        ("automaton/six-budgets/runs.csv", ["looped", "largest", "largest-seeds"]),
+    ],
+)
+def test_a_table_of_several_sweeps_is_that_of_each(table, parts):
+    folder = RESULTS / table.split("/")[0]
+    rows = pd.concat([pd.read_csv(folder / part / "runs.csv") for part in parts])[["run_id", "loss"]]
+    together = pd.read_csv(RESULTS / table)[["run_id", "loss"]]
+    pd.testing.assert_frame_equal(*(each.sort_values("run_id", ignore_index=True) for each in (together, rows)))
+
+
+def test_the_three_seeds_at_the_largest_budget_are_the_tables():
+    table = pd.read_csv(RESULTS / "automaton" / "six-budgets" / "runs.csv")
+    cells = table[table["budget"] == table["budget"].max()].pivot(
+        index="seed", columns="mean_recurrence", values="loss"
+    )
+    page = (RESULTS / "automaton" / "README.md").read_text(encoding="utf-8")
+    losses = re.search(r"^\| loss \| (.*) \|$", page, flags=re.MULTILINE)[1].replace("*", "").split(" | ")
+    assert losses == [
+        f"{mean:.4f} ({std:.4f})"[1:].replace("(0", "(") for mean, std in zip(cells.mean(), cells.std(), strict=True)
+    ]
+    gains = (
+        re.search(r"^\| minus one loop \(95%\) \| \| (.*) \|$", page, flags=re.MULTILINE)[1]
+        .replace("*", "")
+        .split(" | ")
+    )
+    within = cells.sub(cells[1.0], axis=0).drop(columns=1.0)
+    half = 4.3027 * within.std() / 3**0.5  # Student's t of 2 degrees of freedom
+    for text, *numbers in zip(gains, within.mean(), within.mean() - half, within.mean() + half, strict=True):
+        assert [float(each) for each in re.findall(r"-?\.\d+", text)] == [pytest.approx(x, abs=6e-4) for x in numbers]
 
 
 def test_the_exponents_in_the_findings_are_the_stored_fits():

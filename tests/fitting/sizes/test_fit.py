@@ -368,8 +368,15 @@ def test_tables_without_sizes_are_refused_with_advice(table: pd.DataFrame) -> No
     shape = [name for name in table if name.startswith(("effective", "flops_per", "forward", "backward"))]
     with pytest.raises(ValueError, match="needs the columns effective_params_fixed and effective_params_per_loop"):
         fit_sizes(table.drop(columns=shape), name="lost")
-    with pytest.raises(ValueError, match="the iso-depth law needs `mean_recurrence` to vary"):
+    with pytest.raises(ValueError, match="'unlooped' holds dense ones; use fit_sweep"):
         fit_sizes(table[table["mean_recurrence"] == 1], name="unlooped")
+
+
+def test_sizes_that_all_loop_once_are_fitted_as_dense_models(table: pd.DataFrame) -> None:
+    fit = fit_table(table[table["mean_recurrence"] == 1], name="unlooped", draws=0)
+    assert isinstance(fit, SweepFit)
+    assert fit.training is not None
+    assert fit.training.law == "chinchilla"
 
 
 def test_without_a_cost_model_a_table_is_fitted_by_its_own_flops(table: pd.DataFrame, fit: SizesFit) -> None:
