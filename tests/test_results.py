@@ -22,7 +22,7 @@ TABLES = {
     "automaton": {"automaton": "looped"} | {name: name for name in ("largest", "largest-seeds")},
     "automaton-width-32": {"automaton": "looped"} | {name: name for name in ("largest", "more-loops", "places")},
     "limited-text": {"limited-text": "sweep"}
-    | {name: name for name in ("fresh-text", "fresh-text-width-12", "largest", "seeds", "wider-models")},
+    | {name: name for name in ("fresh-text", "fresh-text-width-12", "largest", "seeds", "seeds-800k", "wider-models")},
 }
 """The configurations that a reader runs, and the folders of their tables."""
 STUDIES = [(f"{study}/{file}.yaml", f"{study}/{to}") for study, files in TABLES.items() for file, to in files.items()]
@@ -135,12 +135,17 @@ def test_the_losses_on_limited_text_are_the_tables(folder):
 
 
 @pytest.mark.parametrize(
-    ("start", "table"), [("Fresh text at width 12", "fresh-text-width-12"), ("Three seeds on", "three-seeds")]
+    ("start", "table"),
+    [
+        ("Fresh text at width 12", "fresh-text-width-12"),
+        ("Three seeds on 200,000", "three-seeds"),
+        ("Three seeds on 800,000", "three-seeds-800k"),
+    ],
 )
 def test_the_means_over_seeds_are_the_tables(start, table):
     """Means and standard deviations of each cell, and the difference of eight loops and one within seeds."""
     page = (RESULTS / "limited-text" / "README.md").read_text(encoding="utf-8")
-    part = page[page.index(f"\n{start}") :].split("\n!", 1)[0]
+    part = page[page.index(f"\n{start}") :].split("\n\n")[1]
     rows = re.findall(r"^\| (\S+) \| (.*\)) \| (\S+) \((\S+) to (\S+)\) \|$", part, flags=re.MULTILINE)
     runs = pd.read_csv(RESULTS / "limited-text" / table / "runs.csv")
     assert len(rows) == runs["budget"].nunique()
@@ -226,6 +231,7 @@ def test_the_table_of_fixed_depth_is_that_of_its_widths():
     [
         ("limited-text/tuned.csv", ["200k", "800k", "fresh-text"]),
         ("limited-text/three-seeds/runs.csv", ["200k", "seeds"]),
+        ("limited-text/three-seeds-800k/runs.csv", ["800k", "seeds-800k"]),
         ("automaton/six-budgets/runs.csv", ["looped", "largest", "largest-seeds"]),
     ],
 )
