@@ -34,6 +34,18 @@ def name(folder):
     return str(folder.relative_to(RESULTS))
 
 
+def cells_of(row):
+    """Return the cells of a row of a Markdown table, without the marks of bold ones."""
+    return row.replace("*", "").split(" | ")
+
+
+def within_seeds(losses, *, more=8.0):
+    """Return the mean difference of `more` loops and one within three seeds, and its 95% interval (Student's t)."""
+    difference = losses[more] - losses[1.0]
+    half = 4.3027 * difference.std() / 3**0.5
+    return difference.mean(), difference.mean() - half, difference.mean() + half
+
+
 def planned_runs(source, folder):
     """Return the ids of the runs that a configuration plans on the text that the folder's runs were trained on."""
     sweep = load_sweep(str(source))
@@ -115,7 +127,7 @@ def test_the_losses_in_the_prose_are_the_tables(folder):
     assert sum(len(losses.split(" | ")) for *_, losses in rows) == len(table)
     for budget, seed, losses in rows:
         mine = table[(table["budget"] == float(budget)) & (table["seed"] == int(seed))].sort_values("mean_recurrence")
-        assert [f"{loss:.4f}" for loss in mine["loss"]] == losses.replace("*", "").split(" | ")
+        assert [f"{loss:.4f}" for loss in mine["loss"]] == cells_of(losses)
 
 
 LIMITED = [RESULTS / "limited-text" / name for name in ("fresh-text", "800k", "200k")]
@@ -130,7 +142,7 @@ def test_the_losses_on_limited_text_are_the_tables(folder):
     assert len(rows) == table["budget"].nunique() == 5
     for budget, losses in rows:
         mine = table[table["budget"] == float(budget)]["loss"]
-        assert [f"{loss:.4f}" for loss in mine] == losses.replace("*", "").split(" | ")
+        assert [f"{loss:.4f}" for loss in mine] == cells_of(losses)
         assert BOLD.findall(losses) == [f"{mine.min():.4f}"]
 
 
@@ -152,12 +164,9 @@ def test_the_means_over_seeds_are_the_tables(start, table):
     for budget, losses, *difference in rows:
         mine = runs[runs["budget"] == float(budget)].pivot(index="seed", columns="mean_recurrence", values="loss")
         cells = zip(mine.mean(), mine.std(), strict=True)
-        assert losses.replace("*", "").split(" | ") == [f"{mean:.4f} ({std:.4f})" for mean, std in cells]
+        assert cells_of(losses) == [f"{mean:.4f} ({std:.4f})" for mean, std in cells]
         assert BOLD.findall(losses) == [f"{mine.mean().min():.4f}"]
-        within = mine[8.0] - mine[1.0]
-        half = 4.3027 * within.std() / 3**0.5  # Student's t of 2 degrees of freedom
-        numbers = within.mean(), within.mean() - half, within.mean() + half
-        assert [float(each) for each in difference] == [pytest.approx(each, abs=6e-4) for each in numbers]
+        assert [float(each) for each in difference] == [pytest.approx(each, abs=6e-4) for each in within_seeds(mine)]
 
 
 def test_the_tuned_runs_have_the_best_decay(tmp_path):
@@ -179,7 +188,7 @@ def test_the_losses_on_the_automaton_are_the_tables(folder):
     for (budget, text), minimum in zip(rows, minima, strict=True):
         cells = table[table["budget"] == float(budget)].groupby("mean_recurrence")["loss"].agg(["mean", "std"])
         losses = [f"{mean:.4f} ({std:.4f})" for mean, std in cells.itertuples(index=False)]
-        written = [each for each in text.replace("*", "").split(" | ") if each]
+        written = [each for each in cells_of(text) if each]
         assert written[: len(losses)] == losses
         for vertex in written[len(losses) :]:
             assert vertex == f"{minimum.mean_recurrence:.2f} ({minimum.log_error:.2f})"
@@ -194,7 +203,7 @@ def test_the_losses_by_t_are_the_tables():
     assert len(rows) == 4
     for mean, losses in rows:
         mine = largest.loc[float(mean), [f"loss_T{loops}" for loops in (1, 2, 4, 8, 16, 24)]]
-        assert losses.replace("*", "").split(" | ") == [f"{loss:.4f}" for loss in mine]
+        assert cells_of(losses) == [f"{loss:.4f}" for loss in mine]
 
 
 @pytest.mark.parametrize("folder", [RESULTS / "automaton", RESULTS / "automaton-width-32"], ids=name)
@@ -214,7 +223,7 @@ def test_the_means_by_t_on_the_automaton_are_the_tables(folder):
         else:
             chosen = answers[(answers["mean_recurrence"] == int(mean)) & (answers["k"] == int(k))]
             expected = [f"{value:.3f}".removeprefix("0") for value in chosen[[f"T{t}" for t in loops]].mean()]
-        assert values.replace("*", "").split(" | ") == expected
+        assert cells_of(values) == expected
 
 
 def test_the_table_of_fixed_depth_is_that_of_its_widths():
@@ -248,18 +257,12 @@ def test_the_three_seeds_at_the_largest_budget_are_the_tables():
         index="seed", columns="mean_recurrence", values="loss"
     )
     page = (RESULTS / "automaton" / "README.md").read_text(encoding="utf-8")
-    losses = re.search(r"^\| loss \| (.*) \|$", page, flags=re.MULTILINE)[1].replace("*", "").split(" | ")
-    assert losses == [
-        f"{mean:.4f} ({std:.4f})"[1:].replace("(0", "(") for mean, std in zip(cells.mean(), cells.std(), strict=True)
-    ]
-    gains = (
-        re.search(r"^\| minus one loop \(95%\) \| \| (.*) \|$", page, flags=re.MULTILINE)[1]
-        .replace("*", "")
-        .split(" | ")
-    )
-    within = cells.sub(cells[1.0], axis=0).drop(columns=1.0)
-    half = 4.3027 * within.std() / 3**0.5  # Student's t of 2 degrees of freedom
-    for text, *numbers in zip(gains, within.mean(), within.mean() - half, within.mean() + half, strict=True):
+    losses = cells_of(re.search(r"^\| loss \| (.*) \|$", page, flags=re.MULTILINE)[1])
+    expected = zip(cells.mean(), cells.std(), strict=True)
+    assert losses == [f"{mean:.4f} ({std:.4f})"[1:].replace("(0", "(") for mean, std in expected]
+    gains = cells_of(re.search(r"^\| minus one loop \(95%\) \| \| (.*) \|$", page, flags=re.MULTILINE)[1])
+    for text, more in zip(gains, (4.0, 8.0, 16.0), strict=True):
+        numbers = within_seeds(cells, more=more)
         assert [float(each) for each in re.findall(r"-?\.\d+", text)] == [pytest.approx(x, abs=6e-4) for x in numbers]
 
 
